@@ -1,1 +1,9 @@
-//! x
+//! transload: images from registry to registry, streamed, verified, in one step.
+
+pub mod content;
+pub mod descriptor;
+pub mod error;
+pub mod manifest;
+pub mod reference;
+pub mod retry;
+pub mod verify;

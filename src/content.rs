@@ -1,0 +1,208 @@
+//! Where images come from and go to: the traits between the engine and everything that holds
+//! content (a registry, a layout directory, a proxy's cache), and the [`Feed`] that carries one
+//! blob from the one to the other.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result, Side};
+use crate::manifest::Manifest;
+use crate::reference::{Repository, Target};
+use crate::retry::Budget;
+use crate::verify::{Marks, Verified};
+
+/// The bytes of a blob as they arrive, not yet verified.
+pub type Body = BoxStream<'static, Result<Bytes>>;
+
+/// Something that images are read from: one repository of a registry, or a directory.
+///
+/// A clone is a handle to the same thing. Dropping a future stops what it did.
+pub trait Source: Clone + Send + Sync + 'static {
+    /// What `target` is, without reading it: `HEAD`, which Docker Hub doesn't count as a pull.
+    /// `None` if it isn't there.
+    fn resolve(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+
+    /// The manifest, verified against the digest where `target` is one.
+    fn manifest(&self, target: &Target) -> impl Future<Output = Result<Manifest>> + Send;
+
+    /// The bytes of `blob` from offset `from` on (in bytes, at most the blob's size).
+    ///
+    /// Not tried again here: whoever reads has a [`Budget`].
+    fn blob(&self, blob: &Descriptor, from: u64) -> impl Future<Output = Result<Body>> + Send;
+
+    /// The manifests that name `subject` as their subject. Empty if there are none, or if the
+    /// holder knows neither the API nor the tag schema.
+    fn referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
+
+    /// A page of tags in the holder's order, those behind `after`; empty at the end.
+    fn tags(&self, after: Option<&str>) -> impl Future<Output = Result<Vec<String>>> + Send;
+}
+
+/// Something that images are written to: one repository of a registry, or a directory.
+pub trait Destination: Clone + Send + Sync + 'static {
+    /// An upload that was begun.
+    type Session: Send;
+
+    /// Which repository this is. Blobs can be mounted between repositories of one registry.
+    fn repository(&self) -> &Repository;
+
+    /// Whether the repository is known not to exist yet, so that nothing can be in it.
+    fn is_new(&self) -> impl Future<Output = bool> + Send;
+
+    /// What `target` is here; `None` if it isn't there.
+    fn find(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+
+    /// Whether the blob is here.
+    fn contains(&self, blob: &Descriptor) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Begins an upload, asking for a mount from the repository `from` of the same registry where
+    /// one is given. One request answers both.
+    fn start(
+        &self,
+        blob: &Descriptor,
+        from: Option<&Repository>,
+    ) -> impl Future<Output = Result<Started<Self::Session>>> + Send;
+
+    /// Sends the blob, resuming by the destination's own word of what it has. `body` is the
+    /// feed opened at 0. On return the blob is stored, or its session was given up.
+    fn upload<S: Source>(
+        &self,
+        session: Self::Session,
+        feed: &Feed<S>,
+        body: Verified,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Stores the manifest's bytes under its digest, and under the tag where `at` is one.
+    fn put_manifest(&self, manifest: &Manifest, at: &Target) -> impl Future<Output = Result<Pushed>> + Send;
+
+    /// The manifests that are listed here as naming `subject`, and the tag that lists them where
+    /// the destination hasn't the referrers API.
+    fn listed_referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
+}
+
+/// How an upload began.
+pub enum Started<S> {
+    /// It's over: the registry mounted the blob.
+    Mounted,
+    /// The session to send the bytes to.
+    Session(S),
+}
+
+/// What a destination said of a manifest it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pushed {
+    /// It keeps the list of referrers itself (`OCI-Subject` in the answer). If not, the client
+    /// must maintain the tag schema's index (distribution spec, "Pushing Manifests with Subject").
+    pub lists_referrer: bool,
+}
+
+/// One blob on its way: opens the source where it's needed, goes on after faults, counts bytes.
+pub struct Feed<S> {
+    source: S,
+    blob: Descriptor,
+    budget: Budget,
+    marks: Marks,
+    moved: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl<S: Source> Feed<S> {
+    /// The feed of `blob` from `source`, which spends of `budget` and tells `moved` how many
+    /// bytes came.
+    pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
+        Self { source, blob, budget, marks: Marks::default(), moved }
+    }
+
+    /// Which blob it is.
+    pub fn blob(&self) -> &Descriptor {
+        &self.blob
+    }
+
+    /// What may still be spent on it.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// The verified bytes from `at` on. Reads again from the last known state of the hash at or
+    /// before it, so that the digest of the whole is still checked.
+    pub async fn open(&self, at: u64) -> Result<Verified> {
+        let mark = self.marks.before(at);
+        let (from, hasher) = mark.unwrap_or_else(|| (0, self.blob.digest.hasher()));
+        let reader = Reader {
+            source: self.source.clone(),
+            blob: self.blob.clone(),
+            at: from,
+            budget: self.budget.clone(),
+            body: None,
+            moved: self.moved.clone(),
+        };
+        let body = reader.opened().await?.into_body();
+        Verified::resumed(body, &self.blob, from, hasher, at, self.marks.clone())
+    }
+}
+
+/// Reads a blob to its end, opening it again where it broke off.
+struct Reader<S> {
+    source: S,
+    blob: Descriptor,
+    at: u64,
+    budget: Budget,
+    body: Option<Body>,
+    moved: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl<S: Source> Reader<S> {
+    /// Opens the source, trying again within the budget.
+    async fn opened(mut self) -> Result<Self> {
+        while self.body.is_none() && self.at < self.blob.size {
+            match self.source.blob(&self.blob, self.at).await {
+                Ok(body) => self.body = Some(body),
+                Err(error) => self.budget.retry(self.told(error)).await.map_err(|e| e.on(Side::Source))?,
+            }
+        }
+        Ok(self)
+    }
+
+    fn into_body(self) -> Body {
+        stream::try_unfold(self, Self::next).boxed()
+    }
+
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
+        loop {
+            if self.at >= self.blob.size {
+                return Ok(None);
+            }
+            self = self.opened().await?;
+            let Some(body) = &mut self.body else { return Ok(None) };
+            let broke = match tokio::time::timeout(READ_TIMEOUT, body.try_next()).await {
+                Ok(Ok(Some(bytes))) if bytes.is_empty() => continue,
+                Ok(Ok(Some(bytes))) => {
+                    self.at += bytes.len() as u64;
+                    self.budget.progress(bytes.len() as u64);
+                    (self.moved)(bytes.len() as u64);
+                    return Ok(Some((bytes, self)));
+                }
+                Ok(Ok(None)) => {
+                    Error::new(Kind::Network, format!("the body ended at byte {} of {}", self.at, self.blob.size))
+                }
+                Ok(Err(error)) => error,
+                Err(_) => Error::new(Kind::Timeout, format!("nothing came for {} s", READ_TIMEOUT.as_secs())),
+            };
+            // Through the registry again, never by the old address: a CDN's signed URL expires.
+            self.body = None;
+            self.budget.retry(self.told(broke)).await.map_err(|e| e.on(Side::Source))?;
+        }
+    }
+
+    fn told(&self, error: Error) -> Error {
+        error.doing(format!("read blob {}", self.blob.digest)).on(Side::Source)
+    }
+}
+
+/// How long a source may be silent in the middle of a blob.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);

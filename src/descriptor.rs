@@ -1,0 +1,428 @@
+//! Digests, media types, descriptors and platforms: the nouns of an image. No I/O.
+//!
+//! Reading is lenient (registries and old tools write surprising JSON), writing is not done at
+//! all: bytes of manifests are passed on as they came.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Digest as _;
+
+use crate::error::{Error, Kind, Result};
+
+/// The name of content: an algorithm and the hash of the bytes.
+///
+/// OCI image spec, "Digests": `sha256` and `sha512` are registered; lower-case hexadecimal only.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Digest {
+    /// `sha256:` and 64 hexadecimal characters.
+    Sha256([u8; 32]),
+    /// `sha512:` and 128 hexadecimal characters.
+    Sha512([u8; 64]),
+}
+
+impl Digest {
+    /// The sha256 digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::Sha256(sha2::Sha256::digest(bytes).into())
+    }
+
+    /// Whether `bytes` hash to this digest.
+    pub fn matches(&self, bytes: &[u8]) -> bool {
+        let mut hasher = self.hasher();
+        hasher.update(bytes);
+        hasher.finish() == *self
+    }
+
+    /// A hasher of this digest's algorithm.
+    pub fn hasher(&self) -> Hasher {
+        match self {
+            Self::Sha256(_) => Hasher::Sha256(sha2::Sha256::new()),
+            Self::Sha512(_) => Hasher::Sha512(Box::new(sha2::Sha512::new())),
+        }
+    }
+
+    /// The algorithm's registered name: `sha256` or `sha512`.
+    pub fn algorithm(&self) -> &'static str {
+        match self {
+            Self::Sha256(_) => "sha256",
+            Self::Sha512(_) => "sha512",
+        }
+    }
+
+    /// The hash in lower-case hexadecimal.
+    pub fn hex(&self) -> String {
+        use fmt::Write as _;
+        self.bytes().iter().fold(String::with_capacity(128), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+
+    /// The first twelve characters of the hash, for people.
+    pub fn short(&self) -> String {
+        self.hex()[..12].to_owned()
+    }
+
+    /// The tag under which a registry without the referrers API lists this digest's referrers:
+    /// `sha256-<hex>`; the hash is cut to 64 characters (distribution spec, "Referrers Tag Schema").
+    pub fn referrers_tag(&self) -> String {
+        format!("{}-{}", self.algorithm(), &self.hex()[..64])
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Sha256(bytes) => bytes,
+            Self::Sha512(bytes) => bytes,
+        }
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |why: &str| Error::new(Kind::Invalid, format!("{text:?} is not a digest: {why}"));
+        let (algorithm, hex) = text.split_once(':').ok_or_else(|| wrong("it has no ':'"))?;
+        match algorithm {
+            "sha256" => unhex(hex).map(Self::Sha256),
+            "sha512" => unhex(hex).map(Self::Sha512),
+            _ => return Err(wrong("only sha256 and sha512 are known")),
+        }
+        .ok_or_else(|| wrong("the hash is not lower-case hexadecimal of the right length"))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm(), self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A running hash. `Clone` keeps its state, which is how a blob is resumed in the middle.
+#[derive(Clone)]
+pub enum Hasher {
+    /// sha256
+    Sha256(sha2::Sha256),
+    /// sha512; boxed, since it is rare and twice as large
+    Sha512(Box<sha2::Sha512>),
+}
+
+impl Hasher {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The digest of all bytes so far.
+    pub fn finish(self) -> Digest {
+        match self {
+            Self::Sha256(hasher) => Digest::Sha256(hasher.finalize().into()),
+            Self::Sha512(hasher) => Digest::Sha512(hasher.finalize().into()),
+        }
+    }
+}
+
+/// A media type, and what the engine must know of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MediaType(pub String);
+
+impl MediaType {
+    /// Docker's image manifest, version 2 schema 2.
+    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// Docker's manifest list: an index by its older name.
+    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// OCI image manifest.
+    pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    /// OCI image index.
+    pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+    /// What a request for any manifest says in `Accept`.
+    pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+        application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
+        */*;q=0.1";
+
+    /// An index of manifests (OCI index or Docker manifest list).
+    pub fn is_index(&self) -> bool {
+        matches!(self.0.as_str(), Self::OCI_INDEX | Self::DOCKER_LIST)
+    }
+
+    /// A single image's or artifact's manifest.
+    pub fn is_manifest(&self) -> bool {
+        matches!(self.0.as_str(), Self::OCI_MANIFEST | Self::DOCKER_MANIFEST)
+    }
+
+    /// Docker's schema 1, signed or not: obsolete, and its digest isn't the digest of its bytes.
+    pub fn is_schema1(&self) -> bool {
+        self.0.starts_with("application/vnd.docker.distribution.manifest.v1")
+    }
+
+    /// A layer that its owner doesn't allow to be distributed: Docker's "foreign" and OCI's
+    /// (deprecated) "nondistributable" layers, such as Windows base layers.
+    pub fn is_foreign_layer(&self) -> bool {
+        self.0.starts_with("application/vnd.docker.image.rootfs.foreign.")
+            || self.0.starts_with("application/vnd.oci.image.layer.nondistributable.")
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for MediaType {
+    fn from(text: &str) -> Self {
+        // Parameters (`; charset=utf-8`) say nothing about the kind of content.
+        Self(text.split(';').next().unwrap_or(text).trim().to_owned())
+    }
+}
+
+/// A reference to content: media type, digest, size and what else was said of it.
+///
+/// OCI image spec, "Content Descriptors".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// The content's media type.
+    #[serde(default)]
+    pub media_type: MediaType,
+    /// The content's digest.
+    pub digest: Digest,
+    /// The content's size in bytes: a bound for whoever reads it.
+    pub size: u64,
+    /// For what platform the content is (entries of an index).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// The kind of an artifact (entries of a referrers list).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// Annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Where else the content can be had (foreign layers).
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
+    pub urls: Vec<String>,
+}
+
+impl Descriptor {
+    /// A descriptor that says no more than the three required fields.
+    pub fn new(media_type: impl Into<MediaType>, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            platform: None,
+            artifact_type: None,
+            annotations: BTreeMap::new(),
+            urls: Vec::new(),
+        }
+    }
+}
+
+/// Operating system and architecture, in Go's names (OCI image index spec).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Platform {
+    /// `linux`, `windows`, …
+    #[serde(default)]
+    pub os: String,
+    /// `amd64`, `arm64`, …
+    #[serde(default)]
+    pub architecture: String,
+    /// `v7` of `arm/v7`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// Windows' build number.
+    #[serde(default, rename = "os.version", skip_serializing_if = "Option::is_none")]
+    pub os_version: Option<String>,
+}
+
+impl Platform {
+    /// Whether an image for `offered` is what a user who asked for `self` means.
+    ///
+    /// A field that wasn't asked for matches anything, save that `arm64` and `amd64` without a
+    /// variant mean their base (`v8`, `v1`), as containerd normalises them.
+    pub fn accepts(&self, offered: &Self) -> bool {
+        let base = |platform: &Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
+            ("arm64", Some("v8")) | ("amd64", Some("v1")) => None,
+            (_, variant) => variant.map(str::to_owned),
+        };
+        let variant_fits = match (self.architecture.as_str(), base(self)) {
+            ("arm64" | "amd64", asked) => asked == base(offered),
+            (_, None) => true,
+            (_, asked) => asked == base(offered),
+        };
+        self.os == offered.os
+            && self.architecture == offered.architecture
+            && variant_fits
+            && self
+                .os_version
+                .as_ref()
+                .is_none_or(|asked| offered.os_version.as_ref().is_some_and(|o| o.starts_with(asked)))
+    }
+
+    /// Whether this is BuildKit's mark for what isn't an image: attestations are `unknown/unknown`.
+    pub fn is_unknown(&self) -> bool {
+        self.os == "unknown" && self.architecture == "unknown"
+    }
+}
+
+impl FromStr for Platform {
+    type Err = Error;
+
+    /// Reads `os/architecture[/variant][:os-version]`; common other names (`x86_64`, `aarch64`)
+    /// are understood.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::new(Kind::Usage, format!("{text:?} is not a platform"))
+                .hint("write os/architecture[/variant], such as linux/amd64 or linux/arm/v7")
+        };
+        let (text, os_version) = match text.split_once(':') {
+            Some((rest, version)) => (rest, Some(version.to_owned())),
+            None => (text, None),
+        };
+        let mut parts = text.split('/');
+        let (Some(os), Some(architecture), variant, None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(wrong());
+        };
+        let well_formed =
+            |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if ![Some(os), Some(architecture), variant].into_iter().flatten().all(well_formed) {
+            return Err(wrong());
+        }
+        let (architecture, implied) = match architecture.to_ascii_lowercase().as_str() {
+            "x86_64" | "x86-64" => ("amd64".to_owned(), None),
+            "aarch64" => ("arm64".to_owned(), None),
+            "armhf" => ("arm".to_owned(), Some("v7")),
+            "armel" => ("arm".to_owned(), Some("v6")),
+            "i386" | "i686" => ("386".to_owned(), None),
+            other => (other.to_owned(), None),
+        };
+        Ok(Self {
+            os: os.to_ascii_lowercase(),
+            architecture,
+            variant: variant.or(implied).map(str::to_ascii_lowercase),
+            os_version,
+        })
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        if let Some(variant) = &self.variant {
+            write!(f, "/{variant}")?;
+        }
+        if let Some(version) = &self.os_version {
+            write!(f, ":{version}")?;
+        }
+        Ok(())
+    }
+}
+
+fn unhex<const N: usize>(hex: &str) -> Option<[u8; N]> {
+    let nibble = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    if hex.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(bytes)
+}
+
+/// Go writes `null` for an empty slice or map.
+pub(crate) fn null_is_empty<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 6234's test vector for "abc".
+    #[test]
+    fn digest_of_known_text() {
+        let digest = Digest::of(b"abc");
+        assert_eq!(digest.to_string(), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert!(digest.matches(b"abc") && !digest.matches(b"abd"));
+        assert_eq!(digest.to_string().parse::<Digest>().ok(), Some(digest));
+    }
+
+    #[test]
+    fn digests_are_strict() {
+        for wrong in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:BA78",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &format!("sha256:{}", "g".repeat(64)),
+        ] {
+            assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
+        }
+        assert!(format!("sha256:{}", "A".repeat(64)).parse::<Digest>().is_err());
+    }
+
+    #[test]
+    fn referrers_tag_is_cut_for_sha512() {
+        let digest = Digest::Sha512([0xab; 64]);
+        assert_eq!(digest.referrers_tag(), format!("sha512-{}", "ab".repeat(32)));
+    }
+
+    #[test]
+    fn platforms_match_as_users_mean() {
+        let p = |text: &str| text.parse::<Platform>().expect("a platform");
+        assert!(p("linux/arm64").accepts(&p("linux/arm64/v8")));
+        assert!(p("linux/aarch64").accepts(&p("linux/arm64")));
+        assert!(p("linux/amd64/v1").accepts(&p("linux/amd64")));
+        assert!(!p("linux/amd64").accepts(&p("linux/amd64/v3")));
+        assert!(p("linux/arm").accepts(&p("linux/arm/v7")));
+        assert!(!p("linux/arm/v6").accepts(&p("linux/arm/v7")));
+        assert!(p("windows/amd64:10.0.17763").accepts(&p("windows/amd64:10.0.17763.1234")));
+        for wrong in ["linux", "linux/", "/amd64", "linux/amd64/v1/x", "li nux/amd64"] {
+            assert!(wrong.parse::<Platform>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn go_null_is_an_empty_list() {
+        let text =
+            format!(r#"{{"mediaType":"x","digest":"{}","size":3,"urls":null,"annotations":null}}"#, Digest::of(b"abc"));
+        let read: Descriptor = serde_json::from_str(&text).expect("a descriptor");
+        assert!(read.urls.is_empty() && read.annotations.is_empty());
+    }
+}

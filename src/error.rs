@@ -1,0 +1,230 @@
+//! One error type: what was being done, on which side, what went wrong, what to do about it.
+//!
+//! `main` prints an [`Error`] as one line (`error: source: cannot read …: …`) followed by a
+//! `hint:` line where there is something that the user can do. Secrets never get in here: URLs
+//! are redacted by the transport before they reach a message.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The result of nearly everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, where, during what.
+///
+/// Boxed inside, so that a `Result` stays small in the hot paths.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    side: Option<Side>,
+    doing: Option<String>,
+    what: String,
+    hint: Option<String>,
+    retry_after: Option<Duration>,
+    transient: bool,
+    attempts: u32,
+    spent: Duration,
+}
+
+/// Which end of a copy an error belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where an image is read from.
+    Source,
+    /// Where an image is written to.
+    Destination,
+    /// This machine: its files, its arguments.
+    Local,
+}
+
+/// The kind of an error: decides exit code, retry and how a server answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The user asked for something that makes no sense; exit code 2.
+    Usage,
+    /// The repository, tag, manifest or blob isn't there.
+    NotFound,
+    /// No credentials, or wrong ones (HTTP 401).
+    Unauthorized,
+    /// Known, but not allowed (HTTP 403).
+    Denied,
+    /// Too many requests, or Docker Hub's pull limit (HTTP 429).
+    Limited,
+    /// Bytes that don't match their digest or size.
+    Mismatch,
+    /// A form of image that transload doesn't copy, or a registry that can't take it.
+    Unsupported,
+    /// Content that can't be parsed, or is past a bound.
+    Invalid,
+    /// The upload session is gone (HTTP 404 or 416 on it): begin the blob in a new one.
+    SessionLost,
+    /// The registry wants smaller requests (HTTP 413).
+    TooLarge,
+    /// Connection, DNS or TLS trouble.
+    Network,
+    /// Nothing moved for too long.
+    Timeout,
+    /// An answer that the protocol doesn't know here.
+    Registry,
+    /// Refused by transload for safety (credentials or redirects to where they must not go).
+    Refused,
+    /// A local file operation failed.
+    Local,
+    /// SIGINT or SIGTERM; exit code 130.
+    Interrupted,
+}
+
+impl Error {
+    /// An error of `kind` that says `what` went wrong.
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            side: None,
+            doing: None,
+            what: what.into(),
+            hint: None,
+            retry_after: None,
+            transient: matches!(kind, Kind::Network | Kind::Timeout),
+            attempts: 0,
+            spent: Duration::ZERO,
+        }))
+    }
+
+    /// A local I/O error while `doing` something.
+    pub fn io(doing: impl Into<String>, error: &std::io::Error) -> Self {
+        let full = error.kind() == std::io::ErrorKind::StorageFull;
+        let made = Self::new(Kind::Local, error.to_string()).doing(doing).on(Side::Local);
+        if full { made.hint("free some space, or choose another directory") } else { made }
+    }
+
+    /// Says on which side it happened, unless that is known already.
+    #[must_use]
+    pub fn on(mut self, side: Side) -> Self {
+        self.0.side.get_or_insert(side);
+        self
+    }
+
+    /// Says what was being done, as in "cannot {doing}", unless that is known already.
+    #[must_use]
+    pub fn doing(mut self, doing: impl Into<String>) -> Self {
+        self.0.doing.get_or_insert_with(|| doing.into());
+        self
+    }
+
+    /// Says what the user can do, unless something better was said already.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// Marks it as worth another try, after `retry_after` where the server said so.
+    #[must_use]
+    pub fn transient(mut self, retry_after: Option<Duration>) -> Self {
+        self.0.transient = true;
+        self.0.retry_after = retry_after;
+        self
+    }
+
+    /// Marks it as final: another try would end the same.
+    #[must_use]
+    pub fn permanent(mut self) -> Self {
+        self.0.transient = false;
+        self
+    }
+
+    /// Says how many attempts were made, and for how long.
+    #[must_use]
+    pub fn after(mut self, attempts: u32, spent: Duration) -> Self {
+        self.0.attempts = attempts;
+        self.0.spent = spent;
+        self
+    }
+
+    /// What kind of error this is.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// On which side it happened, where known.
+    pub fn side(&self) -> Option<Side> {
+        self.0.side
+    }
+
+    /// What the user can do about it.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// Whether another try may go better.
+    pub fn is_transient(&self) -> bool {
+        self.0.transient
+    }
+
+    /// How long the server asked to wait before another try.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// The exit code that this error ends the program with: 1, 2 for usage, 130 when interrupted.
+    pub fn exit_code(&self) -> u8 {
+        match self.0.kind {
+            Kind::Usage => 2,
+            Kind::Interrupted => 130,
+            _ => 1,
+        }
+    }
+
+    /// A copy for another waiter of the same work (an [`Error`] owns no live resource).
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        let Inner { kind, side, doing, what, hint, retry_after, transient, attempts, spent } = &*self.0;
+        Self(Box::new(Inner {
+            kind: *kind,
+            side: *side,
+            doing: doing.clone(),
+            what: what.clone(),
+            hint: hint.clone(),
+            retry_after: *retry_after,
+            transient: *transient,
+            attempts: *attempts,
+            spent: *spent,
+        }))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { side, doing, what, attempts, spent, .. } = &*self.0;
+        if let Some(side) = side {
+            write!(f, "{side}: ")?;
+        }
+        if let Some(doing) = doing {
+            write!(f, "cannot {doing}: ")?;
+        }
+        f.write_str(what)?;
+        if *attempts > 1 {
+            write!(f, " (after {attempts} attempts in {:.1} s)", spent.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}({self})", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+            Self::Local => "local",
+        })
+    }
+}

@@ -1,0 +1,456 @@
+//! Names of images as users write them: `hello-world`, `ghcr.io/o/r:tag@sha256:…`, `oci:DIR:TAG`.
+//! No I/O.
+//!
+//! The rules are those of Docker's `reference` package: Docker Hub is the default registry, `library/`
+//! its default namespace, `latest` the default tag.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind, Result};
+
+/// The name under which Docker Hub's images are known.
+pub const DOCKER_HUB: &str = "docker.io";
+
+/// A repository: where it is and what it's called there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Repository {
+    /// Host and, where it isn't the scheme's own, port: `docker.io`, `127.0.0.1:5000`, `[::1]:5000`.
+    pub registry: String,
+    /// The path: `library/hello-world`.
+    pub name: String,
+}
+
+impl Repository {
+    /// Whether it is on Docker Hub.
+    pub fn is_docker_hub(&self) -> bool {
+        self.registry == DOCKER_HUB
+    }
+
+    /// The reference of `target` in this repository.
+    pub fn at(&self, target: Target) -> Reference {
+        Reference { repository: self.clone(), target }
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.name)
+    }
+}
+
+impl FromStr for Repository {
+    type Err = Error;
+
+    /// Reads a repository without tag or digest.
+    fn from_str(text: &str) -> Result<Self> {
+        let reference: Reference = text.parse()?;
+        let last = text.rsplit('/').next().unwrap_or(text);
+        if last.contains(':') || last.contains('@') {
+            return Err(Error::new(Kind::Usage, format!("{text:?} has a tag or digest, where a repository is meant"))
+                .hint(format!("write {}", reference.repository)));
+        }
+        Ok(reference.repository)
+    }
+}
+
+/// Which manifest of a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// What the tag points to now.
+    Tag(String),
+    /// This very manifest.
+    Digest(Digest),
+}
+
+impl Target {
+    /// The digest, if it is one.
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Tag(_) => None,
+            Self::Digest(digest) => Some(*digest),
+        }
+    }
+
+    /// The tag, if it is one.
+    pub fn tag(&self) -> Option<&str> {
+        match self {
+            Self::Tag(tag) => Some(tag),
+            Self::Digest(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => f.write_str(tag),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+/// A manifest in a repository of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reference {
+    /// The repository.
+    pub repository: Repository,
+    /// The tag or digest. Where a user wrote both (`r:tag@sha256:…`), the digest: as in Docker,
+    /// the tag is then no more than a remark.
+    pub target: Target,
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.target.digest().is_some() { '@' } else { ':' };
+        write!(f, "{}{separator}{}", self.repository, self.target)
+    }
+}
+
+impl FromStr for Reference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(parse(text)?.0)
+    }
+}
+
+/// What a user may name as the source of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// In a registry; with the tag that was written beside a digest.
+    Registry(Reference, Option<String>),
+    /// In an OCI image layout directory, under a tag where one is given.
+    Layout(PathBuf, Option<String>),
+}
+
+impl FromStr for Location {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(rest) = text.strip_prefix("oci:") {
+            let (directory, tag) = split_layout(rest)?;
+            return Ok(Self::Layout(directory, tag));
+        }
+        let (reference, tag) = parse(text)?;
+        Ok(Self::Registry(reference, tag))
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(reference, _) => reference.fmt(f),
+            Self::Layout(directory, Some(tag)) => write!(f, "oci:{}:{tag}", directory.display()),
+            Self::Layout(directory, None) => write!(f, "oci:{}", directory.display()),
+        }
+    }
+}
+
+/// What a user may name as the destination of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// A registry, or a path in it that ends in `/`: the source's own path is kept below it.
+    Below {
+        /// The registry.
+        registry: String,
+        /// What stands before the source's path; empty, or without a slash at its ends.
+        prefix: String,
+    },
+    /// This repository; the source's tag is kept where `target` isn't given.
+    Repository {
+        /// The repository.
+        repository: Repository,
+        /// The tag that was given.
+        tag: Option<String>,
+    },
+    /// An OCI image layout directory.
+    Layout(PathBuf, Option<String>),
+}
+
+impl Goal {
+    /// Where an image of `source` goes: the repository. `None` for a layout directory.
+    ///
+    /// With `strip_library`, Docker Hub's official images lose their `library/`.
+    pub fn repository(&self, source: &Repository, strip_library: bool) -> Option<Repository> {
+        match self {
+            Self::Repository { repository, .. } => Some(repository.clone()),
+            Self::Layout(..) => None,
+            Self::Below { registry, prefix } => {
+                let name = match source.name.strip_prefix("library/") {
+                    Some(official) if strip_library && source.is_docker_hub() => official,
+                    _ => &source.name,
+                };
+                let name = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+                Some(Repository { registry: registry.clone(), name })
+            }
+        }
+    }
+}
+
+impl FromStr for Goal {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(rest) = text.strip_prefix("oci:") {
+            let (directory, tag) = split_layout(rest)?;
+            return Ok(Self::Layout(directory, tag));
+        }
+        let bare = text.strip_prefix("docker://").unwrap_or(text);
+        if let Some(path) = bare.strip_suffix('/') {
+            let (registry, prefix) = path.split_once('/').unwrap_or((path, ""));
+            if !looks_like_host(registry) {
+                return Err(Error::new(Kind::Usage, format!("{text:?} names no registry"))
+                    .hint("write the registry's host before the path, such as myregistry.azurecr.io/mirror/"));
+            }
+            if !prefix.is_empty() {
+                check_name(text, prefix)?;
+            }
+            return Ok(Self::Below { registry: registry_name(registry)?, prefix: prefix.to_owned() });
+        }
+        if !bare.contains('/') && looks_like_host(bare) {
+            return Ok(Self::Below { registry: registry_name(bare)?, prefix: String::new() });
+        }
+        if !bare.contains('/') {
+            return Err(Error::new(Kind::Usage, format!("{text:?} names no registry to copy to")).hint(
+                "write the registry's host, such as myregistry.azurecr.io, or docker.io/NAME/REPOSITORY for Docker Hub",
+            ));
+        }
+        let (reference, _) = parse(bare)?;
+        let explicit = bare.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        match reference.target {
+            Target::Digest(_) => {
+                Err(Error::new(Kind::Usage, format!("{text:?}: a destination takes a tag, not a digest"))
+                    .hint("the digest follows from the image, which is copied byte for byte"))
+            }
+            Target::Tag(tag) => Ok(Self::Repository { repository: reference.repository, tag: explicit.then_some(tag) }),
+        }
+    }
+}
+
+/// The registry's name as the user wrote it, in the form that everything else uses: lower case,
+/// Docker Hub's other names (`index.docker.io`, `registry-1.docker.io`) as `docker.io`.
+pub fn registry_name(text: &str) -> Result<String> {
+    let wrong = |why: &str| {
+        Error::new(Kind::Usage, format!("{text:?} is not a registry: {why}"))
+            .hint("write a host and, where needed, a port, such as myregistry.azurecr.io or 127.0.0.1:5000")
+    };
+    if text.contains("://") {
+        return Err(wrong("it is written as a URL"));
+    }
+    let name = text.to_ascii_lowercase();
+    let (host, port) = split_port(&name);
+    if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
+        return Err(wrong("its port is not a number from 1 to 65535"));
+    }
+    let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let good = match v6 {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.split('.').all(|label| {
+            !label.is_empty()
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        }),
+    };
+    if !good {
+        return Err(wrong("its host is malformed"));
+    }
+    Ok(match name.as_str() {
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DOCKER_HUB.to_owned(),
+        _ => name,
+    })
+}
+
+/// Host and port of `host[:port]`; an IPv6 host keeps its brackets.
+pub fn split_port(registry: &str) -> (&str, Option<&str>) {
+    match registry.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (registry, None),
+    }
+}
+
+/// Checks a tag (distribution spec: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`).
+pub fn check_tag(tag: &str) -> Result<()> {
+    let first = tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if first && tag.len() <= 128 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("{tag:?} is not a tag"))
+        .hint("a tag has up to 128 letters, digits, '.', '_' and '-', and begins with none of '.' and '-'"))
+}
+
+/// The reference, and the tag that stood beside a digest.
+fn parse(text: &str) -> Result<(Reference, Option<String>)> {
+    let bare = text.strip_prefix("docker://").unwrap_or(text);
+    if bare.contains("://") {
+        return Err(Error::new(Kind::Usage, format!("{text:?} is not an image reference: it is written as a URL"))
+            .hint("write it without the scheme, such as ghcr.io/owner/name:tag"));
+    }
+    let (rest, digest) = match bare.split_once('@') {
+        Some((rest, digest)) => {
+            let digest = digest.parse::<Digest>().map_err(|error| {
+                Error::new(Kind::Usage, format!("{text:?} is not an image reference: {error}"))
+                    .hint("a digest is sha256: and 64 characters of 0-9 and a-f")
+            })?;
+            (rest, Some(digest))
+        }
+        None => (bare, None),
+    };
+    let (path, tag) = match rest.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') && !tag.contains(']') => (path, Some(tag)),
+        _ => (rest, None),
+    };
+    if let Some(tag) = tag {
+        check_tag(tag)?;
+    }
+    let (registry, name) = match path.split_once('/') {
+        Some((host, name))
+            if looks_like_host(host) || host == "localhost" || host.bytes().any(|b| b.is_ascii_uppercase()) =>
+        {
+            (registry_name(host)?, name.to_owned())
+        }
+        _ => (DOCKER_HUB.to_owned(), path.to_owned()),
+    };
+    let name = if registry == DOCKER_HUB && !name.contains('/') { format!("library/{name}") } else { name };
+    check_name(text, &name)?;
+    let target = match digest {
+        Some(digest) => Target::Digest(digest),
+        None => Target::Tag(tag.unwrap_or("latest").to_owned()),
+    };
+    let beside = digest.and(tag).map(str::to_owned);
+    Ok((Reference { repository: Repository { registry, name }, target }, beside))
+}
+
+/// Distribution spec: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` between slashes, 255 characters with the host.
+fn check_name(text: &str, name: &str) -> Result<()> {
+    let wrong = |why: String, hint: &str| {
+        Error::new(Kind::Usage, format!("{text:?} is not an image reference: {why}")).hint(hint)
+    };
+    if name.is_empty() || name == "library/" {
+        return Err(wrong(
+            "it has no repository name".into(),
+            "write a name such as nginx:1.27 or ghcr.io/owner/name:tag",
+        ));
+    }
+    if name.len() > 255 {
+        return Err(wrong("its repository name is longer than 255 characters".into(), "shorten it"));
+    }
+    for part in name.split('/') {
+        let edges = part.bytes().next().zip(part.bytes().last()).is_some_and(|(a, z)| plain(a) && plain(z));
+        let inside = part.bytes().all(|b| plain(b) || b"._-".contains(&b));
+        let separators = !part.contains("..")
+            && !part.contains("___")
+            && !part.contains("._")
+            && !part.contains("_.")
+            && !part.contains("-.")
+            && !part.contains(".-")
+            && !part.contains("-_")
+            && !part.contains("_-");
+        if !(edges && inside && separators) {
+            let hint = if part.bytes().any(|b| b.is_ascii_uppercase()) {
+                "repository names are lower case"
+            } else {
+                "a repository's name has lower-case letters and digits, with '.', '_', '__' or '-' between them"
+            };
+            return Err(wrong(format!("{part:?} cannot be part of a repository's name"), hint));
+        }
+    }
+    Ok(())
+}
+
+fn plain(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit()
+}
+
+/// Docker's rule: what stands before the first slash is a host if it has a dot or a colon, or is `localhost`.
+fn looks_like_host(text: &str) -> bool {
+    let (host, port) = split_port(text);
+    host == "localhost" || host.contains('.') || host.starts_with('[')
+        // `myregistry:5000` before a slash is a host; alone it would be an image with a tag.
+        || port.is_some_and(|port| port.len() >= 2 && port.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// `DIR[:TAG]`; a path that exists with its colon isn't cut.
+fn split_layout(text: &str) -> Result<(PathBuf, Option<String>)> {
+    if text.is_empty() {
+        return Err(Error::new(Kind::Usage, "\"oci:\" names no directory").hint("write oci:DIR or oci:DIR:TAG"));
+    }
+    match text.rsplit_once(':') {
+        Some((directory, tag)) if !directory.is_empty() && !tag.contains('/') => {
+            check_tag(tag)?;
+            Ok((directory.into(), Some(tag.to_owned())))
+        }
+        _ => Ok((text.into(), None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        text.parse::<Reference>().map_or_else(|error| format!("error: {error}"), |reference| reference.to_string())
+    }
+
+    #[test]
+    fn defaults_are_dockers() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (written, meant) in [
+            ("hello-world", "docker.io/library/hello-world:latest"),
+            ("nginx:1.27", "docker.io/library/nginx:1.27"),
+            ("grafana/grafana", "docker.io/grafana/grafana:latest"),
+            ("index.docker.io/nginx", "docker.io/library/nginx:latest"),
+            ("docker://ghcr.io/o/r:v1", "ghcr.io/o/r:v1"),
+            ("localhost/x", "localhost/x:latest"),
+            ("localhost:5000/x:t", "localhost:5000/x:t"),
+            ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest"),
+            ("[::1]:5000/a", "[::1]:5000/a:latest"),
+            ("reg:5000/a", "reg:5000/a:latest"),
+            ("MyReg.azurecr.io/a", "myreg.azurecr.io/a:latest"),
+            ("a__b/c-d.e_f", "docker.io/a__b/c-d.e_f:latest"),
+        ] {
+            assert_eq!(shown(written), meant, "{written}");
+        }
+        assert_eq!(shown(&format!("ghcr.io/o/r:tag@{digest}")), format!("ghcr.io/o/r@{digest}"));
+    }
+
+    #[test]
+    fn wrong_references_say_why() {
+        for (wrong, why) in [
+            ("", "no repository name"),
+            ("https://ghcr.io/o/r", "written as a URL"),
+            ("Nginx", "lower case"),
+            ("nginx:-x", "not a tag"),
+            ("nginx@sha256:123", "hash"),
+            ("a//b", "part of a repository"),
+            ("ghcr.io/", "no repository name"),
+            ("ghcr.io:99999/a", "port"),
+            ("-a.io/x", "malformed"),
+        ] {
+            let error = wrong.parse::<Reference>().expect_err(wrong);
+            let all = format!("{error} {}", error.hint_text().unwrap_or_default());
+            assert!(all.contains(why), "{wrong}: {all}");
+            assert_eq!(error.exit_code(), 2, "{wrong}: {all}");
+        }
+    }
+
+    #[test]
+    fn goals() {
+        let source: Reference = "hello-world".parse().expect("a reference");
+        let to = |text: &str, strip| {
+            text.parse::<Goal>().map(|goal| goal.repository(&source.repository, strip).map(|r| r.to_string()))
+        };
+        assert_eq!(to("my.azurecr.io", false).ok().flatten().as_deref(), Some("my.azurecr.io/library/hello-world"));
+        assert_eq!(to("my.azurecr.io", true).ok().flatten().as_deref(), Some("my.azurecr.io/hello-world"));
+        assert_eq!(to("127.0.0.1:5000/", false).ok().flatten().as_deref(), Some("127.0.0.1:5000/library/hello-world"));
+        assert_eq!(to("my.azurecr.io/hub/", true).ok().flatten().as_deref(), Some("my.azurecr.io/hub/hello-world"));
+        assert_eq!(to("my.azurecr.io/x/y:v1", false).ok().flatten().as_deref(), Some("my.azurecr.io/x/y"));
+        assert!(to("hello-world:latest", false).is_err());
+        assert!(to(&format!("my.azurecr.io/x@sha256:{}", "0".repeat(64)), false).is_err());
+        assert_eq!("oci:dir/x:t".parse::<Goal>().ok(), Some(Goal::Layout("dir/x".into(), Some("t".into()))));
+        assert_eq!("oci:/a:b/c".parse::<Goal>().ok(), Some(Goal::Layout("/a:b/c".into(), None)));
+    }
+}

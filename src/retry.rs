@@ -1,0 +1,177 @@
+//! The budget of attempts that one piece of work may spend. No HTTP.
+//!
+//! A blob has one budget for everything that is done for it: opening it, resuming its download,
+//! resuming its upload, starting over in a new session. So no layer multiplies another's retries.
+
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{Error, Result};
+
+/// How often and how long something may be tried again. Clones share one state.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// Faults that are still forgiven.
+    left: u32,
+    most: u32,
+    attempts: u32,
+    /// Bytes moved since the last fault was forgiven or regained.
+    moved: u64,
+    /// What may still be waited in all for `Retry-After` and backoff.
+    patience: Duration,
+    started: Instant,
+}
+
+impl Budget {
+    /// A budget of `faults` forgiven faults and `patience` of waiting in all.
+    pub fn new(faults: u32, patience: Duration) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            left: faults,
+            most: faults,
+            attempts: 1,
+            moved: 0,
+            patience,
+            started: Instant::now(),
+        })))
+    }
+
+    /// Asks to try again after `error`: waits as the server or the backoff says, then returns.
+    ///
+    /// A wait that the server asked for (`Retry-After`) costs patience, but no fault.
+    ///
+    /// # Errors
+    /// `error` itself, with the number of attempts and the time spent, if it's final or the
+    /// budget is spent.
+    pub async fn retry(&self, error: Error) -> Result<()> {
+        let wait = match self.decide(&error) {
+            Some(wait) => wait,
+            None => return Err(self.give_up(error)),
+        };
+        tracing::warn!("{error}; trying again in {:.1} s", wait.as_secs_f64());
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// Says that bytes arrived for good: each [`REGAIN`] of them give one forgiven fault back, so
+    /// that a large blob on a poor line isn't lost to a number that suits a small one.
+    pub fn progress(&self, bytes: u64) {
+        let mut state = self.lock();
+        state.moved += bytes;
+        if state.moved >= REGAIN {
+            state.moved = 0;
+            state.left = (state.left + 1).min(state.most);
+        }
+    }
+
+    /// How many attempts were made so far.
+    pub fn attempts(&self) -> u32 {
+        self.lock().attempts
+    }
+
+    /// `error`, with what was spent on it.
+    pub fn give_up(&self, error: Error) -> Error {
+        let state = self.lock();
+        error.after(state.attempts, state.started.elapsed())
+    }
+
+    fn decide(&self, error: &Error) -> Option<Duration> {
+        if !error.is_transient() {
+            return None;
+        }
+        let mut state = self.lock();
+        let wait = match error.retry_after() {
+            // The server's own count-down is exact enough; a little jitter keeps clients apart.
+            Some(asked) => asked + jitter(Duration::from_millis(250)),
+            None => {
+                let fault = state.most.saturating_sub(state.left).min(6);
+                jitter(LONGEST_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault)))
+            }
+        };
+        if wait > state.patience || (state.left == 0 && error.retry_after().is_none()) {
+            return None;
+        }
+        if error.retry_after().is_none() {
+            state.left -= 1;
+        }
+        state.patience -= wait;
+        state.attempts += 1;
+        Some(wait)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Budget {
+    /// Six faults, fifteen minutes of waiting.
+    fn default() -> Self {
+        Self::new(6, Duration::from_secs(15 * 60))
+    }
+}
+
+/// Full jitter: anything from nothing to `most`
+/// (AWS Architecture Blog, "Exponential Backoff And Jitter").
+pub fn jitter(most: Duration) -> Duration {
+    // RandomState's keys differ in each instance: randomness enough to spread retries.
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    most.mul_f64(random as f64 / u64::MAX as f64)
+}
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(300);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
+const REGAIN: u64 = 32 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn fault() -> Error {
+        Error::new(Kind::Network, "reset")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn faults_are_counted_and_told() {
+        let budget = Budget::new(2, Duration::from_secs(60));
+        budget.retry(fault()).await.expect("first");
+        budget.retry(fault()).await.expect("second");
+        let error = budget.retry(fault()).await.expect_err("spent");
+        assert!(error.to_string().contains("after 3 attempts"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_servers_wait_wins_and_is_bounded() {
+        let budget = Budget::new(1, Duration::from_secs(100));
+        let begun = Instant::now();
+        let limited = || Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(60)));
+        budget.retry(limited()).await.expect("within patience");
+        assert!(begun.elapsed() >= Duration::from_secs(60) && begun.elapsed() < Duration::from_secs(61));
+        budget.retry(limited()).await.expect_err("past patience");
+        budget.retry(fault()).await.expect("a fault is still forgiven");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_gives_faults_back() {
+        let budget = Budget::new(1, Duration::from_secs(1000));
+        for _ in 0..10 {
+            budget.retry(fault()).await.expect("forgiven");
+            budget.progress(REGAIN);
+        }
+        budget.retry(fault()).await.expect("forgiven");
+        budget.retry(fault()).await.expect_err("no progress since");
+    }
+
+    #[tokio::test]
+    async fn final_errors_are_not_tried_again() {
+        let budget = Budget::default();
+        budget.retry(Error::new(Kind::NotFound, "no")).await.expect_err("final");
+        assert_eq!(budget.attempts(), 1);
+    }
+}

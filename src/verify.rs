@@ -1,0 +1,224 @@
+//! The one place where bytes become trustworthy.
+//!
+//! [`Verified`] withholds the last frame of a blob until size and digest agree. That matters: an
+//! HTTP/1.1 sender with a Content-Length that has sent all its bytes is never asked for an error
+//! that comes after them, so a check at the end of the stream would come too late for the receiver.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+
+use crate::content::Body;
+use crate::descriptor::{Descriptor, Digest, Hasher};
+use crate::error::{Error, Kind, Result, Side};
+
+/// A stream of a blob's bytes whose last frame comes only if the whole is right.
+pub struct Verified {
+    body: Body,
+    digest: Digest,
+    size: u64,
+    /// Read from the body and hashed, up to here.
+    read: u64,
+    /// Where the reader wants to begin: what is before it is hashed, not given out.
+    begin: u64,
+    hasher: Option<Hasher>,
+    /// Hashed frames that were put back.
+    pending: VecDeque<Bytes>,
+    marks: Marks,
+}
+
+impl Verified {
+    /// Verifies a whole `body` against `blob`.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] for an empty blob whose digest isn't that of nothing: such a body is
+    /// never polled, so it's checked here.
+    pub fn new(body: Body, blob: &Descriptor) -> Result<Self> {
+        Self::resumed(body, blob, 0, blob.digest.hasher(), 0, Marks::default())
+    }
+
+    /// Goes on with a `body` that starts at offset `from`, where the hash had the state `hasher`,
+    /// and gives out what comes from offset `begin` on.
+    pub fn resumed(body: Body, blob: &Descriptor, from: u64, hasher: Hasher, begin: u64, marks: Marks) -> Result<Self> {
+        let mut made = Self {
+            body,
+            digest: blob.digest,
+            size: blob.size,
+            read: from,
+            begin,
+            hasher: Some(hasher),
+            pending: VecDeque::new(),
+            marks,
+        };
+        if made.read == made.size {
+            made.check()?;
+        }
+        Ok(made)
+    }
+
+    /// Gives back a frame, or the rest of one, to come out again next.
+    pub fn unread(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.pending.push_front(bytes);
+        }
+    }
+
+    fn take_in(&mut self, mut bytes: Bytes) -> Result<Bytes> {
+        let start = self.read;
+        self.read += bytes.len() as u64;
+        if self.read > self.size {
+            return Err(self.wrong(format!("the source sent more than the {} bytes that the manifest says", self.size)));
+        }
+        if let Some(hasher) = &mut self.hasher {
+            self.marks.note(start, self.size, hasher);
+            hasher.update(&bytes);
+        }
+        if self.read == self.size {
+            self.check()?;
+        }
+        let skip = self.begin.saturating_sub(start).min(bytes.len() as u64);
+        // A usize suffices: it's at most the frame's length.
+        let _ = bytes.split_to(usize::try_from(skip).unwrap_or(usize::MAX));
+        Ok(bytes)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        match self.hasher.take().map(Hasher::finish) {
+            Some(got) if got != self.digest => {
+                let got = format!("its bytes have {got}");
+                Err(self.wrong(got))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn wrong(&self, why: String) -> Error {
+        Error::new(Kind::Mismatch, format!("blob {} is corrupt: {why}", self.digest))
+            .on(Side::Source)
+            .hint("nothing of it was stored; the registry, or something between, changed the content")
+    }
+}
+
+impl Stream for Verified {
+    type Item = Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(bytes) = this.pending.pop_front() {
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            if this.read >= this.size {
+                return Poll::Ready(None);
+            }
+            let taken = match ready!(this.body.poll_next_unpin(cx)) {
+                Some(Ok(bytes)) => this.take_in(bytes),
+                Some(Err(error)) => Err(error),
+                None => Err(this.wrong(format!("it ended at byte {} of {}", this.read, this.size))),
+            };
+            match taken {
+                Ok(bytes) if bytes.is_empty() => {}
+                other => return Poll::Ready(Some(other)),
+            }
+        }
+    }
+}
+
+/// States of a blob's hash at offsets on the way, so that it can be resumed there.
+#[derive(Clone, Default)]
+pub struct Marks(Arc<Mutex<Vec<(u64, Hasher)>>>);
+
+impl Marks {
+    /// The last mark at or before `offset`.
+    pub fn before(&self, offset: u64) -> Option<(u64, Hasher)> {
+        let marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        marks.iter().rev().find(|(at, _)| *at <= offset).cloned()
+    }
+
+    /// Keeps the state at `offset`, if the last one kept is far enough behind: 16 MiB, or a
+    /// 256th of a blob so large that this would be many.
+    fn note(&self, offset: u64, size: u64, hasher: &Hasher) {
+        let step = (size / 256).max(16 << 20);
+        if offset == 0 {
+            return;
+        }
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset >= marks.last().map_or(0, |(at, _)| *at) + step {
+            marks.push((offset, hasher.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::{TryStreamExt as _, stream};
+    use proptest::prelude::*;
+
+    fn body(frames: &[&[u8]]) -> Body {
+        let frames: Vec<_> = frames.iter().map(|frame| Ok(Bytes::copy_from_slice(frame))).collect();
+        stream::iter(frames).boxed()
+    }
+
+    fn blob(content: &[u8]) -> Descriptor {
+        Descriptor::new("x", Digest::of(content), content.len() as u64)
+    }
+
+    /// What came out before the end or the first error.
+    async fn drain(mut verified: Verified) -> (Vec<u8>, Option<Error>) {
+        let mut out = Vec::new();
+        loop {
+            match verified.try_next().await {
+                Ok(Some(bytes)) => out.extend_from_slice(&bytes),
+                Ok(None) => return (out, None),
+                Err(error) => return (out, Some(error)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flipped_byte_keeps_the_last_frame_back() {
+        let (out, error) =
+            drain(Verified::new(body(&[b"hello ", b"wOrld"]), &blob(b"hello world")).expect("opens")).await;
+        assert_eq!(out, b"hello ");
+        assert_eq!(error.map(|e| e.kind()), Some(Kind::Mismatch));
+    }
+
+    #[tokio::test]
+    async fn short_and_long_bodies_are_mismatches() {
+        let cases: [&[&[u8]]; 4] = [&[b"hello"], &[b"hello ", b"world!!"], &[b"hello ", b"world", b""], &[]];
+        for frames in cases {
+            let (out, error) = drain(Verified::new(body(frames), &blob(b"hello world?")).expect("opens")).await;
+            assert!(out.len() < 12);
+            assert_eq!(error.map(|e| e.kind()), Some(Kind::Mismatch), "{frames:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_blob_is_checked_at_once() {
+        assert!(Verified::new(body(&[]), &blob(b"")).is_ok());
+        let wrong = Descriptor::new("x", Digest::of(b"something"), 0);
+        assert_eq!(Verified::new(body(&[]), &wrong).err().map(|e| e.kind()), Some(Kind::Mismatch));
+    }
+
+    proptest! {
+        /// Whatever the frames, and wherever one resumes, the rest comes out and the whole is checked.
+        #[test]
+        fn resumes_anywhere(content in prop::collection::vec(any::<u8>(), 1..200), cut in 0_usize..200, at in 0_usize..200, size in 1_usize..40) {
+            let at = at % content.len();
+            let from = cut % (at + 1);
+            let blob = blob(&content);
+            let mut hasher = blob.digest.hasher();
+            hasher.update(&content[..from]);
+            let frames: Vec<&[u8]> = content[from..].chunks(size).collect();
+            let verified = Verified::resumed(body(&frames), &blob, from as u64, hasher, at as u64, Marks::default()).expect("opens");
+            let (out, error) = futures_util::FutureExt::now_or_never(drain(verified)).expect("is ready");
+            prop_assert!(error.is_none());
+            prop_assert_eq!(&out[..], &content[at..]);
+        }
+    }
+}
