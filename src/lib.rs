@@ -1,9 +1,11 @@
 //! transload: images from registry to registry, streamed, verified, in one step.
 
 pub mod content;
+pub mod credentials;
 pub mod descriptor;
 pub mod error;
 pub mod manifest;
 pub mod reference;
+pub mod registry;
 pub mod retry;
 pub mod verify;

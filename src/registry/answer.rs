@@ -1,0 +1,215 @@
+//! From a registry's answer, or the lack of one, to an error that says what to do.
+
+use http::StatusCode;
+use serde::Deserialize;
+
+use super::auth::Scope;
+use super::azure::is_acr;
+use super::limits::retry_after;
+use super::transport::{Response, read_small};
+use crate::error::{Error, Kind};
+use crate::reference::DOCKER_HUB;
+
+/// The error that a response with a status other than 2xx stands for.
+///
+/// The body is read as the distribution spec's error document where it is one; ACR's and CDNs'
+/// HTML pages and plain texts are cut to a line.
+pub(super) async fn error(response: Response, registry: &str, scope: &Scope, user: Option<&str>) -> Error {
+    let status = response.status();
+    let wait = retry_after(response.headers());
+    let remaining = super::limits::PullQuota::from_headers(response.headers());
+    let body = read_small(response, 64 << 10).await.unwrap_or_default();
+    let (code, message) = explain(&body);
+    let said = match (code.as_deref(), message.as_deref()) {
+        (Some(code), Some(message)) => format!(" {code}: {message}"),
+        (Some(text), None) | (None, Some(text)) => format!(": {text}"),
+        (None, None) => String::new(),
+    };
+    let what = format!("{registry} answered {}{said}", status.as_u16());
+    let who = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
+    let push = scope.pushes();
+    let code = code.as_deref().unwrap_or_default();
+    match status {
+        StatusCode::UNAUTHORIZED if user.is_some() && push => {
+            Error::new(Kind::Denied, what).hint(push_hint(registry, &who))
+        }
+        StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthorized, what).hint(login_hint(registry, user)),
+        StatusCode::FORBIDDEN if push => Error::new(Kind::Denied, what).hint(push_hint(registry, &who)),
+        StatusCode::FORBIDDEN => Error::new(Kind::Denied, what).hint(pull_hint(registry, &who)),
+        StatusCode::NOT_FOUND if code == "BLOB_UPLOAD_UNKNOWN" || code == "BLOB_UPLOAD_INVALID" => {
+            Error::new(Kind::SessionLost, what)
+        }
+        StatusCode::NOT_FOUND => Error::new(Kind::NotFound, what),
+        StatusCode::RANGE_NOT_SATISFIABLE => Error::new(Kind::SessionLost, what),
+        StatusCode::PAYLOAD_TOO_LARGE => Error::new(Kind::TooLarge, what),
+        StatusCode::TOO_MANY_REQUESTS => {
+            limited(what, registry, wait, remaining.is_some_and(|q| q.remaining == 0), &message)
+        }
+        StatusCode::REQUEST_TIMEOUT => Error::new(Kind::Timeout, what).transient(wait),
+        // Geo-replicas agree after a while only: what one took, another doesn't know yet.
+        _ if code == "MANIFEST_BLOB_UNKNOWN" && is_acr(registry) => Error::new(Kind::Registry, what).transient(wait),
+        _ if code == "MANIFEST_BLOB_UNKNOWN" || code == "MANIFEST_UNKNOWN" => Error::new(Kind::Registry, what),
+        _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
+            Error::new(Kind::Registry, what).transient(wait)
+        }
+        _ if code == "DIGEST_INVALID" => Error::new(Kind::Mismatch, what),
+        _ => Error::new(Kind::Registry, what),
+    }
+}
+
+/// The error for an exchange that got no response. Never shows the URL: it may hold a signature.
+pub(super) fn transport_error(error: reqwest::Error, registry: &str) -> Error {
+    let error = error.without_url();
+    if let Some(own) = own_error(&error) {
+        return own;
+    }
+    let chain = root_cause(&error);
+    if chain.contains("certificate") || chain.contains("InvalidCertificate") || chain.contains("UnknownIssuer") {
+        return Error::new(Kind::Network, format!("the TLS certificate of {registry} is not trusted: {chain}"))
+            .permanent()
+            .hint("give its issuer's certificate by --ca-file, or allow it by --insecure-registry");
+    }
+    if chain.contains("failed to lookup address") && !chain.contains("Temporary failure") {
+        return Error::new(Kind::Network, format!("{registry} has no address: {chain}"))
+            .permanent()
+            .hint("is the registry's name spelled right, and does this machine resolve it?");
+    }
+    if error.is_timeout() {
+        return Error::new(Kind::Timeout, format!("{registry} cannot be reached in time: {chain}"));
+    }
+    if chain.contains("InvalidMessage")
+        || chain.contains("received corrupt message")
+        || chain.contains("wrong version number")
+    {
+        return Error::new(Kind::Network, format!("{registry} does not speak TLS: {chain}"))
+            .permanent()
+            .hint(format!("if it is plain http, allow that by --insecure-registry {registry}"));
+    }
+    let made = Error::new(Kind::Network, format!("{registry}: {chain}"));
+    if error.is_connect() { made.hint("is the registry up, and reachable from here?") } else { made }
+}
+
+/// The innermost cause, which says more than the layers around it.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+/// An error of ours that went through the HTTP library: a refused address, a source that failed
+/// in the middle of an upload.
+fn own_error(error: &reqwest::Error) -> Option<Error> {
+    let mut inner: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = inner {
+        if let Some(own) = error.downcast_ref::<Error>() {
+            return Some(own.duplicate());
+        }
+        inner = error.source();
+    }
+    None
+}
+
+fn limited(
+    what: String,
+    registry: &str,
+    wait: Option<std::time::Duration>,
+    spent: bool,
+    message: &Option<String>,
+) -> Error {
+    let quota = spent || message.as_deref().is_some_and(|text| text.contains("pull rate limit"));
+    if quota {
+        let hint = if registry == DOCKER_HUB {
+            "Docker Hub's pull limit is spent: log in (transload login docker.io) for a higher one, or wait, it resets over 6 hours"
+        } else {
+            "the pull limit is spent: wait until it resets"
+        };
+        // Trying again soon can't help, and each try may count.
+        return Error::new(Kind::Limited, what).hint(hint);
+    }
+    Error::new(Kind::Limited, what).transient(wait).hint("too many requests: try later, or with fewer --jobs")
+}
+
+fn login_hint(registry: &str, user: Option<&str>) -> String {
+    match user {
+        Some(user) => format!("the password or token of '{user}' is not taken, or it may not see this repository"),
+        None if registry == DOCKER_HUB => {
+            "the repository does not exist, or is private: check its name, or log in by transload login docker.io"
+                .to_owned()
+        }
+        None => format!("log in by transload login {registry}"),
+    }
+}
+
+fn push_hint(registry: &str, who: &str) -> String {
+    if is_acr(registry) {
+        format!("{who} may not push: it needs AcrPush or Container Registry Repository Writer")
+    } else {
+        format!("{who} may not push here: log in as one who may, by transload login {registry}")
+    }
+}
+
+fn pull_hint(registry: &str, who: &str) -> String {
+    if is_acr(registry) {
+        format!("{who} may not pull: it needs AcrPull or Container Registry Repository Reader, and an allowed address")
+    } else {
+        format!("{who} may not read this repository: log in as one who may, by transload login {registry}")
+    }
+}
+
+#[derive(Deserialize)]
+struct Document {
+    errors: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+}
+
+/// The error document's first code and message, else the body's first line of text.
+fn explain(body: &[u8]) -> (Option<String>, Option<String>) {
+    if let Ok(Document { errors }) = serde_json::from_slice::<Document>(body)
+        && let Some(Entry { code, message }) = errors.into_iter().next()
+    {
+        return (code, message.map(|text| shorten(&text)).filter(|text| !text.is_empty()));
+    }
+    let text = String::from_utf8_lossy(body);
+    // ACR's front answers in HTML: its title says it all.
+    let line = match text.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>")) {
+        Some((title, _)) => title,
+        None if text.trim_start().starts_with(['<', '{']) => "",
+        None => text.lines().next().unwrap_or_default(),
+    };
+    (None, Some(shorten(line)).filter(|line| !line.is_empty()))
+}
+
+fn shorten(text: &str) -> String {
+    let clean: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
+    clean.trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::explain;
+
+    #[test]
+    fn bodies_of_all_kinds_are_read() {
+        let text = |body: &str| {
+            let (code, message) = explain(body.as_bytes());
+            format!("{}|{}", code.unwrap_or_default(), message.unwrap_or_default())
+        };
+        assert_eq!(text(r#"{"errors":[{"code":"DENIED","message":"no.","detail":{}}]}"#), "DENIED|no");
+        assert_eq!(
+            text("<html><head><title>413 Request Entity Too Large</title></head></html>"),
+            "|413 Request Entity Too Large"
+        );
+        assert_eq!(text("Too Many Requests (HAP429)"), "|Too Many Requests (HAP429)");
+        assert_eq!(text(""), "|");
+        assert_eq!(text(r#"{"errors":[]}"#), "|");
+    }
+}

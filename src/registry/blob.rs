@@ -1,0 +1,123 @@
+//! Reading blobs, and beginning uploads.
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, future};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use http::{HeaderMap, Method, StatusCode};
+use http_body_util::BodyExt as _;
+
+use super::Repo;
+use super::answer::transport_error;
+use super::transport::Response;
+use super::upload::Session;
+use crate::content::{Body, Started};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::reference::Repository;
+
+impl Repo {
+    /// `GET` of a blob's bytes from `from` on. Once: the feed that reads it has the budget.
+    pub(super) async fn get_blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
+        let doing = format!("read blob {}", blob.digest);
+        let mut call = self.call(Method::GET, &format!("blobs/{}", blob.digest), &self.pull, doing.clone()).await?;
+        if from > 0 {
+            call = call.header(RANGE, format!("bytes={from}-"));
+        }
+        let response = self.registry.call_once(call).await?;
+        let skip = check_head(&response, blob, from).map_err(|error| error.doing(doing))?;
+        Ok(body_of(response, &self.registry.name, skip))
+    }
+
+    /// `HEAD` of a blob.
+    pub(super) async fn head_blob(&self, blob: &Descriptor) -> Result<bool> {
+        let doing = format!("look for blob {}", blob.digest);
+        let call = self.call(Method::HEAD, &format!("blobs/{}", blob.digest), &self.push, doing).await?;
+        match self.registry.call(call).await {
+            // A blob of another size can't have this digest: what is there is broken, so it's sent again.
+            Ok(response) => Ok(length(response.headers()).is_none_or(|length| length == blob.size)),
+            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `POST` of an upload, which asks for a mount too where there is something to mount from.
+    pub(super) async fn start_upload(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Session>> {
+        let doing = format!("begin the upload of blob {} to {}", blob.digest, self.repository);
+        let scope = from.map(|from| self.push.mounting(from));
+        let mut query = Vec::new();
+        if let Some(from) = from {
+            query.push(format!("mount={}&from={}", blob.digest, from.name));
+        }
+        if !matches!(blob.digest, Digest::Sha256(_)) {
+            // Distribution spec, "Pushing a blob in chunks": others than sha256 must be announced.
+            query.push(format!("digest-algorithm={}", blob.digest.algorithm()));
+        }
+        let separator = if query.is_empty() { "" } else { "?" };
+        let path = format!("blobs/uploads/{separator}{}", query.join("&"));
+        let call = self.call(Method::POST, &path, scope.as_ref().unwrap_or(&self.push), doing.clone()).await?;
+        let response = match self.registry.call(call).await {
+            // What may not be mounted may still be uploaded: a token for both repositories may be refused as a whole.
+            Err(error)
+                if from.is_some() && matches!(error.kind(), Kind::Unauthorized | Kind::Denied | Kind::NotFound) =>
+            {
+                let path = path.split('?').next().unwrap_or(&path);
+                self.registry.call(self.call(Method::POST, path, &self.push, doing.clone()).await?).await?
+            }
+            other => other?,
+        };
+        match response.status() {
+            StatusCode::CREATED => Ok(Started::Mounted),
+            _ => self.session(&response).await.map(Started::Session).map_err(|error| error.doing(doing)),
+        }
+    }
+}
+
+/// Checks status, range and length of a blob's response. Returns how many bytes of it to skip: a
+/// server may ignore Range and send the whole (RFC 9110 §14.2).
+fn check_head(response: &Response, blob: &Descriptor, from: u64) -> Result<u64> {
+    let wrong =
+        |what: String| Err(Error::new(Kind::Mismatch, format!("blob {} is not as described: {what}", blob.digest)));
+    let headers = response.headers();
+    let (start, total) = match response.status() {
+        StatusCode::PARTIAL_CONTENT => match content_range(headers) {
+            Some((start, total)) => (start, total),
+            None => {
+                return Err(Error::new(Kind::Registry, "a partial answer says not which part it is").transient(None));
+            }
+        },
+        _ => (0, length(headers)),
+    };
+    match total {
+        Some(total) if total != blob.size => {
+            wrong(format!("the manifest says {} bytes, the registry {total}", blob.size))
+        }
+        _ if start > from => wrong(format!("it was asked from byte {from}, and begins at {start}")),
+        _ => Ok(from - start),
+    }
+}
+
+fn body_of(response: Response, registry: &str, mut skip: u64) -> Body {
+    let registry = registry.to_owned();
+    let body = response.into_body().into_data_stream().map_err(move |error| transport_error(error, &registry));
+    if skip == 0 {
+        return body.boxed();
+    }
+    let rest = body.try_filter_map(move |mut bytes: Bytes| {
+        let cut = skip.min(bytes.len() as u64);
+        skip -= cut;
+        let _ = bytes.split_to(usize::try_from(cut).unwrap_or(usize::MAX));
+        future::ready(Ok((!bytes.is_empty()).then_some(bytes)))
+    });
+    rest.boxed()
+}
+
+pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Start and total of `bytes 5-9/10`.
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    let (range, total) = text.split_once('/')?;
+    Some((range.split_once('-')?.0.trim().parse().ok()?, total.trim().parse().ok()))
+}

@@ -1,0 +1,80 @@
+//! Manifests: HEAD, GET, PUT.
+
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
+use http::{HeaderValue, Method};
+
+use super::Repo;
+use super::auth::Scope;
+use super::blob::length;
+use super::transport::{Payload, read_small};
+use crate::content::Pushed;
+use crate::descriptor::{Descriptor, Digest, MediaType};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::{MAX_MANIFEST, Manifest};
+use crate::reference::Target;
+
+impl Repo {
+    /// `HEAD` of a manifest: no pull for Docker Hub. `None` where it isn't.
+    pub(super) async fn head_manifest(&self, target: &Target, scope: &Scope) -> Result<Option<Descriptor>> {
+        let reference = self.repository.at(target.clone());
+        let call =
+            self.call(Method::HEAD, &format!("manifests/{target}"), scope, format!("look for {reference}")).await?;
+        let response = match self.registry.call(call.header(ACCEPT, MediaType::ACCEPT)).await {
+            Ok(response) => response,
+            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let headers = response.headers();
+        if let (Some(digest), Some(size)) = (digest(headers).or_else(|| target.digest()), length(headers)) {
+            return Ok(Some(Descriptor::new(content_type(headers).unwrap_or_default(), digest, size)));
+        }
+        // Docker-Content-Digest is a "should" only.
+        match self.get_manifest(target, scope).await {
+            Ok(manifest) => Ok(Some(manifest.descriptor().clone())),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `GET` of a manifest: a pull for Docker Hub.
+    pub(super) async fn get_manifest(&self, target: &Target, scope: &Scope) -> Result<Manifest> {
+        let reference = self.repository.at(target.clone());
+        let doing = format!("read manifest {reference}");
+        let call = self.call(Method::GET, &format!("manifests/{target}"), scope, doing.clone()).await?;
+        let response = self.registry.call(call.header(ACCEPT, MediaType::ACCEPT)).await?;
+        let told = digest(response.headers());
+        let content_type = content_type(response.headers()).map(str::to_owned);
+        let read = async {
+            let bytes = read_small(response, MAX_MANIFEST).await?;
+            // By tag the header's digest is all there is to check the bytes by.
+            Manifest::read(bytes, content_type.as_deref(), target.digest().or(told))
+        };
+        read.await.map_err(|error| error.doing(doing))
+    }
+
+    /// `PUT` of a manifest's bytes.
+    pub(super) async fn send_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
+        let reference = self.repository.at(at.clone());
+        let doing = format!("write manifest {reference}");
+        let call = self.call(Method::PUT, &format!("manifests/{at}"), &self.push, doing.clone()).await?;
+        let mut call = call.header(CONTENT_TYPE, manifest.descriptor().media_type.0.as_str());
+        call.body = Payload::Bytes(manifest.bytes().clone());
+        let response = self.registry.call(call).await?;
+        match digest(response.headers()) {
+            Some(stored) if stored != manifest.digest() => Err(Error::new(
+                Kind::Mismatch,
+                format!("the registry stored {stored}, where {} was sent", manifest.digest()),
+            )
+            .doing(doing)),
+            _ => Ok(Pushed { lists_referrer: response.headers().contains_key("oci-subject") }),
+        }
+    }
+}
+
+fn digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(CONTENT_TYPE).map(HeaderValue::to_str)?.ok()
+}

@@ -1,0 +1,277 @@
+//! Everything that talks HTTP to a registry: the client side of the OCI distribution spec, as Docker
+//! Hub, ACR and the others really answer it.
+//!
+//! - `transport`: one registry's requests: addresses, redirects, limits, counting
+//! - `auth`, `challenge`, `azure`: tokens and whom they are believed
+//! - `address`: where answers may lead us
+//! - `limits`, `answer`: concurrency, quotas, errors
+//! - `blob`, `upload`, `manifest`, `lists`: the operations
+//!
+//! [`Repo`] is one repository as a [`Source`] and [`Destination`].
+
+mod address;
+mod answer;
+mod auth;
+pub mod azure;
+mod blob;
+mod challenge;
+mod limits;
+mod lists;
+mod manifest;
+mod transport;
+mod upload;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use tokio::sync::OnceCell;
+
+pub use self::limits::PullQuota;
+pub use self::transport::{Registry, is_loopback};
+pub use self::upload::Session;
+
+use self::address::Policy;
+use self::auth::Scope;
+use self::transport::{Call, Payload};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started};
+use crate::credentials::{Credentials, Entra};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::Manifest;
+use crate::reference::{Repository, Target};
+use crate::verify::Verified;
+
+/// How registries are talked to. The same for all registries of a run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whose credentials.
+    pub credentials: Credentials,
+    /// The Entra identity, for ACR where no other credentials are stored.
+    pub entra: Option<Arc<Entra>>,
+    /// Registries (`host` or `host:port`) that may be plain http or have unverified TLS.
+    pub insecure: Vec<String>,
+    /// Certificates (PEM) of issuers to trust besides the system's.
+    pub ca: Vec<Vec<u8>>,
+    /// Where a host is, whatever DNS says.
+    pub resolve: Arc<HashMap<String, SocketAddr>>,
+    /// Hosts of other sites that may be given credentials for a token.
+    pub realms: Vec<String>,
+    /// The size of an upload's chunks in bytes; chunked only where needed if `None`.
+    pub chunk_size: Option<u64>,
+    /// Requests at once to one registry, at most.
+    pub concurrency: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            credentials: Credentials::anonymous(),
+            entra: None,
+            insecure: Vec::new(),
+            ca: Vec::new(),
+            resolve: Arc::default(),
+            realms: Vec::new(),
+            chunk_size: None,
+            concurrency: 32,
+        }
+    }
+}
+
+impl Options {
+    fn client(&self, policy: Policy, insecure: bool, loopback: bool) -> Result<reqwest::Client> {
+        let broken =
+            |error: reqwest::Error| Error::new(Kind::Local, format!("the HTTP client cannot be set up: {error}"));
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("transload/", env!("CARGO_PKG_VERSION")))
+            // Blobs cost 20-50 % less CPU by HTTP/1.1 than by HTTP/2, and share no window with each other.
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(Duration::from_secs(15))
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(self.concurrency)
+            .dns_resolver(policy)
+            .tls_danger_accept_invalid_certs(insecure);
+        if loopback {
+            // As Go's clients: what is on this machine is never asked through HTTP_PROXY.
+            builder = builder.no_proxy();
+        }
+        let mut own = Vec::new();
+        for pem in &self.ca {
+            own.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(broken)?);
+        }
+        builder = if has_system_roots() {
+            builder.tls_certs_merge(own)
+        } else {
+            // An image without a CA store ("from scratch"): Mozilla's roots are built in.
+            let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
+            let mozilla = roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
+            builder.tls_certs_only(own.into_iter().chain(mozilla))
+        };
+        builder.build().map_err(broken)
+    }
+}
+
+/// All registries of a run. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Registries {
+    options: Arc<Options>,
+    known: Arc<Mutex<BTreeMap<String, Arc<Registry>>>>,
+}
+
+impl Registries {
+    /// No registry is asked before it's used.
+    pub fn new(options: Options) -> Self {
+        Self { options: Arc::new(options), known: Arc::default() }
+    }
+
+    /// A repository, for reading and writing.
+    pub fn repository(&self, repository: &Repository) -> Result<Repo> {
+        Ok(Repo {
+            pull: Scope::pull(repository),
+            push: Scope::push(repository),
+            registry: self.registry(&repository.registry)?,
+            repository: Arc::new(repository.clone()),
+            new: Arc::default(),
+        })
+    }
+
+    /// The registry by its name.
+    pub fn registry(&self, name: &str) -> Result<Arc<Registry>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = known.get(name) {
+            return Ok(registry.clone());
+        }
+        let registry = Arc::new(Registry::new(name, self.options.clone())?);
+        known.insert(name.to_owned(), registry.clone());
+        Ok(registry)
+    }
+
+    /// Those that were used, by name.
+    pub fn known(&self) -> Vec<(String, Arc<Registry>)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().map(|(name, registry)| (name.clone(), registry.clone())).collect()
+    }
+
+    /// Deletes all upload sessions that are still open, within a few seconds: after an interrupt.
+    pub async fn abandon(&self) {
+        let all = self.known().into_iter().map(|(_, registry)| async move { registry.abandon_all().await });
+        let _ = tokio::time::timeout(Duration::from_secs(5), futures_util::future::join_all(all)).await;
+    }
+}
+
+/// One repository of a registry.
+#[derive(Clone, Debug)]
+pub struct Repo {
+    registry: Arc<Registry>,
+    repository: Arc<Repository>,
+    pull: Scope,
+    push: Scope,
+    /// Known not to exist, or to exist.
+    new: Arc<OnceCell<bool>>,
+}
+
+impl Repo {
+    /// The registry that it's in.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Asks the registry's base (`/v2/`), with credentials where it wants them.
+    ///
+    /// # Errors
+    /// [`Kind::Unauthorized`] if the credentials aren't taken.
+    pub async fn ping(&self) -> Result<()> {
+        let call = self.call(Method::GET, "/v2/", &self.pull, "reach the registry").await?;
+        self.registry.call(call).await.map(drop)
+    }
+
+    /// A call to `path` below this repository, or to an absolute one that begins with `/v2/`.
+    async fn call<'a>(
+        &self,
+        method: Method,
+        path: &str,
+        scope: &'a Scope,
+        doing: impl Into<String>,
+    ) -> Result<Call<'a>> {
+        let absolute =
+            if path.starts_with("/v2/") { path.to_owned() } else { format!("/v2/{}/{path}", self.repository.name) };
+        let url = self.registry.url(&absolute).await?;
+        Ok(Call { method, url, scope, headers: http::HeaderMap::new(), body: Payload::Empty, doing: doing.into() })
+    }
+}
+
+impl Source for Repo {
+    async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
+        self.head_manifest(target, &self.pull).await
+    }
+
+    async fn manifest(&self, target: &Target) -> Result<Manifest> {
+        self.get_manifest(target, &self.pull).await
+    }
+
+    async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
+        self.get_blob(blob, from).await
+    }
+
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        Ok(self.list_referrers(subject, &self.pull).await?.listed)
+    }
+
+    async fn tags(&self, after: Option<&str>) -> Result<Vec<String>> {
+        self.list_tags(after).await
+    }
+}
+
+impl Destination for Repo {
+    type Session = Session;
+
+    fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    async fn is_new(&self) -> bool {
+        *self.new.get_or_init(|| self.probe_new()).await
+    }
+
+    async fn find(&self, target: &Target) -> Result<Option<Descriptor>> {
+        self.head_manifest(target, &self.push).await
+    }
+
+    async fn contains(&self, blob: &Descriptor) -> Result<bool> {
+        self.head_blob(blob).await
+    }
+
+    async fn start(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Session>> {
+        self.start_upload(blob, from).await
+    }
+
+    async fn upload<S: Source>(&self, session: Session, feed: &Feed<S>, body: Verified) -> Result<()> {
+        self.send_blob(session, feed, body).await
+    }
+
+    async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
+        self.send_manifest(manifest, at).await
+    }
+
+    async fn listed_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        Ok(self.list_referrers(subject, &self.push).await?.listed)
+    }
+}
+
+/// The places where Linux distributions keep their certificates, as Go's crypto/x509 lists them.
+fn has_system_roots() -> bool {
+    const FILES: [&str; 6] = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/pki/tls/cacert.pem",
+        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+        "/etc/ssl/cert.pem",
+    ];
+    !cfg!(target_os = "linux") || FILES.iter().any(|file| std::path::Path::new(file).exists())
+}

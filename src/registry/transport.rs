@@ -1,0 +1,352 @@
+//! Requests to one registry: addresses, credentials, redirects, limits, counting.
+//!
+//! Redirects are followed here and not by the HTTP library, since `Authorization` must go to the
+//! registry's own origin only, and not every address may be followed (see [`super::address`]).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION};
+use http::{HeaderMap, Method, StatusCode};
+use http_body_util::BodyExt as _;
+use reqwest::{Request, Url};
+use tokio::sync::OnceCell;
+
+use super::Options;
+use super::address::{Policy, origin, same_origin};
+use super::answer;
+use super::auth::{Auth, Scope};
+use super::challenge::Challenge;
+use super::limits::{Limiter, PullQuota, retry_after};
+use crate::error::{Error, Kind, Result};
+use crate::reference::{DOCKER_HUB, split_port};
+use crate::retry::Budget;
+
+/// A response whose body hasn't been read.
+pub(super) type Response = http::Response<reqwest::Body>;
+
+/// One registry: everything that is shared by all who talk to it in this run.
+#[derive(Debug)]
+pub struct Registry {
+    /// As users name it: `docker.io`.
+    pub(super) name: String,
+    /// Where it's asked: `https://registry-1.docker.io`.
+    base: OnceCell<Url>,
+    first_base: Url,
+    /// Unverified TLS and plain http were allowed for it.
+    insecure: bool,
+    pub(super) options: Arc<Options>,
+    http: OnceCell<reqwest::Client>,
+    policy: OnceCell<Policy>,
+    auth: Auth,
+    limiter: Arc<Limiter>,
+    /// Learned: large single requests are refused here.
+    pub(super) wants_chunks: AtomicBool,
+    pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
+    pub(super) next_session: AtomicU64,
+    requests: AtomicU64,
+    quota: Mutex<Option<PullQuota>>,
+}
+
+/// One request to be made.
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) scope: &'a Scope,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Payload,
+    /// What to say when it fails, as in "cannot {doing}".
+    pub(super) doing: String,
+}
+
+/// A request's body.
+pub(super) enum Payload {
+    Empty,
+    /// Can be sent again.
+    Bytes(Bytes),
+    /// Can be sent once.
+    Stream(reqwest::Body, u64),
+}
+
+impl Call<'_> {
+    pub(super) fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
+        if let Ok(value) = value.try_into() {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+}
+
+impl Registry {
+    pub(super) fn new(name: &str, options: Arc<Options>) -> Result<Self> {
+        let host = if name == DOCKER_HUB { "registry-1.docker.io" } else { name };
+        let insecure = options.insecure.iter().any(|allowed| allowed == name || allowed == split_port(name).0);
+        let scheme = if is_loopback(split_port(name).0) && !insecure { "http" } else { "https" };
+        let first_base = Url::parse(&format!("{scheme}://{host}"))
+            .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;
+        Ok(Self {
+            name: name.to_owned(),
+            base: OnceCell::new(),
+            first_base,
+            insecure,
+            http: OnceCell::new(),
+            policy: OnceCell::new(),
+            auth: Auth::new(),
+            limiter: Limiter::new(options.concurrency),
+            wants_chunks: AtomicBool::new(super::azure::is_acr(name)),
+            sessions: Mutex::default(),
+            next_session: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            quota: Mutex::new(None),
+            options,
+        })
+    }
+
+    /// Requests made so far, each redirect and token request counted.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The pull quota that the registry (Docker Hub) last told.
+    pub fn quota(&self) -> Option<PullQuota> {
+        self.quota.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The URL of `path` (which begins with `/v2/`) at this registry.
+    pub(super) async fn url(&self, path: &str) -> Result<Url> {
+        let base = self.base().await?;
+        base.join(path).map_err(|error| Error::new(Kind::Invalid, format!("{path:?} is no path: {error}")))
+    }
+
+    pub(super) async fn base(&self) -> Result<&Url> {
+        self.base.get_or_try_init(|| self.find_base()).await
+    }
+
+    /// A registry that the user called insecure is asked by https first, as Docker does.
+    async fn find_base(&self) -> Result<Url> {
+        if !self.insecure {
+            return Ok(self.first_base.clone());
+        }
+        let mut plain = self.first_base.clone();
+        let _ = plain.set_scheme("http");
+        let probe = self.http().await?.get(self.first_base.join("/v2/").unwrap_or_else(|_| self.first_base.clone()));
+        match tokio::time::timeout(PROBE_TIMEOUT, probe.send()).await {
+            Ok(Ok(_)) => Ok(self.first_base.clone()),
+            _ => Ok(plain),
+        }
+    }
+
+    /// Makes the call, trying again within a budget of its own.
+    ///
+    /// # Errors
+    /// What [`answer::error`] makes of statuses other than 2xx.
+    pub(super) async fn call(&self, call: Call<'_>) -> Result<Response> {
+        let budget = Budget::new(5, Duration::from_secs(5 * 60));
+        let Call { method, url, scope, headers, body, doing } = call;
+        let Payload::Stream(..) = body else {
+            loop {
+                let body = match &body {
+                    Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
+                    _ => Payload::Empty,
+                };
+                let call = Call {
+                    method: method.clone(),
+                    url: url.clone(),
+                    scope,
+                    headers: headers.clone(),
+                    body,
+                    doing: doing.clone(),
+                };
+                match self.call_once(call).await {
+                    Ok(response) => return Ok(response),
+                    Err(error) => budget.retry(error).await?,
+                }
+            }
+        };
+        self.call_once(Call { method, url, scope, headers, body, doing }).await
+    }
+
+    /// Makes the call once: signs it, answers one challenge, follows redirects.
+    pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
+        let doing = std::mem::take(&mut call.doing);
+        let scope = call.scope;
+        let sent = self.signed(call).await;
+        let response = sent.map_err(|error| error.doing(doing.clone()))?;
+        if response.status().is_success() {
+            self.limiter.went_well();
+            return Ok(response);
+        }
+        let error = answer::error(response, &self.name, scope, self.auth.username().as_deref()).await;
+        Err(error.doing(doing))
+    }
+
+    async fn signed(&self, call: Call<'_>) -> Result<Response> {
+        let Call { method, url, scope, headers, mut body, .. } = call;
+        let base = self.base().await?.clone();
+        // A session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
+        let ours = same_origin(&base, &url);
+        if !ours {
+            self.policy().await?.check(&base, &url)?;
+        }
+        for attempt in 0..2 {
+            let signature = if ours { self.auth.authorization(self, scope).await? } else { None };
+            let mut signed = headers.clone();
+            if let Some(value) = &signature {
+                signed.insert(AUTHORIZATION, value.clone());
+            }
+            let streamed = matches!(body, Payload::Stream(..));
+            let once = match &body {
+                Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
+                _ => std::mem::replace(&mut body, Payload::Empty),
+            };
+            let response = self.followed(method.clone(), url.clone(), signed, once).await?;
+            if response.status() != StatusCode::UNAUTHORIZED || !ours {
+                return Ok(response);
+            }
+            let challenge = Challenge::from_headers(response.headers());
+            let again = self.auth.challenged(challenge, scope, signature.as_ref());
+            if streamed && again {
+                // The stream is spent; whoever feeds it asks the session where to go on.
+                return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
+                    .transient(Some(Duration::ZERO)));
+            }
+            if attempt == 1 || !again {
+                return Ok(response);
+            }
+        }
+        Err(Error::new(Kind::Unauthorized, "the registry keeps asking for credentials"))
+    }
+
+    /// Sends, and follows what GET and HEAD are redirected to.
+    async fn followed(
+        &self,
+        method: Method,
+        mut url: Url,
+        mut headers: HeaderMap,
+        mut body: Payload,
+    ) -> Result<Response> {
+        let follow = method == Method::GET || method == Method::HEAD;
+        for _ in 0..=MAX_REDIRECTS {
+            let permit = self.limiter.acquire().await;
+            let payload = std::mem::replace(&mut body, Payload::Empty);
+            let response = self.raw(method.clone(), url.clone(), headers.clone(), payload).await?;
+            drop(permit);
+            let Some(location) =
+                response.headers().get(LOCATION).filter(|_| follow && response.status().is_redirection())
+            else {
+                return Ok(response);
+            };
+            let next = location
+                .to_str()
+                .ok()
+                .and_then(|location| url.join(location).ok())
+                .ok_or_else(|| Error::new(Kind::Registry, "it redirects to what isn't a URL"))?;
+            self.policy().await?.check(&url, &next)?;
+            if !same_origin(&url, &next) {
+                headers.remove(AUTHORIZATION);
+            }
+            tracing::debug!("redirected to {}", origin(&next));
+            url = next;
+        }
+        Err(Error::new(Kind::Registry, format!("it redirects more than {MAX_REDIRECTS} times")))
+    }
+
+    /// One HTTP exchange, up to the response's head; counts it and learns limits from it.
+    ///
+    /// A streamed body's progress is watched by its owner: here only the others' waits are bounded.
+    pub(super) async fn raw(&self, method: Method, url: Url, headers: HeaderMap, body: Payload) -> Result<Response> {
+        let shown = format!("{method} {}{}", origin(&url), url.path());
+        let mut request = Request::new(method.clone(), url);
+        *request.headers_mut() = headers;
+        let streamed = matches!(body, Payload::Stream(..));
+        let empty = matches!(method, Method::POST | Method::PUT | Method::PATCH);
+        match body {
+            Payload::Empty if empty => {
+                request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            Payload::Empty => {}
+            Payload::Bytes(bytes) => *request.body_mut() = Some(bytes.into()),
+            Payload::Stream(body, length) => {
+                // ACR refuses chunked transfer coding (CONTENT_LENGTH_INVALID; harbor#23016).
+                request.headers_mut().insert(CONTENT_LENGTH, length.into());
+                *request.body_mut() = Some(body);
+            }
+        }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let sending = self.http().await?.execute(request);
+        let sent = if streamed {
+            sending.await
+        } else {
+            let late =
+                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, HEAD_TIMEOUT.as_secs()));
+            tokio::time::timeout(HEAD_TIMEOUT, sending).await.map_err(|_| late())?
+        };
+        let response: Response = sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
+        tracing::debug!("{shown}: {}", response.status().as_u16());
+        self.learn(&response);
+        Ok(response)
+    }
+
+    fn learn(&self, response: &Response) {
+        if let Some(quota) = PullQuota::from_headers(response.headers()) {
+            *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = Some(quota);
+        }
+        if matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            self.limiter.pushed_back(retry_after(response.headers()));
+        }
+    }
+
+    pub(super) async fn policy(&self) -> Result<&Policy> {
+        self.http().await?;
+        self.policy.get().ok_or_else(|| Error::new(Kind::Local, "the client has no address policy"))
+    }
+
+    async fn http(&self) -> Result<&reqwest::Client> {
+        self.http
+            .get_or_try_init(|| async {
+                let policy = Policy::new(&self.first_base, self.options.resolve.clone(), false);
+                let policy = self.policy.get_or_init(|| async { policy }).await.clone();
+                self.options.client(policy, self.insecure, is_loopback(split_port(&self.name).0))
+            })
+            .await
+    }
+}
+
+/// Reads a small body to its end.
+///
+/// # Errors
+/// [`Kind::Invalid`] for more than `most` bytes: the size is never taken on trust.
+pub(super) async fn read_small(response: Response, most: u64) -> Result<Bytes> {
+    let mut body = response.into_body();
+    let mut bytes = BytesMut::new();
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| answer::transport_error(error, "the registry"))?;
+            if let Ok(data) = frame.into_data() {
+                if (bytes.len() + data.len()) as u64 > most {
+                    return Err(Error::new(Kind::Invalid, format!("the answer has more than {most} bytes")));
+                }
+                bytes.extend_from_slice(&data);
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(HEAD_TIMEOUT, reading)
+        .await
+        .map_err(|_| Error::new(Kind::Timeout, format!("the answer did not end in {} s", HEAD_TIMEOUT.as_secs())))??;
+    Ok(bytes.freeze())
+}
+
+/// Whether a host as written is this machine: plain http needs no flag there, as in Docker.
+pub fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// How long a registry may take to begin its answer, or to end a small one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_REDIRECTS: u32 = 5;

@@ -1,0 +1,454 @@
+//! Upload sessions: one streamed PUT where the registry takes it, else ranged chunks; and how to go
+//! on after a fault.
+//!
+//! A chunk is no buffer: its body is a slice of the one stream that the source sends. After a fault
+//! the registry is asked what it has (`GET` of the session), and the source is opened there. A
+//! session that is gone (ACR loses them: azure-sdk-for-net#35322, Azure/acr#866) is replaced by a new
+//! one. Bytes are never replayed blindly.
+
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream as _, future};
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE};
+use http::{HeaderValue, Method};
+use http_body::{Frame, SizeHint};
+use reqwest::Url;
+use tokio::time::Instant;
+
+use super::Repo;
+use super::address::same_origin;
+use super::transport::{Call, Payload, Registry, Response};
+use crate::content::{Feed, Source, Started};
+use crate::descriptor::Descriptor;
+use crate::error::{Error, Kind, Result, Side};
+use crate::verify::Verified;
+
+/// An upload that a registry began.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    /// The newest Location.
+    url: Url,
+    /// How many bytes the registry has.
+    at: u64,
+    /// `OCI-Chunk-Min-Length`, in bytes.
+    least: u64,
+}
+
+impl Repo {
+    /// The session that a 202 describes.
+    pub(super) async fn session(&self, response: &Response) -> Result<Session> {
+        let base = self.registry.base().await?;
+        let url = location(response.headers(), base)?;
+        let least = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
+        let id = self.registry.next_session.fetch_add(1, Ordering::Relaxed);
+        self.registry.remember(id, &url, self);
+        Ok(Session { id, url, at: 0, least: least.unwrap_or(0) })
+    }
+
+    /// Sends a blob, resuming and restarting within the feed's budget.
+    pub(super) async fn send_blob<S: Source>(
+        &self,
+        mut session: Session,
+        feed: &Feed<S>,
+        body: Verified,
+    ) -> Result<()> {
+        let mut body = body;
+        loop {
+            let slot = Slot::default();
+            slot.put(body);
+            let Err(error) = self.send_rest(&mut session, feed.blob(), &slot).await else {
+                self.registry.forget(session.id);
+                return Ok(());
+            };
+            // The source failed, and has spent its part of the budget already.
+            let error = slot.take_error().unwrap_or(error);
+            if error.side() == Some(Side::Source) {
+                self.cancel(&session).await;
+                return Err(error);
+            }
+            drop(slot);
+            match self.recover(session, feed, error).await? {
+                Some(recovered) => (session, body) = recovered,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends what the session hasn't yet, to the end.
+    async fn send_rest(&self, session: &mut Session, blob: &Descriptor, slot: &Slot) -> Result<()> {
+        let doing = format!("write blob {} to {}", blob.digest, self.repository);
+        loop {
+            let left = blob.size - session.at;
+            let chunk = self.chunk_size().map(|size| size.max(session.least));
+            // A blob of one chunk is sent whole with the PUT that ends it: ACR refuses only large ones.
+            let whole = chunk.is_none_or(|size| session.at == 0 && left <= size);
+            let (method, length) = match chunk {
+                _ if whole => (Method::PUT, left),
+                _ if left == 0 => (Method::PUT, 0),
+                Some(size) => (Method::PATCH, left.min(size)),
+                None => (Method::PUT, left),
+            };
+            let last = method == Method::PUT;
+            let mut url = session.url.clone();
+            if last {
+                // Behind whatever query the Location has: it is the registry's state.
+                url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
+            }
+            let mut headers = HeaderMap::new();
+            if length > 0 {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+                if !last || session.at > 0 {
+                    // Without a unit, unlike HTTP's own: ACR refuses "bytes 0-9/*" (dotnet/sdk-container-builds#258).
+                    let range = format!("{}-{}", session.at, session.at + length - 1);
+                    headers.extend(HeaderValue::try_from(range).ok().map(|value| (CONTENT_RANGE, value)));
+                }
+            }
+            let body = if length == 0 {
+                Payload::Empty
+            } else {
+                Payload::Stream(reqwest::Body::wrap(Piece::new(slot, length)?), length)
+            };
+            let call = Call { method, url, scope: &self.push, headers, body, doing: doing.clone() };
+            let response = watched(slot, &self.registry.name, self.registry.call_once(call)).await?;
+            session.at += length;
+            if last {
+                return Ok(());
+            }
+            session.url = location(response.headers(), &session.url).unwrap_or_else(|_| session.url.clone());
+            self.registry.remember(session.id, &session.url, self);
+            if let Some(has) = end_of_range(response.headers()).filter(|has| *has != session.at) {
+                let what = format!("the registry took {has} bytes, where {} were sent", session.at);
+                session.at = has;
+                return Err(Error::new(Kind::Registry, what).transient(None).doing(doing));
+            }
+        }
+    }
+
+    /// Finds where to go on after `error`, in this session or a new one. `None` if the blob turns
+    /// out to be stored: the answer alone was lost.
+    async fn recover<S: Source>(
+        &self,
+        mut session: Session,
+        feed: &Feed<S>,
+        error: Error,
+    ) -> Result<Option<(Session, Verified)>> {
+        let chunked = self.chunk_size().is_some();
+        let mut lost = matches!(error.kind(), Kind::SessionLost | Kind::TooLarge);
+        let mut error = match error.kind() {
+            Kind::SessionLost => error.transient(None),
+            Kind::TooLarge if !chunked => error.transient(Some(Duration::ZERO)),
+            _ => error,
+        };
+        if error.is_transient()
+            && matches!(error.kind(), Kind::TooLarge | Kind::Network)
+            && feed.blob().size > DEFAULT_CHUNK
+        {
+            // 413, or hung up in the middle of one large body: smaller ones from here on.
+            self.registry.wants_chunks.store(true, Ordering::Relaxed);
+        }
+        loop {
+            if let Err(error) = feed.budget().retry(error).await {
+                self.cancel(&session).await;
+                return Err(error);
+            }
+            if !lost {
+                match self.state(&mut session).await {
+                    Ok(()) if session.at > 0 && session.at <= feed.blob().size => {
+                        tracing::info!("blob {}: going on at byte {}", feed.blob().digest, session.at);
+                        return Ok(Some((session.clone_state(), feed.open(session.at).await?)));
+                    }
+                    Err(fault) if fault.is_transient() => {
+                        error = fault;
+                        continue;
+                    }
+                    // `Range: 0-0` may mean no byte or one: begin anew rather than guess.
+                    Ok(()) | Err(_) => lost = true,
+                }
+            }
+            match self.head_blob(feed.blob()).await {
+                Ok(true) => {
+                    self.registry.forget(session.id);
+                    return Ok(None);
+                }
+                Ok(false) | Err(_) => self.cancel(&session).await,
+            }
+            tracing::info!("blob {}: beginning again in a new upload session", feed.blob().digest);
+            match self.start_upload(feed.blob(), None).await {
+                Ok(Started::Mounted) => return Ok(None),
+                Ok(Started::Session(new)) => return Ok(Some((new, feed.open(0).await?))),
+                Err(fault) => error = fault,
+            }
+        }
+    }
+
+    /// Asks the session how many bytes it has (distribution spec, "Pushing a blob in chunks").
+    async fn state(&self, session: &mut Session) -> Result<()> {
+        let doing = "ask the upload session's state".to_owned();
+        let call = Call {
+            method: Method::GET,
+            url: session.url.clone(),
+            scope: &self.push,
+            headers: HeaderMap::new(),
+            body: Payload::Empty,
+            doing,
+        };
+        let response = self.registry.call_once(call).await?;
+        session.at = end_of_range(response.headers()).filter(|end| *end > 1).unwrap_or(0);
+        if let Ok(url) = location(response.headers(), &session.url) {
+            session.url = url;
+            self.registry.remember(session.id, &session.url, self);
+        }
+        Ok(())
+    }
+
+    /// Deletes the session, if the registry still knows it. Its failure says nothing.
+    async fn cancel(&self, session: &Session) {
+        self.registry.abandon(session.id).await;
+    }
+
+    /// The size of chunks, if this registry needs or the user wants any.
+    fn chunk_size(&self) -> Option<u64> {
+        match self.registry.options.chunk_size {
+            Some(size) => Some(size),
+            None => self.registry.wants_chunks.load(Ordering::Relaxed).then_some(DEFAULT_CHUNK),
+        }
+    }
+}
+
+impl Session {
+    fn clone_state(&self) -> Self {
+        Self { id: self.id, url: self.url.clone(), at: self.at, least: self.least }
+    }
+}
+
+impl Registry {
+    fn remember(&self, id: u64, url: &Url, repo: &Repo) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.insert(id, (url.clone(), repo.push.clone()));
+    }
+
+    fn forget(&self, id: u64) {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    async fn abandon(&self, id: u64) {
+        let session = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some((url, scope)) = session {
+            let doing = "delete an upload session".to_owned();
+            let call = Call {
+                method: Method::DELETE,
+                url,
+                scope: &scope,
+                headers: HeaderMap::new(),
+                body: Payload::Empty,
+                doing,
+            };
+            if let Err(error) = tokio::time::timeout(Duration::from_secs(5), self.call_once(call))
+                .await
+                .unwrap_or_else(|_| Err(Error::new(Kind::Timeout, "no answer")))
+            {
+                tracing::debug!("{error}");
+            }
+        }
+    }
+
+    pub(super) async fn abandon_all(&self) {
+        let open: Vec<u64> = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        future::join_all(open.into_iter().map(|id| self.abandon(id))).await;
+    }
+}
+
+/// The session's URL from `Location`, which may be relative (ACR's is, with a query).
+fn location(headers: &HeaderMap, base: &Url) -> Result<Url> {
+    let wrong = || Error::new(Kind::Registry, "the registry began an upload without a Location to send it to");
+    let text = headers.get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
+    let mut url = base.join(text).map_err(|_| wrong())?;
+    // A registry behind a proxy that ends TLS often calls itself http: its host by https is what is meant.
+    if base.scheme() == "https" && url.scheme() == "http" && url.host_str() == base.host_str() && url.port().is_none() {
+        let _ = url.set_scheme("https");
+        let _ = url.set_port(base.port());
+    }
+    if !same_origin(&url, base) {
+        tracing::debug!("the upload goes to another host, without credentials");
+    }
+    Ok(url)
+}
+
+/// How many bytes there are by `Range: 0-9` (inclusive; some write `bytes=0-9`).
+fn end_of_range(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get(RANGE)?.to_str().ok()?;
+    let end: u64 = text.trim_start_matches("bytes=").split_once('-')?.1.trim().parse().ok()?;
+    Some(end + 1)
+}
+
+/// Runs `sending`, and stops it where nothing has moved for too long.
+async fn watched<T>(slot: &Slot, registry: &str, sending: impl Future<Output = Result<T>>) -> Result<T> {
+    let stalled = async {
+        let mut last = (slot.moved(), Instant::now());
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let (moved, waiting) = (slot.moved(), slot.waits_for_source());
+            if moved != last.0 || waiting {
+                last = (moved, Instant::now());
+            }
+            let patience = if slot.is_sent() { COMMIT_TIMEOUT } else { SEND_TIMEOUT };
+            if last.1.elapsed() > patience {
+                return Error::new(
+                    Kind::Timeout,
+                    format!("{registry} took nothing and said nothing for {} s", patience.as_secs()),
+                );
+            }
+        }
+    };
+    match future::select(std::pin::pin!(sending), std::pin::pin!(stalled)).await {
+        future::Either::Left((result, _)) => result,
+        future::Either::Right((error, _)) => Err(error.on(Side::Destination)),
+    }
+}
+
+/// Where the stream rests between two requests, and where a request's body leaves word.
+#[derive(Clone, Default)]
+struct Slot(Arc<Mutex<Resting>>);
+
+#[derive(Default)]
+struct Resting {
+    stream: Option<Verified>,
+    error: Option<Error>,
+    moved: u64,
+    waits: bool,
+    sent: bool,
+}
+
+impl Slot {
+    fn put(&self, stream: Verified) {
+        self.lock().stream = Some(stream);
+    }
+
+    fn take_error(&self) -> Option<Error> {
+        self.lock().error.take()
+    }
+
+    fn moved(&self) -> u64 {
+        self.lock().moved
+    }
+
+    fn waits_for_source(&self) -> bool {
+        self.lock().waits
+    }
+
+    fn is_sent(&self) -> bool {
+        self.lock().sent
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Resting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The next bytes of a stream as a request's body of known length.
+///
+/// Its stream goes back into the slot with its last byte, as a body that has yielded its whole
+/// Content-Length isn't polled again.
+struct Piece {
+    slot: Slot,
+    /// In a mutex for `Sync`, which reqwest asks of bodies; never contended.
+    stream: Mutex<Option<Verified>>,
+    left: u64,
+}
+
+impl Piece {
+    fn new(slot: &Slot, length: u64) -> Result<Self> {
+        let mut resting = slot.lock();
+        let stream =
+            resting.stream.take().ok_or_else(|| Error::new(Kind::Network, "the stream of the blob is lost"))?;
+        resting.sent = false;
+        drop(resting);
+        Ok(Self { slot: slot.clone(), stream: Mutex::new(Some(stream)), left: length })
+    }
+}
+
+impl http_body::Body for Piece {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        let held = this.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = held.as_mut().filter(|_| this.left > 0) else { return Poll::Ready(None) };
+        let polled = Pin::new(&mut *stream).poll_next(cx);
+        this.slot.lock().waits = polled.is_pending();
+        match ready!(polled) {
+            Some(Ok(mut bytes)) => {
+                if bytes.len() as u64 > this.left {
+                    stream.unread(bytes.split_off(usize::try_from(this.left).unwrap_or(usize::MAX)));
+                }
+                this.left -= bytes.len() as u64;
+                let mut resting = this.slot.lock();
+                resting.moved += bytes.len() as u64;
+                if this.left == 0 {
+                    resting.sent = true;
+                    resting.stream = held.take();
+                }
+                drop(resting);
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Some(Err(error)) => {
+                this.slot.lock().error = Some(error.duplicate());
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                Poll::Ready(Some(Err(Error::new(Kind::Mismatch, "the blob ended before its size").on(Side::Source))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// 16 MiB: ACR refuses single bodies from some 20 MB on, and counts each chunk as a write.
+const DEFAULT_CHUNK: u64 = 16 << 20;
+/// How long a registry may take nothing of a body.
+const SEND_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long it may take to answer when it has all: it hashes and stores the blob meanwhile.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: http::HeaderName, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn locations_are_relative_absolute_or_wrongly_plain() {
+        let base = Url::parse("https://r.azurecr.io/v2/").expect("a URL");
+        let at = |text| location(&headers(LOCATION, text), &base).map(|url| url.to_string()).ok();
+        assert_eq!(
+            at("/v2/a/blobs/uploads/1?_nouploadcache=false&_state=x"),
+            Some("https://r.azurecr.io/v2/a/blobs/uploads/1?_nouploadcache=false&_state=x".into())
+        );
+        assert_eq!(at("http://r.azurecr.io/v2/x"), Some("https://r.azurecr.io/v2/x".into()));
+        assert_eq!(at("http://other.io/v2/x"), Some("http://other.io/v2/x".into()), "refused later, by the policy");
+        assert_eq!(location(&HeaderMap::new(), &base).err().map(|e| e.kind()), Some(Kind::Registry));
+    }
+
+    #[test]
+    fn ranges_are_inclusive() {
+        assert_eq!(end_of_range(&headers(RANGE, "0-9")), Some(10));
+        assert_eq!(end_of_range(&headers(RANGE, "bytes=0-9")), Some(10));
+        assert_eq!(end_of_range(&headers(RANGE, "x")), None);
+    }
+}

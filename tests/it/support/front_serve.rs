@@ -1,0 +1,360 @@
+//! The front's way with a request: fault, persona, registry, fault.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::{request, response};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use transload::demo::persona::{BodyRule, Broken, Forward, Persona, Verdict};
+
+use super::Fault;
+use super::front::{Entry, Seen, Shared};
+use super::front_body::{Cut, FrontBody, Plan, pass};
+use super::wire::{Control, Wire};
+
+/// One port of a front.
+pub struct Listen {
+    pub listener: TcpListener,
+    pub acceptor: Option<Arc<ServerConfig>>,
+    pub side: bool,
+}
+
+/// Accepts connections for ever.
+pub async fn serve(listen: Listen, shared: Arc<Shared>) {
+    let listener = tokio::net::TcpListener::from_std(listen.listener).expect("a listener");
+    let acceptor = listen.acceptor.map(TlsAcceptor::from);
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((tcp, _)) = listener.accept().await else {
+            continue;
+        };
+        while connections.try_join_next().is_some() {}
+        let (wire, control) = Wire::new(tcp);
+        let connection = Connection {
+            number: shared.connections.fetch_add(1, Ordering::Relaxed),
+            side: listen.side,
+            secure: acceptor.is_some(),
+            shared: Arc::clone(&shared),
+            control,
+        };
+        let acceptor = acceptor.clone();
+        connections.spawn(async move {
+            match acceptor {
+                None => connection.run(wire).await,
+                Some(acceptor) => {
+                    if let Ok(stream) = acceptor.accept(wire).await {
+                        connection.run(stream).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+struct Connection {
+    number: u64,
+    side: bool,
+    secure: bool,
+    shared: Arc<Shared>,
+    control: Arc<Control>,
+}
+
+impl Connection {
+    async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let this = Arc::new(self);
+        let service = service_fn(move |request| {
+            let this = Arc::clone(&this);
+            // A task of its own: hyper drops a request's future when the client goes away, but a
+            // registry ends what it began.
+            let task =
+                tokio::runtime::Handle::current().spawn(async move { this.turn(request).await });
+            async move { task.await.unwrap_or(Err(Cut)) }
+        });
+        let builder = auto::Builder::new(TokioExecutor::new());
+        // Fails whenever a fault cuts the connection.
+        drop(
+            builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await,
+        );
+    }
+
+    async fn turn(&self, request: Request<Incoming>) -> Result<Response<FrontBody>, Cut> {
+        let (head, body) = request.into_parts();
+        let entry = self.shared.enter(Seen::new(self.number, self.side, &head));
+        if let Some(answer) = self.fault_before(&entry).await? {
+            entry.answered(answer.status().as_u16());
+            return Ok(answer);
+        }
+        let method = head.method.clone();
+        let answer = self.answer(&entry, head, body).await?;
+        if entry.fault == Some(Fault::LoseResponse) {
+            return Err(Cut);
+        }
+        let (mut head, body) = answer.into_parts();
+        self.spoil_head(&entry, &mut head);
+        entry.answered(head.status.as_u16());
+        let bodiless = method == Method::HEAD || head.status == 204 || head.status == 304;
+        let body = if bodiless {
+            empty()
+        } else {
+            let length = body.size_hint().exact().or_else(|| length(&head.headers));
+            let plan = Plan::of_answer(entry.fault.as_ref(), length);
+            if let Some(length) = length {
+                let length = plan.end.unwrap_or(length) + plan.append;
+                head.headers
+                    .insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+            pass(
+                body,
+                plan,
+                Arc::clone(&self.control),
+                Arc::clone(&entry.sent),
+            )
+        };
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Faults that come before anything else.
+    async fn fault_before(&self, entry: &Entry<'_>) -> Result<Option<Response<FrontBody>>, Cut> {
+        let Some(fault) = &entry.fault else {
+            return Ok(None);
+        };
+        match fault {
+            Fault::Status {
+                code,
+                retry_after,
+                content_type,
+                body,
+            } => {
+                let mut answer = Response::new(full(Bytes::from(body.clone())));
+                *answer.status_mut() = StatusCode::from_u16(*code).expect("a status code");
+                let headers = answer.headers_mut();
+                headers.insert(
+                    "content-type",
+                    content_type.parse().expect("a header's value"),
+                );
+                if let Some(seconds) = retry_after {
+                    headers.insert("retry-after", HeaderValue::from(*seconds));
+                }
+                return Ok(Some(answer));
+            }
+            Fault::Redirect(to) => {
+                let mut answer = Response::new(empty());
+                *answer.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+                answer
+                    .headers_mut()
+                    .insert("location", to.parse().expect("a header's value"));
+                return Ok(Some(answer));
+            }
+            Fault::ExpireTokens => self.shared.persona.revoke(),
+            Fault::Delay(time) => tokio::time::sleep(*time).await,
+            Fault::Stall => std::future::pending().await,
+            Fault::ResetRequestAfter(0) => {
+                self.control.reset_on_close();
+                return Err(Cut);
+            }
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    async fn answer(
+        &self,
+        entry: &Entry<'_>,
+        head: request::Parts,
+        body: Incoming,
+    ) -> Result<Response<FrontBody>, Cut> {
+        let persona = &self.shared.persona;
+        let plan = Plan::of_request(entry.fault.as_ref());
+        let count = |control| move |body| pass(body, plan, control, Arc::clone(&entry.received));
+        // Requests of one session wait for each other, so that none sees a state in between.
+        let session = self.shared.upload(head.uri.path());
+        let ordered = matches!(persona, Persona::Acr(_)) && head.uri.path().contains("/uploads/");
+        let _turn = if ordered {
+            Some(session.lock().await)
+        } else {
+            None
+        };
+        if persona.wants_form(&head) {
+            let body = count(Control::idle())(body);
+            let form = collect(body, u64::MAX).await.map_err(|_| self.cut(entry))?;
+            return match persona.answer(&head, &form) {
+                Verdict::Respond(answer) => Ok(answer.map(full_of)),
+                Verdict::Forward(forward) => self.forward(forward.head, |_| full(form)).await,
+            };
+        }
+        let mut forward = match persona.answer(&head, &[]) {
+            Verdict::Respond(answer) => return Ok(answer.map(full_of)),
+            Verdict::Forward(forward) => forward,
+        };
+        let answer = match forward.body {
+            BodyRule::Streamed => {
+                let send = |control| count(control)(body);
+                self.forward(forward.head.clone(), send).await
+            }
+            BodyRule::Whole { limit } => match collect(count(Control::idle())(body), limit).await {
+                Ok(whole) => self.forward_whole(&mut forward, whole).await,
+                Err(Failed::TooLarge) => return Ok(persona.too_large().map(full_of)),
+                Err(Failed::Broken(part)) => {
+                    if persona.broken(&forward) == Broken::Keep {
+                        let answer = self.forward_whole(&mut forward, part).await?;
+                        drop(persona.adjust(&forward, &mut answer.into_parts().0));
+                    }
+                    return Err(self.cut(entry));
+                }
+            },
+        };
+        let (mut head, body) = answer.map_err(|_| self.cut(entry))?.into_parts();
+        let replaced = persona.adjust(&forward, &mut head);
+        if entry.fault == Some(Fault::LoseResponse) {
+            // The service is said to lose the session then too.
+            let _: Broken = persona.broken(&forward);
+        }
+        Ok(Response::from_parts(head, replaced.map_or(body, full)))
+    }
+
+    async fn forward_whole(
+        &self,
+        forward: &mut Forward,
+        body: Bytes,
+    ) -> Result<Response<FrontBody>, Cut> {
+        let mut head = forward.head.clone();
+        if head.method != Method::GET && head.method != Method::HEAD {
+            head.headers
+                .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        self.forward(head, |_| full(body)).await
+    }
+
+    /// Sends a request to the registry, on a connection of its own.
+    async fn forward(
+        &self,
+        mut head: request::Parts,
+        body: impl FnOnce(Arc<Control>) -> FrontBody,
+    ) -> Result<Response<FrontBody>, Cut> {
+        let tcp = TcpStream::connect(self.shared.upstream)
+            .await
+            .map_err(|_| Cut)?;
+        let (wire, control) = Wire::new(tcp);
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(wire));
+        let (mut sender, connection) = handshake.await.map_err(|_| Cut)?;
+        tokio::runtime::Handle::current().spawn(connection);
+        head.version = hyper::Version::HTTP_11;
+        // HTTP/2 has the host in the URI.
+        if let Some(authority) = head.uri.authority()
+            && let Ok(host) = HeaderValue::from_str(authority.as_str())
+        {
+            head.headers.entry(HOST).or_insert(host);
+        }
+        let target = head
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
+        head.uri = target.parse().map_err(|_| Cut)?;
+        strip(&mut head.headers);
+        if self.secure {
+            head.headers
+                .insert("x-forwarded-proto", HeaderValue::from_static("https"));
+        }
+        let request = Request::from_parts(head, body(control));
+        let (mut head, body) = sender
+            .send_request(request)
+            .await
+            .map_err(|_| Cut)?
+            .into_parts();
+        strip(&mut head.headers);
+        Ok(Response::from_parts(
+            head,
+            body.map_err(|_| Cut).boxed_unsync(),
+        ))
+    }
+
+    fn spoil_head(&self, entry: &Entry<'_>, head: &mut response::Parts) {
+        if let Some(Fault::Header(name, value)) = &entry.fault {
+            let name = HeaderName::from_static(name);
+            match value {
+                Some(value) => {
+                    head.headers
+                        .insert(name, value.parse().expect("a header's value"));
+                }
+                None => {
+                    head.headers.remove(name);
+                }
+            }
+        }
+    }
+
+    /// The end of a connection whose request broke off.
+    fn cut(&self, entry: &Entry<'_>) -> Cut {
+        if matches!(entry.fault, Some(Fault::ResetRequestAfter(_))) {
+            self.control.reset_on_close();
+        }
+        Cut
+    }
+}
+
+enum Failed {
+    TooLarge,
+    /// With what came before.
+    Broken(Bytes),
+}
+
+async fn collect(mut body: FrontBody, limit: u64) -> Result<Bytes, Failed> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        match frame.map(|frame| frame.into_data()) {
+            Ok(Ok(data)) => whole.extend_from_slice(&data),
+            Ok(Err(_trailers)) => {}
+            Err(Cut) => return Err(Failed::Broken(whole.freeze())),
+        }
+        if whole.len() as u64 > limit {
+            return Err(Failed::TooLarge);
+        }
+    }
+    Ok(whole.freeze())
+}
+
+/// Headers that belong to one connection.
+fn strip(headers: &mut HeaderMap) {
+    for name in [
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "te",
+        "upgrade",
+        "expect",
+        "trailer",
+    ] {
+        headers.remove(name);
+    }
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn full(bytes: Bytes) -> FrontBody {
+    full_of(Full::new(bytes))
+}
+
+fn full_of(body: Full<Bytes>) -> FrontBody {
+    body.map_err(|never| match never {}).boxed_unsync()
+}
+
+fn empty() -> FrontBody {
+    full(Bytes::new())
+}

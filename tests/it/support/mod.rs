@@ -1,0 +1,35 @@
+//! What the integration tests stand on: a real registry, images, a fault-injecting front.
+//!
+//! Everything here is synchronous and runs its servers on threads of its own, so it works from
+//! `#[test]` and `#[tokio::test]` alike, in parallel: ports are always 0, files in directories of
+//! their own, and whatever was started stops on Drop.
+
+#![expect(unreachable_pub, reason = "the tests are the only users")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "support stands ready; not every run of the tests uses all of it"
+)]
+
+pub mod background;
+pub mod dir;
+pub mod faults;
+pub mod front;
+pub mod front_body;
+pub mod front_serve;
+pub mod http;
+pub mod images;
+pub mod layer;
+pub mod link;
+pub mod process;
+pub mod registry;
+pub mod tls;
+pub mod wire;
+
+pub use dir::TempDir;
+pub use faults::{Fault, Rule};
+pub use front::{Front, Seen};
+pub use images::Image;
+pub use link::Link;
+pub use process::{Process, Run, Tool, skopeo, transload};
+pub use registry::Registry;
