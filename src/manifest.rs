@@ -3,6 +3,8 @@
 //! The bytes are kept as they came: writing them again would change the digest (key order, white
 //! space, fields that nobody here knows).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::Deserialize;
 
@@ -19,9 +21,12 @@ pub const MAX_DEPTH: usize = 8;
 
 /// A manifest or index: the bytes, their descriptor, and what they name.
 ///
-/// Can only be made from bytes that hash to the digest.
+/// Can only be made from bytes that hash to the digest. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct Manifest {
+pub struct Manifest(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     descriptor: Descriptor,
     bytes: Bytes,
     contents: Contents,
@@ -66,32 +71,32 @@ impl Manifest {
         }
         let contents = raw.contents(&media_type)?;
         let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
-        Ok(Self { descriptor, bytes, contents })
+        Ok(Self(Arc::new(Parts { descriptor, bytes, contents })))
     }
 
     /// Media type, digest and size.
     pub fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
+        &self.0.descriptor
     }
 
     /// The digest of the bytes.
     pub fn digest(&self) -> Digest {
-        self.descriptor.digest
+        self.0.descriptor.digest
     }
 
     /// The bytes, verbatim.
     pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+        &self.0.bytes
     }
 
     /// What it names.
     pub fn contents(&self) -> &Contents {
-        &self.contents
+        &self.0.contents
     }
 
     /// Whether it is an index or manifest list.
     pub fn is_index(&self) -> bool {
-        self.descriptor.media_type.is_index()
+        self.0.descriptor.media_type.is_index()
     }
 }
 

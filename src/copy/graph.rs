@@ -1,0 +1,267 @@
+//! The walk: from the root manifest to all that has to be at the destination.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::BytesMut;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::Options;
+use crate::content::{Destination, Source};
+use crate::descriptor::{Descriptor, Digest, Platform};
+use crate::error::{Error, Kind, Result, Side};
+use crate::manifest::{MAX_CHILDREN, MAX_DEPTH, Manifest};
+use crate::reference::Target;
+use crate::retry::Budget;
+use crate::verify::Verified;
+
+/// The manifests of an image that the destination lacks, and those that it has.
+#[derive(Debug, Default)]
+pub struct Graph {
+    /// In the order of the walk: parents before children. The first is the root.
+    pub manifests: Vec<Manifest>,
+    /// Children that end their subtree, since the destination holds them: a registry takes no
+    /// manifest before what it names.
+    pub present: Vec<Descriptor>,
+    /// Children that weren't wanted.
+    pub left_out: Vec<Descriptor>,
+    /// What the index said of each child's platform.
+    pub platforms: Vec<Platform>,
+}
+
+/// What became of a child.
+enum Child {
+    Present(Box<Descriptor>),
+    Read(Manifest),
+}
+
+impl Graph {
+    /// The graph of an image that the destination holds.
+    pub(super) fn present(root: Descriptor) -> Self {
+        Self { present: vec![root], ..Self::default() }
+    }
+
+    /// Walks from `root`, reading up to `jobs` manifests at once.
+    pub(super) async fn walk<S: Source, D: Destination>(
+        source: &S,
+        destination: &D,
+        root: Manifest,
+        options: &Options,
+        jobs: usize,
+    ) -> Result<Self> {
+        let mut graph = Self::default();
+        let mut seen = HashSet::from([root.digest()]);
+        if !root.is_index() && !options.platforms.is_empty() && !options.flatten {
+            check_single(source, &root, &options.platforms).await?;
+        }
+        let look = !options.force && root.is_index() && !destination.is_new().await;
+        let mut level = vec![root];
+        let mut depth = 0;
+        while !level.is_empty() {
+            depth += 1;
+            if depth > MAX_DEPTH {
+                return Err(
+                    Error::new(Kind::Invalid, format!("its indexes nest deeper than {MAX_DEPTH}")).on(Side::Source)
+                );
+            }
+            let mut wanted = Vec::new();
+            for manifest in &level {
+                let children = &manifest.contents().manifests;
+                let chosen = if depth == 1 && !options.flatten {
+                    choose(children, &options.platforms)?
+                } else {
+                    children.clone()
+                };
+                graph.left_out.extend(children.iter().filter(|child| !chosen.contains(child)).cloned());
+                graph.platforms.extend(
+                    chosen.iter().filter_map(|child| child.platform.clone()).filter(|platform| !platform.is_unknown()),
+                );
+                wanted.extend(chosen.into_iter().filter(|child| seen.insert(child.digest)));
+            }
+            if seen.len() > MAX_CHILDREN {
+                return Err(
+                    Error::new(Kind::Invalid, format!("it has more than {MAX_CHILDREN} manifests")).on(Side::Source)
+                );
+            }
+            graph.manifests.append(&mut level);
+            let mut children = stream::iter(wanted).map(|child| visit(source, destination, child, look)).buffered(jobs);
+            while let Some(child) = children.try_next().await? {
+                match child {
+                    Child::Present(descriptor) => graph.present.push(*descriptor),
+                    Child::Read(manifest) => level.push(manifest),
+                }
+            }
+        }
+        Ok(graph)
+    }
+
+    /// The digests of all manifests that will be at the destination.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.manifests.iter().map(Manifest::digest).chain(self.present.iter().map(|descriptor| descriptor.digest))
+    }
+
+    /// How many waves below each manifest have to be written before it.
+    pub(super) fn heights(&self) -> HashMap<Digest, usize> {
+        let mut heights = HashMap::new();
+        // Children come later in the walk, save for a manifest named at two levels: so until nothing changes.
+        for _ in 0..=MAX_DEPTH {
+            for manifest in self.manifests.iter().rev() {
+                let below = manifest.contents().manifests.iter().filter_map(|child| heights.get(&child.digest));
+                let height = below.max().map_or(0, |below| below + 1);
+                heights.insert(manifest.digest(), height);
+            }
+        }
+        heights
+    }
+}
+
+async fn visit<S: Source, D: Destination>(source: &S, destination: &D, child: Descriptor, look: bool) -> Result<Child> {
+    let target = Target::Digest(child.digest);
+    if look {
+        let found = destination.find(&target).await.map_err(|error| error.on(Side::Destination))?;
+        if found.is_some() {
+            return Ok(Child::Present(Box::new(child)));
+        }
+    }
+    let manifest = source.manifest(&target).await.map_err(|error| {
+        let missing = error.kind() == Kind::NotFound;
+        let error = error.on(Side::Source);
+        if missing {
+            error.hint("the index names an image that its registry does not hold; --platform copies the others")
+        } else {
+            error
+        }
+    })?;
+    if manifest.descriptor().size != child.size {
+        let what = format!(
+            "manifest {} has {} bytes, where the index says {}",
+            child.digest,
+            manifest.descriptor().size,
+            child.size
+        );
+        return Err(Error::new(Kind::Mismatch, what).on(Side::Source));
+    }
+    Ok(Child::Read(manifest))
+}
+
+/// The children for the wanted platforms, and the attestations about those.
+fn choose(children: &[Descriptor], platforms: &[Platform]) -> Result<Vec<Descriptor>> {
+    if platforms.is_empty() || children.is_empty() {
+        return Ok(children.to_vec());
+    }
+    let fits =
+        |child: &Descriptor, wanted: &Platform| child.platform.as_ref().is_some_and(|offered| wanted.accepts(offered));
+    for wanted in platforms {
+        if !children.iter().any(|child| fits(child, wanted)) {
+            return Err(missing(wanted, children.iter().filter_map(|child| child.platform.as_ref())));
+        }
+    }
+    let images: HashSet<String> = children
+        .iter()
+        .filter(|child| platforms.iter().any(|wanted| fits(child, wanted)))
+        .map(|child| child.digest.to_string())
+        .collect();
+    // BuildKit's attestations are siblings that name their image in an annotation
+    // (docs.docker.com/build/metadata/attestations/attestation-storage).
+    let about = |child: &Descriptor| {
+        child.annotations.get("vnd.docker.reference.digest").is_some_and(|image| images.contains(image))
+    };
+    Ok(children.iter().filter(|child| images.contains(&child.digest.to_string()) || about(child)).cloned().collect())
+}
+
+/// The one image of an index for the one wanted platform; the image itself, if it's no index.
+pub(super) async fn only_child<S: Source>(source: &S, root: &Manifest, platforms: &[Platform]) -> Result<Manifest> {
+    let [wanted] = platforms else {
+        return Err(
+            Error::new(Kind::Usage, "--flatten takes exactly one --platform").hint("add --platform linux/amd64, say")
+        );
+    };
+    if !root.is_index() {
+        check_single(source, root, platforms).await?;
+        return Ok(root.clone());
+    }
+    let children = &root.contents().manifests;
+    let fitting: Vec<_> = children
+        .iter()
+        .filter(|child| child.platform.as_ref().is_some_and(|offered| wanted.accepts(offered)))
+        .collect();
+    match fitting[..] {
+        [] => Err(missing(wanted, children.iter().filter_map(|child| child.platform.as_ref()))),
+        [child, ..] => source.manifest(&Target::Digest(child.digest)).await.map_err(|error| error.on(Side::Source)),
+    }
+}
+
+/// An image without an index says its platform in its config.
+async fn check_single<S: Source>(source: &S, manifest: &Manifest, platforms: &[Platform]) -> Result<()> {
+    let Some(config) = manifest
+        .contents()
+        .blobs
+        .first()
+        .filter(|config| config.media_type.0.contains("config") || config.media_type.0.contains("image.v1"))
+    else {
+        return Ok(());
+    };
+    let Some(bytes) = read_small(source, config).await? else { return Ok(()) };
+    let Ok(platform) = serde_json::from_slice::<Platform>(&bytes) else { return Ok(()) };
+    if platform.os.is_empty() || platforms.iter().any(|wanted| wanted.accepts(&platform)) {
+        return Ok(());
+    }
+    Err(missing(&platforms[0], std::iter::once(&platform)))
+}
+
+/// A small blob, verified; `None` if it's none.
+async fn read_small<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<bytes::Bytes>> {
+    if blob.size > 1 << 20 {
+        return Ok(None);
+    }
+    let budget = Budget::default();
+    let read = async || {
+        let mut verified = Verified::new(source.blob(blob, 0).await?, blob)?;
+        let mut bytes = BytesMut::new();
+        while let Some(frame) = verified.try_next().await? {
+            bytes.extend_from_slice(&frame);
+        }
+        Ok::<_, Error>(bytes.freeze())
+    };
+    loop {
+        match read().await {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(error) => budget.retry(error.on(Side::Source)).await?,
+        }
+    }
+}
+
+fn missing<'a>(wanted: &Platform, offered: impl Iterator<Item = &'a Platform>) -> Error {
+    let mut offered: Vec<String> = offered.filter(|platform| !platform.is_unknown()).map(ToString::to_string).collect();
+    offered.dedup();
+    Error::new(Kind::NotFound, format!("the image has no platform {wanted}")).on(Side::Source).hint(format!(
+        "it has {}",
+        if offered.is_empty() { "none that it names".to_owned() } else { offered.join(", ") }
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn child(name: &str, platform: Option<&str>, about: Option<&Descriptor>) -> Descriptor {
+        let mut made = Descriptor::new("m", Digest::of(name.as_bytes()), 1);
+        made.platform = platform.map(|text| text.parse().expect("a platform"));
+        if let Some(about) = about {
+            made.annotations.insert("vnd.docker.reference.digest".into(), about.digest.to_string());
+        }
+        made
+    }
+
+    #[test]
+    fn platforms_take_their_attestations_along() {
+        let amd = child("amd", Some("linux/amd64"), None);
+        let arm = child("arm", Some("linux/arm64/v8"), None);
+        let of_amd = child("att1", Some("unknown/unknown"), Some(&amd));
+        let of_arm = child("att2", Some("unknown/unknown"), Some(&arm));
+        let all = [amd.clone(), arm.clone(), of_amd, of_arm.clone()];
+        let chosen = choose(&all, &["linux/arm64".parse().expect("a platform")]).expect("there is one");
+        assert_eq!(chosen, [arm, of_arm]);
+        let error = choose(&all, &["linux/s390x".parse().expect("a platform")]).expect_err("there is none");
+        assert_eq!(error.hint_text(), Some("it has linux/amd64, linux/arm64/v8"));
+    }
+}

@@ -1,0 +1,250 @@
+//! The engine: copies one image, or plans to. Knows no HTTP.
+//!
+//! ```text
+//! resolve both ends ── equal ──> nothing to do (two requests)
+//!        │
+//!      walk            graph: what the source has and the destination hasn't
+//!        │
+//!      plan            pure: which blobs, which manifests in which waves
+//!        │
+//!     transfer         blobs, each once: held? mount? there? else stream
+//!        │
+//!   waves of manifests children first, the tag last
+//!        │
+//!    referrers         on request: signatures, attestations, SBOMs
+//! ```
+
+mod directory;
+mod graph;
+mod plan;
+mod referrers;
+mod report;
+mod transfer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+pub use self::directory::Directory;
+pub use self::graph::Graph;
+pub use self::plan::{BlobStep, Plan};
+pub use self::report::{Observer, Outcome, Report, Silent, Status};
+
+use crate::content::{Destination, Source};
+use crate::descriptor::{Descriptor, Platform};
+use crate::error::{Error, Kind, Result, Side};
+use crate::manifest::Manifest;
+use crate::reference::Target;
+
+/// What is to be copied of an image, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Of an index only these platforms' images; all if empty.
+    pub platforms: Vec<Platform>,
+    /// The one image of `platforms` instead of the index.
+    pub flatten: bool,
+    /// Signatures, attestations and other referrers too.
+    pub referrers: bool,
+    /// Walk the whole image and repair it, even if the destination's tag is the same.
+    pub force: bool,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Layers that are foreign (not distributable) too.
+    pub include_foreign: bool,
+}
+
+/// What all copies of a run share: which repository holds which blob, and how much runs at once.
+pub struct Engine {
+    directory: Directory,
+    /// Places for blobs that take time and memory.
+    large: Semaphore,
+    /// Places for those that cost round trips only.
+    small: Semaphore,
+    jobs: usize,
+    observer: Arc<dyn Observer>,
+}
+
+impl Engine {
+    /// An engine that moves up to `jobs` large blobs at once, and tells `observer`.
+    pub fn new(jobs: usize, observer: Arc<dyn Observer>) -> Self {
+        let jobs = jobs.max(1);
+        Self {
+            directory: Directory::default(),
+            large: Semaphore::new(jobs),
+            small: Semaphore::new(jobs * SMALL_FOR_LARGE),
+            jobs,
+            observer,
+        }
+    }
+
+    /// Copies what `target` is in `source` to `at` in `destination`.
+    ///
+    /// The tag is written last, so that an interrupted or failed copy leaves none. Dropping the
+    /// future stops the copy; upload sessions stay open until their registry is told to abandon them.
+    ///
+    /// # Errors
+    /// With the side they happened on. What was moved until then stays and isn't moved again.
+    pub async fn copy<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        target: &Target,
+        destination: &D,
+        at: &Target,
+        options: &Options,
+    ) -> Result<Report> {
+        let begun = Instant::now();
+        let mut report = Report::default();
+        let root = self.root(source, target, destination, at, options).await?;
+        let graph = match root {
+            Root::Same(descriptor) => {
+                report.unchanged(&descriptor);
+                Graph::present(*descriptor)
+            }
+            Root::Differs(root) => {
+                let graph = Graph::walk(source, destination, root, options, self.jobs * SMALL_FOR_LARGE).await?;
+                let plan = Plan::new(&graph, options)?;
+                report.planned(&graph, &plan);
+                self.observer.planned(plan.blobs.len(), plan.bytes());
+                if options.dry_run {
+                    self.look(destination, &plan, &mut report).await?;
+                } else {
+                    self.blobs(source, destination, &plan, &mut report).await?;
+                    self.manifests(destination, &plan, at).await?;
+                }
+                graph
+            }
+        };
+        if options.referrers {
+            report.referrers = self.referrers(source, destination, &graph, options, &mut report).await?;
+        }
+        report.seconds = begun.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// Finds out what to copy, or that there's nothing to do.
+    async fn root<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        target: &Target,
+        destination: &D,
+        at: &Target,
+        options: &Options,
+    ) -> Result<Root> {
+        if !options.force && options.platforms.is_empty() {
+            let here = async { source.resolve(target).await.map_err(|error| error.on(Side::Source)) };
+            let there = async { destination.find(at).await.map_err(|error| error.on(Side::Destination)) };
+            let (here, there) = future::try_join(here, there).await?;
+            let here = here.ok_or_else(|| absent(target))?;
+            if there.is_some_and(|there| there.digest == here.digest) {
+                return Ok(Root::Same(Box::new(here)));
+            }
+            // By digest from here on: a tag that moves meanwhile is copied as it was, or fails.
+            let root = read(source, &Target::Digest(here.digest)).await;
+            if !root.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+                return root.map(Root::Differs);
+            }
+        }
+        let root = read(source, target).await?;
+        if !options.flatten {
+            return Ok(Root::Differs(root));
+        }
+        let child = graph::only_child(source, &root, &options.platforms).await?;
+        let same = !options.force && destination.find(at).await?.is_some_and(|there| there.digest == child.digest());
+        Ok(if same { Root::Same(Box::new(child.descriptor().clone())) } else { Root::Differs(child) })
+    }
+
+    async fn blobs<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        plan: &Plan,
+        report: &mut Report,
+    ) -> Result<()> {
+        stream::iter(&plan.blobs)
+            .map(|step| async move {
+                let _place = self.place(step.blob.size).await;
+                let outcome = self.transfer(source, destination, &step.blob).await?;
+                Ok::<_, Error>((step, outcome))
+            })
+            .buffer_unordered(self.jobs * (SMALL_FOR_LARGE + 1))
+            .try_for_each(|(step, outcome)| {
+                report.add(&step.blob, &outcome);
+                future::ready(Ok(()))
+            })
+            .await
+    }
+
+    async fn place(&self, size: u64) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        // Never closed, so it's always had.
+        let places = if size > SMALL { &self.large } else { &self.small };
+        places.acquire().await.ok()
+    }
+
+    /// Writes the manifests, each after all that it names.
+    async fn manifests<D: Destination>(&self, destination: &D, plan: &Plan, at: &Target) -> Result<()> {
+        let Some((last, waves)) = plan.waves.split_last() else { return Ok(()) };
+        for wave in waves {
+            stream::iter(wave)
+                .map(|manifest| self.put(destination, manifest, Target::Digest(manifest.digest())))
+                .buffer_unordered(self.jobs * SMALL_FOR_LARGE)
+                .try_for_each(|()| future::ready(Ok(())))
+                .await?;
+        }
+        for root in last {
+            self.put(destination, root, at.clone()).await.map_err(|error| self.sparse(error, plan))?;
+        }
+        Ok(())
+    }
+
+    async fn put<D: Destination>(&self, destination: &D, manifest: &Manifest, at: Target) -> Result<()> {
+        let pushed = destination.put_manifest(manifest, &at).await.map_err(|error| error.on(Side::Destination))?;
+        self.directory.wrote(destination.repository(), manifest.digest()).await;
+        match &manifest.contents().subject {
+            Some(subject) if !pushed.lists_referrer => self.list_referrer(destination, subject, manifest).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Registries may refuse an index of which they don't hold all children.
+    fn sparse(&self, error: Error, plan: &Plan) -> Error {
+        if plan.sparse && matches!(error.kind(), Kind::Registry | Kind::NotFound | Kind::Invalid) {
+            return error.hint(
+                "this registry takes no index without all of its platforms: copy all, or one platform by --platform with --flatten",
+            );
+        }
+        error
+    }
+}
+
+enum Root {
+    /// The destination has it.
+    Same(Box<Descriptor>),
+    Differs(Manifest),
+}
+
+async fn read<S: Source>(source: &S, target: &Target) -> Result<Manifest> {
+    source.manifest(target).await.map_err(|error| match error.kind() {
+        Kind::NotFound => absent(target),
+        _ => error.on(Side::Source),
+    })
+}
+
+fn absent(target: &Target) -> Error {
+    let what = match target {
+        Target::Tag(tag) => format!("there is no tag {tag:?}"),
+        Target::Digest(digest) => format!("there is no manifest {digest}"),
+    };
+    Error::new(Kind::NotFound, what)
+        .on(Side::Source)
+        .hint("check the name and the tag; transload tags REPOSITORY lists what there is")
+}
+
+/// Blobs up to this many bytes cost round trips rather than bandwidth or memory.
+const SMALL: u64 = 512 << 10;
+/// So many of them run beside each large one's place.
+const SMALL_FOR_LARGE: usize = 4;
+/// What a blob may be waited for in all, faults and `Retry-After` together.
+const BLOB_PATIENCE: Duration = Duration::from_secs(30 * 60);

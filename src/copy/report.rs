@@ -1,0 +1,124 @@
+//! What a copy did, for people and for machines.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{Graph, Plan};
+use crate::descriptor::{Descriptor, Digest};
+
+/// What became of one image.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// What it came to.
+    pub status: Status,
+    /// The digest of the root manifest.
+    pub digest: Option<Digest>,
+    /// The platforms of its images, as the index names them.
+    pub platforms: BTreeSet<String>,
+    /// Manifests written (or, in a dry run, to be written).
+    pub manifests: usize,
+    /// Manifests that were there already.
+    pub manifests_present: usize,
+    /// Blobs sent.
+    pub uploaded: usize,
+    /// Blobs mounted from another repository of the destination.
+    pub mounted: usize,
+    /// Blobs that were there already.
+    pub present: usize,
+    /// Foreign layers that were left where they are.
+    pub foreign: usize,
+    /// Bytes of blobs sent.
+    pub bytes_moved: u64,
+    /// Bytes of blobs that didn't need to be sent.
+    pub bytes_saved: u64,
+    /// Blobs that needed more than one attempt.
+    pub retried: usize,
+    /// Referrers copied or found there.
+    pub referrers: usize,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Written to the destination.
+    #[default]
+    Copied,
+    /// The destination had it.
+    Unchanged,
+}
+
+/// What became of one blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The registry took it from another of its repositories.
+    Mounted {
+        /// From which.
+        from: String,
+    },
+    /// It was there.
+    Present,
+    /// It was sent.
+    Uploaded {
+        /// How many bytes.
+        bytes: u64,
+        /// In how many attempts.
+        attempts: u32,
+    },
+}
+
+/// Who is told what happens while it happens: progress bars, metrics. Called from any task, so
+/// it must be quick.
+pub trait Observer: Send + Sync {
+    /// An image's walk found so many blobs, of so many bytes.
+    fn planned(&self, _blobs: usize, _bytes: u64) {}
+    /// A blob's turn came.
+    fn started(&self, _blob: &Descriptor) {}
+    /// Bytes of a blob came from the source. After a fault some may come twice.
+    fn moved(&self, _blob: &Digest, _bytes: u64) {}
+    /// A blob is at the destination.
+    fn finished(&self, _blob: &Descriptor, _outcome: &Outcome) {}
+}
+
+/// An observer that doesn't care.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+impl Report {
+    pub(super) fn unchanged(&mut self, root: &Descriptor) {
+        self.status = Status::Unchanged;
+        self.digest = Some(root.digest);
+        self.manifests_present = 1;
+    }
+
+    pub(super) fn planned(&mut self, graph: &Graph, plan: &Plan) {
+        self.digest = graph.manifests.first().map(|root| root.digest());
+        self.platforms = graph.platforms.iter().map(ToString::to_string).collect();
+        self.manifests = graph.manifests.len();
+        self.manifests_present = graph.present.len();
+        self.foreign = plan.foreign.len();
+    }
+
+    pub(super) fn add(&mut self, blob: &Descriptor, outcome: &Outcome) {
+        match outcome {
+            Outcome::Uploaded { bytes, attempts } => {
+                self.uploaded += 1;
+                self.bytes_moved += bytes;
+                self.retried += usize::from(*attempts > 1);
+            }
+            Outcome::Mounted { .. } => {
+                self.mounted += 1;
+                self.bytes_saved += blob.size;
+            }
+            Outcome::Present => {
+                self.present += 1;
+                self.bytes_saved += blob.size;
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! One blob's way, by the cheapest rung of the ladder: known to be there, mounted, found there,
+//! streamed.
+
+use std::sync::Arc;
+
+use futures_util::future;
+
+use super::{BLOB_PATIENCE, Engine, Outcome, Plan, Report};
+use crate::content::{Destination, Feed, Source, Started};
+use crate::descriptor::Descriptor;
+use crate::error::{Result, Side};
+use crate::reference::Repository;
+use crate::retry::Budget;
+
+impl Engine {
+    /// Brings `blob` to the destination, unless it's there.
+    pub(super) async fn transfer<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        blob: &Descriptor,
+    ) -> Result<Outcome> {
+        self.observer.started(blob);
+        let here = destination.repository();
+        let holders = self.directory.holders(&here.registry, blob.digest);
+        let mut held = holders.lock().await;
+        let outcome = if held.contains(here) {
+            Outcome::Present
+        } else if let Some(from) = held.first().cloned() {
+            // It's complete over there, so others needn't wait for this.
+            drop(held);
+            let outcome = self.mount(source, destination, blob, from).await?;
+            holders.lock().await.push(here.clone());
+            outcome
+        } else {
+            let outcome = self.bring(source, destination, blob).await?;
+            held.push(here.clone());
+            outcome
+        };
+        self.observer.finished(blob, &outcome);
+        Ok(outcome)
+    }
+
+    async fn mount<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        blob: &Descriptor,
+        from: Repository,
+    ) -> Result<Outcome> {
+        match destination.start(blob, Some(&from)).await.map_err(|error| error.on(Side::Destination))? {
+            Started::Mounted => Ok(Outcome::Mounted { from: from.to_string() }),
+            Started::Session(session) => {
+                let feed = self.feed(source, blob);
+                let body = feed.open(0).await?;
+                destination.upload(session, &feed, body).await.map_err(|error| error.on(Side::Destination))?;
+                Ok(Outcome::Uploaded { bytes: blob.size, attempts: feed.budget().attempts() })
+            }
+        }
+    }
+
+    async fn bring<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        blob: &Descriptor,
+    ) -> Result<Outcome> {
+        if !destination.is_new().await
+            && destination.contains(blob).await.map_err(|error| error.on(Side::Destination))?
+        {
+            return Ok(Outcome::Present);
+        }
+        let feed = self.feed(source, blob);
+        let start = async { destination.start(blob, None).await.map_err(|error| error.on(Side::Destination)) };
+        let (started, body) = future::try_join(start, feed.open(0)).await?;
+        if let Started::Session(session) = started {
+            destination.upload(session, &feed, body).await.map_err(|error| error.on(Side::Destination))?;
+        }
+        Ok(Outcome::Uploaded { bytes: blob.size, attempts: feed.budget().attempts() })
+    }
+
+    /// Says what [`Engine::transfer`] would do with each blob.
+    pub(super) async fn look<D: Destination>(&self, destination: &D, plan: &Plan, report: &mut Report) -> Result<()> {
+        let here = destination.repository();
+        let new = destination.is_new().await;
+        for step in &plan.blobs {
+            let holders = self.directory.holders(&here.registry, step.blob.digest);
+            let mut held = holders.lock().await;
+            let outcome = if held.contains(here)
+                || (!new && destination.contains(&step.blob).await.map_err(|error| error.on(Side::Destination))?)
+            {
+                Outcome::Present
+            } else if let Some(from) = held.first() {
+                Outcome::Mounted { from: from.to_string() }
+            } else {
+                Outcome::Uploaded { bytes: step.blob.size, attempts: 0 }
+            };
+            held.push(here.clone());
+            report.add(&step.blob, &outcome);
+        }
+        Ok(())
+    }
+
+    fn feed<S: Source>(&self, source: &S, blob: &Descriptor) -> Feed<S> {
+        let (observer, digest) = (self.observer.clone(), blob.digest);
+        let moved = Arc::new(move |bytes| observer.moved(&digest, bytes));
+        Feed::new(source.clone(), blob.clone(), Budget::new(8, BLOB_PATIENCE), moved)
+    }
+}
