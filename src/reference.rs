@@ -150,7 +150,7 @@ impl fmt::Display for Location {
 }
 
 /// What a user may name as the destination of a copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Goal {
     /// A registry, or a path in it that ends in `/`: the source's own path is kept below it.
     Below {

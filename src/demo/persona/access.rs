@@ -17,11 +17,7 @@ pub(super) struct Scope {
 impl Scope {
     pub(super) fn repository(name: &str, actions: &[&str]) -> Self {
         let actions = actions.iter().map(|&action| action.to_owned()).collect();
-        Self {
-            kind: "repository".to_owned(),
-            name: name.to_owned(),
-            actions,
-        }
+        Self { kind: "repository".to_owned(), name: name.to_owned(), actions }
     }
 
     /// A name may hold colons (`host:5000/x`), so the type ends at the first one and the
@@ -30,19 +26,12 @@ impl Scope {
         let (kind, rest) = text.split_once(':')?;
         let (name, actions) = rest.rsplit_once(':')?;
         let actions = actions.split(',').map(str::to_owned).collect();
-        Some(Self {
-            kind: kind.to_owned(),
-            name: name.to_owned(),
-            actions,
-        })
+        Some(Self { kind: kind.to_owned(), name: name.to_owned(), actions })
     }
 
     /// Every scope a form asks for: `scope` repeats, and one may hold several with spaces.
     pub(super) fn asked(form: &Form) -> Vec<Self> {
-        form.all("scope")
-            .flat_map(|scope| scope.split(' '))
-            .filter_map(Self::parse)
-            .collect()
+        form.all("scope").flat_map(|scope| scope.split(' ')).filter_map(Self::parse).collect()
     }
 
     fn allows(&self, kind: &str, name: &str, action: &str) -> bool {
@@ -57,19 +46,14 @@ impl Scope {
 
 pub(super) fn covers(granted: &[Scope], needed: &[Scope]) -> bool {
     needed.iter().all(|need| {
-        let held = |action: &String| {
-            granted
-                .iter()
-                .any(|scope| scope.allows(&need.kind, &need.name, action))
-        };
+        let held = |action: &String| granted.iter().any(|scope| scope.allows(&need.kind, &need.name, action));
         need.actions.iter().all(held)
     })
 }
 
 /// The `access` claim of a token.
 pub(super) fn to_claim(scopes: &[Scope]) -> Value {
-    let entry =
-        |scope: &Scope| json!({"type": scope.kind, "name": scope.name, "actions": scope.actions});
+    let entry = |scope: &Scope| json!({"type": scope.kind, "name": scope.name, "actions": scope.actions});
     scopes.iter().map(entry).collect()
 }
 
@@ -79,10 +63,7 @@ pub(super) fn from_claim(claim: &Value) -> Vec<Scope> {
     let scope = |entry: &Value| Scope {
         kind: text(&entry["type"]),
         name: text(&entry["name"]),
-        actions: entry["actions"]
-            .as_array()
-            .map(|all| all.iter().map(text).collect())
-            .unwrap_or_default(),
+        actions: entry["actions"].as_array().map(|all| all.iter().map(text).collect()).unwrap_or_default(),
     };
     entries.iter().map(scope).collect()
 }
@@ -99,19 +80,13 @@ impl Grant {
     #[must_use]
     pub fn new(pattern: &str, actions: &str) -> Self {
         let actions = actions.split(',').map(str::to_owned).collect();
-        Self {
-            pattern: pattern.to_owned(),
-            actions,
-        }
+        Self { pattern: pattern.to_owned(), actions }
     }
 
     /// All of everything.
     #[must_use]
     pub fn everything() -> Vec<Self> {
-        vec![Self::new(
-            "*",
-            "pull,push,delete,metadata_read,metadata_write",
-        )]
+        vec![Self::new("*", "pull,push,delete,metadata_read,metadata_write")]
     }
 
     fn matches(&self, name: &str) -> bool {
@@ -137,11 +112,7 @@ impl Account {
     /// An account that may do these things.
     #[must_use]
     pub fn new(user: &str, password: &str, grants: Vec<Grant>) -> Self {
-        Self {
-            user: user.to_owned(),
-            password: password.to_owned(),
-            grants,
-        }
+        Self { user: user.to_owned(), password: password.to_owned(), grants }
     }
 }
 
@@ -149,11 +120,8 @@ impl Account {
 /// error (distribution's auth.md), so a client must notice by itself.
 pub(super) fn narrow(grants: &[Grant], asked: &[Scope]) -> Vec<Scope> {
     let kept = asked.iter().filter_map(|scope| {
-        let granted: Vec<&String> = grants
-            .iter()
-            .filter(|grant| grant.matches(&scope.name))
-            .flat_map(|grant| &grant.actions)
-            .collect();
+        let granted: Vec<&String> =
+            grants.iter().filter(|grant| grant.matches(&scope.name)).flat_map(|grant| &grant.actions).collect();
         let all = scope.actions.iter().any(|action| action == "*");
         let actions: Vec<String> = if scope.kind == "registry" {
             let whole = grants.iter().any(|grant| grant.pattern == "*");
@@ -161,28 +129,15 @@ pub(super) fn narrow(grants: &[Grant], asked: &[Scope]) -> Vec<Scope> {
         } else if all {
             granted.into_iter().cloned().collect()
         } else {
-            scope
-                .actions
-                .iter()
-                .filter(|action| granted.contains(action))
-                .cloned()
-                .collect()
+            scope.actions.iter().filter(|action| granted.contains(action)).cloned().collect()
         };
-        (!actions.is_empty()).then(|| Scope {
-            actions,
-            ..scope.clone()
-        })
+        (!actions.is_empty()).then(|| Scope { actions, ..scope.clone() })
     });
     kept.collect()
 }
 
 /// A Bearer challenge; several scopes stand in one parameter, separated by spaces.
-pub(super) fn challenge(
-    realm: &str,
-    service: &str,
-    needs: &[Scope],
-    error: Option<&str>,
-) -> String {
+pub(super) fn challenge(realm: &str, service: &str, needs: &[Scope], error: Option<&str>) -> String {
     let mut value = format!("Bearer realm=\"{realm}\",service=\"{service}\"");
     if !needs.is_empty() {
         let scopes: Vec<String> = needs.iter().map(Scope::text).collect();
@@ -203,7 +158,7 @@ pub(super) enum Route<'a> {
     Blob { name: &'a str, digest: &'a str },
     Upload { name: &'a str, session: &'a str },
     Tags { name: &'a str },
-    Referrers { name: &'a str },
+    Referrers { name: &'a str, subject: &'a str },
 }
 
 impl<'a> Route<'a> {
@@ -223,17 +178,11 @@ impl<'a> Route<'a> {
         let (before, last) = rest.rsplit_once('/')?;
         let (name, kind) = before.rsplit_once('/')?;
         match kind {
-            "manifests" => Some(Self::Manifest {
-                name,
-                reference: last,
-            }),
+            "manifests" => Some(Self::Manifest { name, reference: last }),
             "blobs" => Some(Self::Blob { name, digest: last }),
-            "referrers" => Some(Self::Referrers { name }),
+            "referrers" => Some(Self::Referrers { name, subject: last }),
             "tags" if last == "list" => Some(Self::Tags { name }),
-            "uploads" => Some(Self::Upload {
-                name: name.strip_suffix("/blobs")?,
-                session: last,
-            }),
+            "uploads" => Some(Self::Upload { name: name.strip_suffix("/blobs")?, session: last }),
             _ => None,
         }
     }
@@ -244,15 +193,11 @@ impl<'a> Route<'a> {
         let name = match self {
             Self::Ping => return Vec::new(),
             Self::Catalog => return Scope::parse("registry:catalog:*").into_iter().collect(),
-            Self::Manifest { name, .. } | Self::Blob { name, .. } | Self::Upload { name, .. } => {
-                name
-            }
-            Self::Tags { name } | Self::Referrers { name } => name,
+            Self::Manifest { name, .. } | Self::Blob { name, .. } | Self::Upload { name, .. } => name,
+            Self::Tags { name } | Self::Referrers { name, .. } => name,
         };
         let actions: &[&str] = match (self, &head.method) {
-            (Self::Upload { .. }, _) | (_, &Method::PUT | &Method::POST | &Method::PATCH) => {
-                &["pull", "push"]
-            }
+            (Self::Upload { .. }, _) | (_, &Method::PUT | &Method::POST | &Method::PATCH) => &["pull", "push"],
             (_, &Method::DELETE) => &["delete"],
             _ => &["pull"],
         };
@@ -272,41 +217,18 @@ mod tests {
 
     #[test]
     fn routes_are_read_from_the_end() {
-        let manifest = Route::Manifest {
-            name: "a/manifests/b",
-            reference: "latest",
-        };
-        assert_eq!(
-            Route::of("/v2/a/manifests/b/manifests/latest"),
-            Some(manifest)
-        );
-        assert_eq!(
-            Route::of("/v2/a/b/blobs/uploads/"),
-            Some(Route::Upload {
-                name: "a/b",
-                session: ""
-            })
-        );
-        assert_eq!(
-            Route::of("/v2/a/b/blobs/uploads/7"),
-            Some(Route::Upload {
-                name: "a/b",
-                session: "7"
-            })
-        );
+        let manifest = Route::Manifest { name: "a/manifests/b", reference: "latest" };
+        assert_eq!(Route::of("/v2/a/manifests/b/manifests/latest"), Some(manifest));
+        assert_eq!(Route::of("/v2/a/b/blobs/uploads/"), Some(Route::Upload { name: "a/b", session: "" }));
+        assert_eq!(Route::of("/v2/a/b/blobs/uploads/7"), Some(Route::Upload { name: "a/b", session: "7" }));
         assert_eq!(Route::of("/v2/"), Some(Route::Ping));
         assert_eq!(Route::of("/token"), None);
     }
 
     #[test]
     fn a_grant_narrows_what_is_asked() {
-        let asked = Scope::asked(&Form::parse(
-            "scope=repository:me/x:pull,push+repository:other:pull",
-        ));
-        let granted = narrow(
-            &[Grant::new("me/*", "pull,push"), Grant::new("*", "pull")],
-            &asked,
-        );
+        let asked = Scope::asked(&Form::parse("scope=repository:me/x:pull,push+repository:other:pull"));
+        let granted = narrow(&[Grant::new("me/*", "pull,push"), Grant::new("*", "pull")], &asked);
         assert!(covers(&granted, &asked));
         let granted = narrow(&[Grant::new("*", "pull")], &asked);
         assert!(!covers(&granted, &asked));

@@ -72,18 +72,11 @@ pub(super) enum Step {
 
 impl Uploads {
     pub(super) fn new(rules: Rules) -> Self {
-        Self {
-            rules,
-            sessions: Mutex::default(),
-        }
+        Self { rules, sessions: Mutex::default() }
     }
 
     /// Checks a request for an upload, and rewrites it to what the registry behind expects.
-    pub(super) fn take(
-        &self,
-        mint: &Mint,
-        head: &Parts,
-    ) -> Result<(Parts, BodyRule, Step), Answer> {
+    pub(super) fn take(&self, mint: &Mint, head: &Parts) -> Result<(Parts, BodyRule, Step), Answer> {
         let limit = self.rules.body_limit;
         if wire::content_length(head).is_some_and(|length| length > limit) {
             return Err(too_large());
@@ -110,16 +103,10 @@ impl Uploads {
                 self.check_body(mint, head, session)?
             }
             _ => {
-                return Err(wire::errors(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "UNSUPPORTED",
-                    "not supported",
-                ));
+                return Err(wire::errors(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "not supported"));
             }
         };
-        let digest = Form::of_query(head)
-            .first("digest")
-            .map(|digest| format!("&digest={digest}"));
+        let digest = Form::of_query(head).first("digest").map(|digest| format!("&digest={digest}"));
         let query = format!("{}{}", session.query, digest.unwrap_or_default());
         let mut forwarded = head.clone();
         forwarded.uri = uri(&path, &query)?;
@@ -149,28 +136,18 @@ impl Uploads {
         query.clone_into(&mut session.query);
         if let Step::Chunk { length, .. } = step {
             // `0-0` may be no byte or one (PROTOCOL.md §4), so it is told apart by what was sent.
-            let end = response
-                .headers
-                .get(RANGE)
-                .and_then(|range| range.to_str().ok()?.split_once('-')?.1.parse().ok());
+            let end =
+                response.headers.get(RANGE).and_then(|range| range.to_str().ok()?.split_once('-')?.1.parse().ok());
             session.taken = match end {
                 Some(0) | None => session.taken + length,
                 Some(end) => end + 1,
             };
             session.serial += 1;
         }
-        set(
-            &mut response.headers,
-            "location",
-            &session.location(mint, path),
-        );
+        set(&mut response.headers, "location", &session.location(mint, path));
         set(&mut response.headers, "range", &session.range());
         if let (Step::Start, Some(least)) = (step, self.rules.chunk_min) {
-            set(
-                &mut response.headers,
-                "oci-chunk-min-length",
-                &least.to_string(),
-            );
+            set(&mut response.headers, "oci-chunk-min-length", &least.to_string());
         }
     }
 
@@ -200,11 +177,7 @@ impl Uploads {
         let patch = head.method == Method::PATCH;
         if patch && length.is_none() && (range.is_some() || self.rules.refuse_streamed) {
             let text = "the Content-Length header is missing or invalid";
-            return Err(wire::errors(
-                StatusCode::BAD_REQUEST,
-                "CONTENT_LENGTH_INVALID",
-                text,
-            ));
+            return Err(wire::errors(StatusCode::BAD_REQUEST, "CONTENT_LENGTH_INVALID", text));
         }
         if let Some(range) = range {
             let (start, end) = parse_range(range).ok_or_else(|| {
@@ -214,9 +187,7 @@ impl Uploads {
             if start != session.taken {
                 return Err(out_of_order(mint, session, &path));
             }
-            if length
-                .is_some_and(|length| end.checked_sub(start).map(|last| last + 1) != Some(length))
-            {
+            if length.is_some_and(|length| end.checked_sub(start).map(|last| last + 1) != Some(length)) {
                 let text = "Content-Range and Content-Length disagree";
                 return Err(wire::errors(StatusCode::BAD_REQUEST, "SIZE_INVALID", text));
             }
@@ -226,11 +197,7 @@ impl Uploads {
         }
         if session.short {
             let text = "only the last chunk may be shorter than OCI-Chunk-Min-Length";
-            return Err(wire::errors(
-                StatusCode::BAD_REQUEST,
-                "BLOB_UPLOAD_INVALID",
-                text,
-            ));
+            return Err(wire::errors(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", text));
         }
         let length = length.unwrap_or_default();
         session.short = self.rules.chunk_min.is_some_and(|least| length < least);
@@ -239,11 +206,7 @@ impl Uploads {
 
     fn lost(&self, session: &Session) -> Answer {
         if self.rules.after_reset == AfterReset::Lost404 {
-            return wire::errors(
-                StatusCode::NOT_FOUND,
-                "BLOB_UPLOAD_INVALID",
-                "blob upload invalid",
-            );
+            return wire::errors(StatusCode::NOT_FOUND, "BLOB_UPLOAD_INVALID", "blob upload invalid");
         }
         let text = "range not satisfiable";
         let mut answer = wire::errors(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", text);
@@ -258,10 +221,7 @@ impl Uploads {
 
 impl Session {
     fn location(&self, mint: &Mint, path: &str) -> String {
-        format!(
-            "{path}?_nouploadcache=false&_state={}",
-            self.state(mint, path)
-        )
+        format!("{path}?_nouploadcache=false&_state={}", self.state(mint, path))
     }
 
     fn state(&self, mint: &Mint, path: &str) -> String {
@@ -275,13 +235,7 @@ impl Session {
 
 /// The registry's `Location` without scheme and host, in place: ACR's are always relative.
 pub(super) fn relative(response: &mut response::Parts) -> Option<String> {
-    let location: Uri = response
-        .headers
-        .get(LOCATION)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()?;
+    let location: Uri = response.headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
     let relative = location.path_and_query()?.to_string();
     set(&mut response.headers, "location", &relative);
     Some(relative)
@@ -294,21 +248,13 @@ fn check_state(mint: &Mint, head: &Parts, session: &Session) -> Result<(), Answe
     if kept && query.first("_state") == Some(&session.state(mint, head.uri.path())) {
         return Ok(());
     }
-    Err(wire::errors(
-        StatusCode::NOT_FOUND,
-        "BLOB_UPLOAD_INVALID",
-        "blob upload invalid",
-    ))
+    Err(wire::errors(StatusCode::NOT_FOUND, "BLOB_UPLOAD_INVALID", "blob upload invalid"))
 }
 
 /// `^[0-9]+-[0-9]+$`: no unit before it, no total after it.
 fn parse_range(range: &str) -> Option<(u64, u64)> {
     let (start, end) = range.split_once('-')?;
-    let number = |text: &str| {
-        text.bytes()
-            .all(|byte| byte.is_ascii_digit())
-            .then(|| text.parse().ok())?
-    };
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?;
     Some((number(start)?, number(end)?))
 }
 
@@ -316,27 +262,15 @@ fn out_of_order(mint: &Mint, session: &Session, path: &str) -> Answer {
     let text = "the chunk does not start where the last one ended";
     let mut answer = wire::errors(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", text);
     set(answer.headers_mut(), "range", &session.range());
-    set(
-        answer.headers_mut(),
-        "location",
-        &session.location(mint, path),
-    );
+    set(answer.headers_mut(), "location", &session.location(mint, path));
     answer
 }
 
 fn unknown() -> Answer {
-    wire::errors(
-        StatusCode::NOT_FOUND,
-        "BLOB_UPLOAD_UNKNOWN",
-        "blob upload unknown to registry",
-    )
+    wire::errors(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
 }
 
 fn uri(path: &str, query: &str) -> Result<Uri, Answer> {
-    let text = if query.is_empty() {
-        path.to_owned()
-    } else {
-        format!("{path}?{query}")
-    };
+    let text = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
     text.parse().map_err(|_| unknown())
 }

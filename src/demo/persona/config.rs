@@ -40,10 +40,7 @@ impl Default for HubConfig {
             accounts: vec![Account::new(
                 "alice",
                 "wonderland",
-                vec![
-                    Grant::new("alice/*", "pull,push,delete"),
-                    Grant::new("*", "pull"),
-                ],
+                vec![Grant::new("alice/*", "pull,push,delete"), Grant::new("*", "pull")],
             )],
             token_seconds: 300,
             tell_expiry: true,
@@ -61,11 +58,7 @@ impl HubConfig {
     /// another origin, `side`.
     #[must_use]
     pub fn loopback(main: &str, side: &str) -> Self {
-        Self {
-            realm: format!("http://{main}/token"),
-            cdn: format!("http://{side}/cdn"),
-            ..Self::default()
-        }
+        Self { realm: format!("http://{main}/token"), cdn: format!("http://{side}/cdn"), ..Self::default() }
     }
 }
 
@@ -107,6 +100,10 @@ pub struct AcrConfig {
     /// own pushes are said to do just that against the live service, harbor#23016 says it is
     /// refused: the stricter reading is the default.
     pub refuse_streamed: bool,
+    /// Whether there is a Referrers API. Off, the registry behind answers.
+    pub referrers: bool,
+    /// Entries in one page of it.
+    pub referrers_page: Option<usize>,
     /// Whether a mount is answered with an upload session instead.
     pub refuse_mounts: bool,
     /// PUT, PATCH and POST in a window before 429 with `Retry-After` counting down to its end.
@@ -139,6 +136,8 @@ impl Default for AcrConfig {
             chunk_min: None,
             after_reset: AfterReset::default(),
             refuse_streamed: true,
+            referrers: true,
+            referrers_page: None,
             refuse_mounts: false,
             writes: None,
             window: 60,
@@ -157,12 +156,7 @@ impl AcrConfig {
             metadata: format!("http://{main}"),
             ..EntraConfig::default()
         };
-        Self {
-            url: format!("http://{main}"),
-            storage: format!("http://{side}"),
-            entra,
-            ..Self::default()
-        }
+        Self { url: format!("http://{main}"), storage: format!("http://{side}"), entra, ..Self::default() }
     }
 }
 

@@ -50,10 +50,7 @@ impl Entra {
         let claims = self.mint.open(token)?;
         let audience = claims["aud"].as_str()?.trim_end_matches('/');
         // ARM's audience is taken as long as "authentication-as-arm" is on, the default.
-        let taken = [
-            "https://containerregistry.azure.net",
-            "https://management.azure.com",
-        ];
+        let taken = ["https://containerregistry.azure.net", "https://management.azure.com"];
         let owner = claims["appid"].as_str()?;
         taken.contains(&audience).then(|| owner.to_owned())
     }
@@ -67,9 +64,7 @@ impl Entra {
             return Some(self.managed_identity(head));
         }
         let path = self.authority.serves(head)?;
-        let tenant = path
-            .trim_start_matches('/')
-            .strip_suffix("/oauth2/v2.0/token");
+        let tenant = path.trim_start_matches('/').strip_suffix("/oauth2/v2.0/token");
         Some(match tenant {
             Some(tenant) if head.method == Method::POST => {
                 self.client_credentials(tenant, &Form::parse(&String::from_utf8_lossy(form)))
@@ -81,31 +76,18 @@ impl Entra {
     fn client_credentials(&self, tenant: &str, form: &Form) -> Answer {
         const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
         if tenant != self.config.tenant {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "invalid_request",
-                "AADSTS90002: Tenant not found.",
-            );
+            return refuse(StatusCode::BAD_REQUEST, "invalid_request", "AADSTS90002: Tenant not found.");
         }
         if form.first("grant_type") != Some("client_credentials") {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "unsupported_grant_type",
-                "AADSTS70003: Unsupported grant.",
-            );
+            return refuse(StatusCode::BAD_REQUEST, "unsupported_grant_type", "AADSTS70003: Unsupported grant.");
         }
         if form.first("client_id") != Some(&self.config.client) {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "unauthorized_client",
-                "AADSTS700016: Unknown application.",
-            );
+            return refuse(StatusCode::BAD_REQUEST, "unauthorized_client", "AADSTS700016: Unknown application.");
         }
         match (form.first("client_secret"), form.first("client_assertion")) {
             (Some(secret), None) if secret == self.config.secret => {}
             (None, Some(assertion))
-                if assertion == self.expected().as_str()
-                    && form.first("client_assertion_type") == Some(ASSERTION) => {}
+                if assertion == self.expected().as_str() && form.first("client_assertion_type") == Some(ASSERTION) => {}
             (None, Some(_)) => {
                 let text = "AADSTS700024: Client assertion is not within its valid time range.";
                 return refuse(StatusCode::UNAUTHORIZED, "invalid_client", text);
@@ -115,15 +97,8 @@ impl Entra {
                 return refuse(StatusCode::UNAUTHORIZED, "invalid_client", text);
             }
         }
-        let Some(audience) = form
-            .first("scope")
-            .and_then(|scope| scope.strip_suffix("/.default"))
-        else {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "invalid_scope",
-                "AADSTS1002012: The scope is not valid.",
-            );
+        let Some(audience) = form.first("scope").and_then(|scope| scope.strip_suffix("/.default")) else {
+            return refuse(StatusCode::BAD_REQUEST, "invalid_scope", "AADSTS1002012: The scope is not valid.");
         };
         let life = self.config.token_seconds;
         let body = json!({
@@ -142,22 +117,11 @@ impl Entra {
             let text = "Required metadata header not specified";
             return refuse(StatusCode::BAD_REQUEST, "invalid_request", text);
         }
-        if query
-            .first("client_id")
-            .is_some_and(|client| client != self.config.client)
-        {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "invalid_request",
-                "Identity not found",
-            );
+        if query.first("client_id").is_some_and(|client| client != self.config.client) {
+            return refuse(StatusCode::BAD_REQUEST, "invalid_request", "Identity not found");
         }
         let Some(resource) = query.first("resource") else {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "invalid_request",
-                "Required audience parameter not specified",
-            );
+            return refuse(StatusCode::BAD_REQUEST, "invalid_request", "Required audience parameter not specified");
         };
         let now = self.mint.now();
         let body = json!({
@@ -174,15 +138,12 @@ impl Entra {
     }
 
     fn issue(&self, audience: &str) -> String {
-        let claims =
-            json!({"aud": audience, "appid": self.config.client, "tid": self.config.tenant});
+        let claims = json!({"aud": audience, "appid": self.config.client, "tid": self.config.tenant});
         self.mint.seal(claims, self.config.token_seconds)
     }
 
     fn expected(&self) -> MutexGuard<'_, String> {
-        self.assertion
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.assertion.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

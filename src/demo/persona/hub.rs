@@ -59,11 +59,7 @@ impl Hub {
     /// Every pull counted so far, as `repository:tag` or `repository@digest`.
     #[must_use]
     pub fn pulls(&self) -> Vec<String> {
-        self.tally()
-            .pulls
-            .iter()
-            .map(|pull| pull.what.clone())
-            .collect()
+        self.tally().pulls.iter().map(|pull| pull.what.clone()).collect()
     }
 
     /// How many tokens were issued.
@@ -92,32 +88,16 @@ impl Hub {
             };
         }
         let Some(route) = Route::of(head.uri.path()) else {
-            return Verdict::Respond(wire::text(
-                StatusCode::NOT_FOUND,
-                "text/plain",
-                "404 page not found\n",
-            ));
+            return Verdict::Respond(wire::text(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n"));
         };
         self.registry(head, route).unwrap_or_else(Verdict::Respond)
     }
 
     pub(super) fn adjust(&self, counted: &Counted, response: &mut response::Parts) {
         if let Some((limit, remaining)) = counted.limit {
-            wire::set(
-                &mut response.headers,
-                "ratelimit-limit",
-                &format!("{limit};w=21600"),
-            );
-            wire::set(
-                &mut response.headers,
-                "ratelimit-remaining",
-                &format!("{remaining};w=21600"),
-            );
-            wire::set(
-                &mut response.headers,
-                "docker-ratelimit-source",
-                &counted.source,
-            );
+            wire::set(&mut response.headers, "ratelimit-limit", &format!("{limit};w=21600"));
+            wire::set(&mut response.headers, "ratelimit-remaining", &format!("{remaining};w=21600"));
+            wire::set(&mut response.headers, "docker-ratelimit-source", &counted.source);
         }
         // Only a manifest that was there is a pull.
         if let Some(pull) = &counted.pull
@@ -141,8 +121,7 @@ impl Hub {
                 Verdict::forward(head.clone(), BodyRule::Streamed, Note::Pull(counted))
             }
             Route::Blob { name, digest }
-                if head.method == Method::GET
-                    || (self.config.redirect_head && head.method == Method::HEAD) =>
+                if head.method == Method::GET || (self.config.redirect_head && head.method == Method::HEAD) =>
             {
                 let to = self.cdn.issue(&self.mint, name, digest);
                 Verdict::forward(link::probe(head), BodyRule::Streamed, Note::Redirect(to))
@@ -158,11 +137,7 @@ impl Hub {
         match self.config.abuse_after {
             Some(most) if tally.requests > most => {
                 let text = "Too Many Requests (HAP429)\n";
-                Err(wire::text(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "text/plain",
-                    text,
-                ))
+                Err(wire::text(StatusCode::TOO_MANY_REQUESTS, "text/plain", text))
             }
             _ => Ok(()),
         }
@@ -184,18 +159,10 @@ impl Hub {
     }
 
     fn challenge(&self, needs: &[Scope], error: Option<&str>) -> Answer {
-        let mut answer = wire::errors(
-            StatusCode::UNAUTHORIZED,
-            "UNAUTHORIZED",
-            "authentication required",
-        );
+        let mut answer = wire::errors(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
         let value = access::challenge(&self.config.realm, &self.config.service, needs, error);
         wire::set(answer.headers_mut(), "www-authenticate", &value);
-        wire::set(
-            answer.headers_mut(),
-            "docker-distribution-api-version",
-            "registry/2.0",
-        );
+        wire::set(answer.headers_mut(), "docker-distribution-api-version", "registry/2.0");
         answer
     }
 
@@ -204,10 +171,7 @@ impl Hub {
         let post = head.method == Method::POST;
         let form = if post { &posted } else { &Form::of_query(head) };
         if form.first("service") != Some(&self.config.service) {
-            return wire::json(
-                StatusCode::BAD_REQUEST,
-                &json!({"details": "service is unknown"}),
-            );
+            return wire::json(StatusCode::BAD_REQUEST, &json!({"details": "service is unknown"}));
         }
         let (user, password) = match wire::credential(head) {
             Credential::Basic { user, password } => (Some(user), password),
@@ -241,9 +205,7 @@ impl Hub {
         let token = self.mint.seal(claims, self.config.token_seconds);
         let mut document = json!({"token": token, "access_token": token});
         if self.config.tell_expiry {
-            let issued = i64::try_from(self.mint.now())
-                .ok()
-                .and_then(|now| jiff::Timestamp::from_second(now).ok());
+            let issued = i64::try_from(self.mint.now()).ok().and_then(|now| jiff::Timestamp::from_second(now).ok());
             document["expires_in"] = json!(self.config.token_seconds);
             document["issued_at"] = json!(issued.unwrap_or_default().to_string());
         }
@@ -251,26 +213,14 @@ impl Hub {
     }
 
     fn account(&self, user: &str, password: &str) -> Option<&Account> {
-        self.config
-            .accounts
-            .iter()
-            .find(|account| account.user == user && account.password == password)
+        self.config.accounts.iter().find(|account| account.user == user && account.password == password)
     }
 
     /// GET of a manifest is a pull, HEAD is free; both tell what is left.
-    fn count(
-        &self,
-        head: &Parts,
-        who: &str,
-        name: &str,
-        reference: &str,
-    ) -> Result<Counted, Answer> {
+    fn count(&self, head: &Parts, who: &str, name: &str, reference: &str) -> Result<Counted, Answer> {
         let (most, source) = match who {
             "" => (self.config.anonymous_pulls, "192.0.2.7"),
-            _ => (
-                self.config.account_pulls,
-                "6f0c4b2e-0f3c-4c55-9f0e-54a7e1a6a9c1",
-            ),
+            _ => (self.config.account_pulls, "6f0c4b2e-0f3c-4c55-9f0e-54a7e1a6a9c1"),
         };
         let mut tally = self.tally();
         let used = tally.pulls.iter().filter(|pull| pull.who == who).count() as u64;
@@ -283,29 +233,17 @@ impl Hub {
         }
         let pull = gets.then(|| {
             let mark = if reference.contains(':') { '@' } else { ':' };
-            Pull {
-                who: who.to_owned(),
-                what: format!("{name}{mark}{reference}"),
-            }
+            Pull { who: who.to_owned(), what: format!("{name}{mark}{reference}") }
         });
         if let Some(Pull { who, what }) = &pull {
-            tally.pulls.push(Pull {
-                who: who.clone(),
-                what: what.clone(),
-            });
+            tally.pulls.push(Pull { who: who.clone(), what: what.clone() });
         }
         let limit = left.map(|(most, left)| (most, if gets { left - 1 } else { left }));
-        Ok(Counted {
-            limit,
-            source: source.to_owned(),
-            pull,
-        })
+        Ok(Counted { limit, source: source.to_owned(), pull })
     }
 
     fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
-        self.tally
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -313,11 +251,7 @@ fn limit_reached(most: u64, source: &str) -> Answer {
     let text = "You have reached your pull rate limit. You may increase the limit by authenticating and \
                 upgrading: https://www.docker.com/increase-rate-limit";
     let mut answer = wire::errors(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", text);
-    wire::set(
-        answer.headers_mut(),
-        "ratelimit-limit",
-        &format!("{most};w=21600"),
-    );
+    wire::set(answer.headers_mut(), "ratelimit-limit", &format!("{most};w=21600"));
     wire::set(answer.headers_mut(), "ratelimit-remaining", "0;w=21600");
     wire::set(answer.headers_mut(), "docker-ratelimit-source", source);
     answer
@@ -326,20 +260,10 @@ fn limit_reached(most: u64, source: &str) -> Answer {
 /// S3's and R2's refusals: both reject a signed URL that comes with Authorization.
 fn cdn_refusal(refused: &Refused) -> Answer {
     let (status, code, message) = match refused {
-        Refused::Authorization => (
-            StatusCode::BAD_REQUEST,
-            "InvalidArgument",
-            "Only one auth mechanism allowed",
-        ),
-        Refused::Forged => (
-            StatusCode::FORBIDDEN,
-            "SignatureDoesNotMatch",
-            "The signature does not match",
-        ),
+        Refused::Authorization => (StatusCode::BAD_REQUEST, "InvalidArgument", "Only one auth mechanism allowed"),
+        Refused::Forged => (StatusCode::FORBIDDEN, "SignatureDoesNotMatch", "The signature does not match"),
         Refused::Expired => (StatusCode::FORBIDDEN, "AccessDenied", "Request has expired"),
     };
-    let body = format!(
-        "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    );
+    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
     wire::text(status, "application/xml", body)
 }

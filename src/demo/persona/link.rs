@@ -28,28 +28,15 @@ pub(super) enum Refused {
 }
 
 impl Links {
-    pub(super) fn new(
-        base: &str,
-        seconds: u64,
-        expiry: &'static str,
-        signature: &'static str,
-    ) -> Self {
-        Self {
-            base: Base::new(base),
-            seconds,
-            expiry,
-            signature,
-        }
+    pub(super) fn new(base: &str, seconds: u64, expiry: &'static str, signature: &'static str) -> Self {
+        Self { base: Base::new(base), seconds, expiry, signature }
     }
 
     pub(super) fn issue(&self, mint: &Mint, name: &str, digest: &str) -> String {
         let path = format!("/{name}/blobs/{digest}/data");
         let expires = mint.now() + self.seconds;
         let signature = mint.sign(&format!("{path} {expires}"));
-        format!(
-            "{}{path}?{}{expires}{}{signature}",
-            self.base.url, self.expiry, self.signature
-        )
+        format!("{}{path}?{}{expires}{}{signature}", self.base.url, self.expiry, self.signature)
     }
 
     /// The path after the base, if the request is for this host at all.
@@ -63,16 +50,8 @@ impl Links {
             return Err(Refused::Authorization);
         }
         let query = Form::of_query(head);
-        let name = |text: &'static str| {
-            text.rsplit('&')
-                .find(|part| !part.is_empty())
-                .unwrap_or_default()
-        };
-        let value = |text| {
-            query
-                .first(name(text).trim_end_matches('='))
-                .unwrap_or_default()
-        };
+        let name = |text: &'static str| text.rsplit('&').find(|part| !part.is_empty()).unwrap_or_default();
+        let value = |text| query.first(name(text).trim_end_matches('=')).unwrap_or_default();
         let expires: u64 = value(self.expiry).parse().map_err(|_| Refused::Forged)?;
         if mint.sign(&format!("{path} {expires}")) != value(self.signature) {
             return Err(Refused::Forged);
@@ -92,11 +71,7 @@ pub(super) fn probe(head: &Parts) -> Parts {
     let mut probe = head.clone();
     probe.method = Method::HEAD;
     probe.headers.remove("range");
-    probe.uri = head
-        .uri
-        .path()
-        .parse()
-        .unwrap_or_else(|_| Uri::from_static("/"));
+    probe.uri = head.uri.path().parse().unwrap_or_else(|_| Uri::from_static("/"));
     probe
 }
 
@@ -106,9 +81,5 @@ pub(super) fn redirect(response: &mut response::Parts, to: &str) {
     response.headers.clear();
     set(&mut response.headers, "location", to);
     set(&mut response.headers, "content-length", "0");
-    set(
-        &mut response.headers,
-        "docker-distribution-api-version",
-        "registry/2.0",
-    );
+    set(&mut response.headers, "docker-distribution-api-version", "registry/2.0");
 }

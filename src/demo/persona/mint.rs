@@ -36,9 +36,7 @@ impl Mint {
     /// Seconds since 1970, as this persona sees them.
     #[must_use]
     pub fn now(&self) -> u64 {
-        let real = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         real.as_secs() + self.ahead.load(Ordering::Relaxed)
     }
 

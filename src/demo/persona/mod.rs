@@ -7,7 +7,8 @@
 //! 1. [`Persona::wants_form`]: collect the (small) body first, if so;
 //! 2. [`Persona::answer`]: a [`Verdict`];
 //! 3. for [`Verdict::Forward`], pass [`Forward::head`] on with the body as [`Forward::body`]
-//!    says, calling [`Persona::broken`] where the client's connection breaks meanwhile;
+//!    says, calling [`Persona::saw`] with a body that was collected, and [`Persona::broken`]
+//!    where the client's connection breaks meanwhile;
 //! 4. [`Persona::adjust`] the answer before it goes to the client.
 //!
 //! What they imitate was read in vendors' documents, issues and sources, not measured on the live
@@ -20,6 +21,8 @@
 
 mod access;
 mod acr;
+mod acr_referrers;
+mod acr_tokens;
 mod acr_uploads;
 mod config;
 mod entra;
@@ -107,6 +110,8 @@ enum Note {
     Redirect(String),
     Pull(hub::Counted),
     Upload(acr_uploads::Step),
+    Pushed { name: String, referrer: Option<acr_referrers::Referrer> },
+    Deleted { name: String, reference: String },
 }
 
 impl Persona {
@@ -127,6 +132,13 @@ impl Persona {
             Self::Plain => Verdict::forward(head.clone(), BodyRule::Streamed, Note::Nothing),
             Self::Hub(hub) => hub.answer(head, form),
             Self::Acr(acr) => acr.answer(head, form),
+        }
+    }
+
+    /// Shows the persona a body that was collected for [`BodyRule::Whole`], before it is sent on.
+    pub fn saw(&self, forward: &mut Forward, body: &[u8]) {
+        if let (Self::Acr(_), Note::Pushed { name, referrer }) = (self, &mut forward.note) {
+            *referrer = acr_referrers::Referrer::read(name, body);
         }
     }
 

@@ -20,11 +20,7 @@ pub(super) fn host(head: &Parts) -> String {
 
 /// A request header as text; empty counts as absent.
 pub(super) fn header<'a>(head: &'a Parts, name: &str) -> Option<&'a str> {
-    head.headers
-        .get(name)?
-        .to_str()
-        .ok()
-        .filter(|value| !value.is_empty())
+    head.headers.get(name)?.to_str().ok().filter(|value| !value.is_empty())
 }
 
 /// `Content-Length`, where the client sent one that is a number.
@@ -50,15 +46,11 @@ pub(super) fn credential(head: &Parts) -> Credential {
     if scheme.eq_ignore_ascii_case("bearer") {
         return Credential::Bearer(rest.trim().to_owned());
     }
-    let decoded = STANDARD
-        .decode(rest.trim())
-        .ok()
-        .and_then(|bytes| String::from_utf8(bytes).ok());
+    let decoded = STANDARD.decode(rest.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     match decoded.as_deref().and_then(|text| text.split_once(':')) {
-        Some((user, password)) if scheme.eq_ignore_ascii_case("basic") => Credential::Basic {
-            user: user.to_owned(),
-            password: password.to_owned(),
-        },
+        Some((user, password)) if scheme.eq_ignore_ascii_case("basic") => {
+            Credential::Basic { user: user.to_owned(), password: password.to_owned() }
+        }
         _ => Credential::Unreadable,
     }
 }
@@ -80,17 +72,11 @@ impl Form {
     }
 
     pub(super) fn first(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|pair| pair.0 == name)
-            .map(|pair| pair.1.as_str())
+        self.0.iter().find(|pair| pair.0 == name).map(|pair| pair.1.as_str())
     }
 
     pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |pair| pair.0 == name)
-            .map(|pair| pair.1.as_str())
+        self.0.iter().filter(move |pair| pair.0 == name).map(|pair| pair.1.as_str())
     }
 }
 
@@ -108,11 +94,7 @@ impl Base {
         let url = url.trim_end_matches('/').to_owned();
         let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        Self {
-            authority: authority.to_ascii_lowercase(),
-            path: path.to_owned(),
-            url,
-        }
+        Self { authority: authority.to_ascii_lowercase(), path: path.to_owned(), url }
     }
 
     /// What stands after the base in the request's path, if the request is for this base.
@@ -129,16 +111,10 @@ pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     }
 }
 
-pub(super) fn text(
-    status: StatusCode,
-    content_type: &'static str,
-    body: impl Into<String>,
-) -> Answer {
+pub(super) fn text(status: StatusCode, content_type: &'static str, body: impl Into<String>) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(body.into())));
     *answer.status_mut() = status;
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 
@@ -172,9 +148,7 @@ fn decode(text: &str) -> String {
             b'+' => out.push(b' '),
             b'%' => {
                 let pair = [bytes.next().unwrap_or(b'0'), bytes.next().unwrap_or(b'0')];
-                let code = str::from_utf8(&pair)
-                    .ok()
-                    .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+                let code = str::from_utf8(&pair).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
                 out.push(code.unwrap_or(b'?'));
             }
             other => out.push(other),
@@ -190,10 +164,7 @@ mod tests {
     #[test]
     fn forms_keep_repeats_and_decode() {
         let form = Form::parse("scope=repository%3Aa%2Fb%3Apull&scope=x+y&empty=");
-        assert_eq!(
-            form.all("scope").collect::<Vec<_>>(),
-            ["repository:a/b:pull", "x y"]
-        );
+        assert_eq!(form.all("scope").collect::<Vec<_>>(), ["repository:a/b:pull", "x y"]);
         assert_eq!(form.first("empty"), Some(""));
         assert_eq!(form.first("none"), None);
     }
@@ -202,22 +173,11 @@ mod tests {
     fn a_base_serves_its_host_and_path_only() {
         let base = Base::new("https://Auth.docker.io/token");
         let head = |host: &str, path: &str| {
-            let request = http::Request::builder()
-                .uri(path)
-                .header(HOST, host)
-                .body(());
-            request
-                .map(|request| request.into_parts().0)
-                .expect("a request")
+            let request = http::Request::builder().uri(path).header(HOST, host).body(());
+            request.map(|request| request.into_parts().0).expect("a request")
         };
-        assert_eq!(
-            base.serves(&head("auth.docker.io", "/token?service=x")),
-            Some("")
-        );
+        assert_eq!(base.serves(&head("auth.docker.io", "/token?service=x")), Some(""));
         assert_eq!(base.serves(&head("auth.docker.io", "/tokens")), None);
-        assert_eq!(
-            base.serves(&head("auth.docker.io.evil.example", "/token")),
-            None
-        );
+        assert_eq!(base.serves(&head("auth.docker.io.evil.example", "/token")), None);
     }
 }

@@ -16,9 +16,7 @@ impl Background {
     pub fn spawn<F: Future<Output = ()>>(make: impl FnOnce() -> F + Send + 'static) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 tokio::select! {
                     _ = stopped => {}
@@ -26,10 +24,7 @@ impl Background {
                 }
             });
         });
-        Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        }
+        Self { stop: Some(stop), thread: Some(thread) }
     }
 }
 
@@ -48,9 +43,7 @@ impl Drop for Background {
 /// A listener on a free loopback port, bound before anyone is told of it.
 pub fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener
-        .set_nonblocking(true)
-        .expect("a non-blocking listener");
+    listener.set_nonblocking(true).expect("a non-blocking listener");
     let addr = listener.local_addr().expect("an address");
     (listener, addr)
 }

@@ -10,11 +10,7 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!(
-            "transload-it-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("transload-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         // Left over by a killed run that had the same process id.
         drop(std::fs::remove_dir_all(&path));
@@ -28,11 +24,7 @@ impl TempDir {
 
     /// A path below, as text for an argument.
     pub fn join(&self, name: &str) -> String {
-        self.0
-            .join(name)
-            .to_str()
-            .expect("a path in UTF-8")
-            .to_owned()
+        self.0.join(name).to_str().expect("a path in UTF-8").to_owned()
     }
 
     /// Writes a file below, and returns its path.

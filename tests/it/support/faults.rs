@@ -12,12 +12,7 @@ use super::Seen;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// Answered at once with this; nothing reaches the registry.
-    Status {
-        code: u16,
-        retry_after: Option<u64>,
-        content_type: String,
-        body: String,
-    },
+    Status { code: u16, retry_after: Option<u64>, content_type: String, body: String },
     /// 429 with a `Retry-After` that counts down from the first hit; after that, nothing.
     CountDown(Duration),
     /// 307 to this URL.
@@ -55,12 +50,7 @@ impl Fault {
     /// A status with an error document of the distribution API.
     pub fn status(code: u16) -> Self {
         let body = r#"{"errors":[{"code":"UNKNOWN","message":"injected by the test"}]}"#;
-        Self::Status {
-            code,
-            retry_after: None,
-            content_type: "application/json".to_owned(),
-            body: body.to_owned(),
-        }
+        Self::Status { code, retry_after: None, content_type: "application/json".to_owned(), body: body.to_owned() }
     }
 
     /// 429 with `Retry-After`.
@@ -148,34 +138,20 @@ impl Rule {
             && seen.target().contains(&self.path)
             && self.host.as_ref().is_none_or(|host| *host == seen.host)
             && self.when.as_ref().is_none_or(|when| when(seen));
-        if !matches
-            || !self
-                .nth
-                .contains(&(self.matched.fetch_add(1, Ordering::Relaxed) + 1))
-        {
+        if !matches || !self.nth.contains(&(self.matched.fetch_add(1, Ordering::Relaxed) + 1)) {
             return None;
         }
         let Fault::CountDown(whole) = self.fault else {
             return Some(self.fault.clone());
         };
-        let since = *self
-            .since
-            .lock()
-            .expect("no panic while held")
-            .get_or_insert_with(Instant::now);
-        let left = whole
-            .checked_sub(since.elapsed())
-            .filter(|left| !left.is_zero())?;
+        let since = *self.since.lock().expect("no panic while held").get_or_insert_with(Instant::now);
+        let left = whole.checked_sub(since.elapsed()).filter(|left| !left.is_zero())?;
         Some(Fault::too_many(left.as_secs_f64().ceil() as u64))
     }
 }
 
 impl fmt::Debug for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} …{}… {:?} → {:?}",
-            self.method, self.path, self.nth, self.fault
-        )
+        write!(f, "{} …{}… {:?} → {:?}", self.method, self.path, self.nth, self.fault)
     }
 }

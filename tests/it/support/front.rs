@@ -1,17 +1,14 @@
 //! A front before a registry: counts requests, injects faults, plays Docker Hub or ACR.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::sync::Arc;
 
-use hyper::HeaderMap;
-use hyper::header::AUTHORIZATION;
 use transload::demo::persona::{Acr, AcrConfig, Hub, HubConfig, Persona};
 
 use super::background::{Background, listen};
+use super::front_log::{Seen, Shared};
 use super::front_serve::{Listen, serve};
-use super::{Fault, Rule, TempDir, tls};
+use super::{Rule, TempDir, tls};
 
 /// A running front. Stops on Drop; connections that are open then are cut.
 #[derive(Debug)]
@@ -25,56 +22,6 @@ pub struct Front {
     background: Background,
 }
 
-/// One request, as it came.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    /// Requests with the same number shared a connection.
-    pub connection: u64,
-    /// Whether it came to [`Front::side`].
-    pub side: bool,
-    pub host: String,
-    pub method: String,
-    pub path: String,
-    pub query: String,
-    pub headers: HeaderMap,
-    pub at: Instant,
-    /// The answer's status; none while there is no answer.
-    pub status: Option<u16>,
-    pub fault: Option<Fault>,
-    received: Arc<AtomicU64>,
-    sent: Arc<AtomicU64>,
-}
-
-impl Seen {
-    /// Path and query.
-    pub fn target(&self) -> String {
-        match self.query.as_str() {
-            "" => self.path.clone(),
-            query => format!("{}?{query}", self.path),
-        }
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
-
-    /// `Basic`, `Bearer`, or none without Authorization.
-    pub fn scheme(&self) -> Option<&str> {
-        self.header(AUTHORIZATION.as_str())
-            .map(|value| value.split(' ').next().unwrap_or_default())
-    }
-
-    /// Bytes of the request's body that came.
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of the answer's body that were sent.
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-}
-
 /// A front to be.
 pub struct Builder {
     upstream: SocketAddr,
@@ -82,6 +29,7 @@ pub struct Builder {
     rules: Vec<Rule>,
     tls: bool,
     h2: bool,
+    abrupt: bool,
     names: Vec<String>,
 }
 
@@ -119,6 +67,13 @@ impl Builder {
     pub fn h2(mut self) -> Self {
         self.h2 = true;
         self.tls()
+    }
+
+    /// Hangs up after an answer that came before the request's body was read, where nginx and the
+    /// like read on for a while: the client may get a reset instead of the answer.
+    pub fn abrupt(mut self) -> Self {
+        self.abrupt = true;
+        self
     }
 
     /// A further name in the certificate.
@@ -171,40 +126,15 @@ impl Builder {
         } else {
             (None, None)
         };
-        let shared = Arc::new(Shared {
-            upstream: self.upstream,
-            persona,
-            rules: Mutex::new(self.rules.into_iter().map(Arc::new).collect()),
-            log: Mutex::default(),
-            connections: AtomicU64::new(0),
-            uploads: Mutex::default(),
-        });
-        let main = Listen {
-            listener: main,
-            acceptor,
-            side: false,
-        };
-        let side_listener = Listen {
-            listener: side_listener,
-            acceptor: None,
-            side: true,
-        };
+        let shared = Shared::new(self.upstream, persona, self.rules, !self.abrupt);
+        let shared = Arc::new(shared);
+        let main = Listen { listener: main, acceptor, side: false };
+        let side_listener = Listen { listener: side_listener, acceptor: None, side: true };
         let served = Arc::clone(&shared);
         let background = Background::spawn(move || async move {
-            tokio::join!(
-                serve(main, Arc::clone(&served)),
-                serve(side_listener, served)
-            );
+            tokio::join!(serve(main, Arc::clone(&served)), serve(side_listener, served));
         });
-        Front {
-            addr,
-            side,
-            host,
-            names,
-            authority,
-            shared,
-            background,
-        }
+        Front { addr, side, host, names, authority, shared, background }
     }
 }
 
@@ -217,6 +147,7 @@ impl Front {
             rules: Vec::new(),
             tls: false,
             h2: false,
+            abrupt: false,
             names: Vec::new(),
         }
     }
@@ -237,9 +168,7 @@ impl Front {
 
     /// The authority's certificate, as a PEM file.
     pub fn ca_file(&self) -> Option<String> {
-        self.authority
-            .as_ref()
-            .map(|directory| directory.join("ca.pem"))
+        self.authority.as_ref().map(|directory| directory.join("ca.pem"))
     }
 
     /// `--ca-file FILE --resolve NAME=ADDRESS …`, nothing without TLS.
@@ -264,22 +193,18 @@ impl Front {
 
     /// How many requests since then have this method (`*` is any) and this in their path or query.
     pub fn count(&self, method: &str, path: &str) -> usize {
-        let matches =
-            |seen: &&Seen| (method == "*" || seen.method == method) && seen.target().contains(path);
+        let matches = |seen: &&Seen| (method == "*" || seen.method == method) && seen.target().contains(path);
         self.log().iter().filter(matches).count()
     }
 
     /// How many requests met a fault. Assert it, or a rule that never matched lets a test pass.
     pub fn struck(&self) -> usize {
-        self.log()
-            .iter()
-            .filter(|seen| seen.fault.is_some())
-            .count()
+        self.log().iter().filter(|seen| seen.fault.is_some()).count()
     }
 
     /// Adds a rule while running; the first one that strikes wins.
     pub fn add(&self, rule: Rule) {
-        self.shared.rules().push(Arc::new(rule));
+        self.shared.rules().push(rule);
     }
 
     pub fn clear_rules(&self) {
@@ -303,95 +228,6 @@ impl Front {
         match &self.shared.persona {
             Persona::Acr(acr) => acr,
             other => panic!("not ACR but {other:?}"),
-        }
-    }
-}
-
-/// What all connections of a front share.
-#[derive(Debug)]
-pub struct Shared {
-    pub upstream: SocketAddr,
-    pub persona: Persona,
-    rules: Mutex<Vec<Arc<Rule>>>,
-    log: Mutex<Vec<Seen>>,
-    pub connections: AtomicU64,
-    /// One request at a time for each upload session, as a registry's lock has it.
-    uploads: Mutex<std::collections::HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-impl Shared {
-    /// Logs a request, and finds out what befalls it.
-    pub fn enter(&self, mut seen: Seen) -> Entry<'_> {
-        // One lock over all rules, so that they count in the log's order.
-        let rules = self.rules();
-        seen.fault = None;
-        for rule in rules.iter() {
-            let struck = rule.strike(&seen);
-            seen.fault = seen.fault.take().or(struck);
-        }
-        let entry = Entry {
-            shared: self,
-            received: Arc::clone(&seen.received),
-            sent: Arc::clone(&seen.sent),
-            fault: seen.fault.clone(),
-        };
-        self.log().push(seen);
-        entry
-    }
-
-    pub fn upload(&self, path: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut uploads = self.uploads.lock().expect("no panic while held");
-        Arc::clone(uploads.entry(path.to_owned()).or_default())
-    }
-
-    fn rules(&self) -> MutexGuard<'_, Vec<Arc<Rule>>> {
-        self.rules.lock().expect("no panic while held")
-    }
-
-    fn log(&self) -> MutexGuard<'_, Vec<Seen>> {
-        self.log.lock().expect("no panic while held")
-    }
-}
-
-/// A request's entry in the log, while it is under way.
-pub struct Entry<'a> {
-    shared: &'a Shared,
-    pub received: Arc<AtomicU64>,
-    pub sent: Arc<AtomicU64>,
-    pub fault: Option<Fault>,
-}
-
-impl Entry<'_> {
-    /// Notes the status, unless the log was reset meanwhile.
-    pub fn answered(&self, status: u16) {
-        let mut log = self.shared.log();
-        let own = |seen: &&mut Seen| Arc::ptr_eq(&seen.received, &self.received);
-        if let Some(seen) = log.iter_mut().rev().find(own) {
-            seen.status = Some(status);
-        }
-    }
-}
-
-impl Seen {
-    pub fn new(connection: u64, side: bool, head: &hyper::http::request::Parts) -> Self {
-        let named = head
-            .headers
-            .get("host")
-            .and_then(|value| value.to_str().ok());
-        let named = named.or_else(|| head.uri.authority().map(|authority| authority.as_str()));
-        Self {
-            connection,
-            side,
-            host: named.unwrap_or_default().to_owned(),
-            method: head.method.to_string(),
-            path: head.uri.path().to_owned(),
-            query: head.uri.query().unwrap_or_default().to_owned(),
-            headers: head.headers.clone(),
-            at: Instant::now(),
-            status: None,
-            fault: None,
-            received: Arc::default(),
-            sent: Arc::default(),
         }
     }
 }

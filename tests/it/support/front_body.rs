@@ -175,10 +175,7 @@ async fn append(
 }
 
 fn flip(data: Bytes, at: Option<u64>) -> Bytes {
-    let Some(at) = at
-        .and_then(|at| usize::try_from(at).ok())
-        .filter(|&at| at < data.len())
-    else {
+    let Some(at) = at.and_then(|at| usize::try_from(at).ok()).filter(|&at| at < data.len()) else {
         return data;
     };
     let mut data = BytesMut::from(data);
@@ -187,9 +184,7 @@ fn flip(data: Bytes, at: Option<u64>) -> Bytes {
 }
 
 fn pieces(mut data: Bytes, rate: Option<u64>) -> Vec<Bytes> {
-    let size = rate.map_or(usize::MAX, |rate| {
-        usize::try_from(rate / 50).unwrap_or(usize::MAX).max(1)
-    });
+    let size = rate.map_or(usize::MAX, |rate| usize::try_from(rate / 50).unwrap_or(usize::MAX).max(1));
     let mut pieces = Vec::new();
     while data.len() > size {
         pieces.push(data.split_to(size));

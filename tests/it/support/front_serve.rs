@@ -4,9 +4,9 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::{request, response};
 use hyper::service::service_fn;
@@ -21,8 +21,9 @@ use tokio_rustls::rustls::ServerConfig;
 use transload::demo::persona::{BodyRule, Broken, Forward, Persona, Verdict};
 
 use super::Fault;
-use super::front::{Entry, Seen, Shared};
 use super::front_body::{Cut, FrontBody, Plan, pass};
+use super::front_log::{Entry, Seen, Shared};
+use super::front_upstream::{Failed, collect, empty, full, full_of, length, send};
 use super::wire::{Control, Wire};
 
 /// One port of a front.
@@ -79,23 +80,19 @@ impl Connection {
             let this = Arc::clone(&this);
             // A task of its own: hyper drops a request's future when the client goes away, but a
             // registry ends what it began.
-            let task =
-                tokio::runtime::Handle::current().spawn(async move { this.turn(request).await });
+            let task = tokio::runtime::Handle::current().spawn(async move { this.turn(request).await });
             async move { task.await.unwrap_or(Err(Cut)) }
         });
         let builder = auto::Builder::new(TokioExecutor::new());
         // Fails whenever a fault cuts the connection.
-        drop(
-            builder
-                .serve_connection(TokioIo::new(stream), service)
-                .await,
-        );
+        drop(builder.serve_connection(TokioIo::new(stream), service).await);
     }
 
     async fn turn(&self, request: Request<Incoming>) -> Result<Response<FrontBody>, Cut> {
         let (head, body) = request.into_parts();
         let entry = self.shared.enter(Seen::new(self.number, self.side, &head));
         if let Some(answer) = self.fault_before(&entry).await? {
+            self.linger(&entry, body);
             entry.answered(answer.status().as_u16());
             return Ok(answer);
         }
@@ -115,15 +112,9 @@ impl Connection {
             let plan = Plan::of_answer(entry.fault.as_ref(), length);
             if let Some(length) = length {
                 let length = plan.end.unwrap_or(length) + plan.append;
-                head.headers
-                    .insert(CONTENT_LENGTH, HeaderValue::from(length));
+                head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
-            pass(
-                body,
-                plan,
-                Arc::clone(&self.control),
-                Arc::clone(&entry.sent),
-            )
+            pass(body, plan, Arc::clone(&self.control), Arc::clone(&entry.sent))
         };
         Ok(Response::from_parts(head, body))
     }
@@ -134,19 +125,11 @@ impl Connection {
             return Ok(None);
         };
         match fault {
-            Fault::Status {
-                code,
-                retry_after,
-                content_type,
-                body,
-            } => {
+            Fault::Status { code, retry_after, content_type, body } => {
                 let mut answer = Response::new(full(Bytes::from(body.clone())));
                 *answer.status_mut() = StatusCode::from_u16(*code).expect("a status code");
                 let headers = answer.headers_mut();
-                headers.insert(
-                    "content-type",
-                    content_type.parse().expect("a header's value"),
-                );
+                headers.insert("content-type", content_type.parse().expect("a header's value"));
                 if let Some(seconds) = retry_after {
                     headers.insert("retry-after", HeaderValue::from(*seconds));
                 }
@@ -155,9 +138,7 @@ impl Connection {
             Fault::Redirect(to) => {
                 let mut answer = Response::new(empty());
                 *answer.status_mut() = StatusCode::TEMPORARY_REDIRECT;
-                answer
-                    .headers_mut()
-                    .insert("location", to.parse().expect("a header's value"));
+                answer.headers_mut().insert("location", to.parse().expect("a header's value"));
                 return Ok(Some(answer));
             }
             Fault::ExpireTokens => self.shared.persona.revoke(),
@@ -184,39 +165,46 @@ impl Connection {
         // Requests of one session wait for each other, so that none sees a state in between.
         let session = self.shared.upload(head.uri.path());
         let ordered = matches!(persona, Persona::Acr(_)) && head.uri.path().contains("/uploads/");
-        let _turn = if ordered {
-            Some(session.lock().await)
-        } else {
-            None
-        };
+        let _turn = if ordered { Some(session.lock().await) } else { None };
         if persona.wants_form(&head) {
-            let body = count(Control::idle())(body);
-            let form = collect(body, u64::MAX).await.map_err(|_| self.cut(entry))?;
+            let mut body = count(Control::idle())(body);
+            let form = collect(&mut body, u64::MAX).await.map_err(|_| self.cut(entry))?;
             return match persona.answer(&head, &form) {
                 Verdict::Respond(answer) => Ok(answer.map(full_of)),
                 Verdict::Forward(forward) => self.forward(forward.head, |_| full(form)).await,
             };
         }
         let mut forward = match persona.answer(&head, &[]) {
-            Verdict::Respond(answer) => return Ok(answer.map(full_of)),
+            Verdict::Respond(answer) => {
+                self.linger(entry, body);
+                return Ok(answer.map(full_of));
+            }
             Verdict::Forward(forward) => forward,
         };
         let answer = match forward.body {
             BodyRule::Streamed => {
-                let send = |control| count(control)(body);
-                self.forward(forward.head.clone(), send).await
+                let body = |control| count(control)(body);
+                self.forward(forward.head.clone(), body).await
             }
-            BodyRule::Whole { limit } => match collect(count(Control::idle())(body), limit).await {
-                Ok(whole) => self.forward_whole(&mut forward, whole).await,
-                Err(Failed::TooLarge) => return Ok(persona.too_large().map(full_of)),
-                Err(Failed::Broken(part)) => {
-                    if persona.broken(&forward) == Broken::Keep {
-                        let answer = self.forward_whole(&mut forward, part).await?;
-                        drop(persona.adjust(&forward, &mut answer.into_parts().0));
+            BodyRule::Whole { limit } => {
+                let mut body = count(Control::idle())(body);
+                let whole = match collect(&mut body, limit).await {
+                    Ok(whole) => whole,
+                    Err(Failed::TooLarge) => {
+                        self.linger(entry, body);
+                        return Ok(persona.too_large().map(full_of));
                     }
-                    return Err(self.cut(entry));
-                }
-            },
+                    Err(Failed::Broken(part)) => {
+                        if persona.broken(&forward) == Broken::Keep {
+                            let answer = self.forward_whole(&forward, part).await?;
+                            drop(persona.adjust(&forward, &mut answer.into_parts().0));
+                        }
+                        return Err(self.cut(entry));
+                    }
+                };
+                persona.saw(&mut forward, &whole);
+                self.forward_whole(&forward, whole).await
+            }
         };
         let (mut head, body) = answer.map_err(|_| self.cut(entry))?.into_parts();
         let replaced = persona.adjust(&forward, &mut head);
@@ -227,60 +215,34 @@ impl Connection {
         Ok(Response::from_parts(head, replaced.map_or(body, full)))
     }
 
-    async fn forward_whole(
+    async fn forward(
         &self,
-        forward: &mut Forward,
-        body: Bytes,
+        head: request::Parts,
+        body: impl FnOnce(Arc<Control>) -> FrontBody,
     ) -> Result<Response<FrontBody>, Cut> {
+        send(self.shared.upstream, self.secure, head, body).await
+    }
+
+    async fn forward_whole(&self, forward: &Forward, body: Bytes) -> Result<Response<FrontBody>, Cut> {
         let mut head = forward.head.clone();
         if head.method != Method::GET && head.method != Method::HEAD {
-            head.headers
-                .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
         self.forward(head, |_| full(body)).await
     }
 
-    /// Sends a request to the registry, on a connection of its own.
-    async fn forward(
-        &self,
-        mut head: request::Parts,
-        body: impl FnOnce(Arc<Control>) -> FrontBody,
-    ) -> Result<Response<FrontBody>, Cut> {
-        let tcp = TcpStream::connect(self.shared.upstream)
-            .await
-            .map_err(|_| Cut)?;
-        let (wire, control) = Wire::new(tcp);
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(wire));
-        let (mut sender, connection) = handshake.await.map_err(|_| Cut)?;
-        tokio::runtime::Handle::current().spawn(connection);
-        head.version = hyper::Version::HTTP_11;
-        // HTTP/2 has the host in the URI.
-        if let Some(authority) = head.uri.authority()
-            && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        {
-            head.headers.entry(HOST).or_insert(host);
+    /// An answer goes out before the request's body has come: reads on, as nginx's lingering close
+    /// does, so that the client gets to see it. Otherwise hyper hangs up, and the reset may
+    /// overtake the answer.
+    fn linger<B>(&self, entry: &Entry<'_>, body: B)
+    where
+        B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
+    {
+        if !self.shared.linger {
+            return;
         }
-        let target = head
-            .uri
-            .path_and_query()
-            .map_or("/", |target| target.as_str());
-        head.uri = target.parse().map_err(|_| Cut)?;
-        strip(&mut head.headers);
-        if self.secure {
-            head.headers
-                .insert("x-forwarded-proto", HeaderValue::from_static("https"));
-        }
-        let request = Request::from_parts(head, body(control));
-        let (mut head, body) = sender
-            .send_request(request)
-            .await
-            .map_err(|_| Cut)?
-            .into_parts();
-        strip(&mut head.headers);
-        Ok(Response::from_parts(
-            head,
-            body.map_err(|_| Cut).boxed_unsync(),
-        ))
+        let mut body = pass(body, Plan::default(), Control::idle(), Arc::clone(&entry.received));
+        tokio::runtime::Handle::current().spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
     }
 
     fn spoil_head(&self, entry: &Entry<'_>, head: &mut response::Parts) {
@@ -288,8 +250,7 @@ impl Connection {
             let name = HeaderName::from_static(name);
             match value {
                 Some(value) => {
-                    head.headers
-                        .insert(name, value.parse().expect("a header's value"));
+                    head.headers.insert(name, value.parse().expect("a header's value"));
                 }
                 None => {
                     head.headers.remove(name);
@@ -305,56 +266,4 @@ impl Connection {
         }
         Cut
     }
-}
-
-enum Failed {
-    TooLarge,
-    /// With what came before.
-    Broken(Bytes),
-}
-
-async fn collect(mut body: FrontBody, limit: u64) -> Result<Bytes, Failed> {
-    let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        match frame.map(|frame| frame.into_data()) {
-            Ok(Ok(data)) => whole.extend_from_slice(&data),
-            Ok(Err(_trailers)) => {}
-            Err(Cut) => return Err(Failed::Broken(whole.freeze())),
-        }
-        if whole.len() as u64 > limit {
-            return Err(Failed::TooLarge);
-        }
-    }
-    Ok(whole.freeze())
-}
-
-/// Headers that belong to one connection.
-fn strip(headers: &mut HeaderMap) {
-    for name in [
-        "connection",
-        "keep-alive",
-        "transfer-encoding",
-        "te",
-        "upgrade",
-        "expect",
-        "trailer",
-    ] {
-        headers.remove(name);
-    }
-}
-
-fn length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn full(bytes: Bytes) -> FrontBody {
-    full_of(Full::new(bytes))
-}
-
-fn full_of(body: Full<Bytes>) -> FrontBody {
-    body.map_err(|never| match never {}).boxed_unsync()
-}
-
-fn empty() -> FrontBody {
-    full(Bytes::new())
 }

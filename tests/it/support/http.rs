@@ -17,10 +17,7 @@ pub struct Reply {
 
 impl Reply {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|pair| pair.0 == name)
-            .map(|pair| pair.1.as_str())
+        self.headers.iter().find(|pair| pair.0 == name).map(|pair| pair.1.as_str())
     }
 
     pub fn text(&self) -> String {
@@ -28,18 +25,14 @@ impl Reply {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error} in {}", self.text()))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.text()))
     }
 
     /// Fails the test, showing the answer, unless it has this status.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         let (got, headers, text) = (self.status, &self.headers, self.text());
-        assert!(
-            got == status,
-            "status {got} instead of {status}: {headers:?}\n{text}"
-        );
+        assert!(got == status, "status {got} instead of {status}: {headers:?}\n{text}");
         self
     }
 }
@@ -53,13 +46,7 @@ pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 /// A request on a connection of its own. `Host` is the address and `Accept` is [`ACCEPT`], unless
 /// given.
 #[track_caller]
-pub fn send(
-    at: SocketAddr,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> Reply {
+pub fn send(at: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
     match try_send(at, method, path, headers, body) {
         Ok(reply) => reply,
         Err(error) => panic!("{method} {path}: {error}"),
@@ -73,22 +60,12 @@ pub fn get(at: SocketAddr, path: &str) -> Reply {
 }
 
 /// As [`send`], where the connection may break before there is an answer.
-pub fn try_send(
-    at: SocketAddr,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> io::Result<Reply> {
+pub fn try_send(at: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
     let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(10))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.set_write_timeout(Some(Duration::from_secs(30)))?;
     stream.set_nodelay(true)?;
-    let given = |name: &str| {
-        headers
-            .iter()
-            .any(|header| header.0.eq_ignore_ascii_case(name))
-    };
+    let given = |name: &str| headers.iter().any(|header| header.0.eq_ignore_ascii_case(name));
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
     if !given("host") {
         head.push_str(&format!("host: {at}\r\n"));
@@ -112,12 +89,7 @@ pub fn try_send(
     }
 }
 
-fn write_request(
-    stream: &mut TcpStream,
-    head: &[u8],
-    body: &[u8],
-    chunked: bool,
-) -> io::Result<()> {
+fn write_request(stream: &mut TcpStream, head: &[u8], body: &[u8], chunked: bool) -> io::Result<()> {
     stream.write_all(head)?;
     if !chunked {
         return stream.write_all(body);
@@ -134,8 +106,7 @@ fn read_reply(from: &mut impl BufRead, head_only: bool) -> io::Result<Reply> {
     let mut line = String::new();
     from.read_line(&mut line)?;
     let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let status =
-        status.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no status line"))?;
+    let status = status.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no status line"))?;
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
@@ -145,12 +116,7 @@ fn read_reply(from: &mut impl BufRead, head_only: bool) -> io::Result<Reply> {
         };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut reply = Reply {
-        status,
-        headers,
-        body: Vec::new(),
-        whole: true,
-    };
+    let mut reply = Reply { status, headers, body: Vec::new(), whole: true };
     if head_only || status == 204 || status == 304 {
         return Ok(reply);
     }
@@ -158,13 +124,9 @@ fn read_reply(from: &mut impl BufRead, head_only: bool) -> io::Result<Reply> {
         reply.whole = read_chunks(from, &mut reply.body).is_ok();
         return Ok(reply);
     }
-    let length: Option<u64> = reply
-        .header("content-length")
-        .and_then(|text| text.parse().ok());
+    let length: Option<u64> = reply.header("content-length").and_then(|text| text.parse().ok());
     // A reset in the middle still leaves what came before it.
-    let end = from
-        .take(length.unwrap_or(u64::MAX))
-        .read_to_end(&mut reply.body);
+    let end = from.take(length.unwrap_or(u64::MAX)).read_to_end(&mut reply.body);
     reply.whole = end.is_ok() && length.is_none_or(|length| reply.body.len() as u64 == length);
     Ok(reply)
 }

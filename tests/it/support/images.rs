@@ -1,26 +1,21 @@
-//! Images made from a seed, and a pusher that shares no code with transload.
+//! Images made from a seed.
 //!
 //! The same seed gives the same digests; another seed shares nothing with it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha512};
 
-use super::http;
-use super::layer::{self, hex, sha256};
+use super::layer::{self, sha256};
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-const FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
-const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// The platforms of [`Image::tiny`], as many as the real hello-world has.
 pub const PLATFORMS: [(&str, &str, &str); 12] = [
@@ -79,9 +74,7 @@ impl Image {
         let images: Vec<Self> = PLATFORMS
             .iter()
             .zip(0..)
-            .map(|(&platform, nth)| {
-                Self::platform(seed * 1000 + nth, &[layer::SMALLEST], platform, false)
-            })
+            .map(|(&platform, nth)| Self::platform(seed * 1000 + nth, &[layer::SMALLEST], platform, false))
             .collect();
         let mut children: Vec<(Self, Value)> = Vec::new();
         for (image, platform) in images.iter().zip(PLATFORMS) {
@@ -118,102 +111,11 @@ impl Image {
         Self::index_of(vec![(inner, json!({})), (image, platform)], false)
     }
 
-    /// An OCI artifact with the empty config, pointing at a subject if one is given.
-    pub fn artifact(seed: u64, artifact_type: &str, subject: Option<&Self>) -> Self {
-        let config = Blob::new(b"{}".to_vec());
-        let content = Blob::new(layer::noise(seed, 700));
-        let mut manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "artifactType": artifact_type,
-            "config": config.descriptor(EMPTY),
-            "layers": [content.descriptor("application/octet-stream")],
-        });
-        if let Some(subject) = subject {
-            manifest["subject"] = subject.descriptor();
-        }
-        Self::of(
-            vec![config, content],
-            Document::new(OCI_MANIFEST, &manifest),
-        )
-    }
-
-    /// A cosign signature, to be pushed at [`Self::cosign_tag`] of what it signs.
-    pub fn signature(signed: &Self) -> Self {
-        let payload = json!({
-            "critical": {
-                "identity": {"docker-reference": ""},
-                "image": {"docker-manifest-digest": signed.digest()},
-                "type": "cosign container image signature",
-            },
-            "optional": null,
-        });
-        let payload = Blob::new(payload.to_string().into_bytes());
-        let config = config(&[payload.digest.as_str()], ("", "", ""), 0);
-        let mut layer = payload.descriptor("application/vnd.dev.cosign.simplesigning.v1+json");
-        layer["annotations"] = json!({"dev.cosignproject.cosign/signature": "bm90IG9uZQ=="});
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": config.descriptor(OCI_CONFIG),
-            "layers": [layer],
-        });
-        Self::of(
-            vec![config, payload],
-            Document::new(OCI_MANIFEST, &manifest),
-        )
-    }
-
-    /// The index that stands for the Referrers API where there is none, to be pushed at
-    /// [`Self::referrers_tag`] of the subject. It brings the referrers along.
-    pub fn referrers(referrers: &[Self]) -> Self {
-        let child = |image: &Self| {
-            let manifest: Value =
-                serde_json::from_slice(image.bytes()).expect("a manifest is JSON");
-            (
-                image.clone(),
-                json!({"artifactType": manifest["artifactType"]}),
-            )
-        };
-        Self::index_of(referrers.iter().map(child).collect(), false)
-    }
-
-    /// A Docker image whose first layer is foreign: it has `urls` and is in no registry.
-    pub fn foreign(seed: u64) -> Self {
-        let image = Self::docker(seed, &[5000, 3000]);
-        let mut manifest: Value =
-            serde_json::from_slice(image.bytes()).expect("a manifest is JSON");
-        manifest["layers"][0]["mediaType"] = json!(FOREIGN_LAYER);
-        manifest["layers"][0]["urls"] = json!(["https://example.com/layer.tar.gz"]);
-        let absent = manifest["layers"][0]["digest"].clone();
-        let blobs = image
-            .blobs
-            .into_iter()
-            .filter(|blob| absent != blob.digest.as_str())
-            .collect();
-        Self::of(blobs, Document::new(DOCKER_MANIFEST, &manifest))
-    }
-
-    /// An OCI image whose layer is named by sha512.
-    pub fn sha512(seed: u64) -> Self {
-        let image = Self::single(seed, &[3000]);
-        let mut blobs = image.blobs.clone();
-        let mut manifest: Value =
-            serde_json::from_slice(image.bytes()).expect("a manifest is JSON");
-        let named = format!("sha512:{}", hex(&Sha512::digest(&blobs[1].bytes)));
-        manifest["layers"][0]["digest"] = json!(named);
-        blobs[1].digest = named;
-        Self::of(blobs, Document::new(OCI_MANIFEST, &manifest))
-    }
-
     /// An index over these, each with further fields for its descriptor.
     pub fn index_of(children: Vec<(Self, Value)>, docker: bool) -> Self {
         let media_type = if docker { DOCKER_LIST } else { OCI_INDEX };
         let mut entries = Vec::new();
-        let mut whole = Self {
-            blobs: Vec::new(),
-            manifests: Vec::new(),
-        };
+        let mut whole = Self { blobs: Vec::new(), manifests: Vec::new() };
         let mut known = BTreeSet::new();
         for (child, extra) in children {
             let mut entry = child.descriptor();
@@ -221,16 +123,9 @@ impl Image {
                 entry[name] = value.clone();
             }
             entries.push(entry);
-            whole.blobs.extend(
-                child
-                    .blobs
-                    .into_iter()
-                    .filter(|blob| known.insert(blob.digest.clone())),
-            );
+            whole.blobs.extend(child.blobs.into_iter().filter(|blob| known.insert(blob.digest.clone())));
             let new = |manifest: &Document| known.insert(manifest.digest.clone());
-            whole
-                .manifests
-                .extend(child.manifests.into_iter().filter(new));
+            whole.manifests.extend(child.manifests.into_iter().filter(new));
         }
         let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": entries});
         whole.manifests.push(Document::new(media_type, &index));
@@ -258,12 +153,7 @@ impl Image {
     /// Bytes of all blobs and manifests.
     pub fn size(&self) -> usize {
         let blobs: usize = self.blobs.iter().map(|blob| blob.bytes.len()).sum();
-        blobs
-            + self
-                .manifests
-                .iter()
-                .map(|manifest| manifest.bytes.len())
-                .sum::<usize>()
+        blobs + self.manifests.iter().map(|manifest| manifest.bytes.len()).sum::<usize>()
     }
 
     pub fn descriptor(&self) -> Value {
@@ -281,62 +171,9 @@ impl Image {
         self.digest().replace(':', "-")
     }
 
-    /// Pushes everything, the image itself at `tag` too.
-    #[track_caller]
-    pub fn push(&self, to: SocketAddr, repository: &str, tag: &str) {
-        self.push_as(to, repository, tag, &[]);
-    }
-
-    /// The same with further headers, such as Authorization.
-    #[track_caller]
-    pub fn push_as(&self, to: SocketAddr, repository: &str, tag: &str, headers: &[(&str, &str)]) {
-        for blob in &self.blobs {
-            push_blob(to, repository, blob, headers);
-        }
-        for manifest in &self.manifests {
-            let mut headers = headers.to_vec();
-            headers.push(("content-type", &manifest.media_type));
-            let at = |reference: &str| format!("/v2/{repository}/manifests/{reference}");
-            http::send(to, "PUT", &at(&manifest.digest), &headers, &manifest.bytes).expect(201);
-            if manifest.digest == self.digest() {
-                http::send(to, "PUT", &at(tag), &headers, &manifest.bytes).expect(201);
-            }
-        }
-    }
-
-    /// Fails the test unless a registry holds the tag, every manifest and every blob, byte by byte.
-    #[track_caller]
-    pub fn assert_at(&self, at: SocketAddr, repository: &str, tag: &str) {
-        let fetch = |kind: &str, reference: &str| {
-            let path = format!("/v2/{repository}/{kind}/{reference}");
-            http::get(at, &path).expect(200).body
-        };
-        assert!(
-            fetch("manifests", tag) == self.bytes(),
-            "the tag {tag} is another image"
-        );
-        for manifest in &self.manifests {
-            assert!(
-                fetch("manifests", &manifest.digest) == manifest.bytes,
-                "{} differs",
-                manifest.digest
-            );
-        }
-        for blob in &self.blobs {
-            assert!(
-                fetch("blobs", &blob.digest) == blob.bytes,
-                "{} differs",
-                blob.digest
-            );
-        }
-    }
-
     fn platform(seed: u64, layers: &[usize], platform: (&str, &str, &str), docker: bool) -> Self {
-        let made: Vec<layer::Layer> = layers
-            .iter()
-            .zip(0_u64..)
-            .map(|(&size, nth)| layer::layer(seed * 100 + nth, size))
-            .collect();
+        let made: Vec<layer::Layer> =
+            layers.iter().zip(0_u64..).map(|(&size, nth)| layer::layer(seed * 100 + nth, size)).collect();
         let diff_ids: Vec<&str> = made.iter().map(|layer| layer.diff_id.as_str()).collect();
         let mut blobs = vec![config(&diff_ids, platform, seed)];
         blobs.extend(made.into_iter().map(|layer| Blob::new(layer.bytes)));
@@ -344,10 +181,7 @@ impl Image {
             true => (DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER),
             false => (OCI_MANIFEST, OCI_CONFIG, OCI_LAYER),
         };
-        let layers: Vec<Value> = blobs[1..]
-            .iter()
-            .map(|blob| blob.descriptor(layer))
-            .collect();
+        let layers: Vec<Value> = blobs[1..].iter().map(|blob| blob.descriptor(layer)).collect();
         let body = json!({
             "schemaVersion": 2,
             "mediaType": manifest,
@@ -357,62 +191,25 @@ impl Image {
         Self::of(blobs, Document::new(manifest, &body))
     }
 
-    /// What BuildKit adds to each platform.
-    fn attestation(seed: u64, image: &Self) -> Self {
-        let statement = json!({
-            "_type": "https://in-toto.io/Statement/v0.1",
-            "predicateType": "https://spdx.dev/Document",
-            "subject": [{"name": "pkg:docker/hello-world@latest", "digest": {"sha256": &image.digest()[7..]}}],
-            "predicate": {"seed": seed},
-        });
-        let statement = Blob::new(statement.to_string().into_bytes());
-        let config = config(
-            &[statement.digest.as_str()],
-            ("unknown", "unknown", ""),
-            seed,
-        );
-        let mut layer = statement.descriptor("application/vnd.in-toto+json");
-        layer["annotations"] = json!({"in-toto.io/predicate-type": "https://spdx.dev/Document"});
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": config.descriptor(OCI_CONFIG),
-            "layers": [layer],
-        });
-        Self::of(
-            vec![config, statement],
-            Document::new(OCI_MANIFEST, &manifest),
-        )
-    }
-
     fn list(seed: u64, n: usize, layers: &[usize], docker: bool) -> Self {
         let child = |(&platform, nth): (&(&str, &str, &str), u64)| {
             let image = Self::platform(seed * 1000 + nth, layers, platform, docker);
             (image, json!({"platform": platform_json(platform)}))
         };
-        Self::index_of(
-            PLATFORMS.iter().take(n).zip(0_u64..).map(child).collect(),
-            docker,
-        )
+        Self::index_of(PLATFORMS.iter().take(n).zip(0_u64..).map(child).collect(), docker)
     }
 
-    fn of(blobs: Vec<Blob>, manifest: Document) -> Self {
-        Self {
-            blobs,
-            manifests: vec![manifest],
-        }
+    pub(super) fn of(blobs: Vec<Blob>, manifest: Document) -> Self {
+        Self { blobs, manifests: vec![manifest] }
     }
 }
 
 impl Blob {
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self {
-            digest: sha256(&bytes),
-            bytes,
-        }
+        Self { digest: sha256(&bytes), bytes }
     }
 
-    fn descriptor(&self, media_type: &str) -> Value {
+    pub(super) fn descriptor(&self, media_type: &str) -> Value {
         json!({"mediaType": media_type, "digest": self.digest, "size": self.bytes.len()})
     }
 }
@@ -420,31 +217,11 @@ impl Blob {
 impl Document {
     pub fn new(media_type: &str, body: &Value) -> Self {
         let bytes = body.to_string().into_bytes();
-        Self {
-            digest: sha256(&bytes),
-            media_type: media_type.to_owned(),
-            bytes,
-        }
+        Self { digest: sha256(&bytes), media_type: media_type.to_owned(), bytes }
     }
 }
 
-/// Pushes one blob by POST and PUT.
-#[track_caller]
-pub fn push_blob(to: SocketAddr, repository: &str, blob: &Blob, headers: &[(&str, &str)]) {
-    let start = format!("/v2/{repository}/blobs/uploads/");
-    let session = http::send(to, "POST", &start, headers, &[]).expect(202);
-    let location = session
-        .header("location")
-        .expect("an upload has a Location");
-    let path = location.find("/v2/").map_or(location, |at| &location[at..]);
-    let mark = if path.contains('?') { '&' } else { '?' };
-    let mut headers = headers.to_vec();
-    headers.push(("content-type", "application/octet-stream"));
-    let path = format!("{path}{mark}digest={}", blob.digest);
-    http::send(to, "PUT", &path, &headers, &blob.bytes).expect(201);
-}
-
-fn config(diff_ids: &[&str], platform: (&str, &str, &str), seed: u64) -> Blob {
+pub(super) fn config(diff_ids: &[&str], platform: (&str, &str, &str), seed: u64) -> Blob {
     let mut config = platform_json(platform);
     config["config"] = json!({"Labels": {"seed": seed.to_string()}});
     config["rootfs"] = json!({"type": "layers", "diff_ids": diff_ids});

@@ -17,10 +17,7 @@ pub const SMALLEST: usize = 512 + 1024 + 10 + 2 + 5 + 8;
 pub fn layer(seed: u64, size: usize) -> Layer {
     if size < SMALLEST {
         let bytes = noise(seed, size);
-        return Layer {
-            diff_id: sha256(&bytes),
-            bytes,
-        };
+        return Layer { diff_id: sha256(&bytes), bytes };
     }
     // The largest file that fits; the rest fills gzip's extra field.
     let wrapped = |data: usize| {
@@ -32,10 +29,7 @@ pub fn layer(seed: u64, size: usize) -> Layer {
         data -= 512;
     }
     let tar = tar(seed, data);
-    Layer {
-        diff_id: sha256(&tar),
-        bytes: gzip(&tar, size - wrapped(data)),
-    }
+    Layer { diff_id: sha256(&tar), bytes: gzip(&tar, size - wrapped(data)) }
 }
 
 /// Bytes that are the same for the same seed, and that no compression makes smaller.
@@ -65,8 +59,7 @@ pub fn hex(bytes: &[u8]) -> String {
 /// One file named by the seed, and the two empty blocks at the end.
 fn tar(seed: u64, size: usize) -> Vec<u8> {
     let mut header = [0_u8; 512];
-    let mut put =
-        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
     put(0, &format!("noise-{seed}"));
     put(100, "0000644\0");
     put(108, "0000000\0");
@@ -101,18 +94,12 @@ fn gzip(data: &[u8], padding: usize) -> Vec<u8> {
         out.extend_from_slice(block);
     }
     out.extend(crc32(data).to_le_bytes());
-    out.extend(
-        u32::try_from(data.len() & 0xffff_ffff)
-            .expect("fits")
-            .to_le_bytes(),
-    );
+    out.extend(u32::try_from(data.len() & 0xffff_ffff).expect("fits").to_le_bytes());
     out
 }
 
 fn crc32(data: &[u8]) -> u32 {
-    !data.iter().fold(!0, |crc, &byte| {
-        CRC[usize::from(crc as u8 ^ byte)] ^ (crc >> 8)
-    })
+    !data.iter().fold(!0, |crc, &byte| CRC[usize::from(crc as u8 ^ byte)] ^ (crc >> 8))
 }
 
 const CRC: [u32; 256] = {
@@ -122,11 +109,7 @@ const CRC: [u32; 256] = {
         let mut value = index as u32;
         let mut bit = 0;
         while bit < 8 {
-            value = if value & 1 == 1 {
-                0xedb8_8320 ^ (value >> 1)
-            } else {
-                value >> 1
-            };
+            value = if value & 1 == 1 { 0xedb8_8320 ^ (value >> 1) } else { value >> 1 };
             bit += 1;
         }
         table[index] = value;

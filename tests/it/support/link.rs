@@ -31,10 +31,7 @@ impl Link {
     /// and direction.
     pub fn start(to: SocketAddr, rtt: Duration, bytes_per_second: u64) -> Self {
         let (listener, addr) = listen();
-        let way = Way {
-            one_way: rtt / 2,
-            rate: bytes_per_second.max(1),
-        };
+        let way = Way { one_way: rtt / 2, rate: bytes_per_second.max(1) };
         let background = Background::spawn(move || async move {
             let listener = TcpListener::from_std(listener).expect("a listener");
             let mut connections = JoinSet::new();
@@ -65,10 +62,7 @@ impl Way {
         drop((client.set_nodelay(true), server.set_nodelay(true)));
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        tokio::join!(
-            self.carry(from_client, to_server, open),
-            self.carry(from_server, to_client, open)
-        );
+        tokio::join!(self.carry(from_client, to_server, open), self.carry(from_server, to_client, open));
     }
 
     /// One direction: what is read waits on the way, as long as the way can hold it.
@@ -85,8 +79,7 @@ impl Way {
                 chunk.truncate(size);
                 // The narrow place is at the start; an idle link saves up no rate.
                 let now = Instant::now();
-                free_at =
-                    free_at.max(now) + Duration::from_secs_f64(size as f64 / self.rate as f64);
+                free_at = free_at.max(now) + Duration::from_secs_f64(size as f64 / self.rate as f64);
                 if enter.send((free_at + self.one_way, chunk)).await.is_err() {
                     return;
                 }

@@ -5,30 +5,31 @@
 //! their own, and whatever was started stops on Drop.
 
 #![expect(unreachable_pub, reason = "the tests are the only users")]
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "support stands ready; not every run of the tests uses all of it"
-)]
+#![allow(dead_code, unused_imports, reason = "support stands ready; not every run of the tests uses all of it")]
 
 pub mod background;
 pub mod dir;
 pub mod faults;
 pub mod front;
 pub mod front_body;
+pub mod front_log;
 pub mod front_serve;
+pub mod front_upstream;
 pub mod http;
 pub mod images;
+pub mod images_odd;
 pub mod layer;
 pub mod link;
 pub mod process;
+pub mod push;
 pub mod registry;
 pub mod tls;
 pub mod wire;
 
 pub use dir::TempDir;
 pub use faults::{Fault, Rule};
-pub use front::{Front, Seen};
+pub use front::Front;
+pub use front_log::Seen;
 pub use images::Image;
 pub use link::Link;
 pub use process::{Process, Run, Tool, skopeo, transload};

@@ -51,8 +51,7 @@ impl Run {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("{error} in {}", self.stdout))
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {}", self.stdout))
     }
 }
 
@@ -81,12 +80,7 @@ impl Tool {
         command.env("XDG_RUNTIME_DIR", home.path());
         command.env("TMPDIR", std::env::temp_dir());
         command.current_dir(home.path());
-        Self {
-            command,
-            home,
-            stdin: Vec::new(),
-            limit: LIMIT,
-        }
+        Self { command, home, stdin: Vec::new(), limit: LIMIT }
     }
 
     /// The program's HOME (and working directory), to put files in before it starts.
@@ -131,10 +125,7 @@ impl Tool {
     /// Starts the program and leaves it running.
     #[track_caller]
     pub fn spawn(mut self) -> Process {
-        self.command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = match self.command.spawn() {
             Ok(child) => child,
             Err(error) => panic!("{:?} does not start: {error}", self.command.get_program()),
@@ -145,13 +136,7 @@ impl Tool {
         std::thread::spawn(move || drop(stdin.write_all(&text)));
         let stdout = Output::follow(child.stdout.take().expect("stdout is piped"));
         let stderr = Output::follow(child.stderr.take().expect("stderr is piped"));
-        Process {
-            child,
-            stdout,
-            stderr,
-            started: Instant::now(),
-            home: self.home,
-        }
+        Process { child, stdout, stderr, started: Instant::now(), home: self.home }
     }
 }
 
@@ -178,10 +163,7 @@ impl Process {
     pub fn terminate(&self) {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &id]).status();
-        assert!(
-            sent.expect("kill runs").success(),
-            "process {id} is gone already"
-        );
+        assert!(sent.expect("kill runs").success(), "process {id} is gone already");
     }
 
     /// Kills it at once, as the kernel does when memory runs out.
@@ -191,10 +173,7 @@ impl Process {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child
-            .try_wait()
-            .expect("a child to wait for")
-            .is_none()
+        self.child.try_wait().expect("a child to wait for").is_none()
     }
 
     /// Waits for its end.
@@ -219,12 +198,7 @@ impl Process {
         // A grandchild may hold the pipe open for longer; what came so far is enough then.
         self.stdout.wait_end(Duration::from_secs(5));
         self.stderr.wait_end(Duration::from_secs(5));
-        Run {
-            code: status.code().unwrap_or(-1),
-            stdout: self.stdout.text(),
-            stderr: self.stderr.text(),
-            took,
-        }
+        Run { code: status.code().unwrap_or(-1), stdout: self.stdout.text(), stderr: self.stderr.text(), took }
     }
 }
 
@@ -279,16 +253,9 @@ impl Output {
                 return line.to_owned();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(
-                !left.is_zero() && !state.1,
-                "no line with {needle:?} within {limit:?} in:\n{text}"
-            );
+            assert!(!left.is_zero() && !state.1, "no line with {needle:?} within {limit:?} in:\n{text}");
             drop(text);
-            state = self
-                .grown
-                .wait_timeout(state, left)
-                .expect("no panic while held")
-                .0;
+            state = self.grown.wait_timeout(state, left).expect("no panic while held").0;
         }
     }
 
@@ -297,11 +264,7 @@ impl Output {
         let mut state = self.state.lock().expect("no panic while held");
         while !state.1 && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
-            state = self
-                .grown
-                .wait_timeout(state, left)
-                .expect("no panic while held")
-                .0;
+            state = self.grown.wait_timeout(state, left).expect("no panic while held").0;
         }
     }
 }

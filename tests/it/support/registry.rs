@@ -35,10 +35,7 @@ impl Registry {
     /// A registry that wants Basic auth of this user with [`PASSWORD`].
     #[track_caller]
     pub fn with_basic(user: &str) -> Self {
-        Self::launch(
-            "auth: {htpasswd: {realm: test, path: PASSWD}}\n",
-            Some(format!("{user}:{HASH}\n")),
-        )
+        Self::launch("auth: {htpasswd: {realm: test, path: PASSWD}}\n", Some(format!("{user}:{HASH}\n")))
     }
 
     /// A registry that is a pull-through cache of another one: a peer to compare with.
@@ -61,23 +58,11 @@ impl Registry {
             extra.replace("PASSWD", &passwords)
         );
         let config = storage.write("config.yml", config);
-        let process = Tool::new("docker-registry")
-            .args(&["serve", &config])
-            .spawn();
+        let process = Tool::new("docker-registry").args(&["serve", &config]).spawn();
         let line = process.stderr.wait_line("listening on ", LIMIT);
-        let text = line
-            .split("listening on ")
-            .nth(1)
-            .and_then(|rest| rest.split('"').next());
-        let addr = text
-            .and_then(|text| text.parse().ok())
-            .expect("an address in the log");
-        Self {
-            process,
-            storage,
-            addr,
-            skip: Mutex::new(0),
-        }
+        let text = line.split("listening on ").nth(1).and_then(|rest| rest.split('"').next());
+        let addr = text.and_then(|text| text.parse().ok()).expect("an address in the log");
+        Self { process, storage, addr, skip: Mutex::new(0) }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -93,20 +78,13 @@ impl Registry {
     /// query, status.
     #[track_caller]
     pub fn requests(&self) -> Vec<(String, String, u16)> {
-        self.lines()
-            .iter()
-            .skip(*self.skip())
-            .filter_map(|line| parse(line))
-            .collect()
+        self.lines().iter().skip(*self.skip()).filter_map(|line| parse(line)).collect()
     }
 
     /// How many requests since then have this method and this in their path.
     #[track_caller]
     pub fn count(&self, method: &str, path: &str) -> usize {
-        self.requests()
-            .iter()
-            .filter(|request| request.0 == method && request.1.contains(path))
-            .count()
+        self.requests().iter().filter(|request| request.0 == method && request.1.contains(path)).count()
     }
 
     /// Forgets the requests so far.
@@ -122,15 +100,8 @@ impl Registry {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let mark = format!("/v2/?mark={}&", NEXT.fetch_add(1, Ordering::Relaxed));
         http::get(self.addr, &mark);
-        self.process
-            .stdout
-            .wait_line(&mark, Duration::from_secs(10));
-        self.process
-            .stdout
-            .text()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        self.process.stdout.wait_line(&mark, Duration::from_secs(10));
+        self.process.stdout.text().lines().map(str::to_owned).collect()
     }
 
     fn skip(&self) -> std::sync::MutexGuard<'_, usize> {

@@ -11,8 +11,7 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 pub fn server(names: &[String], h2: bool) -> (String, Arc<ServerConfig>) {
     let ca_key = KeyPair::generate().expect("a key");
     let mut ca = CertificateParams::default();
-    ca.distinguished_name
-        .push(DnType::CommonName, "transload test authority");
+    ca.distinguished_name.push(DnType::CommonName, "transload test authority");
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca_pem = ca.self_signed(&ca_key).expect("a certificate").pem();

@@ -20,10 +20,7 @@ pub struct Control {
 impl Control {
     /// Of no connection: there is never anything to wait for.
     pub fn idle() -> Arc<Self> {
-        Arc::new(Self {
-            reset: AtomicBool::new(false),
-            unwritten: watch::Sender::new(false),
-        })
+        Arc::new(Self { reset: AtomicBool::new(false), unwritten: watch::Sender::new(false) })
     }
 
     /// Lets the connection end with RST instead of FIN.
@@ -34,12 +31,7 @@ impl Control {
     /// Waits until everything above was handed to the kernel. What is still on its way to a task
     /// counts for nothing: this relies on the one thread that all of a front runs on.
     pub async fn written(&self) {
-        drop(
-            self.unwritten
-                .subscribe()
-                .wait_for(|unwritten| !unwritten)
-                .await,
-        );
+        drop(self.unwritten.subscribe().wait_for(|unwritten| !unwritten).await);
     }
 }
 
@@ -54,13 +46,7 @@ impl Wire {
     pub fn new(tcp: TcpStream) -> (Self, Arc<Control>) {
         drop(tcp.set_nodelay(true));
         let control = Control::idle();
-        (
-            Self {
-                tcp,
-                control: Arc::clone(&control),
-            },
-            control,
-        )
+        (Self { tcp, control: Arc::clone(&control) }, control)
     }
 }
 
@@ -83,11 +69,7 @@ impl AsyncRead for Wire {
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.control.unwritten.send_replace(true);
         Pin::new(&mut self.tcp).poll_write(context, bytes)
     }

@@ -1,0 +1,79 @@
+//! The flags that all commands have, and what becomes of them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use crate::credentials::Credentials;
+use crate::error::{Error, Kind, Result};
+use crate::registry::{Options, Registries};
+
+/// Flags of all commands.
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Form of what is printed on stdout
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = GLOBAL)]
+    pub(super) output: Format,
+    /// Print errors only
+    #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = GLOBAL)]
+    pub(super) quiet: bool,
+    /// Say what is done; twice for each request
+    #[arg(long, short, global = true, action = ArgAction::Count, help_heading = GLOBAL)]
+    pub(super) verbose: u8,
+    /// Trust the certificates of this PEM file too (repeatable)
+    #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_CA_FILE", help_heading = GLOBAL)]
+    pub(super) ca_file: Vec<PathBuf>,
+    /// Allow plain http or unverified TLS for this registry only (repeatable; loopback needs no flag)
+    #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = GLOBAL)]
+    pub(super) insecure_registry: Vec<String>,
+    /// Connect to this address for a host, whatever DNS says (repeatable)
+    #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", value_parser = parse_resolve, help_heading = GLOBAL)]
+    pub(super) resolve: Vec<(String, SocketAddr)>,
+    /// Let this host of another site issue tokens for the credentials of a registry (repeatable)
+    #[arg(long, global = true, value_name = "HOST", help_heading = GLOBAL)]
+    pub(super) allow_realm: Vec<String>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    Text,
+    /// One JSON document
+    Json,
+}
+
+impl Global {
+    /// The registries of this run, by these flags and the environment.
+    pub(super) fn registries(&self) -> Result<Registries> {
+        Ok(Registries::new(self.options()?))
+    }
+
+    fn options(&self) -> Result<Options> {
+        let mut ca = Vec::new();
+        for file in &self.ca_file {
+            let pem =
+                std::fs::read(file).map_err(|error| Error::io(format!("read --ca-file {}", file.display()), &error))?;
+            ca.push(pem);
+        }
+        Ok(Options {
+            credentials: Credentials::anonymous(),
+            entra: None,
+            insecure: self.insecure_registry.clone(),
+            ca,
+            resolve: Arc::new(self.resolve.iter().cloned().collect()),
+            realms: self.allow_realm.clone(),
+            ..Options::default()
+        })
+    }
+}
+
+fn parse_resolve(text: &str) -> Result<(String, SocketAddr)> {
+    let wrong = || Error::new(Kind::Usage, format!("{text:?} is not HOST=ADDRESS:PORT"));
+    let (host, address) = text.split_once('=').ok_or_else(wrong)?;
+    Ok((host.to_ascii_lowercase(), address.parse().map_err(|_| wrong())?))
+}
+
+pub(super) const GLOBAL: &str = "Global options";

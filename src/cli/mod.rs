@@ -1,0 +1,104 @@
+//! The commands. The only place that wires the parts together, reads the environment, and writes
+//! to the terminal.
+//!
+//! Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.
+
+mod copy;
+mod global;
+mod image;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::error::{Error, Kind, Result};
+use global::Global;
+
+/// Copies container images from registry to registry: streamed, verified, in one step.
+#[derive(Debug, Parser)]
+#[command(name = "transload", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Copy(copy::Args),
+}
+
+/// Parses the arguments, runs the command, prints its error.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    progress::init_logs(&cli.global);
+    match runtime().and_then(|runtime| {
+        let code = runtime.block_on(until_interrupted(&cli));
+        // A file operation or name look-up that hangs must not keep the program.
+        runtime.shutdown_background();
+        code
+    }) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The whole command line, for completions, the manual and the tests of the README.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+async fn until_interrupted(cli: &Cli) -> Result<u8> {
+    let registries = cli.global.registries()?;
+    let run = async {
+        match &cli.command {
+            Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+        }
+    };
+    let result = tokio::select! {
+        result = run => result,
+        signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
+            .hint("what was moved stays: the same command goes on from there")),
+    };
+    registries.abandon().await;
+    result
+}
+
+/// Returns when the user or the system asks to stop.
+async fn interrupted() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = int.recv() => "SIGINT",
+        _ = term.recv() => "SIGTERM",
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("start the runtime", &error))
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.
+
+Examples:
+  transload copy hello-world myregistry.azurecr.io
+  transload copy nginx:1.27 myregistry.azurecr.io/web/nginx --platform linux/amd64,linux/arm64
+  transload copy ghcr.io/o/r:v1 oci:./images";

@@ -1,0 +1,78 @@
+//! What goes to stdout and stderr, and how sizes and times look.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// Prints text on stdout. A reader that has gone is no error (`transload … | head`).
+pub(super) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Prints a document on stdout.
+pub(super) fn print_json(document: &impl serde::Serialize) {
+    if let Ok(text) = serde_json::to_string_pretty(document) {
+        print(&(text + "\n"));
+    }
+}
+
+/// Prints a line on stderr.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Prints an error, and what to do about it.
+pub(super) fn error(error: &Error) {
+    note(&format!("error: {error}"));
+    if let Some(hint) = error.hint_text() {
+        note(&format!("hint: {hint}"));
+    }
+}
+
+/// `1.5 MiB`.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `0.42 s`, `12 s`, `3 min 5 s`.
+pub(super) fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    match seconds {
+        ..10.0 => format!("{seconds:.2} s"),
+        ..100.0 => format!("{seconds:.0} s"),
+        _ => format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60),
+    }
+}
+
+/// `1 blob`, `2 blobs`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_for_people() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(1024 * 1024 - 1), "1.0 MiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+        assert_eq!(time(Duration::from_millis(420)), "0.42 s");
+        assert_eq!(time(Duration::from_secs(185)), "3 min 5 s");
+        assert_eq!(count(1, "blob"), "1 blob");
+    }
+}
