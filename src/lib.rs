@@ -1,6 +1,7 @@
 //! transload: images from registry to registry, streamed, verified, in one step.
 
 pub mod content;
+pub mod credentials;
 pub mod descriptor;
 pub mod error;
 pub mod manifest;
