@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::registry::{Options, Registries};
 
@@ -34,6 +34,9 @@ pub(super) struct Global {
     /// Let this host of another site issue tokens for the credentials of a registry (repeatable)
     #[arg(long, global = true, value_name = "HOST", help_heading = GLOBAL)]
     pub(super) allow_realm: Vec<String>,
+    /// Look for credentials in this file first: docker's or podman's, or a Kubernetes secret (repeatable)
+    #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_AUTH_FILE", help_heading = GLOBAL)]
+    pub(super) auth_file: Vec<PathBuf>,
 }
 
 /// How results are printed.
@@ -51,6 +54,13 @@ impl Global {
         Ok(Registries::new(self.options()?))
     }
 
+    /// Where credentials are kept and looked for.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        let mut settings = Settings::from_environment(std::env::vars_os())?;
+        settings.auth_files.extend(self.auth_file.iter().cloned());
+        Ok(settings)
+    }
+
     fn options(&self) -> Result<Options> {
         let mut ca = Vec::new();
         for file in &self.ca_file {
@@ -59,7 +69,7 @@ impl Global {
             ca.push(pem);
         }
         Ok(Options {
-            credentials: Credentials::anonymous(),
+            credentials: Credentials::load(&self.settings()?)?,
             entra: None,
             insecure: self.insecure_registry.clone(),
             ca,

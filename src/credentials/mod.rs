@@ -1,64 +1,364 @@
-//! (placeholder until the real one lands)
-use crate::error::Result;
-use crate::reference::Repository;
+//! Where user names, passwords and tokens of registries come from, and where `login` puts them.
+//! Knows no registry's HTTP.
+//!
+//! Sources, in this order; the first that has something for the registry wins:
+//!
+//! 1. what was given for this run: `TRANSLOAD_REGISTRY` with `TRANSLOAD_USERNAME` and
+//!    `TRANSLOAD_PASSWORD`, and `TRANSLOAD_AUTH_<HOST>=user:password`;
+//! 2. `--auth-file`, in the order given: a Kubernetes secret (`.dockerconfigjson`, the old
+//!    `.dockercfg`, or the directory that it's mounted at), or any file of Docker's shape;
+//! 3. `DOCKER_AUTH_CONFIG`, the same JSON in the environment (Docker CLI, GitLab's runner);
+//! 4. Docker's `config.json`;
+//! 5. the `auth.json` of podman, skopeo and buildah.
+//!
+//! Within a file: the credential helper of the registry, or else the file's store, then the
+//! entries in `auths`, the most specific first.
+//!
+//! Nothing here reads the process's environment: the CLI passes it to [`Settings::from_environment`].
 
-/// A secret.
-#[derive(Clone)]
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Result, Side};
+use crate::reference::{DOCKER_HUB, Repository};
+
+pub mod entra;
+mod file;
+mod helper;
+mod settings;
+mod store;
+#[cfg(test)]
+mod testing;
+
+pub use settings::{Settings, variable_name};
+pub use store::{StoredWhere, erase, store};
+
+use file::{AuthFile, Watched};
+use helper::Helpers;
+
+/// The key under which Docker keeps Docker Hub's credentials, a fossil of the first registry API.
+/// <https://github.com/docker/cli/blob/master/cli/command/registry.go>
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+
+/// A password or token. It is never printed: what prints it shows `***`.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
 impl Secret {
-    /// Wraps.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+    /// Wraps `secret`.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
     }
-    /// Shows.
+
+    /// The secret itself, for the one place that sends or stores it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 }
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+
+impl From<String> for Secret {
+    fn from(secret: String) -> Self {
+        Self(secret)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
-/// A credential.
-#[derive(Clone, Debug)]
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What proves to a registry who is asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
-    /// basic
+    /// A user and a password (or a personal access token in its place).
     Basic {
-        /// user
+        /// The user.
         username: String,
-        /// password
+        /// The password.
         password: Secret,
     },
-    /// refresh
+    /// An OAuth refresh token, exchanged for access tokens. Docker calls it `identitytoken`.
     RefreshToken(Secret),
-    /// bearer
+    /// A token that is sent to the registry as it stands. Docker calls it `registrytoken`.
     Bearer(Secret),
 }
-/// Sources.
-#[derive(Clone, Default)]
-pub struct Credentials;
-impl Credentials {
-    /// None.
-    pub fn anonymous() -> Self {
-        Self
+
+impl Credential {
+    /// A user and a password.
+    pub fn basic(username: impl Into<String>, password: impl Into<String>) -> Self {
+        Self::Basic { username: username.into(), password: Secret::new(password) }
     }
-    /// Finds.
-    pub async fn find(&self, _: &Repository) -> Result<Option<Credential>> {
+}
+
+/// A credential, and where it was found, for what is said when the registry refuses it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The credential.
+    pub credential: Credential,
+    /// As in "the credentials from …": a file, a helper, a variable.
+    pub origin: String,
+}
+
+/// All credentials that this run may use. Cheap to clone; clones share what helpers answered.
+///
+/// Files are read again when they change, and helpers asked again after some minutes: a proxy
+/// runs for months, while Kubernetes renews mounted secrets and helpers hand out short-lived tokens.
+#[derive(Clone)]
+pub struct Credentials(Arc<Inner>);
+
+struct Inner {
+    given: Vec<(String, Found)>,
+    by_variable: Vec<ByVariable>,
+    files: Vec<Watched>,
+    helpers: Helpers,
+}
+
+/// A variable `TRANSLOAD_AUTH_<HOST>`: the host can't be read back from its name, only compared.
+#[derive(Clone)]
+struct ByVariable {
+    name: String,
+    value: Secret,
+}
+
+impl Credentials {
+    /// No credentials: everything is asked for as anybody may.
+    pub fn anonymous() -> Self {
+        Self(Arc::new(Inner {
+            given: Vec::new(),
+            by_variable: Vec::new(),
+            files: Vec::new(),
+            helpers: Helpers::new(None),
+        }))
+    }
+
+    /// This credential for this registry, none for others.
+    ///
+    /// # Errors
+    /// If `registry` isn't a registry's name.
+    pub fn fixed(registry: &str, credential: Credential) -> Result<Self> {
+        let mut settings = Settings::default();
+        settings.give(registry, credential, "the caller")?;
+        Self::load(&settings)
+    }
+
+    /// Reads the files that `settings` names.
+    ///
+    /// # Errors
+    /// If a file is malformed, or one that was named explicitly can't be read. A file at a
+    /// default place that isn't there or may not be read is passed over.
+    pub fn load(settings: &Settings) -> Result<Self> {
+        let mut files = Vec::new();
+        for path in &settings.auth_files {
+            files.push(Watched::named(path)?);
+        }
+        if let Some(text) = &settings.docker_auth_config {
+            files.push(Watched::fixed(AuthFile::parse(Path::new("DOCKER_AUTH_CONFIG"), text.reveal().as_bytes())?));
+        }
+        for path in settings.docker_config.iter().chain(&settings.containers_auth) {
+            files.push(Watched::at_default(path)?);
+        }
+        Ok(Self(Arc::new(Inner {
+            given: settings.given.clone(),
+            by_variable: settings.by_variable.clone(),
+            files,
+            helpers: Helpers::new(settings.helper_path.clone()),
+        })))
+    }
+
+    /// The credential for `repository`, or `None`, which means: ask as anybody may.
+    ///
+    /// Runs credential helpers, each for ten seconds at most. Cancelling kills a running helper.
+    ///
+    /// # Errors
+    /// If a helper that's named for the registry fails, or the registry's entry is broken.
+    pub async fn find(&self, repository: &Repository) -> Result<Option<Credential>> {
+        Ok(self.locate(repository).await?.map(|found| found.credential))
+    }
+
+    /// Like [`find`](Self::find), with where the credential is from.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub async fn locate(&self, repository: &Repository) -> Result<Option<Found>> {
+        let found = self
+            .search(repository)
+            .await
+            .map_err(|error| error.doing(format!("find the credentials of {}", repository.registry)).on(Side::Local))?;
+        match &found {
+            Some(found) => tracing::debug!("{repository}: credentials from {}", found.origin),
+            None => tracing::debug!("{repository}: no credentials, asking anonymously"),
+        }
+        Ok(found)
+    }
+
+    /// Drops what helpers answered, so that the next search asks them again: for when a registry
+    /// refused a credential that may have been renewed since.
+    pub async fn forget(&self) {
+        self.0.helpers.forget().await;
+    }
+
+    async fn search(&self, repository: &Repository) -> Result<Option<Found>> {
+        let registry = repository.registry.as_str();
+        if let Some((_, found)) = self.0.given.iter().find(|(given, _)| given == registry) {
+            return Ok(Some(found.clone()));
+        }
+        if let Some(found) = settings::from_variable(&self.0.by_variable, registry)? {
+            return Ok(Some(found));
+        }
+        for watched in &self.0.files {
+            let Some(file) = watched.current() else { continue };
+            if let Some(found) = self.search_file(&file, repository).await? {
+                return Ok(Some(found));
+            }
+        }
         Ok(None)
     }
-}
-/// Entra.
-#[derive(Debug)]
-pub struct Entra;
-impl Entra {
-    /// Token.
-    pub async fn token(&self) -> Result<Secret> {
-        Ok(Secret::new(""))
+
+    async fn search_file(&self, file: &AuthFile, repository: &Repository) -> Result<Option<Found>> {
+        if let Some(name) = file.helper(&repository.registry) {
+            for server in servers(&repository.registry) {
+                if let Some(credential) = self.0.helpers.find(name, server, &file.path).await? {
+                    let origin = format!("docker-credential-{name}, named in {}", file.path.display());
+                    return Ok(Some(Found { credential, origin }));
+                }
+            }
+        }
+        file.entry(repository)
     }
 }
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Credentials")
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+/// What a helper is asked for: as Docker does, and for Docker Hub then as podman does.
+fn servers(registry: &str) -> Vec<&str> {
+    if registry == DOCKER_HUB { vec![DOCKER_HUB_KEY, DOCKER_HUB] } else { vec![registry] }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::testing::Scratch;
+    use super::*;
+
+    fn repository(text: &str) -> Repository {
+        text.parse().expect("a repository")
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let all = [
+            Credential::basic("user", "hunter2"),
+            Credential::RefreshToken(Secret::new("hunter2")),
+            Credential::Bearer(Secret::new("hunter2")),
+        ];
+        for credential in all {
+            let found = Found { credential, origin: "a file".into() };
+            let printed = format!("{found:?} {:#?}", found.credential);
+            assert!(printed.contains("***") && !printed.contains("hunter2"), "{printed}");
+        }
+        assert_eq!(Secret::new("hunter2").to_string(), "***");
+    }
+
+    #[tokio::test]
+    async fn sources_in_their_order() {
+        let scratch = Scratch::new();
+        let file =
+            |name: &str, auth: &str| scratch.write(name, &format!(r#"{{"auths": {{"a.io": {{"auth": "{auth}"}}}}}}"#));
+        let mut settings = Settings::from_environment([
+            ("TRANSLOAD_AUTH_A_IO".into(), "variable:p".into()),
+            ("DOCKER_AUTH_CONFIG".into(), r#"{"auths": {"a.io": {"auth": "aW5saW5lOnA="}}}"#.into()),
+        ])
+        .expect("settings");
+        settings.auth_files = vec![file("one.json", "b25lOnA="), file("two.json", "dHdvOnA=")];
+        settings.docker_config = Some(file("docker.json", "ZG9ja2VyOnA="));
+        settings.containers_auth = vec![file("run.json", "cnVuOnA="), file("home.json", "aG9tZTpw")];
+        settings.give("a.io", Credential::basic("environment", "p"), "the environment").expect("a registry");
+        settings.give("a.io", Credential::basic("flag", "p"), "a flag").expect("a registry");
+
+        let mut seen = Vec::new();
+        // Each time without what won.
+        let drop_first: [fn(&mut Settings); 9] = [
+            |s| _ = s.given.remove(0),
+            |s| s.given.clear(),
+            |s| s.by_variable.clear(),
+            |s| _ = s.auth_files.remove(0),
+            |s| s.auth_files.clear(),
+            |s| s.docker_auth_config = None,
+            |s| s.docker_config = None,
+            |s| _ = s.containers_auth.remove(0),
+            |s| s.containers_auth.clear(),
+        ];
+        for without in drop_first {
+            let credentials = Credentials::load(&settings).expect("well-formed");
+            assert_eq!(credentials.find(&repository("b.io/x")).await.expect("nothing wrong"), None);
+            match credentials.find(&repository("a.io/x")).await.expect("nothing wrong") {
+                Some(Credential::Basic { username, .. }) => seen.push(username),
+                other => panic!("{other:?}"),
+            }
+            without(&mut settings);
+        }
+        assert_eq!(seen, ["flag", "environment", "variable", "one", "two", "inline", "docker", "run", "home"]);
+        let none = Credentials::load(&settings).expect("nothing to read");
+        assert_eq!(none.find(&repository("a.io/x")).await.expect("nothing wrong"), None);
+    }
+
+    #[tokio::test]
+    async fn a_helper_before_the_entries_and_docker_hub_by_both_names() {
+        let scratch = Scratch::new();
+        scratch.helper(
+            "x",
+            r#"read -r server; echo "$server" >> "$HERE/asked"
+case $server in
+docker.io|a.io) printf '{"Username":"helper","Secret":"p"}' ;;
+*) echo 'credentials not found in native keychain'; exit 1 ;;
+esac"#,
+        );
+        let entries = r#"{"a.io": {"auth": "ZmlsZTpw"}, "b.io": {"auth": "ZmlsZTpw"}}"#;
+        scratch.write("docker/config.json", &format!(r#"{{"auths": {entries}, "credsStore": "x"}}"#));
+        let credentials = Credentials::load(&scratch.settings()).expect("well-formed");
+        for (name, user) in [("a.io/x", "helper"), ("b.io/x", "file"), ("nginx", "helper")] {
+            let found = credentials.locate(&repository(name)).await.expect("nothing wrong").expect("found");
+            assert_eq!(found.credential, Credential::basic(user, "p"), "{name}");
+            assert!(found.origin.contains("config.json"), "{}", found.origin);
+            assert_eq!(found.origin.contains("docker-credential-x"), user == "helper", "{}", found.origin);
+        }
+        assert_eq!(scratch.read("asked"), "a.io\nb.io\nhttps://index.docker.io/v1/\ndocker.io\n");
+    }
+
+    #[tokio::test]
+    async fn a_broken_entry_only_matters_for_its_registry() {
+        let scratch = Scratch::new();
+        let entries = r#"{"a.io": {"auth": "!"}, "b.io": {"auth": "dTpw"}}"#;
+        scratch.write("docker/config.json", &format!(r#"{{"auths": {entries}, "credHelpers": {{"c.io": "no"}}}}"#));
+        let credentials = Credentials::load(&scratch.settings()).expect("well-formed");
+        let said = |error: crate::error::Error| error.to_string();
+        let broken = credentials.find(&repository("a.io/x")).await.map_err(said).expect_err("broken");
+        assert!(
+            broken.starts_with("local: cannot find the credentials of a.io") && broken.contains("base64"),
+            "{broken}"
+        );
+        let missing = credentials.find(&repository("c.io/x")).await.map_err(said).expect_err("no helper");
+        assert!(missing.contains("docker-credential-no"), "{missing}");
+        assert!(credentials.find(&repository("b.io/x")).await.expect("nothing wrong").is_some());
+    }
+
+    #[tokio::test]
+    async fn given_by_the_caller() {
+        let credentials = Credentials::fixed("a.io", Credential::basic("u", "p")).expect("a registry");
+        assert!(credentials.find(&repository("a.io/x")).await.expect("nothing wrong").is_some());
+        assert!(credentials.find(&repository("a.io:80/x")).await.expect("nothing wrong").is_none());
+        assert!(Credentials::anonymous().find(&repository("a.io/x")).await.expect("nothing wrong").is_none());
+        assert!(Credentials::fixed("https://a.io", Credential::basic("u", "p")).is_err());
     }
 }

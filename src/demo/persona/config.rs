@@ -173,7 +173,7 @@ pub struct EntraConfig {
     pub client: String,
     /// Its client secret.
     pub secret: String,
-    /// The federated token (the file's content) taken at first; see [`Entra::rotate`].
+    /// The federated token (the file's content) taken at first; see [`super::Entra::rotate`].
     pub assertion: String,
     /// Life of a token in seconds.
     pub token_seconds: u64,

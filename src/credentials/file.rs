@@ -1,0 +1,547 @@
+//! Docker's `config.json` and the files of its shape.
+//!
+//! ```text
+//! { "auths":       { "<key>": { "auth": base64("user:password"), "identitytoken": …, "registrytoken": … } },
+//!   "credHelpers": { "<host>": "<helper>" },      for this host: run docker-credential-<helper>
+//!   "credsStore":  "<helper>" }                   for all others
+//! ```
+//! A key is a host (Docker), a host and a namespace (`quay.io/team`, containers-auth.json(5)), a
+//! host with stars (`*.azurecr.io`, Kubernetes), or the URL of an old API (`https://host/v1/`).
+//! The older `.dockercfg` is what stands in `auths`, without the rest.
+//!
+//! <https://github.com/docker/cli/blob/master/cli/config/configfile/file.go>
+//! <https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md>
+//! <https://kubernetes.io/docs/concepts/containers/images/#config-json>
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::settings::named_file;
+use super::{Credential, DOCKER_HUB_KEY, Found, Secret};
+use crate::error::{Error, Kind, Result, Side};
+use crate::reference::{Repository, registry_name, split_port};
+
+/// Hand-made Kubernetes secrets come without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// A file as it was read.
+pub(super) struct AuthFile {
+    pub(super) path: PathBuf,
+    entries: Vec<Entry>,
+    helpers: BTreeMap<String, String>,
+    store: Option<String>,
+}
+
+struct Entry {
+    /// As it stands in the file.
+    key: String,
+    scope: String,
+    value: Value,
+}
+
+#[derive(Deserialize)]
+struct Shape {
+    auths: Option<Map<String, Value>>,
+    #[serde(rename = "credHelpers")]
+    helpers: Option<BTreeMap<String, String>>,
+    #[serde(rename = "credsStore")]
+    store: Option<String>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+impl AuthFile {
+    /// Reads `bytes`, which stand in `path`.
+    ///
+    /// # Errors
+    /// If they aren't JSON of this shape. An entry that is broken is found when it's needed.
+    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
+        // Docker takes an empty file for one without entries.
+        let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+        let shape: Shape = serde_json::from_slice(bytes).map_err(|error| malformed(path, &error))?;
+        let auths = match shape.auths {
+            Some(auths) => auths,
+            None => shape.rest.into_iter().filter(|(_, value)| looks_like_entry(value)).collect(),
+        };
+        let mut entries: Vec<Entry> =
+            auths.into_iter().map(|(key, value)| Entry { scope: scope(&key), key, value }).collect();
+        // Of several keys for Docker Hub, Docker's own comes first.
+        entries.sort_by_key(|entry| entry.key != DOCKER_HUB_KEY);
+        let helpers = shape.helpers.unwrap_or_default();
+        Ok(Self {
+            path: path.to_owned(),
+            entries,
+            helpers: helpers.into_iter().map(|(key, helper)| (scope(&key), helper)).collect(),
+            store: shape.store.filter(|store| !store.is_empty()),
+        })
+    }
+
+    /// The helper that keeps the credentials of `registry`: its own, or else the file's store.
+    ///
+    /// As with Docker, a registry with an empty helper of its own keeps them in the file.
+    pub(super) fn helper(&self, registry: &str) -> Option<&str> {
+        match self.helpers.get(registry) {
+            Some(own) => (!own.is_empty()).then_some(own),
+            None => self.store.as_deref(),
+        }
+    }
+
+    /// What stands in the file itself for `repository`, the most specific entry first.
+    ///
+    /// # Errors
+    /// If that entry is broken.
+    pub(super) fn entry(&self, repository: &Repository) -> Result<Option<Found>> {
+        for scope in scopes(repository) {
+            for entry in self.entries.iter().filter(|entry| entry.scope == scope) {
+                if let Some(found) = self.read(entry)? {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        for entry in self.entries.iter().filter(|entry| matches_stars(&entry.scope, repository)) {
+            if let Some(found) = self.read(entry)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All keys under which something stands for `registry` as a whole.
+    pub(super) fn keys(&self, registry: &str) -> Vec<&str> {
+        self.entries.iter().filter(|entry| entry.scope == registry).map(|entry| entry.key.as_str()).collect()
+    }
+
+    fn read(&self, entry: &Entry) -> Result<Option<Found>> {
+        let credential = credential(&entry.value).map_err(|why| {
+            // Not what serde says: that would show the value.
+            Error::new(Kind::Invalid, format!("the entry {:?} in {} {why}", entry.key, self.path.display()))
+                .hint("log in again, or remove the entry")
+        })?;
+        let origin = || self.path.display().to_string();
+        Ok(credential.map(|credential| Found { credential, origin: origin() }))
+    }
+}
+
+/// A file that is read again when it has changed.
+pub(super) struct Watched {
+    path: PathBuf,
+    /// `None` where it can't change: the environment, a pipe.
+    seen: Option<Mutex<Seen>>,
+    first: Option<Arc<AuthFile>>,
+}
+
+struct Seen {
+    stamp: Option<Stamp>,
+    file: Option<Arc<AuthFile>>,
+}
+
+type Stamp = (SystemTime, u64);
+
+impl Watched {
+    /// A file that the user named: it must be there.
+    pub(super) fn named(path: &Path) -> Result<Self> {
+        let path = named_file(path);
+        match Self::open(&path) {
+            Ok(watched) => watched,
+            Err(error) => Err(Error::io(format!("read the credentials in {}", path.display()), &error)),
+        }
+    }
+
+    /// A file at a usual place, where there may be none.
+    pub(super) fn at_default(path: &Path) -> Result<Self> {
+        match Self::open(path) {
+            Ok(watched) => watched,
+            Err(error) => {
+                // A container's HOME is often root's, and not readable: Docker warns as well.
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!("credentials in {} are not used: {error}", path.display());
+                }
+                let seen = Seen { stamp: None, file: None };
+                Ok(Self { path: path.to_owned(), seen: Some(Mutex::new(seen)), first: None })
+            }
+        }
+    }
+
+    /// Something that never changes.
+    pub(super) fn fixed(file: AuthFile) -> Self {
+        Self { path: file.path.clone(), seen: None, first: Some(Arc::new(file)) }
+    }
+
+    fn open(path: &Path) -> io::Result<Result<Self>> {
+        let metadata = std::fs::metadata(path)?;
+        let bytes = std::fs::read(path)?;
+        let file = match AuthFile::parse(path, &bytes) {
+            Ok(file) => file,
+            Err(error) => return Ok(Err(error)),
+        };
+        // What a shell passes as <(command) can be read once only.
+        if !metadata.is_file() {
+            return Ok(Ok(Self::fixed(file)));
+        }
+        let seen = Seen { stamp: stamp(&metadata), file: Some(Arc::new(file)) };
+        Ok(Ok(Self { path: path.to_owned(), seen: Some(Mutex::new(seen)), first: None }))
+    }
+
+    /// The file as it is now. One that can't be read any more, or is just being written, counts
+    /// as it was last; one that is gone is gone.
+    pub(super) fn current(&self) -> Option<Arc<AuthFile>> {
+        let Some(seen) = &self.seen else { return self.first.clone() };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // One stat before each token that is asked for: no need for a thread or a watcher.
+        let now = match std::fs::metadata(&self.path) {
+            Ok(metadata) => stamp(&metadata),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                *seen = Seen { stamp: None, file: None };
+                return None;
+            }
+            Err(_) => return seen.file.clone(),
+        };
+        if now.is_some() && now != seen.stamp {
+            seen.stamp = now;
+            match std::fs::read(&self.path).map(|bytes| AuthFile::parse(&self.path, &bytes)) {
+                Ok(Ok(file)) => seen.file = Some(Arc::new(file)),
+                Ok(Err(error)) => tracing::warn!("changed credentials are not used: {error}"),
+                Err(error) => tracing::warn!("credentials in {} are not used: {error}", self.path.display()),
+            }
+        }
+        seen.file.clone()
+    }
+}
+
+fn stamp(metadata: &std::fs::Metadata) -> Option<Stamp> {
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+/// Says where, but not what: serde's message may quote a secret.
+pub(super) fn malformed(path: &Path, error: &serde_json::Error) -> Error {
+    let what = if error.is_data() { "a value of the wrong kind" } else { "malformed JSON" };
+    let (line, column) = (error.line(), error.column());
+    Error::new(Kind::Invalid, format!("{what} at line {line}, column {column}"))
+        .doing(format!("read the credentials in {}", path.display()))
+        .on(Side::Local)
+        .hint("it must have the form of Docker's config.json")
+}
+
+fn looks_like_entry(value: &Value) -> bool {
+    ["auth", "username", "identitytoken", "registrytoken"].iter().any(|field| value.get(field).is_some())
+}
+
+/// What a key speaks for: `host` or `host/namespace`, as [`Repository`] writes it.
+///
+/// Docker cuts any key to its host; but a key with a namespace of its own must not be sent to the
+/// whole registry, and `https://index.docker.io/v1/access-token` (Docker Desktop) is no password.
+fn scope(key: &str) -> String {
+    let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
+    let host = registry_name(host).unwrap_or_else(|_| host.to_ascii_lowercase());
+    match path.trim_end_matches('/') {
+        "" | "v1" | "v2" => host,
+        path => format!("{host}/{path}"),
+    }
+}
+
+/// `host/a/b`, `host/a`, `host`.
+fn scopes(repository: &Repository) -> Vec<String> {
+    let whole = repository.to_string();
+    let cuts = whole.match_indices('/').map(|(at, _)| at).chain([whole.len()]);
+    let mut scopes: Vec<String> = cuts.map(|at| whole[..at].to_owned()).collect();
+    scopes.reverse();
+    scopes
+}
+
+/// Kubernetes' rule: a star stands for any part of one label, and the number of labels must agree.
+fn matches_stars(scope: &str, repository: &Repository) -> bool {
+    let (pattern, path) = scope.split_once('/').unwrap_or((scope, ""));
+    if !pattern.contains('*') || !(path.is_empty() || format!("{}/", repository.name).starts_with(&format!("{path}/")))
+    {
+        return false;
+    }
+    let (pattern, wanted_port) = split_port(pattern);
+    let (host, port) = split_port(&repository.registry);
+    wanted_port == port
+        && pattern.split('.').count() == host.split('.').count()
+        && pattern.split('.').zip(host.split('.')).all(|(pattern, label)| match pattern.split_once('*') {
+            Some((start, end)) => {
+                label.len() >= start.len() + end.len() && label.starts_with(start) && label.ends_with(end)
+            }
+            None => pattern == label,
+        })
+}
+
+/// What an entry holds; nothing where a helper left only the host's name behind.
+fn credential(value: &Value) -> Result<Option<Credential>, &'static str> {
+    let fields = Fields::deserialize(value).map_err(|_| "has values of the wrong kind")?;
+    let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
+    if let Some(token) = filled(fields.registrytoken) {
+        return Ok(Some(Credential::Bearer(token.into())));
+    }
+    if let Some(token) = filled(fields.identitytoken) {
+        return Ok(Some(Credential::RefreshToken(token.into())));
+    }
+    let (username, password) = match filled(fields.auth) {
+        Some(auth) => decode(&auth)?,
+        None => (fields.username.unwrap_or_default(), fields.password.unwrap_or_default()),
+    };
+    Ok(match (username.is_empty(), password.is_empty()) {
+        (true, true) => None,
+        (false, false) => Some(from_pair(username, password)),
+        (true, false) => return Err("has a password, but no user"),
+        (false, true) => return Err("has a user, but no password"),
+    })
+}
+
+/// What a user name and a secret mean: `<token>` is the helpers' sign for an identity token.
+/// <https://docs.docker.com/reference/cli/docker/login/#credential-helper-protocol>
+pub(super) fn from_pair(username: String, secret: String) -> Credential {
+    if username == "<token>" {
+        return Credential::RefreshToken(secret.into());
+    }
+    Credential::Basic { username, password: Secret(secret) }
+}
+
+/// The `auth` of an entry.
+pub(super) fn encode(username: &str, password: &str) -> String {
+    BASE64.encode(format!("{username}:{password}"))
+}
+
+fn decode(auth: &str) -> Result<(String, String), &'static str> {
+    let bytes = BASE64.decode(auth.trim()).map_err(|_| "has an `auth` that isn't base64")?;
+    let text = String::from_utf8(bytes).map_err(|_| "has an `auth` that isn't text")?;
+    // Docker cuts zeros: its old files were padded with them.
+    let text = text.trim_matches('\0').trim_end_matches(['\r', '\n']);
+    let (username, password) = text.split_once(':').ok_or("has an `auth` without a colon")?;
+    Ok((username.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::testing::Scratch;
+
+    fn parse(text: &str) -> Result<AuthFile> {
+        AuthFile::parse(Path::new("/x/config.json"), text.as_bytes())
+    }
+
+    /// `user:password`, or what kind of token, for a repository; `-` for nothing.
+    fn look_up(file: &AuthFile, repository: &str) -> String {
+        match file.entry(&repository.parse().expect("a repository")) {
+            Ok(None) => "-".to_owned(),
+            Ok(Some(Found { credential: Credential::Basic { username, password }, .. })) => {
+                format!("{username}:{}", password.reveal())
+            }
+            Ok(Some(Found { credential: Credential::RefreshToken(token), .. })) => {
+                format!("refresh {}", token.reveal())
+            }
+            Ok(Some(Found { credential: Credential::Bearer(token), .. })) => format!("bearer {}", token.reveal()),
+            Err(error) => format!("error: {error}"),
+        }
+    }
+
+    fn auths(pairs: &[(&str, &str)]) -> AuthFile {
+        let auths: Map<String, Value> = pairs
+            .iter()
+            .map(|(key, auth)| ((*key).to_owned(), serde_json::json!({ "auth": BASE64.encode(auth) })))
+            .collect();
+        parse(&serde_json::json!({ "auths": auths }).to_string()).expect("well-formed")
+    }
+
+    #[test]
+    fn docker_hub_has_many_names() {
+        for key in [
+            "https://index.docker.io/v1/",
+            "https://index.docker.io/v1",
+            "https://registry-1.docker.io/v2/",
+            "docker.io",
+            "registry-1.docker.io",
+            "index.docker.io",
+        ] {
+            assert_eq!(look_up(&auths(&[(key, "u:p")]), "nginx"), "u:p", "{key}");
+        }
+        let several = auths(&[("docker.io", "b:b"), ("https://index.docker.io/v1/", "a:a")]);
+        assert_eq!(look_up(&several, "nginx"), "a:a");
+        // Docker Desktop keeps its own session so: that's no password for the registry.
+        assert_eq!(look_up(&auths(&[("https://index.docker.io/v1/access-token", "u:p")]), "nginx"), "-");
+        // Neither is another registry's.
+        assert_eq!(look_up(&auths(&[("docker.io.example.com", "u:p"), ("io", "u:p")]), "nginx"), "-");
+    }
+
+    #[test]
+    fn the_most_specific_entry_wins() {
+        let file = auths(&[
+            ("quay.io", "host:p"),
+            ("quay.io/team/image", "image:p"),
+            ("quay.io/team", "team:p"),
+            ("docker.io/grafana", "hub:p"),
+            ("reg.io:5000", "port:p"),
+            ("https://old.io/v2/", "old:p"),
+            ("UPPER.io", "upper:p"),
+        ]);
+        for (repository, wanted) in [
+            ("quay.io/team/image", "image:p"),
+            ("quay.io/team/image/deeper", "image:p"),
+            ("quay.io/team/imagery", "team:p"),
+            ("quay.io/teams/image", "host:p"),
+            ("grafana/grafana", "hub:p"),
+            ("nginx", "-"),
+            ("reg.io:5000/a", "port:p"),
+            ("reg.io/a", "-"),
+            ("old.io/a", "old:p"),
+            ("upper.io/a", "upper:p"),
+            ("evil-quay.io/team/image", "-"),
+        ] {
+            assert_eq!(look_up(&file, repository), wanted, "{repository}");
+        }
+    }
+
+    #[test]
+    fn stars_match_within_a_label() {
+        let file = auths(&[("*.azurecr.io", "any:p"), ("mine.azurecr.io", "mine:p"), ("reg*.x.io:5000/team", "r:p")]);
+        for (repository, wanted) in [
+            ("other.azurecr.io/a", "any:p"),
+            ("mine.azurecr.io/a", "mine:p"),
+            ("a.b.azurecr.io/a", "-"),
+            ("azurecr.io/a", "-"),
+            ("other.azurecr.io.evil.com/a", "-"),
+            ("reg1.x.io:5000/team/a", "r:p"),
+            ("reg1.x.io:5000/teams/a", "-"),
+            ("reg1.x.io/team/a", "-"),
+        ] {
+            assert_eq!(look_up(&file, repository), wanted, "{repository}");
+        }
+    }
+
+    #[test]
+    fn entries_of_all_kinds() {
+        let file = parse(
+            r#"{"auths": {
+                "colon.io": {"auth": "dTpwOnE="},
+                "bare.io": {"auth": "dTpwOnE"},
+                "zeros.io": {"auth": "dTpwAAAA"},
+                "plain.io": {"username": "u", "password": "p"},
+                "identity.io": {"auth": "MDAwOg==", "identitytoken": "t"},
+                "helper.io": {"auth": "PHRva2VuPjp0"},
+                "registry.io": {"registrytoken": "t", "auth": "dTpw"},
+                "empty.io": {}, "blank.io": {"auth": ""},
+                "nocolon.io": {"auth": "aHVudGVyMg=="},
+                "notbase64.io": {"auth": "hunter2!"},
+                "nopassword.io": {"username": "u"},
+                "number.io": {"auth": 7},
+                "string.io": "hunter2"
+            }}"#,
+        )
+        .expect("broken entries only matter for their registries");
+        for (host, wanted) in [
+            ("colon.io", "u:p:q"),
+            ("bare.io", "u:p:q"),
+            ("zeros.io", "u:p"),
+            ("plain.io", "u:p"),
+            ("identity.io", "refresh t"),
+            ("helper.io", "refresh t"),
+            ("registry.io", "bearer t"),
+            ("empty.io", "-"),
+            ("blank.io", "-"),
+        ] {
+            assert_eq!(look_up(&file, &format!("{host}/a")), wanted, "{host}");
+        }
+        for (host, why) in [
+            ("nocolon.io", "without a colon"),
+            ("notbase64.io", "base64"),
+            ("nopassword.io", "no password"),
+            ("number.io", "wrong kind"),
+            ("string.io", "wrong kind"),
+        ] {
+            let said = look_up(&file, &format!("{host}/a"));
+            assert!(said.starts_with("error") && said.contains(why) && said.contains("/x/config.json"), "{said}");
+            assert!(said.contains(host) && !said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[test]
+    fn shapes_of_files() {
+        for empty in ["", " \n", "{}", "\u{feff}{}", r#"{"auths": null}"#] {
+            assert_eq!(look_up(&parse(empty).expect("nothing in it"), "a.io/a"), "-", "{empty:?}");
+        }
+        let old = parse(r#"{"https://a.io/v1/": {"auth": "dTpw", "email": "e"}, "HttpHeaders": {"x": "y"}}"#);
+        assert_eq!(look_up(&old.expect("a .dockercfg"), "a.io/a"), "u:p");
+
+        for (wrong, line) in [
+            ("{\n\"auths\": {\n\"a.io\": {\"auth\": \"hunter2\" \"x\"}}}", "line 3"),
+            ("{\n\"auths\": \"hunter2\"}", "line 2"),
+            ("{\"credsStore\": {}}", "line 1"),
+            ("{\n\"auths\": {", "line 2"),
+            ("[]", "line 1"),
+        ] {
+            let error = parse(wrong).err().expect(wrong);
+            let said = error.to_string();
+            assert!(said.contains(line) && said.contains("/x/config.json"), "{wrong}: {said}");
+            assert!(!said.contains("hunter2"), "{said}");
+            assert_eq!(error.kind(), Kind::Invalid);
+        }
+    }
+
+    #[test]
+    fn whose_helper() {
+        let file = parse(
+            r#"{"credHelpers": {"a.io": "own", "https://index.docker.io/v1/": "hub", "file.io": ""}, "credsStore": "all"}"#,
+        )
+        .expect("well-formed");
+        assert_eq!(file.helper("a.io"), Some("own"));
+        assert_eq!(file.helper("docker.io"), Some("hub"));
+        assert_eq!(file.helper("b.io"), Some("all"));
+        assert_eq!(file.helper("file.io"), None);
+        assert_eq!(parse(r#"{"credsStore": ""}"#).expect("well-formed").helper("b.io"), None);
+    }
+
+    #[test]
+    fn changed_files_are_read_again() {
+        let scratch = Scratch::new();
+        let one = r#"{"auths": {"a.io": {"auth": "dTox"}}}"#;
+        let path = scratch.path("config.json");
+        let watched = Watched::at_default(&path).expect("none yet");
+        assert!(watched.current().is_none());
+        scratch.write("config.json", one);
+        let now = |watched: &Watched| watched.current().map_or("gone".into(), |file| look_up(&file, "a.io/a"));
+        assert_eq!(now(&watched), "u:1");
+        // Longer by a byte: a clock's tick may be too coarse for this test.
+        scratch.write("config.json", &format!("{} ", one.replace("dTox", "dToy")));
+        assert_eq!(now(&watched), "u:2");
+        scratch.write("config.json", "{");
+        assert_eq!(now(&watched), "u:2", "half written: as before");
+        std::fs::remove_file(&path).expect("to remove it");
+        assert_eq!(now(&watched), "gone");
+    }
+
+    #[test]
+    fn a_named_file_must_be_there() {
+        let scratch = Scratch::new();
+        let missing = scratch.path("missing.json");
+        let error = Watched::named(&missing).err().expect("missing").to_string();
+        assert!(error.contains("missing.json"), "{error}");
+        // A mounted secret, named by its directory.
+        scratch.write("secret/.dockerconfigjson", r#"{"auths": {"a.io": {"auth": "dTpw"}}}"#);
+        let watched = Watched::named(&scratch.path("secret")).expect("there");
+        assert_eq!(look_up(&watched.current().expect("read"), "a.io/a"), "u:p");
+    }
+}

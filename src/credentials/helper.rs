@@ -1,0 +1,362 @@
+//! Docker's credential helpers: programs that keep passwords elsewhere.
+//!
+//! `docker-credential-NAME get` reads a server from stdin and answers
+//! `{"ServerURL": …, "Username": …, "Secret": …}`; `store` reads that; `erase` reads a server.
+//! <https://github.com/docker/docker-credential-helpers#development>
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Command;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::Credential;
+use super::file::from_pair;
+use crate::error::{Error, Kind, Result, Side};
+
+/// A helper asks a keychain or a cloud; one that waits for a person would wait forever.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long an answer counts. Helpers hand out tokens that last from about an hour (gcloud) on.
+const FRESH: Duration = Duration::from_secs(300);
+/// How long a failure counts: long enough that a list of images isn't held up by each.
+const SORE: Duration = Duration::from_secs(30);
+/// More than any token.
+const LONGEST: u64 = 1 << 20;
+
+/// Runs helpers, and remembers for some minutes what they answered.
+pub(super) struct Helpers {
+    /// Directories, as in `PATH`.
+    path: Option<OsString>,
+    limit: Duration,
+    /// By helper and server. Locked while a helper runs: the images of a list ask it once.
+    answers: Mutex<HashMap<(String, String), Answer>>,
+}
+
+struct Answer {
+    at: Instant,
+    result: Result<Option<Credential>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Message<'a> {
+    #[serde(rename = "ServerURL", default)]
+    server: std::borrow::Cow<'a, str>,
+    #[serde(rename = "Username", default)]
+    username: std::borrow::Cow<'a, str>,
+    #[serde(rename = "Secret", default)]
+    secret: std::borrow::Cow<'a, str>,
+}
+
+struct Output {
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Helpers {
+    pub(super) fn new(path: Option<OsString>) -> Self {
+        Self { path, limit: LIMIT, answers: Mutex::default() }
+    }
+
+    /// What `docker-credential-{name}`, named in `file`, knows of `server`, now or a short while ago.
+    pub(super) async fn find(&self, name: &str, server: &str, file: &Path) -> Result<Option<Credential>> {
+        let key = (name.to_owned(), server.to_owned());
+        let mut answers = self.answers.lock().await;
+        if let Some(Answer { at, result }) = answers.get(&key) {
+            let lasts = if result.is_ok() { FRESH } else { SORE };
+            if at.elapsed() < lasts {
+                return copy(result);
+            }
+        }
+        let result = self.get(name, server, file).await;
+        let answer = Answer { at: Instant::now(), result: copy(&result) };
+        answers.insert(key, answer);
+        result
+    }
+
+    /// Drops what was answered.
+    pub(super) async fn forget(&self) {
+        self.answers.lock().await.clear();
+    }
+
+    /// Has the helper keep `username` and `secret` for `server`.
+    pub(super) async fn store(
+        &self,
+        name: &str,
+        server: &str,
+        username: &str,
+        secret: &str,
+        file: &Path,
+    ) -> Result<()> {
+        let message = Message { server: server.into(), username: username.into(), secret: secret.into() };
+        let input = serde_json::to_vec(&message).map_err(|_| failed(name, file, "cannot be told the credentials"))?;
+        let output = self.run(name, "store", &input, file).await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        // Should it repeat what it was told.
+        Err(failed(name, file, &format!("failed to store: {}", complaint(&output).replace(secret, "***"))))
+    }
+
+    /// Has the helper drop what it knows of `server`; whether there was something.
+    pub(super) async fn erase(&self, name: &str, server: &str, file: &Path) -> Result<bool> {
+        // `erase` fails in another way with each helper where there is nothing to erase.
+        // <https://github.com/docker/docker-credential-helpers/issues/220>
+        if self.get(name, server, file).await?.is_none() {
+            return Ok(false);
+        }
+        let output = self.run(name, "erase", server.as_bytes(), file).await?;
+        if output.status.success() {
+            return Ok(true);
+        }
+        Err(failed(name, file, &format!("failed to erase: {}", complaint(&output))))
+    }
+
+    async fn get(&self, name: &str, server: &str, file: &Path) -> Result<Option<Credential>> {
+        let output = self.run(name, "get", server.as_bytes(), file).await?;
+        if !output.status.success() {
+            if says_nothing_found(&output.stdout) || says_nothing_found(&output.stderr) {
+                return Ok(None);
+            }
+            return Err(failed(name, file, &format!("failed for {server}: {}", complaint(&output))));
+        }
+        // What was printed is a secret: neither it nor serde's message may be shown.
+        let answer: Message<'_> = serde_json::from_slice(&output.stdout)
+            .map_err(|_| failed(name, file, &format!("gave an answer for {server} that isn't its protocol's")))?;
+        // Some answer so, with success, where they know nothing (docker-credential-helpers#220).
+        Ok((!answer.secret.is_empty()).then(|| from_pair(answer.username.into_owned(), answer.secret.into_owned())))
+    }
+
+    async fn run(&self, name: &str, action: &str, input: &[u8], file: &Path) -> Result<Output> {
+        let program = self.look_up(name, file)?;
+        let mut child = Command::new(&program)
+            .arg(action)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(name, file, &format!("can't be run: {error}")))?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let talk = async {
+            let tell = async {
+                if let Some(mut stdin) = stdin {
+                    // A helper may end without reading: what it says counts, not the broken pipe.
+                    let _ = stdin.write_all(input).await;
+                }
+            };
+            let ((), stdout, stderr) = tokio::join!(tell, read(stdout), read(stderr));
+            Ok::<_, std::io::Error>(Output { stdout: stdout?, stderr: stderr?, status: child.wait().await? })
+        };
+        let talked = tokio::time::timeout(self.limit, talk).await;
+        match talked {
+            Ok(Ok(output)) => Ok(output),
+            Ok(Err(error)) => Err(failed(name, file, &format!("can't be talked to: {error}"))),
+            Err(_) => {
+                let _ = child.kill().await;
+                let what = format!("gave no answer to `{action}` in {} s", self.limit.as_secs());
+                Err(failed(name, file, &what)
+                    .hint("unlock the keychain that it uses, or give credentials with --auth-file"))
+            }
+        }
+    }
+
+    fn look_up(&self, name: &str, file: &Path) -> Result<PathBuf> {
+        let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !plain {
+            let what = format!("{name:?}, in {}, is not the name of a credential helper", file.display());
+            return Err(Error::new(Kind::Refused, what)
+                .on(Side::Local)
+                .hint("the name is what stands after docker-credential-, without a path"));
+        }
+        let program = format!("docker-credential-{name}{}", std::env::consts::EXE_SUFFIX);
+        let directories = self.path.as_ref().map(std::env::split_paths).into_iter().flatten();
+        directories
+            // An empty or relative directory would mean wherever transload happens to be run.
+            .filter(|directory| directory.is_absolute())
+            .map(|directory| directory.join(&program))
+            .find(|candidate| is_executable(candidate))
+            .ok_or_else(|| {
+                failed(name, file, "is not installed").hint(format!(
+                    "install {program} to a directory in PATH, remove it from {}, or give credentials with --auth-file",
+                    file.display()
+                ))
+            })
+    }
+}
+
+fn copy(result: &Result<Option<Credential>>) -> Result<Option<Credential>> {
+    match result {
+        Ok(credential) => Ok(credential.clone()),
+        Err(error) => Err(error.duplicate()),
+    }
+}
+
+async fn read(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(from) = from {
+        from.take(LONGEST).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+/// The helpers print this to stdout, and end with 1.
+fn says_nothing_found(bytes: &[u8]) -> bool {
+    String::from_utf8_lossy(bytes).contains("credentials not found in native keychain")
+}
+
+fn failed(name: &str, file: &Path, what: &str) -> Error {
+    Error::new(Kind::Local, format!("docker-credential-{name}, named in {}, {what}", file.display())).on(Side::Local)
+}
+
+/// The first line that a failed helper printed; Go's helpers use stdout for it.
+fn complaint(output: &Output) -> String {
+    let said = [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let line = said.iter().flat_map(|text| text.lines()).map(str::trim).find(|line| !line.is_empty());
+    match line {
+        Some(line) => line.chars().filter(|c| !c.is_control()).take(200).collect(),
+        None => output.status.to_string(),
+    }
+}
+
+#[cfg(unix)]
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_executable(path: &Path) -> bool {
+    path.is_file()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::credentials::Secret;
+    use crate::credentials::testing::Scratch;
+
+    const FILE: &str = "/x/config.json";
+
+    fn helpers(scratch: &Scratch) -> Helpers {
+        Helpers::new(Some(scratch.path("bin").into()))
+    }
+
+    async fn find(helpers: &Helpers, name: &str, server: &str) -> Result<Option<Credential>> {
+        helpers.find(name, server, Path::new(FILE)).await
+    }
+
+    #[tokio::test]
+    async fn answers() {
+        let scratch = Scratch::new();
+        scratch.helper(
+            "x",
+            r#"[ "$1" = get ] || exit 9
+read -r server
+case $server in
+user.io) printf '{"ServerURL":"%s","Username":"u","Secret":"p\\"q"}' "$server" ;;
+token.io) printf '{"Username":"<token>","Secret":"t"}' ;;
+empty.io) printf '{"ServerURL":"empty.io","Username":"","Secret":""}' ;;
+none.io) echo 'credentials not found in native keychain'; exit 1 ;;
+locked.io) echo 'the keychain is locked' >&2; exit 2 ;;
+silent.io) exit 3 ;;
+garbage.io) echo 'hunter2 is no json' ;;
+esac"#,
+        );
+        let helpers = helpers(&scratch);
+        let known = |server: &'static str| find(&helpers, "x", server);
+        assert_eq!(known("user.io").await.expect("an answer"), Some(Credential::basic("u", "p\"q")));
+        let token = Credential::RefreshToken(Secret::new("t"));
+        assert_eq!(known("token.io").await.expect("an answer"), Some(token));
+        assert_eq!(known("empty.io").await.expect("an answer"), None);
+        assert_eq!(known("none.io").await.expect("an answer"), None);
+        for (server, why) in [
+            ("locked.io", "the keychain is locked"),
+            ("silent.io", "exit status: 3"),
+            ("garbage.io", "isn't its protocol's"),
+        ] {
+            let said = known(server).await.expect_err(server).to_string();
+            assert!(said.contains(why) && said.contains(FILE) && said.contains("docker-credential-x"), "{said}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn missing_or_no_name() {
+        let scratch = Scratch::new();
+        scratch.write("bin/docker-credential-plain", "not executable");
+        let helpers = helpers(&scratch);
+        for name in ["absent", "plain"] {
+            let error = find(&helpers, name, "a.io").await.expect_err("not there");
+            let said = format!("{error} {}", error.hint_text().unwrap_or_default());
+            assert!(said.contains(&format!("docker-credential-{name}")) && said.contains(FILE), "{said}");
+            assert!(said.contains("not installed") && said.contains("--auth-file"), "{said}");
+        }
+        scratch.helper("x", "echo '{}'");
+        for name in ["../bin/docker-credential-x", "/bin/sh", "", "a b", "x/../x"] {
+            let error = find(&helpers, name, "a.io").await.expect_err("not a name");
+            assert_eq!(error.kind(), Kind::Refused, "{name:?}: {error}");
+        }
+        let relative = Helpers::new(Some("bin:.:".into()));
+        assert!(find(&relative, "x", "a.io").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_killed() {
+        let scratch = Scratch::new();
+        // `exec`: what is killed is the helper itself, not the shell around it.
+        scratch.helper("x", r#"echo $$ > "$HERE/pid"; exec sleep 600"#);
+        let mut helpers = helpers(&scratch);
+        helpers.limit = Duration::from_millis(500);
+        let error = find(&helpers, "x", "a.io").await.expect_err("too slow");
+        assert!(error.to_string().contains("gave no answer") && !error.is_transient(), "{error}");
+        let pid = scratch.read("pid");
+        assert!(!pid.is_empty() && !Path::new("/proc").join(pid.trim()).exists(), "still running: {pid}");
+    }
+
+    #[tokio::test]
+    async fn asked_once_for_a_while() {
+        let scratch = Scratch::new();
+        scratch.helper("x", r#"echo . >> "$HERE/asked"; printf '{"Username":"u","Secret":"p"}'"#);
+        scratch.helper("broken", r#"echo . >> "$HERE/failed"; exit 1"#);
+        let helpers = helpers(&scratch);
+        let asked = |file: &str| scratch.read(file).lines().count();
+        let (a, b) = tokio::join!(find(&helpers, "x", "a.io"), find(&helpers, "x", "a.io"));
+        assert_eq!(a.expect("an answer"), b.expect("an answer"));
+        assert_eq!(asked("asked"), 1);
+        find(&helpers, "x", "b.io").await.expect("an answer");
+        assert_eq!(asked("asked"), 2, "another server");
+        helpers.forget().await;
+        find(&helpers, "x", "a.io").await.expect("an answer");
+        assert_eq!(asked("asked"), 3);
+        for _ in 0..3 {
+            find(&helpers, "broken", "a.io").await.expect_err("broken");
+        }
+        assert_eq!(asked("failed"), 1);
+        for answer in helpers.answers.lock().await.values_mut() {
+            answer.at -= SORE;
+        }
+        find(&helpers, "broken", "a.io").await.expect_err("broken");
+        find(&helpers, "x", "a.io").await.expect("an answer");
+        assert_eq!((asked("failed"), asked("asked")), (2, 3), "failures are tried again sooner");
+        for answer in helpers.answers.lock().await.values_mut() {
+            answer.at -= FRESH;
+        }
+        find(&helpers, "x", "a.io").await.expect("an answer");
+        assert_eq!(asked("asked"), 4);
+    }
+
+    #[tokio::test]
+    async fn a_complaint_does_not_repeat_the_secret() {
+        let scratch = Scratch::new();
+        scratch.helper("x", r#"echo "cannot keep $(cat)" >&2; exit 1"#);
+        let error = helpers(&scratch).store("x", "a.io", "u", "hunter2", Path::new(FILE)).await.expect_err("refused");
+        assert!(error.to_string().contains("cannot keep") && !error.to_string().contains("hunter2"), "{error}");
+    }
+}

@@ -1,0 +1,349 @@
+//! Keeping credentials for later runs, where Docker would keep them: `login` and `logout`.
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize as _;
+use serde_json::ser::PrettyFormatter;
+use serde_json::{Map, Value, json};
+
+use super::file::{AuthFile, encode, malformed};
+use super::helper::Helpers;
+use super::{Credential, DOCKER_HUB_KEY, Settings, servers};
+use crate::error::{Error, Kind, Result, Side};
+use crate::reference::{DOCKER_HUB, registry_name};
+
+/// The user that stands beside an identity token, as Azure's CLI writes it: podman passes over an
+/// entry whose `auth` has no user.
+/// <https://learn.microsoft.com/azure/container-registry/container-registry-authentication>
+const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
+
+/// Where credentials are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoredWhere {
+    /// By `docker-credential-{0}`.
+    Helper(String),
+    /// In this file, readable by whoever can read the file.
+    File(PathBuf),
+}
+
+impl fmt::Display for StoredWhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Helper(name) => write!(f, "docker-credential-{name}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Keeps `credential` for `registry`: by the credential helper that Docker's `config.json` names
+/// for it, or else in that file.
+///
+/// The file is replaced as a whole, and whatever else stands in it stays.
+///
+/// # Errors
+/// If the file can't be read, understood or written, or the helper fails.
+pub async fn store(settings: &Settings, registry: &str, credential: &Credential) -> Result<StoredWhere> {
+    let registry = registry_name(registry)?;
+    let doing = |error: Error| error.doing(format!("store the credentials of {registry}")).on(Side::Local);
+    let mut config = Config::open(settings).map_err(doing)?;
+    let key = if registry == DOCKER_HUB { DOCKER_HUB_KEY } else { &registry };
+    let (entry, stored) = match config.parsed.helper(&registry) {
+        Some(name) => {
+            let (username, secret) = match credential {
+                Credential::Basic { username, password } => (username.as_str(), password),
+                Credential::RefreshToken(token) => ("<token>", token),
+                Credential::Bearer(_) => {
+                    let what = format!("docker-credential-{name} can't keep a registry token");
+                    return Err(doing(Error::new(Kind::Unsupported, what)));
+                }
+            };
+            let helpers = Helpers::new(settings.helper_path.clone());
+            helpers.store(name, key, username, secret.reveal(), &config.path).await.map_err(doing)?;
+            // Docker leaves the bare name behind; a password from before must not stay.
+            (json!({}), StoredWhere::Helper(name.to_owned()))
+        }
+        None => (entry(credential), StoredWhere::File(config.path.clone())),
+    };
+    config.replace(&registry, Some((key, entry)));
+    config.save().map_err(doing)?;
+    Ok(stored)
+}
+
+/// Drops what is kept for `registry`, and says where something was: nowhere, if the result is empty.
+///
+/// # Errors
+/// As [`store`].
+pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StoredWhere>> {
+    let registry = registry_name(registry)?;
+    let doing = |error: Error| error.doing(format!("remove the credentials of {registry}")).on(Side::Local);
+    let mut config = Config::open(settings).map_err(doing)?;
+    let mut erased = Vec::new();
+    if let Some(name) = config.parsed.helper(&registry) {
+        let helpers = Helpers::new(settings.helper_path.clone());
+        for server in servers(&registry) {
+            if helpers.erase(name, server, &config.path).await.map_err(doing)? {
+                erased = vec![StoredWhere::Helper(name.to_owned())];
+            }
+        }
+    }
+    let held_secret = config.parsed.keys(&registry).into_iter().any(|key| config.holds_something(key));
+    if config.replace(&registry, None) {
+        config.save().map_err(doing)?;
+        if held_secret {
+            erased.push(StoredWhere::File(config.path.clone()));
+        }
+    }
+    Ok(erased)
+}
+
+/// Docker's `config.json`, about to be changed.
+struct Config {
+    path: PathBuf,
+    parsed: AuthFile,
+    whole: Map<String, Value>,
+}
+
+impl Config {
+    fn open(settings: &Settings) -> Result<Self> {
+        let Some(path) = settings.docker_config.clone() else {
+            return Err(Error::new(Kind::Usage, "there is no place for Docker's config.json")
+                .hint("set DOCKER_CONFIG to a directory, or HOME"));
+        };
+        // A link, as dotfile managers make them, stays one: what it points to is replaced.
+        let path = std::fs::canonicalize(&path).unwrap_or(path);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::io(format!("read {}", path.display()), &error)),
+        };
+        let parsed = AuthFile::parse(&path, &bytes)?;
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let whole = match text.trim_ascii() {
+            b"" => Map::new(),
+            text => serde_json::from_slice(text).map_err(|error| malformed(&path, &error))?,
+        };
+        Ok(Self { path, parsed, whole })
+    }
+
+    fn holds_something(&self, key: &str) -> bool {
+        let entry = self.whole.get("auths").and_then(|auths| auths.get(key));
+        entry.and_then(Value::as_object).is_some_and(|fields| !fields.is_empty())
+    }
+
+    /// Removes all that stands for the registry as a whole, and puts in `new`; whether that changed anything.
+    fn replace(&mut self, registry: &str, new: Option<(&str, Value)>) -> bool {
+        if new.is_some() {
+            let auths = self.whole.entry("auths").or_insert_with(|| json!({}));
+            if auths.is_null() {
+                *auths = json!({});
+            }
+        }
+        let Some(auths) = self.whole.get_mut("auths").and_then(Value::as_object_mut) else { return false };
+        let mut changed = false;
+        for key in self.parsed.keys(registry) {
+            // One that is written again stays in its place; `remove` would move the last one here.
+            if new.as_ref().is_none_or(|(again, _)| *again != key) {
+                changed |= auths.shift_remove(key).is_some();
+            }
+        }
+        if let Some((key, entry)) = new {
+            auths.insert(key.to_owned(), entry);
+            changed = true;
+        }
+        changed
+    }
+
+    fn save(&self) -> Result<()> {
+        let mut text = Vec::new();
+        // Docker's own indentation.
+        let mut to = serde_json::Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"\t"));
+        self.whole.serialize(&mut to).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
+        text.push(b'\n');
+        write_atomically(&self.path, &text).map_err(|error| {
+            Error::io(format!("write {}", self.path.display()), &error)
+                .hint("set DOCKER_CONFIG to a directory that can be written")
+        })
+    }
+}
+
+fn entry(credential: &Credential) -> Value {
+    match credential {
+        Credential::Basic { username, password } => json!({ "auth": encode(username, password.reveal()) }),
+        Credential::RefreshToken(token) => {
+            json!({ "auth": encode(TOKEN_USER, ""), "identitytoken": token.reveal() })
+        }
+        Credential::Bearer(token) => json!({ "registrytoken": token.reveal() }),
+    }
+}
+
+/// Writes beside the file and renames: nobody sees half a file, and a crash leaves the old one.
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_private_directory(directory)?;
+    let beside = directory.join(format!(".transload-{}.tmp", std::process::id()));
+    // What a crashed run with this process's id left behind.
+    let _ = std::fs::remove_file(&beside);
+    let written = (|| {
+        let mut file = create_private(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}
+
+#[cfg(unix)]
+fn make_private_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(unix)]
+fn create_private(path: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+#[cfg(not(unix))]
+fn make_private_directory(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)
+}
+
+#[cfg(not(unix))]
+fn create_private(path: &Path) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().write(true).create_new(true).open(path)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::credentials::testing::Scratch;
+    use crate::credentials::{Credentials, Secret};
+
+    /// Keeps what it's told in a file for each server.
+    const KEEPER: &str = r#"echo "$1" >> "$HERE/log"
+case $1 in
+store) cat > "$HERE/kept" ;;
+get) if [ -f "$HERE/kept" ]; then cat "$HERE/kept"; else echo 'credentials not found in native keychain'; exit 1; fi ;;
+erase) rm "$HERE/kept" ;;
+esac"#;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).expect("there").permissions().mode() & 0o777
+    }
+
+    async fn find(settings: &Settings, repository: &str) -> Option<Credential> {
+        let credentials = Credentials::load(settings).expect("well-formed");
+        credentials.find(&repository.parse().expect("a repository")).await.expect("found or not")
+    }
+
+    #[tokio::test]
+    async fn into_a_new_file() {
+        let scratch = Scratch::new();
+        let settings = scratch.settings();
+        let kept = store(&settings, "A.io:5000", &Credential::basic("u", "p:q")).await.expect("stored");
+        assert_eq!(kept, StoredWhere::File(scratch.path("docker/config.json")));
+        assert_eq!(mode(&scratch.path("docker")), 0o700);
+        assert_eq!(mode(&scratch.path("docker/config.json")), 0o600);
+        assert_eq!(find(&settings, "a.io:5000/x").await, Some(Credential::basic("u", "p:q")));
+        let alone = std::fs::read_dir(scratch.path("docker")).expect("a directory").count();
+        assert_eq!(alone, 1, "nothing temporary is left");
+
+        for token in [Credential::RefreshToken(Secret::new("t")), Credential::Bearer(Secret::new("t"))] {
+            store(&settings, "b.io", &token).await.expect("stored");
+            assert_eq!(find(&settings, "b.io/x").await, Some(token));
+        }
+        assert_eq!(find(&settings, "a.io:5000/x").await, Some(Credential::basic("u", "p:q")), "still there");
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_the_file_stays_as_it_is() {
+        let scratch = Scratch::new();
+        let before = "{\n\t\"zeta\": {\n\t\t\"b\": 1,\n\t\t\"a\": [\n\t\t\ttrue\n\t\t]\n\t},\n\t\"auths\": {\n\t\t\"z.io\": {\n\t\t\t\"auth\": \"dTpw\"\n\t\t},\n\t\t\"https://a.io/v1/\": {\n\t\t\t\"auth\": \"dTpv\"\n\t\t},\n\t\t\"a.io/ns\": {\n\t\t\t\"auth\": \"dTpu\"\n\t\t}\n\t},\n\t\"alpha\": null\n}\n";
+        let path = scratch.write("docker/config.json", before);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("to change the mode");
+        let settings = scratch.settings();
+
+        store(&settings, "z.io", &Credential::basic("u", "p")).await.expect("stored");
+        assert_eq!(scratch.read("docker/config.json"), before, "the same again, in its place");
+        assert_eq!(mode(&path), 0o600);
+
+        store(&settings, "a.io", &Credential::basic("u", "x")).await.expect("stored");
+        let after = scratch.read("docker/config.json");
+        assert!(!after.contains("https://a.io/v1/"), "the old key would be found first: {after}");
+        assert_eq!(find(&settings, "a.io/x").await, Some(Credential::basic("u", "x")));
+        assert_eq!(find(&settings, "a.io/ns/x").await, Some(Credential::basic("u", "n")), "not the registry's");
+        let order: Vec<_> = ["zeta", "z.io", "a.io/ns", "alpha"].map(|key| after.find(key)).into();
+        assert!(order.is_sorted() && order.iter().all(Option::is_some), "{after}");
+
+        assert_eq!(erase(&settings, "a.io").await.expect("erased"), [StoredWhere::File(path)]);
+        assert_eq!(find(&settings, "a.io/x").await, None);
+        assert_eq!(find(&settings, "z.io/x").await, Some(Credential::basic("u", "p")));
+        assert_eq!(erase(&settings, "a.io").await.expect("nothing to erase"), []);
+    }
+
+    #[tokio::test]
+    async fn docker_hub_under_dockers_key() {
+        let scratch = Scratch::new();
+        scratch.write("docker/config.json", r#"{"auths": {"docker.io": {"auth": "b2xkOnA="}}}"#);
+        let settings = scratch.settings();
+        store(&settings, "docker.io", &Credential::basic("u", "p")).await.expect("stored");
+        let text = scratch.read("docker/config.json");
+        assert!(text.contains("\"https://index.docker.io/v1/\"") && !text.contains("\"docker.io\""), "{text}");
+    }
+
+    #[tokio::test]
+    async fn by_a_helper() {
+        let scratch = Scratch::new();
+        scratch.helper("keeper", KEEPER);
+        scratch.write("docker/config.json", r#"{"auths": {"a.io": {"auth": "dTpvbGQ="}}, "credsStore": "keeper"}"#);
+        let settings = scratch.settings();
+        let kept = store(&settings, "a.io", &Credential::basic("u", "p")).await.expect("stored");
+        assert_eq!(kept, StoredWhere::Helper("keeper".into()));
+        assert_eq!(scratch.read("kept"), r#"{"ServerURL":"a.io","Username":"u","Secret":"p"}"#);
+        let text = scratch.read("docker/config.json");
+        assert!(text.contains("\"a.io\": {}") && !text.contains("dTpvbGQ="), "the old password is gone: {text}");
+        assert_eq!(find(&settings, "a.io/x").await, Some(Credential::basic("u", "p")));
+
+        let refused =
+            store(&settings, "a.io", &Credential::Bearer(Secret::new("hunter2"))).await.expect_err("a bearer");
+        assert_eq!(refused.kind(), Kind::Unsupported);
+        store(&settings, "a.io", &Credential::RefreshToken(Secret::new("t"))).await.expect("stored");
+        assert_eq!(find(&settings, "a.io/x").await, Some(Credential::RefreshToken(Secret::new("t"))));
+
+        assert_eq!(erase(&settings, "a.io").await.expect("erased"), [StoredWhere::Helper("keeper".into())]);
+        assert_eq!(find(&settings, "a.io/x").await, None);
+        assert!(!scratch.read("docker/config.json").contains("a.io"));
+        assert_eq!(erase(&settings, "a.io").await.expect("nothing to erase"), []);
+        assert_eq!(scratch.read("log").matches("erase").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_not_understood_is_not_touched() {
+        let scratch = Scratch::new();
+        scratch.write("docker/config.json", "{\"auths\": {},\n oops}");
+        let error = store(&scratch.settings(), "a.io", &Credential::basic("u", "p")).await.expect_err("malformed");
+        assert!(error.to_string().contains("line 2"), "{error}");
+        assert_eq!(scratch.read("docker/config.json"), "{\"auths\": {},\n oops}");
+        let nowhere = store(&Settings::default(), "a.io", &Credential::basic("u", "p")).await.expect_err("no place");
+        assert_eq!(nowhere.kind(), Kind::Usage);
+    }
+
+    #[tokio::test]
+    async fn a_link_stays_a_link() {
+        let scratch = Scratch::new();
+        let real = scratch.write("dotfiles/docker.json", "{}");
+        std::fs::create_dir_all(scratch.path("docker")).expect("a directory");
+        std::os::unix::fs::symlink(&real, scratch.path("docker/config.json")).expect("a link");
+        store(&scratch.settings(), "a.io", &Credential::basic("u", "p")).await.expect("stored");
+        assert!(scratch.path("docker/config.json").is_symlink());
+        assert!(scratch.read("dotfiles/docker.json").contains("a.io"));
+    }
+}
