@@ -3,6 +3,7 @@
 pub mod content;
 pub mod descriptor;
 pub mod error;
+pub mod layout;
 pub mod manifest;
 pub mod reference;
 pub mod retry;
