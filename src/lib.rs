@@ -1,5 +1,6 @@
 //! transload: images from registry to registry, streamed, verified, in one step.
 
+pub mod cli;
 pub mod content;
 pub mod descriptor;
 pub mod error;
@@ -7,4 +8,5 @@ pub mod layout;
 pub mod manifest;
 pub mod reference;
 pub mod retry;
+pub mod server;
 pub mod verify;

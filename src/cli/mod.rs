@@ -1,0 +1,3 @@
+//! The commands: one file each. The only place that wires parts together.
+
+pub mod serve;
