@@ -324,8 +324,10 @@ fn parse(text: &str) -> Result<(Reference, Option<String>)> {
     Ok((Reference { repository: Repository { registry, name }, target }, beside))
 }
 
+/// Checks a repository's name, which stands in `text`.
+///
 /// Distribution spec: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` between slashes, 255 characters with the host.
-fn check_name(text: &str, name: &str) -> Result<()> {
+pub fn check_name(text: &str, name: &str) -> Result<()> {
     let wrong = |why: String, hint: &str| {
         Error::new(Kind::Usage, format!("{text:?} is not an image reference: {why}")).hint(hint)
     };

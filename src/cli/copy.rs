@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 
 use super::global::{Format, Global};
-use super::image::{End, Image};
+use super::image::{From, Image};
 use super::output;
 use super::progress::Bars;
 use crate::content::Source as _;
@@ -133,7 +133,8 @@ struct Use {
 
 /// Runs the command; returns the exit code.
 pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    let (source, goals) = args.ends()?;
+    let (location, goals) = args.ends()?;
+    let source = From::settle(location.clone()).await?;
     let begun = Instant::now();
     let bars = Bars::new(global).map(Arc::new);
     let observer: Arc<dyn Observer> = match &bars {
@@ -151,16 +152,18 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     let mut first_error = None;
     let mut after: Option<String> = None;
     loop {
-        let sources = if args.all_tags { page(registries, &source, &mut after).await? } else { vec![source.clone()] };
+        let sources =
+            if args.all_tags { page(registries, &location, &source, &mut after).await? } else { vec![source.clone()] };
         if sources.is_empty() {
             break;
         }
-        let images = sources.iter().flat_map(|source| goals.iter().map(move |goal| (source, goal)));
+        let images = sources
+            .iter()
+            .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)));
         let mut copies = stream::iter(images)
-            .map(|(source, goal)| {
+            .map(|image| {
                 let (engine, options) = (&engine, &options);
                 async move {
-                    let image = Image::new(source, goal, args.strip_library);
                     let result = image.copy(registries, engine, options).await;
                     (image, result)
                 }
@@ -216,7 +219,7 @@ struct Told {
 
 impl Told {
     /// Tells how an image ended, and returns its error.
-    fn add(&mut self, image: &Image<'_>, result: Result<Report>, dry_run: bool) -> Option<Error> {
+    fn add(&mut self, image: &Image, result: Result<Report>, dry_run: bool) -> Option<Error> {
         let (source, destination) = (image.source(), image.destination());
         let (result, line, error) = match result {
             Ok(report) => {
@@ -392,12 +395,17 @@ impl Args {
 }
 
 /// The next page of a repository's tags, as sources.
-async fn page(registries: &Registries, source: &Location, after: &mut Option<String>) -> Result<Vec<Location>> {
-    let Location::Registry(reference, _) = source else { return Ok(Vec::new()) };
+async fn page(
+    registries: &Registries,
+    location: &Location,
+    source: &From,
+    after: &mut Option<String>,
+) -> Result<Vec<From>> {
+    let Location::Registry(reference, _) = location else { return Ok(Vec::new()) };
     let repo = registries.repository(&reference.repository)?;
     let tags = repo.tags(after.as_deref()).await.map_err(|error| error.on(Side::Source))?;
     *after = tags.last().cloned();
-    Ok(tags.into_iter().map(|tag| End::tag(reference, tag)).collect())
+    Ok(tags.into_iter().map(|tag| source.with_tag(tag)).collect())
 }
 
 /// `16MiB`, `4M`, `1048576`.

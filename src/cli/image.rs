@@ -1,89 +1,132 @@
 //! One image of a command: its two ends, whatever they are.
 
-use std::fmt;
-
 use crate::copy::{Engine, Options, Report};
-use crate::error::Result;
-use crate::reference::{DOCKER_HUB, Goal, Location, Reference, Repository, Target};
+use crate::error::{Result, Side};
+use crate::layout::Layout;
+use crate::reference::{DOCKER_HUB, Goal, Location, Repository, Target};
 use crate::registry::Registries;
 
-/// An image to be copied.
-pub(super) struct Image<'a> {
-    source: &'a Location,
-    goal: &'a Goal,
-    strip_library: bool,
+/// A source that is settled: which manifest of what.
+#[derive(Clone, Debug)]
+pub(super) struct From {
+    location: Location,
+    /// Which manifest is read.
+    target: Target,
+    /// Under what it's written, unless the destination says otherwise.
+    keep: Target,
 }
 
-/// One end of a copy, found from how the user named it.
-pub(super) struct End;
+impl From {
+    /// Settles what the user named. A directory is looked at for its only image.
+    pub(super) async fn settle(location: Location) -> Result<Self> {
+        let (target, keep) = match &location {
+            // `r:tag@sha256:…`: the digest says what, the tag where to.
+            Location::Registry(reference, beside) => {
+                let keep = beside.clone().map_or_else(|| reference.target.clone(), Target::Tag);
+                (reference.target.clone(), keep)
+            }
+            Location::Layout(directory, tag) => {
+                let on_source = |error: crate::error::Error| error.on(Side::Source);
+                let layout = Layout::open(directory).await.map_err(on_source)?;
+                let target = layout.choose(tag.as_deref()).await.map_err(on_source)?;
+                let keep = target.tag().unwrap_or("latest").to_owned();
+                (target, Target::Tag(keep))
+            }
+        };
+        Ok(Self { location, target, keep })
+    }
 
-impl End {
-    /// The tag of a reference's repository, as a source.
-    pub(super) fn tag(reference: &Reference, tag: String) -> Location {
-        Location::Registry(reference.repository.at(Target::Tag(tag)), None)
+    /// Another tag of the same repository.
+    pub(super) fn with_tag(&self, tag: String) -> Self {
+        let location = match &self.location {
+            Location::Registry(reference, _) => {
+                Location::Registry(reference.repository.at(Target::Tag(tag.clone())), None)
+            }
+            Location::Layout(directory, _) => Location::Layout(directory.clone(), Some(tag.clone())),
+        };
+        Self { location, target: Target::Tag(tag.clone()), keep: Target::Tag(tag) }
+    }
+
+    /// The repository; for a directory, one by its name.
+    fn repository(&self) -> Repository {
+        match &self.location {
+            Location::Registry(reference, _) => reference.repository.clone(),
+            Location::Layout(directory, _) => {
+                let name = directory.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase());
+                Repository { registry: DOCKER_HUB.into(), name: name.unwrap_or_else(|| "image".into()) }
+            }
+        }
     }
 }
 
-impl<'a> Image<'a> {
-    pub(super) fn new(source: &'a Location, goal: &'a Goal, strip_library: bool) -> Self {
-        Self { source, goal, strip_library }
+/// An image to be copied.
+#[derive(Clone, Debug)]
+pub(super) struct Image {
+    from: From,
+    goal: Goal,
+    /// The destination's repository; for a directory the source's.
+    repository: Repository,
+    at: Target,
+}
+
+impl Image {
+    pub(super) fn new(from: From, goal: Goal, strip_library: bool) -> Self {
+        let asked = match &goal {
+            Goal::Repository { tag, .. } | Goal::Layout(_, tag) => tag.clone().map(Target::Tag),
+            Goal::Below { .. } => None,
+        };
+        let own = from.repository();
+        let repository = goal.repository(&own, strip_library).unwrap_or(own);
+        let at = asked.unwrap_or_else(|| from.keep.clone());
+        Self { from, goal, repository, at }
     }
 
     pub(super) fn source(&self) -> String {
-        self.source.to_string()
+        self.from.location.to_string()
     }
 
     pub(super) fn destination(&self) -> String {
-        let (repository, target) = self.at();
-        match self.goal {
-            Goal::Layout(directory, _) => format!("oci:{}:{target}", directory.display()),
-            _ => repository.at(target).to_string(),
+        match &self.goal {
+            Goal::Layout(directory, _) => format!("oci:{}:{}", directory.display(), self.at),
+            _ => self.repository.at(self.at.clone()).to_string(),
         }
     }
 
     /// Copies it.
     pub(super) async fn copy(&self, registries: &Registries, engine: &Engine, options: &Options) -> Result<Report> {
-        let (repository, at) = self.at();
-        match (self.source, self.goal) {
-            (Location::Registry(reference, _), Goal::Below { .. } | Goal::Repository { .. }) => {
+        match (&self.from.location, &self.goal) {
+            (Location::Registry(reference, _), Goal::Layout(directory, _)) => {
                 let source = registries.repository(&reference.repository)?;
-                let destination = registries.repository(&repository)?;
-                engine.copy(&source, &reference.target, &destination, &at, options).await
+                self.between(engine, &source, &create(directory).await?, options).await
             }
-            _ => todo!(),
+            (Location::Registry(reference, _), _) => {
+                let source = registries.repository(&reference.repository)?;
+                self.between(engine, &source, &registries.repository(&self.repository)?, options).await
+            }
+            (Location::Layout(from, _), Goal::Layout(directory, _)) => {
+                self.between(engine, &open(from).await?, &create(directory).await?, options).await
+            }
+            (Location::Layout(from, _), _) => {
+                self.between(engine, &open(from).await?, &registries.repository(&self.repository)?, options).await
+            }
         }
     }
 
-    /// Where it goes: the repository (of the source, for a directory) and the tag or digest.
-    fn at(&self) -> (Repository, Target) {
-        let (from, target) = match self.source {
-            Location::Registry(reference, beside) => {
-                let target = match beside {
-                    // `r:tag@sha256:…`: the digest says what, the tag where to.
-                    Some(tag) => Target::Tag(tag.clone()),
-                    None => reference.target.clone(),
-                };
-                (reference.repository.clone(), target)
-            }
-            Location::Layout(directory, tag) => {
-                let name = directory
-                    .file_name()
-                    .map(|name| name.to_string_lossy().to_ascii_lowercase())
-                    .unwrap_or_else(|| "image".into());
-                let tag = tag.clone().unwrap_or_else(|| "latest".into());
-                (Repository { registry: DOCKER_HUB.into(), name }, Target::Tag(tag))
-            }
-        };
-        let asked = match self.goal {
-            Goal::Repository { tag, .. } | Goal::Layout(_, tag) => tag.clone().map(Target::Tag),
-            Goal::Below { .. } => None,
-        };
-        (self.goal.repository(&from, self.strip_library).unwrap_or(from), asked.unwrap_or(target))
+    async fn between<S: crate::content::Source, D: crate::content::Destination>(
+        &self,
+        engine: &Engine,
+        source: &S,
+        destination: &D,
+        options: &Options,
+    ) -> Result<Report> {
+        engine.copy(source, &self.from.target, destination, &self.at, options).await
     }
 }
 
-impl fmt::Display for Image<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}", self.source(), self.destination())
-    }
+async fn open(directory: &std::path::Path) -> Result<Layout> {
+    Layout::open(directory).await.map_err(|error| error.on(Side::Source))
+}
+
+async fn create(directory: &std::path::Path) -> Result<Layout> {
+    Layout::create(directory).await.map_err(|error| error.on(Side::Destination))
 }

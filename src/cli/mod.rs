@@ -8,6 +8,7 @@ mod global;
 mod image;
 mod output;
 mod progress;
+pub mod serve;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
+    Serve(serve::Args),
 }
 
 /// Parses the arguments, runs the command, prints its error.
@@ -65,11 +67,18 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+            // Its own way to stop: what is being served is ended first.
+            Command::Serve(args) => Box::pin(serve::run(args.clone(), async {
+                let _ = interrupted().await;
+            }))
+            .await
+            .map(|()| 0),
         }
     };
+    let drains = matches!(cli.command, Command::Serve(_));
     let result = tokio::select! {
         result = run => result,
-        signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
+        signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
             .hint("what was moved stays: the same command goes on from there")),
     };
     registries.abandon().await;

@@ -1,0 +1,76 @@
+//! `transload serve`: a directory of images as a registry.
+
+mod directory;
+
+use std::future::Future;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::error::{Error, Kind, Result};
+use crate::layout::Store;
+use crate::server::{self, Limits, Server};
+
+pub use directory::Directory;
+
+/// Serve a directory of images (an OCI image layout) as a registry
+///
+/// Tags are in index.json as repository:tag, or in one repository named after the directory if
+/// another tool wrote them without. There is no authentication and no TLS.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The directory; made if it doesn't exist and --writable is given
+    pub dir: PathBuf,
+    /// Take pushes too, from whoever can connect
+    #[arg(long)]
+    pub writable: bool,
+    /// Where to listen: address and port; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
+    pub listen: String,
+}
+
+/// Serves until `shutdown` is ready.
+///
+/// # Errors
+/// If the directory is no layout, or the address can't be bound.
+pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let store = if args.writable { Store::create(&args.dir).await? } else { Store::open(&args.dir).await? };
+    let listener = bind(&args.listen).await?;
+    let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
+    announce(&args, address);
+    let server = Arc::new(Server::new(Directory::new(store, args.writable)));
+    tokio::select! {
+        done = server::run(listener, server.clone(), Limits::default(), shutdown) => done,
+        () = sweep(&server) => Ok(()),
+    }
+}
+
+async fn bind(listen: &str) -> Result<TcpListener> {
+    let wrong = |error: &std::io::Error| {
+        let error = Error::new(Kind::Usage, format!("cannot listen on {listen:?}: {error}"));
+        error.hint("write an address and a port that is free, such as 127.0.0.1:5000 or 127.0.0.1:0")
+    };
+    // `localhost:5000` may be ::1 and 127.0.0.1.
+    let addresses: Vec<SocketAddr> = listen.to_socket_addrs().map_err(|error| wrong(&error))?.collect();
+    TcpListener::bind(&addresses[..]).await.map_err(|error| wrong(&error))
+}
+
+#[expect(clippy::print_stderr, reason = "it's what the user waits for, and scripts read it")]
+fn announce(args: &Args, address: SocketAddr) {
+    eprintln!("serving {} on http://{address}", args.dir.display());
+    if !address.ip().is_loopback() {
+        let able = if args.writable { "pull from it and push to it" } else { "pull from it" };
+        eprintln!("warning: there is no authentication: whoever can connect to {address} can {able}");
+    }
+}
+
+/// Gives up uploads that nobody goes on with. Never ready.
+async fn sweep(server: &Server<Directory>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        server.sweep();
+    }
+}

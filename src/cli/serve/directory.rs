@@ -1,0 +1,103 @@
+//! A layout directory behind the server.
+//!
+//! It's here, since `layout` and `server` don't know each other: the one also works without HTTP,
+//! the other also without a directory.
+
+use std::ops::Range;
+
+use crate::content::{Body, Destination as _, Source as _};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Kind, Result};
+use crate::layout::{Partial, Store, Stored};
+use crate::manifest::Manifest;
+use crate::reference::Target;
+use crate::server::{Backend, Blob, Place, Upload};
+
+/// The backend of `transload serve`.
+#[derive(Debug)]
+pub struct Directory {
+    store: Store,
+    writable: bool,
+}
+
+impl Directory {
+    /// Serves what `store` holds; takes pushes if `writable`.
+    pub fn new(store: Store, writable: bool) -> Self {
+        Self { store, writable }
+    }
+}
+
+impl Backend for Directory {
+    type Blob = Stored;
+    type Upload = Partial;
+
+    fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    async fn resolve(&self, place: &Place, target: &Target) -> Result<Option<Descriptor>> {
+        Ok(self.manifest(place, target).await?.map(|manifest| manifest.descriptor().clone()))
+    }
+
+    async fn manifest(&self, place: &Place, target: &Target) -> Result<Option<Manifest>> {
+        match self.store.repository(&place.name).manifest(target).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            // A layer can't be asked for as a manifest.
+            Err(error) if error.kind() == Kind::Invalid && target.digest().is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Stored>> {
+        self.store.repository(&place.name).stored(digest).await
+    }
+
+    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
+        let repository = self.store.repository(&place.name);
+        let tags = repository.tags_page(after, most).await?;
+        let known = !tags.is_empty() || !repository.tags_page(None, 1).await?.is_empty();
+        Ok(known.then_some(tags))
+    }
+
+    async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<String>> {
+        let all = self.store.repositories().await?.into_iter();
+        Ok(all.filter(|name| after.is_none_or(|after| name.as_str() > after)).take(most).collect())
+    }
+
+    async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
+        self.store.repository(&place.name).referrers(subject).await
+    }
+
+    async fn begin(&self, _: &Place, like: Option<Digest>) -> Result<Partial> {
+        self.store.begin(Some(like.unwrap_or(Digest::Sha256([0; 32])).hasher())).await
+    }
+
+    async fn put_manifest(&self, place: &Place, manifest: &Manifest, target: &Target) -> Result<()> {
+        self.store.repository(&place.name).put_manifest(manifest, target).await.map(|_| ())
+    }
+}
+
+impl Blob for Stored {
+    fn size(&self) -> u64 {
+        Stored::size(self)
+    }
+
+    async fn read(self, range: Range<u64>) -> Result<Body> {
+        Ok(Stored::read(self, range))
+    }
+}
+
+impl Upload for Partial {
+    async fn size(&mut self) -> Result<u64> {
+        Partial::size(self).await
+    }
+
+    async fn append(&mut self, body: &mut Body) -> Result<()> {
+        Partial::append(self, body).await
+    }
+
+    async fn commit(self, digest: Digest) -> Result<()> {
+        Partial::commit(self, digest).await
+    }
+}

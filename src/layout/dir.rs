@@ -1,0 +1,104 @@
+//! The directory as such: made, recognised, locked, swept. All of it blocks.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use super::index::Index;
+use super::partial::{Temp, is_temporary};
+use crate::error::{Error, Kind, Result};
+
+/// Checks that `dir` is a layout of a version that is known.
+pub(super) fn check(dir: &Path) -> Result<()> {
+    let mark = dir.join(MARK);
+    let text = match fs::read(&mark) {
+        Ok(text) => text,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            let why = match () {
+                () if dir.is_dir() => "it has no file oci-layout",
+                () if dir.exists() => "it is no directory",
+                () => "it doesn't exist",
+            };
+            return Err(Error::new(Kind::NotFound, format!("{} is not an OCI image layout: {why}", dir.display()))
+                .hint("name a directory that transload, skopeo (oci:DIR) or crane wrote; unpack an archive first"));
+        }
+        Err(error) => return Err(Error::io(format!("read {}", mark.display()), &error)),
+    };
+    let version = serde_json::from_slice::<serde_json::Value>(&text)
+        .ok()
+        .and_then(|mark| mark.get("imageLayoutVersion")?.as_str().map(str::to_owned));
+    match version {
+        Some(version) if version.starts_with("1.") => Ok(()),
+        Some(version) => Err(Error::new(Kind::Unsupported, format!("image layout version {version} is not known"))),
+        None => Err(Error::new(Kind::Invalid, format!("{} says no imageLayoutVersion", mark.display()))),
+    }
+}
+
+/// Makes `dir` a layout, unless it is one.
+pub(super) fn make(dir: &Path) -> Result<()> {
+    let failed = |error: &std::io::Error| Error::io(format!("create {}", dir.display()), error);
+    fs::create_dir_all(dir).map_err(|error| failed(&error))?;
+    let mark = dir.join(MARK);
+    if !mark.exists() {
+        // Someone's home directory is soon named by mistake.
+        let other = fs::read_dir(dir).map_err(|error| failed(&error))?.flatten().map(|entry| entry.file_name());
+        if let Some(other) = other.into_iter().find(|name| !is_ours(&name.to_string_lossy())) {
+            let why = format!("{} is no image layout, and holds other things ({})", dir.display(), other.display());
+            return Err(Error::new(Kind::Usage, why).hint("name a new or an empty directory"));
+        }
+        let mut temp = Temp::new(dir, None)?;
+        temp.write(&[Bytes::from_static(br#"{"imageLayoutVersion":"1.0.0"}"#)])?;
+        // Only if nobody else was faster: the file is what others may hold the lock on.
+        temp.name_once(&mark)?;
+    }
+    check(dir)?;
+    fs::create_dir_all(dir.join("blobs")).map_err(|error| failed(&error))?;
+    let _held = hold(dir)?;
+    let index = dir.join("index.json");
+    if !index.exists() {
+        let mut temp = Temp::new(dir, None)?;
+        temp.write(&[Bytes::from(Index::empty().to_bytes())])?;
+        temp.rename(&index)?;
+    }
+    Ok(())
+}
+
+fn is_ours(name: &str) -> bool {
+    matches!(name, "blobs" | "index.json" | MARK) || is_temporary(name)
+}
+
+/// Waits for the lock on the layout `dir`, which is free again when the file is dropped.
+pub(super) fn hold(dir: &Path) -> Result<File> {
+    let mark = dir.join(MARK);
+    let failed = |error: &std::io::Error| Error::io(format!("lock {}", mark.display()), error);
+    // For writing, since NFS makes of flock a lock that needs it.
+    let file = OpenOptions::new().read(true).write(true).open(&mark).map_err(|error| failed(&error))?;
+    match file.lock() {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            tracing::warn!("{} cannot be locked: nothing else may write to it meanwhile", mark.display());
+        }
+        Err(error) => return Err(failed(&error)),
+        Ok(()) => {}
+    }
+    Ok(file)
+}
+
+/// Removes what processes that were killed left in `dir` a day ago or longer.
+pub(super) fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name().to_string_lossy())) {
+        let changed = entry.metadata().and_then(|data| data.modified()).unwrap_or(SystemTime::now());
+        let old = changed.elapsed().is_ok_and(|age| age > STALE);
+        if old && fs::remove_file(entry.path()).is_ok() {
+            tracing::info!("removed {}, left by a run that was killed", entry.path().display());
+        }
+    }
+}
+
+/// The file that marks a layout (image-layout.md, "oci-layout file").
+const MARK: &str = "oci-layout";
+/// No upload is silent for so long.
+const STALE: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,0 +1,128 @@
+//! What a store's manifests say of each other: which is the image, what is whole, who is about whom.
+//! All of it blocks.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::names::Scope;
+use super::store::{Store, lock};
+use super::{SHOWN, listed};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::Manifest;
+use crate::reference::Target;
+
+impl Store {
+    pub(super) fn only_now(&self) -> Result<Target> {
+        let index = self.index()?;
+        let (mut named, mut unnamed) = (Vec::new(), Vec::new());
+        for entry in index.entries() {
+            match scope_tag(entry) {
+                Some(tag) if is_about_another(&tag) => {}
+                Some(tag) => named.push(Target::Tag(tag)),
+                None if self.subject(&entry.digest)?.is_none() => unnamed.push(Target::Digest(entry.digest)),
+                None => {}
+            }
+        }
+        let mut found = if named.is_empty() { unnamed } else { named };
+        found.dedup();
+        match (found.pop(), found.is_empty()) {
+            (Some(only), true) => Ok(only),
+            (None, _) => Err(Error::new(Kind::NotFound, format!("{} has no image", self.dir().display()))),
+            (Some(last), false) => {
+                let dir = self.dir().display();
+                let names: Vec<_> = found.iter().chain([&last]).take(SHOWN + 1).map(Target::to_string).collect();
+                Err(Error::new(Kind::Usage, format!("{dir} has several images: {}", listed(&names)))
+                    .hint(format!("write which one: oci:{dir}:{}", names[0])))
+            }
+        }
+    }
+
+    /// Whether an image's blobs are all here, with the right size; of an index, at least one child
+    /// must be, and none in part: a sparse index is a whole one.
+    pub(super) fn is_whole(&self, manifest: &Manifest, depth: usize) -> Result<bool> {
+        for blob in manifest.contents().blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
+            if self.stored_now(&blob.digest)?.is_none_or(|stored| stored.size() != blob.size) {
+                return Ok(false);
+            }
+        }
+        let children = &manifest.contents().manifests;
+        let mut present = 0;
+        for child in children {
+            match self.read_manifest(&child.digest, Some(&child.media_type.0))? {
+                Some(_) if depth == 0 => return Ok(false),
+                Some(child) if !self.is_whole(&child, depth - 1)? => return Ok(false),
+                Some(_) => present += 1,
+                None => {}
+            }
+        }
+        Ok(present > 0 || children.is_empty())
+    }
+
+    pub(super) fn referrers_now(&self, scope: &Scope, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let index = self.index()?;
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        for entry in index.entries() {
+            if let Some(referrer) = self.subject(&entry.digest)?
+                && referrer.subject == *subject
+                && seen.insert(entry.digest)
+            {
+                found.push(referrer.descriptor.clone());
+            }
+        }
+        // Distribution spec, "Referrers Tag Schema".
+        let list = Target::Tag(subject.referrers_tag());
+        if let Some(list) = self.manifest_now(scope, &list)? {
+            found.extend(list.contents().manifests.iter().filter(|entry| seen.insert(entry.digest)).cloned());
+        }
+        Ok(found)
+    }
+
+    /// What the manifest with this digest is about. Each is read once.
+    fn subject(&self, digest: &Digest) -> Result<Option<Arc<Referrer>>> {
+        if let Some(known) = lock(self.subjects()).get(digest) {
+            return Ok(known.clone());
+        }
+        // A directory may list what it lacks, or what isn't a manifest: that's nobody's referrer.
+        let manifest = match self.read_manifest(digest, None) {
+            Ok(Some(manifest)) => manifest,
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == Kind::Local => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let referrer = Referrer::of(&manifest).map(Arc::new);
+        lock(self.subjects()).insert(*digest, referrer.clone());
+        Ok(referrer)
+    }
+}
+
+/// A manifest that is about another: as the referrers API shows it.
+#[derive(Debug)]
+pub(super) struct Referrer {
+    subject: Digest,
+    descriptor: Descriptor,
+}
+
+impl Referrer {
+    fn of(manifest: &Manifest) -> Option<Self> {
+        let contents = manifest.contents();
+        let subject = contents.subject.as_ref()?.digest;
+        let mut descriptor = manifest.descriptor().clone();
+        descriptor.artifact_type.clone_from(&contents.artifact_type);
+        descriptor.annotations.clone_from(&contents.annotations);
+        Some(Self { subject, descriptor })
+    }
+}
+
+/// The tag by which `oci:DIR:TAG` finds the entry.
+fn scope_tag(entry: &Descriptor) -> Option<String> {
+    Scope::Whole.tags(entry, "").into_iter().min().map(|(_, tag)| tag)
+}
+
+/// Tags of signatures (cosign: `sha256-<hex>.sig`) and of lists of referrers (`sha256-<hex>`).
+fn is_about_another(tag: &str) -> bool {
+    let last = tag.rsplit(':').next().unwrap_or(tag);
+    let hash = last.strip_prefix("sha256-").or_else(|| last.strip_prefix("sha512-"));
+    hash.and_then(|hash| hash.get(..64)).is_some_and(|hash| hash.bytes().all(|b| b.is_ascii_hexdigit()))
+}

@@ -1,0 +1,146 @@
+//! Under which names an entry of `index.json` can be asked for. No I/O.
+
+use crate::descriptor::Descriptor;
+use crate::reference::{self, Reference, Target};
+
+/// What tags mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The directory as one repository: the tag is the whole `ref.name`, as skopeo has it.
+    Whole,
+    /// One of several repositories: the `ref.name` is `repository:tag`.
+    Repository(String),
+}
+
+impl Scope {
+    /// The `ref.name` that is written for `tag`.
+    pub(super) fn written(&self, tag: &str) -> String {
+        match self {
+            Self::Whole => tag.to_owned(),
+            Self::Repository(name) => format!("{name}:{tag}"),
+        }
+    }
+
+    /// The tags that `entry` has here, each with how well it fits: what was written by the
+    /// same rule wins over what is only read. `default` is the repository of bare tags.
+    pub(super) fn tags(&self, entry: &Descriptor, default: &str) -> Vec<(Fit, String)> {
+        let exact = match (self, entry.annotations.get(REF_NAME)) {
+            (Self::Whole, Some(whole)) => Some((Fit::Exact, whole.clone())),
+            _ => None,
+        };
+        let others = names(entry).into_iter().filter_map(|name| match (self, &name.repository) {
+            (Self::Whole, _) => Some((Fit::Read, name.tag)),
+            (Self::Repository(here), Some(there)) if here == there => Some((name.fit, name.tag)),
+            (Self::Repository(here), None) if here == default => Some((Fit::Read, name.tag)),
+            (Self::Repository(_), _) => None,
+        });
+        exact.into_iter().chain(others).collect()
+    }
+}
+
+/// How well a name fits what was asked; the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fit {
+    /// The `ref.name`, as this program writes it.
+    Exact,
+    /// Another tool's name for the same.
+    Read,
+    /// The name without its registry: `library/nginx:1` for `docker.io/library/nginx:1`.
+    Alias,
+}
+
+/// A name in an annotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    /// `None` for a bare tag.
+    pub(super) repository: Option<String>,
+    pub(super) tag: String,
+    pub(super) fit: Fit,
+}
+
+/// All names of `entry`.
+pub(super) fn names(entry: &Descriptor) -> Vec<Name> {
+    let mut names = Vec::new();
+    if let Some(text) = entry.annotations.get(REF_NAME) {
+        if reference::check_tag(text).is_ok() {
+            names.push(Name { repository: None, tag: text.clone(), fit: Fit::Exact });
+        } else {
+            names.extend(full(text, Fit::Exact));
+        }
+    }
+    if let Some(text) = entry.annotations.get(CONTAINERD_NAME) {
+        names.extend(full(text, Fit::Read));
+    }
+    names
+}
+
+/// `repository:tag` as it stands, and without the registry that it begins with.
+fn full(text: &str, fit: Fit) -> Vec<Name> {
+    let Some((repository, tag)) = text.rsplit_once(':').filter(|(_, tag)| reference::check_tag(tag).is_ok()) else {
+        return Vec::new();
+    };
+    let mut names = Vec::new();
+    if reference::check_name(text, repository).is_ok() {
+        names.push(Name { repository: Some(repository.to_owned()), tag: tag.to_owned(), fit });
+    }
+    if let Ok(Reference { repository: parsed, target: Target::Tag(tag) }) = text.parse() {
+        names.push(Name { repository: Some(parsed.name), tag, fit: Fit::Alias });
+    }
+    names
+}
+
+/// The image spec's annotation for an entry's name (annotations.md).
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The full name, as containerd, buildx and `docker save` write it.
+pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::Digest;
+
+    fn entry(annotations: &[(&str, &str)]) -> Descriptor {
+        let mut entry = Descriptor::new("x", Digest::of(b"x"), 1);
+        entry.annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        entry
+    }
+
+    fn tags(scope: &Scope, annotations: &[(&str, &str)]) -> Vec<(Fit, String)> {
+        let mut tags = scope.tags(&entry(annotations), "images");
+        tags.sort();
+        tags
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_exact() {
+        for scope in [Scope::Whole, Scope::Repository("a/b".into())] {
+            let written = scope.written("v1");
+            assert_eq!(tags(&scope, &[(REF_NAME, &written)])[0], (Fit::Exact, "v1".into()), "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn bare_tags_are_in_the_default_repository() {
+        let bare: &[(&str, &str)] = &[(REF_NAME, "1.27")];
+        assert_eq!(tags(&Scope::Repository("images".into()), bare), [(Fit::Read, "1.27".into())]);
+        assert_eq!(tags(&Scope::Repository("other".into()), bare), []);
+    }
+
+    #[test]
+    fn containerds_names_are_read_with_and_without_the_registry() {
+        let built: &[(&str, &str)] = &[(REF_NAME, "1.27"), (CONTAINERD_NAME, "docker.io/library/nginx:1.27")];
+        let at = |name: &str| tags(&Scope::Repository(name.into()), built);
+        assert_eq!(at("docker.io/library/nginx"), [(Fit::Read, "1.27".into())]);
+        assert_eq!(at("library/nginx"), [(Fit::Alias, "1.27".into())]);
+        assert_eq!(at("nginx"), []);
+        let port: &[(&str, &str)] = &[(REF_NAME, "localhost:5000/x:v1")];
+        assert_eq!(tags(&Scope::Repository("x".into()), port), [(Fit::Alias, "v1".into())]);
+    }
+
+    #[test]
+    fn nonsense_has_no_names() {
+        for text in ["", "a b:c", "x:", ":y", "X:..", "repo@sha256:00", "../../etc:tag"] {
+            assert_eq!(tags(&Scope::Repository("x".into()), &[(CONTAINERD_NAME, text)]), [], "{text}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! A blob on its way into the layout: a temporary file that gets its name when it's whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{IoSlice, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::TryStream;
+
+use super::store::Store;
+use super::{CHUNK, blocking, gather};
+use crate::descriptor::{Digest, Hasher};
+use crate::error::{Error, Kind, Result};
+
+/// An upload that was begun: a temporary file in the directory, removed on drop unless committed.
+///
+/// Its state outlives a dropped `append`: what was written is counted, so that a client can ask
+/// how far it came and go on from there.
+#[derive(Debug)]
+pub struct Partial {
+    store: Store,
+    temp: Arc<Mutex<Temp>>,
+}
+
+impl Partial {
+    pub(super) fn new(store: Store, temp: Temp) -> Self {
+        Self { store, temp: Arc::new(Mutex::new(temp)) }
+    }
+
+    /// How many bytes are written.
+    pub async fn size(&self) -> Result<u64> {
+        // On the pool, since a write of an append that was dropped may still hold the lock.
+        self.work(|temp| Ok(temp.written)).await
+    }
+
+    /// Writes `body` behind what is there, to its end. Reads the next chunk while one is written.
+    ///
+    /// # Errors
+    /// The body's own, when what came before it is written; [`Kind::Local`] if the disk fails.
+    pub async fn append<B>(&self, body: &mut B) -> Result<()>
+    where
+        B: TryStream<Ok = Bytes, Error = Error> + Unpin + Send,
+    {
+        let mut failed = None;
+        let mut frames = gather(body, &mut failed).await;
+        while !frames.is_empty() {
+            let write = self.work(move |temp| temp.write(&frames));
+            let (written, next) = futures_util::join!(write, gather(body, &mut failed));
+            written?;
+            frames = next;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Gives the file its name, after its bytes are on the disk. If a hash was kept (or is asked
+    /// for by another algorithm than it was begun with), the digest is checked.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] if the bytes have another digest.
+    pub async fn commit(self, digest: Digest) -> Result<()> {
+        let store = self.store.clone();
+        self.work(move |temp| {
+            temp.check(&digest)?;
+            temp.rename(&store.blob_path(&digest))
+        })
+        .await
+    }
+
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce(&mut Temp) -> Result<T> + Send + 'static) -> Result<T> {
+        let temp = self.temp.clone();
+        blocking(move || work(&mut lock(&temp))).await
+    }
+}
+
+fn lock(temp: &Mutex<Temp>) -> MutexGuard<'_, Temp> {
+    temp.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A temporary file. All its methods block.
+pub(super) struct Temp {
+    file: File,
+    path: PathBuf,
+    written: u64,
+    hasher: Option<Hasher>,
+    done: bool,
+}
+
+impl std::fmt::Debug for Temp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Temp").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+impl Temp {
+    /// A new file in `dir`. `hasher` keeps the hash of what is written, for bytes that nobody
+    /// verified before.
+    pub(super) fn new(dir: &Path, hasher: Option<Hasher>) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = dir.join(format!("{PREFIX}{}-{number}", std::process::id()));
+            // In a container every process has the same number: another's file isn't taken.
+            match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(Self { file, path, written: 0, hasher, done: false }),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io(format!("create {}", path.display()), &error)),
+            }
+        }
+    }
+
+    /// Appends all `frames`.
+    pub(super) fn write(&mut self, frames: &[Bytes]) -> Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = frames.iter().map(|frame| IoSlice::new(frame)).collect();
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match self.file.write_vectored(rest) {
+                Ok(0) => return Err(self.cut_back(&std::io::ErrorKind::WriteZero.into())),
+                Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.cut_back(&error)),
+            }
+        }
+        for frame in frames {
+            self.written += frame.len() as u64;
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(frame);
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs the file, then renames it to `path`. What is there already is replaced: it's either
+    /// the same, or broken. Who reads the old one goes on reading it.
+    pub(super) fn rename(&mut self, path: &Path) -> Result<()> {
+        self.file.sync_all().map_err(|error| self.failed("write", &error))?;
+        let parent = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
+        fs::rename(&self.path, path).map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
+        self.done = true;
+        sync_dir(parent)
+    }
+
+    /// As [`rename`](Self::rename), but what is there already stays.
+    pub(super) fn name_once(&mut self, path: &Path) -> Result<()> {
+        self.file.sync_all().map_err(|error| self.failed("write", &error))?;
+        match fs::hard_link(&self.path, path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            // Some file systems have no links; then two that make it at once may not see each other.
+            Err(_) => self.rename(path),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn check(&mut self, digest: &Digest) -> Result<()> {
+        let Some(hasher) = self.hasher.take() else { return Ok(()) };
+        let same_algorithm = matches!(
+            (&hasher, digest),
+            (Hasher::Sha256(_), Digest::Sha256(_)) | (Hasher::Sha512(_), Digest::Sha512(_))
+        );
+        let got = if same_algorithm { hasher.finish() } else { self.hash_again(digest)? };
+        if got == *digest {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Mismatch, format!("the bytes have the digest {got}, not {digest}")))
+    }
+
+    /// A push may say only at its end that its digest is a sha512.
+    fn hash_again(&mut self, digest: &Digest) -> Result<Digest> {
+        let mut hasher = digest.hasher();
+        let mut chunk = vec![0; CHUNK];
+        self.file.rewind().map_err(|error| self.failed("read", &error))?;
+        loop {
+            match self.file.read(&mut chunk).map_err(|error| self.failed("read", &error))? {
+                0 => return Ok(hasher.finish()),
+                read => hasher.update(&chunk[..read]),
+            }
+        }
+    }
+
+    /// After a failed write, what was written of it is taken off, so that file, hash and count agree.
+    fn cut_back(&mut self, error: &std::io::Error) -> Error {
+        let cut = self.file.set_len(self.written).and_then(|()| self.file.seek(std::io::SeekFrom::End(0)));
+        if let Err(error) = cut {
+            tracing::warn!("cannot cut {} back: {error}", self.path.display());
+        }
+        self.failed("write", error)
+    }
+
+    fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
+        Error::io(format!("{doing} {}", self.path.display()), error)
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if !self.done
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Makes a rename durable. Only Unix can sync a directory.
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+    if cfg!(unix) {
+        let synced = File::open(dir).and_then(|dir| dir.sync_all());
+        return synced.map_err(|error| Error::io(format!("sync {}", dir.display()), &error));
+    }
+    Ok(())
+}
+
+/// Whether a file's name is that of a temporary one.
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// How the names of temporary files begin.
+const PREFIX: &str = ".transload-";

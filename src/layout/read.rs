@@ -1,0 +1,79 @@
+//! Files of the layout as streams.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+
+use super::{CHUNK, blocking};
+use crate::content::Body;
+use crate::error::{Error, Kind, Result};
+
+/// A blob that is there: an open file, so that it stays readable even if it's replaced.
+#[derive(Debug)]
+pub struct Stored {
+    file: File,
+    size: u64,
+    name: Arc<str>,
+}
+
+impl Stored {
+    pub(super) fn new(file: File, size: u64, name: String) -> Self {
+        Self { file, size, name: name.into() }
+    }
+
+    /// The file's size.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The bytes in `range`, which is cut to the file's size. Read as they are asked for: at most
+    /// one chunk is in memory.
+    pub fn read(self, range: Range<u64>) -> Body {
+        let rest = range.start..range.end.min(self.size);
+        let start = rest.start;
+        let first = Reading { file: self.file, name: self.name, rest, seek: Some(start) };
+        stream::try_unfold(first, |reading| async move {
+            if reading.rest.is_empty() {
+                return Ok(None);
+            }
+            blocking(move || reading.step()).await.map(Some)
+        })
+        .boxed()
+    }
+
+    /// All of it; for files whose size was checked.
+    pub(super) fn read_all(mut self) -> Result<Bytes> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.size).unwrap_or(0));
+        self.file.read_to_end(&mut bytes).map_err(|error| Error::io(format!("read {}", self.name), &error))?;
+        Ok(bytes.into())
+    }
+}
+
+struct Reading {
+    file: File,
+    name: Arc<str>,
+    rest: Range<u64>,
+    seek: Option<u64>,
+}
+
+impl Reading {
+    fn step(mut self) -> Result<(Bytes, Self)> {
+        let failed = |error: &std::io::Error| Error::io(format!("read {}", self.name), error);
+        if let Some(at) = self.seek.take() {
+            self.file.seek(SeekFrom::Start(at)).map_err(|error| failed(&error))?;
+        }
+        let wanted = (self.rest.end - self.rest.start).min(CHUNK as u64);
+        // `read_to_end` fills the capacity without writing zeros to it first.
+        let mut chunk = Vec::with_capacity(CHUNK.min(usize::try_from(wanted).unwrap_or(CHUNK)));
+        let read = (&self.file).take(wanted).read_to_end(&mut chunk).map_err(|error| failed(&error))?;
+        if (read as u64) < wanted {
+            return Err(Error::new(Kind::Mismatch, format!("{} became shorter while it was read", self.name)));
+        }
+        self.rest.start += wanted;
+        Ok((chunk.into(), self))
+    }
+}

@@ -1,0 +1,308 @@
+//! The directory itself: files, the index and its lock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{File, Metadata};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::dir;
+use super::graph::Referrer;
+use super::index::Index;
+use super::names::{Fit, REF_NAME, Scope, names};
+use super::partial::{Partial, Temp};
+use super::read::Stored;
+use super::{Layout, blocking};
+use crate::descriptor::{Descriptor, Digest, Hasher};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::{MAX_DEPTH, MAX_MANIFEST, Manifest};
+use crate::reference::{Target, check_name};
+
+/// A layout directory. A clone is a handle to the same.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    default_repository: String,
+    /// The index as it was last read, and what its file looked like then.
+    index: Mutex<Option<(Stamp, Arc<Index>)>>,
+    /// For manifests that were looked at: what they are about. Their content never changes.
+    subjects: Mutex<HashMap<Digest, Option<Arc<Referrer>>>>,
+}
+
+impl Store {
+    /// The layout in `dir`, which must be one.
+    ///
+    /// # Errors
+    /// As [`Layout::open`].
+    pub async fn open(dir: &Path) -> Result<Self> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            dir::check(&dir)?;
+            Self::new(&dir)
+        })
+        .await
+    }
+
+    /// The layout in `dir`, made if there is none. Leavings of killed runs are removed.
+    ///
+    /// # Errors
+    /// As [`Layout::create`].
+    pub async fn create(dir: &Path) -> Result<Self> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            dir::make(&dir)?;
+            dir::sweep(&dir);
+            Self::new(&dir)
+        })
+        .await
+    }
+
+    fn new(dir: &Path) -> Result<Self> {
+        let dir = dir.canonicalize().map_err(|error| Error::io(format!("open {}", dir.display()), &error))?;
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let default_repository = if check_name(&name, &name).is_ok() { name } else { "image".to_owned() };
+        Ok(Self(Arc::new(Inner { dir, default_repository, index: Mutex::default(), subjects: Mutex::default() })))
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// The repository that entries with no more than a tag are in: the directory's name.
+    pub fn default_repository(&self) -> &str {
+        &self.0.default_repository
+    }
+
+    /// The directory as one repository.
+    pub fn whole(&self) -> Layout {
+        Layout::new(self.clone(), Scope::Whole)
+    }
+
+    /// The repository `name` in it.
+    pub fn repository(&self, name: &str) -> Layout {
+        Layout::new(self.clone(), Scope::Repository(name.to_owned()))
+    }
+
+    /// All repositories that have a tag, in the order of their bytes.
+    pub async fn repositories(&self) -> Result<Vec<String>> {
+        self.work(|store| {
+            let index = store.index()?;
+            let default = || store.default_repository().to_owned();
+            let found = index.entries().flat_map(names).filter(|name| name.fit != Fit::Alias);
+            Ok(found.map(|name| name.repository.unwrap_or_else(default)).collect::<BTreeSet<_>>().into_iter().collect())
+        })
+        .await
+    }
+
+    /// Begins a blob. With a `hasher`, [`Partial::commit`] checks the digest.
+    pub async fn begin(&self, hasher: Option<Hasher>) -> Result<Partial> {
+        self.work(|store| Ok(Partial::new(store.clone(), Temp::new(store.dir(), hasher)?))).await
+    }
+
+    /// The file of a blob or manifest.
+    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        // A `Digest` holds a known algorithm and a hash: nothing in here comes from outside as text.
+        self.dir().join("blobs").join(digest.algorithm()).join(digest.hex())
+    }
+
+    pub(super) async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
+        let digest = *digest;
+        self.work(move |store| store.stored_now(&digest)).await
+    }
+
+    pub(super) async fn manifest(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
+        let (scope, target) = (scope.clone(), target.clone());
+        self.work(move |store| store.manifest_now(&scope, &target)).await
+    }
+
+    /// The descriptor of `target`, if all that it needs is here.
+    pub(super) async fn find_whole(&self, scope: &Scope, target: &Target) -> Result<Option<Descriptor>> {
+        let (scope, target) = (scope.clone(), target.clone());
+        self.work(move |store| {
+            let Some(manifest) = store.manifest_now(&scope, &target)? else { return Ok(None) };
+            Ok(store.is_whole(&manifest, MAX_DEPTH)?.then(|| manifest.descriptor().clone()))
+        })
+        .await
+    }
+
+    pub(super) async fn tags(&self, scope: &Scope, after: Option<&str>, most: usize) -> Result<Vec<String>> {
+        let (scope, after) = (scope.clone(), after.map(str::to_owned));
+        self.work(move |store| {
+            let index = store.index()?;
+            let tags = index.entries().flat_map(|entry| scope.tags(entry, store.default_repository()));
+            let tags: BTreeSet<String> = tags.map(|(_, tag)| tag).collect();
+            let behind = tags.into_iter().filter(|tag| after.as_ref().is_none_or(|after| tag > after));
+            Ok(behind.take(most).collect())
+        })
+        .await
+    }
+
+    /// The one image of the directory. Signatures and lists of referrers don't count as images.
+    pub(super) async fn only(&self) -> Result<Target> {
+        self.work(|store| store.only_now()).await
+    }
+
+    pub(super) async fn referrers(&self, scope: &Scope, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let (scope, subject) = (scope.clone(), *subject);
+        self.work(move |store| store.referrers_now(&scope, &subject)).await
+    }
+
+    /// Stores `manifest`, then lists it in the index, under `name` where one is given.
+    pub(super) async fn put_manifest(&self, manifest: &Manifest, name: Option<String>) -> Result<()> {
+        let manifest = manifest.clone();
+        self.work(move |store| {
+            let there = store.stored_now(&manifest.digest())?;
+            if there.is_none_or(|there| there.size() != manifest.descriptor().size) {
+                let mut temp = Temp::new(store.dir(), None)?;
+                temp.write(std::slice::from_ref(manifest.bytes()))?;
+                temp.rename(&store.blob_path(&manifest.digest()))?;
+            }
+            store.change_index(|index| index.put(&manifest, name.as_deref()))
+        })
+        .await
+    }
+
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+        let store = self.clone();
+        blocking(move || work(&store)).await
+    }
+}
+
+/// What blocks.
+impl Store {
+    pub(super) fn subjects(&self) -> &Mutex<HashMap<Digest, Option<Arc<Referrer>>>> {
+        &self.0.subjects
+    }
+
+    pub(super) fn stored_now(&self, digest: &Digest) -> Result<Option<Stored>> {
+        let path = self.blob_path(digest);
+        let failed = |error: &std::io::Error| Error::io(format!("read {}", path.display()), error);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(&error)),
+        };
+        let data = file.metadata().map_err(|error| failed(&error))?;
+        Ok(data.is_file().then(|| Stored::new(file, data.len(), path.display().to_string())))
+    }
+
+    pub(super) fn manifest_now(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
+        match target {
+            Target::Digest(digest) => self.read_manifest(digest, None),
+            Target::Tag(tag) => {
+                let Some(entry) = self.entry(scope, tag)? else { return Ok(None) };
+                let media_type = Some(entry.media_type.0.as_str());
+                self.read_manifest(&entry.digest, media_type)?.map(Some).ok_or_else(|| {
+                    let dir = self.dir().display();
+                    Error::new(Kind::Invalid, format!("{dir} lists {tag} as {}, but lacks that blob", entry.digest))
+                        .hint("the directory was copied in part: copy the image to it again")
+                })
+            }
+        }
+    }
+
+    /// The manifest with this digest; `None` if there is no such file, or one that is too large
+    /// to be a manifest.
+    pub(super) fn read_manifest(&self, digest: &Digest, media_type: Option<&str>) -> Result<Option<Manifest>> {
+        let Some(stored) = self.stored_now(digest)?.filter(|stored| stored.size() <= MAX_MANIFEST) else {
+            return Ok(None);
+        };
+        // OCI made a manifest's own `mediaType` optional: then the index knows it.
+        let listed = match media_type {
+            Some(_) => None,
+            None => self.index()?.entries().find(|entry| entry.digest == *digest).map(|entry| entry.media_type.clone()),
+        };
+        let media_type = media_type.or(listed.as_ref().map(|listed| listed.0.as_str()));
+        Manifest::read(stored.read_all()?, media_type, Some(*digest)).map(Some)
+    }
+
+    /// The entry that fits best; the last of equals, since entries are added at the end.
+    fn entry(&self, scope: &Scope, tag: &str) -> Result<Option<Descriptor>> {
+        let index = self.index()?;
+        let mut fitting: Vec<(Fit, &Descriptor)> = Vec::new();
+        for entry in index.entries().rev() {
+            let fits = scope.tags(entry, self.default_repository()).into_iter().filter(|(_, other)| other == tag);
+            fitting.extend(fits.map(|(fit, _)| fit).min().map(|fit| (fit, entry)));
+        }
+        fitting.sort_by_key(|(fit, _)| *fit);
+        let Some((best, entry)) = fitting.first().copied() else { return Ok(None) };
+        let rival = fitting.iter().find(|(fit, other)| *fit == best && other.digest != entry.digest);
+        if let (Scope::Whole, Fit::Read, Some((_, rival))) = (scope, best, rival) {
+            let error = format!("{tag} is several images in {}", self.dir().display());
+            return Err(Error::new(Kind::Usage, error).hint(format!("it is {} and {}", title(entry), title(rival))));
+        }
+        Ok(Some(entry.clone()))
+    }
+
+    /// The index as it is now; read again only if its file is another one.
+    pub(super) fn index(&self) -> Result<Arc<Index>> {
+        let path = self.dir().join("index.json");
+        let failed = |error: std::io::Error| Error::io(format!("read {}", path.display()), &error);
+        let file = File::open(&path).map_err(failed)?;
+        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
+        if let Some((known, index)) = &*lock(&self.0.index)
+            && *known == stamp
+        {
+            return Ok(index.clone());
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_INDEX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > MAX_INDEX {
+            return Err(Error::new(Kind::Invalid, format!("{} is larger than {MAX_INDEX} bytes", path.display())));
+        }
+        let index = Arc::new(Index::parse(&bytes)?);
+        *lock(&self.0.index) = Some((stamp, index.clone()));
+        Ok(index)
+    }
+
+    /// Changes the index under the lock, which holds between threads and between processes.
+    fn change_index(&self, change: impl FnOnce(&mut Index) -> bool) -> Result<()> {
+        let _held = dir::hold(self.dir())?;
+        let mut index = Index::clone(&*self.index()?);
+        if !change(&mut index) {
+            return Ok(());
+        }
+        let mut temp = Temp::new(self.dir(), None)?;
+        temp.write(&[Bytes::from(index.to_bytes())])?;
+        let done = temp.rename(&self.dir().join("index.json"));
+        // Two writes within one tick of the file system's clock could look the same.
+        *lock(&self.0.index) = None;
+        done
+    }
+}
+
+/// What tells one version of a file from the next. A rename makes a new inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    size: u64,
+    changed: Option<SystemTime>,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(data: &Metadata) -> Self {
+        #[cfg(unix)]
+        let inode = std::os::unix::fs::MetadataExt::ino(data);
+        #[cfg(not(unix))]
+        let inode = 0;
+        Self { size: data.len(), changed: data.modified().ok(), inode }
+    }
+}
+
+fn title(entry: &Descriptor) -> String {
+    entry.annotations.get(REF_NAME).cloned().unwrap_or_else(|| entry.digest.to_string())
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The largest `index.json` that is read: room for some hundred thousand images.
+const MAX_INDEX: u64 = 64 << 20;

@@ -1,0 +1,88 @@
+//! What the front asks of whatever holds the content.
+
+use std::future::Future;
+use std::ops::Range;
+
+use super::route::Place;
+use crate::content::Body;
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::Result;
+use crate::manifest::Manifest;
+use crate::reference::Target;
+
+/// Content behind the distribution API: a directory, or a proxy's cache with its upstreams.
+///
+/// An error is answered by its kind: see [`Refusal`](super::Refusal).
+pub trait Backend: Send + Sync + 'static {
+    /// A blob that can be read.
+    type Blob: Blob;
+    /// An upload that was begun.
+    type Upload: Upload;
+
+    /// Whether pushes are taken. If not, the methods for it are never called.
+    fn is_writable(&self) -> bool;
+
+    /// What `target` is, for `HEAD`; `None` if it isn't there.
+    fn resolve(&self, place: &Place, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+
+    /// The manifest; `None` if it isn't there.
+    fn manifest(&self, place: &Place, target: &Target) -> impl Future<Output = Result<Option<Manifest>>> + Send;
+
+    /// The blob; `None` if it isn't there. Reads nothing yet: a `HEAD` ends here.
+    fn blob(&self, place: &Place, digest: &Digest) -> impl Future<Output = Result<Option<Self::Blob>>> + Send;
+
+    /// Up to `most` tags behind `after`, in the order of their bytes; `None` if there is no such
+    /// repository.
+    fn tags(
+        &self,
+        place: &Place,
+        after: Option<&str>,
+        most: usize,
+    ) -> impl Future<Output = Result<Option<Vec<String>>>> + Send;
+
+    /// Up to `most` repositories behind `after`, in the order of their bytes.
+    fn repositories(&self, after: Option<&str>, most: usize) -> impl Future<Output = Result<Vec<String>>> + Send;
+
+    /// The manifests that are about `subject`.
+    fn referrers(&self, place: &Place, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
+
+    /// Begins an upload. `like` is of the algorithm that the client said its digest will have, if
+    /// it said so.
+    fn begin(&self, place: &Place, like: Option<Digest>) -> impl Future<Output = Result<Self::Upload>> + Send;
+
+    /// Stores a manifest, whose blobs were checked to be there, and lists it where it is about
+    /// another. On return it's durable.
+    fn put_manifest(
+        &self,
+        place: &Place,
+        manifest: &Manifest,
+        target: &Target,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// A blob that is there.
+pub trait Blob: Send + 'static {
+    /// How large it is.
+    fn size(&self) -> u64;
+
+    /// The bytes in `range`, which is within the size.
+    fn read(self, range: Range<u64>) -> impl Future<Output = Result<Body>> + Send;
+}
+
+/// An upload that was begun. Dropped, it leaves nothing behind.
+///
+/// When a future of its methods is dropped, as it is when a client hangs up, the upload stays
+/// usable: [`size`](Self::size) says how far it came.
+pub trait Upload: Send + 'static {
+    /// How many bytes are stored.
+    fn size(&mut self) -> impl Future<Output = Result<u64>> + Send;
+
+    /// Stores `body` behind what is there. What comes before an error of the body is kept.
+    fn append(&mut self, body: &mut Body) -> impl Future<Output = Result<()>> + Send;
+
+    /// Ends it. On return the blob is durable.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`](crate::error::Kind::Mismatch) if the bytes don't have the digest.
+    fn commit(self, digest: Digest) -> impl Future<Output = Result<()>> + Send;
+}

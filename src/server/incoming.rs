@@ -1,0 +1,75 @@
+//! The body of a request, which may stall, and which may have to be thrown away.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use http_body_util::BodyExt as _;
+use tokio::time::timeout;
+
+use crate::content::Body;
+use crate::error::{Error, Kind, Result};
+
+/// A request's body as a stream: [`Kind::Network`] if the client hangs up in the middle,
+/// [`Kind::Timeout`] if nothing comes for a minute.
+pub fn incoming<R>(body: R) -> Body
+where
+    R: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    R::Error: std::fmt::Display,
+{
+    stream::try_unfold(body, |mut body| async move {
+        loop {
+            match timeout(IDLE, body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => {
+                    // Trailers say nothing that is needed.
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        return Ok(Some((data, body)));
+                    }
+                }
+                Ok(Some(Err(error))) => {
+                    return Err(Error::new(Kind::Network, format!("the client's body broke off: {error}")));
+                }
+                Err(_) => {
+                    let what = format!("the client sent nothing for {} s", IDLE.as_secs());
+                    return Err(Error::new(Kind::Timeout, what));
+                }
+            }
+        }
+    })
+    .boxed()
+}
+
+/// Reads a body that is refused to its end, within bounds: a server that closes the connection
+/// while the client still writes resets it, and the answer is lost with it.
+pub(super) async fn discard(body: &mut Body) {
+    let all = async {
+        let mut read = 0;
+        while read < DISCARDED
+            && let Ok(Some(bytes)) = body.try_next().await
+        {
+            read += bytes.len();
+        }
+    };
+    let _ = timeout(DISCARD_TIME, all).await;
+}
+
+/// The whole body, or `None` if it has more than `most` bytes.
+pub(super) async fn read_all(body: &mut Body, most: usize) -> Result<Option<Bytes>> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.try_next().await? {
+        if bytes.len() + frame.len() > most {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&frame);
+    }
+    Ok(Some(bytes.into()))
+}
+
+/// How long a client may be silent in the middle of a body.
+const IDLE: Duration = Duration::from_secs(60);
+/// How much of a refused body is read: two chunks of the size that clients use (16 MiB).
+const DISCARDED: usize = 32 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(5);

@@ -1,0 +1,139 @@
+//! Answers HTTP as a registry: the distribution API over a [`Backend`].
+//!
+//! ```text
+//! run: listener ─ limits, drain ─ access log ─▶ Handler: Server<B>
+//!                                                 route (pure) ─▶ pull ─┐
+//!                                                              └▶ push ─┴▶ Backend
+//! ```
+//!
+//! [`Server::handle`] takes and gives plain `http` types, so that it can be called in process, and
+//! so that something may stand before it: `transload demo` puts the manners of Docker Hub and of
+//! Azure there. Nothing here buffers a blob, and nothing here authenticates: it belongs on
+//! loopback, in a cluster's network, or behind a front that does.
+
+mod access;
+mod backend;
+mod incoming;
+mod pull;
+mod push;
+mod range;
+mod refusal;
+mod respond;
+mod route;
+mod run;
+mod stall;
+mod uploads;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+
+use crate::content::Body;
+use crate::error::Error;
+
+pub use backend::{Backend, Blob, Upload};
+pub use incoming::incoming;
+pub use refusal::Refusal;
+pub use respond::{streamed, whole};
+pub use route::{Begin, Page, Place, Route, route};
+pub use run::{Limits, Peer, run};
+
+/// The body of an answer.
+pub type ResponseBody = UnsyncBoxBody<Bytes, Error>;
+
+/// Something that answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// The answer. If the client hangs up, this is dropped.
+    fn handle(&self, request: Request<Body>) -> impl Future<Output = Response<ResponseBody>> + Send;
+}
+
+/// The distribution API over a backend.
+pub struct Server<B: Backend> {
+    backend: B,
+    uploads: uploads::Uploads<B::Upload>,
+}
+
+impl<B: Backend> Server<B> {
+    /// A server of what `backend` holds.
+    pub fn new(backend: B) -> Self {
+        Self { backend, uploads: uploads::Uploads::default() }
+    }
+
+    /// What it serves.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Gives up uploads that were silent for an hour. Also done whenever one begins.
+    pub fn sweep(&self) {
+        self.uploads.sweep();
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
+        let (head, mut body) = request.into_parts();
+        let answered = match route(&head.method, head.uri.path(), head.uri.query()) {
+            // Boxed: the futures of an upload are large, and most requests aren't uploads.
+            Ok(route) => Box::pin(self.answer(route, &head, &mut body)).await,
+            Err(refusal) => Err(refusal),
+        };
+        let mut response = match answered {
+            Ok(response) => response,
+            Err(refusal) => {
+                // Who is still sending would lose the answer to a reset connection; who waits for
+                // "100 Continue" sends nothing.
+                if !head.headers.contains_key(header::EXPECT) {
+                    incoming::discard(&mut body).await;
+                }
+                refusal.into_response()
+            }
+        };
+        if head.method == Method::HEAD {
+            respond::no_body(&mut response);
+        }
+        let headers = response.headers_mut();
+        headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+    }
+
+    async fn answer(&self, route: Route, head: &Parts, body: &mut Body) -> Result<Response<ResponseBody>, Refusal> {
+        if route.is_write() && !self.backend.is_writable() {
+            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only")
+                .with(header::ALLOW, "GET, HEAD"));
+        }
+        match route {
+            Route::Base => Ok(respond::whole(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))),
+            Route::Catalog(page) => self.catalog(&page).await,
+            Route::Tags(place, page) => self.tags(&place, &page).await,
+            Route::Manifest(place, target) => self.manifest(&place, &target, head).await,
+            Route::Blob(place, digest) => self.blob(&place, digest, head).await,
+            Route::Referrers(place, subject, kind) => self.referrers(&place, &subject, kind.as_deref()).await,
+            Route::PutManifest(place, target) => self.put_manifest(&place, &target, head, body).await,
+            Route::Begin(place, begin) => self.begin(place, begin, body).await,
+            Route::Status(place, id) => self.status(&place, &id).await,
+            Route::Append(place, id) => self.append(&place, &id, head, body).await,
+            Route::Finish(place, id, digest) => self.finish(&place, &id, digest, head, body).await,
+            Route::Cancel(place, id) => self.cancel(&place, &id).await,
+        }
+    }
+}
+
+impl<B: Backend> Handler for Server<B> {
+    async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
+        Self::handle(self, request).await
+    }
+}
+
+impl<H: Handler> Handler for Arc<H> {
+    async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
+        H::handle(self, request).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! Reading: manifests, blobs, and the lists.
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderName, Method, Response, StatusCode, header};
+use serde_json::json;
+
+use super::backend::{Backend, Blob as _};
+use super::range::{self, Wanted};
+use super::refusal::Refusal;
+use super::respond::{self, set};
+use super::route::{Page, Place};
+use super::{ResponseBody, Server};
+use crate::descriptor::{Digest, MediaType};
+use crate::reference::Target;
+
+type Answer = Result<Response<ResponseBody>, Refusal>;
+
+impl<B: Backend> Server<B> {
+    pub(super) async fn manifest(&self, place: &Place, target: &Target, head: &Parts) -> Answer {
+        let (descriptor, bytes) = if head.method == Method::HEAD {
+            // A proxy asks its upstream by `HEAD` too, which Docker Hub doesn't count as a pull.
+            let found = self.backend.resolve(place, target).await.map_err(|error| Refusal::backend(&error))?;
+            (found.ok_or_else(|| no_manifest(target))?, Bytes::new())
+        } else {
+            let found = self.backend.manifest(place, target).await.map_err(|error| Refusal::backend(&error))?;
+            let found = found.ok_or_else(|| no_manifest(target))?;
+            (found.descriptor().clone(), found.bytes().clone())
+        };
+        let mut response = if respond::is_known(&head.headers, &descriptor.digest) {
+            respond::empty(StatusCode::NOT_MODIFIED)
+        } else {
+            let mut response = respond::whole(StatusCode::OK, &descriptor.media_type.0, bytes);
+            response.headers_mut().insert(header::CONTENT_LENGTH, descriptor.size.into());
+            response
+        };
+        respond::name(response.headers_mut(), &descriptor.digest);
+        Ok(response)
+    }
+
+    pub(super) async fn blob(&self, place: &Place, digest: Digest, head: &Parts) -> Answer {
+        let found = self.backend.blob(place, &digest).await.map_err(|error| Refusal::backend(&error))?;
+        let blob = found.ok_or_else(|| {
+            Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", place.name))
+        })?;
+        let size = blob.size();
+        let (status, part) = match self.wanted(&digest, size, head) {
+            Wanted::Whole if respond::is_known(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
+            Wanted::Whole => (StatusCode::OK, 0..size),
+            Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+            Wanted::Beyond => {
+                let message = format!("the blob has {size} bytes");
+                return Err(Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
+                    .with(header::CONTENT_RANGE, &format!("bytes */{size}")));
+            }
+        };
+        let length = part.end - part.start;
+        let mut response = if status == StatusCode::NOT_MODIFIED || head.method == Method::HEAD {
+            let mut response = respond::empty(status);
+            if head.method == Method::HEAD {
+                response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+            }
+            response
+        } else {
+            let body = blob.read(part.clone()).await.map_err(|error| Refusal::backend(&error))?;
+            respond::streamed(status, length, body)
+        };
+        let headers = response.headers_mut();
+        if status == StatusCode::PARTIAL_CONTENT {
+            set(headers, header::CONTENT_RANGE, &format!("bytes {}-{}/{size}", part.start, part.end - 1));
+        }
+        set(headers, header::ACCEPT_RANGES, "bytes");
+        set(headers, header::CONTENT_TYPE, "application/octet-stream");
+        respond::name(headers, &digest);
+        Ok(response)
+    }
+
+    /// `If-Range` with anything but this content's own tag asks for the whole (RFC 9110, 13.1.5).
+    fn wanted(&self, digest: &Digest, size: u64, head: &Parts) -> Wanted {
+        let text = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
+        match text(header::IF_RANGE) {
+            Some(tag) if tag != respond::etag(digest) => Wanted::Whole,
+            _ => range::wanted(text(header::RANGE), size),
+        }
+    }
+
+    pub(super) async fn tags(&self, place: &Place, page: &Page) -> Answer {
+        let most = entries(page);
+        let found = self.backend.tags(place, page.after.as_deref(), most + 1).await;
+        let found = found.map_err(|error| Refusal::backend(&error))?;
+        let mut tags = found.ok_or_else(|| {
+            let message = format!("there is no repository {}", place.name);
+            Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
+        })?;
+        let next = cut(&mut tags, most);
+        let mut response = json_of(&json!({"name": place.name, "tags": tags}));
+        if let Some(last) = next {
+            let ns = place.ns.as_ref().map_or_else(String::new, |ns| format!("&ns={}", escape(ns)));
+            link(&mut response, &format!("/v2/{}/tags/list?n={most}&last={}{ns}", place.name, escape(&last)));
+        }
+        Ok(response)
+    }
+
+    pub(super) async fn catalog(&self, page: &Page) -> Answer {
+        let most = entries(page);
+        let found = self.backend.repositories(page.after.as_deref(), most + 1).await;
+        let mut names = found.map_err(|error| Refusal::backend(&error))?;
+        let next = cut(&mut names, most);
+        let mut response = json_of(&json!({"repositories": names}));
+        if let Some(last) = next {
+            link(&mut response, &format!("/v2/_catalog?n={most}&last={}", escape(&last)));
+        }
+        Ok(response)
+    }
+
+    /// Always an index, an empty one if nothing is about `subject` (distribution spec, "Listing
+    /// Referrers"): a 404 would say that there is no such API.
+    pub(super) async fn referrers(&self, place: &Place, subject: &Digest, kind: Option<&str>) -> Answer {
+        let found = self.backend.referrers(place, subject).await.map_err(|error| Refusal::backend(&error))?;
+        let listed: Vec<_> = found
+            .into_iter()
+            .filter(|entry| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind)))
+            .collect();
+        let mut response =
+            json_of(&json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": listed}));
+        set(response.headers_mut(), header::CONTENT_TYPE, MediaType::OCI_INDEX);
+        if kind.is_some() {
+            set(response.headers_mut(), HeaderName::from_static("oci-filters-applied"), "artifactType");
+        }
+        Ok(response)
+    }
+}
+
+fn no_manifest(target: &Target) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} is not here"))
+}
+
+fn json_of(value: &serde_json::Value) -> Response<ResponseBody> {
+    respond::whole(StatusCode::OK, "application/json", Bytes::from(value.to_string()))
+}
+
+fn entries(page: &Page) -> usize {
+    page.most.unwrap_or(MOST).min(MOST)
+}
+
+/// Cuts one too many off. If there was one, gives the last that remains, for the next page.
+fn cut(list: &mut Vec<String>, most: usize) -> Option<String> {
+    let more = list.len() > most;
+    list.truncate(most);
+    if more { list.last().cloned() } else { None }
+}
+
+fn link(response: &mut Response<ResponseBody>, to: &str) {
+    set(response.headers_mut(), header::LINK, &format!("<{to}>; rel=\"next\""));
+}
+
+/// Escapes what isn't plain in a query. Tags and names are plain already; a client's `last` may
+/// be anything.
+fn escape(text: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-/".contains(byte);
+    text.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// The most entries of a page of tags or repositories, and of one that doesn't say how many.
+const MOST: usize = 1000;

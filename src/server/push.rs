@@ -1,0 +1,229 @@
+//! Writing: uploads of blobs, and manifests.
+
+use std::collections::HashSet;
+
+use http::request::Parts;
+use http::{HeaderName, Response, StatusCode, header};
+
+use super::backend::{Backend, Blob as _, Upload};
+use super::refusal::Refusal;
+use super::respond::{self, DOCKER_CONTENT_DIGEST, set};
+use super::route::{Begin, Place};
+use super::{ResponseBody, Server, incoming, range};
+use crate::content::Body;
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind};
+use crate::manifest::{MAX_MANIFEST, Manifest};
+use crate::reference::Target;
+
+type Answer = Result<Response<ResponseBody>, Refusal>;
+
+impl<B: Backend> Server<B> {
+    /// A mount, a blob in one request, or a session (distribution spec, "Pushing Blobs").
+    pub(super) async fn begin(&self, place: Place, begin: Begin, body: &mut Body) -> Answer {
+        if let Some(digest) = begin.mount {
+            // `from` isn't needed: which repository has it makes no difference here.
+            let there = self.backend.blob(&place, &digest).await.map_err(|error| Refusal::backend(&error))?;
+            if there.is_some() {
+                return Ok(created(&place, "blobs", &digest));
+            }
+        }
+        self.uploads.room()?;
+        let like = begin.digest.or(begin.like);
+        let mut upload = self.backend.begin(&place, like).await.map_err(|error| Refusal::backend(&error))?;
+        if let Some(digest) = begin.digest {
+            upload.append(body).await.map_err(|error| Refusal::body(&error))?;
+            upload.commit(digest).await.map_err(|error| Refusal::body(&error))?;
+            return Ok(created(&place, "blobs", &digest));
+        }
+        let id = self.uploads.add(place.clone(), upload);
+        Ok(session(StatusCode::ACCEPTED, &place, &id, 0))
+    }
+
+    pub(super) async fn status(&self, place: &Place, id: &str) -> Answer {
+        let mut held = self.uploads.hold(place, id).await?;
+        let size = size(&mut held).await?;
+        Ok(session(StatusCode::NO_CONTENT, place, id, size))
+    }
+
+    pub(super) async fn append(&self, place: &Place, id: &str, head: &Parts, body: &mut Body) -> Answer {
+        let mut held = self.uploads.hold(place, id).await?;
+        let size = take(&mut held, place, id, head, body).await?;
+        Ok(session(StatusCode::ACCEPTED, place, id, size))
+    }
+
+    /// With the last chunk, or with none.
+    pub(super) async fn finish(
+        &self,
+        place: &Place,
+        id: &str,
+        digest: Digest,
+        head: &Parts,
+        body: &mut Body,
+    ) -> Answer {
+        let mut held = self.uploads.hold(place, id).await?;
+        take(&mut held, place, id, head, body).await?;
+        let Some(upload) = held.take() else { return Err(gone()) };
+        // From here on the session is over, whatever comes: wrong bytes don't become right.
+        self.uploads.remove(id);
+        upload.commit(digest).await.map_err(|error| Refusal::body(&error))?;
+        Ok(created(place, "blobs", &digest))
+    }
+
+    pub(super) async fn cancel(&self, place: &Place, id: &str) -> Answer {
+        let mut held = self.uploads.hold(place, id).await?;
+        *held = None;
+        self.uploads.remove(id);
+        Ok(respond::empty(StatusCode::NO_CONTENT))
+    }
+
+    pub(super) async fn put_manifest(&self, place: &Place, target: &Target, head: &Parts, body: &mut Body) -> Answer {
+        let manifest = read_manifest(target, head, body).await?;
+        self.check_parts(place, &manifest).await?;
+        self.backend.put_manifest(place, &manifest, target).await.map_err(|error| Refusal::backend(&error))?;
+        let mut response = created(place, "manifests", &manifest.digest());
+        if let Some(subject) = &manifest.contents().subject {
+            // Spec, "Pushing Manifests with Subject": it's listed, nobody else needs to.
+            set(response.headers_mut(), HeaderName::from_static("oci-subject"), &subject.digest.to_string());
+        }
+        Ok(response)
+    }
+
+    /// All blobs must be here, save those that their owner forbids to distribute. Of an index's
+    /// children one must be: a sparse index, an image for some of its platforms, is taken. A
+    /// subject may be missing (spec, "Pushing Manifests with Subject").
+    async fn check_parts(&self, place: &Place, manifest: &Manifest) -> Result<(), Refusal> {
+        let mut checked = HashSet::new();
+        for blob in manifest.contents().blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
+            if !checked.insert(blob.digest) {
+                continue;
+            }
+            let there = self.backend.blob(place, &blob.digest).await.map_err(|error| Refusal::backend(&error))?;
+            match there.map(|there| there.size()) {
+                Some(size) if size == blob.size => {}
+                Some(size) => {
+                    let message = format!("blob {} has {size} bytes, the manifest says {}", blob.digest, blob.size);
+                    return Err(Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message));
+                }
+                None => return Err(missing(format!("blob {} is not here", blob.digest))),
+            }
+        }
+        for child in &manifest.contents().manifests {
+            let child = Target::Digest(child.digest);
+            if self.backend.resolve(place, &child).await.map_err(|error| Refusal::backend(&error))?.is_some() {
+                return Ok(());
+            }
+        }
+        match manifest.contents().manifests.as_slice() {
+            [] => Ok(()),
+            _ => Err(missing("none of the manifests that the index lists is here".into())),
+        }
+    }
+}
+
+/// Appends the body, if it's the chunk that is due. Says how large the upload is then.
+async fn take<U: Upload>(
+    held: &mut Option<U>,
+    place: &Place,
+    id: &str,
+    head: &Parts,
+    body: &mut Body,
+) -> Result<u64, Refusal> {
+    let at = size(held).await?;
+    check_chunk(head, at).map_err(|refusal| {
+        if refusal.status != StatusCode::RANGE_NOT_SATISFIABLE {
+            return refusal;
+        }
+        // Spec, "Pushing a blob in chunks": out of order; these say where to go on.
+        refusal.with(header::LOCATION, &location(place, id)).with(header::RANGE, &stored(at))
+    })?;
+    let Some(upload) = held.as_mut() else { return Err(gone()) };
+    upload.append(body).await.map_err(|error| Refusal::body(&error))?;
+    size(held).await
+}
+
+fn check_chunk(head: &Parts, at: u64) -> Result<(), Refusal> {
+    let Some(value) = head.headers.get(header::CONTENT_RANGE) else { return Ok(()) };
+    let chunk = value.to_str().ok().and_then(range::chunk).ok_or_else(|| {
+        let message = "Content-Range is not <first>-<last>";
+        Refusal::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
+    })?;
+    if *chunk.start() != at {
+        let message = format!("the chunk begins at {}, but {at} is due", chunk.start());
+        return Err(Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message));
+    }
+    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length != chunk.end() - chunk.start() + 1) {
+        let message = "Content-Length and Content-Range disagree";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "SIZE_INVALID", message));
+    }
+    Ok(())
+}
+
+async fn read_manifest(target: &Target, head: &Parts, body: &mut Body) -> Result<Manifest, Refusal> {
+    let most = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
+    let read = incoming::read_all(body, most).await.map_err(|error| Refusal::body(&error))?;
+    let bytes = read.ok_or_else(|| {
+        let message = format!("a manifest has at most {MAX_MANIFEST} bytes");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
+    })?;
+    let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let manifest = Manifest::read(bytes, content_type, target.digest()).map_err(|error| match error.kind() {
+        Kind::Mismatch => Refusal::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string()),
+        _ => invalid(&error),
+    })?;
+    // Spec, "Pushing Manifests": what the header says and what the body says must be the same.
+    let said = content_type.map(crate::descriptor::MediaType::from);
+    let own = &manifest.descriptor().media_type;
+    match said {
+        Some(said) if (said.is_index() || said.is_manifest()) && said != *own => {
+            Err(invalid(&Error::new(Kind::Invalid, format!("Content-Type is {said}, but mediaType is {own}"))))
+        }
+        _ => Ok(manifest),
+    }
+}
+
+async fn size<U: Upload>(held: &mut Option<U>) -> Result<u64, Refusal> {
+    let Some(upload) = held else { return Err(gone()) };
+    upload.size().await.map_err(|error| Refusal::backend(&error))
+}
+
+fn created(place: &Place, kind: &str, digest: &Digest) -> Response<ResponseBody> {
+    let mut response = respond::empty(StatusCode::CREATED);
+    let headers = response.headers_mut();
+    set(headers, header::LOCATION, &format!("/v2/{}/{kind}/{digest}", place.name));
+    set(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
+    response
+}
+
+/// How a session stands. The location is relative, as Azure's is: which name this server has for
+/// its clients, it can't know.
+fn session(status: StatusCode, place: &Place, id: &str, size: u64) -> Response<ResponseBody> {
+    let mut response = respond::empty(status);
+    let headers = response.headers_mut();
+    set(headers, header::LOCATION, &location(place, id));
+    set(headers, header::RANGE, &stored(size));
+    set(headers, HeaderName::from_static("docker-upload-uuid"), id);
+    response
+}
+
+fn location(place: &Place, id: &str) -> String {
+    format!("/v2/{}/blobs/uploads/{id}", place.name)
+}
+
+/// Nothing is `0-0` too, as in every registry: Docker's client insists on a range.
+fn stored(size: u64) -> String {
+    format!("0-{}", size.saturating_sub(1))
+}
+
+fn gone() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "the upload is over")
+}
+
+fn missing(message: String) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
+}
+
+fn invalid(error: &Error) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", error.to_string())
+}

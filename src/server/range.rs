@@ -1,0 +1,106 @@
+//! Byte ranges of requests. Pure.
+
+use std::ops::{Range, RangeInclusive};
+
+/// What part of a blob a request wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// All of it: 200.
+    Whole,
+    /// These bytes: 206.
+    Part(Range<u64>),
+    /// Bytes that there aren't: 416.
+    Beyond,
+}
+
+/// Reads a `Range` header for content of `size` bytes (RFC 9110, 14.1-14.2).
+///
+/// What isn't understood, and more than one range, is answered by the whole, as the RFC allows.
+pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
+    let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else { return Wanted::Whole };
+    let Some((first, last)) = spec.split_once('-').map(|(first, last)| (first.trim(), last.trim())) else {
+        return Wanted::Whole;
+    };
+    let range = match (number(first), number(last)) {
+        // The last bytes.
+        (None, Some(count)) if first.is_empty() => size.saturating_sub(count)..size,
+        (Some(first), None) if last.is_empty() => first..size,
+        (Some(first), Some(last)) if first <= last => first..size.min(last.saturating_add(1)),
+        _ => return Wanted::Whole,
+    };
+    if range.is_empty() { Wanted::Beyond } else { Wanted::Part(range) }
+}
+
+/// Reads the `Content-Range` of an uploaded chunk: `<first>-<last>` (distribution spec, "Pushing
+/// a blob in chunks"). RFC 9110's own form, `bytes <first>-<last>/*`, is understood too.
+pub(super) fn chunk(header: &str) -> Option<RangeInclusive<u64>> {
+    let spec = header.trim();
+    let spec = spec.strip_prefix("bytes ").or_else(|| spec.strip_prefix("bytes=")).unwrap_or(spec);
+    let spec = spec.split_once('/').map_or(spec, |(range, _)| range);
+    let (first, last) = spec.split_once('-')?;
+    let (first, last) = (number(first)?, number(last)?);
+    // Not one that would have 2^64 bytes: its length has to be a number.
+    (first <= last && last < u64::MAX).then_some(first..=last)
+}
+
+/// Digits only: `parse` would take a `+` too.
+fn number(text: &str) -> Option<u64> {
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_forms_of_a_range() {
+        for (header, expected) in [
+            ("bytes=0-", Wanted::Part(0..10)),
+            ("bytes=3-5", Wanted::Part(3..6)),
+            ("bytes=9-9", Wanted::Part(9..10)),
+            ("bytes=5-99", Wanted::Part(5..10)),
+            ("bytes=-4", Wanted::Part(6..10)),
+            ("bytes=-99", Wanted::Part(0..10)),
+            ("bytes=10-", Wanted::Beyond),
+            ("bytes=-0", Wanted::Beyond),
+            ("bytes=0-18446744073709551615", Wanted::Part(0..10)),
+            ("bytes=5-3", Wanted::Whole),
+            ("bytes=0-1,3-4", Wanted::Whole),
+            ("bytes=+1-2", Wanted::Whole),
+            ("bytes=-", Wanted::Whole),
+            ("bytes=99999999999999999999-", Wanted::Whole),
+            ("lines=1-2", Wanted::Whole),
+            ("", Wanted::Whole),
+        ] {
+            assert_eq!(wanted(Some(header), 10), expected, "{header}");
+        }
+        assert_eq!(wanted(None, 10), Wanted::Whole);
+        assert_eq!(wanted(Some("bytes=0-"), 0), Wanted::Beyond);
+    }
+
+    #[test]
+    fn the_forms_of_a_chunk() {
+        assert_eq!(chunk("0-9"), Some(0..=9));
+        assert_eq!(chunk("bytes 3-3/*"), Some(3..=3));
+        for wrong in ["", "-", "3-", "-3", "3-2", "a-b", "+1-2", "0-18446744073709551615"] {
+            assert_eq!(chunk(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_is_within_the_content(header in "(bytes=)?[0-9-]{0,24}|.{0,20}", size in any::<u64>()) {
+            if let Wanted::Part(range) = wanted(Some(&header), size) {
+                prop_assert!(range.start < range.end && range.end <= size);
+            }
+        }
+
+        #[test]
+        fn what_is_asked_is_given(first in any::<u64>(), length in 1..1000_u64, size in any::<u64>()) {
+            let last = first.saturating_add(length - 1);
+            let expected = if first < size { Wanted::Part(first..size.min(last.saturating_add(1))) } else { Wanted::Beyond };
+            prop_assert_eq!(wanted(Some(&format!("bytes={first}-{last}")), size), expected);
+        }
+    }
+}

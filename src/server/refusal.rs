@@ -1,0 +1,78 @@
+//! Errors as the distribution spec writes them ("Error Codes").
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+use super::{ResponseBody, respond};
+use crate::error::{Error, Kind};
+
+/// An answer that says no.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The spec's code, such as `BLOB_UNKNOWN`.
+    pub code: &'static str,
+    /// What is wrong, for people.
+    pub message: String,
+    /// Headers that go with it.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    /// A refusal with this status, code and message.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), headers: Vec::new() }
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn with(mut self, name: HeaderName, value: &str) -> Self {
+        self.headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
+        self
+    }
+
+    /// The refusal for what the backend couldn't do.
+    ///
+    /// A client must not learn local paths: what failed in here is logged, not told.
+    pub fn backend(error: &Error) -> Self {
+        let made = match error.kind() {
+            Kind::NotFound => Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", error.to_string()),
+            Kind::Limited => Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", error.to_string()),
+            Kind::Timeout => Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", "the upstream is silent"),
+            Kind::Network | Kind::Registry | Kind::Unauthorized | Kind::Denied => {
+                Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the upstream failed")
+            }
+            Kind::Interrupted => Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the server is ending"),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "the registry's storage failed"),
+        };
+        if made.status.is_server_error() {
+            tracing::error!("{error}");
+        }
+        match error.retry_after() {
+            Some(wait) => made.with(header::RETRY_AFTER, &wait.as_secs().max(1).to_string()),
+            None => made,
+        }
+    }
+
+    /// The refusal for a request's body that broke off, or for storage that couldn't take it.
+    pub fn body(error: &Error) -> Self {
+        match error.kind() {
+            Kind::Network => Self::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", "the request's body broke off"),
+            Kind::Timeout => {
+                Self::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", "the request's body stopped coming")
+            }
+            Kind::Mismatch => Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string()),
+            _ => Self::backend(error),
+        }
+    }
+
+    pub(super) fn into_response(self) -> Response<ResponseBody> {
+        let body = serde_json::json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
+        let mut response = respond::whole(self.status, "application/json", Bytes::from(body.to_string()));
+        for (name, value) in self.headers {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}

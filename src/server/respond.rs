@@ -1,0 +1,74 @@
+//! The parts that answers are made of.
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+
+use super::ResponseBody;
+use crate::content::Body;
+use crate::descriptor::Digest;
+
+/// An answer whose body is at hand.
+pub fn whole(status: StatusCode, content_type: &str, body: Bytes) -> Response<ResponseBody> {
+    let length = body.len() as u64;
+    let mut response = Response::new(Full::new(body).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    set(headers, header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// An answer of `length` bytes that come as they are read. An error of `body` ends the connection
+/// before its end, which is how a client sees it.
+pub fn streamed(status: StatusCode, length: u64, body: Body) -> Response<ResponseBody> {
+    let mut response = Response::new(StreamBody::new(body.map_ok(Frame::data).boxed()).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    response
+}
+
+/// An answer without a body.
+pub(super) fn empty(status: StatusCode) -> Response<ResponseBody> {
+    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    if status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
+        response.headers_mut().insert(header::CONTENT_LENGTH, 0.into());
+    }
+    response
+}
+
+/// Makes it the answer to a `HEAD`: its headers stay, also that of the length.
+pub(super) fn no_body(response: &mut Response<ResponseBody>) {
+    *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
+}
+
+/// Sets a header, unless the value can't stand in one.
+pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    match HeaderValue::from_str(value) {
+        Ok(value) => drop(headers.insert(name, value)),
+        Err(_) => tracing::warn!("{value:?} cannot be sent as {name}"),
+    }
+}
+
+/// Says which content this is.
+pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
+    set(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
+    set(headers, header::ETAG, &etag(digest));
+}
+
+/// Whether the client has the content already (RFC 9110, 13.1.2).
+pub(super) fn is_known(headers: &HeaderMap, digest: &Digest) -> bool {
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let etag = etag(digest);
+    known.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+/// A strong validator: a digest is nothing else.
+pub(super) fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");

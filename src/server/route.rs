@@ -1,0 +1,423 @@
+//! From method, path and query to what is asked. Pure.
+//!
+//! Repository names contain slashes, so a path is read from its end; and since names, tags,
+//! digests and session ids are held to their grammar here, nothing behind this file sees a path.
+
+use http::{Method, StatusCode, header};
+
+use super::refusal::Refusal;
+use crate::descriptor::Digest;
+use crate::reference::{Target, check_name, check_tag};
+
+/// Which repository is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The repository's name.
+    pub name: String,
+    /// The registry that containerd asks its mirror for: `?ns=docker.io` (distribution spec,
+    /// "Registry Proxying"). A key to look up, never an address to dial.
+    pub ns: Option<String>,
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `GET /v2/`: is this a registry?
+    Base,
+    /// `GET /v2/_catalog`.
+    Catalog(Page),
+    /// `GET /v2/<name>/tags/list`.
+    Tags(Place, Page),
+    /// `GET` or `HEAD /v2/<name>/manifests/<reference>`.
+    Manifest(Place, Target),
+    /// `GET` or `HEAD /v2/<name>/blobs/<digest>`.
+    Blob(Place, Digest),
+    /// `GET /v2/<name>/referrers/<digest>?artifactType=`.
+    Referrers(Place, Digest, Option<String>),
+    /// `PUT /v2/<name>/manifests/<reference>`.
+    PutManifest(Place, Target),
+    /// `POST /v2/<name>/blobs/uploads/`.
+    Begin(Place, Begin),
+    /// `GET` of an upload's location.
+    Status(Place, String),
+    /// `PATCH` of an upload's location.
+    Append(Place, String),
+    /// `PUT` of an upload's location with `?digest=`.
+    Finish(Place, String, Digest),
+    /// `DELETE` of an upload's location.
+    Cancel(Place, String),
+}
+
+/// How an upload begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Begin {
+    /// `?mount=`: the blob may be here already.
+    pub mount: Option<Digest>,
+    /// `?digest=`: the body is the whole blob.
+    pub digest: Option<Digest>,
+    /// `?digest-algorithm=`: a digest of the algorithm that will be used.
+    pub like: Option<Digest>,
+}
+
+/// Which part of a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// `?n=`: how many at most.
+    pub most: Option<usize>,
+    /// `?last=`: those behind it.
+    pub after: Option<String>,
+}
+
+impl Route {
+    /// Whether it changes what is stored.
+    pub fn is_write(&self) -> bool {
+        match self {
+            Self::Base | Self::Catalog(_) | Self::Tags(..) | Self::Manifest(..) | Self::Blob(..) => false,
+            Self::Referrers(..) => false,
+            Self::PutManifest(..) | Self::Begin(..) | Self::Status(..) => true,
+            Self::Append(..) | Self::Finish(..) | Self::Cancel(..) => true,
+        }
+    }
+}
+
+/// Reads a request's line.
+///
+/// # Errors
+/// What to answer to a request that makes no sense.
+pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Refusal> {
+    let unknown = || Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "there is nothing at this path");
+    let query = Query::parse(query.unwrap_or_default());
+    let path = path.strip_prefix("/v2").ok_or_else(unknown)?;
+    if path.is_empty() || path == "/" {
+        return reading(method).map(|()| Route::Base);
+    }
+    let path = path.strip_prefix('/').ok_or_else(unknown)?;
+    let parts: Option<Vec<String>> = path.split('/').map(decode).collect();
+    let parts = parts.ok_or_else(unknown)?;
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    match parts.as_slice() {
+        ["_catalog"] => reading(method).and_then(|()| query.page()).map(Route::Catalog),
+        [name @ .., "tags", "list"] => {
+            reading(method)?;
+            Ok(Route::Tags(query.place(name)?, query.page()?))
+        }
+        [name @ .., "manifests", reference] => manifest(method, query.place(name)?, reference),
+        [name @ .., "blobs", "uploads"] | [name @ .., "blobs", "uploads", ""] => {
+            begin(method, query.place(name)?, &query)
+        }
+        [name @ .., "blobs", "uploads", id] => upload(method, query.place(name)?, id, &query),
+        [name @ .., "blobs", digest] => {
+            let place = query.place(name)?;
+            reading(method)?;
+            Ok(Route::Blob(place, parse_digest(digest)?))
+        }
+        [name @ .., "referrers", digest] => {
+            reading(method)?;
+            let kind = query.value("artifactType").map(str::to_owned);
+            Ok(Route::Referrers(query.place(name)?, parse_digest(digest)?, kind))
+        }
+        _ => Err(unknown()),
+    }
+}
+
+fn manifest(method: &Method, place: Place, reference: &str) -> Result<Route, Refusal> {
+    let target = match reference {
+        digest if digest.contains(':') => Target::Digest(parse_digest(digest)?),
+        tag if check_tag(tag).is_ok() => Target::Tag(tag.to_owned()),
+        // Nothing can have this name: so it isn't there, and can't be put there.
+        _ if method == Method::PUT => {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", "this is not a tag"));
+        }
+        _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "this is not a tag")),
+    };
+    match *method {
+        Method::GET | Method::HEAD => Ok(Route::Manifest(place, target)),
+        Method::PUT => Ok(Route::PutManifest(place, target)),
+        _ => Err(not_allowed("GET, HEAD, PUT")),
+    }
+}
+
+fn begin(method: &Method, place: Place, query: &Query) -> Result<Route, Refusal> {
+    if method != Method::POST {
+        return Err(not_allowed("POST"));
+    }
+    if let Some(from) = query.value("from") {
+        check_name(from, from).map_err(|error| name_invalid(&error))?;
+    }
+    let like = match query.value("digest-algorithm") {
+        None => None,
+        Some("sha256") => Some(Digest::Sha256([0; 32])),
+        Some("sha512") => Some(Digest::Sha512([0; 64])),
+        Some(_) => return Err(digest_invalid("only sha256 and sha512 are known")),
+    };
+    let digest = |key| query.value(key).map(parse_digest).transpose();
+    Ok(Route::Begin(place, Begin { mount: digest("mount")?, digest: digest("digest")?, like }))
+}
+
+fn upload(method: &Method, place: Place, id: &str, query: &Query) -> Result<Route, Refusal> {
+    let well_formed = id.len() == ID_LENGTH && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if !well_formed {
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "there is no such upload"));
+    }
+    let id = id.to_owned();
+    match *method {
+        Method::GET => Ok(Route::Status(place, id)),
+        Method::PATCH => Ok(Route::Append(place, id)),
+        Method::DELETE => Ok(Route::Cancel(place, id)),
+        Method::PUT => match query.value("digest") {
+            Some(digest) => Ok(Route::Finish(place, id, parse_digest(digest)?)),
+            None => Err(digest_invalid("a PUT that ends an upload says ?digest=")),
+        },
+        _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
+    }
+}
+
+fn reading(method: &Method) -> Result<(), Refusal> {
+    if matches!(*method, Method::GET | Method::HEAD) { Ok(()) } else { Err(not_allowed("GET, HEAD")) }
+}
+
+fn not_allowed(allowed: &str) -> Refusal {
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", format!("only {allowed} can be done here"))
+        .with(header::ALLOW, allowed)
+}
+
+fn parse_digest(text: &str) -> Result<Digest, Refusal> {
+    text.parse().map_err(|error: crate::error::Error| digest_invalid(error.to_string()))
+}
+
+fn digest_invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", message)
+}
+
+fn name_invalid(error: &crate::error::Error) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "NAME_INVALID", error.to_string())
+}
+
+/// A decoded query.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let pairs = text.split('&').filter_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // In a query a `+` is a space, or the `+` of `image.config.v1+json`, which clients
+            // forget to escape. No value that is known here has a space in it.
+            Some((decode(key)?, decode(value)?))
+        });
+        Self(pairs.collect())
+    }
+
+    /// A value that isn't empty.
+    fn value(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.as_str())
+    }
+
+    fn place(&self, name: &[&str]) -> Result<Place, Refusal> {
+        let name = name.join("/");
+        check_name(&name, &name).map_err(|error| name_invalid(&error))?;
+        Ok(Place { name, ns: self.value("ns").map(str::to_owned) })
+    }
+
+    fn page(&self) -> Result<Page, Refusal> {
+        let wrong =
+            |_| Refusal::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", "n is not a number of entries");
+        let most = self.value("n").map(str::parse).transpose().map_err(wrong)?;
+        Ok(Page { most, after: self.value("last").map(str::to_owned) })
+    }
+}
+
+/// Percent-decodes; `None` for what isn't well formed, or isn't text.
+fn decode(text: &str) -> Option<String> {
+    if !text.contains('%') {
+        return Some(text.to_owned());
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => hex(rest.next()?)? << 4 | hex(rest.next()?)?,
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    // At most 15.
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+/// The length of an upload's id: 128 bits in hexadecimal.
+pub(super) const ID_LENGTH: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn place(name: &str) -> Place {
+        Place { name: name.into(), ns: None }
+    }
+
+    fn get(path: &str) -> Result<Route, (u16, &'static str)> {
+        asked(&Method::GET, path)
+    }
+
+    fn asked(method: &Method, path: &str) -> Result<Route, (u16, &'static str)> {
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        route(method, path, query).map_err(|refusal| (refusal.status.as_u16(), refusal.code))
+    }
+
+    fn digest() -> Digest {
+        Digest::of(b"abc")
+    }
+
+    #[test]
+    fn names_have_slashes_and_look_like_paths() {
+        assert_eq!(get("/v2"), Ok(Route::Base));
+        assert_eq!(get("/v2/"), Ok(Route::Base));
+        for name in ["a", "a/b/c", "tags/list", "manifests/manifests", "a/blobs/uploads", "_catalog/x"] {
+            let expected = if name.starts_with('_') { None } else { Some(place(name)) };
+            let of = |route: Result<Route, _>| match route {
+                Ok(Route::Tags(place, _) | Route::Manifest(place, _) | Route::Blob(place, _)) => Some(place),
+                _ => None,
+            };
+            assert_eq!(of(get(&format!("/v2/{name}/tags/list"))), expected, "{name}");
+            assert_eq!(of(get(&format!("/v2/{name}/manifests/v1"))), expected, "{name}");
+            assert_eq!(of(get(&format!("/v2/{name}/blobs/{DIGEST}"))), expected, "{name}");
+        }
+        assert_eq!(get("/v2/a/manifests/sha256%3Aba"), Err((400, "DIGEST_INVALID")));
+        let encoded = DIGEST.replace(':', "%3A");
+        assert_eq!(get(&format!("/v2/a/blobs/{encoded}")), Ok(Route::Blob(place("a"), digest())));
+    }
+
+    #[test]
+    fn uploads() {
+        let id = "0123456789abcdef0123456789abcdef";
+        let at = format!("/v2/a/b/blobs/uploads/{id}");
+        let upload = |method, query: &str| asked(&method, &format!("{at}{query}"));
+        assert_eq!(upload(Method::GET, ""), Ok(Route::Status(place("a/b"), id.into())));
+        assert_eq!(upload(Method::PATCH, ""), Ok(Route::Append(place("a/b"), id.into())));
+        assert_eq!(upload(Method::DELETE, ""), Ok(Route::Cancel(place("a/b"), id.into())));
+        assert_eq!(upload(Method::PUT, ""), Err((400, "DIGEST_INVALID")));
+        let finish = Route::Finish(place("a/b"), id.into(), digest());
+        assert_eq!(upload(Method::PUT, &format!("?digest={}", DIGEST.replace(':', "%3A"))), Ok(finish));
+        assert_eq!(asked(&Method::GET, "/v2/a/blobs/uploads/../../x"), Err((404, "NAME_UNKNOWN")));
+        assert_eq!(asked(&Method::GET, "/v2/a/blobs/uploads/..%2Fx"), Err((404, "BLOB_UPLOAD_UNKNOWN")));
+        for path in ["/v2/a/blobs/uploads", "/v2/a/blobs/uploads/"] {
+            assert_eq!(asked(&Method::POST, path), Ok(Route::Begin(place("a"), Begin::default())));
+            assert_eq!(get(path), Err((405, "UNSUPPORTED")));
+        }
+        let begin = Begin { mount: Some(digest()), ..Begin::default() };
+        let mount = format!("/v2/a/blobs/uploads/?mount={DIGEST}&from=x/y");
+        assert_eq!(asked(&Method::POST, &mount), Ok(Route::Begin(place("a"), begin)));
+    }
+
+    #[test]
+    fn queries() {
+        let page = Page { most: Some(3), after: Some("v1+x".into()) };
+        assert_eq!(get("/v2/a/tags/list?last=v1%2Bx&n=3&n=4"), Ok(Route::Tags(place("a"), page)));
+        assert_eq!(get("/v2/_catalog?n=-1"), Err((400, "PAGINATION_NUMBER_INVALID")));
+        let kind = Some("application/vnd.x+json".to_owned());
+        let path = format!("/v2/a/referrers/{DIGEST}?artifactType=application/vnd.x+json");
+        assert_eq!(get(&path), Ok(Route::Referrers(place("a"), digest(), kind)));
+        let Ok(Route::Manifest(place, _)) = get("/v2/library/x/manifests/v1?ns=docker.io") else {
+            panic!("a manifest")
+        };
+        assert_eq!(place.ns.as_deref(), Some("docker.io"));
+    }
+
+    #[test]
+    fn what_cannot_be() {
+        for (path, answer) in [
+            ("/", (404, "NAME_UNKNOWN")),
+            ("/v1/", (404, "NAME_UNKNOWN")),
+            ("/v2a/manifests/v1", (404, "NAME_UNKNOWN")),
+            ("/v2/a", (404, "NAME_UNKNOWN")),
+            ("/v2/manifests/v1", (400, "NAME_INVALID")),
+            ("/v2/A/manifests/v1", (400, "NAME_INVALID")),
+            ("/v2/a//b/manifests/v1", (400, "NAME_INVALID")),
+            ("/v2/../etc/manifests/passwd", (400, "NAME_INVALID")),
+            ("/v2/%2e%2e/manifests/v1", (400, "NAME_INVALID")),
+            ("/v2/a%2f..%2fb/manifests/v1", (400, "NAME_INVALID")),
+            ("/v2/a/manifests/.v1", (404, "MANIFEST_UNKNOWN")),
+            ("/v2/a/blobs/sha256:..", (400, "DIGEST_INVALID")),
+            ("/v2/%ff/manifests/v1", (404, "NAME_UNKNOWN")),
+            ("/v2/%+1/manifests/v1", (404, "NAME_UNKNOWN")),
+        ] {
+            assert_eq!(get(path), Err(answer), "{path}");
+        }
+        assert_eq!(asked(&Method::DELETE, "/v2/a/manifests/v1"), Err((405, "UNSUPPORTED")));
+        assert_eq!(asked(&Method::PUT, "/v2/a/manifests/.v1"), Err((400, "MANIFEST_INVALID")));
+        assert_eq!(asked(&Method::DELETE, &format!("/v2/a/blobs/{DIGEST}")), Err((405, "UNSUPPORTED")));
+    }
+
+    fn methods() -> impl Strategy<Value = Method> {
+        prop::sample::select(vec![
+            Method::GET,
+            Method::HEAD,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+            Method::OPTIONS,
+        ])
+    }
+
+    fn text_of(route: &Route) -> Vec<String> {
+        match route {
+            Route::Base | Route::Catalog(_) => vec![],
+            Route::Tags(place, _) | Route::Blob(place, _) | Route::Referrers(place, ..) => vec![place.name.clone()],
+            Route::Begin(place, _) => vec![place.name.clone()],
+            Route::Manifest(place, target) | Route::PutManifest(place, target) => {
+                vec![place.name.clone(), target.to_string()]
+            }
+            Route::Status(place, id) | Route::Append(place, id) | Route::Cancel(place, id) => {
+                vec![place.name.clone(), id.clone()]
+            }
+            Route::Finish(place, id, _) => vec![place.name.clone(), id.clone()],
+        }
+    }
+
+    proptest! {
+        /// Whatever comes: no panic, and no name, tag or id that could leave a directory.
+        #[test]
+        fn nothing_gets_through_that_is_no_name(
+            method in methods(),
+            parts in prop::collection::vec(prop_oneof![
+                Just("manifests".to_owned()), Just("blobs".to_owned()), Just("uploads".to_owned()), Just("tags".to_owned()),
+                Just("list".to_owned()), Just("referrers".to_owned()), Just(DIGEST.to_owned()), Just("..".to_owned()),
+                Just("%2e%2e".to_owned()), Just("a%2Fb".to_owned()), Just("%00".to_owned()),
+                Just("0123456789abcdef0123456789abcdef".to_owned()), "[a-z0-9._-]{0,6}", any::<String>(),
+            ], 0..7),
+            query in prop::option::of(any::<String>()),
+        ) {
+            let path = format!("/v2/{}", parts.join("/"));
+            if let Ok(route) = route(&method, &path, query.as_deref()) {
+                for text in text_of(&route) {
+                    prop_assert!(!text.is_empty());
+                    prop_assert!(text.split('/').all(|part| !part.is_empty() && !part.starts_with('.')), "{:?}", text);
+                    prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b)), "{:?}", text);
+                }
+            }
+        }
+
+        /// Every valid name is found again, whatever its parts are called.
+        #[test]
+        fn every_name_can_be_asked_for(
+            parts in prop::collection::vec(prop_oneof![
+                Just("manifests"), Just("blobs"), Just("uploads"), Just("tags"), Just("list"), Just("v2"), Just("a-b"),
+            ], 1..6),
+        ) {
+            let name = parts.join("/");
+            let manifest = Route::Manifest(place(&name), Target::Tag("v1".into()));
+            prop_assert_eq!(get(&format!("/v2/{name}/manifests/v1")), Ok(manifest));
+            prop_assert_eq!(get(&format!("/v2/{name}/blobs/{DIGEST}")), Ok(Route::Blob(place(&name), digest())));
+            prop_assert_eq!(get(&format!("/v2/{name}/tags/list")), Ok(Route::Tags(place(&name), Page::default())));
+            let begin = asked(&Method::POST, &format!("/v2/{name}/blobs/uploads/"));
+            prop_assert_eq!(begin, Ok(Route::Begin(place(&name), Begin::default())));
+        }
+    }
+}

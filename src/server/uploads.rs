@@ -1,0 +1,163 @@
+//! The uploads that are under way, by their ids.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{StatusCode, header};
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{Instant, timeout};
+
+use super::refusal::Refusal;
+use super::route::Place;
+
+/// All uploads of a server. Those that were silent for an hour are given up.
+pub(super) struct Uploads<U> {
+    live: Mutex<HashMap<String, Entry<U>>>,
+    secret: RandomState,
+    next: AtomicU64,
+}
+
+struct Entry<U> {
+    place: Place,
+    touched: Instant,
+    /// `None` when it's over.
+    upload: Arc<tokio::sync::Mutex<Option<U>>>,
+}
+
+impl<U> Default for Uploads<U> {
+    fn default() -> Self {
+        Self { live: Mutex::default(), secret: RandomState::new(), next: AtomicU64::new(0) }
+    }
+}
+
+impl<U> Uploads<U> {
+    /// Takes an upload in, and gives its id.
+    pub(super) fn add(&self, place: Place, upload: U) -> String {
+        let id = self.id();
+        let upload = Arc::new(tokio::sync::Mutex::new(Some(upload)));
+        self.lock().insert(id.clone(), Entry { place, touched: Instant::now(), upload });
+        id
+    }
+
+    /// Whether one more may begin.
+    pub(super) fn room(&self) -> Result<(), Refusal> {
+        self.sweep();
+        if self.lock().len() < MOST {
+            return Ok(());
+        }
+        Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many uploads are under way")
+            .with(header::RETRY_AFTER, "5"))
+    }
+
+    /// The upload, for this request alone.
+    ///
+    /// A client that resumes may come before its broken request was noticed here: so it waits.
+    pub(super) async fn hold(&self, place: &Place, id: &str) -> Result<OwnedMutexGuard<Option<U>>, Refusal> {
+        let unknown = || Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "there is no such upload");
+        let upload = match self.lock().get_mut(id).filter(|entry| entry.place.name == place.name) {
+            Some(entry) => {
+                entry.touched = Instant::now();
+                entry.upload.clone()
+            }
+            None => return Err(unknown()),
+        };
+        let held = timeout(PATIENCE, upload.lock_owned()).await.map_err(|_| {
+            let message = "another request is writing to this upload";
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message).with(header::RETRY_AFTER, "1")
+        })?;
+        if held.is_some() { Ok(held) } else { Err(unknown()) }
+    }
+
+    /// Forgets an upload; what it stored is removed when nobody holds it any more.
+    pub(super) fn remove(&self, id: &str) {
+        let removed = self.lock().remove(id);
+        drop(removed);
+    }
+
+    /// Forgets those that were silent for too long and that no request holds.
+    pub(super) fn sweep(&self) {
+        let stale: Vec<_> = {
+            let mut live = self.lock();
+            let old = |entry: &Entry<U>| entry.touched.elapsed() > STALE && entry.upload.try_lock().is_ok();
+            let ids: Vec<_> = live.iter().filter(|(_, entry)| old(entry)).map(|(id, _)| id.clone()).collect();
+            ids.into_iter().filter_map(|id| live.remove_entry(&id)).collect()
+        };
+        // Dropped outside the lock, since it removes files.
+        for (id, _) in stale {
+            tracing::info!("gave up upload {id}: nothing came for {} s", STALE.as_secs());
+        }
+    }
+
+    /// An id that nobody guesses who wasn't told: whoever knows it can write to the upload.
+    ///
+    /// std's hasher with its random 128-bit key is a pseudo-random function of the counter.
+    fn id(&self) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}{:016x}", self.secret.hash_one((number, 0_u8)), self.secret.hash_one((number, 1_u8)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry<U>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The most uploads at one time: each has an open file.
+const MOST: usize = 256;
+/// How long an upload may be silent between two requests.
+const STALE: Duration = Duration::from_secs(60 * 60);
+/// How long a request waits for another one of the same upload.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::route::ID_LENGTH;
+
+    fn place(name: &str) -> Place {
+        Place { name: name.into(), ns: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_uploads_end_and_busy_ones_stay() {
+        let uploads = Uploads::default();
+        let (silent, busy, held) = (uploads.add(place("a"), 1), uploads.add(place("a"), 2), uploads.add(place("a"), 3));
+        let guard = uploads.hold(&place("a"), &held).await.expect("there");
+        tokio::time::advance(STALE / 2).await;
+        drop(uploads.hold(&place("a"), &busy).await.expect("there"));
+        tokio::time::advance(STALE / 2 + Duration::from_secs(1)).await;
+        uploads.sweep();
+        assert!(uploads.hold(&place("a"), &silent).await.is_err());
+        assert!(uploads.hold(&place("a"), &busy).await.is_ok());
+        drop(guard);
+        assert!(uploads.hold(&place("a"), &held).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_is_its_repositorys_and_one_requests() {
+        let uploads = Uploads::default();
+        let id = uploads.add(place("a"), ());
+        assert_eq!(id.len(), ID_LENGTH);
+        assert_ne!(id, uploads.add(place("a"), ()));
+        assert_eq!(uploads.hold(&place("b"), &id).await.err().map(|r| r.code), Some("BLOB_UPLOAD_UNKNOWN"));
+        let mut held = uploads.hold(&place("a"), &id).await.expect("free");
+        assert_eq!(uploads.hold(&place("a"), &id).await.err().map(|r| r.status.as_u16()), Some(503));
+        *held = None;
+        drop(held);
+        assert_eq!(uploads.hold(&place("a"), &id).await.err().map(|r| r.status.as_u16()), Some(404), "it's over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn they_are_bounded() {
+        let uploads = Uploads::default();
+        for _ in 0..MOST {
+            assert!(uploads.room().is_ok());
+            uploads.add(place("a"), ());
+        }
+        assert_eq!(uploads.room().err().map(|r| r.status.as_u16()), Some(429));
+        tokio::time::advance(STALE + Duration::from_secs(1)).await;
+        assert!(uploads.room().is_ok());
+    }
+}
