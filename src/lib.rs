@@ -4,6 +4,7 @@ pub mod cli;
 pub mod content;
 pub mod copy;
 pub mod credentials;
+pub mod demo;
 pub mod descriptor;
 pub mod error;
 pub mod layout;

@@ -1,1 +1,4 @@
-fn main() {}
+//! transload from outside: the program, real registries, real clients, faults between them.
+
+mod support;
+mod support_test;
