@@ -36,6 +36,11 @@ impl From {
         Ok(Self { location, target, keep })
     }
 
+    /// Which manifest is read.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Another tag of the same repository.
     pub(super) fn with_tag(&self, tag: String) -> Self {
         let location = match &self.location {

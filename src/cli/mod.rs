@@ -6,9 +6,11 @@
 mod copy;
 mod global;
 mod image;
+mod inspect;
 mod output;
 mod progress;
 pub mod serve;
+mod shell;
 
 use std::process::ExitCode;
 
@@ -30,7 +32,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
+    Inspect(inspect::InspectArgs),
+    Tags(inspect::TagsArgs),
     Serve(serve::Args),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// Parses the arguments, runs the command, prints its error.
@@ -67,6 +73,10 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+            Command::Inspect(args) => Box::pin(inspect::inspect(args, &cli.global, &registries)).await,
+            Command::Tags(args) => Box::pin(inspect::tags(args, &cli.global, &registries)).await,
+            Command::Completions(args) => shell::completions(args),
+            Command::Man(args) => shell::man(args),
             // Its own way to stop: what is being served is ended first.
             Command::Serve(args) => Box::pin(serve::run(args.clone(), async {
                 let _ = interrupted().await;

@@ -1,0 +1,244 @@
+//! `transload inspect` and `transload tags`: what is there.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Serialize;
+
+use super::global::{Format, Global};
+use super::image::From;
+use super::output;
+use crate::content::Source;
+use crate::descriptor::{Descriptor, Platform};
+use crate::error::{Error, Kind, Result, Side};
+use crate::layout::Layout;
+use crate::manifest::Manifest;
+use crate::reference::{Location, Repository, Target};
+use crate::registry::Registries;
+
+/// Show an image: platforms, layers, sizes, digests, annotations, referrers
+#[derive(Debug, clap::Args)]
+pub(super) struct InspectArgs {
+    /// The image: `nginx:1.27`, `ghcr.io/o/r@sha256:…`, `oci:DIR[:TAG]`
+    #[arg(value_name = "REF")]
+    image: String,
+    /// Only these platforms (each manifest that is read counts as a pull at Docker Hub)
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    platform: Vec<Platform>,
+    /// List its referrers too: signatures, attestations, SBOMs
+    #[arg(long)]
+    referrers: bool,
+}
+
+/// List the tags of a repository
+#[derive(Debug, clap::Args)]
+pub(super) struct TagsArgs {
+    /// The repository: `nginx`, `ghcr.io/o/r`, `oci:DIR`
+    #[arg(value_name = "REPOSITORY")]
+    repository: String,
+}
+
+/// The document that `inspect --output json` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema: u32,
+    reference: String,
+    #[serde(flatten)]
+    root: Shown,
+    /// The children of an index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    manifests: Vec<Shown>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    referrers: Option<Vec<Descriptor>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    digest: String,
+    media_type: String,
+    size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+    /// Config first, then layers. None of a child that wasn't read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blobs: Option<Vec<Descriptor>>,
+}
+
+/// Runs `inspect`.
+pub(super) async fn inspect(args: &InspectArgs, global: &Global, registries: &Registries) -> Result<u8> {
+    let location: Location = args.image.parse()?;
+    let from = From::settle(location.clone()).await?;
+    let document = match &location {
+        Location::Registry(reference, _) => {
+            read(&registries.repository(&reference.repository)?, from.target(), args).await
+        }
+        Location::Layout(directory, _) => read(&Layout::open(directory).await?, from.target(), args).await,
+    };
+    let document = document.map_err(|error| error.on(Side::Source))?;
+    match global.output {
+        Format::Json => output::print_json(&document),
+        Format::Text => output::print(&document.table()),
+    }
+    Ok(0)
+}
+
+/// Runs `tags`: a line each as they come, page by page; or one JSON document.
+pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registries) -> Result<u8> {
+    let listed = match args.repository.strip_prefix("oci:") {
+        Some(directory) => list(&Layout::open(directory.as_ref()).await?, global).await,
+        None => {
+            let repository: Repository = args.repository.parse()?;
+            list(&registries.repository(&repository)?, global).await
+        }
+    };
+    listed.map_err(|error| error.on(Side::Source)).map(|()| 0)
+}
+
+async fn list<S: Source>(source: &S, global: &Global) -> Result<()> {
+    let mut all: Vec<String> = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = source.tags(after.as_deref()).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.clone());
+        match global.output {
+            Format::Text => output::print(&page.iter().fold(String::new(), |text, tag| text + tag + "\n")),
+            Format::Json => all.extend(page),
+        }
+    }
+    if global.output == Format::Json {
+        output::print_json(&serde_json::json!({ "schema": 1, "tags": all }));
+    }
+    Ok(())
+}
+
+async fn read<S: Source>(source: &S, target: &Target, args: &InspectArgs) -> Result<Document> {
+    let root = source.manifest(target).await.map_err(|error| match error.kind() {
+        Kind::NotFound => error.hint("transload tags REPOSITORY lists what there is"),
+        _ => error,
+    })?;
+    let wanted = |child: &Descriptor| {
+        args.platform.is_empty()
+            || child.platform.as_ref().is_some_and(|offered| args.platform.iter().any(|p| p.accepts(offered)))
+    };
+    let children: Vec<Descriptor> = root.contents().manifests.iter().filter(|child| wanted(child)).cloned().collect();
+    if root.is_index() && children.is_empty() && !args.platform.is_empty() {
+        return Err(Error::new(Kind::NotFound, "the image has none of the wanted platforms")
+            .hint("leave out --platform to see those it has"));
+    }
+    let manifests = stream::iter(children).map(|child| look(source, child)).buffered(AT_ONCE).try_collect().await?;
+    let referrers = if args.referrers { Some(source.referrers(&root.digest()).await?) } else { None };
+    Ok(Document { schema: 1, reference: args.image.clone(), root: Shown::of(&root, None), manifests, referrers })
+}
+
+/// A child, with its layers if it's an image. Attestations aren't read: that would cost pulls.
+async fn look<S: Source>(source: &S, child: Descriptor) -> Result<Shown> {
+    let is_image = child.platform.as_ref().is_none_or(|platform| !platform.is_unknown());
+    if !is_image || child.media_type.is_index() {
+        return Ok(Shown {
+            digest: child.digest.to_string(),
+            media_type: child.media_type.0,
+            size: child.size,
+            platform: child.platform.map(|platform| platform.to_string()),
+            artifact_type: child.artifact_type,
+            annotations: child.annotations,
+            subject: None,
+            blobs: None,
+        });
+    }
+    let manifest = source.manifest(&Target::Digest(child.digest)).await?;
+    Ok(Shown::of(&manifest, child.platform))
+}
+
+impl Shown {
+    fn of(manifest: &Manifest, platform: Option<Platform>) -> Self {
+        let contents = manifest.contents();
+        Self {
+            digest: manifest.digest().to_string(),
+            media_type: manifest.descriptor().media_type.0.clone(),
+            size: manifest.descriptor().size,
+            platform: platform.map(|platform| platform.to_string()),
+            artifact_type: contents.artifact_type.clone().filter(|_| platform_less(manifest)),
+            annotations: contents.annotations.clone(),
+            subject: contents.subject.as_ref().map(|subject| subject.digest.to_string()),
+            blobs: (!manifest.is_index()).then(|| contents.blobs.clone()),
+        }
+    }
+
+    fn rows(&self, table: &mut String, indent: &str) {
+        let Some(blobs) = &self.blobs else { return };
+        for (at, blob) in blobs.iter().enumerate() {
+            let what = if at == 0 { "config" } else { "layer" };
+            let _ = writeln!(
+                table,
+                "{indent}{what:<7} {} {:>10}  {}",
+                blob.digest,
+                output::bytes(blob.size),
+                blob.media_type
+            );
+        }
+    }
+
+    fn total(&self) -> String {
+        let blobs = self.blobs.as_ref().map(|blobs| blobs.iter().map(|blob| blob.size).sum());
+        blobs
+            .map(|total| {
+                format!(
+                    ", {} in {}",
+                    output::bytes(total),
+                    output::count(self.blobs.as_ref().map_or(0, Vec::len), "blob")
+                )
+            })
+            .unwrap_or_default()
+    }
+}
+
+impl Document {
+    fn table(&self) -> String {
+        let mut table = String::new();
+        let _ = writeln!(table, "{}", self.reference);
+        let _ = writeln!(table, "digest  {}\ntype    {}{}", self.root.digest, self.root.media_type, self.root.total());
+        if let Some(kind) = &self.root.artifact_type {
+            let _ = writeln!(table, "kind    {kind}");
+        }
+        if let Some(subject) = &self.root.subject {
+            let _ = writeln!(table, "subject {subject}");
+        }
+        for (key, value) in &self.root.annotations {
+            let _ = writeln!(table, "note    {key}={value}");
+        }
+        self.root.rows(&mut table, "");
+        for child in &self.manifests {
+            let platform = child.platform.as_deref().unwrap_or("no platform");
+            let name = if platform == "unknown/unknown" { "attestation" } else { platform };
+            let _ = writeln!(table, "\n{name}\n  digest  {}{}", child.digest, child.total());
+            child.rows(&mut table, "  ");
+        }
+        for (at, referrer) in self.referrers.iter().flatten().enumerate() {
+            let kind = referrer.artifact_type.as_deref().unwrap_or("unknown kind");
+            let _ = writeln!(table, "{}referrer {} {kind}", if at == 0 { "\n" } else { "" }, referrer.digest);
+        }
+        if self.referrers.as_ref().is_some_and(Vec::is_empty) {
+            table += "\nno referrers\n";
+        }
+        table
+    }
+}
+
+/// An image's config type says nothing about its kind; an artifact's does.
+fn platform_less(manifest: &Manifest) -> bool {
+    let kind = manifest.contents().artifact_type.as_deref().unwrap_or_default();
+    !kind.ends_with("image.config.v1+json") && !kind.ends_with("container.image.v1+json")
+}
+
+/// Manifests that are read at once.
+const AT_ONCE: usize = 8;
