@@ -56,9 +56,6 @@ pub(super) struct Args {
     /// Upload in chunks of this size, such as 16MiB (ACR: always; others: one request a blob)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(super) chunk_size: Option<u64>,
-    /// Where to, if SRC alone is given
-    #[arg(long, value_name = "REGISTRY", env = "TRANSLOAD_REGISTRY", hide = true)]
-    to: Option<String>,
 }
 
 /// The document that `--output json` prints. The README describes it.
@@ -82,23 +79,15 @@ struct Entry {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Ended {
-    Done(Box<Report>),
-    Planned {
+    Done {
         status: &'static str,
         #[serde(flatten)]
-        report: Box<Planned>,
+        report: Box<Report>,
     },
     Failed {
         status: &'static str,
         error: Failure,
     },
-}
-
-/// A report without its own status.
-#[derive(Serialize)]
-struct Planned {
-    #[serde(flatten)]
-    report: serde_json::Value,
 }
 
 #[derive(Serialize)]
@@ -145,6 +134,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     let options = args.options();
     let mut told = Told {
         text: global.output == Format::Text && !global.quiet,
+        several: args.all_tags || goals.len() > 1,
         bars: bars.clone(),
         entries: Vec::new(),
         summary: Summary::default(),
@@ -212,6 +202,8 @@ fn finish(told: Told, first_error: Option<Error>, global: &Global, registries: &
 /// What was told so far.
 struct Told {
     text: bool,
+    /// Whether each image's error is told by itself; a single one's is the program's.
+    several: bool,
     bars: Option<Arc<Bars>>,
     entries: Vec<Entry>,
     summary: Summary,
@@ -221,39 +213,31 @@ impl Told {
     /// Tells how an image ended, and returns its error.
     fn add(&mut self, image: &Image, result: Result<Report>, dry_run: bool) -> Option<Error> {
         let (source, destination) = (image.source(), image.destination());
-        let (result, line, error) = match result {
+        let (result, error) = match result {
             Ok(report) => {
                 self.summary.add(&report, dry_run);
-                let line = describe(&source, &destination, &report, dry_run);
-                let ended = if dry_run && report.status == Status::Copied {
-                    let report = serde_json::to_value(&report).unwrap_or_default();
-                    Ended::Planned { status: "planned", report: Box::new(Planned { report: without_status(report) }) }
-                } else {
-                    Ended::Done(Box::new(report))
-                };
-                (ended, line, None)
+                self.tell(|| output::print(&format!("{}\n", describe(&source, &destination, &report, dry_run))));
+                (Ended::done(report, dry_run), None)
             }
             Err(error) => {
                 self.summary.failed += 1;
-                (Ended::failed(&error), format!("failed: {source}: {error}"), Some(error))
+                if self.several {
+                    self.tell(|| output::failure(&format!("{source} to {destination}"), &error));
+                }
+                (Ended::failed(&error), Some(error))
             }
         };
-        if self.text {
-            match &self.bars {
-                Some(bars) => bars.suspend(|| output::print(&format!("{line}\n"))),
-                None => output::print(&format!("{line}\n")),
-            }
-        }
         self.entries.push(Entry { source, destination, result });
         error
     }
-}
 
-fn without_status(mut report: serde_json::Value) -> serde_json::Value {
-    if let Some(fields) = report.as_object_mut() {
-        fields.remove("status");
+    fn tell(&self, print: impl FnOnce()) {
+        match (&self.bars, self.text) {
+            (Some(bars), true) => bars.suspend(print),
+            (None, true) => print(),
+            (_, false) => {}
+        }
     }
-    report
 }
 
 fn describe(source: &str, destination: &str, report: &Report, dry_run: bool) -> String {
@@ -284,15 +268,21 @@ fn describe(source: &str, destination: &str, report: &Report, dry_run: bool) -> 
     if report.referrers > 0 {
         parts.push(output::count(report.referrers, "referrer"));
     }
-    format!(
-        "{verb}: {source} to {destination}{digest}: {}; {} to move",
-        parts.join(", "),
-        output::bytes(report.bytes_moved)
-    )
-    .replace(" to move", if dry_run { " to move" } else { " moved" })
+    let moved = if dry_run { "to move" } else { "moved" };
+    let bytes = output::bytes(report.bytes_moved);
+    format!("{verb}: {source} to {destination}{digest}: {}; {bytes} {moved}", parts.join(", "))
 }
 
 impl Ended {
+    fn done(report: Report, dry_run: bool) -> Self {
+        let status = match report.status {
+            Status::Unchanged => "unchanged",
+            Status::Copied if dry_run => "planned",
+            Status::Copied => "copied",
+        };
+        Self::Done { status, report: Box::new(report) }
+    }
+
     fn failed(error: &Error) -> Self {
         Self::Failed {
             status: "failed",
@@ -348,14 +338,13 @@ impl Summary {
 
 impl Args {
     fn ends(&self) -> Result<(Location, BTreeSet<Goal>)> {
-        let (source, goals) = match (&self.images[..], &self.to) {
-            ([source], Some(to)) => (source, std::slice::from_ref(to)),
-            ([_], None) => {
+        let (source, goals) = match &self.images[..] {
+            [_] => {
                 return Err(Error::new(Kind::Usage, "there is no destination")
                     .hint("name one behind the source: transload copy hello-world myregistry.azurecr.io"));
             }
-            ([source, goals @ ..], _) => (source, goals),
-            ([], _) => return Err(Error::new(Kind::Usage, "there is nothing to copy")),
+            [source, goals @ ..] => (source, goals),
+            [] => return Err(Error::new(Kind::Usage, "there is nothing to copy")),
         };
         let source: Location = source.parse()?;
         let goals = goals.iter().map(|goal| goal.parse()).collect::<Result<BTreeSet<Goal>>>()?;

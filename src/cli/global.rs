@@ -50,8 +50,10 @@ pub(super) enum Format {
 
 impl Global {
     /// The registries of this run, by these flags and the environment.
-    pub(super) fn registries(&self) -> Result<Registries> {
-        Ok(Registries::new(self.options()?))
+    ///
+    /// `chunk_size` is that of uploads, in bytes, where a command has one.
+    pub(super) fn registries(&self, chunk_size: Option<u64>) -> Result<Registries> {
+        Ok(Registries::new(Options { chunk_size, ..self.options()? }))
     }
 
     /// Where credentials are kept and looked for.

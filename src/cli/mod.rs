@@ -69,7 +69,11 @@ pub fn command() -> clap::Command {
 }
 
 async fn until_interrupted(cli: &Cli) -> Result<u8> {
-    let registries = cli.global.registries()?;
+    let chunk_size = match &cli.command {
+        Command::Copy(args) => args.chunk_size,
+        _ => None,
+    };
+    let registries = cli.global.registries(chunk_size)?;
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,

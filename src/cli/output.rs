@@ -23,6 +23,12 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Prints the error of one image among several.
+pub(super) fn failure(image: &str, error: &Error) {
+    let hint = error.hint_text().map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
+    note(&format!("failed: {image}: {error}{hint}"));
+}
+
 /// Prints an error, and what to do about it.
 pub(super) fn error(error: &Error) {
     note(&format!("error: {error}"));

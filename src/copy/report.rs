@@ -11,6 +11,7 @@ use crate::descriptor::{Descriptor, Digest};
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     /// What it came to.
+    #[serde(skip)]
     pub status: Status,
     /// The digest of the root manifest.
     pub digest: Option<Digest>,
@@ -41,8 +42,7 @@ pub struct Report {
 }
 
 /// How a copy ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Status {
     /// Written to the destination.
     #[default]
