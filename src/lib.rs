@@ -1,5 +1,6 @@
 //! transload: images from registry to registry, streamed, verified, in one step.
 
+pub mod cli;
 pub mod content;
 pub mod credentials;
 pub mod descriptor;
