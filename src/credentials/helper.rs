@@ -231,8 +231,11 @@ esac"#,
             let error = find(&helpers, name, "a.io").await.expect_err("not a name");
             assert_eq!(error.kind(), Kind::Refused, "{name:?}: {error}");
         }
-        let relative = Helpers::new(Some("bin:.:".into()));
-        assert!(find(&relative, "x", "a.io").await.is_err());
+        // From wherever this test is run up to the root, and down again.
+        let up: PathBuf = std::env::current_dir().expect("a directory").components().skip(1).map(|_| "..").collect();
+        let bin = up.join(scratch.path("bin").strip_prefix("/").expect("an absolute path"));
+        assert!(bin.join("docker-credential-x").exists());
+        assert!(find(&Helpers::new(Some(bin.into())), "x", "a.io").await.is_err(), "a relative directory");
     }
 
     #[tokio::test]
@@ -246,6 +249,24 @@ esac"#,
         assert!(error.to_string().contains("gave no answer") && !error.is_transient(), "{error}");
         let pid = scratch.read("pid");
         assert!(!pid.is_empty() && !Path::new("/proc").join(pid.trim()).exists(), "still running: {pid}");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_not_waited_for_is_killed() {
+        let scratch = Scratch::new();
+        scratch.helper("x", r#"echo $$ > "$HERE/pid"; exec sleep 600"#);
+        let helpers = helpers(&scratch);
+        let asked = find(&helpers, "x", "a.io");
+        tokio::time::timeout(Duration::from_millis(500), asked).await.expect_err("it sleeps");
+        let process = Path::new("/proc").join(scratch.read("pid").trim()).join("cmdline");
+        // A dead one stays, without a command line, until tokio takes notice of it.
+        let alive = || !std::fs::read(&process).unwrap_or_default().is_empty();
+        for _ in 0..100 {
+            if alive() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        assert!(!scratch.read("pid").is_empty() && !alive());
     }
 
     #[tokio::test]
