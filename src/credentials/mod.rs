@@ -408,6 +408,8 @@ esac"#,
     #[tokio::test]
     async fn given_by_the_caller() {
         let credentials = Credentials::fixed("a.io", Credential::basic("u", "p")).expect("a registry");
+        fn check<T: Send>(_: T) {}
+        check(credentials.find(&repository("a.io/x")));
         assert!(credentials.find(&repository("a.io/x")).await.expect("nothing wrong").is_some());
         assert!(credentials.find(&repository("a.io:80/x")).await.expect("nothing wrong").is_none());
         assert!(Credentials::anonymous().find(&repository("a.io/x")).await.expect("nothing wrong").is_none());

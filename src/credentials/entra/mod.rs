@@ -8,9 +8,9 @@
 //! Why not Microsoft's `azure_identity` 1.0, which does the same? It takes no other address than its
 //! own for the metadata service, and no `http://127.0.0.1` as authority, so a test of the program
 //! can't stand in for Azure. Outside Azure it asks the metadata service for up to 72 seconds; its
-//! Azure CLI has no time limit, and is run through `/bin/sh`, with the tenant in the command line.
-//! Without its `reqwest` feature it has no HTTP client at all; with it, a client whose certificates
-//! and proxies aren't ours. And it brings 30 of 187 crates. The four requests here are
+//! Azure CLI has no time limit, and is run through `/bin/sh`. It reads the environment by itself.
+//! Its HTTP client comes with a feature of its own, which brings certificates and proxies that
+//! aren't ours. And it brings 30 of 187 crates. The four requests here are
 //! documented protocols:
 //!
 //! - <https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow>
@@ -361,6 +361,15 @@ mod tests {
             authority_host: Some(authority.into()),
             ..EntraSettings::default()
         }
+    }
+
+    #[test]
+    fn tokens_can_be_got_by_any_thread() {
+        fn check<T: Send + Sync>(_: &T) {}
+        let entra = entra(EntraSettings::default()).expect("settings");
+        check(&entra);
+        fn check_future<T: Send>(_: T) {}
+        check_future(entra.token());
     }
 
     #[tokio::test]
