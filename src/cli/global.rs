@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use crate::credentials::{Credentials, Settings};
+use crate::credentials::entra::EntraSettings;
+use crate::credentials::{Credential, Credentials, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::registry::{Options, Registries};
 
@@ -56,6 +57,12 @@ impl Global {
         Ok(Registries::new(Options { chunk_size, ..self.options()? }))
     }
 
+    /// The registries with one credential for one of them, to try it.
+    pub(super) fn registries_as(&self, registry: &str, credential: &Credential) -> Result<Registries> {
+        let credentials = Credentials::fixed(registry, credential.clone())?;
+        Ok(Registries::new(Options { credentials, entra: None, ..self.options()? }))
+    }
+
     /// Where credentials are kept and looked for.
     pub(super) fn settings(&self) -> Result<Settings> {
         let mut settings = Settings::from_environment(std::env::vars_os())?;
@@ -72,7 +79,7 @@ impl Global {
         }
         Ok(Options {
             credentials: Credentials::load(&self.settings()?)?,
-            entra: None,
+            entra: Some(EntraSettings::from_environment(std::env::vars_os())),
             insecure: self.insecure_registry.clone(),
             ca,
             resolve: Arc::new(self.resolve.iter().cloned().collect()),

@@ -115,6 +115,13 @@ impl Registry {
         self.quota.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// An ACR refresh token for the Entra identity.
+    pub(super) async fn exchanged(&self) -> Result<crate::credentials::Secret> {
+        let base = self.base().await?;
+        let token = self.auth.exchange(self, base, self.auth.service().as_deref()).await?;
+        token.ok_or_else(|| Error::new(Kind::Unauthorized, "there is no Azure identity here"))
+    }
+
     /// The URL of `path` (which begins with `/v2/`) at this registry.
     pub(super) async fn url(&self, path: &str) -> Result<Url> {
         let base = self.base().await?;
