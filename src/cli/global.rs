@@ -30,7 +30,7 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = GLOBAL)]
     pub(super) insecure_registry: Vec<String>,
     /// Connect to this address for a host, whatever DNS says (repeatable)
-    #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", value_parser = parse_resolve, help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", env = "TRANSLOAD_RESOLVE", value_delimiter = ',', value_parser = parse_resolve, help_heading = GLOBAL)]
     pub(super) resolve: Vec<(String, SocketAddr)>,
     /// Let this host of another site issue tokens for the credentials of a registry (repeatable)
     #[arg(long, global = true, value_name = "HOST", help_heading = GLOBAL)]

@@ -97,6 +97,8 @@ impl Engine {
     ) -> Result<Report> {
         let begun = Instant::now();
         let mut report = Report::default();
+        // The index that a flattened image was found in is read, not copied.
+        report.pulls = usize::from(options.flatten);
         let root = self.root(source, target, destination, at, options).await?;
         let graph = match root {
             Root::Same(descriptor) => {
