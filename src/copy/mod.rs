@@ -96,9 +96,8 @@ impl Engine {
         options: &Options,
     ) -> Result<Report> {
         let begun = Instant::now();
-        let mut report = Report::default();
         // The index that a flattened image was found in is read, not copied.
-        report.pulls = usize::from(options.flatten);
+        let mut report = Report { pulls: usize::from(options.flatten), ..Report::default() };
         let root = self.root(source, target, destination, at, options).await?;
         let graph = match root {
             Root::Same(descriptor) => {
