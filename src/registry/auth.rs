@@ -223,13 +223,18 @@ impl Auth {
         let response = match credential {
             Some(Credential::Bearer(token)) => return Ok(Token { value: token, renew: Instant::now() + FOREVER }),
             Some(Credential::RefreshToken(token)) => {
-                let form = form(
-                    scope,
-                    service,
-                    &[("grant_type", "refresh_token"), ("refresh_token", token.reveal())],
-                    is_acr(&registry.name),
-                );
-                post(registry, realm, form).await?
+                let response = refresh(registry, scope, &realm, service, &token).await?;
+                let refused = matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED);
+                // A login by `az acr login` or `--azure` lasts three hours; the identity itself goes on.
+                let identity = if refused && is_acr(&registry.name) {
+                    self.identity(registry, &base, Some(service)).await?
+                } else {
+                    None
+                };
+                match identity.filter(|identity| *identity != token) {
+                    Some(identity) => refresh(registry, scope, &realm, service, &identity).await?,
+                    None => response,
+                }
             }
             other => {
                 let basic_header = match &other {
@@ -389,6 +394,11 @@ fn encode(pairs: &[(&str, &str)]) -> String {
     let mut url = Url::parse("form:/").unwrap_or_else(|_| unreachable!("a constant URL"));
     url.query_pairs_mut().extend_pairs(pairs);
     url.query().unwrap_or_default().to_owned()
+}
+
+async fn refresh(registry: &Registry, scope: &Scope, realm: &Url, service: &str, token: &Secret) -> Result<Response> {
+    let grant = [("grant_type", "refresh_token"), ("refresh_token", token.reveal())];
+    post(registry, realm.clone(), form(scope, service, &grant, is_acr(&registry.name))).await
 }
 
 async fn post(registry: &Registry, url: Url, form: String) -> Result<Response> {
