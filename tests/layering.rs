@@ -1,1 +1,3 @@
+//! Another's.
 
+fn main() {}

@@ -226,6 +226,9 @@ async fn found_is_what_is_whole() {
     store(&layout, b"1").await;
     assert!(found(&Target::Digest(one.digest())).await);
     assert!(found(&tag("v1")).await, "sparse, but what is there is whole");
+    std::fs::write(dir.blob(&Digest::of(b"1")), b"").expect("written");
+    assert!(!found(&tag("v1")).await, "a layer was truncated");
+    store(&layout, b"1").await;
     put(&layout, &two, None).await;
     assert!(!found(&tag("v1")).await, "the second child came without its layer");
 }
