@@ -182,7 +182,14 @@ fn skopeo_pushes_lists_and_pulls() {
     let raw = |name: &str| good(&skopeo(&["inspect", "--raw", "--tls-verify=false", &serve.image(name)]));
     assert_eq!(format!("sha256:{}", sha256(raw("team/app:v1").as_bytes())), root(&dir.at("source")));
     assert!(raw("other:docker").contains("vnd.docker.distribution.manifest.v2+json"));
-    assert!(serve.ask("GET /v2/_catalog").ends_with(r#"{"repositories":["other","team/app"]}"#));
+    // Asked as a mirror of one of two registries that have the same name.
+    good(&copy(&["--all"], &source, &serve.image("docker.io/team/twin:v1")));
+    good(&copy(&["--format", "v2s2"], &source, &serve.image("ghcr.io/team/twin:v1")));
+    for (ns, kind) in [("docker.io", "oci.image.index"), ("ghcr.io", "docker.distribution.manifest.v2")] {
+        let answer = serve.ask(&format!("GET /v2/team/twin/manifests/v1?ns={ns}"));
+        assert!(answer.contains(kind), "{ns}: {answer}");
+    }
+    assert!(serve.ask("GET /v2/_catalog?last=l").ends_with(r#"{"repositories":["other","team/app"]}"#));
 
     good(&copy(&["--all"], &serve.image("team/app:v2"), &format!("{}:back", dir.oci("back"))));
     assert_eq!(blobs(&dir.at("back")), blobs(&dir.at("source")));
