@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::index::Index;
-use super::partial::{Temp, is_temporary};
+use super::partial::{Temp, is_temporary, sync_dir};
 use crate::error::{Error, Kind, Result};
 
 /// Checks that `dir` is a layout of a version that is known.
@@ -55,7 +55,12 @@ pub(super) fn make(dir: &Path) -> Result<()> {
         temp.name_once(&mark)?;
     }
     check(dir)?;
-    fs::create_dir_all(dir.join("blobs")).map_err(|error| failed(&error))?;
+    let blobs = dir.join("blobs");
+    if !blobs.join("sha256").exists() {
+        fs::create_dir_all(blobs.join("sha256")).map_err(|error| failed(&error))?;
+        sync_dir(&blobs)?;
+        sync_dir(dir)?;
+    }
     let _held = hold(dir)?;
     let index = dir.join("index.json");
     if !index.exists() {

@@ -95,6 +95,11 @@ impl Layout {
         }
     }
 
+    /// The manifest, verified; `None` if it isn't there.
+    pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
+        self.store.manifest(&self.scope, target).await
+    }
+
     /// Up to `most` tags behind `after`, in the order of their bytes.
     pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<String>> {
         self.store.tags(&self.scope, after, most).await
@@ -108,11 +113,11 @@ impl Layout {
 
 impl Source for Layout {
     async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
-        Ok(self.store.manifest(&self.scope, target).await?.map(|manifest| manifest.descriptor().clone()))
+        Ok(self.lookup(target).await?.map(|manifest| manifest.descriptor().clone()))
     }
 
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
-        match self.store.manifest(&self.scope, target).await? {
+        match self.lookup(target).await? {
             Some(manifest) => Ok(manifest),
             None => Err(self.missing(target).await),
         }

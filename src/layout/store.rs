@@ -126,8 +126,15 @@ impl Store {
     pub(super) async fn find_whole(&self, scope: &Scope, target: &Target) -> Result<Option<Descriptor>> {
         let (scope, target) = (scope.clone(), target.clone());
         self.work(move |store| {
-            let Some(manifest) = store.manifest_now(&scope, &target)? else { return Ok(None) };
-            Ok(store.is_whole(&manifest, MAX_DEPTH)?.then(|| manifest.descriptor().clone()))
+            let found = store.manifest_now(&scope, &target).and_then(|found| match found {
+                Some(manifest) if store.is_whole(&manifest, MAX_DEPTH)? => Ok(Some(manifest.descriptor().clone())),
+                _ => Ok(None),
+            });
+            match found {
+                // What is broken isn't whole.
+                Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Mismatch) => Ok(None),
+                found => found,
+            }
         })
         .await
     }
@@ -159,7 +166,8 @@ impl Store {
         let manifest = manifest.clone();
         self.work(move |store| {
             let there = store.stored_now(&manifest.digest())?;
-            if there.is_none_or(|there| there.size() != manifest.descriptor().size) {
+            let there = there.filter(|there| there.size() == manifest.descriptor().size).map(Stored::read_all);
+            if there.transpose()?.is_none_or(|there| there != manifest.bytes()) {
                 let mut temp = Temp::new(store.dir(), None)?;
                 temp.write(std::slice::from_ref(manifest.bytes()))?;
                 temp.rename(&store.blob_path(&manifest.digest()))?;
