@@ -217,7 +217,9 @@ impl Told {
         let (result, error) = match result {
             Ok(report) => {
                 self.summary.add(&report, dry_run);
-                self.tell(|| output::print(&format!("{}\n", describe(&source, &destination, &report, dry_run))));
+                if self.text {
+                    self.tell(|| output::print(&format!("{}\n", describe(&source, &destination, &report, dry_run))));
+                }
                 (Ended::done(report, dry_run), None)
             }
             Err(error) => {
@@ -233,10 +235,9 @@ impl Told {
     }
 
     fn tell(&self, print: impl FnOnce()) {
-        match (&self.bars, self.text) {
-            (Some(bars), true) => bars.suspend(print),
-            (None, true) => print(),
-            (_, false) => {}
+        match &self.bars {
+            Some(bars) => bars.suspend(print),
+            None => print(),
         }
     }
 }
@@ -253,11 +254,8 @@ fn describe(source: &str, destination: &str, report: &Report, dry_run: bool) -> 
     }
     let verb = if dry_run { "would copy" } else { "copied" };
     let mut parts = vec![output::count(report.manifests, "manifest")];
-    let blobs = [
-        (report.uploaded, if dry_run { "to send" } else { "sent" }),
-        (report.mounted, "mounted"),
-        (report.present, "there already"),
-    ];
+    let (sent, mounted) = if dry_run { ("to send", "to mount") } else { ("sent", "mounted") };
+    let blobs = [(report.uploaded, sent), (report.mounted, mounted), (report.present, "there already")];
     parts.extend(
         blobs
             .iter()

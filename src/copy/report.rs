@@ -92,10 +92,11 @@ pub struct Silent;
 impl Observer for Silent {}
 
 impl Report {
-    pub(super) fn unchanged(&mut self, root: &Descriptor) {
+    pub(super) fn unchanged(&mut self, root: &Descriptor, graph: &Graph) {
         self.status = Status::Unchanged;
         self.digest = Some(root.digest);
-        self.manifests_present = 1;
+        self.platforms = graph.platforms.iter().map(ToString::to_string).collect();
+        self.manifests_present = graph.manifests.len() + graph.present.len();
     }
 
     pub(super) fn planned(&mut self, graph: &Graph, plan: &Plan) {

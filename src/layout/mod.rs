@@ -73,6 +73,14 @@ impl Layout {
         Ok(Store::create(dir).await?.whole())
     }
 
+    /// The layout that [`Layout::create`] would find or make in `dir`, to be read only: for a dry run.
+    ///
+    /// # Errors
+    /// As [`Layout::create`], as far as can be seen without writing.
+    pub async fn planned(dir: &Path) -> Result<Self> {
+        Ok(Store::planned(dir).await?.whole())
+    }
+
     pub(crate) fn new(store: Store, scope: Scope) -> Self {
         // Not the name of any registry, so that nothing is mounted across, and the same for all
         // repositories of the directory, so that within it everything is.

@@ -179,14 +179,14 @@ impl Registry {
     /// Makes the call once: signs it, answers one challenge, follows redirects.
     pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
         let doing = std::mem::take(&mut call.doing);
-        let scope = call.scope;
+        let (method, scope) = (call.method.clone(), call.scope);
         let sent = self.signed(call).await;
         let response = sent.map_err(|error| error.doing(doing.clone()))?;
         if response.status().is_success() {
             self.limiter.went_well();
             return Ok(response);
         }
-        let error = answer::error(response, &self.name, scope, self.auth.username().as_deref()).await;
+        let error = answer::error(response, &self.name, &method, scope, self.auth.username().as_deref()).await;
         Err(error.doing(doing))
     }
 
