@@ -1,4 +1,5 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
+mod fixtures;
 mod support;
 mod support_test;
