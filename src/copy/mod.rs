@@ -274,6 +274,6 @@ fn absent(target: &Target) -> Error {
 /// Blobs up to this many bytes cost round trips rather than bandwidth or memory.
 const SMALL: u64 = 512 << 10;
 /// So many of them run beside each large one's place.
-const SMALL_FOR_LARGE: usize = 4;
+const SMALL_FOR_LARGE: usize = 8;
 /// What a blob may be waited for in all, faults and `Retry-After` together.
 const BLOB_PATIENCE: Duration = Duration::from_secs(30 * 60);

@@ -1,3 +1,5 @@
-//! `transload demo`: look-alikes of Docker Hub and Azure Container Registry in the process.
+//! `transload demo`: look-alikes of Docker Hub and Azure Container Registry, and the images that
+//! they hold. The command itself, which wires them up, is in `cli::demo`.
 
+pub mod fixtures;
 pub mod persona;

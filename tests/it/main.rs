@@ -1,6 +1,7 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
 mod copy_plain;
+mod fixtures;
 mod serve;
 mod support;
 mod support_test;

@@ -56,15 +56,20 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One file named by the seed, and the two empty blocks at the end.
+/// One file named by the seed.
 fn tar(seed: u64, size: usize) -> Vec<u8> {
+    tar_of(&format!("noise-{seed}"), &noise(seed, size))
+}
+
+/// A tar file of one file, and the two empty blocks at the end.
+pub fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
     let mut header = [0_u8; 512];
     let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, &format!("noise-{seed}"));
+    put(0, name);
     put(100, "0000644\0");
     put(108, "0000000\0");
     put(116, "0000000\0");
-    put(124, &format!("{size:011o}\0"));
+    put(124, &format!("{:011o}\0", content.len()));
     put(136, "00000000000\0");
     put(148, "        ");
     put(156, "0");
@@ -72,8 +77,8 @@ fn tar(seed: u64, size: usize) -> Vec<u8> {
     let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let mut tar = header.to_vec();
-    tar.extend(noise(seed, size));
-    tar.resize(tar.len() + 1024, 0);
+    tar.extend(content);
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
     tar
 }
 
