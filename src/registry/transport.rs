@@ -4,7 +4,7 @@
 //! registry's own origin only, and not every address may be followed (see [`super::address`]).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ pub struct Registry {
     policy: OnceCell<Policy>,
     auth: Auth,
     limiter: Arc<Limiter>,
-    /// Learned: large single requests are refused here.
-    pub(super) wants_chunks: AtomicBool,
+    /// Learned: bodies of uploads that are larger (in bytes) are refused here.
+    pub(super) largest_body: AtomicU64,
     pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
     pub(super) next_session: AtomicU64,
     requests: AtomicU64,
@@ -96,7 +96,7 @@ impl Registry {
             policy: OnceCell::new(),
             auth: Auth::new(),
             limiter: Limiter::new(options.concurrency),
-            wants_chunks: AtomicBool::new(super::azure::is_acr(name)),
+            largest_body: AtomicU64::new(u64::MAX),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -287,9 +287,11 @@ impl Registry {
         let sent = if streamed {
             sending.await
         } else {
+            // What is written is also checked and stored before the answer comes.
+            let patience = if method == Method::PUT { COMMIT_TIMEOUT } else { HEAD_TIMEOUT };
             let late =
-                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, HEAD_TIMEOUT.as_secs()));
-            tokio::time::timeout(HEAD_TIMEOUT, sending).await.map_err(|_| late())?
+                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
+            tokio::time::timeout(patience, sending).await.map_err(|_| late())?
         };
         let response: Response = sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
         tracing::debug!("{shown}: {}", response.status().as_u16());
@@ -355,5 +357,7 @@ pub fn is_loopback(host: &str) -> bool {
 
 /// How long a registry may take to begin its answer, or to end a small one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take to answer when it has all of a blob: it hashes and stores the blob meanwhile.
+pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_REDIRECTS: u32 = 5;

@@ -1,5 +1,6 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
+mod copy_acr;
 mod copy_plain;
 mod fixtures;
 mod serve;
