@@ -293,12 +293,7 @@ impl Registry {
     fn learn(&self, response: &Response) {
         if let Some(quota) = PullQuota::from_headers(response.headers()) {
             let mut known = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
-            // Answers overtake each other: a number that is only a little higher is an older one.
-            let overtaken = |old: &PullQuota| {
-                let ahead = quota.remaining.saturating_sub(old.remaining);
-                ahead > 0 && ahead <= self.options.concurrency as u64
-            };
-            if !known.as_ref().is_some_and(overtaken) {
+            if known.as_ref().is_none_or(|old| quota.replaces(old, self.options.concurrency)) {
                 *known = Some(quota);
             }
         }

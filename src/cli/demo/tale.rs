@@ -124,3 +124,23 @@ impl Tale {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn one_comparison_that_fails_fails_all() {
+        let cli = Cli::try_parse_from(["transload", "demo", "--quiet"]).expect("a command line");
+        let mut tale = Tale::new(&cli.global);
+        tale.step("A step", "transload demo");
+        tale.check(true, "this held");
+        assert!(tale.held());
+        tale.check(false, "this did not");
+        tale.check(true, "this held again");
+        assert!(!tale.held());
+    }
+}
