@@ -4,6 +4,7 @@
 //! Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.
 
 mod copy;
+mod demo;
 mod global;
 mod image;
 mod inspect;
@@ -38,6 +39,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
+    Demo(demo::Args),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
 }
@@ -51,7 +53,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    progress::init_logs(&cli.global);
+    // The demo makes trouble on purpose; warnings of it would only frighten.
+    let calm = matches!(cli.command, Command::Demo(_));
+    progress::init_logs(&cli.global, calm);
     match runtime().and_then(|runtime| {
         let code = runtime.block_on(until_interrupted(&cli));
         // A file operation or name look-up that hangs must not keep the program.
@@ -72,6 +76,13 @@ pub fn command() -> clap::Command {
 }
 
 async fn until_interrupted(cli: &Cli) -> Result<u8> {
+    if let Command::Demo(args) = &cli.command {
+        // Before the user's credentials are read: a broken file of theirs is nothing to it.
+        return tokio::select! {
+            result = Box::pin(demo::run(args, &cli.global)) => result,
+            signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
+        };
+    }
     let chunk_size = match &cli.command {
         Command::Copy(args) => args.chunk_size,
         _ => None,
@@ -101,6 +112,8 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
+            // Run above.
+            Command::Demo(_) => Ok(0),
         }
     };
     let drains = matches!(cli.command, Command::Serve(_));

@@ -84,10 +84,12 @@ impl Observer for Bars {
     }
 }
 
-/// Logs go to stderr: warnings, more by `--verbose`, or what `TRANSLOAD_LOG` says.
-pub(super) fn init_logs(global: &Global) {
+/// Logs go to stderr: warnings (errors only if `calm`), more by `--verbose`, or what
+/// `TRANSLOAD_LOG` says.
+pub(super) fn init_logs(global: &Global, calm: bool) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
+        (_, 0) if calm => "error",
         (_, 0) => "warn",
         (_, 1) => "transload=info",
         _ => "transload=debug",

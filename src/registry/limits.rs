@@ -124,6 +124,13 @@ impl PullQuota {
             source: text("docker-ratelimit-source").map(str::to_owned),
         })
     }
+
+    /// Whether this is newer than `old`. Of requests made `at_once`, answers overtake each other: a
+    /// number that is only a little higher was told earlier.
+    pub(super) fn replaces(&self, old: &Self, at_once: usize) -> bool {
+        let more = self.remaining.saturating_sub(old.remaining);
+        more == 0 || more > at_once as u64
+    }
 }
 
 /// `Retry-After`: seconds or a date (RFC 9110 §10.2.3).
@@ -178,5 +185,13 @@ mod tests {
         assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
         headers.insert("retry-after", http::HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT"));
         assert_eq!(retry_after(&headers), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_is_not_news() {
+        let quota = |remaining| PullQuota { limit: 100, remaining, window: 21600, source: None };
+        assert!(quota(92).replaces(&quota(93), 32) && quota(93).replaces(&quota(93), 32));
+        assert!(!quota(94).replaces(&quota(93), 32));
+        assert!(quota(100).replaces(&quota(3), 32), "a new window");
     }
 }

@@ -301,7 +301,10 @@ impl Registry {
 
     fn learn(&self, response: &Response) {
         if let Some(quota) = PullQuota::from_headers(response.headers()) {
-            *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = Some(quota);
+            let mut known = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.as_ref().is_none_or(|old| quota.replaces(old, self.options.concurrency)) {
+                *known = Some(quota);
+            }
         }
         if matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             self.limiter.pushed_back(retry_after(response.headers()));

@@ -2,6 +2,7 @@
 
 mod copy_acr;
 mod copy_plain;
+mod demo;
 mod fixtures;
 mod serve;
 mod support;

@@ -106,10 +106,10 @@ impl Uploads {
                 return Err(wire::errors(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "not supported"));
             }
         };
-        let digest = Form::of_query(head).first("digest").map(|digest| format!("&digest={digest}"));
-        let query = format!("{}{}", session.query, digest.unwrap_or_default());
+        let digest = Form::of_query(head).first("digest").map(|digest| format!("digest={digest}"));
+        let query = [session.query.clone(), digest.unwrap_or_default()];
         let mut forwarded = head.clone();
-        forwarded.uri = uri(&path, &query)?;
+        forwarded.uri = uri(&path, query.join("&").trim_matches('&'))?;
         Ok((forwarded, whole, step))
     }
 
@@ -117,7 +117,9 @@ impl Uploads {
     pub(super) fn settle(&self, mint: &Mint, step: &Step, response: &mut response::Parts) {
         let mut sessions = self.sessions();
         let location = relative(response);
-        let Some((path, query)) = location.as_deref().and_then(|at| at.split_once('?')) else {
+        // What is stored has a Location too, but no session any more.
+        let session = location.as_deref().filter(|_| response.status != StatusCode::CREATED);
+        let Some((path, query)) = session.map(|at| at.split_once('?').unwrap_or((at, ""))) else {
             if let Step::Cancel { path } | Step::Finish { path } = step
                 && response.status.is_success()
             {
