@@ -1,3 +1,1 @@
-//! Another's.
 
-fn main() {}
