@@ -124,6 +124,15 @@ impl PullQuota {
             source: text("docker-ratelimit-source").map(str::to_owned),
         })
     }
+
+    /// Whether an answer that says this was made before one that said `known`: of up to `at_once`
+    /// answers, which overtake each other, the one with the least pulls left is the newest. One that
+    /// says a lot more tells of a new window.
+    pub(super) fn is_older_than(&self, known: &Self, at_once: usize) -> bool {
+        let same = (self.limit, &self.source) == (known.limit, &known.source);
+        let more = self.remaining.saturating_sub(known.remaining);
+        same && more > 0 && more <= at_once as u64
+    }
 }
 
 /// `Retry-After`: seconds or a date (RFC 9110 §10.2.3).
@@ -165,6 +174,15 @@ mod tests {
         limiter.pushed_back(Some(Duration::from_secs(30)));
         let _permit = limiter.acquire().await;
         assert!(begun.elapsed() >= Duration::from_secs(30));
+    }
+
+    #[test]
+    fn answers_that_overtake_each_other_count_down() {
+        let quota = |remaining| PullQuota { limit: 100, remaining, window: 21600, source: None };
+        assert!(quota(12).is_older_than(&quota(10), 32));
+        assert!(!quota(10).is_older_than(&quota(10), 32));
+        assert!(!quota(9).is_older_than(&quota(10), 32));
+        assert!(!quota(100).is_older_than(&quota(10), 32), "a new window");
     }
 
     #[test]
