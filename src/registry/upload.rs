@@ -119,7 +119,7 @@ impl Repo {
                 Payload::Stream(reqwest::Body::wrap(Piece::new(slot, length)?), length)
             };
             let call = Call { method, url, scope: &self.push, headers, body, doing: doing.clone() };
-            let response = watched(slot, &self.registry.name, self.registry.call_once(call)).await?;
+            let response = watched(slot, &self.registry, self.registry.call_once(call)).await?;
             session.at += length;
             if last {
                 return Ok(());
@@ -274,9 +274,22 @@ impl Registry {
         }
     }
 
+    /// Runs what must not stop in its middle, on a task that [`Self::abandon_all`] waits for.
+    pub(super) fn see_through(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        while starting.try_join_next().is_some() {}
+        starting.spawn(task);
+    }
+
     pub(super) async fn abandon_all(&self) {
-        let open: Vec<u64> = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
-        future::join_all(open.into_iter().map(|id| self.abandon(id))).await;
+        let mut starting = std::mem::take(&mut *self.starting.lock().unwrap_or_else(PoisonError::into_inner));
+        loop {
+            let open: Vec<u64> = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+            future::join_all(open.into_iter().map(|id| self.abandon(id))).await;
+            if starting.join_next().await.is_none() {
+                return;
+            }
+        }
     }
 }
 
@@ -304,20 +317,21 @@ fn end_of_range(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Runs `sending`, and stops it where nothing has moved for too long.
-async fn watched<T>(slot: &Slot, registry: &str, sending: impl Future<Output = Result<T>>) -> Result<T> {
+async fn watched<T>(slot: &Slot, registry: &Registry, sending: impl Future<Output = Result<T>>) -> Result<T> {
+    let idle = registry.options.idle;
     let stalled = async {
         let mut last = (slot.moved(), Instant::now());
         loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(idle / 10).await;
             let (moved, waiting) = (slot.moved(), slot.waits_for_source());
             if moved != last.0 || waiting {
                 last = (moved, Instant::now());
             }
-            let patience = if slot.is_sent() { COMMIT_TIMEOUT } else { SEND_TIMEOUT };
+            let patience = if slot.is_sent() { COMMIT_TIMEOUT.max(idle) } else { idle };
             if last.1.elapsed() > patience {
                 return Error::new(
                     Kind::Timeout,
-                    format!("{registry} took nothing and said nothing for {} s", patience.as_secs()),
+                    format!("{} took nothing and said nothing for {} s", registry.name, patience.as_secs()),
                 );
             }
         }
@@ -435,8 +449,6 @@ impl http_body::Body for Piece {
 
 /// 16 MiB: ACR refuses single bodies from some 20 MB on, and counts each chunk as a write.
 const DEFAULT_CHUNK: u64 = 16 << 20;
-/// How long a registry may take nothing of a body.
-const SEND_TIMEOUT: Duration = Duration::from_secs(90);
 /// Chunks are made no smaller than this, however large bodies are refused: nginx's own limit, if none is set.
 const LEAST_CHUNK: u64 = 1 << 20;
 
