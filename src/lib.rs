@@ -1,4 +1,54 @@
 //! transload: images from registry to registry, streamed, verified, in one step.
+//!
+//! # The idea
+//! An image is a DAG of descriptors. A copy is a walk over it from a [`content::Source`] to a
+//! [`content::Destination`]; the walk yields a plan; the plan moves blobs, then manifests children first,
+//! the tag last. Bytes become trustworthy in exactly one place, [`verify::Verified`], and only trusted
+//! bytes can be finished. Everything that talks HTTP to a registry is in [`registry`], everything that
+//! answers HTTP as a registry is in [`server`]; the engine ([`copy`]) knows neither.
+//!
+//! ```text
+//!  cli ── parses, wires, prints
+//!   │
+//!   ├── copy ──── walk ── plan ── transfer ── manifests ── referrers
+//!   │              │                 │
+//!   │           Source            Feed ── Verified ── Destination
+//!   │              │                                      │
+//!   ├── registry ──┴── HTTP to Docker Hub, ACR, … ────────┤
+//!   ├── layout ────┴── a directory of images ─────────────┘
+//!   ├── server ─────── answers HTTP over a layout
+//!   └── demo ───────── look-alikes of Docker Hub and ACR
+//! ```
+//!
+//! # The order of knowledge
+//! error < descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
+//! server} < cli; credentials < registry. `registry`, `layout`, `copy` and `server` never name each other:
+//! `tests/layering.rs` holds that.
+//!
+//! # Where we left the first design, and why
+//! - **A budget, not layers of retries** ([`retry::Budget`]): one for each blob, which bytes that
+//!   arrive for good refill, so that a number of faults that suits a small blob doesn't doom a large one.
+//!   `Retry-After` costs patience, no fault.
+//! - **[`content::Feed`]** carries a blob: it opens the source where the destination wants to go on, from
+//!   the last known state of the hash ([`verify::Marks`]), so the whole is verified whatever was resumed.
+//! - **The directory of who holds which blob is in [`copy`]**, not in a mirror above it: one image with
+//!   several destinations or tags needs it already.
+//! - **A walk skips the destination's HEADs where the repository doesn't exist** (`NAME_UNKNOWN` from one
+//!   small request): on an empty repository that saves a request for each blob and manifest.
+//! - **Entra without azure_identity**: its evidence is in [`credentials::entra`].
+//! - **Sources are `Clone + 'static`**: a request's body must be, and it holds the source to go on.
+//!
+//! # Dependencies
+//! | for | crate |
+//! | --- | --- |
+//! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
+//! | client | reqwest (rustls): proxies, pools and TLS kept by others; webpki-root-certs where the image has no CA store |
+//! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
+//! | digests | sha2, behind [`descriptor::Hasher`] |
+//! | files | serde, serde_json, base64 |
+//! | command line | clap, clap_complete, clap_mangen, indicatif, rpassword |
+//! | times | jiff |
+//! | logs | tracing, tracing-subscriber |
 
 pub mod cli;
 pub mod content;

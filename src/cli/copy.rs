@@ -107,6 +107,7 @@ struct Summary {
     uploaded: usize,
     mounted: usize,
     present: usize,
+    pulls: usize,
     bytes_moved: u64,
     bytes_saved: u64,
     requests: u64,
@@ -216,7 +217,9 @@ impl Told {
         let (result, error) = match result {
             Ok(report) => {
                 self.summary.add(&report, dry_run);
-                self.tell(|| output::print(&format!("{}\n", describe(&source, &destination, &report, dry_run))));
+                if self.text {
+                    self.tell(|| output::print(&format!("{}\n", describe(&source, &destination, &report, dry_run))));
+                }
                 (Ended::done(report, dry_run), None)
             }
             Err(error) => {
@@ -232,10 +235,9 @@ impl Told {
     }
 
     fn tell(&self, print: impl FnOnce()) {
-        match (&self.bars, self.text) {
-            (Some(bars), true) => bars.suspend(print),
-            (None, true) => print(),
-            (_, false) => {}
+        match &self.bars {
+            Some(bars) => bars.suspend(print),
+            None => print(),
         }
     }
 }
@@ -252,7 +254,8 @@ fn describe(source: &str, destination: &str, report: &Report, dry_run: bool) -> 
     }
     let verb = if dry_run { "would copy" } else { "copied" };
     let mut parts = vec![output::count(report.manifests, "manifest")];
-    let blobs = [(report.uploaded, "sent"), (report.mounted, "mounted"), (report.present, "there already")];
+    let (sent, mounted) = if dry_run { ("to send", "to mount") } else { ("sent", "mounted") };
+    let blobs = [(report.uploaded, sent), (report.mounted, mounted), (report.present, "there already")];
     parts.extend(
         blobs
             .iter()
@@ -306,6 +309,7 @@ impl Summary {
         self.uploaded += report.uploaded;
         self.mounted += report.mounted;
         self.present += report.present;
+        self.pulls += report.pulls;
         self.bytes_moved += report.bytes_moved;
         self.bytes_saved += report.bytes_saved;
     }
@@ -329,8 +333,11 @@ impl Summary {
             output::time(Duration::from_secs_f64(self.seconds)),
         );
         for (name, quota) in registries.iter().filter_map(|used| Some((&used.name, used.pull_quota.as_ref()?))) {
-            text +=
-                &format!("\n{name}: {} of {} pulls left in {} h", quota.remaining, quota.limit, quota.window / 3600);
+            let (left, limit, hours) = (quota.remaining, quota.limit, quota.window / 3600);
+            text += &format!(
+                "\n{name}: {} counted; {left} of {limit} left in {hours} h",
+                output::count(self.pulls, "pull")
+            );
         }
         text
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use crate::credentials::{Credentials, Settings};
+use crate::credentials::entra::EntraSettings;
+use crate::credentials::{Credential, Credentials, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::registry::{Options, Registries};
 
@@ -29,7 +30,7 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = GLOBAL)]
     pub(super) insecure_registry: Vec<String>,
     /// Connect to this address for a host, whatever DNS says (repeatable)
-    #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", value_parser = parse_resolve, help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", env = "TRANSLOAD_RESOLVE", value_delimiter = ',', value_parser = parse_resolve, help_heading = GLOBAL)]
     pub(super) resolve: Vec<(String, SocketAddr)>,
     /// Let this host of another site issue tokens for the credentials of a registry (repeatable)
     #[arg(long, global = true, value_name = "HOST", help_heading = GLOBAL)]
@@ -56,6 +57,12 @@ impl Global {
         Ok(Registries::new(Options { chunk_size, ..self.options()? }))
     }
 
+    /// The registries with one credential for one of them, to try it.
+    pub(super) fn registries_as(&self, registry: &str, credential: &Credential) -> Result<Registries> {
+        let credentials = Credentials::fixed(registry, credential.clone())?;
+        Ok(Registries::new(Options { credentials, entra: None, ..self.options()? }))
+    }
+
     /// Where credentials are kept and looked for.
     pub(super) fn settings(&self) -> Result<Settings> {
         let mut settings = Settings::from_environment(std::env::vars_os())?;
@@ -72,7 +79,7 @@ impl Global {
         }
         Ok(Options {
             credentials: Credentials::load(&self.settings()?)?,
-            entra: None,
+            entra: Some(EntraSettings::from_environment(std::env::vars_os())),
             insecure: self.insecure_registry.clone(),
             ca,
             resolve: Arc::new(self.resolve.iter().cloned().collect()),

@@ -102,14 +102,14 @@ impl Image {
         match (&self.from.location, &self.goal) {
             (Location::Registry(reference, _), Goal::Layout(directory, _)) => {
                 let source = registries.repository(&reference.repository)?;
-                self.between(engine, &source, &create(directory).await?, options).await
+                self.between(engine, &source, &create(directory, options).await?, options).await
             }
             (Location::Registry(reference, _), _) => {
                 let source = registries.repository(&reference.repository)?;
                 self.between(engine, &source, &registries.repository(&self.repository)?, options).await
             }
             (Location::Layout(from, _), Goal::Layout(directory, _)) => {
-                self.between(engine, &open(from).await?, &create(directory).await?, options).await
+                self.between(engine, &open(from).await?, &create(directory, options).await?, options).await
             }
             (Location::Layout(from, _), _) => {
                 self.between(engine, &open(from).await?, &registries.repository(&self.repository)?, options).await
@@ -132,6 +132,7 @@ async fn open(directory: &std::path::Path) -> Result<Layout> {
     Layout::open(directory).await.map_err(|error| error.on(Side::Source))
 }
 
-async fn create(directory: &std::path::Path) -> Result<Layout> {
-    Layout::create(directory).await.map_err(|error| error.on(Side::Destination))
+async fn create(directory: &std::path::Path, options: &Options) -> Result<Layout> {
+    let made = if options.dry_run { Layout::planned(directory).await } else { Layout::create(directory).await };
+    made.map_err(|error| error.on(Side::Destination))
 }

@@ -8,6 +8,7 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
+pub mod login;
 mod output;
 mod progress;
 pub mod serve;
@@ -33,6 +34,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
+    Login(login::Login),
+    Logout(login::Logout),
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
@@ -88,6 +91,17 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+            Command::Login(args) => {
+                let verify = async |registry: &str, credential: &crate::credentials::Credential| {
+                    cli.global.registries_as(registry, credential)?.verify(registry).await
+                };
+                let azure = async |registry: &str| registries.azure_refresh_token(registry).await;
+                let settings = cli.global.settings()?;
+                Box::pin(login::login(args, &settings, &mut login::Console, verify, azure)).await.map(|()| 0)
+            }
+            Command::Logout(args) => {
+                login::logout(args, &cli.global.settings()?, &mut login::Console).await.map(|()| 0)
+            }
             Command::Inspect(args) => Box::pin(inspect::inspect(args, &cli.global, &registries)).await,
             Command::Tags(args) => Box::pin(inspect::tags(args, &cli.global, &registries)).await,
             Command::Completions(args) => shell::completions(args),

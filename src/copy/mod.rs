@@ -96,27 +96,19 @@ impl Engine {
         options: &Options,
     ) -> Result<Report> {
         let begun = Instant::now();
-        let mut report = Report::default();
-        let root = self.root(source, target, destination, at, options).await?;
-        let graph = match root {
-            Root::Same(descriptor) => {
-                report.unchanged(&descriptor);
-                Graph::present(*descriptor)
-            }
+        // The index that a flattened image was found in is read, not copied.
+        let mut report = Report { pulls: usize::from(options.flatten), ..Report::default() };
+        let (same, graph) = match self.root(source, target, destination, at, options).await? {
+            Root::Same(root) => (Some((*root).clone()), Graph::present(*root)),
             Root::Differs(root) => {
                 let graph = Graph::walk(source, destination, root, options, self.jobs * SMALL_FOR_LARGE).await?;
-                let plan = Plan::new(&graph, options)?;
-                report.planned(&graph, &plan);
-                self.observer.planned(plan.blobs.len(), plan.bytes());
-                if options.dry_run {
-                    self.look(destination, &plan, &mut report).await?;
-                } else {
-                    self.blobs(source, destination, &plan, &mut report).await?;
-                    self.manifests(destination, &plan, at).await?;
-                }
-                graph
+                (self.holds(destination, at, &graph, options).await?, graph)
             }
         };
+        match same {
+            Some(root) => report.unchanged(&root, &graph),
+            None => self.fill(source, destination, at, &graph, options, &mut report).await?,
+        }
         if options.referrers {
             report.referrers = self.referrers(source, destination, &graph, options, &mut report).await?;
         }
@@ -154,6 +146,43 @@ impl Engine {
         let child = graph::only_child(source, &root, &options.platforms).await?;
         let same = !options.force && destination.find(at).await?.is_some_and(|there| there.digest == child.digest());
         Ok(if same { Root::Same(Box::new(child.descriptor().clone())) } else { Root::Differs(child) })
+    }
+
+    /// The root, if the walk for some of an image's platforms found nothing to write: all wanted children
+    /// are there, and the tag is the same. (For all platforms the tag alone says so.)
+    async fn holds<D: Destination>(
+        &self,
+        destination: &D,
+        at: &Target,
+        graph: &Graph,
+        options: &Options,
+    ) -> Result<Option<Descriptor>> {
+        let [root] = &graph.manifests[..] else { return Ok(None) };
+        if options.force || options.flatten || options.platforms.is_empty() {
+            return Ok(None);
+        }
+        let there = destination.find(at).await.map_err(|error| error.on(Side::Destination))?;
+        Ok(there.is_some_and(|there| there.digest == root.digest()).then(|| root.descriptor().clone()))
+    }
+
+    /// Brings everything that the walk found, or only says what it would take.
+    async fn fill<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        at: &Target,
+        graph: &Graph,
+        options: &Options,
+        report: &mut Report,
+    ) -> Result<()> {
+        let plan = Plan::new(graph, options)?;
+        report.planned(graph, &plan);
+        self.observer.planned(plan.blobs.len(), plan.bytes());
+        if options.dry_run {
+            return self.look(destination, &plan, report).await;
+        }
+        self.blobs(source, destination, &plan, report).await?;
+        self.manifests(destination, &plan, at).await
     }
 
     async fn blobs<S: Source, D: Destination>(
@@ -245,6 +274,6 @@ fn absent(target: &Target) -> Error {
 /// Blobs up to this many bytes cost round trips rather than bandwidth or memory.
 const SMALL: u64 = 512 << 10;
 /// So many of them run beside each large one's place.
-const SMALL_FOR_LARGE: usize = 4;
+const SMALL_FOR_LARGE: usize = 8;
 /// What a blob may be waited for in all, faults and `Retry-After` together.
 const BLOB_PATIENCE: Duration = Duration::from_secs(30 * 60);

@@ -84,6 +84,7 @@ impl Engine {
         let graph = Graph::walk(source, destination, root, &whole, self.jobs).await?;
         let plan = Plan::new(&graph, &whole)?;
         report.manifests += graph.manifests.len();
+        report.pulls += graph.manifests.len();
         if options.dry_run {
             return self.look(destination, &plan, report).await;
         }

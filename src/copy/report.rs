@@ -19,6 +19,8 @@ pub struct Report {
     pub platforms: BTreeSet<String>,
     /// Manifests written (or, in a dry run, to be written).
     pub manifests: usize,
+    /// Manifests read from the source: at Docker Hub each is counted as a pull, in a dry run too.
+    pub pulls: usize,
     /// Manifests that were there already.
     pub manifests_present: usize,
     /// Blobs sent.
@@ -90,16 +92,18 @@ pub struct Silent;
 impl Observer for Silent {}
 
 impl Report {
-    pub(super) fn unchanged(&mut self, root: &Descriptor) {
+    pub(super) fn unchanged(&mut self, root: &Descriptor, graph: &Graph) {
         self.status = Status::Unchanged;
         self.digest = Some(root.digest);
-        self.manifests_present = 1;
+        self.platforms = graph.platforms.iter().map(ToString::to_string).collect();
+        self.manifests_present = graph.manifests.len() + graph.present.len();
     }
 
     pub(super) fn planned(&mut self, graph: &Graph, plan: &Plan) {
         self.digest = graph.manifests.first().map(|root| root.digest());
         self.platforms = graph.platforms.iter().map(ToString::to_string).collect();
         self.manifests = graph.manifests.len();
+        self.pulls += graph.manifests.len();
         self.manifests_present = graph.present.len();
         self.foreign = plan.foreign.len();
     }

@@ -533,6 +533,25 @@ mod tests {
         assert_eq!(now(&watched), "gone");
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_read_once() {
+        let scratch = Scratch::new();
+        let pipe = scratch.path("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+        let (done, wait) = std::sync::mpsc::channel();
+        let reader = pipe.clone();
+        std::thread::spawn(move || {
+            let watched = Watched::named(&reader).expect("read");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let twice = [watched.current(), watched.current()];
+            let _ = done.send(twice.map(|file| file.map(|file| look_up(&file, "a.io/a"))));
+        });
+        std::fs::write(&pipe, r#"{"auths": {"a.io": {"auth": "dTpw"}}}"#).expect("written");
+        let seen = wait.recv_timeout(std::time::Duration::from_secs(5)).expect("not to wait for more");
+        assert_eq!(seen, [Some("u:p".to_owned()), Some("u:p".to_owned())]);
+    }
+
     #[test]
     fn a_named_file_must_be_there() {
         let scratch = Scratch::new();

@@ -7,17 +7,15 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Credential;
 use super::file::from_pair;
+use super::process::{self, Output};
 use crate::error::{Error, Kind, Result, Side};
 
 /// A helper asks a keychain or a cloud; one that waits for a person would wait forever.
@@ -26,8 +24,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 const FRESH: Duration = Duration::from_secs(300);
 /// How long a failure counts: long enough that a list of images isn't held up by each.
 const SORE: Duration = Duration::from_secs(30);
-/// More than any token.
-const LONGEST: u64 = 1 << 20;
 
 /// Runs helpers, and remembers for some minutes what they answered.
 pub(super) struct Helpers {
@@ -51,12 +47,6 @@ struct Message<'a> {
     username: std::borrow::Cow<'a, str>,
     #[serde(rename = "Secret", default)]
     secret: std::borrow::Cow<'a, str>,
-}
-
-struct Output {
-    status: ExitStatus,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
 }
 
 impl Helpers {
@@ -101,7 +91,7 @@ impl Helpers {
             return Ok(());
         }
         // Should it repeat what it was told.
-        Err(failed(name, file, &format!("failed to store: {}", complaint(&output).replace(secret, "***"))))
+        Err(failed(name, file, &format!("failed to store: {}", output.complaint().replace(secret, "***"))))
     }
 
     /// Has the helper drop what it knows of `server`; whether there was something.
@@ -115,7 +105,7 @@ impl Helpers {
         if output.status.success() {
             return Ok(true);
         }
-        Err(failed(name, file, &format!("failed to erase: {}", complaint(&output))))
+        Err(failed(name, file, &format!("failed to erase: {}", output.complaint())))
     }
 
     async fn get(&self, name: &str, server: &str, file: &Path) -> Result<Option<Credential>> {
@@ -124,7 +114,7 @@ impl Helpers {
             if says_nothing_found(&output.stdout) || says_nothing_found(&output.stderr) {
                 return Ok(None);
             }
-            return Err(failed(name, file, &format!("failed for {server}: {}", complaint(&output))));
+            return Err(failed(name, file, &format!("failed for {server}: {}", output.complaint())));
         }
         // What was printed is a secret: neither it nor serde's message may be shown.
         let answer: Message<'_> = serde_json::from_slice(&output.stdout)
@@ -135,36 +125,9 @@ impl Helpers {
 
     async fn run(&self, name: &str, action: &str, input: &[u8], file: &Path) -> Result<Output> {
         let program = self.look_up(name, file)?;
-        let mut child = Command::new(&program)
-            .arg(action)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed(name, file, &format!("can't be run: {error}")))?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let talk = async {
-            let tell = async {
-                if let Some(mut stdin) = stdin {
-                    // A helper may end without reading: what it says counts, not the broken pipe.
-                    let _ = stdin.write_all(input).await;
-                }
-            };
-            let ((), stdout, stderr) = tokio::join!(tell, read(stdout), read(stderr));
-            Ok::<_, std::io::Error>(Output { stdout: stdout?, stderr: stderr?, status: child.wait().await? })
-        };
-        let talked = tokio::time::timeout(self.limit, talk).await;
-        match talked {
-            Ok(Ok(output)) => Ok(output),
-            Ok(Err(error)) => Err(failed(name, file, &format!("can't be talked to: {error}"))),
-            Err(_) => {
-                let _ = child.kill().await;
-                let what = format!("gave no answer to `{action}` in {} s", self.limit.as_secs());
-                Err(failed(name, file, &what)
-                    .hint("unlock the keychain that it uses, or give credentials with --auth-file"))
-            }
-        }
+        process::run(&program, &[action], input, self.limit).await.map_err(|why| {
+            failed(name, file, &why).hint("unlock the keychain that it uses, or give credentials with --auth-file")
+        })
     }
 
     fn look_up(&self, name: &str, file: &Path) -> Result<PathBuf> {
@@ -176,18 +139,12 @@ impl Helpers {
                 .hint("the name is what stands after docker-credential-, without a path"));
         }
         let program = format!("docker-credential-{name}{}", std::env::consts::EXE_SUFFIX);
-        let directories = self.path.as_ref().map(std::env::split_paths).into_iter().flatten();
-        directories
-            // An empty or relative directory would mean wherever transload happens to be run.
-            .filter(|directory| directory.is_absolute())
-            .map(|directory| directory.join(&program))
-            .find(|candidate| is_executable(candidate))
-            .ok_or_else(|| {
-                failed(name, file, "is not installed").hint(format!(
-                    "install {program} to a directory in PATH, remove it from {}, or give credentials with --auth-file",
-                    file.display()
-                ))
-            })
+        process::look_up(self.path.as_deref(), &program).ok_or_else(|| {
+            failed(name, file, "is not installed").hint(format!(
+                "install {program} to a directory in PATH, remove it from {}, or give credentials with --auth-file",
+                file.display()
+            ))
+        })
     }
 }
 
@@ -198,14 +155,6 @@ fn copy(result: &Result<Option<Credential>>) -> Result<Option<Credential>> {
     }
 }
 
-async fn read(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Some(from) = from {
-        from.take(LONGEST).read_to_end(&mut bytes).await?;
-    }
-    Ok(bytes)
-}
-
 /// The helpers print this to stdout, and end with 1.
 fn says_nothing_found(bytes: &[u8]) -> bool {
     String::from_utf8_lossy(bytes).contains("credentials not found in native keychain")
@@ -213,27 +162,6 @@ fn says_nothing_found(bytes: &[u8]) -> bool {
 
 fn failed(name: &str, file: &Path, what: &str) -> Error {
     Error::new(Kind::Local, format!("docker-credential-{name}, named in {}, {what}", file.display())).on(Side::Local)
-}
-
-/// The first line that a failed helper printed; Go's helpers use stdout for it.
-fn complaint(output: &Output) -> String {
-    let said = [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    let line = said.iter().flat_map(|text| text.lines()).map(str::trim).find(|line| !line.is_empty());
-    match line {
-        Some(line) => line.chars().filter(|c| !c.is_control()).take(200).collect(),
-        None => output.status.to_string(),
-    }
-}
-
-#[cfg(unix)]
-fn is_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
-}
-
-#[cfg(not(unix))]
-fn is_executable(path: &Path) -> bool {
-    path.is_file()
 }
 
 #[cfg(all(test, unix))]
@@ -303,8 +231,11 @@ esac"#,
             let error = find(&helpers, name, "a.io").await.expect_err("not a name");
             assert_eq!(error.kind(), Kind::Refused, "{name:?}: {error}");
         }
-        let relative = Helpers::new(Some("bin:.:".into()));
-        assert!(find(&relative, "x", "a.io").await.is_err());
+        // From wherever this test is run up to the root, and down again.
+        let up: PathBuf = std::env::current_dir().expect("a directory").components().skip(1).map(|_| "..").collect();
+        let bin = up.join(scratch.path("bin").strip_prefix("/").expect("an absolute path"));
+        assert!(bin.join("docker-credential-x").exists());
+        assert!(find(&Helpers::new(Some(bin.into())), "x", "a.io").await.is_err(), "a relative directory");
     }
 
     #[tokio::test]
@@ -318,6 +249,24 @@ esac"#,
         assert!(error.to_string().contains("gave no answer") && !error.is_transient(), "{error}");
         let pid = scratch.read("pid");
         assert!(!pid.is_empty() && !Path::new("/proc").join(pid.trim()).exists(), "still running: {pid}");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_not_waited_for_is_killed() {
+        let scratch = Scratch::new();
+        scratch.helper("x", r#"echo $$ > "$HERE/pid"; exec sleep 600"#);
+        let helpers = helpers(&scratch);
+        let asked = find(&helpers, "x", "a.io");
+        tokio::time::timeout(Duration::from_millis(500), asked).await.expect_err("it sleeps");
+        let process = Path::new("/proc").join(scratch.read("pid").trim()).join("cmdline");
+        // A dead one stays, without a command line, until tokio takes notice of it.
+        let alive = || !std::fs::read(&process).unwrap_or_default().is_empty();
+        for _ in 0..100 {
+            if alive() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        assert!(!scratch.read("pid").is_empty() && !alive());
     }
 
     #[tokio::test]

@@ -19,6 +19,11 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
 
 use crate::error::{Result, Side};
 use crate::reference::{DOCKER_HUB, Repository};
@@ -26,10 +31,11 @@ use crate::reference::{DOCKER_HUB, Repository};
 pub mod entra;
 mod file;
 mod helper;
+mod process;
 mod settings;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use settings::{Settings, variable_name};
 pub use store::{StoredWhere, erase, store};
@@ -54,6 +60,19 @@ impl Secret {
     /// The secret itself, for the one place that sends or stores it.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// When it expires, if it's a JSON Web Token that says so. Nothing is verified: that's for
+    /// whoever issued it.
+    pub fn expires(&self) -> Option<SystemTime> {
+        #[derive(Deserialize)]
+        struct Claims {
+            exp: u32,
+        }
+        let [_, claims, _] = self.0.split('.').collect::<Vec<_>>()[..] else { return None };
+        let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
+        let Claims { exp } = serde_json::from_slice(&claims).ok()?;
+        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(exp.into()))
     }
 }
 
@@ -215,8 +234,13 @@ impl Credentials {
         }
         for watched in &self.0.files {
             let Some(file) = watched.current() else { continue };
-            if let Some(found) = self.search_file(&file, repository).await? {
-                return Ok(Some(found));
+            match self.search_file(&file, repository).await? {
+                // `az acr login` leaves one behind each time, good for three hours.
+                Some(Found { credential: Credential::RefreshToken(token), origin }) if is_past(&token) => {
+                    tracing::warn!("the login to {registry} in {origin} has expired, and is not used");
+                }
+                Some(found) => return Ok(Some(found)),
+                None => {}
             }
         }
         Ok(None)
@@ -239,6 +263,10 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").finish_non_exhaustive()
     }
+}
+
+fn is_past(token: &Secret) -> bool {
+    token.expires().is_some_and(|expiry| expiry <= SystemTime::now())
 }
 
 /// What a helper is asked for: as Docker does, and for Docker Hub then as podman does.
@@ -354,8 +382,34 @@ esac"#,
     }
 
     #[tokio::test]
+    async fn an_expired_login_is_passed_over() {
+        let jwt = |claims: &str| format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
+        let (past, future) = (jwt(r#"{"exp": 1600000000, "sub": "x"}"#), jwt(r#"{"exp": 4000000000}"#));
+        assert_eq!(Secret::new(&*past).expires(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000)));
+        for opaque in ["dckr_pat_x", "a.b.c", &jwt("{}"), &jwt("[]")] {
+            assert_eq!(Secret::new(opaque).expires(), None, "{opaque}");
+        }
+
+        let scratch = Scratch::new();
+        let file = |name: &str, token: &str| {
+            let entry = format!(r#"{{"auth": "MDAwOg==", "identitytoken": "{token}"}}"#);
+            scratch.write(name, &format!(r#"{{"auths": {{"a.io": {entry}}}}}"#))
+        };
+        let mut settings = Settings { auth_files: vec![file("past.json", &past)], ..Settings::default() };
+        let find = async |settings: &Settings| {
+            let credentials = Credentials::load(settings).expect("well-formed");
+            credentials.find(&repository("a.io/x")).await.expect("nothing wrong")
+        };
+        assert_eq!(find(&settings).await, None);
+        settings.auth_files.push(file("future.json", &future));
+        assert_eq!(find(&settings).await, Some(Credential::RefreshToken(future.into())));
+    }
+
+    #[tokio::test]
     async fn given_by_the_caller() {
         let credentials = Credentials::fixed("a.io", Credential::basic("u", "p")).expect("a registry");
+        fn check<T: Send>(_: T) {}
+        check(credentials.find(&repository("a.io/x")));
         assert!(credentials.find(&repository("a.io/x")).await.expect("nothing wrong").is_some());
         assert!(credentials.find(&repository("a.io:80/x")).await.expect("nothing wrong").is_none());
         assert!(Credentials::anonymous().find(&repository("a.io/x")).await.expect("nothing wrong").is_none());

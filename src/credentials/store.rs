@@ -266,7 +266,7 @@ esac"#;
     #[tokio::test]
     async fn the_rest_of_the_file_stays_as_it_is() {
         let scratch = Scratch::new();
-        let before = "{\n\t\"zeta\": {\n\t\t\"b\": 1,\n\t\t\"a\": [\n\t\t\ttrue\n\t\t]\n\t},\n\t\"auths\": {\n\t\t\"z.io\": {\n\t\t\t\"auth\": \"dTpw\"\n\t\t},\n\t\t\"https://a.io/v1/\": {\n\t\t\t\"auth\": \"dTpv\"\n\t\t},\n\t\t\"a.io/ns\": {\n\t\t\t\"auth\": \"dTpu\"\n\t\t}\n\t},\n\t\"alpha\": null\n}\n";
+        let before = "{\n\t\"zeta\": {\n\t\t\"b\": 1,\n\t\t\"a\": [\n\t\t\ttrue\n\t\t]\n\t},\n\t\"auths\": {\n\t\t\"z.io\": {\n\t\t\t\"auth\": \"dTpw\"\n\t\t},\n\t\t\"https://a.io/v1/\": {\n\t\t\t\"auth\": \"dTpv\"\n\t\t},\n\t\t\"a.io/ns\": {\n\t\t\t\"auth\": \"dTpu\"\n\t\t},\n\t\t\"y.io\": {}\n\t},\n\t\"alpha\": null\n}\n";
         let path = scratch.write("docker/config.json", before);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("to change the mode");
         let settings = scratch.settings();
@@ -280,7 +280,7 @@ esac"#;
         assert!(!after.contains("https://a.io/v1/"), "the old key would be found first: {after}");
         assert_eq!(find(&settings, "a.io/x").await, Some(Credential::basic("u", "x")));
         assert_eq!(find(&settings, "a.io/ns/x").await, Some(Credential::basic("u", "n")), "not the registry's");
-        let order: Vec<_> = ["zeta", "z.io", "a.io/ns", "alpha"].map(|key| after.find(key)).into();
+        let order: Vec<_> = ["zeta", "z.io", "a.io/ns", "y.io", "alpha"].map(|key| after.find(key)).into();
         assert!(order.is_sorted() && order.iter().all(Option::is_some), "{after}");
 
         assert_eq!(erase(&settings, "a.io").await.expect("erased"), [StoredWhere::File(path)]);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::index::Index;
-use super::partial::{Temp, is_temporary};
+use super::partial::{Temp, is_temporary, sync_dir};
 use crate::error::{Error, Kind, Result};
 
 /// Checks that `dir` is a layout of a version that is known.
@@ -43,19 +43,19 @@ pub(super) fn make(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|error| failed(&error))?;
     let mark = dir.join(MARK);
     if !mark.exists() {
-        // Someone's home directory is soon named by mistake.
-        let other = fs::read_dir(dir).map_err(|error| failed(&error))?.flatten().map(|entry| entry.file_name());
-        if let Some(other) = other.into_iter().find(|name| !is_ours(&name.to_string_lossy())) {
-            let why = format!("{} is no image layout, and holds other things ({})", dir.display(), other.display());
-            return Err(Error::new(Kind::Usage, why).hint("name a new or an empty directory"));
-        }
+        check_free(dir)?;
         let mut temp = Temp::new(dir, None)?;
         temp.write(&[Bytes::from_static(br#"{"imageLayoutVersion":"1.0.0"}"#)])?;
         // Only if nobody else was faster: the file is what others may hold the lock on.
         temp.name_once(&mark)?;
     }
     check(dir)?;
-    fs::create_dir_all(dir.join("blobs")).map_err(|error| failed(&error))?;
+    let blobs = dir.join("blobs");
+    if !blobs.join("sha256").exists() {
+        fs::create_dir_all(blobs.join("sha256")).map_err(|error| failed(&error))?;
+        sync_dir(&blobs)?;
+        sync_dir(dir)?;
+    }
     let _held = hold(dir)?;
     let index = dir.join("index.json");
     if !index.exists() {
@@ -64,6 +64,29 @@ pub(super) fn make(dir: &Path) -> Result<()> {
         temp.rename(&index)?;
     }
     Ok(())
+}
+
+/// Whether [`make`] would succeed, as far as can be seen without writing.
+pub(super) fn check_make(dir: &Path) -> Result<()> {
+    match () {
+        () if is_marked(dir) => check(dir),
+        () if dir.exists() => check_free(dir),
+        () => Ok(()),
+    }
+}
+
+/// Whether `dir` says of itself that it's a layout.
+pub(super) fn is_marked(dir: &Path) -> bool {
+    dir.join(MARK).exists()
+}
+
+/// Someone's home directory is soon named by mistake.
+fn check_free(dir: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).map_err(|error| Error::io(format!("read {}", dir.display()), &error))?;
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    let Some(other) = names.find(|name| !is_ours(&name.to_string_lossy())) else { return Ok(()) };
+    let why = format!("{} is no image layout, and holds other things ({})", dir.display(), other.display());
+    Err(Error::new(Kind::Usage, why).hint("name a new or an empty directory"))
 }
 
 fn is_ours(name: &str) -> bool {

@@ -64,8 +64,17 @@ impl Index {
     pub(super) fn put(&mut self, manifest: &Manifest, name: Option<&str>) -> bool {
         let digest = manifest.digest();
         let added = entry(manifest, name);
-        if self.entries().any(|old| *old == added) || (name.is_none() && self.entries().any(|old| old.digest == digest))
-        {
+        let mut same = self.entries().filter(|old| match name {
+            Some(name) => old.annotations.get(REF_NAME).is_some_and(|old| old == name),
+            None => old.digest == digest,
+        });
+        // Another tool may have left two of one name: then both give way.
+        let is_listed = match (same.next(), name) {
+            (Some(old), Some(_)) => *old == added && same.next().is_none(),
+            (old, _) => old.is_some(),
+        };
+        drop(same);
+        if is_listed {
             return self.drop_children(manifest);
         }
         self.entries.retain(|old| match (&old.known, name) {
@@ -121,6 +130,12 @@ mod tests {
         assert!(index.put(&one, Some("v1")) && index.put(&one, Some("v2")) && index.put(&two, Some("v1")));
         assert_eq!(shown(&index), [(one.digest(), Some("v2")), (two.digest(), Some("v1"))]);
         assert!(!index.put(&two, Some("v1")), "nothing to write");
+        let twice = index.to_bytes();
+        let twice = String::from_utf8(twice).expect("text").replace("\"v2\"", "\"v1\"");
+        let mut index = Index::parse(twice.as_bytes()).expect("reads");
+        assert_eq!(index.entries().count(), 2);
+        assert!(index.put(&two, Some("v1")));
+        assert_eq!(shown(&index), [(two.digest(), Some("v1"))]);
     }
 
     #[test]

@@ -73,6 +73,14 @@ impl Layout {
         Ok(Store::create(dir).await?.whole())
     }
 
+    /// The layout that [`Layout::create`] would find or make in `dir`, to be read only: for a dry run.
+    ///
+    /// # Errors
+    /// As [`Layout::create`], as far as can be seen without writing.
+    pub async fn planned(dir: &Path) -> Result<Self> {
+        Ok(Store::planned(dir).await?.whole())
+    }
+
     pub(crate) fn new(store: Store, scope: Scope) -> Self {
         // Not the name of any registry, so that nothing is mounted across, and the same for all
         // repositories of the directory, so that within it everything is.
@@ -95,6 +103,11 @@ impl Layout {
         }
     }
 
+    /// The manifest, verified; `None` if it isn't there.
+    pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
+        self.store.manifest(&self.scope, target).await
+    }
+
     /// Up to `most` tags behind `after`, in the order of their bytes.
     pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<String>> {
         self.store.tags(&self.scope, after, most).await
@@ -108,11 +121,11 @@ impl Layout {
 
 impl Source for Layout {
     async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
-        Ok(self.store.manifest(&self.scope, target).await?.map(|manifest| manifest.descriptor().clone()))
+        Ok(self.lookup(target).await?.map(|manifest| manifest.descriptor().clone()))
     }
 
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
-        match self.store.manifest(&self.scope, target).await? {
+        match self.lookup(target).await? {
             Some(manifest) => Ok(manifest),
             None => Err(self.missing(target).await),
         }

@@ -63,11 +63,27 @@ impl Store {
         .await
     }
 
+    /// The layout that [`Store::create`] would find or make in `dir`, to be read only.
+    ///
+    /// # Errors
+    /// As [`Layout::create`], as far as can be seen without writing.
+    pub async fn planned(dir: &Path) -> Result<Self> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            dir::check_make(&dir)?;
+            if dir.exists() { Self::new(&dir) } else { Ok(Self::at(dir)) }
+        })
+        .await
+    }
+
     fn new(dir: &Path) -> Result<Self> {
-        let dir = dir.canonicalize().map_err(|error| Error::io(format!("open {}", dir.display()), &error))?;
+        dir.canonicalize().map(Self::at).map_err(|error| Error::io(format!("open {}", dir.display()), &error))
+    }
+
+    fn at(dir: PathBuf) -> Self {
         let name = dir.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let default_repository = if check_name(&name, &name).is_ok() { name } else { "image".to_owned() };
-        Ok(Self(Arc::new(Inner { dir, default_repository, index: Mutex::default(), subjects: Mutex::default() })))
+        Self(Arc::new(Inner { dir, default_repository, index: Mutex::default(), subjects: Mutex::default() }))
     }
 
     /// Where it is.
@@ -126,8 +142,15 @@ impl Store {
     pub(super) async fn find_whole(&self, scope: &Scope, target: &Target) -> Result<Option<Descriptor>> {
         let (scope, target) = (scope.clone(), target.clone());
         self.work(move |store| {
-            let Some(manifest) = store.manifest_now(&scope, &target)? else { return Ok(None) };
-            Ok(store.is_whole(&manifest, MAX_DEPTH)?.then(|| manifest.descriptor().clone()))
+            let found = store.manifest_now(&scope, &target).and_then(|found| match found {
+                Some(manifest) if store.is_whole(&manifest, MAX_DEPTH)? => Ok(Some(manifest.descriptor().clone())),
+                _ => Ok(None),
+            });
+            match found {
+                // What is broken isn't whole.
+                Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Mismatch) => Ok(None),
+                found => found,
+            }
         })
         .await
     }
@@ -159,7 +182,8 @@ impl Store {
         let manifest = manifest.clone();
         self.work(move |store| {
             let there = store.stored_now(&manifest.digest())?;
-            if there.is_none_or(|there| there.size() != manifest.descriptor().size) {
+            let there = there.filter(|there| there.size() == manifest.descriptor().size).map(Stored::read_all);
+            if there.transpose()?.is_none_or(|there| there != manifest.bytes()) {
                 let mut temp = Temp::new(store.dir(), None)?;
                 temp.write(std::slice::from_ref(manifest.bytes()))?;
                 temp.rename(&store.blob_path(&manifest.digest()))?;
@@ -245,7 +269,13 @@ impl Store {
     pub(super) fn index(&self) -> Result<Arc<Index>> {
         let path = self.dir().join("index.json");
         let failed = |error: std::io::Error| Error::io(format!("read {}", path.display()), &error);
-        let file = File::open(&path).map_err(failed)?;
+        let file = match File::open(&path) {
+            // Only planned, or in the making.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !dir::is_marked(self.dir()) => {
+                return Ok(Arc::new(Index::empty()));
+            }
+            other => other.map_err(failed)?,
+        };
         let stamp = Stamp::of(&file.metadata().map_err(failed)?);
         if let Some((known, index)) = &*lock(&self.0.index)
             && *known == stamp

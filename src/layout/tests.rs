@@ -226,6 +226,9 @@ async fn found_is_what_is_whole() {
     store(&layout, b"1").await;
     assert!(found(&Target::Digest(one.digest())).await);
     assert!(found(&tag("v1")).await, "sparse, but what is there is whole");
+    std::fs::write(dir.blob(&Digest::of(b"1")), b"").expect("written");
+    assert!(!found(&tag("v1")).await, "a layer was truncated");
+    store(&layout, b"1").await;
     put(&layout, &two, None).await;
     assert!(!found(&tag("v1")).await, "the second child came without its layer");
 }
@@ -309,8 +312,15 @@ async fn a_listed_manifest_that_is_missing_is_said() {
     std::fs::remove_file(dir.blob(&image("1").digest())).expect("removed");
     let error = layout.manifest(&tag("v1")).await.expect_err("missing");
     assert_eq!(error.kind(), Kind::Invalid);
-    put(&layout, &image("1"), Some("v1")).await;
-    assert!(layout.manifest(&tag("v1")).await.is_ok());
+    for broken in [None, Some(vec![b' '; image("1").bytes().len()])] {
+        if let Some(broken) = broken {
+            std::fs::write(dir.blob(&image("1").digest()), broken).expect("written");
+            assert_eq!(layout.manifest(&tag("v1")).await.expect_err("corrupt").kind(), Kind::Mismatch);
+        }
+        assert_eq!(layout.find(&tag("v1")).await.expect("no error: a copy mends it"), None);
+        put(&layout, &image("1"), Some("v1")).await;
+        assert!(layout.manifest(&tag("v1")).await.is_ok());
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! From a registry's answer, or the lack of one, to an error that says what to do.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::auth::Scope;
@@ -14,7 +14,13 @@ use crate::reference::DOCKER_HUB;
 ///
 /// The body is read as the distribution spec's error document where it is one; ACR's and CDNs'
 /// HTML pages and plain texts are cut to a line.
-pub(super) async fn error(response: Response, registry: &str, scope: &Scope, user: Option<&str>) -> Error {
+pub(super) async fn error(
+    response: Response,
+    registry: &str,
+    method: &Method,
+    scope: &Scope,
+    user: Option<&str>,
+) -> Error {
     let status = response.status();
     let wait = retry_after(response.headers());
     let remaining = super::limits::PullQuota::from_headers(response.headers());
@@ -27,14 +33,18 @@ pub(super) async fn error(response: Response, registry: &str, scope: &Scope, use
     };
     let what = format!("{registry} answered {}{said}", status.as_u16());
     let who = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
+    // Nothing is written before something was read in the same repository: so reading is allowed.
+    let write = !matches!(*method, Method::GET | Method::HEAD);
     let push = scope.pushes();
     let code = code.as_deref().unwrap_or_default();
     match status {
-        StatusCode::UNAUTHORIZED if user.is_some() && push => {
+        // ACR gives a token for less than was asked, and then says 401 where others say 403.
+        StatusCode::UNAUTHORIZED if user.is_some() && write => {
             Error::new(Kind::Denied, what).hint(push_hint(registry, &who))
         }
-        StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthorized, what).hint(login_hint(registry, user)),
-        StatusCode::FORBIDDEN if push => Error::new(Kind::Denied, what).hint(push_hint(registry, &who)),
+        StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthorized, what).hint(login_hint(registry, user, push)),
+        StatusCode::FORBIDDEN if write => Error::new(Kind::Denied, what).hint(push_hint(registry, &who)),
+        StatusCode::FORBIDDEN if push => Error::new(Kind::Denied, what).hint(both_hint(registry, &who)),
         StatusCode::FORBIDDEN => Error::new(Kind::Denied, what).hint(pull_hint(registry, &who)),
         StatusCode::NOT_FOUND if code == "BLOB_UPLOAD_UNKNOWN" || code == "BLOB_UPLOAD_INVALID" => {
             Error::new(Kind::SessionLost, what)
@@ -131,8 +141,11 @@ fn limited(
     Error::new(Kind::Limited, what).transient(wait).hint("too many requests: try later, or with fewer --jobs")
 }
 
-fn login_hint(registry: &str, user: Option<&str>) -> String {
+fn login_hint(registry: &str, user: Option<&str>, push: bool) -> String {
     match user {
+        Some(user) if push && is_acr(registry) => {
+            format!("'{user}' may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer")
+        }
         Some(user) => format!("the password or token of '{user}' is not taken, or it may not see this repository"),
         None if registry == DOCKER_HUB => {
             "the repository does not exist, or is private: check its name, or log in by transload login docker.io"
@@ -144,9 +157,19 @@ fn login_hint(registry: &str, user: Option<&str>) -> String {
 
 fn push_hint(registry: &str, who: &str) -> String {
     if is_acr(registry) {
-        format!("{who} may not push: it needs AcrPush or Container Registry Repository Writer")
+        format!("{who} may pull but not push: it needs AcrPush or Container Registry Repository Writer")
     } else {
-        format!("{who} may not push here: log in as one who may, by transload login {registry}")
+        format!("{who} may pull but not push: log in as one who may, by transload login {registry}")
+    }
+}
+
+fn both_hint(registry: &str, who: &str) -> String {
+    if is_acr(registry) {
+        format!(
+            "{who} may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer, and an allowed address"
+        )
+    } else {
+        format!("{who} may neither pull nor push here: log in as one who may, by transload login {registry}")
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +16,14 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use reqwest::Url;
 use serde::Deserialize;
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::azure::is_acr;
 use super::challenge::{Challenge, realm_is_trusted};
 use super::limits::retry_after;
 use super::transport::{Payload, Registry, Response, read_small};
+use crate::credentials::entra::Entra;
 use crate::credentials::{Credential, Secret};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
@@ -75,6 +78,10 @@ pub(super) struct Auth {
     tokens: Mutex<HashMap<Scope, Arc<tokio::sync::Mutex<Option<Token>>>>>,
     /// An ACR refresh token that was had for an Entra token.
     exchanged: tokio::sync::Mutex<Option<Token>>,
+    /// Set up when it's first needed.
+    entra: OnceCell<Option<Entra>>,
+    /// There's no identity here: found out once.
+    without_identity: AtomicBool,
     username: Mutex<Option<String>>,
 }
 
@@ -96,6 +103,8 @@ impl Auth {
             challenge: Mutex::new(None),
             tokens: Mutex::default(),
             exchanged: tokio::sync::Mutex::new(None),
+            entra: OnceCell::new(),
+            without_identity: AtomicBool::new(false),
             username: Mutex::new(None),
         }
     }
@@ -130,6 +139,14 @@ impl Auth {
                 *slot = Some(token);
                 Ok(Some(header))
             }
+        }
+    }
+
+    /// The name that the registry has for its token endpoint, once it was asked.
+    pub(super) fn service(&self) -> Option<String> {
+        match &*self.challenge.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Challenge::Bearer { service, .. }) => service.clone(),
+            _ => None,
         }
     }
 
@@ -192,7 +209,7 @@ impl Auth {
         registry.policy().await?.check(&base, &realm)?;
         let mut credential = self.credential(registry, scope).await?;
         if credential.is_none() && is_acr(&registry.name) && realm_is_trusted(&base, &realm, &[]) {
-            credential = self.exchange(registry, &base, service).await?.map(Credential::RefreshToken);
+            credential = self.identity(registry, &base, service).await?.map(Credential::RefreshToken);
         }
         if credential.is_some() && !realm_is_trusted(&base, &realm, &registry.options.realms) {
             let host = realm.host_str().unwrap_or_default();
@@ -206,13 +223,18 @@ impl Auth {
         let response = match credential {
             Some(Credential::Bearer(token)) => return Ok(Token { value: token, renew: Instant::now() + FOREVER }),
             Some(Credential::RefreshToken(token)) => {
-                let form = form(
-                    scope,
-                    service,
-                    &[("grant_type", "refresh_token"), ("refresh_token", token.reveal())],
-                    is_acr(&registry.name),
-                );
-                post(registry, realm, form).await?
+                let response = refresh(registry, scope, &realm, service, &token).await?;
+                let refused = matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED);
+                // A login by `az acr login` or `--azure` lasts three hours; the identity itself goes on.
+                let identity = if refused && is_acr(&registry.name) {
+                    self.identity(registry, &base, Some(service)).await?
+                } else {
+                    None
+                };
+                match identity.filter(|identity| *identity != token) {
+                    Some(identity) => refresh(registry, scope, &realm, service, &identity).await?,
+                    None => response,
+                }
             }
             other => {
                 let basic_header = match &other {
@@ -249,9 +271,31 @@ impl Auth {
         Answer::read(response, registry, self.username().as_deref()).await?.token()
     }
 
+    /// The Entra identity's refresh token; `None` where this machine has no identity, so that public
+    /// images can be had without one.
+    async fn identity(&self, registry: &Registry, base: &Url, service: Option<&str>) -> Result<Option<Secret>> {
+        match self.exchange(registry, base, service).await {
+            Err(error) if error.kind() == Kind::Unauthorized && !registry.options.has_identity() => {
+                tracing::info!("{}: going on anonymously: {error}", registry.name);
+                self.without_identity.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
     /// ACR's own refresh token for an Entra access token, which lasts three hours.
-    async fn exchange(&self, registry: &Registry, base: &Url, service: Option<&str>) -> Result<Option<Secret>> {
-        let Some(entra) = registry.options.entra.as_ref() else { return Ok(None) };
+    pub(super) async fn exchange(
+        &self,
+        registry: &Registry,
+        base: &Url,
+        service: Option<&str>,
+    ) -> Result<Option<Secret>> {
+        if self.without_identity.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let entra = self.entra.get_or_try_init(|| async { registry.options.entra() }).await?;
+        let Some(entra) = entra else { return Ok(None) };
         let mut kept = self.exchanged.lock().await;
         if let Some(token) = kept.as_ref().filter(|token| token.renew > Instant::now()) {
             return Ok(Some(token.value.clone()));
@@ -350,6 +394,11 @@ fn encode(pairs: &[(&str, &str)]) -> String {
     let mut url = Url::parse("form:/").unwrap_or_else(|_| unreachable!("a constant URL"));
     url.query_pairs_mut().extend_pairs(pairs);
     url.query().unwrap_or_default().to_owned()
+}
+
+async fn refresh(registry: &Registry, scope: &Scope, realm: &Url, service: &str, token: &Secret) -> Result<Response> {
+    let grant = [("grant_type", "refresh_token"), ("refresh_token", token.reveal())];
+    post(registry, realm.clone(), form(scope, service, &grant, is_acr(&registry.name))).await
 }
 
 async fn post(registry: &Registry, url: Url, form: String) -> Result<Response> {

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::Method;
+use reqwest::Url;
 use tokio::sync::OnceCell;
 
 pub use self::limits::PullQuota;
@@ -37,8 +38,8 @@ use self::address::Policy;
 use self::auth::Scope;
 use self::transport::{Call, Payload};
 use crate::content::{Body, Destination, Feed, Pushed, Source, Started};
-use crate::credentials::Credentials;
-use crate::credentials::entra::Entra;
+use crate::credentials::entra::{Entra, EntraSettings};
+use crate::credentials::{Credentials, Secret};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -51,7 +52,7 @@ pub struct Options {
     /// Whose credentials.
     pub credentials: Credentials,
     /// The Entra identity, for ACR where no other credentials are stored.
-    pub entra: Option<Arc<Entra>>,
+    pub entra: Option<EntraSettings>,
     /// Registries (`host` or `host:port`) that may be plain http or have unverified TLS.
     pub insecure: Vec<String>,
     /// Certificates (PEM) of issuers to trust besides the system's.
@@ -82,6 +83,42 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether an Entra identity was configured, rather than one looked for.
+    fn has_identity(&self) -> bool {
+        self.entra
+            .as_ref()
+            .is_some_and(|settings| settings.client_secret.is_some() || settings.federated_token_file.is_some())
+    }
+
+    /// The Entra identity's client: by the same certificates and addresses.
+    fn entra(&self) -> Result<Option<Entra>> {
+        let Some(settings) = &self.entra else { return Ok(None) };
+        let authority =
+            Url::parse("https://login.microsoftonline.com").unwrap_or_else(|_| unreachable!("a constant URL"));
+        let builder = self.trusting(reqwest::Client::builder().dns_resolver(Policy::new(
+            &authority,
+            self.resolve.clone(),
+            true,
+        )))?;
+        Entra::new(settings.clone(), builder).map(Some)
+    }
+
+    /// Adds the certificates to trust.
+    fn trusting(&self, builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder> {
+        let mut own = Vec::new();
+        for pem in &self.ca {
+            let wrong = |error| Error::new(Kind::Local, format!("a CA file has no usable certificates: {error}"));
+            own.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(wrong)?);
+        }
+        if has_system_roots() {
+            return Ok(builder.tls_certs_merge(own));
+        }
+        // An image without a CA store ("from scratch"): Mozilla's roots are built in.
+        let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
+        let mozilla = roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
+        Ok(builder.tls_certs_only(own.into_iter().chain(mozilla)))
+    }
+
     fn client(&self, policy: Policy, insecure: bool, loopback: bool) -> Result<reqwest::Client> {
         let broken =
             |error: reqwest::Error| Error::new(Kind::Local, format!("the HTTP client cannot be set up: {error}"));
@@ -101,18 +138,7 @@ impl Options {
             // As Go's clients: what is on this machine is never asked through HTTP_PROXY.
             builder = builder.no_proxy();
         }
-        let mut own = Vec::new();
-        for pem in &self.ca {
-            own.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(broken)?);
-        }
-        builder = if has_system_roots() {
-            builder.tls_certs_merge(own)
-        } else {
-            // An image without a CA store ("from scratch"): Mozilla's roots are built in.
-            let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
-            let mozilla = roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
-            builder.tls_certs_only(own.into_iter().chain(mozilla))
-        };
+        let builder = self.trusting(builder)?;
         builder.build().map_err(broken)
     }
 }
@@ -150,6 +176,27 @@ impl Registries {
         let registry = Arc::new(Registry::new(name, self.options.clone())?);
         known.insert(name.to_owned(), registry.clone());
         Ok(registry)
+    }
+
+    /// Tries the credentials of a registry: asks its base (`/v2/`).
+    ///
+    /// # Errors
+    /// [`Kind::Unauthorized`] if they aren't taken.
+    pub async fn verify(&self, name: &str) -> Result<()> {
+        let nowhere = Repository { registry: name.to_owned(), name: String::new() };
+        self.repository(&nowhere)?.ping().await
+    }
+
+    /// What ACR gives in exchange for a token of the Entra identity: a refresh token that lasts three hours.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if `name` isn't an Azure registry: none else may see a token of Entra.
+    pub async fn azure_refresh_token(&self, name: &str) -> Result<Secret> {
+        if !azure::is_acr(name) {
+            return Err(Error::new(Kind::Usage, format!("{name} is not an Azure Container Registry"))
+                .hint("--azure is for registries such as myregistry.azurecr.io"));
+        }
+        self.registry(name)?.exchanged().await
     }
 
     /// Those that were used, by name.

@@ -115,6 +115,13 @@ impl Registry {
         self.quota.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// An ACR refresh token for the Entra identity.
+    pub(super) async fn exchanged(&self) -> Result<crate::credentials::Secret> {
+        let base = self.base().await?;
+        let token = self.auth.exchange(self, base, self.auth.service().as_deref()).await?;
+        token.ok_or_else(|| Error::new(Kind::Unauthorized, "there is no Azure identity here"))
+    }
+
     /// The URL of `path` (which begins with `/v2/`) at this registry.
     pub(super) async fn url(&self, path: &str) -> Result<Url> {
         let base = self.base().await?;
@@ -172,14 +179,14 @@ impl Registry {
     /// Makes the call once: signs it, answers one challenge, follows redirects.
     pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
         let doing = std::mem::take(&mut call.doing);
-        let scope = call.scope;
+        let (method, scope) = (call.method.clone(), call.scope);
         let sent = self.signed(call).await;
         let response = sent.map_err(|error| error.doing(doing.clone()))?;
         if response.status().is_success() {
             self.limiter.went_well();
             return Ok(response);
         }
-        let error = answer::error(response, &self.name, scope, self.auth.username().as_deref()).await;
+        let error = answer::error(response, &self.name, &method, scope, self.auth.username().as_deref()).await;
         Err(error.doing(doing))
     }
 

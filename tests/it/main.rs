@@ -1,6 +1,8 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
+mod copy_plain;
 mod demo;
 mod fixtures;
+mod serve;
 mod support;
 mod support_test;

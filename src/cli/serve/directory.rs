@@ -25,6 +25,14 @@ impl Directory {
     pub fn new(store: Store, writable: bool) -> Self {
         Self { store, writable }
     }
+
+    async fn manifest_in(&self, name: &str, target: &Target) -> Result<Option<Manifest>> {
+        match self.store.repository(name).lookup(target).await {
+            // A layer can't be asked for as a manifest.
+            Err(error) if error.kind() == Kind::Invalid && target.digest().is_some() => Ok(None),
+            found => found,
+        }
+    }
 }
 
 impl Backend for Directory {
@@ -40,13 +48,14 @@ impl Backend for Directory {
     }
 
     async fn manifest(&self, place: &Place, target: &Target) -> Result<Option<Manifest>> {
-        match self.store.repository(&place.name).manifest(target).await {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            // A layer can't be asked for as a manifest.
-            Err(error) if error.kind() == Kind::Invalid && target.digest().is_some() => Ok(None),
-            Err(error) => Err(error),
+        // A directory may hold both docker.io/a/b and ghcr.io/a/b, and a mirror be asked for the
+        // `a/b` of one of them.
+        if let Some(ns) = &place.ns
+            && let Some(found) = self.manifest_in(&format!("{ns}/{}", place.name), target).await?
+        {
+            return Ok(Some(found));
         }
+        self.manifest_in(&place.name, target).await
     }
 
     async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Stored>> {

@@ -1,0 +1,152 @@
+//! `transload copy` beside `skopeo copy`, interleaved, medians: wall seconds, CPU seconds, peak
+//! memory, requests. Run by `cargo bench --bench copy [-- CASE…]`; needs Debian's docker-registry,
+//! skopeo and time. Absolute times on a shared machine mean nothing, ratios do.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
+
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use support::{Front, Image, Link, Registry};
+
+/// One run of one tool.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    wall: f64,
+    cpu: f64,
+    mib: f64,
+    from: f64,
+    to: f64,
+}
+
+struct Case {
+    name: &'static str,
+    rounds: usize,
+    image: fn() -> Image,
+    /// Bytes of all blobs, for CPU seconds per GiB.
+    bytes: u64,
+    way: Way,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Straight, into an empty registry.
+    Cold,
+    /// The destination has it.
+    Again,
+    /// Both ends behind 40 ms of round trip.
+    Far,
+    /// TLS at both ends.
+    Tls,
+}
+
+fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    println!("| case | tool | wall s | CPU s | CPU s/GiB | peak MiB | requests from + to |");
+    println!("|---|---|---|---|---|---|---|");
+    for case in cases() {
+        if asked.is_empty() || asked.iter().any(|name| name == case.name) {
+            run(&case);
+        }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let tiny = || Image::tiny(1);
+    let typical = || Image::single(2, &[50 << 20; 8]);
+    let big = || Image::single(3, &[1 << 30]);
+    let case = |name, rounds, image, bytes, way| Case { name, rounds, image, bytes, way };
+    vec![
+        case("tiny", 7, tiny, 0, Way::Cold),
+        case("tiny-again", 7, tiny, 0, Way::Again),
+        case("tiny-far", 3, tiny, 0, Way::Far),
+        case("typical", 5, typical, 400 << 20, Way::Cold),
+        case("big", 5, big, 1 << 30, Way::Cold),
+        case("big-tls", 3, big, 1 << 30, Way::Tls),
+    ]
+}
+
+fn run(case: &Case) {
+    let source = Registry::start();
+    (case.image)().push(source.addr(), "bench/image", "latest");
+    let tools: &[&str] = if case.way == Way::Tls { &["transload"] } else { &["transload", "skopeo"] };
+    let mut samples = vec![Vec::new(); tools.len()];
+    for _ in 0..case.rounds {
+        for (tool, samples) in tools.iter().zip(&mut samples) {
+            samples.push(once(case, tool, &source));
+        }
+    }
+    for (tool, samples) in tools.iter().zip(&samples) {
+        let median = |of: fn(&Sample) -> f64| {
+            let mut values: Vec<f64> = samples.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let (wall, cpu) = (median(|s| s.wall), median(|s| s.cpu));
+        let per_gib =
+            if case.bytes > 0 { format!("{:.2}", cpu * (1_u64 << 30) as f64 / case.bytes as f64) } else { "-".into() };
+        let (mib, from, to) = (median(|s| s.mib), median(|s| s.from), median(|s| s.to));
+        println!("| {} | {tool} | {wall:.2} | {cpu:.3} | {per_gib} | {mib:.0} | {from:.0} + {to:.0} |", case.name);
+    }
+}
+
+/// One copy into a registry of its own.
+fn once(case: &Case, tool: &str, source: &Registry) -> Sample {
+    let destination = Registry::start();
+    let mut flags: Vec<String> = Vec::new();
+    let copy =
+        |flags: &[String], from: SocketAddr, to: SocketAddr| measured(tool, flags, &from.to_string(), &to.to_string());
+    if case.way == Way::Again {
+        copy(&flags, source.addr(), destination.addr());
+    }
+    source.reset_log();
+    destination.reset_log();
+    let mut sample = match case.way {
+        Way::Cold | Way::Again => copy(&flags, source.addr(), destination.addr()),
+        Way::Far => {
+            let rtt = Duration::from_millis(40);
+            let (from, to) =
+                (Link::start(source.addr(), rtt, 25 << 20), Link::start(destination.addr(), rtt, 25 << 20));
+            copy(&flags, from.addr(), to.addr())
+        }
+        Way::Tls => {
+            let from = Front::before(source.addr()).name("source.test").tls().start();
+            let to = Front::before(destination.addr()).name("destination.test").tls().start();
+            flags.extend(from.flags());
+            flags.extend(to.flags());
+            measured(tool, &flags, "source.test", "destination.test")
+        }
+    };
+    sample.from = source.requests().len() as f64;
+    sample.to = destination.requests().len() as f64;
+    sample
+}
+
+/// Runs the tool under time(1), which alone tells CPU and peak memory of a child.
+fn measured(tool: &str, flags: &[String], from: &str, to: &str) -> Sample {
+    let mut command = Command::new("/usr/bin/time");
+    command.args(["-q", "-f", "%e %U %S %M"]);
+    if tool == "transload" {
+        command.arg(env!("CARGO_BIN_EXE_transload")).args(["copy", "--quiet"]).args(flags);
+        command.args([format!("{from}/bench/image"), format!("{to}/bench/image")]);
+    } else {
+        command.args([
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "--all",
+            "--quiet",
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+        ]);
+        command.args([format!("docker://{from}/bench/image"), format!("docker://{to}/bench/image")]);
+    }
+    let done = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{tool}: {stderr}");
+    let numbers: Vec<f64> = stderr.lines().last().unwrap().split(' ').map(|word| word.parse().unwrap()).collect();
+    Sample { wall: numbers[0], cpu: numbers[1] + numbers[2], mib: numbers[3] / 1024.0, ..Sample::default() }
+}

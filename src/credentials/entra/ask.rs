@@ -1,0 +1,69 @@
+//! One request, one answer in JSON.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::credentials::process;
+use crate::error::{Error, Kind, Result};
+
+/// More than any token, even one that lists hundreds of groups.
+const LONGEST: usize = 1 << 20;
+
+#[derive(Deserialize, Default)]
+pub(super) struct Answer {
+    pub(super) access_token: Option<String>,
+    pub(super) error: Option<String>,
+    pub(super) error_description: Option<String>,
+}
+
+impl Answer {
+    pub(super) fn complaint(&self, status: StatusCode) -> String {
+        let first = |text: &String| text.lines().next().map(process::printable);
+        let said = self.error_description.as_ref().and_then(first).or_else(|| self.error.as_ref().and_then(first));
+        said.unwrap_or_else(|| format!("HTTP {status}"))
+    }
+}
+
+/// Sends and reads the answer, whatever its status: an answer that isn't JSON has no fields.
+pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<(StatusCode, HeaderMap, Answer)> {
+    let failed = |error: reqwest::Error| {
+        let kind = if error.is_timeout() { Kind::Timeout } else { Kind::Network };
+        Error::new(kind, chain(&error.without_url()))
+    };
+    let mut response = request.send().await.map_err(failed)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        if body.len() + chunk.len() > LONGEST {
+            return Err(Error::new(Kind::Invalid, "the answer is too long for a token"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let answer = serde_json::from_slice(&body).unwrap_or_default();
+    Ok((response.status(), response.headers().clone(), answer))
+}
+
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// `application/x-www-form-urlencoded`.
+pub(super) fn form(pairs: &[(&str, &str)]) -> String {
+    // Borrowed from URLs: one crate less than reqwest's `form`.
+    let Ok(mut url) = Url::parse("form:/") else { return String::new() };
+    url.query_pairs_mut().extend_pairs(pairs);
+    url.query().unwrap_or_default().to_owned()
+}
+
+/// reqwest says "error sending request", and why in its sources.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        said = format!("{said}: {source}");
+        next = source.source();
+    }
+    said
+}
