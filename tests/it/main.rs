@@ -1,6 +1,8 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
 mod copy_acr;
+mod copy_dedup;
+mod copy_forms;
 mod copy_plain;
 mod support;
 mod support_test;
