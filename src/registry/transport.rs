@@ -223,7 +223,8 @@ impl Registry {
         if !ours {
             self.policy().await?.check(&base, &url)?;
         }
-        for attempt in 0..2 {
+        // The challenge, a token, and once more: a token may end while many requests wait for it.
+        for attempt in 0..3 {
             let signature = if ours { self.auth.authorization(self, scope).await? } else { None };
             let mut signed = headers.clone();
             if let Some(value) = &signature {
@@ -245,7 +246,7 @@ impl Registry {
                 return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
                     .transient(Some(Duration::ZERO)));
             }
-            if attempt == 1 || !again {
+            if attempt == 2 || !again {
                 return Ok(response);
             }
         }
