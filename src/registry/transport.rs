@@ -240,7 +240,7 @@ impl Registry {
                 return Ok(response);
             }
             let challenge = Challenge::from_headers(response.headers());
-            let again = self.auth.challenged(challenge, scope, signature.as_ref());
+            let again = self.auth.challenged(challenge, scope, signature.as_ref()).await;
             if streamed && again {
                 // The stream is spent; whoever feeds it asks the session where to go on.
                 return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
