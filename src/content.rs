@@ -4,7 +4,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -33,7 +32,8 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The bytes of `blob` from offset `from` on (in bytes, at most the blob's size).
     ///
-    /// Not tried again here: whoever reads has a [`Budget`].
+    /// Not tried again here: whoever reads has a [`Budget`]. A holder that falls silent is the
+    /// source's own affair: the body ends in an error then.
     fn blob(&self, blob: &Descriptor, from: u64) -> impl Future<Output = Result<Body>> + Send;
 
     /// The manifests that name `subject` as their subject. Empty if there are none, or if the
@@ -179,19 +179,18 @@ impl<S: Source> Reader<S> {
             }
             self = self.opened().await?;
             let Some(body) = &mut self.body else { return Ok(None) };
-            let broke = match tokio::time::timeout(READ_TIMEOUT, body.try_next()).await {
-                Ok(Ok(Some(bytes))) if bytes.is_empty() => continue,
-                Ok(Ok(Some(bytes))) => {
+            let broke = match body.try_next().await {
+                Ok(Some(bytes)) if bytes.is_empty() => continue,
+                Ok(Some(bytes)) => {
                     self.at += bytes.len() as u64;
                     self.budget.progress(bytes.len() as u64);
                     (self.moved)(bytes.len() as u64);
                     return Ok(Some((bytes, self)));
                 }
-                Ok(Ok(None)) => {
+                Ok(None) => {
                     Error::new(Kind::Network, format!("the body ended at byte {} of {}", self.at, self.blob.size))
                 }
-                Ok(Err(error)) => error,
-                Err(_) => Error::new(Kind::Timeout, format!("nothing came for {} s", READ_TIMEOUT.as_secs())),
+                Err(error) => error,
             };
             // Through the registry again, never by the old address: a CDN's signed URL expires.
             self.body = None;
@@ -203,6 +202,3 @@ impl<S: Source> Reader<S> {
         error.doing(format!("read blob {}", self.blob.digest)).on(Side::Source)
     }
 }
-
-/// How long a source may be silent in the middle of a blob.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);

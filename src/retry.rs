@@ -43,7 +43,7 @@ impl Budget {
 
     /// Asks to try again after `error`: waits as the server or the backoff says, then returns.
     ///
-    /// A wait that the server asked for (`Retry-After`) costs patience, but no fault.
+    /// A wait that the server asked for (`Retry-After`) costs patience, but no fault, unless it's none.
     ///
     /// # Errors
     /// `error` itself, with the number of attempts and the time spent, if it's final or the
@@ -93,10 +93,12 @@ impl Budget {
                 jitter(LONGEST_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault)))
             }
         };
-        if wait > state.patience || (state.left == 0 && error.retry_after().is_none()) {
+        // To be told to wait for nothing is no reason to go on for ever.
+        let fault = error.retry_after().is_none_or(|asked| asked.is_zero());
+        if wait > state.patience || (fault && state.left == 0) {
             return None;
         }
-        if error.retry_after().is_none() {
+        if fault {
             state.left -= 1;
         }
         state.patience -= wait;
@@ -155,6 +157,8 @@ mod tests {
         assert!(begun.elapsed() >= Duration::from_secs(60) && begun.elapsed() < Duration::from_secs(61));
         budget.retry(limited()).await.expect_err("past patience");
         budget.retry(fault()).await.expect("a fault is still forgiven");
+        let at_once = Error::new(Kind::Limited, "429").transient(Some(Duration::ZERO));
+        budget.retry(at_once).await.expect_err("no more faults");
     }
 
     #[tokio::test(start_paused = true)]

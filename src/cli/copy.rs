@@ -53,6 +53,9 @@ pub(super) struct Args {
     /// Large blobs at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
+    /// How often a blob is tried again after a fault; large ones more, as long as they get on
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    retries: u32,
     /// Upload in chunks of this size, such as 16MiB (ACR: always; others: one request a blob)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(super) chunk_size: Option<u64>,
@@ -131,7 +134,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
         Some(bars) => bars.clone(),
         None => Arc::new(Silent),
     };
-    let engine = Engine::new(usize::from(args.jobs), observer);
+    let engine = Engine::new(usize::from(args.jobs), observer).with_retries(args.retries);
     let options = args.options();
     let mut told = Told {
         text: global.output == Format::Text && !global.quiet,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
@@ -38,6 +39,10 @@ pub(super) struct Global {
     /// Look for credentials in this file first: docker's or podman's, or a Kubernetes secret (repeatable)
     #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_AUTH_FILE", help_heading = GLOBAL)]
     pub(super) auth_file: Vec<PathBuf>,
+    /// Give a connection up, and try again, when nothing has moved on it for so long
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(super) idle_timeout: u64,
 }
 
 /// How results are printed.
@@ -84,6 +89,7 @@ impl Global {
             ca,
             resolve: Arc::new(self.resolve.iter().cloned().collect()),
             realms: self.allow_realm.clone(),
+            idle: Duration::from_secs(self.idle_timeout),
             ..Options::default()
         })
     }

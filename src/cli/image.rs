@@ -124,7 +124,8 @@ impl Image {
         destination: &D,
         options: &Options,
     ) -> Result<Report> {
-        engine.copy(source, &self.from.target, destination, &self.at, options).await
+        let copied = engine.copy(source, &self.from.target, destination, &self.at, options).await;
+        copied.map_err(|error| error.doing(format!("copy {}", self.source())))
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Engine {
     /// Places for those that cost round trips only.
     small: Semaphore,
     jobs: usize,
+    /// Faults that are forgiven to one blob.
+    retries: u32,
     observer: Arc<dyn Observer>,
 }
 
@@ -76,8 +78,15 @@ impl Engine {
             large: Semaphore::new(jobs),
             small: Semaphore::new(jobs * SMALL_FOR_LARGE),
             jobs,
+            retries: RETRIES,
             observer,
         }
+    }
+
+    /// The same, but with so many faults forgiven to each blob instead of 8.
+    #[must_use]
+    pub fn with_retries(self, retries: u32) -> Self {
+        Self { retries, ..self }
     }
 
     /// Copies what `target` is in `source` to `at` in `destination`.
@@ -275,5 +284,6 @@ fn absent(target: &Target) -> Error {
 const SMALL: u64 = 512 << 10;
 /// So many of them run beside each large one's place.
 const SMALL_FOR_LARGE: usize = 8;
+const RETRIES: u32 = 8;
 /// What a blob may be waited for in all, faults and `Retry-After` together.
 const BLOB_PATIENCE: Duration = Duration::from_secs(30 * 60);

@@ -104,6 +104,6 @@ impl Engine {
     fn feed<S: Source>(&self, source: &S, blob: &Descriptor) -> Feed<S> {
         let (observer, digest) = (self.observer.clone(), blob.digest);
         let moved = Arc::new(move |bytes| observer.moved(&digest, bytes));
-        Feed::new(source.clone(), blob.clone(), Budget::new(8, BLOB_PATIENCE), moved)
+        Feed::new(source.clone(), blob.clone(), Budget::new(self.retries, BLOB_PATIENCE), moved)
     }
 }

@@ -38,6 +38,9 @@ pub(super) async fn error(
     let push = scope.pushes();
     let code = code.as_deref().unwrap_or_default();
     match status {
+        // Geo-replicas agree after a while only: what one took, another doesn't know yet. (400 by distribution's
+        // table, 404 elsewhere.)
+        _ if code == "MANIFEST_BLOB_UNKNOWN" && is_acr(registry) => Error::new(Kind::Registry, what).transient(wait),
         // ACR gives a token for less than was asked, and then says 401 where others say 403.
         StatusCode::UNAUTHORIZED if user.is_some() && write => {
             Error::new(Kind::Denied, what).hint(push_hint(registry, &who))
@@ -56,8 +59,6 @@ pub(super) async fn error(
             limited(what, registry, wait, remaining.is_some_and(|q| q.remaining == 0), &message)
         }
         StatusCode::REQUEST_TIMEOUT => Error::new(Kind::Timeout, what).transient(wait),
-        // Geo-replicas agree after a while only: what one took, another doesn't know yet.
-        _ if code == "MANIFEST_BLOB_UNKNOWN" && is_acr(registry) => Error::new(Kind::Registry, what).transient(wait),
         _ if code == "MANIFEST_BLOB_UNKNOWN" || code == "MANIFEST_UNKNOWN" => Error::new(Kind::Registry, what),
         _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
             Error::new(Kind::Registry, what).transient(wait)

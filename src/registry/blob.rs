@@ -7,7 +7,6 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
 
 use super::Repo;
-use super::answer::transport_error;
 use super::transport::Response;
 use super::upload::Session;
 use crate::content::{Body, Started};
@@ -25,7 +24,7 @@ impl Repo {
         }
         let response = self.registry.call_once(call).await?;
         let skip = check_head(&response, blob, from).map_err(|error| error.doing(doing))?;
-        Ok(body_of(response, &self.registry.name, skip))
+        Ok(body_of(response, skip))
     }
 
     /// `HEAD` of a blob.
@@ -41,7 +40,20 @@ impl Repo {
     }
 
     /// `POST` of an upload, which asks for a mount too where there is something to mount from.
+    ///
+    /// Once begun, it's ended even if the caller is dropped: else a session would stay open of which
+    /// nobody here knows.
     pub(super) async fn start_upload(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Session>> {
+        let (repo, blob, from) = (self.clone(), blob.clone(), from.cloned());
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.registry.see_through(async move {
+            // Nobody listens after an interrupt; the session is known by then, and is deleted.
+            drop(tell.send(repo.begin(&blob, from.as_ref()).await));
+        });
+        told.await.map_err(|_| Error::new(Kind::Interrupted, "the upload was abandoned"))?
+    }
+
+    async fn begin(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Session>> {
         let doing = format!("begin the upload of blob {} to {}", blob.digest, self.repository);
         let scope = from.map(|from| self.push.mounting(from));
         let mut query = Vec::new();
@@ -96,9 +108,8 @@ fn check_head(response: &Response, blob: &Descriptor, from: u64) -> Result<u64> 
     }
 }
 
-fn body_of(response: Response, registry: &str, mut skip: u64) -> Body {
-    let registry = registry.to_owned();
-    let body = response.into_body().into_data_stream().map_err(move |error| transport_error(error, &registry));
+fn body_of(response: Response, mut skip: u64) -> Body {
+    let body = response.into_body().into_data_stream();
     if skip == 0 {
         return body.boxed();
     }

@@ -125,11 +125,13 @@ impl PullQuota {
         })
     }
 
-    /// Whether this is newer than `old`. Of requests made `at_once`, answers overtake each other: a
-    /// number that is only a little higher was told earlier.
-    pub(super) fn replaces(&self, old: &Self, at_once: usize) -> bool {
-        let more = self.remaining.saturating_sub(old.remaining);
-        more == 0 || more > at_once as u64
+    /// Whether an answer that says this was made before one that said `known`: of up to `at_once`
+    /// answers, which overtake each other, the one with the least pulls left is the newest. One that
+    /// says a lot more tells of a new window.
+    pub(super) fn is_older_than(&self, known: &Self, at_once: usize) -> bool {
+        let same = (self.limit, &self.source) == (known.limit, &known.source);
+        let more = self.remaining.saturating_sub(known.remaining);
+        same && more > 0 && more <= at_once as u64
     }
 }
 
@@ -175,6 +177,15 @@ mod tests {
     }
 
     #[test]
+    fn answers_that_overtake_each_other_count_down() {
+        let quota = |remaining| PullQuota { limit: 100, remaining, window: 21600, source: None };
+        assert!(quota(12).is_older_than(&quota(10), 32));
+        assert!(!quota(10).is_older_than(&quota(10), 32));
+        assert!(!quota(9).is_older_than(&quota(10), 32));
+        assert!(!quota(100).is_older_than(&quota(10), 32), "a new window");
+    }
+
+    #[test]
     fn quotas_and_waits_are_read() {
         let mut headers = HeaderMap::new();
         headers.insert("ratelimit-limit", http::HeaderValue::from_static("100;w=21600"));
@@ -185,13 +196,5 @@ mod tests {
         assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
         headers.insert("retry-after", http::HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT"));
         assert_eq!(retry_after(&headers), Some(Duration::ZERO));
-    }
-
-    #[test]
-    fn an_answer_that_was_overtaken_is_not_news() {
-        let quota = |remaining| PullQuota { limit: 100, remaining, window: 21600, source: None };
-        assert!(quota(92).replaces(&quota(93), 32) && quota(93).replaces(&quota(93), 32));
-        assert!(!quota(94).replaces(&quota(93), 32));
-        assert!(quota(100).replaces(&quota(3), 32), "a new window");
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::Repo;
 use super::address::same_origin;
 use super::auth::Scope;
-use super::transport::{Call, Payload, read_small};
+use super::transport::{Call, Payload};
 use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Target;
@@ -37,8 +37,7 @@ impl Repo {
         let last = after.map(|tag| format!("&last={tag}")).unwrap_or_default();
         let doing = format!("list the tags of {}", self.repository);
         let call = self.call(Method::GET, &format!("tags/list?n={PAGE}{last}"), &self.pull, doing.clone()).await?;
-        let response = self.registry.call(call).await?;
-        let bytes = read_small(response, MAX_LIST).await.map_err(|error| error.doing(doing.clone()))?;
+        let (_, bytes) = self.registry.read(call, MAX_LIST).await?;
         let page: TagPage = parse(&bytes).map_err(|error| error.doing(doing))?;
         // A registry that doesn't page sends all tags each time: what was seen is left out.
         let seen = after.and_then(|after| page.tags.iter().position(|tag| tag == after));
@@ -76,8 +75,8 @@ impl Repo {
                 body: Payload::Empty,
                 doing: doing.clone(),
             };
-            let response = match self.registry.call(call.header(ACCEPT, MediaType::OCI_INDEX)).await {
-                Ok(response) => response,
+            let (head, bytes) = match self.registry.read(call.header(ACCEPT, MediaType::OCI_INDEX), MAX_LIST).await {
+                Ok(read) => read,
                 // 404 says that there is no API here (the spec has an empty list for no referrers); some
                 // registries say 400, 405 or even 403 to a path that they don't know.
                 Err(error)
@@ -87,9 +86,8 @@ impl Repo {
                 }
                 Err(error) => return Err(error),
             };
-            next = next_page(response.headers(), &url).filter(|next| same_origin(next, &url));
-            let page: ReferrersPage =
-                parse(&read_small(response, MAX_LIST).await?).map_err(|error| error.doing(doing.clone()))?;
+            next = next_page(&head.headers, &url).filter(|next| same_origin(next, &url));
+            let page: ReferrersPage = parse(&bytes).map_err(|error| error.doing(doing.clone()))?;
             listed.extend(page.manifests);
             if listed.len() > MAX_REFERRERS {
                 return Err(Error::new(Kind::Invalid, format!("more than {MAX_REFERRERS} referrers")).doing(doing));

@@ -6,7 +6,7 @@ use http::{HeaderValue, Method};
 use super::Repo;
 use super::auth::Scope;
 use super::blob::length;
-use super::transport::{Payload, read_small};
+use super::transport::Payload;
 use crate::content::Pushed;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};
@@ -41,15 +41,10 @@ impl Repo {
         let reference = self.repository.at(target.clone());
         let doing = format!("read manifest {reference}");
         let call = self.call(Method::GET, &format!("manifests/{target}"), scope, doing.clone()).await?;
-        let response = self.registry.call(call.header(ACCEPT, MediaType::ACCEPT)).await?;
-        let told = digest(response.headers());
-        let content_type = content_type(response.headers()).map(str::to_owned);
-        let read = async {
-            let bytes = read_small(response, MAX_MANIFEST).await?;
-            // By tag the header's digest is all there is to check the bytes by.
-            Manifest::read(bytes, content_type.as_deref(), target.digest().or(told))
-        };
-        read.await.map_err(|error| error.doing(doing))
+        let (head, bytes) = self.registry.read(call.header(ACCEPT, MediaType::ACCEPT), MAX_MANIFEST).await?;
+        // By tag the header's digest is all there is to check the bytes by.
+        let expected = target.digest().or(digest(&head.headers));
+        Manifest::read(bytes, content_type(&head.headers), expected).map_err(|error| error.doing(doing))
     }
 
     /// `PUT` of a manifest's bytes.

@@ -15,6 +15,7 @@ mod auth;
 pub mod azure;
 mod blob;
 mod challenge;
+mod incoming;
 mod limits;
 mod lists;
 mod manifest;
@@ -65,6 +66,9 @@ pub struct Options {
     pub chunk_size: Option<u64>,
     /// Requests at once to one registry, at most.
     pub concurrency: usize,
+    /// How long a registry may be silent: before its answer, in the middle of a body that it sends,
+    /// and of one that it takes.
+    pub idle: Duration,
 }
 
 impl Default for Options {
@@ -78,6 +82,7 @@ impl Default for Options {
             realms: Vec::new(),
             chunk_size: None,
             concurrency: 32,
+            idle: Duration::from_secs(60),
         }
     }
 }

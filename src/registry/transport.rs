@@ -4,7 +4,7 @@
 //! registry's own origin only, and not every address may be followed (see [`super::address`]).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,19 +14,21 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
 use reqwest::{Request, Url};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 
 use super::Options;
 use super::address::{Policy, origin, same_origin};
 use super::answer;
 use super::auth::{Auth, Scope};
 use super::challenge::Challenge;
+use super::incoming::Incoming;
 use super::limits::{Limiter, PullQuota, retry_after};
 use crate::error::{Error, Kind, Result};
 use crate::reference::{DOCKER_HUB, split_port};
 use crate::retry::Budget;
 
 /// A response whose body hasn't been read.
-pub(super) type Response = http::Response<reqwest::Body>;
+pub(super) type Response = http::Response<Incoming>;
 
 /// One registry: everything that is shared by all who talk to it in this run.
 #[derive(Debug)]
@@ -43,10 +45,12 @@ pub struct Registry {
     policy: OnceCell<Policy>,
     auth: Auth,
     limiter: Arc<Limiter>,
-    /// Learned: large single requests are refused here.
-    pub(super) wants_chunks: AtomicBool,
+    /// Learned: bodies of uploads that are larger (in bytes) are refused here.
+    pub(super) largest_body: AtomicU64,
     pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
     pub(super) next_session: AtomicU64,
+    /// Uploads whose session isn't known yet.
+    pub(super) starting: Mutex<JoinSet<()>>,
     requests: AtomicU64,
     quota: Mutex<Option<PullQuota>>,
 }
@@ -72,6 +76,22 @@ pub(super) enum Payload {
 }
 
 impl Call<'_> {
+    /// The same call. Of a streamed body nothing is left.
+    fn again(&self) -> Self {
+        let body = match &self.body {
+            Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
+            Payload::Empty | Payload::Stream(..) => Payload::Empty,
+        };
+        Self {
+            method: self.method.clone(),
+            url: self.url.clone(),
+            scope: self.scope,
+            headers: self.headers.clone(),
+            body,
+            doing: self.doing.clone(),
+        }
+    }
+
     pub(super) fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
         if let Ok(value) = value.try_into() {
             self.headers.insert(name, value);
@@ -96,9 +116,10 @@ impl Registry {
             policy: OnceCell::new(),
             auth: Auth::new(),
             limiter: Limiter::new(options.concurrency),
-            wants_chunks: AtomicBool::new(super::azure::is_acr(name)),
+            largest_body: AtomicU64::new(u64::MAX),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(0),
+            starting: Mutex::default(),
             requests: AtomicU64::new(0),
             quota: Mutex::new(None),
             options,
@@ -146,34 +167,38 @@ impl Registry {
         }
     }
 
-    /// Makes the call, trying again within a budget of its own.
+    /// Makes the call, trying again within a budget of its own; a streamed body goes out once.
     ///
     /// # Errors
     /// What [`answer::error`] makes of statuses other than 2xx.
     pub(super) async fn call(&self, call: Call<'_>) -> Result<Response> {
-        let budget = Budget::new(5, Duration::from_secs(5 * 60));
-        let Call { method, url, scope, headers, body, doing } = call;
-        let Payload::Stream(..) = body else {
-            loop {
-                let body = match &body {
-                    Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
-                    _ => Payload::Empty,
-                };
-                let call = Call {
-                    method: method.clone(),
-                    url: url.clone(),
-                    scope,
-                    headers: headers.clone(),
-                    body,
-                    doing: doing.clone(),
-                };
-                match self.call_once(call).await {
-                    Ok(response) => return Ok(response),
-                    Err(error) => budget.retry(error).await?,
-                }
+        if matches!(call.body, Payload::Stream(..)) {
+            return self.call_once(call).await;
+        }
+        let budget = Budget::new(RETRIES, PATIENCE);
+        loop {
+            match self.call_once(call.again()).await {
+                Ok(response) => return Ok(response),
+                Err(error) => budget.retry(error).await?,
             }
-        };
-        self.call_once(Call { method, url, scope, headers, body, doing }).await
+        }
+    }
+
+    /// Makes the call and reads its small answer of at most `most` bytes, trying both again
+    /// together: a body may break off after a fine head.
+    pub(super) async fn read(&self, call: Call<'_>, most: u64) -> Result<(http::response::Parts, Bytes)> {
+        let budget = Budget::new(RETRIES, PATIENCE);
+        loop {
+            let read = async {
+                let (head, body) = self.call_once(call.again()).await?.into_parts();
+                let bytes = read_small(Response::new(body), most).await;
+                bytes.map(|bytes| (head, bytes)).map_err(|error| error.doing(call.doing.clone()))
+            };
+            match read.await {
+                Ok(read) => return Ok(read),
+                Err(error) => budget.retry(error).await?,
+            }
+        }
     }
 
     /// Makes the call once: signs it, answers one challenge, follows redirects.
@@ -287,21 +312,26 @@ impl Registry {
         let sent = if streamed {
             sending.await
         } else {
+            // What is written is also checked and stored before the answer comes.
+            let idle = self.options.idle;
+            let patience = if method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
             let late =
-                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, HEAD_TIMEOUT.as_secs()));
-            tokio::time::timeout(HEAD_TIMEOUT, sending).await.map_err(|_| late())?
+                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
+            tokio::time::timeout(patience, sending).await.map_err(|_| late())?
         };
-        let response: Response = sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
+        let response: http::Response<reqwest::Body> =
+            sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
+        let response = response.map(|body| Incoming::new(body, &self.name, self.options.idle));
         tracing::debug!("{shown}: {}", response.status().as_u16());
         self.learn(&response);
         Ok(response)
     }
 
     fn learn(&self, response: &Response) {
-        if let Some(quota) = PullQuota::from_headers(response.headers()) {
-            let mut known = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.as_ref().is_none_or(|old| quota.replaces(old, self.options.concurrency)) {
-                *known = Some(quota);
+        if let Some(told) = PullQuota::from_headers(response.headers()) {
+            let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+            if !quota.as_ref().is_some_and(|known| told.is_older_than(known, self.options.concurrency)) {
+                *quota = Some(told);
             }
         }
         if matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
@@ -334,8 +364,7 @@ pub(super) async fn read_small(response: Response, most: u64) -> Result<Bytes> {
     let mut bytes = BytesMut::new();
     let reading = async {
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| answer::transport_error(error, "the registry"))?;
-            if let Ok(data) = frame.into_data() {
+            if let Ok(data) = frame?.into_data() {
                 if (bytes.len() + data.len()) as u64 > most {
                     return Err(Error::new(Kind::Invalid, format!("the answer has more than {most} bytes")));
                 }
@@ -344,9 +373,9 @@ pub(super) async fn read_small(response: Response, most: u64) -> Result<Bytes> {
         }
         Ok(())
     };
-    tokio::time::timeout(HEAD_TIMEOUT, reading)
+    tokio::time::timeout(SMALL_TIMEOUT, reading)
         .await
-        .map_err(|_| Error::new(Kind::Timeout, format!("the answer did not end in {} s", HEAD_TIMEOUT.as_secs())))??;
+        .map_err(|_| Error::new(Kind::Timeout, format!("the answer did not end in {} s", SMALL_TIMEOUT.as_secs())))??;
     Ok(bytes.freeze())
 }
 
@@ -356,7 +385,12 @@ pub fn is_loopback(host: &str) -> bool {
         || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// How long a registry may take to begin its answer, or to end a small one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take to answer when it has all of a blob: it hashes and stores the blob meanwhile.
+pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a small answer may take in all, however evenly it trickles.
+const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Faults that are forgiven to a request without a streamed body, and what may be waited for it.
+const RETRIES: u32 = 5;
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_REDIRECTS: u32 = 5;

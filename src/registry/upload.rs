@@ -22,7 +22,8 @@ use tokio::time::Instant;
 
 use super::Repo;
 use super::address::same_origin;
-use super::transport::{Call, Payload, Registry, Response};
+use super::azure::is_acr;
+use super::transport::{COMMIT_TIMEOUT, Call, Payload, Registry, Response};
 use crate::content::{Feed, Source, Started};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result, Side};
@@ -38,6 +39,8 @@ pub struct Session {
     at: u64,
     /// `OCI-Chunk-Min-Length`, in bytes.
     least: u64,
+    /// The length of the last body that was tried, in bytes.
+    tried: u64,
 }
 
 impl Repo {
@@ -48,7 +51,7 @@ impl Repo {
         let least = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
         let id = self.registry.next_session.fetch_add(1, Ordering::Relaxed);
         self.registry.remember(id, &url, self);
-        Ok(Session { id, url, at: 0, least: least.unwrap_or(0) })
+        Ok(Session { id, url, at: 0, least: least.unwrap_or(0), tried: 0 })
     }
 
     /// Sends a blob, resuming and restarting within the feed's budget.
@@ -95,6 +98,7 @@ impl Repo {
                 None => (Method::PUT, left),
             };
             let last = method == Method::PUT;
+            session.tried = length;
             let mut url = session.url.clone();
             if last {
                 // Behind whatever query the Location has: it is the registry's state.
@@ -115,7 +119,7 @@ impl Repo {
                 Payload::Stream(reqwest::Body::wrap(Piece::new(slot, length)?), length)
             };
             let call = Call { method, url, scope: &self.push, headers, body, doing: doing.clone() };
-            let response = watched(slot, &self.registry.name, self.registry.call_once(call)).await?;
+            let response = watched(slot, &self.registry, self.registry.call_once(call)).await?;
             session.at += length;
             if last {
                 return Ok(());
@@ -138,20 +142,18 @@ impl Repo {
         feed: &Feed<S>,
         error: Error,
     ) -> Result<Option<(Session, Verified)>> {
-        let chunked = self.chunk_size().is_some();
-        let mut lost = matches!(error.kind(), Kind::SessionLost | Kind::TooLarge);
+        // Some say no more than 404 to a session that is gone.
+        let mut lost = matches!(error.kind(), Kind::SessionLost | Kind::NotFound | Kind::TooLarge);
         let mut error = match error.kind() {
-            Kind::SessionLost => error.transient(None),
-            Kind::TooLarge if !chunked => error.transient(Some(Duration::ZERO)),
+            Kind::SessionLost | Kind::NotFound => error.transient(None),
+            Kind::TooLarge => self.shrink(session.tried, error),
+            Kind::Network if session.tried > DEFAULT_CHUNK => {
+                // Hung up in the middle of one large body: smaller ones from here on.
+                self.registry.largest_body.fetch_min(DEFAULT_CHUNK, Ordering::Relaxed);
+                error
+            }
             _ => error,
         };
-        if error.is_transient()
-            && matches!(error.kind(), Kind::TooLarge | Kind::Network)
-            && feed.blob().size > DEFAULT_CHUNK
-        {
-            // 413, or hung up in the middle of one large body: smaller ones from here on.
-            self.registry.wants_chunks.store(true, Ordering::Relaxed);
-        }
         loop {
             if let Err(error) = feed.budget().retry(error).await {
                 self.cancel(&session).await;
@@ -212,18 +214,32 @@ impl Repo {
         self.registry.abandon(session.id).await;
     }
 
+    /// A body of `tried` bytes was refused (413): smaller ones from here on, unless that one was small.
+    fn shrink(&self, tried: u64, error: Error) -> Error {
+        if tried <= LEAST_CHUNK {
+            return error.hint(format!(
+                "something before the registry takes no body of {tried} bytes: raise its limit (nginx: client_max_body_size)"
+            ));
+        }
+        let smaller = if tried > DEFAULT_CHUNK { DEFAULT_CHUNK } else { (tried / 4).max(LEAST_CHUNK) };
+        self.registry.largest_body.fetch_min(smaller, Ordering::Relaxed);
+        error.transient(Some(Duration::ZERO))
+    }
+
     /// The size of chunks, if this registry needs or the user wants any.
     fn chunk_size(&self) -> Option<u64> {
-        match self.registry.options.chunk_size {
-            Some(size) => Some(size),
-            None => self.registry.wants_chunks.load(Ordering::Relaxed).then_some(DEFAULT_CHUNK),
+        let taken = self.registry.largest_body.load(Ordering::Relaxed);
+        let wanted = self.registry.options.chunk_size.or(is_acr(&self.registry.name).then_some(DEFAULT_CHUNK));
+        match wanted {
+            Some(wanted) => Some(wanted.min(taken)),
+            None => (taken < u64::MAX).then_some(taken),
         }
     }
 }
 
 impl Session {
     fn clone_state(&self) -> Self {
-        Self { id: self.id, url: self.url.clone(), at: self.at, least: self.least }
+        Self { url: self.url.clone(), ..*self }
     }
 }
 
@@ -258,9 +274,22 @@ impl Registry {
         }
     }
 
+    /// Runs what must not stop in its middle, on a task that [`Self::abandon_all`] waits for.
+    pub(super) fn see_through(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        while starting.try_join_next().is_some() {}
+        starting.spawn(task);
+    }
+
     pub(super) async fn abandon_all(&self) {
-        let open: Vec<u64> = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
-        future::join_all(open.into_iter().map(|id| self.abandon(id))).await;
+        let mut starting = std::mem::take(&mut *self.starting.lock().unwrap_or_else(PoisonError::into_inner));
+        loop {
+            let open: Vec<u64> = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+            future::join_all(open.into_iter().map(|id| self.abandon(id))).await;
+            if starting.join_next().await.is_none() {
+                return;
+            }
+        }
     }
 }
 
@@ -288,20 +317,21 @@ fn end_of_range(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Runs `sending`, and stops it where nothing has moved for too long.
-async fn watched<T>(slot: &Slot, registry: &str, sending: impl Future<Output = Result<T>>) -> Result<T> {
+async fn watched<T>(slot: &Slot, registry: &Registry, sending: impl Future<Output = Result<T>>) -> Result<T> {
+    let idle = registry.options.idle;
     let stalled = async {
         let mut last = (slot.moved(), Instant::now());
         loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(idle / 10).await;
             let (moved, waiting) = (slot.moved(), slot.waits_for_source());
             if moved != last.0 || waiting {
                 last = (moved, Instant::now());
             }
-            let patience = if slot.is_sent() { COMMIT_TIMEOUT } else { SEND_TIMEOUT };
+            let patience = if slot.is_sent() { COMMIT_TIMEOUT.max(idle) } else { idle };
             if last.1.elapsed() > patience {
                 return Error::new(
                     Kind::Timeout,
-                    format!("{registry} took nothing and said nothing for {} s", patience.as_secs()),
+                    format!("{} took nothing and said nothing for {} s", registry.name, patience.as_secs()),
                 );
             }
         }
@@ -419,10 +449,8 @@ impl http_body::Body for Piece {
 
 /// 16 MiB: ACR refuses single bodies from some 20 MB on, and counts each chunk as a write.
 const DEFAULT_CHUNK: u64 = 16 << 20;
-/// How long a registry may take nothing of a body.
-const SEND_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long it may take to answer when it has all: it hashes and stores the blob meanwhile.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
+/// Chunks are made no smaller than this, however large bodies are refused: nginx's own limit, if none is set.
+const LEAST_CHUNK: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -70,6 +70,7 @@ pub(super) async fn read_all(body: &mut Body, most: usize) -> Result<Option<Byte
 
 /// How long a client may be silent in the middle of a body.
 const IDLE: Duration = Duration::from_secs(60);
-/// How much of a refused body is read: two chunks of the size that clients use (16 MiB).
-const DISCARDED: usize = 32 << 20;
+/// How much of a refused body is read. Reading costs little, and a client that sends a whole
+/// layer in one request hears why it's refused.
+const DISCARDED: usize = 256 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(5);

@@ -138,7 +138,14 @@ async fn take<U: Upload>(
         refusal.with(header::LOCATION, &location(place, id)).with(header::RANGE, &stored(at))
     })?;
     let Some(upload) = held.as_mut() else { return Err(gone()) };
-    upload.append(body).await.map_err(|error| Refusal::body(&error))?;
+    if let Err(error) = upload.append(body).await {
+        // A client that broke off may go on. Where the storage failed, the disk is full, most
+        // likely: what this upload holds of it must not stay for as long as a silent one may.
+        if !matches!(error.kind(), Kind::Network | Kind::Timeout) {
+            *held = None;
+        }
+        return Err(Refusal::body(&error));
+    }
     size(held).await
 }
 

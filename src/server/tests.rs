@@ -22,6 +22,8 @@ struct Memory(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     read_only: bool,
+    /// An upload can't be stored.
+    full: bool,
     /// Reading a blob breaks off after its first byte.
     broken: bool,
     /// Reading a blob waits so long before its end.
@@ -140,6 +142,9 @@ impl Upload for Taken {
     async fn append(&mut self, body: &mut Body) -> Result<()> {
         while let Some(bytes) = body.next().await {
             self.1.extend_from_slice(&bytes?);
+            if self.0.state().full {
+                return Err(Error::new(Kind::Local, "cannot write /secret/path: no space"));
+            }
         }
         Ok(())
     }
@@ -379,6 +384,18 @@ async fn wrong_bytes_end_the_upload() {
     assert_eq!(get(&server, &format!("DELETE {cancelled}"), &[]).await.status, 204);
     assert_eq!(get(&server, &format!("GET {cancelled}"), &[]).await.status, 404);
     assert_eq!(memory.state().uploads, 0);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_not_kept_full() {
+    let (server, memory) = server();
+    memory.state().full = true;
+    let at = get(&server, "POST /v2/a/b/blobs/uploads/", &[]).await.header("location").expect("there").to_owned();
+    let answer = push(&server, &format!("PATCH {at}"), &[], b"abc").await;
+    assert_eq!(answer.refused(), (500, "UNKNOWN".into()));
+    assert!(!String::from_utf8_lossy(&answer.body).contains("secret"), "a client needn't know our paths");
+    assert_eq!(memory.state().uploads, 0);
+    assert_eq!(get(&server, &format!("GET {at}"), &[]).await.refused(), (404, "BLOB_UPLOAD_UNKNOWN".into()));
 }
 
 #[tokio::test]

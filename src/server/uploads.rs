@@ -77,17 +77,21 @@ impl<U> Uploads<U> {
         drop(removed);
     }
 
-    /// Forgets those that were silent for too long and that no request holds.
+    /// Forgets those that are over, and those that were silent for too long and that no request
+    /// holds.
     pub(super) fn sweep(&self) {
         let stale: Vec<_> = {
             let mut live = self.lock();
-            let old = |entry: &Entry<U>| entry.touched.elapsed() > STALE && entry.upload.try_lock().is_ok();
+            let old = |entry: &Entry<U>| {
+                let free = entry.upload.try_lock();
+                free.is_ok_and(|upload| upload.is_none() || entry.touched.elapsed() > STALE)
+            };
             let ids: Vec<_> = live.iter().filter(|(_, entry)| old(entry)).map(|(id, _)| id.clone()).collect();
             ids.into_iter().filter_map(|id| live.remove_entry(&id)).collect()
         };
         // Dropped outside the lock, since it removes files.
         for (id, _) in stale {
-            tracing::info!("gave up upload {id}: nothing came for {} s", STALE.as_secs());
+            tracing::debug!("forgot upload {id}");
         }
     }
 

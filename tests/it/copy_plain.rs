@@ -68,14 +68,14 @@ fn the_document_has_a_stable_shape() {
     let wanted = json!([{
         "source": from, "destination": to, "status": "copied", "digest": image.digest(),
         "platforms": ["linux/amd64", "linux/arm/v5"],
-        "manifests": 3, "manifests_present": 0,
+        "manifests": 3, "manifests_present": 0, "pulls": 3,
         "uploaded": 6, "mounted": 0, "present": 0, "foreign": 0,
         "bytes_moved": blobs, "bytes_saved": 0, "retried": 0, "referrers": 0, "seconds": null,
     }]);
     assert_eq!(document["images"], wanted);
     let wanted = json!({
         "copied": 1, "unchanged": 0, "planned": 0, "failed": 0,
-        "uploaded": 6, "mounted": 0, "present": 0, "bytes_moved": blobs, "bytes_saved": 0,
+        "uploaded": 6, "mounted": 0, "present": 0, "pulls": 3, "bytes_moved": blobs, "bytes_saved": 0,
         "requests": null, "seconds": null,
     });
     assert_eq!(document["summary"], wanted);

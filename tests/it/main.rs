@@ -1,5 +1,8 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
+mod copy_acr;
+mod copy_faults;
+mod copy_hub;
 mod copy_plain;
 mod demo;
 mod fixtures;

@@ -13,8 +13,10 @@ pub struct HubConfig {
     pub service: String,
     /// Where blobs are redirected to.
     pub cdn: String,
-    /// Who may log in; everyone may pull everything anyway.
+    /// Who may log in.
     pub accounts: Vec<Account>,
+    /// What may be done without: everyone may pull everything, unless told otherwise.
+    pub anonymous: Vec<Grant>,
     /// Life of a token in seconds. The live value is said to be 300.
     pub token_seconds: u64,
     /// Whether the token endpoint tells that life; a client must assume 60 s if not (auth.md).
@@ -42,6 +44,7 @@ impl Default for HubConfig {
                 "wonderland",
                 vec![Grant::new("alice/*", "pull,push,delete"), Grant::new("*", "pull")],
             )],
+            anonymous: vec![Grant::new("*", "pull")],
             token_seconds: 300,
             tell_expiry: true,
             link_seconds: 600,

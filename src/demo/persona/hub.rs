@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::{Method, StatusCode, response};
 use serde_json::{Value, json};
 
-use super::access::{self, Account, Grant, Route, Scope};
+use super::access::{self, Account, Route, Scope};
 use super::config::HubConfig;
 use super::link::{self, Links, Refused};
 use super::mint::Mint;
@@ -182,7 +182,7 @@ impl Hub {
             _ => (Some(String::new()), String::new()),
         };
         let grants = match &user {
-            None => vec![Grant::new("*", "pull")],
+            None => self.config.anonymous.clone(),
             Some(user) => match self.account(user, &password) {
                 Some(account) => account.grants.clone(),
                 None => {

@@ -42,6 +42,8 @@ pub enum Fault {
     WrongLength(i64),
     /// Both bodies move at this many bytes a second.
     Throttle(u64),
+    /// The request's `Range` is not seen, and all is answered.
+    IgnoreRange,
     /// A header of the answer is set, or removed.
     Header(&'static str, Option<String>),
 }

@@ -89,12 +89,15 @@ impl Connection {
     }
 
     async fn turn(&self, request: Request<Incoming>) -> Result<Response<FrontBody>, Cut> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let entry = self.shared.enter(Seen::new(self.number, self.side, &head));
         if let Some(answer) = self.fault_before(&entry).await? {
             self.linger(&entry, body);
             entry.answered(answer.status().as_u16());
             return Ok(answer);
+        }
+        if entry.fault == Some(Fault::IgnoreRange) {
+            head.headers.remove("range");
         }
         let method = head.method.clone();
         let answer = self.answer(&entry, head, body).await?;

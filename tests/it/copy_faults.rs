@@ -1,0 +1,290 @@
+//! Faults of the source in the middle of a copy: gone on from, or told in full.
+
+use super::support::front::Builder;
+use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, Tool, http};
+
+/// A source with one image behind a front that errs, and an empty registry to copy to.
+struct Stage {
+    image: Image,
+    from: Front,
+    to: Registry,
+    _behind: Registry,
+}
+
+impl Stage {
+    fn new(image: Image, rules: impl FnOnce(Builder) -> Builder) -> Self {
+        let behind = Registry::start();
+        image.push(behind.addr(), "a/b", "v1");
+        let from = rules(Front::before(behind.addr())).start();
+        Self { image, from, to: Registry::start(), _behind: behind }
+    }
+
+    /// With one layer of this size, which the fault befalls when it is read first.
+    fn layer(seed: u64, size: usize, fault: Fault) -> Self {
+        let image = Image::single(seed, &[size]);
+        let rule = Rule::on("GET", &image.blobs[1].digest, fault).once();
+        Self::new(image, |front| front.rule(rule))
+    }
+
+    fn tool(&self, more: &[&str]) -> Tool {
+        let (from, to) = (format!("{}/a/b:v1", self.from.host()), self.to.addr().to_string());
+        Tool::transload().args(&["copy", &from, &to, "--output", "json"]).args(more)
+    }
+
+    /// Copies in spite of the fault, which must have struck.
+    #[track_caller]
+    fn copies(&self, more: &[&str]) -> Run {
+        let run = self.tool(more).run().ok();
+        assert!(self.from.struck() > 0, "the rule never matched");
+        self.image.assert_at(self.to.addr(), "a/b", "v1");
+        run
+    }
+
+    /// Fails because of the fault: no tag, no manifest, and no blob of a wrong kind.
+    #[track_caller]
+    fn fails(&self, more: &[&str]) -> Run {
+        let run = self.tool(more).run().exits(1);
+        assert!(self.from.struck() > 0, "the rule never matched");
+        http::get(self.to.addr(), "/v2/a/b/manifests/v1").expect(404);
+        assert_eq!(self.to.count("PUT", "/manifests/"), 0);
+        run
+    }
+
+    /// The layer is not at the destination, and no upload session is left open.
+    #[track_caller]
+    fn assert_nothing_of_the_layer(&self) {
+        http::get(self.to.addr(), &format!("/v2/a/b/blobs/{}", self.image.blobs[1].digest)).expect(404);
+        self.to.assert_no_open_uploads();
+    }
+
+    /// The layer's digest without its algorithm, as it stands in an encoded query.
+    fn hex(&self) -> &str {
+        self.image.blobs[1].digest.trim_start_matches("sha256:")
+    }
+
+    /// How the layer was read: each request's Range, and the bytes that it sent.
+    fn reads(&self) -> Vec<(Option<String>, u64)> {
+        let layer = |seen: &Seen| seen.method == "GET" && seen.path.contains(&self.image.blobs[1].digest);
+        let read = |seen: Seen| (seen.header("range").map(str::to_owned), seen.sent());
+        self.from.log().into_iter().filter(layer).map(read).collect()
+    }
+
+    /// Asserts that the layer was read in two parts, the second of which starts where the first one
+    /// ended, and that both went up as one request.
+    #[track_caller]
+    fn assert_resumed(&self, at: std::ops::RangeInclusive<u64>) {
+        let size = self.image.blobs[1].bytes.len() as u64;
+        let reads = self.reads();
+        let [(None, _), (Some(range), rest)] = &reads[..] else { panic!("{reads:?}") };
+        let from = range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-')?.parse::<u64>().ok());
+        let from = from.unwrap_or_else(|| panic!("{range}"));
+        assert!(at.contains(&from), "went on at {from}");
+        assert_eq!(*rest, size - from, "no byte is read twice");
+        assert_eq!((self.to.count("POST", "/uploads/"), self.to.count("PATCH", "")), (2, 0));
+        assert_eq!(self.to.count("PUT", self.hex()), 1, "the upload did not notice");
+    }
+}
+
+#[test]
+fn a_truncated_download_goes_on_where_it_ended() {
+    let stage = Stage::layer(1, 6_000_000, Fault::TruncateAt(2_345_678));
+    let run = stage.copies(&[]);
+    stage.assert_resumed(2_345_678..=2_345_678);
+    assert_eq!(run.json()["images"][0]["retried"], 1);
+    assert!(run.stderr.contains("trying again in"), "{}", run.stderr);
+}
+
+#[test]
+fn a_reset_download_goes_on() {
+    // What the kernel had not yet given out is lost with a reset.
+    let stage = Stage::layer(2, 6_000_000, Fault::ResetAfter(3_000_000));
+    stage.copies(&[]);
+    let reads = stage.reads();
+    assert_eq!(reads.len(), 2, "{reads:?}");
+    let whole = reads[1].0.is_none() && reads[1].1 == 6_000_000;
+    if !whole {
+        stage.assert_resumed(1..=3_000_000);
+    }
+}
+
+#[test]
+fn a_silent_download_is_given_up_and_goes_on() {
+    let stage = Stage::layer(3, 2_000_000, Fault::StallAfter(1_000_000));
+    let run = stage.copies(&["--idle-timeout", "1"]);
+    stage.assert_resumed(1_000_000..=1_000_000);
+    assert!(run.stderr.contains("for 1 s; trying again"), "{}", run.stderr);
+}
+
+#[test]
+fn silence_before_an_answer_is_given_up_too() {
+    let image = Image::single(4, &[5000]);
+    let layer = image.blobs[1].digest.clone();
+    let stage = Stage::new(image, |front| {
+        front
+            .rule(Rule::on("HEAD", "/manifests/", Fault::Stall).once())
+            .rule(Rule::on("GET", "/manifests/", Fault::StallAfter(100)).once())
+            .rule(Rule::on("GET", &layer, Fault::Stall).once())
+    });
+    stage.copies(&["--idle-timeout", "1"]);
+    assert_eq!(stage.from.struck(), 3);
+}
+
+#[test]
+fn many_breaks_are_survived() {
+    let image = Image::single(5, &[3_000_000]);
+    let layer = image.blobs[1].digest.clone();
+    // Each answer has 700,000 bytes: of 3 MB that makes five.
+    let stage = Stage::new(image, |front| front.rule(Rule::on("GET", &layer, Fault::TruncateAt(700_000)).nth(1..=4)));
+    stage.copies(&[]);
+    let starts: Vec<_> = stage.reads().into_iter().map(|read| read.0.unwrap_or_default()).collect();
+    assert_eq!(starts, ["", "bytes=700000-", "bytes=1400000-", "bytes=2100000-", "bytes=2800000-"]);
+    assert_eq!(stage.to.count("PUT", stage.hex()), 1);
+}
+
+#[test]
+fn a_server_without_ranges_is_read_from_its_start_and_skipped() {
+    let image = Image::single(6, &[1_000_000]);
+    let layer = image.blobs[1].digest.clone();
+    let stage = Stage::new(image, |front| {
+        front
+            .rule(Rule::on("GET", &layer, Fault::TruncateAt(400_000)).once())
+            // It answers a Range with all of it, as it may (RFC 9110 §14.2).
+            .rule(Rule::on("GET", &layer, Fault::IgnoreRange).nth(2..=2))
+    });
+    stage.copies(&[]);
+    assert_eq!(stage.from.struck(), 2);
+    assert_eq!(stage.reads(), [(None, 400_000), (Some("bytes=400000-".to_owned()), 1_000_000)]);
+}
+
+#[test]
+fn a_flipped_byte_is_found_and_nothing_is_stored() {
+    // The last byte is the one that an unguarded stream would have sent already.
+    for (seed, at) in [(7, 0), (8, 1_234_567), (9, 1_999_999)] {
+        let stage = Stage::layer(seed, 2_000_000, Fault::FlipByteAt(at));
+        let run = stage.fails(&[]);
+        let digest = &stage.image.blobs[1].digest;
+        let error = format!(": blob {digest} is corrupt: its bytes have sha256:");
+        assert!(run.stderr.contains("error: source: cannot ") && run.stderr.contains(&error), "{}", run.stderr);
+        assert!(run.stderr.contains("hint: nothing of it was stored"), "{}", run.stderr);
+        assert_eq!(run.json()["images"][0]["error"]["kind"], "mismatch");
+        stage.assert_nothing_of_the_layer();
+    }
+}
+
+#[test]
+fn a_flipped_byte_after_a_break_is_found_too() {
+    let image = Image::single(10, &[2_000_000]);
+    let layer = image.blobs[1].digest.clone();
+    let stage = Stage::new(image, |front| {
+        front
+            .rule(Rule::on("GET", &layer, Fault::TruncateAt(1_500_000)).once())
+            .rule(Rule::on("GET", &layer, Fault::FlipByteAt(9)).nth(2..=2))
+    });
+    let run = stage.fails(&[]);
+    assert_eq!(stage.from.struck(), 2);
+    assert!(run.stderr.contains("is corrupt: its bytes have sha256:"), "{}", run.stderr);
+    stage.assert_nothing_of_the_layer();
+}
+
+#[test]
+fn a_blob_of_another_length_is_refused() {
+    for (seed, by) in [(11, -3), (12, 5)] {
+        let stage = Stage::layer(seed, 100_000, Fault::WrongLength(by));
+        let run = stage.fails(&[]);
+        let has = 100_000 + by;
+        let told = format!("is not as described: the manifest says 100000 bytes, the registry {has}");
+        assert!(run.stderr.contains(&told), "{}", run.stderr);
+        assert!(run.stderr.contains("error: source: "), "{}", run.stderr);
+        stage.assert_nothing_of_the_layer();
+    }
+}
+
+#[test]
+fn a_manifest_that_is_not_what_its_digest_says_is_refused() {
+    let rule = Rule::on("GET", "/manifests/", Fault::FlipByteAt(30));
+    let stage = Stage::new(Image::single(13, &[5000]), |front| front.rule(rule));
+    let run = stage.fails(&[]);
+    assert!(run.stderr.contains("error: source: cannot read manifest"), "{}", run.stderr);
+    assert!(run.stderr.contains("the manifest's digest is wrong: expected sha256:"), "{}", run.stderr);
+    assert_eq!(stage.to.count("POST", ""), 0);
+}
+
+#[test]
+fn server_errors_are_tried_again() {
+    let image = Image::index(14, 2, &[5000]);
+    let stage = Stage::new(image, |front| {
+        front
+            .rule(Rule::on("HEAD", "/manifests/", Fault::status(503)).once())
+            .rule(Rule::on("GET", "/manifests/", Fault::page(502, "Bad Gateway")).nth(1..=2))
+            .rule(Rule::on("GET", "/blobs/", Fault::status(500)).nth(2..=3))
+            .rule(Rule::on("GET", "/blobs/", Fault::page(504, "Gateway Time-out")).nth(5..=5))
+    });
+    stage.copies(&[]);
+    assert_eq!(stage.from.struck(), 6);
+}
+
+#[test]
+fn a_manifest_that_breaks_off_is_read_again() {
+    let image = Image::tiny(15);
+    let stage = Stage::new(image, |front| {
+        front
+            .rule(Rule::on("GET", "/manifests/", Fault::TruncateAt(200)).once())
+            .rule(Rule::on("GET", "/manifests/", Fault::ResetAfter(100)).nth(5..=6))
+            .rule(Rule::on("HEAD", "/manifests/", Fault::LoseResponse).once())
+    });
+    stage.copies(&[]);
+    assert_eq!(stage.from.struck(), 4);
+}
+
+#[test]
+fn a_manifest_that_never_comes_is_told_with_the_attempts() {
+    let rule = Rule::on("GET", "/manifests/", Fault::page(502, "Bad Gateway"));
+    let stage = Stage::new(Image::single(16, &[5000]), |front| front.rule(rule));
+    let run = stage.fails(&[]);
+    assert_eq!(stage.from.struck(), 6);
+    assert!(run.stderr.contains("error: source: cannot read manifest"), "{}", run.stderr);
+    assert!(run.stderr.contains(" answered 502 (after 6 attempts in "), "{}", run.stderr);
+}
+
+#[test]
+fn a_blob_that_never_comes_is_told_with_the_attempts() {
+    let image = Image::single(17, &[500_000]);
+    let layer = image.blobs[1].digest.clone();
+    let stage = Stage::new(image, |front| {
+        front.rule(Rule::on("GET", &layer, Fault::status(503)).nth(2..=2)).rule(Rule::on(
+            "GET",
+            &layer,
+            Fault::TruncateAt(70_000),
+        ))
+    });
+    let run = stage.fails(&["--retries", "3"]);
+    assert_eq!(stage.from.struck(), 4, "one budget for opening and reading");
+    let error = format!("error: source: cannot read blob {layer}: ");
+    assert!(run.stderr.contains(&error), "{}", run.stderr);
+    assert!(run.stderr.contains(" (after 4 attempts in "), "{}", run.stderr);
+    stage.assert_nothing_of_the_layer();
+}
+
+#[test]
+fn an_unknown_blob_is_not_tried_again() {
+    let image = Image::single(18, &[5000]);
+    let layer = image.blobs[1].digest.clone();
+    let stage = Stage::new(image, |front| front.rule(Rule::on("GET", &layer, Fault::status(404))));
+    let run = stage.fails(&[]);
+    assert_eq!(stage.from.struck(), 1);
+    assert!(run.stderr.contains(&format!("error: source: cannot read blob {layer}: ")), "{}", run.stderr);
+    stage.assert_nothing_of_the_layer();
+}
+
+#[test]
+fn a_source_that_hangs_up_on_a_slow_destination_is_opened_again() {
+    let stage = Stage::layer(19, 8_000_000, Fault::ResetAfter(4_000_000));
+    // The destination takes 4 MB a second, so that the source waits for it.
+    let slow = Front::before(stage.to.addr()).rule(Rule::on("PUT", stage.hex(), Fault::Throttle(4_000_000))).start();
+    let from = format!("{}/a/b:v1", stage.from.host());
+    Tool::transload().args(&["copy", &from, slow.host(), "--idle-timeout", "1"]).run().ok();
+    assert_eq!((slow.struck(), stage.from.struck()), (1, 1));
+    stage.image.assert_at(stage.to.addr(), "a/b", "v1");
+    assert_eq!(slow.count("PUT", "/uploads/"), 2, "one for each blob");
+    assert!(stage.reads()[1].0.is_some(), "{:?}", stage.reads());
+}
