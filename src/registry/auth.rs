@@ -152,7 +152,12 @@ impl Auth {
 
     /// The registry answered 401 to a request signed with `used`. Says whether to ask again: yes
     /// if there's a new challenge to answer, or a token to renew.
-    pub(super) async fn challenged(&self, challenge: Option<Challenge>, scope: &Scope, used: Option<&HeaderValue>) -> bool {
+    pub(super) async fn challenged(
+        &self,
+        challenge: Option<Challenge>,
+        scope: &Scope,
+        used: Option<&HeaderValue>,
+    ) -> bool {
         let Some(challenge) = challenge else { return false };
         let denied = matches!(&challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope" || error == "denied");
         let is_bearer = matches!(challenge, Challenge::Bearer { .. });
