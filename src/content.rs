@@ -40,8 +40,9 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// holder knows neither the API nor the tag schema.
     fn referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 
-    /// A page of tags in the holder's order, those behind `after`; empty at the end.
-    fn tags(&self, after: Option<&str>) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// A page of tags in the holder's order: the first one, or the one that begins at `next` of the
+    /// page before.
+    fn tags(&self, next: Option<&str>) -> impl Future<Output = Result<TagPage>> + Send;
 }
 
 /// Something that images are written to: one repository of a registry, or a directory.
@@ -84,6 +85,15 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// The manifests that are listed here as naming `subject`, and the tag that lists them where
     /// the destination hasn't the referrers API.
     fn listed_referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
+}
+
+/// Some of a repository's tags.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagPage {
+    /// The tags.
+    pub tags: Vec<String>,
+    /// Where the next page begins, in the holder's own words; `None` at the end.
+    pub next: Option<String>,
 }
 
 /// How an upload began.

@@ -105,14 +105,16 @@ pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registri
 
 async fn list<S: Source>(source: &S, global: &Global) -> Result<()> {
     let mut all: Vec<String> = Vec::new();
-    let mut after: Option<String> = None;
+    let mut next: Option<String> = None;
     loop {
-        let page = source.tags(after.as_deref()).await?;
-        let Some(last) = page.last() else { break };
-        after = Some(last.clone());
+        let page = source.tags(next.as_deref()).await?;
         match global.output {
-            Format::Text => output::print(&page.iter().fold(String::new(), |text, tag| text + tag + "\n")),
-            Format::Json => all.extend(page),
+            Format::Text => output::print(&page.tags.iter().fold(String::new(), |text, tag| text + tag + "\n")),
+            Format::Json => all.extend(page.tags),
+        }
+        next = page.next;
+        if next.is_none() {
+            break;
         }
     }
     if global.output == Format::Json {

@@ -1,16 +1,17 @@
 //! Signatures, attestations, SBOMs: what names an image as its subject, and cosign's tags.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 
 use super::graph::Graph;
-use super::{Engine, Options, Plan, Report};
+use super::{Engine, Options, Plan, Report, SMALL_FOR_LARGE};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result, Side};
-use crate::manifest::Manifest;
+use crate::manifest::{MAX_DEPTH, Manifest};
 use crate::reference::Target;
 
 impl Engine {
@@ -26,64 +27,39 @@ impl Engine {
     ) -> Result<usize> {
         let mut count = 0;
         let mut seen: HashSet<Digest> = HashSet::new();
-        let mut subjects: VecDeque<Digest> = image.digests().collect();
-        // What was there already still has children that may be signed.
-        for present in &image.present {
-            if present.media_type.is_index() {
-                let index =
-                    source.manifest(&Target::Digest(present.digest)).await.map_err(|error| error.on(Side::Source))?;
-                subjects.extend(index.contents().manifests.iter().map(|child| child.digest));
-            }
-        }
-        while let Some(subject) = subjects.pop_front() {
-            if !seen.insert(subject) {
-                continue;
-            }
+        let mut level = subjects(source, image).await?;
+        while !level.is_empty() {
+            level.retain(|subject| seen.insert(*subject));
             if seen.len() > MAX_SUBJECTS {
                 return Err(Error::new(Kind::Invalid, format!("more than {MAX_SUBJECTS} referrers of referrers"))
                     .on(Side::Source));
             }
-            let listed = source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?;
-            let known = match listed.is_empty() {
-                true => Vec::new(),
-                false => destination.listed_referrers(&subject).await.map_err(|error| error.on(Side::Destination))?,
-            };
-            for referrer in listed {
-                subjects.push_back(referrer.digest);
+            let found: Vec<Vec<Referrer>> = stream::iter(std::mem::take(&mut level))
+                .map(|subject| look_for(source, destination, subject))
+                .buffered(self.jobs * SMALL_FOR_LARGE)
+                .try_collect()
+                .await?;
+            for referrer in found.into_iter().flatten() {
                 count += 1;
-                let target = Target::Digest(referrer.digest);
-                // One that is there but not in the list, such as after an interrupted run, is written again: with it the list.
-                let listed = known.iter().any(|known| known.digest == referrer.digest);
-                self.referrer(source, destination, &target, listed, options, report).await?;
-            }
-            for suffix in COSIGN_SUFFIXES {
-                let tag = Target::Tag(format!("{}{suffix}", subject.referrers_tag()));
-                if let Some(found) = source.resolve(&tag).await.map_err(|error| error.on(Side::Source))? {
-                    subjects.push_back(found.digest);
-                    count += 1;
-                    self.referrer(source, destination, &tag, true, options, report).await?;
-                }
+                level.push(referrer.digest);
+                self.referrer(source, destination, &referrer, options, report).await?;
             }
         }
         Ok(count)
     }
 
-    /// Copies one artifact whole, unless it's there and `listed` where it has to be.
+    /// Copies one artifact whole, unless it's there and listed where it has to be.
     async fn referrer<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
-        target: &Target,
-        listed: bool,
+        referrer: &Referrer,
         options: &Options,
         report: &mut Report,
     ) -> Result<()> {
+        let Referrer { target, digest, listed } = referrer;
         let there = destination.find(target).await.map_err(|error| error.on(Side::Destination))?;
-        let known = match target {
-            Target::Digest(digest) => Some(*digest),
-            Target::Tag(_) => source.resolve(target).await.map_err(|error| error.on(Side::Source))?.map(|d| d.digest),
-        };
-        if !options.force && listed && there.is_some_and(|there| Some(there.digest) == known) {
+        if !options.force && *listed && there.is_some_and(|there| there.digest == *digest) {
             return Ok(());
         }
         let root = source.manifest(target).await.map_err(|error| error.on(Side::Source))?;
@@ -127,6 +103,56 @@ impl Engine {
         let tag = Target::Tag(subject.digest.referrers_tag());
         destination.put_manifest(&index, &tag).await.map(drop).map_err(|error| error.on(Side::Destination))
     }
+}
+
+/// One referrer of a subject.
+struct Referrer {
+    target: Target,
+    digest: Digest,
+    /// Whether the destination lists it already, or needn't.
+    listed: bool,
+}
+
+/// All manifests of an image; of what was there already too, whose children may be signed.
+async fn subjects<S: Source>(source: &S, image: &Graph) -> Result<Vec<Digest>> {
+    let mut all: Vec<Digest> = image.digests().collect();
+    let mut indexes: Vec<Descriptor> = image.present.clone();
+    for _ in 0..MAX_DEPTH {
+        indexes.retain(|found| found.media_type.is_index());
+        let mut children = Vec::new();
+        for index in indexes {
+            let index = source.manifest(&Target::Digest(index.digest)).await.map_err(|error| error.on(Side::Source))?;
+            children.extend(index.contents().manifests.iter().cloned());
+        }
+        all.extend(children.iter().map(|child| child.digest));
+        indexes = children;
+    }
+    Ok(all)
+}
+
+/// What refers to `subject`: by the API or the tag schema, and by cosign's tags.
+async fn look_for<S: Source, D: Destination>(source: &S, destination: &D, subject: Digest) -> Result<Vec<Referrer>> {
+    let listed = source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?;
+    let known = match listed.is_empty() {
+        true => Vec::new(),
+        false => destination.listed_referrers(&subject).await.map_err(|error| error.on(Side::Destination))?,
+    };
+    let mut found: Vec<Referrer> = listed
+        .into_iter()
+        .map(|referrer| Referrer {
+            target: Target::Digest(referrer.digest),
+            digest: referrer.digest,
+            // One that is there but not in the list, such as after an interrupted run, is written again: with it the list.
+            listed: known.iter().any(|known| known.digest == referrer.digest),
+        })
+        .collect();
+    for suffix in COSIGN_SUFFIXES {
+        let target = Target::Tag(format!("{}{suffix}", subject.referrers_tag()));
+        if let Some(descriptor) = source.resolve(&target).await.map_err(|error| error.on(Side::Source))? {
+            found.push(Referrer { target, digest: descriptor.digest, listed: true });
+        }
+    }
+    Ok(found)
 }
 
 /// How cosign names its tags (sigstore/cosign, "SPEC.md"; before OCI 1.1 referrers).

@@ -36,7 +36,7 @@ use std::path::Path;
 
 use futures_util::TryStreamExt as _;
 
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -146,8 +146,10 @@ impl Source for Layout {
         self.store.referrers(&self.scope, subject).await
     }
 
-    async fn tags(&self, after: Option<&str>) -> Result<Vec<String>> {
-        self.tags_page(after, PAGE).await
+    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
+        let tags = self.tags_page(next, PAGE).await?;
+        let next = tags.last().filter(|_| tags.len() == PAGE).cloned();
+        Ok(TagPage { tags, next })
     }
 }
 

@@ -67,8 +67,8 @@ impl Source for Frames {
     async fn referrers(&self, _: &Digest) -> Result<Vec<Descriptor>> {
         Ok(Vec::new())
     }
-    async fn tags(&self, _: Option<&str>) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    async fn tags(&self, _: Option<&str>) -> Result<crate::content::TagPage> {
+        Ok(crate::content::TagPage::default())
     }
 }
 
@@ -263,8 +263,8 @@ async fn repositories_keep_their_tags_apart() {
             put(at, &image(&format!("{}{name}", at.repository().name)), Some(name)).await;
         }
     }
-    assert_eq!(a.tags(None).await.expect("tags"), ["v1", "v10", "v2"]);
-    assert_eq!(a.tags(Some("v1")).await.expect("tags"), ["v10", "v2"]);
+    assert_eq!(a.tags(None).await.expect("tags").tags, ["v1", "v10", "v2"]);
+    assert_eq!(a.tags(Some("v1")).await.expect("tags").tags, ["v10", "v2"]);
     assert_eq!(a.tags_page(Some("v1"), 1).await.expect("tags"), ["v10"]);
     assert_eq!(layout.store.repositories().await.expect("names"), ["b", "team/a"]);
     assert_eq!(b.manifest(&tag("v1")).await.expect("reads").digest(), image("bv1").digest());
@@ -286,7 +286,7 @@ async fn writers_do_not_lose_each_others_names() {
     for put in futures_util::future::join_all(puts).await {
         put.expect("put");
     }
-    assert_eq!(stores[0].tags(None).await.expect("tags"), names);
+    assert_eq!(stores[0].tags(None).await.expect("tags").tags, names);
     assert_eq!(dir.files(), ["blobs", "index.json", "oci-layout"]);
 }
 

@@ -9,6 +9,7 @@ use super::Repo;
 use super::address::same_origin;
 use super::auth::Scope;
 use super::transport::{Call, Payload};
+use crate::content::TagPage;
 use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Target;
@@ -19,7 +20,7 @@ pub(super) struct Referrers {
 }
 
 #[derive(Deserialize)]
-struct TagPage {
+struct TagsDocument {
     #[serde(default, deserialize_with = "null_is_empty")]
     tags: Vec<String>,
 }
@@ -31,20 +32,18 @@ struct ReferrersPage {
 }
 
 impl Repo {
-    /// A page of tags behind `after`. `last` is understood by all that page at all, so no Link
-    /// has to be kept between calls.
-    pub(super) async fn list_tags(&self, after: Option<&str>) -> Result<Vec<String>> {
-        let last = after.map(|tag| format!("&last={tag}")).unwrap_or_default();
+    /// A page of tags. The next one is where the registry's `Link` says: some (ECR) know it by a token of
+    /// their own, so it can't be made up from the last tag.
+    pub(super) async fn list_tags(&self, next: Option<&str>) -> Result<TagPage> {
+        let first = format!("/v2/{}/tags/list?n={PAGE}", self.repository.name);
         let doing = format!("list the tags of {}", self.repository);
-        let call = self.call(Method::GET, &format!("tags/list?n={PAGE}{last}"), &self.pull, doing.clone()).await?;
-        let (_, bytes) = self.registry.read(call, MAX_LIST).await?;
-        let page: TagPage = parse(&bytes).map_err(|error| error.doing(doing))?;
-        // A registry that doesn't page sends all tags each time: what was seen is left out.
-        let seen = after.and_then(|after| page.tags.iter().position(|tag| tag == after));
-        Ok(match seen {
-            Some(at) => page.tags[at + 1..].to_vec(),
-            None => page.tags,
-        })
+        let call = self.call(Method::GET, next.unwrap_or(&first), &self.pull, doing.clone()).await?;
+        let url = call.url.clone();
+        let (response, bytes) = self.registry.read(call, MAX_LIST).await?;
+        let page: TagsDocument = parse(&bytes).map_err(|error| error.doing(doing))?;
+        let next = next_page(&response.headers, &url).filter(|next| same_origin(next, &url) && *next != url);
+        let next = next.map(|next| format!("{}?{}", next.path(), next.query().unwrap_or_default()));
+        Ok(TagPage { tags: page.tags, next })
     }
 
     /// Whether the repository doesn't exist yet, so that nothing in it needs to be looked for.

@@ -38,7 +38,7 @@ pub use self::upload::Session;
 use self::address::Policy;
 use self::auth::Scope;
 use self::transport::{Call, Payload};
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
 use crate::credentials::entra::{Entra, EntraSettings};
 use crate::credentials::{Credentials, Secret};
 use crate::descriptor::{Descriptor, Digest};
@@ -275,8 +275,8 @@ impl Source for Repo {
         Ok(self.list_referrers(subject, &self.pull).await?.listed)
     }
 
-    async fn tags(&self, after: Option<&str>) -> Result<Vec<String>> {
-        self.list_tags(after).await
+    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
+        self.list_tags(next).await
     }
 }
 

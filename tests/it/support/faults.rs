@@ -13,6 +13,8 @@ use super::Seen;
 pub enum Fault {
     /// Answered at once with this; nothing reaches the registry.
     Status { code: u16, retry_after: Option<u64>, content_type: String, body: String },
+    /// 200 with this page of a list, and where the next one is.
+    Page { body: String, next: Option<String> },
     /// 429 with a `Retry-After` that counts down from the first hit; after that, nothing.
     CountDown(Duration),
     /// 307 to this URL.

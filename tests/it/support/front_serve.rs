@@ -128,6 +128,14 @@ impl Connection {
             return Ok(None);
         };
         match fault {
+            Fault::Page { body, next } => {
+                let mut answer = Response::new(full(Bytes::from(body.clone())));
+                if let Some(next) = next {
+                    let link = format!("<{next}>; rel=\"next\"");
+                    answer.headers_mut().insert(hyper::header::LINK, link.parse().expect("a link"));
+                }
+                return Ok(Some(answer));
+            }
             Fault::Status { code, retry_after, content_type, body } => {
                 let mut answer = Response::new(full(Bytes::from(body.clone())));
                 *answer.status_mut() = StatusCode::from_u16(*code).expect("a status code");

@@ -1,0 +1,210 @@
+//! `transload copy`: one image or all tags of a repository, to one or several destinations.
+
+mod told;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::{StreamExt as _, stream};
+
+use self::told::Told;
+use super::global::Global;
+use super::image::{From, Image};
+use super::progress::Bars;
+use crate::content::Source as _;
+use crate::copy::{Engine, Observer, Options, Silent};
+use crate::descriptor::Platform;
+use crate::error::{Error, Kind, Result, Side};
+use crate::reference::{Goal, Location};
+use crate::registry::Registries;
+
+/// Copy an image, every platform of it, byte for byte
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// What to copy, then where to: `hello-world`, `ghcr.io/o/r:tag`, `ghcr.io/o/r@sha256:…`, `oci:DIR[:TAG]`;
+    /// a destination may be a registry alone, which keeps the repository's path and tag
+    #[arg(required = true, num_args = 1.., value_names = ["SRC", "DST"])]
+    images: Vec<String>,
+    /// Copy these platforms only; the index stays as it is, and is sparse (repeatable, or by commas)
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    platform: Vec<Platform>,
+    /// Copy the one image of --platform instead of the index
+    #[arg(long, requires = "platform")]
+    flatten: bool,
+    /// Copy all tags of the repository
+    #[arg(long)]
+    all_tags: bool,
+    /// Copy signatures, attestations and other referrers too
+    #[arg(long)]
+    referrers: bool,
+    /// Walk and repair the image although the destination's tag is the same
+    #[arg(long)]
+    force: bool,
+    /// Only say what would be moved
+    #[arg(long)]
+    dry_run: bool,
+    /// Copy foreign (not distributable) layers too
+    #[arg(long)]
+    include_foreign: bool,
+    /// Leave out `library/` of Docker Hub's official images
+    #[arg(long)]
+    strip_library: bool,
+    /// Large blobs at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    /// How often a blob is tried again after a fault; large ones more, as long as they get on
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    retries: u32,
+    /// Upload in chunks of this size, such as 16MiB (ACR: always; others: one request a blob)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(super) chunk_size: Option<u64>,
+}
+
+/// Runs the command; returns the exit code.
+pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
+    let (location, goals) = args.ends()?;
+    let source = From::settle(location.clone()).await?;
+    let begun = Instant::now();
+    let bars = Bars::new(global).map(Arc::new);
+    let observer: Arc<dyn Observer> = match &bars {
+        Some(bars) => bars.clone(),
+        None => Arc::new(Silent),
+    };
+    let engine = Engine::new(usize::from(args.jobs), observer).with_retries(args.retries);
+    let options = args.options();
+    let mut told = Told::new(global, args.all_tags || goals.len() > 1, bars.clone());
+    let mut first_error = None;
+    let mut next: Option<String> = None;
+    loop {
+        let sources =
+            if args.all_tags { page(registries, &location, &source, &mut next).await? } else { vec![source.clone()] };
+        let images = sources
+            .iter()
+            .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)));
+        let mut copies = stream::iter(images)
+            .map(|image| {
+                let (engine, options) = (&engine, &options);
+                async move {
+                    let result = image.copy(registries, engine, options).await;
+                    (image, result)
+                }
+            })
+            .buffer_unordered(IMAGES_AT_ONCE);
+        while let Some((image, result)) = copies.next().await {
+            if let Some(error) = told.add(&image, result, args.dry_run) {
+                first_error.get_or_insert(error);
+            }
+        }
+        if next.is_none() {
+            break;
+        }
+    }
+    if let Some(bars) = &bars {
+        bars.clear();
+    }
+    told.finish(first_error, begun.elapsed(), global, registries)
+}
+
+impl Args {
+    fn ends(&self) -> Result<(Location, BTreeSet<Goal>)> {
+        let (source, goals) = match &self.images[..] {
+            [_] => {
+                return Err(Error::new(Kind::Usage, "there is no destination")
+                    .hint("name one behind the source: transload copy hello-world myregistry.azurecr.io"));
+            }
+            [source, goals @ ..] => (source, goals),
+            [] => return Err(Error::new(Kind::Usage, "there is nothing to copy")),
+        };
+        let source: Location = source.parse()?;
+        let goals = goals.iter().map(|goal| goal.parse()).collect::<Result<BTreeSet<Goal>>>()?;
+        if self.all_tags {
+            self.check_all_tags(&source, &goals)?;
+        }
+        Ok((source, goals))
+    }
+
+    fn check_all_tags(&self, source: &Location, goals: &BTreeSet<Goal>) -> Result<()> {
+        let written = self.images.first().map(String::as_str).unwrap_or_default();
+        let last = written.rsplit('/').next().unwrap_or_default();
+        if !matches!(source, Location::Registry(..)) || last.contains(':') || last.contains('@') {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("--all-tags takes a repository, and {written:?} is more or less than that"),
+            )
+            .hint("leave out the tag or digest"));
+        }
+        if goals.iter().any(|goal| matches!(goal, Goal::Repository { tag: Some(_), .. } | Goal::Layout(_, Some(_)))) {
+            return Err(Error::new(Kind::Usage, "--all-tags writes many tags, and the destination names one")
+                .hint("leave out its tag"));
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            platforms: self.platform.clone(),
+            flatten: self.flatten,
+            referrers: self.referrers,
+            force: self.force,
+            dry_run: self.dry_run,
+            include_foreign: self.include_foreign,
+        }
+    }
+}
+
+/// The page of a repository's tags that begins at `next`, as sources.
+///
+/// Lists of the referrers tag schema are no images, and each destination has its own.
+async fn page(
+    registries: &Registries,
+    location: &Location,
+    source: &From,
+    next: &mut Option<String>,
+) -> Result<Vec<From>> {
+    let Location::Registry(reference, _) = location else { return Ok(Vec::new()) };
+    let repo = registries.repository(&reference.repository)?;
+    let page = repo.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source))?;
+    *next = page.next;
+    Ok(page.tags.into_iter().filter(|tag| !is_referrers_list(tag)).map(|tag| source.with_tag(tag)).collect())
+}
+
+/// `sha256-<hex>`, without cosign's suffixes.
+fn is_referrers_list(tag: &str) -> bool {
+    tag.split_once('-').is_some_and(|(algorithm, hex)| {
+        matches!(algorithm, "sha256" | "sha512") && hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())
+    })
+}
+
+/// `16MiB`, `4M`, `1048576`.
+fn parse_size(text: &str) -> Result<u64> {
+    let wrong = || Error::new(Kind::Usage, format!("{text:?} is not a size such as 16MiB"));
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    let size = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)?;
+    if size < 1 << 20 {
+        return Err(Error::new(Kind::Usage, format!("chunks of {size} bytes are too small: each is a request"))
+            .hint("1MiB or more"));
+    }
+    Ok(size)
+}
+
+/// Images of `--all-tags` or of several destinations that are worked on at once.
+const IMAGES_AT_ONCE: usize = 8;
+
+const AFTER_HELP: &str = "\
+Examples:
+  transload copy hello-world myregistry.azurecr.io
+  transload copy nginx:1.27 myregistry.azurecr.io/web/nginx --platform linux/amd64,linux/arm64
+  transload copy quay.io/o/r myregistry.azurecr.io --all-tags --referrers
+  transload copy ghcr.io/o/r:v1 oci:./images";
