@@ -152,19 +152,22 @@ impl Auth {
 
     /// The registry answered 401 to a request signed with `used`. Says whether to ask again: yes
     /// if there's a new challenge to answer, or a token to renew.
-    pub(super) fn challenged(&self, challenge: Option<Challenge>, scope: &Scope, used: Option<&HeaderValue>) -> bool {
+    pub(super) async fn challenged(
+        &self,
+        challenge: Option<Challenge>,
+        scope: &Scope,
+        used: Option<&HeaderValue>,
+    ) -> bool {
         let Some(challenge) = challenge else { return false };
         let denied = matches!(&challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope" || error == "denied");
-        let mut known = self.challenge.lock().unwrap_or_else(PoisonError::into_inner);
         let is_bearer = matches!(challenge, Challenge::Bearer { .. });
-        let first = known.is_none();
-        *known = Some(challenge);
-        drop(known);
+        let first = self.challenge.lock().unwrap_or_else(PoisonError::into_inner).replace(challenge).is_none();
         if !is_bearer {
             return first || used.is_none();
         }
         let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(scope).cloned();
-        if let Some(mut token) = slot.as_ref().and_then(|slot| slot.try_lock().ok()) {
+        if let Some(slot) = slot {
+            let mut token = slot.lock().await;
             // Only the token that failed: another task may have renewed it already.
             let failed = token.as_ref().and_then(|token| bearer(&token.value).ok());
             if failed.as_ref() == used {
@@ -450,16 +453,16 @@ mod tests {
         assert_eq!(jwt_life("opaque"), None);
     }
 
-    #[test]
-    fn a_denied_scope_is_not_asked_twice() {
+    #[tokio::test]
+    async fn a_denied_scope_is_not_asked_twice() {
         let auth = Auth::new();
         let bearer = |error: Option<&str>| {
             Some(Challenge::Bearer { realm: "https://t".into(), service: None, error: error.map(str::to_owned) })
         };
         let used = HeaderValue::from_static("Bearer x");
-        assert!(auth.challenged(bearer(None), &scope(), None));
-        assert!(auth.challenged(bearer(Some("invalid_token")), &scope(), Some(&used)));
-        assert!(!auth.challenged(bearer(Some("insufficient_scope")), &scope(), Some(&used)));
-        assert!(!auth.challenged(None, &scope(), None));
+        assert!(auth.challenged(bearer(None), &scope(), None).await);
+        assert!(auth.challenged(bearer(Some("invalid_token")), &scope(), Some(&used)).await);
+        assert!(!auth.challenged(bearer(Some("insufficient_scope")), &scope(), Some(&used)).await);
+        assert!(!auth.challenged(None, &scope(), None).await);
     }
 }
