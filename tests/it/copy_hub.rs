@@ -112,7 +112,7 @@ fn nothing_to_do_costs_two_requests_and_no_pull() {
     stage.to.reset_log();
     let run = stage.copy("hello-world", &[]).ok();
     assert!(run.stdout.starts_with("unchanged: "), "{}", run.stdout);
-    assert!(run.stdout.contains("docker.io: 100 of 100 pulls left in 6 h"), "{}", run.stdout);
+    assert!(run.stdout.contains("docker.io: 0 pulls counted; 100 of 100 left in 6 h"), "{}", run.stdout);
     // Two requests, and what the Hub asks before it answers the first one: a challenge, a token.
     let seen: Vec<_> = stage.hub.log().iter().map(|seen| (seen.method.clone(), seen.host.clone())).collect();
     let expected = [("HEAD", HUB), ("GET", AUTH), ("HEAD", HUB)].map(|(method, host)| (method.into(), host.into()));
@@ -132,7 +132,7 @@ fn an_account_is_used_for_tokens_only() {
         .run()
         .ok();
     image.assert_at(stage.to.addr(), "library/nginx", "latest");
-    assert!(run.stdout.contains("docker.io: 199 of 200 pulls left in 6 h"), "{}", run.stdout);
+    assert!(run.stdout.contains("docker.io: 1 pull counted; 199 of 200 left in 6 h"), "{}", run.stdout);
     for seen in stage.hub.log() {
         let expected = match seen.host.as_str() {
             AUTH => Some("Basic"),
@@ -293,13 +293,12 @@ fn tokens_that_expire_in_the_middle_are_renewed() {
         front
             .rule(Rule::on("GET", "/manifests/", Fault::ExpireTokens).nth(7..=7))
             .rule(Rule::on("GET", "/blobs/", Fault::ExpireTokens).host(HUB).nth(5..=5))
-            .rule(Rule::on("GET", "/blobs/", Fault::ExpireTokens).host(HUB).nth(30..=30))
     };
     let stage = Stage::with(&image, "library/hello-world", |_| {}, rules);
     stage.copy("hello-world", &[]).ok();
-    assert_eq!(stage.hub.struck(), 3);
+    assert_eq!(stage.hub.struck(), 2);
     image.assert_at(stage.to.addr(), "library/hello-world", "latest");
-    assert_eq!(stage.count(AUTH, "GET", "/token"), 4, "one for all who need it, each time");
+    assert_eq!(stage.count(AUTH, "GET", "/token"), 3, "one for all who need it, each time");
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn a_registry_without_sparse_indexes_gets_a_hint_and_one_child() {
     assert!(again.stdout.starts_with("unchanged: "), "{}", again.stdout);
 
     let absent = copy(&[&from, &to, "--platform", "linux/sparc"]).exits(1);
-    assert!(absent.stderr.contains("source: the image has no platform linux/sparc"), "{}", absent.stderr);
+    assert!(absent.stderr.contains(": the image has no platform linux/sparc"), "{}", absent.stderr);
     assert!(absent.stderr.contains("hint: it has linux/amd64, linux/arm/v5"), "{}", absent.stderr);
     copy(&[&from, &to, "--platform", "linux/amd64,linux/arm64", "--flatten"]).exits(2);
     copy(&[&from, &to, "--flatten"]).exits(2);
@@ -292,7 +292,7 @@ fn exit_codes_and_their_words() {
         (vec![from.as_str()], 2, "there is no destination", "name one behind the source"),
         (vec!["Upper", &to], 2, "\"Upper\" is not an image reference", "lower case"),
         (vec![&from, "no-registry"], 2, "names no registry", "myregistry.azurecr.io"),
-        (vec![&none, &plain], 1, "source: there is no tag \"v2\"", "check the name and the tag"),
+        (vec![&none, &plain], 1, ": there is no tag \"v2\"", "check the name and the tag"),
         (vec![&from, &to], 1, "destination: cannot look for", "transload login"),
     ] {
         let run = copy(&args).exits(code);
