@@ -122,7 +122,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
             .hint("what was moved stays: the same command goes on from there")),
     };
-    registries.abandon().await;
+    tokio::select! {
+        () = registries.abandon() => {}
+        // Whoever asks again doesn't want to wait for that.
+        _ = interrupted() => {}
+    }
     result
 }
 

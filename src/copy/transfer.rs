@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future;
 
-use super::{BLOB_PATIENCE, Engine, Outcome, Plan, Report};
+use super::{BLOB_PATIENCE, Engine, Outcome, Plan, Report, SMALL};
 use crate::content::{Destination, Feed, Source, Started};
 use crate::descriptor::Descriptor;
 use crate::error::{Result, Side};
@@ -65,9 +65,7 @@ impl Engine {
         destination: &D,
         blob: &Descriptor,
     ) -> Result<Outcome> {
-        if !destination.is_new().await
-            && destination.contains(blob).await.map_err(|error| error.on(Side::Destination))?
-        {
+        if holds(destination, blob).await? {
             return Ok(Outcome::Present);
         }
         let feed = self.feed(source, blob);
@@ -82,13 +80,10 @@ impl Engine {
     /// Says what [`Engine::transfer`] would do with each blob.
     pub(super) async fn look<D: Destination>(&self, destination: &D, plan: &Plan, report: &mut Report) -> Result<()> {
         let here = destination.repository();
-        let new = destination.is_new().await;
         for step in &plan.blobs {
             let holders = self.directory.holders(&here.registry, step.blob.digest);
             let mut held = holders.lock().await;
-            let outcome = if held.contains(here)
-                || (!new && destination.contains(&step.blob).await.map_err(|error| error.on(Side::Destination))?)
-            {
+            let outcome = if held.contains(here) || holds(destination, &step.blob).await? {
                 Outcome::Present
             } else if let Some(from) = held.first() {
                 Outcome::Mounted { from: from.to_string() }
@@ -106,4 +101,15 @@ impl Engine {
         let moved = Arc::new(move |bytes| observer.moved(&digest, bytes));
         Feed::new(source.clone(), blob.clone(), Budget::new(self.retries, BLOB_PATIENCE), moved)
     }
+}
+
+/// Whether the blob is at the destination.
+///
+/// Where no image is yet, what is small is sent rather than looked for. What is large may be there
+/// all the same: from a run that was interrupted before it wrote a tag.
+async fn holds<D: Destination>(destination: &D, blob: &Descriptor) -> Result<bool> {
+    if blob.size <= SMALL && destination.is_new().await {
+        return Ok(false);
+    }
+    destination.contains(blob).await.map_err(|error| error.on(Side::Destination))
 }

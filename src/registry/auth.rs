@@ -161,10 +161,7 @@ impl Auth {
         let Some(challenge) = challenge else { return false };
         let denied = matches!(&challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope" || error == "denied");
         let is_bearer = matches!(challenge, Challenge::Bearer { .. });
-        let first = {
-            let mut known = self.challenge.lock().unwrap_or_else(PoisonError::into_inner);
-            known.replace(challenge).is_none()
-        };
+        let first = self.challenge.lock().unwrap_or_else(PoisonError::into_inner).replace(challenge).is_none();
         if !is_bearer {
             return first || used.is_none();
         }

@@ -206,16 +206,24 @@ impl Registry {
         let doing = std::mem::take(&mut call.doing);
         let (method, scope) = (call.method.clone(), call.scope);
         let sent = self.signed(call).await;
-        let response = sent.map_err(|error| error.doing(doing.clone()))?;
+        let (response, from) = sent.map_err(|error| error.doing(doing.clone()))?;
         if response.status().is_success() {
             self.limiter.went_well();
             return Ok(response);
+        }
+        if let Some(storage) = from
+            && matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        {
+            // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
+            let what = format!("{} sends us to {storage}, which answered {}", self.name, response.status().as_u16());
+            return Err(Error::new(Kind::Registry, what).transient(None).doing(doing));
         }
         let error = answer::error(response, &self.name, &method, scope, self.auth.username().as_deref()).await;
         Err(error.doing(doing))
     }
 
-    async fn signed(&self, call: Call<'_>) -> Result<Response> {
+    /// The response, and the origin that it came from after redirects if it isn't the call's.
+    async fn signed(&self, call: Call<'_>) -> Result<(Response, Option<String>)> {
         let Call { method, url, scope, headers, mut body, .. } = call;
         let base = self.base().await?.clone();
         // A session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
@@ -223,8 +231,7 @@ impl Registry {
         if !ours {
             self.policy().await?.check(&base, &url)?;
         }
-        // The challenge, a token, and once more: a token may end while many requests wait for it.
-        for attempt in 0..3 {
+        for attempt in 1..=SIGNATURES {
             let signature = if ours { self.auth.authorization(self, scope).await? } else { None };
             let mut signed = headers.clone();
             if let Some(value) = &signature {
@@ -235,9 +242,13 @@ impl Registry {
                 Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
                 _ => std::mem::replace(&mut body, Payload::Empty),
             };
-            let response = self.followed(method.clone(), url.clone(), signed, once).await?;
+            let (response, end) = self.followed(method.clone(), url.clone(), signed, once).await?;
+            if !same_origin(&url, &end) {
+                // Whatever it asks for: it's not the registry, and gets no credentials.
+                return Ok((response, Some(origin(&end))));
+            }
             if response.status() != StatusCode::UNAUTHORIZED || !ours {
-                return Ok(response);
+                return Ok((response, None));
             }
             let challenge = Challenge::from_headers(response.headers());
             let again = self.auth.challenged(challenge, scope, signature.as_ref()).await;
@@ -246,8 +257,8 @@ impl Registry {
                 return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
                     .transient(Some(Duration::ZERO)));
             }
-            if attempt == 2 || !again {
-                return Ok(response);
+            if attempt == SIGNATURES || !again {
+                return Ok((response, None));
             }
         }
         Err(Error::new(Kind::Unauthorized, "the registry keeps asking for credentials"))
@@ -260,7 +271,7 @@ impl Registry {
         mut url: Url,
         mut headers: HeaderMap,
         mut body: Payload,
-    ) -> Result<Response> {
+    ) -> Result<(Response, Url)> {
         let follow = method == Method::GET || method == Method::HEAD;
         for _ in 0..=MAX_REDIRECTS {
             let permit = self.limiter.acquire().await;
@@ -270,7 +281,7 @@ impl Registry {
             let Some(location) =
                 response.headers().get(LOCATION).filter(|_| follow && response.status().is_redirection())
             else {
-                return Ok(response);
+                return Ok((response, url));
             };
             let next = location
                 .to_str()
@@ -395,3 +406,5 @@ const RETRIES: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_REDIRECTS: u32 = 5;
+/// How often a call is signed: without a token, with one, and with a new one if that expired on the way.
+const SIGNATURES: u32 = 3;

@@ -8,6 +8,7 @@ mod copy_hub;
 mod copy_plain;
 mod demo;
 mod fixtures;
+mod interrupt;
 mod serve;
 mod support;
 mod support_test;

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use transload::demo::persona::{Acr, AcrConfig, Hub, HubConfig, Persona};
 
 use super::background::{Background, listen};
 use super::front_log::{Seen, Shared};
 use super::front_serve::{Listen, serve};
+use super::process::LIMIT;
 use super::{Rule, TempDir, tls};
 
 /// A running front. Stops on Drop; connections that are open then are cut.
@@ -195,6 +197,19 @@ impl Front {
     pub fn count(&self, method: &str, path: &str) -> usize {
         let matches = |seen: &&Seen| (method == "*" || seen.method == method) && seen.target().contains(path);
         self.log().iter().filter(matches).count()
+    }
+
+    /// Waits until a request is such; it may be under way still.
+    #[track_caller]
+    pub fn wait_for(&self, what: &str, such: impl Fn(&Seen) -> bool) -> Seen {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(seen) = self.log().into_iter().find(|seen| such(seen)) {
+                return seen;
+            }
+            assert!(Instant::now() < deadline, "no request {what} in {:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// How many requests met a fault. Assert it, or a rule that never matched lets a test pass.
