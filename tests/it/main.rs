@@ -7,6 +7,7 @@ mod copy_forms;
 mod copy_hub;
 mod copy_plain;
 mod demo;
+mod entra;
 mod fixtures;
 mod interrupt;
 mod serve;
