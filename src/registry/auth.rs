@@ -193,7 +193,11 @@ impl Auth {
     }
 
     async fn fetch(&self, registry: &Registry, scope: &Scope, realm: &str, service: Option<&str>) -> Result<Token> {
-        let doing = format!("get a token for {scope} of {}", registry.name);
+        let doing = match scope.to_string().as_str() {
+            // Only the credentials are tried.
+            "" => format!("get a token of {}", registry.name),
+            scope => format!("get a token for {scope} of {}", registry.name),
+        };
         let budget = Budget::new(4, Duration::from_secs(120));
         loop {
             let fetched = self.fetch_once(registry, scope, realm, service).await;
