@@ -9,6 +9,7 @@ mod copy_plain;
 mod demo;
 mod entra;
 mod fixtures;
+mod inspect;
 mod interrupt;
 mod login;
 mod serve;
