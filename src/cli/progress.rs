@@ -67,9 +67,10 @@ impl Observer for Bars {
         if blob.size < WORTH_A_BAR {
             return;
         }
-        let bar =
-            ProgressBar::new(blob.size).with_style(style("{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}"));
-        bar.set_prefix(blob.digest.short());
+        // Hidden until it's added: a bar of its own would draw on stderr by itself.
+        let bar = ProgressBar::with_draw_target(Some(blob.size), ProgressDrawTarget::hidden())
+            .with_style(style("{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}"))
+            .with_prefix(blob.digest.short());
         self.flying().insert(blob.digest, self.all.add(bar));
     }
 

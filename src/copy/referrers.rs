@@ -44,30 +44,37 @@ impl Engine {
                     .on(Side::Source));
             }
             let listed = source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?;
+            let known = match listed.is_empty() {
+                true => Vec::new(),
+                false => destination.listed_referrers(&subject).await.map_err(|error| error.on(Side::Destination))?,
+            };
             for referrer in listed {
                 subjects.push_back(referrer.digest);
                 count += 1;
                 let target = Target::Digest(referrer.digest);
-                self.referrer(source, destination, &target, options, report).await?;
+                // One that is there but not in the list, such as after an interrupted run, is written again: with it the list.
+                let listed = known.iter().any(|known| known.digest == referrer.digest);
+                self.referrer(source, destination, &target, listed, options, report).await?;
             }
             for suffix in COSIGN_SUFFIXES {
                 let tag = Target::Tag(format!("{}{suffix}", subject.referrers_tag()));
                 if let Some(found) = source.resolve(&tag).await.map_err(|error| error.on(Side::Source))? {
                     subjects.push_back(found.digest);
                     count += 1;
-                    self.referrer(source, destination, &tag, options, report).await?;
+                    self.referrer(source, destination, &tag, true, options, report).await?;
                 }
             }
         }
         Ok(count)
     }
 
-    /// Copies one artifact whole, unless it's there.
+    /// Copies one artifact whole, unless it's there and `listed` where it has to be.
     async fn referrer<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
         target: &Target,
+        listed: bool,
         options: &Options,
         report: &mut Report,
     ) -> Result<()> {
@@ -76,7 +83,7 @@ impl Engine {
             Target::Digest(digest) => Some(*digest),
             Target::Tag(_) => source.resolve(target).await.map_err(|error| error.on(Side::Source))?.map(|d| d.digest),
         };
-        if !options.force && there.is_some_and(|there| Some(there.digest) == known) {
+        if !options.force && listed && there.is_some_and(|there| Some(there.digest) == known) {
             return Ok(());
         }
         let root = source.manifest(target).await.map_err(|error| error.on(Side::Source))?;

@@ -161,14 +161,17 @@ impl Auth {
         let Some(challenge) = challenge else { return false };
         let denied = matches!(&challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope" || error == "denied");
         let is_bearer = matches!(challenge, Challenge::Bearer { .. });
-        let first = self.challenge.lock().unwrap_or_else(PoisonError::into_inner).replace(challenge).is_none();
+        let first = {
+            let mut known = self.challenge.lock().unwrap_or_else(PoisonError::into_inner);
+            known.replace(challenge).is_none()
+        };
         if !is_bearer {
             return first || used.is_none();
         }
         let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(scope).cloned();
         if let Some(slot) = slot {
-            let mut token = slot.lock().await;
             // Only the token that failed: another task may have renewed it already.
+            let mut token = slot.lock().await;
             let failed = token.as_ref().and_then(|token| bearer(&token.value).ok());
             if failed.as_ref() == used {
                 *token = None;

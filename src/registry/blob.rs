@@ -56,24 +56,22 @@ impl Repo {
     async fn begin(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Session>> {
         let doing = format!("begin the upload of blob {} to {}", blob.digest, self.repository);
         let scope = from.map(|from| self.push.mounting(from));
-        let mut query = Vec::new();
-        if let Some(from) = from {
-            query.push(format!("mount={}&from={}", blob.digest, from.name));
-        }
-        if !matches!(blob.digest, Digest::Sha256(_)) {
-            // Distribution spec, "Pushing a blob in chunks": others than sha256 must be announced.
-            query.push(format!("digest-algorithm={}", blob.digest.algorithm()));
-        }
-        let separator = if query.is_empty() { "" } else { "?" };
-        let path = format!("blobs/uploads/{separator}{}", query.join("&"));
-        let call = self.call(Method::POST, &path, scope.as_ref().unwrap_or(&self.push), doing.clone()).await?;
+        // Distribution spec, "Pushing a blob in chunks": others than sha256 must be announced.
+        let algorithm = (!matches!(blob.digest, Digest::Sha256(_)))
+            .then(|| format!("digest-algorithm={}", blob.digest.algorithm()));
+        let mount = from.map(|from| format!("mount={}&from={}", blob.digest, from.name));
+        let path = |mount: Option<String>| {
+            let query: Vec<String> = mount.into_iter().chain(algorithm.clone()).collect();
+            let separator = if query.is_empty() { "" } else { "?" };
+            format!("blobs/uploads/{separator}{}", query.join("&"))
+        };
+        let call = self.call(Method::POST, &path(mount), scope.as_ref().unwrap_or(&self.push), doing.clone()).await?;
         let response = match self.registry.call(call).await {
             // What may not be mounted may still be uploaded: a token for both repositories may be refused as a whole.
             Err(error)
                 if from.is_some() && matches!(error.kind(), Kind::Unauthorized | Kind::Denied | Kind::NotFound) =>
             {
-                let path = path.split('?').next().unwrap_or(&path);
-                self.registry.call(self.call(Method::POST, path, &self.push, doing.clone()).await?).await?
+                self.registry.call(self.call(Method::POST, &path(None), &self.push, doing.clone()).await?).await?
             }
             other => other?,
         };

@@ -1,5 +1,7 @@
 //! `transload copy` to an Azure Container Registry look-alike, by its real name and over TLS.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -469,14 +471,29 @@ fn a_location_elsewhere_gets_no_credentials() {
     }
 }
 
-/// A failed copy leaves neither a tag nor open sessions.
+/// A failed copy leaves neither a tag nor open sessions: not the one that failed, nor the other one
+/// that was under way.
 #[test]
 fn a_failure_leaves_nothing_open() {
-    let image = Image::single(1, &[3 * MIB]);
-    let stage = Stage::new(&image, |_| {}, vec![Rule::on("PATCH", "", Fault::status(403)).nth(2..)]);
-    stage.copy(&["--chunk-size", "1MiB"]).exits(1);
-    assert_eq!(stage.acr.struck(), 1);
-    assert_eq!(stage.uploads("DELETE").len(), 1);
+    let image = Image::single(1, &[5 * MIB / 2, 3 * MIB]);
+    let stalled = Arc::new(AtomicBool::new(false));
+    let last_of = |end: &'static str| move |seen: &Seen| seen.header("content-range") == Some(end);
+    let (shorter, longer) = (last_of("2097152-2621439"), last_of("2097152-3145727"));
+    let (set, is_set, is_unset) = (stalled.clone(), stalled.clone(), stalled);
+    let on = |fault| Rule::on("PATCH", "", fault);
+    let rules = vec![
+        on(Fault::Stall).when(move |seen| shorter(seen) && !set.swap(true, Ordering::Relaxed)),
+        on(Fault::status(503)).when(move |seen| longer(seen) && !is_unset.load(Ordering::Relaxed)),
+        on(Fault::status(403)).when(move |seen| longer(seen) && is_set.load(Ordering::Relaxed)),
+    ];
+    let stage = Stage::new(&image, |_| {}, rules);
+    let run = stage.copy(&["--chunk-size", "1MiB"]).exits(1);
+    assert!(run.stderr.contains("answered 403"), "{}", run.stderr);
+    for seen in stage.uploads("PATCH").iter().filter(|seen| seen.fault.is_some()) {
+        let deleted = stage.uploads("DELETE").iter().filter(|delete| delete.path == seen.path).count();
+        assert_eq!(deleted, 1, "{:?}", seen.fault);
+    }
+    assert!(stage.acr.struck() >= 2);
     assert_eq!(stage.acr.count("PUT", "/manifests/"), 0);
 }
 

@@ -1,7 +1,9 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
 mod copy_acr;
+mod copy_dedup;
 mod copy_faults;
+mod copy_forms;
 mod copy_hub;
 mod copy_plain;
 mod demo;
