@@ -15,6 +15,8 @@ pub enum Fault {
     Status { code: u16, retry_after: Option<u64>, content_type: String, body: String },
     /// 429 with a `Retry-After` that counts down from the first hit; after that, nothing.
     CountDown(Duration),
+    /// 401 with this `WWW-Authenticate`.
+    Demand(&'static str),
     /// 307 to this URL.
     Redirect(String),
     /// Every token so far is invalid from now on; then the persona answers as ever.
