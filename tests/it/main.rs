@@ -8,6 +8,7 @@ mod copy_hub;
 mod copy_plain;
 mod copy_security;
 mod demo;
+mod entra;
 mod fixtures;
 mod interrupt;
 mod serve;

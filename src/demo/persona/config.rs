@@ -180,6 +180,8 @@ pub struct EntraConfig {
     pub assertion: String,
     /// Life of a token in seconds.
     pub token_seconds: u64,
+    /// Groups that a token lists, each some 40 bytes: with 200 it's too long for a header.
+    pub groups: usize,
 }
 
 impl Default for EntraConfig {
@@ -192,6 +194,7 @@ impl Default for EntraConfig {
             secret: "entra-secret".to_owned(),
             assertion: "federated-token-1".to_owned(),
             token_seconds: 3600,
+            groups: 0,
         }
     }
 }

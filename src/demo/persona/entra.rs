@@ -138,7 +138,11 @@ impl Entra {
     }
 
     fn issue(&self, audience: &str) -> String {
-        let claims = json!({"aud": audience, "appid": self.config.client, "tid": self.config.tenant});
+        let mut claims = json!({"aud": audience, "appid": self.config.client, "tid": self.config.tenant});
+        if self.config.groups > 0 {
+            let group = |nth| format!("{nth:08x}-0000-4000-8000-000000000000");
+            claims["groups"] = (0..self.config.groups).map(group).collect();
+        }
         self.mint.seal(claims, self.config.token_seconds)
     }
 

@@ -109,13 +109,19 @@ impl Builder {
             }
             Role::Acr(adapt) => {
                 let mut config = AcrConfig::loopback(&main_base, &side_base);
+                // Which speaks no TLS.
+                config.entra.metadata = format!("http://{side_base}");
                 if self.tls {
+                    let metadata = config.entra.metadata;
                     config = AcrConfig::default();
+                    config.entra.metadata = metadata;
+                }
+                adapt(&mut config);
+                if self.tls {
                     host = host_of(&config.url);
                     let urls = [&config.url, &config.storage, &config.entra.authority];
                     names.extend(urls.map(|url| host_of(url)));
                 }
-                adapt(&mut config);
                 Acr::new(config).into()
             }
         };
