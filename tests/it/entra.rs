@@ -255,7 +255,7 @@ fn black_hole() -> (Background, String, Vec<std::net::TcpStream>) {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
         let listener = socket.listen(1).expect("a listener");
-        drop(tell.send(listener.local_addr().expect("an address")));
+        let _ = tell.send(listener.local_addr().expect("an address"));
         std::future::pending::<()>().await;
         drop(listener);
     });
@@ -334,7 +334,10 @@ fn hosts_that_only_look_like_azure_get_no_token() {
         assert!(stage.acr.count("GET", "/v2/") + stage.acr.count("HEAD", "/v2/") > 0, "it was asked at all");
         let login = client_secret(stage.tool(&["login", name, "--azure"])).run().exits(2);
         assert!(login.stderr.contains("is not an Azure Container Registry"), "{}", login.stderr);
-        assert_eq!(stage.asked_entra().len() + stage.acr.count("*", IMDS) + stage.acr.count("*", "/oauth2/exchange"), 0);
+        assert_eq!(
+            stage.asked_entra().len() + stage.acr.count("*", IMDS) + stage.acr.count("*", "/oauth2/exchange"),
+            0
+        );
         assert!(!stage.bin.path().join("az.log").exists());
         assert_eq!(stage.acr.acr().entra().tokens(), issued);
     }
@@ -346,7 +349,9 @@ fn a_realm_elsewhere_gets_no_token() {
     let stage = Stage::new(|_| {});
     let header = r#"Bearer realm="https://tokens.attacker.example/oauth2/token",service="myregistry.azurecr.io""#;
     stage.acr.add(Rule::on("*", "/v2/", Fault::Header("www-authenticate", Some(header.to_owned()))));
-    let run = client_secret(stage.copy()).args(&["--resolve", &format!("tokens.attacker.example={}", stage.acr.addr())]).run();
+    let run = client_secret(stage.copy())
+        .args(&["--resolve", &format!("tokens.attacker.example={}", stage.acr.addr())])
+        .run();
     run.exits(1);
     assert!(stage.acr.struck() > 0);
     assert_eq!(stage.asked_entra().len() + stage.acr.count("*", "/oauth2/exchange"), 0);
