@@ -58,7 +58,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Says that bytes arrived for good: each [`REGAIN`] of them give one forgiven fault back, so
+    /// Says that bytes arrived for good: each 32 MiB of them give one forgiven fault back, so
     /// that a large blob on a poor line isn't lost to a number that suits a small one.
     pub fn progress(&self, bytes: u64) {
         let mut state = self.lock();

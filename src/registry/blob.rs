@@ -5,6 +5,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, future};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
+use reqwest::Url;
 
 use super::Repo;
 use super::transport::Response;
@@ -22,9 +23,35 @@ impl Repo {
         if from > 0 {
             call = call.header(RANGE, format!("bytes={from}-"));
         }
-        let response = self.registry.call_once(call).await?;
+        let response = match self.registry.call_once(call).await {
+            Err(error) if error.kind() == Kind::NotFound && !blob.urls.is_empty() => {
+                self.elsewhere(blob, from)
+                    .await
+                    .map_err(|elsewhere| elsewhere.doing(format!("{doing} from its own address")))?
+            }
+            other => other?,
+        };
         let skip = check_head(&response, blob, from).map_err(|error| error.doing(doing))?;
         Ok(body_of(response, skip))
+    }
+
+    /// `GET` of a foreign layer from where its descriptor says (OCI image spec, "Descriptor Properties": `urls`).
+    /// Without credentials, and not to addresses that a redirect mayn't lead to either.
+    async fn elsewhere(&self, blob: &Descriptor, from: u64) -> Result<Response> {
+        let mut last = Error::new(Kind::NotFound, "the layer names no other address");
+        for text in &blob.urls {
+            let Ok(url) = Url::parse(text) else { continue };
+            let mut call = self.call(Method::GET, "", &self.pull, "").await?;
+            call.url = url;
+            if from > 0 {
+                call = call.header(RANGE, format!("bytes={from}-"));
+            }
+            match self.registry.call_once(call).await {
+                Ok(response) => return Ok(response),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// `HEAD` of a blob.

@@ -1,5 +1,7 @@
 //! Lists: tags and referrers, page by page.
 
+use std::sync::atomic::Ordering;
+
 use http::Method;
 use http::header::{ACCEPT, HeaderMap, LINK};
 use reqwest::Url;
@@ -62,6 +64,9 @@ impl Repo {
     /// The referrers of `subject`: by the API, else by the tag schema (distribution spec, "Listing
     /// Referrers"). Bounded to [`MAX_REFERRERS`].
     pub(super) async fn list_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Referrers> {
+        if self.registry.no_referrers.load(Ordering::Relaxed) {
+            return self.tagged_referrers(subject, scope).await;
+        }
         let doing = format!("list the referrers of {}@{subject}", self.repository);
         let mut listed: Vec<Descriptor> = Vec::new();
         let mut next = Some(self.registry.url(&format!("/v2/{}/referrers/{subject}", self.repository.name)).await?);
@@ -77,10 +82,13 @@ impl Repo {
             let (head, bytes) = match self.registry.read(call.header(ACCEPT, MediaType::OCI_INDEX), MAX_LIST).await {
                 Ok(read) => read,
                 // 404 says that there is no API here (the spec has an empty list for no referrers); some
-                // registries say 400, 405 or even 403 to a path that they don't know.
+                // registries say 400, 405 or even 403 to a path that they don't know. A passing fault says nothing.
                 Err(error)
-                    if listed.is_empty() && matches!(error.kind(), Kind::NotFound | Kind::Registry | Kind::Denied) =>
+                    if listed.is_empty()
+                        && !error.is_transient()
+                        && matches!(error.kind(), Kind::NotFound | Kind::Registry | Kind::Denied) =>
                 {
+                    self.registry.no_referrers.store(true, Ordering::Relaxed);
                     return self.tagged_referrers(subject, scope).await;
                 }
                 Err(error) => return Err(error),

@@ -4,7 +4,7 @@
 //! registry's own origin only, and not every address may be followed (see [`super::address`]).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub struct Registry {
     limiter: Arc<Limiter>,
     /// Learned: bodies of uploads that are larger (in bytes) are refused here.
     pub(super) largest_body: AtomicU64,
+    /// Learned: there is no referrers API here.
+    pub(super) no_referrers: AtomicBool,
     pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
     pub(super) next_session: AtomicU64,
     /// Uploads whose session isn't known yet.
@@ -117,6 +119,7 @@ impl Registry {
             auth: Auth::new(),
             limiter: Limiter::new(options.concurrency),
             largest_body: AtomicU64::new(u64::MAX),
+            no_referrers: AtomicBool::new(false),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(0),
             starting: Mutex::default(),

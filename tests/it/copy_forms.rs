@@ -120,6 +120,19 @@ fn foreign_layers_stay_or_come_along() {
     whole.assert_at(destination.addr(), "other", "with");
 }
 
+/// A foreign layer that the registry hasn't is had from its own address, without credentials.
+#[test]
+fn foreign_layers_come_from_their_own_address() {
+    let (source, destination, vendor) = (Registry::start(), Registry::start(), Registry::start());
+    let layer = Blob::new(Image::docker(1, &[5000, 3000]).blobs[1].bytes.clone());
+    push_blob(vendor.addr(), "vendor", &layer, &[]);
+    let mut image = Image::foreign_at(1, &format!("http://{}/v2/vendor/blobs/{}", vendor.addr(), layer.digest));
+    image.push(source.addr(), "app", "v1");
+    copy(&[&format!("{}/app:v1", source.addr()), &destination.addr().to_string(), "--include-foreign"]).ok();
+    image.blobs.push(layer);
+    image.assert_at(destination.addr(), "app", "v1");
+}
+
 #[test]
 fn schema_1_is_refused_with_a_reason() {
     let (source, destination) = (Registry::start(), Registry::start());

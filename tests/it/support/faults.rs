@@ -17,6 +17,8 @@ pub enum Fault {
     Page { body: String, next: Option<String> },
     /// 429 with a `Retry-After` that counts down from the first hit; after that, nothing.
     CountDown(Duration),
+    /// 401 with this `WWW-Authenticate`.
+    Demand(&'static str),
     /// 307 to this URL.
     Redirect(String),
     /// Every token so far is invalid from now on; then the persona answers as ever.

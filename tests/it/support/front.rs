@@ -190,6 +190,12 @@ impl Front {
         flags
     }
 
+    /// The same for this name alone.
+    pub fn flags_only(&self, name: &str) -> Vec<String> {
+        let file = self.ca_file().expect("a front with TLS");
+        vec!["--ca-file".to_owned(), file, "--resolve".to_owned(), format!("{name}={}", self.addr)]
+    }
+
     /// Every request since the start or [`Self::reset_log`], in the order they came.
     pub fn log(&self) -> Vec<Seen> {
         self.shared.log().clone()

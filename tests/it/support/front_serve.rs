@@ -146,6 +146,12 @@ impl Connection {
                 }
                 return Ok(Some(answer));
             }
+            Fault::Demand(challenge) => {
+                let mut answer = Response::new(empty());
+                *answer.status_mut() = StatusCode::UNAUTHORIZED;
+                answer.headers_mut().insert("www-authenticate", HeaderValue::from_static(challenge));
+                return Ok(Some(answer));
+            }
             Fault::Redirect(to) => {
                 let mut answer = Response::new(empty());
                 *answer.status_mut() = StatusCode::TEMPORARY_REDIRECT;

@@ -63,10 +63,15 @@ impl Image {
 
     /// A Docker image whose first layer is foreign: it has `urls` and is in no registry.
     pub fn foreign(seed: u64) -> Self {
+        Self::foreign_at(seed, "https://example.com/layer.tar.gz")
+    }
+
+    /// The same, with the foreign layer's own address.
+    pub fn foreign_at(seed: u64, url: &str) -> Self {
         let image = Self::docker(seed, &[5000, 3000]);
         let mut manifest: Value = serde_json::from_slice(image.bytes()).expect("a manifest is JSON");
         manifest["layers"][0]["mediaType"] = json!(FOREIGN_LAYER);
-        manifest["layers"][0]["urls"] = json!(["https://example.com/layer.tar.gz"]);
+        manifest["layers"][0]["urls"] = json!([url]);
         let absent = manifest["layers"][0]["digest"].clone();
         let blobs = image.blobs.into_iter().filter(|blob| absent != blob.digest.as_str()).collect();
         Self::of(blobs, Document::new(DOCKER_MANIFEST, &manifest))
