@@ -1,0 +1,341 @@
+//! The README tells the truth: its commands run, its tables are the program's own.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+use transload::demo::persona::{Account, Grant};
+
+use super::support::{Front, Image, Registry, TempDir, Tool, transload};
+
+const PRINCIPAL: &str = "0f1e2d3c-1111-2222-3333-444455556666";
+const SECRET: &str = "sp~Secret/+=%";
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The lines of each block with this language, in the README's order.
+fn blocks(language: &str) -> Vec<Vec<String>> {
+    let (mut blocks, mut open): (Vec<Vec<String>>, Option<bool>) = (Vec::new(), None);
+    for line in file("README.md").lines() {
+        match (line.strip_prefix("```"), open) {
+            (Some(named), None) => {
+                open = Some(named == language);
+                if named == language {
+                    blocks.push(Vec::new());
+                }
+            }
+            (Some(_), Some(_)) => open = None,
+            (None, Some(true)) => blocks.last_mut().expect("an open block").push(line.to_owned()),
+            _ => {}
+        }
+    }
+    assert!(open.is_none(), "a block without an end");
+    assert!(!blocks.is_empty(), "no {language} block");
+    blocks
+}
+
+/// The rows of the table with this first column's head: each its two columns.
+fn table(head: &str) -> Vec<(String, String)> {
+    let text = file("README.md");
+    let start = text.find(&format!("\n| {head} | ")).unwrap_or_else(|| panic!("no table of {head}"));
+    let rows = text[start + 1..].lines().skip(2).take_while(|line| line.starts_with('|'));
+    let rows: Vec<_> = rows
+        .map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').splitn(2, " | ").map(str::trim).collect();
+            (cells[0].to_owned(), cells[1].to_owned())
+        })
+        .collect();
+    assert!(rows.len() > 1, "an empty table of {head}");
+    rows
+}
+
+/// What stands in backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Docker Hub and ACR look-alikes by their real names, and a user's home in between.
+struct World {
+    #[expect(dead_code, reason = "the Hub's content, for as long as the test")]
+    origin: Registry,
+    hub: Front,
+    acr: Front,
+    mirror: Registry,
+    hello: Image,
+    nginx: Image,
+    home: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let (origin, mirror) = (Registry::start(), Registry::start());
+        let (hello, nginx) = (Image::tiny(1), Image::index(2, 3, &[30_000]));
+        hello.push(origin.addr(), "library/hello-world", "latest");
+        nginx.push(origin.addr(), "library/nginx", "1.27");
+        let hub = Front::before(origin.addr()).hub(|_| {}).tls().start();
+        // As the README has it: a service principal that may push, and no admin user.
+        let acr = Front::before(mirror.addr())
+            .acr(|acr| {
+                acr.abac = true;
+                acr.accounts = vec![Account::new(PRINCIPAL, SECRET, Grant::everything())];
+            })
+            .tls()
+            .start();
+        Self { origin, hub, acr, mirror, hello, nginx, home: TempDir::new() }
+    }
+
+    /// A line as a user types it, in a shell whose `transload` is the one under test.
+    fn shell(&self, line: &str) -> Tool {
+        let program = Path::new(env!("CARGO_BIN_EXE_transload")).parent().expect("a directory");
+        let path = format!("{}:{}", program.display(), std::env::var("PATH").expect("a PATH"));
+        let authorities = [&self.hub, &self.acr]
+            .map(|front| std::fs::read_to_string(front.ca_file().expect("TLS")).expect("a certificate"));
+        let authorities = self.home.write("ca.pem", authorities.concat());
+        let flags = [self.hub.flags(), self.acr.flags()].concat();
+        let resolve: Vec<&str> = flags.iter().map(String::as_str).filter(|flag| flag.contains('=')).collect();
+        Tool::new("sh")
+            .args(&["-c", line])
+            .env("PATH", &path)
+            .env("HOME", &self.home.join(""))
+            .env("DOCKER_CONFIG", &self.home.join(".docker"))
+            .env("TRANSLOAD_CA_FILE", &authorities)
+            .env("TRANSLOAD_RESOLVE", &resolve.join(","))
+            .env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
+    }
+}
+
+#[test]
+fn the_commands_run() {
+    let mut blocks = blocks("console");
+    // Who has read only the first one is logged in already.
+    blocks.sort_by_key(|block| !block.iter().any(|line| line.contains("transload login")));
+    let world = World::new();
+    let mut ran = Vec::new();
+    for line in blocks.iter().flatten() {
+        let command = line.strip_prefix("$ ").unwrap_or_else(|| panic!("not a command: {line}"));
+        let run = world.shell(command).env("CLIENT_ID", PRINCIPAL).env("CLIENT_SECRET", SECRET).run();
+        assert!(run.code == 0, "$ {command}\n{run:?}");
+        assert!(!run.stderr.contains("WARN") && !run.stderr.contains("error"), "$ {command}\n{run:?}");
+        ran.push(command.split_whitespace().skip_while(|word| *word != "transload").nth(1).expect("a command"));
+    }
+    assert_eq!(ran, ["login", "copy", "copy", "inspect", "copy"]);
+    let mirror = world.mirror.addr();
+    world.hello.assert_at(mirror, "library/hello-world", "latest");
+    // `--platform linux/amd64 --flatten`: the one image in place of the index.
+    let flat = super::support::http::get(mirror, "/v2/web/nginx/manifests/1.27").expect(200).body;
+    assert!(flat == world.nginx.manifests[0].bytes);
+}
+
+/// Every `transload …` in the text has a command and flags that there are.
+#[test]
+fn the_table_of_commands_is_complete() {
+    let rows = table("command");
+    let mut listed = Vec::new();
+    for (usage, what) in &rows {
+        let usage = quoted(usage)[0];
+        let words: Vec<&str> = usage.split(' ').collect();
+        assert_eq!(words[0], "transload");
+        listed.push(words[1]);
+        let help = transload(&[words[1], "--help"]).ok().stdout;
+        for flag in quoted(what).into_iter().filter(|text| text.starts_with("--")) {
+            assert!(has_flag(&help, flag), "{} has no {flag}", words[1]);
+        }
+        // `copy SRC DST…` by the program: `Usage: transload copy [OPTIONS] <SRC> <DST>...`.
+        let usage = help.lines().find(|line| line.starts_with("Usage: ")).expect("a usage");
+        for argument in &words[2..] {
+            let name = argument.trim_matches(['[', ']', '…']);
+            assert!(usage.contains(&format!("<{name}>")) || usage.contains(&format!("[{name}]")), "{name} in {usage}");
+        }
+    }
+    let help = transload(&["--help"]).ok().stdout;
+    let commands = help.split("Commands:\n").nth(1).expect("commands").lines();
+    let commands = commands.take_while(|line| line.starts_with("  "));
+    let commands: Vec<&str> =
+        commands.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect();
+    assert_eq!(listed, commands);
+
+    // "All take …".
+    let text = file("README.md");
+    let all = text.split("All take ").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("the global flags");
+    let flags: Vec<&str> = quoted(all).into_iter().filter(|text| text.starts_with("--")).collect();
+    assert!(flags.len() >= 6, "{flags:?}");
+    for command in commands {
+        let help = transload(&[command, "--help"]).ok().stdout;
+        for flag in &flags {
+            assert!(has_flag(&help, flag), "{command} has no {flag}");
+        }
+    }
+}
+
+/// Whether help describes this flag: `  -v, --verbose...` or `      --jobs <N>`.
+fn has_flag(help: &str, flag: &str) -> bool {
+    let name = flag.split(' ').next().unwrap_or_default();
+    help.lines().filter(|line| line.starts_with("  ") && line.trim_start().starts_with('-')).any(|line| {
+        let mut words = line.split([' ', ',', '.']);
+        words.by_ref().find(|word| word.starts_with("--")) == Some(name)
+    })
+}
+
+#[test]
+fn the_tables_of_flags_and_exit_codes() {
+    let help = transload(&["copy", "--help"]).ok().stdout;
+    for (cell, meaning) in table("flag") {
+        let flag = quoted(&cell)[0].to_owned();
+        assert!(has_flag(&help, &flag), "copy has no {flag}");
+        // A default that is named: `large blobs at once, 4`.
+        if let Some(default) = meaning.strip_prefix("large blobs at once, ") {
+            let own = help.split("--jobs <N>").nth(1).expect("asserted above");
+            let own = own.split("[default: ").nth(1).and_then(|rest| rest.split(']').next());
+            assert_eq!(own, Some(default));
+        }
+    }
+    // And the other way round: what isn't for the README is named here.
+    let listed: BTreeSet<String> = quoted(&file("README.md"))
+        .into_iter()
+        .filter_map(|text| text.split_whitespace().find(|word| word.starts_with("--")).map(str::to_owned))
+        .collect();
+    let own = help.split("Global options").next().expect("options").lines();
+    let own =
+        own.filter_map(|line| line.trim_start().strip_prefix("--")).map(|line| line.split(' ').next().expect("one"));
+    let missing: Vec<&str> = own.filter(|name| !listed.contains(&format!("--{name}"))).collect();
+    assert_eq!(missing, ["retries"], "flags of copy that the README doesn't have");
+
+    let line = help.lines().find_map(|line| line.strip_prefix("Exit codes: ")).expect("exit codes");
+    let codes: Vec<(&str, &str)> =
+        line.trim_end_matches('.').split(", ").filter_map(|entry| entry.split_once(' ')).collect();
+    let rows = table("code");
+    let numbers: Vec<&str> = rows.iter().map(|row| row.0.as_str()).collect();
+    assert_eq!(numbers, codes.iter().map(|code| code.0).collect::<Vec<_>>());
+    for ((_, meaning), (code, said)) in rows.iter().zip(&codes) {
+        // "2 usage" is "the command line makes no sense" to people.
+        assert!(*code == "2" || meaning.starts_with(said), "{code}: {meaning:?} against {said:?}");
+    }
+}
+
+/// The two commands of the README are those that CI runs.
+#[test]
+fn ci_runs_the_two_commands() {
+    let commands = blocks("sh").concat();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    let script = file(".ci/run");
+    let plain = |line: &str| line.replace(" --locked", "").replace(" --quiet", "");
+    let run: Vec<String> = script.lines().map(plain).collect();
+    let ran: Vec<usize> = commands
+        .iter()
+        .map(|command| {
+            let is_it = |line: &String| {
+                line.split(';').next_back().is_some_and(|last| last.trim() == command) && !line.starts_with('#')
+            };
+            run.iter().position(is_it).unwrap_or_else(|| panic!(".ci/run doesn't run {command:?}"))
+        })
+        .collect();
+    assert!(ran[0] < ran[1], "in that order");
+    // And it installs what the README says.
+    let readme = file("README.md");
+    let packages = readme.split("`apt-get install -y ").nth(1).and_then(|rest| rest.split('`').next());
+    let needed = script.lines().find_map(|line| line.strip_prefix("need=(")).and_then(|line| line.strip_suffix(')'));
+    assert_eq!(packages, needed);
+    let manifest = file("Cargo.toml");
+    let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).expect("a version");
+    assert!(readme.contains(&format!("With a stable Rust ({} or newer)", version.trim_matches('"'))), "{version}");
+}
+
+/// The fields that the README names, as paths: `images[].digest`.
+fn documented() -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    for (names, meaning) in table("field") {
+        let mut parent = String::new();
+        for name in quoted(&names) {
+            let path =
+                if let Some(rest) = name.strip_prefix('.') { format!("{parent}.{rest}") } else { name.to_owned() };
+            parent = path.rsplit_once('.').map_or(String::new(), |(parent, _)| parent.to_owned());
+            fields.insert(path.trim_end_matches("[]").to_owned());
+            if path == "images[]" {
+                // "for each: `source`, …, `status` (…), and either … or `error` with `side`, …"
+                let (own, error) = meaning.split_once(" or `error` with ").expect("an error's fields");
+                for field in quoted(own).into_iter().filter(|text| !is_status(text)) {
+                    fields.insert(format!("images[].{field}"));
+                }
+                fields.insert("images[].error".to_owned());
+                fields.extend(quoted(error).into_iter().map(|field| format!("images[].error.{field}")));
+            } else if path == "summary" {
+                fields.extend(quoted(&meaning).into_iter().map(|field| format!("summary.{field}")));
+            } else if path == "registries[]" {
+                let (own, quota) = meaning.split_once(" (").expect("a quota's fields");
+                let (quota, _) = quota.split_once(')').expect("an end");
+                fields.extend(quoted(own).into_iter().map(|field| format!("registries[].{field}")));
+                fields.extend(quoted(quota).into_iter().map(|field| format!("registries[].pull_quota.{field}")));
+            }
+        }
+    }
+    fields
+}
+
+fn is_status(text: &str) -> bool {
+    ["copied", "unchanged", "planned", "failed"].contains(&text)
+}
+
+/// The paths of a document. Digests and platforms have none below them.
+fn paths(value: &Value, at: &str, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+                into.insert(path.clone());
+                paths(value, &path, into);
+            }
+        }
+        Value::Array(entries) => entries.iter().for_each(|entry| paths(entry, &format!("{at}[]"), into)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_json_document_has_the_documented_fields_and_no_others() {
+    let world = World::new();
+    world
+        .shell("echo \"$S\" | transload login myregistry.azurecr.io -u \"$U\" --password-stdin")
+        .env("U", PRINCIPAL)
+        .env("S", SECRET)
+        .run()
+        .ok();
+    let mut seen = BTreeSet::new();
+    let mut statuses = BTreeSet::new();
+    for (line, code) in [
+        ("transload copy hello-world myregistry.azurecr.io --dry-run --output json", 0),
+        ("transload copy hello-world myregistry.azurecr.io --output json", 0),
+        ("transload copy hello-world myregistry.azurecr.io --output json", 0),
+        ("transload copy nginx:1.28 myregistry.azurecr.io --output json", 1),
+    ] {
+        let document = world.shell(line).run().exits(code).json();
+        assert_eq!(document["schema"], 1);
+        let image = &document["images"][0];
+        statuses.insert(image["status"].as_str().expect("a status").to_owned());
+        paths(&document, "", &mut seen);
+        // "The sums".
+        let summary = document["summary"].as_object().expect("fields");
+        for (name, sum) in
+            summary.iter().filter(|(name, _)| !is_status(name) && !["requests", "seconds"].contains(&name.as_str()))
+        {
+            assert_eq!(sum, image.get(name).unwrap_or(&Value::from(0)), "{name}");
+        }
+        assert_eq!(summary[image["status"].as_str().expect("a status")], 1);
+    }
+    let documented = documented();
+    // Sums have the names of what is summed.
+    let sums = |path: &String| {
+        path.strip_prefix("summary.").is_some_and(|name| documented.contains(&format!("images[].{name}")))
+    };
+    let undocumented: Vec<&String> = seen.iter().filter(|path| !documented.contains(*path) && !sums(path)).collect();
+    assert!(undocumented.is_empty(), "not in the README: {undocumented:?}");
+    let absent: Vec<&String> = documented.iter().filter(|path| !seen.contains(*path)).collect();
+    assert!(absent.is_empty(), "in the README only: {absent:?}");
+    let named = table("field").into_iter().find(|row| row.0 == "`images[]`").expect("the images").1;
+    assert_eq!(
+        quoted(&named).into_iter().filter(|text| is_status(text)).map(str::to_owned).collect::<BTreeSet<_>>(),
+        statuses
+    );
+}
