@@ -112,6 +112,20 @@ impl Error {
         self
     }
 
+    /// Says anew what was being done, by whoever knows better what the user is about.
+    #[must_use]
+    pub fn rather(mut self, doing: impl Into<String>) -> Self {
+        self.0.doing = Some(doing.into());
+        self
+    }
+
+    /// Says anew what the user can do, as [`Self::rather`].
+    #[must_use]
+    pub fn hint_instead(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
     /// Says what the user can do, unless something better was said already.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

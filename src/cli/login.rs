@@ -6,7 +6,8 @@ use clap::Args;
 
 use crate::credentials::{self, Credential, Secret, Settings, StoredWhere};
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::registry_name;
+use crate::reference::{DOCKER_HUB, registry_name};
+use crate::registry::azure::is_acr;
 
 /// More than any password or token that comes by stdin.
 const LONGEST: u64 = 64 * 1024;
@@ -96,7 +97,7 @@ pub async fn login(
         let username = username(args, person)?;
         Credential::Basic { username, password: password(args, person)? }
     };
-    verify(&registry, &credential).await.map_err(|error| error.doing(format!("log in to {registry}")))?;
+    verify(&registry, &credential).await.map_err(|error| refused(error, &registry, &credential))?;
     let kept = credentials::store(settings, &registry, &credential).await?;
     match &credential {
         Credential::Basic { username, .. } => person.say(&format!("logged in to {registry} as {username}")),
@@ -130,6 +131,24 @@ pub async fn logout(args: &Logout, settings: &Settings, person: &mut impl Person
         person.say(&format!("removed the credentials of {registry} from {place}"));
     }
     Ok(())
+}
+
+/// What a registry's refusal means to whoever logs in: not that a login is missing.
+fn refused(error: Error, registry: &str, credential: &Credential) -> Error {
+    let error = error.rather(format!("log in to {registry}"));
+    match credential {
+        Credential::Basic { username, .. } if error.kind() == Kind::Unauthorized => {
+            let more = if is_acr(registry) {
+                ": a service principal's user is its client id, and the admin user has to be enabled"
+            } else if registry == DOCKER_HUB {
+                ": with two-factor login or SSO, Docker Hub takes access tokens only"
+            } else {
+                ", or use an access token in its place"
+            };
+            error.hint_instead(format!("check the user '{username}' and the password{more}"))
+        }
+        _ => error,
+    }
 }
 
 fn username(args: &Login, person: &mut impl Person) -> Result<String> {
@@ -318,6 +337,7 @@ mod tests {
         let mut person = Script { stdin: "hunter2", ..Script::default() };
         let error = run(&["a.io", "-u", "u", "--password-stdin"], &scratch, &mut person).await.expect_err("wrong");
         assert_eq!(error.to_string(), "cannot log in to a.io: wrong password");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("'u'")), "{:?}", error.hint_text());
         assert!(!scratch.path("docker/config.json").exists() && person.said.is_empty());
     }
 

@@ -184,12 +184,20 @@ impl Auth {
             Some(_) => Some("the stored token".to_owned()),
             None => None,
         };
-        *self.username.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        self.asked_as(name);
         Ok(found)
     }
 
+    fn asked_as(&self, name: Option<String>) {
+        *self.username.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
     async fn fetch(&self, registry: &Registry, scope: &Scope, realm: &str, service: Option<&str>) -> Result<Token> {
-        let doing = format!("get a token for {scope} of {}", registry.name);
+        let doing = match scope.to_string().as_str() {
+            // Only the credentials are tried.
+            "" => format!("get a token of {}", registry.name),
+            scope => format!("get a token for {scope} of {}", registry.name),
+        };
         let budget = Budget::new(4, Duration::from_secs(120));
         loop {
             let fetched = self.fetch_once(registry, scope, realm, service).await;
@@ -228,8 +236,10 @@ impl Auth {
             Some(Credential::RefreshToken(token)) => {
                 let response = refresh(registry, scope, &realm, service, &token).await?;
                 let refused = matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED);
-                // A login by `az acr login` or `--azure` lasts three hours; the identity itself goes on.
+                // A login by `az acr login` or `--azure` lasts three hours; the identity itself goes on. What
+                // was had for it may have ended too: earlier than it said, or by somebody's hand.
                 let identity = if refused && is_acr(&registry.name) {
+                    self.forget_exchanged(&token).await;
                     self.identity(registry, &base, Some(service)).await?
                 } else {
                     None
@@ -301,6 +311,7 @@ impl Auth {
         let Some(entra) = entra else { return Ok(None) };
         let mut kept = self.exchanged.lock().await;
         if let Some(token) = kept.as_ref().filter(|token| token.renew > Instant::now()) {
+            self.asked_as(Some(IDENTITY.to_owned()));
             return Ok(Some(token.value.clone()));
         }
         let access = entra.token().await?;
@@ -309,14 +320,25 @@ impl Auth {
         // In the body: as a Basic password, a token with many groups is too long for ACR's header (acr#797).
         let form = encode(&[("grant_type", "access_token"), ("service", service), ("access_token", access.reveal())]);
         let response = post(registry, url, form).await?;
-        let answer = Answer::read(response, registry, Some("the Entra identity")).await?;
+        let answer = Answer::read(response, registry, Some(IDENTITY)).await?;
         let value =
             answer.refresh_token.ok_or_else(|| Error::new(Kind::Registry, "the exchange gave no refresh_token"))?;
         let token = Token { renew: renewal(jwt_life(&value).unwrap_or(3 * 3600)), value: Secret::new(value) };
-        *self.username.lock().unwrap_or_else(PoisonError::into_inner) = Some("the Entra identity".to_owned());
+        self.asked_as(Some(IDENTITY.to_owned()));
         Ok(Some(kept.insert(token).value.clone()))
     }
+
+    /// The registry doesn't take this one: the next is exchanged anew.
+    async fn forget_exchanged(&self, refused: &Secret) {
+        let mut kept = self.exchanged.lock().await;
+        if kept.as_ref().is_some_and(|token| token.value == *refused) {
+            *kept = None;
+        }
+    }
 }
+
+/// The identity's name in messages.
+const IDENTITY: &str = "the Entra identity";
 
 /// A token endpoint's answer. `token` and `access_token` are the same thing by two names.
 #[derive(Default, Deserialize)]

@@ -11,6 +11,7 @@ mod demo;
 mod entra;
 mod fixtures;
 mod interrupt;
+mod login;
 mod serve;
 mod support;
 mod support_test;
