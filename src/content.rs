@@ -53,7 +53,8 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// Which repository this is. Blobs can be mounted between repositories of one registry.
     fn repository(&self) -> &Repository;
 
-    /// Whether the repository is known not to exist yet, so that nothing can be in it.
+    /// Whether no image is here yet, so that nothing small needs to be looked for. Blobs may be: those
+    /// of a run that was interrupted.
     fn is_new(&self) -> impl Future<Output = bool> + Send;
 
     /// What `target` is here; `None` if it isn't there.
