@@ -62,7 +62,13 @@ pub fn main() -> ExitCode {
         runtime.shutdown_background();
         code
     }) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => match output::lost() {
+            Some(error) if code == 0 => {
+                output::error(error);
+                ExitCode::from(error.exit_code())
+            }
+            _ => ExitCode::from(code),
+        },
         Err(error) => {
             output::error(&error);
             ExitCode::from(error.exit_code())

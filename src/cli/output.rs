@@ -1,14 +1,29 @@
 //! What goes to stdout and stderr, and how sizes and times look.
 
 use std::io::Write as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// Prints text on stdout. A reader that has gone is no error (`transload … | head`).
+/// Why something could not be printed, if so.
+static LOST: OnceLock<Error> = OnceLock::new();
+
+/// Prints text on stdout. A reader that has gone is no error (`transload … | head`); a full disk
+/// is one, that [`lost`] tells at the end: what the command does is worth more than what it says.
 pub(super) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            LOST.get_or_init(|| Error::io("write to stdout", &error));
+        }
+        _ => {}
+    }
+}
+
+/// The first error of [`print`].
+pub(super) fn lost() -> Option<&'static Error> {
+    LOST.get()
 }
 
 /// Prints a document on stdout.

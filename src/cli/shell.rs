@@ -40,7 +40,9 @@ pub(super) fn man(args: &ManArgs) -> Result<u8> {
         })?,
     };
     let mut text = Vec::new();
-    clap_mangen::Man::new(command).render(&mut text).map_err(|error| Error::io("write the manual", &error))?;
+    // A command has no version of its own.
+    let page = clap_mangen::Man::new(command).source(concat!("transload ", env!("CARGO_PKG_VERSION")));
+    page.render(&mut text).map_err(|error| Error::io("write the manual", &error))?;
     output::print(&String::from_utf8_lossy(&text));
     Ok(0)
 }

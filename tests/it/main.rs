@@ -10,6 +10,7 @@ mod copy_security;
 mod demo;
 mod entra;
 mod fixtures;
+mod inspect;
 mod interrupt;
 mod login;
 mod serve;

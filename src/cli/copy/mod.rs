@@ -203,6 +203,8 @@ fn parse_size(text: &str) -> Result<u64> {
 const IMAGES_AT_ONCE: usize = 8;
 
 const AFTER_HELP: &str = "\
+Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.
+
 Examples:
   transload copy hello-world myregistry.azurecr.io
   transload copy nginx:1.27 myregistry.azurecr.io/web/nginx --platform linux/amd64,linux/arm64
