@@ -273,6 +273,10 @@ impl Source for Repo {
         self.get_blob(blob, from).await
     }
 
+    fn origin(&self) -> Option<&Repository> {
+        Some(&self.repository)
+    }
+
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
         Ok(self.list_referrers(subject, &self.pull).await?.listed)
     }
