@@ -36,6 +36,11 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// source's own affair: the body ends in an error then.
     fn blob(&self, blob: &Descriptor, from: u64) -> impl Future<Output = Result<Body>> + Send;
 
+    /// Which repository this is, where blobs can be mounted from it: for a destination in the same registry.
+    fn origin(&self) -> Option<&Repository> {
+        None
+    }
+
     /// The manifests that name `subject` as their subject. Empty if there are none, or if the
     /// holder knows neither the API nor the tag schema.
     fn referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
@@ -53,7 +58,8 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// Which repository this is. Blobs can be mounted between repositories of one registry.
     fn repository(&self) -> &Repository;
 
-    /// Whether the repository is known not to exist yet, so that nothing can be in it.
+    /// Whether no image is here yet, so that nothing small needs to be looked for. Blobs may be: those
+    /// of a run that was interrupted.
     fn is_new(&self) -> impl Future<Output = bool> + Send;
 
     /// What `target` is here; `None` if it isn't there.

@@ -21,7 +21,7 @@ pub(super) fn print(text: &str) {
     }
 }
 
-/// The first error of [`print`].
+/// The first error of [`print()`].
 pub(super) fn lost() -> Option<&'static Error> {
     LOST.get()
 }

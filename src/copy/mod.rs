@@ -188,7 +188,7 @@ impl Engine {
         report.planned(graph, &plan);
         self.observer.planned(plan.blobs.len(), plan.bytes());
         if options.dry_run {
-            return self.look(destination, &plan, report).await;
+            return self.look(source, destination, &plan, report).await;
         }
         self.blobs(source, destination, &plan, report).await?;
         self.manifests(destination, &plan, at).await

@@ -69,7 +69,7 @@ impl Engine {
         report.manifests += graph.manifests.len();
         report.pulls += graph.manifests.len();
         if options.dry_run {
-            return self.look(destination, &plan, report).await;
+            return self.look(source, destination, &plan, report).await;
         }
         self.observer.planned(plan.blobs.len(), plan.bytes());
         self.blobs(source, destination, &plan, report).await?;

@@ -26,7 +26,7 @@ impl Engine {
         let mut held = holders.lock().await;
         let outcome = if held.contains(here) {
             Outcome::Present
-        } else if let Some(from) = held.first().cloned() {
+        } else if let Some(from) = held.first().or(beside(source, here)).cloned() {
             // It's complete over there, so others needn't wait for this.
             drop(held);
             let outcome = self.mount(source, destination, blob, from).await?;
@@ -78,14 +78,20 @@ impl Engine {
     }
 
     /// Says what [`Engine::transfer`] would do with each blob.
-    pub(super) async fn look<D: Destination>(&self, destination: &D, plan: &Plan, report: &mut Report) -> Result<()> {
+    pub(super) async fn look<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        plan: &Plan,
+        report: &mut Report,
+    ) -> Result<()> {
         let here = destination.repository();
         for step in &plan.blobs {
             let holders = self.directory.holders(&here.registry, step.blob.digest);
             let mut held = holders.lock().await;
             let outcome = if held.contains(here) || holds(destination, &step.blob).await? {
                 Outcome::Present
-            } else if let Some(from) = held.first() {
+            } else if let Some(from) = held.first().or(beside(source, here)) {
                 Outcome::Mounted { from: from.to_string() }
             } else {
                 Outcome::Uploaded { bytes: step.blob.size, attempts: 0 }
@@ -112,4 +118,9 @@ async fn holds<D: Destination>(destination: &D, blob: &Descriptor) -> Result<boo
         return Ok(false);
     }
     destination.contains(blob).await.map_err(|error| error.on(Side::Destination))
+}
+
+/// The source's repository, if it is another one of the destination's registry: what it has can be mounted.
+fn beside<'a, S: Source>(source: &'a S, here: &Repository) -> Option<&'a Repository> {
+    source.origin().filter(|origin| origin.registry == here.registry && *origin != here)
 }

@@ -3,9 +3,9 @@
 use http::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::auth::Scope;
 use super::azure::is_acr;
 use super::limits::retry_after;
+use super::token::Scope;
 use super::transport::{Response, read_small};
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;

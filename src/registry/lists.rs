@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::Repo;
 use super::address::same_origin;
-use super::auth::Scope;
+use super::token::Scope;
 use super::transport::{Call, Payload};
 use crate::content::TagPage;
 use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};

@@ -4,8 +4,8 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, Method};
 
 use super::Repo;
-use super::auth::Scope;
 use super::blob::length;
+use super::token::Scope;
 use super::transport::Payload;
 use crate::content::Pushed;
 use crate::descriptor::{Descriptor, Digest, MediaType};

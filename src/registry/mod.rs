@@ -2,10 +2,10 @@
 //! Hub, ACR and the others really answer it.
 //!
 //! - `transport`: one registry's requests: addresses, redirects, limits, counting
-//! - `auth`, `challenge`, `azure`: tokens and whom they are believed
+//! - `auth`, `token`, `challenge`, `azure`: tokens and whom they are believed
 //! - `address`: where answers may lead us
 //! - `limits`, `answer`: concurrency, quotas, errors
-//! - `blob`, `upload`, `manifest`, `lists`: the operations
+//! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists`: the operations
 //!
 //! [`Repo`] is one repository as a [`Source`] and [`Destination`].
 
@@ -19,6 +19,8 @@ mod incoming;
 mod limits;
 mod lists;
 mod manifest;
+mod piece;
+mod token;
 mod transport;
 mod upload;
 
@@ -36,7 +38,7 @@ pub use self::transport::{Registry, is_loopback};
 pub use self::upload::Session;
 
 use self::address::Policy;
-use self::auth::Scope;
+use self::token::Scope;
 use self::transport::{Call, Payload};
 use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
 use crate::credentials::entra::{Entra, EntraSettings};
@@ -269,6 +271,10 @@ impl Source for Repo {
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
         self.get_blob(blob, from).await
+    }
+
+    fn origin(&self) -> Option<&Repository> {
+        Some(&self.repository)
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {

@@ -175,3 +175,21 @@ fn a_blob_named_twice_is_one_blob() {
 fn digest_in_query(digest: &str) -> String {
     format!("digest={}", digest.replace(':', "%3A"))
 }
+
+/// Within one registry nothing is read or sent: the source's own repository is mounted from.
+#[test]
+fn within_a_registry_all_is_mounted() {
+    let registry = Registry::start();
+    let image = Image::index(1, 2, &[300_000, 4000]);
+    image.push(registry.addr(), "dev/app", "v1");
+    registry.reset_log();
+    let (from, to) = (format!("{}/dev/app:v1", registry.addr()), format!("{}/prod/app:v1", registry.addr()));
+    let planned = copy_json(&[&from, &to, "--dry-run"]);
+    let document = copy_json(&[&from, &to]);
+    image.assert_at(registry.addr(), "prod/app", "v1");
+    let mounted = json!(image.blobs.len());
+    assert_eq!((&planned["summary"]["mounted"], &document["summary"]["mounted"]), (&mounted, &mounted));
+    assert_eq!((&document["summary"]["uploaded"], &document["summary"]["bytes_moved"]), (&json!(0), &json!(0)));
+    // The judge reads what is at the destination; of the source no blob was read.
+    assert_eq!(registry.count("GET", "/v2/dev/app/blobs/"), 0);
+}

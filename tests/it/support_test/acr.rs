@@ -195,8 +195,8 @@ fn imds_wants_its_header() {
     let registry = Registry::start();
     let front = Front::before(registry.addr()).acr(|_| {}).start();
     let path = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://containerregistry.azure.net";
-    get(front.addr(), path).expect(400);
-    let reply = send(front.addr(), "GET", path, &[("metadata", "true")], &[]).expect(200).json();
+    get(front.side(), path).expect(400);
+    let reply = send(front.side(), "GET", path, &[("metadata", "true")], &[]).expect(200).json();
     assert_eq!((&reply["token_type"], &reply["expires_in"]), (&json!("Bearer"), &json!("3600")));
 }
 
