@@ -142,6 +142,12 @@ fn limited(
     Error::new(Kind::Limited, what).transient(wait).hint("too many requests: try later, or with fewer --jobs")
 }
 
+/// What somebody without credentials can do.
+pub(super) fn login_first(registry: &str) -> String {
+    let identity = if is_acr(registry) { ", or with an Azure identity, as by az login" } else { "" };
+    format!("log in by transload login {registry}{identity}")
+}
+
 fn login_hint(registry: &str, user: Option<&str>, push: bool) -> String {
     match user {
         Some(user) if push && is_acr(registry) => {
@@ -152,7 +158,7 @@ fn login_hint(registry: &str, user: Option<&str>, push: bool) -> String {
             "the repository does not exist, or is private: check its name, or log in by transload login docker.io"
                 .to_owned()
         }
-        None => format!("log in by transload login {registry}"),
+        None => login_first(registry),
     }
 }
 

@@ -14,6 +14,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::answer::login_first;
 use super::azure::is_acr;
 use super::limits::retry_after;
 use super::transport::{Payload, Registry, Response, read_small};
@@ -103,7 +104,7 @@ impl Answer {
                     "the password or token of '{user}' is not taken, or has expired: log in again by transload login {}",
                     registry.name
                 )),
-                None => Error::new(Kind::Unauthorized, what).hint(format!("log in by transload login {}", registry.name)),
+                None => Error::new(Kind::Unauthorized, what).hint(login_first(&registry.name)),
             },
         })
     }
