@@ -3,6 +3,7 @@
 //! skopeo and time. Absolute times on a shared machine mean nothing, ratios do.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
 
+mod floor;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -43,8 +44,16 @@ enum Way {
     Tls,
 }
 
+/// The name under which this program runs itself, as the measure of what is possible.
+const FLOOR: &str = "floor";
+
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    if let [role, from, to] = &asked[..]
+        && role == FLOOR
+    {
+        return floor::relay(from, to, "bench/image");
+    }
     println!("| case | tool | wall s | CPU s | CPU s/GiB | peak MiB | requests from + to |");
     println!("|---|---|---|---|---|---|---|");
     for case in cases() {
@@ -72,7 +81,11 @@ fn cases() -> Vec<Case> {
 fn run(case: &Case) {
     let source = Registry::start();
     (case.image)().push(source.addr(), "bench/image", "latest");
-    let tools: &[&str] = if case.way == Way::Tls { &["transload"] } else { &["transload", "skopeo"] };
+    let tools: &[&str] = match case.way {
+        Way::Tls => &["transload"],
+        Way::Cold if case.bytes > 0 => &["transload", FLOOR, "skopeo"],
+        _ => &["transload", "skopeo"],
+    };
     let mut samples = vec![Vec::new(); tools.len()];
     for _ in 0..case.rounds {
         for (tool, samples) in tools.iter().zip(&mut samples) {
@@ -132,6 +145,8 @@ fn measured(tool: &str, flags: &[String], from: &str, to: &str) -> Sample {
     if tool == "transload" {
         command.arg(env!("CARGO_BIN_EXE_transload")).args(["copy", "--quiet"]).args(flags);
         command.args([format!("{from}/bench/image"), format!("{to}/bench/image")]);
+    } else if tool == FLOOR {
+        command.arg(std::env::current_exe().unwrap()).args([FLOOR, from, to]);
     } else {
         command.args([
             "skopeo",
