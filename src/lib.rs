@@ -59,6 +59,7 @@ pub mod descriptor;
 pub mod error;
 pub mod layout;
 pub mod manifest;
+pub mod mirror;
 pub mod reference;
 pub mod registry;
 pub mod retry;

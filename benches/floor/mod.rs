@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 const BUFFER: usize = 512 << 10;
 
 /// Moves the blobs of `image` between two plain registries, one after another: no manifest, no retry.
-pub fn relay(from: &str, to: &str, image: &str) {
+pub(crate) fn relay(from: &str, to: &str, image: &str) {
     let manifest = {
         let mut answer = get(from, &format!("/v2/{image}/manifests/latest"));
         let mut bytes = vec![0; answer.length];

@@ -1,0 +1,16 @@
+//! Whole lists of images: what a list means, which tags it picks, and how one run brings them all.
+//! Stands on [`crate::copy`]; nothing of a copy is written here again.
+//!
+//! ```text
+//! file ── list ──> List: entries, each a repository, what of it, and where to
+//!                    │
+//!                  expand       lists tags where an entry picks by pattern; shards
+//!                    │
+//!                   run         copies by one engine: sources and destinations each within their limits
+//!                    │
+//!                  report       table, JSON, JUnit
+//! ```
+
+pub mod list;
+
+pub use list::List;
