@@ -48,7 +48,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
     }
 }
 
-async fn bind(listen: &str) -> Result<TcpListener> {
+/// Binds an address that a user wrote.
+pub(super) async fn bind(listen: &str) -> Result<TcpListener> {
     let wrong = |error: &std::io::Error| {
         let error = Error::new(Kind::Usage, format!("cannot listen on {listen:?}: {error}"));
         error.hint("write an address and a port that is free, such as 127.0.0.1:5000 or 127.0.0.1:0")

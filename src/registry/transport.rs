@@ -179,7 +179,7 @@ impl Registry {
         if matches!(call.body, Payload::Stream(..)) {
             return self.call_once(call).await;
         }
-        let budget = Budget::new(RETRIES, PATIENCE);
+        let budget = Budget::new(self.options.retries, self.options.patience);
         loop {
             match self.call_once(call.again()).await {
                 Ok(response) => return Ok(response),
@@ -191,7 +191,7 @@ impl Registry {
     /// Makes the call and reads its small answer of at most `most` bytes, trying both again
     /// together: a body may break off after a fine head.
     pub(super) async fn read(&self, call: Call<'_>, most: u64) -> Result<(http::response::Parts, Bytes)> {
-        let budget = Budget::new(RETRIES, PATIENCE);
+        let budget = Budget::new(self.options.retries, self.options.patience);
         loop {
             let read = async {
                 let (head, body) = self.call_once(call.again()).await?.into_parts();
@@ -405,9 +405,6 @@ pub fn is_loopback(host: &str) -> bool {
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a small answer may take in all, however evenly it trickles.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// Faults that are forgiven to a request without a streamed body, and what may be waited for it.
-const RETRIES: u32 = 5;
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_REDIRECTS: u32 = 5;
 /// How often a call is signed: without a token, with one, and with a new one if that expired on the way.
