@@ -76,6 +76,7 @@ pub(super) async fn run(args: Args, global: &Global, shutdown: impl Future<Outpu
     let registries = global.registries_with(|options| {
         // What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
         options.retries = 0;
+        options.patience = Duration::ZERO;
         options.concurrency = 64;
         options.idle = options.idle.min(Duration::from_secs(30));
     })?;

@@ -36,11 +36,9 @@ impl Breaker {
     /// # Errors
     /// [`Kind::Limited`] or [`Kind::Network`], with the time to wait.
     pub(super) fn check(&self) -> Result<()> {
+        self.limit()?;
         let now = Instant::now();
         let mut state = self.lock();
-        if let Some(until) = state.limited_until.filter(|until| *until > now) {
-            return Err(self.limited(until - now));
-        }
         match state.apart_until {
             Some(until) if until > now => {
                 let what = format!("{} does not answer: it is not asked again so soon", self.registry);
@@ -88,8 +86,19 @@ impl Breaker {
         ![state.apart_until, state.limited_until].into_iter().flatten().any(|until| until > now)
     }
 
-    fn limited(&self, wait: Duration) -> Error {
-        Error::new(Kind::Limited, format!("{} wants to be asked less", self.registry)).transient(Some(wait))
+    /// Whether it asked to be left alone.
+    ///
+    /// # Errors
+    /// [`Kind::Limited`], with the time to wait.
+    pub(super) fn limit(&self) -> Result<()> {
+        let now = Instant::now();
+        match self.lock().limited_until.filter(|until| *until > now) {
+            Some(until) => {
+                let what = format!("{} wants to be asked less", self.registry);
+                Err(Error::new(Kind::Limited, what).transient(Some(until - now)))
+            }
+            None => Ok(()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -129,7 +129,11 @@ impl<O: Origins> Upstreams<O> {
             }
         };
         let silent = || Error::new(Kind::Timeout, format!("no answer from {registry} in {} s", ANSWER.as_secs()));
-        let answer = timeout(ANSWER, tries).await.unwrap_or_else(|_| Err(silent()));
+        let answer = match timeout(ANSWER, tries).await {
+            Ok(answer) => answer,
+            // The client below holds requests back where another one was answered 429: no fault of this one.
+            Err(_) => Err(breaker.limit().err().unwrap_or_else(silent)),
+        };
         breaker.learn(&answer);
         let failed = answer.as_ref().err().map(Error::kind);
         self.observer.event(&Event::Asked { registry, took: begun.elapsed(), failed });
