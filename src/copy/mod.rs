@@ -19,6 +19,7 @@ mod graph;
 mod plan;
 mod referrers;
 mod report;
+mod tally;
 mod transfer;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use self::directory::Directory;
 pub use self::graph::Graph;
 pub use self::plan::{BlobStep, Plan};
 pub use self::report::{Observer, Outcome, Report, Silent, Status};
+pub use self::tally::{Ended, Entry, Failure, Platforms, Quota, Summary, Use};
 
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Platform};

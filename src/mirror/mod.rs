@@ -12,5 +12,8 @@
 //! ```
 
 pub mod list;
+pub mod report;
+pub mod shard;
 
 pub use list::List;
+pub use shard::Shard;
