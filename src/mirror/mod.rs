@@ -12,7 +12,9 @@
 //! ```
 
 pub mod list;
+pub mod prune;
 pub mod report;
+pub mod schedule;
 pub mod shard;
 
 pub use list::List;
