@@ -12,6 +12,7 @@
 //! ```
 
 pub mod list;
+pub mod metrics;
 pub mod prune;
 pub mod report;
 pub mod schedule;
