@@ -263,3 +263,173 @@ impl Drop for Pass<'_> {
         self.pulls.answered.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::Credential;
+    use std::sync::Arc;
+
+    /// Docker Hub as it counts.
+    #[derive(Default)]
+    struct Hub {
+        /// Pulls left, by account.
+        left: Mutex<Vec<u64>>,
+        asked: Mutex<Vec<Duration>>,
+        least: Mutex<u64>,
+    }
+
+    impl Hub {
+        fn new(left: &[u64]) -> Self {
+            let least = Mutex::new(u64::MAX);
+            Self { left: Mutex::new(left.to_vec()), asked: Mutex::default(), least }
+        }
+
+        fn quota(&self, account: usize) -> Option<PullQuota> {
+            let left = self.left.lock().expect("unpoisoned");
+            let remaining = left[account.saturating_sub(1)];
+            Some(PullQuota { limit: 100, remaining, window: SIX_HOURS, source: None })
+        }
+
+        /// HEAD.
+        async fn head(&self, pulls: &Pulls, account: usize, begun: Instant) {
+            self.asked.lock().expect("unpoisoned").push(begun.elapsed());
+            let mark = pulls.mark(account);
+            let told = self.quota(account);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            pulls.learn(account, mark, told);
+        }
+
+        /// GET, after the reserve let it.
+        async fn get(&self, pulls: &Pulls, repository: &str, begun: Instant) -> Result<usize> {
+            let ask = |account| self.head(pulls, account, begun);
+            let mut pass = pulls.reserve(repository, false, Instant::now(), ask).await?;
+            let mark = pulls.mark(pass.account);
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            {
+                let mut left = self.left.lock().expect("unpoisoned");
+                let own = &mut left[pass.account.saturating_sub(1)];
+                *own = own.checked_sub(1).expect("the Hub never has to refuse");
+                let mut least = self.least.lock().expect("unpoisoned");
+                *least = (*least).min(*own);
+            }
+            let told = self.quota(pass.account);
+            tokio::time::sleep(Duration::from_millis(10 + 7 * (begun.elapsed().as_micros() % 9) as u64)).await;
+            pulls.learn(pass.account, mark, told);
+            pass.answered(true);
+            Ok(pass.account)
+        }
+    }
+
+    fn pulls(adapt: impl FnOnce(&mut Options)) -> Pulls {
+        let mut options = Options { keep_pulls: Some(10), ..Options::default() };
+        adapt(&mut options);
+        Pulls::new(DOCKER_HUB, &options)
+    }
+
+    async fn all(hub: &Hub, pulls: &Pulls, number: usize, begun: Instant) -> Vec<Result<usize>> {
+        let gets = (0..number).map(|nth| {
+            let repository = format!("library/{}", nth % 7);
+            async move { hub.get(pulls, &repository, begun).await }
+        });
+        futures_util::future::join_all(gets).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_reserve_is_never_touched_and_the_rest_waits_for_the_window() {
+        let (hub, pulls, begun) = (Hub::new(&[40]), pulls(|_| {}), Instant::now());
+        let opens = async {
+            tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+            assert_eq!(pulls.count(), 30);
+            *hub.left.lock().expect("unpoisoned") = vec![100];
+        };
+        let (done, ()) = tokio::join!(all(&hub, &pulls, 50, begun), opens);
+        assert!(done.iter().all(Result::is_ok));
+        assert_eq!((pulls.count(), *hub.least.lock().expect("unpoisoned")), (50, 10));
+        let asked = hub.asked.lock().expect("unpoisoned").clone();
+        // Before the first pull, as the pause begins, then at growing intervals: by one for all who wait.
+        let minutes: Vec<u64> = asked.windows(2).map(|pair| (pair[1] - pair[0]).as_secs() / 60).collect();
+        assert_eq!(minutes[..7], [0, 1, 2, 4, 8, 10, 10], "{asked:?}");
+        assert!(asked.len() < 26, "{}", asked.len());
+        assert!(begun.elapsed() < Duration::from_secs(3 * 3600 + 11 * 60), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_ends_the_pause_with_what_to_do() {
+        let hub = Hub::new(&[12]);
+        let begun = Instant::now();
+        let pulls = pulls(|options| options.deadline = Some(begun + Duration::from_secs(900)));
+        let done = all(&hub, &pulls, 5, begun).await;
+        assert_eq!(begun.elapsed().as_secs(), 900);
+        assert_eq!(done.iter().filter(|result| result.is_ok()).count(), 2);
+        let error = done.into_iter().find_map(Result::err).expect("three were too many");
+        assert!(error.is_quota(), "{error:?}");
+        assert_eq!(error.to_string(), "docker.io: 10 pulls left, 10 are kept");
+        let hint = error.hint_text().unwrap_or_default();
+        assert!(hint.starts_with("log in (transload login docker.io)") && hint.contains("UTC at the latest"), "{hint}");
+        assert!(hub.get(&pulls, "library/x", begun).await.is_err(), "at once");
+        assert_eq!(begun.elapsed().as_secs(), 900);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_deadline_a_window_is_waited_for() {
+        let (hub, pulls, begun) = (Hub::new(&[10]), pulls(|_| {}), Instant::now());
+        assert!(hub.get(&pulls, "library/x", begun).await.is_err_and(|error| error.is_quota()));
+        assert_eq!(begun.elapsed().as_secs() / 60, 6 * 60 + 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accounts_take_turns_and_all_must_be_spent() {
+        let hub = Hub::new(&[13, 30, 11]);
+        let begun = Instant::now();
+        let pulls = pulls(|options| {
+            options.hub_accounts = ["a", "b", "c"].map(|name| Credential::basic(name, "p")).into();
+            options.deadline = Some(begun + Duration::from_secs(60));
+        });
+        let done = all(&hub, &pulls, 40, begun).await;
+        let by = |account| done.iter().filter(|result| result.as_ref().is_ok_and(|by| *by == account)).count();
+        assert_eq!([by(0), by(1), by(2), by(3)], [0, 3, 20, 1]);
+        assert_eq!(*hub.left.lock().expect("unpoisoned"), [10, 10, 10]);
+        let error = done.into_iter().find_map(Result::err).expect("16 were too many");
+        assert_eq!(error.to_string(), "docker.io: 30 pulls left by 3 accounts, 10 of each are kept");
+        let told = pulls.accounts(|index| Some(index.to_string()));
+        assert_eq!(told.iter().map(|told| told.pulls).collect::<Vec<_>>(), [3, 20, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_pull_waits_only_for_who_has_time() {
+        let begun = Instant::now();
+        let asked = Arc::new(Mutex::new(0));
+        let ask = |_| {
+            *asked.lock().expect("unpoisoned") += 1;
+            std::future::ready(())
+        };
+        let today = Pulls::new(DOCKER_HUB, &Options::default());
+        drop(today.reserve("x", false, begun, ask).await.expect("nothing is held back"));
+        assert!(!today.spend(0), "the registry's own error is told");
+        let patient = pulls(|options| {
+            options.keep_pulls = None;
+            options.deadline = Some(begun + Duration::from_secs(200));
+        });
+        drop(patient.reserve("x", false, begun, ask).await.expect("nothing is known"));
+        assert!(patient.spend(0));
+        let error = patient.reserve("x", false, begun, ask).await.expect_err("the limit is reached");
+        assert_eq!(error.to_string(), "docker.io: the pull limit is reached");
+        assert_eq!((begun.elapsed().as_secs(), *asked.lock().expect("unpoisoned")), (200, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_hands_the_question_on() {
+        let (hub, pulls, begun) = (Hub::new(&[10]), pulls(|_| {}), Instant::now());
+        let first = tokio::time::timeout(Duration::from_secs(90), hub.get(&pulls, "library/x", begun));
+        let second = hub.get(&pulls, "library/y", begun);
+        let opens = async {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            *hub.left.lock().expect("unpoisoned") = vec![100];
+        };
+        let (first, second, ()) = tokio::join!(first, second, opens);
+        assert!(first.is_err(), "gone while it asked for all");
+        assert!(second.is_ok());
+        assert!(begun.elapsed() < Duration::from_secs(5 * 60), "{:?}", begun.elapsed());
+    }
+}
