@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::azure::is_acr;
 use super::challenge::{Challenge, realm_is_trusted};
-use super::token::{Answer, FOREVER, MOST_MOUNTED, Scope, Token, basic, bearer, form, post, refresh};
+use super::token::{Access, Answer, FOREVER, MOST_MOUNTED, Scope, Token, basic, bearer, form, post, refresh};
 use super::transport::{Payload, Registry};
 use crate::credentials::Credential;
 use crate::credentials::entra::Entra;
@@ -54,8 +54,7 @@ pub(super) struct Auth {
     wanted: Arc<Wanted>,
     /// The account, where it isn't whoever is stored.
     given: Option<Credential>,
-    /// By repository and whether to write there.
-    tokens: Mutex<HashMap<(Repository, bool), Slot>>,
+    tokens: Mutex<HashMap<(Repository, Access), Slot>>,
     /// Repositories that were mounted from, the last one first.
     mounted: Mutex<Vec<String>>,
     /// An ACR refresh token that was had for an Entra token.
@@ -174,7 +173,7 @@ impl Auth {
 
     fn slot(&self, scope: &Scope) -> Slot {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.entry((scope.repository.clone(), scope.pushes())).or_default().clone()
+        tokens.entry((scope.repository.clone(), scope.access)).or_default().clone()
     }
 
     /// The name that the registry has for its token endpoint, once it was asked.

@@ -16,6 +16,7 @@ mod auth;
 pub mod azure;
 mod blob;
 mod challenge;
+mod delete;
 mod identity;
 mod incoming;
 mod limits;
@@ -40,6 +41,7 @@ use reqwest::Url;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+pub use self::delete::TagState;
 pub use self::quota::{AccountPulls, PullQuota};
 pub use self::rates::Sku;
 pub use self::transport::{Registry, is_loopback};

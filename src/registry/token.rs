@@ -27,18 +27,31 @@ use crate::reference::Repository;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scope {
     pub(super) repository: Repository,
-    push: bool,
+    pub(super) access: Access,
     /// A mount reads other repositories too.
     from: Vec<String>,
 }
 
+/// What is to be done in a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Access {
+    Pull,
+    Push,
+    Delete,
+}
+
 impl Scope {
     pub(super) fn pull(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), push: false, from: Vec::new() }
+        Self { repository: repository.clone(), access: Access::Pull, from: Vec::new() }
     }
 
     pub(super) fn push(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), push: true, from: Vec::new() }
+        Self { access: Access::Push, ..Self::pull(repository) }
+    }
+
+    /// For deletes; at ACR also to read when a tag was written.
+    pub(super) fn delete(repository: &Repository) -> Self {
+        Self { access: Access::Delete, ..Self::pull(repository) }
     }
 
     /// For a mount from `from`: Docker Hub wants `pull` there too (rust-oci-client#235), as does ACR
@@ -48,7 +61,7 @@ impl Scope {
     }
 
     pub(super) fn pushes(&self) -> bool {
-        self.push
+        self.access == Access::Push
     }
 
     /// The other repositories that a mount reads.
@@ -68,7 +81,12 @@ impl Scope {
     }
 
     pub(super) fn texts(&self) -> impl Iterator<Item = String> {
-        let actions = if self.push { "pull,push" } else { "pull" };
+        let actions = match self.access {
+            Access::Pull => "pull",
+            Access::Push => "pull,push",
+            Access::Delete if is_acr(&self.repository.registry) => "pull,delete,metadata_read",
+            Access::Delete => "pull,delete",
+        };
         let own = (!self.repository.name.is_empty()).then(|| format!("repository:{}:{actions}", self.repository.name));
         own.into_iter().chain(self.from.iter().map(|from| format!("repository:{from}:pull")))
     }

@@ -24,7 +24,7 @@ use super::pulls::{Pass, Pulls};
 use super::quota::{AccountPulls, PullQuota};
 use super::rates::{Class, Throttle};
 use super::send::{Sent, names_manifest};
-use super::token::Scope;
+use super::token::{Access, Scope};
 use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
 use crate::reference::{DOCKER_HUB, Repository, split_port};
@@ -252,7 +252,7 @@ impl Registry {
     pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
         let began = Instant::now();
         let doing = std::mem::take(&mut call.doing);
-        let (name, push) = (call.scope.repository.name.as_str(), call.scope.pushes());
+        let (name, push) = (call.scope.repository.name.as_str(), call.scope.access != Access::Pull);
         loop {
             let pass = if call.costs_pull() {
                 let ask = |account| Box::pin(self.ask_quota(call.url.clone(), call.scope, &call.headers, account));
