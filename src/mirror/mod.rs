@@ -12,5 +12,10 @@
 //! ```
 
 pub mod list;
+pub mod prune;
+pub mod report;
+pub mod schedule;
+pub mod shard;
 
 pub use list::List;
+pub use shard::Shard;

@@ -15,6 +15,7 @@ mod auth;
 pub mod azure;
 mod blob;
 mod challenge;
+mod delete;
 mod incoming;
 mod limits;
 mod lists;
@@ -33,6 +34,7 @@ use http::Method;
 use reqwest::Url;
 use tokio::sync::OnceCell;
 
+pub use self::delete::TagState;
 pub use self::limits::PullQuota;
 pub use self::transport::{Registry, is_loopback};
 pub use self::upload::Session;

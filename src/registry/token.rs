@@ -28,17 +28,23 @@ use crate::reference::Repository;
 pub(super) struct Scope {
     pub(super) repository: Repository,
     push: bool,
+    delete: bool,
     /// A mount reads another repository too.
     from: Option<String>,
 }
 
 impl Scope {
     pub(super) fn pull(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), push: false, from: None }
+        Self { repository: repository.clone(), push: false, delete: false, from: None }
     }
 
     pub(super) fn push(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), push: true, from: None }
+        Self { repository: repository.clone(), push: true, delete: false, from: None }
+    }
+
+    /// For deletes; at ACR also to read when a tag was written.
+    pub(super) fn delete(repository: &Repository) -> Self {
+        Self { delete: true, ..Self::pull(repository) }
     }
 
     /// For a mount from `from`: Docker Hub wants `pull` there too (rust-oci-client#235), as does ACR
@@ -52,7 +58,12 @@ impl Scope {
     }
 
     pub(super) fn texts(&self) -> impl Iterator<Item = String> {
-        let actions = if self.push { "pull,push" } else { "pull" };
+        let actions = match (self.push, self.delete) {
+            (true, _) => "pull,push",
+            (false, true) if is_acr(&self.repository.registry) => "pull,delete,metadata_read",
+            (false, true) => "pull,delete",
+            (false, false) => "pull",
+        };
         let own = (!self.repository.name.is_empty()).then(|| format!("repository:{}:{actions}", self.repository.name));
         own.into_iter().chain(self.from.iter().map(|from| format!("repository:{from}:pull")))
     }
