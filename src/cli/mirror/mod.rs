@@ -15,12 +15,12 @@ pub(super) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
-    run: run::Args,
+    run: run::RunArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    Check(check::Args),
+    Check(check::CheckArgs),
     /// Print the JSON schema of transload's own lists
     Schema,
 }

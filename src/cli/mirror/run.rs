@@ -7,7 +7,7 @@ use crate::registry::Registries;
 
 /// What a run takes.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct RunArgs {
     /// The list: a file, or `-` for stdin
     #[arg(required = true)]
     list: Option<String>,
@@ -17,7 +17,7 @@ pub(super) struct Args {
 
 /// Runs the list.
 #[expect(clippy::unused_async, reason = "what it will do waits")]
-pub(super) async fn run(args: &Args, _: &Global, _: &Registries) -> Result<u8> {
+pub(super) async fn run(args: &RunArgs, _: &Global, _: &Registries) -> Result<u8> {
     let _ = (&args.list, &args.to);
     Err(Error::new(Kind::Unsupported, "mirror LIST isn't built yet").hint("transload mirror check reads the list"))
 }
