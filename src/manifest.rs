@@ -39,6 +39,8 @@ pub struct Contents {
     pub manifests: Vec<Descriptor>,
     /// Config and layers, or an artifact's blobs, in the order of the manifest.
     pub blobs: Vec<Descriptor>,
+    /// Which of the blobs is its config.
+    pub config: Option<Digest>,
     /// The manifest that this one is about (a referrer's).
     pub subject: Option<Descriptor>,
     /// The kind of an artifact: its `artifactType`, else its config's media type.
@@ -152,6 +154,7 @@ impl Raw {
         let manifests = self.manifests.unwrap_or_default();
         let artifact_type =
             self.artifact_type.or_else(|| self.config.as_ref().map(|config| config.media_type.0.clone()));
+        let config = self.config.as_ref().map(|config| config.digest);
         let blobs: Vec<_> = self
             .config
             .into_iter()
@@ -167,7 +170,7 @@ impl Raw {
                 format!("child manifest {} claims {} bytes", child.digest, child.size),
             ));
         }
-        Ok(Contents { manifests, blobs, subject: self.subject, artifact_type, annotations: self.annotations })
+        Ok(Contents { manifests, blobs, config, subject: self.subject, artifact_type, annotations: self.annotations })
     }
 }
 

@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("server", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("proxy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
+    ("ops", &["error", "content", "server"]),
     ("mirror", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];

@@ -9,11 +9,13 @@ mod global;
 mod image;
 mod inspect;
 pub mod login;
+mod mirror;
 mod output;
 mod progress;
 mod proxy;
 pub mod serve;
 mod shell;
+mod told;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
+    Mirror(mirror::Args),
     Login(login::Login),
     Logout(login::Logout),
     Inspect(inspect::InspectArgs),
@@ -99,6 +102,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+            Command::Mirror(args) => Box::pin(mirror::run(args, &cli.global, &registries)).await,
             Command::Login(args) => {
                 let verify = async |registry: &str, credential: &crate::credentials::Credential| {
                     cli.global.registries_as(registry, credential)?.verify(registry).await

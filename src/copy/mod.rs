@@ -16,22 +16,25 @@
 
 mod directory;
 mod graph;
+mod places;
 mod plan;
 mod referrers;
 mod report;
+mod tally;
 mod transfer;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use self::directory::Directory;
 pub use self::graph::Graph;
+use self::places::{Places, SMALL_FOR_LARGE};
 pub use self::plan::{BlobStep, Plan};
 pub use self::report::{Observer, Outcome, Report, Silent, Status};
+pub use self::tally::{Ended, Entry, Failure, Platforms, Quota, Summary, Use};
 
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Platform};
@@ -59,25 +62,25 @@ pub struct Options {
 /// What all copies of a run share: which repository holds which blob, and how much runs at once.
 pub struct Engine {
     directory: Directory,
-    /// Places for blobs that take time and memory.
-    large: Semaphore,
-    /// Places for those that cost round trips only.
-    small: Semaphore,
+    places: Places,
     jobs: usize,
+    /// Fewer requests rather than fewer round trips.
+    thrifty: bool,
     /// Faults that are forgiven to one blob.
     retries: u32,
     observer: Arc<dyn Observer>,
 }
 
 impl Engine {
-    /// An engine that moves up to `jobs` large blobs at once, and tells `observer`.
+    /// An engine that moves up to `jobs` large blobs at once from each source and to each destination,
+    /// and tells `observer`.
     pub fn new(jobs: usize, observer: Arc<dyn Observer>) -> Self {
         let jobs = jobs.max(1);
         Self {
             directory: Directory::default(),
-            large: Semaphore::new(jobs),
-            small: Semaphore::new(jobs * SMALL_FOR_LARGE),
+            places: Places::new(jobs),
             jobs,
+            thrifty: false,
             retries: RETRIES,
             observer,
         }
@@ -87,6 +90,13 @@ impl Engine {
     #[must_use]
     pub fn with_retries(self, retries: u32) -> Self {
         Self { retries, ..self }
+    }
+
+    /// The same, for lists: the source isn't asked what its tag is where the destination hasn't that tag,
+    /// which saves a request for each new image and costs a round trip, that other images fill.
+    #[must_use]
+    pub fn thrifty(self) -> Self {
+        Self { thrifty: true, ..self }
     }
 
     /// Copies what `target` is in `source` to `at` in `destination`.
@@ -135,10 +145,8 @@ impl Engine {
         options: &Options,
     ) -> Result<Root> {
         if !options.force && options.platforms.is_empty() {
-            let here = async { source.resolve(target).await.map_err(|error| error.on(Side::Source)) };
-            let there = async { destination.find(at).await.map_err(|error| error.on(Side::Destination)) };
-            let (here, there) = future::try_join(here, there).await?;
-            let here = here.ok_or_else(|| absent(target))?;
+            let (here, there) = self.both(source, target, destination, at).await?;
+            let Some(here) = here else { return read(source, target).await.map(Root::Differs) };
             if there.is_some_and(|there| there.digest == here.digest) {
                 return Ok(Root::Same(Box::new(here)));
             }
@@ -155,6 +163,33 @@ impl Engine {
         let child = graph::only_child(source, &root, &options.platforms).await?;
         let same = !options.force && destination.find(at).await?.is_some_and(|there| there.digest == child.digest());
         Ok(if same { Root::Same(Box::new(child.descriptor().clone())) } else { Root::Differs(child) })
+    }
+
+    /// What the tag is at both ends. Of the source `None` only if it wasn't asked.
+    async fn both<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        target: &Target,
+        destination: &D,
+        at: &Target,
+    ) -> Result<(Option<Descriptor>, Option<Descriptor>)> {
+        let here = async {
+            let found = source.resolve(target).await.map_err(|error| error.on(Side::Source))?;
+            found.ok_or_else(|| absent(target))
+        };
+        let there = async { destination.find(at).await.map_err(|error| error.on(Side::Destination)) };
+        if !self.thrifty {
+            let (here, there) = future::try_join(here, there).await?;
+            return Ok((Some(here), there));
+        }
+        let there = there.await?;
+        let here = match &there {
+            None => None,
+            // Pinned, and there.
+            Some(found) if target.digest() == Some(found.digest) => there.clone(),
+            Some(_) => Some(here.await?),
+        };
+        Ok((here, there))
     }
 
     /// The root, if the walk for some of an image's platforms found nothing to write: all wanted children
@@ -203,8 +238,7 @@ impl Engine {
     ) -> Result<()> {
         stream::iter(&plan.blobs)
             .map(|step| async move {
-                let _place = self.place(step.blob.size).await;
-                let outcome = self.transfer(source, destination, &step.blob).await?;
+                let outcome = self.transfer(source, destination, step).await?;
                 Ok::<_, Error>((step, outcome))
             })
             .buffer_unordered(self.jobs * (SMALL_FOR_LARGE + 1))
@@ -213,12 +247,6 @@ impl Engine {
                 future::ready(Ok(()))
             })
             .await
-    }
-
-    async fn place(&self, size: u64) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        // Never closed, so it's always had.
-        let places = if size > SMALL { &self.large } else { &self.small };
-        places.acquire().await.ok()
     }
 
     /// Writes the manifests, each after all that it names.
@@ -239,7 +267,6 @@ impl Engine {
 
     async fn put<D: Destination>(&self, destination: &D, manifest: &Manifest, at: Target) -> Result<()> {
         let pushed = destination.put_manifest(manifest, &at).await.map_err(|error| error.on(Side::Destination))?;
-        self.directory.wrote(destination.repository(), manifest.digest()).await;
         match &manifest.contents().subject {
             Some(subject) if !pushed.lists_referrer => self.list_referrer(destination, subject, manifest).await,
             _ => Ok(()),
@@ -280,10 +307,6 @@ fn absent(target: &Target) -> Error {
         .hint("check the name and the tag; transload tags REPOSITORY lists what there is")
 }
 
-/// Blobs up to this many bytes cost round trips rather than bandwidth or memory.
-const SMALL: u64 = 512 << 10;
-/// So many of them run beside each large one's place.
-const SMALL_FOR_LARGE: usize = 8;
 const RETRIES: u32 = 8;
 /// What a blob may be waited for in all, faults and `Retry-After` together.
 const BLOB_PATIENCE: Duration = Duration::from_secs(30 * 60);

@@ -1,6 +1,6 @@
 //! What has to be moved, in which order. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{Graph, Options};
 use crate::descriptor::{Descriptor, Digest};
@@ -25,6 +25,8 @@ pub struct Plan {
 pub struct BlobStep {
     /// Which.
     pub blob: Descriptor,
+    /// Whether it is sent without a look: a config is as new as its manifest, which isn't there.
+    pub fresh: bool,
 }
 
 impl Plan {
@@ -47,7 +49,10 @@ impl Plan {
                 return Err(Error::new(Kind::Invalid, what).on(Side::Source));
             }
         }
-        plan.blobs = blobs.into_values().map(|blob| BlobStep { blob }).collect();
+        let configs: HashSet<Digest> =
+            graph.manifests.iter().filter_map(|manifest| manifest.contents().config).collect();
+        let step = |blob: Descriptor| BlobStep { fresh: !options.force && configs.contains(&blob.digest), blob };
+        plan.blobs = blobs.into_values().map(step).collect();
         plan.blobs.sort_by_key(|step| std::cmp::Reverse(step.blob.size));
         let heights = graph.heights();
         for manifest in graph.manifests.iter().rev() {

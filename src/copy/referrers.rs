@@ -7,7 +7,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 
 use super::graph::Graph;
-use super::{Engine, Options, Plan, Report, SMALL_FOR_LARGE};
+use super::places::SMALL_FOR_LARGE;
+use super::{Engine, Options, Plan, Report};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result, Side};

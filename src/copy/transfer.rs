@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use futures_util::future;
 
-use super::{BLOB_PATIENCE, Engine, Outcome, Plan, Report, SMALL};
+use super::directory::Number;
+use super::places::{Place, SMALL};
+use super::{BLOB_PATIENCE, BlobStep, Engine, Outcome, Plan, Report};
 use crate::content::{Destination, Feed, Source, Started};
 use crate::descriptor::Descriptor;
 use crate::error::{Result, Side};
@@ -18,27 +20,43 @@ impl Engine {
         &self,
         source: &S,
         destination: &D,
-        blob: &Descriptor,
+        step: &BlobStep,
     ) -> Result<Outcome> {
-        self.observer.started(blob);
+        let blob = &step.blob;
         let here = destination.repository();
+        let number = self.directory.number(here);
         let holders = self.directory.holders(&here.registry, blob.digest);
+        // Whoever waits for a blob that another one brings needs no place for that.
         let mut held = holders.lock().await;
-        let outcome = if held.contains(here) {
+        let outcome = if held.contains(&number) {
+            self.observer.started(blob);
             Outcome::Present
-        } else if let Some(from) = held.first().or(beside(source, here)).cloned() {
+        } else if let Some(from) = self.holder(&held).or_else(|| beside(source, here).cloned()) {
             // It's complete over there, so others needn't wait for this.
             drop(held);
+            self.observer.started(blob);
             let outcome = self.mount(source, destination, blob, from).await?;
-            holders.lock().await.push(here.clone());
+            holders.lock().await.push(number);
             outcome
         } else {
-            let outcome = self.bring(source, destination, blob).await?;
-            held.push(here.clone());
+            let place = self.place(source, here, blob.size).await;
+            self.observer.started(blob);
+            let outcome = self.bring(source, destination, step).await?;
+            drop(place);
+            held.push(number);
             outcome
         };
         self.observer.finished(blob, &outcome);
         Ok(outcome)
+    }
+
+    fn holder(&self, held: &[Number]) -> Option<Repository> {
+        held.first().and_then(|number| self.directory.repository(*number))
+    }
+
+    async fn place<S: Source>(&self, source: &S, here: &Repository, size: u64) -> Place<'_> {
+        let from = source.origin().map_or("", |origin| &origin.registry);
+        self.places.take(from, &here.registry, size).await
     }
 
     async fn mount<S: Source, D: Destination>(
@@ -51,6 +69,7 @@ impl Engine {
         match destination.start(blob, Some(&from)).await.map_err(|error| error.on(Side::Destination))? {
             Started::Mounted => Ok(Outcome::Mounted { from: from.to_string() }),
             Started::Session(session) => {
+                let _place = self.place(source, destination.repository(), blob.size).await;
                 let feed = self.feed(source, blob);
                 let body = feed.open(0).await?;
                 destination.upload(session, &feed, body).await.map_err(|error| error.on(Side::Destination))?;
@@ -59,13 +78,10 @@ impl Engine {
         }
     }
 
-    async fn bring<S: Source, D: Destination>(
-        &self,
-        source: &S,
-        destination: &D,
-        blob: &Descriptor,
-    ) -> Result<Outcome> {
-        if holds(destination, blob).await? {
+    async fn bring<S: Source, D: Destination>(&self, source: &S, destination: &D, step: &BlobStep) -> Result<Outcome> {
+        let blob = &step.blob;
+        let ask = !step.fresh || blob.size > SMALL;
+        if ask && holds(destination, blob).await? {
             return Ok(Outcome::Present);
         }
         let feed = self.feed(source, blob);
@@ -86,17 +102,18 @@ impl Engine {
         report: &mut Report,
     ) -> Result<()> {
         let here = destination.repository();
+        let number = self.directory.number(here);
         for step in &plan.blobs {
             let holders = self.directory.holders(&here.registry, step.blob.digest);
             let mut held = holders.lock().await;
-            let outcome = if held.contains(here) || holds(destination, &step.blob).await? {
+            let outcome = if held.contains(&number) || holds(destination, &step.blob).await? {
                 Outcome::Present
-            } else if let Some(from) = held.first().or(beside(source, here)) {
+            } else if let Some(from) = self.holder(&held).as_ref().or(beside(source, here)) {
                 Outcome::Mounted { from: from.to_string() }
             } else {
                 Outcome::Uploaded { bytes: step.blob.size, attempts: 0 }
             };
-            held.push(here.clone());
+            held.push(number);
             report.add(&step.blob, &outcome);
         }
         Ok(())
