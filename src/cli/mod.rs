@@ -11,6 +11,7 @@ mod inspect;
 #[allow(dead_code, reason = "`mirror` is being written")]
 mod interval;
 pub mod login;
+mod mirror;
 mod output;
 mod progress;
 #[allow(dead_code, reason = "`mirror` is being written")]
@@ -39,6 +40,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
+    Mirror(mirror::Args),
     Login(login::Login),
     Logout(login::Logout),
     Inspect(inspect::InspectArgs),
@@ -102,6 +104,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+            Command::Mirror(args) => Box::pin(mirror::run(args, &cli.global, &registries)).await,
             Command::Login(args) => {
                 let verify = async |registry: &str, credential: &crate::credentials::Credential| {
                     cli.global.registries_as(registry, credential)?.verify(registry).await
