@@ -8,11 +8,15 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
+#[allow(dead_code, reason = "`mirror` is being written")]
+mod interval;
 pub mod login;
 mod mirror;
 mod output;
 mod progress;
 mod proxy;
+#[allow(dead_code, reason = "`mirror` is being written")]
+mod prune;
 pub mod serve;
 mod shell;
 mod told;

@@ -13,6 +13,7 @@ mod fixtures;
 mod inspect;
 mod interrupt;
 mod login;
+mod mirror_prune;
 mod proxy_blobs;
 mod proxy_clients;
 mod proxy_tags;
