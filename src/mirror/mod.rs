@@ -12,5 +12,6 @@
 //! ```
 
 pub mod list;
+pub mod run;
 
 pub use list::List;
