@@ -13,6 +13,7 @@ mod output;
 mod progress;
 pub mod serve;
 mod shell;
+mod told;
 
 use std::process::ExitCode;
 

@@ -12,6 +12,9 @@
 //! ```
 
 pub mod list;
+pub mod report;
 pub mod run;
+pub mod shard;
 
 pub use list::List;
+pub use shard::Shard;
