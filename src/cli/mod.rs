@@ -9,6 +9,7 @@ mod global;
 mod image;
 mod inspect;
 pub mod login;
+mod mirror;
 mod output;
 mod progress;
 pub mod serve;
@@ -35,6 +36,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
+    Mirror(mirror::Args),
+    Diff(mirror::diff::Args),
     Login(login::Login),
     Logout(login::Logout),
     Inspect(inspect::InspectArgs),
@@ -98,6 +101,8 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+            Command::Mirror(args) => Box::pin(mirror::run(args, &cli.global, &registries)).await,
+            Command::Diff(args) => Box::pin(mirror::diff::run(args, &cli.global, &registries)).await,
             Command::Login(args) => {
                 let verify = async |registry: &str, credential: &crate::credentials::Credential| {
                     cli.global.registries_as(registry, credential)?.verify(registry).await

@@ -209,8 +209,11 @@ impl<P: Places> Run<'_, P> {
                 break;
             }
             if pages > MOST_PAGES {
-                return Err(Error::new(Kind::Invalid, format!("the list of its tags has more than {MOST_PAGES} pages"))
-                    .on(Side::Source));
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!("the list of its tags has more than {MOST_PAGES} pages"),
+                )
+                .on(Side::Source));
             }
         }
         for exact in chooser.finish() {

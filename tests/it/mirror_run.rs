@@ -83,19 +83,15 @@ fn one_failing_image_stops_no_other() {
     let images = family(6, 1, 20_000);
     let broken = images[2].blobs[2].digest.clone();
     let front = Front::before(source.addr()).rule(Rule::on("GET", &broken, Fault::FlipByteAt(77))).start();
-    let mut list = listed(&images, &source, front.host(), &directory);
+    listed(&images, &source, front.host(), &directory);
     let gone = format!("{}/team/gone:v9", front.host());
-    list = directory.write("more.txt", directory.read("images.txt") + &gone + "\n");
+    let list = directory.write("more.txt", directory.read("images.txt") + &gone + "\n");
     let run = mirror(&list, &destination.addr().to_string(), &["--output", "json", "--retries", "1"]).exits(3);
     let document = report(&run);
     assert_eq!(document["summary"]["copied"], 5);
     assert_eq!(document["summary"]["failed"], 2);
-    let failed: Vec<&Value> = document["images"]
-        .as_array()
-        .expect("images")
-        .iter()
-        .filter(|image| image["status"] == "failed")
-        .collect();
+    let failed: Vec<&Value> =
+        document["images"].as_array().expect("images").iter().filter(|image| image["status"] == "failed").collect();
     let error = |line: u64| failed.iter().find(|image| image["line"] == line).map(|image| &image["error"]);
     let corrupt = error(5).expect("the third image is in line 5");
     assert_eq!((&corrupt["side"], &corrupt["kind"]), (&json!("source"), &json!("mismatch")), "{corrupt}");
@@ -187,7 +183,9 @@ fn killed_at_any_moment_it_goes_on() {
         let stored = slow
             .log()
             .iter()
-            .filter(|seen| seen.method == "PUT" && seen.target().contains(&hex(&digest.digest)) && seen.status == Some(201))
+            .filter(|seen| {
+                seen.method == "PUT" && seen.target().contains(&hex(&digest.digest)) && seen.status == Some(201)
+            })
             .count();
         assert!(stored <= 2, "{} was stored {stored} times", digest.digest);
     }
@@ -205,8 +203,8 @@ fn a_dry_run_moves_nothing_and_says_what_it_would_cost() {
     let to = destination.addr().to_string();
     let document = report(&mirror(&list, &to, &["--dry-run", "--output", "json"]).ok());
     assert_eq!(statuses(&document), ["planned"; 4]);
-    let unique: usize = images.iter().flat_map(|image| &image.blobs).map(|blob| blob.bytes.len()).sum::<usize>()
-        - 3 * 2 * 600_000;
+    let unique: usize =
+        images.iter().flat_map(|image| &image.blobs).map(|blob| blob.bytes.len()).sum::<usize>() - 3 * 2 * 600_000;
     assert_eq!(document["summary"]["bytes_moved"], unique, "shared layers are counted once");
     assert_eq!(document["summary"]["pulls"], 4);
     assert_eq!(destination.count("POST", "") + destination.count("PUT", ""), 0);

@@ -1,0 +1,8 @@
+use super::node::Node;
+use super::read::Reader;
+use crate::error::Result;
+
+pub(super) fn read(_: &Node, _: &mut Reader<'_>) -> Result<()> {
+    Ok(())
+}
+pub(super) const IMAGES: [&str; 3] = ["images", "images-by-tag-regex", "images-by-semver"];
