@@ -11,7 +11,7 @@ use crate::mirror::list::Base;
 
 /// Say what a list means, without any network: which images, where to, and what of the file isn't done
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct CheckArgs {
     /// The list: a file, or `-` for stdin
     #[arg(value_name = "FILE")]
     list: String,
@@ -20,7 +20,7 @@ pub(super) struct Args {
 }
 
 /// Runs `check`.
-pub(super) fn run(args: &Args, _global: &Global) -> Result<u8> {
+pub(super) fn run(args: &CheckArgs, _global: &Global) -> Result<u8> {
     let (_list, _to) = open(&args.list, &args.to)?;
     output::print("");
     Ok(0)
