@@ -8,10 +8,14 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
+#[allow(dead_code, reason = "`mirror` is being written")]
+mod interval;
 pub mod login;
 mod mirror;
 mod output;
 mod progress;
+#[allow(dead_code, reason = "`mirror` is being written")]
+mod prune;
 pub mod serve;
 mod shell;
 mod told;

@@ -13,6 +13,7 @@ mod fixtures;
 mod inspect;
 mod interrupt;
 mod login;
+mod mirror_prune;
 mod mirror_run;
 mod readme;
 mod serve;

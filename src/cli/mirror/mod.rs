@@ -22,7 +22,7 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    Check(check::Args),
+    Check(check::CheckArgs),
     /// Print the JSON schema of transload's own lists
     Schema,
 }
