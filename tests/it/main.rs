@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod login;
 mod mirror_prune;
+mod mirror_run;
 mod proxy_blobs;
 mod proxy_clients;
 mod proxy_tags;
