@@ -60,6 +60,7 @@ pub mod error;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;
+pub mod node;
 pub mod reference;
 pub mod registry;
 pub mod retry;

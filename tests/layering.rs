@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("server", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("mirror", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
+    ("node", &["error", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];
 
