@@ -368,7 +368,7 @@ fn plain(byte: u8) -> bool {
 }
 
 /// Docker's rule: what stands before the first slash is a host if it has a dot or a colon, or is `localhost`.
-fn looks_like_host(text: &str) -> bool {
+pub fn looks_like_host(text: &str) -> bool {
     let (host, port) = split_port(text);
     host == "localhost" || host.contains('.') || host.starts_with('[')
         // `myregistry:5000` before a slash is a host; alone it would be an image with a tag.

@@ -10,11 +10,13 @@ mod image;
 mod inspect;
 mod k8s;
 pub mod login;
+mod mirror;
 mod node;
 mod output;
 mod progress;
 pub mod serve;
 mod shell;
+mod told;
 
 use std::process::ExitCode;
 
@@ -36,6 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
+    Mirror(mirror::Args),
     Login(login::Login),
     Logout(login::Logout),
     Inspect(inspect::InspectArgs),
@@ -105,6 +108,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
+            Command::Mirror(args) => Box::pin(mirror::run(args, &cli.global, &registries)).await,
             Command::Login(args) => {
                 let verify = async |registry: &str, credential: &crate::credentials::Credential| {
                     cli.global.registries_as(registry, credential)?.verify(registry).await

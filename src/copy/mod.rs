@@ -20,6 +20,7 @@ mod places;
 mod plan;
 mod referrers;
 mod report;
+mod tally;
 mod transfer;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use self::graph::Graph;
 use self::places::{Places, SMALL_FOR_LARGE};
 pub use self::plan::{BlobStep, Plan};
 pub use self::report::{Observer, Outcome, Report, Silent, Status};
+pub use self::tally::{Ended, Entry, Failure, Platforms, Quota, Summary, Use};
 
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Platform};

@@ -1,10 +1,8 @@
 //! What a copy did, for people and for machines.
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 
-use super::{Graph, Plan};
+use super::{Graph, Plan, Platforms};
 use crate::descriptor::{Descriptor, Digest};
 
 /// What became of one image.
@@ -16,7 +14,7 @@ pub struct Report {
     /// The digest of the root manifest.
     pub digest: Option<Digest>,
     /// The platforms of its images, as the index names them.
-    pub platforms: BTreeSet<String>,
+    pub platforms: Platforms,
     /// Manifests written (or, in a dry run, to be written).
     pub manifests: usize,
     /// Manifests read from the source: at Docker Hub each is counted as a pull, in a dry run too.
@@ -95,13 +93,13 @@ impl Report {
     pub(super) fn unchanged(&mut self, root: &Descriptor, graph: &Graph) {
         self.status = Status::Unchanged;
         self.digest = Some(root.digest);
-        self.platforms = graph.platforms.iter().map(ToString::to_string).collect();
+        self.platforms = graph.platforms.iter().collect();
         self.manifests_present = graph.manifests.len() + graph.present.len();
     }
 
     pub(super) fn planned(&mut self, graph: &Graph, plan: &Plan) {
         self.digest = graph.manifests.first().map(|root| root.digest());
-        self.platforms = graph.platforms.iter().map(ToString::to_string).collect();
+        self.platforms = graph.platforms.iter().collect();
         self.manifests = graph.manifests.len();
         self.pulls += graph.manifests.len();
         self.manifests_present = graph.present.len();

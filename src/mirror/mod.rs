@@ -12,5 +12,11 @@
 //! ```
 
 pub mod list;
+pub mod metrics;
+pub mod prune;
+pub mod report;
+pub mod schedule;
+pub mod shard;
 
 pub use list::List;
+pub use shard::Shard;

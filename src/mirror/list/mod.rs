@@ -1,20 +1,66 @@
 //! What a list of images says, whatever form it was written in. No I/O.
+//!
+//! ```text
+//! text ── read ──> which form? ── lines | own | skopeo | regsync | image_syncer | dregsy ──> List
+//!                      │                                                                      │
+//!                  node (YAML and JSON, each value with its line)      select: which tags   place: where to
+//! ```
+//!
+//! A list of another tool is taken as it is: what it says that changes nothing about which images are
+//! copied (credentials, schedules, hooks) becomes a [`Note`]; what would, and can't be done, is an error.
+
+mod dregsy;
+mod image_syncer;
+mod lines;
+mod node;
+mod own;
+mod place;
+mod range;
+mod read;
+mod regsync;
+mod select;
+mod skopeo;
+mod version;
 
 use std::collections::BTreeSet;
+
+pub use place::{Base, Claims, Place, Template};
+pub use range::Dialect;
+pub use read::Defaults;
+pub use select::{Chooser, Pattern, Select, TagSet, Versions};
 
 use crate::descriptor::{Digest, Platform};
 use crate::reference::Repository;
 
 /// A list, read and checked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct List {
+    /// How it is written.
+    pub form: Form,
     /// In the order of the file.
     pub entries: Vec<Entry>,
     /// Destinations that the list names for all its entries without their own; those of the command
     /// line stand instead of them.
     pub to: Vec<Base>,
-    /// What the file says and transload doesn't do, or does otherwise.
+    /// What the file says and transload doesn't do, or does otherwise. By line.
     pub notes: Vec<Note>,
+}
+
+/// How a list is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One reference a line, or two.
+    Lines,
+    /// transload's YAML or JSON.
+    Own,
+    /// `skopeo sync --src yaml`.
+    Skopeo,
+    /// regclient's regsync.
+    Regsync,
+    /// image-syncer's images, or its older file of everything.
+    ImageSyncer,
+    /// dregsy's tasks.
+    Dregsy,
 }
 
 /// Something to be mirrored: images of one repository.
@@ -26,8 +72,10 @@ pub struct Entry {
     pub source: Repository,
     /// Which images of it.
     pub pick: Pick,
-    /// Where it goes.
+    /// Where it goes; [`Entry::places`] says where that is.
     pub target: Aim,
+    /// Docker Hub's official images lose their `library/` at the destination.
+    pub strip_library: bool,
     /// Only these platforms; all if empty.
     pub platforms: Vec<Platform>,
     /// With signatures, attestations and other referrers.
@@ -52,28 +100,13 @@ pub struct Exact {
     pub digest: Option<Digest>,
 }
 
-/// Which tags, by what they look like.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Select {
-    // Filled by the selection's author.
-}
-
 /// Where an entry goes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Aim {
-    /// To the run's destinations, under the path that the template makes (`{repository}` if none is given).
-    Below(Option<String>),
-    /// To these repositories, whatever the run's destinations are; with another tag where one is given.
-    Fixed(Vec<(Repository, Option<String>)>),
-}
-
-/// A destination of a run: a registry, and a path in it that stands before all repositories.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Base {
-    /// The registry.
-    pub registry: String,
-    /// The path, without a slash at its ends; may be empty.
-    pub prefix: String,
+    /// To the run's destinations, under the path that the template makes.
+    Below(Template),
+    /// To these registries, whatever the run's destinations are: each a registry and a path in it.
+    Fixed(Vec<(String, Template)>),
 }
 
 /// A remark about a line of the file.
@@ -83,4 +116,28 @@ pub struct Note {
     pub line: usize,
     /// What is remarked.
     pub text: String,
+}
+
+impl Form {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lines => "lines",
+            Self::Own => "transload",
+            Self::Skopeo => "skopeo sync",
+            Self::Regsync => "regsync",
+            Self::ImageSyncer => "image-syncer",
+            Self::Dregsy => "dregsy",
+        }
+    }
+}
+
+impl std::fmt::Display for Exact {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.tag.as_deref().unwrap_or_default())?;
+        match &self.digest {
+            Some(digest) => write!(f, "@{digest}"),
+            None => Ok(()),
+        }
+    }
 }

@@ -1,0 +1,63 @@
+//! `transload mirror`: a list of images, whole.
+
+mod check;
+mod run;
+
+use super::global::Global;
+use crate::error::Result;
+use crate::mirror::list::{Base, Defaults, Template};
+use crate::registry::Registries;
+
+/// Mirror a whole list of images
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = AFTER_HELP)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    run: run::RunArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    Check(check::CheckArgs),
+    /// Print the JSON schema of transload's own lists
+    Schema,
+}
+
+/// Where to, as `mirror LIST` and `mirror check` have it.
+#[derive(Clone, Debug, clap::Args)]
+struct Where {
+    /// A destination: a registry and, where wanted, a path in it; instead of those of the list (repeatable)
+    #[arg(long, value_name = "REGISTRY[/PATH]")]
+    to: Vec<Base>,
+    /// The path there, for images whose entry has no target of its own: of {registry}, {repository},
+    /// {namespace}, {name} and, behind a colon, {tag}
+    #[arg(long, value_name = "TEMPLATE")]
+    target: Option<Template>,
+    /// Leave out `library/` of Docker Hub's official images
+    #[arg(long)]
+    strip_library: bool,
+}
+
+impl Where {
+    fn defaults(&self) -> Defaults {
+        Defaults { target: self.target.clone(), strip_library: self.strip_library }
+    }
+}
+
+/// Runs the command; returns the exit code.
+pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
+    match &args.action {
+        Some(Action::Check(args)) => check::run(args, global),
+        Some(Action::Schema) => check::schema(),
+        None => run::run(&args.run, global, registries).await,
+    }
+}
+
+const AFTER_HELP: &str = "\
+LIST is one reference a line, transload's YAML, or a file of skopeo sync, regsync, image-syncer or dregsy.
+
+Examples:
+  transload mirror images.yaml --to myregistry.azurecr.io/hub
+  transload mirror check images.yaml --to myregistry.azurecr.io";

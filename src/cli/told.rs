@@ -1,0 +1,162 @@
+//! How results of copies are told to people: one image's line, the sums, what a registry still allows.
+//! The same words for `copy` and `mirror`.
+
+use std::time::Duration;
+
+use super::output;
+use crate::copy::{Entry, Quota, Report, Status, Summary, Use};
+use crate::mirror::report::Run;
+use crate::registry::Registries;
+
+/// What the registries of a run were asked so far.
+pub(super) fn uses(registries: &Registries) -> Vec<Use> {
+    let known = registries.known().into_iter();
+    known
+        .map(|(name, registry)| Use {
+            name,
+            requests: registry.requests(),
+            pulls: None,
+            pull_quota: registry.quota().map(|quota| Quota {
+                limit: quota.limit,
+                remaining: quota.remaining,
+                window: quota.window,
+                source: quota.source,
+            }),
+        })
+        .collect()
+}
+
+/// An image that is there now, or would be.
+pub(super) fn image(source: &str, destination: &str, report: &Report, dry_run: bool) -> String {
+    let digest = report.digest.map(|digest| format!(" ({})", digest.short())).unwrap_or_default();
+    if report.status == Status::Unchanged {
+        let more = if report.referrers > 0 {
+            format!(", {}", output::count(report.referrers, "referrer"))
+        } else {
+            String::new()
+        };
+        return format!("unchanged: {source} is at {destination}{digest}{more}");
+    }
+    let verb = if dry_run { "would copy" } else { "copied" };
+    let mut parts = vec![output::count(report.manifests, "manifest")];
+    let (sent, mounted) = if dry_run { ("to send", "to mount") } else { ("sent", "mounted") };
+    let blobs = [(report.uploaded, sent), (report.mounted, mounted), (report.present, "there already")];
+    parts.extend(
+        blobs
+            .iter()
+            .filter(|(number, _)| *number > 0)
+            .map(|(number, what)| format!("{} {what}", output::count(*number, "blob"))),
+    );
+    if report.foreign > 0 {
+        parts.push(format!(
+            "{} left where they are (--include-foreign copies them)",
+            output::count(report.foreign, "foreign layer")
+        ));
+    }
+    if report.referrers > 0 {
+        parts.push(output::count(report.referrers, "referrer"));
+    }
+    let moved = if dry_run { "to move" } else { "moved" };
+    let bytes = output::bytes(report.bytes_moved);
+    format!("{verb}: {source} to {destination}{digest}: {}; {bytes} {moved}", parts.join(", "))
+}
+
+/// A run over a list: a line for each image, those that failed last with why, then the sums.
+#[cfg_attr(not(test), expect(dead_code, reason = "`mirror` is being written"))]
+pub(super) fn run(run: &Run) -> String {
+    let (undone, done): (Vec<&Entry>, Vec<&Entry>) =
+        run.images().iter().partition(|image| image.ended.error().is_some());
+    let width = |text: fn(&Entry) -> &str| run.images().iter().map(|image| text(image).chars().count()).max();
+    let source = width(|image| &image.source).unwrap_or(0);
+    let destination = width(|image| &image.destination).unwrap_or(0);
+    let moved = if run.is_dry() { "to move" } else { "moved" };
+    let mut text = String::new();
+    for image in done.into_iter().chain(undone) {
+        let status = image.ended.status();
+        let row = format!("{status:STATUS$}  {:source$}  {:destination$}", image.source, image.destination);
+        text += row.trim_end();
+        if let Some(report) = image.ended.report().filter(|report| report.status == Status::Copied) {
+            let (sent, saved) = (output::bytes(report.bytes_moved), output::bytes(report.bytes_saved));
+            text += &format!("  {sent:>11} {moved}, {saved:>11} saved");
+        }
+        text.push('\n');
+        if let Some(error) = image.ended.error() {
+            text += &format!("{:STATUS$}  {}\n", "", error.message);
+            if let Some(hint) = &error.hint {
+                text += &format!("{:STATUS$}  hint: {hint}\n", "");
+            }
+        }
+    }
+    text + &summary(run.summary(), run.registries()) + "\n"
+}
+
+/// The sums, and the pulls that were spent and are left.
+pub(super) fn summary(summary: &Summary, registries: &[Use]) -> String {
+    let images = [
+        (summary.copied, "copied"),
+        (summary.unchanged, "unchanged"),
+        (summary.planned, "planned"),
+        (summary.skipped.unwrap_or(0), "skipped"),
+        (summary.failed, "failed"),
+    ];
+    let images: Vec<String> =
+        images.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}")).collect();
+    let images = if images.is_empty() { "nothing to do".to_owned() } else { images.join(", ") };
+    let moved = if summary.planned > 0 { "to move" } else { "moved" };
+    let mut text = format!(
+        "{images}; {} {moved}, {} saved; {} requests; {}",
+        output::bytes(summary.bytes_moved),
+        output::bytes(summary.bytes_saved),
+        summary.requests,
+        output::time(Duration::from_secs_f64(summary.seconds)),
+    );
+    for used in registries {
+        let Some(quota) = &used.pull_quota else { continue };
+        let pulls = output::count(used.pulls.unwrap_or(summary.pulls), "pull");
+        let (name, left, limit, hours) = (&used.name, quota.remaining, quota.limit, quota.window / 3600);
+        text += &format!("\n{name}: {pulls} counted; {left} of {limit} left in {hours} h");
+    }
+    text
+}
+
+/// The width of `unchanged`.
+const STATUS: usize = 9;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::{Error, Kind, Side};
+    use crate::mirror::report::Which;
+
+    fn which(line: usize, source: &str, destination: &str) -> Which {
+        Which { source: source.into(), destination: destination.into(), line }
+    }
+
+    #[test]
+    fn a_runs_table() {
+        let mut ended = Run::begin(None, false, &[]);
+        let limited = Error::new(Kind::Limited, "docker.io answered 429").on(Side::Source).hint("wait");
+        ended.add(which(1, "docker.io/a/long-name:1", "r.io/a/long-name:1"), Err(&limited));
+        let copied = Report { bytes_moved: 2048, bytes_saved: 1, pulls: 2, ..Report::default() };
+        ended.add(which(2, "docker.io/a/b:1", "r.io/a/b:1"), Ok(copied));
+        ended.add(
+            which(3, "docker.io/a/c:1", "r.io/a/c:1"),
+            Ok(Report { status: Status::Unchanged, ..Report::default() }),
+        );
+        let quota = Quota { limit: 100, remaining: 98, window: 21600, source: None };
+        let hub = Use { name: "docker.io".into(), requests: 5, pulls: None, pull_quota: Some(quota) };
+        ended.finish(Duration::from_secs(2), vec![hub]);
+        let expected = "\
+copied     docker.io/a/b:1          r.io/a/b:1      2.0 KiB moved,         1 B saved
+unchanged  docker.io/a/c:1          r.io/a/c:1
+failed     docker.io/a/long-name:1  r.io/a/long-name:1
+           source: docker.io answered 429
+           hint: wait
+1 copied, 1 unchanged, 1 failed; 2.0 KiB moved, 1 B saved; 5 requests; 2.00 s
+docker.io: 2 pulls counted; 98 of 100 left in 6 h
+";
+        assert_eq!(run(&ended), expected);
+    }
+}

@@ -1,0 +1,237 @@
+//! What several copies came to, in the form of their JSON documents: `transload copy`'s and a mirror run's.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use super::{Report, Status};
+use crate::error::{Error, Side};
+
+/// One image of a document.
+#[derive(Clone, Debug, Serialize)]
+pub struct Entry {
+    /// What was read, as a user writes it.
+    pub source: String,
+    /// Where it was to be written.
+    pub destination: String,
+    /// The line of the list that it came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// How it ended.
+    #[serde(flatten)]
+    pub ended: Ended,
+}
+
+/// How an image's copy ended. Boxed inside: a list's run keeps one for each image.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Ended {
+    /// It is there, or would be.
+    Done {
+        /// `copied`, `unchanged` or `planned`.
+        status: &'static str,
+        /// The figures.
+        #[serde(flatten)]
+        report: Box<Report>,
+    },
+    /// It isn't.
+    Failed {
+        /// `failed`, or `skipped` if nothing was tried.
+        status: &'static str,
+        /// Why.
+        error: Box<Failure>,
+    },
+}
+
+impl Ended {
+    /// What became of one image.
+    pub fn new(result: Result<Report, &Error>, dry_run: bool) -> Self {
+        match result {
+            Ok(report) => {
+                let status = match report.status {
+                    Status::Unchanged => UNCHANGED,
+                    Status::Copied if dry_run => PLANNED,
+                    Status::Copied => COPIED,
+                };
+                Self::Done { status, report: Box::new(report) }
+            }
+            Err(error) => Self::Failed { status: FAILED, error: Box::new(error.into()) },
+        }
+    }
+
+    /// An image that nothing was tried for, and why.
+    pub fn skipped(why: &Error) -> Self {
+        Self::Failed { status: SKIPPED, error: Box::new(why.into()) }
+    }
+
+    /// `copied`, `unchanged`, `planned`, `failed` or `skipped`.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Done { status, .. } | Self::Failed { status, .. } => status,
+        }
+    }
+
+    /// The figures, if it is there or would be.
+    pub fn report(&self) -> Option<&Report> {
+        match self {
+            Self::Done { report, .. } => Some(report),
+            Self::Failed { .. } => None,
+        }
+    }
+
+    /// Why it isn't there.
+    pub fn error(&self) -> Option<&Failure> {
+        match self {
+            Self::Done { .. } => None,
+            Self::Failed { error, .. } => Some(error),
+        }
+    }
+}
+
+/// An error, as documents have it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// `source`, `destination` or `local`.
+    pub side: Option<&'static str>,
+    /// Its kind, in lower case.
+    pub kind: String,
+    /// What went wrong.
+    pub message: String,
+    /// What can be done about it.
+    pub hint: Option<String>,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self {
+            side: error.side().map(|side| match side {
+                Side::Source => "source",
+                Side::Destination => "destination",
+                Side::Local => "local",
+            }),
+            kind: format!("{:?}", error.kind()).to_ascii_lowercase(),
+            message: error.to_string(),
+            hint: error.hint_text().map(str::to_owned),
+        }
+    }
+}
+
+/// The sums over all images.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// Images written.
+    pub copied: usize,
+    /// Images that were there.
+    pub unchanged: usize,
+    /// Images that a dry run would write.
+    pub planned: usize,
+    /// Images that failed.
+    pub failed: usize,
+    /// Images that nothing was tried for; only where that can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<usize>,
+    /// Blobs sent.
+    pub uploaded: usize,
+    /// Blobs mounted.
+    pub mounted: usize,
+    /// Blobs that were there.
+    pub present: usize,
+    /// Manifests read from sources.
+    pub pulls: usize,
+    /// Bytes of blobs sent.
+    pub bytes_moved: u64,
+    /// Bytes of blobs that didn't need to be sent.
+    pub bytes_saved: u64,
+    /// Requests to all registries.
+    pub requests: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Summary {
+    /// Counts an image.
+    pub fn add(&mut self, ended: &Ended) {
+        match ended.status() {
+            COPIED => self.copied += 1,
+            UNCHANGED => self.unchanged += 1,
+            PLANNED => self.planned += 1,
+            SKIPPED => *self.skipped.get_or_insert(0) += 1,
+            _ => self.failed += 1,
+        }
+        let Some(report) = ended.report() else { return };
+        self.uploaded += report.uploaded;
+        self.mounted += report.mounted;
+        self.present += report.present;
+        self.pulls += report.pulls;
+        self.bytes_moved += report.bytes_moved;
+        self.bytes_saved += report.bytes_saved;
+    }
+
+    /// How many images were counted.
+    pub fn images(&self) -> usize {
+        self.copied + self.unchanged + self.planned + self.failed + self.skipped.unwrap_or(0)
+    }
+}
+
+/// What a registry was asked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Use {
+    /// The registry.
+    pub name: String,
+    /// Requests, each redirect and token request counted.
+    pub requests: u64,
+    /// Manifests read from it; only where each image's source is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pulls: Option<usize>,
+    /// The pull quota that it last told.
+    pub pull_quota: Option<Quota>,
+}
+
+/// A registry's (Docker Hub's) pull quota.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Quota {
+    /// Pulls allowed in a window.
+    pub limit: u64,
+    /// Pulls left in it.
+    pub remaining: u64,
+    /// The window, in seconds.
+    pub window: u64,
+    /// What is counted: an address or a user's id.
+    pub source: Option<String>,
+}
+
+/// The platforms of an image. Shared by all images that have the same: a list has thousands of images,
+/// and a handful of such sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Platforms(Arc<BTreeSet<String>>);
+
+impl Platforms {
+    /// Those that were written, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    /// Whether they are the same in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<T: ToString> FromIterator<T> for Platforms {
+    fn from_iter<I: IntoIterator<Item = T>>(platforms: I) -> Self {
+        Self(Arc::new(platforms.into_iter().map(|platform| platform.to_string()).collect()))
+    }
+}
+
+impl Serialize for Platforms {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+const COPIED: &str = "copied";
+const UNCHANGED: &str = "unchanged";
+const PLANNED: &str = "planned";
+const FAILED: &str = "failed";
+const SKIPPED: &str = "skipped";

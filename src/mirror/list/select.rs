@@ -1,0 +1,492 @@
+//! Which tags of a repository: by pattern, by range of versions, the newest of them.
+//!
+//! The lists of referrers (`sha256-<hex>`) and cosign's tags (`sha256-<hex>.sig`) are no images, and no
+//! pattern picks them.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fmt;
+
+use globset::{GlobBuilder, GlobMatcher};
+use regex::{Regex, RegexBuilder};
+
+use super::range::{Dialect, Range};
+use super::version::{Age, version};
+use super::{Exact, Pick};
+use crate::error::{Error, Kind, Result};
+
+/// Which tags, by what they look like.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Select {
+    /// A tag fits if it's in any of these; without one, each does.
+    pub sets: Vec<TagSet>,
+    /// And if all of these match it.
+    pub keep: Vec<Pattern>,
+    /// And none of these.
+    pub exclude: Vec<Pattern>,
+    /// Of those that fit, so many, the newest; all if 0.
+    ///
+    /// Versions are newer than tags that are none; then the higher is newer, and a version newer than its
+    /// variants (`1.27-alpine`), those than its early versions (`1.27-rc1`). Each tag counts.
+    pub newest: usize,
+}
+
+/// A set of tags.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TagSet {
+    /// Any of these must match; without one, none need to.
+    pub patterns: Vec<Pattern>,
+    /// And any of these ranges must hold the tag's version; without one, it need be none.
+    ///
+    /// `1.27` is 1.27.0 here, and `v1` is 1.0.0. What comes before a version (`-rc1`) is in a range only if
+    /// that names such a one (`>=1.27.0-0`). Other suffixes are variants (`-alpine`): they are in a range
+    /// only if `patterns` name them too, and count as the version that they are built of.
+    pub versions: Vec<Versions>,
+    /// And none of these may match.
+    pub exclude: Vec<Pattern>,
+}
+
+/// A pattern of tags, known to be well formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    text: String,
+    kind: Form,
+    /// It matches what `text` doesn't.
+    inverted: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Glob,
+    Regex { whole: bool },
+}
+
+/// A range of versions, known to be well formed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Versions {
+    text: String,
+    dialect: Dialect,
+}
+
+impl Pattern {
+    /// `1.27*`, `[0-9]*-{alpine,slim}`: the whole tag must fit.
+    pub fn glob(text: &str) -> Result<Self> {
+        let pattern = Self { text: text.to_owned(), kind: Form::Glob, inverted: false };
+        if text.contains(['/', ':', '@']) {
+            return Err(Error::new(Kind::Usage, format!("{text:?} fits no tag"))
+                .hint("a pattern is for the tag alone; the repository stands in `source`"));
+        }
+        pattern.compile().map(|_| pattern)
+    }
+
+    /// `^v1\.2[0-9]`: a regular expression that is searched in the tag.
+    pub fn regex(text: &str) -> Result<Self> {
+        let pattern = Self { text: text.to_owned(), kind: Form::Regex { whole: false }, inverted: false };
+        pattern.compile().map(|_| pattern)
+    }
+
+    /// A regular expression for the whole tag, as regsync and dregsy mean them.
+    pub fn whole_regex(text: &str) -> Result<Self> {
+        let pattern = Self { text: text.to_owned(), kind: Form::Regex { whole: true }, inverted: false };
+        pattern.compile().map(|_| pattern)
+    }
+
+    /// What this doesn't match.
+    #[must_use]
+    pub fn inverted(self) -> Self {
+        Self { inverted: !self.inverted, ..self }
+    }
+
+    /// Whether a single tag matches; many are better matched by [`Pick::chooser`].
+    pub fn matches(&self, tag: &str) -> bool {
+        self.compile().is_ok_and(|matcher| matcher.matches(tag))
+    }
+
+    fn compile(&self) -> Result<Matcher> {
+        let wrong = |error: &dyn fmt::Display, hint| {
+            // Their own words span lines, with a caret under the place.
+            let text = error.to_string();
+            let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            Error::new(Kind::Usage, format!("{:?} is not a pattern: {last}", self.text)).hint(hint)
+        };
+        let engine =
+            match self.kind {
+                Form::Glob => GlobBuilder::new(&self.text)
+                    .build()
+                    .map(|glob| Engine::Glob(glob.compile_matcher()))
+                    .map_err(|error| wrong(&error.kind(), "a glob has *, ?, [abc] and {one,other}"))?,
+                Form::Regex { whole } => {
+                    let text = if whole { format!("^(?:{})$", self.text) } else { self.text.clone() };
+                    RegexBuilder::new(&text).size_limit(REGEX_BYTES).build().map(Engine::Regex).map_err(|error| {
+                        wrong(&error, "a regular expression as Go and Rust have them: no look-around")
+                    })?
+                }
+            };
+        Ok(Matcher { engine, inverted: self.inverted })
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = if self.inverted { "not " } else { "" };
+        match self.kind {
+            Form::Glob => write!(f, "{not}{}", self.text),
+            Form::Regex { whole: false } => write!(f, "{not}/{}/", self.text),
+            Form::Regex { whole: true } => write!(f, "{not}/^{}$/", self.text),
+        }
+    }
+}
+
+impl Versions {
+    /// Reads a range, such as `>=1.25 <2`.
+    pub fn parse(text: &str, dialect: Dialect) -> Result<Self> {
+        Range::parse(text, dialect).map(|_| Self { text: text.to_owned(), dialect })
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Display for Select {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sets: Vec<String> = self.sets.iter().map(TagSet::to_string).filter(|set| !set.is_empty()).collect();
+        let mut parts = vec![if sets.is_empty() { "all tags".to_owned() } else { sets.join(" or ") }];
+        parts.extend((!self.keep.is_empty()).then(|| format!("that fit {}", list(&self.keep, " and "))));
+        parts.extend((!self.exclude.is_empty()).then(|| format!("without {}", list(&self.exclude, ", "))));
+        parts.extend((self.newest > 0).then(|| format!("the newest {}", self.newest)));
+        f.write_str(&parts.join(", "))
+    }
+}
+
+impl fmt::Display for TagSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        parts.extend((!self.patterns.is_empty()).then(|| list(&self.patterns, " or ")));
+        parts.extend((!self.versions.is_empty()).then(|| format!("versions {}", list(&self.versions, " or "))));
+        let mut text = parts.join(" in ");
+        if !self.exclude.is_empty() {
+            text = format!("{} but {}", if text.is_empty() { "all" } else { &text }, list(&self.exclude, ", "));
+        }
+        f.write_str(&text)
+    }
+}
+
+fn list<T: fmt::Display>(items: &[T], between: &str) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(between)
+}
+
+impl Pick {
+    /// Whether the repository's tags must be listed to know what is picked.
+    pub fn needs_list(&self) -> bool {
+        self.select.is_some()
+    }
+
+    /// Chooses among tags as their list arrives. What [`Self::exact`] names isn't chosen again.
+    ///
+    /// # Errors
+    /// Only for patterns that weren't checked when they were made: none of a list that was read.
+    pub fn chooser(&self) -> Result<Chooser<'_>> {
+        let rules = self.select.as_ref().map(Rules::of).transpose()?;
+        Ok(Chooser { pick: self, rules, newest: BinaryHeap::new() })
+    }
+
+    /// All that is picked of a repository with these tags: the exact ones, and those that fit.
+    pub fn choose(&self, tags: impl IntoIterator<Item = String>) -> Result<Vec<Exact>> {
+        let mut chooser = self.chooser()?;
+        let mut chosen: Vec<Exact> = self.exact.iter().cloned().collect();
+        chosen.extend(tags.into_iter().filter_map(|tag| chooser.offer(tag)));
+        chosen.extend(chooser.finish());
+        Ok(chosen)
+    }
+}
+
+/// Chooses tags one by one: those that fit come back at once, save where the newest are wanted, which
+/// are known at the end. Holds no more tags than that number.
+#[derive(Debug)]
+pub struct Chooser<'a> {
+    pick: &'a Pick,
+    rules: Option<Rules>,
+    /// The oldest of them first.
+    newest: BinaryHeap<Reverse<Age>>,
+}
+
+impl Chooser<'_> {
+    /// Offers a tag; returns what is chosen already.
+    pub fn offer(&mut self, tag: String) -> Option<Exact> {
+        let rules = self.rules.as_ref().filter(|rules| rules.fit(&tag))?;
+        // In their order, the first with a tag is the one without a digest.
+        let exact = Exact { tag: Some(tag), digest: None };
+        if self.pick.exact.range(&exact..).next().is_some_and(|known| known.tag == exact.tag) {
+            return None;
+        }
+        if rules.newest == 0 {
+            return Some(exact);
+        }
+        let age = Reverse(Age::of(exact.tag.unwrap_or_default()));
+        if self.newest.len() < rules.newest {
+            self.newest.push(age);
+        } else if let Some(mut oldest) = self.newest.peek_mut()
+            && age.0 > oldest.0
+        {
+            *oldest = age;
+        }
+        None
+    }
+
+    /// What was held back: the newest tags, the newest first.
+    pub fn finish(self) -> Vec<Exact> {
+        let ages = self.newest.into_sorted_vec();
+        ages.into_iter().map(|Reverse(age)| Exact { tag: Some(age.into_tag()), digest: None }).collect()
+    }
+}
+
+/// [`Select`], compiled: kept only while one repository's tags are gone through.
+#[derive(Debug)]
+struct Rules {
+    sets: Vec<Set>,
+    keep: Vec<Matcher>,
+    exclude: Vec<Matcher>,
+    newest: usize,
+}
+
+#[derive(Debug)]
+struct Set {
+    patterns: Vec<Matcher>,
+    versions: Vec<Range>,
+    exclude: Vec<Matcher>,
+}
+
+#[derive(Debug)]
+struct Matcher {
+    engine: Engine,
+    inverted: bool,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Glob(GlobMatcher),
+    Regex(Regex),
+}
+
+impl Rules {
+    fn of(select: &Select) -> Result<Self> {
+        let compile = |patterns: &[Pattern]| patterns.iter().map(Pattern::compile).collect::<Result<Vec<_>>>();
+        let sets = select.sets.iter().map(|set| {
+            Ok(Set {
+                patterns: compile(&set.patterns)?,
+                versions: set
+                    .versions
+                    .iter()
+                    .map(|range| Range::parse(&range.text, range.dialect))
+                    .collect::<Result<_>>()?,
+                exclude: compile(&set.exclude)?,
+            })
+        });
+        Ok(Self {
+            sets: sets.collect::<Result<_>>()?,
+            keep: compile(&select.keep)?,
+            exclude: compile(&select.exclude)?,
+            newest: select.newest,
+        })
+    }
+
+    fn fit(&self, tag: &str) -> bool {
+        !is_artifact(tag)
+            && (self.sets.is_empty() || self.sets.iter().any(|set| set.fit(tag)))
+            && self.keep.iter().all(|pattern| pattern.matches(tag))
+            && !self.exclude.iter().any(|pattern| pattern.matches(tag))
+    }
+}
+
+impl Set {
+    fn fit(&self, tag: &str) -> bool {
+        let any = |patterns: &[Matcher]| patterns.iter().any(|pattern| pattern.matches(tag));
+        let named = !self.patterns.is_empty();
+        let in_range =
+            || version(tag).is_some_and(|version| self.versions.iter().any(|range| range.contains(&version, named)));
+        (!named || any(&self.patterns)) && (self.versions.is_empty() || in_range()) && !any(&self.exclude)
+    }
+}
+
+impl Matcher {
+    fn matches(&self, tag: &str) -> bool {
+        let found = match &self.engine {
+            Engine::Glob(glob) => glob.is_match(tag),
+            Engine::Regex(regex) => regex.is_match(tag),
+        };
+        found != self.inverted
+    }
+}
+
+/// Whether a tag is a list of referrers (`sha256-<hex>`) or one of cosign's (`sha256-<hex>.sig`).
+fn is_artifact(tag: &str) -> bool {
+    let Some((algorithm, rest)) = tag.split_once('-') else { return false };
+    let hex = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
+    matches!(algorithm, "sha256" | "sha512") && hex >= 64 && (rest.len() == hex || rest[hex..].starts_with(['.', '-']))
+}
+
+/// What a compiled regular expression may take; one of a list is tried on each tag.
+const REGEX_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TAGS: &str = "latest 1 1.25 1.26 1.27 1.27.3 1.27.3-alpine 1.28-rc1 1.28-alpine bookworm stable-alpine v1.29";
+
+    fn hex(length: usize) -> String {
+        "0a".repeat(length / 2)
+    }
+
+    fn chosen(select: Select, tags: &str) -> String {
+        let pick = Pick { exact: [].into(), select: Some(select) };
+        let mut chosen = pick.choose(tags.split(' ').map(str::to_owned)).expect("patterns");
+        // What isn't by age is in the order of the list.
+        chosen.iter_mut().filter_map(|exact| exact.tag.take()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn globs(patterns: &[&str]) -> TagSet {
+        let patterns = patterns.iter().map(|text| Pattern::glob(text).expect("a glob")).collect();
+        TagSet { patterns, ..TagSet::default() }
+    }
+
+    fn versions(range: &str) -> TagSet {
+        let versions = vec![Versions::parse(range, Dialect::Npm).expect("a range")];
+        TagSet { versions, ..TagSet::default() }
+    }
+
+    fn one(set: TagSet) -> Select {
+        Select { sets: vec![set], ..Select::default() }
+    }
+
+    #[test]
+    fn by_pattern() {
+        assert_eq!(chosen(Select::default(), TAGS), TAGS);
+        assert_eq!(chosen(one(globs(&["1.27*"])), TAGS), "1.27 1.27.3 1.27.3-alpine");
+        assert_eq!(
+            chosen(one(globs(&["1.2?", "*-{alpine,slim}"])), TAGS),
+            "1.25 1.26 1.27 1.27.3-alpine 1.28-alpine stable-alpine"
+        );
+        assert_eq!(chosen(one(globs(&["[bs]*"])), TAGS), "bookworm stable-alpine");
+        let regex = |text: &str| TagSet { patterns: vec![Pattern::regex(text).expect("a regex")], ..TagSet::default() };
+        assert_eq!(chosen(one(regex(r"2[67]$")), TAGS), "1.26 1.27");
+        let whole =
+            |text: &str| TagSet { patterns: vec![Pattern::whole_regex(text).expect("a regex")], ..TagSet::default() };
+        assert_eq!(chosen(one(whole(r"1\.2[67]|latest")), TAGS), "latest 1.26 1.27");
+        let not = TagSet {
+            patterns: vec![Pattern::whole_regex(r"1.*|v1.*").expect("a regex").inverted()],
+            ..TagSet::default()
+        };
+        assert_eq!(chosen(one(not), TAGS), "latest bookworm stable-alpine");
+    }
+
+    #[test]
+    fn by_version_and_variants_by_name() {
+        assert_eq!(chosen(one(versions(">=1.26")), TAGS), "1.26 1.27 1.27.3 v1.29");
+        let alpine = TagSet { patterns: globs(&["*-alpine"]).patterns, ..versions(">=1.26") };
+        assert_eq!(chosen(one(alpine), TAGS), "1.27.3-alpine 1.28-alpine");
+        let all = TagSet { patterns: globs(&["*"]).patterns, ..versions(">=1.28") };
+        assert_eq!(chosen(one(all), TAGS), "1.28-alpine v1.29");
+    }
+
+    #[test]
+    fn sets_keep_and_exclude() {
+        let select = Select {
+            sets: vec![versions(">=1.27"), globs(&["latest", "*alpine"])],
+            keep: vec![Pattern::whole_regex("[^v].*").expect("a regex")],
+            exclude: vec![Pattern::glob("stable*").expect("a glob")],
+            newest: 0,
+        };
+        assert_eq!(select.to_string(), "versions >=1.27 or latest or *alpine, that fit /^[^v].*$/, without stable*");
+        assert_eq!(chosen(select, TAGS), "latest 1.27 1.27.3 1.27.3-alpine 1.28-alpine");
+        let set = TagSet { exclude: globs(&["*.3*"]).patterns, ..globs(&["1.27*"]) };
+        assert_eq!(set.to_string(), "1.27* but *.3*");
+        assert_eq!(chosen(one(set), TAGS), "1.27");
+    }
+
+    #[test]
+    fn the_newest() {
+        let newest =
+            |set: Option<TagSet>, newest| Select { sets: set.into_iter().collect(), newest, ..Select::default() };
+        assert_eq!(chosen(newest(None, 3), TAGS), "v1.29 1.28-alpine 1.28-rc1");
+        assert_eq!(chosen(newest(Some(versions("*")), 2), TAGS), "v1.29 1.27.3");
+        assert_eq!(chosen(newest(Some(globs(&["[a-z]*m*", "latest"])), 9), TAGS), "latest bookworm");
+        assert_eq!(newest(None, 3).to_string(), "all tags, the newest 3");
+    }
+
+    #[test]
+    fn exact_ones_come_first_and_once() {
+        let exact = |tag: &str| Exact { tag: Some(tag.to_owned()), digest: None };
+        let select = Select { newest: 2, ..one(versions("*")) };
+        let pick = Pick { exact: [exact("1.29.0"), exact("gone")].into(), select: Some(select) };
+        let tags = ["1.27", "1.29.0", "1.28"].map(str::to_owned);
+        assert_eq!(pick.choose(tags).expect("patterns"), ["1.29.0", "gone", "1.28", "1.27"].map(exact));
+        assert!(pick.needs_list());
+        assert!(!Pick { select: None, ..pick }.needs_list());
+    }
+
+    #[test]
+    fn lists_of_referrers_and_signatures_are_no_images() {
+        let hex = hex(64);
+        let long = format!("{hex}{hex}");
+        for artifact in [
+            format!("sha256-{hex}"),
+            format!("sha256-{hex}.sig"),
+            format!("sha256-{hex}.att"),
+            format!("sha256-{hex}.sbom"),
+            format!("sha512-{hex}"),
+            format!("sha512-{long}.sig"),
+        ] {
+            assert_eq!(chosen(Select::default(), &artifact), "", "{artifact}");
+        }
+        for image in ["sha256-1234", "sha-0123456789abcdef", &format!("v1-{hex}"), &format!("sha256-{hex}x")] {
+            assert_eq!(chosen(Select::default(), image), image);
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern() {
+        for (error, why) in [
+            (Pattern::glob("[a").err(), "unclosed"),
+            (Pattern::glob("nginx:1.*").err(), "fits no tag"),
+            (Pattern::regex("(?=a)").err(), "look-around"),
+            (Pattern::regex("(((((((a{100}){100}){100})))))").err(), "size limit"),
+        ] {
+            let error = error.expect(why);
+            assert!(error.to_string().contains(why), "{error}");
+            assert!(!error.to_string().contains('\n'), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn a_large_repository_needs_little_memory() {
+        let pick = Pick { exact: [].into(), select: Some(Select { newest: 3, ..Select::default() }) };
+        let mut chooser = pick.chooser().expect("patterns");
+        for number in 0..100_000u32 {
+            // In an order that is neither rising nor falling.
+            assert_eq!(chooser.offer(format!("1.{}", number.wrapping_mul(7919) % 100_000)), None);
+            assert!(chooser.newest.len() <= 3);
+        }
+        let tags: Vec<String> = chooser.finish().into_iter().filter_map(|exact| exact.tag).collect();
+        assert_eq!(tags, ["1.99999", "1.99998", "1.99997"]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_newest_are_those_of_the_sorted_list(tags in proptest::collection::hash_set("[v0-9a-c.-]{1,6}", 0..40), count in 1usize..12) {
+            let mut sorted: Vec<Age> = tags.iter().cloned().map(Age::of).collect();
+            sorted.sort();
+            let expected: Vec<String> = sorted.into_iter().rev().take(count).map(Age::into_tag).collect();
+            let pick = Pick { exact: [].into(), select: Some(Select { newest: count, ..Select::default() }) };
+            let chosen: Vec<String> =
+                pick.choose(tags).expect("patterns").into_iter().filter_map(|exact| exact.tag).collect();
+            prop_assert_eq!(chosen, expected);
+        }
+    }
+}

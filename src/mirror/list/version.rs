@@ -1,0 +1,278 @@
+//! Tags as versions: `v1.27.3`, `1.27`, `1.27-alpine`, `3.14.0rc1`; and which of two tags is newer.
+//!
+//! Registries know no versions, only names, and no times of tags: their order is all there is.
+
+use std::cmp::Ordering;
+
+use semver::Prerelease;
+
+/// What a tag says as a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    /// Number of numbers that were written.
+    pub(super) written: usize,
+    /// The numbers; those that weren't written are 0.
+    pub(super) numbers: [u64; PARTS],
+    /// What stands behind the numbers.
+    pub(super) suffix: Suffix,
+}
+
+/// What stands behind a version's numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Suffix {
+    /// Nothing.
+    None,
+    /// It comes before the version: `-rc1`, `-beta.2`, `rc1`.
+    Early(Prerelease),
+    /// It is another build of the version: `-alpine`, `-bookworm-slim`.
+    Variant(Prerelease),
+}
+
+/// Reads a tag as a version: an optional `v`, one to four numbers with dots, and a suffix.
+///
+/// A suffix begins with `-`, `_` or `+`; one that is an early version by its first word may follow the
+/// numbers at once (`3.14.0rc1`, as Python's images have it).
+pub(super) fn version(tag: &str) -> Option<Version> {
+    let bare = tag.strip_prefix(['v', 'V']).unwrap_or(tag);
+    let (numbers, written, rest) = numbers(bare)?;
+    let suffix = match rest.strip_prefix(['-', '_', '+']) {
+        None if rest.is_empty() => Suffix::None,
+        None if is_early(rest) => Suffix::Early(identifiers(rest)?),
+        Some(rest) if is_early(rest) => Suffix::Early(identifiers(rest)?),
+        Some(rest) if !rest.is_empty() => Suffix::Variant(identifiers(rest)?),
+        _ => return None,
+    };
+    Some(Version { written, numbers, suffix })
+}
+
+/// The numbers at the beginning, how many they are, and what follows.
+pub(super) fn numbers(text: &str) -> Option<([u64; PARTS], usize, &str)> {
+    let (mut numbers, mut written, mut rest) = ([0; PARTS], 0, text);
+    loop {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        // A fifth number isn't a version's; nor is one that no u64 holds.
+        *numbers.get_mut(written)? = rest[..end].parse().ok()?;
+        written += 1;
+        rest = &rest[end..];
+        match rest.strip_prefix('.') {
+            Some(more) if more.starts_with(|c: char| c.is_ascii_digit()) => rest = more,
+            _ => return Some((numbers, written, rest)),
+        }
+    }
+}
+
+/// A suffix as semver's pre-release identifiers; what semver refuses in them is smoothed.
+pub(super) fn identifiers(text: &str) -> Option<Prerelease> {
+    let smooth = |part: &str| {
+        let digits = part.bytes().all(|b| b.is_ascii_digit());
+        let part = if digits { part.trim_start_matches('0') } else { part };
+        match part {
+            "" if digits => "0".to_owned(),
+            part => part.replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
+        }
+    };
+    let parts: Vec<String> = text.split('.').filter(|part| !part.is_empty()).map(smooth).collect();
+    Prerelease::new(&parts.join(".")).ok()
+}
+
+/// Whether a suffix tells of a version that isn't out yet, by its first word.
+fn is_early(suffix: &str) -> bool {
+    let word: String = suffix.chars().take_while(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
+    let numbered = suffix[word.len()..].starts_with(|c: char| c.is_ascii_digit());
+    EARLY.contains(&word.as_str()) || (numbered && ["a", "b", "m"].contains(&word.as_str()))
+}
+
+/// A tag's place among others: the greater, the newer.
+///
+/// Versions are newer than what is none; the numbers decide, then an early version is older than the
+/// version and its variants, and the version itself newer than its variants; among equals (`1.27` and
+/// `1.27.0`) the longer is newer. Other tags are in natural order, digits by their value: `r9` < `r10`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Age {
+    version: Option<Version>,
+    tag: String,
+}
+
+impl Age {
+    pub(super) fn of(tag: String) -> Self {
+        Self { version: version(&tag), tag }
+    }
+
+    pub(super) fn into_tag(self) -> String {
+        self.tag
+    }
+}
+
+impl Ord for Age {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let rank = |version: &Version| match version.suffix {
+            Suffix::Early(_) => 0,
+            Suffix::Variant(_) => 1,
+            Suffix::None => 2,
+        };
+        let by_version = match (&self.version, &other.version) {
+            (Some(a), Some(b)) => a
+                .numbers
+                .cmp(&b.numbers)
+                .then_with(|| rank(a).cmp(&rank(b)))
+                .then_with(|| match (&a.suffix, &b.suffix) {
+                    (Suffix::Early(a), Suffix::Early(b)) => a.cmp(b),
+                    _ => Ordering::Equal,
+                })
+                .then_with(|| a.written.cmp(&b.written)),
+            (a, b) => a.is_some().cmp(&b.is_some()),
+        };
+        by_version.then_with(|| natural(&self.tag, &other.tag)).then_with(|| self.tag.cmp(&other.tag))
+    }
+}
+
+impl PartialOrd for Age {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Natural order: runs of digits by value, all else by its bytes.
+fn natural(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    loop {
+        let (Some(&x), Some(&y)) = (a.first(), b.first()) else { return a.len().cmp(&b.len()) };
+        let ordering;
+        if x.is_ascii_digit() && y.is_ascii_digit() {
+            let ((m, rest_a), (n, rest_b)) = (digits(a), digits(b));
+            ordering = m.len().cmp(&n.len()).then_with(|| m.cmp(n));
+            (a, b) = (rest_a, rest_b);
+        } else {
+            ordering = x.cmp(&y);
+            (a, b) = (&a[1..], &b[1..]);
+        }
+        if ordering.is_ne() {
+            return ordering;
+        }
+    }
+}
+
+/// The digits at the beginning without leading zeros, and what follows.
+fn digits(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
+    let (run, rest) = text.split_at(end);
+    let zeros = run.iter().position(|b| *b != b'0').unwrap_or(run.len());
+    (&run[zeros..], rest)
+}
+
+/// Numbers that a version has at most.
+pub(super) const PARTS: usize = 4;
+
+/// First words of suffixes that come before a version.
+const EARLY: [&str; 14] = [
+    "alpha",
+    "beta",
+    "rc",
+    "cr",
+    "pre",
+    "preview",
+    "prerelease",
+    "dev",
+    "devel",
+    "snapshot",
+    "nightly",
+    "canary",
+    "next",
+    "ea",
+];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn age(tag: &str) -> Age {
+        Age::of(tag.to_owned())
+    }
+
+    #[test]
+    fn tags_as_versions() {
+        for (tag, numbers, written) in [
+            ("1", [1, 0, 0, 0], 1),
+            ("v1.27", [1, 27, 0, 0], 2),
+            ("1.27.3", [1, 27, 3, 0], 3),
+            ("22.04", [22, 4, 0, 0], 2),
+            ("V2.0.0.17", [2, 0, 0, 17], 4),
+            ("1.27-alpine", [1, 27, 0, 0], 2),
+            ("3.14.0rc1", [3, 14, 0, 0], 3),
+        ] {
+            let read = version(tag).unwrap_or_else(|| panic!("{tag} is a version"));
+            assert_eq!((read.numbers, read.written), (numbers, written), "{tag}");
+        }
+        for tag in ["latest", "8u392", "1.2.3.4.5", "1.", "1.27-", "v", "", "bookworm", "99999999999999999999", "1..2"]
+        {
+            assert_eq!(version(tag), None, "{tag}");
+        }
+    }
+
+    #[test]
+    fn early_versions_and_variants() {
+        for early in
+            ["1.0-rc1", "1.0-RC.2", "1.0-beta", "1.0rc1", "3.14.0a1", "1.0-dev-alpine", "1.0-m3", "2.0-preview.1"]
+        {
+            assert!(matches!(version(early).map(|v| v.suffix), Some(Suffix::Early(_))), "{early}");
+        }
+        for variant in
+            ["1.0-alpine", "1.0-bookworm", "1.0_build7", "1.0-debian-12-r3", "1.0-0", "1.0-arm64", "1.0-beats"]
+        {
+            assert!(matches!(version(variant).map(|v| v.suffix), Some(Suffix::Variant(_))), "{variant}");
+        }
+    }
+
+    #[test]
+    fn from_the_oldest_to_the_newest() {
+        let order = [
+            "bookworm",
+            "latest",
+            "r9",
+            "r10",
+            "r010a",
+            "1",
+            "1.2",
+            "1.9.9",
+            "1.10-rc2",
+            "1.10-rc10",
+            "1.10-alpine",
+            "1.10-bookworm",
+            "1.10",
+            "1.10.0",
+            "1.10.1",
+            "v2.0.0-alpha",
+            "v2.0.0",
+            "2.0.0.1",
+            "20240101",
+        ];
+        for pair in order.windows(2) {
+            // `rc2` and `rc10` are one identifier each to semver, compared by letters.
+            if pair != ["1.10-rc2", "1.10-rc10"] {
+                assert!(age(pair[0]) < age(pair[1]), "{} is older than {}", pair[0], pair[1]);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_is_total(a in "[v0-9a-c.-]{0,8}", b in "[v0-9a-c.-]{0,8}", c in "[v0-9a-c.-]{0,8}") {
+            let (a, b, c) = (age(&a), age(&b), age(&c));
+            prop_assert_eq!(a.cmp(&b), b.cmp(&a).reverse());
+            prop_assert_eq!(a.cmp(&b) == Ordering::Equal, a == b);
+            if a <= b && b <= c {
+                prop_assert!(a <= c);
+            }
+        }
+
+        #[test]
+        fn numbers_decide(a in 0u64..2000, b in 0u64..2000, c in 0u64..2000, d in 0u64..2000) {
+            let (x, y) = (age(&format!("v{a}.{b}")), age(&format!("{c}.{d}")));
+            if (a, b) != (c, d) {
+                prop_assert_eq!(x.cmp(&y), (a, b).cmp(&(c, d)));
+            }
+        }
+    }
+}

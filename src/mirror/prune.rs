@@ -1,0 +1,311 @@
+//! Which tags of the destination the list no longer holds, and their removal.
+//!
+//! ```text
+//! Claims: what the list holds in each repository that it names as a target
+//!    │
+//!  plan ── tags that are there, and not held ── old enough? ── their signatures ── not too many?
+//!    │
+//!  Plan ── printed; with the user's word: carry_out
+//! ```
+//! What guards against removing too much, each with a test of its own:
+//! - only repositories are looked at that the list names as targets: [`Claims`] has no other way in;
+//! - none in which an image failed, or whose source's tags could not be listed: [`Claims::doubt`];
+//! - none for which the list picks nothing: a filter that is wrong looks like that;
+//! - no tag that is younger than [`Options::older_than`], or whose age is unknown;
+//! - not one in the whole run, if it would be more than [`Options::most`];
+//! - signatures and lists of referrers go with the last image that they are about, and with none else.
+
+mod act;
+mod look;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
+use serde::Serialize;
+
+pub use self::act::carry_out;
+pub use self::look::{all_tags, created, holds};
+
+use crate::copy::Failure;
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind, Result, Side};
+use crate::reference::Repository;
+
+/// How far a prune may go.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Younger tags stay. Nothing is asked of age if it's zero.
+    pub older_than: Duration,
+    /// At most so many tags in all; if `None`, of each repository ten or a fifth, whichever is more.
+    pub most: Option<usize>,
+    /// Where a registry can't delete a tag by itself, delete its manifest, if no tag that stays needs it.
+    pub manifests: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { older_than: Duration::from_secs(7 * 24 * 3600), most: None, manifests: false }
+    }
+}
+
+/// One repository of a destination, as far as pruning goes.
+pub trait Shelf: Send + Sync {
+    /// All tags.
+    fn tags(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// The digest of a tag's manifest, then those of all manifests below it. Empty if there is no such tag.
+    fn holds(&self, tag: &str) -> impl Future<Output = Result<Vec<Digest>>> + Send;
+    /// When the tag was written, as far as the registry tells; else when its image was made.
+    fn written(&self, tag: &str) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
+    /// Deletes the tag, and nothing else. `false` if the registry can't; a tag that is gone is no error.
+    fn delete_tag(&self, tag: &str) -> impl Future<Output = Result<bool>> + Send;
+    /// Deletes the manifest and all its tags. One that is gone is no error.
+    fn delete_manifest(&self, digest: &Digest) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// What the list holds in each target repository. Repositories that were never named here are never
+/// looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Claims(BTreeMap<Repository, Claim>);
+
+#[derive(Clone, Debug, Default)]
+struct Claim {
+    tags: BTreeSet<String>,
+    doubt: Option<String>,
+}
+
+impl Claims {
+    /// The list holds this tag there. To be said of every image, also of those that are unchanged.
+    pub fn hold(&mut self, target: &Repository, tag: &str) {
+        self.of(target).tags.insert(tag.to_owned());
+    }
+
+    /// It isn't known what all the list holds there, so nothing of it may go: its source couldn't be listed,
+    /// an image failed, or images of another shard go there too.
+    pub fn doubt(&mut self, target: &Repository, why: impl Into<String>) {
+        self.of(target).doubt.get_or_insert_with(|| why.into());
+    }
+
+    fn of(&mut self, target: &Repository) -> &mut Claim {
+        self.0.entry(target.clone()).or_default()
+    }
+}
+
+/// What would go, and what went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// The repositories, by name.
+    pub repositories: Vec<Part>,
+    /// Why nothing may be removed, if so.
+    pub refused: Option<Failure>,
+    /// Whether it was carried out.
+    pub done: bool,
+}
+
+/// What would go of one repository.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Part {
+    /// Which one.
+    pub repository: String,
+    /// How many tags of images are there.
+    pub tags: usize,
+    /// The tags that go, in order; those of signatures behind the images'.
+    pub going: Vec<Going>,
+    /// How many tags stay though the list doesn't hold them, since they're too young or of unknown age.
+    pub young: usize,
+    /// Why nothing of it may go.
+    pub spared: Option<String>,
+    /// What failed, while looking or while removing.
+    pub error: Option<Failure>,
+}
+
+/// A tag that goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Going {
+    /// The tag.
+    pub tag: String,
+    /// The digest that it had.
+    pub digest: Option<Digest>,
+    /// When it was written, where that was asked and told.
+    pub written: Option<Timestamp>,
+    /// Whether it is a signature or a list of referrers, which goes with what it's about.
+    pub companion: bool,
+    /// Whether it's gone.
+    pub gone: bool,
+    /// Why it stayed in the end.
+    pub stayed: Option<String>,
+}
+
+impl Plan {
+    /// How many tags go, companions too.
+    pub fn going(&self) -> usize {
+        self.repositories.iter().map(|part| part.going.len()).sum()
+    }
+
+    /// How many went.
+    pub fn gone(&self) -> usize {
+        self.repositories.iter().flat_map(|part| &part.going).filter(|going| going.gone).count()
+    }
+
+    /// Whether something went wrong, or was refused.
+    pub fn failed(&self) -> bool {
+        self.refused.is_some() || self.repositories.iter().any(|part| part.error.is_some())
+    }
+}
+
+/// Finds out what would go. Changes nothing.
+///
+/// `open` gives the shelf of a repository. What fails with one repository is noted there, and spares it.
+pub async fn plan<S: Shelf>(
+    claims: &Claims,
+    open: impl Fn(&Repository) -> Result<S>,
+    options: &Options,
+    now: Timestamp,
+) -> Plan {
+    let mut repositories = Vec::new();
+    for (repository, claim) in &claims.0 {
+        let mut part = Part { repository: repository.to_string(), ..Part::default() };
+        let looked = match spared(claim) {
+            Some(why) => {
+                part.spared = Some(why);
+                Ok(())
+            }
+            None => match open(repository) {
+                Ok(shelf) => look(&shelf, claim, options, now, &mut part).await,
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = looked {
+            part.going.clear();
+            let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
+            part.error = Some(Failure::from(&error));
+        }
+        repositories.push(part);
+    }
+    let refused = too_many(&repositories, options).as_ref().map(Failure::from);
+    Plan { repositories, refused, done: false }
+}
+
+fn spared(claim: &Claim) -> Option<String> {
+    let nothing = || "the list picks no tag for it: check its filters".to_owned();
+    claim.doubt.clone().or_else(|| claim.tags.is_empty().then(nothing))
+}
+
+async fn look<S: Shelf>(shelf: &S, claim: &Claim, options: &Options, now: Timestamp, part: &mut Part) -> Result<()> {
+    let there = shelf.tags().await?;
+    let (companions, images): (Vec<String>, Vec<String>) = there.into_iter().partition(|tag| subject(tag).is_some());
+    part.tags = images.len();
+    let (held, loose): (Vec<String>, Vec<String>) = images.into_iter().partition(|tag| claim.tags.contains(tag));
+    let (mut staying, mut going) = (held, Vec::new());
+    let mut ages = stream::iter(loose)
+        .map(|tag| async move {
+            let written = if options.older_than.is_zero() { None } else { shelf.written(&tag).await? };
+            Ok::<_, Error>((tag, written))
+        })
+        .buffered(AT_ONCE);
+    while let Some((tag, written)) = ages.try_next().await? {
+        if is_old(written, options.older_than, now) {
+            going.push(Going { tag, digest: None, written, companion: false, gone: false, stayed: None });
+        } else {
+            part.young += 1;
+            staying.push(tag);
+        }
+    }
+    drop(ages);
+    going.sort_by(|a, b| a.tag.cmp(&b.tag));
+    part.going = going;
+    // Tags the list holds by their form (`sha256-….sig` written out as an image) are the user's own affair.
+    let companions = companions.into_iter().filter(|tag| !claim.tags.contains(tag)).collect();
+    accompany(shelf, &staying, companions, part).await
+}
+
+/// Adds the companions of those that go, unless something that stays has them too.
+async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<String>, part: &mut Part) -> Result<()> {
+    let mut lost = BTreeSet::new();
+    let names: Vec<String> = part.going.iter().map(|going| going.tag.clone()).collect();
+    let held: Vec<Vec<Digest>> = contents(shelf, &names).await?;
+    for (going, digests) in part.going.iter_mut().zip(held) {
+        going.digest = digests.first().copied();
+        lost.extend(digests);
+    }
+    let is_lost = |tag: &String, lost: &BTreeSet<Digest>| subject(tag).is_some_and(|about| about.is_any_of(lost));
+    if !companions.iter().any(|tag| is_lost(tag, &lost)) {
+        return Ok(());
+    }
+    for digest in contents(shelf, staying).await?.into_iter().flatten() {
+        lost.remove(&digest);
+    }
+    for tag in companions.into_iter().filter(|tag| is_lost(tag, &lost)) {
+        part.going.push(Going { tag, digest: None, written: None, companion: true, gone: false, stayed: None });
+    }
+    Ok(())
+}
+
+/// What each tag holds, in their order.
+async fn contents<S: Shelf>(shelf: &S, tags: &[String]) -> Result<Vec<Vec<Digest>>> {
+    stream::iter(tags).map(|tag| shelf.holds(tag)).buffered(AT_ONCE).try_collect().await
+}
+
+/// Times before containers are no times: reproducible builds write the beginning of 1970 or of 1980.
+fn is_old(written: Option<Timestamp>, older_than: Duration, now: Timestamp) -> bool {
+    if older_than.is_zero() {
+        return true;
+    }
+    let Some(written) = written.filter(|written| *written >= FIRST_CONTAINER) else { return false };
+    Duration::try_from(now.duration_since(written)).is_ok_and(|age| age > older_than)
+}
+
+fn too_many(parts: &[Part], options: &Options) -> Option<Error> {
+    let images = |part: &Part| part.going.iter().filter(|going| !going.companion).count();
+    if let Some(most) = options.most {
+        let all: usize = parts.iter().map(images).sum();
+        return (all > most).then(|| {
+            Error::new(
+                Kind::Refused,
+                format!("{all} tags would go, and --prune-most allows {most}: nothing is removed"),
+            )
+            .hint("if that is meant, allow it by a higher --prune-most")
+        });
+    }
+    let part = parts.iter().find(|part| images(part) > FEW.max(part.tags / SHARE))?;
+    let (number, of, name) = (images(part), part.tags, &part.repository);
+    let what = format!("{number} of {of} tags of {name} would go, which is more than {FEW} and than a fifth of them");
+    Some(
+        Error::new(Kind::Refused, format!("{what}: nothing is removed"))
+            .hint("if that is meant, allow it by --prune-most"),
+    )
+}
+
+/// What a companion's tag is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct About<'a> {
+    algorithm: &'a str,
+    /// The first 64 characters: those of a sha512 are cut in the tag schema.
+    hex: &'a str,
+}
+
+impl About<'_> {
+    fn is_any_of(&self, digests: &BTreeSet<Digest>) -> bool {
+        digests.iter().any(|digest| digest.algorithm() == self.algorithm && digest.hex().starts_with(self.hex))
+    }
+}
+
+/// Of `sha256-<hex>` (the distribution spec's list of referrers) and `sha256-<hex>.sig` and the like
+/// (cosign's signatures, attestations, SBOMs), what they are about.
+fn subject(tag: &str) -> Option<About<'_>> {
+    let (algorithm, rest) = tag.split_once('-')?;
+    let hex = rest.split('.').next()?;
+    let is_hash = hex.len() >= 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    (matches!(algorithm, "sha256" | "sha512") && is_hash).then_some(About { algorithm, hex })
+}
+
+const AT_ONCE: usize = 16;
+const FEW: usize = 10;
+const SHARE: usize = 5;
+/// Docker was first shown in March 2013.
+const FIRST_CONTAINER: Timestamp = Timestamp::constant(1_356_998_400, 0);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+//! The removal of what a plan says.
+
+use std::collections::BTreeMap;
+
+use super::{Going, Options, Part, Plan, Shelf, contents};
+use crate::copy::Failure;
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind, Result, Side};
+use crate::reference::Repository;
+
+/// Removes what the plan says, and notes in it what is gone. A refused plan removes nothing.
+///
+/// What fails ends the work on that repository; the others go on. Dropping the future stops it between two
+/// tags, or in the middle of one's request.
+pub async fn carry_out<S: Shelf>(plan: &mut Plan, open: impl Fn(&Repository) -> Result<S>, options: &Options) {
+    plan.done = true;
+    if plan.refused.is_some() {
+        return;
+    }
+    for part in plan.repositories.iter_mut().filter(|part| part.spared.is_none() && part.error.is_none()) {
+        if part.going.is_empty() {
+            continue;
+        }
+        let opened = part.repository.parse::<Repository>().and_then(|repository| open(&repository));
+        let result = match opened {
+            Ok(shelf) => remove(&shelf, part, options).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            let error = error.on(Side::Destination).doing(format!("prune {}", part.repository));
+            part.error = Some(Failure::from(&error));
+        }
+    }
+}
+
+async fn remove<S: Shelf>(shelf: &S, part: &mut Part, options: &Options) -> Result<()> {
+    let mut needed: Option<BTreeMap<Digest, String>> = None;
+    for at in 0..part.going.len() {
+        let tag = part.going[at].tag.clone();
+        if shelf.delete_tag(&tag).await? {
+            part.going[at].gone = true;
+            continue;
+        }
+        if !options.manifests {
+            return Err(Error::new(Kind::Unsupported, "this registry cannot delete a tag by itself")
+                .hint("allow that its manifest is deleted, where no tag that stays needs it, by --prune-manifests"));
+        }
+        // Asked anew: whatever came since the plan was made counts as well.
+        if needed.is_none() {
+            needed = Some(still_needed(shelf, &part.going).await?);
+        }
+        let needed_by = needed.as_ref();
+        let Some(digest) = shelf.holds(&tag).await?.first().copied() else {
+            part.going[at].gone = true;
+            continue;
+        };
+        match needed_by.and_then(|needed| needed.get(&digest)) {
+            Some(by) => part.going[at].stayed = Some(format!("its manifest is needed by tag {by:?}")),
+            None => {
+                shelf.delete_manifest(&digest).await?;
+                part.going[at].gone = true;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every manifest that tags which stay are or hold: an index is broken without its children. With one of
+/// those tags.
+async fn still_needed<S: Shelf>(shelf: &S, going: &[Going]) -> Result<BTreeMap<Digest, String>> {
+    let mut staying = shelf.tags().await?;
+    staying.retain(|tag| !going.iter().any(|going| going.tag == *tag));
+    let held = contents(shelf, &staying).await?;
+    let pairs = staying.iter().zip(held);
+    Ok(pairs.flat_map(|(tag, digests)| digests.into_iter().map(|digest| (digest, tag.clone()))).collect())
+}

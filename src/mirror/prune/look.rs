@@ -1,0 +1,142 @@
+//! What a repository says of its tags, whatever registry it's in.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::content::Source;
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind, Result};
+use crate::manifest::{MAX_DEPTH, Manifest};
+use crate::reference::Target;
+
+/// All tags of a repository; none if it doesn't exist.
+///
+/// # Errors
+/// [`Kind::Invalid`] for more than a million: that can't be held in memory for certain.
+pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<String>> {
+    let (mut all, mut next) = (BTreeSet::new(), None::<String>);
+    loop {
+        let page = match source.tags(next.as_deref()).await {
+            Ok(page) => page,
+            Err(error) if error.kind() == Kind::NotFound && next.is_none() => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let before = all.len();
+        all.extend(page.tags);
+        if all.len() > MOST_TAGS {
+            return Err(Error::new(Kind::Invalid, format!("there are more than {MOST_TAGS} tags")));
+        }
+        // A page that only repeats would go on for ever.
+        match page.next.filter(|_| all.len() > before) {
+            Some(page) => next = Some(page),
+            None => return Ok(all.into_iter().collect()),
+        }
+    }
+}
+
+/// The digest of what a tag is, then of all manifests below it. Empty if it isn't there.
+///
+/// # Errors
+/// Also if a child is missing, unless it's one that a sparse index never had: see the comment there.
+pub async fn holds<S: Source>(source: &S, tag: &str) -> Result<Vec<Digest>> {
+    match source.manifest(&Target::Tag(tag.to_owned())).await {
+        Ok(root) => {
+            let mut digests = Vec::new();
+            below(source, root, &mut digests, 0).await?;
+            Ok(digests)
+        }
+        Err(error) if error.kind() == Kind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn below<'a, S: Source>(
+    source: &'a S,
+    manifest: Manifest,
+    digests: &'a mut Vec<Digest>,
+    depth: usize,
+) -> BoxFuture<'a, Result<()>> {
+    async move {
+        digests.push(manifest.digest());
+        for child in &manifest.contents().manifests {
+            // An index names its images; only an index in it has to be read to know more.
+            if !child.media_type.is_index() || depth >= MAX_DEPTH {
+                digests.push(child.digest);
+                continue;
+            }
+            match source.manifest(&Target::Digest(child.digest)).await {
+                Ok(inner) => below(source, inner, digests, depth + 1).await?,
+                // With --platform the destination holds some of the children only.
+                Err(error) if error.kind() == Kind::NotFound => digests.push(child.digest),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+    .boxed()
+}
+
+/// When the image of a tag was made, as its config says: of an index, the youngest of its images. `None`
+/// if it says nothing, or if it is something else than an image.
+///
+/// # Errors
+/// Those of reading it.
+pub async fn created<S: Source>(source: &S, tag: &str) -> Result<Option<Timestamp>> {
+    let mut wanted = vec![Target::Tag(tag.to_owned())];
+    let (mut youngest, mut read) = (None, 0);
+    while let Some(target) = wanted.pop() {
+        read += 1;
+        if read > MOST_IMAGES {
+            return Ok(None);
+        }
+        let manifest = match source.manifest(&target).await {
+            Ok(manifest) => manifest,
+            Err(error) if error.kind() == Kind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if manifest.is_index() {
+            // Attestations have configs without a time.
+            let children = manifest.contents().manifests.iter().filter(|child| !is_attestation(child));
+            wanted.extend(children.map(|child| Target::Digest(child.digest)));
+        } else {
+            youngest = youngest.max(config_created(source, &manifest).await?);
+        }
+    }
+    Ok(youngest)
+}
+
+fn is_attestation(child: &crate::descriptor::Descriptor) -> bool {
+    child.annotations.contains_key("vnd.docker.reference.type")
+}
+
+async fn config_created<S: Source>(source: &S, manifest: &Manifest) -> Result<Option<Timestamp>> {
+    #[derive(Deserialize)]
+    struct Config {
+        created: Option<Timestamp>,
+    }
+    let Some(config) = manifest.contents().blobs.first().filter(|config| config.size <= MAX_CONFIG) else {
+        return Ok(None);
+    };
+    let mut body = source.blob(config, 0).await?;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = body.try_next().await? {
+        if (bytes.len() + chunk.len()) as u64 > config.size {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    // Other bytes than the manifest's own say nothing of it.
+    if !config.digest.matches(&bytes) {
+        return Ok(None);
+    }
+    Ok(serde_json::from_slice::<Config>(&bytes).ok().and_then(|config| config.created))
+}
+
+const MOST_TAGS: usize = 1_000_000;
+/// More platforms than any image has.
+const MOST_IMAGES: usize = 64;
+const MAX_CONFIG: u64 = 1 << 20;

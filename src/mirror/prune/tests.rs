@@ -1,0 +1,302 @@
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// A repository in memory, and what was done to it.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// A tag's digests, and when it was written.
+    tags: BTreeMap<String, (Vec<Digest>, Option<Timestamp>)>,
+    /// Whether tags can be deleted.
+    by_tag: bool,
+    broken: Option<&'static str>,
+    aged: usize,
+    looked: usize,
+    removed: Vec<String>,
+}
+
+impl Memory {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().expect("no panic while held")
+    }
+
+    /// Nine days old unless something else is said.
+    fn with(tags: &[&str]) -> Self {
+        let made = Self::default();
+        made.state().by_tag = true;
+        tags.iter().for_each(|tag| made.put(tag, &[tag], Some(9)));
+        made
+    }
+
+    fn put(&self, tag: &str, holds: &[&str], days: Option<i64>) {
+        let digests = holds.iter().map(|name| digest(name)).collect();
+        let written = days.map(|days| NOW - jiff::SignedDuration::from_hours(days * 24));
+        self.state().tags.insert(tag.into(), (digests, written));
+    }
+
+    fn left(&self) -> Vec<String> {
+        self.state().tags.keys().cloned().collect()
+    }
+}
+
+impl Shelf for Memory {
+    async fn tags(&self) -> Result<Vec<String>> {
+        let mut state = self.state();
+        state.looked += 1;
+        match state.broken {
+            Some(why) => Err(Error::new(Kind::Denied, why)),
+            None => Ok(state.tags.keys().cloned().collect()),
+        }
+    }
+
+    async fn holds(&self, tag: &str) -> Result<Vec<Digest>> {
+        Ok(self.state().tags.get(tag).map(|(digests, _)| digests.clone()).unwrap_or_default())
+    }
+
+    async fn written(&self, tag: &str) -> Result<Option<Timestamp>> {
+        let mut state = self.state();
+        state.aged += 1;
+        Ok(state.tags.get(tag).and_then(|(_, written)| *written))
+    }
+
+    async fn delete_tag(&self, tag: &str) -> Result<bool> {
+        let mut state = self.state();
+        if state.by_tag {
+            state.tags.remove(tag);
+            state.removed.push(tag.to_owned());
+        }
+        Ok(state.by_tag)
+    }
+
+    async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
+        let mut state = self.state();
+        state.tags.retain(|_, (digests, _)| digests.first() != Some(digest));
+        state.removed.push(digest.to_string());
+        Ok(())
+    }
+}
+
+const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+fn digest(name: &str) -> Digest {
+    Digest::of(name.as_bytes())
+}
+
+fn repository(name: &str) -> Repository {
+    format!("r.example.com/{name}").parse().expect("a repository")
+}
+
+fn claims(tags: &[&str]) -> Claims {
+    let mut claims = Claims::default();
+    tags.iter().for_each(|tag| claims.hold(&repository("a"), tag));
+    claims
+}
+
+async fn planned(memory: &Memory, claims: &Claims, options: &Options) -> Plan {
+    plan(claims, |_| Ok(memory.clone()), options, NOW).await
+}
+
+async fn carried_out(memory: &Memory, claims: &Claims, options: &Options) -> Plan {
+    let mut plan = planned(memory, claims, options).await;
+    carry_out(&mut plan, |_| Ok(memory.clone()), options).await;
+    plan
+}
+
+fn tags(plan: &Plan) -> Vec<&str> {
+    plan.repositories.iter().flat_map(|part| &part.going).map(|going| going.tag.as_str()).collect()
+}
+
+#[tokio::test]
+async fn what_the_list_no_longer_holds_goes() {
+    let memory = Memory::with(&["1", "2", "3"]);
+    let plan = planned(&memory, &claims(&["2", "9"]), &Options::default()).await;
+    assert_eq!(tags(&plan), ["1", "3"]);
+    assert_eq!(plan.repositories[0].going[0].digest, Some(digest("1")));
+    assert_eq!(memory.left(), ["1", "2", "3"], "a plan changes nothing");
+    let plan = carried_out(&memory, &claims(&["2", "9"]), &Options::default()).await;
+    assert_eq!(memory.left(), ["2"]);
+    assert_eq!((plan.going(), plan.gone(), plan.failed(), plan.done), (2, 2, false, true));
+}
+
+#[tokio::test]
+async fn young_tags_and_those_of_unknown_age_stay() {
+    let memory = Memory::with(&["keep", "old"]);
+    memory.put("young", &["young"], Some(6));
+    memory.put("unknown", &["unknown"], None);
+    // Reproducible builds: 1970 and 1980.
+    memory.put("epoch", &["epoch"], Some(1_800_000_000 / 86_400));
+    memory.put("future", &["future"], Some(-30));
+    let plan = planned(&memory, &claims(&["keep"]), &Options::default()).await;
+    assert_eq!(tags(&plan), ["old"]);
+    assert_eq!(plan.repositories[0].young, 4);
+    assert_eq!(memory.state().aged, 5, "what the list holds isn't asked for its age");
+    let options = Options { older_than: Duration::ZERO, ..Options::default() };
+    let plan = planned(&memory, &claims(&["keep"]), &options).await;
+    assert_eq!(tags(&plan), ["epoch", "future", "old", "unknown", "young"]);
+    assert_eq!(memory.state().aged, 5, "and nothing where age doesn't count");
+}
+
+#[tokio::test]
+async fn doubt_spares_a_repository() {
+    let memory = Memory::with(&["1", "2"]);
+    let mut claims = claims(&["2"]);
+    claims.doubt(&repository("a"), "docker.io/a could not be listed");
+    claims.doubt(&repository("a"), "another reason");
+    let plan = carried_out(&memory, &claims, &Options::default()).await;
+    assert_eq!(plan.repositories[0].spared.as_deref(), Some("docker.io/a could not be listed"));
+    assert_eq!(memory.left(), ["1", "2"]);
+    assert_eq!(memory.state().looked, 0);
+    assert!(!plan.failed(), "the failure itself was told before");
+}
+
+#[tokio::test]
+async fn a_list_that_picks_nothing_removes_nothing() {
+    let memory = Memory::with(&["1", "2"]);
+    let mut claims = Claims::default();
+    claims.of(&repository("a"));
+    let plan = carried_out(&memory, &claims, &Options::default()).await;
+    assert!(plan.repositories[0].spared.as_deref().is_some_and(|why| why.contains("picks no tag")), "{plan:?}");
+    assert_eq!(memory.left(), ["1", "2"]);
+}
+
+#[tokio::test]
+async fn repositories_that_the_list_does_not_name_are_not_opened() {
+    let memory = Memory::with(&["1"]);
+    let opened = Mutex::new(Vec::new());
+    let open = |repository: &Repository| {
+        opened.lock().expect("no panic while held").push(repository.to_string());
+        Ok(memory.clone())
+    };
+    plan(&claims(&["x"]), open, &Options::default(), NOW).await;
+    assert_eq!(*opened.lock().expect("no panic while held"), ["r.example.com/a"]);
+}
+
+#[tokio::test]
+async fn too_many_is_none_at_all() {
+    let many: Vec<String> = (0..40).map(|n| format!("t{n:02}")).collect();
+    let memory = Memory::with(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    let all_but = |gone: usize| claims(&many[gone..].iter().map(String::as_str).collect::<Vec<_>>());
+    let with = |most| Options { most, ..Options::default() };
+    // 40 tags: a fifth is 8, so that ten count.
+    assert!(!planned(&memory, &all_but(10), &with(None)).await.failed());
+    let plan = carried_out(&memory, &all_but(11), &with(None)).await;
+    let refused = plan.refused.as_ref().expect("refused");
+    assert!(refused.message.contains("11 of 40 tags of r.example.com/a"), "{refused:?}");
+    assert_eq!((memory.left().len(), plan.gone(), plan.failed()), (40, 0, true));
+    assert_eq!(tags(&plan).len(), 11, "what would go is told all the same");
+    let plan = carried_out(&memory, &all_but(5), &with(Some(4))).await;
+    assert!(plan.refused.is_some_and(|refused| refused.message.contains("--prune-most allows 4")));
+    assert_eq!(memory.left().len(), 40);
+    assert_eq!(carried_out(&memory, &all_but(30), &with(Some(30))).await.gone(), 30);
+    assert_eq!(memory.left().len(), 10);
+}
+
+/// The count of the user's is over all repositories.
+#[tokio::test]
+async fn most_counts_all_repositories() {
+    let memory = Memory::with(&["1", "2", "keep"]);
+    let mut both = claims(&["keep"]);
+    both.hold(&repository("b"), "keep");
+    let options = Options { most: Some(3), ..Options::default() };
+    assert!(planned(&memory, &both, &options).await.refused.is_some());
+    let options = Options { most: Some(4), ..Options::default() };
+    assert!(planned(&memory, &both, &options).await.refused.is_none());
+}
+
+#[tokio::test]
+async fn signatures_go_with_what_they_are_about() {
+    let about = |name: &str, suffix: &str| format!("sha256-{}{suffix}", digest(name).hex());
+    let memory = Memory::with(&["keep"]);
+    memory.put("index", &["index", "child", "shared"], Some(9));
+    memory.put("other", &["other", "shared"], Some(9));
+    memory.put("young", &["young"], Some(1));
+    for (name, suffix) in [
+        ("keep", ".sig"),
+        ("index", ""),
+        ("index", ".sig"),
+        ("child", ".att"),
+        ("shared", ".sbom"),
+        ("orphan", ".sig"),
+        ("young", ".sig"),
+    ] {
+        memory.put(&about(name, suffix), &[&about(name, suffix)], Some(1));
+    }
+    memory.put("sha256-abc.sig", &["not a hash"], Some(1));
+    let plan = carried_out(&memory, &claims(&["keep", "other", "sha256-abc.sig"]), &Options::default()).await;
+    let mut expected = vec!["index".to_owned(), about("index", ""), about("index", ".sig"), about("child", ".att")];
+    assert_eq!(tags(&plan).first(), Some(&"index"), "images before what is about them: a rest is found again");
+    expected.sort();
+    let mut went = memory.state().removed.clone();
+    went.sort();
+    assert_eq!(went, expected);
+    assert_eq!(plan.repositories[0].going.iter().filter(|going| going.companion).count(), 3);
+    assert_eq!(plan.repositories[0].tags, 5, "companions aren't counted");
+}
+
+#[tokio::test]
+async fn a_registry_that_cannot_delete_tags_needs_consent() {
+    let memory = Memory::with(&["1", "2", "keep"]);
+    memory.state().by_tag = false;
+    let plan = carried_out(&memory, &claims(&["keep"]), &Options::default()).await;
+    let error = plan.repositories[0].error.as_ref().expect("an error");
+    assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("--prune-manifests")), "{error:?}");
+    assert_eq!((memory.left().len(), plan.gone(), plan.failed()), (3, 0, true));
+    let options = Options { manifests: true, ..Options::default() };
+    assert_eq!(carried_out(&memory, &claims(&["keep"]), &options).await.gone(), 2);
+    assert_eq!(memory.left(), ["keep"]);
+}
+
+#[tokio::test]
+async fn a_manifest_that_another_tag_needs_stays() {
+    let memory = Memory::with(&[]);
+    memory.state().by_tag = false;
+    memory.put("keep", &["index", "child"], Some(9));
+    memory.put("same", &["index", "child"], Some(9));
+    memory.put("part", &["child"], Some(9));
+    memory.put("else", &["else"], Some(9));
+    let options = Options { manifests: true, ..Options::default() };
+    let plan = carried_out(&memory, &claims(&["keep"]), &options).await;
+    assert_eq!(memory.left(), ["keep", "part", "same"]);
+    let stayed: Vec<_> =
+        plan.repositories[0].going.iter().map(|going| (going.tag.as_str(), going.stayed.is_some())).collect();
+    assert_eq!(stayed, [("else", false), ("part", true), ("same", true)]);
+}
+
+#[tokio::test]
+async fn one_repository_that_fails_leaves_the_others() {
+    let (good, bad) = (Memory::with(&["1", "keep"]), Memory::with(&["1", "keep"]));
+    bad.state().broken = Some("not for you");
+    let mut claims = claims(&["keep"]);
+    claims.hold(&repository("b"), "keep");
+    let open = |repository: &Repository| Ok(if repository.name == "a" { bad.clone() } else { good.clone() });
+    let mut plan = plan(&claims, open, &Options::default(), NOW).await;
+    carry_out(&mut plan, open, &Options::default()).await;
+    let error = plan.repositories[0].error.as_ref().expect("an error");
+    assert!(
+        error.message.contains("destination: cannot see what may be pruned of r.example.com/a: not for you"),
+        "{error:?}"
+    );
+    assert_eq!((good.left(), plan.failed()), (vec!["keep".to_owned()], true));
+}
+
+#[test]
+fn companions_are_known_by_their_form() {
+    let hex = "a".repeat(64);
+    for good in [format!("sha256-{hex}"), format!("sha256-{hex}.sig"), format!("sha512-{hex}{hex}.att")] {
+        assert!(subject(&good).is_some(), "{good}");
+    }
+    for other in [
+        "1.27".to_owned(),
+        "sha256-abc".to_owned(),
+        format!("md5-{hex}"),
+        format!("sha256-{}", hex.to_uppercase()),
+        hex,
+    ] {
+        assert!(subject(&other).is_none(), "{other}");
+    }
+    let long = Digest::Sha512([7; 64]);
+    assert!(subject(&long.referrers_tag()).is_some_and(|about| about.is_any_of(&BTreeSet::from([long]))));
+}

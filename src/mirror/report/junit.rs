@@ -1,0 +1,92 @@
+//! A run in the form of JUnit's XML, which CI systems show.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{Result, Write};
+
+use super::{Run, registry};
+use crate::copy::Entry;
+
+/// The schema is nobody's standard; this is what Jenkins, GitLab and Azure DevOps all read.
+pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
+    let mut suites: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+    for image in run.images() {
+        suites.entry(registry(&image.destination)).or_default().push(image);
+    }
+    writeln!(to, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>")?;
+    let all = Counts::of(run.images());
+    writeln!(to, "<testsuites name=\"transload mirror\" {all} time=\"{:.3}\">", run.summary().seconds)?;
+    for (name, images) in &suites {
+        let counts = Counts::of(images.iter().copied());
+        let seconds: f64 = images.iter().filter_map(|image| Some(image.ended.report()?.seconds)).sum();
+        let (name, started) = (Escaped(name), run.started().strftime("%Y-%m-%dT%H:%M:%S"));
+        writeln!(to, "  <testsuite name=\"{name}\" {counts} time=\"{seconds:.3}\" timestamp=\"{started}\">")?;
+        for image in images {
+            case(image, to)?;
+        }
+        writeln!(to, "  </testsuite>")?;
+    }
+    writeln!(to, "</testsuites>")
+}
+
+fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
+    let seconds = image.ended.report().map_or(0.0, |report| report.seconds);
+    let (class, name) = (Escaped(&image.destination), Escaped(&image.source));
+    write!(to, "    <testcase classname=\"{class}\" name=\"{name}\" time=\"{seconds:.3}\"")?;
+    let Some(error) = image.ended.error() else { return writeln!(to, "/>") };
+    let (kind, message) = (Escaped(&error.kind), Escaped(&error.message));
+    if image.ended.status() == "skipped" {
+        return writeln!(to, "><skipped message=\"{message}\"/></testcase>");
+    }
+    write!(to, "><failure type=\"{kind}\" message=\"{message}\">{message}")?;
+    if let Some(hint) = &error.hint {
+        write!(to, "\nhint: {}", Escaped(hint))?;
+    }
+    writeln!(to, "</failure></testcase>")
+}
+
+struct Counts {
+    tests: usize,
+    failures: usize,
+    skipped: usize,
+}
+
+impl Counts {
+    fn of<'a>(images: impl IntoIterator<Item = &'a Entry>) -> Self {
+        images.into_iter().fold(Self { tests: 0, failures: 0, skipped: 0 }, |counts, image| Self {
+            tests: counts.tests + 1,
+            failures: counts.failures + usize::from(image.ended.status() == "failed"),
+            skipped: counts.skipped + usize::from(image.ended.status() == "skipped"),
+        })
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tests, failures, skipped } = self;
+        write!(f, "tests=\"{tests}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\"")
+    }
+}
+
+/// Text within an element or between double quotes.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+        for c in self.0.chars() {
+            match c {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                // Written plainly in an attribute they'd be read as spaces.
+                '\n' | '\r' | '\t' => write!(f, "&#{};", u32::from(c))?,
+                // XML 1.0 has no way at all to write these.
+                '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => f.write_char('\u{fffd}')?,
+                _ => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! Deletes: of a tag, as far as the registry can, and of a manifest.
+
+use http::Method;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::Repo;
+use super::azure::is_acr;
+use super::token::Scope;
+use super::transport::{Call, Payload};
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind, Result};
+
+/// What a registry says of a tag itself, which is more than of its image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagState {
+    /// When it was last written.
+    pub written: Option<Timestamp>,
+    /// Whether it's locked: it can't be deleted then.
+    pub locked: bool,
+}
+
+#[derive(Deserialize)]
+struct TagDocument {
+    tag: TagAttributes,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TagAttributes {
+    created_time: Option<Timestamp>,
+    last_update_time: Option<Timestamp>,
+    #[serde(default)]
+    changeable_attributes: Changeable,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Changeable {
+    delete_enabled: Option<bool>,
+}
+
+impl Repo {
+    /// What the registry says of the tag: ACR only, `None` elsewhere.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there's no such tag.
+    pub async fn tag_state(&self, tag: &str) -> Result<Option<TagState>> {
+        if !is_acr(&self.registry.name) {
+            return Ok(None);
+        }
+        let doing = format!("read when {}:{tag} was written", self.repository);
+        let scope = Scope::delete(&self.repository);
+        let call = self.deletion(Method::GET, &self.acr_tag(tag), &scope, doing.clone()).await?;
+        let (_, bytes) = self.registry.read(call, 1 << 20).await.map_err(|error| self.forbidden(error))?;
+        let document: TagDocument = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::new(Kind::Invalid, format!("the answer is not about a tag: {error}")).doing(doing)
+        })?;
+        let TagAttributes { created_time, last_update_time, changeable_attributes } = document.tag;
+        Ok(Some(TagState {
+            written: last_update_time.or(created_time),
+            locked: changeable_attributes.delete_enabled == Some(false),
+        }))
+    }
+
+    /// Deletes the tag, and nothing else. `false` if the registry can't do that; a tag that is gone is no error.
+    ///
+    /// The distribution spec's way ("Deleting tags"), except at ACR, which would delete the manifest with all
+    /// its tags: there its own. docker-registry 2 takes digests only (400 `DIGEST_INVALID`, or 405).
+    ///
+    /// # Errors
+    /// [`Kind::Denied`] without the right to delete.
+    pub async fn delete_tag(&self, tag: &str) -> Result<bool> {
+        let path = match is_acr(&self.registry.name) {
+            true => self.acr_tag(tag),
+            false => format!("/v2/{}/manifests/{tag}", self.repository.name),
+        };
+        match self.delete(&path, format!("delete tag {}:{tag}", self.repository)).await {
+            // At ACR it says that this tag is locked.
+            Err(error) if is_unable(&error) && !is_acr(&self.registry.name) => Ok(false),
+            deleted => deleted.map(|()| true),
+        }
+    }
+
+    /// Deletes the manifest and every tag that points to it. One that is gone is no error.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the registry allows no deletes.
+    pub async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
+        let path = format!("/v2/{}/manifests/{digest}", self.repository.name);
+        let deleted = self.delete(&path, format!("delete manifest {}@{digest}", self.repository)).await;
+        deleted.map_err(|error| match is_unable(&error) {
+            true => Error::new(Kind::Unsupported, format!("{} allows no deletes ({error})", self.registry.name))
+                .hint("docker-registry allows them by REGISTRY_STORAGE_DELETE_ENABLED=true"),
+            false => error,
+        })
+    }
+
+    async fn delete(&self, path: &str, doing: String) -> Result<()> {
+        let scope = Scope::delete(&self.repository);
+        let call = self.deletion(Method::DELETE, path, &scope, doing).await?;
+        match self.registry.call(call).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            called => called.map(drop).map_err(|error| self.forbidden(error)),
+        }
+    }
+
+    async fn deletion<'a>(&self, method: Method, path: &str, scope: &'a Scope, doing: String) -> Result<Call<'a>> {
+        let url = self.registry.url(path).await?;
+        Ok(Call { method, url, scope, headers: http::HeaderMap::new(), body: Payload::Empty, doing })
+    }
+
+    fn acr_tag(&self, tag: &str) -> String {
+        format!("/acr/v1/{}/_tags/{tag}", self.repository.name)
+    }
+
+    /// Says what it takes to delete, where the usual hint is about pushing.
+    fn forbidden(&self, error: Error) -> Error {
+        if !matches!(error.kind(), Kind::Denied | Kind::Unauthorized) {
+            return error;
+        }
+        if is_acr(&self.registry.name) {
+            return error.hint_instead(
+                "to prune takes the right to delete: AcrDelete, Container Registry Repository Contributor, or a \
+                 token with content/delete and metadata/read",
+            );
+        }
+        error.hint_instead("to prune takes the right to delete: log in as one who has it")
+    }
+}
+
+/// Whether the registry says that it doesn't do such a thing at all.
+fn is_unable(error: &Error) -> bool {
+    let said = error.to_string();
+    let status = |code: &str| said.contains(&format!(" answered {code}"));
+    match error.kind() {
+        // DIGEST_INVALID
+        Kind::Mismatch => status("400"),
+        Kind::Registry => status("405") || status("501") || (status("400") && said.contains("UNSUPPORTED")),
+        _ => false,
+    }
+}
