@@ -14,6 +14,8 @@ mod inspect;
 mod interrupt;
 mod k8s;
 mod login;
+mod mirror_prune;
+mod mirror_run;
 mod node;
 mod readme;
 mod serve;
