@@ -8,12 +8,9 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
-<<<<<<< HEAD
-mod k8s;
-=======
 #[allow(dead_code, reason = "`mirror` is being written")]
 mod interval;
->>>>>>> main
+mod k8s;
 pub mod login;
 mod mirror;
 mod node;
