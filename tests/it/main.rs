@@ -13,6 +13,7 @@ mod fixtures;
 mod inspect;
 mod interrupt;
 mod login;
+mod mirror_check;
 mod readme;
 mod serve;
 mod support;
