@@ -176,6 +176,11 @@ impl Error {
         self.0.transient
     }
 
+    /// Whether it's a spent quota of pulls, as Docker Hub's: to try again soon can't help.
+    pub fn is_quota(&self) -> bool {
+        self.0.kind == Kind::Limited && !self.0.transient
+    }
+
     /// How long the server asked to wait before another try.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after

@@ -17,12 +17,13 @@
 //!   ├── registry ──┴── HTTP to Docker Hub, ACR, … ────────┤
 //!   ├── layout ────┴── a directory of images ─────────────┘
 //!   ├── server ─────── answers HTTP over a layout
+//!   ├── ops ────────── health and metrics of what stays, by the server
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
 //! ```
 //!
 //! # The order of knowledge
 //! error < descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
-//! server} < cli; credentials < registry. `registry`, `layout`, `copy` and `server` never name each other:
+//! server} < cli; credentials < registry; server < ops. `registry`, `layout`, `copy` and `server` never name each other:
 //! `tests/layering.rs` holds that.
 //!
 //! # Where we left the first design, and why
@@ -48,6 +49,7 @@
 //! | files | serde, serde_json, base64 |
 //! | command line | clap, clap_complete, clap_mangen, indicatif, rpassword |
 //! | times | jiff |
+//! | metrics | prometheus-client |
 //! | logs | tracing, tracing-subscriber |
 
 pub mod cli;
@@ -60,6 +62,7 @@ pub mod error;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;
+pub mod ops;
 pub mod reference;
 pub mod registry;
 pub mod retry;

@@ -8,10 +8,14 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
+#[allow(dead_code, reason = "`mirror` is being written")]
+mod interval;
 pub mod login;
 mod mirror;
 mod output;
 mod progress;
+#[allow(dead_code, reason = "`mirror` is being written")]
+mod prune;
 pub mod serve;
 mod shell;
 mod told;
@@ -37,6 +41,7 @@ struct Cli {
 enum Command {
     Copy(copy::Args),
     Mirror(mirror::Args),
+    Diff(mirror::diff::Args),
     Login(login::Login),
     Logout(login::Logout),
     Inspect(inspect::InspectArgs),
@@ -101,6 +106,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
             Command::Mirror(args) => Box::pin(mirror::run(args, &cli.global, &registries)).await,
+            Command::Diff(args) => Box::pin(mirror::diff::run(args, &cli.global, &registries)).await,
             Command::Login(args) => {
                 let verify = async |registry: &str, credential: &crate::credentials::Credential| {
                     cli.global.registries_as(registry, credential)?.verify(registry).await

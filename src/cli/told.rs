@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::output;
 use crate::copy::{Entry, Quota, Report, Status, Summary, Use};
+use crate::mirror::prune::Plan;
 use crate::mirror::report::Run;
 use crate::registry::Registries;
 
@@ -62,7 +63,6 @@ pub(super) fn image(source: &str, destination: &str, report: &Report, dry_run: b
 }
 
 /// A run over a list: a line for each image, those that failed last with why, then the sums.
-#[cfg_attr(not(test), expect(dead_code, reason = "`mirror` is being written"))]
 pub(super) fn run(run: &Run) -> String {
     let (undone, done): (Vec<&Entry>, Vec<&Entry>) =
         run.images().iter().partition(|image| image.ended.error().is_some());
@@ -87,7 +87,43 @@ pub(super) fn run(run: &Run) -> String {
             }
         }
     }
+    if let Some(plan) = run.prune() {
+        text += &prune(plan);
+    }
     text + &summary(run.summary(), run.registries()) + "\n"
+}
+
+/// What was pruned, or would be, and what was spared and why.
+fn prune(plan: &Plan) -> String {
+    let mut text = String::new();
+    let removing = plan.done && plan.refused.is_none();
+    for part in &plan.repositories {
+        for going in &part.going {
+            let (what, why) = match (&going.stayed, going.gone) {
+                (Some(why), _) => ("kept", format!("  {why}")),
+                (None, true) => ("removed", String::new()),
+                (None, false) if removing => ("left", String::new()),
+                (None, false) => ("obsolete", String::new()),
+            };
+            text += &format!("{what:STATUS$}  {}:{}{why}\n", part.repository, going.tag);
+        }
+        let not = part.spared.as_ref().map(|why| (why, None));
+        let not = not.or_else(|| part.error.as_ref().map(|error| (&error.message, error.hint.as_ref())));
+        if let Some((why, hint)) = not {
+            text += &format!("{:STATUS$}  {}: {why}\n", "spared", part.repository);
+            text += &hint.map(|hint| format!("{:STATUS$}  hint: {hint}\n", "")).unwrap_or_default();
+        }
+    }
+    if let Some(refused) = &plan.refused {
+        let hint = refused.hint.as_deref().unwrap_or_default();
+        return text + &format!("{:STATUS$}  {}\n{:STATUS$}  hint: {hint}\n", "refused", refused.message, "");
+    }
+    let young: usize = plan.repositories.iter().map(|part| part.young).sum();
+    let young = if young > 0 { format!("; {young} more are too young, or of unknown age") } else { String::new() };
+    text + &match removing {
+        true => format!("{} removed{young}\n", output::count(plan.gone(), "obsolete tag")),
+        false => format!("{}, which --prune=delete removes{young}\n", output::count(plan.going(), "obsolete tag")),
+    }
 }
 
 /// The sums, and the pulls that were spent and are left.

@@ -12,8 +12,10 @@
 //! ```
 
 pub mod list;
+pub mod metrics;
 pub mod prune;
 pub mod report;
+pub mod run;
 pub mod schedule;
 pub mod shard;
 

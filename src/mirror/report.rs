@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::save::save;
 
 use super::Shard;
+use super::prune::Plan;
 use crate::copy::{Ended, Entry, Platforms, Report, Summary, Use};
 use crate::error::{Error, Kind, Result, Side};
 
@@ -34,6 +35,8 @@ pub struct Run {
     images: Vec<Entry>,
     summary: Summary,
     registries: Vec<Use>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune: Option<Plan>,
     /// What the registries had been asked before: in interval mode they live longer than a run.
     #[serde(skip)]
     before: BTreeMap<String, u64>,
@@ -68,6 +71,7 @@ impl Run {
             images: Vec::new(),
             summary: Summary { skipped: Some(0), ..Summary::default() },
             registries: Vec::new(),
+            prune: None,
             before: registries.iter().map(|used| (used.name.clone(), used.requests)).collect(),
             pulls: BTreeMap::new(),
             platforms: BTreeSet::new(),
@@ -99,6 +103,11 @@ impl Run {
         source.shrink_to_fit();
         destination.shrink_to_fit();
         self.images.push(Entry { source, destination, line: u32::try_from(line).ok(), ended });
+    }
+
+    /// Notes what was pruned, or would be.
+    pub fn pruned_by(&mut self, plan: Plan) {
+        self.prune = Some(plan);
     }
 
     /// Ends the run: puts its images in the order of the list, and counts what `registries` were asked
@@ -145,10 +154,21 @@ impl Run {
         &self.registries
     }
 
-    /// 0 if all is done, 3 if some images failed or were skipped, 1 if all were.
+    /// What was pruned, or would be, if that was asked for.
+    pub fn prune(&self) -> Option<&Plan> {
+        self.prune.as_ref()
+    }
+
+    /// How many tags were removed.
+    pub fn pruned(&self) -> usize {
+        self.prune.as_ref().map_or(0, Plan::gone)
+    }
+
+    /// 0 if all is done, 3 if some images failed or were skipped, or what was to be pruned; 1 if all were.
     pub fn exit_code(&self) -> u8 {
         let undone = self.summary.failed + self.summary.skipped.unwrap_or(0);
         match undone {
+            0 if self.prune.as_ref().is_some_and(Plan::failed) => 3,
             0 => 0,
             _ if undone < self.summary.images() => 3,
             _ => 1,

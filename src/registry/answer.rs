@@ -23,7 +23,7 @@ pub(super) async fn error(
 ) -> Error {
     let status = response.status();
     let wait = retry_after(response.headers());
-    let remaining = super::limits::PullQuota::from_headers(response.headers());
+    let remaining = super::quota::PullQuota::from_headers(response.headers());
     let body = read_small(response, 64 << 10).await.unwrap_or_default();
     let (code, message) = explain(&body);
     let said = match (code.as_deref(), message.as_deref()) {

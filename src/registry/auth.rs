@@ -1,51 +1,89 @@
-//! Tokens: one for each scope, fetched once by whoever needs it first, renewed before it expires.
+//! Tokens: one for each repository and side, fetched once by whoever needs it first, renewed before it
+//! expires. A mount needs a token for two repositories: it takes the place of the destination's own one,
+//! and is asked for with the repositories that others were mounted from, as this one soon will be too.
 //!
 //! Sources: distribution's token and OAuth2 specifications, Docker Hub's and ACR's documents
 //! (`/oauth2/exchange` and `/oauth2/token`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use reqwest::Url;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::azure::is_acr;
 use super::challenge::{Challenge, realm_is_trusted};
-use super::token::{Answer, FOREVER, Scope, Token, basic, bearer, encode, form, jwt_life, post, refresh, renewal};
+use super::token::{Access, Answer, FOREVER, MOST_MOUNTED, Scope, Token, basic, bearer, form, post, refresh};
 use super::transport::{Payload, Registry};
+use crate::credentials::Credential;
 use crate::credentials::entra::Entra;
-use crate::credentials::{Credential, Secret};
 use crate::error::{Error, Kind, Result};
+use crate::reference::Repository;
 use crate::retry::Budget;
 
-/// What one registry wants, and the tokens that it gave.
+/// How a registry wants to be asked, as all of its accounts know.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    challenge: Mutex<Option<Challenge>>,
+    /// It answered: what it wants is known.
+    answered: AtomicBool,
+    /// Held by the first who asks; the others would be sent away just the same (401), each by itself.
+    first: tokio::sync::Mutex<()>,
+}
+
+/// The first one who asks a registry. Ended by its drop, even without an answer: if there is none, the
+/// others needn't find that out one after another.
+pub(super) struct First<'a> {
+    wanted: &'a Wanted,
+    _guard: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl Drop for First<'_> {
+    fn drop(&mut self) {
+        self.wanted.answered.store(true, Ordering::Release);
+    }
+}
+
+/// One account at one registry, and the tokens that it was given.
 #[derive(Debug)]
 pub(super) struct Auth {
-    challenge: Mutex<Option<Challenge>>,
-    tokens: Mutex<HashMap<Scope, Arc<tokio::sync::Mutex<Option<Token>>>>>,
+    wanted: Arc<Wanted>,
+    /// The account, where it isn't whoever is stored.
+    given: Option<Credential>,
+    tokens: Mutex<HashMap<(Repository, Access), Slot>>,
+    /// Repositories that were mounted from, the last one first.
+    mounted: Mutex<Vec<String>>,
     /// An ACR refresh token that was had for an Entra token.
-    exchanged: tokio::sync::Mutex<Option<Token>>,
+    pub(super) exchanged: tokio::sync::Mutex<Option<Token>>,
     /// Set up when it's first needed.
-    entra: OnceCell<Option<Entra>>,
+    pub(super) entra: OnceCell<Option<Entra>>,
     /// There's no identity here: found out once.
-    without_identity: AtomicBool,
+    pub(super) without_identity: AtomicBool,
     username: Mutex<Option<String>>,
 }
 
+/// A repository's token, and what it may mount from.
+type Slot = Arc<tokio::sync::Mutex<Option<(Token, Vec<String>)>>>;
+
 impl Auth {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(wanted: &Arc<Wanted>, given: Option<Credential>) -> Self {
+        let username = match &given {
+            Some(Credential::Basic { username, .. }) => Some(username.clone()),
+            _ => None,
+        };
         Self {
-            challenge: Mutex::new(None),
+            wanted: wanted.clone(),
+            given,
             tokens: Mutex::default(),
+            mounted: Mutex::default(),
             exchanged: tokio::sync::Mutex::new(None),
             entra: OnceCell::new(),
             without_identity: AtomicBool::new(false),
-            username: Mutex::new(None),
+            username: Mutex::new(username),
         }
     }
 
@@ -54,9 +92,20 @@ impl Auth {
         self.username.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Waits while somebody else asks the registry for the first time. To be held until the answer is
+    /// here and was learnt from.
+    pub(super) async fn turn(&self) -> Option<First<'_>> {
+        let wanted = &*self.wanted;
+        if wanted.answered.load(Ordering::Acquire) {
+            return None;
+        }
+        let guard = wanted.first.lock().await;
+        (!wanted.answered.load(Ordering::Acquire)).then_some(First { wanted, _guard: guard })
+    }
+
     /// The `Authorization` for a request of `scope`; none before the registry asked for one.
     pub(super) async fn authorization(&self, registry: &Registry, scope: &Scope) -> Result<Option<HeaderValue>> {
-        let challenge = self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let challenge = self.challenge().clone();
         match challenge {
             None => Ok(None),
             Some(Challenge::Basic) => match self.credential(registry, scope).await? {
@@ -65,26 +114,71 @@ impl Auth {
                 _ => Ok(None),
             },
             Some(Challenge::Bearer { realm, service, .. }) => {
-                let slot = {
-                    let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-                    tokens.entry(scope.clone()).or_default().clone()
-                };
                 // Whoever comes first fetches it; the others wait here and find it.
+                let slot = self.slot(scope);
                 let mut slot = slot.lock().await;
-                let token = match slot.take().filter(|token| token.renew > Instant::now()) {
-                    Some(token) => token,
-                    None => self.fetch(registry, scope, &realm, service.as_deref()).await?,
+                let living = slot.take().filter(|(token, _)| token.renew > Instant::now());
+                let covers = |from: &[String]| scope.from().iter().all(|name| from.contains(name));
+                let (token, from) = match living {
+                    Some((token, from)) if covers(&from) => (token, from),
+                    other => {
+                        let before = other.map(|(_, from)| from).unwrap_or_default();
+                        self.fetch_wide(registry, scope, &before, &realm, service.as_deref()).await?
+                    }
                 };
                 let header = bearer(&token.value)?;
-                *slot = Some(token);
+                *slot = Some((token, from));
                 Ok(Some(header))
             }
         }
     }
 
+    /// A token for `scope` and for mounts that may come, and what it may mount from.
+    async fn fetch_wide(
+        &self,
+        registry: &Registry,
+        scope: &Scope,
+        before: &[String],
+        realm: &str,
+        service: Option<&str>,
+    ) -> Result<(Token, Vec<String>)> {
+        let wide = if scope.pushes() {
+            let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            scope.with(before).with(&mounted)
+        } else {
+            scope.clone()
+        };
+        let fetched = match self.fetch(registry, &wide, scope, realm, service).await {
+            // Some servers refuse all where they'd refuse a part.
+            Err(error) if wide != *scope && !error.is_transient() => {
+                self.mounted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                return Ok((self.fetch(registry, scope, scope, realm, service).await?, scope.from().to_vec()));
+            }
+            other => other?,
+        };
+        Ok((fetched, wide.from().to_vec()))
+    }
+
+    /// A blob was mounted from this repository: others will be too.
+    pub(super) fn mounted_from(&self, name: &str) {
+        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        mounted.retain(|other| other != name);
+        mounted.insert(0, name.to_owned());
+        mounted.truncate(MOST_MOUNTED);
+    }
+
+    fn challenge(&self) -> MutexGuard<'_, Option<Challenge>> {
+        self.wanted.challenge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, scope: &Scope) -> Slot {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.entry((scope.repository.clone(), scope.access)).or_default().clone()
+    }
+
     /// The name that the registry has for its token endpoint, once it was asked.
     pub(super) fn service(&self) -> Option<String> {
-        match &*self.challenge.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.challenge() {
             Some(Challenge::Bearer { service, .. }) => service.clone(),
             _ => None,
         }
@@ -101,24 +195,28 @@ impl Auth {
         let Some(challenge) = challenge else { return false };
         let denied = matches!(&challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope" || error == "denied");
         let is_bearer = matches!(challenge, Challenge::Bearer { .. });
-        let first = self.challenge.lock().unwrap_or_else(PoisonError::into_inner).replace(challenge).is_none();
+        let first = self.challenge().replace(challenge).is_none();
         if !is_bearer {
             return first || used.is_none();
         }
-        let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(scope).cloned();
-        if let Some(slot) = slot {
+        // A mount that may not be says nothing against the token's other uses.
+        if !denied || scope.from().is_empty() {
             // Only the token that failed: another task may have renewed it already.
-            let mut token = slot.lock().await;
-            let failed = token.as_ref().and_then(|token| bearer(&token.value).ok());
+            let slot = self.slot(scope);
+            let mut held = slot.lock().await;
+            let failed = held.as_ref().and_then(|(token, _)| bearer(&token.value).ok());
             if failed.as_ref() == used {
-                *token = None;
+                *held = None;
             }
         }
         used.is_none() || !denied
     }
 
     async fn credential(&self, registry: &Registry, scope: &Scope) -> Result<Option<Credential>> {
-        let found = registry.options.credentials.find(&scope.repository).await?;
+        let found = match &self.given {
+            Some(given) => Some(given.clone()),
+            None => registry.options.credentials.find(&scope.repository).await?,
+        };
         let name = match &found {
             Some(Credential::Basic { username, .. }) => Some(username.clone()),
             Some(_) => Some("the stored token".to_owned()),
@@ -128,11 +226,19 @@ impl Auth {
         Ok(found)
     }
 
-    fn asked_as(&self, name: Option<String>) {
+    pub(super) fn asked_as(&self, name: Option<String>) {
         *self.username.lock().unwrap_or_else(PoisonError::into_inner) = name;
     }
 
-    async fn fetch(&self, registry: &Registry, scope: &Scope, realm: &str, service: Option<&str>) -> Result<Token> {
+    /// Fetches a token for `wide`; `scope` is what it's needed for.
+    async fn fetch(
+        &self,
+        registry: &Registry,
+        wide: &Scope,
+        scope: &Scope,
+        realm: &str,
+        service: Option<&str>,
+    ) -> Result<Token> {
         let doing = match scope.to_string().as_str() {
             // Only the credentials are tried.
             "" => format!("get a token of {}", registry.name),
@@ -140,7 +246,7 @@ impl Auth {
         };
         let budget = Budget::new(4, Duration::from_secs(120));
         loop {
-            let fetched = self.fetch_once(registry, scope, realm, service).await;
+            let fetched = self.fetch_once(registry, wide, realm, service).await;
             match fetched.map_err(|error| error.doing(doing.clone())) {
                 Ok(token) => return Ok(token),
                 Err(error) => budget.retry(error).await?,
@@ -206,7 +312,7 @@ impl Auth {
                 }
                 let headers =
                     basic_header.map(|value| HeaderMap::from_iter([(AUTHORIZATION, value)])).unwrap_or_default();
-                let response = registry.raw(Method::GET, realm, headers, Payload::Empty).await?;
+                let response = registry.ask_token(Method::GET, realm, headers, Payload::Empty).await?;
                 match (&other, response.status()) {
                     // A server that knows OAuth2's form only (distribution's "oauth2" page).
                     (
@@ -223,62 +329,7 @@ impl Auth {
         };
         Answer::read(response, registry, self.username().as_deref()).await?.token()
     }
-
-    /// The Entra identity's refresh token; `None` where this machine has no identity, so that public
-    /// images can be had without one.
-    async fn identity(&self, registry: &Registry, base: &Url, service: Option<&str>) -> Result<Option<Secret>> {
-        match self.exchange(registry, base, service).await {
-            Err(error) if error.kind() == Kind::Unauthorized && !registry.options.has_identity() => {
-                tracing::info!("{}: going on anonymously: {error}", registry.name);
-                self.without_identity.store(true, Ordering::Relaxed);
-                Ok(None)
-            }
-            other => other,
-        }
-    }
-
-    /// ACR's own refresh token for an Entra access token, which lasts three hours.
-    pub(super) async fn exchange(
-        &self,
-        registry: &Registry,
-        base: &Url,
-        service: Option<&str>,
-    ) -> Result<Option<Secret>> {
-        if self.without_identity.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let entra = self.entra.get_or_try_init(|| async { registry.options.entra() }).await?;
-        let Some(entra) = entra else { return Ok(None) };
-        let mut kept = self.exchanged.lock().await;
-        if let Some(token) = kept.as_ref().filter(|token| token.renew > Instant::now()) {
-            self.asked_as(Some(IDENTITY.to_owned()));
-            return Ok(Some(token.value.clone()));
-        }
-        let access = entra.token().await?;
-        let url = base.join("/oauth2/exchange").map_err(|_| Error::new(Kind::Registry, "its address is malformed"))?;
-        let service = service.unwrap_or(&registry.name);
-        // In the body: as a Basic password, a token with many groups is too long for ACR's header (acr#797).
-        let form = encode(&[("grant_type", "access_token"), ("service", service), ("access_token", access.reveal())]);
-        let response = post(registry, url, form).await?;
-        let answer = Answer::read(response, registry, Some(IDENTITY)).await?;
-        let value =
-            answer.refresh_token.ok_or_else(|| Error::new(Kind::Registry, "the exchange gave no refresh_token"))?;
-        let token = Token { renew: renewal(jwt_life(&value).unwrap_or(3 * 3600)), value: Secret::new(value) };
-        self.asked_as(Some(IDENTITY.to_owned()));
-        Ok(Some(kept.insert(token).value.clone()))
-    }
-
-    /// The registry doesn't take this one: the next is exchanged anew.
-    async fn forget_exchanged(&self, refused: &Secret) {
-        let mut kept = self.exchanged.lock().await;
-        if kept.as_ref().is_some_and(|token| token.value == *refused) {
-            *kept = None;
-        }
-    }
 }
-
-/// The identity's name in messages.
-const IDENTITY: &str = "the Entra identity";
 
 #[cfg(test)]
 mod tests {
@@ -286,7 +337,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_denied_scope_is_not_asked_twice() {
-        let auth = Auth::new();
+        let auth = Auth::new(&Arc::default(), None);
         let scope = Scope::push(&"r.io/a/b".parse().expect("a repository"));
         let bearer = |error: Option<&str>| {
             Some(Challenge::Bearer { realm: "https://t".into(), service: None, error: error.map(str::to_owned) })

@@ -103,7 +103,12 @@ impl Repo {
             other => other?,
         };
         match response.status() {
-            StatusCode::CREATED => Ok(Started::Mounted),
+            StatusCode::CREATED => {
+                if let Some(from) = from {
+                    self.registry.mounted_from(from);
+                }
+                Ok(Started::Mounted)
+            }
             _ => self.session(&response).await.map(Started::Session).map_err(|error| error.doing(doing)),
         }
     }

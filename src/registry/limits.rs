@@ -1,4 +1,4 @@
-//! How many requests a registry is asked at once, and what it says of its limits.
+//! How many requests a registry is asked at once, and how it's left alone when it pushes back.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,6 +6,8 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::retry::jitter;
 
 /// Requests at once to one registry: halved when it pushes back, grown by success
 /// (additive increase, multiplicative decrease, as in RFC 5681).
@@ -20,10 +22,12 @@ struct State {
     limit: f64,
     most: f64,
     running: u32,
-    /// Nobody asks before this: the registry said `Retry-After`.
+    /// Nobody asks before this: the registry said `Retry-After`, or is to be left alone for a while.
     paused: Option<Instant>,
     /// One burst of 429s halves once.
     halved: Option<Instant>,
+    /// Bursts since an answer went well: each is followed by a longer silence.
+    bursts: u32,
 }
 
 /// A place among the running requests; given back on drop.
@@ -33,7 +37,7 @@ pub(super) struct Permit(Arc<Limiter>);
 impl Limiter {
     pub(super) fn new(most: usize) -> Arc<Self> {
         let most = most.max(1) as f64;
-        let state = State { limit: most, most, running: 0, paused: None, halved: None };
+        let state = State { limit: most, most, running: 0, paused: None, halved: None, bursts: 0 };
         Arc::new(Self { state: Mutex::new(state), freed: Notify::new() })
     }
 
@@ -59,9 +63,21 @@ impl Limiter {
         }
     }
 
+    /// Waits for the end of a pause, for what needs no place.
+    pub(super) async fn unpaused(&self) {
+        loop {
+            let Some(until) = self.lock().paused.filter(|until| *until > Instant::now()) else { return };
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
     /// The registry answered well.
     pub(super) fn went_well(&self) {
         let mut state = self.lock();
+        // What was under way when it pushed back says nothing of how it is now.
+        if state.paused.is_none_or(|until| until <= Instant::now()) {
+            state.bursts = 0;
+        }
         if state.limit < state.most {
             state.limit = (state.limit + 1.0 / state.limit).min(state.most);
             drop(state);
@@ -69,19 +85,32 @@ impl Limiter {
         }
     }
 
-    /// The registry pushed back (429 or 503), and wants to be left alone for `wait`.
-    pub(super) fn pushed_back(&self, wait: Option<Duration>) {
+    /// The registry pushed back (429 or 503), and wants to be left alone for `wait`. Where it doesn't say
+    /// how long, that's for twice as long with each burst. Says when the pause ends.
+    pub(super) fn pushed_back(&self, wait: Option<Duration>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.lock();
-        if state.halved.is_none_or(|at| now.duration_since(at) > Duration::from_secs(1)) {
+        let first = state.halved.is_none_or(|at| now.duration_since(at) > BURST)
+            && state.paused.is_none_or(|until| until <= now);
+        if first {
             state.limit = (state.limit / 2.0).max(1.0);
             state.halved = Some(now);
+            state.bursts = (state.bursts + 1).min(16);
             tracing::info!("the registry pushes back: at most {:.0} requests at once", state.limit.floor());
         }
+        let wait = match wait {
+            None if first => {
+                let half = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(state.bursts - 1)) / 2;
+                half + jitter(half)
+            }
+            None => return state.paused,
+            Some(wait) => wait,
+        };
         // A longer wait is a spent quota, which is its request's own affair to wait out or report.
-        if let Some(wait) = wait.filter(|wait| *wait <= LONGEST_PAUSE) {
+        if wait <= LONGEST_PAUSE {
             state.paused = state.paused.max(Some(now + wait));
         }
+        state.paused
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -96,45 +125,6 @@ impl Drop for Permit {
     }
 }
 
-/// Docker Hub's pull quota, from its headers.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct PullQuota {
-    /// Pulls allowed in a window.
-    pub limit: u64,
-    /// Pulls left in it.
-    pub remaining: u64,
-    /// The window, in seconds.
-    pub window: u64,
-    /// What is counted: an address or a user's id.
-    pub source: Option<String>,
-}
-
-impl PullQuota {
-    /// Reads `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 20;w=21600` and
-    /// `docker-ratelimit-source` (Docker documentation, "Pull usage and limits"). Absent means unlimited.
-    pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let text = |name: &str| headers.get(name)?.to_str().ok();
-        let number = |text: &str| text.split(';').next()?.trim().parse().ok();
-        let limit = text("ratelimit-limit")?;
-        let window = limit.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
-        Some(Self {
-            limit: number(limit)?,
-            remaining: text("ratelimit-remaining").and_then(number)?,
-            window: window.unwrap_or(6 * 3600),
-            source: text("docker-ratelimit-source").map(str::to_owned),
-        })
-    }
-
-    /// Whether an answer that says this was made before one that said `known`: of up to `at_once`
-    /// answers, which overtake each other, the one with the least pulls left is the newest. One that
-    /// says a lot more tells of a new window.
-    pub(super) fn is_older_than(&self, known: &Self, at_once: usize) -> bool {
-        let same = (self.limit, &self.source) == (known.limit, &known.source);
-        let more = self.remaining.saturating_sub(known.remaining);
-        same && more > 0 && more <= at_once as u64
-    }
-}
-
 /// `Retry-After`: seconds or a date (RFC 9110 §10.2.3).
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
@@ -146,6 +136,10 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// 429s and 503s within this time are one burst: they answer what was sent together.
+const BURST: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -176,22 +170,29 @@ mod tests {
         assert!(begun.elapsed() >= Duration::from_secs(30));
     }
 
-    #[test]
-    fn answers_that_overtake_each_other_count_down() {
-        let quota = |remaining| PullQuota { limit: 100, remaining, window: 21600, source: None };
-        assert!(quota(12).is_older_than(&quota(10), 32));
-        assert!(!quota(10).is_older_than(&quota(10), 32));
-        assert!(!quota(9).is_older_than(&quota(10), 32));
-        assert!(!quota(100).is_older_than(&quota(10), 32), "a new window");
+    #[tokio::test(start_paused = true)]
+    async fn each_burst_is_followed_by_a_longer_silence() {
+        let limiter = Limiter::new(8);
+        for burst in 0..12 {
+            let begun = Instant::now();
+            limiter.pushed_back(None);
+            limiter.pushed_back(None);
+            limiter.unpaused().await;
+            let most = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(burst));
+            let (least, most) = (most / 2, most + Duration::from_millis(2));
+            assert!((least..=most).contains(&begun.elapsed()), "{:?} after {burst}", begun.elapsed());
+            tokio::time::sleep(BURST * 2).await;
+        }
+        limiter.went_well();
+        let begun = Instant::now();
+        limiter.pushed_back(None);
+        let _permit = limiter.acquire().await;
+        assert!(begun.elapsed() <= FIRST_PAUSE + Duration::from_millis(2), "success forgets");
     }
 
     #[test]
-    fn quotas_and_waits_are_read() {
+    fn waits_are_read() {
         let mut headers = HeaderMap::new();
-        headers.insert("ratelimit-limit", http::HeaderValue::from_static("100;w=21600"));
-        assert_eq!(PullQuota::from_headers(&headers), None);
-        headers.insert("ratelimit-remaining", http::HeaderValue::from_static("20;w=21600"));
-        assert_eq!(PullQuota::from_headers(&headers).map(|q| (q.limit, q.remaining, q.window)), Some((100, 20, 21600)));
         headers.insert("retry-after", http::HeaderValue::from_static("7"));
         assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
         headers.insert("retry-after", http::HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT"));

@@ -1,10 +1,11 @@
 //! Everything that talks HTTP to a registry: the client side of the OCI distribution spec, as Docker
 //! Hub, ACR and the others really answer it.
 //!
-//! - `transport`: one registry's requests: addresses, redirects, limits, counting
-//! - `auth`, `token`, `challenge`, `azure`: tokens and whom they are believed
+//! - `transport`, `send`: one registry and calls to it; a request's way out
+//! - `auth`, `identity`, `token`, `challenge`, `azure`: tokens and whom they are believed
 //! - `address`: where answers may lead us
-//! - `limits`, `answer`: concurrency, quotas, errors
+//! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
+//! - `answer`: errors
 //! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists`: the operations
 //!
 //! [`Repo`] is one repository as a [`Source`] and [`Destination`].
@@ -16,11 +17,16 @@ pub mod azure;
 mod blob;
 mod challenge;
 mod delete;
+mod identity;
 mod incoming;
 mod limits;
 mod lists;
 mod manifest;
 mod piece;
+mod pulls;
+mod quota;
+mod rates;
+mod send;
 mod token;
 mod transport;
 mod upload;
@@ -33,9 +39,11 @@ use std::time::Duration;
 use http::Method;
 use reqwest::Url;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 pub use self::delete::TagState;
-pub use self::limits::PullQuota;
+pub use self::quota::{AccountPulls, PullQuota};
+pub use self::rates::Sku;
 pub use self::transport::{Registry, is_loopback};
 pub use self::upload::Session;
 
@@ -44,7 +52,7 @@ use self::token::Scope;
 use self::transport::{Call, Payload};
 use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
 use crate::credentials::entra::{Entra, EntraSettings};
-use crate::credentials::{Credentials, Secret};
+use crate::credentials::{Credential, Credentials, Secret};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -73,6 +81,22 @@ pub struct Options {
     /// How long a registry may be silent: before its answer, in the middle of a body that it sends,
     /// and of one that it takes.
     pub idle: Duration,
+    /// Pulls of Docker Hub to leave unspent, of each account: before the next one would be taken of them,
+    /// whoever needs it waits for the window to open again.
+    pub keep_pulls: Option<u64>,
+    /// When to give up waiting for pulls; and a sign that waiting is wanted. Without it and `keep_pulls`,
+    /// a spent limit is an error at once.
+    pub deadline: Option<Instant>,
+    /// How soon it's asked whether pulls are back, at first and at most: a HEAD, which is free.
+    pub pull_poll: (Duration, Duration),
+    /// Accounts of Docker Hub that read in the stored one's place, each with pulls of its own.
+    pub hub_accounts: Vec<Credential>,
+    /// The tier of the Azure registries; the smallest one's limits if it isn't known.
+    pub acr_sku: Option<Sku>,
+    /// Requests a minute to a registry (as users name it), of any kind.
+    pub rates: Arc<HashMap<String, u32>>,
+    /// How many programs like this one share the rates and pulls.
+    pub share: u32,
 }
 
 impl Default for Options {
@@ -87,6 +111,13 @@ impl Default for Options {
             chunk_size: None,
             concurrency: 32,
             idle: Duration::from_secs(60),
+            keep_pulls: None,
+            deadline: None,
+            pull_poll: (Duration::from_secs(60), Duration::from_secs(10 * 60)),
+            hub_accounts: Vec::new(),
+            acr_sku: None,
+            rates: Arc::default(),
+            share: 1,
         }
     }
 }

@@ -99,6 +99,8 @@ impl Piece {
         let stream =
             resting.stream.take().ok_or_else(|| Error::new(Kind::Network, "the stream of the blob is lost"))?;
         resting.sent = false;
+        // Until it's asked for bytes, the request waits for its turn with us: the registry knows nothing of it.
+        resting.waits = true;
         drop(resting);
         Ok(Self { slot: slot.clone(), stream: Mutex::new(Some(stream)), left: length })
     }

@@ -24,45 +24,68 @@ use crate::reference::Repository;
 
 /// What a token is for. One token has few scopes: one that gathered every repository's made ACR
 /// answer "Request Header Or Cookie Too Large" (regclient#797).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scope {
     pub(super) repository: Repository,
-    push: bool,
-    delete: bool,
-    /// A mount reads another repository too.
-    from: Option<String>,
+    pub(super) access: Access,
+    /// A mount reads other repositories too.
+    from: Vec<String>,
+}
+
+/// What is to be done in a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Access {
+    Pull,
+    Push,
+    Delete,
 }
 
 impl Scope {
     pub(super) fn pull(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), push: false, delete: false, from: None }
+        Self { repository: repository.clone(), access: Access::Pull, from: Vec::new() }
     }
 
     pub(super) fn push(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), push: true, delete: false, from: None }
+        Self { access: Access::Push, ..Self::pull(repository) }
     }
 
     /// For deletes; at ACR also to read when a tag was written.
     pub(super) fn delete(repository: &Repository) -> Self {
-        Self { delete: true, ..Self::pull(repository) }
+        Self { access: Access::Delete, ..Self::pull(repository) }
     }
 
     /// For a mount from `from`: Docker Hub wants `pull` there too (rust-oci-client#235), as does ACR
     /// in ABAC mode.
     pub(super) fn mounting(&self, from: &Repository) -> Self {
-        Self { from: Some(from.name.clone()), ..self.clone() }
+        Self { from: vec![from.name.clone()], ..self.clone() }
     }
 
     pub(super) fn pushes(&self) -> bool {
-        self.push
+        self.access == Access::Push
+    }
+
+    /// The other repositories that a mount reads.
+    pub(super) fn from(&self) -> &[String] {
+        &self.from
+    }
+
+    /// The same with more repositories to mount from, the first ones if that's too many for one token.
+    pub(super) fn with<'a>(&self, more: impl IntoIterator<Item = &'a String>) -> Self {
+        let mut wide = self.clone();
+        for name in more {
+            if wide.from.len() < MOST_MOUNTED && *name != wide.repository.name && !wide.from.contains(name) {
+                wide.from.push(name.clone());
+            }
+        }
+        wide
     }
 
     pub(super) fn texts(&self) -> impl Iterator<Item = String> {
-        let actions = match (self.push, self.delete) {
-            (true, _) => "pull,push",
-            (false, true) if is_acr(&self.repository.registry) => "pull,delete,metadata_read",
-            (false, true) => "pull,delete",
-            (false, false) => "pull",
+        let actions = match self.access {
+            Access::Pull => "pull",
+            Access::Push => "pull,push",
+            Access::Delete if is_acr(&self.repository.registry) => "pull,delete,metadata_read",
+            Access::Delete => "pull,delete",
         };
         let own = (!self.repository.name.is_empty()).then(|| format!("repository:{}:{actions}", self.repository.name));
         own.into_iter().chain(self.from.iter().map(|from| format!("repository:{from}:pull")))
@@ -181,7 +204,7 @@ pub(super) async fn refresh(
 
 pub(super) async fn post(registry: &Registry, url: Url, form: String) -> Result<Response> {
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"))]);
-    registry.raw(Method::POST, url, headers, Payload::Bytes(Bytes::from(form))).await
+    registry.ask_token(Method::POST, url, headers, Payload::Bytes(Bytes::from(form))).await
 }
 
 pub(super) fn basic(username: &str, password: &Secret) -> Result<HeaderValue> {
@@ -199,6 +222,10 @@ pub(super) fn sensitive(text: String) -> Result<HeaderValue> {
     value.set_sensitive(true);
     Ok(value)
 }
+
+/// The most repositories that one token lets us mount from. With names of a hundred characters it still
+/// has but 2 KiB; from some 8 KiB on, ACR refuses the header.
+pub(super) const MOST_MOUNTED: usize = 8;
 
 /// A token that the user stored says nothing of its end; a 401 will.
 pub(super) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -219,6 +246,16 @@ mod tests {
         let acr = form(&mount, "r.io", &[("grant_type", "refresh_token")], true);
         assert_eq!(acr.matches("scope=").count(), 2, "{acr}");
         assert!(acr.contains("scope=repository%3Aa%2Fb%3Apull%2Cpush"), "{acr}");
+    }
+
+    #[test]
+    fn a_token_mounts_from_a_few() {
+        let names: Vec<String> = (0..20).map(|n| format!("r{n}")).chain(["a/b".to_owned()]).collect();
+        let wide =
+            scope().mounting(&"r.io/c".parse().expect("a repository")).with(&names).with(["c".to_owned()].iter());
+        assert_eq!(wide.from().len(), MOST_MOUNTED);
+        assert_eq!((wide.from()[0].as_str(), wide.from()[1].as_str()), ("c", "r0"), "what is needed comes first");
+        assert_eq!(scope().with(["a/b".to_owned()].iter()), scope(), "never from itself");
     }
 
     #[test]

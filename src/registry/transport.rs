@@ -1,31 +1,33 @@
-//! Requests to one registry: addresses, credentials, redirects, limits, counting.
-//!
-//! Redirects are followed here and not by the HTTP library, since `Authorization` must go to the
-//! registry's own origin only, and not every address may be followed (see [`super::address`]).
+//! One registry, and calls to it: what is shared by all who talk to it, who asks, what is tried again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION};
+use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
-use reqwest::{Request, Url};
+use reqwest::Url;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Options;
-use super::address::{Policy, origin, same_origin};
+use super::address::Policy;
 use super::answer;
 use super::auth::Auth;
-use super::challenge::Challenge;
 use super::incoming::Incoming;
-use super::limits::{Limiter, PullQuota, retry_after};
-use super::token::Scope;
+use super::limits::{Limiter, retry_after};
+use super::pulls::{Pass, Pulls};
+use super::quota::{AccountPulls, PullQuota};
+use super::rates::{Class, Throttle};
+use super::send::{Sent, names_manifest};
+use super::token::{Access, Scope};
+use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{DOCKER_HUB, split_port};
+use crate::reference::{DOCKER_HUB, Repository, split_port};
 use crate::retry::Budget;
 
 /// A response whose body hasn't been read.
@@ -44,8 +46,11 @@ pub struct Registry {
     pub(super) options: Arc<Options>,
     http: OnceCell<reqwest::Client>,
     policy: OnceCell<Policy>,
-    auth: Auth,
-    limiter: Arc<Limiter>,
+    /// The stored one, and those that were given.
+    accounts: Vec<Auth>,
+    pub(super) pulls: Pulls,
+    pub(super) throttle: Throttle,
+    pub(super) limiter: Arc<Limiter>,
     /// Learned: bodies of uploads that are larger (in bytes) are refused here.
     pub(super) largest_body: AtomicU64,
     /// Learned: there is no referrers API here.
@@ -54,8 +59,7 @@ pub struct Registry {
     pub(super) next_session: AtomicU64,
     /// Uploads whose session isn't known yet.
     pub(super) starting: Mutex<JoinSet<()>>,
-    requests: AtomicU64,
-    quota: Mutex<Option<PullQuota>>,
+    pub(super) requests: AtomicU64,
 }
 
 /// One request to be made.
@@ -79,11 +83,11 @@ pub(super) enum Payload {
 }
 
 impl Call<'_> {
-    /// The same call. Of a streamed body nothing is left.
-    fn again(&self) -> Self {
-        let body = match &self.body {
+    /// The call once more. A streamed body goes with the first one.
+    fn again(&mut self) -> Self {
+        let body = match &mut self.body {
             Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
-            Payload::Empty | Payload::Stream(..) => Payload::Empty,
+            other => std::mem::replace(other, Payload::Empty),
         };
         Self {
             method: self.method.clone(),
@@ -93,6 +97,11 @@ impl Call<'_> {
             body,
             doing: self.doing.clone(),
         }
+    }
+
+    /// Whether Docker Hub counts it as a pull: a GET of a manifest does, a HEAD doesn't.
+    fn costs_pull(&self) -> bool {
+        self.method == Method::GET && names_manifest(&self.url)
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
@@ -110,6 +119,11 @@ impl Registry {
         let scheme = if is_loopback(split_port(name).0) && !insecure { "http" } else { "https" };
         let first_base = Url::parse(&format!("{scheme}://{host}"))
             .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;
+        // Further ones, who read.
+        let given: &[Credential] = if name == DOCKER_HUB { &options.hub_accounts } else { &[] };
+        let wanted = Arc::default();
+        let accounts =
+            [None].into_iter().chain(given.iter().cloned().map(Some)).map(|given| Auth::new(&wanted, given)).collect();
         Ok(Self {
             name: name.to_owned(),
             base: OnceCell::new(),
@@ -117,7 +131,9 @@ impl Registry {
             insecure,
             http: OnceCell::new(),
             policy: OnceCell::new(),
-            auth: Auth::new(),
+            accounts,
+            pulls: Pulls::new(name, &options),
+            throttle: Throttle::new(name, &options),
             limiter: Limiter::new(options.concurrency),
             largest_body: AtomicU64::new(u64::MAX),
             no_referrers: AtomicBool::new(false),
@@ -125,7 +141,6 @@ impl Registry {
             next_session: AtomicU64::new(0),
             starting: Mutex::default(),
             requests: AtomicU64::new(0),
-            quota: Mutex::new(None),
             options,
         })
     }
@@ -135,16 +150,37 @@ impl Registry {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// The pull quota that the registry (Docker Hub) last told.
+    /// The pull quota that the registry (Docker Hub) last told; of several accounts, their sum. None if
+    /// it told no limit.
     pub fn quota(&self) -> Option<PullQuota> {
-        self.quota.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.pulls.quota()
+    }
+
+    /// Manifests read (by GET) so far: what Docker Hub counts as pulls.
+    pub fn pulls(&self) -> u64 {
+        self.pulls.count()
+    }
+
+    /// The pulls and the quota of each account that was used.
+    pub fn account_pulls(&self) -> Vec<AccountPulls> {
+        self.pulls.accounts(|index| self.account(index).username())
     }
 
     /// An ACR refresh token for the Entra identity.
     pub(super) async fn exchanged(&self) -> Result<crate::credentials::Secret> {
         let base = self.base().await?;
-        let token = self.auth.exchange(self, base, self.auth.service().as_deref()).await?;
+        let token = self.account(0).exchange(self, base, self.account(0).service().as_deref()).await?;
         token.ok_or_else(|| Error::new(Kind::Unauthorized, "there is no Azure identity here"))
+    }
+
+    /// An account: the stored one, if there's none of this number.
+    pub(super) fn account(&self, index: usize) -> &Auth {
+        self.accounts.get(index).unwrap_or(&self.accounts[0])
+    }
+
+    /// A blob was mounted from this repository.
+    pub(super) fn mounted_from(&self, from: &Repository) {
+        self.account(0).mounted_from(&from.name);
     }
 
     /// The URL of `path` (which begins with `/v2/`) at this registry.
@@ -171,15 +207,20 @@ impl Registry {
         }
     }
 
+    /// What may be waited in all for one small request.
+    fn patience(&self) -> Duration {
+        if self.options.deadline.is_some() { LONG_PATIENCE } else { PATIENCE }
+    }
+
     /// Makes the call, trying again within a budget of its own; a streamed body goes out once.
     ///
     /// # Errors
     /// What [`answer::error`] makes of statuses other than 2xx.
-    pub(super) async fn call(&self, call: Call<'_>) -> Result<Response> {
+    pub(super) async fn call(&self, mut call: Call<'_>) -> Result<Response> {
         if matches!(call.body, Payload::Stream(..)) {
             return self.call_once(call).await;
         }
-        let budget = Budget::new(RETRIES, PATIENCE);
+        let budget = Budget::new(RETRIES, self.patience());
         loop {
             match self.call_once(call.again()).await {
                 Ok(response) => return Ok(response),
@@ -190,8 +231,8 @@ impl Registry {
 
     /// Makes the call and reads its small answer of at most `most` bytes, trying both again
     /// together: a body may break off after a fine head.
-    pub(super) async fn read(&self, call: Call<'_>, most: u64) -> Result<(http::response::Parts, Bytes)> {
-        let budget = Budget::new(RETRIES, PATIENCE);
+    pub(super) async fn read(&self, mut call: Call<'_>, most: u64) -> Result<(http::response::Parts, Bytes)> {
+        let budget = Budget::new(RETRIES, self.patience());
         loop {
             let read = async {
                 let (head, body) = self.call_once(call.again()).await?.into_parts();
@@ -205,153 +246,84 @@ impl Registry {
         }
     }
 
-    /// Makes the call once: signs it, answers one challenge, follows redirects.
+    /// Makes the call once, as who may; where the pulls of one account are spent or it may not read, as the next.
+    ///
+    /// Waits for a pull where one is needed and none is left, and somebody wants to wait.
     pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
+        let began = Instant::now();
         let doing = std::mem::take(&mut call.doing);
+        let (name, push) = (call.scope.repository.name.as_str(), call.scope.access != Access::Pull);
+        loop {
+            let pass = if call.costs_pull() {
+                let ask = |account| Box::pin(self.ask_quota(call.url.clone(), call.scope, &call.headers, account));
+                Some(self.pulls.reserve(name, push, began, ask).await.map_err(|error| error.doing(doing.clone()))?)
+            } else {
+                None
+            };
+            let account = pass.as_ref().map_or_else(|| self.pulls.choose(name, push), |pass| pass.account);
+            let error = match Box::pin(self.attempt(call.again(), account, pass)).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            let next = match error.kind() {
+                _ if error.is_quota() => self.pulls.spend(account),
+                Kind::Unauthorized | Kind::Denied if !error.is_transient() => self.pulls.deny(name, account),
+                _ => false,
+            };
+            if !next {
+                return Err(error.doing(doing));
+            }
+        }
+    }
+
+    /// Makes the call as this account.
+    async fn attempt(&self, call: Call<'_>, account: usize, pass: Option<Pass<'_>>) -> Result<Response> {
         let (method, scope) = (call.method.clone(), call.scope);
-        let sent = self.signed(call).await;
-        let (response, from) = sent.map_err(|error| error.doing(doing.clone()))?;
-        if response.status().is_success() {
+        let class = Class::of(&method, call.url.path());
+        let Sent { response, storage } = self.signed(call, account, pass).await?;
+        let status = response.status();
+        if status.is_success() {
             self.limiter.went_well();
             return Ok(response);
         }
-        if let Some(storage) = from
-            && matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        let asked = retry_after(response.headers());
+        if let Some(storage) = &storage
+            && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         {
             // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
-            let what = format!("{} sends us to {storage}, which answered {}", self.name, response.status().as_u16());
-            return Err(Error::new(Kind::Registry, what).transient(None).doing(doing));
+            let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
+            return Err(Error::new(Kind::Registry, what).transient(None));
         }
-        let error = answer::error(response, &self.name, &method, scope, self.auth.username().as_deref()).await;
-        Err(error.doing(doing))
-    }
-
-    /// The response, and the origin that it came from after redirects if it isn't the call's.
-    async fn signed(&self, call: Call<'_>) -> Result<(Response, Option<String>)> {
-        let Call { method, url, scope, headers, mut body, .. } = call;
-        let base = self.base().await?.clone();
-        // A session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
-        let ours = same_origin(&base, &url);
-        if !ours {
-            self.policy().await?.check(&base, &url)?;
-        }
-        for attempt in 1..=SIGNATURES {
-            let signature = if ours { self.auth.authorization(self, scope).await? } else { None };
-            let mut signed = headers.clone();
-            if let Some(value) = &signature {
-                signed.insert(AUTHORIZATION, value.clone());
-            }
-            let streamed = matches!(body, Payload::Stream(..));
-            let once = match &body {
-                Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
-                _ => std::mem::replace(&mut body, Payload::Empty),
-            };
-            let (response, end) = self.followed(method.clone(), url.clone(), signed, once).await?;
-            if !same_origin(&url, &end) {
-                // Whatever it asks for: it's not the registry, and gets no credentials.
-                return Ok((response, Some(origin(&end))));
-            }
-            if response.status() != StatusCode::UNAUTHORIZED || !ours {
-                return Ok((response, None));
-            }
-            let challenge = Challenge::from_headers(response.headers());
-            let again = self.auth.challenged(challenge, scope, signature.as_ref()).await;
-            if streamed && again {
-                // The stream is spent; whoever feeds it asks the session where to go on.
-                return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
-                    .transient(Some(Duration::ZERO)));
-            }
-            if attempt == SIGNATURES || !again {
-                return Ok((response, None));
-            }
-        }
-        Err(Error::new(Kind::Unauthorized, "the registry keeps asking for credentials"))
-    }
-
-    /// Sends, and follows what GET and HEAD are redirected to.
-    async fn followed(
-        &self,
-        method: Method,
-        mut url: Url,
-        mut headers: HeaderMap,
-        mut body: Payload,
-    ) -> Result<(Response, Url)> {
-        let follow = method == Method::GET || method == Method::HEAD;
-        for _ in 0..=MAX_REDIRECTS {
-            let permit = self.limiter.acquire().await;
-            let payload = std::mem::replace(&mut body, Payload::Empty);
-            let response = self.raw(method.clone(), url.clone(), headers.clone(), payload).await?;
-            drop(permit);
-            let Some(location) =
-                response.headers().get(LOCATION).filter(|_| follow && response.status().is_redirection())
-            else {
-                return Ok((response, url));
-            };
-            let next = location
-                .to_str()
-                .ok()
-                .and_then(|location| url.join(location).ok())
-                .ok_or_else(|| Error::new(Kind::Registry, "it redirects to what isn't a URL"))?;
-            self.policy().await?.check(&url, &next)?;
-            if !same_origin(&url, &next) {
-                headers.remove(AUTHORIZATION);
-            }
-            tracing::debug!("redirected to {}", origin(&next));
-            url = next;
-        }
-        Err(Error::new(Kind::Registry, format!("it redirects more than {MAX_REDIRECTS} times")))
-    }
-
-    /// One HTTP exchange, up to the response's head; counts it and learns limits from it.
-    ///
-    /// A streamed body's progress is watched by its owner: here only the others' waits are bounded.
-    pub(super) async fn raw(&self, method: Method, url: Url, headers: HeaderMap, body: Payload) -> Result<Response> {
-        let shown = format!("{method} {}{}", origin(&url), url.path());
-        let mut request = Request::new(method.clone(), url);
-        *request.headers_mut() = headers;
-        let streamed = matches!(body, Payload::Stream(..));
-        let empty = matches!(method, Method::POST | Method::PUT | Method::PATCH);
-        match body {
-            Payload::Empty if empty => {
-                request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-            }
-            Payload::Empty => {}
-            Payload::Bytes(bytes) => *request.body_mut() = Some(bytes.into()),
-            Payload::Stream(body, length) => {
-                // ACR refuses chunked transfer coding (CONTENT_LENGTH_INVALID; harbor#23016).
-                request.headers_mut().insert(CONTENT_LENGTH, length.into());
-                *request.body_mut() = Some(body);
-            }
-        }
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let sending = self.http().await?.execute(request);
-        let sent = if streamed {
-            sending.await
-        } else {
-            // What is written is also checked and stored before the answer comes.
-            let idle = self.options.idle;
-            let patience = if method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
-            let late =
-                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
-            tokio::time::timeout(patience, sending).await.map_err(|_| late())?
+        let user = self.account(account).username();
+        let error = answer::error(response, &self.name, &method, scope, user.as_deref()).await;
+        let until = match status {
+            // Only pulls have to wait for pulls.
+            _ if error.is_quota() => None,
+            StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.pushed_back(class, asked),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.limiter.pushed_back(asked),
+            _ => None,
         };
-        let response: http::Response<reqwest::Body> =
-            sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
-        let response = response.map(|body| Incoming::new(body, &self.name, self.options.idle));
-        tracing::debug!("{shown}: {}", response.status().as_u16());
-        self.learn(&response);
-        Ok(response)
+        // Who has time leaves the registry alone as long as it takes, rather than give up after a few tries.
+        match until.map(|until| until.saturating_duration_since(Instant::now())) {
+            Some(wait) if self.options.deadline.is_some() && asked.is_none() && !wait.is_zero() => {
+                Err(error.transient(Some(wait)))
+            }
+            _ => Err(error),
+        }
     }
 
-    fn learn(&self, response: &Response) {
-        if let Some(told) = PullQuota::from_headers(response.headers()) {
-            let mut quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
-            if !quota.as_ref().is_some_and(|known| told.is_older_than(known, self.options.concurrency)) {
-                *quota = Some(told);
-            }
-        }
-        if matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            self.limiter.pushed_back(retry_after(response.headers()));
+    /// Asks by a HEAD, which is free, what an account has left.
+    async fn ask_quota(&self, url: Url, scope: &Scope, headers: &HeaderMap, account: usize) {
+        let call = Call {
+            method: Method::HEAD,
+            url,
+            scope,
+            headers: headers.clone(),
+            body: Payload::Empty,
+            doing: String::new(),
+        };
+        if let Err(error) = self.attempt(call, account, None).await {
+            tracing::debug!("{}: what is left of the pulls is not known: {error}", self.name);
         }
     }
 
@@ -360,7 +332,7 @@ impl Registry {
         self.policy.get().ok_or_else(|| Error::new(Kind::Local, "the client has no address policy"))
     }
 
-    async fn http(&self) -> Result<&reqwest::Client> {
+    pub(super) async fn http(&self) -> Result<&reqwest::Client> {
         self.http
             .get_or_try_init(|| async {
                 let policy = Policy::new(&self.first_base, self.options.resolve.clone(), false);
@@ -408,7 +380,6 @@ const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Faults that are forgiven to a request without a streamed body, and what may be waited for it.
 const RETRIES: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// The same where the run has a deadline.
+const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_REDIRECTS: u32 = 5;
-/// How often a call is signed: without a token, with one, and with a new one if that expired on the way.
-const SIGNATURES: u32 = 3;

@@ -14,6 +14,8 @@ mod inspect;
 mod interrupt;
 mod login;
 mod mirror_check;
+mod mirror_prune;
+mod mirror_run;
 mod readme;
 mod serve;
 mod support;

@@ -1,0 +1,177 @@
+//! What a mirror that stays tells Prometheus. The README lists it.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::report::Run;
+use crate::copy::{Observer, Use};
+use crate::descriptor::Digest;
+
+type Label = [(&'static str, String); 1];
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// The figures. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    runs: Counter,
+    images: Family<Label, Counter>,
+    received: Counter,
+    moved: Counter,
+    saved: Counter,
+    pulls: Family<Label, Counter>,
+    requests: Family<Label, Counter>,
+    pulls_left: Family<Label, Gauge>,
+    pulls_limit: Family<Label, Gauge>,
+    pruned: Counter,
+    last_images: Family<Label, Gauge>,
+    last_started: Seconds,
+    last_ended: Seconds,
+    last_seconds: Seconds,
+    next: Seconds,
+    list_good: Gauge,
+}
+
+impl Metrics {
+    /// All at nought, and shown by `registry`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let made = Self::default();
+        let Self { runs, images, received, moved, saved, pulls, requests, .. } = made.clone();
+        let Self { pulls_left, pulls_limit, pruned, last_images, .. } = made.clone();
+        let Self { last_started, last_ended, last_seconds, next, list_good, .. } = made.clone();
+        let mirror = registry.sub_registry_with_prefix("transload_mirror");
+        mirror.register("runs", "Runs that ended", runs);
+        mirror.register("images", "Images by how they ended, over all runs", images);
+        mirror.register("received_bytes", "Bytes of blobs as they come from sources, repeated ones too", received);
+        mirror.register("moved_bytes", "Bytes of blobs sent, counted at the end of a run", moved);
+        mirror.register("saved_bytes", "Bytes of blobs that did not need to be sent", saved);
+        mirror.register("pruned_tags", "Tags removed from destinations", pruned);
+        mirror.register("last_run_images", "Images of the last run by how they ended", last_images);
+        mirror.register("last_run_start_timestamp_seconds", "When the last run began", last_started);
+        mirror.register("last_run_end_timestamp_seconds", "When the last run ended", last_ended);
+        mirror.register("last_run_duration_seconds", "How long the last run took", last_seconds);
+        mirror.register("next_run_timestamp_seconds", "When the next run is due", next);
+        mirror.register("list_good", "1 if the list as it is now can be used, 0 if an older one is kept", list_good);
+        let asked = registry.sub_registry_with_prefix("transload_registry");
+        asked.register("requests", "Requests, each redirect and token request counted", requests);
+        asked.register("pulls", "Manifests read: what Docker Hub counts", pulls);
+        asked.register("pulls_left", "Pulls left in the window, where the registry tells", pulls_left);
+        asked.register("pulls_limit", "Pulls allowed in a window, where the registry tells", pulls_limit);
+        made
+    }
+
+    /// A run ended.
+    pub fn ran(&self, run: &Run) {
+        let summary = run.summary();
+        self.runs.inc();
+        let numbers = [
+            ("copied", summary.copied),
+            ("unchanged", summary.unchanged),
+            ("planned", summary.planned),
+            ("failed", summary.failed),
+            ("skipped", summary.skipped.unwrap_or(0)),
+        ];
+        for (status, number) in numbers {
+            let label = [("status", status.to_owned())];
+            self.images.get_or_create(&label).inc_by(number as u64);
+            self.last_images.get_or_create(&label).set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        self.moved.inc_by(summary.bytes_moved);
+        self.saved.inc_by(summary.bytes_saved);
+        self.pruned.inc_by(run.pruned() as u64);
+        self.last_started.set(seconds(run.started()));
+        self.last_ended.set(seconds(run.ended()));
+        self.last_seconds.set(summary.seconds);
+        run.registries().iter().for_each(|used| self.used(used));
+    }
+
+    fn used(&self, used: &Use) {
+        let label = [("registry", used.name.clone())];
+        self.requests.get_or_create(&label).inc_by(used.requests);
+        self.pulls.get_or_create(&label).inc_by(used.pulls.unwrap_or(0) as u64);
+        if let Some(quota) = &used.pull_quota {
+            let set = |family: &Family<Label, Gauge>, value: u64| {
+                family.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));
+            };
+            set(&self.pulls_left, quota.remaining);
+            set(&self.pulls_limit, quota.limit);
+        }
+    }
+
+    /// The next run is due in so long.
+    pub fn next(&self, wait: Duration) {
+        self.next.set(seconds(Timestamp::now()) + wait.as_secs_f64());
+    }
+
+    /// Whether the list as it is now can be used.
+    pub fn list(&self, good: bool) {
+        self.list_good.set(i64::from(good));
+    }
+}
+
+impl Observer for Metrics {
+    fn moved(&self, _blob: &Digest, bytes: u64) {
+        self.received.inc_by(bytes);
+    }
+}
+
+fn seconds(time: Timestamp) -> f64 {
+    time.as_millisecond() as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::{Quota, Report};
+    use crate::error::{Error, Kind};
+    use crate::mirror::report::Which;
+
+    #[test]
+    fn runs_add_up_and_the_last_one_stands() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let which = || Which { source: "docker.io/a:1".into(), destination: "r.io/a:1".into(), line: 1 };
+        let quota = Quota { limit: 100, remaining: 7, window: 21600, source: None };
+        let hub = |requests| Use { name: "docker.io".into(), requests, pulls: None, pull_quota: Some(quota.clone()) };
+        for (before, after, failed) in [(0, 5, false), (5, 8, true)] {
+            let mut run = Run::begin(None, false, &[hub(before)]);
+            run.add(which(), Ok(Report { bytes_moved: 1000, bytes_saved: 1, pulls: 2, ..Report::default() }));
+            if failed {
+                run.add(which(), Err(&Error::new(Kind::Network, "reset")));
+            }
+            run.finish(Duration::from_millis(1500), vec![hub(after)]);
+            metrics.ran(&run);
+        }
+        metrics.moved(&Digest::of(b"x"), 4096);
+        metrics.list(true);
+        metrics.next(Duration::from_secs(60));
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
+        for line in [
+            "transload_mirror_runs_total 2",
+            "transload_mirror_images_total{status=\"copied\"} 2",
+            "transload_mirror_images_total{status=\"failed\"} 1",
+            "transload_mirror_last_run_images{status=\"copied\"} 1",
+            "transload_mirror_last_run_images{status=\"skipped\"} 0",
+            "transload_mirror_received_bytes_total 4096",
+            "transload_mirror_moved_bytes_total 2000",
+            "transload_mirror_saved_bytes_total 2",
+            "transload_mirror_last_run_duration_seconds 1.5",
+            "transload_mirror_list_good 1",
+            "transload_registry_requests_total{registry=\"docker.io\"} 8",
+            "transload_registry_pulls_total{registry=\"docker.io\"} 4",
+            "transload_registry_pulls_left{registry=\"docker.io\"} 7",
+            "transload_registry_pulls_limit{registry=\"docker.io\"} 100",
+        ] {
+            assert!(page.lines().any(|shown| shown == line), "no {line} in\n{page}");
+        }
+        let next = page.lines().find_map(|line| line.strip_prefix("transload_mirror_next_run_timestamp_seconds "));
+        let next: f64 = next.and_then(|value| value.parse().ok()).expect("a time");
+        assert!((next - seconds(Timestamp::now()) - 60.0).abs() < 30.0);
+    }
+}

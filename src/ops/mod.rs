@@ -1,0 +1,162 @@
+//! What a program that stays says of itself to those who operate it, on an address of its own:
+//! `/healthz`, `/readyz`, `/metrics`.
+//!
+//! ```text
+//! mirror --interval, proxy ── Health, Metrics ──> serve ── Kubernetes' probes, Prometheus
+//! ```
+//! Nothing here authenticates or is encrypted: it belongs on loopback or in a cluster's network. It tells
+//! no credentials and no names of images.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::content::Body;
+use crate::error::Result;
+use crate::server::{self, Handler, Limits, ResponseBody, whole};
+
+/// Whether the program is of use now. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<Mutex<Option<String>>>);
+
+impl Health {
+    /// Not ready yet, and why.
+    pub fn unready_since(why: &str) -> Self {
+        Self(Arc::new(Mutex::new(Some(why.to_owned()))))
+    }
+
+    /// It is of use.
+    pub fn ready(&self) {
+        *self.lock() = None;
+    }
+
+    /// It isn't any more, and why: a line for people.
+    pub fn unready(&self, why: impl Into<String>) {
+        *self.lock() = Some(why.into());
+    }
+
+    /// Why it isn't ready; `None` if it is.
+    pub fn why_not(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers at `listener` until `shutdown` is ready.
+///
+/// # Errors
+/// Those of [`server::run`].
+pub async fn serve(
+    listener: TcpListener,
+    health: Health,
+    metrics: Arc<Registry>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let limits = Limits {
+        connections: 64,
+        head: Duration::from_secs(30),
+        stalled: Duration::from_secs(10),
+        drain: Duration::from_secs(1),
+    };
+    server::run(listener, Ops { health, metrics }, limits, shutdown).await
+}
+
+struct Ops {
+    health: Health,
+    metrics: Arc<Registry>,
+}
+
+impl Handler for Ops {
+    async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
+        let mut response = self.answer(request.method(), request.uri().path());
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+impl Ops {
+    fn answer(&self, method: &Method, path: &str) -> Response<ResponseBody> {
+        if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
+            return text(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics here\n");
+        }
+        if method != Method::GET && method != Method::HEAD {
+            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only to be read\n");
+            refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refused;
+        }
+        match path {
+            // That this is answered at all says it: the runtime turns.
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => match self.health.why_not() {
+                None => text(StatusCode::OK, "ok\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{why}\n")),
+            },
+            _ => {
+                let mut page = String::new();
+                match prometheus_client::encoding::text::encode(&mut page, &self.metrics) {
+                    Ok(()) => whole(StatusCode::OK, OPEN_METRICS, Bytes::from(page)),
+                    Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+                }
+            }
+        }
+    }
+}
+
+fn text(status: StatusCode, said: &str) -> Response<ResponseBody> {
+    whole(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(said.as_bytes()))
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn probes_and_metrics_are_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (health, counter) = (Health::unready_since("the first run is not done"), Counter::<u64>::default());
+        let mut metrics = Registry::default();
+        metrics.register("things", "Things that were seen", counter.clone());
+        counter.inc_by(3);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let served = serve(listener, health.clone(), Arc::new(metrics), async {
+            let _ = stopped.await;
+        });
+        let asked = async {
+            let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+            let get = async |method: Method, path: &str| {
+                let answer = client.request(method, format!("http://{address}{path}")).send().await.expect("an answer");
+                let kind = answer.headers()["content-type"].to_str().expect("text").to_owned();
+                (answer.status().as_u16(), kind, answer.text().await.expect("text"))
+            };
+            let plain = || "text/plain; charset=utf-8".to_owned();
+            assert_eq!(get(Method::GET, "/healthz").await, (200, plain(), "ok\n".into()));
+            assert_eq!(get(Method::GET, "/readyz").await, (503, plain(), "the first run is not done\n".into()));
+            health.ready();
+            assert_eq!(get(Method::GET, "/readyz?x=y").await, (200, plain(), "ok\n".into()));
+            health.unready("the list is broken");
+            assert_eq!(get(Method::GET, "/readyz").await.2, "the list is broken\n");
+            assert_eq!(get(Method::HEAD, "/healthz").await.0, 200);
+            assert_eq!(get(Method::POST, "/healthz").await.0, 405);
+            assert_eq!(get(Method::GET, "/").await.0, 404);
+            let (status, kind, page) = get(Method::GET, "/metrics").await;
+            assert_eq!((status, kind.as_str()), (200, OPEN_METRICS));
+            assert!(page.contains("\nthings_total 3\n") && page.ends_with("# EOF\n"), "{page}");
+            drop(stop);
+        };
+        tokio::join!(async { served.await.expect("an orderly end") }, asked);
+    }
+}

@@ -1,0 +1,239 @@
+//! A request's way out: signed, within the limits, redirected, counted.
+//!
+//! Redirects are followed here and not by the HTTP library, since `Authorization` must go to the
+//! registry's own origin only, and not every address may be followed (see [`super::address`]).
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderValue, LOCATION};
+use http::{HeaderMap, Method, StatusCode};
+use reqwest::{Request, Url};
+use tokio::time::Instant;
+
+use super::address::{origin, same_origin};
+use super::answer;
+use super::challenge::Challenge;
+use super::incoming::Incoming;
+use super::limits::{Permit, retry_after};
+use super::pulls::Pass;
+use super::quota::PullQuota;
+use super::rates::Class;
+use super::token::Scope;
+use super::transport::{COMMIT_TIMEOUT, Call, Payload, Registry, Response};
+use crate::error::{Error, Kind, Result};
+
+/// The response to a call, who asked, and the origin that it came from if redirects led elsewhere.
+pub(super) struct Sent {
+    pub(super) response: Response,
+    pub(super) storage: Option<String>,
+}
+
+impl Registry {
+    /// Signs the call as `account`, answers challenges, and sends it. `pass` is the pull that it costs.
+    pub(super) async fn signed(&self, call: Call<'_>, account: usize, pass: Option<Pass<'_>>) -> Result<Sent> {
+        let Call { method, url, scope, headers, mut body, .. } = call;
+        let base = self.base().await?.clone();
+        let auth = self.account(account);
+        // A session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
+        let ours = same_origin(&base, &url);
+        if !ours {
+            self.policy().await?.check(&base, &url)?;
+        }
+        let mut pass = pass;
+        for attempt in 1..=SIGNATURES {
+            let turn = if ours { auth.turn().await } else { None };
+            let signature = if ours { self.authorization(account, scope).await? } else { None };
+            let mut signed = headers.clone();
+            if let Some(value) = &signature {
+                signed.insert(AUTHORIZATION, value.clone());
+            }
+            let streamed = matches!(body, Payload::Stream(..));
+            let once = match &body {
+                Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
+                _ => std::mem::replace(&mut body, Payload::Empty),
+            };
+            let mark = self.pulls.mark(account);
+            let (response, end) = self.followed(method.clone(), url.clone(), signed, once).await?;
+            if !same_origin(&url, &end) {
+                // Whatever it asks for: it's not the registry, and gets no credentials.
+                return Ok(Sent { response, storage: Some(origin(&end)) });
+            }
+            if response.status() != StatusCode::UNAUTHORIZED || !ours {
+                if ours {
+                    self.told(account, mark, &url, &response, pass.as_mut());
+                }
+                return Ok(Sent { response, storage: None });
+            }
+            let challenge = Challenge::from_headers(response.headers());
+            let again = auth.challenged(challenge, scope, signature.as_ref()).await;
+            drop(turn);
+            if streamed && again {
+                // The stream is spent; whoever feeds it asks the session where to go on.
+                return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
+                    .transient(Some(Duration::ZERO)));
+            }
+            if attempt == SIGNATURES || !again {
+                if let Some(pass) = &mut pass {
+                    pass.answered(false);
+                }
+                return Ok(Sent { response, storage: None });
+            }
+        }
+        Err(Error::new(Kind::Unauthorized, "the registry keeps asking for credentials"))
+    }
+
+    /// The account's `Authorization`. An account of several whose password isn't taken is not used again.
+    async fn authorization(&self, account: usize, scope: &Scope) -> Result<Option<HeaderValue>> {
+        let auth = self.account(account);
+        auth.authorization(self, scope).await.inspect_err(|error| {
+            if error.kind() == Kind::Unauthorized && !error.is_transient() && self.pulls.refuse(account) {
+                let who = auth.username().unwrap_or_default();
+                tracing::warn!("{}: going on without the account '{who}': {error}", self.name);
+            }
+        })
+    }
+
+    /// What an answer of the registry itself says of an account's pulls.
+    fn told(&self, account: usize, mark: u64, url: &Url, response: &Response, pass: Option<&mut Pass<'_>>) {
+        let success = response.status().is_success();
+        let quota = PullQuota::from_headers(response.headers());
+        if quota.is_some() || (success && names_manifest(url)) {
+            self.pulls.learn(account, mark, quota);
+        }
+        if let Some(pass) = pass {
+            pass.answered(success);
+        }
+    }
+
+    /// Sends, and follows what GET and HEAD are redirected to.
+    async fn followed(
+        &self,
+        method: Method,
+        mut url: Url,
+        mut headers: HeaderMap,
+        mut body: Payload,
+    ) -> Result<(Response, Url)> {
+        let follow = method == Method::GET || method == Method::HEAD;
+        for _ in 0..=MAX_REDIRECTS {
+            let permit = self.admitted(&method, &url).await?;
+            let payload = std::mem::replace(&mut body, Payload::Empty);
+            let response = self.raw(method.clone(), url.clone(), headers.clone(), payload).await?;
+            drop(permit);
+            let Some(location) =
+                response.headers().get(LOCATION).filter(|_| follow && response.status().is_redirection())
+            else {
+                return Ok((response, url));
+            };
+            let next = location
+                .to_str()
+                .ok()
+                .and_then(|location| url.join(location).ok())
+                .ok_or_else(|| Error::new(Kind::Registry, "it redirects to what isn't a URL"))?;
+            self.policy().await?.check(&url, &next)?;
+            if !same_origin(&url, &next) {
+                headers.remove(AUTHORIZATION);
+            }
+            tracing::debug!("redirected to {}", origin(&next));
+            url = next;
+        }
+        Err(Error::new(Kind::Registry, format!("it redirects more than {MAX_REDIRECTS} times")))
+    }
+
+    /// Waits for a place among the requests that run, and for the minute to have room for one more. Who
+    /// waits for the minute holds no place meanwhile. No request's own time runs yet.
+    async fn admitted(&self, method: &Method, url: &Url) -> Result<Permit> {
+        // What storage elsewhere gives isn't counted by the registry.
+        if !same_origin(self.base().await?, url) {
+            return Ok(self.limiter.acquire().await);
+        }
+        let class = Class::of(method, url.path());
+        loop {
+            self.throttle.ready(class).await;
+            let permit = self.limiter.acquire().await;
+            if self.throttle.take(class) {
+                return Ok(permit);
+            }
+        }
+    }
+
+    /// One request to a token endpoint.
+    pub(super) async fn ask_token(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Payload,
+    ) -> Result<Response> {
+        loop {
+            self.limiter.unpaused().await;
+            self.throttle.ready(Class::Token).await;
+            if self.throttle.take(Class::Token) {
+                break;
+            }
+        }
+        let response = self.raw(method, url, headers, body).await?;
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            self.pushed_back(Class::Token, retry_after(response.headers()));
+        }
+        Ok(response)
+    }
+
+    /// One HTTP exchange, up to the response's head; counts it.
+    ///
+    /// A streamed body's progress is watched by its owner: here only the others' waits are bounded.
+    async fn raw(&self, method: Method, url: Url, headers: HeaderMap, body: Payload) -> Result<Response> {
+        let shown = format!("{method} {}{}", origin(&url), url.path());
+        let mut request = Request::new(method.clone(), url);
+        *request.headers_mut() = headers;
+        let streamed = matches!(body, Payload::Stream(..));
+        let empty = matches!(method, Method::POST | Method::PUT | Method::PATCH);
+        match body {
+            Payload::Empty if empty => {
+                request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            Payload::Empty => {}
+            Payload::Bytes(bytes) => *request.body_mut() = Some(bytes.into()),
+            Payload::Stream(body, length) => {
+                // ACR refuses chunked transfer coding (CONTENT_LENGTH_INVALID; harbor#23016).
+                request.headers_mut().insert(CONTENT_LENGTH, length.into());
+                *request.body_mut() = Some(body);
+            }
+        }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let sending = self.http().await?.execute(request);
+        let sent = if streamed {
+            sending.await
+        } else {
+            // What is written is also checked and stored before the answer comes.
+            let idle = self.options.idle;
+            let patience = if method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
+            let late =
+                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
+            tokio::time::timeout(patience, sending).await.map_err(|_| late())?
+        };
+        let response: http::Response<reqwest::Body> =
+            sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
+        let response = response.map(|body| Incoming::new(body, &self.name, self.options.idle));
+        tracing::debug!("{shown}: {}", response.status().as_u16());
+        Ok(response)
+    }
+
+    /// The registry answered 429 or 503 to a request of the class: that class waits where it has limits by
+    /// the minute, else everything. Says until when.
+    pub(super) fn pushed_back(&self, class: Class, wait: Option<Duration>) -> Option<Instant> {
+        if wait.is_some() && self.throttle.limited(class, wait) {
+            return None;
+        }
+        self.limiter.pushed_back(wait)
+    }
+}
+
+/// Whether it's a manifest's URL, `/v2/NAME/manifests/REFERENCE`.
+pub(super) fn names_manifest(url: &Url) -> bool {
+    url.path().rsplit('/').nth(1) == Some("manifests")
+}
+
+const MAX_REDIRECTS: u32 = 5;
+/// How often a call is signed: without a token, with one, and with a new one if that expired on the way.
+const SIGNATURES: u32 = 3;
