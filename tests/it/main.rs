@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod k8s;
 mod login;
+mod mirror_check;
 mod mirror_prune;
 mod mirror_run;
 mod node;
