@@ -63,7 +63,6 @@ pub(super) fn image(source: &str, destination: &str, report: &Report, dry_run: b
 }
 
 /// A run over a list: a line for each image, those that failed last with why, then the sums.
-#[cfg_attr(not(test), expect(dead_code, reason = "`mirror` is being written"))]
 pub(super) fn run(run: &Run) -> String {
     let (undone, done): (Vec<&Entry>, Vec<&Entry>) =
         run.images().iter().partition(|image| image.ended.error().is_some());

@@ -1,6 +1,8 @@
 //! `transload mirror`: a list of images, whole.
 
 mod check;
+pub(super) mod diff;
+mod places;
 mod run;
 
 use super::global::Global;

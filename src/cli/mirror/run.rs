@@ -1,8 +1,21 @@
-//! `transload mirror LIST`.
+//! `transload mirror LIST`: a whole list of images, once or on a schedule.
 
-use super::super::global::Global;
-use super::Where;
-use crate::error::{Error, Kind, Result};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::time::Instant;
+
+use super::super::global::{Format, Global};
+use super::super::progress::Bars;
+use super::super::{output, told};
+use super::places::Known;
+use super::{Where, check};
+use crate::copy::{Engine, Observer, Silent};
+use crate::error::{Error, Result};
+use crate::mirror::list::{Base, Entry};
+use crate::mirror::report::{self, Failed, Run, Which};
+use crate::mirror::run::{self, Action, Event, Job};
+use crate::mirror::{List, Shard, shard};
 use crate::registry::Registries;
 
 /// What a run takes.
@@ -13,11 +26,134 @@ pub(super) struct RunArgs {
     list: Option<String>,
     #[command(flatten)]
     to: Where,
+    /// Only say what would be moved
+    #[arg(long)]
+    dry_run: bool,
+    /// Walk and repair images although the destination's tag is the same
+    #[arg(long)]
+    force: bool,
+    /// Large blobs at once, from each source and to each destination
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    /// How often a blob is tried again after a fault; large ones more, as long as they get on
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    retries: u32,
+    /// Only this part of the list, stable by repository: 3/8 is the third of eight, /8 the one that
+    /// JOB_COMPLETION_INDEX says
+    #[arg(long, value_name = "N/OF")]
+    shard: Option<shard::Asked>,
+    /// Only the images that failed, or were skipped, in the run of this report
+    #[arg(long, value_name = "FILE")]
+    retry_failed: Option<PathBuf>,
+    /// Write the report to this file too, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the report to this file too, as JUnit's XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
 }
 
-/// Runs the list.
-#[expect(clippy::unused_async, reason = "what it will do waits")]
-pub(super) async fn run(args: &RunArgs, _: &Global, _: &Registries) -> Result<u8> {
-    let _ = (&args.list, &args.to);
-    Err(Error::new(Kind::Unsupported, "mirror LIST isn't built yet").hint("transload mirror check reads the list"))
+/// Runs the list; returns the exit code.
+pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries) -> Result<u8> {
+    let (list, to) = check::open(args.list.as_deref().unwrap_or("-"), &args.to)?;
+    for note in &list.notes {
+        tracing::warn!("{}", note.text);
+    }
+    let bars = Bars::new(global).map(Arc::new);
+    let done = args.once(&list, &to, registries, bars.as_ref()).await?;
+    if let Some(bars) = &bars {
+        bars.clear();
+    }
+    args.tell(&done, global)?;
+    Ok(done.exit_code())
+}
+
+impl RunArgs {
+    fn shard(&self) -> Result<Option<Shard>> {
+        let index = std::env::var("JOB_COMPLETION_INDEX").ok();
+        self.shard.map(|asked| asked.settle(index.as_deref())).transpose()
+    }
+
+    fn failed(&self) -> Result<Option<Failed>> {
+        let read = |path: &PathBuf| {
+            let bytes = std::fs::read(path)
+                .map_err(|error| Error::io(format!("read --retry-failed {}", path.display()), &error))?;
+            Failed::read(&path.display().to_string(), &bytes)
+        };
+        self.retry_failed.as_ref().map(read).transpose()
+    }
+
+    /// One run.
+    async fn once(&self, list: &List, to: &[Base], registries: &Registries, bars: Option<&Arc<Bars>>) -> Result<Run> {
+        let (shard, failed) = (self.shard()?, self.failed()?);
+        let wanted = |entry: &Entry, job: Option<&Job>| {
+            shard.is_none_or(|shard| shard.holds(&entry.source))
+                && failed.as_ref().zip(job).is_none_or(|(failed, job)| failed.holds(&job.from(), &job.to()))
+        };
+        let begun = Instant::now();
+        let done = Mutex::new(Run::begin(shard.as_ref(), self.dry_run, &told::uses(registries)));
+        let ended = |event| {
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            let failure = add(&mut done, event);
+            drop(done);
+            if let Some((which, error)) = failure {
+                let tell = || output::failure(&format!("{} to {}", which.source, which.destination), &error);
+                bars.map_or_else(tell, |bars| bars.suspend(tell));
+            }
+        };
+        let observer: Arc<dyn Observer> = match bars {
+            Some(bars) => bars.clone(),
+            None => Arc::new(Silent),
+        };
+        let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
+        let options = run::Options { action: self.action(), ..run::Options::default() };
+        run::run(list, to, &Known::new(registries), &engine, &options, &wanted, &ended).await;
+        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.finish(begun.elapsed(), told::uses(registries));
+        Ok(done)
+    }
+
+    fn action(&self) -> Action {
+        Action::Copy { dry_run: self.dry_run, force: self.force }
+    }
+
+    /// Prints the run, and writes its files.
+    fn tell(&self, done: &Run, global: &Global) -> Result<()> {
+        if let Some(path) = &self.report {
+            report::save(path, |to| done.json(to))?;
+        }
+        if let Some(path) = &self.junit {
+            report::save(path, |to| done.junit(to))?;
+        }
+        match global.output {
+            Format::Json => output::print_json(done),
+            Format::Text if global.quiet => {}
+            Format::Text => output::print(&told::run(done)),
+        }
+        Ok(())
+    }
+}
+
+/// Adds what happened to the run; gives back a failure, to be told at once.
+fn add(done: &mut Run, event: Event) -> Option<(Which, Error)> {
+    match event {
+        Event::Copied(job, report) => {
+            done.add(which(&job), Ok(*report));
+            None
+        }
+        Event::Compared(..) => None,
+        Event::Failed(job, error) => {
+            done.add(which(&job), Err(&error));
+            Some((which(&job), error))
+        }
+        Event::Unknown { line, source, error } => {
+            let which = Which { source: source.to_string(), destination: String::new(), line };
+            done.add(which.clone(), Err(&error));
+            Some((which, error))
+        }
+    }
+}
+
+fn which(job: &Job) -> Which {
+    Which { source: job.from(), destination: job.to(), line: job.line }
 }
