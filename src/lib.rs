@@ -64,6 +64,7 @@ pub mod error;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;
+pub mod node;
 pub mod ops;
 pub mod proxy;
 pub mod reference;

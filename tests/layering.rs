@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("proxy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
     ("mirror", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
+    ("node", &["error", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];
 

@@ -10,8 +10,10 @@ mod image;
 mod inspect;
 #[allow(dead_code, reason = "`mirror` is being written")]
 mod interval;
+mod k8s;
 pub mod login;
 mod mirror;
+mod node;
 mod output;
 mod progress;
 mod proxy;
@@ -49,6 +51,8 @@ enum Command {
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
     Proxy(proxy::Args),
+    K8s(k8s::Command),
+    Node(node::Command),
     Demo(demo::Args),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
@@ -99,6 +103,10 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
         };
     }
+    if let Command::Node(command) = &cli.command {
+        // Has to do with no registry. It stops by itself, in the middle of no file.
+        return node::run(command, interrupted()).await;
+    }
     let chunk_size = match &cli.command {
         Command::Copy(args) => args.chunk_size,
         _ => None,
@@ -122,6 +130,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }
             Command::Inspect(args) => Box::pin(inspect::inspect(args, &cli.global, &registries)).await,
             Command::Tags(args) => Box::pin(inspect::tags(args, &cli.global, &registries)).await,
+            Command::K8s(command) => k8s::run(command, &cli.global).await,
             Command::Completions(args) => shell::completions(args),
             Command::Man(args) => shell::man(args),
             // Its own way to stop: what is being served is ended first.
@@ -136,7 +145,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             .await
             .map(|()| 0),
             // Run above.
-            Command::Demo(_) => Ok(0),
+            Command::Demo(_) | Command::Node(_) => Ok(0),
         }
     };
     let drains = matches!(cli.command, Command::Serve(_) | Command::Proxy(_));
