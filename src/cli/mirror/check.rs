@@ -47,7 +47,7 @@ pub(super) fn schema() -> Result<u8> {
 }
 
 /// Reads a list, `-` being stdin; and its name for people.
-pub(super) fn read(file: &str, to: &Where) -> Result<(List, String)> {
+fn read(file: &str, to: &Where) -> Result<(List, String)> {
     let name = if file == "-" { "stdin" } else { file };
     let mut text = Vec::new();
     // One byte more than there may be tells that there is more.
@@ -58,6 +58,14 @@ pub(super) fn read(file: &str, to: &Where) -> Result<(List, String)> {
     result.map_err(|error| Error::io(format!("read {name}"), &error))?;
     let list = List::read_with(&String::from_utf8_lossy(&text), name, &to.defaults())?;
     Ok((list, name.to_owned()))
+}
+
+/// Reads and checks a list for a run: with the destinations that the run has.
+pub(super) fn open(file: &str, to: &Where) -> Result<(List, Vec<Base>)> {
+    let (list, name) = read(file, to)?;
+    let to = if to.to.is_empty() { list.to.clone() } else { to.to.clone() };
+    list.check(&to, &name)?;
+    Ok((list, to))
 }
 
 #[derive(Debug, Serialize)]
