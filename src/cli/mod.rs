@@ -8,13 +8,11 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
-#[allow(dead_code, reason = "`mirror` is being written")]
 mod interval;
 pub mod login;
 mod mirror;
 mod output;
 mod progress;
-#[allow(dead_code, reason = "`mirror` is being written")]
 mod prune;
 pub mod serve;
 mod shell;
@@ -25,6 +23,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
+use crate::registry::{Options, Registries};
 use global::Global;
 
 /// Copies container images from registry to registry: streamed, verified, in one step.
@@ -40,7 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
-    Mirror(mirror::Args),
+    Mirror(Box<mirror::Args>),
     Diff(mirror::diff::Args),
     Login(login::Login),
     Logout(login::Logout),
@@ -97,11 +96,12 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
         };
     }
-    let chunk_size = match &cli.command {
-        Command::Copy(args) => args.chunk_size,
-        _ => None,
-    };
-    let registries = cli.global.registries(chunk_size)?;
+    let options = cli.global.options()?;
+    let registries = Registries::new(match &cli.command {
+        Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
+        Command::Mirror(args) => args.options(options)?,
+        _ => options,
+    });
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
@@ -132,7 +132,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             Command::Demo(_) => Ok(0),
         }
     };
-    let drains = matches!(cli.command, Command::Serve(_));
+    let drains = match &cli.command {
+        Command::Serve(_) => true,
+        Command::Mirror(args) => args.stays(),
+        _ => false,
+    };
     let result = tokio::select! {
         result = run => result,
         signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use super::super::global::Global;
 use super::super::output;
 use super::Where;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::mirror::List;
 use crate::mirror::list::Base;
 
@@ -35,9 +35,20 @@ pub(super) fn schema() -> Result<u8> {
 /// Reads and checks a list, `-` being stdin; and where its images go.
 pub(super) fn open(file: &str, to: &Where) -> Result<(List, Vec<Base>)> {
     let (text, name) = text(file)?;
-    let list = List::read_with(&text, &name, &to.defaults())?;
+    parsed(&text, &name, to)
+}
+
+/// The same, of bytes that were read already.
+pub(super) fn read(bytes: &[u8], name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| Error::new(Kind::Usage, format!("{name} is no text: it isn't UTF-8")))?;
+    parsed(text, name, to)
+}
+
+fn parsed(text: &str, name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
+    let list = List::read_with(text, name, &to.defaults())?;
     let to = if to.to.is_empty() { list.to.clone() } else { to.to.clone() };
-    list.check(&to, &name)?;
+    list.check(&to, name)?;
     Ok((list, to))
 }
 
