@@ -62,6 +62,7 @@ pub mod error;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;
+pub mod node;
 pub mod ops;
 pub mod reference;
 pub mod registry;

@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("server", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("ops", &["error", "content", "server"]),
     ("mirror", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
+    ("node", &["error", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];
 

@@ -9,8 +9,10 @@ mod global;
 mod image;
 mod inspect;
 mod interval;
+mod k8s;
 pub mod login;
 mod mirror;
+mod node;
 mod output;
 mod progress;
 mod prune;
@@ -46,6 +48,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
+    K8s(k8s::Command),
+    Node(node::Command),
     Demo(demo::Args),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
@@ -96,6 +100,10 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
         };
     }
+    if let Command::Node(command) = &cli.command {
+        // Has to do with no registry. It stops by itself, in the middle of no file.
+        return node::run(command, interrupted()).await;
+    }
     let options = cli.global.options()?;
     let registries = Registries::new(match &cli.command {
         Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
@@ -120,6 +128,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }
             Command::Inspect(args) => Box::pin(inspect::inspect(args, &cli.global, &registries)).await,
             Command::Tags(args) => Box::pin(inspect::tags(args, &cli.global, &registries)).await,
+            Command::K8s(command) => k8s::run(command, &cli.global).await,
             Command::Completions(args) => shell::completions(args),
             Command::Man(args) => shell::man(args),
             // Its own way to stop: what is being served is ended first.
@@ -129,7 +138,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             .await
             .map(|()| 0),
             // Run above.
-            Command::Demo(_) => Ok(0),
+            Command::Demo(_) | Command::Node(_) => Ok(0),
         }
     };
     let drains = match &cli.command {

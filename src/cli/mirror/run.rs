@@ -65,7 +65,7 @@ pub(super) struct RunArgs {
 pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let file = args.list.as_deref().unwrap_or("-");
     if args.interval.stays() {
-        let parse = |bytes: &[u8]| check::read(bytes, file, &args.to);
+        let parse = |bytes: &[u8]| check::parsed(bytes, file, &args.to);
         let once = async |(list, to): &(List, Vec<Base>), metrics: &Metrics| {
             let done = args.once(list, to, registries, None, Arc::new(metrics.clone())).await?;
             args.tell(&done, global)?;
