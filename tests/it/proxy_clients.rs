@@ -117,6 +117,37 @@ fn containerd_pulls_through_it() {
 }
 
 #[test]
+fn podman_pulls_through_it() {
+    let registry = Registry::start();
+    let image = Image::index(9, 1, &[40_000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &[]);
+    let home = TempDir::new();
+    let conf = format!(
+        "[[registry]]\nprefix = \"docker.io\"\nlocation = \"127.0.0.1:1\"\n\
+         [[registry.mirror]]\nlocation = \"{}/docker.io\"\ninsecure = true\n",
+        proxy.addr()
+    );
+    let conf = home.write("registries.conf", conf);
+    let policy = home.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
+    let podman = |args: &[&str]| {
+        Tool::new("podman")
+            .args(&["--root", &home.join("root"), "--runroot", &home.join("run"), "--storage-driver", "vfs"])
+            .args(&["--cgroup-manager", "cgroupfs", "--events-backend", "none"])
+            .args(args)
+            .env("CONTAINERS_REGISTRIES_CONF", &conf)
+            // It insists on the file where there is such a variable.
+            .without("DOCKER_CONFIG")
+            .run()
+    };
+    podman(&["pull", "--signature-policy", &policy, "docker.io/library/app:v1"]).ok();
+    let listed = podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().stdout;
+    assert_eq!(listed.trim(), "docker.io/library/app:v1");
+    assert_eq!(front.count("GET", "/blobs/"), image.blobs.len());
+}
+
+#[test]
 fn docker_asks_it_without_a_name() {
     // As dockerd with registry-mirrors: no ns, no first part; a ping before.
     let registry = Registry::start();
