@@ -14,8 +14,10 @@ use crate::{descriptor::Digest, reference::Repository};
 /// What may be removed.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
+    // Not with --retry-failed: a run over some images doesn't know what all the list holds.
     /// Say which tags of the target repositories the list no longer holds; `--prune=delete` removes them
-    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan", help_heading = HEADING)]
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan",
+        conflicts_with = "retry_failed", help_heading = HEADING)]
     prune: Option<What>,
     /// Tags that are younger stay; 0s asks for no age
     #[arg(long, value_name = "AGE", default_value = "7d", value_parser = schedule::duration, help_heading = HEADING)]

@@ -17,6 +17,7 @@ mod login;
 mod mirror_check;
 mod mirror_prune;
 mod mirror_run;
+mod mirror_stay;
 mod node;
 mod readme;
 mod serve;
