@@ -22,8 +22,8 @@ pub(super) struct Args {
     /// Tags that are younger stay; 0s asks for no age
     #[arg(long, value_name = "AGE", default_value = "7d", value_parser = schedule::duration, help_heading = HEADING)]
     prune_older_than: Duration,
-    /// Remove nothing at all if it would be more tags than so many [default: in each repository ten or a
-    /// fifth of its tags, whichever is more]
+    /// Remove nothing at all if it would be more tags than so many [default: ten or a fifth, whichever is more,
+    /// of each repository and of all together]
     #[arg(long, value_name = "N", requires = "prune", help_heading = HEADING)]
     prune_most: Option<usize>,
     /// Where a registry can't delete a tag alone, delete its manifest, unless a tag that stays needs it

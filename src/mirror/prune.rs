@@ -41,7 +41,8 @@ use crate::reference::Repository;
 pub struct Options {
     /// Younger tags stay. Nothing is asked of age if it's zero.
     pub older_than: Duration,
-    /// At most so many tags in all; if `None`, of each repository ten or a fifth, whichever is more.
+    /// At most so many tags in all; if `None`, ten or a fifth, whichever is more: of each repository, and of
+    /// all together.
     pub most: Option<usize>,
     /// Where a registry can't delete a tag by itself, delete its manifest, if no tag that stays needs it.
     pub manifests: bool,
@@ -204,26 +205,23 @@ pub async fn plan<S: Shelf>(
     options: &Options,
     now: Timestamp,
 ) -> Plan {
-    let mut repositories = Vec::new();
-    for (repository, claim) in &claims.0 {
-        let mut part = Part { repository: repository.to_string(), ..Part::default() };
-        let looked = match spared(claim) {
-            Some(why) => {
-                part.spared = Some(why);
-                Ok(())
+    let open = &open;
+    let repositories: Vec<Part> = stream::iter(&claims.0)
+        .map(|(repository, claim)| async move {
+            let mut part = Part { repository: repository.to_string(), ..Part::default() };
+            part.spared = spared(claim);
+            if part.spared.is_none()
+                && let Err(error) = look(open(repository), claim, options, now, &mut part).await
+            {
+                part.going.clear();
+                let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
+                part.error = Some(Failure::from(&error));
             }
-            None => match open(repository) {
-                Ok(shelf) => look(&shelf, claim, options, now, &mut part).await,
-                Err(error) => Err(error),
-            },
-        };
-        if let Err(error) = looked {
-            part.going.clear();
-            let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
-            part.error = Some(Failure::from(&error));
-        }
-        repositories.push(part);
-    }
+            part
+        })
+        .buffered(REPOSITORIES)
+        .collect()
+        .await;
     let refused = too_many(&repositories, options).as_ref().map(Failure::from);
     Plan { repositories, refused, done: false }
 }
@@ -233,7 +231,14 @@ fn spared(claim: &Claim) -> Option<String> {
     claim.doubt.clone().or_else(|| claim.tags.is_empty().then(nothing))
 }
 
-async fn look<S: Shelf>(shelf: &S, claim: &Claim, options: &Options, now: Timestamp, part: &mut Part) -> Result<()> {
+async fn look<S: Shelf>(
+    shelf: Result<S>,
+    claim: &Claim,
+    options: &Options,
+    now: Timestamp,
+    part: &mut Part,
+) -> Result<()> {
+    let shelf = &shelf?;
     let there = shelf.tags().await?;
     let (companions, images): (Vec<String>, Vec<String>) = there.into_iter().partition(|tag| subject(tag).is_some());
     part.tags = images.len();
@@ -299,23 +304,23 @@ fn is_old(written: Option<Timestamp>, older_than: Duration, now: Timestamp) -> b
 
 fn too_many(parts: &[Part], options: &Options) -> Option<Error> {
     let images = |part: &Part| part.going.iter().filter(|going| !going.companion).count();
+    let all: usize = parts.iter().map(images).sum();
+    let refused = |what: String| {
+        let error = Error::new(Kind::Refused, format!("{what}: nothing is removed"));
+        error.hint(format!("if that is meant, allow it: --prune-most {all}"))
+    };
     if let Some(most) = options.most {
-        let all: usize = parts.iter().map(images).sum();
-        return (all > most).then(|| {
-            Error::new(
-                Kind::Refused,
-                format!("{all} tags would go, and --prune-most allows {most}: nothing is removed"),
-            )
-            .hint("if that is meant, allow it by a higher --prune-most")
-        });
+        return (all > most).then(|| refused(format!("{all} tags would go, and --prune-most allows {most}")));
     }
-    let part = parts.iter().find(|part| images(part) > FEW.max(part.tags / SHARE))?;
-    let (number, of, name) = (images(part), part.tags, &part.repository);
-    let what = format!("{number} of {of} tags of {name} would go, which is more than {FEW} and than a fifth of them");
-    Some(
-        Error::new(Kind::Refused, format!("{what}: nothing is removed"))
-            .hint("if that is meant, allow it by --prune-most"),
-    )
+    let is_much = |number: usize, of: usize| number > FEW.max(of / SHARE);
+    let much = |number: usize, of: usize, whose: &str| {
+        refused(format!("{number} of {of} tags of {whose} would go, which is more than {FEW} and than a fifth of them"))
+    };
+    if let Some(part) = parts.iter().find(|part| is_much(images(part), part.tags)) {
+        return Some(much(images(part), part.tags, &part.repository));
+    }
+    let there = parts.iter().map(|part| part.tags).sum();
+    is_much(all, there).then(|| much(all, there, "all these repositories"))
 }
 
 /// What a companion's tag is about.
@@ -342,6 +347,8 @@ fn subject(tag: &str) -> Option<About<'_>> {
 }
 
 const AT_ONCE: usize = 16;
+/// Repositories that are looked at, at once.
+const REPOSITORIES: usize = 8;
 const FEW: usize = 10;
 const SHARE: usize = 5;
 /// Docker was first shown in March 2013.

@@ -204,6 +204,12 @@ async fn most_counts_all_repositories() {
     assert!(planned(&memory, &both, &options).await.refused.is_some());
     let options = Options { most: Some(4), ..Options::default() };
     assert!(planned(&memory, &both, &options).await.refused.is_none());
+    for (repositories, refused) in [(5, false), (6, true)] {
+        let mut claims = Claims::default();
+        (0..repositories).for_each(|n| claims.hold(&repository(&format!("r{n}")), "keep"));
+        let plan = planned(&memory, &claims, &Options::default()).await;
+        assert_eq!(plan.refused.is_some(), refused, "{repositories} times 2 of 3: {:?}", plan.refused);
+    }
 }
 
 #[tokio::test]
