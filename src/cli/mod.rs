@@ -16,6 +16,7 @@ mod mirror;
 mod node;
 mod output;
 mod progress;
+mod proxy;
 #[allow(dead_code, reason = "`mirror` is being written")]
 mod prune;
 pub mod serve;
@@ -49,6 +50,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
+    Proxy(proxy::Args),
     K8s(k8s::Command),
     Node(node::Command),
     Demo(demo::Args),
@@ -137,11 +139,16 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
+            Command::Proxy(args) => Box::pin(proxy::run(args.clone(), &cli.global, async {
+                let _ = interrupted().await;
+            }))
+            .await
+            .map(|()| 0),
             // Run above.
             Command::Demo(_) | Command::Node(_) => Ok(0),
         }
     };
-    let drains = matches!(cli.command, Command::Serve(_));
+    let drains = matches!(cli.command, Command::Serve(_) | Command::Proxy(_));
     let result = tokio::select! {
         result = run => result,
         signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
@@ -174,7 +181,7 @@ async fn interrupted() -> &'static str {
 /// is still far beyond its network; who serves many takes all.
 fn runtime(command: &Command) -> Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let serves = matches!(command, Command::Serve(_) | Command::Demo(_));
+    let serves = matches!(command, Command::Serve(_) | Command::Proxy(_) | Command::Demo(_));
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(if serves { cores } else { cores.div_ceil(2) })
         .enable_all()
