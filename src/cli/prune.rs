@@ -13,6 +13,7 @@ use crate::{descriptor::Digest, reference::Repository};
 
 /// What may be removed.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     // Not with --retry-failed: a run over some images doesn't know what all the list holds.
     /// Say which tags of the target repositories the list no longer holds; `--prune=delete` removes them
