@@ -9,7 +9,10 @@ use crate::error::{Kind, Result};
 use crate::mirror::prune::{self, Claims, Options, Plan, Shelf};
 use crate::mirror::schedule;
 use crate::registry::{Registries, Repo};
-use crate::{descriptor::Digest, reference::Repository};
+use crate::{
+    descriptor::Digest,
+    reference::{Repository, Target},
+};
 
 /// What may be removed.
 #[derive(Clone, Debug, clap::Args)]
@@ -64,8 +67,8 @@ impl Shelf for Repo {
         prune::all_tags(self).await
     }
 
-    async fn holds(&self, tag: &str) -> Result<Vec<Digest>> {
-        prune::holds(self, tag).await
+    async fn holds(&self, target: &Target) -> Result<Vec<Digest>> {
+        prune::holds(self, target).await
     }
 
     async fn written(&self, tag: &str) -> Result<Option<Timestamp>> {

@@ -34,7 +34,7 @@ use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::Repository;
+use crate::reference::{Repository, Target};
 
 /// How far a prune may go.
 #[derive(Clone, Debug)]
@@ -58,8 +58,8 @@ impl Default for Options {
 pub trait Shelf: Send + Sync {
     /// All tags.
     fn tags(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
-    /// The digest of a tag's manifest, then those of all manifests below it. Empty if there is no such tag.
-    fn holds(&self, tag: &str) -> impl Future<Output = Result<Vec<Digest>>> + Send;
+    /// The digest of the manifest, then those of all manifests below it. Empty if it isn't there.
+    fn holds(&self, target: &Target) -> impl Future<Output = Result<Vec<Digest>>> + Send;
     /// When the tag was written, as far as the registry tells; else when its image was made.
     fn written(&self, tag: &str) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
     /// Deletes the tag, and nothing else. `false` if the registry can't; a tag that is gone is no error.
@@ -76,6 +76,8 @@ pub struct Claims(BTreeMap<Repository, Claim>);
 #[derive(Clone, Debug, Default)]
 struct Claim {
     tags: BTreeSet<String>,
+    /// Images without a tag.
+    digests: BTreeSet<Digest>,
     doubt: Option<String>,
 }
 
@@ -106,9 +108,13 @@ impl Claims {
         Ok(claims)
     }
 
-    /// The list holds this tag there. To be said of every image, also of those that are unchanged.
-    pub fn hold(&mut self, target: &Repository, tag: &str) {
-        self.of(target).tags.insert(tag.to_owned());
+    /// The list holds this there. To be said of every image, also of those that are unchanged.
+    pub fn hold(&mut self, target: &Repository, at: &Target) {
+        let claim = self.of(target);
+        match at {
+            Target::Tag(tag) => drop(claim.tags.insert(tag.clone())),
+            Target::Digest(digest) => drop(claim.digests.insert(*digest)),
+        }
     }
 
     /// It isn't known what all the list holds there, so nothing of it may go: its source couldn't be listed,
@@ -160,6 +166,9 @@ pub struct Part {
     pub spared: Option<String>,
     /// What failed, while looking or while removing.
     pub error: Option<Failure>,
+    /// What the list holds by digest.
+    #[serde(skip)]
+    pub pinned: BTreeSet<Digest>,
 }
 
 /// A tag that goes.
@@ -243,6 +252,7 @@ async fn look<S: Shelf>(
     let (companions, images): (Vec<String>, Vec<String>) = there.into_iter().partition(|tag| subject(tag).is_some());
     part.tags = images.len();
     let (held, loose): (Vec<String>, Vec<String>) = images.into_iter().partition(|tag| claim.tags.contains(tag));
+    part.pinned.clone_from(&claim.digests);
     let (mut staying, mut going) = (held, Vec::new());
     let mut ages = stream::iter(loose)
         .map(|tag| async move {
@@ -269,8 +279,7 @@ async fn look<S: Shelf>(
 /// Adds the companions of those that go, unless something that stays has them too.
 async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<String>, part: &mut Part) -> Result<()> {
     let mut lost = BTreeSet::new();
-    let names: Vec<String> = part.going.iter().map(|going| going.tag.clone()).collect();
-    let held: Vec<Vec<Digest>> = contents(shelf, &names).await?;
+    let held: Vec<Vec<Digest>> = contents(shelf, part.going.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
     for (going, digests) in part.going.iter_mut().zip(held) {
         going.digest = digests.first().copied();
         lost.extend(digests);
@@ -279,6 +288,7 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<Stri
     if !companions.iter().any(|tag| is_lost(tag, &lost)) {
         return Ok(());
     }
+    let staying = staying.iter().cloned().map(Target::Tag).chain(part.pinned.iter().copied().map(Target::Digest));
     for digest in contents(shelf, staying).await?.into_iter().flatten() {
         lost.remove(&digest);
     }
@@ -288,9 +298,9 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<Stri
     Ok(())
 }
 
-/// What each tag holds, in their order.
-async fn contents<S: Shelf>(shelf: &S, tags: &[String]) -> Result<Vec<Vec<Digest>>> {
-    stream::iter(tags).map(|tag| shelf.holds(tag)).buffered(AT_ONCE).try_collect().await
+/// What each holds, in their order.
+async fn contents<S: Shelf>(shelf: &S, targets: impl Iterator<Item = Target>) -> Result<Vec<Vec<Digest>>> {
+    stream::iter(targets).map(async |target| shelf.holds(&target).await).buffered(AT_ONCE).try_collect().await
 }
 
 /// Times before containers are no times: reproducible builds write the beginning of 1970 or of 1980.

@@ -8,7 +8,7 @@ use serde_json::json;
 use transload::credentials::{Credential, Credentials};
 use transload::demo::persona::{Account, Grant};
 use transload::mirror::prune::{Claims, Options, Plan, carry_out, plan};
-use transload::reference::Repository;
+use transload::reference::{Repository, Target};
 use transload::registry;
 use transload::registry::Registries;
 
@@ -21,7 +21,7 @@ fn ago(days: i64) -> String {
 fn claims(repository: &str, tags: &[&str]) -> Claims {
     let repository: Repository = repository.parse().expect("a repository");
     let mut claims = Claims::default();
-    tags.iter().for_each(|tag| claims.hold(&repository, tag));
+    tags.iter().for_each(|tag| claims.hold(&repository, &Target::Tag((*tag).to_owned())));
     claims
 }
 
