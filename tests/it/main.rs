@@ -1,5 +1,6 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
+mod chroot;
 mod copy_acr;
 mod copy_dedup;
 mod copy_faults;
@@ -17,6 +18,7 @@ mod login;
 mod mirror_prune;
 mod mirror_run;
 mod node;
+mod node_containerd;
 mod readme;
 mod serve;
 mod support;
