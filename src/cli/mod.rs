@@ -8,7 +8,6 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
-#[allow(dead_code, reason = "`mirror` is being written")]
 mod interval;
 mod k8s;
 pub mod login;
@@ -16,7 +15,7 @@ mod mirror;
 mod node;
 mod output;
 mod progress;
-#[allow(dead_code, reason = "`mirror` is being written")]
+mod proxy;
 mod prune;
 pub mod serve;
 mod shell;
@@ -27,6 +26,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
+use crate::registry::{Options, Registries};
 use global::Global;
 
 /// Copies container images from registry to registry: streamed, verified, in one step.
@@ -42,13 +42,14 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
-    Mirror(mirror::Args),
+    Mirror(Box<mirror::Args>),
     Diff(mirror::diff::Args),
     Login(login::Login),
     Logout(login::Logout),
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
+    Proxy(proxy::Args),
     K8s(k8s::Command),
     Node(node::Command),
     Demo(demo::Args),
@@ -105,11 +106,12 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         // Has to do with no registry. It stops by itself, in the middle of no file.
         return node::run(command, interrupted()).await;
     }
-    let chunk_size = match &cli.command {
-        Command::Copy(args) => args.chunk_size,
-        _ => None,
-    };
-    let registries = cli.global.registries(chunk_size)?;
+    let options = cli.global.options()?;
+    let registries = Registries::new(match &cli.command {
+        Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
+        Command::Mirror(args) => args.options(options)?,
+        _ => options,
+    });
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
@@ -137,11 +139,20 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
+            Command::Proxy(args) => Box::pin(proxy::run(args.clone(), &cli.global, async {
+                let _ = interrupted().await;
+            }))
+            .await
+            .map(|()| 0),
             // Run above.
             Command::Demo(_) | Command::Node(_) => Ok(0),
         }
     };
-    let drains = matches!(cli.command, Command::Serve(_));
+    let drains = match &cli.command {
+        Command::Serve(_) | Command::Proxy(_) => true,
+        Command::Mirror(args) => args.stays(),
+        _ => false,
+    };
     let result = tokio::select! {
         result = run => result,
         signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
@@ -174,7 +185,7 @@ async fn interrupted() -> &'static str {
 /// is still far beyond its network; who serves many takes all.
 fn runtime(command: &Command) -> Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let serves = matches!(command, Command::Serve(_) | Command::Demo(_));
+    let serves = matches!(command, Command::Serve(_) | Command::Proxy(_) | Command::Demo(_));
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(if serves { cores } else { cores.div_ceil(2) })
         .enable_all()

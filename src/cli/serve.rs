@@ -48,6 +48,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
     }
 }
 
+/// Binds an address that a user wrote.
 pub(super) async fn bind(listen: &str) -> Result<TcpListener> {
     let wrong = |error: &std::io::Error| {
         let error = Error::new(Kind::Usage, format!("cannot listen on {listen:?}: {error}"));

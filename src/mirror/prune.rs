@@ -29,6 +29,8 @@ use serde::Serialize;
 pub use self::act::carry_out;
 pub use self::look::{all_tags, created, holds};
 
+use super::list::{Base, Entry};
+use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
@@ -77,6 +79,32 @@ struct Claim {
 }
 
 impl Claims {
+    /// Of a run over `list` to these destinations: names every repository that its entries go to, and doubts
+    /// those that another shard's images go to as well.
+    ///
+    /// # Errors
+    /// If an entry has no place to go to.
+    pub fn of_list(list: &List, to: &[Base], shard: Option<&Shard>) -> Result<Self> {
+        let mut claims = Self::default();
+        let is_ours = |entry: &&Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
+        let (ours, others): (Vec<&Entry>, Vec<&Entry>) = list.entries.iter().partition(is_ours);
+        for entry in ours {
+            for target in targets(entry, to)? {
+                claims.of(&target);
+            }
+        }
+        // What only other shards name is none of this one's business.
+        for entry in others {
+            for target in targets(entry, to)? {
+                if claims.0.contains_key(&target) {
+                    claims
+                        .doubt(&target, format!("images of {}, which is in another shard, go there too", entry.source));
+                }
+            }
+        }
+        Ok(claims)
+    }
+
     /// The list holds this tag there. To be said of every image, also of those that are unchanged.
     pub fn hold(&mut self, target: &Repository, tag: &str) {
         self.of(target).tags.insert(tag.to_owned());
@@ -88,9 +116,21 @@ impl Claims {
         self.of(target).doubt.get_or_insert_with(|| why.into());
     }
 
+    /// It isn't known what all this entry's images are: nothing may go of any repository that they go to.
+    pub fn doubt_entry(&mut self, entry: &Entry, to: &[Base], why: &str) {
+        for target in targets(entry, to).unwrap_or_default() {
+            self.doubt(&target, why);
+        }
+    }
+
     fn of(&mut self, target: &Repository) -> &mut Claim {
         self.0.entry(target.clone()).or_default()
     }
+}
+
+/// The repositories that an entry's images go to: they don't depend on the tag.
+fn targets(entry: &Entry, to: &[Base]) -> Result<Vec<Repository>> {
+    Ok(entry.places(to, Some("any"))?.into_iter().map(|(repository, _)| repository).collect())
 }
 
 /// What would go, and what went.

@@ -19,7 +19,9 @@ fn needed(program: &str) -> Vec<String> {
 /// A root with this program and these files at their places.
 fn root(program: &str, files: &[String]) -> TempDir {
     let root = TempDir::new();
-    for (from, to) in files.iter().map(|file| (file.as_str(), file.trim_start_matches('/'))).chain([(program, "transload")]) {
+    for (from, to) in
+        files.iter().map(|file| (file.as_str(), file.trim_start_matches('/'))).chain([(program, "transload")])
+    {
         let to = root.path().join(to);
         std::fs::create_dir_all(to.parent().expect("a parent")).expect("made");
         std::fs::copy(from, to).expect("copied");
@@ -40,7 +42,8 @@ fn copies_in(root: &TempDir) {
     let source = format!("{}/library/app:v1", origin.addr());
     let resolve: Vec<String> = acr.flags().into_iter().skip(2).collect();
     // Kubernetes' own way: nobody in particular, no HOME, nothing to write to.
-    let args = ["copy", &source, "myregistry.azurecr.io", "--auth-file", "/config/auth.json", "--ca-file", "/config/ca.pem"];
+    let args =
+        ["copy", &source, "myregistry.azurecr.io", "--auth-file", "/config/auth.json", "--ca-file", "/config/ca.pem"];
     let chroot = ["--root", root.path().to_str().expect("UTF-8"), "/transload"];
     let run = Tool::new("unshare").args(&["--user", "--map-root-user"]).args(&chroot).args(&args).args(&resolve);
     let run = run.without("HOME").without("DOCKER_CONFIG").without("TMPDIR").run().ok();

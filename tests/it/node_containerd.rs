@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::support::containerd::Containerd;
-use super::support::{Front, Registry, TempDir, Tool, transload};
+use super::support::{Front, Proxied, Registry, TempDir, Tool, transload};
 
 /// The fixture `hello-world` at this place of a registry.
 fn hello(registry: &Registry, repository: &str) {
@@ -73,6 +73,29 @@ fn hosts_are_asked_in_order() {
     drop(acr);
     pull().ok();
     assert!(asked_by_containerd(&original) >= 4);
+}
+
+/// As in a cluster: nodes, the proxy, ACR.
+#[test]
+fn a_node_pulls_through_the_proxy_and_past_it() {
+    let behind = Registry::start();
+    hello(&behind, "docker.io/library/hello-world");
+    let acr = Front::before(behind.addr()).acr(|acr| acr.anonymous_pull = true).start();
+    let proxy = Proxied::start(&format!("docker.io={}/docker.io", acr.addr()), &[]);
+    let node = Node::new("docker.io", &proxy.addr().to_string(), &format!("{}/docker.io", acr.addr()));
+    let pull = || Containerd::start().pull(&node.certs(), "docker.io/library/hello-world:latest");
+
+    pull().ok();
+    assert_eq!(asked_by_containerd(&acr), 0, "the proxy alone asks ACR");
+    let blobs = acr.count("GET", "/blobs/");
+    assert!(blobs > 0);
+    // Another node finds it all in the cache.
+    pull().ok();
+    assert_eq!((acr.count("GET", "/blobs/"), asked_by_containerd(&acr)), (blobs, 0));
+
+    proxy.kill();
+    pull().ok();
+    assert!(asked_by_containerd(&acr) >= 4, "{:?}", acr.log());
 }
 
 /// An ACR that wants credentials which the node hasn't is passed over.

@@ -2,13 +2,14 @@
 
 mod check;
 pub(super) mod diff;
+mod limits;
 mod places;
 mod run;
 
 use super::global::Global;
 use crate::error::Result;
 use crate::mirror::list::{Base, Defaults, Template};
-use crate::registry::Registries;
+use crate::registry::{Options, Registries};
 
 /// Mirror a whole list of images
 #[derive(Debug, clap::Args)]
@@ -45,6 +46,18 @@ struct Where {
 impl Where {
     fn defaults(&self) -> Defaults {
         Defaults { target: self.target.clone(), strip_library: self.strip_library }
+    }
+}
+
+impl Args {
+    /// How registries are asked, by this command's flags.
+    pub(super) fn options(&self, options: Options) -> Result<Options> {
+        if self.action.is_some() { Ok(options) } else { self.run.options(options) }
+    }
+
+    /// Whether it ends by itself when it's asked to stop.
+    pub(super) fn stays(&self) -> bool {
+        self.action.is_none() && self.run.stays()
     }
 }
 

@@ -65,7 +65,10 @@ fn is_structured(text: &str) -> bool {
     let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
     first.is_some_and(|line| {
         let line = line.split(" #").next().unwrap_or_default().trim_end();
-        line.starts_with(['{', '[', '"', '\'', '%', '&', '?', '!'])
+        // `[::1]:5000/name`
+        let v6 = line.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let is_v6 = v6.is_some_and(|(address, _)| address.parse::<std::net::Ipv6Addr>().is_ok());
+        (line.starts_with(['{', '[', '"', '\'', '%', '&', '?', '!']) && !is_v6)
             || line.starts_with("---")
             || line == "-"
             || line.starts_with("- ")

@@ -282,6 +282,30 @@ async fn one_repository_that_fails_leaves_the_others() {
     assert_eq!((good.left(), plan.failed()), (vec!["keep".to_owned()], true));
 }
 
+#[tokio::test]
+async fn what_other_shards_write_is_not_pruned() {
+    let text =
+        "docker.io/a/x:1\ndocker.io/a/y:1\ndocker.io/b/x:1 r.example.com/both\ndocker.io/c/x:2 r.example.com/both\n";
+    let list = List::read(text, "list").expect("a list");
+    let to: [Base; 1] = ["r.example.com/hub".parse().expect("a destination")];
+    let all = Claims::of_list(&list, &to, None).expect("claims");
+    let names: Vec<String> = all.0.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["r.example.com/both", "r.example.com/hub/a/x", "r.example.com/hub/a/y"]);
+    assert!(all.0.values().all(|claim| claim.doubt.is_none()));
+    let (mut named, mut doubted) = (0, BTreeSet::new());
+    for number in 1..=16 {
+        let shard = format!("{number}/16").parse::<crate::mirror::shard::Asked>().and_then(|asked| asked.settle(None));
+        let part = Claims::of_list(&list, &to, Some(&shard.expect("a shard"))).expect("claims");
+        named += part.0.len();
+        let doubts = part.0.iter().filter(|(_, claim)| claim.doubt.is_some());
+        doubted.extend(doubts.map(|(repository, _)| repository.to_string()));
+    }
+    assert_eq!((named, doubted), (4, BTreeSet::from(["r.example.com/both".to_owned()])), "b/x and c/x are apart");
+    let mut all = all;
+    all.doubt_entry(&list.entries[2], &to, "not listed");
+    assert_eq!(all.0.values().filter(|claim| claim.doubt.is_some()).count(), 1);
+}
+
 #[test]
 fn companions_are_known_by_their_form() {
     let hex = "a".repeat(64);
