@@ -8,10 +8,10 @@ use transload::demo::persona::{Account, Grant};
 
 use super::support::{Front, Image, Registry, TempDir, Tool, transload};
 
-pub const PRINCIPAL: &str = "0f1e2d3c-1111-2222-3333-444455556666";
-pub const SECRET: &str = "sp~Secret/+=%";
+pub(super) const PRINCIPAL: &str = "0f1e2d3c-1111-2222-3333-444455556666";
+pub(super) const SECRET: &str = "sp~Secret/+=%";
 
-pub fn file(name: &str) -> String {
+pub(super) fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -22,7 +22,7 @@ fn blocks(language: &str) -> Vec<Vec<String>> {
 }
 
 /// The lines of each block of this page with this language, in its order.
-pub fn blocks_of(page: &str, language: &str) -> Vec<Vec<String>> {
+pub(super) fn blocks_of(page: &str, language: &str) -> Vec<Vec<String>> {
     let (mut blocks, mut open): (Vec<Vec<String>>, Option<bool>) = (Vec::new(), None);
     for line in file(page).lines() {
         match (line.strip_prefix("```"), open) {
@@ -63,25 +63,25 @@ fn quoted(text: &str) -> Vec<&str> {
 }
 
 /// Docker Hub and ACR look-alikes by their real names, and a user's home in between.
-pub struct World {
+pub(super) struct World {
     #[expect(dead_code, reason = "the Hub's content, for as long as the test")]
     origin: Registry,
     hub: Front,
     acr: Front,
-    pub mirror: Registry,
-    pub hello: Image,
+    pub(super) mirror: Registry,
+    pub(super) hello: Image,
     nginx: Image,
-    pub home: TempDir,
+    pub(super) home: TempDir,
 }
 
 impl World {
     /// As the README has it: a service principal that may push, and no admin user.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(vec![Account::new(PRINCIPAL, SECRET, Grant::everything())])
     }
 
     /// ACR with these service principals.
-    pub fn with(accounts: Vec<Account>) -> Self {
+    pub(super) fn with(accounts: Vec<Account>) -> Self {
         let (origin, mirror) = (Registry::start(), Registry::start());
         let (hello, nginx) = (Image::tiny(1), Image::index(2, 3, &[30_000]));
         hello.push(origin.addr(), "library/hello-world", "latest");
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// A line as a user types it, in a shell whose `transload` is the one under test.
-    pub fn shell(&self, line: &str) -> Tool {
+    pub(super) fn shell(&self, line: &str) -> Tool {
         let program = Path::new(env!("CARGO_BIN_EXE_transload")).parent().expect("a directory");
         let path = format!("{}:{}", program.display(), std::env::var("PATH").expect("a PATH"));
         let authorities = [&self.hub, &self.acr]
