@@ -64,6 +64,7 @@ fn it_needs_nothing_but_itself_and_its_libraries() {
 
 /// What `deploy/build.sh` has built, if it has; `TRANSLOAD_STATIC`, where it must have.
 #[test]
+#[expect(clippy::print_stderr, reason = "a test that was not run must say so")]
 fn a_static_one_needs_nothing_but_itself() {
     let usual = concat!(env!("CARGO_MANIFEST_DIR"), "/target/x86_64-unknown-linux-musl/release/transload");
     let program = match std::env::var("TRANSLOAD_STATIC") {
