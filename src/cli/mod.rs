@@ -107,6 +107,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         // Has to do with no registry. It stops by itself, in the middle of no file.
         return node::run(command, interrupted()).await;
     }
+    if let Command::Mirror(args) = &cli.command
+        && let Some(done) = args.offline(&cli.global)
+    {
+        return done;
+    }
     let chunk_size = match &cli.command {
         Command::Copy(args) => args.chunk_size,
         _ => None,

@@ -77,6 +77,13 @@ fn destinations_of_the_command_line_stand_instead() {
     assert!(!scoped.stdout.contains("--scoped"), "{scoped:?}");
 }
 
+/// It needs none, so it doesn't care.
+#[test]
+fn broken_credentials_are_nothing_to_it() {
+    let tool = Tool::transload().file(".docker/config.json", "{");
+    tool.args(&["mirror", "check", "-", "--to", "a.io"]).stdin("nginx\n").run().ok();
+}
+
 #[test]
 fn as_json() {
     let document = check(&fixture("images.yaml"), &["--output", "json"]).run().ok().json();

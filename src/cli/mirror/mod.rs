@@ -48,13 +48,19 @@ impl Where {
     }
 }
 
-/// Runs the command; returns the exit code.
-pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    match &args.action {
-        Some(Action::Check(args)) => check::run(args, global),
-        Some(Action::Schema) => check::schema(),
-        None => run::run(&args.run, global, registries).await,
+impl Args {
+    /// Runs what needs no registry, and no credentials: theirs may be broken. `None` for a run.
+    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
+        self.action.as_ref().map(|action| match action {
+            Action::Check(args) => check::run(args, global),
+            Action::Schema => check::schema(),
+        })
     }
+}
+
+/// Runs a list; returns the exit code.
+pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
+    run::run(&args.run, global, registries).await
 }
 
 const AFTER_HELP: &str = "\
