@@ -55,13 +55,6 @@ pub(super) enum Format {
 }
 
 impl Global {
-    /// The registries of this run, by these flags and the environment.
-    ///
-    /// `chunk_size` is that of uploads, in bytes, where a command has one.
-    pub(super) fn registries(&self, chunk_size: Option<u64>) -> Result<Registries> {
-        Ok(Registries::new(Options { chunk_size, ..self.options()? }))
-    }
-
     /// The registries of this run, for a command that wants some options of its own.
     pub(super) fn registries_with(&self, adapt: impl FnOnce(&mut Options)) -> Result<Registries> {
         let mut options = self.options()?;
@@ -82,7 +75,8 @@ impl Global {
         Ok(settings)
     }
 
-    fn options(&self) -> Result<Options> {
+    /// How registries are asked, by these flags and the environment.
+    pub(super) fn options(&self) -> Result<Options> {
         let mut ca = Vec::new();
         for file in &self.ca_file {
             let pem =

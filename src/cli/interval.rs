@@ -17,6 +17,7 @@ use crate::ops::{self, Health};
 
 /// When to run again, and where to say how it goes.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// Run again and again, so long from start to start, such as 90s, 6h or 1d; at once when the list's
     /// file changes, and on SIGHUP

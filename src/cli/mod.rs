@@ -8,7 +8,6 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
-#[allow(dead_code, reason = "`mirror` is being written")]
 mod interval;
 mod k8s;
 pub mod login;
@@ -17,7 +16,6 @@ mod node;
 mod output;
 mod progress;
 mod proxy;
-#[allow(dead_code, reason = "`mirror` is being written")]
 mod prune;
 pub mod serve;
 mod shell;
@@ -28,6 +26,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
+use crate::registry::{Options, Registries};
 use global::Global;
 
 /// Copies container images from registry to registry: streamed, verified, in one step.
@@ -43,7 +42,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
-    Mirror(mirror::Args),
+    Mirror(Box<mirror::Args>),
     Diff(mirror::diff::Args),
     Login(login::Login),
     Logout(login::Logout),
@@ -112,11 +111,12 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     {
         return done;
     }
-    let chunk_size = match &cli.command {
-        Command::Copy(args) => args.chunk_size,
-        _ => None,
-    };
-    let registries = cli.global.registries(chunk_size)?;
+    let options = cli.global.options()?;
+    let registries = Registries::new(match &cli.command {
+        Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
+        Command::Mirror(args) => args.options(options)?,
+        _ => options,
+    });
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
@@ -153,7 +153,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             Command::Demo(_) | Command::Node(_) => Ok(0),
         }
     };
-    let drains = matches!(cli.command, Command::Serve(_) | Command::Proxy(_));
+    let drains = match &cli.command {
+        Command::Serve(_) | Command::Proxy(_) => true,
+        Command::Mirror(args) => args.stays(),
+        _ => false,
+    };
     let result = tokio::select! {
         result = run => result,
         signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))

@@ -13,6 +13,7 @@ use crate::{descriptor::Digest, reference::Repository};
 
 /// What may be removed.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// Say which tags of the target repositories the list no longer holds; `--prune=delete` removes them
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan", help_heading = HEADING)]

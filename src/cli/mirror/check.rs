@@ -63,8 +63,17 @@ fn read(file: &str, to: &Where) -> Result<(List, String)> {
 /// Reads and checks a list for a run: with the destinations that the run has.
 pub(super) fn open(file: &str, to: &Where) -> Result<(List, Vec<Base>)> {
     let (list, name) = read(file, to)?;
+    checked(list, &name, to)
+}
+
+/// The same for bytes that were read already.
+pub(super) fn parsed(bytes: &[u8], name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
+    checked(List::read_with(&String::from_utf8_lossy(bytes), name, &to.defaults())?, name, to)
+}
+
+fn checked(list: List, name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
     let to = if to.to.is_empty() { list.to.clone() } else { to.to.clone() };
-    list.check(&to, &name)?;
+    list.check(&to, name)?;
     Ok((list, to))
 }
 

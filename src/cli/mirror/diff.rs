@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::mirror::run::{self, Action, Drift, Event, Job};
 use crate::registry::Registries;
 
-/// See which images of a list aren't at the destination as they are at their source, without a transfer
+/// See which images of a list have drifted, without a transfer
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(in crate::cli) struct Args {

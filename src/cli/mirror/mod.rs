@@ -2,13 +2,14 @@
 
 mod check;
 pub(super) mod diff;
+mod limits;
 mod places;
 mod run;
 
 use super::global::Global;
 use crate::error::Result;
 use crate::mirror::list::{Base, Defaults, Template};
-use crate::registry::Registries;
+use crate::registry::{Options, Registries};
 
 /// Mirror a whole list of images
 #[derive(Debug, clap::Args)]
@@ -55,6 +56,16 @@ impl Args {
             Action::Check(args) => check::run(args, global),
             Action::Schema => check::schema(),
         })
+    }
+
+    /// How registries are asked, by this command's flags.
+    pub(super) fn options(&self, options: Options) -> Result<Options> {
+        self.run.options(options)
+    }
+
+    /// Whether it ends by itself when it's asked to stop.
+    pub(super) fn stays(&self) -> bool {
+        self.run.stays()
     }
 }
 

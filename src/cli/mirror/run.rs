@@ -1,22 +1,24 @@
 //! `transload mirror LIST`: a whole list of images, once or on a schedule.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
 use super::super::global::{Format, Global};
 use super::super::progress::Bars;
-use super::super::{output, told};
+use super::super::{interval, output, prune, told};
 use super::places::Known;
-use super::{Where, check};
+use super::{Where, check, limits};
 use crate::copy::{Engine, Observer, Silent};
 use crate::error::{Error, Result};
 use crate::mirror::list::{Base, Entry};
+use crate::mirror::metrics::Metrics;
+use crate::mirror::prune::Claims;
 use crate::mirror::report::{self, Failed, Run, Which};
 use crate::mirror::run::{self, Action, Event, Job};
 use crate::mirror::{List, Shard, shard};
-use crate::registry::Registries;
+use crate::registry::{Options, Registries};
 
 /// What a run takes.
 #[derive(Debug, clap::Args)]
@@ -51,16 +53,33 @@ pub(super) struct RunArgs {
     /// Write the report to this file too, as JUnit's XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    #[command(flatten)]
+    limits: limits::Args,
+    #[command(flatten)]
+    prune: prune::Args,
+    #[command(flatten)]
+    interval: interval::Args,
 }
 
-/// Runs the list; returns the exit code.
+/// Runs the list, once or on schedule; returns the exit code.
 pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries) -> Result<u8> {
-    let (list, to) = check::open(args.list.as_deref().unwrap_or("-"), &args.to)?;
-    for note in &list.notes {
-        tracing::warn!("{}", note.text);
+    let file = args.list.as_deref().unwrap_or("-");
+    if args.interval.stays() {
+        let parse = |bytes: &[u8]| check::parsed(bytes, file, &args.to);
+        let once = async |(list, to): &(List, Vec<Base>), metrics: &Metrics| {
+            let done = args.once(list, to, registries, None, Arc::new(metrics.clone())).await?;
+            args.tell(&done, global)?;
+            Ok(done)
+        };
+        return args.interval.run(Path::new(file), parse, once).await;
     }
+    let (list, to) = check::open(file, &args.to)?;
     let bars = Bars::new(global).map(Arc::new);
-    let done = args.once(&list, &to, registries, bars.as_ref()).await?;
+    let observer: Arc<dyn Observer> = match &bars {
+        Some(bars) => bars.clone(),
+        None => Arc::new(Silent),
+    };
+    let done = args.once(&list, &to, registries, bars.as_ref(), observer).await?;
     if let Some(bars) = &bars {
         bars.clear();
     }
@@ -84,33 +103,55 @@ impl RunArgs {
     }
 
     /// One run.
-    async fn once(&self, list: &List, to: &[Base], registries: &Registries, bars: Option<&Arc<Bars>>) -> Result<Run> {
+    async fn once(
+        &self,
+        list: &List,
+        to: &[Base],
+        registries: &Registries,
+        bars: Option<&Arc<Bars>>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Run> {
         let (shard, failed) = (self.shard()?, self.failed()?);
+        for note in &list.notes {
+            tracing::warn!("line {}: {}", note.line, note.text);
+        }
+        let ours = |entry: &Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
         let wanted = |entry: &Entry, job: Option<&Job>| {
-            shard.is_none_or(|shard| shard.holds(&entry.source))
-                && failed.as_ref().zip(job).is_none_or(|(failed, job)| failed.holds(&job.from(), &job.to()))
+            ours(entry) && failed.as_ref().zip(job).is_none_or(|(failed, job)| failed.holds(&job.from(), &job.to()))
         };
         let begun = Instant::now();
-        let done = Mutex::new(Run::begin(shard.as_ref(), self.dry_run, &told::uses(registries)));
+        let run = Run::begin(shard.as_ref(), self.dry_run, &told::uses(registries));
+        let done = Mutex::new((run, Held::new(list, to, ours)));
         let ended = |event| {
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-            let failure = add(&mut done, event);
+            done.1.note(&event);
+            let failure = add(&mut done.0, event);
             drop(done);
             if let Some((which, error)) = failure {
-                let tell = || output::failure(&format!("{} to {}", which.source, which.destination), &error);
+                let name = format!("{} to {}", which.source, which.destination);
+                let tell = || output::failure(name.trim_end_matches(" to "), &error);
                 bars.map_or_else(tell, |bars| bars.suspend(tell));
             }
         };
-        let observer: Arc<dyn Observer> = match bars {
-            Some(bars) => bars.clone(),
-            None => Arc::new(Silent),
-        };
         let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
-        let options = run::Options { action: self.action(), ..run::Options::default() };
+        let options = run::Options { action: self.action(), deadline: self.limits.deadline() };
         run::run(list, to, &Known::new(registries), &engine, &options, &wanted, &ended).await;
-        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        done.finish(begun.elapsed(), told::uses(registries));
-        Ok(done)
+        let (mut run, held) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if self.prune.is_asked() {
+            run.pruned_by(self.prune.run(&held.claims, registries, self.dry_run).await);
+        }
+        run.finish(begun.elapsed(), told::uses(registries));
+        Ok(run)
+    }
+
+    pub(super) fn stays(&self) -> bool {
+        self.interval.stays()
+    }
+
+    /// How registries are asked, by this command's flags.
+    pub(super) fn options(&self, options: Options) -> Result<Options> {
+        let share = self.shard()?.map_or(1, Shard::count);
+        self.limits.options(options, share)
     }
 
     fn action(&self) -> Action {
@@ -131,6 +172,52 @@ impl RunArgs {
             Format::Text => output::print(&told::run(done)),
         }
         Ok(())
+    }
+}
+
+/// What the list holds of its targets, for [`prune`].
+struct Held<'a> {
+    claims: Claims,
+    list: &'a List,
+    to: &'a [Base],
+}
+
+impl<'a> Held<'a> {
+    /// Of entries that aren't `ours` (another shard's) nothing will be known.
+    fn new(list: &'a List, to: &'a [Base], ours: impl Fn(&Entry) -> bool) -> Self {
+        let mut held = Self { claims: Claims::default(), list, to };
+        for entry in list.entries.iter().filter(|entry| !ours(entry)) {
+            held.doubt(entry, "another shard writes to it too");
+        }
+        held
+    }
+
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Copied(job, _) | Event::Compared(job, _) => self.hold(job),
+            Event::Failed(job, _) => {
+                self.hold(job);
+                self.claims.doubt(&job.destination, format!("{} failed", job.from()));
+            }
+            Event::Unknown { line, source, .. } => {
+                let (list, line) = (self.list, *line);
+                for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {
+                    self.doubt(entry, "the tags of its source could not be listed");
+                }
+            }
+        }
+    }
+
+    fn hold(&mut self, job: &Job) {
+        if let Some(tag) = job.at.tag() {
+            self.claims.hold(&job.destination, tag);
+        }
+    }
+
+    fn doubt(&mut self, entry: &Entry, why: &str) {
+        for (repository, _) in entry.places(self.to, Some("tag")).unwrap_or_default() {
+            self.claims.doubt(&repository, why);
+        }
     }
 }
 
