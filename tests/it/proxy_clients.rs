@@ -1,7 +1,7 @@
 //! `transload proxy` with real clients.
 
 use super::support::containerd::Containerd;
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http, skopeo};
+use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, Tool, http, skopeo};
 
 #[test]
 fn skopeo_copies_through_it() {
