@@ -106,6 +106,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         // Has to do with no registry. It stops by itself, in the middle of no file.
         return node::run(command, interrupted()).await;
     }
+    if let Command::Mirror(args) = &cli.command
+        && let Some(done) = args.offline(&cli.global)
+    {
+        return done;
+    }
     let options = cli.global.options()?;
     let registries = Registries::new(match &cli.command {
         Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },

@@ -19,6 +19,7 @@ mod login;
 mod mirror_check;
 mod mirror_prune;
 mod mirror_run;
+mod mirror_stay;
 mod node;
 mod node_containerd;
 mod proxy_blobs;

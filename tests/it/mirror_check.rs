@@ -77,6 +77,13 @@ fn destinations_of_the_command_line_stand_instead() {
     assert!(!scoped.stdout.contains("--scoped"), "{scoped:?}");
 }
 
+/// It needs none, so it doesn't care.
+#[test]
+fn broken_credentials_are_nothing_to_it() {
+    let tool = Tool::transload().file(".docker/config.json", "{");
+    tool.args(&["mirror", "check", "-", "--to", "a.io"]).stdin("nginx\n").run().ok();
+}
+
 #[test]
 fn as_json() {
     let document = check(&fixture("images.yaml"), &["--output", "json"]).run().ok().json();
@@ -160,6 +167,50 @@ fn a_large_list_is_checked_quickly_and_a_larger_one_refused() {
     assert_eq!(run.stdout.lines().count(), 50_001);
     let run = check(&format!("images:\n{}", "  - nginx:1.27\n".repeat(700_000)), &[]).run().exits(2);
     assert!(run.stderr.contains("too large for a list"), "{run:?}");
+}
+
+/// The README's list, its keys and its placeholders.
+#[test]
+fn the_readme_is_right_about_lists() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("a README");
+    let list = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a list");
+    let said = check(list, &[]).run().ok().stdout;
+    assert_eq!(
+        said,
+        "stdin: a list (transload) of 3 entries, to myregistry.azurecr.io/hub\n\
+         6  docker.io/library/nginx:1.27 -> myregistry.azurecr.io/hub/nginx:1.27 (linux/amd64, linux/arm64)\n\
+         7  docker.io/library/redis:7.2@sha256:0123456789ab… -> myregistry.azurecr.io/hub/redis:7.2 (linux/amd64, linux/arm64)\n   \
+         docker.io/library/redis:7.4 -> myregistry.azurecr.io/hub/redis:7.4 (linux/amd64, linux/arm64)\n\
+         9  quay.io/prometheus/prometheus: versions >=2.50 <4, without *-distroless, the newest 5 -> \
+         myregistry.azurecr.io/hub/monitoring/prometheus (linux/amd64, linux/arm64, with referrers)\n"
+    );
+    let rows = |head: &str| -> Vec<(String, String)> {
+        let table = readme.split(&format!("\n| {head} | ")).nth(1).unwrap_or_else(|| panic!("no table of {head}"));
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        rows.filter_map(|row| row.trim_matches('|').split_once(" | ").map(|(a, b)| (a.trim().into(), b.into())))
+            .collect()
+    };
+    for (keys, _) in rows("key") {
+        for key in keys.split('`').skip(1).step_by(2) {
+            let value = if key == "newest" { "1" } else { "\"1\"" };
+            check(
+                &format!("images: [{{source: nginx, glob: '*', {key}: {value}}}]").replace("glob: '*', glob", "glob"),
+                &[],
+            )
+            .run()
+            .ok();
+        }
+    }
+    let placeholders = rows("placeholder");
+    assert_eq!(placeholders.len(), 5);
+    for (placeholder, made) in placeholders {
+        let placeholder = placeholder.trim_matches('`').to_owned();
+        let made = made.split('`').nth(1).expect("an example").to_owned();
+        let template = if placeholder == "{tag}" { "x:{tag}" } else { &placeholder };
+        let said = check("nginx:1.27", &["--to", "a.io", "--target", template]).run().ok().stdout;
+        let expected = if placeholder == "{tag}" { format!("a.io/x:{made}\n") } else { format!("a.io/{made}:1.27\n") };
+        assert!(said.ends_with(&expected), "{placeholder}: {said}");
+    }
 }
 
 #[test]

@@ -50,24 +50,28 @@ impl Where {
 }
 
 impl Args {
+    /// Runs what needs no registry, and no credentials: theirs may be broken. `None` for a run.
+    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
+        self.action.as_ref().map(|action| match action {
+            Action::Check(args) => check::run(args, global),
+            Action::Schema => check::schema(),
+        })
+    }
+
     /// How registries are asked, by this command's flags.
     pub(super) fn options(&self, options: Options) -> Result<Options> {
-        if self.action.is_some() { Ok(options) } else { self.run.options(options) }
+        self.run.options(options)
     }
 
     /// Whether it ends by itself when it's asked to stop.
     pub(super) fn stays(&self) -> bool {
-        self.action.is_none() && self.run.stays()
+        self.run.stays()
     }
 }
 
-/// Runs the command; returns the exit code.
+/// Runs a list; returns the exit code.
 pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    match &args.action {
-        Some(Action::Check(args)) => check::run(args, global),
-        Some(Action::Schema) => check::schema(),
-        None => run::run(&args.run, global, registries).await,
-    }
+    run::run(&args.run, global, registries).await
 }
 
 const AFTER_HELP: &str = "\

@@ -98,13 +98,14 @@ fn form(root: &Node) -> Option<Form> {
     if !fields.is_empty() && fields.iter().all(|(_, value)| has_images(value)) {
         return Some(Form::Skopeo);
     }
+    // Destinations name a registry, and sources a namespace or a tag, one of them at least.
+    let is_target = |node: &Node| node.text().is_some_and(|text| text.contains('/') || text.is_empty());
     let is_rule = |node: &Node| match &node.value {
-        Value::Text(_) => true,
-        Value::List(items) => !items.is_empty() && items.iter().all(|item| item.text().is_some()),
-        _ => false,
+        Value::List(items) => !items.is_empty() && items.iter().all(is_target),
+        _ => is_target(node),
     };
-    // Its sources name a registry, or a namespace at least.
-    let rules = !fields.is_empty() && fields.iter().all(|(key, value)| key.text.contains('/') && is_rule(value));
+    let rules =
+        fields.iter().all(|(_, value)| is_rule(value)) && fields.iter().any(|(key, _)| key.text.contains(['/', ':']));
     rules.then_some(Form::ImageSyncer)
 }
 

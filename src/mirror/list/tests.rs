@@ -61,6 +61,7 @@ fn forms_are_recognised() {
         ("defaults: {interval: 1h}\nsync:\n- {source: a, target: b.io/a, type: image}\n", Form::Regsync),
         ("quay.io/a/b: c.io/a/b\n", Form::ImageSyncer),
         ("{\"quay.io/a/b:1,2\": [\"c.io/a/b\"]}", Form::ImageSyncer),
+        ("nginx: c.io/nginx\nredis:1,2: [c.io/redis, d.io/redis]\n", Form::ImageSyncer),
         ("images: {nginx: c.io/a}\n", Form::ImageSyncer),
         ("auth: {}\nimages: {nginx: c.io/a}\n", Form::ImageSyncer),
         ("tasks:\n- source: {registry: a.io}\n  target: {registry: b.io}\n  mappings: [{from: c}]\n", Form::Dregsy),
@@ -78,6 +79,7 @@ fn what_is_no_list() {
         ("sync: []\n", 0, "names no images"),
         ("- nginx\n- redis\n", 1, "a list without a name"),
         ("\nimagse: [nginx]\n", 2, "none of the known forms"),
+        ("imagse: [quay.io/a/b]\n", 1, "none of the known forms"),
         ("{}", 1, "none of the known forms"),
         ("\"nginx\"", 1, "no list of images"),
         ("images: [nginx\n", 1, "malformed"),
@@ -88,6 +90,26 @@ fn what_is_no_list() {
     refused(&long, 0, "too large");
     let many = "nginx\n".repeat(read::MAX_ENTRIES + 1);
     refused(&many, read::MAX_ENTRIES + 1, "more than 100000 entries");
+}
+
+#[test]
+fn keys_may_be_long() {
+    let tags: Vec<String> = (0..500).map(|number| format!("v1.0.{number}")).collect();
+    for text in [
+        format!("quay.io/a/b:{}: c.io/d\n", tags.join(",")),
+        format!("{{\"quay.io/a/b:{}\": \"c.io/d\"}}", tags.join(",")),
+    ] {
+        assert_eq!(good(&text).entries[0].pick.exact.len(), 500);
+    }
+}
+
+#[test]
+fn json_with_tabs_and_lines_with_returns() {
+    let list = good(
+        "{\n\t\"images\": [\n\t\t\"nginx:1.27\",\n\t\t{\"source\": \"redis\", \"tags\": [\"7\\u002e4\"]}\n\t]\n}\n",
+    );
+    assert_eq!(places(&list, &["a.io"]), ["a.io/library/nginx:1.27", "a.io/library/redis:7.4"]);
+    refused("images:\r\n  - nginx\r\n  - source: redis\r\n    x: 1\r\n", 4, "has no \"x\"");
 }
 
 #[test]
