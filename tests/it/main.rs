@@ -12,6 +12,8 @@ mod entra;
 mod fixtures;
 mod inspect;
 mod interrupt;
+mod limits_acr;
+mod limits_hub;
 mod login;
 mod readme;
 mod serve;
