@@ -3,6 +3,7 @@
 //! blob from the one to the other.
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -35,6 +36,15 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// Not tried again here: whoever reads has a [`Budget`]. A holder that falls silent is the
     /// source's own affair: the body ends in an error then.
     fn blob(&self, blob: &Descriptor, from: u64) -> impl Future<Output = Result<Body>> + Send;
+
+    /// The bytes of `part` of `blob`, in a request of its own. Several at once are faster than one where each
+    /// connection is slow.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] if the holder can't give a part that isn't at the blob's beginning.
+    fn part(&self, blob: &Descriptor, part: Range<u64>) -> impl Future<Output = Result<Body>> + Send {
+        async move { Ok(limited(self.blob(blob, part.start).await?, part.end - part.start)) }
+    }
 
     /// Which repository this is, where blobs can be mounted from it: for a destination in the same registry.
     fn origin(&self) -> Option<&Repository> {
@@ -144,22 +154,50 @@ impl<S: Source> Feed<S> {
         &self.budget
     }
 
+    /// Who is told of bytes that came.
+    pub fn moved(&self) -> Arc<dyn Fn(u64) + Send + Sync> {
+        self.moved.clone()
+    }
+
     /// The verified bytes from `at` on. Reads again from the last known state of the hash at or
     /// before it, so that the digest of the whole is still checked.
     pub async fn open(&self, at: u64) -> Result<Verified> {
         let mark = self.marks.before(at);
         let (from, hasher) = mark.unwrap_or_else(|| (0, self.blob.digest.hasher()));
-        let reader = Reader {
-            source: self.source.clone(),
-            blob: self.blob.clone(),
-            at: from,
-            budget: self.budget.clone(),
-            body: None,
-            moved: self.moved.clone(),
-        };
-        let body = reader.opened().await?.into_body();
+        let body = self.reader(from, None).opened().await?.into_body();
         Verified::resumed(body, &self.blob, from, hasher, at, self.marks.clone())
     }
+
+    /// The verified bytes of the whole, where `first` is what the source was opened with already.
+    pub fn begun(&self, first: Body) -> Result<Verified> {
+        self.verified(self.reader(0, Some(first)).into_body())
+    }
+
+    /// Verifies the whole of a `body` that somebody else put together from the source, so that
+    /// [`open`](Self::open) can go on from what is hashed.
+    pub fn verified(&self, body: Body) -> Result<Verified> {
+        Verified::resumed(body, &self.blob, 0, self.blob.digest.hasher(), 0, self.marks.clone())
+    }
+
+    fn reader(&self, at: u64, body: Option<Body>) -> Reader<S> {
+        let (source, blob) = (self.source.clone(), self.blob.clone());
+        Reader { source, blob, at, budget: self.budget.clone(), body, moved: self.moved.clone() }
+    }
+}
+
+/// The first `left` bytes of `body`.
+pub(crate) fn limited(body: Body, left: u64) -> Body {
+    stream::try_unfold((body, left), |(mut body, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let Some(mut bytes) = body.try_next().await? else { return Ok(None) };
+        // A usize suffices: it's at most the frame's length.
+        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        let rest = left - bytes.len() as u64;
+        Ok(Some((bytes, (body, rest))))
+    })
+    .boxed()
 }
 
 /// Reads a blob to its end, opening it again where it broke off.

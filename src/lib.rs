@@ -16,14 +16,15 @@
 //!   │              │                                      │
 //!   ├── registry ──┴── HTTP to Docker Hub, ACR, … ────────┤
 //!   ├── layout ────┴── a directory of images ─────────────┘
-//!   ├── server ─────── answers HTTP over a layout
+//!   ├── server ─────── answers HTTP over a layout, or over
+//!   ├── proxy ──────── a cache that reads from Sources
 //!   ├── ops ────────── health and metrics of what stays, by the server
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
 //! ```
 //!
 //! # The order of knowledge
 //! error < descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
-//! server} < cli; credentials < registry; server < ops. `registry`, `layout`, `copy` and `server` never name each other:
+//! server} < cli; credentials < registry; server < {proxy, ops}. `registry`, `layout`, `copy` and `server` never name each other:
 //! `tests/layering.rs` holds that.
 //!
 //! # Where we left the first design, and why
@@ -44,6 +45,7 @@
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
 //! | client | reqwest (rustls): proxies, pools and TLS kept by others; webpki-root-certs where the image has no CA store |
+//! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs` and reads at an offset |
 //! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
 //! | digests | sha2, behind [`descriptor::Hasher`] |
 //! | files | serde, serde_json, base64 |
@@ -62,7 +64,9 @@ pub mod error;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;
+pub mod node;
 pub mod ops;
+pub mod proxy;
 pub mod reference;
 pub mod registry;
 pub mod retry;

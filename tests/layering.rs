@@ -18,8 +18,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("layout", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("server", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
+    ("proxy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
     ("mirror", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
+    ("node", &["error", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];
 

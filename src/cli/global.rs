@@ -55,11 +55,11 @@ pub(super) enum Format {
 }
 
 impl Global {
-    /// The registries of this run, by these flags and the environment.
-    ///
-    /// `chunk_size` is that of uploads, in bytes, where a command has one.
-    pub(super) fn registries(&self, chunk_size: Option<u64>) -> Result<Registries> {
-        Ok(Registries::new(Options { chunk_size, ..self.options()? }))
+    /// The registries of this run, for a command that wants some options of its own.
+    pub(super) fn registries_with(&self, adapt: impl FnOnce(&mut Options)) -> Result<Registries> {
+        let mut options = self.options()?;
+        adapt(&mut options);
+        Ok(Registries::new(options))
     }
 
     /// The registries with one credential for one of them, to try it.
@@ -75,7 +75,8 @@ impl Global {
         Ok(settings)
     }
 
-    fn options(&self) -> Result<Options> {
+    /// How registries are asked, by these flags and the environment.
+    pub(super) fn options(&self) -> Result<Options> {
         let mut ca = Vec::new();
         for file in &self.ca_file {
             let pem =
@@ -93,6 +94,25 @@ impl Global {
             ..Options::default()
         })
     }
+}
+
+/// `16MiB`, `4M`, `1048576`.
+pub(super) fn parse_bytes(text: &str) -> Result<u64> {
+    let wrong = || Error::new(Kind::Usage, format!("{text:?} is not a size such as 16MiB"));
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(wrong()),
+    };
+    text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
 }
 
 fn parse_resolve(text: &str) -> Result<(String, SocketAddr)> {

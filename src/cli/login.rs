@@ -94,8 +94,7 @@ pub async fn login(
     let credential = if args.azure {
         Credential::RefreshToken(azure(&registry).await?)
     } else {
-        let username = username(args, person)?;
-        Credential::Basic { username, password: password(args, person)? }
+        asked(args.username.as_deref(), args.password_stdin, person)?
     };
     verify(&registry, &credential).await.map_err(|error| refused(error, &registry, &credential))?;
     let kept = credentials::store(settings, &registry, &credential).await?;
@@ -151,9 +150,15 @@ fn refused(error: Error, registry: &str, credential: &Credential) -> Error {
     }
 }
 
-fn username(args: &Login, person: &mut impl Person) -> Result<String> {
-    let username = match &args.username {
-        Some(username) => username.clone(),
+/// A user and a password, from where the flags say, or else from the person.
+pub(super) fn asked(username: Option<&str>, from_stdin: bool, person: &mut impl Person) -> Result<Credential> {
+    let username = user(username, person)?;
+    Ok(Credential::Basic { username, password: password(from_stdin, person)? })
+}
+
+fn user(given: Option<&str>, person: &mut impl Person) -> Result<String> {
+    let username = match given {
+        Some(username) => username.to_owned(),
         None if person.is_there() => person.ask("Username: ").map_err(|error| Error::io("ask for the user", &error))?,
         None => return Err(nobody_there()),
     };
@@ -165,8 +170,8 @@ fn username(args: &Login, person: &mut impl Person) -> Result<String> {
     Ok(username.to_owned())
 }
 
-fn password(args: &Login, person: &mut impl Person) -> Result<Secret> {
-    let read = if args.password_stdin {
+fn password(from_stdin: bool, person: &mut impl Person) -> Result<Secret> {
+    let read = if from_stdin {
         person.stdin()
     } else if person.is_there() {
         person.ask_secretly("Password: ")

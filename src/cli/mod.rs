@@ -8,10 +8,15 @@ mod demo;
 mod global;
 mod image;
 mod inspect;
+mod interval;
+mod k8s;
 pub mod login;
 mod mirror;
+mod node;
 mod output;
 mod progress;
+mod proxy;
+mod prune;
 pub mod serve;
 mod shell;
 mod told;
@@ -21,6 +26,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
+use crate::registry::{Options, Registries};
 use global::Global;
 
 /// Copies container images from registry to registry: streamed, verified, in one step.
@@ -36,12 +42,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Copy(copy::Args),
-    Mirror(mirror::Args),
+    Mirror(Box<mirror::Args>),
+    Diff(mirror::diff::Args),
     Login(login::Login),
     Logout(login::Logout),
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
+    Proxy(proxy::Args),
+    K8s(k8s::Command),
+    Node(node::Command),
     Demo(demo::Args),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
@@ -92,15 +102,26 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
         };
     }
-    let chunk_size = match &cli.command {
-        Command::Copy(args) => args.chunk_size,
-        _ => None,
-    };
-    let registries = cli.global.registries(chunk_size)?;
+    if let Command::Node(command) = &cli.command {
+        // Has to do with no registry. It stops by itself, in the middle of no file.
+        return node::run(command, interrupted()).await;
+    }
+    if let Command::Mirror(args) = &cli.command
+        && let Some(done) = args.offline(&cli.global)
+    {
+        return done;
+    }
+    let options = cli.global.options()?;
+    let registries = Registries::new(match &cli.command {
+        Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
+        Command::Mirror(args) => args.options(options)?,
+        _ => options,
+    });
     let run = async {
         match &cli.command {
             Command::Copy(args) => Box::pin(copy::run(args, &cli.global, &registries)).await,
             Command::Mirror(args) => Box::pin(mirror::run(args, &cli.global, &registries)).await,
+            Command::Diff(args) => Box::pin(mirror::diff::run(args, &cli.global, &registries)).await,
             Command::Login(args) => {
                 let verify = async |registry: &str, credential: &crate::credentials::Credential| {
                     cli.global.registries_as(registry, credential)?.verify(registry).await
@@ -114,6 +135,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }
             Command::Inspect(args) => Box::pin(inspect::inspect(args, &cli.global, &registries)).await,
             Command::Tags(args) => Box::pin(inspect::tags(args, &cli.global, &registries)).await,
+            Command::K8s(command) => k8s::run(command, &cli.global).await,
             Command::Completions(args) => shell::completions(args),
             Command::Man(args) => shell::man(args),
             // Its own way to stop: what is being served is ended first.
@@ -122,11 +144,20 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
+            Command::Proxy(args) => Box::pin(proxy::run(args.clone(), &cli.global, async {
+                let _ = interrupted().await;
+            }))
+            .await
+            .map(|()| 0),
             // Run above.
-            Command::Demo(_) => Ok(0),
+            Command::Demo(_) | Command::Node(_) => Ok(0),
         }
     };
-    let drains = matches!(cli.command, Command::Serve(_));
+    let drains = match &cli.command {
+        Command::Serve(_) | Command::Proxy(_) => true,
+        Command::Mirror(args) => args.stays(),
+        _ => false,
+    };
     let result = tokio::select! {
         result = run => result,
         signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
@@ -159,7 +190,7 @@ async fn interrupted() -> &'static str {
 /// is still far beyond its network; who serves many takes all.
 fn runtime(command: &Command) -> Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let serves = matches!(command, Command::Serve(_) | Command::Demo(_));
+    let serves = matches!(command, Command::Serve(_) | Command::Proxy(_) | Command::Demo(_));
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(if serves { cores } else { cores.div_ceil(2) })
         .enable_all()

@@ -38,7 +38,7 @@ mod store;
 pub(crate) mod testing;
 
 pub use settings::{Settings, variable_name};
-pub use store::{StoredWhere, erase, store};
+pub use store::{StoredWhere, erase, pull_secret, store};
 
 use file::{AuthFile, Watched};
 use helper::Helpers;

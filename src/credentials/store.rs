@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::file::{AuthFile, encode, malformed};
 use super::helper::Helpers;
-use super::{Credential, DOCKER_HUB_KEY, Settings, servers};
+use super::{Credential, DOCKER_HUB_KEY, Secret, Settings, servers};
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, registry_name};
 
@@ -96,6 +96,17 @@ pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StoredWher
         }
     }
     Ok(erased)
+}
+
+/// A file with this one credential, of the shape that Kubernetes' pull secrets have
+/// (`.dockerconfigjson`), and that `--auth-file` reads.
+///
+/// User and password stand there beside `auth`: the kubelet reads either, other readers only one of them.
+pub fn pull_secret(registry: &str, username: &str, password: &Secret) -> String {
+    let key = if registry == DOCKER_HUB { DOCKER_HUB_KEY } else { registry };
+    let password = password.reveal();
+    let entry = json!({ "username": username, "password": password, "auth": encode(username, password) });
+    json!({ "auths": { key: entry } }).to_string()
 }
 
 /// Docker's `config.json`, about to be changed.

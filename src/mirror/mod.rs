@@ -15,6 +15,7 @@ pub mod list;
 pub mod metrics;
 pub mod prune;
 pub mod report;
+pub mod run;
 pub mod schedule;
 pub mod shard;
 

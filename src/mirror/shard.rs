@@ -28,6 +28,11 @@ pub struct Asked {
 }
 
 impl Shard {
+    /// How many shards there are.
+    pub fn count(self) -> u32 {
+        self.of
+    }
+
     /// Whether images of this source repository are in the shard.
     pub fn holds(&self, source: &Repository) -> bool {
         place(source, self.of) == self.index

@@ -1,5 +1,7 @@
 //! Reading blobs, and beginning uploads.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, future};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
@@ -10,7 +12,7 @@ use reqwest::Url;
 use super::Repo;
 use super::transport::Response;
 use super::upload::Session;
-use crate::content::{Body, Started};
+use crate::content::{Body, Started, limited};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
@@ -33,6 +35,35 @@ impl Repo {
         };
         let skip = check_head(&response, blob, from).map_err(|error| error.doing(doing))?;
         Ok(body_of(response, skip))
+    }
+
+    /// `GET` of some of a blob's bytes, and no more: so the connection can be used again.
+    pub(super) async fn get_part(&self, blob: &Descriptor, part: Range<u64>) -> Result<Body> {
+        let doing = format!("read blob {}", blob.digest);
+        let call = self.call(Method::GET, &format!("blobs/{}", blob.digest), &self.pull, doing.clone()).await?;
+        let range = format!("bytes={}-{}", part.start, part.end.saturating_sub(1));
+        let response = self.registry.call_once(call.header(RANGE, range)).await?;
+        let skip = check_head(&response, blob, part.start).map_err(|error| error.doing(doing))?;
+        if response.status() != StatusCode::PARTIAL_CONTENT && part.start > 0 {
+            return Err(Error::new(Kind::Unsupported, "the registry knows no ranges"));
+        }
+        Ok(limited(body_of(response, skip), part.end - part.start))
+    }
+
+    /// `HEAD` of a blob, by those who pull: its size, `None` where it isn't.
+    ///
+    /// # Errors
+    /// [`Kind::Registry`] if the registry doesn't say how large the blob is.
+    pub async fn size_of(&self, digest: &Digest) -> Result<Option<u64>> {
+        let doing = format!("look for blob {digest}");
+        let call = self.call(Method::HEAD, &format!("blobs/{digest}"), &self.pull, doing.clone()).await?;
+        match self.registry.call(call).await {
+            Ok(response) => length(response.headers()).map(Some).ok_or_else(|| {
+                Error::new(Kind::Registry, "the registry does not say how large the blob is").doing(doing)
+            }),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// `GET` of a foreign layer from where its descriptor says (OCI image spec, "Descriptor Properties": `urls`).

@@ -34,6 +34,7 @@ mod upload;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,6 +83,11 @@ pub struct Options {
     /// How long a registry may be silent: before its answer, in the middle of a body that it sends,
     /// and of one that it takes.
     pub idle: Duration,
+    /// Faults that are forgiven to a request without a streamed body.
+    pub retries: u32,
+    /// How long such a request may be waited for in all, between its attempts: as a registry asks by
+    /// `Retry-After`, or by the backoff.
+    pub patience: Duration,
     /// Pulls of Docker Hub to leave unspent, of each account: before the next one would be taken of them,
     /// whoever needs it waits for the window to open again.
     pub keep_pulls: Option<u64>,
@@ -112,6 +118,8 @@ impl Default for Options {
             chunk_size: None,
             concurrency: 32,
             idle: Duration::from_secs(60),
+            retries: 5,
+            patience: Duration::from_secs(5 * 60),
             keep_pulls: None,
             deadline: None,
             pull_poll: (Duration::from_secs(60), Duration::from_secs(10 * 60)),
@@ -305,6 +313,10 @@ impl Source for Repo {
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
         self.get_blob(blob, from).await
+    }
+
+    async fn part(&self, blob: &Descriptor, part: Range<u64>) -> Result<Body> {
+        self.get_part(blob, part).await
     }
 
     fn origin(&self) -> Option<&Repository> {

@@ -209,7 +209,7 @@ impl Registry {
 
     /// What may be waited in all for one small request.
     fn patience(&self) -> Duration {
-        if self.options.deadline.is_some() { LONG_PATIENCE } else { PATIENCE }
+        if self.options.deadline.is_some() { LONG_PATIENCE } else { self.options.patience }
     }
 
     /// Makes the call, trying again within a budget of its own; a streamed body goes out once.
@@ -220,7 +220,7 @@ impl Registry {
         if matches!(call.body, Payload::Stream(..)) {
             return self.call_once(call).await;
         }
-        let budget = Budget::new(RETRIES, self.patience());
+        let budget = Budget::new(self.options.retries, self.patience());
         loop {
             match self.call_once(call.again()).await {
                 Ok(response) => return Ok(response),
@@ -232,7 +232,7 @@ impl Registry {
     /// Makes the call and reads its small answer of at most `most` bytes, trying both again
     /// together: a body may break off after a fine head.
     pub(super) async fn read(&self, mut call: Call<'_>, most: u64) -> Result<(http::response::Parts, Bytes)> {
-        let budget = Budget::new(RETRIES, self.patience());
+        let budget = Budget::new(self.options.retries, self.patience());
         loop {
             let read = async {
                 let (head, body) = self.call_once(call.again()).await?.into_parts();
@@ -378,11 +378,8 @@ pub fn is_loopback(host: &str) -> bool {
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a small answer may take in all, however evenly it trickles.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// Faults that are forgiven to a request without a streamed body, and what may be waited for it.
-const RETRIES: u32 = 5;
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
-/// What is waited at least where nothing was said.
+/// What is waited at least where a 429 said nothing.
 const LEAST_WAIT: Duration = Duration::from_millis(100);
-/// The same where the run has a deadline.
+/// What may be waited for a request without a streamed body, where the run has a deadline.
 const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

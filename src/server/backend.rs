@@ -22,13 +22,24 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether pushes are taken. If not, the methods for it are never called.
     fn is_writable(&self) -> bool;
 
+    /// Whether `?ns=` decides what is served here: then the answer repeats it (distribution spec,
+    /// "Registry Proxying").
+    fn knows_namespaces(&self) -> bool {
+        false
+    }
+
     /// What `target` is, for `HEAD`; `None` if it isn't there.
     fn resolve(&self, place: &Place, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
 
     /// The manifest; `None` if it isn't there.
     fn manifest(&self, place: &Place, target: &Target) -> impl Future<Output = Result<Option<Manifest>>> + Send;
 
-    /// The blob; `None` if it isn't there. Reads nothing yet: a `HEAD` ends here.
+    /// How large the blob is, for `HEAD`; `None` if it isn't there. Never fetches it.
+    fn size_of(&self, place: &Place, digest: &Digest) -> impl Future<Output = Result<Option<u64>>> + Send {
+        async move { Ok(self.blob(place, digest).await?.map(|blob| blob.size())) }
+    }
+
+    /// The blob, to be read; `None` if it isn't there.
     fn blob(&self, place: &Place, digest: &Digest) -> impl Future<Output = Result<Option<Self::Blob>>> + Send;
 
     /// Up to `most` tags behind `after`, in the order of their bytes; `None` if there is no such

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 
 use crate::content::Body;
@@ -76,9 +76,13 @@ impl<B: Backend> Server<B> {
     /// Answers one request.
     pub async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let (head, mut body) = request.into_parts();
+        let mut namespace = None;
         let answered = match route(&head.method, head.uri.path(), head.uri.query()) {
-            // Boxed: the futures of an upload are large, and most requests aren't uploads.
-            Ok(route) => Box::pin(self.answer(route, &head, &mut body)).await,
+            Ok(route) => {
+                namespace = route.namespace().filter(|_| self.backend.knows_namespaces()).map(str::to_owned);
+                // Boxed: the futures of an upload are large, and most requests aren't uploads.
+                Box::pin(self.answer(route, &head, &mut body)).await
+            }
             Err(refusal) => Err(refusal),
         };
         let mut response = match answered {
@@ -95,7 +99,11 @@ impl<B: Backend> Server<B> {
         if head.method == Method::HEAD {
             respond::no_body(&mut response);
         }
+        let good = !response.status().is_client_error() && !response.status().is_server_error();
         let headers = response.headers_mut();
+        if let Some(namespace) = namespace.filter(|_| good) {
+            respond::set(headers, HeaderName::from_static("oci-namespace"), &namespace);
+        }
         headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         response

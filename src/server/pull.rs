@@ -39,11 +39,17 @@ impl<B: Backend> Server<B> {
     }
 
     pub(super) async fn blob(&self, place: &Place, digest: Digest, head: &Parts) -> Answer {
-        let found = self.backend.blob(place, &digest).await.map_err(|error| Refusal::backend(&error))?;
-        let blob = found.ok_or_else(|| {
-            Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", place.name))
-        })?;
-        let size = blob.size();
+        let unknown =
+            || Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", place.name));
+        let (size, blob) = if head.method == Method::HEAD {
+            // A proxy must not fetch it for that.
+            let found = self.backend.size_of(place, &digest).await.map_err(|error| Refusal::backend(&error))?;
+            (found.ok_or_else(unknown)?, None)
+        } else {
+            let found = self.backend.blob(place, &digest).await.map_err(|error| Refusal::backend(&error))?;
+            let blob = found.ok_or_else(unknown)?;
+            (blob.size(), Some(blob))
+        };
         let (status, part) = match self.wanted(&digest, size, head) {
             Wanted::Whole if respond::is_known(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
             Wanted::Whole => (StatusCode::OK, 0..size),
@@ -55,15 +61,18 @@ impl<B: Backend> Server<B> {
             }
         };
         let length = part.end - part.start;
-        let mut response = if status == StatusCode::NOT_MODIFIED || head.method == Method::HEAD {
-            let mut response = respond::empty(status);
-            if head.method == Method::HEAD {
-                response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        let mut response = match blob {
+            Some(blob) if status != StatusCode::NOT_MODIFIED => {
+                let body = blob.read(part.clone()).await.map_err(|error| Refusal::backend(&error))?;
+                respond::streamed(status, length, body)
             }
-            response
-        } else {
-            let body = blob.read(part.clone()).await.map_err(|error| Refusal::backend(&error))?;
-            respond::streamed(status, length, body)
+            _ => {
+                let mut response = respond::empty(status);
+                if head.method == Method::HEAD {
+                    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+                }
+                response
+            }
         };
         let headers = response.headers_mut();
         if status == StatusCode::PARTIAL_CONTENT {

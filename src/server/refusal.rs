@@ -38,7 +38,9 @@ impl Refusal {
     pub fn backend(error: &Error) -> Self {
         let made = match error.kind() {
             Kind::NotFound => Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", error.to_string()),
-            Kind::Limited => Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", error.to_string()),
+            // Not 429: containerd tries that again at once, five times, whatever `Retry-After` says; by a 503
+            // it goes on to its next host.
+            Kind::Limited => Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", error.to_string()),
             Kind::Timeout => Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", "the upstream is silent"),
             Kind::Network | Kind::Registry | Kind::Unauthorized | Kind::Denied => {
                 Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the upstream failed")

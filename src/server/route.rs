@@ -69,6 +69,18 @@ pub struct Page {
 }
 
 impl Route {
+    /// The registry that a mirror is asked for.
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Base | Self::Catalog(_) => None,
+            Self::Tags(place, _) | Self::Manifest(place, _) | Self::Blob(place, _) | Self::Referrers(place, ..) => {
+                place.ns.as_deref()
+            }
+            Self::PutManifest(place, _) | Self::Begin(place, _) | Self::Status(place, _) => place.ns.as_deref(),
+            Self::Append(place, _) | Self::Finish(place, ..) | Self::Cancel(place, _) => place.ns.as_deref(),
+        }
+    }
+
     /// Whether it changes what is stored.
     pub fn is_write(&self) -> bool {
         match self {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use futures_util::{StreamExt as _, stream};
 
 use self::told::Told;
-use super::global::Global;
+use super::global::{Global, parse_bytes};
 use super::image::{From, Image};
 use super::progress::Bars;
 use crate::content::Source as _;
@@ -177,21 +177,9 @@ fn is_referrers_list(tag: &str) -> bool {
     })
 }
 
-/// `16MiB`, `4M`, `1048576`.
+/// The size of a chunk.
 fn parse_size(text: &str) -> Result<u64> {
-    let wrong = || Error::new(Kind::Usage, format!("{text:?} is not a size such as 16MiB"));
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        _ => return Err(wrong()),
-    };
-    let size = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)?;
+    let size = parse_bytes(text)?;
     if size < 1 << 20 {
         return Err(Error::new(Kind::Usage, format!("chunks of {size} bytes are too small: each is a request"))
             .hint("1MiB or more"));

@@ -1,13 +1,18 @@
 //! `transload mirror check`: what a list means, without any network; and the schema of lists.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io::Read as _;
 
-use super::super::global::Global;
+use serde::Serialize;
+
+use super::super::global::{Format, Global};
 use super::super::output;
 use super::Where;
+use crate::descriptor::Platform;
 use crate::error::{Error, Result};
 use crate::mirror::List;
-use crate::mirror::list::Base;
+use crate::mirror::list::{Base, Entry, Exact, Note, Place};
 
 /// Say what a list means, without any network: which images, where to, and what of the file isn't done
 #[derive(Debug, clap::Args)]
@@ -20,36 +25,199 @@ pub(super) struct CheckArgs {
 }
 
 /// Runs `check`.
-pub(super) fn run(args: &CheckArgs, _global: &Global) -> Result<u8> {
-    let (_list, _to) = open(&args.list, &args.to)?;
-    output::print("");
+pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
+    let (list, name) = read(&args.list, &args.to)?;
+    let known = if args.to.to.is_empty() { list.to.clone() } else { args.to.to.clone() };
+    // Without a destination a list can be checked all the same.
+    let somewhere = [Base { registry: "DESTINATION".into(), prefix: String::new() }];
+    let to = if known.is_empty() { &somewhere[..] } else { &known };
+    list.check(to, &name)?;
+    let document = Document::of(&list, &known, to)?;
+    match global.output {
+        Format::Json => output::print_json(&document),
+        Format::Text => output::print(&document.text(&name)),
+    }
     Ok(0)
 }
 
 /// Prints the schema.
 pub(super) fn schema() -> Result<u8> {
-    output::print("");
+    output::print(include_str!("../../../deploy/mirror.schema.json"));
     Ok(0)
 }
 
-/// Reads and checks a list, `-` being stdin; and where its images go.
+/// Reads a list, `-` being stdin; and its name for people.
+fn read(file: &str, to: &Where) -> Result<(List, String)> {
+    let name = if file == "-" { "stdin" } else { file };
+    let mut text = Vec::new();
+    // One byte more than there may be tells that there is more.
+    let result = match file {
+        "-" => std::io::stdin().lock().take(List::MAX_BYTES + 1).read_to_end(&mut text),
+        _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
+    };
+    result.map_err(|error| Error::io(format!("read {name}"), &error))?;
+    let list = List::read_with(&String::from_utf8_lossy(&text), name, &to.defaults())?;
+    Ok((list, name.to_owned()))
+}
+
+/// Reads and checks a list for a run: with the destinations that the run has.
 pub(super) fn open(file: &str, to: &Where) -> Result<(List, Vec<Base>)> {
-    let (text, name) = text(file)?;
-    let list = List::read_with(&text, &name, &to.defaults())?;
+    let (list, name) = read(file, to)?;
+    checked(list, &name, to)
+}
+
+/// The same for bytes that were read already.
+pub(super) fn parsed(bytes: &[u8], name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
+    checked(List::read_with(&String::from_utf8_lossy(bytes), name, &to.defaults())?, name, to)
+}
+
+fn checked(list: List, name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
     let to = if to.to.is_empty() { list.to.clone() } else { to.to.clone() };
-    list.check(&to, &name)?;
+    list.check(&to, name)?;
     Ok((list, to))
 }
 
-fn text(file: &str) -> Result<(String, String)> {
-    let name = if file == "-" { "stdin" } else { file };
-    let mut text = String::new();
-    let read =
-        |source: &mut dyn std::io::Read, text: &mut String| source.take(List::MAX_BYTES + 1).read_to_string(text);
-    let result = match file {
-        "-" => read(&mut std::io::stdin().lock(), &mut text),
-        _ => std::fs::File::open(file).and_then(|mut file| read(&mut file, &mut text)),
-    };
-    result.map_err(|error| Error::io(format!("read {name}"), &error))?;
-    Ok((text, name.to_owned()))
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: u32,
+    form: &'static str,
+    to: Vec<String>,
+    entries: Vec<Shown>,
+    notes: Vec<Remark>,
+}
+
+/// An entry, and what is known of its images.
+#[derive(Debug, Serialize)]
+struct Shown {
+    line: usize,
+    source: String,
+    images: Vec<Image>,
+    /// Which tags, for people; the repository's list says which those are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tags: Option<Tags>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    platforms: Vec<String>,
+    referrers: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Image {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tag: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    to: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tags {
+    select: String,
+    to: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Remark {
+    line: usize,
+    text: String,
+}
+
+impl Document {
+    fn of(list: &List, known: &[Base], to: &[Base]) -> Result<Self> {
+        let mut notes = list.notes.clone();
+        if known.is_empty() && list.entries.iter().any(Entry::needs_destination) {
+            let text = "no destination is known: give --to, here and to a run".to_owned();
+            notes.insert(0, Note { line: 0, text });
+        }
+        notes.extend(list.overlaps(to)?);
+        Ok(Self {
+            schema: 1,
+            form: list.form.name(),
+            to: known.iter().map(Base::to_string).collect(),
+            entries: list.entries.iter().map(|entry| Shown::of(entry, to)).collect::<Result<_>>()?,
+            notes: notes.into_iter().map(|note| Remark { line: note.line, text: note.text }).collect(),
+        })
+    }
+
+    fn text(&self, name: &str) -> String {
+        let to = if self.to.is_empty() { String::new() } else { format!(", to {}", self.to.join(", ")) };
+        let entries = if self.entries.len() == 1 { "entry" } else { "entries" };
+        let mut text = format!("{name}: a list ({}) of {} {entries}{to}\n", self.form, self.entries.len());
+        let width = self.entries.last().map_or(1, |entry| entry.line.to_string().len());
+        for entry in &self.entries {
+            let mut line = format!("{:>width$}", entry.line);
+            for (what, to) in entry.rows() {
+                let to: Vec<String> = to.iter().map(|place| short(place)).collect();
+                let _ = writeln!(text, "{line}  {} -> {}{}", short(&what), to.join(", "), entry.extent());
+                // The line stands before the first of its images.
+                line = " ".repeat(width);
+            }
+        }
+        for note in &self.notes {
+            let line = if note.line == 0 { String::new() } else { format!("line {}: ", note.line) };
+            let _ = writeln!(text, "note: {line}{}", note.text);
+        }
+        text
+    }
+}
+
+impl Shown {
+    fn of(entry: &Entry, to: &[Base]) -> Result<Self> {
+        let image = |exact: &Exact| {
+            let places = entry.places(to, exact.tag.as_deref())?;
+            let to = places.iter().map(|place| at(place, exact)).collect();
+            Ok(Image { tag: exact.tag.clone(), digest: exact.digest.map(|digest| digest.to_string()), to })
+        };
+        let tags = |select: &crate::mirror::list::Select| {
+            // What a template makes of the tag is shown by its placeholder's name.
+            let places = entry.places(to, Some("TAG"))?;
+            let show = |place: &Place| match place.1.as_deref() {
+                None | Some("TAG") => place.0.to_string(),
+                Some(tag) => format!("{}:{tag}", place.0),
+            };
+            Ok::<_, Error>(Tags { select: select.to_string(), to: places.iter().map(show).collect() })
+        };
+        Ok(Self {
+            line: entry.line,
+            source: entry.source.to_string(),
+            images: entry.pick.exact.iter().map(image).collect::<Result<_>>()?,
+            tags: entry.pick.select.as_ref().map(tags).transpose()?,
+            platforms: entry.platforms.iter().map(Platform::to_string).collect::<BTreeSet<_>>().into_iter().collect(),
+            referrers: entry.referrers,
+        })
+    }
+
+    /// What is copied, and where to.
+    fn rows(&self) -> impl Iterator<Item = (String, &[String])> {
+        let images = self.images.iter().map(|image| {
+            let tag = image.tag.as_ref().map_or(String::new(), |tag| format!(":{tag}"));
+            let digest = image.digest.as_ref().map_or(String::new(), |digest| format!("@{digest}"));
+            (format!("{}{tag}{digest}", self.source), &image.to[..])
+        });
+        let tags = self.tags.iter().map(|tags| (format!("{}: {}", self.source, tags.select), &tags.to[..]));
+        images.chain(tags)
+    }
+
+    /// ` (linux/amd64, with referrers)`
+    fn extent(&self) -> String {
+        let mut parts: Vec<&str> = self.platforms.iter().map(String::as_str).collect();
+        parts.extend(self.referrers.then_some("with referrers"));
+        if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+    }
+}
+
+/// A reference for people: its digest is cut.
+fn short(reference: &str) -> String {
+    match reference.rsplit_once("@sha") {
+        Some((name, digest)) if digest.len() > 20 => format!("{name}@sha{}…", &digest[..16]),
+        _ => reference.to_owned(),
+    }
+}
+
+/// A place as a reference.
+fn at((repository, tag): &Place, exact: &Exact) -> String {
+    match (tag, &exact.digest) {
+        (Some(tag), _) => format!("{repository}:{tag}"),
+        (None, Some(digest)) => format!("{repository}@{digest}"),
+        (None, None) => repository.to_string(),
+    }
 }

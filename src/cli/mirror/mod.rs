@@ -1,12 +1,15 @@
 //! `transload mirror`: a list of images, whole.
 
 mod check;
+pub(super) mod diff;
+mod limits;
+mod places;
 mod run;
 
 use super::global::Global;
 use crate::error::Result;
 use crate::mirror::list::{Base, Defaults, Template};
-use crate::registry::Registries;
+use crate::registry::{Options, Registries};
 
 /// Mirror a whole list of images
 #[derive(Debug, clap::Args)]
@@ -46,13 +49,29 @@ impl Where {
     }
 }
 
-/// Runs the command; returns the exit code.
-pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    match &args.action {
-        Some(Action::Check(args)) => check::run(args, global),
-        Some(Action::Schema) => check::schema(),
-        None => run::run(&args.run, global, registries).await,
+impl Args {
+    /// Runs what needs no registry, and no credentials: theirs may be broken. `None` for a run.
+    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
+        self.action.as_ref().map(|action| match action {
+            Action::Check(args) => check::run(args, global),
+            Action::Schema => check::schema(),
+        })
     }
+
+    /// How registries are asked, by this command's flags.
+    pub(super) fn options(&self, options: Options) -> Result<Options> {
+        self.run.options(options)
+    }
+
+    /// Whether it ends by itself when it's asked to stop.
+    pub(super) fn stays(&self) -> bool {
+        self.run.stays()
+    }
+}
+
+/// Runs a list; returns the exit code.
+pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
+    run::run(&args.run, global, registries).await
 }
 
 const AFTER_HELP: &str = "\

@@ -1,9 +1,24 @@
-//! `transload mirror LIST`.
+//! `transload mirror LIST`: a whole list of images, once or on a schedule.
 
-use super::super::global::Global;
-use super::Where;
-use crate::error::{Error, Kind, Result};
-use crate::registry::Registries;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::time::Instant;
+
+use super::super::global::{Format, Global};
+use super::super::progress::Bars;
+use super::super::{interval, output, prune, told};
+use super::places::Known;
+use super::{Where, check, limits};
+use crate::copy::{Engine, Observer, Silent};
+use crate::error::{Error, Result};
+use crate::mirror::list::{Base, Entry};
+use crate::mirror::metrics::Metrics;
+use crate::mirror::prune::Claims;
+use crate::mirror::report::{self, Failed, Run, Which};
+use crate::mirror::run::{self, Action, Event, Job};
+use crate::mirror::{List, Shard, shard};
+use crate::registry::{Options, Registries};
 
 /// What a run takes.
 #[derive(Debug, clap::Args)]
@@ -13,11 +28,199 @@ pub(super) struct RunArgs {
     list: Option<String>,
     #[command(flatten)]
     to: Where,
+    /// Only say what would be moved
+    #[arg(long)]
+    dry_run: bool,
+    /// Walk and repair images although the destination's tag is the same
+    #[arg(long)]
+    force: bool,
+    /// Large blobs at once, from each source and to each destination
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    /// How often a blob is tried again after a fault; large ones more, as long as they get on
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    retries: u32,
+    /// Only this part of the list, stable by repository: 3/8 is the third of eight, /8 the one that
+    /// JOB_COMPLETION_INDEX says
+    #[arg(long, value_name = "N/OF")]
+    shard: Option<shard::Asked>,
+    /// Only the images that failed, or were skipped, in the run of this report
+    #[arg(long, value_name = "FILE")]
+    retry_failed: Option<PathBuf>,
+    /// Write the report to this file too, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the report to this file too, as JUnit's XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    #[command(flatten)]
+    limits: limits::Args,
+    #[command(flatten)]
+    prune: prune::Args,
+    #[command(flatten)]
+    interval: interval::Args,
 }
 
-/// Runs the list.
-#[expect(clippy::unused_async, reason = "what it will do waits")]
-pub(super) async fn run(args: &RunArgs, _: &Global, _: &Registries) -> Result<u8> {
-    let _ = (&args.list, &args.to);
-    Err(Error::new(Kind::Unsupported, "mirror LIST isn't built yet").hint("transload mirror check reads the list"))
+/// Runs the list, once or on schedule; returns the exit code.
+pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries) -> Result<u8> {
+    let file = args.list.as_deref().unwrap_or("-");
+    if args.interval.stays() {
+        let parse = |bytes: &[u8]| check::parsed(bytes, file, &args.to);
+        let once = async |(list, to): &(List, Vec<Base>), metrics: &Metrics| {
+            let done = args.once(list, to, registries, None, Arc::new(metrics.clone())).await?;
+            args.tell(&done, global)?;
+            Ok(done)
+        };
+        return args.interval.run(Path::new(file), parse, once).await;
+    }
+    let (list, to) = check::open(file, &args.to)?;
+    let bars = Bars::new(global).map(Arc::new);
+    let observer: Arc<dyn Observer> = match &bars {
+        Some(bars) => bars.clone(),
+        None => Arc::new(Silent),
+    };
+    let done = args.once(&list, &to, registries, bars.as_ref(), observer).await?;
+    if let Some(bars) = &bars {
+        bars.clear();
+    }
+    args.tell(&done, global)?;
+    Ok(done.exit_code())
+}
+
+impl RunArgs {
+    fn shard(&self) -> Result<Option<Shard>> {
+        let index = std::env::var("JOB_COMPLETION_INDEX").ok();
+        self.shard.map(|asked| asked.settle(index.as_deref())).transpose()
+    }
+
+    fn failed(&self) -> Result<Option<Failed>> {
+        let read = |path: &PathBuf| {
+            let bytes = std::fs::read(path)
+                .map_err(|error| Error::io(format!("read --retry-failed {}", path.display()), &error))?;
+            Failed::read(&path.display().to_string(), &bytes)
+        };
+        self.retry_failed.as_ref().map(read).transpose()
+    }
+
+    /// One run.
+    async fn once(
+        &self,
+        list: &List,
+        to: &[Base],
+        registries: &Registries,
+        bars: Option<&Arc<Bars>>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Run> {
+        let (shard, failed) = (self.shard()?, self.failed()?);
+        for note in &list.notes {
+            tracing::warn!("line {}: {}", note.line, note.text);
+        }
+        let ours = |entry: &Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
+        let wanted = |entry: &Entry, job: Option<&Job>| {
+            ours(entry) && failed.as_ref().zip(job).is_none_or(|(failed, job)| failed.holds(&job.from(), &job.to()))
+        };
+        let begun = Instant::now();
+        let run = Run::begin(shard.as_ref(), self.dry_run, &told::uses(registries));
+        let claims = Claims::of_list(list, to, shard.as_ref())?;
+        let done = Mutex::new((run, Held { claims, list, to }));
+        let ended = |event| {
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.1.note(&event);
+            let failure = add(&mut done.0, event);
+            drop(done);
+            if let Some((which, error)) = failure {
+                let name = format!("{} to {}", which.source, which.destination);
+                let tell = || output::failure(name.trim_end_matches(" to "), &error);
+                bars.map_or_else(tell, |bars| bars.suspend(tell));
+            }
+        };
+        let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
+        let options = run::Options { action: self.action(), deadline: self.limits.deadline() };
+        run::run(list, to, &Known::new(registries), &engine, &options, &wanted, &ended).await;
+        let (mut run, held) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if self.prune.is_asked() {
+            run.pruned_by(self.prune.run(&held.claims, registries, self.dry_run).await);
+        }
+        run.finish(begun.elapsed(), told::uses(registries));
+        Ok(run)
+    }
+
+    pub(super) fn stays(&self) -> bool {
+        self.interval.stays()
+    }
+
+    /// How registries are asked, by this command's flags.
+    pub(super) fn options(&self, options: Options) -> Result<Options> {
+        let share = self.shard()?.map_or(1, Shard::count);
+        self.limits.options(options, share)
+    }
+
+    fn action(&self) -> Action {
+        Action::Copy { dry_run: self.dry_run, force: self.force }
+    }
+
+    /// Prints the run, and writes its files.
+    fn tell(&self, done: &Run, global: &Global) -> Result<()> {
+        if let Some(path) = &self.report {
+            report::save(path, |to| done.json(to))?;
+        }
+        if let Some(path) = &self.junit {
+            report::save(path, |to| done.junit(to))?;
+        }
+        match global.output {
+            Format::Json => output::print_json(done),
+            Format::Text if global.quiet => {}
+            Format::Text => output::print(&told::run(done)),
+        }
+        Ok(())
+    }
+}
+
+/// What the list holds of its targets, for [`prune`].
+struct Held<'a> {
+    claims: Claims,
+    list: &'a List,
+    to: &'a [Base],
+}
+
+impl Held<'_> {
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Copied(job, _) | Event::Compared(job, _) => self.claims.hold(&job.destination, &job.at),
+            Event::Failed(job, _) => {
+                self.claims.hold(&job.destination, &job.at);
+                self.claims.doubt(&job.destination, format!("{} failed", job.from()));
+            }
+            Event::Unknown { line, source, .. } => {
+                let (list, line) = (self.list, *line);
+                for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {
+                    self.claims.doubt_entry(entry, self.to, "the tags of its source could not be listed");
+                }
+            }
+        }
+    }
+}
+
+/// Adds what happened to the run; gives back a failure, to be told at once.
+fn add(done: &mut Run, event: Event) -> Option<(Which, Error)> {
+    match event {
+        Event::Copied(job, report) => {
+            done.add(which(&job), Ok(*report));
+            None
+        }
+        Event::Compared(..) => None,
+        Event::Failed(job, error) => {
+            done.add(which(&job), Err(&error));
+            Some((which(&job), error))
+        }
+        Event::Unknown { line, source, error } => {
+            let which = Which { source: source.to_string(), destination: String::new(), line };
+            done.add(which.clone(), Err(&error));
+            Some((which, error))
+        }
+    }
+}
+
+fn which(job: &Job) -> Which {
+    Which { source: job.from(), destination: job.to(), line: job.line }
 }

@@ -154,16 +154,39 @@ pub(super) fn challenge(realm: &str, service: &str, needs: &[Scope], error: Opti
 pub(super) enum Route<'a> {
     Ping,
     Catalog,
-    Manifest { name: &'a str, reference: &'a str },
-    Blob { name: &'a str, digest: &'a str },
-    Upload { name: &'a str, session: &'a str },
-    Tags { name: &'a str },
-    Referrers { name: &'a str, subject: &'a str },
+    Manifest {
+        name: &'a str,
+        reference: &'a str,
+    },
+    Blob {
+        name: &'a str,
+        digest: &'a str,
+    },
+    Upload {
+        name: &'a str,
+        session: &'a str,
+    },
+    Tags {
+        name: &'a str,
+    },
+    Referrers {
+        name: &'a str,
+        subject: &'a str,
+    },
+    /// ACR's own.
+    Tag {
+        name: &'a str,
+        tag: &'a str,
+    },
 }
 
 impl<'a> Route<'a> {
     /// Read from the end, since a repository's name may hold `manifests` or `blobs` too.
     pub(super) fn of(path: &'a str) -> Option<Self> {
+        if let Some(rest) = path.strip_prefix("/acr/v1/") {
+            let (name, tag) = rest.rsplit_once("/_tags/")?;
+            return Some(Self::Tag { name, tag });
+        }
         let rest = path.strip_prefix("/v2")?;
         if matches!(rest, "" | "/") {
             return Some(Self::Ping);
@@ -194,11 +217,12 @@ impl<'a> Route<'a> {
             Self::Ping => return Vec::new(),
             Self::Catalog => return Scope::parse("registry:catalog:*").into_iter().collect(),
             Self::Manifest { name, .. } | Self::Blob { name, .. } | Self::Upload { name, .. } => name,
-            Self::Tags { name } | Self::Referrers { name, .. } => name,
+            Self::Tags { name } | Self::Referrers { name, .. } | Self::Tag { name, .. } => name,
         };
         let actions: &[&str] = match (self, &head.method) {
             (Self::Upload { .. }, _) | (_, &Method::PUT | &Method::POST | &Method::PATCH) => &["pull", "push"],
             (_, &Method::DELETE) => &["delete"],
+            (Self::Tag { .. }, _) => &["metadata_read"],
             _ => &["pull"],
         };
         let mut needs = vec![Scope::repository(name, actions)];
@@ -222,6 +246,7 @@ mod tests {
         assert_eq!(Route::of("/v2/a/b/blobs/uploads/"), Some(Route::Upload { name: "a/b", session: "" }));
         assert_eq!(Route::of("/v2/a/b/blobs/uploads/7"), Some(Route::Upload { name: "a/b", session: "7" }));
         assert_eq!(Route::of("/v2/"), Some(Route::Ping));
+        assert_eq!(Route::of("/acr/v1/a/b/_tags/1.0"), Some(Route::Tag { name: "a/b", tag: "1.0" }));
         assert_eq!(Route::of("/token"), None);
     }
 

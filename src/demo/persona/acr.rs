@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::access::Route;
 use super::acr_referrers::Referrers;
+use super::acr_tags::Tags;
 use super::acr_uploads::{Rules, Uploads, relative};
 use super::config::AcrConfig;
 use super::entra::Entra;
@@ -26,6 +27,7 @@ pub struct Acr {
     storage: Links,
     uploads: Uploads,
     referrers: Referrers,
+    tags: Tags,
     pub(super) mint: Mint,
     limits: Mutex<Limits>,
 }
@@ -63,6 +65,7 @@ impl Acr {
             storage: Links::new(&config.storage, config.link_seconds, "sp=r&sr=b&sv=2018-03-28&se=", "&sig="),
             uploads: Uploads::new(rules),
             referrers: Referrers::default(),
+            tags: Tags::default(),
             mint: Mint::new(),
             limits: Mutex::default(),
             config,
@@ -156,8 +159,14 @@ impl Acr {
                 let to = self.storage.issue(&self.mint, name, digest);
                 Verdict::forward(link::probe(head), BodyRule::Streamed, Note::Redirect(to))
             }
+            Route::Tag { name, tag } => Verdict::Respond(self.tags.answer(&self.config, head, name, tag)),
+            Route::Manifest { name, reference } if head.method != Method::PUT && self.tags.is_gone(name, reference) => {
+                let text = format!("manifest tagged by {reference:?} is not found");
+                Verdict::Respond(wire::errors(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", &text))
+            }
             // The service's own limit for a manifest.
-            Route::Manifest { name, .. } if head.method == Method::PUT => {
+            Route::Manifest { name, reference } if head.method == Method::PUT => {
+                self.tags.wrote(name, reference);
                 let body = BodyRule::Whole { limit: 4 << 20 };
                 let name = name.to_owned();
                 let referrer = None;

@@ -127,6 +127,10 @@ pub struct AcrConfig {
     pub window: u64,
     /// Whether HEAD of a blob is redirected as GET is.
     pub redirect_head: bool,
+    /// How many hours ago each tag was written, as its own API for tags tells.
+    pub tag_hours: u64,
+    /// Tags that can't be deleted.
+    pub locked_tags: Vec<String>,
 }
 
 impl Default for AcrConfig {
@@ -160,6 +164,8 @@ impl Default for AcrConfig {
             oauth: None,
             window: 60,
             redirect_head: false,
+            tag_hours: 0,
+            locked_tags: Vec::new(),
         }
     }
 }

@@ -22,6 +22,7 @@
 mod access;
 mod acr;
 mod acr_referrers;
+mod acr_tags;
 mod acr_tokens;
 mod acr_uploads;
 mod config;

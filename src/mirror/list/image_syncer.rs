@@ -1,7 +1,165 @@
-use super::node::Node;
-use super::read::Reader;
-use crate::error::Result;
+//! image-syncer's images: from each source to one or several destinations; or its older file, which
+//! holds them under `images`, beside `auth`.
+//!
+//! ```yaml
+//! quay.io/coreos/kube-rbac-proxy: quay.io/ruohe/kube-rbac-proxy              # all tags
+//! quay.io/coreos/kube-rbac-proxy:v1.0,v2.0: [registry.example.com/a/proxy, registry.example.com/b/proxy]
+//! quay.io/coreos/kube-rbac-proxy:/^v1/: registry.example.com/c/proxy         # tags by regular expression
+//! quay.io/coreos/kube-rbac-proxy@sha256:…: registry.example.com/d/proxy:v1
+//! ```
+//! A destination may name as many tags as its source does: they go together in their order.
 
-pub(super) fn read(_: &Node, _: &mut Reader<'_>) -> Result<()> {
+use super::node::{Key, Node, Value};
+use super::read::Reader;
+use super::{Aim, Entry, Exact, Pattern, Pick, Select, TagSet, Template};
+use crate::error::Result;
+use crate::reference::Repository;
+
+pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
+    let Some(images) = root.field("images") else { return rules(root, reader) };
+    for (key, _) in reader.fields(root, "the file")? {
+        match key.text.as_str() {
+            "images" => {}
+            "auth" => reader.note(key.line, "`auth` isn't used: transload login keeps credentials"),
+            other => {
+                reader.note(key.line, format!("`{other}` is nothing that image-syncer is known to have: it is ignored"))
+            }
+        }
+    }
+    rules(images, reader)
+}
+
+fn rules(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
+    for (source, destinations) in reader.fields(node, "`images`")? {
+        let from = Named::parse(&source.text).filter(|from| !from.repository.is_empty());
+        let from = from.ok_or_else(|| reader.fail(source.line, format!("{:?} is no source", source.text)))?;
+        let repository: Repository = reader.at(source.line, from.repository.parse())?;
+        let texts = match &destinations.value {
+            // Older versions take their default registry then.
+            Value::Text(text) if text.is_empty() => Vec::new(),
+            _ => reader.texts(destinations, "a destination")?,
+        };
+        if texts.is_empty() {
+            let mut entry = reader.entry(source.line, repository.clone(), from.pick(source.line, reader)?);
+            if reader.defaults.target.is_none() {
+                reader.note(
+                    source.line,
+                    "a source without a destination goes to those of --to, named by what follows the last slash, as \
+                     in image-syncer's default namespace",
+                );
+                entry.target = Aim::Below(Template::literal("{name}", None));
+            }
+            reader.add(entry)?;
+        }
+        for (line, text) in texts {
+            rule(source, &from, &repository, (line, text), reader)?;
+        }
+    }
     Ok(())
+}
+
+/// A source and one of its destinations.
+fn rule(
+    key: &Key,
+    from: &Named<'_>,
+    source: &Repository,
+    (line, text): (usize, &str),
+    reader: &mut Reader<'_>,
+) -> Result<()> {
+    if text.contains('$') {
+        return Err(reader.fail(line, format!("{text:?} has a variable, and none are put in")).hint("write it out"));
+    }
+    let to = Named::parse(text).ok_or_else(|| reader.fail(line, format!("{text:?} is no destination")))?;
+    let target: Repository = reader.at(line, to.repository.parse())?;
+    let entry = |pick: Pick, tag: Option<&str>, reader: &Reader<'_>| Entry {
+        target: Aim::Fixed(vec![(target.registry.clone(), Template::literal(&target.name, tag))]),
+        strip_library: false,
+        ..reader.entry(key.line, source.clone(), pick)
+    };
+    match (&from.which, &to.which) {
+        (_, Which::All) => {
+            let entry = entry(from.pick(key.line, reader)?, None, reader);
+            reader.add(entry)
+        }
+        // Which tags go where: in their order.
+        (Which::Tags(from), Which::Tags(to)) if from.len() == to.len() => {
+            for (from, to) in from.iter().zip(to) {
+                let exact = Exact { tag: Some(reader.at(key.line, checked(from))?), digest: None };
+                let to = reader.at(line, checked(to))?;
+                let entry = entry(Pick { exact: [exact].into(), select: None }, Some(&to), reader);
+                reader.add(entry)?;
+            }
+            Ok(())
+        }
+        (Which::Digest(_), Which::Tags(to)) if to.len() == 1 => {
+            let to = reader.at(line, checked(to.first().copied().unwrap_or_default()))?;
+            let entry = entry(from.pick(key.line, reader)?, Some(&to), reader);
+            reader.add(entry)
+        }
+        // The image is written by its digest anyway.
+        (Which::Digest(from_digest), Which::Digest(to)) if from_digest == to => {
+            let entry = entry(from.pick(key.line, reader)?, None, reader);
+            reader.add(entry)
+        }
+        _ => Err(reader
+            .fail(line, format!("{text:?} doesn't name as many tags as its source"))
+            .hint("leave the destination's tags out to keep those of the source")),
+    }
+}
+
+/// A repository, and which images of it.
+#[derive(Debug)]
+struct Named<'a> {
+    repository: &'a str,
+    which: Which<'a>,
+}
+
+#[derive(Debug)]
+enum Which<'a> {
+    All,
+    Tags(Vec<&'a str>),
+    Regex(&'a str),
+    Digest(&'a str),
+}
+
+impl<'a> Named<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        if let Some((repository, digest)) = text.split_once('@') {
+            return Some(Self { repository, which: Which::Digest(digest) });
+        }
+        if let Some((repository, rest)) = text.split_once(":/") {
+            return Some(Self { repository, which: Which::Regex(rest.strip_suffix('/')?) });
+        }
+        let after = text.rfind('/').map_or(0, |at| at + 1);
+        match text[after..].split_once(':') {
+            Some((name, tags)) => {
+                let which = Which::Tags(tags.split(',').map(str::trim).collect());
+                Some(Self { repository: &text[..after + name.len()], which })
+            }
+            None => Some(Self { repository: text, which: Which::All }),
+        }
+    }
+
+    fn pick(&self, line: usize, reader: &Reader<'_>) -> Result<Pick> {
+        let select = |sets| Pick { exact: [].into(), select: Some(Select { sets, ..Select::default() }) };
+        Ok(match &self.which {
+            Which::All => select(Vec::new()),
+            Which::Regex(text) => {
+                let patterns = vec![reader.at(line, Pattern::regex(text))?];
+                select(vec![TagSet { patterns, ..TagSet::default() }])
+            }
+            Which::Digest(digest) => {
+                let digest = digest.parse().map(Some).map_err(|error| reader.fail(line, format!("{error}")))?;
+                Pick { exact: [Exact { tag: None, digest }].into(), select: None }
+            }
+            Which::Tags(tags) => {
+                let exact = |tag: &&str| Ok(Exact { tag: Some(reader.at(line, checked(tag))?), digest: None });
+                Pick { exact: tags.iter().map(exact).collect::<Result<_>>()?, select: None }
+            }
+        })
+    }
+}
+
+fn checked(tag: &str) -> Result<String> {
+    crate::reference::check_tag(tag).map(|()| tag.to_owned())
 }

@@ -141,3 +141,6 @@ impl std::fmt::Display for Exact {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

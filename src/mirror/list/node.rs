@@ -196,6 +196,8 @@ fn written(place: &Location, text: &str) -> Option<String> {
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
+            // image-syncer has lists of tags in its keys; YAML stops at 1,024 characters.
+            simple_key_max_lookahead: 1 << 16,
             max_depth: 24,
             max_documents: 1,
             max_nodes: 20 * MAX_ENTRIES,

@@ -273,3 +273,79 @@ const IMAGE: [&str; 12] = [
     "referrers",
     "strip-library",
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::mirror::List;
+
+    fn schema() -> serde_json::Value {
+        serde_json::from_str(include_str!("../../../deploy/mirror.schema.json")).expect("the schema is JSON")
+    }
+
+    fn properties(of: &serde_json::Value) -> BTreeSet<&str> {
+        of["properties"].as_object().expect("properties").keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn the_schema_has_the_keys_that_are_read_and_no_others() {
+        let schema = schema();
+        assert_eq!(properties(&schema), TOP.into());
+        assert_eq!(properties(&schema["$defs"]["defaults"]), DEFAULTS.into());
+        assert_eq!(properties(&schema["$defs"]["image"]), IMAGE.into());
+        for part in [&schema, &schema["$defs"]["defaults"], &schema["$defs"]["image"]] {
+            assert_eq!(part["additionalProperties"], false);
+        }
+    }
+
+    /// Each type that the schema gives a key is taken, and the others refused.
+    #[test]
+    fn values_are_taken_as_the_schema_has_them() {
+        let schema = schema();
+        let samples = [
+            ("string", "\"x\""),
+            ("number", "1.5"),
+            ("integer", "3"),
+            ("boolean", "true"),
+            ("array", "[\"x\"]"),
+            ("object", "{\"x\": 1}"),
+        ];
+        for key in IMAGE.into_iter().filter(|key| *key != "source") {
+            let allowed = types(&schema, &schema["$defs"]["image"]["properties"][key]);
+            for (kind, sample) in samples {
+                let sample = match (key, kind) {
+                    ("semver", "string") => "\"^1\"",
+                    ("semver", "array") => "[\"^1\"]",
+                    ("platforms", "string") => "\"linux/amd64\"",
+                    ("platforms", "array") => "[\"linux/amd64\"]",
+                    ("target", "array") => "[\"a.io/x\"]",
+                    _ => sample,
+                };
+                let select = if key.starts_with("exclude") { "\"glob\": \"*\", " } else { "" };
+                let text = format!("{{\"images\": [{{\"source\": \"nginx\", {select}\"{key}\": {sample}}}]}}");
+                let may = allowed.contains(kind) || (kind == "integer" && allowed.contains("number"));
+                // YAML's scalars are read as text: what JSON would call a number may be meant as one.
+                let lenient = ["boolean", "number", "integer"].contains(&kind) && allowed.contains("string");
+                if !lenient {
+                    assert_eq!(List::read(&text, "list").is_ok(), may, "{text}");
+                }
+            }
+        }
+    }
+
+    fn types<'s>(schema: &'s serde_json::Value, of: &'s serde_json::Value) -> BTreeSet<&'s str> {
+        let mut all = BTreeSet::new();
+        match &of["type"] {
+            serde_json::Value::String(one) => all.extend([one.as_str()]),
+            serde_json::Value::Array(several) => all.extend(several.iter().filter_map(|one| one.as_str())),
+            _ => {}
+        }
+        if let Some(name) = of["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
+            all.extend(types(schema, &schema["$defs"][name]));
+        }
+        all.extend(of["anyOf"].as_array().into_iter().flatten().flat_map(|one| types(schema, one)));
+        all
+    }
+}

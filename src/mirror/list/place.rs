@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry as Slot;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Aim, Entry, Exact, List};
+use super::{Aim, Entry, Exact, List, Note};
 use crate::error::{Error, Kind, Result};
 use crate::reference::{Repository, check_name, check_tag, looks_like_host, registry_name};
 
@@ -209,6 +209,11 @@ impl Entry {
         Ok(places)
     }
 
+    /// Whether it goes to the run's destinations.
+    pub fn needs_destination(&self) -> bool {
+        matches!(self.target, Aim::Below(_))
+    }
+
     fn place(&self, registry: &str, prefix: &str, template: &Template, tag: Option<&str>) -> Result<Place> {
         let below = template.name(&self.source, self.strip_library);
         let name = if prefix.is_empty() { below } else { format!("{prefix}/{below}") };
@@ -249,11 +254,35 @@ impl List {
             }
             for exact in &entry.pick.exact {
                 for place in entry.places(to, exact.tag.as_deref()).map_err(at)? {
-                    claims.claim(&place, entry, exact).map_err(|error| super::read::at(name, entry.line, error))?;
+                    claims.claim(&place, entry, exact).map_err(at)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Entries of different sources that may write the same tags, since patterns pick theirs.
+    ///
+    /// # Errors
+    /// As [`Entry::places`].
+    pub fn overlaps(&self, to: &[Base]) -> Result<Vec<Note>> {
+        let mut seen: HashMap<Place, &Entry> = HashMap::new();
+        let mut notes = Vec::new();
+        for entry in &self.entries {
+            // Where templates make different tags of the same one, nothing can meet.
+            for place in entry.places(to, Some("tag"))? {
+                let other = *seen.entry(place.clone()).or_insert(entry);
+                let patterns = other.pick.needs_list() || entry.pick.needs_list();
+                if other.source != entry.source && patterns {
+                    let text = format!(
+                        "line {} goes to {} too: an image whose tag the other has taken fails",
+                        other.line, place.0
+                    );
+                    notes.push(Note { line: entry.line, text });
+                }
+            }
+        }
+        Ok(notes)
     }
 }
 

@@ -65,7 +65,10 @@ fn is_structured(text: &str) -> bool {
     let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
     first.is_some_and(|line| {
         let line = line.split(" #").next().unwrap_or_default().trim_end();
-        line.starts_with(['{', '[', '"', '\'', '%', '&', '?', '!'])
+        // `[::1]:5000/name`
+        let v6 = line.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let is_v6 = v6.is_some_and(|(address, _)| address.parse::<std::net::Ipv6Addr>().is_ok());
+        (line.starts_with(['{', '[', '"', '\'', '%', '&', '?', '!']) && !is_v6)
             || line.starts_with("---")
             || line == "-"
             || line.starts_with("- ")
@@ -95,13 +98,14 @@ fn form(root: &Node) -> Option<Form> {
     if !fields.is_empty() && fields.iter().all(|(_, value)| has_images(value)) {
         return Some(Form::Skopeo);
     }
+    // Destinations name a registry, and sources a namespace or a tag, one of them at least.
+    let is_target = |node: &Node| node.text().is_some_and(|text| text.contains('/') || text.is_empty());
     let is_rule = |node: &Node| match &node.value {
-        Value::Text(_) => true,
-        Value::List(items) => !items.is_empty() && items.iter().all(|item| item.text().is_some()),
-        _ => false,
+        Value::List(items) => !items.is_empty() && items.iter().all(is_target),
+        _ => is_target(node),
     };
-    // Its sources name a registry, or a namespace at least.
-    let rules = !fields.is_empty() && fields.iter().all(|(key, value)| key.text.contains('/') && is_rule(value));
+    let rules =
+        fields.iter().all(|(_, value)| is_rule(value)) && fields.iter().any(|(key, _)| key.text.contains(['/', ':']));
     rules.then_some(Form::ImageSyncer)
 }
 

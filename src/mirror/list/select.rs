@@ -152,8 +152,14 @@ impl fmt::Display for Versions {
 
 impl fmt::Display for Select {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sets: Vec<String> = self.sets.iter().map(TagSet::to_string).filter(|set| !set.is_empty()).collect();
-        let mut parts = vec![if sets.is_empty() { "all tags".to_owned() } else { sets.join(" or ") }];
+        let each = |set: &TagSet| match set.to_string() {
+            text if self.sets.len() > 1 && text.contains(' ') => format!("({text})"),
+            text => text,
+        };
+        // A set without conditions has all.
+        let all = self.sets.is_empty() || self.sets.contains(&TagSet::default());
+        let sets: Vec<String> = self.sets.iter().map(each).collect();
+        let mut parts = vec![if all { "all tags".to_owned() } else { sets.join(" or ") }];
         parts.extend((!self.keep.is_empty()).then(|| format!("that fit {}", list(&self.keep, " and "))));
         parts.extend((!self.exclude.is_empty()).then(|| format!("without {}", list(&self.exclude, ", "))));
         parts.extend((self.newest > 0).then(|| format!("the newest {}", self.newest)));
@@ -402,7 +408,10 @@ mod tests {
             exclude: vec![Pattern::glob("stable*").expect("a glob")],
             newest: 0,
         };
-        assert_eq!(select.to_string(), "versions >=1.27 or latest or *alpine, that fit /^[^v].*$/, without stable*");
+        assert_eq!(
+            select.to_string(),
+            "(versions >=1.27) or (latest or *alpine), that fit /^[^v].*$/, without stable*"
+        );
         assert_eq!(chosen(select, TAGS), "latest 1.27 1.27.3 1.27.3-alpine 1.28-alpine");
         let set = TagSet { exclude: globs(&["*.3*"]).patterns, ..globs(&["1.27*"]) };
         assert_eq!(set.to_string(), "1.27* but *.3*");

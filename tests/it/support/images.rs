@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::layer::{self, sha256};
+use super::layer::{self, Layer, sha256};
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -171,12 +171,27 @@ impl Image {
         self.digest().replace(':', "-")
     }
 
+    /// An OCI image of these layers. `seed` only names it: images of several may share layers.
+    pub fn layered(seed: u64, layers: &[Layer]) -> Self {
+        let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+        Self::with_config(config(&diff_ids, ("linux", "amd64", ""), seed), layers, false)
+    }
+
+    /// An OCI image whose config tells `seed` only, so that several may share it.
+    pub fn labelled(seed: u64, layers: &[Layer]) -> Self {
+        Self::with_config(config(&[], ("linux", "amd64", ""), seed), layers, false)
+    }
+
     fn platform(seed: u64, layers: &[usize], platform: (&str, &str, &str), docker: bool) -> Self {
-        let made: Vec<layer::Layer> =
+        let made: Vec<Layer> =
             layers.iter().zip(0_u64..).map(|(&size, nth)| layer::layer(seed * 100 + nth, size)).collect();
         let diff_ids: Vec<&str> = made.iter().map(|layer| layer.diff_id.as_str()).collect();
-        let mut blobs = vec![config(&diff_ids, platform, seed)];
-        blobs.extend(made.into_iter().map(|layer| Blob::new(layer.bytes)));
+        Self::with_config(config(&diff_ids, platform, seed), &made, docker)
+    }
+
+    fn with_config(config: Blob, layers: &[Layer], docker: bool) -> Self {
+        let mut blobs = vec![config];
+        blobs.extend(layers.iter().map(|layer| Blob::new(layer.bytes.clone())));
         let (manifest, config, layer) = match docker {
             true => (DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER),
             false => (OCI_MANIFEST, OCI_CONFIG, OCI_LAYER),

@@ -77,6 +77,18 @@ impl Image {
         Self::of(blobs, Document::new(DOCKER_MANIFEST, &manifest))
     }
 
+    /// An OCI image that says when it was made.
+    pub fn made(seed: u64, created: &str) -> Self {
+        let image = Self::single(seed, &[2000]);
+        let mut blobs = image.blobs.clone();
+        let mut config: Value = serde_json::from_slice(&blobs[0].bytes).expect("a config is JSON");
+        config["created"] = json!(created);
+        blobs[0] = super::images::Blob::new(config.to_string().into_bytes());
+        let mut manifest: Value = serde_json::from_slice(image.bytes()).expect("a manifest is JSON");
+        manifest["config"] = blobs[0].descriptor(OCI_CONFIG);
+        Self::of(blobs, Document::new(OCI_MANIFEST, &manifest))
+    }
+
     /// An OCI image whose layer is named by sha512.
     pub fn sha512(seed: u64) -> Self {
         let image = Self::single(seed, &[3000]);

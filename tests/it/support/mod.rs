@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports, reason = "support stands ready; not every run of the tests uses all of it")]
 
 pub mod background;
+pub mod containerd;
 pub mod dir;
 pub mod faults;
 pub mod front;
@@ -21,6 +22,7 @@ pub mod images_odd;
 pub mod layer;
 pub mod link;
 pub mod process;
+pub mod proxied;
 pub mod proxy;
 pub mod push;
 pub mod registry;
@@ -34,5 +36,6 @@ pub use front_log::Seen;
 pub use images::Image;
 pub use link::Link;
 pub use process::{Process, Run, Tool, skopeo, transload};
+pub use proxied::Proxied;
 pub use proxy::Proxy;
 pub use registry::Registry;

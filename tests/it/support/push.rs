@@ -29,6 +29,20 @@ impl Image {
         }
     }
 
+    /// The same, with the blobs that the registry's repository `from` has mounted.
+    #[track_caller]
+    pub fn push_mounting(&self, to: SocketAddr, repository: &str, tag: &str, from: Option<&str>) {
+        let lacking = |blob: &&Blob| {
+            from.is_none_or(|from| {
+                let mount = format!("/v2/{repository}/blobs/uploads/?mount={}&from={from}", blob.digest);
+                http::send(to, "POST", &mount, &[], &[]).status != 201
+            })
+        };
+        let manifests = Self { blobs: Vec::new(), manifests: self.manifests.clone() };
+        self.blobs.iter().filter(lacking).for_each(|blob| push_blob(to, repository, blob, &[]));
+        manifests.push(to, repository, tag);
+    }
+
     /// Fails the test unless a registry holds the tag, every manifest and every blob, byte by byte.
     #[track_caller]
     pub fn assert_at(&self, at: SocketAddr, repository: &str, tag: &str) {

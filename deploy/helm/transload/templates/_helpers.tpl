@@ -1,0 +1,141 @@
+{{- define "transload.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "transload.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "transload.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that select pods: (list . "proxy"). They never change. */}}
+{{- define "transload.selector" -}}
+{{- $top := index . 0 -}}
+app.kubernetes.io/name: {{ include "transload.name" $top }}
+app.kubernetes.io/instance: {{ $top.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "transload.labels" -}}
+{{- $top := index . 0 -}}
+{{ include "transload.selector" . }}
+app.kubernetes.io/version: {{ $top.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $top.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+" "_" }}
+{{- with $top.Values.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "transload.image" -}}
+{{- $image := .Values.image -}}
+{{- if not $image.repository -}}
+{{- fail "image.repository is not set: push the image to your registry, such as myregistry.azurecr.io/transload" -}}
+{{- end -}}
+{{- $first := first (splitList "/" $image.repository) -}}
+{{- $registry := ternary $first "docker.io" (or (contains "." $first) (contains ":" $first)) -}}
+{{- if and .Values.nodeMirror.enabled (has $registry .Values.nodeMirror.registries) -}}
+{{- fail (printf "image.repository is on %s, which nodes reach through the proxy: the proxy's own image can't depend on it" $registry) -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ default .Chart.AppVersion $image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "transload.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "transload.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "transload.principalSecret" -}}
+{{- $principal := .Values.identity.servicePrincipal -}}
+{{- if $principal.existingSecret -}}
+{{- $principal.existingSecret -}}
+{{- else if $principal.clientId -}}
+{{- printf "%s-azure" (include "transload.fullname" .) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that the identity needs on a pod. */}}
+{{- define "transload.identityLabels" -}}
+{{- if .Values.identity.workloadIdentity.clientId -}}
+azure.workload.identity/use: "true"
+{{- end -}}
+{{- end -}}
+
+{{/* What a container that talks to registries has in its environment. */}}
+{{- define "transload.identityEnv" -}}
+{{- $secret := include "transload.principalSecret" . -}}
+{{- if and $secret (not .Values.identity.workloadIdentity.clientId) }}
+{{- range list "AZURE_CLIENT_ID" "AZURE_TENANT_ID" "AZURE_CLIENT_SECRET" }}
+- name: {{ . }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $secret }}
+      key: {{ . }}
+{{- end }}
+{{- end }}
+{{- if .Values.identity.pullSecret }}
+- name: TRANSLOAD_AUTH_FILE
+  value: /run/transload/registries/.dockerconfigjson
+{{- end }}
+- name: HOME
+  value: /tmp
+{{- end -}}
+
+{{- define "transload.identityMounts" -}}
+- name: tmp
+  mountPath: /tmp
+{{- if .Values.identity.pullSecret }}
+- name: registries
+  mountPath: /run/transload/registries
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "transload.identityVolumes" -}}
+- name: tmp
+  emptyDir: {sizeLimit: 64Mi}
+{{- with .Values.identity.pullSecret }}
+- name: registries
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end -}}
+
+{{- define "transload.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Where a node asks the proxy. */}}
+{{- define "transload.proxyURL" -}}
+{{- if .Values.nodeMirror.proxyURL -}}
+{{- .Values.nodeMirror.proxyURL -}}
+{{- else if not .Values.proxy.enabled -}}
+{{- fail "nodeMirror.proxyURL is not set, and there is no proxy" -}}
+{{- else if eq .Values.proxy.kind "DaemonSet" -}}
+{{- printf "http://%s:%d" .Values.proxy.hostIP (int .Values.proxy.hostPort) -}}
+{{- else if and .Values.proxy.service.nodePort (ne .Values.proxy.service.type "ClusterIP") -}}
+{{- printf "http://127.0.0.1:%d" (int .Values.proxy.service.nodePort) -}}
+{{- else if .Values.proxy.service.clusterIP -}}
+{{- printf "http://%s:%d" .Values.proxy.service.clusterIP (int .Values.proxy.service.port) -}}
+{{- else -}}
+{{- fail "nodes don't ask the cluster's DNS: with a Deployment set proxy.service.nodePort, proxy.service.clusterIP or nodeMirror.proxyURL" -}}
+{{- end -}}
+{{- end -}}

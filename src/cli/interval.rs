@@ -1,0 +1,186 @@
+//! `--interval`: a mirror that stays, and what it says to those who operate it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use super::{interrupted, output, serve};
+use crate::error::{Error, Kind, Result, Side};
+use crate::mirror::metrics::Metrics;
+use crate::mirror::report::Run;
+use crate::mirror::schedule::{self, Event, File, Schedule};
+use crate::ops::{self, Health};
+
+/// When to run again, and where to say how it goes.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Run again and again, so long from start to start, such as 90s, 6h or 1d; at once when the list's
+    /// file changes, and on SIGHUP
+    #[arg(long, value_name = "DURATION", value_parser = parse_interval, help_heading = HEADING)]
+    interval: Option<Duration>,
+    /// Answer /healthz, /readyz and /metrics at this address, such as 127.0.0.1:9090
+    #[arg(long, value_name = "ADDRESS", requires = "interval", help_heading = HEADING)]
+    listen_ops: Option<String>,
+}
+
+impl Args {
+    /// Whether it stays: then it ends by itself when it's asked to stop, see [`Self::run`].
+    pub(super) fn stays(&self) -> bool {
+        self.interval.is_some()
+    }
+
+    /// Runs the list of `file` on schedule until SIGINT or SIGTERM. `once` makes one run and tells its
+    /// report; it may have the metrics observe what moves.
+    ///
+    /// # Errors
+    /// If the list is wrong in the beginning, or the address can't be listened at. That a run failed is
+    /// told, and the next one comes.
+    pub(super) async fn run<L>(
+        &self,
+        file: &Path,
+        parse: impl Fn(&[u8]) -> Result<L>,
+        mut once: impl AsyncFnMut(&L, &Metrics) -> Result<Run>,
+    ) -> Result<u8> {
+        if file == Path::new("-") {
+            return Err(Error::new(Kind::Usage, "--interval reads its list again, which stdin can't give")
+                .on(Side::Local)
+                .hint("write the list into a file"));
+        }
+        let listener = match &self.listen_ops {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let (hangup, mut registry) = (Notify::new(), Registry::default());
+        let state = State::new(Metrics::new(&mut registry));
+        let run = async |list: &L| match once(list, &state.metrics).await {
+            Ok(run) => state.metrics.ran(&run),
+            Err(error) => output::error(&error),
+        };
+        let schedule = Schedule::new(self.interval.unwrap_or(LEAST));
+        let stop = async {
+            let signal = interrupted().await;
+            output::note(&format!("{signal}: stopping; what was moved stays"));
+        };
+        let origin = File(file.to_owned());
+        let runs = schedule::run_every(&schedule, &origin, parse, run, &hangup, stop, |event| state.tell(&event));
+        let ops = async {
+            match listener {
+                Some(listener) => {
+                    ops::serve(listener, state.health.clone(), Arc::new(registry), std::future::pending()).await
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = runs => ended.map(|()| 0),
+            ended = ops => ended.map(|()| 0),
+            () = hangups(&hangup) => Ok(0),
+        }
+    }
+}
+
+/// Binds, and says where: whoever gave port 0 must know.
+async fn listen(address: &str) -> Result<TcpListener> {
+    let listener = serve::bind(address).await?;
+    let bound = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
+    output::note(&format!("answering /healthz, /readyz and /metrics on http://{bound}"));
+    Ok(listener)
+}
+
+/// How it goes.
+struct State {
+    metrics: Metrics,
+    health: Health,
+    /// Whether the first run is done, and what is wrong with the list as it is now.
+    seen: std::sync::Mutex<(bool, Option<String>)>,
+}
+
+impl State {
+    fn new(metrics: Metrics) -> Self {
+        Self { metrics, health: Health::unready_since(NOT_YET), seen: std::sync::Mutex::default() }
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match event {
+            Event::Loaded => seen.1 = None,
+            Event::Rejected(error) => {
+                output::error(error);
+                output::note("the list as it is now is not taken; the last good one is kept");
+                seen.1 = Some(format!("the list as it is now is not taken: {error}"));
+            }
+            Event::Begun => tracing::info!("a run begins"),
+            Event::Ended => seen.0 = true,
+            Event::Next(wait) => {
+                self.metrics.next(*wait);
+                tracing::info!("the next run is due in {}", output::time(*wait));
+            }
+        }
+        self.metrics.list(seen.1.is_none());
+        match &*seen {
+            (_, Some(why)) => self.health.unready(why.as_str()),
+            (false, None) => self.health.unready(NOT_YET),
+            (true, None) => self.health.ready(),
+        }
+    }
+}
+
+/// Passes each SIGHUP on. Never ready.
+async fn hangups(notify: &Notify) {
+    use tokio::signal::unix::{SignalKind, signal};
+    if let Ok(mut hangup) = signal(SignalKind::hangup()) {
+        while hangup.recv().await.is_some() {
+            notify.notify_one();
+        }
+    }
+    std::future::pending().await
+}
+
+fn parse_interval(text: &str) -> Result<Duration> {
+    let every = schedule::duration(text)?;
+    if every < LEAST {
+        return Err(Error::new(Kind::Usage, format!("{text} is too short an interval"))
+            .hint("each run asks the registries for every tag: take a second at least, and hours rather"));
+    }
+    Ok(every)
+}
+
+const LEAST: Duration = Duration::from_secs(1);
+const NOT_YET: &str = "the first run is not done yet";
+const HEADING: &str = "Staying";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_after_the_first_run_with_a_good_list() {
+        let state = State::new(Metrics::default());
+        let broken = Error::new(Kind::Usage, "line 3: what is this?");
+        let mut told = Vec::new();
+        for event in [
+            Event::Loaded,
+            Event::Begun,
+            Event::Rejected(&broken),
+            Event::Ended,
+            Event::Loaded,
+            Event::Next(Duration::from_secs(5)),
+        ] {
+            state.tell(&event);
+            told.push(state.health.why_not().unwrap_or_default());
+        }
+        let bad = "the list as it is now is not taken: line 3: what is this?";
+        assert_eq!(told, [NOT_YET, NOT_YET, bad, bad, "", ""]);
+    }
+
+    #[test]
+    fn intervals() {
+        assert_eq!(parse_interval("6h").ok(), Some(Duration::from_secs(21600)));
+        assert!(parse_interval("10ms").is_err() && parse_interval("x").is_err());
+    }
+}

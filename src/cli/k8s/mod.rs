@@ -1,0 +1,51 @@
+//! `transload k8s`: what a cluster needs to pull from a private registry, as text for `kubectl apply -f -`.
+//!
+//! Nothing here talks to a cluster.
+
+mod name;
+mod pod;
+mod secret;
+mod yaml;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::global::{Format, Global};
+use super::{node, output};
+use crate::error::Result;
+
+/// Print what a Kubernetes cluster needs to pull from a private registry
+#[derive(Args, Clone, Debug)]
+pub(super) struct Command {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    Secret(secret::Args),
+    Pod(pod::Args),
+    Hosts(node::MirrorArgs),
+}
+
+/// Prints it.
+pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
+    match &command.what {
+        What::Secret(args) => print(&secret::document(args, global).await?, global),
+        What::Pod(args) => print(&pod::document(args)?, global),
+        What::Hosts(args) => {
+            for mirror in args.mirrors()? {
+                output::print(&mirror.render());
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// kubectl takes both.
+fn print(document: &Value, global: &Global) {
+    match global.output {
+        Format::Json => output::print_json(document),
+        Format::Text => output::print(&yaml::document(document)),
+    }
+}

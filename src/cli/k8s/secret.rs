@@ -1,0 +1,113 @@
+//! `transload k8s secret`: a registry's credentials as a Secret that the kubelet pulls with.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+
+use super::super::global::Global;
+use super::super::login::{Console, asked};
+use super::super::output;
+use super::name;
+use crate::credentials::{Credential, Credentials, Secret, pull_secret};
+use crate::error::{Error, Kind, Result, Side};
+use crate::reference::{DOCKER_HUB, Repository, registry_name};
+use crate::registry::azure::is_acr;
+
+/// Print a Secret with a registry's credentials, for imagePullSecrets
+///
+/// The credentials are those that `transload login` keeps, or those given here: they aren't tried. A
+/// password comes from stdin or the terminal, never from an argument, which other users of the machine
+/// can see. What is printed holds the password; pass it on with a pipe: … | kubectl apply -f -
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct Args {
+    /// The registry, such as myregistry.azurecr.io
+    #[arg(long)]
+    registry: String,
+
+    /// Name of the Secret
+    #[arg(long, value_parser = name::subdomain)]
+    name: String,
+
+    /// Namespace; kubectl's own, if not given
+    #[arg(long, short, value_parser = name::label)]
+    namespace: Option<String>,
+
+    /// The user; without one, the credentials of the stored login
+    #[arg(long, short, value_name = "USER")]
+    username: Option<String>,
+
+    /// Read the password from stdin
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+}
+
+/// The Secret.
+pub(super) async fn document(args: &Args, global: &Global) -> Result<Value> {
+    let registry = registry_name(&args.registry)?;
+    let credential = match &args.username {
+        Some(user) => asked(Some(user), args.password_stdin, &mut Console)?,
+        None => stored(&registry, global).await?,
+    };
+    let (username, password) = for_kubelet(&registry, credential)?;
+    let config = pull_secret(&registry, &username, &password);
+    let mut metadata = json!({ "name": args.name });
+    if let Some(namespace) = &args.namespace {
+        metadata["namespace"] = json!(namespace);
+    }
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata,
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": { ".dockerconfigjson": BASE64.encode(config) },
+    }))
+}
+
+/// What a login, or whatever else this run would use, has for the registry as a whole.
+async fn stored(registry: &str, global: &Global) -> Result<Credential> {
+    let credentials = Credentials::load(&global.settings()?)?;
+    // Any repository will do; entries for single ones of them are too narrow for a cluster.
+    let name = if registry == DOCKER_HUB { "library/transload" } else { "transload" };
+    let repository = Repository { registry: registry.to_owned(), name: name.to_owned() };
+    credentials.find(&repository).await?.ok_or_else(|| {
+        let mut hint = format!("run transload login {registry} first, or pass --username USER --password-stdin");
+        if is_acr(registry) {
+            hint.push_str("; AKS needs no secret for a registry that is attached to it (az aks update --attach-acr)");
+        }
+        Error::new(Kind::NotFound, format!("there are no credentials of {registry}")).on(Side::Local).hint(hint)
+    })
+}
+
+/// The kubelet knows users and passwords only; ACR takes a token in the place of one.
+fn for_kubelet(registry: &str, credential: Credential) -> Result<(String, Secret)> {
+    const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
+    match credential {
+        Credential::Basic { username, password } => {
+            if username == TOKEN_USER {
+                warn_of_end(&password);
+            }
+            Ok((username, password))
+        }
+        Credential::RefreshToken(token) if is_acr(registry) => {
+            warn_of_end(&token);
+            Ok((TOKEN_USER.to_owned(), token))
+        }
+        Credential::RefreshToken(_) | Credential::Bearer(_) => Err(Error::new(
+            Kind::Unsupported,
+            format!("what is kept for {registry} is a token, and the kubelet takes passwords only"),
+        )
+        .on(Side::Local)
+        .hint("pass --username USER --password-stdin with a password or an access token")),
+    }
+}
+
+fn warn_of_end(token: &Secret) {
+    let until = token
+        .expires()
+        .and_then(|time| jiff::Timestamp::try_from(time).ok())
+        .map_or_else(|| "three hours after its login".to_owned(), |time| format!("at {time}"));
+    output::note(&format!(
+        "warning: this is the token of an Azure login, which ends {until}, and pulls fail from then on"
+    ));
+    output::note("for longer, use a service principal that may pull, or attach the registry to AKS");
+}

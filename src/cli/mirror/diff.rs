@@ -1,0 +1,142 @@
+//! `transload diff`: what has drifted between a list's sources and its destinations.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use super::super::global::{Format, Global};
+use super::super::output;
+use super::places::Known;
+use super::{Where, check};
+use crate::copy::Failure;
+use crate::copy::{Engine, Silent};
+use crate::error::Result;
+use crate::mirror::run::{self, Action, Drift, Event, Job};
+use crate::registry::Registries;
+
+/// See which images of a list have drifted, without a transfer
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(in crate::cli) struct Args {
+    /// The list: a file, or `-` for stdin
+    list: String,
+    #[command(flatten)]
+    to: Where,
+}
+
+/// The document that `--output json` prints.
+#[derive(Debug, Default, Serialize)]
+struct Document {
+    schema: u32,
+    images: Vec<Line>,
+    summary: Summary,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    source: String,
+    destination: String,
+    line: usize,
+    status: &'static str,
+    /// The digest at the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    here: Option<String>,
+    /// The digest at the destination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    there: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    same: usize,
+    missing: usize,
+    differs: usize,
+    failed: usize,
+    requests: u64,
+}
+
+/// Runs the command. The exit code is 3 if anything has drifted or could not be compared.
+pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
+    let (list, to) = check::open(&args.list, &args.to)?;
+    let found = Mutex::new(Document { schema: 1, ..Document::default() });
+    let ended = |event| {
+        let line = line(event);
+        found.lock().unwrap_or_else(PoisonError::into_inner).add(line);
+    };
+    let engine = Engine::new(1, Arc::new(Silent));
+    let options = run::Options { action: Action::Compare, ..run::Options::default() };
+    run::run(&list, &to, &Known::new(registries), &engine, &options, &|_, _| true, &ended).await;
+    let mut document = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    document.summary.requests = registries.known().iter().map(|(_, registry)| registry.requests()).sum();
+    document.images.sort_by(|a, b| (a.line, &a.source, &a.destination).cmp(&(b.line, &b.source, &b.destination)));
+    match global.output {
+        Format::Json => output::print_json(&document),
+        Format::Text if global.quiet => {}
+        Format::Text => output::print(&document.text()),
+    }
+    Ok(if document.summary.same == document.images.len() { 0 } else { 3 })
+}
+
+fn line(event: Event) -> Line {
+    let of = |job: &Job, status, here, there, error| Line {
+        source: job.from(),
+        destination: job.to(),
+        line: job.line,
+        status,
+        here,
+        there,
+        error,
+    };
+    match event {
+        Event::Compared(job, Drift::None) => of(&job, "same", None, None, None),
+        Event::Compared(job, Drift::Missing(here)) => of(&job, "missing", Some(here.to_string()), None, None),
+        Event::Compared(job, Drift::Differs { here, there }) => {
+            of(&job, "differs", Some(here.to_string()), Some(there.to_string()), None)
+        }
+        Event::Failed(job, error) => of(&job, "failed", None, None, Some((&error).into())),
+        // Nothing is copied in a comparison.
+        Event::Copied(job, _) => of(&job, "same", None, None, None),
+        Event::Unknown { line, source, error } => Line {
+            source: source.to_string(),
+            destination: String::new(),
+            line,
+            status: "failed",
+            here: None,
+            there: None,
+            error: Some((&error).into()),
+        },
+    }
+}
+
+impl Document {
+    fn add(&mut self, line: Line) {
+        match line.status {
+            "same" => self.summary.same += 1,
+            "missing" => self.summary.missing += 1,
+            "differs" => self.summary.differs += 1,
+            _ => self.summary.failed += 1,
+        }
+        self.images.push(line);
+    }
+
+    /// Those that drifted, and the sums.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for image in self.images.iter().filter(|image| image.status != "same") {
+            text += &format!("{:8} {} {}", image.status, image.source, image.destination);
+            if let Some(error) = &image.error {
+                text += &format!(": {}", error.message);
+            }
+            text.push('\n');
+        }
+        let Summary { same, missing, differs, failed, requests } = self.summary;
+        text + &format!("{same} same, {missing} missing, {differs} differ, {failed} failed; {requests} requests\n")
+    }
+}
+
+const AFTER_HELP: &str = "\
+It asks both ends by HEAD, which Docker Hub doesn't count as a pull.
+
+Exit codes: 0 nothing has drifted, 3 something has or could not be compared, 1 failed, 2 usage, 130 interrupted.";

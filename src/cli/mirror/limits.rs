@@ -1,0 +1,85 @@
+//! How much of the registries' limits a run may use.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::credentials::Credential;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::schedule;
+use crate::registry::{Options, Sku};
+
+/// The limits of registries, and of the run's time.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Leave so many of Docker Hub's pulls unspent: when only these are left, its images wait for the
+    /// window to open again, or for --deadline; other sources go on
+    #[arg(long, value_name = "N", help_heading = HEADING)]
+    keep_pulls: Option<u64>,
+    /// End after this time, such as 2h: what isn't done by then has failed, and the next run goes on
+    #[arg(long, value_name = "DURATION", value_parser = deadline, conflicts_with = "interval", help_heading = HEADING)]
+    deadline: Option<(Duration, Instant)>,
+    /// The tier of the Azure registries, which have limits by the minute: basic, standard, premium
+    #[arg(long, value_name = "SKU", help_heading = HEADING)]
+    acr_sku: Option<Sku>,
+    /// At most so many requests a minute to a registry, such as ghcr.io=600 (repeatable)
+    #[arg(long, value_name = "REGISTRY=N", value_parser = rate, help_heading = HEADING)]
+    rate: Vec<(String, u32)>,
+    /// Accounts of Docker Hub to read with, each with pulls of its own: a file of lines USER:TOKEN
+    #[arg(long, value_name = "FILE", env = "TRANSLOAD_HUB_ACCOUNTS", help_heading = HEADING)]
+    hub_accounts: Option<PathBuf>,
+}
+
+impl Args {
+    /// When the run ends at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline.map(|(_, at)| at)
+    }
+
+    /// `options` with these limits, of which `share` programs have a part each.
+    pub(super) fn options(&self, options: Options, share: u32) -> Result<Options> {
+        Ok(Options {
+            keep_pulls: self.keep_pulls,
+            deadline: self.deadline(),
+            acr_sku: self.acr_sku,
+            rates: Arc::new(self.rate.iter().cloned().collect::<HashMap<_, _>>()),
+            hub_accounts: self.accounts()?,
+            share,
+            ..options
+        })
+    }
+
+    fn accounts(&self) -> Result<Vec<Credential>> {
+        let Some(path) = &self.hub_accounts else { return Ok(Vec::new()) };
+        let named = path.display();
+        let text =
+            std::fs::read_to_string(path).map_err(|error| Error::io(format!("read --hub-accounts {named}"), &error))?;
+        let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty() && !line.starts_with('#'));
+        lines
+            .map(|(line, number)| match line.trim().split_once(':') {
+                Some((user, token)) if !user.is_empty() && !token.is_empty() => Ok(Credential::basic(user, token)),
+                // Not shown: it may be a token.
+                _ => Err(Error::new(Kind::Usage, format!("{named}:{number} is not USER:TOKEN"))),
+            })
+            .collect()
+    }
+}
+
+/// How long, and when that is: the time runs from the program's start.
+fn deadline(text: &str) -> Result<(Duration, Instant)> {
+    let long = schedule::duration(text)?;
+    Ok((long, Instant::now() + long))
+}
+
+fn rate(text: &str) -> Result<(String, u32)> {
+    let wrong = || Error::new(Kind::Usage, format!("{text:?} is not REGISTRY=N")).hint("such as ghcr.io=600");
+    let (registry, number) = text.split_once('=').ok_or_else(wrong)?;
+    let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
+    Ok((crate::reference::registry_name(registry)?, number))
+}
+
+const HEADING: &str = "Limits";

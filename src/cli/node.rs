@@ -1,0 +1,201 @@
+//! `transload node`: makes a node's containerd ask the proxy first.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::output::note;
+use crate::error::Result;
+use crate::node::{Acr, Installed, Mirror, Place, Removed, Was};
+
+/// Set up a Kubernetes node
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct Command {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    InstallMirror(Args),
+}
+
+/// Which registry's images are asked for where.
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct MirrorArgs {
+    /// Whose images: docker.io, ghcr.io, … (repeatable)
+    #[arg(long, value_name = "REGISTRY", default_value = "docker.io")]
+    registry: Vec<String>,
+
+    /// The proxy as the node reaches it; nodes don't know the cluster's DNS, so by its address
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:30500")]
+    proxy: String,
+
+    /// Registry with copies, asked after the proxy, such as myregistry.azurecr.io/docker.io
+    ///
+    /// {registry} stands for the name of the registry that is mirrored. The node must be able to pull from
+    /// it: containerd asks it with what the kubelet has for the original registry, or anonymously.
+    #[arg(long, value_name = "REGISTRY[/PREFIX]")]
+    acr: Option<String>,
+
+    /// Never ask the original registry
+    #[arg(long)]
+    no_original: bool,
+
+    /// How long a host may take to accept a connection, in milliseconds; containerd heeds it since 2.1
+    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=30_000))]
+    dial_timeout: u64,
+}
+
+/// Write containerd's hosts.toml, so that the node asks the proxy first, then ACR, then the original
+///
+/// What was there before is kept beside it, and restored by --uninstall. Nothing is changed where all
+/// is as it should be. containerd reads the file at each pull, and needs no restart.
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    mirror: MirrorArgs,
+
+    /// The node's root directory
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// containerd's config_path, below the root
+    #[arg(long, value_name = "DIR", default_value = "/etc/containerd/certs.d")]
+    certs_dir: PathBuf,
+
+    /// Remove it, and restore what was there before
+    #[arg(long, conflicts_with_all = ["watch", "uninstall_on_exit"])]
+    uninstall: bool,
+
+    /// Keep running, and put it back when it is changed (for a DaemonSet)
+    #[arg(long)]
+    watch: bool,
+
+    /// With --watch: uninstall on SIGTERM and SIGINT
+    #[arg(long, requires = "watch")]
+    uninstall_on_exit: bool,
+
+    /// With --watch: seconds from one look to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    every: u64,
+}
+
+impl MirrorArgs {
+    /// One for each registry.
+    pub(super) fn mirrors(&self) -> Result<Vec<Mirror>> {
+        self.registry.iter().map(|registry| self.mirror(registry)).collect()
+    }
+
+    fn mirror(&self, registry: &str) -> Result<Mirror> {
+        let mut mirror =
+            Mirror::new(registry)?.proxy(&self.proxy)?.dial_timeout(Duration::from_millis(self.dial_timeout));
+        if let Some(acr) = &self.acr {
+            mirror = mirror.acr(Acr::parse(acr, registry)?);
+        }
+        if self.no_original { mirror.without_original() } else { Ok(mirror) }
+    }
+}
+
+/// Runs it; in watch mode, until `stop`.
+pub(super) async fn run(command: &Command, stop: impl Future<Output = &'static str>) -> Result<u8> {
+    let What::InstallMirror(args) = &command.what;
+    let mirrors = args.mirror.mirrors()?;
+    let place = Place::new(&args.root)?;
+    let all: Vec<(Mirror, Installed)> = mirrors
+        .into_iter()
+        .map(|mirror| {
+            let installed = Installed::new(&place, &args.certs_dir, mirror.registry());
+            (mirror, installed)
+        })
+        .collect();
+    if args.uninstall {
+        return uninstall(&all);
+    }
+    for (mirror, installed) in &all {
+        told(installed, installed.write(mirror)?, false);
+    }
+    warn_of_config(args);
+    if !args.watch {
+        return Ok(0);
+    }
+    let signal = tokio::select! {
+        signal = stop => signal,
+        never = watch(&all, Duration::from_secs(args.every)) => match never {},
+    };
+    note(&format!("{signal}: {}", if args.uninstall_on_exit { "uninstalling" } else { "the files stay" }));
+    if args.uninstall_on_exit { uninstall(&all) } else { Ok(0) }
+}
+
+/// Puts back what somebody has changed. A failure is told, and tried again: without us, a pull would
+/// only go another way.
+async fn watch(all: &[(Mirror, Installed)], every: Duration) -> std::convert::Infallible {
+    let mut last = vec![String::new(); all.len()];
+    loop {
+        tokio::time::sleep(every).await;
+        for ((mirror, installed), last) in all.iter().zip(&mut last) {
+            match installed.write(mirror) {
+                Ok(was) => {
+                    last.clear();
+                    told(installed, was, true);
+                }
+                // Once for each reason, not once for each look.
+                Err(error) if *last != error.to_string() => {
+                    super::output::error(&error);
+                    *last = error.to_string();
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// All of them, whatever becomes of one.
+fn uninstall(all: &[(Mirror, Installed)]) -> Result<u8> {
+    let mut failed = Vec::new();
+    for (_, installed) in all {
+        let path = installed.path();
+        let path = path.display();
+        match installed.remove() {
+            Ok(Removed::Restored) => note(&format!("{path}: restored what was there before")),
+            Ok(Removed::Gone) => note(&format!("{path}: removed")),
+            Ok(Removed::Nothing) => note(&format!("{path}: nothing to remove")),
+            Ok(Removed::Foreign) => note(&format!("{path}: not ours any more, and left as it is")),
+            Err(error) => failed.push(error),
+        }
+    }
+    let last = failed.pop();
+    failed.iter().for_each(super::output::error);
+    last.map_or(Ok(0), Err)
+}
+
+fn told(installed: &Installed, was: Was, again: bool) {
+    let path = installed.path();
+    let path = path.display();
+    match was {
+        Was::Same if again => {}
+        Was::Same => note(&format!("{path}: as it should be")),
+        Was::Ours => note(&format!("{path}: updated")),
+        Was::Nothing => note(&format!("{path}: written")),
+        Was::Foreign => note(&format!("{path}: written; what was there is kept beside it, and no longer in force")),
+    }
+}
+
+/// Most versions of containerd read no `certs.d` unless they're told to: AKS does tell them.
+fn warn_of_config(args: &Args) {
+    let config = args.root.join("etc/containerd/config.toml");
+    let Ok(text) = std::fs::read_to_string(&config) else { return };
+    let names = |line: &str| {
+        let line = line.trim_start();
+        line.starts_with("config_path") && line.split_once('=').is_some_and(|(_, value)| value.trim().len() > 2)
+    };
+    if !text.lines().any(names) {
+        note(&format!(
+            "warning: {} has no config_path: most versions of containerd don't read {} then",
+            config.display(),
+            args.certs_dir.display()
+        ));
+    }
+}

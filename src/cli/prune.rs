@@ -1,0 +1,93 @@
+//! `--prune`: its flags, and what registries have to say and to do for it.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+
+use crate::error::{Kind, Result};
+use crate::mirror::prune::{self, Claims, Options, Plan, Shelf};
+use crate::mirror::schedule;
+use crate::registry::{Registries, Repo};
+use crate::{
+    descriptor::Digest,
+    reference::{Repository, Target},
+};
+
+/// What may be removed.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    // Not with --retry-failed: a run over some images doesn't know what all the list holds.
+    /// Say which tags of the target repositories the list no longer holds; `--prune=delete` removes them
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan",
+        conflicts_with = "retry_failed", help_heading = HEADING)]
+    prune: Option<What>,
+    /// Tags that are younger stay; 0s asks for no age
+    #[arg(long, value_name = "AGE", default_value = "7d", value_parser = schedule::duration, help_heading = HEADING)]
+    prune_older_than: Duration,
+    /// Remove nothing at all if it would be more tags than so many [default: ten or a fifth, whichever is more,
+    /// of each repository and of all together]
+    #[arg(long, value_name = "N", requires = "prune", help_heading = HEADING)]
+    prune_most: Option<usize>,
+    /// Where a registry can't delete a tag alone, delete its manifest, unless a tag that stays needs it
+    #[arg(long, requires = "prune", help_heading = HEADING)]
+    prune_manifests: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Only say what would go
+    Plan,
+    /// Remove it
+    Delete,
+}
+
+impl Args {
+    /// Whether anything is to be said or done.
+    pub(super) fn is_asked(&self) -> bool {
+        self.prune.is_some()
+    }
+
+    /// Finds out what the list no longer holds, and removes it if the user said so and it's no dry run.
+    pub(super) async fn run(&self, claims: &Claims, registries: &Registries, dry_run: bool) -> Plan {
+        let options =
+            Options { older_than: self.prune_older_than, most: self.prune_most, manifests: self.prune_manifests };
+        let open = |repository: &Repository| registries.repository(repository);
+        let mut plan = prune::plan(claims, open, &options, Timestamp::now()).await;
+        if self.prune == Some(What::Delete) && !dry_run {
+            prune::carry_out(&mut plan, open, &options).await;
+        }
+        plan
+    }
+}
+
+impl Shelf for Repo {
+    async fn tags(&self) -> Result<Vec<String>> {
+        prune::all_tags(self).await
+    }
+
+    async fn holds(&self, target: &Target) -> Result<Vec<Digest>> {
+        prune::holds(self, target).await
+    }
+
+    async fn written(&self, tag: &str) -> Result<Option<Timestamp>> {
+        match self.tag_state(tag).await {
+            // A locked one couldn't be deleted, and whoever locked it meant it.
+            Ok(Some(state)) => Ok(state.written.filter(|_| !state.locked)),
+            Ok(None) => prune::created(self, tag).await,
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete_tag(&self, tag: &str) -> Result<bool> {
+        Self::delete_tag(self, tag).await
+    }
+
+    async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
+        Self::delete_manifest(self, digest).await
+    }
+}
+
+const HEADING: &str = "Pruning";

@@ -1,0 +1,324 @@
+//! One run over a list: which images it comes to, and bringing them, each source in its own time.
+//!
+//! ```text
+//!  entries of one source ── expand ──▶ queue ──▶ window of images ──▶ Engine
+//!  entries of another    ── expand ──▶ queue ──▶ window of images ──┘
+//! ```
+//!
+//! Each source has a queue and a window, so that one that waits (for Docker Hub's pulls, say) keeps
+//! none of the others. No image waits for another one's end, save for the blobs they share: those
+//! come once, by the engine's directory. An entry's tags are listed when its turn comes, so a long
+//! list costs no more memory than its windows.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::{FutureExt as _, StreamExt as _, future, stream};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::list::{Base, Claims, Entry, Exact, List};
+use crate::content::{Destination, Source};
+use crate::copy::{Engine, Report};
+use crate::descriptor::{Digest, Platform};
+use crate::error::{Error, Kind, Result, Side};
+use crate::reference::{Repository, Target};
+
+/// Where a run finds the repositories that its list names.
+pub trait Places: Sync {
+    /// A repository to read.
+    type Source: Source;
+    /// A repository to write.
+    type Destination: Destination;
+
+    /// The repository as a source.
+    fn source(&self, repository: &Repository) -> Result<Self::Source>;
+
+    /// The repository as a destination.
+    fn destination(&self, repository: &Repository) -> Result<Self::Destination>;
+}
+
+/// One image of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The line of the list that asks for it, from 1.
+    pub line: usize,
+    /// Where it's read.
+    pub source: Repository,
+    /// What is read: the tag, or the digest that it's pinned to.
+    pub read: Target,
+    /// Where it's written.
+    pub destination: Repository,
+    /// Under what.
+    pub at: Target,
+    /// Only these platforms.
+    pub platforms: Vec<Platform>,
+    /// With its referrers.
+    pub referrers: bool,
+}
+
+/// What a run does with each image.
+#[derive(Clone, Debug, Default)]
+pub enum Action {
+    /// Copy it, or plan to.
+    Copy {
+        /// Only say what would be done.
+        dry_run: bool,
+        /// Walk and repair images whose tag is the same.
+        force: bool,
+    },
+    /// Only see whether the destination has it: two requests, no pull.
+    #[default]
+    Compare,
+}
+
+/// What a run is told besides its list.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What is done with each image.
+    pub action: Action,
+    /// Until when; what isn't finished by then has failed.
+    pub deadline: Option<Instant>,
+}
+
+/// What became of an image, or of an entry whose tags could not be listed.
+#[derive(Debug)]
+pub enum Event {
+    /// Copied, unchanged or planned.
+    Copied(Box<Job>, Box<Report>),
+    /// Compared: what its tag is at both ends.
+    Compared(Box<Job>, Drift),
+    /// Not done.
+    Failed(Box<Job>, Error),
+    /// The entry's images aren't known.
+    Unknown {
+        /// The entry's line.
+        line: usize,
+        /// Its repository.
+        source: Repository,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// How a destination's tag stands to its source's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drift {
+    /// It's the same.
+    None,
+    /// The destination hasn't it.
+    Missing(Digest),
+    /// It's another image.
+    Differs {
+        /// At the source.
+        here: Digest,
+        /// At the destination.
+        there: Digest,
+    },
+}
+
+impl Job {
+    /// The source as users write it.
+    pub fn from(&self) -> String {
+        self.source.at(self.read.clone()).to_string()
+    }
+
+    /// The destination as users write it.
+    pub fn to(&self) -> String {
+        self.destination.at(self.at.clone()).to_string()
+    }
+}
+
+/// Runs over those entries of `list` that `wanted` holds for, and those of their images; tells `ended` of each.
+///
+/// An image's failure stops no other. Dropping the future stops all.
+pub async fn run<P: Places>(
+    list: &List,
+    to: &[Base],
+    places: &P,
+    engine: &Engine,
+    options: &Options,
+    wanted: &(dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
+    ended: &(dyn Fn(Event) + Sync),
+) {
+    let run = Run { to, places, engine, options, wanted, ended, claims: Mutex::default() };
+    let mut sources: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+    for entry in list.entries.iter().filter(|entry| wanted(entry, None)) {
+        sources.entry(&entry.source.registry).or_default().push(entry);
+    }
+    future::join_all(sources.into_values().map(|entries| run.source(entries).boxed_local())).await;
+}
+
+/// What the sources of a run share.
+struct Run<'a, P> {
+    to: &'a [Base],
+    places: &'a P,
+    engine: &'a Engine,
+    options: &'a Options,
+    wanted: &'a (dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
+    ended: &'a (dyn Fn(Event) + Sync),
+    /// Which image goes to which destination tag.
+    claims: Mutex<Claims>,
+}
+
+impl<P: Places> Run<'_, P> {
+    /// All images of one source.
+    async fn source(&self, entries: Vec<&Entry>) {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let expand = async move {
+            // Its own future for each entry: one that waits for room in the queue stops no other's request.
+            stream::iter(entries).for_each_concurrent(LISTINGS, |entry| self.expand(entry, queue.clone())).await;
+        };
+        let jobs = stream::unfold(jobs, async |mut jobs| jobs.recv().await.map(|job| (job, jobs)));
+        let work = jobs.for_each_concurrent(WINDOW, |job| self.image(job).boxed_local());
+        future::join(expand, work).await;
+    }
+
+    /// Queues an entry's images.
+    async fn expand(&self, entry: &Entry, queue: mpsc::Sender<Job>) {
+        if let Err(error) = self.images(entry, &queue).await {
+            let source = entry.source.clone();
+            let error = error.doing(format!("mirror {source}"));
+            (self.ended)(Event::Unknown { line: entry.line, source, error });
+        }
+    }
+
+    /// Queues the images that an entry names, then those that it picks from the repository's tags, as
+    /// the pages of their list arrive.
+    async fn images(&self, entry: &Entry, queue: &mpsc::Sender<Job>) -> Result<()> {
+        for exact in &entry.pick.exact {
+            self.queue(entry, exact, queue).await?;
+        }
+        if !entry.pick.needs_list() {
+            return Ok(());
+        }
+        let source = self.places.source(&entry.source)?;
+        let mut chooser = entry.pick.chooser()?;
+        let mut next = None;
+        let mut pages = 0;
+        loop {
+            let page = source.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source))?;
+            for tag in page.tags {
+                if let Some(exact) = chooser.offer(tag) {
+                    self.queue(entry, &exact, queue).await?;
+                }
+            }
+            next = page.next;
+            pages += 1;
+            if next.is_none() {
+                break;
+            }
+            if pages > MOST_PAGES {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!("the list of its tags has more than {MOST_PAGES} pages"),
+                )
+                .on(Side::Source));
+            }
+        }
+        for exact in chooser.finish() {
+            self.queue(entry, &exact, queue).await?;
+        }
+        Ok(())
+    }
+
+    /// Queues an image for each of its destinations.
+    async fn queue(&self, entry: &Entry, exact: &Exact, queue: &mpsc::Sender<Job>) -> Result<()> {
+        let read = exact.digest.map(Target::Digest).or_else(|| exact.tag.clone().map(Target::Tag));
+        let Some(read) = read else { return Ok(()) };
+        for place in entry.places(self.to, exact.tag.as_deref())? {
+            let is_new = self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact)?;
+            let (destination, tag) = place;
+            let job = Job {
+                line: entry.line,
+                source: entry.source.clone(),
+                read: read.clone(),
+                destination,
+                at: tag.map_or_else(|| read.clone(), Target::Tag),
+                platforms: entry.platforms.clone(),
+                referrers: entry.referrers,
+            };
+            if is_new && (self.wanted)(entry, Some(&job)) {
+                // The other end is only dropped together with this.
+                let _ = queue.send(job).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn image(&self, job: Job) {
+        let done = self.within_deadline(self.act(&job)).await;
+        let job = Box::new(job);
+        (self.ended)(match done {
+            Ok(Done::Copied(report)) => Event::Copied(job, report),
+            Ok(Done::Compared(drift)) => Event::Compared(job, drift),
+            Err(error) => {
+                let error = error.doing(format!("mirror {}", job.from()));
+                Event::Failed(job, error)
+            }
+        });
+    }
+
+    async fn within_deadline<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let Some(deadline) = self.options.deadline else { return work.await };
+        let late = || Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here");
+        if Instant::now() >= deadline {
+            return Err(late());
+        }
+        tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn act(&self, job: &Job) -> Result<Done> {
+        let source = self.places.source(&job.source)?;
+        let destination = self.places.destination(&job.destination)?;
+        let Action::Copy { dry_run, force } = self.options.action else {
+            return compare(job, &source, &destination).await.map(Done::Compared);
+        };
+        let options = crate::copy::Options {
+            platforms: job.platforms.clone(),
+            referrers: job.referrers,
+            force,
+            dry_run,
+            ..crate::copy::Options::default()
+        };
+        let copied = self.engine.copy(&source, &job.read, &destination, &job.at, &options).await?;
+        Ok(Done::Copied(Box::new(copied)))
+    }
+}
+
+enum Done {
+    Copied(Box<Report>),
+    Compared(Drift),
+}
+
+async fn compare<S: Source, D: Destination>(job: &Job, source: &S, destination: &D) -> Result<Drift> {
+    let there = async { destination.find(&job.at).await.map_err(|error| error.on(Side::Destination)) };
+    let here = async {
+        match &job.read {
+            Target::Digest(digest) => Ok(Some(*digest)),
+            tag @ Target::Tag(_) => {
+                let found = source.resolve(tag).await.map_err(|error| error.on(Side::Source))?;
+                Ok(found.map(|found| found.digest))
+            }
+        }
+    };
+    let (here, there) = future::try_join(here, there).await?;
+    let here = here.ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("there is no {}", job.from()))
+            .on(Side::Source)
+            .hint("it was removed, or never was there: mend the list")
+    })?;
+    Ok(match there {
+        None => Drift::Missing(here),
+        Some(there) if there.digest == here => Drift::None,
+        Some(there) => Drift::Differs { here, there: there.digest },
+    })
+}
+
+/// Images of one source that are worked on at once: most of them wait for blobs that others bring, or
+/// for a place.
+const WINDOW: usize = 48;
+const QUEUE: usize = 16;
+/// Repositories of one source whose tags are listed at once.
+const LISTINGS: usize = 4;
+const MOST_PAGES: usize = 10_000;

@@ -1,0 +1,200 @@
+//! Putting a `hosts.toml` in its place, and what was there back.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::hosts::{MADE_DIRECTORY, Mirror, OURS, directory_name};
+use super::place::Place;
+use crate::error::{Error, Kind, Result, Side};
+
+const FILE: &str = "hosts.toml";
+const BACKUP: &str = "hosts.toml.transload-backup";
+
+/// More than any hosts.toml of ours.
+const LONGEST: u64 = 64 * 1024;
+
+/// What an installation found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Was {
+    /// The very same file: nothing was changed.
+    Same,
+    /// An older file of ours.
+    Ours,
+    /// Nothing.
+    Nothing,
+    /// A file of somebody else, which is kept as a backup.
+    Foreign,
+}
+
+/// What removing one did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// The file that was there before ours is there again.
+    Restored,
+    /// Ours is gone; there was none before.
+    Gone,
+    /// There was none of ours.
+    Nothing,
+    /// Somebody has put another file in the place of ours, which stays, as does the backup.
+    Foreign,
+}
+
+/// The `hosts.toml` of one registry on a node.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    place: Place,
+    directory: PathBuf,
+}
+
+impl Installed {
+    /// That of `registry`, below containerd's directory `certs` on the node with this root.
+    pub fn new(place: &Place, certs: &Path, registry: &str) -> Self {
+        Self { place: place.clone(), directory: certs.join(directory_name(registry)) }
+    }
+
+    /// Where the file is, as seen from the root.
+    pub fn path(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    /// Puts `mirror` there. What was there, and isn't ours, is kept as a backup: the very file, with its
+    /// mode and its times. A reader sees the old file or the new one, whole; whoever is killed in between
+    /// leaves the old file in place.
+    ///
+    /// # Errors
+    /// If the directory leads out of the root, or can't be written to.
+    pub fn write(&self, mirror: &Mirror) -> Result<Was> {
+        let (directory, made) = self.place.make(&self.directory)?;
+        let doing = |error: &io::Error| Error::io(format!("write {}", directory.join(FILE).display()), error);
+        let current = Current::read(&directory.join(FILE)).map_err(|error| doing(&error))?;
+        let made = made || matches!(&current, Current::Ours(text) if text[OURS.len()..].starts_with(MADE_DIRECTORY));
+        let text = [OURS, if made { MADE_DIRECTORY } else { "" }, &mirror.render()].concat();
+        let was = match current {
+            Current::Ours(old) if old == text => return Ok(Was::Same),
+            Current::Ours(_) => Was::Ours,
+            Current::Nothing => Was::Nothing,
+            Current::Foreign => {
+                back_up(&directory).map_err(|error| doing(&error))?;
+                Was::Foreign
+            }
+            Current::NoFile => {
+                return Err(Error::new(Kind::Local, "it is neither a file nor a symbolic link")
+                    .doing(format!("replace {}", directory.join(FILE).display()))
+                    .on(Side::Local));
+            }
+        };
+        replace(&directory, &text).map_err(|error| doing(&error))?;
+        Ok(was)
+    }
+
+    /// Takes ours away, and puts back what was there.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn remove(&self) -> Result<Removed> {
+        let Some(directory) = self.place.find(&self.directory)? else { return Ok(Removed::Nothing) };
+        let (file, backup) = (directory.join(FILE), directory.join(BACKUP));
+        let doing = |error: &io::Error| Error::io(format!("remove {}", file.display()), error);
+        let is_there = match fs::symlink_metadata(&backup) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(doing(&error)),
+        };
+        let made = match Current::read(&file).map_err(|error| doing(&error))? {
+            // A backup without a file of ours: somebody has removed ours, and wants the old one no more
+            // than ours; or wants it back. The second can be undone, the first can't.
+            Current::Nothing if !is_there => return Ok(Removed::Nothing),
+            Current::Nothing => false,
+            Current::Ours(text) => text[OURS.len()..].starts_with(MADE_DIRECTORY),
+            Current::Foreign if is_there && same_file(&file, &backup).map_err(|error| doing(&error))? => {
+                // Killed after the backup, before the new file.
+                fs::remove_file(&backup).map_err(|error| doing(&error))?;
+                return Ok(Removed::Nothing);
+            }
+            Current::Foreign | Current::NoFile => return Ok(Removed::Foreign),
+        };
+        if is_there {
+            fs::rename(&backup, &file).map_err(|error| doing(&error))?;
+        } else {
+            fs::remove_file(&file).map_err(|error| doing(&error))?;
+        }
+        sync(&directory).map_err(|error| doing(&error))?;
+        if made && !is_there {
+            // Stays where others have put something into it.
+            let _ = fs::remove_dir(&directory);
+        }
+        Ok(if is_there { Removed::Restored } else { Removed::Gone })
+    }
+}
+
+/// What is in the place of the file.
+enum Current {
+    Nothing,
+    Ours(String),
+    Foreign,
+    NoFile,
+}
+
+impl Current {
+    fn read(path: &Path) -> io::Result<Self> {
+        let metadata = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Nothing),
+            metadata => metadata?,
+        };
+        // A symlink isn't followed: it's somebody else's, and kept as it is.
+        if metadata.is_symlink() {
+            return Ok(Self::Foreign);
+        }
+        if !metadata.is_file() {
+            return Ok(Self::NoFile);
+        }
+        let mut bytes = Vec::new();
+        File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
+        Ok(match String::from_utf8(bytes) {
+            Ok(text) if text.starts_with(OURS) => Self::Ours(text),
+            _ => Self::Foreign,
+        })
+    }
+}
+
+/// Gives the file a second name, so that it's never without one. An older backup goes: whoever has
+/// written a file over ours wants that one back.
+fn back_up(directory: &Path) -> io::Result<()> {
+    let backup = directory.join(BACKUP);
+    match fs::remove_file(&backup) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::hard_link(directory.join(FILE), &backup)
+}
+
+fn replace(directory: &Path, text: &str) -> io::Result<()> {
+    let temporary = directory.join(format!(".{FILE}.transload-{}", std::process::id()));
+    // Left by a killed process that had the same id, as in a container each one has.
+    let _ = fs::remove_file(&temporary);
+    let written = (|| {
+        let mut file = File::create_new(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        // Whatever the umask: containerd may run under another user (rootless).
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        file.sync_all()?;
+        fs::rename(&temporary, directory.join(FILE))
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync(directory)
+}
+
+fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
+    let id = |path: &Path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    Ok(id(one)? == id(other)?)
+}
+
+/// Makes names last over a power cut.
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}

@@ -1,0 +1,140 @@
+//! The proxy behind the server.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::fill::Found;
+use super::world::Spot;
+use super::{Inner, Origins, Proxy};
+use crate::content::{Body, Source as _};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::Manifest;
+use crate::reference::Target;
+use crate::server::{Backend, Blob, Place, Upload};
+
+/// A blob that can be read.
+pub struct Content<O: Origins> {
+    inner: Arc<Inner<O>>,
+    spot: Spot,
+    found: Found<O::Source>,
+}
+
+/// There are none: the proxy takes no pushes.
+#[derive(Debug)]
+pub enum NoUpload {}
+
+impl<O: Origins> Backend for Proxy<O> {
+    type Blob = Content<O>;
+    type Upload = NoUpload;
+
+    fn is_writable(&self) -> bool {
+        false
+    }
+
+    fn knows_namespaces(&self) -> bool {
+        true
+    }
+
+    async fn resolve(&self, place: &Place, target: &Target) -> Result<Option<Descriptor>> {
+        match self.0.upstreams.world.find(place) {
+            Some(spot) => self.0.resolve(&spot, target).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn manifest(&self, place: &Place, target: &Target) -> Result<Option<Manifest>> {
+        match self.0.upstreams.world.find(place) {
+            Some(spot) => self.0.manifest(&spot, target).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn size_of(&self, place: &Place, digest: &Digest) -> Result<Option<u64>> {
+        match self.0.upstreams.world.find(place) {
+            Some(spot) => self.0.blob_size(&spot, digest).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Content<O>>> {
+        let Some(spot) = self.0.upstreams.world.find(place) else { return Ok(None) };
+        let found = self.0.blob(&spot, digest).await?;
+        Ok(found.map(|found| Content { inner: self.0.clone(), spot, found }))
+    }
+
+    /// The upstream's, which are not cached: who lists tags wants to know what is new.
+    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
+        let Some(spot) = self.0.upstreams.world.find(place) else { return Ok(None) };
+        let question = |source: O::Source| async move {
+            let (mut tags, mut next) = (Vec::new(), None);
+            for _ in 0..MOST_PAGES {
+                let page = source.tags(next.as_deref()).await?;
+                tags.extend(page.tags);
+                next = page.next;
+                if next.is_none() {
+                    break;
+                }
+            }
+            Ok(Some(tags))
+        };
+        let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await?;
+        let Some(found) = found else { return Ok(None) };
+        let mut tags = found.value;
+        // Each registry has an order of its own.
+        tags.sort_unstable();
+        tags.dedup();
+        Ok(Some(tags.into_iter().filter(|tag| after.is_none_or(|after| tag.as_str() > after)).take(most).collect()))
+    }
+
+    /// None: what could be asked for isn't known.
+    async fn repositories(&self, _: Option<&str>, _: usize) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let Some(spot) = self.0.upstreams.world.find(place) else { return Ok(Vec::new()) };
+        let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
+        let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await?;
+        Ok(found.map_or_else(Vec::new, |found| found.value))
+    }
+
+    async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {
+        Err(read_only())
+    }
+
+    async fn put_manifest(&self, _: &Place, _: &Manifest, _: &Target) -> Result<()> {
+        Err(read_only())
+    }
+}
+
+impl<O: Origins> Blob for Content<O> {
+    fn size(&self) -> u64 {
+        self.found.size()
+    }
+
+    async fn read(self, range: Range<u64>) -> Result<Body> {
+        self.inner.bytes(&self.spot, self.found, range).await
+    }
+}
+
+impl Upload for NoUpload {
+    async fn size(&mut self) -> Result<u64> {
+        match *self {}
+    }
+
+    async fn append(&mut self, _: &mut Body) -> Result<()> {
+        match *self {}
+    }
+
+    async fn commit(self, _: Digest) -> Result<()> {
+        match self {}
+    }
+}
+
+fn read_only() -> Error {
+    Error::new(Kind::Unsupported, "the proxy takes no pushes")
+}
+
+/// Pages of tags that are read for one request: as many as 100,000 tags of a registry with full pages.
+const MOST_PAGES: usize = 100;

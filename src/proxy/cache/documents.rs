@@ -1,0 +1,245 @@
+//! Manifests and tags: in memory what was asked for lately, on the disk all.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as Memory;
+use serde::{Deserialize, Serialize};
+
+use super::shelf::Shelf;
+use super::temp::Temp;
+use crate::descriptor::{Descriptor, Digest, MediaType};
+use crate::error::{Error, Result};
+use crate::manifest::Manifest;
+use crate::proxy::blocking;
+
+/// Manifests by digest, and tags. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Documents(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shelf: Shelf,
+    tags: PathBuf,
+    fills: PathBuf,
+    manifests: Memory<Digest, Manifest, ByBytes>,
+    known: Memory<TagName, Tag>,
+    /// That nothing can be written was said.
+    told: AtomicBool,
+}
+
+/// A tag of a repository of an upstream, as one text: it's looked up for each request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TagName(Arc<str>);
+
+impl TagName {
+    /// The tag's name. None of the three can hold a space.
+    pub fn new(upstream: &str, repository: &str, tag: &str) -> Self {
+        Self(format!("{upstream} {repository} {tag}").into())
+    }
+
+    fn file(&self) -> PathBuf {
+        let hex = Digest::of(self.0.as_bytes()).hex();
+        [&hex[..2], &hex].iter().collect()
+    }
+}
+
+/// What a tag was, and when that was known for sure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tag {
+    /// `upstream repository tag`: a hash can't be turned back.
+    name: String,
+    media_type: MediaType,
+    digest: Digest,
+    size: u64,
+    /// Seconds since 1970.
+    pub checked: u64,
+}
+
+impl Tag {
+    /// What `name` was found to be.
+    pub fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
+        let Descriptor { media_type, digest, size, .. } = descriptor.clone();
+        Self { name: name.0.to_string(), media_type, digest, size, checked }
+    }
+
+    /// The manifest that it was.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor::new(self.media_type.clone(), self.digest, self.size)
+    }
+
+    /// That manifest's digest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+impl Documents {
+    pub(super) fn new(shelf: Shelf, tags: PathBuf, fills: PathBuf) -> Self {
+        let manifests = Memory::with_weighter(4096, MEMORY, ByBytes);
+        Self(Arc::new(Inner {
+            shelf,
+            tags,
+            fills,
+            manifests,
+            known: Memory::new(TAGS_IN_MEMORY),
+            told: AtomicBool::new(false),
+        }))
+    }
+
+    /// The manifest, if it's here.
+    pub async fn manifest(&self, digest: &Digest) -> Option<Manifest> {
+        if let Some(found) = self.0.manifests.get(digest) {
+            return Some(found);
+        }
+        let pin = self.0.shelf.pin(digest)?;
+        let (documents, digest) = (self.clone(), *digest);
+        let read = blocking(move || {
+            let Some(stored) = documents.0.shelf.open_pinned(&digest, pin) else { return Ok(None) };
+            documents.read(&digest, stored.file)
+        });
+        match read.await {
+            Ok(found) => {
+                if let Some(manifest) = &found {
+                    self.0.manifests.insert(digest, manifest.clone());
+                }
+                found
+            }
+            Err(error) => {
+                tracing::error!("{error}: it is fetched again");
+                None
+            }
+        }
+    }
+
+    /// Keeps a manifest. On return it's on the disk, unless that can't be written.
+    pub async fn put(&self, manifest: &Manifest) {
+        self.0.manifests.insert(manifest.digest(), manifest.clone());
+        if self.0.shelf.size_of(&manifest.digest()).is_some() {
+            return;
+        }
+        let (documents, manifest) = (self.clone(), manifest.clone());
+        self.said(blocking(move || documents.write(&manifest)).await);
+    }
+
+    /// What the tag was last, if it's known.
+    pub async fn tag(&self, name: &TagName) -> Option<Tag> {
+        if let Some(found) = self.0.known.get(name) {
+            return Some(found);
+        }
+        let path = self.0.tags.join(name.file());
+        let read = blocking(move || match fs::read(&path) {
+            Ok(bytes) => Ok(serde_json::from_slice::<Tag>(&bytes).ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format!("read {}", path.display()), &error)),
+        });
+        let found = read.await.unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            None
+        });
+        let found = found.filter(|tag| *tag.name == *name.0)?;
+        self.0.known.insert(name.clone(), found.clone());
+        Some(found)
+    }
+
+    /// Keeps what a tag is.
+    pub async fn put_tag(&self, name: &TagName, tag: Tag) {
+        self.0.known.insert(name.clone(), tag.clone());
+        let (documents, name) = (self.clone(), name.clone());
+        self.said(blocking(move || documents.write_tag(&name, &tag)).await);
+    }
+
+    /// Forgets a tag that is no more.
+    pub async fn forget_tag(&self, name: &TagName) {
+        self.0.known.remove(name);
+        let path = self.0.tags.join(name.file());
+        let removed = blocking(move || match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", path.display()), &error))
+            }
+            _ => Ok(()),
+        });
+        self.said(removed.await);
+    }
+
+    /// The shelf of manifests.
+    pub fn shelf(&self) -> &Shelf {
+        &self.0.shelf
+    }
+
+    /// A manifest's bytes are checked whenever they are read: they are small.
+    fn read(&self, digest: &Digest, file: fs::File) -> Result<Option<Manifest>> {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut &file, &mut bytes)
+            .map_err(|error| Error::io(format!("read manifest {digest}"), &error))?;
+        let media_type = fs::read_to_string(self.type_file(digest)).ok();
+        match Manifest::read(Bytes::from(bytes), media_type.as_deref(), Some(*digest)) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) => {
+                self.0.shelf.discard(digest);
+                Err(error.doing("read a manifest of the cache"))
+            }
+        }
+    }
+
+    fn write(&self, manifest: &Manifest) -> Result<()> {
+        let (bytes, digest) = (manifest.bytes(), manifest.digest());
+        let own = Manifest::read(bytes.clone(), None, Some(digest)).ok();
+        let media_type = &manifest.descriptor().media_type;
+        if own.is_none_or(|own| own.descriptor().media_type != *media_type) {
+            // Before the manifest: what has a name is complete.
+            let path = self.type_file(&digest);
+            self.replace(&path, media_type.0.as_bytes())?;
+        }
+        let temp = self.0.shelf.begin(bytes.len() as u64)?;
+        super::write_at(&temp.file(), bytes, 0)?;
+        self.0.shelf.commit(digest, temp).map(drop)
+    }
+
+    /// Not synced: what is lost with the power is asked for again.
+    fn write_tag(&self, name: &TagName, tag: &Tag) -> Result<()> {
+        let json = serde_json::to_vec(tag).unwrap_or_default();
+        self.replace(&self.0.tags.join(name.file()), &json)
+    }
+
+    fn replace(&self, path: &std::path::Path, bytes: &[u8]) -> Result<()> {
+        let mut temp = Temp::new(&self.0.fills, None)?;
+        super::write_at(&temp.file(), &Bytes::copy_from_slice(bytes), 0)?;
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
+        }
+        temp.rename(path)
+    }
+
+    fn type_file(&self, digest: &Digest) -> PathBuf {
+        self.0.shelf.dir().join("types").join(digest.hex())
+    }
+
+    /// Manifests and tags that can't be written are served from memory: said once.
+    fn said(&self, result: Result<()>) {
+        if let Err(error) = result
+            && !self.0.told.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!("{error}: manifests and tags are kept in memory only");
+        }
+    }
+}
+
+/// A manifest in memory: its bytes, and about as much again three times for what was parsed.
+#[derive(Clone, Debug)]
+struct ByBytes;
+
+impl Weighter<Digest, Manifest> for ByBytes {
+    fn weight(&self, _: &Digest, manifest: &Manifest) -> u64 {
+        4 * manifest.bytes().len() as u64 + 512
+    }
+}
+
+/// Bytes of manifests in memory.
+const MEMORY: u64 = 16 << 20;
+const TAGS_IN_MEMORY: usize = 10_000;

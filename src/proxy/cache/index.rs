@@ -1,0 +1,384 @@
+//! What is in a directory of content, how much of it there may be, and what has to go. No I/O.
+//!
+//! The policy is S3-FIFO counted in bytes (Yang et al., SOSP 2023): what is new waits in a small
+//! queue, and only what is asked for again there moves to the main one; what left the small queue is
+//! remembered for a while, and comes back into the main one. An index of our own and not a cache of
+//! a library's, since three things are wanted together: room is reserved before a blob is fetched
+//! (so that the bound also holds what is on its way), what is read stays, and single victims can be
+//! asked for when another program fills the disk.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::descriptor::Digest;
+
+/// The index of one directory. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Index(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    capacity: u64,
+    entries: HashMap<Digest, Arc<Entry>>,
+    small: Queue,
+    main: Queue,
+    /// Digests that left the small queue.
+    ghosts: VecDeque<Digest>,
+    ghostly: HashSet<Digest>,
+    reserved: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    entries: VecDeque<Arc<Entry>>,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    digest: Digest,
+    size: u64,
+    hits: AtomicU8,
+    readers: AtomicUsize,
+    /// Removed, though it still stands in a queue.
+    gone: AtomicBool,
+    /// In which queue it stands. Written under the lock.
+    small: AtomicBool,
+}
+
+/// Content that stays as long as this lives. It's being read.
+#[derive(Debug)]
+pub struct Pin(Arc<Entry>);
+
+/// Room that is taken for content on its way. Given back on drop.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    index: Index,
+    size: u64,
+}
+
+impl Index {
+    pub(super) fn new(capacity: u64) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            capacity,
+            entries: HashMap::new(),
+            small: Queue::default(),
+            main: Queue::default(),
+            ghosts: VecDeque::new(),
+            ghostly: HashSet::new(),
+            reserved: 0,
+        })))
+    }
+
+    /// The content, if it's here: a hit.
+    pub(super) fn pin(&self, digest: &Digest) -> Option<Pin> {
+        let state = self.lock();
+        let entry = state.entries.get(digest)?;
+        // Racing hits may lose one: it's a hint.
+        let hits = entry.hits.load(Ordering::Relaxed);
+        entry.hits.store(hits.saturating_add(1).min(MOST_HITS), Ordering::Relaxed);
+        Some(Pin::new(entry.clone()))
+    }
+
+    /// How large it is, if it's here. No hit.
+    pub(super) fn size_of(&self, digest: &Digest) -> Option<u64> {
+        self.lock().entries.get(digest).map(|entry| entry.size)
+    }
+
+    /// Takes room, if there is any.
+    pub(super) fn reserve(&self, size: u64) -> Option<Reservation> {
+        let mut state = self.lock();
+        if state.used() + state.reserved + size > state.capacity {
+            return None;
+        }
+        state.reserved += size;
+        Some(Reservation { index: self.clone(), size })
+    }
+
+    /// Whether it could ever fit.
+    pub(super) fn could_hold(&self, size: u64) -> bool {
+        size <= self.lock().capacity
+    }
+
+    /// Adds content, whose room was reserved. Pinned: nothing that was just fetched is a victim.
+    pub(super) fn add(&self, digest: Digest, mut room: Reservation) -> Pin {
+        let size = std::mem::take(&mut room.size);
+        let mut state = self.lock();
+        state.reserved -= size;
+        state.remove(&digest);
+        let known = state.ghostly.remove(&digest);
+        Pin::new(state.insert(digest, size, !known))
+    }
+
+    /// Adds content that was here before, oldest first.
+    pub(super) fn recall(&self, digest: Digest, size: u64) {
+        let mut state = self.lock();
+        state.remove(&digest);
+        state.insert(digest, size, false);
+    }
+
+    /// Whether there is more than there may be.
+    pub(super) fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.used() + state.reserved > state.capacity
+    }
+
+    /// Forgets content, and says how large it was.
+    pub(super) fn remove(&self, digest: &Digest) -> Option<u64> {
+        self.lock().remove(digest)
+    }
+
+    /// Forgets the content that is worth least, unless all of it is being read.
+    pub(super) fn victim(&self) -> Option<(Digest, u64)> {
+        self.lock().victim()
+    }
+
+    /// Number and bytes of what is here.
+    pub(super) fn count(&self) -> (usize, u64) {
+        let state = self.lock();
+        (state.entries.len(), state.used())
+    }
+
+    /// What is here, in no order.
+    pub(super) fn list(&self) -> Vec<(Digest, u64)> {
+        self.lock().entries.values().map(|entry| (entry.digest, entry.size)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn used(&self) -> u64 {
+        self.small.bytes + self.main.bytes
+    }
+
+    fn insert(&mut self, digest: Digest, size: u64, small: bool) -> Arc<Entry> {
+        let entry = Arc::new(Entry {
+            digest,
+            size,
+            hits: AtomicU8::new(0),
+            readers: AtomicUsize::new(0),
+            gone: AtomicBool::new(false),
+            small: AtomicBool::new(small),
+        });
+        self.entries.insert(digest, entry.clone());
+        if small { &mut self.small } else { &mut self.main }.push(entry.clone());
+        entry
+    }
+
+    fn remove(&mut self, digest: &Digest) -> Option<u64> {
+        let entry = self.entries.remove(digest)?;
+        entry.gone.store(true, Ordering::Relaxed);
+        let queue = if entry.small.load(Ordering::Relaxed) { &mut self.small } else { &mut self.main };
+        queue.bytes -= entry.size;
+        // Entries that are gone are skipped; too many of them are swept out.
+        if self.small.entries.len() + self.main.entries.len() > 2 * self.entries.len() + 64 {
+            for queue in [&mut self.small, &mut self.main] {
+                queue.entries.retain(|entry| !entry.gone.load(Ordering::Relaxed));
+            }
+        }
+        Some(entry.size)
+    }
+
+    fn victim(&mut self) -> Option<(Digest, u64)> {
+        // Each entry may pass by once for each of its hits, and once to move.
+        let mut patience = (usize::from(MOST_HITS) + 2) * (self.small.entries.len() + self.main.entries.len()) + 1;
+        while patience > 0 {
+            patience -= 1;
+            let from_small = self.small.bytes > self.capacity / SMALL_SHARE || self.main.bytes == 0;
+            let queue = if from_small { &mut self.small } else { &mut self.main };
+            let Some(entry) = queue.pop() else {
+                // Only entries of no bytes are left in the other one.
+                let other = if from_small { &mut self.main } else { &mut self.small };
+                let entry = other.pop()?;
+                let small = !from_small;
+                if let Some(found) = self.judge(entry, small) {
+                    return Some(found);
+                }
+                continue;
+            };
+            if let Some(found) = self.judge(entry, from_small) {
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    /// Decides on an entry that was taken from the front of its queue.
+    fn judge(&mut self, entry: Arc<Entry>, small: bool) -> Option<(Digest, u64)> {
+        if entry.readers.load(Ordering::Acquire) > 0 {
+            if small { &mut self.small } else { &mut self.main }.push(entry);
+            return None;
+        }
+        let hits = entry.hits.load(Ordering::Relaxed);
+        if small && hits > 1 {
+            entry.hits.store(0, Ordering::Relaxed);
+            entry.small.store(false, Ordering::Relaxed);
+            self.main.push(entry);
+            return None;
+        }
+        if !small && hits > 0 {
+            entry.hits.store(hits - 1, Ordering::Relaxed);
+            self.main.push(entry);
+            return None;
+        }
+        entry.gone.store(true, Ordering::Relaxed);
+        self.entries.remove(&entry.digest);
+        if small {
+            self.remember(entry.digest);
+        }
+        Some((entry.digest, entry.size))
+    }
+
+    fn remember(&mut self, digest: Digest) {
+        if self.ghostly.insert(digest) {
+            self.ghosts.push_back(digest);
+        }
+        while self.ghosts.len() > self.entries.len().max(1024) {
+            if let Some(oldest) = self.ghosts.pop_front() {
+                self.ghostly.remove(&oldest);
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, entry: Arc<Entry>) {
+        self.bytes += entry.size;
+        self.entries.push_back(entry);
+    }
+
+    fn pop(&mut self) -> Option<Arc<Entry>> {
+        loop {
+            let entry = self.entries.pop_front()?;
+            if !entry.gone.load(Ordering::Relaxed) {
+                self.bytes -= entry.size;
+                return Some(entry);
+            }
+        }
+    }
+}
+
+impl Pin {
+    /// Under the index's lock, or for an entry that is pinned: else it may be a victim meanwhile.
+    fn new(entry: Arc<Entry>) -> Self {
+        entry.readers.fetch_add(1, Ordering::AcqRel);
+        Self(entry)
+    }
+
+    /// How large the content is.
+    pub fn size(&self) -> u64 {
+        self.0.size
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Reservation {
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.size > 0 {
+            self.index.lock().reserved -= self.size;
+        }
+    }
+}
+
+/// What is counted of hits: S3-FIFO's two bits.
+const MOST_HITS: u8 = 3;
+/// The small queue's part of the capacity: a tenth, as in the paper.
+const SMALL_SHARE: u64 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn digest(n: u64) -> Digest {
+        Digest::of(&n.to_be_bytes())
+    }
+
+    fn put(index: &Index, n: u64, size: u64) -> Option<Pin> {
+        loop {
+            if let Some(room) = index.reserve(size) {
+                return Some(index.add(digest(n), room));
+            }
+            index.victim()?;
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_again_outlives_a_scan() {
+        let index = Index::new(100);
+        for n in 0..5 {
+            drop(put(&index, n, 10));
+            for _ in 0..2 {
+                assert!(index.pin(&digest(n)).is_some());
+            }
+        }
+        for n in 100..200 {
+            drop(put(&index, n, 10));
+        }
+        assert!((0..5).all(|n| index.pin(&digest(n)).is_some()), "swept out by what is read once");
+        assert_eq!(index.count(), (10, 100));
+    }
+
+    #[test]
+    fn what_is_read_or_on_its_way_stays() {
+        let index = Index::new(30);
+        let read = put(&index, 1, 20);
+        let room = index.reserve(10).expect("room");
+        assert!(index.reserve(1).is_none());
+        assert_eq!(index.victim(), None);
+        drop(read);
+        drop(room);
+        assert_eq!(index.victim(), Some((digest(1), 20)));
+        assert_eq!(index.count(), (0, 0));
+        assert!(index.reserve(30).is_some());
+    }
+
+    #[test]
+    fn what_left_the_small_queue_comes_back_into_the_main_one() {
+        let index = Index::new(100);
+        drop(put(&index, 1, 10));
+        assert_eq!(index.victim(), Some((digest(1), 10)));
+        drop(put(&index, 1, 10));
+        for n in 2..50 {
+            drop(put(&index, n, 10));
+        }
+        assert!(index.size_of(&digest(1)).is_some());
+    }
+
+    proptest! {
+        /// Whatever is done: the bound holds, the books agree, and what is pinned is there.
+        #[test]
+        fn the_bound_holds(steps in prop::collection::vec((0_u64..20, 0_u64..60, 0_u8..4), 1..200)) {
+            let index = Index::new(100);
+            let mut held: HashMap<u64, Pin> = HashMap::new();
+            for (n, size, what) in steps {
+                match what {
+                    0 if index.size_of(&digest(n)).is_none() => drop(put(&index, n, size)),
+                    1 => held.extend(index.pin(&digest(n)).map(|pin| (n, pin))),
+                    2 => drop(held.remove(&n)),
+                    3 if !held.contains_key(&n) => drop(index.remove(&digest(n))),
+                    _ => {}
+                }
+                let listed = index.list();
+                prop_assert_eq!(index.count(), (listed.len(), listed.iter().map(|entry| entry.1).sum()));
+                prop_assert!(index.count().1 <= 100);
+                prop_assert!(held.keys().all(|n| index.size_of(&digest(*n)).is_some()));
+            }
+        }
+    }
+}

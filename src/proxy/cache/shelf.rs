@@ -1,0 +1,191 @@
+//! A directory of content by its digest, within bounds.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::index::{Index, Pin};
+use super::temp::{Temp, sync_dir};
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind, Result};
+
+/// Content by its digest. Clones share it. Methods that say so block.
+#[derive(Clone)]
+pub struct Shelf(Arc<Inner>);
+
+/// Hears of what had to go.
+type Evicted = Box<dyn Fn(&Digest, u64) + Send + Sync>;
+
+struct Inner {
+    dir: PathBuf,
+    fills: PathBuf,
+    keep_free: u64,
+    index: Index,
+    /// Held while names are made and removed, so that the removal of a victim can't hit the file
+    /// that was fetched anew under its name.
+    names: Mutex<()>,
+    evicted: Evicted,
+}
+
+/// Content that is open. It stays on the disk as long as this lives.
+#[derive(Debug)]
+pub struct Stored {
+    /// To be read from.
+    pub file: File,
+    /// Keeps it there, and knows its size.
+    pub pin: Pin,
+}
+
+impl Shelf {
+    /// The shelf in `dir`, with what is whole in there. Temporary files are made in `fills`. Blocks.
+    pub(super) fn open(
+        dir: PathBuf,
+        fills: PathBuf,
+        capacity: u64,
+        keep_free: u64,
+        evicted: impl Fn(&Digest, u64) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let inner = Inner {
+            dir,
+            fills,
+            keep_free,
+            index: Index::new(capacity),
+            names: Mutex::default(),
+            evicted: Box::new(evicted),
+        };
+        let shelf = Self(Arc::new(inner));
+        for (digest, size) in super::scan::whole(&shelf.0.dir)? {
+            shelf.0.index.recall(digest, size);
+        }
+        while shelf.0.index.is_over() && shelf.evict(&shelf.names()) {}
+        Ok(shelf)
+    }
+
+    /// Whether it's here, and how large.
+    pub fn size_of(&self, digest: &Digest) -> Option<u64> {
+        self.0.index.size_of(digest)
+    }
+
+    /// Marks it as being read, if it's here. Cheap; [`open`](Self::open_pinned) follows.
+    pub fn pin(&self, digest: &Digest) -> Option<Pin> {
+        self.0.index.pin(digest)
+    }
+
+    /// Opens what was pinned. A file that is missing, or of another size, is forgotten: `None`. Blocks.
+    pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Option<Stored> {
+        let path = self.path(digest, pin.size());
+        let file = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        match file {
+            Ok((size, file)) if size == pin.size() => return Some(Stored { file, pin }),
+            Ok((size, _)) => tracing::error!("{} has {size} bytes: it is fetched again", path.display()),
+            Err(error) => tracing::error!("{}: {error}: it is fetched again", path.display()),
+        }
+        self.discard(digest);
+        None
+    }
+
+    /// A temporary file with room for `size` bytes, for which others may have to go. Blocks.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if there is no room: it's larger than the cache, or all is being read, or the
+    /// disk is full, or can't be written.
+    pub fn begin(&self, size: u64) -> Result<Temp> {
+        let Inner { index, fills, keep_free, .. } = &*self.0;
+        let full = || Error::new(Kind::Local, format!("the cache has no room for {size} bytes"));
+        if !index.could_hold(size) {
+            return Err(full());
+        }
+        let room = loop {
+            let names = self.names();
+            if super::space::free(fills).is_some_and(|free| free < keep_free.saturating_add(size)) {
+                if !self.evict(&names) {
+                    return Err(full().hint("other files fill the disk"));
+                }
+            } else if let Some(room) = index.reserve(size) {
+                break room;
+            } else if !self.evict(&names) {
+                return Err(full());
+            }
+        };
+        Temp::new(fills, Some(room))
+    }
+
+    /// Gives a whole and verified file its name. On return it's durable. Blocks.
+    pub fn commit(&self, digest: Digest, mut temp: Temp) -> Result<Pin> {
+        temp.sync()?;
+        let Some(room) = temp.room.take() else { return Err(Error::new(Kind::Local, "the file has no room")) };
+        let path = self.path(&digest, room.size());
+        let parent = path.parent().unwrap_or(&self.0.dir);
+        if !parent.exists() {
+            fs::create_dir_all(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
+            for dir in parent.ancestors().skip(1).take(2) {
+                sync_dir(dir)?;
+            }
+        }
+        let pin = {
+            let _names = self.names();
+            temp.rename(&path)?;
+            self.0.index.add(digest, room)
+        };
+        sync_dir(parent)?;
+        Ok(pin)
+    }
+
+    /// Removes content, though it may be read: who has it open goes on reading. Blocks.
+    pub fn discard(&self, digest: &Digest) -> bool {
+        let names = self.names();
+        let Some(size) = self.0.index.remove(digest) else { return false };
+        self.unlink(digest, size, &names);
+        true
+    }
+
+    /// Number and bytes of what is here.
+    pub fn count(&self) -> (usize, u64) {
+        self.0.index.count()
+    }
+
+    /// What is here, in no order.
+    pub fn list(&self) -> Vec<(Digest, u64)> {
+        self.0.index.list()
+    }
+
+    /// The file that content of this digest and size has.
+    pub fn path(&self, digest: &Digest, size: u64) -> PathBuf {
+        let hex = digest.hex();
+        self.0.dir.join(digest.algorithm()).join(&hex[..2]).join(format!("{hex}.{size}"))
+    }
+
+    /// Removes the least worthy content. False if there is none that isn't being read.
+    fn evict(&self, names: &MutexGuard<'_, ()>) -> bool {
+        let Some((digest, size)) = self.0.index.victim() else { return false };
+        tracing::debug!("evicted {digest}, {size} bytes");
+        self.unlink(&digest, size, names);
+        (self.0.evicted)(&digest, size);
+        true
+    }
+
+    fn unlink(&self, digest: &Digest, size: u64, _: &MutexGuard<'_, ()>) {
+        let path = self.path(digest, size);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+            }
+            _ => {}
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, ()> {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+}
+
+impl std::fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shelf").field("dir", &self.0.dir).field("count", &self.count()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,158 @@
+//! The cache's directory: what is found, kept, and removed.
+
+use std::path::Path;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::descriptor::{Descriptor, MediaType};
+use crate::manifest::Manifest;
+
+/// A directory that goes away.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Self {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("transload-cache-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("made");
+        Self(path)
+    }
+
+    async fn open(&self, size: u64) -> Result<Cache> {
+        Cache::open(Settings { dir: self.0.clone(), size, keep_free: 0 }, |_, _| {}).await
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn put(cache: &Cache, content: &[u8]) -> Result<Digest> {
+    let digest = Digest::of(content);
+    let temp = cache.blobs.begin(content.len() as u64)?;
+    write_at(&temp.file(), &Bytes::copy_from_slice(content), 0)?;
+    cache.blobs.commit(digest, temp).map(|_| digest)
+}
+
+fn names(dir: &Path) -> usize {
+    fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn only_whole_files_are_found_again() {
+    let dir = Dir::new();
+    let cache = dir.open(1 << 20).await.expect("opens");
+    let whole = put(&cache, b"whole").expect("put");
+    let cut = put(&cache, b"cut short").expect("put");
+    let abandoned = cache.blobs.begin(10).expect("begun");
+    assert_eq!(names(&dir.0.join("fills")), 1);
+    // As by kill -9: nothing is dropped.
+    std::mem::forget(abandoned);
+    fs::write(cache.blobs.path(&cut, 9), b"cut").expect("written");
+    fs::write(dir.0.join("blobs/sha256/notes.txt"), b"not ours").expect("written");
+    drop(cache);
+    let cache = dir.open(1 << 20).await.expect("opens");
+    assert_eq!(cache.blobs.list(), [(whole, 5)]);
+    assert_eq!(names(&dir.0.join("fills")), 0);
+    assert!(!cache.blobs.path(&cut, 9).exists());
+    assert!(dir.0.join("blobs/sha256/notes.txt").exists());
+}
+
+#[tokio::test]
+async fn a_directory_has_one_proxy() {
+    let dir = Dir::new();
+    let first = dir.open(1000).await.expect("opens");
+    let error = dir.open(1000).await.expect_err("locked");
+    assert_eq!(error.kind(), Kind::Usage, "{error}");
+    drop(first);
+    dir.open(1000).await.expect("free again");
+}
+
+#[tokio::test]
+async fn what_is_too_much_goes_and_what_is_read_stays() {
+    let dir = Dir::new();
+    let cache = dir.open(100).await.expect("opens");
+    let read = put(&cache, &[1; 60]).expect("put");
+    let pin = cache.blobs.pin(&read).expect("here");
+    let error = cache.blobs.begin(50).expect_err("it is being read");
+    assert_eq!(error.kind(), Kind::Local);
+    let stored = cache.blobs.open_pinned(&read, pin).expect("opens");
+    drop(stored);
+    let next = put(&cache, &[2; 50]).expect("put");
+    assert_eq!(cache.blobs.list(), [(next, 50)]);
+    assert!(!cache.blobs.path(&read, 60).exists());
+    assert!(cache.blobs.begin(101).is_err(), "larger than all of it");
+    drop(cache);
+    let cache = dir.open(40).await.expect("opens");
+    assert_eq!(cache.blobs.count(), (0, 0), "the bound was lowered");
+}
+
+#[tokio::test]
+async fn the_disks_free_space_is_a_bound() {
+    let dir = Dir::new();
+    let cache = dir.open(1 << 20).await.expect("opens");
+    put(&cache, &[1; 60]).expect("put");
+    drop(cache);
+    let settings = Settings { dir: dir.0.clone(), size: 1 << 20, keep_free: u64::MAX };
+    let cache = Cache::open(settings, |_, _| {}).await.expect("opens");
+    assert!(put(&cache, &[2; 60]).is_err());
+    assert_eq!(cache.blobs.count().0, 0, "what was there made room first");
+}
+
+#[tokio::test]
+async fn manifests_and_tags_come_back_as_they_were() {
+    let dir = Dir::new();
+    let layers = r#"{"schemaVersion":2,"layers":[]}"#;
+    // The bytes don't say which type it is.
+    let odd = Manifest::read(layers.into(), Some(MediaType::DOCKER_MANIFEST), None).expect("a manifest");
+    let name = TagName::new("docker.io", "library/app", "v1");
+    {
+        let cache = dir.open(1 << 20).await.expect("opens");
+        cache.documents.put(&odd).await;
+        cache.documents.put_tag(&name, Tag::new(&name, odd.descriptor(), 5)).await;
+    }
+    let cache = dir.open(1 << 20).await.expect("opens");
+    let tag = cache.documents.tag(&name).await.expect("known");
+    let told: Descriptor = tag.descriptor();
+    assert_eq!((told, tag.checked), (odd.descriptor().clone(), 5));
+    let found = cache.documents.manifest(&tag.digest()).await.expect("here");
+    assert_eq!(found.descriptor(), odd.descriptor());
+    assert_eq!(found.bytes(), odd.bytes());
+    cache.documents.forget_tag(&name).await;
+    assert_eq!(cache.documents.tag(&name).await, None);
+    drop(cache);
+    // Bytes of the same length, and not the same.
+    let file = fs::read_dir(dir.0.join("manifests/sha256")).expect("read").next().expect("one").expect("one").path();
+    let file = fs::read_dir(file).expect("read").next().expect("one").expect("one").path();
+    fs::write(&file, layers.replace("2", "3")).expect("written");
+    let cache = dir.open(1 << 20).await.expect("opens");
+    assert!(cache.documents.manifest(&odd.digest()).await.is_none());
+    assert!(!file.exists(), "dropped");
+}
+
+/// Quick also where there are many: here with a tenth of what a large cache has.
+#[tokio::test]
+async fn many_files_are_found_soon() {
+    let dir = Dir::new();
+    drop(dir.open(1 << 30).await.expect("opens"));
+    for n in 0..10_000_u32 {
+        let hex = Digest::of(&n.to_be_bytes()).hex();
+        let shard = dir.0.join("blobs/sha256").join(&hex[..2]);
+        if n < 256 * 8 {
+            fs::create_dir_all(&shard).expect("made");
+        }
+        let _ = fs::create_dir(&shard);
+        fs::write(shard.join(format!("{hex}.4")), b"1234").expect("written");
+    }
+    let begun = Instant::now();
+    let cache = dir.open(1 << 30).await.expect("opens");
+    assert_eq!(cache.blobs.count(), (10_000, 40_000));
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+}

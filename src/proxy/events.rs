@@ -1,0 +1,114 @@
+//! What happens in the proxy, for whoever counts it, shows it, or acts on it.
+//!
+//! Metrics, the status page and the copying of images into the durable tier stand behind
+//! [`Observer`]: the proxy itself knows none of them.
+
+use std::time::Duration;
+
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind};
+use crate::reference::Target;
+
+/// Hears of what happens. Called in the middle of requests: it must not wait.
+pub trait Observer: Send + Sync + 'static {
+    /// Something happened.
+    fn event(&self, event: &Event<'_>);
+}
+
+/// Nobody listens.
+impl Observer for () {
+    fn event(&self, _: &Event<'_>) {}
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum What {
+    /// A manifest or what a tag is.
+    Manifest,
+    /// A blob.
+    Blob,
+}
+
+/// How a request was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum How {
+    /// From the cache.
+    Hit,
+    /// From the upstream; it's cached now.
+    Miss,
+    /// By what was on its way already for another client.
+    Coalesced,
+    /// From the cache, though it may be old: the upstream can't be asked.
+    Stale,
+    /// From the upstream, not cached: there is no room, or the disk can't be written.
+    Passed,
+    /// It isn't there.
+    Absent,
+    /// Not at all.
+    Failed,
+}
+
+/// One thing that happened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A request was served, or not.
+    Served {
+        /// The upstream's name.
+        upstream: &'a str,
+        /// The repository there.
+        repository: &'a str,
+        /// What was asked for.
+        what: What,
+        /// And how it was served.
+        how: How,
+    },
+    /// A registry was asked, up to the head of its answer.
+    Asked {
+        /// The registry.
+        registry: &'a str,
+        /// How long that took.
+        took: Duration,
+        /// What went wrong, if it did.
+        failed: Option<Kind>,
+    },
+    /// Bytes of a blob came from a registry.
+    Moved {
+        /// The registry.
+        registry: &'a str,
+        /// How many.
+        bytes: u64,
+    },
+    /// A blob begins to be fetched.
+    FillBegan {
+        /// Which one.
+        digest: &'a Digest,
+        /// Its size.
+        size: u64,
+    },
+    /// A fetch is over.
+    FillEnded {
+        /// Which one.
+        digest: &'a Digest,
+        /// Why it failed, if it did.
+        failed: Option<&'a Error>,
+    },
+    /// Content had to go from the disk.
+    Evicted {
+        /// Which one.
+        digest: &'a Digest,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Only an original had this manifest, no tier before it: the durable tier may be given the image.
+    OnlyOriginal {
+        /// The upstream's name.
+        upstream: &'a str,
+        /// The repository there.
+        repository: &'a str,
+        /// The manifest.
+        target: &'a Target,
+        /// The number of the tier that had it.
+        tier: usize,
+    },
+}

@@ -1,0 +1,283 @@
+//! Fetching blobs: one detached writer for each, any number of readers along with it.
+//!
+//! ```text
+//!   client A ─┐ find: cached? ─▶ file                         Upstreams
+//!   client B ─┤   being fetched? ─▶ follow ◀── progress ──┐       │ first body, tier by tier
+//!   client C ─┘   neither: begin ──────▶ task: ── Feed ── Verified ── file ── fsync, rename ─▶ cached
+//! ```
+//!
+//! The writer is a task of the proxy's. It tells by a watch channel how far it came; what is behind
+//! that is hashed and in the file. `Verified` gives out the last frame only when digest and size
+//! agree, so that no reader gets the last byte of a blob that isn't right. When it fails, readers'
+//! connections are cut; when it's our own disk that failed, they go on from the upstream, each on its own.
+
+mod follow;
+mod parallel;
+mod write;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::sync::{Semaphore, watch};
+
+use super::cache::{Pin, Stored};
+use super::events::{How, What};
+use super::world::Spot;
+use super::{Inner, Origins, blocking, manifests::upstreams_fault, reading};
+use crate::content::{Body, Feed, Source, limited};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::retry::Budget;
+
+/// What is being fetched.
+pub(super) struct Fills<S> {
+    running: Mutex<HashMap<Digest, Arc<Fill<S>>>>,
+    slots: Semaphore,
+    sides: Arc<Semaphore>,
+    /// That nothing can be written was said.
+    told: std::sync::atomic::AtomicBool,
+}
+
+/// One blob on its way.
+pub(super) struct Fill<S> {
+    digest: Digest,
+    /// Whose repository is read from.
+    spot: Spot,
+    progress: watch::Sender<Progress>,
+    begun: OnceLock<Begun<S>>,
+    error: OnceLock<Error>,
+    /// Once it's committed: it stays as long as someone follows.
+    pin: OnceLock<Pin>,
+}
+
+/// What is known once the upstream answered.
+struct Begun<S> {
+    blob: Descriptor,
+    /// Where it's written to; `None` if it can't be cached, and each reads for himself.
+    to: Option<(Arc<File>, Feed<S>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Progress {
+    stage: Stage,
+    /// Hashed, and in the file.
+    at: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Opening,
+    Running,
+    /// All of it is there and right.
+    Whole,
+    Failed,
+}
+
+/// A blob that can be read, in one of three ways.
+pub(super) enum Found<S> {
+    /// It's on the disk.
+    Hot(Stored),
+    /// It's being fetched.
+    Filling(Arc<Fill<S>>),
+    /// It's only passed on.
+    Passed(Box<Descriptor>),
+}
+
+impl<S> Fills<S> {
+    pub(super) fn new(at_once: usize) -> Self {
+        Self {
+            running: Mutex::default(),
+            slots: Semaphore::new(at_once.max(1)),
+            sides: Arc::new(Semaphore::new(SIDE_READS)),
+            told: std::sync::atomic::AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<(Digest, u64, Option<u64>)> {
+        let size = |fill: &Fill<S>| fill.begun.get().map(|begun| begun.blob.size);
+        self.lock().values().map(|fill| (fill.digest, fill.progress.borrow().at, size(fill))).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Fill<S>>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S> Fill<S> {
+    fn new(digest: Digest, spot: Spot) -> Self {
+        let progress = watch::Sender::new(Progress { stage: Stage::Opening, at: 0 });
+        Self { digest, spot, progress, begun: OnceLock::new(), error: OnceLock::new(), pin: OnceLock::new() }
+    }
+
+    /// Waits until the upstream answered. What it is then, or why not.
+    async fn opened(&self) -> Result<&Begun<S>> {
+        let mut progress = self.progress.subscribe();
+        // The sender is in here: it's never gone.
+        let _ = progress.wait_for(|progress| progress.stage != Stage::Opening).await;
+        // What failed on the way was open: its readers are told by the body.
+        self.begun.get().ok_or_else(|| self.why())
+    }
+
+    fn why(&self) -> Error {
+        self.error.get().map_or_else(|| Error::new(Kind::Interrupted, "the proxy is ending"), Error::duplicate)
+    }
+}
+
+impl<S> Found<S> {
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Self::Hot(stored) => stored.pin.size(),
+            Self::Filling(fill) => fill.begun.get().map_or(0, |begun| begun.blob.size),
+            Self::Passed(blob) => blob.size,
+        }
+    }
+}
+
+impl<O: Origins> Inner<O> {
+    /// The blob: from the disk, along with who is fetching it, or fetched from now on.
+    pub(super) async fn blob(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Result<Option<Found<O::Source>>> {
+        let mut how = How::Hit;
+        let found = self.patiently(self.settings.patience, self.find(spot, digest, &mut how)).await;
+        let how = match &found {
+            Ok(Some(Found::Passed(_))) => How::Passed,
+            Ok(Some(_)) => how,
+            Ok(None) => How::Absent,
+            Err(_) => How::Failed,
+        };
+        self.served(spot, What::Blob, how);
+        found
+    }
+
+    async fn find(self: &Arc<Self>, spot: &Spot, digest: &Digest, how: &mut How) -> Result<Option<Found<O::Source>>> {
+        loop {
+            if let Some(stored) = self.stored(digest).await {
+                return Ok(Some(Found::Hot(stored)));
+            }
+            if self.is_absent(spot, digest) {
+                return Ok(None);
+            }
+            let Some((fill, begins)) = self.board(spot, digest) else { continue };
+            *how = if begins { How::Miss } else { How::Coalesced };
+            match fill.opened().await {
+                Ok(Begun { blob, to: None }) => return Ok(Some(Found::Passed(blob.clone().into()))),
+                Ok(_) => return Ok(Some(Found::Filling(fill.clone()))),
+                // Another's repository hasn't it, or may not be read: ours is asked too.
+                Err(_) if fill.spot != *spot => tokio::task::yield_now().await,
+                Err(error) if error.kind() == Kind::NotFound => {
+                    self.note_absent(spot, digest);
+                    return Ok(None);
+                }
+                Err(error) => return Err(upstreams_fault(error)),
+            }
+        }
+    }
+
+    async fn stored(&self, digest: &Digest) -> Option<Stored> {
+        let pin = self.cache.blobs.pin(digest)?;
+        let (blobs, digest) = (self.cache.blobs.clone(), *digest);
+        blocking(move || Ok(blobs.open_pinned(&digest, pin))).await.ok().flatten()
+    }
+
+    /// Joins who fetches it, or begins to. `None` if it was committed just now.
+    fn board(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Option<(Arc<Fill<O::Source>>, bool)> {
+        let mut running = self.fills.lock();
+        // Under the lock: a fill leaves the list only after its blob is in the cache.
+        if self.cache.blobs.size_of(digest).is_some() {
+            return None;
+        }
+        if let Some(fill) = running.get(digest) {
+            return Some((fill.clone(), false));
+        }
+        let fill = Arc::new(Fill::new(*digest, spot.clone()));
+        running.insert(*digest, fill.clone());
+        drop(running);
+        self.begin(fill.clone());
+        Some((fill, true))
+    }
+
+    /// How large a blob is, without fetching it.
+    pub(super) async fn blob_size(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
+        if let Some(size) = self.cache.blobs.size_of(digest) {
+            return Ok(Some(size));
+        }
+        let filling = self.fills.lock().get(digest).and_then(|fill| Some(fill.begun.get()?.blob.size));
+        if filling.is_some() {
+            return Ok(filling);
+        }
+        if self.is_absent(spot, digest) {
+            return Ok(None);
+        }
+        let size = self.patiently(self.settings.patience, self.ask_size(spot, digest)).await?;
+        if size.is_none() {
+            self.note_absent(spot, digest);
+        }
+        Ok(size)
+    }
+
+    async fn ask_size(&self, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
+        let origins = &self.upstreams.origins;
+        let question = |source: O::Source| async move { origins.size_of(&source, digest).await };
+        Ok(self.upstreams.ask(spot, question).await?.map(|found| found.value))
+    }
+
+    /// The bytes in `range` of what was found.
+    pub(super) async fn bytes(
+        self: &Arc<Self>,
+        spot: &Spot,
+        found: Found<O::Source>,
+        range: Range<u64>,
+    ) -> Result<Body> {
+        match found {
+            Found::Hot(stored) => Ok(reading::stored(stored, range, self.readers.enter())),
+            Found::Filling(fill) => Ok(follow::along(self.clone(), fill, range)),
+            Found::Passed(blob) => {
+                self.patiently(self.settings.patience, self.passed(spot, &blob, range)).await.map_err(upstreams_fault)
+            }
+        }
+    }
+
+    /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
+    async fn passed(&self, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
+        let length = range.end - range.start;
+        let part = if range.start == 0 { 0..blob.size } else { range.clone() };
+        let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
+            return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
+        };
+        if range.start > 0 {
+            return Ok(first);
+        }
+        let feed = self.feed(spot, tier, source, blob);
+        Ok(limited(futures_util::StreamExt::boxed(feed.begun(first)?), length))
+    }
+
+    /// Opens a part of a blob at the first tier that has it.
+    async fn open_part(
+        &self,
+        spot: &Spot,
+        blob: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<(O::Source, usize, Body)>> {
+        let question = |source: O::Source| {
+            let part = part.clone();
+            async move {
+                // All of it needs no `Range`.
+                let body =
+                    if part == (0..blob.size) { source.blob(blob, 0).await } else { source.part(blob, part).await };
+                body.map(Some)
+            }
+        };
+        let found = self.upstreams.ask(spot, question).await?;
+        Ok(found.map(|found| (found.source, found.tier, found.value)))
+    }
+
+    fn feed(&self, spot: &Spot, tier: usize, source: O::Source, blob: &Descriptor) -> Feed<O::Source> {
+        let (observer, registry) = (self.observer.clone(), self.upstreams.registry(spot, tier).to_owned());
+        let moved = move |bytes| observer.event(&super::events::Event::Moved { registry: &registry, bytes });
+        Feed::new(source, blob.clone(), Budget::default(), Arc::new(moved))
+    }
+}
+
+/// Ranged reads at once beside what is being fetched.
+const SIDE_READS: usize = 32;

@@ -1,0 +1,220 @@
+//! The writer: from the upstream into a file, to the end or to an error that all readers hear of.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _};
+
+use super::{Begun, Fill, Progress, Stage, parallel};
+use crate::content::{Body, Feed, Source};
+use crate::descriptor::Descriptor;
+use crate::error::{Error, Kind, Result};
+use crate::proxy::cache::{Temp, write_at};
+use crate::proxy::events::Event;
+use crate::proxy::{Inner, Origins, blocking};
+use crate::verify::Verified;
+
+/// Ends a fill, also when its task is dropped: its readers hear of it, and it leaves the list.
+struct Ending<O: Origins> {
+    inner: Arc<Inner<O>>,
+    fill: Arc<Fill<O::Source>>,
+}
+
+impl<O: Origins> Drop for Ending<O> {
+    fn drop(&mut self) {
+        // Off the list first: who comes now begins anew.
+        self.inner.fills.lock().remove(&self.fill.digest);
+        let failed = self.fill.progress.send_if_modified(|progress| {
+            let over = progress.stage != Stage::Whole;
+            if over {
+                progress.stage = Stage::Failed;
+            }
+            over
+        });
+        if matches!(self.fill.begun.get(), Some(Begun { to: Some(_), .. })) {
+            let failed = failed.then(|| self.fill.why());
+            let event = Event::FillEnded { digest: &self.fill.digest, failed: failed.as_ref() };
+            self.inner.observer.event(&event);
+        }
+    }
+}
+
+impl<O: Origins> Inner<O> {
+    /// Begins to fetch, in a task of the proxy's.
+    pub(super) fn begin(self: &Arc<Self>, fill: Arc<Fill<O::Source>>) {
+        let ending = Ending { inner: self.clone(), fill };
+        self.tasks.spawn(async move {
+            let Ending { inner, fill } = &ending;
+            if let Err(error) = Box::pin(inner.fill(fill)).await {
+                match error.kind() {
+                    Kind::NotFound => {}
+                    Kind::Local => inner.uncached(&error),
+                    _ => tracing::warn!("{error}"),
+                }
+                // Before the stage says so.
+                let _ = fill.error.set(error);
+            }
+        });
+    }
+
+    async fn fill(self: &Arc<Self>, fill: &Fill<O::Source>) -> Result<()> {
+        let _slot = self.fills.slots.acquire().await;
+        let told = self.told_size(&fill.spot, &fill.digest);
+        let opened = match (told, self.open(fill, told).await) {
+            (Some(told), Err(error)) if error.kind() == Kind::Mismatch => {
+                tracing::warn!("{error}; a manifest said {told} bytes");
+                self.forget_size(&fill.spot, &fill.digest);
+                self.open(fill, None).await
+            }
+            (_, opened) => opened,
+        };
+        let Some((blob, temp, tier, source, first)) = opened? else { return Ok(()) };
+        let feed = self.feed(&fill.spot, tier, source.clone(), &blob);
+        let file = temp.file();
+        let body = self.body(&feed, &source, first, &file)?;
+        self.observer.event(&Event::FillBegan { digest: &fill.digest, size: blob.size });
+        let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((file.clone(), feed)) });
+        fill.reached(0, Stage::Running);
+        let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
+        fill.run(feed, body, &file).await?;
+        fill.reached(blob.size, Stage::Whole);
+        // From here on nothing can go wrong for its readers: they have the file.
+        let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
+        match blocking(move || blobs.commit(digest, temp)).await {
+            Ok(pin) => drop(fill.pin.set(pin)),
+            Err(error) => self.uncached(&error),
+        }
+        Ok(())
+    }
+
+    /// Room for it, and its first bytes. `None` if it can only be passed on, which `fill` then says.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if no tier has it; [`Kind::Mismatch`] if it's of another size than `told`.
+    async fn open(
+        &self,
+        fill: &Fill<O::Source>,
+        told: Option<u64>,
+    ) -> Result<Option<(Descriptor, Temp, usize, O::Source, Body)>> {
+        let absent = || Error::new(Kind::NotFound, "no tier has the blob");
+        let size = match told {
+            Some(size) => size,
+            None => self.ask_size(&fill.spot, &fill.digest).await?.ok_or_else(absent)?,
+        };
+        let blob = Descriptor::new(OCTETS, fill.digest, size);
+        let shelf = self.cache.blobs.clone();
+        let temp = match blocking(move || shelf.begin(size)).await {
+            Ok(temp) => temp,
+            Err(error) => {
+                self.uncached(&error);
+                let _ = fill.begun.set(Begun { blob, to: None });
+                fill.reached(0, Stage::Running);
+                return Ok(None);
+            }
+        };
+        let part = if self.is_parallel(size) { 0..parallel::piece(size, self.settings.parallel) } else { 0..size };
+        let (source, tier, first) = self.open_part(&fill.spot, &blob, part).await?.ok_or_else(absent)?;
+        Ok(Some((blob, temp, tier, source, first)))
+    }
+
+    fn is_parallel(&self, size: u64) -> bool {
+        self.settings.parallel > 1 && size >= self.settings.parallel_from
+    }
+
+    fn body(&self, feed: &Feed<O::Source>, source: &O::Source, first: Body, file: &Arc<File>) -> Result<Writing> {
+        if self.is_parallel(feed.blob().size) {
+            let body = parallel::ordered(feed, source, first, file.clone(), self.settings.parallel);
+            return Ok(Writing { body: feed.verified(body)?, written: true });
+        }
+        Ok(Writing { body: feed.begun(first)?, written: false })
+    }
+
+    /// Says that the cache can't be used, once.
+    fn uncached(&self, error: &Error) {
+        if self.fills.told.swap(true, Ordering::Relaxed) {
+            tracing::debug!("{error}");
+        } else {
+            tracing::error!("{error}: what can't be cached is passed on uncached");
+        }
+    }
+}
+
+/// Bytes on their way into the file, or in it already when they come out here.
+pub(super) struct Writing {
+    body: Verified,
+    written: bool,
+}
+
+impl<S: Source> Fill<S> {
+    async fn run(&self, feed: &Feed<S>, mut writing: Writing, file: &Arc<File>) -> Result<()> {
+        let size = feed.blob().size;
+        let mut at = 0;
+        while at < size {
+            let frames = match gather(&mut writing.body).await {
+                Err(error) if error.kind() == Kind::Unsupported && writing.written => {
+                    tracing::info!("{error}: {} is fetched by one request", self.digest);
+                    writing = Writing { body: feed.open(at).await?, written: false };
+                    continue;
+                }
+                frames => frames?,
+            };
+            let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
+            if !writing.written {
+                let file = file.clone();
+                blocking(move || write_all(&file, &frames, at)).await?;
+            }
+            at += length;
+            self.reached(at, Stage::Running);
+        }
+        // The end is asked for, though it's known: an empty blob was checked when it was opened.
+        Ok(())
+    }
+
+    fn reached(&self, at: u64, stage: Stage) {
+        self.progress.send_replace(Progress { stage, at });
+    }
+}
+
+/// The next frame, and those that are there already: at least one.
+async fn gather(body: &mut Verified) -> Result<Vec<Bytes>> {
+    let mut size = 0;
+    let mut frames = Vec::new();
+    loop {
+        let next = if frames.is_empty() {
+            body.next().await
+        } else {
+            // Asked without a waker: it's asked again, with one, before anybody waits for it.
+            match body.next().now_or_never() {
+                Some(next) => next,
+                None => return Ok(frames),
+            }
+        };
+        match next {
+            Some(Ok(frame)) => {
+                size += frame.len();
+                frames.push(frame);
+            }
+            // What came before it is lost with it: no reader may have it after that.
+            Some(Err(error)) => return Err(error),
+            None if frames.is_empty() => return Err(Error::new(Kind::Network, "the body ended early")),
+            None => return Ok(frames),
+        }
+        if size >= GATHERED {
+            return Ok(frames);
+        }
+    }
+}
+
+fn write_all(file: &File, frames: &[Bytes], mut at: u64) -> Result<()> {
+    for frame in frames {
+        write_at(file, frame, at)?;
+        at += frame.len() as u64;
+    }
+    Ok(())
+}
+
+/// Written in one go on the blocking pool.
+const GATHERED: usize = 512 << 10;
+const OCTETS: &str = "application/octet-stream";

@@ -1,0 +1,292 @@
+//! Manifests and tags: from memory, from disk, from the upstream; and what to do when that can't be asked.
+//!
+//! - A **digest** never changes: what is cached is the answer.
+//! - A **tag** is believed for its TTL. Then the upstream is asked by `HEAD` (which Docker Hub doesn't
+//!   count as a pull), once for all who wait. If it can't be asked, or doesn't answer in time, the old
+//!   answer is given; that it answers "there is no such tag" is news, and believed.
+//! - What **isn't there** is remembered for a short time, in memory.
+//!
+//! All asking is done by tasks of the proxy's own: a client that leaves changes nothing.
+
+use std::future::Future;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quick_cache::sync::Cache as Memory;
+use tokio::time::Instant;
+
+use super::cache::{Tag, TagName};
+use super::events::{Event, How, What};
+use super::tasks::Flights;
+use super::world::Spot;
+use super::{Inner, Origins};
+use crate::content::Source as _;
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::Manifest;
+use crate::reference::Target;
+
+/// What is known in memory besides the documents.
+#[derive(Debug)]
+pub(super) struct State {
+    reading: Flights<(Spot, Target), Option<Manifest>>,
+    looking: Flights<(Spot, Target), Option<Descriptor>>,
+    /// By a hash of who and what: for how long it isn't asked for again. A collision costs one wrong
+    /// answer for some seconds, and with a keyed hash of 64 bits there is none.
+    absent: Memory<u64, Instant>,
+    /// Tags whose upstream couldn't be asked.
+    resting: Memory<u64, Instant>,
+    /// The sizes of blobs that manifests told.
+    sizes: Memory<u64, u64>,
+    hash: RandomState,
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            reading: Flights::default(),
+            looking: Flights::default(),
+            absent: Memory::new(10_000),
+            resting: Memory::new(10_000),
+            sizes: Memory::new(50_000),
+            hash: RandomState::new(),
+        }
+    }
+
+    fn rests(until: &Memory<u64, Instant>, key: u64) -> bool {
+        until.get(&key).is_some_and(|until| until > Instant::now())
+    }
+}
+
+impl<O: Origins> Inner<O> {
+    /// What `target` is; fetches no manifest that isn't needed for that.
+    pub(super) async fn resolve(self: &Arc<Self>, spot: &Spot, target: &Target) -> Result<Option<Descriptor>> {
+        let (found, how) = match target {
+            Target::Digest(digest) => match self.cache.documents.manifest(digest).await {
+                Some(manifest) => (Ok(Some(manifest.descriptor().clone())), How::Hit),
+                None => self.look(spot, target).await,
+            },
+            Target::Tag(tag) => self.tag(spot, tag).await,
+        };
+        self.tell(spot, &found, how);
+        found
+    }
+
+    /// The manifest.
+    pub(super) async fn manifest(self: &Arc<Self>, spot: &Spot, target: &Target) -> Result<Option<Manifest>> {
+        let (found, how) = match target {
+            Target::Digest(digest) => self.by_digest(spot, digest).await,
+            Target::Tag(tag) => self.by_tag(spot, tag).await,
+        };
+        self.tell(spot, &found, how);
+        found
+    }
+
+    fn tell<T>(&self, spot: &Spot, found: &Result<Option<T>>, how: How) {
+        let how = match found {
+            Ok(Some(_)) => how,
+            Ok(None) => How::Absent,
+            Err(_) => How::Failed,
+        };
+        self.served(spot, What::Manifest, how);
+    }
+
+    async fn by_digest(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> (Result<Option<Manifest>>, How) {
+        match self.cache.documents.manifest(digest).await {
+            Some(manifest) => {
+                self.learn_sizes(spot, &manifest);
+                (Ok(Some(manifest)), How::Hit)
+            }
+            None => self.read(spot, &Target::Digest(*digest)).await,
+        }
+    }
+
+    async fn by_tag(self: &Arc<Self>, spot: &Spot, tag: &str) -> (Result<Option<Manifest>>, How) {
+        let name = self.tag_name(spot, tag);
+        let known = self.cache.documents.tag(&name).await;
+        let Some(known) = known else {
+            return self.read(spot, &Target::Tag(tag.to_owned())).await;
+        };
+        let (found, how) = self.tag(spot, tag).await;
+        let current = match found {
+            Ok(Some(descriptor)) => descriptor.digest,
+            Ok(None) => return (Ok(None), How::Absent),
+            Err(error) => return (Err(error), How::Failed),
+        };
+        let (found, read) = self.by_digest(spot, &current).await;
+        if found.is_ok() || current == known.digest() {
+            return (found, if how == How::Hit { read } else { how });
+        }
+        // The tag has moved to what can't be read now.
+        match self.cache.documents.manifest(&known.digest()).await {
+            Some(old) => (Ok(Some(old)), How::Stale),
+            None => (found, How::Failed),
+        }
+    }
+
+    /// What a tag is: what is known while it's fresh, else the upstream's answer, else what was known.
+    async fn tag(self: &Arc<Self>, spot: &Spot, tag: &str) -> (Result<Option<Descriptor>>, How) {
+        let name = self.tag_name(spot, tag);
+        let known = self.cache.documents.tag(&name).await;
+        if let Some(known) = known.as_ref().filter(|known| age(known) < self.settings.tag_ttl) {
+            return (Ok(Some(known.descriptor())), How::Hit);
+        }
+        let target = Target::Tag(tag.to_owned());
+        let Some(known) = known else { return self.look(spot, &target).await };
+        let key = self.key(spot, &target);
+        if State::rests(&self.manifests.resting, key) {
+            return (Ok(Some(known.descriptor())), How::Stale);
+        }
+        let patience = self.settings.stale_patience;
+        match self.patiently(patience, async { self.look(spot, &target).await.0 }).await {
+            Err(error) if error.kind() != Kind::Interrupted => {
+                tracing::warn!("{error}: {tag} is served as it was {} s ago", age(&known).as_secs());
+                self.manifests.resting.insert(key, Instant::now() + REST);
+                (Ok(Some(known.descriptor())), How::Stale)
+            }
+            // It was checked, and not read: a hit, if the content is here.
+            answered => (answered, How::Hit),
+        }
+    }
+
+    /// Asks the upstream what `target` is.
+    async fn look(self: &Arc<Self>, spot: &Spot, target: &Target) -> (Result<Option<Descriptor>>, How) {
+        let key = self.key(spot, target);
+        if State::rests(&self.manifests.absent, key) {
+            return (Ok(None), How::Absent);
+        }
+        let work = || {
+            let (inner, spot, target) = (self.clone(), spot.clone(), target.clone());
+            async move { inner.look_up(&spot, &target).await }
+        };
+        let flight = self.manifests.looking.join(&self.tasks, (spot.clone(), target.clone()), work);
+        self.landed(flight).await
+    }
+
+    async fn look_up(&self, spot: &Spot, target: &Target) -> Result<Option<Descriptor>> {
+        let question = |source: O::Source| {
+            let target = target.clone();
+            async move { source.resolve(&target).await }
+        };
+        let found = self.upstreams.ask(spot, question).await?.map(|found| found.value);
+        self.note(spot, target, found.as_ref()).await;
+        Ok(found)
+    }
+
+    /// Reads the manifest from the upstream.
+    async fn read(self: &Arc<Self>, spot: &Spot, target: &Target) -> (Result<Option<Manifest>>, How) {
+        if State::rests(&self.manifests.absent, self.key(spot, target)) {
+            return (Ok(None), How::Absent);
+        }
+        let work = || {
+            let (inner, spot, target) = (self.clone(), spot.clone(), target.clone());
+            async move { inner.fetch(&spot, &target).await }
+        };
+        let flight = self.manifests.reading.join(&self.tasks, (spot.clone(), target.clone()), work);
+        self.landed(flight).await
+    }
+
+    async fn fetch(&self, spot: &Spot, target: &Target) -> Result<Option<Manifest>> {
+        let question = |source: O::Source| {
+            let target = target.clone();
+            async move { source.manifest(&target).await.map(Some) }
+        };
+        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?;
+        let Some(found) = found else {
+            self.note(spot, target, None).await;
+            return Ok(None);
+        };
+        self.cache.documents.put(&found.value).await;
+        self.note(spot, target, Some(found.value.descriptor())).await;
+        self.learn_sizes(spot, &found.value);
+        if found.tier > 0 {
+            let (upstream, repository) = (self.upstreams.name(spot), &*spot.repository);
+            self.observer.event(&Event::OnlyOriginal { upstream, repository, target, tier: found.tier });
+        }
+        Ok(Some(found.value))
+    }
+
+    async fn landed<T>(&self, flight: impl Future<Output = (Result<T>, bool)>) -> (Result<T>, How) {
+        let mut joined = false;
+        let flown = async {
+            let (result, with) = flight.await;
+            joined = with;
+            result
+        };
+        let result = self.patiently(self.settings.patience, flown).await;
+        (result, if joined { How::Coalesced } else { How::Miss })
+    }
+
+    /// Remembers what the upstream said.
+    async fn note(&self, spot: &Spot, target: &Target, found: Option<&Descriptor>) {
+        let key = self.key(spot, target);
+        self.manifests.resting.remove(&key);
+        match found {
+            Some(_) => drop(self.manifests.absent.remove(&key)),
+            None => self.manifests.absent.insert(key, Instant::now() + self.settings.negative_ttl),
+        }
+        let Target::Tag(tag) = target else { return };
+        let name = self.tag_name(spot, tag);
+        match found {
+            Some(descriptor) => self.cache.documents.put_tag(&name, Tag::new(&name, descriptor, now())).await,
+            None => self.cache.documents.forget_tag(&name).await,
+        }
+    }
+
+    fn tag_name(&self, spot: &Spot, tag: &str) -> TagName {
+        TagName::new(self.upstreams.name(spot), &spot.repository, tag)
+    }
+
+    fn key<T: std::hash::Hash>(&self, spot: &Spot, what: &T) -> u64 {
+        self.manifests.hash.hash_one((spot, what))
+    }
+
+    /// How large a blob is by a manifest of its repository. That may be a lie, for this repository alone.
+    pub(super) fn told_size(&self, spot: &Spot, digest: &Digest) -> Option<u64> {
+        self.manifests.sizes.get(&self.key(spot, digest))
+    }
+
+    pub(super) fn forget_size(&self, spot: &Spot, digest: &Digest) {
+        self.manifests.sizes.remove(&self.key(spot, digest));
+    }
+
+    fn learn_sizes(&self, spot: &Spot, manifest: &Manifest) {
+        for blob in &manifest.contents().blobs {
+            let key = self.key(spot, &blob.digest);
+            if self.manifests.sizes.get(&key) != Some(blob.size) {
+                self.manifests.sizes.insert(key, blob.size);
+            }
+        }
+    }
+
+    /// Whether it's known that a blob isn't there.
+    pub(super) fn is_absent(&self, spot: &Spot, digest: &Digest) -> bool {
+        State::rests(&self.manifests.absent, self.key(spot, &("blob", digest)))
+    }
+
+    pub(super) fn note_absent(&self, spot: &Spot, digest: &Digest) {
+        let until = Instant::now() + self.settings.negative_ttl;
+        self.manifests.absent.insert(self.key(spot, &("blob", digest)), until);
+    }
+}
+
+/// What came from the upstream and makes no sense is the upstream's fault, not our storage's.
+pub(super) fn upstreams_fault(error: Error) -> Error {
+    match error.kind() {
+        Kind::Mismatch | Kind::Invalid | Kind::Unsupported => Error::new(Kind::Registry, error.to_string()),
+        _ => error,
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// How long ago a tag was checked. A clock that was set back makes it old, not young for ever.
+fn age(tag: &Tag) -> Duration {
+    now().checked_sub(tag.checked).map_or(Duration::MAX, Duration::from_secs)
+}
+
+/// For how long a tag whose upstream couldn't be asked is served without asking.
+const REST: Duration = Duration::from_secs(5);

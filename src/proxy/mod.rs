@@ -1,0 +1,196 @@
+//! A pull-through cache: a [`Backend`](crate::server::Backend) that answers from disk, else from its
+//! upstreams, storing while it streams.
+//!
+//! ```text
+//!            server::run ── Server<Proxy> ── backend: Backend for Proxy
+//!                                               │  world: ?ns= or path ─▶ upstream + repository, or 404
+//!                    ┌──────────────────────────┴───────────────┐
+//!                manifests                                    fill ◀── side reads, what isn't cached
+//!      fresh? known? stale? absent?                one writer per blob │ any number of readers (fill::follow)
+//!          │            │                                  │           │
+//!   cache::documents  Flights                        cache::blobs    tasks: they outlive the client
+//!                       └───────────┬──────────────────────┘
+//!                        upstream: tier by tier, breaker each
+//!                                   │
+//!                          Origins ─▶ Source  (cli::proxy: registry::Repo)
+//! ```
+//!
+//! # Where things are
+//! - [`cache`]: files, bounds, eviction, the start (the directory is drawn there)
+//! - `fill`: fetching a blob: `fill` finds or begins one and sees it through, `follow` reads along,
+//!   `parallel` fetches by several requests
+//! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
+//! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
+//! - [`world`]: which upstreams there are; what a request means
+//! - [`events`]: what happens, for metrics, a status page, and the copying into the durable tier
+//! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
+//!
+//! # What is never done
+//! - Nothing that a client writes is dialled, and no client's `Authorization` is looked at.
+//! - No blob's last byte leaves before its digest matched, to anyone who asked for the whole or for a
+//!   range with it in. On a mismatch the connections are cut, and nothing is committed. What comes
+//!   before the last byte is passed on as it arrives: it can't be verified before the whole is there,
+//!   and a client that has no last byte has no blob. A range from the middle of a blob that is still
+//!   being fetched is therefore unverified; so is one of a blob that isn't cached for want of room.
+//!   Its reader has the blob's digest, as we do.
+//! - A cached blob or manifest is given to whoever knows its digest, whatever the repository: it's
+//!   one world for all its clients.
+
+mod backend;
+mod breaker;
+pub mod cache;
+pub mod events;
+mod fill;
+mod manifests;
+mod reading;
+mod tasks;
+mod upstream;
+pub mod world;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use upstream::Origins;
+
+use self::cache::Cache;
+use self::events::{Event, How, Observer, What};
+use self::world::{Spec, Spot, World};
+use crate::error::{Error, Kind, Result};
+
+/// How the proxy behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where images are read from.
+    pub upstreams: Vec<Spec>,
+    /// The cache.
+    pub cache: cache::Settings,
+    /// For how long a tag is believed before it's asked for again.
+    pub tag_ttl: Duration,
+    /// For how long it's believed that something isn't there.
+    pub negative_ttl: Duration,
+    /// How long a client waits for what isn't cached: less than the 30 s that containerd does.
+    pub patience: Duration,
+    /// How long it waits for news of what is cached, but may be old.
+    pub stale_patience: Duration,
+    /// Requests at once for one large blob.
+    pub parallel: usize,
+    /// From which size on (in bytes) a blob is large.
+    pub parallel_from: u64,
+    /// Blobs that are fetched at once.
+    pub fills: usize,
+}
+
+impl Settings {
+    /// The defaults, for these upstreams and this cache.
+    pub fn new(upstreams: Vec<Spec>, cache: cache::Settings) -> Self {
+        Self {
+            upstreams,
+            cache,
+            tag_ttl: Duration::from_secs(60),
+            negative_ttl: Duration::from_secs(10),
+            patience: Duration::from_secs(25),
+            stale_patience: Duration::from_secs(3),
+            parallel: 4,
+            parallel_from: 64 << 20,
+            fills: 32,
+        }
+    }
+}
+
+/// The proxy. Dropped, it ends what it fetches; what was committed stays.
+pub struct Proxy<O: Origins>(Arc<Inner<O>>);
+
+struct Inner<O: Origins> {
+    settings: Settings,
+    cache: Cache,
+    upstreams: upstream::Upstreams<O>,
+    manifests: manifests::State,
+    fills: fill::Fills<O::Source>,
+    tasks: tasks::Tasks,
+    readers: reading::Readers,
+    observer: Arc<dyn Observer>,
+}
+
+impl<O: Origins> Proxy<O> {
+    /// Opens the cache. No upstream is asked before a client asks: so it starts while they are down.
+    ///
+    /// # Errors
+    /// See [`World::new`] and [`Cache::open`].
+    pub async fn open(settings: Settings, origins: O, observer: Arc<dyn Observer>) -> Result<Self> {
+        let world = World::new(settings.upstreams.clone())?;
+        let evicted = {
+            let observer = observer.clone();
+            move |digest: &crate::descriptor::Digest, bytes| observer.event(&Event::Evicted { digest, bytes })
+        };
+        let cache = Cache::open(settings.cache.clone(), evicted).await?;
+        Ok(Self(Arc::new(Inner {
+            cache,
+            upstreams: upstream::Upstreams::new(origins, world, observer.clone()),
+            manifests: manifests::State::new(),
+            fills: fill::Fills::new(settings.fills),
+            tasks: tasks::Tasks::new(),
+            readers: reading::Readers::default(),
+            observer,
+            settings,
+        })))
+    }
+
+    /// The cache, to be looked at.
+    pub fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    /// The registries that are read from, and whether they answer.
+    pub fn health(&self) -> Vec<(String, bool)> {
+        self.0.upstreams.health().map(|(registry, well)| (registry.to_owned(), well)).collect()
+    }
+
+    /// Blobs that are being fetched: which, how far, how large where that is known.
+    pub fn filling(&self) -> Vec<(crate::descriptor::Digest, u64, Option<u64>)> {
+        self.0.fills.list()
+    }
+}
+
+impl<O: Origins> Inner<O> {
+    fn served(&self, spot: &Spot, what: What, how: How) {
+        let (upstream, repository) = (self.upstreams.name(spot), &*spot.repository);
+        self.observer.event(&Event::Served { upstream, repository, what, how });
+    }
+
+    /// Waits for `work` as long as a client does.
+    async fn patiently<T>(&self, patience: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
+        tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(late()))
+    }
+}
+
+impl<O: Origins> Drop for Proxy<O> {
+    fn drop(&mut self) {
+        // They hold the rest, and would go on.
+        self.0.tasks.abort();
+    }
+}
+
+impl<O: Origins> fmt::Debug for Proxy<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy")
+            .field("settings", &self.0.settings)
+            .field("cache", &self.0.cache)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs blocking work on the pool for it. When the future is dropped the work still ends.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::new(Kind::Interrupted, "the program is ending")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Work that belongs to the proxy and not to a client: it goes on when the client leaves.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::error::{Error, Kind, Result};
+
+/// The proxy's tasks. They hold what they need of the proxy, so they are ended by
+/// [`abort`](Self::abort), not by dropping this.
+#[derive(Debug, Default)]
+pub(super) struct Tasks(Mutex<Option<JoinSet<()>>>);
+
+impl Tasks {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Some(JoinSet::new())))
+    }
+
+    /// Runs `work`, unless the proxy is ending: then it's dropped.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = lock(&self.0);
+        let Some(tasks) = tasks.as_mut() else { return };
+        // Reaped, so that the set doesn't grow.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// Ends all of them, and takes no more.
+    pub(super) fn abort(&self) {
+        // Dropped outside the lock: a task that is dropped may spawn.
+        let tasks = lock(&self.0).take();
+        drop(tasks);
+    }
+}
+
+/// Work under way by its key: who asks for the same meanwhile gets the same answer.
+#[derive(Debug)]
+pub(super) struct Flights<K, V>(Arc<Mutex<Running<K, V>>>);
+
+type Running<K, V> = HashMap<K, watch::Receiver<Option<Landed<V>>>>;
+type Landed<V> = Result<V, Arc<Error>>;
+
+impl<K, V> Default for Flights<K, V> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Flights<K, V> {
+    /// What `work` comes to, or what the same work that is under way already does; and whether it was that.
+    pub(super) async fn join<F>(&self, tasks: &Tasks, key: K, work: impl FnOnce() -> F) -> (Result<V>, bool)
+    where
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        let (mut landed, joined) = self.board(tasks, key, work);
+        let result = match landed.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Ok(value))) => Ok(value.clone()),
+            Ok(Some(Err(error))) => Err(error.duplicate()),
+            // The task ended without an answer: the proxy is ending, or it panicked.
+            _ => Err(Error::new(Kind::Interrupted, "the proxy is ending")),
+        };
+        (result, joined)
+    }
+
+    fn board<F>(&self, tasks: &Tasks, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<Landed<V>>>, bool)
+    where
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        let mut running = lock(&self.0);
+        if let Some(landed) = running.get(&key) {
+            return (landed.clone(), true);
+        }
+        let (land, landed) = watch::channel(None);
+        running.insert(key.clone(), landed.clone());
+        let over = Over { flights: self.0.clone(), key };
+        let work = work();
+        drop(running);
+        tasks.spawn(async move {
+            let over = over;
+            let result = work.await.map_err(Arc::new);
+            // Off the board first: who comes later asks anew.
+            drop(over);
+            land.send_replace(Some(result));
+        });
+        (landed, false)
+    }
+}
+
+/// Takes a flight off the board, also when its task is dropped.
+struct Over<K: Eq + Hash, V> {
+    flights: Arc<Mutex<Running<K, V>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, V> Drop for Over<K, V> {
+    fn drop(&mut self) {
+        lock(&self.flights).remove(&self.key);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Semaphore;
+
+    #[tokio::test]
+    async fn one_works_and_all_get_it() {
+        let (tasks, flights) = (Tasks::new(), Flights::<u8, u8>::default());
+        let (ran, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let work = || {
+            let (ran, gate) = (ran.clone(), gate.clone());
+            async move {
+                ran.fetch_add(1, Ordering::Relaxed);
+                let _open = gate.acquire().await;
+                Ok(7)
+            }
+        };
+        {
+            // Its client leaves.
+            let first = flights.join(&tasks, 1, work);
+            assert!(futures_util::FutureExt::now_or_never(first).is_none());
+        }
+        let all = futures_util::future::join_all((0..5).map(|_| flights.join(&tasks, 1, work)));
+        let (all, ()) = tokio::join!(all, async { gate.add_permits(1) });
+        assert!(all.into_iter().all(|(result, joined)| joined && matches!(result, Ok(7))));
+        assert_eq!(ran.load(Ordering::Relaxed), 1);
+        assert!(lock(&flights.0).is_empty());
+        let (again, joined) = flights.join(&tasks, 1, work).await;
+        assert!(again.is_ok() && !joined);
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told() {
+        let (tasks, flights) = (Tasks::new(), Flights::<u8, u8>::default());
+        let waits = flights.join(&tasks, 1, std::future::pending);
+        let ends = async {
+            tokio::task::yield_now().await;
+            tasks.abort();
+        };
+        let ((result, _), ()) = tokio::join!(waits, ends);
+        assert_eq!(result.expect_err("it ended").kind(), Kind::Interrupted);
+        let (result, _) = flights.join(&tasks, 1, std::future::pending).await;
+        assert_eq!(result.expect_err("it takes no more").kind(), Kind::Interrupted);
+    }
+}

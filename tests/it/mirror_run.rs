@@ -1,0 +1,235 @@
+//! `transload mirror` over lists of images: each blob once, no image stops another, nothing repeated.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::support::layer::{Layer, layer};
+use super::support::{Fault, Front, Image, Registry, Rule, Run, TempDir, Tool, http, skopeo};
+
+/// Images that share `shared` layers and have one of their own, each in a repository of its own.
+fn family(count: u64, shared: u64, size: usize) -> Vec<Image> {
+    let common: Vec<Layer> = (0..shared).map(|nth| layer(100 + nth, size)).collect();
+    let member = |nth: u64| {
+        let layers: Vec<Layer> = common.iter().cloned().chain([layer(200 + nth, size / 2)]).collect();
+        Image::layered(nth, &layers)
+    };
+    (0..count).map(member).collect()
+}
+
+fn name(nth: usize) -> String {
+    format!("team/app{nth}")
+}
+
+/// Pushes the images, and writes a plain list of them.
+fn listed(images: &[Image], source: &Registry, host: &str, directory: &TempDir) -> String {
+    let mut list = String::from("# all of them\n\n");
+    for (nth, image) in images.iter().enumerate() {
+        image.push(source.addr(), &name(nth), "v1");
+        list += &format!("{host}/{}:v1\n", name(nth));
+    }
+    directory.write("images.txt", list)
+}
+
+#[track_caller]
+pub(crate) fn mirror(list: &str, to: &str, more: &[&str]) -> Run {
+    Tool::transload().args(&["mirror", list, "--to", to]).args(more).run()
+}
+
+#[track_caller]
+fn report(run: &Run) -> Value {
+    run.json()
+}
+
+fn statuses(document: &Value) -> Vec<&str> {
+    document["images"].as_array().expect("images").iter().filter_map(|image| image["status"].as_str()).collect()
+}
+
+#[test]
+fn each_blob_is_read_once_and_mounted_elsewhere() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images = family(12, 3, 700_000);
+    let list = listed(&images, &source, &source.addr().to_string(), &directory);
+    source.reset_log();
+    let document = report(&mirror(&list, &destination.addr().to_string(), &["--output", "json"]).ok());
+    for (nth, image) in images.iter().enumerate() {
+        image.assert_at(destination.addr(), &name(nth), "v1");
+    }
+    // Manifest, config and own layer of each; the shared layers. No image is asked for by HEAD.
+    assert_eq!(source.requests().len(), 12 * 3 + 3);
+    let mounted = |nth: &(String, String, u16)| nth.1.contains("mount=sha256:") && nth.2 == 201;
+    assert_eq!(destination.requests().iter().filter(|seen| mounted(seen)).count(), 11 * 3);
+    assert_eq!(document["summary"]["copied"], 12);
+    assert_eq!(document["summary"]["mounted"], 33);
+    assert_eq!(document["summary"]["pulls"], 12);
+
+    // Nothing to do costs two requests an image, and no pull.
+    source.reset_log();
+    destination.reset_log();
+    let document = report(&mirror(&list, &destination.addr().to_string(), &["--output", "json"]).ok());
+    assert_eq!(document["summary"]["unchanged"], 12);
+    for registry in [&source, &destination] {
+        assert_eq!((registry.requests().len(), registry.count("HEAD", "/manifests/v1")), (12, 12));
+    }
+    // An outsider finds them too.
+    let image = format!("docker://{}/{}:v1", destination.addr(), name(7));
+    let run = skopeo(&["inspect", "--tls-verify=false", "--raw", &image]).ok();
+    assert_eq!(run.stdout.as_bytes(), images[7].bytes());
+}
+
+#[test]
+fn one_failing_image_stops_no_other() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images = family(6, 1, 20_000);
+    let broken = images[2].blobs[2].digest.clone();
+    let front = Front::before(source.addr()).rule(Rule::on("GET", &broken, Fault::FlipByteAt(77))).start();
+    listed(&images, &source, front.host(), &directory);
+    let gone = format!("{}/team/gone:v9", front.host());
+    let list = directory.write("more.txt", directory.read("images.txt") + &gone + "\n");
+    let run = mirror(&list, &destination.addr().to_string(), &["--output", "json", "--retries", "1"]).exits(3);
+    let document = report(&run);
+    assert_eq!(document["summary"]["copied"], 5);
+    assert_eq!(document["summary"]["failed"], 2);
+    let failed: Vec<&Value> =
+        document["images"].as_array().expect("images").iter().filter(|image| image["status"] == "failed").collect();
+    let error = |line: u64| failed.iter().find(|image| image["line"] == line).map(|image| &image["error"]);
+    let corrupt = error(5).expect("the third image is in line 5");
+    assert_eq!((&corrupt["side"], &corrupt["kind"]), (&json!("source"), &json!("mismatch")), "{corrupt}");
+    let absent = error(9).expect("the last line");
+    assert_eq!(absent["kind"], "notfound", "{absent}");
+    assert!(run.stderr.contains(&gone), "{}", run.stderr);
+    http::get(destination.addr(), "/v2/team/app2/manifests/v1").expect(404);
+    images[5].assert_at(destination.addr(), &name(5), "v1");
+}
+
+/// Docker, crane and skopeo would copy parts of both images, or fail.
+#[test]
+fn a_tag_that_moves_is_copied_as_one_image() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let (before, after) = (Image::index(1, 3, &[30_000]), Image::index(2, 3, &[30_000]));
+    before.push(source.addr(), "app", "v1");
+    let slow = Rule::on("GET", &before.manifests[0].digest, Fault::Delay(Duration::from_millis(700)));
+    let front = Front::before(source.addr()).rule(slow).start();
+    let list = directory.write("list", format!("{}/app:v1\n", front.host()));
+    let running = Tool::transload().args(&["mirror", &list, "--to", &destination.addr().to_string()]).spawn();
+    front.wait_for("of the first child", |seen| seen.target().contains(&before.manifests[0].digest));
+    after.push(source.addr(), "app", "v1");
+    running.finish(Duration::from_secs(60)).ok();
+    before.assert_at(destination.addr(), "app", "v1");
+    mirror(&list, &destination.addr().to_string(), &[]).ok();
+    after.assert_at(destination.addr(), "app", "v1");
+}
+
+#[test]
+fn small_images_pass_a_slow_one() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let large = Image::single(9, &[600_000]);
+    large.push(source.addr(), "large", "v1");
+    let images = family(8, 1, 20_000);
+    let stuck = Rule::on("GET", &large.blobs[1].digest, Fault::StallAfter(1000));
+    let front = Front::before(source.addr()).rule(stuck).start();
+    let list = listed(&images, &source, front.host(), &directory);
+    let list = directory.write("list", format!("{}/large:v1\n{}", front.host(), directory.read(&list)));
+    let to = destination.addr().to_string();
+    let mut running = Tool::transload().args(&["mirror", &list, "--to", &to]).args(&["--jobs", "1"]).spawn();
+    let limit = Instant::now() + Duration::from_secs(30);
+    for nth in 0..images.len() {
+        while http::get(destination.addr(), &format!("/v2/{}/manifests/v1", name(nth))).status != 200 {
+            assert!(Instant::now() < limit && running.is_running(), "image {nth} waits behind the large one");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    http::get(destination.addr(), "/v2/large/manifests/v1").expect(404);
+    running.kill();
+}
+
+/// Killed at twenty points, spread over a run: whatever tag is there is whole, and the next run goes on.
+#[test]
+fn killed_at_any_moment_it_goes_on() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images = family(8, 2, 900_000);
+    // Slow enough for the kills to fall into all phases.
+    let slow = Front::before(destination.addr()).rule(Rule::on("PUT", "/blobs/uploads/", Fault::Throttle(4_000_000)));
+    let (slow, list) = (slow.start(), listed(&images, &source, &source.addr().to_string(), &directory));
+    let mut sent_before = 0;
+    for round in 0..20_u64 {
+        let mut running = Tool::transload().args(&["mirror", &list, "--to", slow.host(), "--quiet"]).spawn();
+        let seen = slow.log().len();
+        // After so many more requests of this run, and a few milliseconds.
+        let more = usize::try_from(round % 10 * 3 + 1).expect("small");
+        let limit = Instant::now() + Duration::from_secs(20);
+        while slow.log().len() < seen + more && running.is_running() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(round * 7 % 30));
+        running.kill();
+        for (nth, image) in images.iter().enumerate() {
+            if http::get(destination.addr(), &format!("/v2/{}/manifests/v1", name(nth))).status == 200 {
+                image.assert_at(destination.addr(), &name(nth), "v1");
+            }
+        }
+    }
+    let put = |log: &[super::support::Seen]| {
+        log.iter().filter(|seen| seen.target().contains("/blobs/uploads/") && seen.status == Some(201)).count()
+    };
+    sent_before += put(&slow.log());
+    mirror(&list, slow.host(), &[]).ok();
+    for (nth, image) in images.iter().enumerate() {
+        image.assert_at(destination.addr(), &name(nth), "v1");
+    }
+    assert!(sent_before > 0, "no run got anywhere");
+    // What was stored was not sent again: each large layer once in all runs.
+    for digest in images.iter().flat_map(|image| &image.blobs[1..]).filter(|blob| blob.bytes.len() > 600_000) {
+        let stored = slow
+            .log()
+            .iter()
+            .filter(|seen| {
+                seen.method == "PUT" && seen.target().contains(&hex(&digest.digest)) && seen.status == Some(201)
+            })
+            .count();
+        assert!(stored <= 2, "{} was stored {stored} times", digest.digest);
+    }
+}
+
+fn hex(digest: &str) -> String {
+    digest.trim_start_matches("sha256:").to_owned()
+}
+
+#[test]
+fn a_dry_run_moves_nothing_and_says_what_it_would_cost() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images = family(4, 2, 600_000);
+    let list = listed(&images, &source, &source.addr().to_string(), &directory);
+    let to = destination.addr().to_string();
+    let document = report(&mirror(&list, &to, &["--dry-run", "--output", "json"]).ok());
+    assert_eq!(statuses(&document), ["planned"; 4]);
+    let unique: usize =
+        images.iter().flat_map(|image| &image.blobs).map(|blob| blob.bytes.len()).sum::<usize>() - 3 * 2 * 600_000;
+    assert_eq!(document["summary"]["bytes_moved"], unique, "shared layers are counted once");
+    assert_eq!(document["summary"]["pulls"], 4);
+    assert_eq!(destination.count("POST", "") + destination.count("PUT", ""), 0);
+}
+
+#[test]
+fn diff_tells_what_has_drifted() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images = family(3, 1, 20_000);
+    let list = listed(&images, &source, &source.addr().to_string(), &directory);
+    let to = destination.addr().to_string();
+    mirror(&list, &to, &[]).ok();
+    let diff = |code| {
+        let run = Tool::transload().args(&["diff", &list, "--to", &to, "--output", "json"]).run().exits(code);
+        report(&run)
+    };
+    assert_eq!(statuses(&diff(0)), ["same"; 3]);
+    Image::single(77, &[5000]).push(source.addr(), &name(1), "v1");
+    Image::single(78, &[5000]).push(source.addr(), "team/new", "v1");
+    let list = directory.write("list", directory.read(&list) + &format!("{}/team/new:v1\n", source.addr()));
+    source.reset_log();
+    let run = Tool::transload().args(&["diff", &list, "--to", &to, "--output", "json"]).run().exits(3);
+    let document = report(&run);
+    let mut found = statuses(&document);
+    found.sort_unstable();
+    assert_eq!(found, ["differs", "missing", "same", "same"]);
+    assert_eq!(source.count("GET", "/manifests/"), 0, "no pull is spent on a look");
+}

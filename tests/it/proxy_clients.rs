@@ -1,0 +1,86 @@
+//! `transload proxy` with real clients.
+
+use super::support::containerd::Containerd;
+use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http, skopeo};
+
+#[test]
+fn skopeo_copies_through_it() {
+    let registry = Registry::start();
+    let image = Image::index(5, 3, &[30_000, 200_000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &[]);
+    let out = TempDir::new();
+    for (round, path) in ["library/app", "docker.io/library/app"].iter().enumerate() {
+        let from = format!("docker://{}/{path}:v1", proxy.addr());
+        let to = format!("oci:{}:v1", out.join(&round.to_string()));
+        skopeo(&["--insecure-policy", "copy", "--all", "--src-tls-verify=false", &from, &to]).ok();
+        for blob in image.blobs.iter().map(|blob| (&blob.digest, &blob.bytes)) {
+            let file = out.path().join(format!("{round}/blobs/sha256/{}", &blob.0[7..]));
+            assert!(&std::fs::read(&file).expect("a blob") == blob.1, "{}", file.display());
+        }
+    }
+    let blobs = image.blobs.len();
+    assert_eq!(front.count("GET", "/blobs/"), blobs, "each once");
+}
+
+/// A containerd of its own, which asks the proxy for `registry`'s images, and nobody else: `server` is
+/// the proxy too.
+struct Node {
+    containerd: Containerd,
+    certs: TempDir,
+}
+
+impl Node {
+    fn start(registry: &str, proxy: &Proxied) -> Self {
+        let certs = TempDir::new();
+        let at = proxy.addr();
+        let hosts =
+            format!("server = \"http://{at}\"\n[host.\"http://{at}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        certs.write(&format!("{registry}/hosts.toml"), hosts);
+        Self { containerd: Containerd::start(), certs }
+    }
+
+    fn pull(&self, image: &str) -> super::support::Run {
+        self.containerd.pull(self.certs.path(), image)
+    }
+}
+
+#[test]
+fn containerd_pulls_through_it() {
+    let registry = Registry::start();
+    let image = Image::index(6, 2, &[30_000, 3 << 20]);
+    image.push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &["--tag-ttl", "0"]);
+    let node = Node::start("docker.io", &proxy);
+    // One layer breaks at the upstream: containerd doesn't notice.
+    front.add(Rule::on("GET", &image.blobs[2].digest, Fault::TruncateAt(1 << 20)).once());
+    node.pull("docker.io/library/app:v1").ok();
+    assert_eq!(front.struck(), 1);
+    let blobs: Vec<_> = front.log().into_iter().filter(|seen| seen.path.contains("/blobs/")).collect();
+    assert_eq!(blobs.len(), 4, "three blobs of one platform, one of them in two goes: {blobs:?}");
+    assert!(front.log().iter().all(|seen| seen.query.is_empty()), "ns is not passed on");
+    // Another node, and the upstream is gone: by the cache alone.
+    front.add(Rule::on("*", "/v2/", Fault::status(503)));
+    let other = Node::start("docker.io", &proxy);
+    other.pull("docker.io/library/app:v1").ok();
+    let listed = other.containerd.ctr(&["images", "list", "-q"]).ok().stdout;
+    assert_eq!(listed.trim(), "docker.io/library/app:v1");
+    let content = other.containerd.ctr(&["content", "list", "-q"]).ok().stdout;
+    assert!(image.blobs[..3].iter().all(|blob| content.contains(&blob.digest)), "{content}");
+    // What it can't have is an error that containerd understands.
+    let missing = other.pull("docker.io/library/nothing:v1");
+    assert_ne!(missing.code, 0);
+}
+
+#[test]
+fn docker_asks_it_without_a_name() {
+    // As dockerd with registry-mirrors: no ns, no first part; a ping before.
+    let registry = Registry::start();
+    let image = Image::docker(8, &[20_000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let proxy = Proxied::hub(registry.addr(), &[]);
+    http::get(proxy.addr(), "/v2/").expect(200);
+    image.assert_at(proxy.addr(), "library/app", "v1");
+}

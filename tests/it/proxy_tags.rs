@@ -1,0 +1,232 @@
+//! `transload proxy`: manifests and tags, the closed world, and upstreams that can't be asked.
+
+use std::time::{Duration, Instant};
+
+use super::support::{Fault, Front, Image, Proxied, Registry, Rule, http};
+
+struct World {
+    registry: Registry,
+    front: Front,
+    image: Image,
+}
+
+impl World {
+    fn new() -> Self {
+        let registry = Registry::start();
+        let image = Image::index(3, 2, &[5000]);
+        image.push(registry.addr(), "library/app", "v1");
+        let front = Front::before(registry.addr()).start();
+        Self { registry, front, image }
+    }
+}
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+
+fn by_digest(image: &Image) -> String {
+    format!("/v2/library/app/manifests/{}", image.digest())
+}
+
+#[test]
+fn a_fresh_tag_is_asked_for_once() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &[]);
+    for _ in 0..3 {
+        let reply = http::get(proxy.addr(), TAG).expect(200);
+        assert!(reply.body == world.image.bytes());
+        assert_eq!(reply.header("docker-content-digest"), Some(world.image.digest()));
+        assert_eq!(reply.header("content-type"), Some(world.image.media_type()));
+        let head = http::send(proxy.addr(), "HEAD", TAG, &[], &[]).expect(200);
+        assert_eq!(head.header("content-length"), Some(&*world.image.bytes().len().to_string()));
+    }
+    http::get(proxy.addr(), &by_digest(&world.image)).expect(200);
+    assert_eq!(world.front.log().len(), 1, "{:?}", world.front.log());
+}
+
+#[test]
+fn a_head_costs_no_pull() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &[]);
+    // As containerd: HEAD the tag, GET the digest.
+    let head = http::send(proxy.addr(), "HEAD", TAG, &[], &[]).expect(200);
+    assert_eq!(head.header("docker-content-digest"), Some(world.image.digest()));
+    assert_eq!((world.front.count("HEAD", "/manifests/"), world.front.count("GET", "/manifests/")), (1, 0));
+    assert!(http::get(proxy.addr(), &by_digest(&world.image)).expect(200).body == world.image.bytes());
+    assert!(http::get(proxy.addr(), TAG).expect(200).body == world.image.bytes());
+    assert_eq!((world.front.count("HEAD", "/manifests/"), world.front.count("GET", "/manifests/")), (1, 1));
+}
+
+#[test]
+fn an_old_tag_is_looked_at_once_for_all_and_follows_the_upstream() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    http::get(proxy.addr(), TAG).expect(200);
+    world.front.reset_log();
+    world.front.add(Rule::on("HEAD", "/manifests/", Fault::Delay(Duration::from_millis(500))));
+    let addr = proxy.addr();
+    let clients: Vec<_> = (0..10).map(|_| std::thread::spawn(move || http::get(addr, TAG).expect(200))).collect();
+    clients.into_iter().for_each(|client| drop(client.join().expect("a client")));
+    assert_eq!((world.front.count("HEAD", TAG), world.front.count("GET", "")), (1, 0));
+    // It moves.
+    world.front.clear_rules();
+    let newer = Image::single(4, &[3000]);
+    newer.push(world.registry.addr(), "library/app", "v1");
+    assert!(http::get(proxy.addr(), TAG).expect(200).body == newer.bytes());
+    // It goes.
+    let gone = format!("/v2/library/app/manifests/{}", newer.digest());
+    http::send(world.registry.addr(), "DELETE", &gone, &[], &[]).expect(202);
+    http::get(proxy.addr(), TAG).expect(404);
+    // What has a digest stays.
+    assert!(http::get(proxy.addr(), &gone).expect(200).body == newer.bytes());
+}
+
+#[test]
+fn what_is_not_there_is_remembered_for_a_while() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "1"]);
+    let path = "/v2/library/app/manifests/v2";
+    for _ in 0..5 {
+        http::get(proxy.addr(), path).expect(404);
+        http::send(proxy.addr(), "HEAD", path, &[], &[]).expect(404);
+    }
+    assert_eq!(world.front.log().len(), 1);
+    world.image.push(world.registry.addr(), "library/app", "v2");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while http::get(proxy.addr(), path).status == 404 {
+        assert!(Instant::now() < deadline, "for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_upstream_is_gone_and_the_proxy_starts_anew() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    for manifest in &world.image.manifests {
+        http::get(proxy.addr(), &format!("/v2/library/app/manifests/{}", manifest.digest)).expect(200);
+    }
+    for blob in &world.image.blobs {
+        http::get(proxy.addr(), &format!("/v2/library/app/blobs/{}", blob.digest)).expect(200);
+    }
+    http::get(proxy.addr(), TAG).expect(200);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while proxy.files("blobs").len() < world.image.blobs.len() {
+        assert!(Instant::now() < deadline, "never committed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let upstream = format!("docker.io={}", world.front.addr());
+    let image = world.image.clone();
+    drop(world);
+    image.assert_at(proxy.addr(), "library/app", "v1");
+    let proxy = Proxied::start_in(proxy.kill(), &upstream, &["--tag-ttl", "0"]);
+    let begun = Instant::now();
+    image.assert_at(proxy.addr(), "library/app", "v1");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // What was never here can't be had.
+    http::get(proxy.addr(), "/v2/library/app/manifests/v9").expect(502);
+}
+
+#[test]
+fn a_silent_upstream_costs_a_client_of_a_known_tag_seconds_only() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    http::get(proxy.addr(), TAG).expect(200);
+    world.front.add(Rule::on("*", "/v2/", Fault::Stall));
+    let begun = Instant::now();
+    for _ in 0..5 {
+        assert!(http::get(proxy.addr(), TAG).expect(200).body == world.image.bytes());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn limits_are_waited_out_then_stale_then_503() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    // Within the patience.
+    world.front.add(Rule::on("GET", "/manifests/", Fault::too_many(2)).once());
+    let begun = Instant::now();
+    assert!(http::get(proxy.addr(), TAG).expect(200).body == world.image.bytes());
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    world.front.clear_rules();
+    // Past it.
+    world.front.add(Rule::on("*", "/v2/", Fault::too_many(60)));
+    let begun = Instant::now();
+    assert!(http::get(proxy.addr(), TAG).expect(200).body == world.image.bytes(), "stale");
+    let other = http::get(proxy.addr(), "/v2/library/app/manifests/v2").expect(503);
+    let wait: u64 = other.header("retry-after").and_then(|text| text.parse().ok()).expect("a wait");
+    assert!((30..=60).contains(&wait), "{wait}");
+    http::get(proxy.addr(), &format!("/v2/library/app/blobs/{}", world.image.blobs[0].digest)).expect(503);
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert_eq!(world.front.struck(), 2, "left alone after the first: {:?}", world.front.log());
+}
+
+#[test]
+fn a_dead_upstream_is_left_alone() {
+    let world = World::new();
+    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "0"]);
+    world.front.add(Rule::on("*", "/v2/", Fault::status(503)));
+    let mut asked = Vec::new();
+    for n in 0..12 {
+        http::get(proxy.addr(), &format!("/v2/library/app/manifests/t{n}"));
+        asked.push(world.front.log().len());
+    }
+    assert_eq!(asked[11], asked[5], "still asked: {asked:?}");
+}
+
+#[test]
+fn the_world_is_closed() {
+    let world = World::new();
+    let other = Front::before(world.registry.addr()).start();
+    let proxy = Proxied::start(&format!("docker.io={}", world.front.addr()), &["--upstream", "ghcr.io=127.0.0.1:1"]);
+    let at = proxy.addr();
+    http::get(at, "/v2/").expect(200);
+    let port = other.addr().port();
+    for path in [
+        format!("{TAG}?ns=127.0.0.1:{port}"),
+        format!("{TAG}?ns=quay.io"),
+        "/v2/quay.io/library/app/manifests/v1".to_owned(),
+        format!("/v2/quay.io/library/app/blobs/{}", world.image.blobs[0].digest),
+        "/v2/quay.io/library/app/tags/list".to_owned(),
+    ] {
+        let reply = http::get(at, &path).expect(404);
+        assert_eq!(reply.header("oci-namespace"), None, "{path}");
+    }
+    assert_eq!((world.front.log().len(), other.log().len()), (0, 0));
+    let secret = [("authorization", "Basic c2VjcmV0OnNlY3JldA==")];
+    for path in [format!("{TAG}?ns=docker.io"), "/v2/docker.io/library/app/manifests/v1".to_owned()] {
+        let reply = http::send(at, "GET", &path, &secret, &[]).expect(200);
+        assert!(reply.body == world.image.bytes());
+        let named = path.contains("ns=").then_some("docker.io");
+        assert_eq!(reply.header("oci-namespace"), named);
+    }
+    assert!(world.front.log().iter().all(|seen| seen.header("authorization").is_none()));
+    let tags = http::get(at, "/v2/library/app/tags/list").expect(200).json();
+    assert_eq!(tags["tags"], serde_json::json!(["v1"]));
+    for (method, path) in [("POST", "/v2/library/app/blobs/uploads/"), ("PUT", TAG), ("DELETE", TAG)] {
+        http::send(at, method, path, &[], &[]).expect(405);
+    }
+}
+
+#[test]
+fn what_the_durable_tier_lacks_comes_from_the_original() {
+    let (durable, hub) = (World::new(), World::new());
+    let only = Image::single(9, &[7000]);
+    only.push(hub.registry.addr(), "library/app", "v2");
+    // The original is asked by its own name: which is where the flags say it is.
+    let original = format!("{}", hub.front.addr());
+    let upstream = format!("{original}={}/mirror", durable.front.addr());
+    durable.image.push(durable.registry.addr(), "mirror/library/app", "v1");
+    let proxy = Proxied::start(&upstream, &["--original", &original]);
+    http::get(proxy.addr(), TAG).expect(200);
+    assert_eq!(hub.front.log().len(), 0, "not asked while the durable tier has it");
+    assert!(http::get(proxy.addr(), "/v2/library/app/manifests/v2").expect(200).body == only.bytes());
+    for blob in &only.blobs {
+        let path = format!("/v2/library/app/blobs/{}", blob.digest);
+        assert!(http::get(proxy.addr(), &path).expect(200).body == blob.bytes);
+    }
+    http::get(proxy.addr(), "/v2/library/app/manifests/v3").expect(404);
+    // The durable tier is down: the original is still there.
+    durable.front.add(Rule::on("*", "/v2/", Fault::status(503)));
+    only.push(hub.registry.addr(), "library/app", "v4");
+    assert!(http::get(proxy.addr(), "/v2/library/app/manifests/v4").expect(200).body == only.bytes());
+}
