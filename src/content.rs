@@ -75,6 +75,9 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// What `target` is here; `None` if it isn't there.
     fn find(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
 
+    /// A manifest that is here.
+    fn stored(&self, digest: &Digest) -> impl Future<Output = Result<Manifest>> + Send;
+
     /// Whether the blob is here.
     fn contains(&self, blob: &Descriptor) -> impl Future<Output = Result<bool>> + Send;
 

@@ -347,6 +347,10 @@ impl Destination for Repo {
         self.head_manifest(target, &self.push).await
     }
 
+    async fn stored(&self, digest: &Digest) -> Result<Manifest> {
+        self.get_manifest(&Target::Digest(*digest), &self.push).await
+    }
+
     async fn contains(&self, blob: &Descriptor) -> Result<bool> {
         self.head_blob(blob).await
     }
