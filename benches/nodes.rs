@@ -6,7 +6,7 @@
 //! that each node takes. Then that many nodes take it through one, two and four running proxies, and what
 //! the look-alike sees is counted. How long it takes is computed, not measured: by ACR's published limits,
 //! with containerd's and the kubelet's ways to try again. Networks and disks are left out.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
+#![expect(clippy::print_stdout, reason = "a benchmark's own output")]
 
 #[path = "../tests/it/support/mod.rs"]
 mod support;
