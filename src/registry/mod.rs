@@ -2,7 +2,7 @@
 //! Hub, ACR and the others really answer it.
 //!
 //! - `transport`, `send`: one registry and calls to it; a request's way out
-//! - `auth`, `identity`, `token`, `challenge`, `azure`: tokens and whom they are believed
+//! - `auth`, `identity`, `token`, `beside`, `challenge`, `azure`: tokens and whom they are believed
 //! - `address`: where answers may lead us
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
 //! - `answer`: errors
@@ -14,6 +14,7 @@ mod address;
 mod answer;
 mod auth;
 pub mod azure;
+mod beside;
 mod blob;
 mod challenge;
 mod delete;
