@@ -23,6 +23,7 @@
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, a status page, and the copying into the durable tier
+//! - [`metrics`]: what Prometheus and the status page are told
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -42,6 +43,7 @@ pub mod cache;
 pub mod events;
 mod fill;
 mod manifests;
+pub mod metrics;
 mod reading;
 mod tasks;
 mod upstream;
@@ -134,6 +136,11 @@ impl<O: Origins> Proxy<O> {
             observer,
             settings,
         })))
+    }
+
+    /// How it behaves.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
     }
 
     /// The cache, to be looked at.

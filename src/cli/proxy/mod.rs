@@ -1,5 +1,6 @@
 //! `transload proxy`: a pull-through cache in front of registries.
 
+mod ops;
 mod serve;
 
 use std::path::PathBuf;
@@ -23,6 +24,9 @@ pub(super) struct Args {
     /// Where to listen: address and port; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     listen: String,
+    /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as 127.0.0.1:9090
+    #[arg(long, value_name = "ADDRESS")]
+    listen_ops: Option<String>,
     /// What clients may ask for, and where it's read from (repeatable); NAME alone is that registry itself
     #[arg(long, value_name = "NAME=REGISTRY[/PREFIX]", required = true)]
     upstream: Vec<Spec>,
