@@ -183,7 +183,7 @@ fn told(installed: &Installed, was: Was, again: bool) {
     }
 }
 
-/// containerd 1.x reads no `certs.d` unless it's told to: AKS does tell it.
+/// Most versions of containerd read no `certs.d` unless they're told to: AKS does tell them.
 fn warn_of_config(args: &Args) {
     let config = args.root.join("etc/containerd/config.toml");
     let Ok(text) = std::fs::read_to_string(&config) else { return };
@@ -193,7 +193,7 @@ fn warn_of_config(args: &Args) {
     };
     if !text.lines().any(names) {
         note(&format!(
-            "warning: {} has no config_path: containerd older than 2.0 doesn't read {} then",
+            "warning: {} has no config_path: most versions of containerd don't read {} then",
             config.display(),
             args.certs_dir.display()
         ));

@@ -90,7 +90,7 @@ pub(super) async fn run(args: Args, global: &Global, shutdown: impl Future<Outpu
 
 async fn serve<O: Origins>(listener: TcpListener, proxy: Proxy<O>, shutdown: impl Future<Output = ()>) -> Result<()> {
     // Nodes may pull many images each, by several connections.
-    let limits = Limits { connections: 4096, ..Limits::default() };
+    let limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
     server::run(listener, Server::new(proxy), limits, shutdown).await
 }
 

@@ -9,20 +9,25 @@ use crate::error::{Kind, Result};
 use crate::mirror::prune::{self, Claims, Options, Plan, Shelf};
 use crate::mirror::schedule;
 use crate::registry::{Registries, Repo};
-use crate::{descriptor::Digest, reference::Repository};
+use crate::{
+    descriptor::Digest,
+    reference::{Repository, Target},
+};
 
 /// What may be removed.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
+    // Not with --retry-failed: a run over some images doesn't know what all the list holds.
     /// Say which tags of the target repositories the list no longer holds; `--prune=delete` removes them
-    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan", help_heading = HEADING)]
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan",
+        conflicts_with = "retry_failed", help_heading = HEADING)]
     prune: Option<What>,
     /// Tags that are younger stay; 0s asks for no age
     #[arg(long, value_name = "AGE", default_value = "7d", value_parser = schedule::duration, help_heading = HEADING)]
     prune_older_than: Duration,
-    /// Remove nothing at all if it would be more tags than so many [default: in each repository ten or a
-    /// fifth of its tags, whichever is more]
+    /// Remove nothing at all if it would be more tags than so many [default: ten or a fifth, whichever is more,
+    /// of each repository and of all together]
     #[arg(long, value_name = "N", requires = "prune", help_heading = HEADING)]
     prune_most: Option<usize>,
     /// Where a registry can't delete a tag alone, delete its manifest, unless a tag that stays needs it
@@ -62,8 +67,8 @@ impl Shelf for Repo {
         prune::all_tags(self).await
     }
 
-    async fn holds(&self, tag: &str) -> Result<Vec<Digest>> {
-        prune::holds(self, tag).await
+    async fn holds(&self, target: &Target) -> Result<Vec<Digest>> {
+        prune::holds(self, target).await
     }
 
     async fn written(&self, tag: &str) -> Result<Option<Timestamp>> {

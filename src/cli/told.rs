@@ -110,7 +110,8 @@ fn prune(plan: &Plan) -> String {
         let not = part.spared.as_ref().map(|why| (why, None));
         let not = not.or_else(|| part.error.as_ref().map(|error| (&error.message, error.hint.as_ref())));
         if let Some((why, hint)) = not {
-            text += &format!("{:STATUS$}  {}: {why}\n", "spared", part.repository);
+            let what = if part.going.is_empty() { "spared" } else { "failed" };
+            text += &format!("{what:STATUS$}  {}: {why}\n", part.repository);
             text += &hint.map(|hint| format!("{:STATUS$}  hint: {hint}\n", "")).unwrap_or_default();
         }
     }
@@ -163,7 +164,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::copy::Failure;
     use crate::error::{Error, Kind, Side};
+    use crate::mirror::prune::{Going, Part};
     use crate::mirror::report::Which;
 
     fn which(line: usize, source: &str, destination: &str) -> Which {
@@ -194,5 +197,53 @@ failed     docker.io/a/long-name:1  r.io/a/long-name:1
 docker.io: 2 pulls counted; 98 of 100 left in 6 h
 ";
         assert_eq!(run(&ended), expected);
+    }
+
+    #[test]
+    fn what_is_pruned() {
+        let going = |tag: &str, gone, stayed: Option<&str>| Going {
+            tag: tag.into(),
+            digest: None,
+            written: None,
+            companion: false,
+            gone,
+            stayed: stayed.map(str::to_owned),
+        };
+        let part = |name: &str| Part { repository: format!("r.io/{name}"), ..Part::default() };
+        let denied = Failure::from(&Error::new(Kind::Denied, "no").hint("ask for the right"));
+        let mut plan = Plan {
+            repositories: vec![
+                Part { going: vec![going("1", false, None), going("2", false, None)], young: 3, ..part("a") },
+                Part { spared: Some("x failed".into()), ..part("b") },
+                Part { error: Some(denied.clone()), ..part("c") },
+            ],
+            refused: None,
+            done: false,
+        };
+        let expected = "\
+obsolete   r.io/a:1
+obsolete   r.io/a:2
+spared     r.io/b: x failed
+spared     r.io/c: no
+           hint: ask for the right
+2 obsolete tags, which --prune=delete removes; 3 more are too young, or of unknown age
+";
+        assert_eq!(prune(&plan), expected);
+        plan.done = true;
+        plan.repositories.truncate(1);
+        plan.repositories[0].going =
+            vec![going("1", true, None), going("2", false, Some("needed by \"3\"")), going("3", false, None)];
+        plan.repositories[0].error = Some(denied.clone());
+        let expected = "\
+removed    r.io/a:1
+kept       r.io/a:2  needed by \"3\"
+left       r.io/a:3
+failed     r.io/a: no
+           hint: ask for the right
+1 obsolete tag removed; 3 more are too young, or of unknown age
+";
+        assert_eq!(prune(&plan), expected);
+        plan.refused = Some(denied);
+        assert!(prune(&plan).ends_with("refused    no\n           hint: ask for the right\n"), "{}", prune(&plan));
     }
 }

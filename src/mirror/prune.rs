@@ -34,14 +34,15 @@ use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::Repository;
+use crate::reference::{Repository, Target};
 
 /// How far a prune may go.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Younger tags stay. Nothing is asked of age if it's zero.
     pub older_than: Duration,
-    /// At most so many tags in all; if `None`, of each repository ten or a fifth, whichever is more.
+    /// At most so many tags in all; if `None`, ten or a fifth, whichever is more: of each repository, and of
+    /// all together.
     pub most: Option<usize>,
     /// Where a registry can't delete a tag by itself, delete its manifest, if no tag that stays needs it.
     pub manifests: bool,
@@ -57,8 +58,8 @@ impl Default for Options {
 pub trait Shelf: Send + Sync {
     /// All tags.
     fn tags(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
-    /// The digest of a tag's manifest, then those of all manifests below it. Empty if there is no such tag.
-    fn holds(&self, tag: &str) -> impl Future<Output = Result<Vec<Digest>>> + Send;
+    /// The digest of the manifest, then those of all manifests below it. Empty if it isn't there.
+    fn holds(&self, target: &Target) -> impl Future<Output = Result<Vec<Digest>>> + Send;
     /// When the tag was written, as far as the registry tells; else when its image was made.
     fn written(&self, tag: &str) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
     /// Deletes the tag, and nothing else. `false` if the registry can't; a tag that is gone is no error.
@@ -75,6 +76,8 @@ pub struct Claims(BTreeMap<Repository, Claim>);
 #[derive(Clone, Debug, Default)]
 struct Claim {
     tags: BTreeSet<String>,
+    /// Images without a tag.
+    digests: BTreeSet<Digest>,
     doubt: Option<String>,
 }
 
@@ -105,9 +108,13 @@ impl Claims {
         Ok(claims)
     }
 
-    /// The list holds this tag there. To be said of every image, also of those that are unchanged.
-    pub fn hold(&mut self, target: &Repository, tag: &str) {
-        self.of(target).tags.insert(tag.to_owned());
+    /// The list holds this there. To be said of every image, also of those that are unchanged.
+    pub fn hold(&mut self, target: &Repository, at: &Target) {
+        let claim = self.of(target);
+        match at {
+            Target::Tag(tag) => drop(claim.tags.insert(tag.clone())),
+            Target::Digest(digest) => drop(claim.digests.insert(*digest)),
+        }
     }
 
     /// It isn't known what all the list holds there, so nothing of it may go: its source couldn't be listed,
@@ -159,6 +166,9 @@ pub struct Part {
     pub spared: Option<String>,
     /// What failed, while looking or while removing.
     pub error: Option<Failure>,
+    /// What the list holds by digest.
+    #[serde(skip)]
+    pub pinned: BTreeSet<Digest>,
 }
 
 /// A tag that goes.
@@ -204,26 +214,23 @@ pub async fn plan<S: Shelf>(
     options: &Options,
     now: Timestamp,
 ) -> Plan {
-    let mut repositories = Vec::new();
-    for (repository, claim) in &claims.0 {
-        let mut part = Part { repository: repository.to_string(), ..Part::default() };
-        let looked = match spared(claim) {
-            Some(why) => {
-                part.spared = Some(why);
-                Ok(())
+    let open = &open;
+    let repositories: Vec<Part> = stream::iter(&claims.0)
+        .map(|(repository, claim)| async move {
+            let mut part = Part { repository: repository.to_string(), ..Part::default() };
+            part.spared = spared(claim);
+            if part.spared.is_none()
+                && let Err(error) = look(open(repository), claim, options, now, &mut part).await
+            {
+                part.going.clear();
+                let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
+                part.error = Some(Failure::from(&error));
             }
-            None => match open(repository) {
-                Ok(shelf) => look(&shelf, claim, options, now, &mut part).await,
-                Err(error) => Err(error),
-            },
-        };
-        if let Err(error) = looked {
-            part.going.clear();
-            let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
-            part.error = Some(Failure::from(&error));
-        }
-        repositories.push(part);
-    }
+            part
+        })
+        .buffered(REPOSITORIES)
+        .collect()
+        .await;
     let refused = too_many(&repositories, options).as_ref().map(Failure::from);
     Plan { repositories, refused, done: false }
 }
@@ -233,11 +240,19 @@ fn spared(claim: &Claim) -> Option<String> {
     claim.doubt.clone().or_else(|| claim.tags.is_empty().then(nothing))
 }
 
-async fn look<S: Shelf>(shelf: &S, claim: &Claim, options: &Options, now: Timestamp, part: &mut Part) -> Result<()> {
+async fn look<S: Shelf>(
+    shelf: Result<S>,
+    claim: &Claim,
+    options: &Options,
+    now: Timestamp,
+    part: &mut Part,
+) -> Result<()> {
+    let shelf = &shelf?;
     let there = shelf.tags().await?;
     let (companions, images): (Vec<String>, Vec<String>) = there.into_iter().partition(|tag| subject(tag).is_some());
     part.tags = images.len();
     let (held, loose): (Vec<String>, Vec<String>) = images.into_iter().partition(|tag| claim.tags.contains(tag));
+    part.pinned.clone_from(&claim.digests);
     let (mut staying, mut going) = (held, Vec::new());
     let mut ages = stream::iter(loose)
         .map(|tag| async move {
@@ -264,8 +279,7 @@ async fn look<S: Shelf>(shelf: &S, claim: &Claim, options: &Options, now: Timest
 /// Adds the companions of those that go, unless something that stays has them too.
 async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<String>, part: &mut Part) -> Result<()> {
     let mut lost = BTreeSet::new();
-    let names: Vec<String> = part.going.iter().map(|going| going.tag.clone()).collect();
-    let held: Vec<Vec<Digest>> = contents(shelf, &names).await?;
+    let held: Vec<Vec<Digest>> = contents(shelf, part.going.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
     for (going, digests) in part.going.iter_mut().zip(held) {
         going.digest = digests.first().copied();
         lost.extend(digests);
@@ -274,6 +288,7 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<Stri
     if !companions.iter().any(|tag| is_lost(tag, &lost)) {
         return Ok(());
     }
+    let staying = staying.iter().cloned().map(Target::Tag).chain(part.pinned.iter().copied().map(Target::Digest));
     for digest in contents(shelf, staying).await?.into_iter().flatten() {
         lost.remove(&digest);
     }
@@ -283,9 +298,9 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<Stri
     Ok(())
 }
 
-/// What each tag holds, in their order.
-async fn contents<S: Shelf>(shelf: &S, tags: &[String]) -> Result<Vec<Vec<Digest>>> {
-    stream::iter(tags).map(|tag| shelf.holds(tag)).buffered(AT_ONCE).try_collect().await
+/// What each holds, in their order.
+async fn contents<S: Shelf>(shelf: &S, targets: impl Iterator<Item = Target>) -> Result<Vec<Vec<Digest>>> {
+    stream::iter(targets).map(async |target| shelf.holds(&target).await).buffered(AT_ONCE).try_collect().await
 }
 
 /// Times before containers are no times: reproducible builds write the beginning of 1970 or of 1980.
@@ -299,23 +314,23 @@ fn is_old(written: Option<Timestamp>, older_than: Duration, now: Timestamp) -> b
 
 fn too_many(parts: &[Part], options: &Options) -> Option<Error> {
     let images = |part: &Part| part.going.iter().filter(|going| !going.companion).count();
+    let all: usize = parts.iter().map(images).sum();
+    let refused = |what: String| {
+        let error = Error::new(Kind::Refused, format!("{what}: nothing is removed"));
+        error.hint(format!("if that is meant, allow it: --prune-most {all}"))
+    };
     if let Some(most) = options.most {
-        let all: usize = parts.iter().map(images).sum();
-        return (all > most).then(|| {
-            Error::new(
-                Kind::Refused,
-                format!("{all} tags would go, and --prune-most allows {most}: nothing is removed"),
-            )
-            .hint("if that is meant, allow it by a higher --prune-most")
-        });
+        return (all > most).then(|| refused(format!("{all} tags would go, and --prune-most allows {most}")));
     }
-    let part = parts.iter().find(|part| images(part) > FEW.max(part.tags / SHARE))?;
-    let (number, of, name) = (images(part), part.tags, &part.repository);
-    let what = format!("{number} of {of} tags of {name} would go, which is more than {FEW} and than a fifth of them");
-    Some(
-        Error::new(Kind::Refused, format!("{what}: nothing is removed"))
-            .hint("if that is meant, allow it by --prune-most"),
-    )
+    let is_much = |number: usize, of: usize| number > FEW.max(of / SHARE);
+    let much = |number: usize, of: usize, whose: &str| {
+        refused(format!("{number} of {of} tags of {whose} would go, which is more than {FEW} and than a fifth of them"))
+    };
+    if let Some(part) = parts.iter().find(|part| is_much(images(part), part.tags)) {
+        return Some(much(images(part), part.tags, &part.repository));
+    }
+    let there = parts.iter().map(|part| part.tags).sum();
+    is_much(all, there).then(|| much(all, there, "all these repositories"))
 }
 
 /// What a companion's tag is about.
@@ -342,6 +357,8 @@ fn subject(tag: &str) -> Option<About<'_>> {
 }
 
 const AT_ONCE: usize = 16;
+/// Repositories that are looked at, at once.
+const REPOSITORIES: usize = 8;
 const FEW: usize = 10;
 const SHARE: usize = 5;
 /// Docker was first shown in March 2013.

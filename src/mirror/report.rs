@@ -52,7 +52,7 @@ pub struct Run {
 pub struct Which {
     /// `registry/repository:tag`, or with `@digest`.
     pub source: String,
-    /// Where to.
+    /// Where to; empty where a repository's tags aren't known, so that `source` is all of them.
     pub destination: String,
     /// The line of the list that it's from.
     pub line: usize,
@@ -224,10 +224,11 @@ impl Failed {
         Ok(Self(undone.map(|image| (image.source, image.destination)).collect()))
     }
 
-    /// Whether this image is among them.
+    /// Whether this image is among them, by itself or with all of its repository, whose tags weren't known.
     pub fn holds(&self, source: &str, destination: &str) -> bool {
         // A set of pairs can't be asked by borrowed ones.
         self.0.contains(&(source.to_owned(), destination.to_owned()))
+            || self.0.contains(&(repository(source).to_owned(), String::new()))
     }
 
     /// How many there are.
@@ -258,6 +259,15 @@ struct Image {
     source: String,
     destination: String,
     status: String,
+}
+
+/// The repository of `registry/repository:tag`, or of `…@digest`.
+fn repository(reference: &str) -> &str {
+    let name = reference.split('@').next().unwrap_or(reference);
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
 }
 
 /// The registry of `registry/repository:tag`.

@@ -19,6 +19,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::List;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
 use crate::retry::jitter;
@@ -60,9 +61,9 @@ impl Origin for File {
         let failed = |error| Error::io(format!("read {}", self.0.display()), &error);
         let file = tokio::fs::File::open(&self.0).await.map_err(failed)?;
         let mut bytes = Vec::new();
-        file.take(MAX_LIST + 1).read_to_end(&mut bytes).await.map_err(failed)?;
-        if bytes.len() as u64 > MAX_LIST {
-            let what = format!("{} has more than {MAX_LIST} bytes", self.0.display());
+        file.take(List::MAX_BYTES + 1).read_to_end(&mut bytes).await.map_err(failed)?;
+        if bytes.len() as u64 > List::MAX_BYTES {
+            let what = format!("{} has more than {} bytes", self.0.display(), List::MAX_BYTES);
             return Err(Error::new(Kind::Usage, what).on(Side::Local));
         }
         Ok(bytes)
@@ -223,7 +224,6 @@ pub fn duration(text: &str) -> Result<Duration> {
 
 const POLL: Duration = Duration::from_secs(5);
 const SPREAD: f64 = 0.03;
-const MAX_LIST: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //! <https://github.com/containerd/containerd/blob/main/docs/hosts.md>
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result, Side};
@@ -155,9 +156,15 @@ pub fn directory_name(registry: &str) -> String {
     }
 }
 
-/// The URL of a registry itself.
+/// The URL of a registry itself: plain http on loopback, as everywhere.
 fn original(registry: &str) -> String {
-    if registry == DOCKER_HUB { "https://registry-1.docker.io".to_owned() } else { format!("https://{registry}") }
+    let (host, _) = split_port(registry);
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    match registry {
+        DOCKER_HUB => "https://registry-1.docker.io".to_owned(),
+        _ if host == "localhost" || address.is_ok_and(|address| address.is_loopback()) => format!("http://{registry}"),
+        _ => format!("https://{registry}"),
+    }
 }
 
 /// Scheme and the rest of an http(s) URL.

@@ -66,6 +66,7 @@ pub async fn serve(
         head: Duration::from_secs(30),
         stalled: Duration::from_secs(10),
         drain: Duration::from_secs(1),
+        ..Limits::default()
     };
     server::run(listener, Ops { health, metrics }, limits, shutdown).await
 }

@@ -191,3 +191,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

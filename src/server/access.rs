@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Response, header};
+use http::{HeaderValue, Method, Response, Uri, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
@@ -17,9 +17,11 @@ use crate::error::Error;
 /// What is known of a request. Written when it's dropped: at the end of the answer's body, or when
 /// the client hung up.
 pub(super) struct Line {
-    peer: String,
-    request: String,
-    agent: String,
+    /// Parts that are cheap to keep: most lines are never written.
+    peer: Option<Peer>,
+    method: Method,
+    uri: Uri,
+    agent: Option<HeaderValue>,
     begun: Instant,
     status: Option<u16>,
     sent: u64,
@@ -28,11 +30,10 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn new(head: &Parts) -> Self {
-        let peer = head.extensions.get::<Peer>().map_or_else(|| "-".to_owned(), |peer| peer.0.to_string());
-        let agent = head.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("-");
-        // The path only: a query says nothing that the log needs, and may hold what it shouldn't.
-        let request = format!("{} {}", head.method, head.uri.path());
-        Self { peer, request, agent: agent.to_owned(), begun: Instant::now(), status: None, sent: 0, end: "" }
+        let peer = head.extensions.get::<Peer>().copied();
+        let agent = head.headers.get(header::USER_AGENT).cloned();
+        let (method, uri) = (head.method.clone(), head.uri.clone());
+        Self { peer, method, uri, agent, begun: Instant::now(), status: None, sent: 0, end: "" }
     }
 
     /// Goes on with the answer's body.
@@ -44,13 +45,20 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let Self { peer, request, agent, begun, status, sent, end } = self;
+        if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+            return;
+        }
+        let Self { peer, method, uri, agent, begun, status, sent, end } = self;
         let ms = begun.elapsed().as_millis();
+        let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.0.to_string());
+        let agent = agent.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("-");
+        // The path only: a query says nothing that the log needs, and may hold what it shouldn't.
+        let path = uri.path();
         match status {
             Some(status) => {
-                tracing::info!(target: TARGET, "{peer} {request} {status} {sent} {ms}ms {agent:?}{end}");
+                tracing::info!(target: TARGET, "{peer} {method} {path} {status} {sent} {ms}ms {agent:?}{end}");
             }
-            None => tracing::info!(target: TARGET, "{peer} {request} - {sent} {ms}ms {agent:?} hung up"),
+            None => tracing::info!(target: TARGET, "{peer} {method} {path} - {sent} {ms}ms {agent:?} hung up"),
         }
     }
 }
@@ -69,7 +77,7 @@ impl http_body::Body for Logged {
         match &frame {
             Some(Ok(frame)) => self.line.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
             Some(Err(error)) => {
-                tracing::error!("{}: {error}", self.line.request);
+                tracing::error!("{} {}: {error}", self.line.method, self.line.uri.path());
                 self.line.end = " failed";
             }
             None => {}

@@ -55,13 +55,14 @@ pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 
 /// Says which content this is.
 pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
-    set(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
-    set(headers, header::ETAG, &etag(digest));
+    let etag = etag(digest);
+    set(headers, DOCKER_CONTENT_DIGEST, etag.trim_matches('"'));
+    set(headers, header::ETAG, &etag);
 }
 
 /// Whether the client has the content already (RFC 9110, 13.1.2).
 pub(super) fn is_known(headers: &HeaderMap, digest: &Digest) -> bool {
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some(known) = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else { return false };
     let etag = etag(digest);
     known.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }

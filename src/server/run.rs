@@ -36,6 +36,9 @@ pub struct Limits {
     pub stalled: Duration,
     /// How long requests may go on after the stop signal.
     pub drain: Duration,
+    /// Bytes of answers that may wait to be sent on one connection, beside the piece that is being sent;
+    /// and of a request's head.
+    pub buffer: usize,
 }
 
 impl Default for Limits {
@@ -46,6 +49,7 @@ impl Default for Limits {
             stalled: Duration::from_secs(120),
             // Kubernetes kills after 30 s.
             drain: Duration::from_secs(25),
+            buffer: 400 << 10,
         }
     }
 }
@@ -123,7 +127,7 @@ fn connection<H: Handler>(
     // Without TLS, clients of registries speak HTTP/1.1 only. Looking whether it's HTTP/2 would
     // wait for the first bytes without a limit, before hyper's own limit on a request's head.
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(limits.buffer);
     let service = service_fn(move |request: Request<Incoming>| {
         let handler = handler.clone();
         async move { Ok::<_, Infallible>(answer(&*handler, request, peer).await) }

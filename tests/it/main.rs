@@ -1,5 +1,6 @@
 //! transload from outside: the program, real registries, real clients, faults between them.
 
+mod chroot;
 mod copy_acr;
 mod copy_dedup;
 mod copy_faults;
@@ -10,6 +11,7 @@ mod copy_security;
 mod demo;
 mod entra;
 mod fixtures;
+mod guide;
 mod inspect;
 mod interrupt;
 mod k8s;
@@ -17,7 +19,9 @@ mod login;
 mod mirror_check;
 mod mirror_prune;
 mod mirror_run;
+mod mirror_stay;
 mod node;
+mod node_containerd;
 mod proxy_blobs;
 mod proxy_clients;
 mod proxy_tags;

@@ -8,11 +8,11 @@ use serde_json::json;
 use transload::credentials::{Credential, Credentials};
 use transload::demo::persona::{Account, Grant};
 use transload::mirror::prune::{Claims, Options, Plan, carry_out, plan};
-use transload::reference::Repository;
+use transload::reference::{Repository, Target};
 use transload::registry;
 use transload::registry::Registries;
 
-use super::support::{Fault, Front, Image, Registry, Rule, http};
+use super::support::{Fault, Front, Image, Registry, Rule, TempDir, Tool, http};
 
 fn ago(days: i64) -> String {
     (Timestamp::now() - SignedDuration::from_hours(24 * days)).to_string()
@@ -21,7 +21,7 @@ fn ago(days: i64) -> String {
 fn claims(repository: &str, tags: &[&str]) -> Claims {
     let repository: Repository = repository.parse().expect("a repository");
     let mut claims = Claims::default();
-    tags.iter().for_each(|tag| claims.hold(&repository, tag));
+    tags.iter().for_each(|tag| claims.hold(&repository, &Target::Tag((*tag).to_owned())));
     claims
 }
 
@@ -189,4 +189,43 @@ async fn acr_without_the_right_to_delete() {
     let error = plan.repositories[0].error.as_ref().expect("denied");
     assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("AcrDelete")), "{error:?}");
     assert_eq!((plan.gone(), plan.going()), (0, 1));
+}
+
+/// The command: says what would go, removes it when told to, and spares what is in doubt.
+#[test]
+fn the_command_prunes_when_told_to() {
+    let (source, target) = (Registry::start(), Registry::start());
+    Image::made(1, &ago(60)).push(source.addr(), "app", "keep");
+    for (tag, seed) in [("old", 2), ("older", 3)] {
+        Image::made(seed, &ago(60)).push(target.addr(), "app", tag);
+        Image::made(seed, &ago(60)).push(target.addr(), "other", tag);
+    }
+    let home = TempDir::new();
+    let mirror = |lines: &str, more: &[&str]| {
+        let lines = lines.replace("SRC", &source.addr().to_string());
+        let list = home.write("list", lines);
+        Tool::transload().args(&["mirror", &list, "--to", &target.addr().to_string()]).args(more).run()
+    };
+    let run = mirror("SRC/app:keep\n", &["--prune"]).ok();
+    assert!(run.stdout.contains(&format!("obsolete   {}/app:old\n", target.addr())), "{}", run.stdout);
+    assert!(run.stdout.contains("2 obsolete tags, which --prune=delete removes"), "{}", run.stdout);
+    let run = mirror("SRC/app:keep\n", &["--prune=delete", "--dry-run"]).ok();
+    assert!(run.stdout.contains("which --prune=delete removes"), "{}", run.stdout);
+    let run = mirror("SRC/app:keep\nSRC/app:gone\n", &["--prune=delete", "--prune-manifests"]).exits(3);
+    assert!(run.stdout.contains("spared     ") && run.stdout.contains("app:gone failed"), "{}", run.stdout);
+    let run = mirror("SRC/app:keep\n", &["--prune=delete", "--prune-most", "1"]).exits(3);
+    assert!(run.stdout.contains("refused    2 tags would go, and --prune-most allows 1"), "{}", run.stdout);
+    let run = mirror("SRC/app:keep\n", &["--prune=delete"]).exits(3);
+    assert!(run.stdout.contains("by --prune-manifests"), "{}", run.stdout);
+    assert_eq!(tags(&target, "app"), ["keep", "old", "older"], "nothing was removed so far");
+    assert_eq!(target.count("DELETE", "sha256:"), 0);
+
+    let run = mirror("SRC/app:keep\n", &["--prune=delete", "--prune-manifests", "--output", "json"]).ok();
+    assert_eq!(tags(&target, "app"), ["keep"]);
+    assert_eq!(tags(&target, "other"), ["old", "older"], "a repository that the list doesn't name");
+    let part = &run.json()["prune"]["repositories"][0];
+    assert_eq!((&part["going"][0]["tag"], &part["going"][0]["gone"]), (&json!("old"), &json!(true)), "{part}");
+    let report = home.write("report.json", "{}");
+    let run = mirror("SRC/app:keep\n", &["--prune", "--retry-failed", &report]).exits(2);
+    assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);
 }

@@ -342,6 +342,83 @@ fn a_file_that_was_cut_short_or_removed_is_fetched_again() {
     again(proxy.addr(), 4);
 }
 
+/// A small disk of its own: needs root, as containerd does.
+struct Disk(TempDir);
+
+impl Disk {
+    fn new(options: &str) -> Self {
+        let dir = TempDir::new();
+        mount(&["-t", "tmpfs", "-o", options, "tmpfs", &dir.join("")]);
+        Self(dir)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+#[track_caller]
+fn mount(args: &[&str]) {
+    let done = std::process::Command::new("mount").args(args).output().expect("mount runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
+    let world = World::new(&[5 * MIB, 5 * MIB + 1000]);
+    let disk = Disk::new("size=8m");
+    let dir = disk.0.join("cache");
+    // Both find room at first, and together they fill the disk.
+    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir]);
+    world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(10 << 20)));
+    pull_manifest(proxy.addr());
+    let addr = proxy.addr();
+    let clients: Vec<_> = [1, 2, 1, 2]
+        .map(|nth| {
+            let blob = world.image.blobs[nth].clone();
+            std::thread::spawn(move || {
+                let reply = http::get(addr, &path_of(&blob)).expect(200);
+                assert!(reply.whole && reply.body == blob.bytes);
+            })
+        })
+        .into_iter()
+        .collect();
+    clients.into_iter().for_each(|client| client.join().expect("all get all"));
+    let said = proxy.process.stderr.text();
+    assert_eq!(said.matches("passed on uncached").count(), 1, "{said}");
+    assert!(said.contains("No space left"), "{said}");
+    http::get(addr, "/v2/library/app/manifests/v1").expect(200);
+    // What it can't write at all: what is there is served, the rest passed on.
+    drop(proxy);
+    mount(&["-o", "remount,ro", &disk.0.join("")]);
+    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir]);
+    for blob in &world.image.blobs {
+        assert!(http::get(proxy.addr(), &path_of(blob)).expect(200).body == blob.bytes);
+    }
+    http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
+}
+
+#[test]
+fn it_ends_when_told_to_and_lets_pulls_end() {
+    let world = World::new(&[4 * MIB]);
+    let proxy = Proxied::hub(world.front.addr(), &[]);
+    world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(4 << 20)));
+    pull_manifest(proxy.addr());
+    let mut client = TcpStream::connect(proxy.addr()).expect("connects");
+    write!(client, "GET {} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", world.path()).expect("sends");
+    client.read_exact(&mut [0; 1000]).expect("it has begun");
+    proxy.process.terminate();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).expect("to its end");
+    assert!(rest.ends_with(&world.layer().bytes[MIB..]));
+    let Proxied { process, cache, .. } = proxy;
+    process.finish(Duration::from_secs(10)).exits(0);
+    assert_whole(&cache);
+}
+
 #[test]
 fn killed_at_any_moment_it_has_whole_files_only() {
     let layers = [300_000; 12];

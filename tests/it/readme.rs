@@ -8,18 +8,23 @@ use transload::demo::persona::{Account, Grant};
 
 use super::support::{Front, Image, Registry, TempDir, Tool, transload};
 
-const PRINCIPAL: &str = "0f1e2d3c-1111-2222-3333-444455556666";
-const SECRET: &str = "sp~Secret/+=%";
+pub(super) const PRINCIPAL: &str = "0f1e2d3c-1111-2222-3333-444455556666";
+pub(super) const SECRET: &str = "sp~Secret/+=%";
 
-fn file(name: &str) -> String {
+pub(super) fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The lines of each block with this language, in the README's order.
+/// The lines of each block of the README with this language, in its order.
 fn blocks(language: &str) -> Vec<Vec<String>> {
+    blocks_of("README.md", language)
+}
+
+/// The lines of each block of this page with this language, in its order.
+pub(super) fn blocks_of(page: &str, language: &str) -> Vec<Vec<String>> {
     let (mut blocks, mut open): (Vec<Vec<String>>, Option<bool>) = (Vec::new(), None);
-    for line in file("README.md").lines() {
+    for line in file(page).lines() {
         match (line.strip_prefix("```"), open) {
             (Some(named), None) => {
                 open = Some(named == language);
@@ -58,29 +63,34 @@ fn quoted(text: &str) -> Vec<&str> {
 }
 
 /// Docker Hub and ACR look-alikes by their real names, and a user's home in between.
-struct World {
+pub(super) struct World {
     #[expect(dead_code, reason = "the Hub's content, for as long as the test")]
     origin: Registry,
     hub: Front,
     acr: Front,
-    mirror: Registry,
-    hello: Image,
+    pub(super) mirror: Registry,
+    pub(super) hello: Image,
     nginx: Image,
-    home: TempDir,
+    pub(super) home: TempDir,
 }
 
 impl World {
-    fn new() -> Self {
+    /// As the README has it: a service principal that may push, and no admin user.
+    pub(super) fn new() -> Self {
+        Self::with(vec![Account::new(PRINCIPAL, SECRET, Grant::everything())])
+    }
+
+    /// ACR with these service principals.
+    pub(super) fn with(accounts: Vec<Account>) -> Self {
         let (origin, mirror) = (Registry::start(), Registry::start());
         let (hello, nginx) = (Image::tiny(1), Image::index(2, 3, &[30_000]));
         hello.push(origin.addr(), "library/hello-world", "latest");
         nginx.push(origin.addr(), "library/nginx", "1.27");
         let hub = Front::before(origin.addr()).hub(|_| {}).tls().start();
-        // As the README has it: a service principal that may push, and no admin user.
         let acr = Front::before(mirror.addr())
-            .acr(|acr| {
+            .acr(move |acr| {
                 acr.abac = true;
-                acr.accounts = vec![Account::new(PRINCIPAL, SECRET, Grant::everything())];
+                acr.accounts = accounts;
             })
             .tls()
             .start();
@@ -88,7 +98,7 @@ impl World {
     }
 
     /// A line as a user types it, in a shell whose `transload` is the one under test.
-    fn shell(&self, line: &str) -> Tool {
+    pub(super) fn shell(&self, line: &str) -> Tool {
         let program = Path::new(env!("CARGO_BIN_EXE_transload")).parent().expect("a directory");
         let path = format!("{}:{}", program.display(), std::env::var("PATH").expect("a PATH"));
         let authorities = [&self.hub, &self.acr]

@@ -121,7 +121,8 @@ impl RunArgs {
         };
         let begun = Instant::now();
         let run = Run::begin(shard.as_ref(), self.dry_run, &told::uses(registries));
-        let done = Mutex::new((run, Held::new(list, to, ours)));
+        let claims = Claims::of_list(list, to, shard.as_ref())?;
+        let done = Mutex::new((run, Held { claims, list, to }));
         let ended = |event| {
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             done.1.note(&event);
@@ -182,41 +183,20 @@ struct Held<'a> {
     to: &'a [Base],
 }
 
-impl<'a> Held<'a> {
-    /// Of entries that aren't `ours` (another shard's) nothing will be known.
-    fn new(list: &'a List, to: &'a [Base], ours: impl Fn(&Entry) -> bool) -> Self {
-        let mut held = Self { claims: Claims::default(), list, to };
-        for entry in list.entries.iter().filter(|entry| !ours(entry)) {
-            held.doubt(entry, "another shard writes to it too");
-        }
-        held
-    }
-
+impl Held<'_> {
     fn note(&mut self, event: &Event) {
         match event {
-            Event::Copied(job, _) | Event::Compared(job, _) => self.hold(job),
+            Event::Copied(job, _) | Event::Compared(job, _) => self.claims.hold(&job.destination, &job.at),
             Event::Failed(job, _) => {
-                self.hold(job);
+                self.claims.hold(&job.destination, &job.at);
                 self.claims.doubt(&job.destination, format!("{} failed", job.from()));
             }
             Event::Unknown { line, source, .. } => {
                 let (list, line) = (self.list, *line);
                 for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {
-                    self.doubt(entry, "the tags of its source could not be listed");
+                    self.claims.doubt_entry(entry, self.to, "the tags of its source could not be listed");
                 }
             }
-        }
-    }
-
-    fn hold(&mut self, job: &Job) {
-        if let Some(tag) = job.at.tag() {
-            self.claims.hold(&job.destination, tag);
-        }
-    }
-
-    fn doubt(&mut self, entry: &Entry, why: &str) {
-        for (repository, _) in entry.places(self.to, Some("tag")).unwrap_or_default() {
-            self.claims.doubt(&repository, why);
         }
     }
 }

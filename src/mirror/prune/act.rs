@@ -1,12 +1,12 @@
 //! The removal of what a plan says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Going, Options, Part, Plan, Shelf, contents};
+use super::{Options, Part, Plan, Shelf, contents};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::Repository;
+use crate::reference::{Repository, Target};
 
 /// Removes what the plan says, and notes in it what is gone. A refused plan removes nothing.
 ///
@@ -34,7 +34,7 @@ pub async fn carry_out<S: Shelf>(plan: &mut Plan, open: impl Fn(&Repository) -> 
 }
 
 async fn remove<S: Shelf>(shelf: &S, part: &mut Part, options: &Options) -> Result<()> {
-    let mut needed: Option<BTreeMap<Digest, String>> = None;
+    let mut needed: Option<BTreeMap<Digest, Target>> = None;
     for at in 0..part.going.len() {
         let tag = part.going[at].tag.clone();
         if shelf.delete_tag(&tag).await? {
@@ -47,15 +47,20 @@ async fn remove<S: Shelf>(shelf: &S, part: &mut Part, options: &Options) -> Resu
         }
         // Asked anew: whatever came since the plan was made counts as well.
         if needed.is_none() {
-            needed = Some(still_needed(shelf, &part.going).await?);
+            needed = Some(still_needed(shelf, part).await?);
         }
         let needed_by = needed.as_ref();
-        let Some(digest) = shelf.holds(&tag).await?.first().copied() else {
+        let Some(digest) = shelf.holds(&Target::Tag(tag)).await?.first().copied() else {
             part.going[at].gone = true;
             continue;
         };
         match needed_by.and_then(|needed| needed.get(&digest)) {
-            Some(by) => part.going[at].stayed = Some(format!("its manifest is needed by tag {by:?}")),
+            Some(Target::Tag(by)) => {
+                part.going[at].stayed = Some(format!("its manifest is needed by tag {by:?}"));
+            }
+            Some(Target::Digest(by)) => {
+                part.going[at].stayed = Some(format!("its manifest is needed by {by}, which the list holds"));
+            }
             None => {
                 shelf.delete_manifest(&digest).await?;
                 part.going[at].gone = true;
@@ -65,12 +70,15 @@ async fn remove<S: Shelf>(shelf: &S, part: &mut Part, options: &Options) -> Resu
     Ok(())
 }
 
-/// Every manifest that tags which stay are or hold: an index is broken without its children. With one of
-/// those tags.
-async fn still_needed<S: Shelf>(shelf: &S, going: &[Going]) -> Result<BTreeMap<Digest, String>> {
-    let mut staying = shelf.tags().await?;
-    staying.retain(|tag| !going.iter().any(|going| going.tag == *tag));
-    let held = contents(shelf, &staying).await?;
+/// Every manifest that tags which stay, and what the list holds by digest, are or hold: an index is broken
+/// without its children. With who needs it.
+async fn still_needed<S: Shelf>(shelf: &S, part: &Part) -> Result<BTreeMap<Digest, Target>> {
+    let mut tags = shelf.tags().await?;
+    let going: BTreeSet<&str> = part.going.iter().map(|going| going.tag.as_str()).collect();
+    tags.retain(|tag| !going.contains(tag.as_str()));
+    let pinned = part.pinned.iter().copied().map(Target::Digest);
+    let staying: Vec<Target> = tags.into_iter().map(Target::Tag).chain(pinned).collect();
+    let held = contents(shelf, staying.iter().cloned()).await?;
     let pairs = staying.iter().zip(held);
-    Ok(pairs.flat_map(|(tag, digests)| digests.into_iter().map(|digest| (digest, tag.clone()))).collect())
+    Ok(pairs.flat_map(|(target, digests)| digests.into_iter().map(|digest| (digest, target.clone()))).collect())
 }

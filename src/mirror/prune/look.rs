@@ -38,12 +38,12 @@ pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<String>> {
     }
 }
 
-/// The digest of what a tag is, then of all manifests below it. Empty if it isn't there.
+/// The digest of a manifest, then of all manifests below it. Empty if it isn't there.
 ///
 /// # Errors
 /// Also if a child is missing, unless it's one that a sparse index never had: see the comment there.
-pub async fn holds<S: Source>(source: &S, tag: &str) -> Result<Vec<Digest>> {
-    match source.manifest(&Target::Tag(tag.to_owned())).await {
+pub async fn holds<S: Source>(source: &S, target: &Target) -> Result<Vec<Digest>> {
+    match source.manifest(target).await {
         Ok(root) => {
             let mut digests = Vec::new();
             below(source, root, &mut digests, 0).await?;

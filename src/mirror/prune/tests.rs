@@ -52,8 +52,13 @@ impl Shelf for Memory {
         }
     }
 
-    async fn holds(&self, tag: &str) -> Result<Vec<Digest>> {
-        Ok(self.state().tags.get(tag).map(|(digests, _)| digests.clone()).unwrap_or_default())
+    async fn holds(&self, target: &Target) -> Result<Vec<Digest>> {
+        let state = self.state();
+        let found = match target {
+            Target::Tag(tag) => state.tags.get(tag),
+            Target::Digest(digest) => state.tags.values().find(|(digests, _)| digests.first() == Some(digest)),
+        };
+        Ok(found.map(|(digests, _)| digests.clone()).unwrap_or_default())
     }
 
     async fn written(&self, tag: &str) -> Result<Option<Timestamp>> {
@@ -85,13 +90,17 @@ fn digest(name: &str) -> Digest {
     Digest::of(name.as_bytes())
 }
 
+fn at(tag: &str) -> Target {
+    Target::Tag(tag.to_owned())
+}
+
 fn repository(name: &str) -> Repository {
     format!("r.example.com/{name}").parse().expect("a repository")
 }
 
 fn claims(tags: &[&str]) -> Claims {
     let mut claims = Claims::default();
-    tags.iter().for_each(|tag| claims.hold(&repository("a"), tag));
+    tags.iter().for_each(|tag| claims.hold(&repository("a"), &at(tag)));
     claims
 }
 
@@ -199,11 +208,17 @@ async fn too_many_is_none_at_all() {
 async fn most_counts_all_repositories() {
     let memory = Memory::with(&["1", "2", "keep"]);
     let mut both = claims(&["keep"]);
-    both.hold(&repository("b"), "keep");
+    both.hold(&repository("b"), &at("keep"));
     let options = Options { most: Some(3), ..Options::default() };
     assert!(planned(&memory, &both, &options).await.refused.is_some());
     let options = Options { most: Some(4), ..Options::default() };
     assert!(planned(&memory, &both, &options).await.refused.is_none());
+    for (repositories, refused) in [(5, false), (6, true)] {
+        let mut claims = Claims::default();
+        (0..repositories).for_each(|n| claims.hold(&repository(&format!("r{n}")), &at("keep")));
+        let plan = planned(&memory, &claims, &Options::default()).await;
+        assert_eq!(plan.refused.is_some(), refused, "{repositories} times 2 of 3: {:?}", plan.refused);
+    }
 }
 
 #[tokio::test]
@@ -265,12 +280,29 @@ async fn a_manifest_that_another_tag_needs_stays() {
     assert_eq!(stayed, [("else", false), ("part", true), ("same", true)]);
 }
 
+/// An image that the list holds by digest has no tag of its own; it isn't lost with one that it once had.
+#[tokio::test]
+async fn what_is_held_by_digest_stays() {
+    let signature = format!("sha256-{}.sig", digest("index").hex());
+    let memory = Memory::with(&["keep", &signature]);
+    memory.put("once", &["index", "child"], Some(9));
+    memory.put("part", &["child"], Some(9));
+    let mut claims = claims(&["keep"]);
+    claims.hold(&repository("a"), &Target::Digest(digest("index")));
+    assert_eq!(tags(&planned(&memory, &claims, &Options::default()).await), ["once", "part"], "no signature");
+    memory.state().by_tag = false;
+    let plan = carried_out(&memory, &claims, &Options { manifests: true, ..Options::default() }).await;
+    assert_eq!(memory.left().len(), 4);
+    let stayed: Vec<_> = plan.repositories[0].going.iter().filter_map(|going| going.stayed.as_deref()).collect();
+    assert!(stayed.len() == 2 && stayed.iter().all(|why| why.ends_with("which the list holds")), "{stayed:?}");
+}
+
 #[tokio::test]
 async fn one_repository_that_fails_leaves_the_others() {
     let (good, bad) = (Memory::with(&["1", "keep"]), Memory::with(&["1", "keep"]));
     bad.state().broken = Some("not for you");
     let mut claims = claims(&["keep"]);
-    claims.hold(&repository("b"), "keep");
+    claims.hold(&repository("b"), &at("keep"));
     let open = |repository: &Repository| Ok(if repository.name == "a" { bad.clone() } else { good.clone() });
     let mut plan = plan(&claims, open, &Options::default(), NOW).await;
     carry_out(&mut plan, open, &Options::default()).await;

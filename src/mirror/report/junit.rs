@@ -11,7 +11,7 @@ use crate::copy::Entry;
 pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
     let mut suites: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
     for image in run.images() {
-        suites.entry(registry(&image.destination)).or_default().push(image);
+        suites.entry(registry(place(image))).or_default().push(image);
     }
     writeln!(to, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>")?;
     let all = Counts::of(run.images());
@@ -31,7 +31,7 @@ pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
 
 fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
     let seconds = image.ended.report().map_or(0.0, |report| report.seconds);
-    let (class, name) = (Escaped(&image.destination), Escaped(&image.source));
+    let (class, name) = (Escaped(place(image)), Escaped(&image.source));
     write!(to, "    <testcase classname=\"{class}\" name=\"{name}\" time=\"{seconds:.3}\"")?;
     let Some(error) = image.ended.error() else { return writeln!(to, "/>") };
     let (kind, message) = (Escaped(&error.kind), Escaped(&error.message));
@@ -43,6 +43,11 @@ fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
         write!(to, "\nhint: {}", Escaped(hint))?;
     }
     writeln!(to, "</failure></testcase>")
+}
+
+/// Where it goes; where that isn't known, where it's from.
+fn place(image: &Entry) -> &str {
+    if image.destination.is_empty() { &image.source } else { &image.destination }
 }
 
 struct Counts {

@@ -122,6 +122,22 @@ fn what_failed_is_read_back() {
     assert!(!failed.holds("docker.io/a/b:1", "a.example.com/a/b:1"));
 }
 
+/// Its tags could not be listed: all of them are to be tried again.
+#[test]
+fn a_repository_that_failed_as_a_whole_is_retried_as_a_whole() {
+    let mut run = Run::begin(None, false, &[]);
+    run.add(which(1, "127.0.0.1:5000/a/b", ""), Err(&failure()));
+    let (mut text, mut junit) = (Vec::new(), Vec::new());
+    run.json(&mut text).expect("memory");
+    run.junit(&mut junit).expect("memory");
+    let failed = Failed::read("r.json", &text).expect("a report");
+    assert!(failed.holds("127.0.0.1:5000/a/b:1", "r.io/x:1"));
+    assert!(failed.holds(&format!("127.0.0.1:5000/a/b@{}", Digest::of(b"x")), "r.io/x:1"));
+    assert!(!failed.holds("127.0.0.1:5000/a/bc:1", "r.io/x:1") && !failed.holds("127.0.0.1:5000/a:1", "r.io/x:1"));
+    let junit = String::from_utf8(junit).expect("UTF-8");
+    assert!(junit.contains("<testsuite name=\"127.0.0.1:5000\""), "{junit}");
+}
+
 #[test]
 fn other_files_are_no_reports() {
     let mut junit = Vec::new();

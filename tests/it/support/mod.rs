@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports, reason = "support stands ready; not every run of the tests uses all of it")]
 
 pub mod background;
+pub mod containerd;
 pub mod dir;
 pub mod faults;
 pub mod front;

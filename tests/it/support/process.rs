@@ -175,6 +175,11 @@ impl Process {
         self.signal("-INT");
     }
 
+    /// Asks it to read its files again.
+    pub fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
     fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args([signal, &id]).status();

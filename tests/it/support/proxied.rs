@@ -30,9 +30,10 @@ impl Proxied {
     #[track_caller]
     pub fn start_in(cache: TempDir, upstream: &str, flags: &[&str]) -> Self {
         let dir = cache.join("cache");
+        let own = if flags.contains(&"--cache") { vec![] } else { vec!["--cache", &dir] };
         let process = Tool::transload()
-            .args(&["proxy", "--listen", "127.0.0.1:0", "--upstream", upstream, "--cache", &dir])
-            .args(&["--keep-free", "0"])
+            .args(&["proxy", "--listen", "127.0.0.1:0", "--upstream", upstream, "--keep-free", "0"])
+            .args(&own)
             .args(flags)
             .env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
             .spawn();

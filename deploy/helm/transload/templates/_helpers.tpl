@@ -131,7 +131,7 @@ capabilities:
 {{- fail "nodeMirror.proxyURL is not set, and there is no proxy" -}}
 {{- else if eq .Values.proxy.kind "DaemonSet" -}}
 {{- printf "http://%s:%d" .Values.proxy.hostIP (int .Values.proxy.hostPort) -}}
-{{- else if .Values.proxy.service.nodePort -}}
+{{- else if and .Values.proxy.service.nodePort (ne .Values.proxy.service.type "ClusterIP") -}}
 {{- printf "http://127.0.0.1:%d" (int .Values.proxy.service.nodePort) -}}
 {{- else if .Values.proxy.service.clusterIP -}}
 {{- printf "http://%s:%d" .Values.proxy.service.clusterIP (int .Values.proxy.service.port) -}}

@@ -1,0 +1,208 @@
+"""Checks the chart: what helm renders, against Kubernetes' schemas and against this project's own rules.
+
+Usage: python check.py HELM CHART [TRANSLOAD], by a Python that has kubernetes-validate and promql-parser.
+With TRANSLOAD, the program: its command lines and its own YAML too.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import kubernetes_validate
+import promql_parser
+import yaml
+
+HELM, CHART = sys.argv[1], pathlib.Path(sys.argv[2]).resolve()
+PROGRAM = sys.argv[3] if len(sys.argv) > 3 else None
+# The oldest that Chart.yaml allows, and the newest that there are schemas of.
+VERSIONS = ["1.29", kubernetes_validate.latest_version()]
+# The operator's own kinds: no schema of Kubernetes.
+FOREIGN = {"ServiceMonitor", "PrometheusRule"}
+checked = 0
+
+
+def run(*command, code=0, text=None):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, input=text)
+    if (done.returncode == 0) != (code == 0):
+        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def check(what, holds):
+    global checked
+    checked += 1
+    if not holds:
+        sys.exit(f"does not hold: {what}")
+
+
+def validate(document, where):
+    if document["kind"] in FOREIGN:
+        return
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            sys.exit(f"{where}: {document['kind']} for Kubernetes {version}: {list(error.path)}: {error.message}")
+    check("validated", True)
+
+
+def template(*values):
+    text = run(HELM, "template", "transload", str(CHART), "--namespace", "transload", *values).stdout
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def pod_specs(documents):
+    for document in documents:
+        spec = document.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            yield document, spec["template"]
+
+
+def check_pods(documents):
+    for document, pod in pod_specs(documents):
+        name, spec = document["metadata"]["name"], pod["spec"]
+        selector = document["spec"].get("selector", {}).get("matchLabels", {})
+        check(f"{name} selects its pods", selector.items() <= pod["metadata"]["labels"].items())
+        root = pod["metadata"]["labels"]["app.kubernetes.io/component"] == "node"
+        check(f"{name} is root only on nodes", root or spec["securityContext"]["runAsNonRoot"] is True)
+        check(f"{name} has no token of the cluster", spec["automountServiceAccountToken"] is False)
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            check(f"{name}: read-only root", security["readOnlyRootFilesystem"] is True)
+            check(f"{name}: no capability", security["capabilities"] == {"drop": ["ALL"]})
+            check(f"{name}: a memory limit", "memory" in container["resources"]["limits"])
+            check(f"{name}: its mounts are volumes",
+                  {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in spec["volumes"]})
+            if PROGRAM:
+                # Kubernetes' own: an index for each pod.
+                run(PROGRAM, *container["args"], "--help")
+        secrets = [volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume]
+        check(f"{name}: host paths {secrets}", root or all(path == "/mnt/transload" for path in secrets))
+        if root:
+            check("a node needs containerd's directory only", secrets == ["/etc/containerd/certs.d"])
+    proxies = [pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "proxy"]
+    services = [document for document in documents if document["kind"] == "Service"]
+    for service, pod in zip(services, proxies):
+        check("the Service finds the proxy", service["spec"]["selector"].items() <= pod["metadata"]["labels"].items())
+        ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+        check("its port is there", all(port["targetPort"] in ports for port in service["spec"]["ports"]))
+
+
+def expressions(documents):
+    for document in documents:
+        if document["kind"] == "PrometheusRule":
+            for group in document["spec"]["groups"]:
+                yield from (rule["expr"] for rule in group["rules"])
+        if document["kind"] == "ConfigMap":
+            for name, text in document["data"].items():
+                if name.endswith(".json"):
+                    board = json.loads(text)
+                    check("a dashboard's panels have ids of their own",
+                          len({panel["id"] for panel in board["panels"]}) == len(board["panels"]))
+                    for panel in board["panels"]:
+                        yield from (target["expr"] for target in panel.get("targets", []))
+
+
+def check_expressions(documents):
+    """They parse; the metrics in them are returned."""
+    names = set()
+    for expression in expressions(documents):
+        plain = expression.replace("$__rate_interval", "5m").replace("$instance", "x")
+        promql_parser.parse(plain)
+        names |= set(re.findall(r"\btransload_[a-z0-9_]+", plain))
+        check("an expression", True)
+    return names
+
+
+def check_nodes(documents):
+    """The proxy's address on the node is one of the proxy's."""
+    node = next((pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "node"), None)
+    if node is None:
+        return
+    url = next(arg.split("=", 1)[1] for arg in node["spec"]["containers"][0]["args"] if arg.startswith("--proxy="))
+    reached = set()
+    for document in documents:
+        if document["kind"] == "Service":
+            for port in document["spec"]["ports"]:
+                reached.add(f"http://{document['spec'].get('clusterIP')}:{port['port']}")
+                reached.add(f"http://127.0.0.1:{port.get('nodePort')}")
+        if document["kind"] == "DaemonSet":
+            for port in document["spec"]["template"]["spec"]["containers"][0].get("ports", []):
+                reached.add(f"http://{port.get('hostIP')}:{port.get('hostPort')}")
+    check(f"{url} is one of {reached}", url in reached)
+
+
+def check_refusals():
+    image = "image.repository=myregistry.azurecr.io/transload"
+    for values, why in [
+        ([], "image.repository is not set"),
+        ([image, "proxy.kind=StatefulSet"], "proxy"),
+        ([image, "nonsense=1"], "nonsense"),
+        ([image, "nodeMirror.registries={../..}"], "registries"),
+        (["image.repository=me/transload"], "can't depend on it"),
+        ([image, "proxy.service.clusterIP="], "nodes don't ask the cluster's DNS"),
+        ([image, "mirror.enabled=true"], "mirror.to is not set"),
+        ([image, "identity.servicePrincipal.clientId=x"], "tenantId is not set"),
+    ]:
+        flags = [part for value in values for part in ("--set", value)]
+        done = run(HELM, "template", "t", str(CHART), *flags, code=1)
+        check(f"helm refuses {values} for {why!r}: {done.stderr}", why in done.stderr)
+
+
+def check_program():
+    """What the program prints for kubectl."""
+    secret = run(PROGRAM, "k8s", "secret", "--registry", "myregistry.azurecr.io", "--name", "acr", "--namespace", "team",
+                 "--username", "u", "--password-stdin", text="p: '\"{{").stdout
+    pod = run(PROGRAM, "k8s", "pod", "myregistry.azurecr.io/library/hello-world", "--secret", "acr", "--restart", "never").stdout
+    for text in [secret, pod]:
+        for document in yaml.safe_load_all(text):
+            validate(document, "transload k8s")
+
+
+def check_guide():
+    """The guide's helm lines render."""
+    guide = (CHART / "../../README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^helm upgrade --install (.*)$", guide, re.M)
+    check("the guide has a helm line", lines)
+    for line in lines:
+        line = line.replace("--create-namespace", "").replace("deploy/helm/transload", str(CHART))
+        script = f"cd \"$(mktemp -d)\" && echo hello-world > images.txt && {HELM} template {line}"
+        text = run("bash", "-c", f"export CLIENT_ID=11111111-2222-3333-4444-555555555555; {script}").stdout
+        documents = [document for document in yaml.safe_load_all(text) if document]
+        kinds = {document["kind"] for document in documents}
+        check(f"the guide's {kinds}", {"Deployment", "DaemonSet", "CronJob", "Service"} <= kinds)
+        subject = re.search(r"--subject (\S+)", guide).group(1)
+        account = next(document for document in documents if document["kind"] == "ServiceAccount")
+        namespace = re.search(r"--namespace (\S+)", line).group(1)
+        check("the federated credential names it", subject == f"system:serviceaccount:{namespace}:{account['metadata']['name']}")
+        for document in documents:
+            validate(document, "the guide")
+        check_pods(documents)
+
+
+def main():
+    metrics = set()
+    for values in sorted((CHART / "ci").glob("*.yaml")):
+        run(HELM, "lint", "--strict", str(CHART), "--values", str(values))
+        documents = template("--values", str(values))
+        names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+        check(f"no name twice in {names}", len(names) == len(set(names)))
+        for document in documents:
+            validate(document, values.name)
+        check_pods(documents)
+        check_nodes(documents)
+        metrics |= check_expressions(documents)
+        print(f"{values.name}: {len(documents)} objects for Kubernetes {', '.join(VERSIONS)}")
+    check_refusals()
+    check_guide()
+    if PROGRAM:
+        check_program()
+    check("metrics are watched", metrics)
+    print(f"metrics watched: {' '.join(sorted(metrics))}")
+    print(f"{checked} passed, 0 failed")
+
+
+main()

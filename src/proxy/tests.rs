@@ -1,0 +1,351 @@
+//! The proxy over a source in memory, whose faults are chosen exactly.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::content::{Body, Source, TagPage};
+use crate::descriptor::{Descriptor, Digest};
+use crate::manifest::Manifest;
+use crate::reference::{Repository, Target};
+use crate::server::{Backend as _, Blob as _, Place};
+
+/// What a registry of these tests has, by repository and digest; and how it behaves.
+#[derive(Clone, Default)]
+struct World(Arc<Content>);
+
+#[derive(Default)]
+struct Content {
+    blobs: Mutex<HashMap<(String, Digest), Bytes>>,
+    manifests: Mutex<HashMap<String, Manifest>>,
+    /// What befalls the next reads, in turn.
+    faults: Mutex<VecDeque<Fault>>,
+    reads: AtomicUsize,
+    sizes: AtomicUsize,
+    /// Each frame of a blob takes one, if there is a gate.
+    gate: Mutex<Option<Arc<Semaphore>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// The body breaks after so many bytes.
+    BreakAt(u64),
+    /// This byte is wrong.
+    Flip(u64),
+}
+
+#[derive(Clone)]
+struct Shop(World, String);
+
+impl World {
+    fn put(&self, repository: &str, content: &[u8]) -> Digest {
+        let digest = Digest::of(content);
+        let content = Bytes::copy_from_slice(content);
+        self.0.blobs.lock().expect("lock").insert((repository.to_owned(), digest), content);
+        digest
+    }
+
+    fn fault(&self, fault: Fault) {
+        self.0.faults.lock().expect("lock").push_back(fault);
+    }
+
+    fn gate(&self) -> Arc<Semaphore> {
+        let gate = Arc::new(Semaphore::new(0));
+        *self.0.gate.lock().expect("lock") = Some(gate.clone());
+        gate
+    }
+
+    fn reads(&self) -> usize {
+        self.0.reads.load(Ordering::Relaxed)
+    }
+}
+
+impl Shop {
+    fn content(&self, digest: &Digest) -> Result<Bytes> {
+        let found = self.0.0.blobs.lock().expect("lock").get(&(self.1.clone(), *digest)).cloned();
+        found.ok_or_else(|| Error::new(Kind::NotFound, "no such blob"))
+    }
+}
+
+impl Origins for World {
+    type Source = Shop;
+
+    fn source(&self, repository: &Repository) -> Result<Shop> {
+        Ok(Shop(self.clone(), repository.name.clone()))
+    }
+
+    async fn size_of(&self, source: &Shop, digest: &Digest) -> Result<Option<u64>> {
+        self.0.sizes.fetch_add(1, Ordering::Relaxed);
+        Ok(source.content(digest).ok().map(|bytes| bytes.len() as u64))
+    }
+}
+
+impl Source for Shop {
+    async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
+        Ok(Some(self.manifest(target).await?.descriptor().clone()))
+    }
+
+    async fn manifest(&self, target: &Target) -> Result<Manifest> {
+        let all = self.0.0.manifests.lock().expect("lock");
+        all.get(&target.to_string()).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no such manifest"))
+    }
+
+    async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
+        let content = self.content(&blob.digest)?;
+        if content.len() as u64 != blob.size {
+            return Err(Error::new(Kind::Mismatch, "another size"));
+        }
+        self.0.0.reads.fetch_add(1, Ordering::Relaxed);
+        let fault = self.0.0.faults.lock().expect("lock").pop_front().unwrap_or(Fault::None);
+        let gate = self.0.0.gate.lock().expect("lock").clone();
+        let frames: Vec<_> = content[usize::try_from(from).expect("small")..]
+            .chunks(FRAME)
+            .enumerate()
+            .map(|(n, frame)| (from + (n * FRAME) as u64, Bytes::copy_from_slice(frame)))
+            .collect();
+        let body = stream::iter(frames).then(move |(at, frame)| {
+            let gate = gate.clone();
+            async move {
+                if let Some(gate) = gate {
+                    gate.acquire().await.expect("open").forget();
+                }
+                match fault {
+                    Fault::BreakAt(end) if at >= end => Err(Error::new(Kind::Network, "reset")),
+                    Fault::Flip(byte) if (at..at + frame.len() as u64).contains(&byte) => {
+                        let mut wrong = frame.to_vec();
+                        wrong[usize::try_from(byte - at).expect("small")] ^= 0xff;
+                        Ok(wrong.into())
+                    }
+                    _ => Ok(frame),
+                }
+            }
+        });
+        Ok(body.boxed())
+    }
+
+    async fn referrers(&self, _: &Digest) -> Result<Vec<Descriptor>> {
+        Ok(Vec::new())
+    }
+
+    async fn tags(&self, _: Option<&str>) -> Result<TagPage> {
+        Ok(TagPage::default())
+    }
+}
+
+/// A proxy of `a.io` with a cache of its own, which goes away.
+struct Bench {
+    proxy: Proxy<World>,
+    world: World,
+    dir: PathBuf,
+}
+
+impl Bench {
+    async fn new(adapt: impl FnOnce(&mut Settings)) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("transload-proxy-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_dir_all(&dir);
+        let world = World::default();
+        let cache = cache::Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0 };
+        let mut settings = Settings::new(vec!["a.io".parse().expect("a spec")], cache);
+        adapt(&mut settings);
+        let proxy = Proxy::open(settings, world.clone(), Arc::new(())).await.expect("opens");
+        Self { proxy, world, dir }
+    }
+
+    async fn body(&self, repository: &str, digest: &Digest, range: Option<std::ops::Range<u64>>) -> Result<Body> {
+        let found = self.proxy.blob(&place(repository), digest).await?;
+        let blob = found.ok_or_else(|| Error::new(Kind::NotFound, "404"))?;
+        let range = range.unwrap_or(0..blob.size());
+        blob.read(range).await
+    }
+
+    async fn get(&self, repository: &str, digest: &Digest) -> Result<Vec<u8>> {
+        all(self.body(repository, digest, None).await?).await
+    }
+
+    fn cached(&self) -> usize {
+        self.proxy.cache().blobs.count().0
+    }
+
+    /// Waits until nothing is being fetched.
+    async fn settled(&self) {
+        while !self.proxy.filling().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn place(repository: &str) -> Place {
+    Place { name: repository.to_owned(), ns: Some("a.io".to_owned()) }
+}
+
+async fn all(body: Body) -> Result<Vec<u8>> {
+    body.try_fold(Vec::new(), |mut all, bytes| async move {
+        all.extend_from_slice(&bytes);
+        Ok(all)
+    })
+    .await
+}
+
+fn content(seed: u8, size: usize) -> Vec<u8> {
+    (0..size).map(|n| (n % 251) as u8 ^ seed).collect()
+}
+
+const FRAME: usize = 1000;
+
+#[tokio::test]
+async fn readers_follow_one_writer_and_the_last_byte_waits_for_the_digest() {
+    let bench = Bench::new(|_| {}).await;
+    let content = content(1, 5 * FRAME);
+    let digest = bench.world.put("r", &content);
+    let gate = bench.world.gate();
+    let mut first = bench.body("r", &digest, None).await.expect("its head comes before its bytes");
+    assert!(first.try_next().now_or_never().is_none());
+    gate.add_permits(4);
+    let mut got = Vec::new();
+    while got.len() < 4 * FRAME {
+        got.extend(first.try_next().await.expect("bytes").expect("bytes"));
+    }
+    // Who comes later gets it from the beginning; a range with the last byte in it waits too.
+    let mut second = bench.body("r", &digest, None).await.expect("joins");
+    let mut range = bench.body("r", &digest, Some(4 * FRAME as u64 + 500..5 * FRAME as u64)).await.expect("joins");
+    assert!(second.try_next().await.expect("bytes").is_some());
+    assert!(range.try_next().now_or_never().is_none());
+    gate.add_permits(1);
+    assert_eq!(all(range).await.expect("right"), content[4 * FRAME + 500..]);
+    got.extend(all(first).await.expect("right"));
+    assert_eq!(got, content);
+    bench.settled().await;
+    assert_eq!((bench.world.reads(), bench.cached()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_cut_before_its_last_byte() {
+    let bench = Bench::new(|_| {}).await;
+    let content = content(2, 3 * FRAME);
+    let digest = bench.world.put("r", &content);
+    bench.world.fault(Fault::Flip(10));
+    let mut body = bench.body("r", &digest, None).await.expect("opens");
+    let mut got = 0;
+    let error = loop {
+        match body.try_next().await {
+            Ok(Some(bytes)) => got += bytes.len(),
+            Ok(None) => panic!("it ended well"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), Kind::Mismatch);
+    assert!(got < content.len());
+    bench.settled().await;
+    assert_eq!(bench.cached(), 0);
+    assert_eq!(std::fs::read_dir(bench.dir.join("fills")).expect("a directory").count(), 0);
+    assert_eq!(bench.get("r", &digest).await.expect("mended"), content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_body_goes_on_where_it_broke() {
+    let bench = Bench::new(|_| {}).await;
+    let content = content(3, 20 * FRAME);
+    let digest = bench.world.put("r", &content);
+    for at in [3, 9, 15] {
+        bench.world.fault(Fault::BreakAt(at * FRAME as u64));
+    }
+    assert_eq!(bench.get("r", &digest).await.expect("whole"), content);
+    assert_eq!(bench.world.reads(), 4);
+}
+
+#[tokio::test]
+async fn when_all_clients_left_it_is_still_fetched() {
+    let bench = Bench::new(|_| {}).await;
+    let digest = bench.world.put("r", &content(4, 3 * FRAME));
+    let gate = bench.world.gate();
+    {
+        // Hung up before there was an answer, and after it.
+        let body = bench.body("r", &digest, None);
+        tokio::pin!(body);
+        assert!((&mut body).now_or_never().is_none());
+    }
+    drop(bench.body("r", &digest, None).await.expect("joins"));
+    gate.add_permits(3);
+    bench.settled().await;
+    assert_eq!((bench.world.reads(), bench.cached()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_repository_that_has_it_is_not_told_what_another_lacks() {
+    let bench = Bench::new(|_| {}).await;
+    let content = content(5, 10);
+    let digest = bench.world.put("has", &content);
+    let lacks = bench.get("lacks", &digest);
+    let has = bench.get("has", &digest);
+    let (lacks, has) = tokio::join!(lacks, has);
+    assert_eq!(lacks.expect_err("it hasn't").kind(), Kind::NotFound);
+    assert_eq!(has.expect("it has"), content);
+}
+
+#[tokio::test]
+async fn a_manifest_may_lie_about_a_size() {
+    let bench = Bench::new(|_| {}).await;
+    let content = content(6, 700);
+    let digest = bench.world.put("r", &content);
+    let layer = Descriptor::new("application/octet-stream", digest, 5);
+    let text = serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string();
+    let manifest = Manifest::read(text.into(), None, None).expect("a manifest");
+    bench.world.0.manifests.lock().expect("lock").insert("v1".to_owned(), manifest);
+    let tag = Target::Tag("v1".to_owned());
+    bench.proxy.manifest(&place("r"), &tag).await.expect("answers").expect("is there");
+    assert_eq!(bench.get("r", &digest).await.expect("whole"), content);
+    assert_eq!(bench.world.0.sizes.load(Ordering::Relaxed), 1, "asked after all");
+}
+
+#[tokio::test]
+async fn an_end_is_told_to_those_who_wait() {
+    let Bench { proxy, world, dir } = &Bench::new(|_| {}).await;
+    let digest = world.put("r", &content(8, 10 * FRAME));
+    let _gate = world.gate();
+    let found = proxy.blob(&place("r"), &digest).await.expect("opens").expect("is there");
+    let body = found.read(0..10 * FRAME as u64).await.expect("reads");
+    let ends = async { proxy.0.tasks.abort() };
+    let (ended, ()) = tokio::join!(all(body), ends);
+    assert_eq!(ended.expect_err("cut").kind(), Kind::Interrupted);
+    while std::fs::read_dir(dir.join("fills")).expect("a directory").count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn many_at_once_on_many_blobs_in_a_small_cache() {
+    let bench = Arc::new(Bench::new(|settings| settings.cache.size = 40_000).await);
+    let blobs: Vec<_> = (0..20).map(|n| content(n, 3000 + usize::from(n) * 100)).collect();
+    let digests: Vec<_> = blobs.iter().map(|blob| bench.world.put("r", blob)).collect();
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..40_usize {
+        let (bench, blobs, digests) = (bench.clone(), blobs.clone(), digests.clone());
+        tasks.spawn(async move {
+            for step in 0..30 {
+                let n = (client * 7 + step * 3) % blobs.len();
+                assert!(bench.get("r", &digests[n]).await.expect("a blob") == blobs[n]);
+                assert!(bench.proxy.cache().blobs.count().1 <= 40_000);
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("a client");
+    }
+    bench.settled().await;
+    assert_eq!(std::fs::read_dir(bench.dir.join("fills")).expect("a directory").count(), 0);
+}
