@@ -9,17 +9,20 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
+import urllib.error
+import urllib.request
 
 import kubernetes_validate
 import promql_parser
 import yaml
 
-HELM, CHART = sys.argv[1], pathlib.Path(sys.argv[2]).resolve()
+HELM, CHART = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve()
 PROGRAM = sys.argv[3] if len(sys.argv) > 3 else None
 # The oldest that Chart.yaml allows, and the newest that there are schemas of.
 VERSIONS = ["1.29", kubernetes_validate.latest_version()]
-# The operator's own kinds: no schema of Kubernetes.
-FOREIGN = {"ServiceMonitor", "PrometheusRule"}
+# Prometheus' operator's and Cilium's own: no schema of Kubernetes.
+FOREIGN = {"ServiceMonitor", "PrometheusRule", "CiliumNetworkPolicy"}
 checked = 0
 
 
@@ -162,6 +165,36 @@ def check_program():
             validate(document, "transload k8s")
 
 
+def check_metrics(watched):
+    """What rules and dashboard watch is what a running proxy tells."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [PROGRAM, "proxy", "--listen", "127.0.0.1:0", "--upstream", "docker.io=127.0.0.1:1", "--cache", cache]
+        proxy = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            line = next(line for line in proxy.stderr if " on http://" in line)
+            url = "http://" + line.split(" on http://")[1].strip()
+            for probe in probes():
+                check(f"{probe} answers", urllib.request.urlopen(url + probe, timeout=10).status == 200)
+            page = urllib.request.urlopen(url + "/metrics", timeout=10).read().decode()
+        except urllib.error.HTTPError as error:
+            print(f"NOT CHECKED: the proxy's metrics: {error}")
+            return
+        finally:
+            proxy.terminate()
+            proxy.wait(timeout=30)
+    for name in watched:
+        family = re.sub("_(total|bucket|sum|count)$", "", name)
+        check(f"the proxy tells {name}", re.search(rf"^# TYPE ({name}|{family}) ", page, re.M))
+
+
+def probes():
+    """The paths that the kubelet asks the proxy for."""
+    documents = template("--values", str(CHART / "ci/deployment.yaml"))
+    pod = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "proxy")
+    container = pod["spec"]["containers"][0]
+    return {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+
+
 def check_guide():
     """The guide's helm lines render."""
     guide = (CHART / "../../README.md").read_text(encoding="utf-8")
@@ -200,6 +233,7 @@ def main():
     check_guide()
     if PROGRAM:
         check_program()
+        check_metrics({name for name in metrics if name.startswith("transload_proxy_")})
     check("metrics are watched", metrics)
     print(f"metrics watched: {' '.join(sorted(metrics))}")
     print(f"{checked} passed, 0 failed")

@@ -72,8 +72,16 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// of a run that was interrupted.
     fn is_new(&self) -> impl Future<Output = bool> + Send;
 
+    /// Whether [`Self::is_new`] has said so already: asks nobody.
+    fn is_known_new(&self) -> bool {
+        false
+    }
+
     /// What `target` is here; `None` if it isn't there.
     fn find(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+
+    /// A manifest that is here.
+    fn stored(&self, digest: &Digest) -> impl Future<Output = Result<Manifest>> + Send;
 
     /// Whether the blob is here.
     fn contains(&self, blob: &Descriptor) -> impl Future<Output = Result<bool>> + Send;

@@ -15,6 +15,7 @@
 //! ```
 
 mod directory;
+mod finished;
 mod graph;
 mod places;
 mod plan;
@@ -30,6 +31,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
 use tokio::time::Instant;
 
 pub use self::directory::Directory;
+use self::finished::Finished;
 pub use self::graph::Graph;
 use self::places::{Places, SMALL_FOR_LARGE};
 pub use self::plan::{BlobStep, Plan};
@@ -63,6 +65,7 @@ pub struct Options {
 pub struct Engine {
     directory: Directory,
     places: Places,
+    finished: Finished,
     jobs: usize,
     /// Fewer requests rather than fewer round trips.
     thrifty: bool,
@@ -79,6 +82,7 @@ impl Engine {
         Self {
             directory: Directory::default(),
             places: Places::new(jobs),
+            finished: Finished::default(),
             jobs,
             thrifty: false,
             retries: RETRIES,
@@ -125,7 +129,13 @@ impl Engine {
             }
         };
         match same {
-            Some(root) => report.unchanged(&root, &graph),
+            Some(root) => {
+                if self.thrifty {
+                    let number = self.directory.number(destination.repository());
+                    self.finished.note(destination, number, root.digest);
+                }
+                report.unchanged(&root, &graph);
+            }
             None => self.fill(source, destination, at, &graph, options, &mut report).await?,
         }
         if options.referrers {
@@ -182,7 +192,8 @@ impl Engine {
             let (here, there) = future::try_join(here, there).await?;
             return Ok((Some(here), there));
         }
-        let there = there.await?;
+        // Of a repository that had no image, no tag is asked for: this run writes each once.
+        let there = if destination.is_known_new() { None } else { there.await? };
         let here = match &there {
             None => None,
             // Pinned, and there.

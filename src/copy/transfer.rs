@@ -39,10 +39,7 @@ impl Engine {
             holders.lock().await.push(number);
             outcome
         } else {
-            let place = self.place(source, here, blob.size).await;
-            self.observer.started(blob);
             let outcome = self.bring(source, destination, step).await?;
-            drop(place);
             held.push(number);
             outcome
         };
@@ -82,8 +79,20 @@ impl Engine {
         let blob = &step.blob;
         let ask = !step.fresh || blob.size > SMALL;
         if ask && holds(destination, blob).await? {
+            self.observer.started(blob);
             return Ok(Outcome::Present);
         }
+        let here = destination.repository();
+        if self.thrifty
+            && blob.size > SMALL
+            && let Some(number) = self.finished.holder(&here.registry, &blob.digest).await
+            && let Some(from) = self.directory.repository(number).filter(|from| from != here)
+        {
+            self.observer.started(blob);
+            return self.mount(source, destination, blob, from).await;
+        }
+        let _place = self.place(source, here, blob.size).await;
+        self.observer.started(blob);
         let feed = self.feed(source, blob);
         let start = async { destination.start(blob, None).await.map_err(|error| error.on(Side::Destination)) };
         let (started, body) = future::try_join(start, feed.open(0)).await?;

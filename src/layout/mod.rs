@@ -171,6 +171,10 @@ impl Destination for Layout {
         self.store.find_whole(&self.scope, target).await
     }
 
+    async fn stored(&self, digest: &Digest) -> Result<Manifest> {
+        self.manifest(&Target::Digest(*digest)).await
+    }
+
     async fn contains(&self, blob: &Descriptor) -> Result<bool> {
         let stored = self.store.stored(&blob.digest).await?;
         Ok(stored.is_some_and(|stored| stored.size() == blob.size))

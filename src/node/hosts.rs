@@ -96,11 +96,11 @@ impl Mirror {
             // The URL has the API's root in it; at the top level the key means the server.
             text.push_str("override_path = true\n");
         }
-        // Whoever is the last is the server already.
-        if let Some(proxy) = self.proxy.as_ref().filter(|_| self.original.is_some() || self.acr.is_some()) {
+        if let Some(proxy) = &self.proxy {
             self.host(&mut text, proxy, false);
         }
-        if let Some(acr) = self.acr.as_ref().filter(|_| self.original.is_some()) {
+        // The last one is the server already; but containerd 1 takes no file without a host.
+        if let Some(acr) = self.acr.as_ref().filter(|_| self.original.is_some() || self.proxy.is_none()) {
             self.host(&mut text, &acr.url(), !acr.prefix.is_empty());
         }
         text
@@ -234,8 +234,13 @@ mod tests {
         assert!(text.starts_with("server = \"https://myregistry.azurecr.io/v2/docker.io\"\noverride_path = true\n"));
         assert_eq!(text.matches("[host.").count(), 1, "{text}");
         let proxy = hub().without_original().expect("one is left").render();
-        assert_eq!(proxy, "server = \"http://127.0.0.1:30500\"\n");
-        assert!(Mirror::new("docker.io").expect("a registry").without_original().is_err());
+        assert!(
+            proxy.starts_with("server = \"http://127.0.0.1:30500\"\n\n[host.\"http://127.0.0.1:30500\"]\n"),
+            "{proxy}"
+        );
+        let mirror = || Mirror::new("docker.io").expect("a registry");
+        assert!(mirror().without_original().is_err());
+        assert!(mirror().acr(acr("r.azurecr.io")).without_original().expect("one").render().contains("[host."));
     }
 
     #[test]

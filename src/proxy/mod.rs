@@ -93,7 +93,7 @@ impl Settings {
             stale_patience: Duration::from_secs(3),
             parallel: 4,
             parallel_from: 64 << 20,
-            fills: 32,
+            fills: 64,
         }
     }
 }

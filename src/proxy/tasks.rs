@@ -20,13 +20,16 @@ impl Tasks {
         Self(Mutex::new(Some(JoinSet::new())))
     }
 
-    /// Runs `work`, unless the proxy is ending: then it's dropped.
+    /// Runs `work`, unless the proxy is ending, or has far too much to do: then it's dropped.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = lock(&self.0);
         let Some(tasks) = tasks.as_mut() else { return };
         // Reaped, so that the set doesn't grow.
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(work);
+        // Clients that ask and leave can't heap them up.
+        if tasks.len() < MOST {
+            tasks.spawn(work);
+        }
     }
 
     /// Ends all of them, and takes no more.
@@ -61,7 +64,7 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
             Ok(Some(Ok(value))) => Ok(value.clone()),
             Ok(Some(Err(error))) => Err(error.duplicate()),
             // The task ended without an answer: the proxy is ending, or it panicked.
-            _ => Err(Error::new(Kind::Interrupted, "the proxy is ending")),
+            _ => Err(Error::new(Kind::Interrupted, "the proxy is ending, or has too much to do")),
         };
         (result, joined)
     }
@@ -101,6 +104,8 @@ impl<K: Eq + Hash, V> Drop for Over<K, V> {
         lock(&self.flights).remove(&self.key);
     }
 }
+
+const MOST: usize = 10_000;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

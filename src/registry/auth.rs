@@ -16,8 +16,9 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::azure::is_acr;
+use super::beside::Beside;
 use super::challenge::{Challenge, realm_is_trusted};
-use super::token::{Access, Answer, FOREVER, MOST_MOUNTED, Scope, Token, basic, bearer, form, post, refresh};
+use super::token::{Access, Answer, FOREVER, Scope, Token, basic, bearer, form, post, refresh};
 use super::transport::{Payload, Registry};
 use crate::credentials::Credential;
 use crate::credentials::entra::Entra;
@@ -55,8 +56,7 @@ pub(super) struct Auth {
     /// The account, where it isn't whoever is stored.
     given: Option<Credential>,
     tokens: Mutex<HashMap<(Repository, Access), Slot>>,
-    /// Repositories that were mounted from, the last one first.
-    mounted: Mutex<Vec<String>>,
+    beside: Mutex<Beside>,
     /// An ACR refresh token that was had for an Entra token.
     pub(super) exchanged: tokio::sync::Mutex<Option<Token>>,
     /// Set up when it's first needed.
@@ -79,7 +79,7 @@ impl Auth {
             wanted: wanted.clone(),
             given,
             tokens: Mutex::default(),
-            mounted: Mutex::default(),
+            beside: Mutex::default(),
             exchanged: tokio::sync::Mutex::new(None),
             entra: OnceCell::new(),
             without_identity: AtomicBool::new(false),
@@ -142,16 +142,11 @@ impl Auth {
         realm: &str,
         service: Option<&str>,
     ) -> Result<(Token, Vec<String>)> {
-        let wide = if scope.pushes() {
-            let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            scope.with(before).with(&mounted)
-        } else {
-            scope.clone()
-        };
+        let wide = if scope.pushes() { self.beside().widen(scope, before) } else { scope.clone() };
         let fetched = match self.fetch(registry, &wide, scope, realm, service).await {
             // Some servers refuse all where they'd refuse a part.
             Err(error) if wide != *scope && !error.is_transient() => {
-                self.mounted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.beside().give_up();
                 return Ok((self.fetch(registry, scope, scope, realm, service).await?, scope.from().to_vec()));
             }
             other => other?,
@@ -159,12 +154,13 @@ impl Auth {
         Ok((fetched, wide.from().to_vec()))
     }
 
-    /// A blob was mounted from this repository: others will be too.
+    /// A blob was mounted from this repository.
     pub(super) fn mounted_from(&self, name: &str) {
-        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
-        mounted.retain(|other| other != name);
-        mounted.insert(0, name.to_owned());
-        mounted.truncate(MOST_MOUNTED);
+        self.beside().mounted(name);
+    }
+
+    fn beside(&self) -> MutexGuard<'_, Beside> {
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn challenge(&self) -> MutexGuard<'_, Option<Challenge>> {
@@ -199,15 +195,21 @@ impl Auth {
         if !is_bearer {
             return first || used.is_none();
         }
+        let slot = self.slot(scope);
+        let mut held = slot.lock().await;
+        // Only the token that failed: another task may have renewed it already.
+        if held.as_ref().and_then(|(token, _)| bearer(&token.value).ok()).as_ref() != used {
+            return used.is_none() || !denied;
+        }
+        if denied && held.as_ref().is_some_and(|(_, from)| from.len() > scope.from().len()) {
+            // Perhaps a server that gives but one of the scopes that are asked for, and not the right one.
+            *held = None;
+            self.beside().give_up();
+            return true;
+        }
         // A mount that may not be says nothing against the token's other uses.
         if !denied || scope.from().is_empty() {
-            // Only the token that failed: another task may have renewed it already.
-            let slot = self.slot(scope);
-            let mut held = slot.lock().await;
-            let failed = held.as_ref().and_then(|(token, _)| bearer(&token.value).ok());
-            if failed.as_ref() == used {
-                *held = None;
-            }
+            *held = None;
         }
         used.is_none() || !denied
     }
@@ -347,5 +349,29 @@ mod tests {
         assert!(auth.challenged(bearer(Some("invalid_token")), &scope, Some(&used)).await);
         assert!(!auth.challenged(bearer(Some("insufficient_scope")), &scope, Some(&used)).await);
         assert!(!auth.challenged(None, &scope, None).await);
+    }
+
+    #[tokio::test]
+    async fn a_token_with_guesses_is_had_without_them_where_it_is_not_enough() {
+        let auth = Auth::new(&Arc::default(), None);
+        let scope = Scope::push(&"r.io/a/b".parse().expect("a repository"));
+        let denied = || {
+            let error = Some("insufficient_scope".to_owned());
+            Some(Challenge::Bearer { realm: "https://t".into(), service: None, error })
+        };
+        let token = Token { value: "x".to_owned().into(), renew: Instant::now() };
+        let used = HeaderValue::from_static("Bearer x");
+        auth.mounted_from("c");
+        *auth.slot(&scope).lock().await = Some((token.clone(), vec!["c".to_owned()]));
+        assert!(auth.challenged(denied(), &scope, Some(&used)).await);
+        assert!(auth.slot(&scope).lock().await.is_none());
+        assert_eq!(auth.beside().widen(&scope, &[]), scope, "no more guesses");
+        *auth.slot(&scope).lock().await = Some((token.clone(), vec![]));
+        assert!(!auth.challenged(denied(), &scope, Some(&used)).await);
+        // A mount that is denied leaves the repository's own token.
+        let mount = scope.mounting(&"r.io/c".parse().expect("a repository"));
+        *auth.slot(&scope).lock().await = Some((token, vec!["c".to_owned()]));
+        assert!(!auth.challenged(denied(), &mount, Some(&used)).await);
+        assert!(auth.slot(&scope).lock().await.is_some());
     }
 }

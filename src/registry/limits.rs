@@ -90,21 +90,20 @@ impl Limiter {
     pub(super) fn pushed_back(&self, wait: Option<Duration>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.lock();
-        let first = state.halved.is_none_or(|at| now.duration_since(at) > BURST)
-            && state.paused.is_none_or(|until| until <= now);
-        if first {
+        if state.halved.is_none_or(|at| now.duration_since(at) > Duration::from_secs(1)) {
             state.limit = (state.limit / 2.0).max(1.0);
             state.halved = Some(now);
-            state.bursts = (state.bursts + 1).min(16);
             tracing::info!("the registry pushes back: at most {:.0} requests at once", state.limit.floor());
         }
-        let wait = match wait {
-            None if first => {
-                let half = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(state.bursts - 1)) / 2;
+        let wait = match (wait, state.paused) {
+            (Some(wait), _) => wait,
+            // It answers what was sent before the pause began.
+            (None, Some(until)) if until > now => return state.paused,
+            (None, _) => {
+                let half = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(state.bursts)) / 2;
+                state.bursts = (state.bursts + 1).min(16);
                 half + jitter(half)
             }
-            None => return state.paused,
-            Some(wait) => wait,
         };
         // A longer wait is a spent quota, which is its request's own affair to wait out or report.
         if wait <= LONGEST_PAUSE {
@@ -136,8 +135,6 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
-/// 429s and 503s within this time are one burst: they answer what was sent together.
-const BURST: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
@@ -181,7 +178,6 @@ mod tests {
             let most = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(burst));
             let (least, most) = (most / 2, most + Duration::from_millis(2));
             assert!((least..=most).contains(&begun.elapsed()), "{:?} after {burst}", begun.elapsed());
-            tokio::time::sleep(BURST * 2).await;
         }
         limiter.went_well();
         let begun = Instant::now();

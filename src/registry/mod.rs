@@ -2,7 +2,7 @@
 //! Hub, ACR and the others really answer it.
 //!
 //! - `transport`, `send`: one registry and calls to it; a request's way out
-//! - `auth`, `identity`, `token`, `challenge`, `azure`: tokens and whom they are believed
+//! - `auth`, `identity`, `token`, `beside`, `challenge`, `azure`: tokens and whom they are believed
 //! - `address`: where answers may lead us
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
 //! - `answer`: errors
@@ -14,6 +14,7 @@ mod address;
 mod answer;
 mod auth;
 pub mod azure;
+mod beside;
 mod blob;
 mod challenge;
 mod delete;
@@ -342,8 +343,16 @@ impl Destination for Repo {
         *self.new.get_or_init(|| self.probe_new()).await
     }
 
+    fn is_known_new(&self) -> bool {
+        self.new.get() == Some(&true)
+    }
+
     async fn find(&self, target: &Target) -> Result<Option<Descriptor>> {
         self.head_manifest(target, &self.push).await
+    }
+
+    async fn stored(&self, digest: &Digest) -> Result<Manifest> {
+        self.get_manifest(&Target::Digest(*digest), &self.push).await
     }
 
     async fn contains(&self, blob: &Descriptor) -> Result<bool> {

@@ -304,9 +304,10 @@ impl Registry {
             _ => None,
         };
         // Who has time leaves the registry alone as long as it takes, rather than give up after a few tries.
-        match until.map(|until| until.saturating_duration_since(Instant::now())) {
-            Some(wait) if self.options.deadline.is_some() && asked.is_none() && !wait.is_zero() => {
-                Err(error.transient(Some(wait)))
+        match until {
+            Some(until) if self.options.deadline.is_some() && asked.is_none() => {
+                let wait = until.saturating_duration_since(Instant::now());
+                Err(error.transient(Some(wait.max(LEAST_WAIT))))
             }
             _ => Err(error),
         }
@@ -377,6 +378,8 @@ pub fn is_loopback(host: &str) -> bool {
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a small answer may take in all, however evenly it trickles.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// What is waited at least where a 429 said nothing.
+const LEAST_WAIT: Duration = Duration::from_millis(100);
 /// What may be waited for a request without a streamed body, where the run has a deadline.
 const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

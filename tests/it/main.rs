@@ -15,6 +15,8 @@ mod guide;
 mod inspect;
 mod interrupt;
 mod k8s;
+mod limits_acr;
+mod limits_hub;
 mod login;
 mod mirror_check;
 mod mirror_prune;

@@ -73,6 +73,12 @@ fn it_tells_how_it_goes_and_reads_its_list_again() {
         assert!(metrics.lines().any(|shown| shown == line), "no {line} in\n{metrics}");
     }
     assert!(metrics.contains("\ntransload_mirror_next_run_timestamp_seconds "), "{metrics}");
+    // The README lists them all.
+    let readme = include_str!("../../README.md");
+    for name in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        let told = readme.contains(&format!("`{name}`")) || readme.contains(&format!("`{name}_total`"));
+        assert!(told, "the README says nothing of {name}");
+    }
 
     stage.list(&["app:1", "app:2"]);
     process.hang_up();

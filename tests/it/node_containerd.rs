@@ -117,5 +117,23 @@ fn a_private_acr_is_passed_over() {
 
     // And without the original, the pull ends there.
     node.install(&["--no-original"]);
+    original.reset_log();
     assert_ne!(Containerd::start().pull(&node.certs(), &image).code, 0);
+    assert!(original.log().is_empty(), "{:?}", original.log());
+}
+
+/// The proxy alone: also a file that containerd takes.
+#[test]
+fn nobody_but_the_proxy_is_asked() {
+    let behind = Registry::start();
+    hello(&behind, "library/hello-world");
+    let proxy = Front::before(behind.addr()).start();
+    let node = TempDir::new();
+    let (root, url) = (node.join(""), format!("http://{}", proxy.addr()));
+    transload(&["node", "install-mirror", "--root", &root, "--proxy", &url, "--no-original"]).ok();
+    let certs = node.path().join("etc/containerd/certs.d");
+    let containerd = Containerd::start();
+    containerd.pull(&certs, "docker.io/library/hello-world:latest").ok();
+    assert_ne!(containerd.pull(&certs, "docker.io/library/nothing:latest").code, 0);
+    assert!(asked_by_containerd(&proxy) > 4);
 }

@@ -1,7 +1,7 @@
 //! `transload proxy` with real clients.
 
 use super::support::containerd::Containerd;
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http, skopeo};
+use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, Tool, http, skopeo};
 
 #[test]
 fn skopeo_copies_through_it() {
@@ -72,6 +72,37 @@ fn containerd_pulls_through_it() {
     // What it can't have is an error that containerd understands.
     let missing = other.pull("docker.io/library/nothing:v1");
     assert_ne!(missing.code, 0);
+}
+
+#[test]
+fn podman_pulls_through_it() {
+    let registry = Registry::start();
+    let image = Image::index(9, 1, &[40_000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &[]);
+    let home = TempDir::new();
+    let conf = format!(
+        "[[registry]]\nprefix = \"docker.io\"\nlocation = \"127.0.0.1:1\"\n\
+         [[registry.mirror]]\nlocation = \"{}/docker.io\"\ninsecure = true\n",
+        proxy.addr()
+    );
+    let conf = home.write("registries.conf", conf);
+    let policy = home.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
+    let podman = |args: &[&str]| {
+        Tool::new("podman")
+            .args(&["--root", &home.join("root"), "--runroot", &home.join("run"), "--storage-driver", "vfs"])
+            .args(&["--cgroup-manager", "cgroupfs", "--events-backend", "none"])
+            .args(args)
+            .env("CONTAINERS_REGISTRIES_CONF", &conf)
+            // It insists on the file where there is such a variable.
+            .without("DOCKER_CONFIG")
+            .run()
+    };
+    podman(&["pull", "--signature-policy", &policy, "docker.io/library/app:v1"]).ok();
+    let listed = podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().stdout;
+    assert_eq!(listed.trim(), "docker.io/library/app:v1");
+    assert_eq!(front.count("GET", "/blobs/"), image.blobs.len());
 }
 
 #[test]

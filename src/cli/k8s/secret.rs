@@ -72,7 +72,7 @@ async fn stored(registry: &str, global: &Global) -> Result<Credential> {
     credentials.find(&repository).await?.ok_or_else(|| {
         let mut hint = format!("run transload login {registry} first, or pass --username USER --password-stdin");
         if is_acr(registry) {
-            hint.push_str("; AKS needs no secret for a registry that is attached to it (az aks update --attach-acr)");
+            hint.push_str("; AKS needs no secret where the identity of its kubelets may pull");
         }
         Error::new(Kind::NotFound, format!("there are no credentials of {registry}")).on(Side::Local).hint(hint)
     })
@@ -109,5 +109,5 @@ fn warn_of_end(token: &Secret) {
     output::note(&format!(
         "warning: this is the token of an Azure login, which ends {until}, and pulls fail from then on"
     ));
-    output::note("for longer, use a service principal that may pull, or attach the registry to AKS");
+    output::note("for longer, use a service principal that may pull, or let the identity of AKS's kubelets pull");
 }

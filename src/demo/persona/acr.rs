@@ -29,7 +29,16 @@ pub struct Acr {
     referrers: Referrers,
     tags: Tags,
     pub(super) mint: Mint,
-    writes: Mutex<Window>,
+    limits: Mutex<Limits>,
+}
+
+/// What was asked in the window of each kind of request.
+#[derive(Debug, Default)]
+struct Limits {
+    reads: Window,
+    writes: Window,
+    deletes: Window,
+    oauth: Window,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +67,7 @@ impl Acr {
             referrers: Referrers::default(),
             tags: Tags::default(),
             mint: Mint::new(),
-            writes: Mutex::default(),
+            limits: Mutex::default(),
             config,
         }
     }
@@ -122,6 +131,7 @@ impl Acr {
             let title = "400 Request Header Or Cookie Too Large";
             return Err(wire::page(StatusCode::BAD_REQUEST, title, "Request Header Or Cookie Too Large"));
         }
+        self.spend(head)?;
         let form = Form::parse(&String::from_utf8_lossy(form));
         match (head.uri.path(), &head.method) {
             ("/oauth2/exchange", &Method::POST) => {
@@ -136,7 +146,6 @@ impl Acr {
         let route = Route::of(head.uri.path())
             .ok_or_else(|| wire::text(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n"))?;
         self.authorize(head, route)?;
-        self.spend_write(head)?;
         let stream = |note| Verdict::forward(head.clone(), BodyRule::Streamed, note);
         Ok(match route {
             Route::Ping => Verdict::Respond(wire::json(StatusCode::OK, &json!({}))),
@@ -176,13 +185,16 @@ impl Acr {
     }
 
     /// Every PATCH is a write; `Retry-After` counts down to the window's end (PROTOCOL.md §1.3).
-    fn spend_write(&self, head: &Parts) -> Result<(), Answer> {
-        let write = [Method::PUT, Method::PATCH, Method::POST].contains(&head.method);
-        let (Some(most), true) = (self.config.writes, write) else {
-            return Ok(());
+    fn spend(&self, head: &Parts) -> Result<(), Answer> {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let (most, window) = match head.method {
+            _ if head.uri.path().starts_with("/oauth2/") => (self.config.oauth, &mut limits.oauth),
+            Method::PUT | Method::PATCH | Method::POST => (self.config.writes, &mut limits.writes),
+            Method::DELETE => (self.config.deletes, &mut limits.deletes),
+            _ => (self.config.reads, &mut limits.reads),
         };
+        let Some(most) = most else { return Ok(()) };
         let now = self.mint.now();
-        let mut window = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         if now >= window.start + self.config.window {
             *window = Window { start: now, count: 0 };
         }

@@ -27,8 +27,12 @@ pub struct HubConfig {
     pub anonymous_pulls: Option<u64>,
     /// Pulls per 6 hours for an account; `None` as for a paid plan.
     pub account_pulls: Option<u64>,
+    /// The same for accounts that have a plan of their own, by user.
+    pub plans: Vec<(String, Option<u64>)>,
     /// Requests to the registry, of any kind, before the abuse limit answers them all.
     pub abuse_after: Option<u64>,
+    /// Seconds after which those requests are counted anew; never, if none.
+    pub abuse_seconds: Option<u64>,
     /// Whether HEAD of a blob is redirected as GET is.
     pub redirect_head: bool,
 }
@@ -50,7 +54,9 @@ impl Default for HubConfig {
             link_seconds: 600,
             anonymous_pulls: Some(100),
             account_pulls: None,
+            plans: Vec::new(),
             abuse_after: None,
+            abuse_seconds: None,
             redirect_head: false,
         }
     }
@@ -111,6 +117,12 @@ pub struct AcrConfig {
     pub refuse_mounts: bool,
     /// PUT, PATCH and POST in a window before 429 with `Retry-After` counting down to its end.
     pub writes: Option<u64>,
+    /// The same for GET and HEAD.
+    pub reads: Option<u64>,
+    /// The same for DELETE.
+    pub deletes: Option<u64>,
+    /// The same for the token endpoint and the exchange.
+    pub oauth: Option<u64>,
     /// The window's seconds.
     pub window: u64,
     /// Whether HEAD of a blob is redirected as GET is.
@@ -147,6 +159,9 @@ impl Default for AcrConfig {
             referrers_page: None,
             refuse_mounts: false,
             writes: None,
+            reads: None,
+            deletes: None,
+            oauth: None,
             window: 60,
             redirect_head: false,
             tag_hours: 0,

@@ -25,14 +25,17 @@ pub struct Hub {
 
 #[derive(Debug, Default)]
 struct Tally {
+    /// Requests since the abuse limit's time began.
     requests: u64,
+    since: u64,
     pulls: Vec<Pull>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Pull {
     who: String,
     what: String,
+    at: u64,
 }
 
 /// A manifest request that passed the pull limit, for `adjust`.
@@ -60,6 +63,12 @@ impl Hub {
     #[must_use]
     pub fn pulls(&self) -> Vec<String> {
         self.tally().pulls.iter().map(|pull| pull.what.clone()).collect()
+    }
+
+    /// How many pulls were counted for this user; empty is everybody without an account.
+    #[must_use]
+    pub fn pulls_by(&self, user: &str) -> usize {
+        self.tally().pulls.iter().filter(|pull| pull.who == user).count()
     }
 
     /// How many tokens were issued.
@@ -95,8 +104,8 @@ impl Hub {
 
     pub(super) fn adjust(&self, counted: &Counted, response: &mut response::Parts) {
         if let Some((limit, remaining)) = counted.limit {
-            wire::set(&mut response.headers, "ratelimit-limit", &format!("{limit};w=21600"));
-            wire::set(&mut response.headers, "ratelimit-remaining", &format!("{remaining};w=21600"));
+            wire::set(&mut response.headers, "ratelimit-limit", &format!("{limit};w={WINDOW}"));
+            wire::set(&mut response.headers, "ratelimit-remaining", &format!("{remaining};w={WINDOW}"));
             wire::set(&mut response.headers, "docker-ratelimit-source", &counted.source);
         }
         // Only a manifest that was there is a pull.
@@ -132,7 +141,11 @@ impl Hub {
 
     /// Per address, for HEAD and for paying users too; not JSON (PROTOCOL.md §3).
     fn abuse_limit(&self) -> Result<(), Answer> {
+        let now = self.mint.now();
         let mut tally = self.tally();
+        if self.config.abuse_seconds.is_some_and(|seconds| now >= tally.since + seconds) {
+            (tally.requests, tally.since) = (0, now);
+        }
         tally.requests += 1;
         match self.config.abuse_after {
             Some(most) if tally.requests > most => {
@@ -218,28 +231,29 @@ impl Hub {
 
     /// GET of a manifest is a pull, HEAD is free; both tell what is left.
     fn count(&self, head: &Parts, who: &str, name: &str, reference: &str) -> Result<Counted, Answer> {
+        let plan = self.config.plans.iter().find(|plan| plan.0 == who).map(|plan| plan.1);
         let (most, source) = match who {
-            "" => (self.config.anonymous_pulls, "192.0.2.7"),
-            _ => (self.config.account_pulls, "6f0c4b2e-0f3c-4c55-9f0e-54a7e1a6a9c1"),
+            "" => (self.config.anonymous_pulls, "192.0.2.7".to_owned()),
+            _ => (plan.unwrap_or(self.config.account_pulls), self.mint.id(who)),
         };
+        let now = self.mint.now();
         let mut tally = self.tally();
-        let used = tally.pulls.iter().filter(|pull| pull.who == who).count() as u64;
+        let recent = tally.pulls.iter().filter(|pull| pull.who == who && now < pull.at + WINDOW);
+        let used = recent.count() as u64;
         let gets = head.method == Method::GET;
         let left = most.map(|most| (most, most.saturating_sub(used)));
         if let Some((most, 0)) = left
             && gets
         {
-            return Err(limit_reached(most, source));
+            return Err(limit_reached(most, &source));
         }
         let pull = gets.then(|| {
             let mark = if reference.contains(':') { '@' } else { ':' };
-            Pull { who: who.to_owned(), what: format!("{name}{mark}{reference}") }
+            Pull { who: who.to_owned(), what: format!("{name}{mark}{reference}"), at: now }
         });
-        if let Some(Pull { who, what }) = &pull {
-            tally.pulls.push(Pull { who: who.clone(), what: what.clone() });
-        }
+        tally.pulls.extend(pull.clone());
         let limit = left.map(|(most, left)| (most, if gets { left - 1 } else { left }));
-        Ok(Counted { limit, source: source.to_owned(), pull })
+        Ok(Counted { limit, source, pull })
     }
 
     fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
@@ -247,12 +261,15 @@ impl Hub {
     }
 }
 
+/// Six hours, in seconds.
+const WINDOW: u64 = 21_600;
+
 fn limit_reached(most: u64, source: &str) -> Answer {
     let text = "You have reached your pull rate limit. You may increase the limit by authenticating and \
                 upgrading: https://www.docker.com/increase-rate-limit";
     let mut answer = wire::errors(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", text);
-    wire::set(answer.headers_mut(), "ratelimit-limit", &format!("{most};w=21600"));
-    wire::set(answer.headers_mut(), "ratelimit-remaining", "0;w=21600");
+    wire::set(answer.headers_mut(), "ratelimit-limit", &format!("{most};w={WINDOW}"));
+    wire::set(answer.headers_mut(), "ratelimit-remaining", &format!("0;w={WINDOW}"));
     wire::set(answer.headers_mut(), "docker-ratelimit-source", source);
     answer
 }

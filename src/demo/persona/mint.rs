@@ -83,6 +83,13 @@ impl Mint {
         (living && current).then_some(claims)
     }
 
+    /// A user's id, shaped as a UUID.
+    pub(super) fn id(&self, user: &str) -> String {
+        let hash = Sha256::digest(user.as_bytes());
+        let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    }
+
     pub(super) fn sign(&self, text: &str) -> String {
         let mut hash = Sha256::new();
         hash.update(self.key.to_le_bytes());

@@ -70,6 +70,11 @@ impl Registry {
         self.addr
     }
 
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Its storage, to spoil or to measure.
     pub fn storage(&self) -> &TempDir {
         &self.storage

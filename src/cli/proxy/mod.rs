@@ -1,20 +1,16 @@
 //! `transload proxy`: a pull-through cache in front of registries.
 
-use std::future::Future;
+mod serve;
+
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-
-use super::global::{Global, parse_bytes};
-use crate::descriptor::Digest;
+use super::global::parse_bytes;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};
 use crate::proxy::{Origins, Proxy, Settings, cache};
-use crate::reference::Repository;
-use crate::registry::{Registries, Repo};
-use crate::server::{self, Limits, Server};
+
+pub(super) use serve::run;
 
 /// Run a pull-through cache in front of registries
 ///
@@ -51,47 +47,6 @@ pub(super) struct Args {
     /// Fetch a blob of 64 MiB or more by so many requests at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
-}
-
-/// The registry client as the proxy's upstreams.
-struct Upstreams(Registries);
-
-impl Origins for Upstreams {
-    type Source = Repo;
-
-    fn source(&self, repository: &Repository) -> Result<Repo> {
-        self.0.repository(repository)
-    }
-
-    async fn size_of(&self, source: &Repo, digest: &Digest) -> Result<Option<u64>> {
-        source.size_of(digest).await
-    }
-}
-
-/// Serves until `shutdown` is ready.
-///
-/// # Errors
-/// If an upstream makes no sense, the cache can't be used, or the address can't be bound.
-pub(super) async fn run(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let registries = global.registries_with(|options| {
-        // What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
-        options.retries = 0;
-        options.patience = Duration::ZERO;
-        options.concurrency = 64;
-        options.idle = options.idle.min(Duration::from_secs(30));
-    })?;
-    let listener = super::serve::bind(&args.listen).await?;
-    let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
-    let settings = args.settings()?;
-    let proxy = Proxy::open(settings, Upstreams(registries), Arc::new(())).await?;
-    announce(&args, &proxy, address);
-    serve(listener, proxy, shutdown).await
-}
-
-async fn serve<O: Origins>(listener: TcpListener, proxy: Proxy<O>, shutdown: impl Future<Output = ()>) -> Result<()> {
-    // Nodes may pull many images each, by several connections.
-    let limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
-    server::run(listener, Server::new(proxy), limits, shutdown).await
 }
 
 impl Args {
