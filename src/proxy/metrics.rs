@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use super::events::{Event, How, Observer, What};
+use crate::error::Kind;
 
 type Label = [(&'static str, String); 1];
 type Served = [(&'static str, String); 3];
@@ -22,7 +23,7 @@ pub struct Metrics {
     served: Family<Served, Counter>,
     received: Family<Label, Counter>,
     asked: Family<Label, Histogram, fn() -> Histogram>,
-    errors: Family<[(&'static str, String); 2], Counter>,
+    requests: Family<[(&'static str, String); 2], Counter>,
     fills: Gauge,
     fills_failed: Counter,
     evicted: Counter,
@@ -92,7 +93,7 @@ impl Metrics {
             served: Family::default(),
             received: Family::default(),
             asked: Family::new_with_constructor(|| Histogram::new(SECONDS)),
-            errors: Family::default(),
+            requests: Family::default(),
             fills: Gauge::default(),
             fills_failed: Counter::default(),
             evicted: Counter::default(),
@@ -104,14 +105,14 @@ impl Metrics {
             pulls_left: Family::default(),
             seen: Arc::default(),
         };
-        let Self { served, received, asked, errors, fills, fills_failed, evicted, evicted_bytes, .. } = made.clone();
+        let Self { served, received, asked, requests, fills, fills_failed, evicted, evicted_bytes, .. } = made.clone();
         let Self { blobs, bytes, bound, up, pulls_left, .. } = made.clone();
         let proxy = registry.sub_registry_with_prefix("transload_proxy");
         proxy.register("requests", "Requests of clients: hit, miss, coalesced, stale, passed, absent, failed", served);
         proxy.register("upstream_bytes", "Bytes of blobs that came from a registry", received);
         proxy.register("upstream_seconds", "Time up to the head of a registry's answer", asked);
-        proxy.register("upstream_errors", "Requests to a registry that failed, by kind", errors);
-        proxy.register("fills_in_flight", "Blobs that are being fetched", fills);
+        proxy.register("upstream_requests", "Requests to a registry: ok, or the kind of their error", requests);
+        proxy.register("fills", "Blobs that are being fetched", fills);
         proxy.register("fills_failed", "Blobs whose fetch failed", fills_failed);
         proxy.register("evictions", "Blobs that had to go from the disk", evicted);
         proxy.register("evicted_bytes", "Their bytes", evicted_bytes);
@@ -204,11 +205,12 @@ impl Observer for Metrics {
             Event::Served { upstream, repository, what, how } => self.served(upstream, repository, *what, *how),
             Event::Asked { registry, took, failed } => {
                 self.asked.get_or_create(&label("registry", registry)).observe(took.as_secs_f64());
-                if let Some(kind) = failed {
-                    let kind = format!("{kind:?}").to_ascii_lowercase();
-                    self.trouble(format!("{registry}: {kind}"));
-                    self.errors.get_or_create(&[("registry", (*registry).to_owned()), ("kind", kind)]).inc();
+                let result = failed.map_or_else(|| "ok".to_owned(), |kind| format!("{kind:?}").to_ascii_lowercase());
+                // That something isn't there is an answer.
+                if failed.is_some_and(|kind| kind != Kind::NotFound) {
+                    self.trouble(format!("{registry}: {result}"));
                 }
+                self.requests.get_or_create(&[("registry", (*registry).to_owned()), ("result", result)]).inc();
             }
             Event::Moved { registry, bytes } => {
                 self.received.get_or_create(&label("registry", registry)).inc_by(*bytes);
@@ -273,7 +275,7 @@ const SHOWN: usize = 20;
 mod tests {
     use super::*;
     use crate::descriptor::Digest;
-    use crate::error::{Error, Kind};
+    use crate::error::Error;
 
     #[test]
     fn what_happened_is_counted_and_shown() {
@@ -296,7 +298,7 @@ mod tests {
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
         for line in [
             r#"transload_proxy_requests_total{upstream="docker.io",what="manifest",how="hit"} 1"#,
-            "transload_proxy_fills_in_flight 0",
+            "transload_proxy_fills 0",
             "transload_proxy_fills_failed_total 1",
             "transload_proxy_cache_bytes 500",
         ] {
