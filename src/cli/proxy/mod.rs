@@ -1,5 +1,6 @@
 //! `transload proxy`: a pull-through cache in front of registries.
 
+mod ops;
 mod serve;
 
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ pub(super) struct Args {
     /// Fetch a blob of 64 MiB or more by so many requests at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
+    #[command(flatten)]
+    ops: ops::Args,
 }
 
 impl Args {

@@ -1,7 +1,6 @@
 //! Serving: from the arguments to the listener.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -45,9 +44,14 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
     let listener = super::super::serve::bind(&args.listen).await?;
     let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
     let settings = args.settings()?;
-    let proxy = Proxy::open(settings, Upstreams(registries), Arc::new(())).await?;
+    let mut ops = args.ops.open(&registries).await?;
+    let proxy = Proxy::open(settings, Upstreams(registries), ops.observer()).await?;
+    ops.watch(&proxy);
     super::announce(&args, &proxy, address);
-    serve(listener, proxy, shutdown).await
+    tokio::select! {
+        ended = serve(listener, proxy, shutdown) => ended,
+        ended = ops.serve() => ended,
+    }
 }
 
 async fn serve<O: Origins>(listener: TcpListener, proxy: Proxy<O>, shutdown: impl Future<Output = ()>) -> Result<()> {
