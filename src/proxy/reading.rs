@@ -21,7 +21,8 @@ pub(super) struct Readers(Arc<Shared>);
 struct Shared {
     count: AtomicUsize,
     /// Buffers that were read into before: new ones cost a page fault for each 4 KiB, and are cold.
-    free: Mutex<Vec<Vec<u8>>>,
+    large: Mutex<Vec<Vec<u8>>>,
+    middle: Mutex<Vec<Vec<u8>>>,
 }
 
 /// One of them.
@@ -45,7 +46,7 @@ impl Readers {
         self.0.count.load(Ordering::Relaxed) > MANY
     }
 
-    /// Exactly the bytes in `range`, which is no longer than [`CHUNK`].
+    /// Exactly the bytes in `range`.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] if the file is shorter.
@@ -75,11 +76,19 @@ impl Readers {
         if size <= SMALL {
             return Vec::with_capacity(size);
         }
-        self.free().pop().unwrap_or_else(|| Vec::with_capacity(size.max(CHUNK)))
+        let capacity = if size <= CHUNK { CHUNK } else { size.max(LARGE) };
+        let free = self.free(capacity).and_then(|mut free| free.pop());
+        free.unwrap_or_else(|| Vec::with_capacity(capacity))
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The buffers of this capacity that nobody uses.
+    fn free(&self, capacity: usize) -> Option<MutexGuard<'_, Vec<Vec<u8>>>> {
+        let list = match capacity {
+            CHUNK => &self.0.middle,
+            LARGE => &self.0.large,
+            _ => return None,
+        };
+        Some(list.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -91,13 +100,13 @@ impl AsRef<[u8]> for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if self.bytes.capacity() == CHUNK {
-            let mut bytes = std::mem::take(&mut self.bytes);
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let most = if bytes.capacity() == LARGE { 2 * FEW } else { MANY };
+        if let Some(mut free) = self.readers.free(bytes.capacity())
+            && free.len() < most
+        {
             bytes.clear();
-            let mut free = self.readers.free();
-            if free.len() < MANY {
-                free.push(bytes);
-            }
+            free.push(bytes);
         }
     }
 }
@@ -105,7 +114,15 @@ impl Drop for Lent {
 impl Reader {
     /// How much to read in one go: less for each of many.
     pub(super) fn chunk(&self) -> u64 {
-        if self.0.are_many() { SMALL as u64 } else { CHUNK as u64 }
+        let count = self.0.0.count.load(Ordering::Relaxed);
+        let size = if count <= FEW {
+            LARGE
+        } else if count <= MANY {
+            CHUNK
+        } else {
+            SMALL
+        };
+        size as u64
     }
 
     pub(super) fn readers(&self) -> &Readers {
@@ -133,8 +150,11 @@ pub(super) fn stored(stored: Stored, range: Range<u64>, reader: Reader) -> Body 
     .boxed()
 }
 
-/// Read in one go by few readers. It fits a core's cache: what was read is sent while it's still in there.
+/// Read in one go by one of a few readers: each time costs two changes of thread.
+const LARGE: usize = 1 << 20;
+const FEW: usize = 8;
+/// By one of some more. It fits a core's cache.
 pub(super) const CHUNK: usize = 256 << 10;
-/// And by many: from so many on.
+/// And by each of many, from so many on.
 const SMALL: usize = 64 << 10;
 const MANY: usize = 32;
