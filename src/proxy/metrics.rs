@@ -1,229 +1,85 @@
-//! What the proxy tells Prometheus, and what its status page shows. The README lists the metrics.
+//! What the proxy tells Prometheus. The README lists it.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::borrow::Cow;
+use std::fmt;
 
-use jiff::Timestamp;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use serde::Serialize;
 
 use super::events::{Event, How, Observer, What};
-use crate::error::Kind;
 
-type Label = [(&'static str, String); 1];
-type Served = [(&'static str, String); 3];
+type Label = (&'static str, Cow<'static, str>);
+type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
 
 /// The figures. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    served: Family<Served, Counter>,
-    received: Family<Label, Counter>,
-    asked: Family<Label, Histogram, fn() -> Histogram>,
-    requests: Family<[(&'static str, String); 2], Counter>,
+    requests: Family<[Label; 3], Counter>,
+    asked: Family<[Label; 2], Counter>,
+    took: Timed,
+    bytes: Family<[Label; 1], Counter>,
     fills: Gauge,
-    fills_failed: Counter,
+    filled: Family<[Label; 1], Counter>,
     evicted: Counter,
     evicted_bytes: Counter,
-    blobs: Gauge,
-    bytes: Gauge,
-    bound: Gauge,
-    up: Family<Label, Gauge>,
-    pulls_left: Family<Label, Gauge>,
-    seen: Arc<Mutex<Seen>>,
-}
-
-/// What the page shows and Prometheus doesn't keep.
-#[derive(Debug, Default)]
-struct Seen {
-    hits: u64,
-    requests: u64,
-    pulled: HashMap<String, u64>,
-    errors: VecDeque<Trouble>,
-}
-
-/// An error, for people.
-#[derive(Clone, Debug, Serialize)]
-struct Trouble {
-    when: Timestamp,
-    what: String,
-}
-
-/// What the status page shows.
-#[derive(Debug, Serialize)]
-pub struct Status {
-    /// Of all requests that were answered, the part that needed no upstream: 0 to 1.
-    hit_ratio: f64,
-    requests: u64,
-    blobs: u64,
-    bytes: u64,
-    bound: u64,
-    upstreams: Vec<Upstream>,
-    filling: Vec<Filling>,
-    most_pulled: Vec<Pulled>,
-    errors: Vec<Trouble>,
-}
-
-#[derive(Debug, Serialize)]
-struct Upstream {
-    registry: String,
-    well: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Filling {
-    digest: String,
-    got: u64,
-    size: Option<u64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Pulled {
-    image: String,
-    times: u64,
 }
 
 impl Metrics {
     /// All at nought, and shown by `registry`.
     pub fn new(registry: &mut Registry) -> Self {
         let made = Self {
-            served: Family::default(),
-            received: Family::default(),
-            asked: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             requests: Family::default(),
+            asked: Family::default(),
+            took: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            bytes: Family::default(),
             fills: Gauge::default(),
-            fills_failed: Counter::default(),
+            filled: Family::default(),
             evicted: Counter::default(),
             evicted_bytes: Counter::default(),
-            blobs: Gauge::default(),
-            bytes: Gauge::default(),
-            bound: Gauge::default(),
-            up: Family::default(),
-            pulls_left: Family::default(),
-            seen: Arc::default(),
         };
-        let Self { served, received, asked, requests, fills, fills_failed, evicted, evicted_bytes, .. } = made.clone();
-        let Self { blobs, bytes, bound, up, pulls_left, .. } = made.clone();
-        let proxy = registry.sub_registry_with_prefix("transload_proxy");
-        proxy.register("requests", "Requests of clients: hit, miss, coalesced, stale, passed, absent, failed", served);
-        proxy.register("upstream_bytes", "Bytes of blobs that came from a registry", received);
-        proxy.register("upstream_seconds", "Time up to the head of a registry's answer", asked);
-        proxy.register("upstream_requests", "Requests to a registry: ok, or the kind of their error", requests);
-        proxy.register("fills", "Blobs that are being fetched", fills);
-        proxy.register("fills_failed", "Blobs whose fetch failed", fills_failed);
-        proxy.register("evictions", "Blobs that had to go from the disk", evicted);
-        proxy.register("evicted_bytes", "Their bytes", evicted_bytes);
-        proxy.register("cache_blobs", "Blobs on the disk", blobs);
-        proxy.register("cache_bytes", "Their bytes", bytes);
-        proxy.register("cache_bound_bytes", "Bytes they may take", bound);
-        proxy.register("upstream_up", "1 if a registry answers, 0 if it is left alone for a while", up);
-        proxy.register("pulls_left", "Pulls left in the window, where a registry tells", pulls_left);
+        let Self { requests, asked, took, bytes, fills, filled, evicted, evicted_bytes } = made.clone();
+        let proxy = registry.sub_registry_with_prefix(PREFIX);
+        proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
+        proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
+        proxy.register("upstream_seconds", "How long registries took to answer, up to the head", took);
+        proxy.register("upstream_bytes", "Bytes of blobs that came from registries", bytes);
+        proxy.register("fills", "Blobs that are being fetched into the cache", fills);
+        proxy.register("ended_fills", "Blobs fetched by how it ended", filled);
+        proxy.register("evicted", "Blobs and manifests that had to go from the cache", evicted);
+        proxy.register("evicted_bytes", "Bytes that had to go from the cache", evicted_bytes);
         made
-    }
-
-    /// What the cache holds now, of `bound` bytes at most.
-    pub fn cache(&self, blobs: u64, bytes: u64, bound: u64) {
-        self.blobs.set(signed(blobs));
-        self.bytes.set(signed(bytes));
-        self.bound.set(signed(bound));
-    }
-
-    /// Which registries answer.
-    pub fn health<'a>(&self, registries: impl Iterator<Item = (&'a str, bool)>) {
-        for (registry, well) in registries {
-            self.up.get_or_create(&label("registry", registry)).set(i64::from(well));
-        }
-    }
-
-    /// Pulls that a registry says are left.
-    pub fn pulls_left(&self, registry: &str, left: u64) {
-        self.pulls_left.get_or_create(&label("registry", registry)).set(signed(left));
-    }
-
-    /// What the page shows: with the registries' health, and with digest, bytes and size of what is
-    /// being fetched.
-    pub fn status(
-        &self,
-        upstreams: impl IntoIterator<Item = (String, bool)>,
-        filling: impl IntoIterator<Item = (String, u64, Option<u64>)>,
-    ) -> Status {
-        let seen = self.lock();
-        let mut most_pulled: Vec<Pulled> =
-            seen.pulled.iter().map(|(image, times)| Pulled { image: image.clone(), times: *times }).collect();
-        most_pulled.sort_by(|a, b| (b.times, &a.image).cmp(&(a.times, &b.image)));
-        most_pulled.truncate(SHOWN);
-        Status {
-            hit_ratio: if seen.requests == 0 { 0.0 } else { seen.hits as f64 / seen.requests as f64 },
-            requests: seen.requests,
-            blobs: self.blobs.get().unsigned_abs(),
-            bytes: self.bytes.get().unsigned_abs(),
-            bound: self.bound.get().unsigned_abs(),
-            upstreams: upstreams.into_iter().map(|(registry, well)| Upstream { registry, well }).collect(),
-            filling: filling.into_iter().map(|(digest, got, size)| Filling { digest, got, size }).collect(),
-            most_pulled,
-            errors: seen.errors.iter().rev().cloned().collect(),
-        }
-    }
-
-    fn served(&self, upstream: &str, repository: &str, what: What, how: How) {
-        let words =
-            [("upstream", upstream.to_owned()), ("what", what_name(what).into()), ("how", how_name(how).into())];
-        self.served.get_or_create(&words).inc();
-        let mut seen = self.lock();
-        if matches!(how, How::Absent | How::Failed) {
-            return;
-        }
-        seen.requests += 1;
-        seen.hits += u64::from(matches!(how, How::Hit | How::Stale));
-        if what == What::Manifest {
-            let image = format!("{upstream}/{repository}");
-            if seen.pulled.len() < KEPT || seen.pulled.contains_key(&image) {
-                *seen.pulled.entry(image).or_default() += 1;
-            }
-        }
-    }
-
-    fn trouble(&self, what: String) {
-        let mut seen = self.lock();
-        if seen.errors.len() == SHOWN {
-            seen.errors.pop_front();
-        }
-        seen.errors.push_back(Trouble { when: Timestamp::now(), what });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Observer for Metrics {
     fn event(&self, event: &Event<'_>) {
         match event {
-            Event::Served { upstream, repository, what, how } => self.served(upstream, repository, *what, *how),
+            Event::Served { upstream, what, how, .. } => {
+                let upstream = Cow::Owned((*upstream).to_owned());
+                let labels = [("upstream", upstream), ("kind", kind(*what).into()), ("how", name(*how).into())];
+                self.requests.get_or_create(&labels).inc();
+            }
             Event::Asked { registry, took, failed } => {
-                self.asked.get_or_create(&label("registry", registry)).observe(took.as_secs_f64());
-                let result = failed.map_or_else(|| "ok".to_owned(), |kind| format!("{kind:?}").to_ascii_lowercase());
-                // That something isn't there is an answer.
-                if failed.is_some_and(|kind| kind != Kind::NotFound) {
-                    self.trouble(format!("{registry}: {result}"));
-                }
-                self.requests.get_or_create(&[("registry", (*registry).to_owned()), ("result", result)]).inc();
+                let registry = || ("registry", Cow::Owned((*registry).to_owned()));
+                let result = failed.map_or(Cow::Borrowed("ok"), |kind| format!("{kind:?}").to_lowercase().into());
+                self.asked.get_or_create(&[registry(), ("result", result)]).inc();
+                self.took.get_or_create(&[registry()]).observe(took.as_secs_f64());
             }
             Event::Moved { registry, bytes } => {
-                self.received.get_or_create(&label("registry", registry)).inc_by(*bytes);
+                let label = [("registry", Cow::Owned((*registry).to_owned()))];
+                self.bytes.get_or_create(&label).inc_by(*bytes);
             }
-            Event::FillBegan { .. } => {
-                self.fills.inc();
-            }
-            Event::FillEnded { digest, failed } => {
+            Event::FillBegan { .. } => drop(self.fills.inc()),
+            Event::FillEnded { failed, .. } => {
                 self.fills.dec();
-                if let Some(error) = failed {
-                    self.fills_failed.inc();
-                    self.trouble(format!("{}: {error}", digest.short()));
-                }
+                let result = if failed.is_some() { "failed" } else { "ok" };
+                self.filled.get_or_create(&[("result", result.into())]).inc();
             }
             Event::Evicted { bytes, .. } => {
                 self.evicted.inc();
@@ -234,22 +90,8 @@ impl Observer for Metrics {
     }
 }
 
-fn label(name: &'static str, value: &str) -> Label {
-    [(name, value.to_owned())]
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn what_name(what: What) -> &'static str {
-    match what {
-        What::Manifest => "manifest",
-        What::Blob => "blob",
-    }
-}
-
-fn how_name(how: How) -> &'static str {
+/// How a request was served, in one word.
+pub fn name(how: How) -> &'static str {
     match how {
         How::Hit => "hit",
         How::Miss => "miss",
@@ -261,61 +103,112 @@ fn how_name(how: How) -> &'static str {
     }
 }
 
-/// The page: static, with nothing from elsewhere.
-pub const PAGE: &str = include_str!("status/page.html");
+fn kind(what: What) -> &'static str {
+    match what {
+        What::Manifest => "manifest",
+        What::Blob => "blob",
+    }
+}
 
-/// From a registry beside us to one that thinks for a while.
-const SECONDS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
-/// Repositories that are counted, which clients make up: those of the first so many.
-const KEPT: usize = 10_000;
-/// Lines of a list on the page.
-const SHOWN: usize = 20;
+/// Figures that are looked up whenever someone asks for the page.
+pub struct Live<F>(F);
+
+/// What a [`Live`] shows: a name, what it means, and its values by registry, or one without.
+pub type Shown = (&'static str, &'static str, Vec<(Option<String>, u64)>);
+
+impl<F: Fn() -> Vec<Shown> + Send + Sync + 'static> Live<F> {
+    /// Has `registry` show what `look` finds, with names that begin with `prefix`.
+    pub fn register(registry: &mut Registry, prefix: &str, look: F) {
+        registry.sub_registry_with_prefix(prefix).register_collector(Box::new(Self(look)));
+    }
+}
+
+impl<F: Fn() -> Vec<Shown> + Send + Sync + 'static> Collector for Live<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, values) in (self.0)() {
+            // A family that says nothing yet is left out.
+            if values.is_empty() {
+                continue;
+            }
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (registry, value) in values {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                match registry {
+                    Some(registry) => metric.encode_family(&[("registry", registry)])?.encode_gauge(&value)?,
+                    None => metric.encode_gauge(&value)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F> fmt::Debug for Live<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Live").finish_non_exhaustive()
+    }
+}
+
+/// What all names of the proxy's figures begin with.
+pub const PREFIX: &str = "transload_proxy";
+const SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0];
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::descriptor::Digest;
-    use crate::error::Error;
+    use crate::error::Kind;
 
     #[test]
-    fn what_happened_is_counted_and_shown() {
+    fn events_are_counted() {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        let served = |repository, what, how| {
-            metrics.event(&Event::Served { upstream: "docker.io", repository, what, how });
-        };
-        served("library/nginx", What::Manifest, How::Miss);
-        served("library/nginx", What::Manifest, How::Hit);
-        served("library/redis", What::Manifest, How::Stale);
-        served("library/nginx", What::Blob, How::Coalesced);
-        served("library/none", What::Manifest, How::Absent);
-        let digest = Digest::of(b"x");
-        metrics.event(&Event::FillBegan { digest: &digest, size: 9 });
-        let error = Error::new(Kind::Mismatch, "its bytes are wrong");
-        metrics.event(&Event::FillEnded { digest: &digest, failed: Some(&error) });
-        metrics.cache(3, 500, 1000);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
-        for line in [
-            r#"transload_proxy_requests_total{upstream="docker.io",what="manifest",how="hit"} 1"#,
-            "transload_proxy_fills 0",
-            "transload_proxy_fills_failed_total 1",
-            "transload_proxy_cache_bytes 500",
+        Live::register(&mut registry, PREFIX, || {
+            vec![
+                ("cache_bytes", "Bytes", vec![(None, 77)]),
+                ("pulls_left", "Pulls", vec![(Some("a".into()), 1), (Some("b".into()), 2)]),
+                ("nothing", "None", vec![]),
+                ("cache_blobs", "Blobs", vec![(None, 5)]),
+            ]
+        });
+        let digest = &Digest::of(b"x");
+        let served = |how| Event::Served { upstream: "docker.io", repository: "a", what: What::Blob, how };
+        let asked = |failed| Event::Asked { registry: "r.io", took: Duration::from_millis(20), failed };
+        for event in [
+            served(How::Hit),
+            served(How::Hit),
+            served(How::Coalesced),
+            asked(None),
+            asked(Some(Kind::Limited)),
+            Event::Moved { registry: "r.io", bytes: 4096 },
+            Event::FillBegan { digest, size: 5000 },
+            Event::FillBegan { digest, size: 5000 },
+            Event::FillEnded { digest, failed: None },
+            Event::Evicted { digest, bytes: 11 },
         ] {
-            assert!(text.contains(line), "{line} is not in {text}");
+            metrics.event(&event);
         }
-        let status = metrics.status([("r.io".to_owned(), false)], [("sha256:1".to_owned(), 5, Some(9))]);
-        let status = serde_json::to_value(&status).expect("JSON");
-        assert_eq!(status["hit_ratio"], 0.5, "two of the four that were answered");
-        assert_eq!(status["most_pulled"][0]["image"], "docker.io/library/nginx");
-        assert_eq!(status["most_pulled"][0]["times"], 2);
-        assert!(status["errors"][0]["what"].as_str().is_some_and(|what| what.contains("its bytes are wrong")));
-        assert_eq!(status["upstreams"][0]["well"], false);
-    }
-
-    #[test]
-    fn the_page_stands_alone() {
-        assert!(!PAGE.contains("http://") && !PAGE.contains("https://") && !PAGE.contains("innerHTML"));
-        assert!(PAGE.len() < 8 << 10);
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
+        for line in [
+            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="hit"} 2"#,
+            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="coalesced"} 1"#,
+            r#"transload_proxy_upstream_requests_total{registry="r.io",result="ok"} 1"#,
+            r#"transload_proxy_upstream_requests_total{registry="r.io",result="limited"} 1"#,
+            r#"transload_proxy_upstream_seconds_bucket{le="0.025",registry="r.io"} 2"#,
+            r#"transload_proxy_upstream_bytes_total{registry="r.io"} 4096"#,
+            "transload_proxy_fills 1",
+            r#"transload_proxy_ended_fills_total{result="ok"} 1"#,
+            "transload_proxy_evicted_total 1",
+            "transload_proxy_evicted_bytes_total 11",
+            "transload_proxy_cache_bytes 77",
+            "transload_proxy_cache_blobs 5",
+            r#"transload_proxy_pulls_left{registry="b"} 2"#,
+        ] {
+            assert!(page.lines().any(|shown| shown == line), "no {line} in\n{page}");
+        }
+        assert!(!page.contains("nothing"), "{page}");
     }
 }

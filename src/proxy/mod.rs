@@ -22,8 +22,8 @@
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`]: which upstreams there are; what a request means
-//! - [`events`]: what happens, for metrics, a status page, and the copying into the durable tier
-//! - [`metrics`]: what Prometheus and the status page are told
+//! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
+//! - [`metrics`]: what is told to Prometheus
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -45,6 +45,7 @@ mod fill;
 mod manifests;
 pub mod metrics;
 mod reading;
+pub mod status;
 mod tasks;
 mod upstream;
 pub mod world;
@@ -176,6 +177,13 @@ impl<O: Origins> Drop for Proxy<O> {
     fn drop(&mut self) {
         // They hold the rest, and would go on.
         self.0.tasks.abort();
+    }
+}
+
+impl<O: Origins> Clone for Proxy<O> {
+    /// The same one: it ends with the last of them.
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 

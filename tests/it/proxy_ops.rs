@@ -1,57 +1,79 @@
-//! What `transload proxy` says of itself: metrics, probes, and the page for people in a real browser.
+//! `transload proxy`: what it tells those who operate it.
 
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::support::{Image, Registry, TempDir, Tool, http};
+use super::support::process::LIMIT;
+use super::support::{Front, Image, Proxied, Registry, TempDir, http};
 
-const TAG: &str = "/v2/library/app/manifests/v1";
+fn ops(proxy: &Proxied) -> SocketAddr {
+    let line = proxy.process.stderr.wait_line("/metrics on http://", LIMIT);
+    line.split("http://").nth(1).and_then(|address| address.trim().parse().ok()).expect("an address")
+}
 
-/// The address at the end of a line that the program told.
-fn address(line: &str) -> SocketAddr {
-    line.rsplit("http://").next().and_then(|text| text.trim().parse().ok()).unwrap_or_else(|| panic!("{line}"))
+/// Waits until a line of the page is there: what is counted may be so a moment after the last byte.
+#[track_caller]
+fn shows(ops: SocketAddr, line: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let page = http::get(ops, "/metrics").expect(200).text();
+        if page.lines().any(|shown| shown == line) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no {line} in\n{page}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
-fn metrics_probes_and_page_tell_what_was_pulled() {
-    let (registry, cache) = (Registry::start(), TempDir::new());
-    let image = Image::single(3, &[50_000]);
+fn what_was_pulled_is_counted() {
+    let registry = Registry::start();
+    let image = Image::single(1, &[5000]);
     image.push(registry.addr(), "library/app", "v1");
-    let upstream = format!("docker.io={}", registry.addr());
-    let proxy = Tool::transload()
-        .args(&["proxy", "--listen", "127.0.0.1:0", "--listen-ops", "127.0.0.1:0", "--upstream", &upstream])
-        .args(&["--cache", &cache.join("cache")])
-        .spawn();
-    let limit = Duration::from_secs(20);
-    let ops = address(&proxy.stderr.wait_line("/metrics on http://", limit));
-    let clients = address(&proxy.stderr.wait_line("proxying docker.io on http://", limit));
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let ops = ops(&proxy);
     http::get(ops, "/healthz").expect(200);
     http::get(ops, "/readyz").expect(200);
-    for _ in 0..2 {
-        http::get(clients, TAG).expect(200);
-        http::get(clients, &format!("/v2/library/app/blobs/{}", image.blobs[1].digest)).expect(200);
-        // The last byte leaves when its digest matched, a moment before the file has its name.
-        let begun = Instant::now();
-        while !http::get(ops, "/metrics").expect(200).text().contains("transload_proxy_fills 0\n") {
-            assert!(begun.elapsed() < limit, "the fetch doesn't end");
-        }
+    for _ in 0..3 {
+        image.assert_at(proxy.addr(), "library/app", "v1");
     }
-    let metrics = http::get(ops, "/metrics").expect(200).text();
+    http::get(proxy.addr(), "/v2/library/app/manifests/v9").expect(404);
+    let bytes: usize = image.blobs.iter().map(|blob| blob.bytes.len()).sum();
+    let blobs = image.blobs.len();
+    shows(ops, &format!("transload_proxy_cache_blobs {blobs}"));
+    shows(ops, &format!("transload_proxy_cache_bytes {bytes}"));
+    shows(ops, "transload_proxy_fills 0");
+    shows(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {blobs}"));
+    shows(ops, &format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} {bytes}", front.addr()));
+    shows(ops, &format!("transload_proxy_upstream_up{{registry=\"{}\"}} 1", front.addr()));
+    let page = http::get(ops, "/metrics").text();
     let counted = |what: &str, how: &str| {
-        format!("transload_proxy_requests_total{{upstream=\"docker.io\",what=\"{what}\",how=\"{how}\"}} 1")
+        let name = format!("transload_proxy_requests_total{{upstream=\"docker.io\",kind=\"{what}\",how=\"{how}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
     };
-    for line in
-        [counted("manifest", "miss"), counted("manifest", "hit"), counted("blob", "miss"), counted("blob", "hit")]
-    {
-        assert!(metrics.contains(&line), "{line} is not in {metrics}");
-    }
-    let bytes = format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} 50000", registry.addr());
-    assert!(metrics.contains(&bytes), "{metrics}");
+    assert_eq!((counted("blob", "miss"), counted("manifest", "miss"), counted("manifest", "absent")), (blobs, 1, 1));
+    // Whoever comes before the file has its name reads along.
+    let again = counted("blob", "hit") + counted("blob", "coalesced");
+    assert!(again >= blobs && counted("manifest", "hit") >= 2, "{page}");
+}
 
+/// The page shows what was pulled, in a real browser too.
+#[test]
+fn the_page_shows_what_was_pulled() {
+    let registry = Registry::start();
+    let image = Image::single(3, &[50_000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let ops = ops(&proxy);
+    for _ in 0..2 {
+        http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
+    }
     let status = http::get(ops, "/status.json").expect(200).json();
-    assert_eq!(status["hit_ratio"], 0.5, "{status}");
-    assert_eq!(status["most_pulled"][0]["image"], "docker.io/library/app");
+    assert_eq!((&status["hit_ratio"], &status["requests"]), (&0.5.into(), &2.into()), "{status}");
+    let pulled = &status["most_pulled"][0];
+    assert_eq!((&pulled["image"], &pulled["times"]), (&"docker.io/library/app".into(), &2.into()));
     let page = http::get(ops, "/").expect(200);
     assert!(page.header("content-security-policy").is_some_and(|policy| policy.starts_with("default-src 'none'")));
     looked_at(&format!("http://{ops}/"));

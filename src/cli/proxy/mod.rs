@@ -24,9 +24,6 @@ pub(super) struct Args {
     /// Where to listen: address and port; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     listen: String,
-    /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as 127.0.0.1:9090
-    #[arg(long, value_name = "ADDRESS")]
-    listen_ops: Option<String>,
     /// What clients may ask for, and where it's read from (repeatable); NAME alone is that registry itself
     #[arg(long, value_name = "NAME=REGISTRY[/PREFIX]", required = true)]
     upstream: Vec<Spec>,
@@ -51,6 +48,8 @@ pub(super) struct Args {
     /// Fetch a blob of 64 MiB or more by so many requests at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
+    #[command(flatten)]
+    ops: ops::Args,
 }
 
 impl Args {

@@ -1,75 +1,140 @@
-//! `--listen-ops`: the proxy's metrics, probes and status page.
+//! What a running proxy tells those who operate it, on an address of its own.
 
-use std::future::Future;
+use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use crate::cli::{interval, told};
 use crate::error::Result;
 use crate::ops::{self, Health, Page};
-use crate::proxy::metrics::{Metrics, PAGE};
+use crate::proxy::events::{Event, Observer};
+use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
+use crate::proxy::status::{Lately, PAGE};
 use crate::proxy::{Origins, Proxy};
 use crate::registry::Registries;
-use crate::server::Server;
 
-/// Answers at `listener` about the proxy behind `server` until `shutdown` is ready.
-///
-/// # Errors
-/// Those of [`ops::serve_with`].
-pub(super) async fn serve<O: Origins>(
-    listener: TcpListener,
-    server: Arc<Server<Proxy<O>>>,
-    registries: Registries,
-    (metrics, shown): (Metrics, Registry),
-    shutdown: impl Future<Output = ()>,
-) -> Result<()> {
-    let health = Health::unready_since("it is starting");
-    // The cache was opened; upstreams may be down: what is cached is served all the same.
-    health.ready();
-    let pages = {
-        let (server, metrics) = (server.clone(), metrics.clone());
-        move |path: &str| page(path, server.backend(), &metrics)
-    };
-    let looks = async {
-        loop {
-            look(server.backend(), &registries, &metrics);
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    tokio::select! {
-        ended = ops::serve_with(listener, health, Arc::new(shown), pages, shutdown) => ended,
-        () = looks => Ok(()),
+/// Where it's told.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as
+    /// 127.0.0.1:9090
+    #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
+    listen_ops: Option<String>,
+}
+
+impl Args {
+    /// Binds the address, where there is one, and begins to count.
+    ///
+    /// # Errors
+    /// If the address can't be bound.
+    pub(super) async fn open(&self, registries: &Registries) -> Result<Ops> {
+        let listener = match &self.listen_ops {
+            Some(address) => Some(interval::listen(address).await?),
+            None => None,
+        };
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        Live::register(&mut registry, "transload_registry", {
+            let registries = registries.clone();
+            move || quotas(&registries)
+        });
+        let health = Health::unready_since("the cache is being opened");
+        Ok(Ops { listener, registry, metrics, lately: Lately::default(), pages: None, health })
     }
 }
 
-/// Takes down what is measured and not counted.
-fn look<O: Origins>(proxy: &Proxy<O>, registries: &Registries, metrics: &Metrics) {
-    let (blobs, bytes) = proxy.cache().blobs.count();
-    metrics.cache(blobs as u64, bytes, proxy.settings().cache.size);
-    let health = proxy.health();
-    metrics.health(health.iter().map(|(registry, well)| (registry.as_str(), *well)));
-    for (name, registry) in registries.known() {
-        if let Some(quota) = registry.quota() {
-            metrics.pulls_left(&name, quota.remaining);
+/// What is told, and where.
+pub(super) struct Ops {
+    listener: Option<TcpListener>,
+    registry: Registry,
+    metrics: Metrics,
+    lately: Lately,
+    pages: Option<Pages>,
+    health: Health,
+}
+
+type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
+
+/// Metrics and page hear of all.
+struct Both(Metrics, Lately);
+
+impl Observer for Both {
+    fn event(&self, event: &Event<'_>) {
+        self.0.event(event);
+        self.1.event(event);
+    }
+}
+
+impl Ops {
+    /// Who is to hear of what happens; nobody, where nobody can ask.
+    pub(super) fn observer(&self) -> Arc<dyn Observer> {
+        match self.listener {
+            Some(_) => Arc::new(Both(self.metrics.clone(), self.lately.clone())),
+            None => Arc::new(()),
+        }
+    }
+
+    /// The proxy is there: it can be pulled from, whether or not its upstreams answer. A proxy with a
+    /// full cache and no upstream is of use, and one that is taken away is of none.
+    pub(super) fn watch<O: Origins>(&mut self, proxy: &Proxy<O>) {
+        let (proxy, proxy_again) = (proxy.clone(), proxy.clone());
+        Live::register(&mut self.registry, PREFIX, move || {
+            let (blobs, bytes) = proxy.cache().blobs.count();
+            let up = proxy.health().into_iter().map(|(registry, well)| (Some(registry), u64::from(well))).collect();
+            vec![
+                ("cache_blobs", "Blobs in the cache", vec![(None, blobs as u64)]),
+                ("cache_bytes", "Bytes of the blobs in the cache", vec![(None, bytes)]),
+                ("upstream_up", "1 if the registry is asked, 0 while it is left alone for its faults", up),
+            ]
+        });
+        let (proxy, lately) = (proxy_again, self.lately.clone());
+        self.pages = Some(Box::new(move |path| page(path, &proxy, &lately)));
+        self.health.ready();
+    }
+
+    /// Answers, for ever.
+    ///
+    /// # Errors
+    /// Those of [`ops::serve`].
+    pub(super) async fn serve(self) -> Result<()> {
+        match self.listener {
+            Some(listener) => {
+                let pages = self.pages.unwrap_or_else(|| Box::new(|_| None));
+                ops::serve_with(listener, self.health, Arc::new(self.registry), pages, pending()).await
+            }
+            None => pending().await,
         }
     }
 }
 
-fn page<O: Origins>(path: &str, proxy: &Proxy<O>, metrics: &Metrics) -> Option<Page> {
+fn page<O: Origins>(path: &str, proxy: &Proxy<O>, lately: &Lately) -> Option<Page> {
     match path {
         "/" => Some(("text/html; charset=utf-8", Bytes::from_static(PAGE.as_bytes()))),
         "/status.json" => {
-            let filling = proxy.filling().into_iter().map(|(digest, got, size)| (digest.to_string(), got, size));
-            let status = metrics.status(proxy.health(), filling);
-            let json = serde_json::to_vec(&status).unwrap_or_default();
+            let json = serde_json::to_vec(&lately.status(proxy)).unwrap_or_default();
             Some(("application/json", Bytes::from(json)))
         }
         _ => None,
     }
 }
 
-/// How old figures may be that nobody tells us of.
-const LOOK: Duration = Duration::from_secs(2);
+/// Requests sent, and pulls left where registries tell.
+fn quotas(registries: &Registries) -> Vec<Shown> {
+    let (mut requests, mut left, mut limits) = (Vec::new(), Vec::new(), Vec::new());
+    for used in told::uses(registries) {
+        requests.push((Some(used.name.clone()), used.requests));
+        if let Some(quota) = used.pull_quota {
+            left.push((Some(used.name.clone()), quota.remaining));
+            limits.push((Some(used.name), quota.limit));
+        }
+    }
+    vec![
+        ("requests_sent", "Requests, each redirect and token request counted", requests),
+        ("pulls_left", "Pulls left in the window, where the registry tells", left),
+        ("pulls_limit", "Pulls allowed in a window, where the registry tells", limits),
+    ]
+}

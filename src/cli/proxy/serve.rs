@@ -1,17 +1,14 @@
 //! Serving: from the arguments to the listener.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use super::Args;
 use crate::cli::global::Global;
 use crate::descriptor::Digest;
 use crate::error::{Error, Result};
-use crate::proxy::metrics::Metrics;
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 use crate::registry::{Registries, Repo};
@@ -47,26 +44,18 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
     let listener = super::super::serve::bind(&args.listen).await?;
     let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
     let settings = args.settings()?;
-    let mut shown = Registry::default();
-    let metrics = Metrics::new(&mut shown);
-    let proxy = Proxy::open(settings, Upstreams(registries.clone()), Arc::new(metrics.clone())).await?;
+    let mut ops = args.ops.open(&registries).await?;
+    let proxy = Proxy::open(settings, Upstreams(registries), ops.observer()).await?;
+    ops.watch(&proxy);
     super::announce(&args, &proxy, address);
-    let server = Arc::new(Server::new(proxy));
-    let Some(ops) = &args.listen_ops else { return serve(listener, server, shutdown).await };
-    let ops = super::super::interval::listen(ops).await?;
-    // It answers until the last pull has ended.
     tokio::select! {
-        ended = serve(listener, server.clone(), shutdown) => ended,
-        ended = super::ops::serve(ops, server, registries, (metrics, shown), std::future::pending()) => ended,
+        ended = serve(listener, proxy, shutdown) => ended,
+        ended = ops.serve() => ended,
     }
 }
 
-async fn serve<O: Origins>(
-    listener: TcpListener,
-    server: Arc<Server<Proxy<O>>>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<()> {
+async fn serve<O: Origins>(listener: TcpListener, proxy: Proxy<O>, shutdown: impl Future<Output = ()>) -> Result<()> {
     // Nodes may pull many images each, by several connections.
     let limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
-    server::run(listener, server, limits, shutdown).await
+    server::run(listener, Server::new(proxy), limits, shutdown).await
 }
