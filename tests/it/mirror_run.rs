@@ -202,7 +202,7 @@ fn killed_at_any_moment_it_goes_on() {
         let mut running = Tool::transload().args(&["mirror", &list, "--to", slow.host(), "--quiet"]).spawn();
         let seen = slow.log().len();
         // After so many more requests of this run, and a few milliseconds.
-        let more = usize::try_from(round % 10 * 3 + 1).expect("small");
+        let more = usize::try_from(round % 10 * 6 + 1).expect("small");
         let limit = Instant::now() + Duration::from_secs(20);
         while slow.log().len() < seen + more && running.is_running() && Instant::now() < limit {
             std::thread::sleep(Duration::from_millis(1));

@@ -64,7 +64,6 @@ fn quoted(text: &str) -> Vec<&str> {
 
 /// Docker Hub and ACR look-alikes by their real names, and a user's home in between.
 pub(super) struct World {
-    #[expect(dead_code, reason = "the Hub's content, for as long as the test")]
     origin: Registry,
     hub: Front,
     acr: Front,
@@ -348,4 +347,47 @@ fn the_json_document_has_the_documented_fields_and_no_others() {
         quoted(&named).into_iter().filter(|text| is_status(text)).map(str::to_owned).collect::<BTreeSet<_>>(),
         statuses
     );
+}
+
+/// The README's list, as printed save for the digest that it pins, run from Docker Hub and quay.io to ACR.
+#[test]
+fn the_list_runs() {
+    let image = |seed: u64| {
+        let child = |nth: u64, architecture: &str| {
+            let platform = serde_json::json!({"platform": {"os": "linux", "architecture": architecture}});
+            (Image::single(seed * 10 + nth, &[2000]), platform)
+        };
+        Image::index_of(vec![child(0, "amd64"), child(1, "arm64")], false)
+    };
+    let world = World::new();
+    let (redis, nginx) = (image(50), image(60));
+    redis.push(world.origin.addr(), "library/redis", "7.2");
+    redis.push(world.origin.addr(), "library/redis", "7.4");
+    nginx.push(world.origin.addr(), "library/nginx", "1.27");
+    let quay = Registry::start();
+    for (seed, tag) in [(70, "v2.49.1"), (71, "v2.53.0"), (72, "v3.1.0"), (73, "v3.1.0-distroless"), (74, "main")] {
+        image(seed).push(quay.addr(), "prometheus/prometheus", tag);
+    }
+    let quay = Front::before(quay.addr()).name("quay.io").tls().start();
+    let printed = blocks("yaml").into_iter().find(|block| block.iter().any(|line| line == "images:")).expect("a list");
+    let pinned = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    let list = printed.join("\n").replace(pinned, redis.digest());
+    assert!(list.contains(redis.digest()), "{list}");
+    let list = world.home.write("images.yaml", list);
+    let run = Tool::transload()
+        .args(&["mirror", &list, "--output", "json"])
+        .args(&[world.hub.flags(), world.acr.flags(), quay.flags()].concat())
+        .env("TRANSLOAD_REGISTRY", "myregistry.azurecr.io")
+        .env("TRANSLOAD_USERNAME", PRINCIPAL)
+        .env("TRANSLOAD_PASSWORD", SECRET)
+        .run()
+        .ok();
+    let summary = &run.json()["summary"];
+    assert_eq!((&summary["copied"], &summary["failed"]), (&5.into(), &0.into()), "{run:?}");
+    let mirror = world.mirror.addr();
+    nginx.assert_at(mirror, "hub/nginx", "1.27");
+    redis.assert_at(mirror, "hub/redis", "7.2");
+    redis.assert_at(mirror, "hub/redis", "7.4");
+    image(71).assert_at(mirror, "hub/monitoring/prometheus", "v2.53.0");
+    image(72).assert_at(mirror, "hub/monitoring/prometheus", "v3.1.0");
 }
