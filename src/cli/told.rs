@@ -147,6 +147,10 @@ pub(super) fn summary(summary: &Summary, registries: &[Use]) -> String {
         summary.requests,
         output::time(Duration::from_secs_f64(summary.seconds)),
     );
+    if let Some(requests) = summary.requests_planned {
+        let pulls = output::count(summary.pulls, "pull");
+        text += &format!("\na run would make about {requests} requests, and cost {pulls}, as this look did");
+    }
     for used in registries {
         let Some(quota) = &used.pull_quota else { continue };
         let pulls = output::count(used.pulls.unwrap_or(summary.pulls), "pull");

@@ -90,6 +90,12 @@ pub struct Silent;
 impl Observer for Silent {}
 
 impl Report {
+    /// About how many requests it takes to copy what a dry run found: at the source each manifest and blob;
+    /// at the destination a look at the tag, two for each blob sent, one for each mounted, each manifest.
+    pub fn requests_planned(&self) -> u64 {
+        (1 + 2 * self.manifests + 3 * self.uploaded + self.mounted) as u64
+    }
+
     pub(super) fn unchanged(&mut self, root: &Descriptor, graph: &Graph) {
         self.status = Status::Unchanged;
         self.digest = Some(root.digest);

@@ -145,6 +145,9 @@ pub struct Summary {
     pub bytes_saved: u64,
     /// Requests to all registries.
     pub requests: u64,
+    /// About how many a run would make; of a list's dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_planned: Option<u64>,
     /// How long it took.
     pub seconds: f64,
 }

@@ -99,6 +99,9 @@ impl Run {
 
     fn push(&mut self, which: Which, ended: Ended) {
         self.summary.add(&ended);
+        if let Some(report) = ended.report().filter(|_| self.dry_run) {
+            *self.summary.requests_planned.get_or_insert(0) += report.requests_planned();
+        }
         let Which { mut source, mut destination, line } = which;
         source.shrink_to_fit();
         destination.shrink_to_fit();

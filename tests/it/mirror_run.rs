@@ -249,6 +249,19 @@ fn a_dry_run_moves_nothing_and_says_what_it_would_cost() {
     assert_eq!(destination.count("POST", "") + destination.count("PUT", ""), 0);
 }
 
+/// What a dry run foretold, a run then makes, within a few looks for large layers.
+#[test]
+fn a_dry_run_foretells_the_requests() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let list = listed(&family(4, 2, 20_000), &source, &source.addr().to_string(), &directory);
+    let to = destination.addr().to_string();
+    let dry = report(&mirror(&list, &to, &["--dry-run", "--output", "json"]).ok());
+    let planned = dry["summary"]["requests_planned"].as_u64().expect("a number");
+    let run = report(&mirror(&list, &to, &["--output", "json"]).ok());
+    let made = run["summary"]["requests"].as_u64().expect("a number");
+    assert!(made.abs_diff(planned) <= 4, "{made} were made, {planned} foretold");
+}
+
 #[test]
 fn diff_tells_what_has_drifted() {
     let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
