@@ -90,7 +90,7 @@ impl Server {
         let children = Command::new("pgrep").args(["-P", &process.id().to_string()]).output().unwrap();
         let mut pids = vec![process.id()];
         pids.extend(String::from_utf8_lossy(&children.stdout).lines().filter_map(|line| line.parse::<u32>().ok()));
-        Self { name: "nginx", addr, pids, _running: Box::new((process, dir)) }
+        Self { name: "nginx", addr, pids, _running: Box::new((Nginx(process), dir)) }
     }
 
     /// CPU seconds so far.
@@ -112,6 +112,18 @@ impl Server {
             line.split_whitespace().next().and_then(|text| text.parse::<f64>().ok()).unwrap_or_default() / 1024.0
         };
         self.pids.iter().map(peak).sum()
+    }
+}
+
+/// Its workers outlive a master that is killed.
+struct Nginx(Process);
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.0.terminate();
+        while self.0.is_running() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -206,7 +218,7 @@ fn herd() {
 }
 
 fn warm() {
-    let (registry, image, path) = upstream(1 << 30);
+    let (registry, image, path) = upstream(512 << 20);
     let gib = image.blobs[1].bytes.len() as f64 / GIB;
     println!("| server | clients | GiB/s | CPU s/GiB |\n|---|---|---|---|");
     let servers = Server::all(registry.addr());
@@ -232,7 +244,8 @@ fn warm() {
 fn clients() {
     let (registry, _image, path) = upstream(32 << 20);
     println!("| server | clients | wall s | peak MiB |\n|---|---|---|---|");
-    for server in Server::all(registry.addr()) {
+    // docker-registry answers some of them with 500.
+    for server in [Server::transload(registry.addr()), Server::nginx(registry.addr())] {
         download(server.addr, TAG);
         let cold = at_once(200, server.addr, &path);
         println!("| {} | 200, cold | {cold:.2} | {:.0} |", server.name, server.peak());

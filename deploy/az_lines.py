@@ -3,6 +3,8 @@
 Usage: python az_lines.py PAGE…, by a Python that has the package azure-cli.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -54,7 +56,8 @@ def main():
     # What must be refused, or the check would prove nothing.
     for wrong in ["az acr create --name x --resource-group y --sku Gold", "az acr create --nmae x", "az acr invent --name x"]:
         try:
-            parse(wrong)
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                parse(wrong)
         except SystemExit:
             continue
         sys.exit(f"the parser takes {wrong!r}")

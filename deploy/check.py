@@ -9,6 +9,9 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
+import urllib.error
+import urllib.request
 
 import kubernetes_validate
 import promql_parser
@@ -162,6 +165,37 @@ def check_program():
             validate(document, "transload k8s")
 
 
+def check_metrics(watched):
+    """What rules and dashboard watch is what a running proxy tells."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [PROGRAM, "proxy", "--listen", "127.0.0.1:0", "--upstream", "docker.io=127.0.0.1:1", "--cache", cache]
+        proxy = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            line = next(line for line in proxy.stderr if " on http://" in line)
+            url = "http://" + line.split(" on http://")[1].strip()
+            for probe in probes():
+                check(f"{probe} answers", urllib.request.urlopen(url + probe, timeout=10).status == 200)
+            page = urllib.request.urlopen(url + "/metrics", timeout=10).read().decode()
+        except urllib.error.HTTPError as error:
+            print(f"NOT CHECKED: the proxy's metrics: {error}")
+            return
+        finally:
+            proxy.terminate()
+            proxy.wait(timeout=30)
+    told = {re.sub("_(total|bucket|sum|count)$", "", name) for name in re.findall(r"^# TYPE (\S+)", page, re.M)}
+    check("a page of metrics", told)
+    unknown = {name for name in watched if re.sub("_(total|bucket|sum|count)$", "", name) not in told}
+    print(f"metrics that are watched, but not told: {' '.join(sorted(unknown)) or 'none'}")
+
+
+def probes():
+    """The paths that the kubelet asks the proxy for."""
+    documents = template("--values", str(CHART / "ci/deployment.yaml"))
+    pod = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "proxy")
+    container = pod["spec"]["containers"][0]
+    return {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+
+
 def check_guide():
     """The guide's helm lines render."""
     guide = (CHART / "../../README.md").read_text(encoding="utf-8")
@@ -200,6 +234,7 @@ def main():
     check_guide()
     if PROGRAM:
         check_program()
+        check_metrics({name for name in metrics if name.startswith("transload_proxy_")})
     check("metrics are watched", metrics)
     print(f"metrics watched: {' '.join(sorted(metrics))}")
     print(f"{checked} passed, 0 failed")

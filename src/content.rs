@@ -72,6 +72,11 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// of a run that was interrupted.
     fn is_new(&self) -> impl Future<Output = bool> + Send;
 
+    /// Whether [`Self::is_new`] has said so already: asks nobody.
+    fn is_known_new(&self) -> bool {
+        false
+    }
+
     /// What `target` is here; `None` if it isn't there.
     fn find(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
 

@@ -19,12 +19,13 @@
 //!   ├── server ─────── answers HTTP over a layout, or over
 //!   ├── proxy ──────── a cache that reads from Sources
 //!   ├── ops ────────── health and metrics of what stays, by the server
+//!   ├── node ───────── a node's hosts.toml, and its place in the file system
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
 //! ```
 //!
 //! # The order of knowledge
 //! error < descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
-//! server} < cli; credentials < registry; server < {proxy, ops}. `registry`, `layout`, `copy` and `server` never name each other:
+//! server} < cli; credentials < registry; server < {proxy, ops}; reference < node. `registry`, `layout`, `copy` and `server` never name each other:
 //! `tests/layering.rs` holds that.
 //!
 //! # Where we left the first design, and why

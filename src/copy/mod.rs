@@ -192,7 +192,8 @@ impl Engine {
             let (here, there) = future::try_join(here, there).await?;
             return Ok((Some(here), there));
         }
-        let there = there.await?;
+        // Of a repository that had no image, no tag is asked for: this run writes each once.
+        let there = if destination.is_known_new() { None } else { there.await? };
         let here = match &there {
             None => None,
             // Pinned, and there.

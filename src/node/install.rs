@@ -167,7 +167,10 @@ fn back_up(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    fs::hard_link(directory.join(FILE), &backup)
+    let file = directory.join(FILE);
+    // Without capabilities the kernel allows no link to another user's file. Then there's none for a moment,
+    // and pulls go to the registry itself.
+    fs::hard_link(&file, &backup).or_else(|_| fs::rename(&file, &backup))
 }
 
 fn replace(directory: &Path, text: &str) -> io::Result<()> {

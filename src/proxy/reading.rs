@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -13,32 +13,126 @@ use super::cache::Stored;
 use crate::content::Body;
 use crate::error::{Error, Kind, Result};
 
-/// How many read at the moment. Clones share the count.
+/// Who reads at the moment, and the memory that they read into. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Readers(Arc<AtomicUsize>);
+pub(super) struct Readers(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    count: AtomicUsize,
+    /// Buffers that were read into before: new ones cost a page fault for each 4 KiB, and are cold.
+    large: Mutex<Vec<Vec<u8>>>,
+    middle: Mutex<Vec<Vec<u8>>>,
+}
 
 /// One of them.
 #[derive(Debug)]
-pub(super) struct Reader(Arc<AtomicUsize>);
+pub(super) struct Reader(Readers);
+
+/// A buffer that goes back when nobody needs its bytes any more.
+struct Lent {
+    bytes: Vec<u8>,
+    readers: Readers,
+}
 
 impl Readers {
     pub(super) fn enter(&self) -> Reader {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Reader(self.0.clone())
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        Reader(self.clone())
+    }
+
+    /// Whether there are so many that each must do with little memory.
+    pub(super) fn are_many(&self) -> bool {
+        self.0.count.load(Ordering::Relaxed) > MANY
+    }
+
+    /// Exactly the bytes in `range`.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] if the file is shorter.
+    pub(super) async fn read(&self, file: Arc<File>, range: Range<u64>) -> Result<Bytes> {
+        let readers = self.clone();
+        blocking(move || {
+            let wanted = usize::try_from(range.end - range.start).unwrap_or(0);
+            let mut bytes = readers.buffer(wanted);
+            while bytes.len() < wanted {
+                let at = range.start + bytes.len() as u64;
+                // Into memory that wasn't filled with zeros first, which std can't do at an offset.
+                match rustix::io::pread(&*file, rustix::buffer::spare_capacity(&mut bytes), at) {
+                    Ok(0) => {
+                        return Err(Error::new(Kind::Mismatch, "a file of the cache became shorter while it was read"));
+                    }
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(Error::io("read from the cache", &error.into())),
+                }
+            }
+            bytes.truncate(wanted);
+            Ok(Bytes::from_owner(Lent { bytes, readers }))
+        })
+        .await
+    }
+
+    fn buffer(&self, size: usize) -> Vec<u8> {
+        if size <= SMALL {
+            return Vec::with_capacity(size);
+        }
+        let capacity = if size <= CHUNK { CHUNK } else { size.max(LARGE) };
+        let free = self.free(capacity).and_then(|mut free| free.pop());
+        free.unwrap_or_else(|| Vec::with_capacity(capacity))
+    }
+
+    /// The buffers of this capacity that nobody uses.
+    fn free(&self, capacity: usize) -> Option<MutexGuard<'_, Vec<Vec<u8>>>> {
+        let list = match capacity {
+            CHUNK => &self.0.middle,
+            LARGE => &self.0.large,
+            _ => return None,
+        };
+        Some(list.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let most = if bytes.capacity() == LARGE { 2 * FEW } else { MANY };
+        if let Some(mut free) = self.readers.free(bytes.capacity())
+            && free.len() < most
+        {
+            bytes.clear();
+            free.push(bytes);
+        }
     }
 }
 
 impl Reader {
-    /// How much to read in one go: much for a few (a call costs as much as 100 KiB), less for each of many.
+    /// How much to read in one go: less for each of many.
     pub(super) fn chunk(&self) -> u64 {
-        let readers = self.0.load(Ordering::Relaxed).max(1) as u64;
-        (MEMORY / readers).clamp(SMALLEST, LARGEST) & !0xffff
+        let count = self.0.0.count.load(Ordering::Relaxed);
+        let size = if count <= FEW {
+            LARGE
+        } else if count <= MANY {
+            CHUNK
+        } else {
+            SMALL
+        };
+        size as u64
+    }
+
+    pub(super) fn readers(&self) -> &Readers {
+        &self.0
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -50,37 +144,17 @@ pub(super) fn stored(stored: Stored, range: Range<u64>, reader: Reader) -> Body 
             return Ok(None);
         }
         let end = rest.end.min(rest.start + reader.chunk());
-        let bytes = read_at(file.clone(), rest.start..end).await?;
+        let bytes = reader.readers().read(file.clone(), rest.start..end).await?;
         Ok(Some((bytes, (file, pin, end..rest.end, reader))))
     })
     .boxed()
 }
 
-/// Exactly the bytes in `range`.
-///
-/// # Errors
-/// [`Kind::Mismatch`] if the file is shorter.
-pub(super) async fn read_at(file: Arc<File>, range: Range<u64>) -> Result<Bytes> {
-    blocking(move || {
-        let wanted = usize::try_from(range.end - range.start).unwrap_or(0);
-        let mut bytes = Vec::with_capacity(wanted);
-        while bytes.len() < wanted {
-            let at = range.start + bytes.len() as u64;
-            // Into memory that wasn't filled with zeros first, which std can't do at an offset.
-            match rustix::io::pread(&*file, rustix::buffer::spare_capacity(&mut bytes), at) {
-                Ok(0) => {
-                    return Err(Error::new(Kind::Mismatch, "a file of the cache became shorter while it was read"));
-                }
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Error::io("read from the cache", &error.into())),
-            }
-        }
-        bytes.truncate(wanted);
-        Ok(Bytes::from(bytes))
-    })
-    .await
-}
-
-const MEMORY: u64 = 16 << 20;
-const SMALLEST: u64 = 64 << 10;
-const LARGEST: u64 = 1 << 20;
+/// Read in one go by one of a few readers: each time costs two changes of thread.
+const LARGE: usize = 1 << 20;
+const FEW: usize = 8;
+/// By one of some more. It fits a core's cache.
+pub(super) const CHUNK: usize = 256 << 10;
+/// And by each of many, from so many on.
+const SMALL: usize = 64 << 10;
+const MANY: usize = 32;

@@ -343,6 +343,10 @@ impl Destination for Repo {
         *self.new.get_or_init(|| self.probe_new()).await
     }
 
+    fn is_known_new(&self) -> bool {
+        self.new.get() == Some(&true)
+    }
+
     async fn find(&self, target: &Target) -> Result<Option<Descriptor>> {
         self.head_manifest(target, &self.push).await
     }

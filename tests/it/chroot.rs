@@ -39,11 +39,15 @@ fn copies_in(root: &TempDir) {
     let auth = json!({ "auths": { "myregistry.azurecr.io": { "username": "admin", "password": "admin-secret" } } });
     root.write("config/auth.json", auth.to_string());
     root.write("config/ca.pem", std::fs::read(acr.ca_file().expect("TLS")).expect("a certificate"));
-    let source = format!("{}/library/app:v1", origin.addr());
+    // A name to look up: what a libc without its plug-ins may not be able to.
+    root.write("etc/hosts", "127.0.0.1 origin.test\n");
+    let host = format!("origin.test:{}", origin.addr().port());
+    let source = format!("{host}/library/app:v1");
     let resolve: Vec<String> = acr.flags().into_iter().skip(2).collect();
     // Kubernetes' own way: nobody in particular, no HOME, nothing to write to.
     let args =
         ["copy", &source, "myregistry.azurecr.io", "--auth-file", "/config/auth.json", "--ca-file", "/config/ca.pem"];
+    let args = [&args[..], &["--insecure-registry", &host]].concat();
     let chroot = ["--root", root.path().to_str().expect("UTF-8"), "/transload"];
     let run = Tool::new("unshare").args(&["--user", "--map-root-user"]).args(&chroot).args(&args).args(&resolve);
     let run = run.without("HOME").without("DOCKER_CONFIG").without("TMPDIR").run().ok();

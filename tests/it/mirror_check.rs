@@ -77,6 +77,24 @@ fn destinations_of_the_command_line_stand_instead() {
     assert!(!scoped.stdout.contains("--scoped"), "{scoped:?}");
 }
 
+/// What a note tells the user to give, there is.
+#[test]
+fn notes_name_flags_that_there_are() {
+    let help = transload(&["mirror", "--help"]).ok().stdout;
+    let mut named = 0;
+    for list in ["dregsy.yaml", "image-syncer-config.json", "regsync.yaml", "skopeo.yaml"] {
+        let said = fixture(&format!("{list}.check"));
+        let notes = said.lines().filter(|line| line.starts_with("note: "));
+        for flag in
+            notes.flat_map(|note| note.split("give ").skip(1)).filter_map(|rest| rest.split([' ', ',', ':']).next())
+        {
+            assert!(help.contains(&format!("{flag} <")), "{list} names {flag}");
+            named += 1;
+        }
+    }
+    assert!(named > 5, "only {named} flags are named");
+}
+
 /// It needs none, so it doesn't care.
 #[test]
 fn broken_credentials_are_nothing_to_it() {

@@ -77,6 +77,25 @@ fn each_blob_is_read_once_and_mounted_elsewhere() {
     assert_eq!(run.stdout.as_bytes(), images[7].bytes());
 }
 
+/// Tags of one repository that isn't there yet: once that is known, none of them is looked for.
+#[test]
+fn many_tags_of_a_new_repository_cost_few_requests() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images: Vec<Image> = (0..100).map(|nth| Image::labelled(0, &[layer(300 + nth, 3_000)])).collect();
+    let tag = |nth: usize| format!("v{nth}");
+    images.iter().enumerate().for_each(|(nth, image)| image.push(source.addr(), "tags", &tag(nth)));
+    let list = directory.write("list.yaml", format!("images: [{{source: {}/tags, glob: 'v*'}}]\n", source.addr()));
+    source.reset_log();
+    mirror(&list, &destination.addr().to_string(), &[]).ok();
+    images.iter().enumerate().for_each(|(nth, image)| image.assert_at(destination.addr(), "tags", &tag(nth)));
+    // The list of tags; each manifest; the layers and their config.
+    assert_eq!(source.requests().len(), 1 + 100 + 101);
+    assert_eq!(destination.count("PUT", "/manifests/"), 100);
+    assert_eq!(destination.count("POST", "") + destination.count("PUT", "/blobs/"), 2 * 101);
+    let heads = destination.count("HEAD", "/manifests/");
+    assert!(heads < 60, "{heads} of the tags were looked for");
+}
+
 /// What an unchanged image holds is mounted from it: a new image of the list sends its own layer alone.
 #[test]
 fn layers_of_unchanged_images_are_mounted() {

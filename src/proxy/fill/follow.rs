@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::{Begun, Fill, Progress, Stage};
 use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
-use crate::proxy::reading::{Reader, read_at};
+use crate::proxy::reading::Reader;
 use crate::proxy::{Inner, Origins};
 
 /// The bytes in `range`, as they get there. Whether it's read slowly, or not to its end, is nothing
@@ -99,8 +99,14 @@ impl<O: Origins> Follow<O> {
     }
 
     async fn read(&mut self, end: u64) -> Result<Bytes> {
+        // Not where there are many: one that is slow would keep memory for himself.
+        if !self.reader.readers().are_many()
+            && let Some(bytes) = self.fill.recent(self.at, self.end)
+        {
+            return Ok(bytes);
+        }
         match self.fill.begun.get() {
-            Some(Begun { to: Some((file, _)), .. }) => read_at(file.clone(), self.at..end).await,
+            Some(Begun { to: Some((file, _)), .. }) => self.reader.readers().read(file.clone(), self.at..end).await,
             _ => Err(Error::new(Kind::Local, "there is no file")),
         }
     }

@@ -15,11 +15,12 @@ mod follow;
 mod parallel;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use super::cache::{Pin, Stored};
@@ -46,6 +47,8 @@ pub(super) struct Fill<S> {
     /// Whose repository is read from.
     spot: Spot,
     progress: watch::Sender<Progress>,
+    /// The latest frames, by their offsets.
+    recent: Mutex<VecDeque<(u64, Bytes)>>,
     begun: OnceLock<Begun<S>>,
     error: OnceLock<Error>,
     /// Once it's committed: it stays as long as someone follows.
@@ -108,7 +111,15 @@ impl<S> Fills<S> {
 impl<S> Fill<S> {
     fn new(digest: Digest, spot: Spot) -> Self {
         let progress = watch::Sender::new(Progress { stage: Stage::Opening, at: 0 });
-        Self { digest, spot, progress, begun: OnceLock::new(), error: OnceLock::new(), pin: OnceLock::new() }
+        Self {
+            digest,
+            spot,
+            progress,
+            recent: Mutex::default(),
+            begun: OnceLock::new(),
+            error: OnceLock::new(),
+            pin: OnceLock::new(),
+        }
     }
 
     /// Waits until the upstream answered. What it is then, or why not.

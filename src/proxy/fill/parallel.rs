@@ -22,7 +22,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::blocking;
 use crate::proxy::cache::write_at;
-use crate::proxy::reading::read_at;
+use crate::proxy::reading::{CHUNK, Readers};
 use crate::retry::Budget;
 
 /// How large the pieces of a blob are: several for each lane, so that all lanes end at about one
@@ -34,7 +34,14 @@ pub(super) fn piece(size: u64, lanes: usize) -> u64 {
 /// The blob's bytes in order, as they get into `file` in any order. `first` is the body of the first piece.
 ///
 /// Dropped, it ends its requests.
-pub(super) fn ordered<S: Source>(feed: &Feed<S>, source: &S, first: Body, file: Arc<File>, lanes: usize) -> Body {
+pub(super) fn ordered<S: Source>(
+    feed: &Feed<S>,
+    source: &S,
+    first: Body,
+    file: Arc<File>,
+    lanes: usize,
+    readers: Readers,
+) -> Body {
     let blob = feed.blob().clone();
     let piece = piece(blob.size, lanes);
     let count = usize::try_from(blob.size.div_ceil(piece)).unwrap_or(usize::MAX);
@@ -60,7 +67,7 @@ pub(super) fn ordered<S: Source>(feed: &Feed<S>, source: &S, first: Body, file: 
             }
         });
     }
-    let reading = Ordered { tick: shared.tick.subscribe(), shared, at: 0, _tasks: tasks };
+    let reading = Ordered { tick: shared.tick.subscribe(), shared, at: 0, readers, _tasks: tasks };
     stream::try_unfold(reading, Ordered::next).boxed()
 }
 
@@ -160,6 +167,7 @@ struct Ordered {
     shared: Arc<Shared>,
     tick: watch::Receiver<()>,
     at: u64,
+    readers: Readers,
     _tasks: JoinSet<()>,
 }
 
@@ -182,7 +190,7 @@ impl Ordered {
             // Can't fail: the sender is in here.
             let _ = self.tick.changed().await;
         };
-        let bytes = read_at(file.clone(), self.at..there.min(self.at + GATHERED as u64)).await?;
+        let bytes = self.readers.read(file.clone(), self.at..there.min(self.at + CHUNK as u64)).await?;
         self.at += bytes.len() as u64;
         Ok(Some((bytes, self)))
     }
@@ -190,5 +198,5 @@ impl Ordered {
 
 const SMALLEST: u64 = 8 << 20;
 const LARGEST: u64 = 64 << 20;
-/// Written and read back in one go on the blocking pool.
-const GATHERED: usize = 512 << 10;
+/// Written in one go on the blocking pool.
+const GATHERED: usize = 256 << 10;

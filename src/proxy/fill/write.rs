@@ -1,8 +1,8 @@
 //! The writer: from the upstream into a file, to the end or to an error that all readers hear of.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -13,6 +13,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::cache::{Temp, write_at};
 use crate::proxy::events::Event;
+use crate::proxy::reading::Readers;
 use crate::proxy::{Inner, Origins, blocking};
 use crate::verify::Verified;
 
@@ -78,7 +79,7 @@ impl<O: Origins> Inner<O> {
         let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((file.clone(), feed)) });
         fill.reached(0, Stage::Running);
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
-        fill.run(feed, body, &file).await?;
+        fill.run(feed, body, &file, &self.readers).await?;
         fill.reached(blob.size, Stage::Whole);
         // From here on nothing can go wrong for its readers: they have the file.
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
@@ -125,7 +126,8 @@ impl<O: Origins> Inner<O> {
 
     fn body(&self, feed: &Feed<O::Source>, source: &O::Source, first: Body, file: &Arc<File>) -> Result<Writing> {
         if self.is_parallel(feed.blob().size) {
-            let body = parallel::ordered(feed, source, first, file.clone(), self.settings.parallel);
+            let body =
+                parallel::ordered(feed, source, first, file.clone(), self.settings.parallel, self.readers.clone());
             return Ok(Writing { body: feed.verified(body)?, written: true });
         }
         Ok(Writing { body: feed.begun(first)?, written: false })
@@ -148,7 +150,7 @@ pub(super) struct Writing {
 }
 
 impl<S: Source> Fill<S> {
-    async fn run(&self, feed: &Feed<S>, mut writing: Writing, file: &Arc<File>) -> Result<()> {
+    async fn run(&self, feed: &Feed<S>, mut writing: Writing, file: &Arc<File>, readers: &Readers) -> Result<()> {
         let size = feed.blob().size;
         let mut at = 0;
         while at < size {
@@ -161,15 +163,42 @@ impl<S: Source> Fill<S> {
                 frames => frames?,
             };
             let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
+            let mut frames = frames;
             if !writing.written {
                 let file = file.clone();
-                blocking(move || write_all(&file, &frames, at)).await?;
+                frames = blocking(move || write_all(&file, &frames, at).map(|()| frames)).await?;
             }
+            self.keep(at, if readers.are_many() { Vec::new() } else { frames });
             at += length;
             self.reached(at, Stage::Running);
         }
         // The end is asked for, though it's known: an empty blob was checked when it was opened.
         Ok(())
+    }
+
+    /// Keeps the latest bytes in memory: whoever keeps up with the writer needs no file.
+    fn keep(&self, mut at: u64, frames: Vec<Bytes>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        for frame in frames {
+            let length = frame.len() as u64;
+            recent.push_back((at, frame));
+            at += length;
+        }
+        // Frames don't follow on each other where some weren't kept: `recent` looks at each one's end.
+        while recent.front().is_some_and(|(first, _)| *first + RECENT < at) {
+            recent.pop_front();
+        }
+    }
+
+    /// Bytes from `at` on, at most to `end`, if they came lately. Only what [`Self::keep`] was given: so
+    /// it's verified as far as what is in the file.
+    pub(super) fn recent(&self, at: u64, end: u64) -> Option<Bytes> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = recent.partition_point(|(first, _)| *first <= at);
+        let (first, frame) = recent.get(after.checked_sub(1)?)?;
+        let skip = usize::try_from(at - first).ok().filter(|skip| *skip < frame.len())?;
+        let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(frame.len() - skip);
+        Some(frame.slice(skip..skip + most))
     }
 
     fn reached(&self, at: u64, stage: Stage) {
@@ -215,6 +244,8 @@ fn write_all(file: &File, frames: &[Bytes], mut at: u64) -> Result<()> {
     Ok(())
 }
 
+/// How many of the latest bytes are kept in memory.
+const RECENT: u64 = 2 << 20;
 /// Written in one go on the blocking pool.
-const GATHERED: usize = 512 << 10;
+const GATHERED: usize = 256 << 10;
 const OCTETS: &str = "application/octet-stream";
