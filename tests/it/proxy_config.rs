@@ -285,7 +285,7 @@ fn errors_point_at_the_line() {
         ("    from: my", "    from: m.io/Upper/", "proxy.yaml:15: "),
         ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:21: "),
         ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:22: there are two upstreams docker.io"),
-        ("    key: tls.key\n", "", "proxy.yaml:4: https has a `certificate` and a `key`"),
+        ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
         ("fills: 8", "fills: 0", "proxy.yaml:23: 0 is not within 1 and 10000"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
         ("  - unix: proxy.sock", "  - { unix: proxy.sock, http: a:1 }", "proxy.yaml:8: each of `listen` has one of"),
