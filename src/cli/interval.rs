@@ -85,7 +85,7 @@ impl Args {
 }
 
 /// Binds, and says where: whoever gave port 0 must know.
-async fn listen(address: &str) -> Result<TcpListener> {
+pub(super) async fn listen(address: &str) -> Result<TcpListener> {
     let listener = serve::bind(address).await?;
     let bound = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
     output::note(&format!("answering /healthz, /readyz and /metrics on http://{bound}"));

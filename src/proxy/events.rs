@@ -20,6 +20,13 @@ impl Observer for () {
     fn event(&self, _: &Event<'_>) {}
 }
 
+/// All of them listen.
+impl Observer for Vec<std::sync::Arc<dyn Observer>> {
+    fn event(&self, event: &Event<'_>) {
+        self.iter().for_each(|observer| observer.event(event));
+    }
+}
+
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum What {

@@ -23,6 +23,7 @@
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, a status page, and the copying into the durable tier
+//! - [`metrics`]: what is told to Prometheus
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -42,6 +43,7 @@ pub mod cache;
 pub mod events;
 mod fill;
 mod manifests;
+pub mod metrics;
 mod reading;
 pub mod rules;
 mod tasks;
@@ -184,6 +186,13 @@ impl<O: Origins> Drop for Proxy<O> {
     fn drop(&mut self) {
         // They hold the rest, and would go on.
         self.0.tasks.abort();
+    }
+}
+
+impl<O: Origins> Clone for Proxy<O> {
+    /// The same one: it ends with the last of them.
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 

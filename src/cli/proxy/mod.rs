@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod listen;
+mod ops;
 mod reload;
 mod serve;
 
@@ -61,6 +62,8 @@ pub(super) struct Args {
     /// Fetch a blob of 64 MiB or more by so many requests at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
+    #[command(flatten)]
+    ops: ops::Args,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]

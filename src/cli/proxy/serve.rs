@@ -20,8 +20,9 @@ use crate::reference::Repository;
 use crate::registry::{Options, Registries, Repo};
 use crate::server::{self, Guarded, Server};
 
-/// The registry client as the proxy's upstreams.
-pub(super) struct Upstreams(RwLock<Known>);
+/// The registry client as the proxy's upstreams. Clones share it.
+#[derive(Clone)]
+pub(super) struct Upstreams(Arc<RwLock<Known>>);
 
 /// The client for all upstreams, and those of upstreams with credentials of their own.
 pub(super) struct Known {
@@ -43,6 +44,12 @@ impl Upstreams {
         }
         let common = global.registries_with(|options| adapt(std::mem::take(options), options))?;
         Ok(Known { common, own })
+    }
+
+    /// All clients that there are now.
+    pub(super) fn all(&self) -> Vec<Registries> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        std::iter::once(&known.common).chain(known.own.values()).cloned().collect()
     }
 
     /// From now on these.
@@ -81,12 +88,14 @@ impl Origins for Upstreams {
 /// If the configuration or an upstream makes no sense, the cache can't be used, or an address can't be bound.
 pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
     let plan = args.plan()?;
-    let upstreams = Upstreams(RwLock::new(Upstreams::registries(global, &plan)?));
+    let upstreams = Upstreams(Arc::new(RwLock::new(Upstreams::registries(global, &plan)?)));
     let mut doors = Vec::new();
     for door in &plan.listen {
         doors.push(listen::open(door).await?);
     }
-    let proxy = Proxy::open(plan.settings.clone(), upstreams, Arc::new(())).await?;
+    let mut ops = args.ops.open(&upstreams).await?;
+    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer()).await?;
+    ops.watch(&proxy);
     let handles = doors.iter().map(|door| door.handle.clone()).collect();
     let watch = args.config.map(|path| Watch::new(path, plan.clone(), handles)).transpose()?;
     announce(&plan, &doors, &proxy);
@@ -100,6 +109,7 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
     tokio::select! {
         done = serve(doors, &server, &plan, shutdown) => done,
         () = watching => Ok(()),
+        ended = ops.serve() => ended,
     }
 }
 

@@ -1,0 +1,214 @@
+//! What the proxy tells Prometheus. The README lists it.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::events::{Event, How, Observer, What};
+
+type Label = (&'static str, Cow<'static, str>);
+type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
+
+/// The figures. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: Family<[Label; 3], Counter>,
+    asked: Family<[Label; 2], Counter>,
+    took: Timed,
+    bytes: Family<[Label; 1], Counter>,
+    fills: Gauge,
+    filled: Family<[Label; 1], Counter>,
+    evicted: Counter,
+    evicted_bytes: Counter,
+}
+
+impl Metrics {
+    /// All at nought, and shown by `registry`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let made = Self {
+            requests: Family::default(),
+            asked: Family::default(),
+            took: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            bytes: Family::default(),
+            fills: Gauge::default(),
+            filled: Family::default(),
+            evicted: Counter::default(),
+            evicted_bytes: Counter::default(),
+        };
+        let Self { requests, asked, took, bytes, fills, filled, evicted, evicted_bytes } = made.clone();
+        let proxy = registry.sub_registry_with_prefix(PREFIX);
+        proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
+        proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
+        proxy.register("upstream_seconds", "How long registries took to answer, up to the head", took);
+        proxy.register("upstream_bytes", "Bytes of blobs that came from registries", bytes);
+        proxy.register("fills", "Blobs that are being fetched into the cache", fills);
+        proxy.register("ended_fills", "Blobs fetched by how it ended", filled);
+        proxy.register("evicted", "Blobs and manifests that had to go from the cache", evicted);
+        proxy.register("evicted_bytes", "Bytes that had to go from the cache", evicted_bytes);
+        made
+    }
+}
+
+impl Observer for Metrics {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Served { upstream, what, how, .. } => {
+                let upstream = Cow::Owned((*upstream).to_owned());
+                let labels = [("upstream", upstream), ("kind", kind(*what).into()), ("how", name(*how).into())];
+                self.requests.get_or_create(&labels).inc();
+            }
+            Event::Asked { registry, took, failed } => {
+                let registry = || ("registry", Cow::Owned((*registry).to_owned()));
+                let result = failed.map_or(Cow::Borrowed("ok"), |kind| format!("{kind:?}").to_lowercase().into());
+                self.asked.get_or_create(&[registry(), ("result", result)]).inc();
+                self.took.get_or_create(&[registry()]).observe(took.as_secs_f64());
+            }
+            Event::Moved { registry, bytes } => {
+                let label = [("registry", Cow::Owned((*registry).to_owned()))];
+                self.bytes.get_or_create(&label).inc_by(*bytes);
+            }
+            Event::FillBegan { .. } => drop(self.fills.inc()),
+            Event::FillEnded { failed, .. } => {
+                self.fills.dec();
+                let result = if failed.is_some() { "failed" } else { "ok" };
+                self.filled.get_or_create(&[("result", result.into())]).inc();
+            }
+            Event::Evicted { bytes, .. } => {
+                self.evicted.inc();
+                self.evicted_bytes.inc_by(*bytes);
+            }
+            Event::OnlyOriginal { .. } => {}
+        }
+    }
+}
+
+/// How a request was served, in one word.
+pub fn name(how: How) -> &'static str {
+    match how {
+        How::Hit => "hit",
+        How::Miss => "miss",
+        How::Coalesced => "coalesced",
+        How::Stale => "stale",
+        How::Passed => "passed",
+        How::Absent => "absent",
+        How::Failed => "failed",
+    }
+}
+
+fn kind(what: What) -> &'static str {
+    match what {
+        What::Manifest => "manifest",
+        What::Blob => "blob",
+    }
+}
+
+/// Figures that are looked up whenever someone asks for the page.
+pub struct Live<F>(F);
+
+/// What a [`Live`] shows: a name, what it means, and its values by registry, or one without.
+pub type Shown = (&'static str, &'static str, Vec<(Option<String>, u64)>);
+
+impl<F: Fn() -> Vec<Shown> + Send + Sync + 'static> Live<F> {
+    /// Has `registry` show what `look` finds, with names that begin with `prefix`.
+    pub fn register(registry: &mut Registry, prefix: &str, look: F) {
+        registry.sub_registry_with_prefix(prefix).register_collector(Box::new(Self(look)));
+    }
+}
+
+impl<F: Fn() -> Vec<Shown> + Send + Sync + 'static> Collector for Live<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, values) in (self.0)() {
+            // A family that says nothing yet is left out.
+            if values.is_empty() {
+                continue;
+            }
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (registry, value) in values {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                match registry {
+                    Some(registry) => metric.encode_family(&[("registry", registry)])?.encode_gauge(&value)?,
+                    None => metric.encode_gauge(&value)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F> fmt::Debug for Live<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Live").finish_non_exhaustive()
+    }
+}
+
+/// What all names of the proxy's figures begin with.
+pub const PREFIX: &str = "transload_proxy";
+const SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0];
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::descriptor::Digest;
+    use crate::error::Kind;
+
+    #[test]
+    fn events_are_counted() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        Live::register(&mut registry, PREFIX, || {
+            vec![
+                ("cache_bytes", "Bytes", vec![(None, 77)]),
+                ("pulls_left", "Pulls", vec![(Some("a".into()), 1), (Some("b".into()), 2)]),
+                ("nothing", "None", vec![]),
+                ("cache_blobs", "Blobs", vec![(None, 5)]),
+            ]
+        });
+        let digest = &Digest::of(b"x");
+        let served = |how| Event::Served { upstream: "docker.io", repository: "a", what: What::Blob, how };
+        let asked = |failed| Event::Asked { registry: "r.io", took: Duration::from_millis(20), failed };
+        for event in [
+            served(How::Hit),
+            served(How::Hit),
+            served(How::Coalesced),
+            asked(None),
+            asked(Some(Kind::Limited)),
+            Event::Moved { registry: "r.io", bytes: 4096 },
+            Event::FillBegan { digest, size: 5000 },
+            Event::FillBegan { digest, size: 5000 },
+            Event::FillEnded { digest, failed: None },
+            Event::Evicted { digest, bytes: 11 },
+        ] {
+            metrics.event(&event);
+        }
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
+        for line in [
+            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="hit"} 2"#,
+            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="coalesced"} 1"#,
+            r#"transload_proxy_upstream_requests_total{registry="r.io",result="ok"} 1"#,
+            r#"transload_proxy_upstream_requests_total{registry="r.io",result="limited"} 1"#,
+            r#"transload_proxy_upstream_seconds_bucket{le="0.025",registry="r.io"} 2"#,
+            r#"transload_proxy_upstream_bytes_total{registry="r.io"} 4096"#,
+            "transload_proxy_fills 1",
+            r#"transload_proxy_ended_fills_total{result="ok"} 1"#,
+            "transload_proxy_evicted_total 1",
+            "transload_proxy_evicted_bytes_total 11",
+            "transload_proxy_cache_bytes 77",
+            "transload_proxy_cache_blobs 5",
+            r#"transload_proxy_pulls_left{registry="b"} 2"#,
+        ] {
+            assert!(page.lines().any(|shown| shown == line), "no {line} in\n{page}");
+        }
+        assert!(!page.contains("nothing"), "{page}");
+    }
+}

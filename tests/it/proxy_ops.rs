@@ -1,0 +1,57 @@
+//! `transload proxy`: what it tells those who operate it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::support::process::LIMIT;
+use super::support::{Front, Image, Proxied, Registry, http};
+
+fn ops(proxy: &Proxied) -> SocketAddr {
+    let line = proxy.process.stderr.wait_line("/metrics on http://", LIMIT);
+    line.split("http://").nth(1).and_then(|address| address.trim().parse().ok()).expect("an address")
+}
+
+/// Waits until a line of the page is there: what is counted may be so a moment after the last byte.
+#[track_caller]
+fn shows(ops: SocketAddr, line: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let page = http::get(ops, "/metrics").expect(200).text();
+        if page.lines().any(|shown| shown == line) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no {line} in\n{page}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_was_pulled_is_counted() {
+    let registry = Registry::start();
+    let image = Image::single(1, &[5000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let ops = ops(&proxy);
+    http::get(ops, "/healthz").expect(200);
+    http::get(ops, "/readyz").expect(200);
+    for _ in 0..3 {
+        image.assert_at(proxy.addr(), "library/app", "v1");
+    }
+    http::get(proxy.addr(), "/v2/library/app/manifests/v9").expect(404);
+    let bytes: usize = image.blobs.iter().map(|blob| blob.bytes.len()).sum();
+    let blobs = image.blobs.len();
+    shows(ops, &format!("transload_proxy_cache_blobs {blobs}"));
+    shows(ops, &format!("transload_proxy_cache_bytes {bytes}"));
+    shows(ops, "transload_proxy_fills 0");
+    shows(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {blobs}"));
+    shows(ops, &format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} {bytes}", front.addr()));
+    shows(ops, &format!("transload_proxy_upstream_up{{registry=\"{}\"}} 1", front.addr()));
+    let page = http::get(ops, "/metrics").text();
+    let counted = |what: &str, how: &str| {
+        let name = format!("transload_proxy_requests_total{{upstream=\"docker.io\",kind=\"{what}\",how=\"{how}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
+    };
+    assert_eq!((counted("blob", "miss"), counted("manifest", "miss"), counted("manifest", "absent")), (blobs, 1, 1));
+    assert!(counted("blob", "hit") >= blobs && counted("manifest", "hit") >= 2, "{page}");
+}
