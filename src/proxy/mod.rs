@@ -22,7 +22,7 @@
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
-//! - [`events`]: what happens, for metrics, a status page, and the copying into the durable tier
+//! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`metrics`]: what is told to Prometheus
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
@@ -46,6 +46,7 @@ mod manifests;
 pub mod metrics;
 mod reading;
 pub mod rules;
+pub mod status;
 mod tasks;
 mod upstream;
 pub mod world;
@@ -137,6 +138,11 @@ impl<O: Origins> Proxy<O> {
             observer,
             settings,
         })))
+    }
+
+    /// How it behaves.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
     }
 
     /// The cache, to be looked at.
