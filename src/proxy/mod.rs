@@ -103,7 +103,10 @@ impl Settings {
 }
 
 /// The proxy. Dropped, it ends what it fetches; what was committed stays.
-pub struct Proxy<O: Origins>(Arc<Inner<O>>);
+pub struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<Ending<O>>);
+
+/// What all clones of a proxy share: with the last of them its tasks end.
+struct Ending<O: Origins>(Arc<Inner<O>>);
 
 struct Inner<O: Origins> {
     settings: Settings,
@@ -128,7 +131,7 @@ impl<O: Origins> Proxy<O> {
             move |digest: &crate::descriptor::Digest, bytes| observer.event(&Event::Evicted { digest, bytes })
         };
         let cache = Cache::open(settings.cache.clone(), evicted).await?;
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             cache,
             upstreams: upstream::Upstreams::new(origins, world, observer.clone()),
             manifests: manifests::State::new(),
@@ -137,7 +140,8 @@ impl<O: Origins> Proxy<O> {
             readers: reading::Readers::default(),
             observer,
             settings,
-        })))
+        });
+        Ok(Self(inner.clone(), Arc::new(Ending(inner))))
     }
 
     /// How it behaves.
@@ -188,7 +192,7 @@ impl<O: Origins> Inner<O> {
     }
 }
 
-impl<O: Origins> Drop for Proxy<O> {
+impl<O: Origins> Drop for Ending<O> {
     fn drop(&mut self) {
         // They hold the rest, and would go on.
         self.0.tasks.abort();
@@ -198,7 +202,7 @@ impl<O: Origins> Drop for Proxy<O> {
 impl<O: Origins> Clone for Proxy<O> {
     /// The same one: it ends with the last of them.
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self(self.0.clone(), self.1.clone())
     }
 }
 

@@ -327,6 +327,19 @@ async fn an_end_is_told_to_those_who_wait() {
     }
 }
 
+/// A clone that goes, such as that of a page that was looked at, ends nothing.
+#[tokio::test]
+async fn the_last_clone_ends_what_is_fetched() {
+    let bench = Bench::new(|_| {}).await;
+    let digest = bench.world.put("r", &content(9, 3 * FRAME));
+    let gate = bench.world.gate();
+    let found = bench.proxy.blob(&place("r"), &digest).await.expect("opens").expect("is there");
+    let body = found.read(0..3 * FRAME as u64).await.expect("reads");
+    drop(bench.proxy.clone());
+    gate.add_permits(3);
+    assert_eq!(all(body).await.expect("whole"), content(9, 3 * FRAME));
+}
+
 #[tokio::test]
 async fn many_at_once_on_many_blobs_in_a_small_cache() {
     let bench = Arc::new(Bench::new(|settings| settings.cache.size = 40_000).await);
