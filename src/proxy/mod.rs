@@ -23,7 +23,7 @@
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, a status page, and the copying into the durable tier
-//! - [`metrics`]: what is told to Prometheus
+//! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is to be copied into the durable tier
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -48,6 +48,7 @@ mod reading;
 mod tasks;
 mod upstream;
 pub mod world;
+pub mod writeback;
 
 use std::fmt;
 use std::sync::Arc;

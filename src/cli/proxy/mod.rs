@@ -2,6 +2,7 @@
 
 mod ops;
 mod serve;
+mod writeback;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub(super) struct Args {
     parallel_fetch: u8,
     #[command(flatten)]
     ops: ops::Args,
+    #[command(flatten)]
+    write_back: writeback::Args,
 }
 
 impl Args {

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::ops::{self, Health};
 use crate::proxy::events::Observer;
 use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
+use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::registry::Registries;
 
@@ -52,9 +53,21 @@ pub(super) struct Ops {
 }
 
 impl Ops {
-    /// Who is to hear of what happens; nobody, where nobody can ask.
-    pub(super) fn observer(&self) -> Arc<dyn Observer> {
-        if self.listener.is_some() { Arc::new(self.metrics.clone()) } else { Arc::new(()) }
+    /// Where more figures can be shown.
+    pub(super) fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    /// Who is to hear of what happens: the figures, where someone can ask for them, and the queue.
+    pub(super) fn observer(&self, queue: Option<Queue>) -> Arc<dyn Observer> {
+        let mut all: Vec<Arc<dyn Observer>> = Vec::new();
+        if self.listener.is_some() {
+            all.push(Arc::new(self.metrics.clone()));
+        }
+        if let Some(queue) = queue {
+            all.push(Arc::new(queue));
+        }
+        Arc::new(all)
     }
 
     /// The proxy is there: it can be pulled from, whether or not its upstreams answer. A proxy with a

@@ -45,12 +45,15 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
     let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
     let settings = args.settings()?;
     let mut ops = args.ops.open(&registries).await?;
-    let proxy = Proxy::open(settings, Upstreams(registries), ops.observer()).await?;
+    let write_back = args.write_back.open(&settings, global, ops.registry())?;
+    let queue = write_back.as_ref().map(|write_back| write_back.queue.clone());
+    let proxy = Proxy::open(settings, Upstreams(registries), ops.observer(queue)).await?;
     ops.watch(&proxy);
     super::announce(&args, &proxy, address);
     tokio::select! {
         ended = serve(listener, proxy, shutdown) => ended,
         ended = ops.serve() => ended,
+        Some(()) = async { Some(write_back.as_ref()?.run().await) } => Ok(()),
     }
 }
 
