@@ -49,7 +49,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
-    Proxy(proxy::Args),
+    Proxy(Box<proxy::Args>),
     K8s(k8s::Command),
     Node(node::Command),
     Demo(demo::Args),
@@ -111,6 +111,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     {
         return done;
     }
+    if let Command::Proxy(args) = &cli.command
+        && let Some(done) = args.offline()
+    {
+        return done;
+    }
     let options = cli.global.options()?;
     let registries = Registries::new(match &cli.command {
         Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
@@ -144,7 +149,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
-            Command::Proxy(args) => Box::pin(proxy::run(args.clone(), &cli.global, async {
+            Command::Proxy(args) => Box::pin(proxy::run((**args).clone(), &cli.global, async {
                 let _ = interrupted().await;
             }))
             .await

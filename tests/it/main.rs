@@ -26,6 +26,7 @@ mod node;
 mod node_containerd;
 mod proxy_blobs;
 mod proxy_clients;
+mod proxy_config;
 mod proxy_ops;
 mod proxy_tags;
 mod readme;

@@ -1,16 +1,20 @@
 //! What a running proxy tells those who operate it, on an address of its own.
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use super::serve::Upstreams;
 use crate::cli::{interval, told};
 use crate::error::Result;
-use crate::ops::{self, Health};
+use crate::ops::{self, Health, Page};
 use crate::proxy::events::Observer;
 use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
+use crate::proxy::status::{Lately, PAGE};
 use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::registry::Registries;
@@ -19,7 +23,8 @@ use crate::registry::Registries;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// Answer /healthz, /readyz and /metrics at this address, such as 127.0.0.1:9090
+    /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as
+    /// 127.0.0.1:9090
     #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
     listen_ops: Option<String>,
 }
@@ -29,7 +34,7 @@ impl Args {
     ///
     /// # Errors
     /// If the address can't be bound.
-    pub(super) async fn open(&self, registries: &Registries) -> Result<Ops> {
+    pub(super) async fn open(&self, upstreams: &Upstreams) -> Result<Ops> {
         let listener = match &self.listen_ops {
             Some(address) => Some(interval::listen(address).await?),
             None => None,
@@ -37,10 +42,11 @@ impl Args {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         Live::register(&mut registry, "transload_registry", {
-            let registries = registries.clone();
-            move || quotas(&registries)
+            let upstreams = upstreams.clone();
+            move || quotas(&upstreams.all())
         });
-        Ok(Ops { listener, registry, metrics, health: Health::unready_since("the cache is being opened") })
+        let health = Health::unready_since("the cache is being opened");
+        Ok(Ops { listener, registry, metrics, lately: Lately::default(), pages: None, health })
     }
 }
 
@@ -49,8 +55,12 @@ pub(super) struct Ops {
     listener: Option<TcpListener>,
     registry: Registry,
     metrics: Metrics,
+    lately: Lately,
+    pages: Option<Pages>,
     health: Health,
 }
+
+type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
 
 impl Ops {
     /// Where more figures can be shown.
@@ -58,11 +68,12 @@ impl Ops {
         &mut self.registry
     }
 
-    /// Who is to hear of what happens: the figures, where someone can ask for them, and the queue.
+    /// Who is to hear of what happens: figures and page, where someone can ask for them, and the queue.
     pub(super) fn observer(&self, queue: Option<Queue>) -> Arc<dyn Observer> {
         let mut all: Vec<Arc<dyn Observer>> = Vec::new();
         if self.listener.is_some() {
             all.push(Arc::new(self.metrics.clone()));
+            all.push(Arc::new(self.lately.clone()));
         }
         if let Some(queue) = queue {
             all.push(Arc::new(queue));
@@ -73,7 +84,7 @@ impl Ops {
     /// The proxy is there: it can be pulled from, whether or not its upstreams answer. A proxy with a
     /// full cache and no upstream is of use, and one that is taken away is of none.
     pub(super) fn watch<O: Origins>(&mut self, proxy: &Proxy<O>) {
-        let proxy = proxy.clone();
+        let (proxy, proxy_again) = (proxy.clone(), proxy.clone());
         Live::register(&mut self.registry, PREFIX, move || {
             let (blobs, bytes) = proxy.cache().blobs.count();
             let up = proxy.health().into_iter().map(|(registry, well)| (Some(registry), u64::from(well))).collect();
@@ -83,6 +94,8 @@ impl Ops {
                 ("upstream_up", "1 if the registry is asked, 0 while it is left alone for its faults", up),
             ]
         });
+        let (proxy, lately) = (proxy_again, self.lately.clone());
+        self.pages = Some(Box::new(move |path| page(path, &proxy, &lately)));
         self.health.ready();
     }
 
@@ -92,16 +105,35 @@ impl Ops {
     /// Those of [`ops::serve`].
     pub(super) async fn serve(self) -> Result<()> {
         match self.listener {
-            Some(listener) => ops::serve(listener, self.health, Arc::new(self.registry), pending()).await,
+            Some(listener) => {
+                let pages = self.pages.unwrap_or_else(|| Box::new(|_| None));
+                ops::serve_with(listener, self.health, Arc::new(self.registry), pages, pending()).await
+            }
             None => pending().await,
         }
     }
 }
 
-/// Requests sent, and pulls left where registries tell.
-fn quotas(registries: &Registries) -> Vec<Shown> {
+fn page<O: Origins>(path: &str, proxy: &Proxy<O>, lately: &Lately) -> Option<Page> {
+    match path {
+        "/" => Some(("text/html; charset=utf-8", Bytes::from_static(PAGE.as_bytes()))),
+        "/status.json" => {
+            let json = serde_json::to_vec(&lately.status(proxy)).unwrap_or_default();
+            Some(("application/json", Bytes::from(json)))
+        }
+        _ => None,
+    }
+}
+
+/// Requests sent, and pulls left where registries tell;
+/// with several accounts at one registry those of the first.
+fn quotas(registries: &[Registries]) -> Vec<Shown> {
     let (mut requests, mut left, mut limits) = (Vec::new(), Vec::new(), Vec::new());
-    for used in told::uses(registries) {
+    let mut seen = BTreeSet::new();
+    for used in registries.iter().flat_map(told::uses) {
+        if !seen.insert(used.name.clone()) {
+            continue;
+        }
         requests.push((Some(used.name.clone()), used.requests));
         if let Some(quota) = used.pull_quota {
             left.push((Some(used.name.clone()), quota.remaining));
