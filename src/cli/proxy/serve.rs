@@ -108,11 +108,17 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
             None => std::future::pending().await,
         }
     };
+    let writing = async {
+        match &write_back {
+            Some(write_back) => write_back.run().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         done = serve(doors, &server, &plan, shutdown) => done,
         () = watching => Ok(()),
         ended = ops.serve() => ended,
-        Some(()) = async { Some(write_back.as_ref()?.run().await) } => Ok(()),
+        () = writing => Ok(()),
     }
 }
 
