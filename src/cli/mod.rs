@@ -111,6 +111,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     {
         return done;
     }
+    if let Command::Proxy(args) = &cli.command
+        && let Some(done) = args.offline(&cli.global)
+    {
+        return done;
+    }
     let options = cli.global.options()?;
     let registries = Registries::new(match &cli.command {
         Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },

@@ -1,12 +1,13 @@
 //! `transload proxy`: a pull-through cache in front of registries.
 
+mod admin;
 mod ops;
 mod serve;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::global::parse_bytes;
+use super::global::{Global, parse_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};
 use crate::proxy::{Origins, Proxy, Settings, cache};
@@ -19,8 +20,10 @@ pub(super) use serve::run;
 /// It answers from its directory, else from the upstream, storing while it streams. Credentials for
 /// upstreams are looked for as everywhere; those of clients are not looked at. There is no authentication.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = AFTER_HELP)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    action: Option<admin::Action>,
     /// Where to listen: address and port; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     listen: String,
@@ -31,8 +34,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     original: Vec<String>,
     /// The directory of the cache; made if it doesn't exist
-    #[arg(long, value_name = "DIR")]
-    cache: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    cache: Option<PathBuf>,
     /// Bytes of blobs to keep at most
     #[arg(long, value_name = "SIZE", default_value = "50GiB", value_parser = parse_bytes)]
     cache_size: u64,
@@ -53,6 +56,16 @@ pub(super) struct Args {
 }
 
 impl Args {
+    /// Runs what asks no registry, and needs no credentials. `None` for the proxy itself.
+    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
+        self.action.as_ref().map(|action| admin::run(action, global))
+    }
+
+    /// The cache's directory: clap has seen to it that there is one.
+    fn dir(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_default()
+    }
+
     fn settings(&self) -> Result<Settings> {
         let mut upstreams = self.upstream.clone();
         for name in &self.original {
@@ -65,7 +78,7 @@ impl Args {
                 spec.tiers.push(original);
             }
         }
-        let cache = cache::Settings { dir: self.cache.clone(), size: self.cache_size, keep_free: self.keep_free };
+        let cache = cache::Settings { dir: self.dir(), size: self.cache_size, keep_free: self.keep_free };
         Ok(Settings {
             tag_ttl: Duration::from_secs(self.tag_ttl),
             negative_ttl: Duration::from_secs(self.negative_ttl),
@@ -80,7 +93,7 @@ fn announce<O: Origins>(args: &Args, proxy: &Proxy<O>, address: std::net::Socket
     let names: Vec<&str> = args.upstream.iter().map(|spec| spec.name.as_str()).collect();
     let (blobs, bytes) = proxy.cache().blobs.count();
     eprintln!("proxying {} on http://{address}", names.join(", "));
-    eprintln!("the cache {} has {blobs} blobs, {} MiB", args.cache.display(), bytes >> 20);
+    eprintln!("the cache {} has {blobs} blobs, {} MiB", args.dir().display(), bytes >> 20);
     if !address.ip().is_loopback() {
         eprintln!("warning: there is no authentication: whoever can connect to {address} can pull from it");
     }
@@ -90,4 +103,5 @@ const AFTER_HELP: &str = "\
 Examples:
   transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --cache /var/cache/transload
   transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --original docker.io --cache DIR
-  transload proxy --upstream docker.io --upstream ghcr.io --cache DIR --cache-size 200GiB";
+  transload proxy --upstream docker.io --upstream ghcr.io --cache DIR --cache-size 200GiB
+  transload proxy verify --cache /var/cache/transload";
