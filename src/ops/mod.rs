@@ -5,14 +5,14 @@
 //! mirror --interval, proxy ── Health, Metrics ──> serve ── Kubernetes' probes, Prometheus
 //! ```
 //! Nothing here authenticates or is encrypted: it belongs on loopback or in a cluster's network. It tells
-//! no credentials and no names of images.
+//! no credentials; the proxy's status page tells names of images.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -61,6 +61,20 @@ pub async fn serve(
     metrics: Arc<Registry>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
+    serve_with(listener, health, metrics, |_: &str| None, shutdown).await
+}
+
+/// The same, with `pages` that the program has besides: a path's media type and content.
+///
+/// # Errors
+/// Those of [`server::run`].
+pub async fn serve_with(
+    listener: TcpListener,
+    health: Health,
+    metrics: Arc<Registry>,
+    pages: impl Fn(&str) -> Option<Page> + Send + Sync + 'static,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let limits = Limits {
         connections: 64,
         head: Duration::from_secs(30),
@@ -68,31 +82,42 @@ pub async fn serve(
         drain: Duration::from_secs(1),
         ..Limits::default()
     };
-    server::run(listener, Ops { health, metrics }, limits, shutdown).await
+    server::run(listener, Ops { health, metrics, pages }, limits, shutdown).await
 }
 
-struct Ops {
+/// A page: its media type, and its content.
+pub type Page = (&'static str, Bytes);
+
+struct Ops<P> {
     health: Health,
     metrics: Arc<Registry>,
+    pages: P,
 }
 
-impl Handler for Ops {
+impl<P: Fn(&str) -> Option<Page> + Send + Sync + 'static> Handler for Ops<P> {
     async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let mut response = self.answer(request.method(), request.uri().path());
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         response
     }
 }
 
-impl Ops {
+impl<P: Fn(&str) -> Option<Page>> Ops<P> {
     fn answer(&self, method: &Method, path: &str) -> Response<ResponseBody> {
-        if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
+        let page = (self.pages)(path);
+        if page.is_none() && !matches!(path, "/healthz" | "/readyz" | "/metrics") {
             return text(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics here\n");
         }
         if method != Method::GET && method != Method::HEAD {
             let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only to be read\n");
             refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
+        }
+        if let Some((kind, content)) = page {
+            return whole(StatusCode::OK, kind, content);
         }
         match path {
             // That this is answered at all says it: the runtime turns.
@@ -116,6 +141,9 @@ fn text(status: StatusCode, said: &str) -> Response<ResponseBody> {
     whole(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(said.as_bytes()))
 }
 
+/// A page needs nothing from elsewhere, and nobody may put it into another one.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+    connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[cfg(test)]

@@ -22,7 +22,7 @@
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`]: which upstreams there are; what a request means
-//! - [`events`]: what happens, for metrics, a status page, and the copying into the durable tier
+//! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`metrics`]: what is told to Prometheus
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
@@ -45,6 +45,7 @@ mod fill;
 mod manifests;
 pub mod metrics;
 mod reading;
+pub mod status;
 mod tasks;
 mod upstream;
 pub mod world;
@@ -136,6 +137,11 @@ impl<O: Origins> Proxy<O> {
             observer,
             settings,
         })))
+    }
+
+    /// How it behaves.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
     }
 
     /// The cache, to be looked at.

@@ -3,14 +3,16 @@
 use std::future::pending;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use crate::cli::{interval, told};
 use crate::error::Result;
-use crate::ops::{self, Health};
-use crate::proxy::events::Observer;
+use crate::ops::{self, Health, Page};
+use crate::proxy::events::{Event, Observer};
 use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
+use crate::proxy::status::{Lately, PAGE};
 use crate::proxy::{Origins, Proxy};
 use crate::registry::Registries;
 
@@ -18,7 +20,8 @@ use crate::registry::Registries;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// Answer /healthz, /readyz and /metrics at this address, such as 127.0.0.1:9090
+    /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as
+    /// 127.0.0.1:9090
     #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
     listen_ops: Option<String>,
 }
@@ -39,7 +42,8 @@ impl Args {
             let registries = registries.clone();
             move || quotas(&registries)
         });
-        Ok(Ops { listener, registry, metrics, health: Health::unready_since("the cache is being opened") })
+        let health = Health::unready_since("the cache is being opened");
+        Ok(Ops { listener, registry, metrics, lately: Lately::default(), pages: None, health })
     }
 }
 
@@ -48,19 +52,36 @@ pub(super) struct Ops {
     listener: Option<TcpListener>,
     registry: Registry,
     metrics: Metrics,
+    lately: Lately,
+    pages: Option<Pages>,
     health: Health,
+}
+
+type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
+
+/// Metrics and page hear of all.
+struct Both(Metrics, Lately);
+
+impl Observer for Both {
+    fn event(&self, event: &Event<'_>) {
+        self.0.event(event);
+        self.1.event(event);
+    }
 }
 
 impl Ops {
     /// Who is to hear of what happens; nobody, where nobody can ask.
     pub(super) fn observer(&self) -> Arc<dyn Observer> {
-        if self.listener.is_some() { Arc::new(self.metrics.clone()) } else { Arc::new(()) }
+        match self.listener {
+            Some(_) => Arc::new(Both(self.metrics.clone(), self.lately.clone())),
+            None => Arc::new(()),
+        }
     }
 
     /// The proxy is there: it can be pulled from, whether or not its upstreams answer. A proxy with a
     /// full cache and no upstream is of use, and one that is taken away is of none.
     pub(super) fn watch<O: Origins>(&mut self, proxy: &Proxy<O>) {
-        let proxy = proxy.clone();
+        let (proxy, proxy_again) = (proxy.clone(), proxy.clone());
         Live::register(&mut self.registry, PREFIX, move || {
             let (blobs, bytes) = proxy.cache().blobs.count();
             let up = proxy.health().into_iter().map(|(registry, well)| (Some(registry), u64::from(well))).collect();
@@ -70,6 +91,8 @@ impl Ops {
                 ("upstream_up", "1 if the registry is asked, 0 while it is left alone for its faults", up),
             ]
         });
+        let (proxy, lately) = (proxy_again, self.lately.clone());
+        self.pages = Some(Box::new(move |path| page(path, &proxy, &lately)));
         self.health.ready();
     }
 
@@ -79,9 +102,23 @@ impl Ops {
     /// Those of [`ops::serve`].
     pub(super) async fn serve(self) -> Result<()> {
         match self.listener {
-            Some(listener) => ops::serve(listener, self.health, Arc::new(self.registry), pending()).await,
+            Some(listener) => {
+                let pages = self.pages.unwrap_or_else(|| Box::new(|_| None));
+                ops::serve_with(listener, self.health, Arc::new(self.registry), pages, pending()).await
+            }
             None => pending().await,
         }
+    }
+}
+
+fn page<O: Origins>(path: &str, proxy: &Proxy<O>, lately: &Lately) -> Option<Page> {
+    match path {
+        "/" => Some(("text/html; charset=utf-8", Bytes::from_static(PAGE.as_bytes()))),
+        "/status.json" => {
+            let json = serde_json::to_vec(&lately.status(proxy)).unwrap_or_default();
+            Some(("application/json", Bytes::from(json)))
+        }
+        _ => None,
     }
 }
 

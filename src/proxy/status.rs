@@ -1,0 +1,164 @@
+//! What the status page shows: a static page, fed by one JSON document.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::events::{Event, How, Observer, What};
+use super::{Origins, Proxy};
+use crate::error::Kind;
+
+/// What happened lately, for people. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Lately(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    hits: u64,
+    requests: u64,
+    pulled: HashMap<String, u64>,
+    errors: VecDeque<Trouble>,
+}
+
+/// An error, for people.
+#[derive(Clone, Debug, Serialize)]
+struct Trouble {
+    when: Timestamp,
+    what: String,
+}
+
+/// What the status page shows.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Of all requests that were answered, the part that needed no upstream: 0 to 1.
+    hit_ratio: f64,
+    requests: u64,
+    blobs: u64,
+    bytes: u64,
+    /// Bytes that the blobs may take.
+    bound: u64,
+    upstreams: Vec<Upstream>,
+    filling: Vec<Filling>,
+    most_pulled: Vec<Pulled>,
+    errors: Vec<Trouble>,
+}
+
+#[derive(Debug, Serialize)]
+struct Upstream {
+    registry: String,
+    well: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Filling {
+    digest: String,
+    got: u64,
+    size: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Pulled {
+    image: String,
+    times: u64,
+}
+
+impl Lately {
+    /// What the page shows of `proxy`.
+    pub fn status<O: Origins>(&self, proxy: &Proxy<O>) -> Status {
+        let seen = self.lock();
+        let mut most_pulled: Vec<Pulled> =
+            seen.pulled.iter().map(|(image, times)| Pulled { image: image.clone(), times: *times }).collect();
+        most_pulled.sort_by(|a, b| (b.times, &a.image).cmp(&(a.times, &b.image)));
+        most_pulled.truncate(SHOWN);
+        let (blobs, bytes) = proxy.cache().blobs.count();
+        let filling = |(digest, got, size): (crate::descriptor::Digest, u64, Option<u64>)| Filling {
+            digest: digest.to_string(),
+            got,
+            size,
+        };
+        Status {
+            hit_ratio: if seen.requests == 0 { 0.0 } else { seen.hits as f64 / seen.requests as f64 },
+            requests: seen.requests,
+            blobs: blobs as u64,
+            bytes,
+            bound: proxy.settings().cache.size,
+            upstreams: proxy.health().into_iter().map(|(registry, well)| Upstream { registry, well }).collect(),
+            filling: proxy.filling().into_iter().map(filling).collect(),
+            most_pulled,
+            errors: seen.errors.iter().rev().cloned().collect(),
+        }
+    }
+
+    fn served(&self, upstream: &str, repository: &str, what: What, how: How) {
+        if matches!(how, How::Absent | How::Failed) {
+            return;
+        }
+        let mut seen = self.lock();
+        seen.requests += 1;
+        seen.hits += u64::from(matches!(how, How::Hit | How::Stale));
+        if what == What::Manifest {
+            let image = format!("{upstream}/{repository}");
+            if seen.pulled.len() < KEPT || seen.pulled.contains_key(&image) {
+                *seen.pulled.entry(image).or_default() += 1;
+            }
+        }
+    }
+
+    fn trouble(&self, what: String) {
+        let mut seen = self.lock();
+        if seen.errors.len() == SHOWN {
+            seen.errors.pop_front();
+        }
+        seen.errors.push_back(Trouble { when: Timestamp::now(), what });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Lately {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Served { upstream, repository, what, how } => self.served(upstream, repository, *what, *how),
+            // That something isn't there is an answer.
+            Event::Asked { registry, failed: Some(kind), .. } if *kind != Kind::NotFound => {
+                self.trouble(format!("{registry}: {}", format!("{kind:?}").to_ascii_lowercase()));
+            }
+            Event::FillEnded { digest, failed: Some(error) } => self.trouble(format!("{}: {error}", digest.short())),
+            _ => {}
+        }
+    }
+}
+
+/// The page, with nothing from elsewhere.
+pub const PAGE: &str = include_str!("status/page.html");
+/// Repositories that are counted, which clients make up: those of the first so many.
+const KEPT: usize = 10_000;
+/// Lines of a list on the page.
+const SHOWN: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_stands_alone() {
+        assert!(!PAGE.contains("http://") && !PAGE.contains("https://") && !PAGE.contains("innerHTML"));
+        assert!(PAGE.len() < 8 << 10);
+    }
+
+    #[test]
+    fn lists_are_bounded() {
+        let lately = Lately::default();
+        for nth in 0..KEPT + 50 {
+            lately.served("docker.io", &format!("app{nth}"), What::Manifest, How::Miss);
+            lately.trouble(nth.to_string());
+        }
+        let seen = lately.lock();
+        assert_eq!((seen.pulled.len(), seen.errors.len()), (KEPT, SHOWN));
+        assert_eq!(seen.errors.back().map(|last| last.what.clone()), Some((KEPT + 49).to_string()));
+    }
+}
