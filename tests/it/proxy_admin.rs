@@ -1,5 +1,8 @@
 //! `transload proxy ls`, `rm` and `verify`.
 
+use std::time::{Duration, Instant};
+
+use super::support::process::LIMIT;
 use super::support::proxied::{assert_whole, files};
 use super::support::{Image, Proxied, Registry, TempDir, http, transload};
 
@@ -13,7 +16,18 @@ fn filled() -> (Registry, Proxied, Image) {
     let proxy = Proxied::hub(registry.addr(), &[]);
     http::get(proxy.addr(), TAG).expect(200);
     http::get(proxy.addr(), &layer(&image)).expect(200);
+    committed(&proxy);
     (registry, proxy, image)
+}
+
+/// Waits until the layer has its name: its last byte may be with the client a moment before.
+#[track_caller]
+fn committed(proxy: &Proxied) {
+    let deadline = Instant::now() + LIMIT;
+    while proxy.files("blobs").is_empty() {
+        assert!(Instant::now() < deadline, "the layer was not committed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn layer(image: &Image) -> String {
@@ -83,6 +97,7 @@ fn verify_drops_what_is_corrupt_and_the_running_proxy_fetches_it_again() {
     // The proxy has noticed nothing, and serves what is right.
     let whole = http::get(registry.addr(), &layer(&image)).expect(200).body;
     assert!(http::get(proxy.addr(), &layer(&image)).expect(200).body == whole);
+    committed(&proxy);
     verify().exits(0);
     assert_eq!(assert_whole(&proxy.cache), 2);
 }
