@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 
 import kubernetes_validate
@@ -168,24 +167,25 @@ def check_program():
 def check_metrics(watched):
     """What rules and dashboard watch is what a running proxy tells."""
     with tempfile.TemporaryDirectory() as cache:
-        command = [PROGRAM, "proxy", "--listen", "127.0.0.1:0", "--upstream", "docker.io=127.0.0.1:1", "--cache", cache]
+        command = [PROGRAM, "proxy", "--listen", "127.0.0.1:0", "--listen-ops", "127.0.0.1:0"]
+        command += ["--upstream", "docker.io=127.0.0.1:1", "--cache", cache]
         proxy = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
-            line = next(line for line in proxy.stderr if " on http://" in line)
+            line = next(line for line in proxy.stderr if "/metrics on http://" in line)
             url = "http://" + line.split(" on http://")[1].strip()
             for probe in probes():
                 check(f"{probe} answers", urllib.request.urlopen(url + probe, timeout=10).status == 200)
             page = urllib.request.urlopen(url + "/metrics", timeout=10).read().decode()
-        except urllib.error.HTTPError as error:
-            print(f"NOT CHECKED: the proxy's metrics: {error}")
-            return
         finally:
             proxy.terminate()
             proxy.wait(timeout=30)
     told = {re.sub("_(total|bucket|sum|count)$", "", name) for name in re.findall(r"^# TYPE (\S+)", page, re.M)}
     check("a page of metrics", told)
+    # What nothing was counted of yet isn't on the page; the README's table is held to the program by its tests.
+    readme = (CHART / "../../../README.md").read_text(encoding="utf-8")
+    told |= {re.sub("_total$", "", name) for name in re.findall(r"`(transload_proxy_[a-z_]+)`", readme)}
     unknown = {name for name in watched if re.sub("_(total|bucket|sum|count)$", "", name) not in told}
-    print(f"metrics that are watched, but not told: {' '.join(sorted(unknown)) or 'none'}")
+    check(f"metrics that are watched are told: {' '.join(sorted(unknown)) or 'all'}", not unknown)
 
 
 def probes():

@@ -49,7 +49,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Tags(inspect::TagsArgs),
     Serve(serve::Args),
-    Proxy(proxy::Args),
+    Proxy(Box<proxy::Args>),
     K8s(k8s::Command),
     Node(node::Command),
     Demo(demo::Args),
@@ -149,7 +149,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
-            Command::Proxy(args) => Box::pin(proxy::run(args.clone(), &cli.global, async {
+            Command::Proxy(args) => Box::pin(proxy::run((**args).clone(), &cli.global, async {
                 let _ = interrupted().await;
             }))
             .await

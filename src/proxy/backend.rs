@@ -37,35 +37,35 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 
     async fn resolve(&self, place: &Place, target: &Target) -> Result<Option<Descriptor>> {
-        match self.0.upstreams.world.find(place) {
+        match self.0.upstreams.world().find(place) {
             Some(spot) => self.0.resolve(&spot, target).await,
             None => Ok(None),
         }
     }
 
     async fn manifest(&self, place: &Place, target: &Target) -> Result<Option<Manifest>> {
-        match self.0.upstreams.world.find(place) {
+        match self.0.upstreams.world().find(place) {
             Some(spot) => self.0.manifest(&spot, target).await,
             None => Ok(None),
         }
     }
 
     async fn size_of(&self, place: &Place, digest: &Digest) -> Result<Option<u64>> {
-        match self.0.upstreams.world.find(place) {
+        match self.0.upstreams.world().find(place) {
             Some(spot) => self.0.blob_size(&spot, digest).await,
             None => Ok(None),
         }
     }
 
     async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Content<O>>> {
-        let Some(spot) = self.0.upstreams.world.find(place) else { return Ok(None) };
+        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
         let found = self.0.blob(&spot, digest).await?;
         Ok(found.map(|found| Content { inner: self.0.clone(), spot, found }))
     }
 
     /// The upstream's, which are not cached: who lists tags wants to know what is new.
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
-        let Some(spot) = self.0.upstreams.world.find(place) else { return Ok(None) };
+        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
         let question = |source: O::Source| async move {
             let (mut tags, mut next) = (Vec::new(), None);
             for _ in 0..MOST_PAGES {
@@ -93,7 +93,7 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 
     async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let Some(spot) = self.0.upstreams.world.find(place) else { return Ok(Vec::new()) };
+        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(Vec::new()) };
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
         let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await?;
         Ok(found.map_or_else(Vec::new, |found| found.value))

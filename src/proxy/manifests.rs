@@ -129,7 +129,9 @@ impl<O: Origins> Inner<O> {
     async fn tag(self: &Arc<Self>, spot: &Spot, tag: &str) -> (Result<Option<Descriptor>>, How) {
         let name = self.tag_name(spot, tag);
         let known = self.cache.documents.tag(&name).await;
-        if let Some(known) = known.as_ref().filter(|known| age(known) < self.settings.tag_ttl) {
+        if let Some(known) =
+            known.as_ref().filter(|known| age(known) < spot.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl))
+        {
             return (Ok(Some(known.descriptor())), How::Hit);
         }
         let target = Target::Tag(tag.to_owned());
@@ -201,7 +203,7 @@ impl<O: Origins> Inner<O> {
         self.note(spot, target, Some(found.value.descriptor())).await;
         self.learn_sizes(spot, &found.value);
         if found.tier > 0 {
-            let (upstream, repository) = (self.upstreams.name(spot), &*spot.repository);
+            let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
             self.observer.event(&Event::OnlyOriginal { upstream, repository, target, tier: found.tier });
         }
         Ok(Some(found.value))
@@ -224,7 +226,7 @@ impl<O: Origins> Inner<O> {
         self.manifests.resting.remove(&key);
         match found {
             Some(_) => drop(self.manifests.absent.remove(&key)),
-            None => self.manifests.absent.insert(key, Instant::now() + self.settings.negative_ttl),
+            None => self.manifests.absent.insert(key, Instant::now() + self.negative_ttl(spot)),
         }
         let Target::Tag(tag) = target else { return };
         let name = self.tag_name(spot, tag);
@@ -235,7 +237,7 @@ impl<O: Origins> Inner<O> {
     }
 
     fn tag_name(&self, spot: &Spot, tag: &str) -> TagName {
-        TagName::new(self.upstreams.name(spot), &spot.repository, tag)
+        TagName::new(&spot.upstream.name, &spot.repository, tag)
     }
 
     fn key<T: std::hash::Hash>(&self, spot: &Spot, what: &T) -> u64 {
@@ -265,8 +267,12 @@ impl<O: Origins> Inner<O> {
         State::rests(&self.manifests.absent, self.key(spot, &("blob", digest)))
     }
 
+    fn negative_ttl(&self, spot: &Spot) -> Duration {
+        spot.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl)
+    }
+
     pub(super) fn note_absent(&self, spot: &Spot, digest: &Digest) {
-        let until = Instant::now() + self.settings.negative_ttl;
+        let until = Instant::now() + self.negative_ttl(spot);
         self.manifests.absent.insert(self.key(spot, &("blob", digest)), until);
     }
 }

@@ -21,7 +21,7 @@
 //!   `parallel` fetches by several requests
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
-//! - [`world`]: which upstreams there are; what a request means
+//! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`metrics`]: what is told to Prometheus
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
@@ -45,6 +45,7 @@ mod fill;
 mod manifests;
 pub mod metrics;
 mod reading;
+pub mod rules;
 pub mod status;
 mod tasks;
 mod upstream;
@@ -149,9 +150,23 @@ impl<O: Origins> Proxy<O> {
         &self.0.cache
     }
 
+    /// What is asked for from now on is looked for in these upstreams; what is being fetched goes on.
+    ///
+    /// # Errors
+    /// See [`World::new`]; nothing has changed then.
+    pub fn set_upstreams(&self, specs: Vec<Spec>) -> Result<()> {
+        self.0.upstreams.set_world(World::new(specs)?);
+        Ok(())
+    }
+
+    /// What gives the repositories that are read from.
+    pub fn origins(&self) -> &O {
+        &self.0.upstreams.origins
+    }
+
     /// The registries that are read from, and whether they answer.
     pub fn health(&self) -> Vec<(String, bool)> {
-        self.0.upstreams.health().map(|(registry, well)| (registry.to_owned(), well)).collect()
+        self.0.upstreams.health()
     }
 
     /// Blobs that are being fetched: which, how far, how large where that is known.
@@ -162,7 +177,7 @@ impl<O: Origins> Proxy<O> {
 
 impl<O: Origins> Inner<O> {
     fn served(&self, spot: &Spot, what: What, how: How) {
-        let (upstream, repository) = (self.upstreams.name(spot), &*spot.repository);
+        let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
         self.observer.event(&Event::Served { upstream, repository, what, how });
     }
 

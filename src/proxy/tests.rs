@@ -77,7 +77,7 @@ impl Shop {
 impl Origins for World {
     type Source = Shop;
 
-    fn source(&self, repository: &Repository) -> Result<Shop> {
+    fn source(&self, _: &str, repository: &Repository) -> Result<Shop> {
         Ok(Shop(self.clone(), repository.name.clone()))
     }
 

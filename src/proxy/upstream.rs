@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -21,8 +21,8 @@ pub trait Origins: Send + Sync + 'static {
     /// One repository.
     type Source: Source;
 
-    /// The repository of this name. Asks nobody yet.
-    fn source(&self, repository: &Repository) -> Result<Self::Source>;
+    /// The repository of this name, to be read for the upstream `upstream`. Asks nobody yet.
+    fn source(&self, upstream: &str, repository: &Repository) -> Result<Self::Source>;
 
     /// How large a blob is there, by `HEAD`; `None` if it isn't.
     fn size_of(&self, source: &Self::Source, digest: &Digest) -> impl Future<Output = Result<Option<u64>>> + Send;
@@ -31,8 +31,9 @@ pub trait Origins: Send + Sync + 'static {
 /// All of them.
 pub(super) struct Upstreams<O> {
     pub(super) origins: O,
-    pub(super) world: World,
-    breakers: BTreeMap<String, Breaker>,
+    world: RwLock<Arc<World>>,
+    /// Those of former worlds too: what is being fetched still asks them.
+    breakers: RwLock<BTreeMap<String, Arc<Breaker>>>,
     observer: Arc<dyn Observer>,
 }
 
@@ -46,24 +47,35 @@ pub(super) struct Found<S, T> {
 
 impl<O: Origins> Upstreams<O> {
     pub(super) fn new(origins: O, world: World, observer: Arc<dyn Observer>) -> Self {
-        let registries = world.specs().iter().flat_map(|spec| &spec.tiers).map(|base| base.registry.clone());
-        let breakers = registries.map(|registry| (registry.clone(), Breaker::new(&registry))).collect();
-        Self { origins, world, breakers, observer }
+        let upstreams = Self { origins, world: RwLock::default(), breakers: RwLock::default(), observer };
+        upstreams.set_world(world);
+        upstreams
     }
 
-    /// The upstream's name.
-    pub(super) fn name(&self, spot: &Spot) -> &str {
-        &self.world.specs()[spot.upstream].name
+    /// The world as it is now.
+    pub(super) fn world(&self) -> Arc<World> {
+        self.world.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The registry of a tier.
-    pub(super) fn registry(&self, spot: &Spot, tier: usize) -> &str {
-        &self.world.specs()[spot.upstream].tiers[tier].registry
+    /// Requests from now on are of this world.
+    pub(super) fn set_world(&self, world: World) {
+        let mut breakers = self.breakers.write().unwrap_or_else(PoisonError::into_inner);
+        for registry in world.registries() {
+            breakers.entry(registry.to_owned()).or_insert_with(|| Arc::new(Breaker::new(registry)));
+        }
+        drop(breakers);
+        *self.world.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(world);
     }
 
     /// The registries, and whether they answer.
-    pub(super) fn health(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.breakers.iter().map(|(registry, breaker)| (registry.as_str(), breaker.is_well()))
+    pub(super) fn health(&self) -> Vec<(String, bool)> {
+        let (world, breakers) = (self.world(), self.breakers.read().unwrap_or_else(PoisonError::into_inner));
+        let well = |registry: &str| breakers.get(registry).is_none_or(|breaker| breaker.is_well());
+        world.registries().into_iter().map(|registry| (registry.to_owned(), well(registry))).collect()
+    }
+
+    fn breaker(&self, registry: &str) -> Option<Arc<Breaker>> {
+        self.breakers.read().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
     }
 
     /// Asks the tiers in turn, until one has it. A limit that ends soon is waited out.
@@ -99,8 +111,8 @@ impl<O: Origins> Upstreams<O> {
         F: Future<Output = Result<Option<T>>>,
     {
         let mut failed = None;
-        for (tier, base) in self.world.specs()[spot.upstream].tiers.iter().enumerate() {
-            let source = self.origins.source(&base.repository(&spot.repository))?;
+        for (tier, base) in spot.upstream.tiers.iter().enumerate() {
+            let source = self.origins.source(&spot.upstream.name, &base.repository(&spot.repository))?;
             match self.ask_tier(&base.registry, || question(source.clone())).await {
                 Ok(Some(value)) => return Ok(Some(Found { tier, source, value })),
                 Ok(None) => {}
@@ -115,7 +127,7 @@ impl<O: Origins> Upstreams<O> {
     where
         F: Future<Output = Result<Option<T>>>,
     {
-        let Some(breaker) = self.breakers.get(registry) else { return Ok(None) };
+        let Some(breaker) = self.breaker(registry) else { return Ok(None) };
         breaker.check()?;
         let begun = Instant::now();
         let tries = async {

@@ -3,9 +3,13 @@
 //! The world is closed: what a client writes, in the path or as `?ns=`, is looked up here and never
 //! dialled (PROTOCOL D6: peers that dial it are open proxies into their own network).
 
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::rules::Rules;
 use crate::error::{Error, Kind, Result};
 use crate::reference::{DOCKER_HUB, Repository, check_name, registry_name};
 use crate::server::Place;
@@ -17,10 +21,16 @@ pub struct Spec {
     pub name: String,
     /// Where its images are read from, in this order.
     pub tiers: Vec<Base>,
+    /// Which of its repositories may be asked for.
+    pub rules: Rules,
+    /// For how long its tags are believed, if not as [`Settings`](super::Settings) have it.
+    pub tag_ttl: Option<Duration>,
+    /// For how long it's believed that something isn't there, likewise.
+    pub negative_ttl: Option<Duration>,
 }
 
 /// A registry, and where in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Base {
     /// The registry: `myregistry.azurecr.io`.
     pub registry: String,
@@ -28,18 +38,39 @@ pub struct Base {
     pub prefix: String,
 }
 
-/// A repository of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A repository of an upstream. It keeps the upstream as it was when a request came: what is being
+/// fetched goes on as it began, whatever the world is by then.
+#[derive(Clone, Debug)]
 pub struct Spot {
-    /// The upstream's number in [`World::specs`].
-    pub upstream: usize,
+    /// The upstream.
+    pub upstream: Arc<Spec>,
     /// The repository, as it's named there.
     pub repository: Arc<str>,
 }
 
 /// All upstreams.
-#[derive(Clone, Debug)]
-pub struct World(Vec<Spec>);
+#[derive(Clone, Debug, Default)]
+pub struct World(Vec<Arc<Spec>>);
+
+/// By what is read, and where from. With other tiers it's another one: what was learned of the old
+/// ones says nothing.
+impl PartialEq for Spot {
+    fn eq(&self, other: &Self) -> bool {
+        self.repository == other.repository
+            && (Arc::ptr_eq(&self.upstream, &other.upstream)
+                || (self.upstream.name == other.upstream.name && self.upstream.tiers == other.upstream.tiers))
+    }
+}
+
+impl Eq for Spot {}
+
+impl Hash for Spot {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.upstream.name.hash(state);
+        self.upstream.tiers.hash(state);
+        self.repository.hash(state);
+    }
+}
 
 impl World {
     /// These upstreams.
@@ -55,17 +86,27 @@ impl World {
                 return Err(Error::new(Kind::Usage, format!("there are two upstreams {}", spec.name)));
             }
         }
-        Ok(Self(specs))
+        Ok(Self(specs.into_iter().map(Arc::new).collect()))
     }
 
     /// Its upstreams.
-    pub fn specs(&self) -> &[Spec] {
+    pub fn specs(&self) -> &[Arc<Spec>] {
         &self.0
     }
 
+    /// The registries that are read from, each once.
+    pub fn registries(&self) -> BTreeSet<&str> {
+        self.0.iter().flat_map(|spec| &spec.tiers).map(|base| base.registry.as_str()).collect()
+    }
+
     /// What `place` means: by `?ns=`, else by the first part of the path, else the upstream that
-    /// Docker's `registry-mirrors` means, which is Docker Hub or the only one that there is.
+    /// Docker's `registry-mirrors` means, which is Docker Hub or the only one that there is. `None` for
+    /// what isn't in this world, or may not be asked for.
     pub fn find(&self, place: &Place) -> Option<Spot> {
+        self.meant(place).filter(|spot| spot.upstream.rules.allows(&spot.repository))
+    }
+
+    fn meant(&self, place: &Place) -> Option<Spot> {
         if let Some(ns) = &place.ns {
             return self.named(ns).map(|found| self.within(found, &place.name));
         }
@@ -89,7 +130,8 @@ impl World {
 
     /// Docker Hub's own images have a first part that may be left out.
     fn within(&self, upstream: usize, name: &str) -> Spot {
-        let bare = self.0[upstream].name == DOCKER_HUB && !name.contains('/');
+        let upstream = self.0[upstream].clone();
+        let bare = upstream.name == DOCKER_HUB && !name.contains('/');
         Spot { upstream, repository: if bare { format!("library/{name}").into() } else { name.into() } }
     }
 }
@@ -115,6 +157,13 @@ impl FromStr for Base {
     }
 }
 
+impl Spec {
+    /// An upstream without any rules.
+    pub fn new(name: String, tiers: Vec<Base>) -> Self {
+        Self { name, tiers, rules: Rules::default(), tag_ttl: None, negative_ttl: None }
+    }
+}
+
 impl FromStr for Spec {
     type Err = Error;
 
@@ -123,7 +172,7 @@ impl FromStr for Spec {
         let (name, base) = text.split_once('=').unwrap_or((text, text));
         let hint = "write NAME=REGISTRY[/PREFIX], such as docker.io=myregistry.azurecr.io/docker.io";
         let base = base.parse().map_err(|error: Error| error.hint(hint))?;
-        Ok(Self { name: registry_name(name).map_err(|error| error.hint(hint))?, tiers: vec![base] })
+        Ok(Self::new(registry_name(name).map_err(|error| error.hint(hint))?, vec![base]))
     }
 }
 
@@ -141,7 +190,7 @@ mod tests {
     fn found(world: &World, ns: Option<&str>, name: &str) -> Option<String> {
         let place = Place { name: name.into(), ns: ns.map(str::to_owned) };
         let Spot { upstream, repository } = world.find(&place)?;
-        Some(world.specs()[upstream].tiers[0].repository(&repository).to_string())
+        Some(upstream.tiers[0].repository(&repository).to_string())
     }
 
     #[test]

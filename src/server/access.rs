@@ -50,7 +50,7 @@ impl Drop for Line {
         }
         let Self { peer, method, uri, agent, begun, status, sent, end } = self;
         let ms = begun.elapsed().as_millis();
-        let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.0.to_string());
+        let peer = peer.and_then(|peer| peer.0).map_or_else(|| "-".to_owned(), |peer| peer.to_string());
         let agent = agent.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("-");
         // The path only: a query says nothing that the log needs, and may hold what it shouldn't.
         let path = uri.path();

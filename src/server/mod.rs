@@ -8,12 +8,14 @@
 //!
 //! [`Server::handle`] takes and gives plain `http` types, so that it can be called in process, and
 //! so that something may stand before it: `transload demo` puts the manners of Docker Hub and of
-//! Azure there. Nothing here buffers a blob, and nothing here authenticates: it belongs on
-//! loopback, in a cluster's network, or behind a front that does.
+//! Azure there. Nothing here buffers a blob. Who may ask is for `listen` (TLS, client certificates) and
+//! `guard` (tokens); without them it belongs on loopback or in a cluster's network.
 
 mod access;
 mod backend;
+mod guard;
 mod incoming;
+mod listen;
 mod pull;
 mod push;
 mod range;
@@ -36,7 +38,9 @@ use crate::content::Body;
 use crate::error::Error;
 
 pub use backend::{Backend, Blob, Upload};
+pub use guard::{Access, Guarded, Tokens};
 pub use incoming::incoming;
+pub use listen::{Listener, Tls};
 pub use refusal::Refusal;
 pub use respond::{streamed, whole};
 pub use route::{Begin, Page, Place, Route, route};

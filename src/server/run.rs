@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,14 +13,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::access::Line;
 use super::incoming::incoming;
+use super::listen::{Listener, Stream};
 use super::stall::Stall;
 use super::{Handler, ResponseBody};
 use crate::error::Result;
@@ -54,9 +55,9 @@ impl Default for Limits {
     }
 }
 
-/// Who sent a request: in its extensions.
+/// Who sent a request, where that has an address: in its extensions.
 #[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer(pub Option<SocketAddr>);
 
 /// Answers what comes in at `listener` by `handler`, until `shutdown` is ready; then takes no new
 /// connections, ends idle ones, and lets requests end for a while.
@@ -64,12 +65,12 @@ pub struct Peer(pub SocketAddr);
 /// # Errors
 /// None so far: what goes wrong with a connection ends that connection.
 pub async fn run<H: Handler>(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     handler: H,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let handler = Arc::new(handler);
+    let (listener, handler) = (listener.into(), Arc::new(handler));
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
@@ -80,7 +81,7 @@ pub async fn run<H: Handler>(
             // Reaped, so that the set doesn't grow.
             Some(_) = connections.join_next() => {}
             (stream, peer, place) = accept(&listener, &room) => {
-                let connection = connection(stream, peer, handler.clone(), &limits, &graceful);
+                let connection = connection(stream.greet(listener.acceptor()), peer, handler.clone(), &limits, graceful.watcher());
                 connections.spawn(async move {
                     connection.await;
                     drop(place);
@@ -97,9 +98,9 @@ pub async fn run<H: Handler>(
 
 /// The next connection, when there is room for one.
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     room: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
+) -> (Stream, Option<SocketAddr>, Option<OwnedSemaphorePermit>) {
     // It's never closed.
     let place = room.clone().acquire_owned().await.ok();
     loop {
@@ -114,17 +115,14 @@ async fn accept(
     }
 }
 
-fn connection<H: Handler>(
-    stream: TcpStream,
-    peer: SocketAddr,
+fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
+    greeting: G,
+    peer: Option<SocketAddr>,
     handler: Arc<H>,
     limits: &Limits,
-    graceful: &GracefulShutdown,
-) -> impl Future<Output = ()> + Send + use<H> {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!("{peer}: {error}");
-    }
-    // Without TLS, clients of registries speak HTTP/1.1 only. Looking whether it's HTTP/2 would
+    graceful: Watcher,
+) -> impl Future<Output = ()> + Send + use<H, G> {
+    // Clients of registries speak HTTP/1.1 only. Looking whether it's HTTP/2 would
     // wait for the first bytes without a limit, before hyper's own limit on a request's head.
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(limits.buffer);
@@ -132,17 +130,28 @@ fn connection<H: Handler>(
         let handler = handler.clone();
         async move { Ok::<_, Infallible>(answer(&*handler, request, peer).await) }
     });
-    let io = TokioIo::new(Stall::new(stream, limits.stalled));
-    let served = graceful.watch(builder.serve_connection(io, service).into_owned());
+    let (head, stalled) = (limits.head, limits.stalled);
     async move {
+        let name = || peer.map_or_else(|| "a local client".to_owned(), |peer| peer.to_string());
+        let stream = match timeout(head, greeting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!("{}: no TLS: {error}", name()),
+            Err(_) => return tracing::debug!("{}: no TLS within {} s", name(), head.as_secs()),
+        };
+        let io = TokioIo::new(Stall::new(stream, stalled));
+        let served = graceful.watch(builder.serve_connection(io, service).into_owned());
         if let Err(error) = served.await {
             // A client that hangs up in the middle is nothing unusual.
-            tracing::debug!("{peer}: {error}");
+            tracing::debug!("{}: {error}", name());
         }
     }
 }
 
-async fn answer<H: Handler>(handler: &H, mut request: Request<Incoming>, peer: SocketAddr) -> Response<ResponseBody> {
+async fn answer<H: Handler>(
+    handler: &H,
+    mut request: Request<Incoming>,
+    peer: Option<SocketAddr>,
+) -> Response<ResponseBody> {
     request.extensions_mut().insert(Peer(peer));
     let (head, body) = request.into_parts();
     let line = Line::new(&head);

@@ -1,16 +1,24 @@
 //! `transload proxy`: a pull-through cache in front of registries.
 
 mod admin;
+mod check;
+mod config;
+mod listen;
 mod ops;
+mod reload;
 mod serve;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::config::{At, Door, Plan};
+use self::listen::Open;
 use super::global::{Global, parse_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};
 use crate::proxy::{Origins, Proxy, Settings, cache};
+use crate::server::Limits;
 
 pub(super) use serve::run;
 
@@ -18,23 +26,27 @@ pub(super) use serve::run;
 ///
 /// Clients ask it as a mirror (containerd, podman, CRI-O, Docker) or by path: ADDRESS/docker.io/library/nginx.
 /// It answers from its directory, else from the upstream, storing while it streams. Credentials for
-/// upstreams are looked for as everywhere; those of clients are not looked at. There is no authentication.
+/// upstreams are looked for as everywhere; those of clients are not looked at. A configuration file has more:
+/// TLS, client certificates, tokens, patterns; it's read again on SIGHUP and when it changes.
 #[derive(clap::Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = AFTER_HELP)]
 pub(super) struct Args {
     #[command(subcommand)]
-    action: Option<admin::Action>,
+    action: Option<Action>,
+    /// Read all of it from this file, instead of the flags below
+    #[arg(long, value_name = "FILE", conflicts_with_all = BY_FILE)]
+    config: Option<PathBuf>,
     /// Where to listen: address and port; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     listen: String,
     /// What clients may ask for, and where it's read from (repeatable); NAME alone is that registry itself
-    #[arg(long, value_name = "NAME=REGISTRY[/PREFIX]", required = true)]
+    #[arg(long, value_name = "NAME=REGISTRY[/PREFIX]", required_unless_present = "config")]
     upstream: Vec<Spec>,
     /// Read what the upstream of this name doesn't have from the registry NAME itself (repeatable)
     #[arg(long, value_name = "NAME")]
     original: Vec<String>,
     /// The directory of the cache; made if it doesn't exist
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
     cache: Option<PathBuf>,
     /// Bytes of blobs to keep at most
     #[arg(long, value_name = "SIZE", default_value = "50GiB", value_parser = parse_bytes)]
@@ -55,15 +67,38 @@ pub(super) struct Args {
     ops: ops::Args,
 }
 
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Action {
+    Check(check::CheckArgs),
+    #[command(flatten)]
+    Cache(admin::Action),
+    /// Print the JSON schema of the configuration file
+    Schema,
+}
+
 impl Args {
-    /// Runs what asks no registry, and needs no credentials. `None` for the proxy itself.
+    /// Runs what asks nobody. `None` for the proxy itself.
     pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
-        self.action.as_ref().map(|action| admin::run(action, global))
+        self.action.as_ref().map(|action| match action {
+            Action::Check(args) => check::run(args),
+            Action::Cache(action) => admin::run(action, global),
+            Action::Schema => check::schema(),
+        })
     }
 
-    /// The cache's directory: clap has seen to it that there is one.
-    fn dir(&self) -> PathBuf {
-        self.cache.clone().unwrap_or_default()
+    /// What file or flags say.
+    fn plan(&self) -> Result<Plan> {
+        if let Some(path) = &self.config {
+            return config::load(path);
+        }
+        let door = Door { at: At::Tcp(self.listen.clone()), tls: None, token: None };
+        Ok(Plan {
+            listen: vec![door],
+            settings: self.settings()?,
+            auth: BTreeMap::new(),
+            // Nodes may pull many images each, by several connections.
+            limits: Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() },
+        })
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -78,7 +113,8 @@ impl Args {
                 spec.tiers.push(original);
             }
         }
-        let cache = cache::Settings { dir: self.dir(), size: self.cache_size, keep_free: self.keep_free };
+        let dir = self.cache.clone().unwrap_or_default();
+        let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free };
         Ok(Settings {
             tag_ttl: Duration::from_secs(self.tag_ttl),
             negative_ttl: Duration::from_secs(self.negative_ttl),
@@ -89,12 +125,14 @@ impl Args {
 }
 
 #[expect(clippy::print_stderr, reason = "it's what the user waits for, and scripts read it")]
-fn announce<O: Origins>(args: &Args, proxy: &Proxy<O>, address: std::net::SocketAddr) {
-    let names: Vec<&str> = args.upstream.iter().map(|spec| spec.name.as_str()).collect();
+fn announce<O: Origins>(plan: &Plan, doors: &[Open], proxy: &Proxy<O>) {
+    let names: Vec<&str> = plan.settings.upstreams.iter().map(|spec| spec.name.as_str()).collect();
     let (blobs, bytes) = proxy.cache().blobs.count();
-    eprintln!("proxying {} on http://{address}", names.join(", "));
-    eprintln!("the cache {} has {blobs} blobs, {} MiB", args.dir().display(), bytes >> 20);
-    if !address.ip().is_loopback() {
+    for door in doors {
+        eprintln!("proxying {} on {}", names.join(", "), door.url);
+    }
+    eprintln!("the cache {} has {blobs} blobs, {} MiB", plan.settings.cache.dir.display(), bytes >> 20);
+    for address in doors.iter().filter_map(|door| door.exposed) {
         eprintln!("warning: there is no authentication: whoever can connect to {address} can pull from it");
     }
 }
@@ -104,4 +142,9 @@ Examples:
   transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --cache /var/cache/transload
   transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --original docker.io --cache DIR
   transload proxy --upstream docker.io --upstream ghcr.io --cache DIR --cache-size 200GiB
-  transload proxy verify --cache /var/cache/transload";
+  transload proxy check proxy.yaml
+  transload proxy --config proxy.yaml";
+
+/// What stands in the file, where there is one.
+const BY_FILE: [&str; 8] =
+    ["listen", "upstream", "original", "cache", "cache_size", "keep_free", "tag_ttl", "negative_ttl"];

@@ -1,5 +1,6 @@
 //! What a running proxy tells those who operate it, on an address of its own.
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use super::serve::Upstreams;
 use crate::cli::{interval, told};
 use crate::error::Result;
 use crate::ops::{self, Health, Page};
@@ -31,7 +33,7 @@ impl Args {
     ///
     /// # Errors
     /// If the address can't be bound.
-    pub(super) async fn open(&self, registries: &Registries) -> Result<Ops> {
+    pub(super) async fn open(&self, upstreams: &Upstreams) -> Result<Ops> {
         let listener = match &self.listen_ops {
             Some(address) => Some(interval::listen(address).await?),
             None => None,
@@ -39,8 +41,8 @@ impl Args {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         Live::register(&mut registry, "transload_registry", {
-            let registries = registries.clone();
-            move || quotas(&registries)
+            let upstreams = upstreams.clone();
+            move || quotas(&upstreams.all())
         });
         let health = Health::unready_since("the cache is being opened");
         Ok(Ops { listener, registry, metrics, lately: Lately::default(), pages: None, health })
@@ -122,10 +124,15 @@ fn page<O: Origins>(path: &str, proxy: &Proxy<O>, lately: &Lately) -> Option<Pag
     }
 }
 
-/// Requests sent, and pulls left where registries tell.
-fn quotas(registries: &Registries) -> Vec<Shown> {
+/// Requests sent, and pulls left where registries tell;
+/// with several accounts at one registry those of the first.
+fn quotas(registries: &[Registries]) -> Vec<Shown> {
     let (mut requests, mut left, mut limits) = (Vec::new(), Vec::new(), Vec::new());
-    for used in told::uses(registries) {
+    let mut seen = BTreeSet::new();
+    for used in registries.iter().flat_map(told::uses) {
+        if !seen.insert(used.name.clone()) {
+            continue;
+        }
         requests.push((Some(used.name.clone()), used.requests));
         if let Some(quota) = used.pull_quota {
             left.push((Some(used.name.clone()), quota.remaining));

@@ -1,27 +1,80 @@
-//! Serving: from the arguments to the listener.
+//! Serving: from the arguments to the listeners.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use super::Args;
+use super::config::Plan;
+use super::listen::{self, Open};
+use super::reload::Watch;
+use super::{Args, announce};
 use crate::cli::global::Global;
+use crate::credentials::Credentials;
 use crate::descriptor::Digest;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
-use crate::registry::{Registries, Repo};
-use crate::server::{self, Limits, Server};
+use crate::registry::{Options, Registries, Repo};
+use crate::server::{self, Guarded, Server};
 
-/// The registry client as the proxy's upstreams.
-struct Upstreams(Registries);
+/// The registry client as the proxy's upstreams. Clones share it.
+#[derive(Clone)]
+pub(super) struct Upstreams(Arc<RwLock<Known>>);
+
+/// The client for all upstreams, and those of upstreams with credentials of their own.
+pub(super) struct Known {
+    common: Registries,
+    own: BTreeMap<String, Registries>,
+}
+
+impl Upstreams {
+    /// The clients for a configuration. Credentials are read again.
+    pub(super) fn registries(global: &Global, plan: &Plan) -> Result<Known> {
+        let mut own = BTreeMap::new();
+        for (name, file) in &plan.auth {
+            let mut settings = global.settings()?;
+            settings.auth_files.insert(0, file.clone());
+            let credentials = Credentials::load(&settings)?;
+            let registries =
+                global.registries_with(|options| adapt(Options { credentials, ..std::mem::take(options) }, options))?;
+            own.insert(name.clone(), registries);
+        }
+        let common = global.registries_with(|options| adapt(std::mem::take(options), options))?;
+        Ok(Known { common, own })
+    }
+
+    /// All clients that there are now.
+    pub(super) fn all(&self) -> Vec<Registries> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        std::iter::once(&known.common).chain(known.own.values()).cloned().collect()
+    }
+
+    /// From now on these.
+    pub(super) fn set(&self, known: Known) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+}
+
+fn adapt(given: Options, options: &mut Options) {
+    *options = Options {
+        // What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
+        retries: 0,
+        patience: Duration::ZERO,
+        concurrency: 64,
+        idle: given.idle.min(Duration::from_secs(30)),
+        ..given
+    };
+}
 
 impl Origins for Upstreams {
     type Source = Repo;
 
-    fn source(&self, repository: &Repository) -> Result<Repo> {
-        self.0.repository(repository)
+    fn source(&self, upstream: &str, repository: &Repository) -> Result<Repo> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.own.get(upstream).unwrap_or(&known.common).repository(repository)
     }
 
     async fn size_of(&self, source: &Repo, digest: &Digest) -> Result<Option<u64>> {
@@ -32,30 +85,55 @@ impl Origins for Upstreams {
 /// Serves until `shutdown` is ready.
 ///
 /// # Errors
-/// If an upstream makes no sense, the cache can't be used, or the address can't be bound.
+/// If the configuration or an upstream makes no sense, the cache can't be used, or an address can't be bound.
 pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let registries = global.registries_with(|options| {
-        // What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
-        options.retries = 0;
-        options.patience = Duration::ZERO;
-        options.concurrency = 64;
-        options.idle = options.idle.min(Duration::from_secs(30));
-    })?;
-    let listener = super::super::serve::bind(&args.listen).await?;
-    let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
-    let settings = args.settings()?;
-    let mut ops = args.ops.open(&registries).await?;
-    let proxy = Proxy::open(settings, Upstreams(registries), ops.observer()).await?;
+    let plan = args.plan()?;
+    let upstreams = Upstreams(Arc::new(RwLock::new(Upstreams::registries(global, &plan)?)));
+    let mut doors = Vec::new();
+    for door in &plan.listen {
+        doors.push(listen::open(door).await?);
+    }
+    let mut ops = args.ops.open(&upstreams).await?;
+    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer()).await?;
     ops.watch(&proxy);
-    super::announce(&args, &proxy, address);
+    let handles = doors.iter().map(|door| door.handle.clone()).collect();
+    let watch = args.config.map(|path| Watch::new(path, plan.clone(), handles)).transpose()?;
+    announce(&plan, &doors, &proxy);
+    let server = Arc::new(Server::new(proxy));
+    let watching = async {
+        match watch {
+            Some(watch) => watch.run(server.backend(), global).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        ended = serve(listener, proxy, shutdown) => ended,
+        done = serve(doors, &server, &plan, shutdown) => done,
+        () = watching => Ok(()),
         ended = ops.serve() => ended,
     }
 }
 
-async fn serve<O: Origins>(listener: TcpListener, proxy: Proxy<O>, shutdown: impl Future<Output = ()>) -> Result<()> {
-    // Nodes may pull many images each, by several connections.
-    let limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
-    server::run(listener, Server::new(proxy), limits, shutdown).await
+/// At all of them, until `shutdown`; each then ends in its own time.
+async fn serve(
+    doors: Vec<Open>,
+    server: &Arc<Server<Proxy<Upstreams>>>,
+    plan: &Plan,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let (stop, stopped) = watch::channel(());
+    let runs = doors.into_iter().map(|door| {
+        let (handler, limits) = (Guarded::new(server.clone(), door.handle.access()), plan.limits.clone());
+        let mut stopped = stopped.clone();
+        async move {
+            let _socket = door.socket;
+            // It's never sent: it ends.
+            server::run(door.listener, handler, limits, async move { while stopped.changed().await.is_ok() {} }).await
+        }
+    });
+    let stopping = async {
+        shutdown.await;
+        drop(stop);
+    };
+    let (done, ()) = tokio::join!(futures_util::future::join_all(runs), stopping);
+    done.into_iter().collect()
 }

@@ -284,7 +284,7 @@ impl<O: Origins> Inner<O> {
     }
 
     fn feed(&self, spot: &Spot, tier: usize, source: O::Source, blob: &Descriptor) -> Feed<O::Source> {
-        let (observer, registry) = (self.observer.clone(), self.upstreams.registry(spot, tier).to_owned());
+        let (observer, registry) = (self.observer.clone(), spot.upstream.tiers[tier].registry.clone());
         let moved = move |bytes| observer.event(&super::events::Event::Moved { registry: &registry, bytes });
         Feed::new(source, blob.clone(), Budget::default(), Arc::new(moved))
     }

@@ -1,0 +1,110 @@
+//! `transload proxy check`: what a file means, without any network.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use super::config::{self, At, Door, Plan};
+use crate::cli::output;
+use crate::error::Result;
+use crate::proxy::world::Spec;
+
+/// Say what a configuration file means, without any network
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    /// The file
+    file: PathBuf,
+}
+
+pub(super) fn run(args: &CheckArgs) -> Result<u8> {
+    let plan = config::load(&args.file)?;
+    output::print(&text(&plan));
+    Ok(0)
+}
+
+pub(super) fn schema() -> Result<u8> {
+    output::print(SCHEMA);
+    Ok(0)
+}
+
+fn text(plan: &Plan) -> String {
+    let mut text = String::new();
+    for door in &plan.listen {
+        let _ = writeln!(text, "listens at {}: {}", door.url(), door.who());
+    }
+    let (settings, cache) = (&plan.settings, &plan.settings.cache);
+    let _ = writeln!(
+        text,
+        "caches up to {} MiB in {}, and leaves {} MiB free",
+        cache.size >> 20,
+        cache.dir.display(),
+        cache.keep_free >> 20
+    );
+    for spec in &settings.upstreams {
+        let tiers: Vec<String> = spec
+            .tiers
+            .iter()
+            .map(|tier| {
+                if tier.prefix.is_empty() {
+                    tier.registry.clone()
+                } else {
+                    format!("{}/{}", tier.registry, tier.prefix)
+                }
+            })
+            .collect();
+        let _ = writeln!(text, "{} is read from {}{}", spec.name, tiers.join(", then "), rules(spec));
+        let (tag, negative) =
+            (spec.tag_ttl.unwrap_or(settings.tag_ttl), spec.negative_ttl.unwrap_or(settings.negative_ttl));
+        let _ = writeln!(
+            text,
+            "  a tag is believed for {} s, that something is absent for {} s",
+            tag.as_secs(),
+            negative.as_secs()
+        );
+        if let Some(file) = plan.auth.get(&spec.name) {
+            let _ = writeln!(text, "  with the credentials of {}", file.display());
+        }
+    }
+    let _ = writeln!(
+        text,
+        "at most {} connections at each address, {} fetches at once, {} s for a request's head",
+        plan.limits.connections,
+        settings.fills,
+        plan.limits.head.as_secs()
+    );
+    text
+}
+
+/// ` (only library/*; without library/nginx)`
+fn rules(spec: &Spec) -> String {
+    let mut parts = Vec::new();
+    for (word, patterns) in [("only", &spec.rules.allow), ("without", &spec.rules.deny)] {
+        if !patterns.is_empty() {
+            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+            parts.push(format!("{word} {}", patterns.join(", ")));
+        }
+    }
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join("; ")) }
+}
+
+impl Door {
+    /// Where it is, as it was written.
+    pub(super) fn url(&self) -> String {
+        match (&self.at, &self.tls) {
+            (At::Tcp(address), None) => format!("http://{address}"),
+            (At::Tcp(address), Some(_)) => format!("https://{address}"),
+            (At::Unix(path), _) => format!("unix:{}", path.display()),
+        }
+    }
+
+    /// Who may ask there.
+    pub(super) fn who(&self) -> &'static str {
+        match (self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()), self.token.is_some()) {
+            (false, false) => "whoever can connect",
+            (true, false) => "whoever has a client certificate",
+            (false, true) => "whoever has a token",
+            (true, true) => "whoever has a client certificate and a token",
+        }
+    }
+}
+
+const SCHEMA: &str = include_str!("../../../deploy/proxy.schema.json");

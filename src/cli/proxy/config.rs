@@ -1,0 +1,295 @@
+//! `--config`: what the file says. Reads the file and no other, asks nobody.
+//!
+//! `deploy/proxy.schema.json` has all of it; keys that aren't there are errors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+use serde_saphyr::{Location, Spanned};
+
+use crate::cli::global::parse_bytes;
+use crate::error::{Error, Kind, Result, Side};
+use crate::proxy::rules::Rules;
+use crate::proxy::world::{Base, Spec, World};
+use crate::proxy::{Settings, cache};
+use crate::server::Limits;
+
+/// All that a proxy is started with, whether a file or flags said it.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) listen: Vec<Door>,
+    pub(super) settings: Settings,
+    /// Credentials that only one upstream has: by its name.
+    pub(super) auth: BTreeMap<String, PathBuf>,
+    pub(super) limits: Limits,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Door {
+    pub(super) at: At,
+    /// Certificates and key: TLS.
+    pub(super) tls: Option<TlsFiles>,
+    /// Who asks must know one of the tokens in it.
+    pub(super) token: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TlsFiles {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    /// Clients must have a certificate of one of these authorities.
+    pub(super) client_ca: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    #[serde(default, rename = "$schema")]
+    _schema: Option<String>,
+    listen: Vec<Spanned<Listen>>,
+    cache: Cache,
+    upstreams: Spanned<Vec<Spanned<Upstream>>>,
+    #[serde(default)]
+    limits: Bounds,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Listen {
+    http: Option<String>,
+    https: Option<String>,
+    unix: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Cache {
+    dir: PathBuf,
+    size: Option<Spanned<Size>>,
+    keep_free: Option<Spanned<Size>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Upstream {
+    name: Spanned<String>,
+    from: Option<Spanned<String>>,
+    #[serde(default)]
+    original: bool,
+    auth_file: Option<PathBuf>,
+    tag_ttl: Option<u64>,
+    negative_ttl: Option<u64>,
+    #[serde(default)]
+    allow: Vec<Spanned<String>>,
+    #[serde(default)]
+    deny: Vec<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Bounds {
+    connections: Option<Spanned<usize>>,
+    fills: Option<Spanned<usize>>,
+    head_timeout: Option<Spanned<u64>>,
+    parallel_fetch: Option<Spanned<usize>>,
+}
+
+/// `50GiB`, or a number of bytes.
+#[derive(Clone)]
+struct Size(String);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl Visitor<'_> for Any {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as 50GiB")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Size, E> {
+                Ok(Size(text.to_owned()))
+            }
+
+            fn visit_u64<E>(self, bytes: u64) -> Result<Size, E> {
+                Ok(Size(bytes.to_string()))
+            }
+
+            fn visit_i64<E>(self, bytes: i64) -> Result<Size, E> {
+                Ok(Size(bytes.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// [`Kind::Usage`], with the line; or why it can't be read.
+pub(super) fn load(path: &Path) -> Result<Plan> {
+    let doing = || format!("read {}", path.display());
+    let size = std::fs::metadata(path).map_err(|error| Error::io(doing(), &error))?.len();
+    if size > MAX_BYTES {
+        return Err(Error::new(Kind::Usage, format!("{} is too large", path.display())).on(Side::Local));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(doing(), &error))?;
+    read(&text, path)
+}
+
+/// What a text says; paths in it are meant from the directory of `path`.
+pub(super) fn read(text: &str, path: &Path) -> Result<Plan> {
+    let name = path.display().to_string();
+    let options = serde_saphyr::options! { with_snippet: false };
+    let file: File = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let line = error.location().map_or(0, |location| location.line());
+        let message = error.without_snippet().to_string();
+        let message = message.lines().next().unwrap_or_default().split(" at line ").next().unwrap_or_default();
+        fail(&name, line, message.trim_end_matches(','))
+    })?;
+    Reader { name, dir: path.parent().unwrap_or(Path::new("")) }.plan(file)
+}
+
+struct Reader<'a> {
+    name: String,
+    dir: &'a Path,
+}
+
+impl Reader<'_> {
+    fn plan(&self, file: File) -> Result<Plan> {
+        if file.listen.is_empty() {
+            return Err(fail(&self.name, 0, "`listen` is empty").hint("write such as - http: 127.0.0.1:5000"));
+        }
+        let listen = file.listen.into_iter().map(|listen| self.door(listen)).collect::<Result<Vec<_>>>()?;
+        let size = |size: Option<Spanned<Size>>, default| {
+            size.map_or(Ok(default), |size| self.at(&size.referenced, parse_bytes(&size.value.0)))
+        };
+        let cache = cache::Settings {
+            dir: self.dir.join(file.cache.dir),
+            size: size(file.cache.size, 50 << 30)?,
+            keep_free: size(file.cache.keep_free, 1 << 30)?,
+        };
+        let (mut specs, mut auth) = (Vec::new(), BTreeMap::new());
+        let place = file.upstreams.referenced;
+        for upstream in file.upstreams.value {
+            let place = upstream.referenced;
+            let file = upstream.value.auth_file.clone();
+            let spec = self.upstream(upstream.value)?;
+            if let Some(file) = file {
+                auth.insert(spec.name.clone(), self.dir.join(file));
+            }
+            specs.push(spec);
+            // Two of one name are found at the second.
+            self.at(&place, World::new(specs.clone()))?;
+        }
+        self.at(&place, World::new(specs.clone()))?;
+        let mut settings = Settings::new(specs, cache);
+        let bounds = file.limits;
+        let mut limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
+        if let Some(connections) = bounds.connections {
+            limits.connections = self.within(&connections, 1..=1_000_000)?;
+        }
+        if let Some(seconds) = bounds.head_timeout {
+            limits.head = Duration::from_secs(self.within(&seconds, 1..=3600)?);
+        }
+        if let Some(fills) = bounds.fills {
+            settings.fills = self.within(&fills, 1..=10_000)?;
+        }
+        if let Some(parallel) = bounds.parallel_fetch {
+            settings.parallel = self.within(&parallel, 1..=32)?;
+        }
+        Ok(Plan { listen, settings, auth, limits })
+    }
+
+    fn door(&self, listen: Spanned<Listen>) -> Result<Door> {
+        let (place, listen) = (listen.referenced, listen.value);
+        let fail = |what: &str| Err(fail(&self.name, place.line(), what));
+        let path = |path: Option<PathBuf>| path.map(|path| self.dir.join(path));
+        let token = path(listen.token_file);
+        let (certificate, key, client_ca) = (path(listen.certificate), path(listen.key), path(listen.client_ca));
+        let plain = certificate.is_none() && key.is_none() && client_ca.is_none();
+        match (listen.http, listen.https, listen.unix) {
+            (Some(address), None, None) if plain => Ok(Door { at: At::Tcp(address), tls: None, token }),
+            (None, None, Some(socket)) if plain => Ok(Door { at: At::Unix(self.dir.join(socket)), tls: None, token }),
+            (None, Some(address), None) => match (certificate, key) {
+                (Some(certificate), Some(key)) => {
+                    Ok(Door { at: At::Tcp(address), tls: Some(TlsFiles { certificate, key, client_ca }), token })
+                }
+                _ => fail("https has a `certificate` and a `key`"),
+            },
+            (Some(_), None, None) | (None, None, Some(_)) => fail("certificates are for https"),
+            _ => fail("each of `listen` has one of http, https and unix"),
+        }
+    }
+
+    fn upstream(&self, upstream: Upstream) -> Result<Spec> {
+        let name = &upstream.name;
+        let mut spec: Spec = self.at(&name.referenced, name.value.parse())?;
+        if name.value.contains(['=', '/']) {
+            return Err(fail(&self.name, name.referenced.line(), "`name` is a registry's name, such as docker.io"));
+        }
+        if let Some(from) = upstream.from {
+            let base: Base = self.at(&from.referenced, from.value.parse())?;
+            let original = std::mem::replace(&mut spec.tiers, vec![base]);
+            spec.tiers.extend(
+                original.into_iter().filter(|tier| upstream.original && *tier != spec.tiers[0]).collect::<Vec<_>>(),
+            );
+        }
+        spec.tag_ttl = upstream.tag_ttl.map(Duration::from_secs);
+        spec.negative_ttl = upstream.negative_ttl.map(Duration::from_secs);
+        spec.rules = Rules { allow: self.each(&upstream.allow)?, deny: self.each(&upstream.deny)? };
+        Ok(spec)
+    }
+
+    fn each<T: FromStr<Err = Error>>(&self, texts: &[Spanned<String>]) -> Result<Vec<T>> {
+        texts.iter().map(|text| self.at(&text.referenced, text.value.parse())).collect()
+    }
+
+    fn within<T: PartialOrd + Copy + fmt::Display>(
+        &self,
+        value: &Spanned<T>,
+        range: std::ops::RangeInclusive<T>,
+    ) -> Result<T> {
+        if range.contains(&value.value) {
+            return Ok(value.value);
+        }
+        let what = format!("{} is not within {} and {}", value.value, range.start(), range.end());
+        Err(fail(&self.name, value.referenced.line(), what))
+    }
+
+    /// Says at which line an error is, and keeps its hint.
+    fn at<T>(&self, place: &Location, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let made = fail(&self.name, place.line(), error.to_string());
+            match error.hint_text() {
+                Some(hint) => made.hint(hint),
+                None => made,
+            }
+        })
+    }
+}
+
+fn fail(name: &str, line: u64, what: impl fmt::Display) -> Error {
+    let what = if line == 0 { format!("{name}: {what}") } else { format!("{name}:{line}: {what}") };
+    Error::new(Kind::Usage, what).on(Side::Local)
+}
+
+/// More than any proxy needs.
+const MAX_BYTES: u64 = 1 << 20;

@@ -1,0 +1,161 @@
+//! Listeners by the configuration, and what of them can change while they listen.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::UnixListener;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::aws_lc_rs};
+
+use super::config::{At, Door, TlsFiles};
+use crate::cli::serve::bind;
+use crate::error::{Error, Kind, Result, Side};
+use crate::server::{Access, Listener, Tls, Tokens};
+
+/// An open listener.
+pub(super) struct Open {
+    pub(super) listener: Listener,
+    pub(super) handle: Handle,
+    /// Where it listens: `https://127.0.0.1:5443`.
+    pub(super) url: String,
+    /// Whether it can be reached from elsewhere, by whoever wants.
+    pub(super) exposed: Option<SocketAddr>,
+    /// Removed at the end.
+    pub(super) socket: Option<Socket>,
+}
+
+/// What of it can be changed.
+#[derive(Clone)]
+pub(super) struct Handle {
+    tls: Option<Tls>,
+    access: Access,
+}
+
+/// What files say, before it is taken over.
+pub(super) struct Secrets {
+    tls: Option<ServerConfig>,
+    tokens: Option<Tokens>,
+}
+
+/// The file of a Unix socket.
+pub(super) struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Handle {
+    pub(super) fn access(&self) -> Access {
+        self.access.clone()
+    }
+
+    pub(super) fn set(&self, secrets: Secrets) {
+        if let (Some(tls), Some(config)) = (&self.tls, secrets.tls) {
+            tls.set(config);
+        }
+        self.access.set(secrets.tokens);
+    }
+}
+
+impl Secrets {
+    /// Reads the files of a listener.
+    pub(super) fn read(door: &Door) -> Result<Self> {
+        let tokens = match &door.token {
+            None => None,
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| Error::io(format!("read {}", path.display()), &error))?;
+                Some(Tokens::read(&text).map_err(|error| error.doing(format!("read {}", path.display())))?)
+            }
+        };
+        Ok(Self { tls: door.tls.as_ref().map(config).transpose()?, tokens })
+    }
+}
+
+/// Opens a listener.
+pub(super) async fn open(door: &Door) -> Result<Open> {
+    let secrets = Secrets::read(door)?;
+    let access = Access::default();
+    access.set(secrets.tokens);
+    let tls = secrets.tls.map(Tls::new);
+    match &door.at {
+        At::Tcp(address) => {
+            let listener = bind(address).await?;
+            let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
+            let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
+            let open = door.token.is_none() && door.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none());
+            let exposed = (open && !address.ip().is_loopback()).then_some(address);
+            let listener = match &tls {
+                Some(tls) => Listener::tls(listener, tls.clone()),
+                None => listener.into(),
+            };
+            Ok(Open { listener, handle: Handle { tls, access }, url, exposed, socket: None })
+        }
+        At::Unix(path) => {
+            let listener = unix(path)?;
+            let socket = Some(Socket(path.clone()));
+            let url = format!("unix:{}", path.display());
+            Ok(Open { listener: listener.into(), handle: Handle { tls, access }, url, exposed: None, socket })
+        }
+    }
+}
+
+/// A socket that a former run left is replaced; one at which someone listens is not.
+fn unix(path: &Path) -> Result<UnixListener> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let wrong = |error: &std::io::Error| Error::io(format!("listen at {}", path.display()), error);
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    if is_socket {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(Error::new(Kind::Usage, format!("something listens at {} already", path.display())));
+        }
+        std::fs::remove_file(path).map_err(|error| wrong(&error))?;
+    }
+    UnixListener::bind(path).map_err(|error| wrong(&error))
+}
+
+/// TLS by files.
+fn config(files: &TlsFiles) -> Result<ServerConfig> {
+    let wrong = |path: &Path, error: &dyn std::fmt::Display| {
+        Error::new(Kind::Usage, format!("{} can't be used for TLS: {error}", path.display())).on(Side::Local)
+    };
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong(&files.certificate, &error))?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(path)? {
+                roots.add(certificate).map_err(|error| wrong(path, &error))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| wrong(path, &error))?)
+        }
+    };
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| wrong(&files.key, &error))?;
+    let mut config = builder
+        .with_single_cert(certificates(&files.certificate)?, key)
+        .map_err(|error| wrong(&files.certificate, &error))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let read = || -> Result<Vec<_>, tokio_rustls::rustls::pki_types::pem::Error> {
+        CertificateDer::pem_file_iter(path)?.collect()
+    };
+    let found = read().map_err(|error| error.to_string());
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err("there is no certificate in it".to_owned()),
+        Err(error) => Err(error),
+    }
+    .map_err(|why| Error::new(Kind::Usage, format!("{}: {why}", path.display())).on(Side::Local))
+}

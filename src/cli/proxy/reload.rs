@@ -1,0 +1,117 @@
+//! The configuration, read again while the proxy serves: on SIGHUP, and when the file or one that it names
+//! changes. What is being fetched or sent goes on as it began.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::config::{self, Plan};
+use super::listen::{Handle, Secrets};
+use super::serve::Upstreams;
+use crate::cli::global::Global;
+use crate::cli::output;
+use crate::error::{Error, Result};
+use crate::proxy::Proxy;
+
+/// What is looked at.
+pub(super) struct Watch {
+    path: PathBuf,
+    hangup: Signal,
+    plan: Plan,
+    marks: Vec<Option<Mark>>,
+    handles: Vec<Handle>,
+}
+
+/// By what a changed file is known: device and inode change where it's replaced.
+type Mark = (u64, u64, u64, i64, i64);
+
+impl Watch {
+    /// Begins to look, before anything is told to be ready.
+    pub(super) fn new(path: PathBuf, plan: Plan, handles: Vec<Handle>) -> Result<Self> {
+        let hangup = signal(SignalKind::hangup()).map_err(|error| Error::io("listen to signals", &error))?;
+        let marks = marks(&path, &plan);
+        Ok(Self { path, hangup, plan, marks, handles })
+    }
+
+    /// Never ready.
+    pub(super) async fn run(mut self, proxy: &Proxy<Upstreams>, global: &Global) {
+        loop {
+            let asked = tokio::select! {
+                Some(()) = self.hangup.recv() => true,
+                () = tokio::time::sleep(PAUSE) => false,
+            };
+            let now = marks(&self.path, &self.plan);
+            if !asked && now == self.marks {
+                continue;
+            }
+            // Before it's read: what is written in between is found the next time.
+            self.marks = now;
+            match self.reload(proxy, global) {
+                Ok(()) => output::note(&format!("read {} again", self.path.display())),
+                Err(error) => {
+                    output::error(&error);
+                    output::note("the configuration stays as it was");
+                }
+            }
+        }
+    }
+
+    fn reload(&mut self, proxy: &Proxy<Upstreams>, global: &Global) -> Result<()> {
+        let plan = config::load(&self.path)?;
+        // Other files' names are taken over, other addresses and another kind of access are not.
+        let same =
+            |(old, new): (&config::Door, &config::Door)| old.at == new.at && old.tls.is_some() == new.tls.is_some();
+        let listens =
+            plan.listen.len() == self.plan.listen.len() && plan.listen.iter().zip(&self.plan.listen).all(same);
+        let doors = if listens { &plan.listen } else { &self.plan.listen };
+        let secrets = doors.iter().map(Secrets::read).collect::<Result<Vec<_>>>()?;
+        let origins = Upstreams::registries(global, &plan)?;
+        // All of it can be used: from here on nothing fails but a world that makes no sense.
+        proxy.set_upstreams(plan.settings.upstreams.clone())?;
+        proxy.origins().set(origins);
+        for (handle, secrets) in self.handles.iter().zip(secrets) {
+            handle.set(secrets);
+        }
+        let (old, new) = (&self.plan, &plan);
+        let limits = |plan: &Plan| {
+            let settings = &plan.settings;
+            (plan.limits.connections, plan.limits.head, settings.fills, settings.parallel)
+        };
+        let cache =
+            |plan: &Plan| (plan.settings.cache.dir.clone(), plan.settings.cache.size, plan.settings.cache.keep_free);
+        for (what, differs) in
+            [("listen", !listens), ("cache", cache(old) != cache(new)), ("limits", limits(old) != limits(new))]
+        {
+            if differs {
+                output::note(&format!("warning: what changed in `{what}` needs a restart"));
+            }
+        }
+        // What needs a restart stays what it is, so that it's said again.
+        let (listen, mut settings, limits) =
+            (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
+        settings.cache = self.plan.settings.cache.clone();
+        (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
+        self.plan = Plan { listen, settings, auth: plan.auth, limits };
+        self.marks = marks(&self.path, &self.plan);
+        Ok(())
+    }
+}
+
+/// What the files are like now: the configuration, and those that it names.
+fn marks(path: &std::path::Path, plan: &Plan) -> Vec<Option<Mark>> {
+    let doors = plan.listen.iter().flat_map(|door| {
+        let tls = door.tls.iter().flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_ca.as_ref()]);
+        tls.flatten().chain(&door.token)
+    });
+    let files = std::iter::once(path).chain(doors.chain(plan.auth.values()).map(PathBuf::as_path));
+    let mark = |path: &std::path::Path| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    };
+    files.map(mark).collect()
+}
+
+/// Between two looks at the files.
+const PAUSE: Duration = Duration::from_secs(2);

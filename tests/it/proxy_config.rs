@@ -1,0 +1,357 @@
+//! `transload proxy --config`: what the file says, who may ask, and that it's read again.
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::Value;
+
+use super::support::process::LIMIT;
+use super::support::{Fault, Front, Image, Process, Registry, Rule, Run, TempDir, Tool, http, transload};
+
+/// A registry with one image, a front before it, a directory for the configuration.
+struct World {
+    #[expect(dead_code, reason = "what the front stands before")]
+    registry: Registry,
+    front: Front,
+    image: Image,
+    dir: TempDir,
+}
+
+impl World {
+    fn new(layers: &[usize]) -> Self {
+        let registry = Registry::start();
+        let image = Image::single(21, layers);
+        image.push(registry.addr(), "library/app", "v1");
+        image.push(registry.addr(), "team/app", "v1");
+        let front = Front::before(registry.addr()).start();
+        Self { registry, front, image, dir: TempDir::new() }
+    }
+
+    /// Writes the configuration: these listeners, this more for the upstream.
+    fn write(&self, listen: &str, upstream: &str) -> String {
+        let at = self.front.addr();
+        let text = format!(
+            "listen:\n{listen}\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams:\n  - name: docker.io\n    from: {at}\n{upstream}"
+        );
+        self.dir.write("proxy.yaml", text)
+    }
+
+    fn start(&self, listen: &str, upstream: &str) -> Process {
+        start(&self.write(listen, upstream))
+    }
+}
+
+fn start(config: &str) -> Process {
+    let tool = Tool::transload().env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1");
+    let process = tool.args(&["proxy", "--config", config]).spawn();
+    process.stderr.wait_line("the cache ", LIMIT);
+    process
+}
+
+/// Where it listens by this scheme.
+fn addr(process: &Process, scheme: &str) -> SocketAddr {
+    let line = process.stderr.wait_line(&format!(" on {scheme}://"), LIMIT);
+    line.split("://").nth(1).and_then(|addr| addr.parse().ok()).expect("an address")
+}
+
+const HTTP: &str = "  - http: 127.0.0.1:0";
+const LIBRARY: &str = "/v2/library/app/manifests/v1";
+const TEAM: &str = "/v2/team/app/manifests/v1";
+
+/// An authority of one test.
+struct Authority(Issuer<'static, KeyPair>, String);
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "an authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        Self(Issuer::new(params, key), pem)
+    }
+
+    /// A certificate and its key.
+    fn issue(&self) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+        (params.signed_by(&key, &self.0).expect("a certificate").pem(), key.serialize_pem())
+    }
+}
+
+/// skopeo, with the certificates of a directory as containers' tools have it.
+fn pull(at: SocketAddr, certs: &TempDir) -> Run {
+    let out = TempDir::new();
+    let (from, to) = (format!("docker://{at}/library/app:v1"), format!("oci:{}", out.join("out")));
+    let certs = certs.path().to_str().expect("UTF-8");
+    Tool::new("skopeo").args(&["--insecure-policy", "copy", "--src-cert-dir", certs, &from, &to]).run()
+}
+
+#[test]
+fn https_with_client_certificates_and_their_renewal() {
+    let world = World::new(&[3000]);
+    let (authority, clients, stranger) = (Authority::new(), Authority::new(), Authority::new());
+    let (certificate, key) = authority.issue();
+    world.dir.write("tls.crt", &certificate);
+    world.dir.write("tls.key", &key);
+    world.dir.write("clients.crt", &clients.1);
+    let proxy = world
+        .start("  - https: 127.0.0.1:0\n    certificate: tls.crt\n    key: tls.key\n    client-ca: clients.crt", "");
+    let at = addr(&proxy, "https");
+    let certs = TempDir::new();
+    certs.write("ca.crt", &authority.1);
+    assert_ne!(pull(at, &certs).code, 0, "without a certificate");
+    let give = |issuer: &Authority| {
+        let (certificate, key) = issuer.issue();
+        certs.write("client.cert", certificate);
+        certs.write("client.key", key);
+    };
+    give(&stranger);
+    assert_ne!(pull(at, &certs).code, 0, "with a stranger's certificate");
+    give(&clients);
+    pull(at, &certs).ok();
+    // Another authority's certificate is taken when its files change, without any signal.
+    let renewed = Authority::new();
+    let (certificate, key) = renewed.issue();
+    world.dir.write("tls.key", &key);
+    world.dir.write("tls.crt", &certificate);
+    proxy.stderr.wait_line("read ", LIMIT);
+    assert_ne!(pull(at, &certs).code, 0, "the old authority's certificate is still shown");
+    certs.write("ca.crt", &renewed.1);
+    pull(at, &certs).ok();
+    // What isn't a certificate is not taken.
+    world.dir.write("tls.crt", "nonsense");
+    proxy.hang_up();
+    proxy.stderr.wait_line("the configuration stays as it was", LIMIT);
+    pull(at, &certs).ok();
+}
+
+#[test]
+fn tokens_as_bearer_and_as_password() {
+    let world = World::new(&[3000]);
+    world.dir.write("tokens", "# ours\n0123456789abcdef0123456789abcdef\n");
+    let proxy = world.start("  - http: 127.0.0.1:0\n    token-file: tokens", "");
+    let at = addr(&proxy, "http");
+    let refused = http::get(at, LIBRARY).expect(401);
+    assert_eq!(refused.header("www-authenticate"), Some("Basic realm=\"transload\""));
+    let with = |value: &str| http::send(at, "GET", LIBRARY, &[("authorization", value)], &[]).status;
+    assert_eq!(with("Bearer 0123456789abcdef0123456789abcdef"), 200);
+    assert_eq!(with("Bearer 0123456789abcdef0123456789abcdeF"), 401);
+    let out = TempDir::new();
+    let (from, to) = (format!("docker://{at}/library/app:v1"), format!("oci:{}", out.join("out")));
+    let copy = |password: &str| {
+        let who = format!("node:{password}");
+        let args = ["--insecure-policy", "copy", "--src-tls-verify=false", "--src-creds", &who, &from, &to];
+        Tool::new("skopeo").args(&args).run()
+    };
+    assert_ne!(copy("wrong").code, 0);
+    copy("0123456789abcdef0123456789abcdef").ok();
+    assert!(world.front.log().iter().all(|seen| seen.header("authorization").is_none()), "it was passed on");
+    // A new token holds at once, the old one no more.
+    world.dir.write("tokens", "fedcba9876543210fedcba9876543210\n");
+    proxy.hang_up();
+    proxy.stderr.wait_line("read ", LIMIT);
+    assert_eq!(with("Bearer 0123456789abcdef0123456789abcdef"), 401);
+    assert_eq!(with("Bearer fedcba9876543210fedcba9876543210"), 200);
+}
+
+#[test]
+fn a_unix_socket_comes_and_goes() {
+    let world = World::new(&[3000]);
+    let socket = world.dir.path().join("proxy.sock");
+    // What a killed one left.
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
+    let listen = format!("{HTTP}\n  - unix: proxy.sock");
+    let proxy = world.start(&listen, "");
+    let ask = || {
+        let mut stream = UnixStream::connect(&socket).expect("a connection");
+        stream
+            .write_all(format!("GET {LIBRARY} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+            .expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text
+    };
+    assert!(ask().starts_with("HTTP/1.1 200 "), "{}", ask());
+    http::get(addr(&proxy, "http"), LIBRARY).expect(200);
+    // A second one doesn't take it away.
+    let other = world
+        .dir
+        .write("other.yaml", "listen: [{ unix: proxy.sock }]\ncache: { dir: other }\nupstreams: [{ name: ghcr.io }]\n");
+    let second = transload(&["proxy", "--config", &other]).exits(2);
+    assert!(second.stderr.contains("something listens at"), "{second:?}");
+    assert!(ask().starts_with("HTTP/1.1 200 "));
+    proxy.terminate();
+    proxy.finish(LIMIT).ok();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn patterns_and_a_reload_in_the_middle_of_a_pull() {
+    let world = World::new(&[8 << 20]);
+    let proxy = world.start(HTTP, "    deny: [\"team/**\"]\n");
+    let at = addr(&proxy, "http");
+    http::get(at, LIBRARY).expect(200);
+    http::get(at, TEAM).expect(404);
+    assert_eq!(world.front.count("GET", "/team/"), 0, "it was asked for");
+    // Slow enough that it's under way while all of this happens.
+    let layer = &world.image.blobs[1];
+    world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(1 << 20)));
+    let path = format!("/v2/library/app/blobs/{}", layer.digest);
+    let pulling = std::thread::spawn(move || http::get(at, &path));
+    world.front.wait_for("the layer", |seen| seen.path.contains("/blobs/"));
+    // Broken: it stays as it was.
+    let good = std::fs::read_to_string(world.dir.path().join("proxy.yaml")).expect("the file");
+    world.dir.write("proxy.yaml", format!("{good}    colour: red\n"));
+    proxy.hang_up();
+    let said = proxy.stderr.wait_line("unknown field", LIMIT);
+    assert!(said.contains("proxy.yaml:8: ") && said.contains("colour"), "{said}");
+    proxy.stderr.wait_line("the configuration stays as it was", LIMIT);
+    http::get(at, LIBRARY).expect(200);
+    http::get(at, TEAM).expect(404);
+    // The other way round; and what can't change is said.
+    let text = world.write(HTTP, "    allow: [\"team/*\"]\n");
+    let other = std::fs::read_to_string(&text).expect("the file").replace("dir: cache", "dir: elsewhere");
+    world.dir.write("proxy.yaml", other);
+    proxy.hang_up();
+    proxy.stderr.wait_line("what changed in `cache` needs a restart", LIMIT);
+    proxy.stderr.wait_line("read ", LIMIT);
+    http::get(at, LIBRARY).expect(404);
+    http::get(at, TEAM).expect(200);
+    assert!(!world.dir.path().join("elsewhere").exists());
+    assert!(!pulling.is_finished(), "too fast a pull: nothing was tested");
+    let pulled = pulling.join().expect("a client").expect(200);
+    assert!(pulled.whole && pulled.body == layer.bytes);
+    assert_eq!(world.front.count("GET", &layer.digest), 1);
+}
+
+/// All that a file may have.
+const FULL: &str = "\
+listen:
+  - http: 127.0.0.1:5000
+  - https: 0.0.0.0:5443
+    certificate: tls.crt
+    key: tls.key
+    client-ca: ca.crt
+    token-file: tokens
+  - unix: proxy.sock
+cache:
+  dir: /var/cache/transload
+  size: 200GiB
+  keep-free: 1073741824
+upstreams:
+  - name: docker.io
+    from: myregistry.azurecr.io/docker.io
+    original: true
+    auth-file: auth.json
+    tag-ttl: 300
+    negative-ttl: 5
+    allow: [library/*, team/**]
+    deny: [library/nginx]
+  - name: ghcr.io
+limits: { connections: 100, fills: 8, head-timeout: 30, parallel-fetch: 2 }
+";
+
+fn check(text: &str) -> Run {
+    Tool::transload().file("proxy.yaml", text).args(&["proxy", "check", "proxy.yaml"]).run()
+}
+
+#[test]
+fn check_says_what_a_file_means() {
+    assert_eq!(
+        check(FULL).ok().stdout,
+        "listens at http://127.0.0.1:5000: whoever can connect\n\
+         listens at https://0.0.0.0:5443: whoever has a client certificate and a token\n\
+         listens at unix:proxy.sock: whoever can connect\n\
+         caches up to 204800 MiB in /var/cache/transload, and leaves 1024 MiB free\n\
+         docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
+         (only library/*, team/**; without library/nginx)\n  \
+         a tag is believed for 300 s, that something is absent for 5 s\n  \
+         with the credentials of auth.json\n\
+         ghcr.io is read from ghcr.io\n  \
+         a tag is believed for 60 s, that something is absent for 10 s\n\
+         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head\n"
+    );
+}
+
+#[test]
+fn errors_point_at_the_line() {
+    for (from, to, said) in [
+        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:18: unknown field"),
+        ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:11: "),
+        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:15: "),
+        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:21: "),
+        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:22: there are two upstreams docker.io"),
+        ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
+        ("fills: 8", "fills: 0", "proxy.yaml:23: 0 is not within 1 and 10000"),
+        ("cache:\n", "cache: [\n", "proxy.yaml:"),
+        ("  - unix: proxy.sock", "  - { unix: proxy.sock, http: a:1 }", "proxy.yaml:8: each of `listen` has one of"),
+    ] {
+        let text = FULL.replace(from, to);
+        assert_ne!(text, FULL, "{from}");
+        let run = check(&text).exits(2);
+        assert!(run.stderr.starts_with("error: local: proxy.yaml"), "{run:?}");
+        assert!(run.stderr.contains(said), "{said}: {run:?}");
+    }
+    check("").exits(2);
+    // File and flags don't mix.
+    transload(&["proxy", "--config", "proxy.yaml", "--tag-ttl", "1"]).exits(2);
+    transload(&["proxy", "--upstream", "docker.io"]).exits(2);
+}
+
+/// The schema and the reader know the same keys.
+#[test]
+fn the_schema_is_printed_and_right() {
+    let schema = transload(&["proxy", "schema"]).ok().json();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proxy.schema.json");
+    let file: Value = serde_json::from_str(&std::fs::read_to_string(file).expect("the schema")).expect("JSON");
+    assert_eq!(schema, file);
+    let keys = |part: &Value| part["properties"].as_object().expect("properties").keys().cloned().collect::<Vec<_>>();
+    for (part, wrong, at) in [
+        (&schema, "zzz: 1\n", FULL.len()),
+        (&schema["$defs"]["listen"], "    zzz: 1\n", FULL.find("cache:").expect("it")),
+        (&schema["$defs"]["cache"], "  zzz: 1\n", FULL.find("upstreams:").expect("it")),
+        (&schema["$defs"]["upstream"], "    zzz: 1\n", FULL.find("limits:").expect("it")),
+    ] {
+        // The reader names all that it knows.
+        let mut text = FULL.to_owned();
+        text.insert_str(at, wrong);
+        let said = check(&text).exits(2).stderr;
+        for key in keys(part) {
+            assert!(said.contains(&key), "{key}: {said}");
+            assert!(
+                key == "$schema" || FULL.contains(&format!("{key}: ")) || FULL.contains(&format!("{key}:\n")),
+                "{key}"
+            );
+        }
+    }
+    let said = check(&FULL.replace("fills: 8", "zzz: 8")).exits(2).stderr;
+    for key in keys(&schema["$defs"]["limits"]) {
+        assert!(said.contains(&key), "{key}: {said}");
+    }
+}
+
+/// The README's file: what it means as printed; and that a proxy runs by it, on free ports.
+#[test]
+fn the_readme_has_a_file_that_works() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("a README");
+    let text = readme.split("```yaml\nlisten:").nth(1).and_then(|rest| rest.split("```").next()).expect("a file");
+    let text = format!("listen:{text}");
+    let said = check(&text).ok().stdout;
+    assert!(said.contains("listens at https://0.0.0.0:5443: whoever has a token\n"), "{said}");
+    assert!(said.contains("docker.io is read from myregistry.azurecr.io/docker.io, then docker.io"), "{said}");
+    let world = World::new(&[3000]);
+    let (certificate, key) = Authority::new().issue();
+    for (name, content) in [("tls.crt", &*certificate), ("tls.key", &key), ("tokens", "0123456789abcdef0123456789")] {
+        world.dir.write(name, content);
+    }
+    let text =
+        text.replace(":5000", ":0").replace("0.0.0.0:5443", "127.0.0.1:0").replace("/var/cache/transload", "cache");
+    let text = text.replace("myregistry.azurecr.io/docker.io", &world.front.addr().to_string());
+    let proxy = start(&world.dir.write("proxy.yaml", text));
+    http::get(addr(&proxy, "http"), LIBRARY).expect(200);
+    http::get(addr(&proxy, "http"), TEAM).expect(404);
+}
