@@ -171,7 +171,11 @@ impl<O: Origins> Inner<O> {
             let target = target.clone();
             async move { source.resolve(&target).await }
         };
-        let found = self.upstreams.ask(spot, question).await?.map(|found| found.value);
+        let found = self.upstreams.ask(spot, question).await?.map(|found| {
+            // A client that asks by HEAD for the tag reads by digest: the tag is to be copied too.
+            self.only_original(spot, target, found.tier);
+            found.value
+        });
         self.note(spot, target, found.as_ref()).await;
         Ok(found)
     }
@@ -202,11 +206,15 @@ impl<O: Origins> Inner<O> {
         self.cache.documents.put(&found.value).await;
         self.note(spot, target, Some(found.value.descriptor())).await;
         self.learn_sizes(spot, &found.value);
-        if found.tier > 0 {
-            let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
-            self.observer.event(&Event::OnlyOriginal { upstream, repository, target, tier: found.tier });
-        }
+        self.only_original(spot, target, found.tier);
         Ok(Some(found.value))
+    }
+
+    fn only_original(&self, spot: &Spot, target: &Target, tier: usize) {
+        if tier > 0 {
+            let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
+            self.observer.event(&Event::OnlyOriginal { upstream, repository, target, tier });
+        }
     }
 
     async fn landed<T>(&self, flight: impl Future<Output = (Result<T>, bool)>) -> (Result<T>, How) {

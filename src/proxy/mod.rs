@@ -23,7 +23,7 @@
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
-//! - [`metrics`]: what is told to Prometheus
+//! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -50,6 +50,7 @@ pub mod status;
 mod tasks;
 mod upstream;
 pub mod world;
+pub mod writeback;
 
 use std::fmt;
 use std::sync::Arc;

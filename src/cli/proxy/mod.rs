@@ -7,6 +7,7 @@ mod listen;
 mod ops;
 mod reload;
 mod serve;
+mod writeback;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -65,6 +66,8 @@ pub(super) struct Args {
     parallel_fetch: u8,
     #[command(flatten)]
     ops: ops::Args,
+    #[command(flatten)]
+    write_back: writeback::Args,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]

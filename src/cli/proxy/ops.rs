@@ -12,9 +12,10 @@ use super::serve::Upstreams;
 use crate::cli::{interval, told};
 use crate::error::Result;
 use crate::ops::{self, Health, Page};
-use crate::proxy::events::{Event, Observer};
+use crate::proxy::events::Observer;
 use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
 use crate::proxy::status::{Lately, PAGE};
+use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::registry::Registries;
 
@@ -61,23 +62,23 @@ pub(super) struct Ops {
 
 type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
 
-/// Metrics and page hear of all.
-struct Both(Metrics, Lately);
-
-impl Observer for Both {
-    fn event(&self, event: &Event<'_>) {
-        self.0.event(event);
-        self.1.event(event);
-    }
-}
-
 impl Ops {
-    /// Who is to hear of what happens; nobody, where nobody can ask.
-    pub(super) fn observer(&self) -> Arc<dyn Observer> {
-        match self.listener {
-            Some(_) => Arc::new(Both(self.metrics.clone(), self.lately.clone())),
-            None => Arc::new(()),
+    /// Where more figures can be shown.
+    pub(super) fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    /// Who is to hear of what happens: figures and page, where someone can ask for them, and the queue.
+    pub(super) fn observer(&self, queue: Option<Queue>) -> Arc<dyn Observer> {
+        let mut all: Vec<Arc<dyn Observer>> = Vec::new();
+        if self.listener.is_some() {
+            all.push(Arc::new(self.metrics.clone()));
+            all.push(Arc::new(self.lately.clone()));
         }
+        if let Some(queue) = queue {
+            all.push(Arc::new(queue));
+        }
+        Arc::new(all)
     }
 
     /// The proxy is there: it can be pulled from, whether or not its upstreams answer. A proxy with a

@@ -94,7 +94,9 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
         doors.push(listen::open(door).await?);
     }
     let mut ops = args.ops.open(&upstreams).await?;
-    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer()).await?;
+    let write_back = args.write_back.open(&plan.settings, global, ops.registry())?;
+    let queue = write_back.as_ref().map(|write_back| write_back.queue.clone());
+    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer(queue)).await?;
     ops.watch(&proxy);
     let handles = doors.iter().map(|door| door.handle.clone()).collect();
     let watch = args.config.map(|path| Watch::new(path, plan.clone(), handles)).transpose()?;
@@ -106,10 +108,17 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
             None => std::future::pending().await,
         }
     };
+    let writing = async {
+        match &write_back {
+            Some(write_back) => write_back.run().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         done = serve(doors, &server, &plan, shutdown) => done,
         () = watching => Ok(()),
         ended = ops.serve() => ended,
+        () = writing => Ok(()),
     }
 }
 

@@ -1,0 +1,322 @@
+//! What is to be copied into the durable tier: a bounded queue that survives restarts.
+//!
+//! Who pulls never waits for this: an event puts an image into the queue, and a worker elsewhere
+//! (`cli::proxy`, which has the copy engine) takes one after another. What failed is tried again later,
+//! with growing pauses, until it's there or its source is gone.
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::blocking;
+use super::events::{Event, Observer};
+use crate::error::{Error, Kind, Result};
+use crate::reference::Target;
+
+/// One image to be copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The upstream's name.
+    pub upstream: String,
+    /// The repository there.
+    pub repository: String,
+    /// The tag, or the digest.
+    pub target: String,
+    /// The number of the tier that has it.
+    pub tier: usize,
+}
+
+impl Job {
+    /// Which manifest.
+    ///
+    /// # Errors
+    /// If it's no digest, though it looks like one.
+    pub fn target(&self) -> Result<Target> {
+        // A tag has no colon.
+        if self.target.contains(':') {
+            self.target.parse().map(Target::Digest)
+        } else {
+            Ok(Target::Tag(self.target.clone()))
+        }
+    }
+}
+
+/// How a copy ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It was copied.
+    Copied,
+    /// The durable tier had it.
+    Present,
+}
+
+/// The queue. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Queue(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    file: PathBuf,
+    state: Mutex<State>,
+    changed: Notify,
+    ended: Family<[(&'static str, Cow<'static, str>); 1], Counter>,
+    waiting: Gauge,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: Vec<Waiting>,
+    unsaved: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    job: Job,
+    tries: u32,
+    due: Instant,
+}
+
+impl Queue {
+    /// The queue that `dir` keeps, with its figures shown by `registry`. One that can't be read is told
+    /// and begun anew: its images come again when they are pulled again.
+    pub fn open(dir: &Path, registry: &mut Registry) -> Self {
+        let file = dir.join(FILE);
+        let jobs = load(&file).unwrap_or_else(|error| {
+            tracing::warn!("{error}: the write-back queue begins anew");
+            Vec::new()
+        });
+        let due = Instant::now();
+        let jobs: Vec<Waiting> = jobs.into_iter().take(BOUND).map(|job| Waiting { job, tries: 0, due }).collect();
+        let (ended, waiting) = (Family::default(), Gauge::default());
+        let proxy = registry.sub_registry_with_prefix(super::metrics::PREFIX);
+        proxy.register("write_back", "Images for the durable tier by how it ended", ended.clone());
+        proxy.register("write_back_waiting", "Images that wait for the durable tier", waiting.clone());
+        let queue = Self(Arc::new(Inner {
+            file,
+            state: Mutex::new(State { jobs, unsaved: false }),
+            changed: Notify::new(),
+            ended,
+            waiting,
+        }));
+        queue.count(&queue.lock());
+        queue
+    }
+
+    /// Has `copy` copy what is in the queue, one after another, for ever. Dropped, what is left is kept.
+    pub async fn run<F: Future<Output = Result<Done>>>(&self, copy: impl Fn(Job) -> F) {
+        loop {
+            self.save().await;
+            let changed = self.0.changed.notified();
+            let Some((job, due)) = self.first() else {
+                changed.await;
+                continue;
+            };
+            if due > Instant::now() {
+                tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep_until(due) => {}
+                }
+                continue;
+            }
+            let result = copy(job.clone()).await;
+            self.ended(&job, result);
+        }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.lock().jobs.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn push(&self, job: Job) {
+        let mut state = self.lock();
+        if state.jobs.iter().any(|waiting| waiting.job == job) {
+            return;
+        }
+        if state.jobs.len() >= BOUND {
+            self.told("dropped");
+            // What fails again and again makes room for what may not.
+            let worst = (0..state.jobs.len()).max_by_key(|&n| state.jobs[n].tries);
+            match worst.filter(|&n| state.jobs[n].tries > 0) {
+                Some(n) => drop(state.jobs.remove(n)),
+                None => return,
+            }
+        }
+        state.jobs.push(Waiting { job, tries: 0, due: Instant::now() });
+        state.unsaved = true;
+        self.count(&state);
+        drop(state);
+        self.0.changed.notify_one();
+    }
+
+    fn first(&self) -> Option<(Job, Instant)> {
+        let state = self.lock();
+        state.jobs.iter().min_by_key(|waiting| waiting.due).map(|waiting| (waiting.job.clone(), waiting.due))
+    }
+
+    fn ended(&self, job: &Job, result: Result<Done>) {
+        let mut state = self.lock();
+        let what = format!("{}/{} {}", job.upstream, job.repository, job.target);
+        let gone = match result {
+            Ok(done) => {
+                tracing::info!("{what} is in the durable tier");
+                self.told(if done == Done::Copied { "copied" } else { "present" });
+                true
+            }
+            Err(error) => {
+                tracing::warn!("{what} was not copied into the durable tier: {error}");
+                self.told("failed");
+                error.kind() == Kind::NotFound
+            }
+        };
+        if gone {
+            state.jobs.retain(|waiting| waiting.job != *job);
+            state.unsaved = true;
+        } else if let Some(waiting) = state.jobs.iter_mut().find(|waiting| waiting.job == *job) {
+            waiting.due = Instant::now() + pause(waiting.tries);
+            waiting.tries += 1;
+        }
+        self.count(&state);
+    }
+
+    async fn save(&self) {
+        let jobs: Vec<Job> = {
+            let mut state = self.lock();
+            if !std::mem::take(&mut state.unsaved) {
+                return;
+            }
+            state.jobs.iter().map(|waiting| waiting.job.clone()).collect()
+        };
+        let file = self.0.file.clone();
+        if let Err(error) = blocking(move || store(&file, &jobs)).await {
+            tracing::warn!("{error}: a restart forgets what was to be copied into the durable tier");
+        }
+    }
+
+    fn told(&self, result: &'static str) {
+        self.0.ended.get_or_create(&[("result", result.into())]).inc();
+    }
+
+    fn count(&self, state: &State) {
+        self.0.waiting.set(i64::try_from(state.jobs.len()).unwrap_or(i64::MAX));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Queue {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::OnlyOriginal { upstream, repository, target, tier } = event {
+            let target = match target {
+                Target::Tag(tag) => tag.clone(),
+                Target::Digest(digest) => digest.to_string(),
+            };
+            let (upstream, repository) = ((*upstream).to_owned(), (*repository).to_owned());
+            self.push(Job { upstream, repository, target, tier: *tier });
+        }
+    }
+}
+
+fn pause(tries: u32) -> Duration {
+    LEAST.saturating_mul(1 << tries.min(16)).min(MOST)
+}
+
+fn load(file: &Path) -> Result<Vec<Job>> {
+    let bytes = match fs::read(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|error| Error::io(format!("read {}", file.display()), &error))?,
+    };
+    serde_json::from_slice(&bytes).map_err(|error| Error::new(Kind::Local, format!("{}: {error}", file.display())))
+}
+
+/// Writes it beside, and renames it: a process may be killed at any moment. Blocks.
+fn store(file: &Path, jobs: &[Job]) -> Result<()> {
+    let beside = file.with_extension("new");
+    let bytes = serde_json::to_vec(jobs).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
+    let written = File::create(&beside).and_then(|mut to| {
+        to.write_all(&bytes)?;
+        to.sync_all()?;
+        fs::rename(&beside, file)
+    });
+    written.map_err(|error| Error::io(format!("write {}", file.display()), &error))
+}
+
+/// The file in the cache's directory.
+const FILE: &str = "write-back.json";
+/// Images that wait at most.
+const BOUND: usize = 10_000;
+const LEAST: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pulled(queue: &Queue, tag: &str) {
+        let target = &Target::Tag(tag.to_owned());
+        queue.event(&Event::OnlyOriginal { upstream: "docker.io", repository: "a/b", target, tier: 1 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retried_until_it_is_there_and_kept_over_restarts() {
+        let dir = std::env::temp_dir().join(format!("transload-writeback-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let open = || Queue::open(&dir, &mut Registry::default());
+        let queue = open();
+        for tag in ["v1", "v2", "v1"] {
+            pulled(&queue, tag);
+        }
+        assert_eq!(queue.len(), 2, "the same image once");
+        // The first try of each fails, and the program ends: dropped in the middle of the second.
+        let seen = Mutex::new(Vec::new());
+        let fails = |job: Job| {
+            seen.lock().expect("alone").push(job.target);
+            async { Err(Error::new(Kind::Network, "down")) }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(1500), queue.run(fails)).await;
+        let tries = seen.into_inner().expect("alone");
+        assert_eq!(tries, ["v1", "v2", "v1", "v2"], "again after a second, not before");
+        drop(queue);
+        let queue = open();
+        assert_eq!(queue.len(), 2, "kept");
+        let works = |job: Job| async move {
+            if job.target == "v1" { Ok(Done::Copied) } else { Err(Error::new(Kind::NotFound, "gone")) }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), queue.run(works)).await;
+        assert!(queue.is_empty());
+        assert!(open().is_empty(), "and so is the file");
+        let _ = fs::remove_dir_all(&dir);
+    }
+
+    #[test]
+    fn bounded_and_what_fails_makes_room() {
+        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        (0..=BOUND).for_each(|n| pulled(&queue, &format!("v{n}")));
+        assert_eq!(queue.len(), BOUND);
+        let (job, _) = queue.first().expect("one");
+        queue.ended(&job, Err(Error::new(Kind::Network, "down")));
+        pulled(&queue, "new");
+        let state = queue.lock();
+        assert!(state.jobs.len() == BOUND && state.jobs.iter().any(|waiting| waiting.job.target == "new"));
+        assert!(!state.jobs.iter().any(|waiting| waiting.job == job));
+    }
+}
