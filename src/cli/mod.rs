@@ -112,7 +112,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         return done;
     }
     if let Command::Proxy(args) = &cli.command
-        && let Some(done) = args.offline()
+        && let Some(done) = args.offline(&cli.global)
     {
         return done;
     }

@@ -24,6 +24,7 @@ mod mirror_run;
 mod mirror_stay;
 mod node;
 mod node_containerd;
+mod proxy_admin;
 mod proxy_blobs;
 mod proxy_clients;
 mod proxy_config;

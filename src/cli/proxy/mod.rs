@@ -1,5 +1,6 @@
 //! `transload proxy`: a pull-through cache in front of registries.
 
+mod admin;
 mod check;
 mod config;
 mod listen;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use self::config::{At, Door, Plan};
 use self::listen::Open;
-use super::global::parse_bytes;
+use super::global::{Global, parse_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};
 use crate::proxy::{Origins, Proxy, Settings, cache};
@@ -72,15 +73,18 @@ pub(super) struct Args {
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Action {
     Check(check::CheckArgs),
+    #[command(flatten)]
+    Cache(admin::Action),
     /// Print the JSON schema of the configuration file
     Schema,
 }
 
 impl Args {
     /// Runs what asks nobody. `None` for the proxy itself.
-    pub(super) fn offline(&self) -> Option<Result<u8>> {
+    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
         self.action.as_ref().map(|action| match action {
             Action::Check(args) => check::run(args),
+            Action::Cache(action) => admin::run(action, global),
             Action::Schema => check::schema(),
         })
     }

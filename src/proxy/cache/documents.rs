@@ -42,7 +42,8 @@ impl TagName {
         Self(format!("{upstream} {repository} {tag}").into())
     }
 
-    fn file(&self) -> PathBuf {
+    /// Its file below the directory of tags.
+    pub(super) fn file(&self) -> PathBuf {
         let hex = Digest::of(self.0.as_bytes()).hex();
         [&hex[..2], &hex].iter().collect()
     }
@@ -66,6 +67,11 @@ impl Tag {
     pub fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
         let Descriptor { media_type, digest, size, .. } = descriptor.clone();
         Self { name: name.0.to_string(), media_type, digest, size, checked }
+    }
+
+    /// `upstream repository tag`.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The manifest that it was.

@@ -21,9 +21,11 @@
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
 //! - `documents`: manifests and tags, in memory and on the shelf
+//! - [`admin`]: looking at a directory and mending it from outside
 //!
 //! A directory that can't be written is used as it is: what it holds is served, all else is passed on.
 
+pub mod admin;
 mod documents;
 mod index;
 mod scan;
@@ -110,6 +112,11 @@ fn prepare(dir: &std::path::Path) -> Result<File> {
         let path = dir.join(sub);
         fs::create_dir_all(&path).map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
     }
+    lock(dir)
+}
+
+/// Takes the lock.
+fn lock(dir: &std::path::Path) -> Result<File> {
     let path = dir.join("lock");
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;

@@ -41,8 +41,8 @@ fn look(algorithm: &str, file: &DirEntry) -> Option<(SystemTime, Digest, u64)> {
     Some((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), digest, size))
 }
 
-/// `<hex>.<size>`
-fn parse(algorithm: &str, name: &str) -> Option<(Digest, u64)> {
+/// The digest and the size that a file's name tells: `<hex>.<size>`.
+pub(super) fn parse(algorithm: &str, name: &str) -> Option<(Digest, u64)> {
     let (hex, size) = name.split_once('.')?;
     Some((format!("{algorithm}:{hex}").parse().ok()?, size.parse().ok()?))
 }
@@ -57,7 +57,7 @@ pub(super) fn sweep(fills: &Path) -> Result<()> {
     Ok(())
 }
 
-fn entries(dir: &Path) -> Result<Vec<DirEntry>> {
+pub(super) fn entries(dir: &Path) -> Result<Vec<DirEntry>> {
     let failed = |error: &std::io::Error| Error::io(format!("read {}", dir.display()), error);
     match fs::read_dir(dir) {
         Ok(read) => read.collect::<std::io::Result<_>>().map_err(|error| failed(&error)),

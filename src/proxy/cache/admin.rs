@@ -1,0 +1,208 @@
+//! Looking at a cache's directory, and mending it, from outside of the proxy that uses it. It blocks.
+//!
+//! [`list`] and [`verify`] do no harm to a running proxy, and so take no lock (they would keep one from
+//! starting): a file has its name only when it's whole, and none is written after that, so whatever is
+//! read under a name is final. A file that `verify` takes away is fetched again, as the proxy does with
+//! one that a broken disk lost; who has it open reads on. [`remove`] and [`remove_tag`] take the lock: a running proxy
+//! remembers tags and manifests, and would go on answering with what was to go.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::documents::{Tag, TagName};
+use super::scan::{entries, parse};
+use crate::descriptor::Digest;
+use crate::error::{Error, Kind, Result};
+
+/// What a directory holds.
+#[derive(Debug)]
+pub struct Listing {
+    /// The tags, by name.
+    pub tags: Vec<Listed>,
+    /// Number and bytes of the manifests.
+    pub manifests: (usize, u64),
+    /// Number and bytes of the blobs.
+    pub blobs: (usize, u64),
+}
+
+/// A tag.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// The upstream's name.
+    pub upstream: String,
+    /// The repository there.
+    pub repository: String,
+    /// The tag.
+    pub tag: String,
+    /// What it was.
+    pub digest: Digest,
+    /// When that was known for sure: seconds since 1970.
+    pub checked: u64,
+}
+
+/// What [`verify`] found.
+#[derive(Debug)]
+pub struct Verified {
+    /// Number and bytes of the files that were read.
+    pub read: (usize, u64),
+    /// Those that were not what their names say. They are gone.
+    pub dropped: Vec<Digest>,
+}
+
+/// Content's file.
+struct Held {
+    path: PathBuf,
+    digest: Digest,
+    size: u64,
+}
+
+/// What the directory holds. Nothing is changed.
+///
+/// # Errors
+/// [`Kind::Usage`] if it's no cache, [`Kind::Local`] if it can't be read.
+pub fn list(dir: &Path) -> Result<Listing> {
+    check(dir)?;
+    let count = |below: &str| -> Result<(usize, u64)> {
+        let held = held(&dir.join(below))?;
+        Ok((held.len(), held.iter().map(|file| file.size).sum()))
+    };
+    let mut tags = Vec::new();
+    for shard in entries(&dir.join("tags"))? {
+        for file in entries(&shard.path())? {
+            // One that was removed meanwhile, or makes no sense, is none to the proxy either.
+            let tag = fs::read(file.path()).ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
+            tags.extend(tag.as_ref().and_then(listed));
+        }
+    }
+    tags.sort();
+    Ok(Listing { tags, manifests: count("manifests")?, blobs: count("blobs")? })
+}
+
+fn listed(tag: &Tag) -> Option<Listed> {
+    let mut parts = tag.name().split(' ').map(str::to_owned);
+    let (upstream, repository, name) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(Listed { upstream, repository, tag: name, digest: tag.digest(), checked: tag.checked })
+}
+
+/// Removes a tag. Its manifest and blobs stay, as others may have them in common. False if it isn't here.
+///
+/// # Errors
+/// [`Kind::Usage`] if it's no cache, or a proxy uses it; [`Kind::Local`] if it can't be written.
+pub fn remove_tag(dir: &Path, upstream: &str, repository: &str, tag: &str) -> Result<bool> {
+    let _lock = alone(dir)?;
+    unlink(&dir.join("tags").join(TagName::new(upstream, repository, tag).file()))
+}
+
+/// Removes the manifest or the blob of this digest. False if it isn't here.
+///
+/// # Errors
+/// Those of [`remove_tag`].
+pub fn remove(dir: &Path, digest: &Digest) -> Result<bool> {
+    let _lock = alone(dir)?;
+    let mut found = false;
+    for below in ["manifests", "blobs"] {
+        for file in held(&dir.join(below))?.iter().filter(|file| file.digest == *digest) {
+            found |= unlink(&file.path)?;
+        }
+    }
+    Ok(found)
+}
+
+/// Reads all content, and removes what has another digest or size than its name says. `dropped` hears
+/// of each at once: the whole may take hours.
+///
+/// # Errors
+/// [`Kind::Usage`] if it's no cache; [`Kind::Local`] if a bad file can't be removed. One that can't be
+/// read is bad.
+pub fn verify(dir: &Path, mut dropped: impl FnMut(&Path)) -> Result<Verified> {
+    check(dir)?;
+    let mut verified = Verified { read: (0, 0), dropped: Vec::new() };
+    for below in ["manifests", "blobs"] {
+        for file in held(&dir.join(below))? {
+            let Some((good, inode)) = examine(&file)? else { continue };
+            verified.read = (verified.read.0 + 1, verified.read.1 + file.size);
+            // A running proxy may have found it too, and fetched it anew: that one stays.
+            let same = || fs::metadata(&file.path).is_ok_and(|metadata| metadata.ino() == inode);
+            if !good && same() && unlink(&file.path)? {
+                dropped(&file.path);
+                verified.dropped.push(file.digest);
+            }
+        }
+    }
+    Ok(verified)
+}
+
+/// Whether the file is what its name says, and its inode. `None` if it was removed meanwhile.
+fn examine(held: &Held) -> Result<Option<(bool, u64)>> {
+    let failed = |error: &std::io::Error| Error::io(format!("read {}", held.path.display()), error);
+    let mut file = match File::open(&held.path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        // Whether it may be read is no matter of the disk.
+        Err(error) => return Err(failed(&error)),
+    };
+    let inode = file.metadata().map_err(|error| failed(&error))?.ino();
+    let (mut hasher, mut size, mut buffer) = (held.digest.hasher(), 0, vec![0; BUFFER]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                hasher.update(&buffer[..count]);
+                size += count as u64;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // A sector that can't be read.
+            Err(error) => {
+                tracing::error!("{}", failed(&error));
+                return Ok(Some((false, inode)));
+            }
+        }
+    }
+    Ok(Some((size == held.size && hasher.finish() == held.digest, inode)))
+}
+
+/// The files of content below `dir`. Others, which aren't ours, are left alone.
+fn held(dir: &Path) -> Result<Vec<Held>> {
+    let mut found = Vec::new();
+    for algorithm in ["sha256", "sha512"] {
+        for shard in entries(&dir.join(algorithm))? {
+            for file in entries(&shard.path())? {
+                let name = file.file_name();
+                if let Some((digest, size)) = name.to_str().and_then(|name| parse(algorithm, name)) {
+                    found.push(Held { path: file.path(), digest, size });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A path with a slip in it must not look like an empty cache.
+fn check(dir: &Path) -> Result<()> {
+    if dir.join("blobs").is_dir() && dir.join("tags").is_dir() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("{} is not the directory of a cache", dir.display()))
+        .hint("it's what `transload proxy --cache` was given"))
+}
+
+fn alone(dir: &Path) -> Result<File> {
+    check(dir)?;
+    super::lock(dir).map_err(|error| match error.kind() {
+        Kind::Usage => Error::new(Kind::Usage, format!("a proxy uses the cache {}", dir.display()))
+            .hint("stop it first: it remembers what is to go"),
+        _ => error,
+    })
+}
+
+fn unlink(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format!("remove {}", path.display()), &error)),
+    }
+}
+
+const BUFFER: usize = 1 << 20;
