@@ -10,6 +10,7 @@
 //! ```text
 //!  cli ── parses, wires, prints
 //!   │
+//!   ├── mirror ── list ── expand ── run ── report, prune: whole lists, by the engine
 //!   ├── copy ──── walk ── plan ── transfer ── manifests ── referrers
 //!   │              │                 │
 //!   │           Source            Feed ── Verified ── Destination
@@ -25,8 +26,8 @@
 //!
 //! # The order of knowledge
 //! error < descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
-//! server} < cli; credentials < registry; server < {proxy, ops}; reference < node. `registry`, `layout`, `copy` and `server` never name each other:
-//! `tests/layering.rs` holds that.
+//! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
+//! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
 //!
 //! # Where we left the first design, and why
 //! - **A budget, not layers of retries** ([`retry::Budget`]): one for each blob, which bytes that
@@ -38,6 +39,13 @@
 //!   several destinations or tags needs it already.
 //! - **A walk skips the destination's HEADs where the repository doesn't exist** (`NAME_UNKNOWN` from one
 //!   small request): on an empty repository that saves a request for each blob and manifest.
+//! - **Two frugal ways of the engine**: for one image it asks both ends at once, since round trips count;
+//!   for a list ([`copy::Engine::thrifty`]) it asks the source only for tags that the destination has, sends
+//!   configs unasked, and learns from unchanged images which layers can be mounted.
+//! - **Places at both ends** of a transfer instead of one number of jobs: so a slow source keeps no other
+//!   one waiting, and huge blobs never take the last place.
+//! - **The proxy's disk index is our own S3-FIFO**, not quick_cache's: it reserves room before a fetch, and
+//!   never drops what is being read. quick_cache holds what is in memory.
 //! - **Entra without azure_identity**: its evidence is in [`credentials::entra`].
 //! - **Sources are `Clone + 'static`**: a request's body must be, and it holds the source to go on.
 //!
@@ -49,7 +57,9 @@
 //! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs` and reads at an offset |
 //! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
 //! | digests | sha2, behind [`descriptor::Hasher`] |
-//! | files | serde, serde_json, base64 |
+//! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value |
+//! | tags | regex, globset, semver |
+//! | TLS of the proxy's listeners | tokio-rustls, in the tree for the client already |
 //! | command line | clap, clap_complete, clap_mangen, indicatif, rpassword |
 //! | times | jiff |
 //! | metrics | prometheus-client |

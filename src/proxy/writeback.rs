@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::blocking;
 use super::events::{Event, Observer};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Side};
 use crate::reference::Target;
 
 /// One image to be copied.
@@ -183,7 +183,8 @@ impl Queue {
             Err(error) => {
                 tracing::warn!("{what} was not copied into the durable tier: {error}");
                 self.told("failed");
-                error.kind() == Kind::NotFound
+                // The source has it no more. What the destination lacks is another matter, and may pass.
+                error.kind() == Kind::NotFound && error.side() != Some(Side::Destination)
             }
         };
         if gone {

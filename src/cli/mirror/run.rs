@@ -113,7 +113,10 @@ impl RunArgs {
     ) -> Result<Run> {
         let (shard, failed) = (self.shard()?, self.failed()?);
         for note in &list.notes {
-            tracing::warn!("line {}: {}", note.line, note.text);
+            match note.line {
+                0 => tracing::warn!("{}", note.text),
+                line => tracing::warn!("line {line}: {}", note.text),
+            }
         }
         let ours = |entry: &Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
         let wanted = |entry: &Entry, job: Option<&Job>| {
