@@ -63,7 +63,9 @@ fn mounts_cost_few_tokens() {
     let image = Image::single(1, &[3000, 4000, 5000]);
     let names: Vec<String> = (0..12).map(|nth| format!("app{nth}")).collect();
     let asked = tokens(&names, &image);
-    assert_eq!(asked, 12);
+    // One for each repository, and now and then another: two that begin in one moment don't know of each
+    // other yet. Without foresight it would be one more for each that mounts: 23.
+    assert!((12..=15).contains(&asked), "{asked} tokens");
 }
 
 #[tokio::test]
