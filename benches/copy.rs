@@ -4,24 +4,15 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
 
 mod floor;
+mod measure;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
+use measure::Sample;
 use support::{Front, Image, Link, Registry};
-
-/// One run of one tool.
-#[derive(Clone, Copy, Default)]
-struct Sample {
-    wall: f64,
-    cpu: f64,
-    mib: f64,
-    from: f64,
-    to: f64,
-}
 
 struct Case {
     name: &'static str,
@@ -44,6 +35,7 @@ enum Way {
     Tls,
 }
 
+const GIB: f64 = (1_u64 << 30) as f64;
 /// The name under which this program runs itself, as the measure of what is possible.
 const FLOOR: &str = "floor";
 
@@ -93,16 +85,7 @@ fn run(case: &Case) {
         }
     }
     for (tool, samples) in tools.iter().zip(&samples) {
-        let median = |of: fn(&Sample) -> f64| {
-            let mut values: Vec<f64> = samples.iter().map(of).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        let (wall, cpu) = (median(|s| s.wall), median(|s| s.cpu));
-        let per_gib =
-            if case.bytes > 0 { format!("{:.2}", cpu * (1_u64 << 30) as f64 / case.bytes as f64) } else { "-".into() };
-        let (mib, from, to) = (median(|s| s.mib), median(|s| s.from), median(|s| s.to));
-        println!("| {} | {tool} | {wall:.2} | {cpu:.3} | {per_gib} | {mib:.0} | {from:.0} + {to:.0} |", case.name);
+        println!("{}", Sample::median(samples).row(case.name, tool, (case.bytes > 0).then(|| case.bytes as f64 / GIB)));
     }
 }
 
@@ -117,7 +100,7 @@ fn once(case: &Case, tool: &str, source: &Registry) -> Sample {
     }
     source.reset_log();
     destination.reset_log();
-    let mut sample = match case.way {
+    let sample = match case.way {
         Way::Cold | Way::Again => copy(&flags, source.addr(), destination.addr()),
         Way::Far => {
             let rtt = Duration::from_millis(40);
@@ -133,35 +116,28 @@ fn once(case: &Case, tool: &str, source: &Registry) -> Sample {
             measured(tool, &flags, "source.test", "destination.test")
         }
     };
-    sample.from = source.requests().len() as f64;
-    sample.to = destination.requests().len() as f64;
-    sample
+    sample.counted(source, &destination)
 }
 
-/// Runs the tool under time(1), which alone tells CPU and peak memory of a child.
+/// Runs the tool.
 fn measured(tool: &str, flags: &[String], from: &str, to: &str) -> Sample {
-    let mut command = Command::new("/usr/bin/time");
-    command.args(["-q", "-f", "%e %U %S %M"]);
-    if tool == "transload" {
-        command.arg(env!("CARGO_BIN_EXE_transload")).args(["copy", "--quiet"]).args(flags);
-        command.args([format!("{from}/bench/image"), format!("{to}/bench/image")]);
-    } else if tool == FLOOR {
-        command.arg(std::env::current_exe().unwrap()).args([FLOOR, from, to]);
-    } else {
-        command.args([
-            "skopeo",
-            "--insecure-policy",
-            "copy",
-            "--all",
-            "--quiet",
-            "--src-tls-verify=false",
-            "--dest-tls-verify=false",
-        ]);
-        command.args([format!("docker://{from}/bench/image"), format!("docker://{to}/bench/image")]);
-    }
-    let done = command.output().unwrap();
-    let stderr = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{tool}: {stderr}");
-    let numbers: Vec<f64> = stderr.lines().last().unwrap().split(' ').map(|word| word.parse().unwrap()).collect();
-    Sample { wall: numbers[0], cpu: numbers[1] + numbers[2], mib: numbers[3] / 1024.0, ..Sample::default() }
+    Sample::of(tool, |command| {
+        if tool == "transload" {
+            command.arg(env!("CARGO_BIN_EXE_transload")).args(["copy", "--quiet"]).args(flags);
+            command.args([format!("{from}/bench/image"), format!("{to}/bench/image")]);
+        } else if tool == FLOOR {
+            command.arg(std::env::current_exe().unwrap()).args([FLOOR, from, to]);
+        } else {
+            command.args([
+                "skopeo",
+                "--insecure-policy",
+                "copy",
+                "--all",
+                "--quiet",
+                "--src-tls-verify=false",
+                "--dest-tls-verify=false",
+            ]);
+            command.args([format!("docker://{from}/bench/image"), format!("docker://{to}/bench/image")]);
+        }
+    })
 }

@@ -1,26 +1,17 @@
 //! `transload mirror` beside `skopeo sync`, interleaved, medians: wall seconds, CPU seconds, peak
 //! memory, requests, bytes that the source gave. Run by `cargo bench --bench mirror [-- CASE…]`; needs
 //! Debian's docker-registry, skopeo and time. Absolute times on a shared machine mean nothing, ratios do.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
+#![expect(clippy::print_stdout, reason = "a benchmark's own output")]
 
+mod measure;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
 use std::net::SocketAddr;
-use std::process::Command;
 
+use measure::Sample;
 use support::layer::{Layer, layer};
 use support::{Image, Registry, TempDir};
-
-/// One run of one tool.
-#[derive(Clone, Copy, Default)]
-struct Sample {
-    wall: f64,
-    cpu: f64,
-    mib: f64,
-    from: f64,
-    to: f64,
-}
 
 #[derive(Clone, Copy, PartialEq)]
 enum Case {
@@ -71,15 +62,7 @@ fn run(name: &str, case: Case, rounds: usize) {
         }
     }
     for ((tool, _), samples) in tools.iter().zip(&samples) {
-        let median = |of: fn(&Sample) -> f64| {
-            let mut values: Vec<f64> = samples.iter().map(of).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        let (wall, cpu) = (median(|s| s.wall), median(|s| s.cpu));
-        let per_gib = if case == Case::Bulk { format!("{:.2}", cpu / UNIQUE_BULK) } else { "-".into() };
-        let (mib, from, to) = (median(|s| s.mib), median(|s| s.from), median(|s| s.to));
-        println!("| {name} | {tool} | {wall:.2} | {cpu:.3} | {per_gib} | {mib:.0} | {from:.0} + {to:.0} |");
+        println!("{}", Sample::median(samples).row(name, tool, (case == Case::Bulk).then_some(UNIQUE_BULK)));
     }
 }
 
@@ -132,25 +115,18 @@ fn once(case: Case, tool: &str, list: &str, source: &Registry) -> Sample {
     }
     source.reset_log();
     destination.reset_log();
-    let mut sample = measured(tool, list, destination.addr());
-    sample.from = source.requests().len() as f64;
-    sample.to = destination.requests().len() as f64;
-    sample
+    let sample = measured(tool, list, destination.addr());
+    sample.counted(source, &destination)
 }
 
-/// Runs the tool under time(1), which alone tells CPU and peak memory of a child.
+/// Runs the tool.
 fn measured(tool: &str, list: &str, to: SocketAddr) -> Sample {
-    let mut command = Command::new("/usr/bin/time");
-    command.args(["-q", "-f", "%e %U %S %M"]);
-    if tool == "transload" {
-        command.arg(env!("CARGO_BIN_EXE_transload")).args(["mirror", "--quiet", list, "--to", &to.to_string()]);
-    } else {
-        command.args(["skopeo", "--insecure-policy", "sync", "--all", "--src", "yaml", "--dest", "docker"]);
-        command.args(["--dest-tls-verify=false", list, &to.to_string()]);
-    }
-    let done = command.output().unwrap();
-    let stderr = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{tool}: {stderr}");
-    let numbers: Vec<f64> = stderr.lines().last().unwrap().split(' ').map(|word| word.parse().unwrap()).collect();
-    Sample { wall: numbers[0], cpu: numbers[1] + numbers[2], mib: numbers[3] / 1024.0, ..Sample::default() }
+    Sample::of(tool, |command| {
+        if tool == "transload" {
+            command.arg(env!("CARGO_BIN_EXE_transload")).args(["mirror", "--quiet", list, "--to", &to.to_string()]);
+        } else {
+            command.args(["skopeo", "--insecure-policy", "sync", "--all", "--src", "yaml", "--dest", "docker"]);
+            command.args(["--dest-tls-verify=false", list, &to.to_string()]);
+        }
+    })
 }

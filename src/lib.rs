@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The order of knowledge
-//! error < descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
+//! error < pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
 //! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
 //! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
 //!
@@ -77,6 +77,7 @@ pub mod manifest;
 pub mod mirror;
 pub mod node;
 pub mod ops;
+mod pool;
 pub mod proxy;
 pub mod reference;
 pub mod registry;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// A module, and all that it may name.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("pool", &["error"]),
     ("descriptor", &["error"]),
     ("reference", &["error", "descriptor"]),
     ("manifest", &["error", "descriptor"]),
@@ -15,10 +16,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("content", &["error", "descriptor", "reference", "manifest", "retry", "verify"]),
     ("credentials", &["error", "reference"]),
     ("registry", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "credentials"]),
-    ("layout", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
+    ("layout", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("server", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
-    ("proxy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
+    ("proxy", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
     ("mirror", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
     ("node", &["error", "reference"]),

@@ -55,13 +55,6 @@ pub(super) enum Format {
 }
 
 impl Global {
-    /// The registries of this run, for a command that wants some options of its own.
-    pub(super) fn registries_with(&self, adapt: impl FnOnce(&mut Options)) -> Result<Registries> {
-        let mut options = self.options()?;
-        adapt(&mut options);
-        Ok(Registries::new(options))
-    }
-
     /// The registries with one credential for one of them, to try it.
     pub(super) fn registries_as(&self, registry: &str, credential: &Credential) -> Result<Registries> {
         let credentials = Credentials::fixed(registry, credential.clone())?;

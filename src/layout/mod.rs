@@ -223,17 +223,6 @@ fn listed(names: &[String]) -> String {
     format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
 }
 
-/// Runs blocking work on the pool for it. When the future is dropped the work still ends.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Error::new(Kind::Interrupted, "the program is ending")),
-        },
-    }
-}
-
 /// Frames of `body`, gathered to at least [`CHUNK`] bytes, or to its end; empty at the end.
 ///
 /// An error comes after what came before it: whoever keeps a partial upload keeps all of it.

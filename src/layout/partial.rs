@@ -10,9 +10,10 @@ use bytes::Bytes;
 use futures_util::TryStream;
 
 use super::store::Store;
-use super::{CHUNK, blocking, gather};
+use super::{CHUNK, gather};
 use crate::descriptor::{Digest, Hasher};
 use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
 
 /// An upload that was begun: a temporary file in the directory, removed on drop unless committed.
 ///

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 
-use super::{CHUNK, blocking};
+use super::CHUNK;
 use crate::content::Body;
 use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
 
 /// A blob that is there: an open file, so that it stays readable even if it's replaced.
 #[derive(Debug)]

@@ -9,16 +9,17 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use super::Layout;
 use super::dir;
 use super::graph::Referrer;
 use super::index::Index;
 use super::names::{Fit, REF_NAME, Scope, names};
 use super::partial::{Partial, Temp};
 use super::read::Stored;
-use super::{Layout, blocking};
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, MAX_MANIFEST, Manifest};
+use crate::pool::blocking;
 use crate::reference::{Target, check_name};
 
 /// A layout directory. A clone is a handle to the same.

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 
-use super::blocking;
 use super::cache::Stored;
 use crate::content::Body;
 use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
 
 /// Who reads at the moment, and the memory that they read into. Clones share it.
 #[derive(Clone, Debug, Default)]

@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::blocking;
 use super::events::{Event, Observer};
 use crate::error::{Error, Kind, Result, Side};
+use crate::pool::blocking;
 use crate::reference::Target;
 
 /// One image to be copied.

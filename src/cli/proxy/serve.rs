@@ -38,11 +38,9 @@ impl Upstreams {
             let mut settings = global.settings()?;
             settings.auth_files.insert(0, file.clone());
             let credentials = Credentials::load(&settings)?;
-            let registries =
-                global.registries_with(|options| adapt(Options { credentials, ..std::mem::take(options) }, options))?;
-            own.insert(name.clone(), registries);
+            own.insert(name.clone(), Registries::new(adapt(Options { credentials, ..global.options()? })));
         }
-        let common = global.registries_with(|options| adapt(std::mem::take(options), options))?;
+        let common = Registries::new(adapt(global.options()?));
         Ok(Known { common, own })
     }
 
@@ -58,15 +56,15 @@ impl Upstreams {
     }
 }
 
-fn adapt(given: Options, options: &mut Options) {
-    *options = Options {
-        // What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
+/// What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
+fn adapt(given: Options) -> Options {
+    Options {
         retries: 0,
         patience: Duration::ZERO,
         concurrency: 64,
         idle: given.idle.min(Duration::from_secs(30)),
         ..given
-    };
+    }
 }
 
 impl Origins for Upstreams {

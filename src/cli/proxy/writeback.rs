@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::proxy::Settings;
 use crate::proxy::world::Spec;
 use crate::proxy::writeback::{Done, Job, Queue};
-use crate::registry::Registries;
+use crate::registry::{self, Registries};
 
 /// Whether, and as whom.
 #[derive(Clone, Debug, clap::Args)]
@@ -55,7 +55,7 @@ impl Args {
         }
         let credentials = Credentials::load(&places)?;
         // Connections and limits of its own: pulls come first.
-        let registries = global.registries_with(|options| options.credentials = credentials)?;
+        let registries = Registries::new(registry::Options { credentials, ..global.options()? });
         let queue = Queue::open(&settings.cache.dir, metrics);
         let engine = Engine::new(2, Arc::new(Silent));
         Ok(Some(WriteBack { queue, registries, engine, upstreams: settings.upstreams.clone() }))

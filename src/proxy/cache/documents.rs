@@ -15,7 +15,7 @@ use super::temp::Temp;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
-use crate::proxy::blocking;
+use crate::pool::blocking;
 
 /// Manifests by digest, and tags. Clones share them.
 #[derive(Clone, Debug)]

@@ -41,9 +41,9 @@ pub use index::Pin;
 pub use shelf::{Shelf, Stored};
 pub use temp::{Temp, write_at};
 
-use super::blocking;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
 
 /// Where the cache is and how much it may use.
 #[derive(Clone, Debug)]

@@ -26,10 +26,11 @@ use tokio::sync::{Semaphore, watch};
 use super::cache::{Pin, Stored};
 use super::events::{How, What};
 use super::world::Spot;
-use super::{Inner, Origins, blocking, manifests::upstreams_fault, reading};
+use super::{Inner, Origins, manifests::upstreams_fault, reading};
 use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
 use crate::retry::Budget;
 
 /// What is being fetched.

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
-use crate::proxy::blocking;
+use crate::pool::blocking;
 use crate::proxy::cache::write_at;
 use crate::proxy::reading::{CHUNK, Readers};
 use crate::retry::Budget;

@@ -11,10 +11,11 @@ use super::{Begun, Fill, Progress, Stage, parallel};
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
 use crate::proxy::cache::{Temp, write_at};
 use crate::proxy::events::Event;
 use crate::proxy::reading::Readers;
-use crate::proxy::{Inner, Origins, blocking};
+use crate::proxy::{Inner, Origins};
 use crate::verify::Verified;
 
 /// Ends a fill, also when its task is dropped: its readers hear of it, and it leaves the list.
