@@ -1,5 +1,6 @@
 //! A front before a registry: counts requests, injects faults, plays Docker Hub or ACR.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -220,6 +221,21 @@ impl Front {
                 return seen;
             }
             assert!(Instant::now() < deadline, "no request {what} in {:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until nothing is under way: what a killed client had sent goes on to the registry.
+    #[track_caller]
+    pub fn wait_idle(&self) {
+        // Connections are accepted in turn: when this one is, all before it were.
+        let mut last = std::net::TcpStream::connect(self.addr).expect("the front listens");
+        last.set_read_timeout(Some(LIMIT)).expect("a timeout");
+        last.shutdown(std::net::Shutdown::Write).expect("connected");
+        last.read_to_end(&mut Vec::new()).expect("the front hangs up");
+        let deadline = Instant::now() + LIMIT;
+        while !self.shared.is_idle() {
+            assert!(Instant::now() < deadline, "still under way: {:#?}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -90,6 +90,8 @@ pub struct Shared {
     rules: Mutex<Vec<Rule>>,
     log: Mutex<Vec<Seen>>,
     pub connections: AtomicU64,
+    /// Connections and requests that haven't ended. A request may outlive its connection.
+    open: Arc<AtomicUsize>,
     /// One request at a time for each upload session, as a registry's lock has it.
     uploads: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -103,6 +105,7 @@ impl Shared {
             rules: Mutex::new(rules),
             log: Mutex::default(),
             connections: AtomicU64::new(0),
+            open: Arc::default(),
             uploads: Mutex::default(),
         }
     }
@@ -121,9 +124,19 @@ impl Shared {
             received: Arc::clone(&seen.received),
             sent: Arc::clone(&seen.sent),
             fault: seen.fault.clone(),
+            _open: self.open(),
         };
         self.log().push(seen);
         entry
+    }
+
+    pub fn open(&self) -> Open {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        Open(Arc::clone(&self.open))
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.open.load(Ordering::SeqCst) == 0
     }
 
     pub fn upload(&self, path: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -146,6 +159,16 @@ pub struct Entry<'a> {
     pub received: Arc<AtomicU64>,
     pub sent: Arc<AtomicU64>,
     pub fault: Option<Fault>,
+    _open: Open,
+}
+
+/// A connection or a request that hasn't ended.
+pub struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Entry<'_> {

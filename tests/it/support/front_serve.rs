@@ -52,7 +52,9 @@ pub async fn serve(listen: Listen, shared: Arc<Shared>) {
             control,
         };
         let acceptor = acceptor.clone();
+        let open = shared.open();
         connections.spawn(async move {
+            let _open = open;
             match acceptor {
                 None => connection.run(wire).await,
                 Some(acceptor) => {
