@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::{Begun, Fill, Progress, Stage, parallel};
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
-use crate::pool::blocking;
+use crate::pool::{begun, blocking};
 use crate::proxy::cache::{Temp, write_at};
 use crate::proxy::events::Event;
 use crate::proxy::reading::Readers;
@@ -150,12 +151,39 @@ pub(super) struct Writing {
     written: bool,
 }
 
+/// Frames that are being written in one go.
+struct Batch {
+    at: u64,
+    end: u64,
+    /// Once they are in the file.
+    frames: BoxFuture<'static, Result<Vec<Bytes>>>,
+}
+
+impl Batch {
+    /// Begins at once, on the blocking pool, unless they are in the file already.
+    fn new(file: &Arc<File>, frames: Vec<Bytes>, at: u64, there: bool) -> Self {
+        let end = at + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        if there {
+            return Self { at, end, frames: ready(Ok(frames)).boxed() };
+        }
+        let file = file.clone();
+        let frames = begun(move || write_all(&file, &frames, at).map(|()| frames)).boxed();
+        Self { at, end, frames }
+    }
+}
+
 impl<S: Source> Fill<S> {
     async fn run(&self, feed: &Feed<S>, mut writing: Writing, file: &Arc<File>, readers: &Readers) -> Result<()> {
         let size = feed.blob().size;
         let mut at = 0;
+        // One batch is written while the next one is received and hashed.
+        let mut under_way: Option<Batch> = None;
         while at < size {
-            let frames = match gather(&mut writing.body).await {
+            let gathered = gather(&mut writing.body).await;
+            if let Some(batch) = under_way.take() {
+                self.written(batch, readers).await?;
+            }
+            let frames = match gathered {
                 Err(error) if error.kind() == Kind::Unsupported && writing.written => {
                     tracing::info!("{error}: {} is fetched by one request", self.digest);
                     writing = Writing { body: feed.open(at).await?, written: false };
@@ -163,17 +191,22 @@ impl<S: Source> Fill<S> {
                 }
                 frames => frames?,
             };
-            let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
-            let mut frames = frames;
-            if !writing.written {
-                let file = file.clone();
-                frames = blocking(move || write_all(&file, &frames, at).map(|()| frames)).await?;
-            }
-            self.keep(at, if readers.are_many() { Vec::new() } else { frames });
-            at += length;
-            self.reached(at, Stage::Running);
+            let batch = Batch::new(file, frames, at, writing.written);
+            at = batch.end;
+            under_way = Some(batch);
+        }
+        if let Some(batch) = under_way {
+            self.written(batch, readers).await?;
         }
         // The end is asked for, though it's known: an empty blob was checked when it was opened.
+        Ok(())
+    }
+
+    /// Once a batch is in the file, readers may have it.
+    async fn written(&self, batch: Batch, readers: &Readers) -> Result<()> {
+        let frames = batch.frames.await?;
+        self.keep(batch.at, if readers.are_many() { Vec::new() } else { frames });
+        self.reached(batch.end, Stage::Running);
         Ok(())
     }
 
