@@ -55,6 +55,17 @@ pub enum How {
     Failed,
 }
 
+/// What a client's bytes of a blob came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// From a file of the cache.
+    Disk,
+    /// Along with a fetch into the cache.
+    Fill,
+    /// From the upstream, past the cache.
+    Passed,
+}
+
 /// One thing that happened.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -83,6 +94,13 @@ pub enum Event<'a> {
     Moved {
         /// The registry.
         registry: &'a str,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes of a blob went to a client.
+    Sent {
+        /// From there.
+        from: Tier,
         /// How many.
         bytes: u64,
     },

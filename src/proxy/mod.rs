@@ -62,6 +62,7 @@ use self::cache::Cache;
 use self::events::{Event, How, Observer, What};
 use self::world::{Spec, Spot, World};
 use crate::error::{Error, Kind, Result};
+use crate::server;
 
 /// How the proxy behaves.
 #[derive(Clone, Debug)]
@@ -183,6 +184,7 @@ impl<O: Origins> Proxy<O> {
 impl<O: Origins> Inner<O> {
     fn served(&self, spot: &Spot, what: What, how: How) {
         let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
+        say(how);
         self.observer.event(&Event::Served { upstream, repository, what, how });
     }
 
@@ -191,6 +193,11 @@ impl<O: Origins> Inner<O> {
         let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
         tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// Tells the request that is being answered.
+fn say(how: How) {
+    server::say(server::Served { how: metrics::name(how), stale: how == How::Stale });
 }
 
 impl<O: Origins> Drop for Ending<O> {

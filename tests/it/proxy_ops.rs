@@ -51,6 +51,11 @@ fn what_was_pulled_is_counted() {
     shows(ops, &format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} {bytes}", front.addr()));
     shows(ops, &format!("transload_proxy_upstream_up{{registry=\"{}\"}} 1", front.addr()));
     let page = http::get(ops, "/metrics").text();
+    let sent = |from: &str| -> usize {
+        let name = format!("transload_proxy_sent_bytes_total{{from=\"{from}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
+    };
+    assert!(sent("fill") >= bytes && sent("fill") + sent("disk") == 3 * bytes, "{page}");
     let counted = |what: &str, how: &str| {
         let name = format!("transload_proxy_requests_total{{upstream=\"docker.io\",kind=\"{what}\",how=\"{how}\"}} ");
         page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
