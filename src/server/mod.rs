@@ -81,7 +81,11 @@ impl<B: Backend> Server<B> {
     pub async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let (head, mut body) = request.into_parts();
         let mut namespace = None;
-        let answered = match route(&head.method, head.uri.path(), head.uri.query()) {
+        // A push to a registry that takes none is answered before anything else is looked at: a session's
+        // name, for one, is that of whatever registry the client thinks this is.
+        let pushes = !matches!(head.method, Method::GET | Method::HEAD) && !self.backend.is_writable();
+        let routed = if pushes { Err(read_only()) } else { route(&head.method, head.uri.path(), head.uri.query()) };
+        let answered = match routed {
             Ok(route) => {
                 namespace = route.namespace().filter(|_| self.backend.knows_namespaces()).map(str::to_owned);
                 // Boxed: the futures of an upload are large, and most requests aren't uploads.
@@ -115,8 +119,7 @@ impl<B: Backend> Server<B> {
 
     async fn answer(&self, route: Route, head: &Parts, body: &mut Body) -> Result<Response<ResponseBody>, Refusal> {
         if route.is_write() && !self.backend.is_writable() {
-            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only")
-                .with(header::ALLOW, "GET, HEAD"));
+            return Err(read_only());
         }
         match route {
             Route::Base => Ok(respond::whole(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))),
@@ -133,6 +136,11 @@ impl<B: Backend> Server<B> {
             Route::Cancel(place, id) => self.cancel(&place, &id).await,
         }
     }
+}
+
+fn read_only() -> Refusal {
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only")
+        .with(header::ALLOW, "GET, HEAD")
 }
 
 impl<B: Backend> Handler for Server<B> {

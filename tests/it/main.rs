@@ -29,6 +29,7 @@ mod proxy_admin;
 mod proxy_blobs;
 mod proxy_clients;
 mod proxy_config;
+mod proxy_conformance;
 mod proxy_ops;
 mod proxy_tags;
 mod readme;
