@@ -68,6 +68,7 @@ impl<O: Origins> Backend for Proxy<O> {
     /// The upstream's, which are not cached: who lists tags wants to know what is new.
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
+<<<<<<< HEAD
         let question = |source: O::Source| async move {
             let (mut tags, mut next) = (Vec::new(), None);
             for _ in 0..MOST_PAGES {
@@ -86,6 +87,9 @@ impl<O: Origins> Backend for Proxy<O> {
         // Each registry has an order of its own.
         tags.sort_unstable();
         tags.dedup();
+=======
+        let Some(tags) = self.0.tags(&spot).await? else { return Ok(None) };
+>>>>>>> main
         Ok(Some(tags.into_iter().filter(|tag| after.is_none_or(|after| tag.as_str() > after)).take(most).collect()))
     }
 
@@ -96,9 +100,13 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(Vec::new()) };
+<<<<<<< HEAD
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
         let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await;
         Ok(told(found, How::Passed)?.map_or_else(Vec::new, |found| found.value))
+=======
+        self.0.referrers(&spot, subject).await
+>>>>>>> main
     }
 
     async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {
@@ -107,6 +115,35 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn put_manifest(&self, _: &Place, _: &Manifest, _: &Target) -> Result<()> {
         Err(read_only())
+    }
+}
+
+impl<O: Origins> Inner<O> {
+    /// All tags of the upstream, in order.
+    pub(super) async fn tags(&self, spot: &Spot) -> Result<Option<Vec<String>>> {
+        let question = |source: O::Source| async move {
+            let (mut tags, mut next) = (Vec::new(), None);
+            for _ in 0..MOST_PAGES {
+                let page = source.tags(next.as_deref()).await?;
+                tags.extend(page.tags);
+                next = page.next;
+                if next.is_none() {
+                    break;
+                }
+            }
+            // Each registry has an order of its own.
+            tags.sort_unstable();
+            tags.dedup();
+            Ok(Some(tags))
+        };
+        let found = self.patiently(self.settings.patience, self.upstreams.ask(spot, question)).await?;
+        Ok(found.map(|found| found.value))
+    }
+
+    pub(super) async fn referrers(&self, spot: &Spot, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
+        let found = self.patiently(self.settings.patience, self.upstreams.ask(spot, question)).await?;
+        Ok(found.map_or_else(Vec::new, |found| found.value))
     }
 }
 

@@ -125,7 +125,7 @@ pub enum Event<'a> {
         /// Its size.
         bytes: u64,
     },
-    /// Only an original had this manifest, no tier before it: the durable tier may be given the image.
+    /// Only an original had this manifest, no tier before it: the durable tier is to be given the image.
     OnlyOriginal {
         /// The upstream's name.
         upstream: &'a str,
@@ -133,7 +133,5 @@ pub enum Event<'a> {
         repository: &'a str,
         /// The manifest.
         target: &'a Target,
-        /// The number of the tier that had it.
-        tier: usize,
     },
 }

@@ -24,6 +24,7 @@
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
+//! - `through`: the proxy as a source for the copying into the durable tier
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -48,6 +49,7 @@ mod reading;
 pub mod rules;
 pub mod status;
 mod tasks;
+mod through;
 mod upstream;
 pub mod world;
 pub mod writeback;
@@ -56,6 +58,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use through::Through;
 pub use upstream::Origins;
 
 use self::cache::Cache;
