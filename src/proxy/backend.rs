@@ -68,28 +68,7 @@ impl<O: Origins> Backend for Proxy<O> {
     /// The upstream's, which are not cached: who lists tags wants to know what is new.
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
-<<<<<<< HEAD
-        let question = |source: O::Source| async move {
-            let (mut tags, mut next) = (Vec::new(), None);
-            for _ in 0..MOST_PAGES {
-                let page = source.tags(next.as_deref()).await?;
-                tags.extend(page.tags);
-                next = page.next;
-                if next.is_none() {
-                    break;
-                }
-            }
-            Ok(Some(tags))
-        };
-        let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await;
-        let Some(found) = told(found, How::Passed)? else { return Ok(None) };
-        let mut tags = found.value;
-        // Each registry has an order of its own.
-        tags.sort_unstable();
-        tags.dedup();
-=======
-        let Some(tags) = self.0.tags(&spot).await? else { return Ok(None) };
->>>>>>> main
+        let Some(tags) = told(self.0.tags(&spot).await, How::Passed)? else { return Ok(None) };
         Ok(Some(tags.into_iter().filter(|tag| after.is_none_or(|after| tag.as_str() > after)).take(most).collect()))
     }
 
@@ -100,13 +79,8 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(Vec::new()) };
-<<<<<<< HEAD
-        let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
-        let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await;
-        Ok(told(found, How::Passed)?.map_or_else(Vec::new, |found| found.value))
-=======
-        self.0.referrers(&spot, subject).await
->>>>>>> main
+        let found = self.0.referrers(&spot, subject).await.map(Some);
+        Ok(told(found, How::Passed)?.unwrap_or_default())
     }
 
     async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {
