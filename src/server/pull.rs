@@ -84,8 +84,12 @@ impl<B: Backend> Server<B> {
         Ok(response)
     }
 
-    /// `If-Range` with anything but this content's own tag asks for the whole (RFC 9110, 13.1.5).
+    /// `If-Range` with anything but this content's own tag asks for the whole (RFC 9110, 13.1.5); so does
+    /// `HEAD`, which has no range (14.2).
     fn wanted(&self, digest: &Digest, size: u64, head: &Parts) -> Wanted {
+        if head.method == Method::HEAD {
+            return Wanted::Whole;
+        }
         let text = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
         match text(header::IF_RANGE) {
             Some(tag) if tag != respond::etag(digest) => Wanted::Whole,

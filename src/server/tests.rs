@@ -268,8 +268,8 @@ async fn blobs_have_ranges() {
         assert_eq!((answer.status, answer.header("content-range")), (status, content_range), "{headers:?}");
         assert_eq!(answer.body, body);
         let head = get(&server, &format!("HEAD {path}"), headers).await;
-        assert_eq!((head.status, head.body.len()), (status, 0));
-        assert_eq!(head.header("content-length"), Some(body.len().to_string().as_str()));
+        assert_eq!((head.status, head.body.len()), (200, 0), "only GET has ranges");
+        assert_eq!(head.header("content-length"), Some("10"));
         assert_eq!(head.header("docker-content-digest"), Some(etag.trim_matches('"')));
     }
     let beyond = get(&server, &format!("GET {path}"), &["range: bytes=10-"]).await;
@@ -449,7 +449,7 @@ async fn manifests_are_checked() {
 async fn a_read_only_registry_takes_nothing() {
     let (server, memory) = server();
     memory.state().read_only = true;
-    for line in ["POST /v2/a/b/blobs/uploads/", "PUT /v2/a/b/manifests/v1"] {
+    for line in ["POST /v2/a/b/blobs/uploads/", "PUT /v2/a/b/manifests/v1", "PATCH /v2/a/b/blobs/uploads/x"] {
         let answer = push(&server, line, &[], b"x").await;
         assert_eq!(answer.refused(), (405, "UNSUPPORTED".into()), "{line}");
         assert_eq!(answer.header("allow"), Some("GET, HEAD"));
