@@ -24,6 +24,7 @@
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
+//! - `through`: the proxy as a source for the copying into the durable tier
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -48,6 +49,7 @@ mod reading;
 pub mod rules;
 pub mod status;
 mod tasks;
+mod through;
 mod upstream;
 pub mod world;
 pub mod writeback;
@@ -56,12 +58,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use through::Through;
 pub use upstream::Origins;
 
 use self::cache::Cache;
 use self::events::{Event, How, Observer, What};
 use self::world::{Spec, Spot, World};
 use crate::error::{Error, Kind, Result};
+use crate::server;
 
 /// How the proxy behaves.
 #[derive(Clone, Debug)]
@@ -183,6 +187,7 @@ impl<O: Origins> Proxy<O> {
 impl<O: Origins> Inner<O> {
     fn served(&self, spot: &Spot, what: What, how: How) {
         let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
+        say(how);
         self.observer.event(&Event::Served { upstream, repository, what, how });
     }
 
@@ -191,6 +196,11 @@ impl<O: Origins> Inner<O> {
         let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
         tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// Tells the request that is being answered.
+fn say(how: How) {
+    server::say(server::Served { how: metrics::name(how), stale: how == How::Stale });
 }
 
 impl<O: Origins> Drop for Ending<O> {
