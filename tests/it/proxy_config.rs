@@ -228,6 +228,43 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     assert_eq!(world.front.count("GET", &layer.digest), 1);
 }
 
+#[test]
+fn the_access_log_is_turned_on_and_off_while_it_serves() {
+    let world = World::new(&[3000]);
+    let proxy = world.start(HTTP, "");
+    let at = addr(&proxy, "http");
+    http::get(at, LIBRARY).expect(200);
+    let file = world.write(HTTP, "");
+    let text = std::fs::read_to_string(&file).expect("the file");
+    let reload = |text: String| {
+        world.dir.write("proxy.yaml", text);
+        let before = proxy.stderr.text().matches("yaml again").count();
+        proxy.hang_up();
+        let deadline = std::time::Instant::now() + LIMIT;
+        while proxy.stderr.text().matches("yaml again").count() == before {
+            assert!(std::time::Instant::now() < deadline, "never read");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    reload(format!("{text}logs: {{ access: json }}\n"));
+    let headers = [("authorization", "Basic c2VjcmV0"), ("user-agent", "evil\" \t")];
+    http::send(at, "GET", &format!("{LIBRARY}?ns=docker.io&token=secret"), &headers, &[]).expect(200);
+    let line = proxy.stdout.wait_line("{\"time\":", LIMIT);
+    let told: Value = serde_json::from_str(&line).expect("JSON");
+    let of = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!((of("method"), of("path"), of("ns")), ("GET".into(), LIBRARY.into(), "docker.io".into()));
+    assert_eq!((of("how"), of("end"), told["status"].as_u64()), ("hit".into(), "whole".into(), Some(200)));
+    assert_eq!(told["bytes"].as_u64(), Some(world.image.bytes().len() as u64));
+    assert!(of("client").starts_with("127.0.0.1:") && told["ms"].is_u64(), "{line}");
+    assert!(of("agent").starts_with("evil\""), "{line}");
+    reload(text);
+    http::get(at, TEAM).expect(200);
+    proxy.terminate();
+    let said = proxy.finish(LIMIT).stdout;
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(!said.contains("ecret") && !said.contains("c2Vj"), "{said}");
+}
+
 /// All that a file may have.
 const FULL: &str = "\
 listen:
@@ -255,6 +292,7 @@ upstreams:
     deny: [library/nginx]
   - name: ghcr.io
 limits: { connections: 100, fills: 8, head-timeout: 30, parallel-fetch: 2 }
+logs: { access: json }
 ";
 
 fn check(text: &str) -> Run {
@@ -276,7 +314,8 @@ fn check_says_what_a_file_means() {
          what that lacks is copied into myregistry.azurecr.io, with the credentials of push.json\n\
          ghcr.io is read from ghcr.io\n  \
          a tag is believed for 60 s, that something is absent for 10 s\n\
-         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head\n"
+         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head\n\
+         tells each request on stdout as Json\n"
     );
 }
 
@@ -337,6 +376,10 @@ fn the_schema_is_printed_and_right() {
     for key in keys(&schema["$defs"]["limits"]) {
         assert!(said.contains(&key), "{key}: {said}");
     }
+    let said = check(&FULL.replace("access: json", "zzz: 8")).exits(2).stderr;
+    assert_eq!(keys(&schema["$defs"]["logs"]), ["access"]);
+    assert!(said.contains("access"), "{said}");
+    check(&FULL.replace("access: json", "access: xml")).exits(2);
 }
 
 /// The README's file: what it means as printed; and that a proxy runs by it, on free ports.

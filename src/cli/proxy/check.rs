@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::config::{self, At, Door, Plan};
+use super::config::{self, AccessLines, At, Door, Plan};
 use crate::cli::output;
 use crate::error::Result;
 use crate::proxy::world::Spec;
@@ -76,6 +76,9 @@ fn text(plan: &Plan) -> String {
         settings.fills,
         plan.limits.head.as_secs()
     );
+    if plan.access_log != AccessLines::Off {
+        let _ = writeln!(text, "tells each request on stdout as {:?}", plan.access_log);
+    }
     text
 }
 

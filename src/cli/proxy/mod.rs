@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::config::{At, Door, Plan};
+use self::config::{AccessLines, At, Door, Plan};
 use self::listen::Open;
 use super::global::{Global, parse_bytes};
 use crate::error::{Error, Kind, Result};
@@ -64,6 +64,10 @@ pub(super) struct Args {
     /// Fetch a blob of 64 MiB or more by so many requests at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
+    /// Tell each request on stdout, when its answer is out: time, client, user, method, path, ns, status, bytes,
+    /// milliseconds, how it was served, how it ended, and the client's name
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLines::Off)]
+    access_log: AccessLines,
     #[command(flatten)]
     ops: ops::Args,
     #[command(flatten)]
@@ -102,6 +106,7 @@ impl Args {
             auth: BTreeMap::new(),
             // Nodes may pull many images each, by several connections.
             limits: Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() },
+            access_log: self.access_log,
         })
     }
 
@@ -156,7 +161,9 @@ Examples:
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 10] = [
+const BY_FILE: [&str; 12] = [
+    "parallel_fetch",
+    "access_log",
     "listen",
     "upstream",
     "original",
