@@ -120,6 +120,10 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let registries = Registries::new(match &cli.command {
         Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
         Command::Mirror(args) => args.options(options)?,
+        Command::Proxy(args) => match args.warm() {
+            Some(warm) => warm.options(options),
+            None => options,
+        },
         _ => options,
     });
     let run = async {
@@ -149,6 +153,9 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
+            Command::Proxy(args) if args.warm().is_some() => {
+                Box::pin(proxy::warm(args, &cli.global, &registries)).await
+            }
             Command::Proxy(args) => Box::pin(proxy::run((**args).clone(), &cli.global, async {
                 let _ = interrupted().await;
             }))
@@ -159,7 +166,8 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         }
     };
     let drains = match &cli.command {
-        Command::Serve(_) | Command::Proxy(_) => true,
+        Command::Serve(_) => true,
+        Command::Proxy(args) => args.warm().is_none(),
         Command::Mirror(args) => args.stays(),
         _ => false,
     };

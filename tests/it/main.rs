@@ -31,6 +31,7 @@ mod proxy_config;
 mod proxy_conformance;
 mod proxy_ops;
 mod proxy_tags;
+mod proxy_warm;
 mod readme;
 mod serve;
 mod support;

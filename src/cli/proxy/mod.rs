@@ -7,6 +7,7 @@ mod listen;
 mod ops;
 mod reload;
 mod serve;
+mod warm;
 mod writeback;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::proxy::{Origins, Proxy, Settings, cache};
 use crate::server::Limits;
 
 pub(super) use serve::run;
+pub(super) use warm::run as warm;
 
 /// Run a pull-through cache in front of registries
 ///
@@ -75,6 +77,7 @@ enum Action {
     Check(check::CheckArgs),
     #[command(flatten)]
     Cache(admin::Action),
+    Warm(warm::WarmArgs),
     /// Print the JSON schema of the configuration file
     Schema,
 }
@@ -82,11 +85,20 @@ enum Action {
 impl Args {
     /// Runs what asks nobody. `None` for the proxy itself.
     pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
-        self.action.as_ref().map(|action| match action {
-            Action::Check(args) => check::run(args),
-            Action::Cache(action) => admin::run(action, global),
-            Action::Schema => check::schema(),
-        })
+        match self.action.as_ref()? {
+            Action::Check(args) => Some(check::run(args)),
+            Action::Cache(action) => Some(admin::run(action, global)),
+            Action::Warm(_) => None,
+            Action::Schema => Some(check::schema()),
+        }
+    }
+
+    /// The list to fill a running proxy with, if that is what is asked for: no proxy runs here then.
+    pub(super) fn warm(&self) -> Option<&warm::WarmArgs> {
+        match &self.action {
+            Some(Action::Warm(args)) => Some(args),
+            _ => None,
+        }
     }
 
     /// What file or flags say.
