@@ -112,9 +112,17 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         return done;
     }
     if let Command::Proxy(args) = &cli.command
-        && let Some(done) = args.offline(&cli.global)
+        && let Some(done) = args.offline()
     {
         return done;
+    }
+    if let Command::Proxy(args) = &cli.command
+        && let Some(action) = args.admin()
+    {
+        return tokio::select! {
+            result = Box::pin(proxy::admin(action, &cli.global)) => result,
+            signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
+        };
     }
     let options = cli.global.options()?;
     let registries = Registries::new(match &cli.command {

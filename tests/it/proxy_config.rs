@@ -242,6 +242,7 @@ cache:
   dir: /var/cache/transload
   size: 200GiB
   keep-free: 1073741824
+  scrub: 8MiB
 upstreams:
   - name: docker.io
     from: myregistry.azurecr.io/docker.io
@@ -267,6 +268,7 @@ fn check_says_what_a_file_means() {
          listens at https://0.0.0.0:5443: whoever has a client certificate and a token\n\
          listens at unix:proxy.sock: whoever can connect\n\
          caches up to 204800 MiB in /var/cache/transload, and leaves 1024 MiB free\n\
+         \x20 and reads 8.0 MiB of it in a second, to find what is corrupt\n\
          docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
          (only library/*, team/**; without library/nginx)\n  \
          a tag is believed for 300 s, that something is absent for 5 s\n  \
@@ -280,13 +282,14 @@ fn check_says_what_a_file_means() {
 #[test]
 fn errors_point_at_the_line() {
     for (from, to, said) in [
-        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:18: unknown field"),
+        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:19: unknown field"),
         ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:11: "),
-        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:15: "),
-        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:21: "),
-        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:22: there are two upstreams docker.io"),
+        ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:13: \"fast\" is no rate"),
+        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:16: "),
+        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:22: "),
+        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:23: there are two upstreams docker.io"),
         ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
-        ("fills: 8", "fills: 0", "proxy.yaml:23: 0 is not within 1 and 10000"),
+        ("fills: 8", "fills: 0", "proxy.yaml:24: 0 is not within 1 and 10000"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
         ("  - unix: proxy.sock", "  - { unix: proxy.sock, http: a:1 }", "proxy.yaml:8: each of `listen` has one of"),
     ] {

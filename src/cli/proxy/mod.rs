@@ -5,7 +5,9 @@ mod check;
 mod config;
 mod listen;
 mod ops;
+mod orders;
 mod reload;
+mod remote;
 mod serve;
 mod warm;
 mod writeback;
@@ -16,12 +18,13 @@ use std::time::Duration;
 
 use self::config::{At, Door, Plan};
 use self::listen::Open;
-use super::global::{Global, parse_bytes};
+use super::global::parse_bytes;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};
-use crate::proxy::{Origins, Proxy, Settings, cache};
+use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
 
+pub(super) use admin::run as admin;
 pub(super) use serve::run;
 pub(super) use warm::run as warm;
 
@@ -57,6 +60,10 @@ pub(super) struct Args {
     /// Bytes to leave free on the disk
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     keep_free: u64,
+    /// Read so many bytes of the cache in a second, to find and drop what a broken disk has changed; once
+    /// through, it begins again after a day; or off
+    #[arg(long, value_name = "RATE|off", default_value = "4MiB")]
+    scrub: String,
     /// Believe for so long what a tag is, before asking the upstream again
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     tag_ttl: u64,
@@ -84,12 +91,19 @@ enum Action {
 
 impl Args {
     /// Runs what asks nobody. `None` for the proxy itself.
-    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
+    pub(super) fn offline(&self) -> Option<Result<u8>> {
         match self.action.as_ref()? {
             Action::Check(args) => Some(check::run(args)),
-            Action::Cache(action) => Some(admin::run(action, global)),
-            Action::Warm(_) => None,
+            Action::Cache(_) | Action::Warm(_) => None,
             Action::Schema => Some(check::schema()),
+        }
+    }
+
+    /// What is to be done to a cache, if that is what is asked for. It needs no credentials.
+    pub(super) fn admin(&self) -> Option<&admin::Action> {
+        match &self.action {
+            Some(Action::Cache(action)) => Some(action),
+            _ => None,
         }
     }
 
@@ -134,6 +148,7 @@ impl Args {
             tag_ttl: Duration::from_secs(self.tag_ttl),
             negative_ttl: Duration::from_secs(self.negative_ttl),
             parallel: self.parallel_fetch.into(),
+            scrub: scrub::rate(&self.scrub, parse_bytes)?,
             ..Settings::new(upstreams, cache)
         })
     }
@@ -158,8 +173,10 @@ Examples:
   transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --original docker.io --cache DIR
   transload proxy --upstream docker.io --upstream ghcr.io --cache DIR --cache-size 200GiB
   transload proxy check proxy.yaml
+  transload proxy warm images.yaml --proxy 127.0.0.1:5000
+  transload proxy gc --admin 127.0.0.1:9090 --older-than 30d --dry-run
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 8] =
-    ["listen", "upstream", "original", "cache", "cache_size", "keep_free", "tag_ttl", "negative_ttl"];
+const BY_FILE: [&str; 9] =
+    ["listen", "upstream", "original", "cache", "cache_size", "keep_free", "scrub", "tag_ttl", "negative_ttl"];

@@ -13,7 +13,7 @@ use super::serve::Upstreams;
 use crate::cli::global::Global;
 use crate::cli::output;
 use crate::error::{Error, Result};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Settings};
 
 /// What is looked at.
 pub(super) struct Watch {
@@ -79,8 +79,10 @@ impl Watch {
             let settings = &plan.settings;
             (plan.limits.connections, plan.limits.head, settings.fills, settings.parallel)
         };
-        let cache =
-            |plan: &Plan| (plan.settings.cache.dir.clone(), plan.settings.cache.size, plan.settings.cache.keep_free);
+        let cache = |plan: &Plan| {
+            let Settings { cache, scrub, .. } = &plan.settings;
+            (cache.dir.clone(), cache.size, cache.keep_free, *scrub)
+        };
         for (what, differs) in
             [("listen", !listens), ("cache", cache(old) != cache(new)), ("limits", limits(old) != limits(new))]
         {
@@ -91,7 +93,7 @@ impl Watch {
         // What needs a restart stays what it is, so that it's said again.
         let (listen, mut settings, limits) =
             (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
-        settings.cache = self.plan.settings.cache.clone();
+        (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
         self.plan = Plan { listen, settings, auth: plan.auth, limits };
         self.marks = marks(&self.path, &self.plan);
