@@ -85,12 +85,16 @@ def check_pods(documents):
         check(f"{name}: host paths {secrets}", root or all(path == "/mnt/transload" for path in secrets))
         if root:
             check("a node needs containerd's directory only", secrets == ["/etc/containerd/certs.d"])
-    proxies = [pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "proxy"]
-    services = [document for document in documents if document["kind"] == "Service"]
-    for service, pod in zip(services, proxies):
-        check("the Service finds the proxy", service["spec"]["selector"].items() <= pod["metadata"]["labels"].items())
-        ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    for service in (document for document in documents if document["kind"] == "Service"):
+        name, selector = service["metadata"]["name"], service["spec"]["selector"].items()
+        found = [pod for _, pod in pod_specs(documents) if selector <= pod["metadata"]["labels"].items()]
+        check(f"the Service {name} finds its pods", len(found) == 1)
+        ports = {port["name"] for port in found[0]["spec"]["containers"][0]["ports"]}
         check("its port is there", all(port["targetPort"] in ports for port in service["spec"]["ports"]))
+    for monitor in (document for document in documents if document["kind"] == "ServiceMonitor"):
+        selector = monitor["spec"]["selector"]["matchLabels"].items()
+        watched = [document for document in documents if document["kind"] == "Service" and selector <= document["metadata"]["labels"].items()]
+        check("a ServiceMonitor finds one Service", len(watched) == 1)
 
 
 def expressions(documents):
@@ -147,6 +151,9 @@ def check_refusals():
         (["image.repository=me/transload"], "can't depend on it"),
         ([image, "proxy.service.clusterIP="], "nodes don't ask the cluster's DNS"),
         ([image, "mirror.enabled=true"], "mirror.to is not set"),
+        ([image, "mirror.enabled=true", "mirror.to=r.io", "mirror.kind=Deployment", "mirror.shards=2"], "have no index"),
+        ([image, "mirror.interval=soon"], "interval"),
+        ([image, "proxy.config.nonsense=1"], "nonsense"),
         ([image, "identity.servicePrincipal.clientId=x"], "tenantId is not set"),
     ]:
         flags = [part for value in values for part in ("--set", value)]
@@ -162,6 +169,47 @@ def check_program():
     for text in [secret, pod]:
         for document in yaml.safe_load_all(text):
             validate(document, "transload k8s")
+
+
+def check_configs(documents):
+    """The program takes the files that the chart makes, where the chart mounts them."""
+    configs = {document["metadata"]["name"]: document["data"] for document in documents if document["kind"] == "ConfigMap"}
+    for _, pod in pod_specs(documents):
+        container = pod["spec"]["containers"][0]
+        with tempfile.TemporaryDirectory() as root:
+            paths = {}
+            for volume in pod["spec"]["volumes"]:
+                data = configs.get(volume.get("configMap", {}).get("name"), {})
+                for mount in container["volumeMounts"]:
+                    if mount["name"] == volume["name"]:
+                        for key, text in data.items():
+                            path = pathlib.Path(root, key)
+                            path.write_text(text, encoding="utf-8")
+                            paths[f"{mount['mountPath']}/{key}"] = str(path)
+            if not paths:
+                continue
+            arguments = container["args"]
+            named = [argument.removeprefix("--config=") for argument in arguments]
+            used = [paths[name] for name in named if name in paths]
+            check(f"the file of {paths} is named in {arguments}", len(used) == 1)
+            to = [argument for argument in arguments if argument.startswith("--to=")]
+            said = run(PROGRAM, arguments[0], "check", used[0], *to).stdout
+            check(f"{arguments[0]} check says something", said)
+            if arguments[0] == "proxy":
+                check(f"the Service's port and the cache's volume: {said}", "0.0.0.0:5000" in said and "/var/cache/transload" in said)
+
+
+def check_restarts():
+    """What the proxy reads again by itself restarts no pod; what it doesn't does."""
+    def checksum(*values):
+        documents = template("--values", str(CHART / "ci/staying.yaml"), *values)
+        pod = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "proxy")
+        return pod["metadata"]["annotations"]["checksum/config"]
+
+    before = checksum()
+    check("upstreams restart nothing", before == checksum("--set-json", 'proxy.upstreams=[{"name":"ghcr.io"}]'))
+    check("limits do", before != checksum("--set", "proxy.config.limits.fills=3"))
+    check("the cache's size does", before != checksum("--set", "proxy.cache.size=1GiB"))
 
 
 def check_metrics(watched):
@@ -183,7 +231,7 @@ def check_metrics(watched):
     check("a page of metrics", told)
     # What nothing was counted of yet isn't on the page; the README's table is held to the program by its tests.
     readme = (CHART / "../../../README.md").read_text(encoding="utf-8")
-    told |= {re.sub("_total$", "", name) for name in re.findall(r"`(transload_proxy_[a-z_]+)`", readme)}
+    told |= {re.sub("_total$", "", name) for name in re.findall(r"`(transload_(?:proxy|mirror)_[a-z_]+)`", readme)}
     unknown = {name for name in watched if re.sub("_(total|bucket|sum|count)$", "", name) not in told}
     check(f"metrics that are watched are told: {' '.join(sorted(unknown)) or 'all'}", not unknown)
 
@@ -228,13 +276,18 @@ def main():
             validate(document, values.name)
         check_pods(documents)
         check_nodes(documents)
+        if PROGRAM:
+            check_configs(documents)
         metrics |= check_expressions(documents)
         print(f"{values.name}: {len(documents)} objects for Kubernetes {', '.join(VERSIONS)}")
     check_refusals()
     check_guide()
     if PROGRAM:
         check_program()
-        check_metrics({name for name in metrics if name.startswith("transload_proxy_")})
+        # A config that leaves out all but one key: the other values make the rest.
+        check_configs(template("--values", str(CHART / "ci/deployment.yaml"), "--set", "proxy.config.limits.fills=3"))
+        check_restarts()
+        check_metrics({name for name in metrics if name.startswith(("transload_proxy_", "transload_mirror_"))})
     check("metrics are watched", metrics)
     print(f"metrics watched: {' '.join(sorted(metrics))}")
     print(f"{checked} passed, 0 failed")

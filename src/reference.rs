@@ -4,12 +4,16 @@
 //! The rules are those of Docker's `reference` package: Docker Hub is the default registry, `library/`
 //! its default namespace, `latest` the default tag.
 
+mod artifact;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
+
+pub use artifact::Artifact;
 
 /// The name under which Docker Hub's images are known.
 pub const DOCKER_HUB: &str = "docker.io";

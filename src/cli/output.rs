@@ -38,6 +38,11 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Says at once that an image failed; also why, unless a table at the end will.
+pub(super) fn failed(image: &str, error: &Error, table: bool) {
+    if table { note(&format!("failed: {image}")) } else { failure(image, error) }
+}
+
 /// Prints the error of one image among several.
 pub(super) fn failure(image: &str, error: &Error) {
     let hint = error.hint_text().map(|hint| format!(" (hint: {hint})")).unwrap_or_default();

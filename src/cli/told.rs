@@ -62,16 +62,17 @@ pub(super) fn image(source: &str, destination: &str, report: &Report, dry_run: b
     format!("{verb}: {source} to {destination}{digest}: {}; {bytes} {moved}", parts.join(", "))
 }
 
-/// A run over a list: a line for each image, those that failed last with why, then the sums.
+/// A run over a list: a line for each image, those that failed last with why, then the sums. What several
+/// in a row ended by is told below the last of them.
 pub(super) fn run(run: &Run) -> String {
-    let (undone, done): (Vec<&Entry>, Vec<&Entry>) =
-        run.images().iter().partition(|image| image.ended.error().is_some());
+    let mut images: Vec<&Entry> = run.images().iter().collect();
+    images.sort_by_key(|image| (image.ended.error().is_some(), image.ended.status() == "failed"));
     let width = |text: fn(&Entry) -> &str| run.images().iter().map(|image| text(image).chars().count()).max();
     let source = width(|image| &image.source).unwrap_or(0);
     let destination = width(|image| &image.destination).unwrap_or(0);
     let moved = if run.is_dry() { "to move" } else { "moved" };
     let mut text = String::new();
-    for image in done.into_iter().chain(undone) {
+    for (nth, image) in images.iter().enumerate() {
         let status = image.ended.status();
         let row = format!("{status:STATUS$}  {:source$}  {:destination$}", image.source, image.destination);
         text += row.trim_end();
@@ -80,7 +81,8 @@ pub(super) fn run(run: &Run) -> String {
             text += &format!("  {sent:>11} {moved}, {saved:>11} saved");
         }
         text.push('\n');
-        if let Some(error) = image.ended.error() {
+        let next = images.get(nth + 1).and_then(|next| next.ended.error());
+        if let Some(error) = image.ended.error().filter(|error| Some(*error) != next) {
             text += &format!("{:STATUS$}  {}\n", "", error.message);
             if let Some(hint) = &error.hint {
                 text += &format!("{:STATUS$}  hint: {hint}\n", "");
@@ -199,6 +201,28 @@ failed     docker.io/a/long-name:1  r.io/a/long-name:1
            hint: wait
 1 copied, 1 unchanged, 1 failed; 2.0 KiB moved, 1 B saved; 5 requests; 2.00 s
 docker.io: 2 pulls counted; 98 of 100 left in 6 h
+";
+        assert_eq!(run(&ended), expected);
+    }
+
+    /// A deadline may leave thousands: why, is told once for all in a row.
+    #[test]
+    fn what_ended_alike_is_told_once() {
+        let mut ended = Run::begin(None, false, &[]);
+        let late = Error::new(Kind::Timeout, "the deadline has passed").hint("go on");
+        ended.add(which(1, "a/failed:1", "r/failed:1"), Err(&Error::new(Kind::Denied, "no")));
+        for nth in 2..4 {
+            ended.skip(which(nth, &format!("a/{nth}:1"), &format!("r/{nth}:1")), &late);
+        }
+        ended.finish(Duration::from_secs(2), vec![]);
+        let expected = "\
+skipped    a/2:1       r/2:1
+skipped    a/3:1       r/3:1
+           the deadline has passed
+           hint: go on
+failed     a/failed:1  r/failed:1
+           no
+2 skipped, 1 failed; 0 B moved, 0 B saved; 0 requests; 2.00 s
 ";
         assert_eq!(run(&ended), expected);
     }

@@ -75,7 +75,7 @@ pub enum Outcome {
 pub trait Observer: Send + Sync {
     /// An image's walk found so many blobs, of so many bytes.
     fn planned(&self, _blobs: usize, _bytes: u64) {}
-    /// A blob's turn came.
+    /// A blob's bytes are about to come.
     fn started(&self, _blob: &Descriptor) {}
     /// Bytes of a blob came from the source. After a fault some may come twice.
     fn moved(&self, _blob: &Digest, _bytes: u64) {}

@@ -37,7 +37,7 @@ pub enum Ended {
     },
     /// It isn't.
     Failed {
-        /// `failed`, or `skipped` if nothing was tried.
+        /// `failed`, or `skipped` if a deadline came before its turn.
         status: &'static str,
         /// Why.
         error: Box<Failure>,
@@ -60,7 +60,7 @@ impl Ended {
         }
     }
 
-    /// An image that nothing was tried for, and why.
+    /// An image whose turn didn't come, and why.
     pub fn skipped(why: &Error) -> Self {
         Self::Failed { status: SKIPPED, error: Box::new(why.into()) }
     }
@@ -90,7 +90,7 @@ impl Ended {
 }
 
 /// An error, as documents have it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// `source`, `destination` or `local`.
     pub side: Option<&'static str>,
@@ -128,7 +128,7 @@ pub struct Summary {
     pub planned: usize,
     /// Images that failed.
     pub failed: usize,
-    /// Images that nothing was tried for; only where that can be.
+    /// Images whose turn a deadline came before; only where that can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<usize>,
     /// Blobs sent.

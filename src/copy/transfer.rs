@@ -29,12 +29,10 @@ impl Engine {
         // Whoever waits for a blob that another one brings needs no place for that.
         let mut held = holders.lock().await;
         let outcome = if held.contains(&number) {
-            self.observer.started(blob);
             Outcome::Present
         } else if let Some(from) = self.holder(&held).or_else(|| beside(source, here).cloned()) {
             // It's complete over there, so others needn't wait for this.
             drop(held);
-            self.observer.started(blob);
             let outcome = self.mount(source, destination, blob, from).await?;
             holders.lock().await.push(number);
             outcome
@@ -79,7 +77,6 @@ impl Engine {
         let blob = &step.blob;
         let ask = !step.fresh || blob.size > SMALL;
         if ask && holds(destination, blob).await? {
-            self.observer.started(blob);
             return Ok(Outcome::Present);
         }
         let here = destination.repository();
@@ -88,11 +85,9 @@ impl Engine {
             && let Some(number) = self.finished.holder(&here.registry, &blob.digest).await
             && let Some(from) = self.directory.repository(number).filter(|from| from != here)
         {
-            self.observer.started(blob);
             return self.mount(source, destination, blob, from).await;
         }
         let _place = self.place(source, here, blob.size).await;
-        self.observer.started(blob);
         let feed = self.feed(source, blob);
         let start = async { destination.start(blob, None).await.map_err(|error| error.on(Side::Destination)) };
         let (started, body) = future::try_join(start, feed.open(0)).await?;
@@ -129,6 +124,7 @@ impl Engine {
     }
 
     fn feed<S: Source>(&self, source: &S, blob: &Descriptor) -> Feed<S> {
+        self.observer.started(blob);
         let (observer, digest) = (self.observer.clone(), blob.digest);
         let moved = Arc::new(move |bytes| observer.moved(&digest, bytes));
         Feed::new(source.clone(), blob.clone(), Budget::new(self.retries, BLOB_PATIENCE), moved)

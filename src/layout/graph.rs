@@ -10,7 +10,7 @@ use super::{SHOWN, listed};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
-use crate::reference::Target;
+use crate::reference::{Artifact, Target};
 
 impl Store {
     pub(super) fn only_now(&self) -> Result<Target> {
@@ -123,6 +123,5 @@ fn scope_tag(entry: &Descriptor) -> Option<String> {
 /// Tags of signatures (cosign: `sha256-<hex>.sig`) and of lists of referrers (`sha256-<hex>`).
 fn is_about_another(tag: &str) -> bool {
     let last = tag.rsplit(':').next().unwrap_or(tag);
-    let hash = last.strip_prefix("sha256-").or_else(|| last.strip_prefix("sha512-"));
-    hash.and_then(|hash| hash.get(..64)).is_some_and(|hash| hash.bytes().all(|b| b.is_ascii_hexdigit()))
+    Artifact::of(last).is_some()
 }

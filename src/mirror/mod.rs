@@ -14,6 +14,7 @@
 pub mod list;
 pub mod metrics;
 pub mod prune;
+mod reading;
 pub mod report;
 pub mod run;
 pub mod schedule;

@@ -34,7 +34,7 @@ use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Repository, Target};
+use crate::reference::{Artifact, Repository, Target};
 
 /// How far a prune may go.
 #[derive(Clone, Debug)]
@@ -249,7 +249,8 @@ async fn look<S: Shelf>(
 ) -> Result<()> {
     let shelf = &shelf?;
     let there = shelf.tags().await?;
-    let (companions, images): (Vec<String>, Vec<String>) = there.into_iter().partition(|tag| subject(tag).is_some());
+    let (companions, images): (Vec<String>, Vec<String>) =
+        there.into_iter().partition(|tag| Artifact::of(tag).is_some());
     part.tags = images.len();
     let (held, loose): (Vec<String>, Vec<String>) = images.into_iter().partition(|tag| claim.tags.contains(tag));
     part.pinned.clone_from(&claim.digests);
@@ -284,7 +285,9 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<Stri
         going.digest = digests.first().copied();
         lost.extend(digests);
     }
-    let is_lost = |tag: &String, lost: &BTreeSet<Digest>| subject(tag).is_some_and(|about| about.is_any_of(lost));
+    let is_lost = |tag: &String, lost: &BTreeSet<Digest>| {
+        Artifact::of(tag).is_some_and(|artifact| lost.iter().any(|digest| artifact.is_about(digest)))
+    };
     if !companions.iter().any(|tag| is_lost(tag, &lost)) {
         return Ok(());
     }
@@ -331,29 +334,6 @@ fn too_many(parts: &[Part], options: &Options) -> Option<Error> {
     }
     let there = parts.iter().map(|part| part.tags).sum();
     is_much(all, there).then(|| much(all, there, "all these repositories"))
-}
-
-/// What a companion's tag is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct About<'a> {
-    algorithm: &'a str,
-    /// The first 64 characters: those of a sha512 are cut in the tag schema.
-    hex: &'a str,
-}
-
-impl About<'_> {
-    fn is_any_of(&self, digests: &BTreeSet<Digest>) -> bool {
-        digests.iter().any(|digest| digest.algorithm() == self.algorithm && digest.hex().starts_with(self.hex))
-    }
-}
-
-/// Of `sha256-<hex>` (the distribution spec's list of referrers) and `sha256-<hex>.sig` and the like
-/// (cosign's signatures, attestations, SBOMs), what they are about.
-fn subject(tag: &str) -> Option<About<'_>> {
-    let (algorithm, rest) = tag.split_once('-')?;
-    let hex = rest.split('.').next()?;
-    let is_hash = hex.len() >= 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    (matches!(algorithm, "sha256" | "sha512") && is_hash).then_some(About { algorithm, hex })
 }
 
 const AT_ONCE: usize = 16;

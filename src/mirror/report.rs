@@ -92,7 +92,8 @@ impl Run {
         self.push(which, Ended::new(result, self.dry_run));
     }
 
-    /// Notes an image that nothing was tried for: the deadline passed, or no pulls were left.
+    /// Notes an image of which nothing was moved: the deadline came before its turn, or before there were
+    /// pulls for it.
     pub fn skip(&mut self, which: Which, why: &Error) {
         self.push(which, Ended::skipped(why));
     }

@@ -11,13 +11,15 @@
 //! list costs no more memory than its windows.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _, future, stream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::list::{Base, Claims, Entry, Exact, List};
+use super::reading::{Reading, Shared};
 use crate::content::{Destination, Source};
 use crate::copy::{Engine, Report};
 use crate::descriptor::{Digest, Platform};
@@ -77,7 +79,7 @@ pub enum Action {
 pub struct Options {
     /// What is done with each image.
     pub action: Action,
-    /// Until when; what isn't finished by then has failed.
+    /// Until when. What hasn't begun by then is skipped, what isn't finished has failed.
     pub deadline: Option<Instant>,
 }
 
@@ -90,6 +92,8 @@ pub enum Event {
     Compared(Box<Job>, Drift),
     /// Not done.
     Failed(Box<Job>, Error),
+    /// Nothing was moved of it: the deadline came before its turn, or before there were pulls for it.
+    Skipped(Box<Job>, Error),
     /// The entry's images aren't known.
     Unknown {
         /// The entry's line.
@@ -98,6 +102,8 @@ pub enum Event {
         source: Repository,
         /// Why.
         error: Error,
+        /// Whether that's only the deadline, as for [`Self::Skipped`].
+        skipped: bool,
     },
 }
 
@@ -149,6 +155,13 @@ pub async fn run<P: Places>(
     future::join_all(sources.into_values().map(|entries| run.source(entries).boxed_local())).await;
 }
 
+/// An image that waits for its turn.
+struct Turn {
+    job: Job,
+    /// With its other destinations.
+    reading: Option<Arc<Reading>>,
+}
+
 /// What the sources of a run share.
 struct Run<'a, P> {
     to: &'a [Base],
@@ -169,23 +182,28 @@ impl<P: Places> Run<'_, P> {
             // Its own future for each entry: one that waits for room in the queue stops no other's request.
             stream::iter(entries).for_each_concurrent(LISTINGS, |entry| self.expand(entry, queue.clone())).await;
         };
-        let jobs = stream::unfold(jobs, async |mut jobs| jobs.recv().await.map(|job| (job, jobs)));
-        let work = jobs.for_each_concurrent(WINDOW, |job| self.image(job).boxed_local());
+        let jobs = stream::unfold(jobs, async |mut jobs| jobs.recv().await.map(|turn| (turn, jobs)));
+        let work = jobs.for_each_concurrent(WINDOW, |turn| self.image(turn).boxed_local());
         future::join(expand, work).await;
     }
 
     /// Queues an entry's images.
-    async fn expand(&self, entry: &Entry, queue: mpsc::Sender<Job>) {
-        if let Err(error) = self.images(entry, &queue).await {
-            let source = entry.source.clone();
-            let error = error.doing(format!("mirror {source}"));
-            (self.ended)(Event::Unknown { line: entry.line, source, error });
-        }
+    async fn expand(&self, entry: &Entry, queue: mpsc::Sender<Turn>) {
+        let Err(undone) = self.images(entry, &queue).await else { return };
+        let (line, source) = (entry.line, entry.source.clone());
+        (self.ended)(match undone {
+            Undone::Failed(error) => {
+                let error = error.doing(format!("mirror {source}"));
+                Event::Unknown { line, source, error, skipped: false }
+            }
+            // Of a list of tags nothing is moved.
+            Undone::Cut(error) | Undone::Skipped(error) => Event::Unknown { line, source, error, skipped: true },
+        });
     }
 
     /// Queues the images that an entry names, then those that it picks from the repository's tags, as
     /// the pages of their list arrive.
-    async fn images(&self, entry: &Entry, queue: &mpsc::Sender<Job>) -> Result<()> {
+    async fn images(&self, entry: &Entry, queue: &mpsc::Sender<Turn>) -> Result<(), Undone> {
         for exact in &entry.pick.exact {
             self.queue(entry, exact, queue).await?;
         }
@@ -197,7 +215,9 @@ impl<P: Places> Run<'_, P> {
         let mut next = None;
         let mut pages = 0;
         loop {
-            let page = source.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source))?;
+            // What is queued already isn't cut off with it.
+            let page = async { source.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source)) };
+            let page = self.within_deadline(page).await?;
             for tag in page.tags {
                 if let Some(exact) = chooser.offer(tag) {
                     self.queue(entry, &exact, queue).await?;
@@ -209,11 +229,8 @@ impl<P: Places> Run<'_, P> {
                 break;
             }
             if pages > MOST_PAGES {
-                return Err(Error::new(
-                    Kind::Invalid,
-                    format!("the list of its tags has more than {MOST_PAGES} pages"),
-                )
-                .on(Side::Source));
+                let what = format!("the list of its tags has more than {MOST_PAGES} pages");
+                return Err(Error::new(Kind::Invalid, what).on(Side::Source).into());
             }
         }
         for exact in chooser.finish() {
@@ -223,10 +240,12 @@ impl<P: Places> Run<'_, P> {
     }
 
     /// Queues an image for each of its destinations.
-    async fn queue(&self, entry: &Entry, exact: &Exact, queue: &mpsc::Sender<Job>) -> Result<()> {
+    async fn queue(&self, entry: &Entry, exact: &Exact, queue: &mpsc::Sender<Turn>) -> Result<()> {
         let read = exact.digest.map(Target::Digest).or_else(|| exact.tag.clone().map(Target::Tag));
         let Some(read) = read else { return Ok(()) };
-        for place in entry.places(self.to, exact.tag.as_deref())? {
+        let places = entry.places(self.to, exact.tag.as_deref())?;
+        let reading = (places.len() > 1).then(Arc::<Reading>::default);
+        for place in places {
             let is_new = self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact)?;
             let (destination, tag) = place;
             let job = Job {
@@ -240,36 +259,44 @@ impl<P: Places> Run<'_, P> {
             };
             if is_new && (self.wanted)(entry, Some(&job)) {
                 // The other end is only dropped together with this.
-                let _ = queue.send(job).await;
+                let _ = queue.send(Turn { job, reading: reading.clone() }).await;
             }
         }
         Ok(())
     }
 
-    async fn image(&self, job: Job) {
-        let done = self.within_deadline(self.act(&job)).await;
+    async fn image(&self, Turn { job, reading }: Turn) {
+        let done = self.within_deadline(self.act(&job, reading)).await;
         let job = Box::new(job);
         (self.ended)(match done {
             Ok(Done::Copied(report)) => Event::Copied(job, report),
             Ok(Done::Compared(drift)) => Event::Compared(job, drift),
-            Err(error) => {
+            Err(Undone::Skipped(error)) => Event::Skipped(job, error),
+            Err(Undone::Failed(error) | Undone::Cut(error)) => {
                 let error = error.doing(format!("mirror {}", job.from()));
                 Event::Failed(job, error)
             }
         });
     }
 
-    async fn within_deadline<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let Some(deadline) = self.options.deadline else { return work.await };
+    /// Does `work` unless the deadline has passed, and ends it when it comes.
+    async fn within_deadline<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T, Undone> {
+        let Some(deadline) = self.options.deadline else { return Ok(work.await?) };
         let late = || Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here");
         if Instant::now() >= deadline {
-            return Err(late());
+            return Err(Undone::Skipped(late()));
         }
-        tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late()))
+        // Who waits until the deadline by himself says better than we can what for.
+        match tokio::time::timeout_at(deadline + GRACE, work).await {
+            // Who waited for pulls until the deadline has moved nothing yet: its manifests come first.
+            Ok(Err(error)) if error.is_quota() && Instant::now() >= deadline => Err(Undone::Skipped(error)),
+            Ok(done) => Ok(done?),
+            Err(_) => Err(Undone::Cut(late())),
+        }
     }
 
-    async fn act(&self, job: &Job) -> Result<Done> {
-        let source = self.places.source(&job.source)?;
+    async fn act(&self, job: &Job, reading: Option<Arc<Reading>>) -> Result<Done> {
+        let source = Shared::new(self.places.source(&job.source)?, reading);
         let destination = self.places.destination(&job.destination)?;
         let Action::Copy { dry_run, force } = self.options.action else {
             return compare(job, &source, &destination).await.map(Done::Compared);
@@ -281,7 +308,8 @@ impl<P: Places> Run<'_, P> {
             dry_run,
             ..crate::copy::Options::default()
         };
-        let copied = self.engine.copy(&source, &job.read, &destination, &job.at, &options).await?;
+        let mut copied = self.engine.copy(&source, &job.read, &destination, &job.at, &options).await?;
+        copied.pulls = copied.pulls.saturating_sub(source.given());
         Ok(Done::Copied(Box::new(copied)))
     }
 }
@@ -289,6 +317,21 @@ impl<P: Places> Run<'_, P> {
 enum Done {
     Copied(Box<Report>),
     Compared(Drift),
+}
+
+/// Why something isn't done.
+enum Undone {
+    Failed(Error),
+    /// Broken off by the deadline.
+    Cut(Error),
+    /// Not begun by the deadline.
+    Skipped(Error),
+}
+
+impl From<Error> for Undone {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 async fn compare<S: Source, D: Destination>(job: &Job, source: &S, destination: &D) -> Result<Drift> {
@@ -322,3 +365,4 @@ const QUEUE: usize = 16;
 /// Repositories of one source whose tags are listed at once.
 const LISTINGS: usize = 4;
 const MOST_PAGES: usize = 10_000;
+const GRACE: Duration = Duration::from_millis(200);

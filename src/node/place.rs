@@ -21,8 +21,14 @@ impl Place {
     /// # Errors
     /// If it isn't there.
     pub fn new(path: &Path) -> Result<Self> {
-        let root =
-            path.canonicalize().map_err(|error| Error::io(format!("use the root {}", path.display()), &error))?;
+        let failed = |error| {
+            Error::io(format!("use the root {}", path.display()), &error)
+                .hint("--root is where the node's root directory is: / on the node, in a pod where it's mounted")
+        };
+        let root = path.canonicalize().map_err(failed)?;
+        if !root.is_dir() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
+        }
         Ok(Self { root })
     }
 

@@ -3,9 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use super::events::{Event, How, Observer, Tier};
 use super::fill::Found;
 use super::world::Spot;
-use super::{Inner, Origins, Proxy};
+use super::{Inner, Origins, Proxy, say};
 use crate::content::{Body, Source as _};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
@@ -51,10 +54,9 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 
     async fn size_of(&self, place: &Place, digest: &Digest) -> Result<Option<u64>> {
-        match self.0.upstreams.world().find(place) {
-            Some(spot) => self.0.blob_size(&spot, digest).await,
-            None => Ok(None),
-        }
+        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
+        let here = if self.0.cache.blobs.size_of(digest).is_some() { How::Hit } else { How::Passed };
+        told(self.0.blob_size(&spot, digest).await, here)
     }
 
     fn cache_status(&self, digest: &Digest) -> Option<&'static str> {
@@ -78,24 +80,7 @@ impl<O: Origins> Backend for Proxy<O> {
     /// The upstream's, which are not cached: who lists tags wants to know what is new.
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
-        let question = |source: O::Source| async move {
-            let (mut tags, mut next) = (Vec::new(), None);
-            for _ in 0..MOST_PAGES {
-                let page = source.tags(next.as_deref()).await?;
-                tags.extend(page.tags);
-                next = page.next;
-                if next.is_none() {
-                    break;
-                }
-            }
-            Ok(Some(tags))
-        };
-        let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await?;
-        let Some(found) = found else { return Ok(None) };
-        let mut tags = found.value;
-        // Each registry has an order of its own.
-        tags.sort_unstable();
-        tags.dedup();
+        let Some(tags) = told(self.0.tags(&spot).await, How::Passed)? else { return Ok(None) };
         Ok(Some(tags.into_iter().filter(|tag| after.is_none_or(|after| tag.as_str() > after)).take(most).collect()))
     }
 
@@ -106,9 +91,8 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(Vec::new()) };
-        let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
-        let found = self.0.patiently(self.0.settings.patience, self.0.upstreams.ask(&spot, question)).await?;
-        Ok(found.map_or_else(Vec::new, |found| found.value))
+        let found = self.0.referrers(&spot, subject).await.map(Some);
+        Ok(told(found, How::Passed)?.unwrap_or_default())
     }
 
     async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {
@@ -120,14 +104,89 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 }
 
+impl<O: Origins> Inner<O> {
+    /// All tags of the upstream, in order.
+    pub(super) async fn tags(&self, spot: &Spot) -> Result<Option<Vec<String>>> {
+        let question = |source: O::Source| async move {
+            let (mut tags, mut next) = (Vec::new(), None);
+            for _ in 0..MOST_PAGES {
+                let page = source.tags(next.as_deref()).await?;
+                tags.extend(page.tags);
+                next = page.next;
+                if next.is_none() {
+                    break;
+                }
+            }
+            // Each registry has an order of its own.
+            tags.sort_unstable();
+            tags.dedup();
+            Ok(Some(tags))
+        };
+        let found = self.patiently(self.settings.patience, self.upstreams.ask(spot, question)).await?;
+        Ok(found.map(|found| found.value))
+    }
+
+    pub(super) async fn referrers(&self, spot: &Spot, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
+        let found = self.patiently(self.settings.patience, self.upstreams.ask(spot, question)).await?;
+        Ok(found.map_or_else(Vec::new, |found| found.value))
+    }
+}
+
 impl<O: Origins> Blob for Content<O> {
     fn size(&self) -> u64 {
         self.found.size()
     }
 
     async fn read(self, range: Range<u64>) -> Result<Body> {
-        self.inner.bytes(&self.spot, self.found, range).await
+        let from = match &self.found {
+            Found::Hot(_) => Tier::Disk,
+            Found::Filling(_) => Tier::Fill,
+            Found::Passed(_) => Tier::Passed,
+        };
+        let mut sent = Sent { from, bytes: 0, observer: self.inner.observer.clone() };
+        let body = self.inner.bytes(&self.spot, self.found, range).await?;
+        Ok(body.inspect_ok(move |bytes| sent.add(bytes.len() as u64)).boxed())
     }
+}
+
+/// Counts what goes to a client, and tells it when that is much, or all.
+struct Sent {
+    from: Tier,
+    bytes: u64,
+    observer: Arc<dyn Observer>,
+}
+
+impl Sent {
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.bytes >= MUCH {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        let (from, bytes) = (self.from, std::mem::take(&mut self.bytes));
+        if bytes > 0 {
+            self.observer.event(&Event::Sent { from, bytes });
+        }
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
+/// Says how what the metrics don't count was answered.
+fn told<T>(found: Result<Option<T>>, how: How) -> Result<Option<T>> {
+    say(match &found {
+        Ok(Some(_)) => how,
+        Ok(None) => How::Absent,
+        Err(_) => How::Failed,
+    });
+    found
 }
 
 impl Upload for NoUpload {
@@ -147,6 +206,9 @@ impl Upload for NoUpload {
 fn read_only() -> Error {
     Error::new(Kind::Unsupported, "the proxy takes no pushes")
 }
+
+/// Sent to one client before it's counted: so that a long pull shows while it goes on.
+const MUCH: u64 = 16 << 20;
 
 /// Pages of tags that are read for one request: as many as 100,000 tags of a registry with full pages.
 const MOST_PAGES: usize = 100;

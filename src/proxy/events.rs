@@ -55,6 +55,17 @@ pub enum How {
     Failed,
 }
 
+/// What a client's bytes of a blob came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// From a file of the cache.
+    Disk,
+    /// Along with a fetch into the cache.
+    Fill,
+    /// From the upstream, past the cache.
+    Passed,
+}
+
 /// One thing that happened.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -83,6 +94,13 @@ pub enum Event<'a> {
     Moved {
         /// The registry.
         registry: &'a str,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes of a blob went to a client.
+    Sent {
+        /// From there.
+        from: Tier,
         /// How many.
         bytes: u64,
     },
@@ -117,7 +135,7 @@ pub enum Event<'a> {
         /// Which one.
         digest: &'a Digest,
     },
-    /// Only an original had this manifest, no tier before it: the durable tier may be given the image.
+    /// Only an original had this manifest, no tier before it: the durable tier is to be given the image.
     OnlyOriginal {
         /// The upstream's name.
         upstream: &'a str,
@@ -125,7 +143,5 @@ pub enum Event<'a> {
         repository: &'a str,
         /// The manifest.
         target: &'a Target,
-        /// The number of the tier that had it.
-        tier: usize,
     },
 }

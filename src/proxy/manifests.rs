@@ -62,25 +62,35 @@ impl State {
 impl<O: Origins> Inner<O> {
     /// What `target` is; fetches no manifest that isn't needed for that.
     pub(super) async fn resolve(self: &Arc<Self>, spot: &Spot, target: &Target) -> Result<Option<Descriptor>> {
-        let (found, how) = match target {
+        let (found, how) = self.known(spot, target).await;
+        self.tell(spot, &found, how);
+        found
+    }
+
+    /// The same, told to nobody.
+    pub(super) async fn known(self: &Arc<Self>, spot: &Spot, target: &Target) -> (Result<Option<Descriptor>>, How) {
+        match target {
             Target::Digest(digest) => match self.cache.documents.manifest(digest).await {
                 Some(manifest) => (Ok(Some(manifest.descriptor().clone())), How::Hit),
                 None => self.look(spot, target).await,
             },
             Target::Tag(tag) => self.tag(spot, tag).await,
-        };
-        self.tell(spot, &found, how);
-        found
+        }
     }
 
     /// The manifest.
     pub(super) async fn manifest(self: &Arc<Self>, spot: &Spot, target: &Target) -> Result<Option<Manifest>> {
-        let (found, how) = match target {
-            Target::Digest(digest) => self.by_digest(spot, digest).await,
-            Target::Tag(tag) => self.by_tag(spot, tag).await,
-        };
+        let (found, how) = self.document(spot, target).await;
         self.tell(spot, &found, how);
         found
+    }
+
+    /// The same, told to nobody.
+    pub(super) async fn document(self: &Arc<Self>, spot: &Spot, target: &Target) -> (Result<Option<Manifest>>, How) {
+        match target {
+            Target::Digest(digest) => self.by_digest(spot, digest).await,
+            Target::Tag(tag) => self.by_tag(spot, tag).await,
+        }
     }
 
     fn tell<T>(&self, spot: &Spot, found: &Result<Option<T>>, how: How) {
@@ -211,9 +221,9 @@ impl<O: Origins> Inner<O> {
     }
 
     fn only_original(&self, spot: &Spot, target: &Target, tier: usize) {
-        if tier > 0 {
+        if tier > 0 && spot.upstream.write_back {
             let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
-            self.observer.event(&Event::OnlyOriginal { upstream, repository, target, tier });
+            self.observer.event(&Event::OnlyOriginal { upstream, repository, target });
         }
     }
 

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::events::{Event, How, Observer, What};
+use super::events::{Event, How, Observer, Tier, What};
 
 type Label = (&'static str, Cow<'static, str>);
 type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
@@ -24,6 +24,7 @@ pub struct Metrics {
     asked: Family<[Label; 2], Counter>,
     took: Timed,
     bytes: Family<[Label; 1], Counter>,
+    sent: Family<[Label; 1], Counter>,
     fills: Gauge,
     filled: Family<[Label; 1], Counter>,
     evicted: Counter,
@@ -40,6 +41,7 @@ impl Metrics {
             asked: Family::default(),
             took: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             bytes: Family::default(),
+            sent: Family::default(),
             fills: Gauge::default(),
             filled: Family::default(),
             evicted: Counter::default(),
@@ -47,13 +49,14 @@ impl Metrics {
             scrubbed: Counter::default(),
             corrupt: Counter::default(),
         };
-        let Self { requests, asked, took, bytes, fills, filled, evicted, evicted_bytes, scrubbed, corrupt } =
+        let Self { requests, asked, took, bytes, sent, fills, filled, evicted, evicted_bytes, scrubbed, corrupt } =
             made.clone();
         let proxy = registry.sub_registry_with_prefix(PREFIX);
         proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
         proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
         proxy.register("upstream_seconds", "How long registries took to answer, up to the head", took);
         proxy.register("upstream_bytes", "Bytes of blobs that came from registries", bytes);
+        proxy.register("sent_bytes", "Bytes of blobs that went to clients by what they came from", sent);
         proxy.register("fills", "Blobs that are being fetched into the cache", fills);
         proxy.register("ended_fills", "Blobs fetched by how it ended", filled);
         proxy.register("evicted", "Blobs and manifests that had to go from the cache", evicted);
@@ -81,6 +84,9 @@ impl Observer for Metrics {
             Event::Moved { registry, bytes } => {
                 let label = [("registry", Cow::Owned((*registry).to_owned()))];
                 self.bytes.get_or_create(&label).inc_by(*bytes);
+            }
+            Event::Sent { from, bytes } => {
+                self.sent.get_or_create(&[("from", tier(*from).into())]).inc_by(*bytes);
             }
             Event::FillBegan { .. } => drop(self.fills.inc()),
             Event::FillEnded { failed, .. } => {
@@ -116,6 +122,14 @@ fn kind(what: What) -> &'static str {
     match what {
         What::Manifest => "manifest",
         What::Blob => "blob",
+    }
+}
+
+fn tier(from: Tier) -> &'static str {
+    match from {
+        Tier::Disk => "disk",
+        Tier::Fill => "fill",
+        Tier::Passed => "passed",
     }
 }
 
@@ -192,6 +206,9 @@ mod tests {
             asked(None),
             asked(Some(Kind::Limited)),
             Event::Moved { registry: "r.io", bytes: 4096 },
+            Event::Sent { from: Tier::Disk, bytes: 1000 },
+            Event::Sent { from: Tier::Disk, bytes: 24 },
+            Event::Sent { from: Tier::Passed, bytes: 7 },
             Event::FillBegan { digest, size: 5000 },
             Event::FillBegan { digest, size: 5000 },
             Event::FillEnded { digest, failed: None },
@@ -210,6 +227,8 @@ mod tests {
             r#"transload_proxy_upstream_requests_total{registry="r.io",result="limited"} 1"#,
             r#"transload_proxy_upstream_seconds_bucket{le="0.025",registry="r.io"} 2"#,
             r#"transload_proxy_upstream_bytes_total{registry="r.io"} 4096"#,
+            r#"transload_proxy_sent_bytes_total{from="disk"} 1024"#,
+            r#"transload_proxy_sent_bytes_total{from="passed"} 7"#,
             "transload_proxy_fills 1",
             r#"transload_proxy_ended_fills_total{result="ok"} 1"#,
             "transload_proxy_evicted_total 1",

@@ -26,6 +26,7 @@
 //! - [`admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
 //! - [`scrub`]: reads the cache in the background, and drops what is corrupt
 //! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
+//! - `through`: the proxy as a source for the copying into the durable tier
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -52,6 +53,7 @@ pub mod rules;
 pub mod scrub;
 pub mod status;
 mod tasks;
+mod through;
 mod upstream;
 pub mod world;
 pub mod writeback;
@@ -60,12 +62,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use through::Through;
 pub use upstream::Origins;
 
 use self::cache::Cache;
 use self::events::{Event, How, Observer, What};
 use self::world::{Spec, Spot, World};
 use crate::error::{Error, Kind, Result};
+use crate::server;
 
 /// How the proxy behaves.
 #[derive(Clone, Debug)]
@@ -199,6 +203,7 @@ impl<O: Origins> Proxy<O> {
 impl<O: Origins> Inner<O> {
     fn served(&self, spot: &Spot, what: What, how: How) {
         let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
+        say(how);
         self.observer.event(&Event::Served { upstream, repository, what, how });
     }
 
@@ -207,6 +212,11 @@ impl<O: Origins> Inner<O> {
         let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
         tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// Tells the request that is being answered.
+fn say(how: How) {
+    server::say(server::Served { how: metrics::name(how), stale: how == How::Stale });
 }
 
 impl<O: Origins> Drop for Ending<O> {

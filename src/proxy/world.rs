@@ -27,6 +27,8 @@ pub struct Spec {
     pub tag_ttl: Option<Duration>,
     /// For how long it's believed that something isn't there, likewise.
     pub negative_ttl: Option<Duration>,
+    /// What only its last tiers had is copied into the first.
+    pub write_back: bool,
 }
 
 /// A registry, and where in it.
@@ -106,6 +108,12 @@ impl World {
         self.meant(place).filter(|spot| spot.upstream.rules.allows(&spot.repository))
     }
 
+    /// A repository of the upstream of this name, if both are in this world.
+    pub fn spot(&self, upstream: &str, repository: &str) -> Option<Spot> {
+        let upstream = self.0.iter().find(|spec| spec.name == upstream)?.clone();
+        upstream.rules.allows(repository).then(|| Spot { upstream, repository: repository.into() })
+    }
+
     fn meant(&self, place: &Place) -> Option<Spot> {
         if let Some(ns) = &place.ns {
             return self.named(ns).map(|found| self.within(found, &place.name));
@@ -160,7 +168,7 @@ impl FromStr for Base {
 impl Spec {
     /// An upstream without any rules.
     pub fn new(name: String, tiers: Vec<Base>) -> Self {
-        Self { name, tiers, rules: Rules::default(), tag_ttl: None, negative_ttl: None }
+        Self { name, tiers, rules: Rules::default(), tag_ttl: None, negative_ttl: None, write_back: false }
     }
 }
 

@@ -1,17 +1,20 @@
 //! What is to be copied into the durable tier: a bounded queue that survives restarts.
 //!
 //! Who pulls never waits for this: an event puts an image into the queue, and a worker elsewhere
-//! (`cli::proxy`, which has the copy engine) takes one after another. What failed is tried again later,
-//! with growing pauses, until it's there or its source is gone.
+//! (`cli::proxy`, which has the copy engine) takes some at once, of each repository one. What failed, or
+//! got on too slowly, is tried again later, with growing pauses, until it's there or its source is gone.
 
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -34,8 +37,6 @@ pub struct Job {
     pub repository: String,
     /// The tag, or the digest.
     pub target: String,
-    /// The number of the tier that has it.
-    pub tier: usize,
 }
 
 impl Job {
@@ -86,6 +87,13 @@ struct Waiting {
     job: Job,
     tries: u32,
     due: Instant,
+    running: bool,
+}
+
+impl Waiting {
+    fn new(job: Job) -> Self {
+        Self { job, tries: 0, due: Instant::now(), running: false }
+    }
 }
 
 impl Queue {
@@ -97,8 +105,7 @@ impl Queue {
             tracing::warn!("{error}: the write-back queue begins anew");
             Vec::new()
         });
-        let due = Instant::now();
-        let jobs: Vec<Waiting> = jobs.into_iter().take(BOUND).map(|job| Waiting { job, tries: 0, due }).collect();
+        let jobs: Vec<Waiting> = jobs.into_iter().take(BOUND).map(Waiting::new).collect();
         let (ended, waiting) = (Family::default(), Gauge::default());
         let proxy = registry.sub_registry_with_prefix(super::metrics::PREFIX);
         proxy.register("write_back", "Images for the durable tier by how it ended", ended.clone());
@@ -114,24 +121,35 @@ impl Queue {
         queue
     }
 
-    /// Has `copy` copy what is in the queue, one after another, for ever. Dropped, what is left is kept.
-    pub async fn run<F: Future<Output = Result<Done>>>(&self, copy: impl Fn(Job) -> F) {
+    /// Has `copy` copy what is in the queue, for ever; it counts the bytes that it moved. Dropped, what is
+    /// left is kept.
+    pub async fn run<F: Future<Output = Result<Done>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
+        let mut running = FuturesUnordered::new();
         loop {
             self.save().await;
             let changed = self.0.changed.notified();
-            let Some((job, due)) = self.first() else {
-                changed.await;
-                continue;
-            };
-            if due > Instant::now() {
-                tokio::select! {
-                    () = changed => {}
-                    () = tokio::time::sleep_until(due) => {}
+            let next = if running.len() < AT_ONCE { self.next() } else { None };
+            let until = match next {
+                Some((job, None)) => {
+                    let moved = Arc::new(AtomicU64::new(0));
+                    let copied = in_time(copy(job.clone(), moved.clone()), moved);
+                    running.push(async move { (job, copied.await) });
+                    continue;
                 }
-                continue;
+                Some((_, until)) => until,
+                None => None,
+            };
+            let due = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some((job, result)) = running.next(), if !running.is_empty() => self.ended(&job, result),
+                () = changed => {}
+                () = due => {}
             }
-            let result = copy(job.clone()).await;
-            self.ended(&job, result);
         }
     }
 
@@ -159,16 +177,26 @@ impl Queue {
                 None => return,
             }
         }
-        state.jobs.push(Waiting { job, tries: 0, due: Instant::now() });
+        state.jobs.push(Waiting::new(job));
         state.unsaved = true;
         self.count(&state);
         drop(state);
         self.0.changed.notify_one();
     }
 
-    fn first(&self) -> Option<(Job, Instant)> {
-        let state = self.lock();
-        state.jobs.iter().min_by_key(|waiting| waiting.due).map(|waiting| (waiting.job.clone(), waiting.due))
+    /// What is next, and when, if not now: then it's marked. Images of one repository have much in common:
+    /// the second one finds it there.
+    fn next(&self) -> Option<(Job, Option<Instant>)> {
+        let mut state = self.lock();
+        let place = |job: &Job| (job.upstream.clone(), job.repository.clone());
+        let busy: Vec<_> = state.jobs.iter().filter(|waiting| waiting.running).map(|one| place(&one.job)).collect();
+        let idle = state.jobs.iter_mut().filter(|waiting| !busy.contains(&place(&waiting.job)));
+        let first = idle.min_by_key(|waiting| waiting.due)?;
+        if first.due > Instant::now() {
+            return Some((first.job.clone(), Some(first.due)));
+        }
+        first.running = true;
+        Some((first.job.clone(), None))
     }
 
     fn ended(&self, job: &Job, result: Result<Done>) {
@@ -193,6 +221,7 @@ impl Queue {
         } else if let Some(waiting) = state.jobs.iter_mut().find(|waiting| waiting.job == *job) {
             waiting.due = Instant::now() + pause(waiting.tries);
             waiting.tries += 1;
+            waiting.running = false;
         }
         self.count(&state);
     }
@@ -226,13 +255,34 @@ impl Queue {
 
 impl Observer for Queue {
     fn event(&self, event: &Event<'_>) {
-        if let Event::OnlyOriginal { upstream, repository, target, tier } = event {
+        if let Event::OnlyOriginal { upstream, repository, target } = event {
             let target = match target {
                 Target::Tag(tag) => tag.clone(),
                 Target::Digest(digest) => digest.to_string(),
             };
             let (upstream, repository) = ((*upstream).to_owned(), (*repository).to_owned());
-            self.push(Job { upstream, repository, target, tier: *tier });
+            self.push(Job { upstream, repository, target });
+        }
+    }
+}
+
+/// Gives a copy up that moves less than it should: one that hangs holds a place.
+async fn in_time(copy: impl Future<Output = Result<Done>>, moved: Arc<AtomicU64>) -> Result<Done> {
+    let begun = Instant::now();
+    let late = async {
+        loop {
+            let until = begun + GRACE + Duration::from_secs(moved.load(Ordering::Relaxed) / SLOWEST);
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    };
+    tokio::select! {
+        done = copy => done,
+        () = late => {
+            let what = format!("{} bytes moved in {} s: it hangs", moved.load(Ordering::Relaxed), begun.elapsed().as_secs());
+            Err(Error::new(Kind::Timeout, what))
         }
     }
 }
@@ -265,6 +315,11 @@ fn store(file: &Path, jobs: &[Job]) -> Result<()> {
 const FILE: &str = "write-back.json";
 /// Images that wait at most.
 const BOUND: usize = 10_000;
+/// Images that are copied at once.
+const AT_ONCE: usize = 4;
+/// What an image may take however small it is, and how many bytes of it give it another second.
+const GRACE: Duration = Duration::from_secs(300);
+const SLOWEST: u64 = 64 << 10;
 const LEAST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(300);
 
@@ -273,8 +328,12 @@ mod tests {
     use super::*;
 
     fn pulled(queue: &Queue, tag: &str) {
+        pulled_of(queue, "a/b", tag);
+    }
+
+    fn pulled_of(queue: &Queue, repository: &str, tag: &str) {
         let target = &Target::Tag(tag.to_owned());
-        queue.event(&Event::OnlyOriginal { upstream: "docker.io", repository: "a/b", target, tier: 1 });
+        queue.event(&Event::OnlyOriginal { upstream: "docker.io", repository, target });
     }
 
     #[tokio::test(start_paused = true)]
@@ -289,7 +348,7 @@ mod tests {
         assert_eq!(queue.len(), 2, "the same image once");
         // The first try of each fails, and the program ends: dropped in the middle of the second.
         let seen = Mutex::new(Vec::new());
-        let fails = |job: Job| {
+        let fails = |job: Job, _| {
             seen.lock().expect("alone").push(job.target);
             async { Err(Error::new(Kind::Network, "down")) }
         };
@@ -299,7 +358,7 @@ mod tests {
         drop(queue);
         let queue = open();
         assert_eq!(queue.len(), 2, "kept");
-        let works = |job: Job| async move {
+        let works = |job: Job, _| async move {
             if job.target == "v1" { Ok(Done::Copied) } else { Err(Error::new(Kind::NotFound, "gone")) }
         };
         let _ = tokio::time::timeout(Duration::from_secs(5), queue.run(works)).await;
@@ -308,12 +367,57 @@ mod tests {
         let _ = fs::remove_dir_all(&dir);
     }
 
+    /// One that hangs holds its place, not the others; and of a repository one is copied at a time.
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_is_given_up_and_holds_nobody() {
+        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        for repository in ["hangs", "slow", "c", "d", "e", "f"] {
+            pulled_of(&queue, repository, "v1");
+        }
+        pulled_of(&queue, "hangs", "v2");
+        let (begun, log) = (Instant::now(), Mutex::new(Vec::new()));
+        let copy = |job: Job, moved: Arc<AtomicU64>| {
+            log.lock().expect("alone").push((format!("{}:{}", job.repository, job.target), begun.elapsed().as_secs()));
+            async move {
+                match &*job.repository {
+                    "hangs" if job.target == "v1" => std::future::pending().await,
+                    // Slow, but not too slow: for longer than the grace.
+                    "slow" => {
+                        for _ in 0..600 {
+                            moved.fetch_add(SLOWEST, Ordering::Relaxed);
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                        Ok(Done::Copied)
+                    }
+                    _ => Ok(Done::Copied),
+                }
+            }
+        };
+        let _ = tokio::time::timeout(GRACE - LEAST, queue.run(copy)).await;
+        assert_eq!(queue.len(), 3, "two run, and one waits for the same repository");
+        drop(queue);
+        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        log.lock().expect("alone").clear();
+        for (repository, tag) in [("hangs", "v1"), ("hangs", "v2"), ("slow", "v1")] {
+            pulled_of(&queue, repository, tag);
+        }
+        let begun_again = begun.elapsed().as_secs();
+        let _ = tokio::time::timeout(Duration::from_secs(650), queue.run(copy)).await;
+        assert_eq!(queue.len(), 1, "only what hangs is left");
+        let log = log.into_inner().expect("alone");
+        let of = |name: &str| -> Vec<u64> {
+            log.iter().filter(|(image, _)| image == name).map(|(_, at)| at - begun_again).collect()
+        };
+        assert_eq!((of("slow:v1").len(), of("hangs:v2")), (1, vec![GRACE.as_secs()]));
+        assert_eq!(of("hangs:v1"), [0, GRACE.as_secs() + 1, 2 * GRACE.as_secs() + 3]);
+    }
+
     #[test]
     fn bounded_and_what_fails_makes_room() {
         let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
         (0..=BOUND).for_each(|n| pulled(&queue, &format!("v{n}")));
         assert_eq!(queue.len(), BOUND);
-        let (job, _) = queue.first().expect("one");
+        let (job, _) = queue.next().expect("one");
         queue.ended(&job, Err(Error::new(Kind::Network, "down")));
         pulled(&queue, "new");
         let state = queue.lock();

@@ -23,6 +23,7 @@ mod refusal;
 mod respond;
 mod route;
 mod run;
+mod served;
 mod stall;
 mod uploads;
 
@@ -45,6 +46,7 @@ pub use refusal::Refusal;
 pub use respond::{streamed, whole};
 pub use route::{Begin, Page, Place, Route, route};
 pub use run::{Limits, Peer, run};
+pub use served::{Served, say};
 
 /// The body of an answer.
 pub type ResponseBody = UnsyncBoxBody<Bytes, Error>;
@@ -80,7 +82,7 @@ impl<B: Backend> Server<B> {
     /// Answers one request.
     pub async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let (head, mut body) = request.into_parts();
-        let mut namespace = None;
+        let (mut namespace, mut served) = (None, None);
         // A push to a registry that takes none is answered before anything else is looked at: a session's
         // name, for one, is that of whatever registry the client thinks this is.
         let pushes = !matches!(head.method, Method::GET | Method::HEAD) && !self.backend.is_writable();
@@ -89,7 +91,9 @@ impl<B: Backend> Server<B> {
             Ok(route) => {
                 namespace = route.namespace().filter(|_| self.backend.knows_namespaces()).map(str::to_owned);
                 // Boxed: the futures of an upload are large, and most requests aren't uploads.
-                Box::pin(self.answer(route, &head, &mut body)).await
+                let (answer, said) = Box::pin(served::hear(self.answer(route, &head, &mut body))).await;
+                served = said;
+                answer
             }
             Err(refusal) => Err(refusal),
         };
@@ -112,8 +116,15 @@ impl<B: Backend> Server<B> {
         if let Some(namespace) = namespace.filter(|_| good) {
             respond::set(headers, HeaderName::from_static("oci-namespace"), &namespace);
         }
+        if served.is_some_and(|served| served.stale) {
+            // RFC 7234, 5.5.1. The one after it has no such header, and clients don't mind it.
+            headers.insert(header::WARNING, HeaderValue::from_static("110 - \"Response is Stale\""));
+        }
         headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Some(served) = served {
+            response.extensions_mut().insert(served);
+        }
         response
     }
 

@@ -42,9 +42,16 @@ impl Refusal {
             // it goes on to its next host.
             Kind::Limited => Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", error.to_string()),
             Kind::Timeout => Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", "the upstream is silent"),
-            Kind::Network | Kind::Registry | Kind::Unauthorized | Kind::Denied => {
-                Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the upstream failed")
+            // A proxy's upstream refuses the proxy, by 401 or 403. Never 401: the client would look for
+            // credentials of its own, or send what it has to us. Not 404: containerd would say "not found" of
+            // what may well be there. Nor 502, which podman and skopeo try again for nothing. By a 403
+            // containerd, CRI-O, podman and Docker go on to their next host or mirror at once, and where there is
+            // none, say that access was denied: Docker Hub answers so for what doesn't exist, too.
+            Kind::Unauthorized | Kind::Denied => {
+                tracing::error!("{error}");
+                Self::new(StatusCode::FORBIDDEN, "DENIED", "the upstream does not let this proxy read it")
             }
+            Kind::Network | Kind::Registry => Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the upstream failed"),
             Kind::Interrupted => Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the server is ending"),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "the registry's storage failed"),
         };

@@ -190,6 +190,17 @@ fn watching_mends_and_uninstalls_at_the_end() {
     assert!(root.read(HOSTS).contains("30500"));
 }
 
+#[test]
+fn a_root_that_is_none_says_what_it_should_be() {
+    let root = TempDir::new();
+    let file = root.write("file", "");
+    for wrong in [root.join("absent"), file] {
+        let run = Tool::transload().args(&["node", "install-mirror", "--root", &wrong]).run().exits(1);
+        assert!(run.stderr.contains(&format!("cannot use the root {wrong}: ")), "{}", run.stderr);
+        assert!(run.stderr.contains("hint: --root is where the node's root directory is"), "{}", run.stderr);
+    }
+}
+
 fn wait_for(path: &Path) {
     let deadline = std::time::Instant::now() + LIMIT;
     while !path.exists() {

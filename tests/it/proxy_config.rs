@@ -248,6 +248,8 @@ upstreams:
     from: myregistry.azurecr.io/docker.io
     original: true
     auth-file: auth.json
+    write-back: true
+    write-back-auth-file: push.json
     tag-ttl: 300
     negative-ttl: 5
     allow: [library/*, team/**]
@@ -272,7 +274,8 @@ fn check_says_what_a_file_means() {
          docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
          (only library/*, team/**; without library/nginx)\n  \
          a tag is believed for 300 s, that something is absent for 5 s\n  \
-         with the credentials of auth.json\n\
+         with the credentials of auth.json\n  \
+         what that lacks is copied into myregistry.azurecr.io, with the credentials of push.json\n\
          ghcr.io is read from ghcr.io\n  \
          a tag is believed for 60 s, that something is absent for 10 s\n\
          at most 100 connections at each address, 8 fetches at once, 30 s for a request's head\n"
@@ -282,14 +285,16 @@ fn check_says_what_a_file_means() {
 #[test]
 fn errors_point_at_the_line() {
     for (from, to, said) in [
-        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:19: unknown field"),
+        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:21: unknown field"),
         ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:11: "),
         ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:13: \"fast\" is no rate"),
         ("    from: my", "    from: m.io/Upper/", "proxy.yaml:16: "),
-        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:22: "),
-        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:23: there are two upstreams docker.io"),
+        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:24: "),
+        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:25: there are two upstreams docker.io"),
         ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
-        ("fills: 8", "fills: 0", "proxy.yaml:24: 0 is not within 1 and 10000"),
+        ("fills: 8", "fills: 0", "proxy.yaml:26: 0 is not within 1 and 10000"),
+        ("    original: true\n", "", "proxy.yaml:15: `write-back` is for"),
+        ("    write-back: true\n", "", "proxy.yaml:15: `write-back-auth-file` is for"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
         ("  - unix: proxy.sock", "  - { unix: proxy.sock, http: a:1 }", "proxy.yaml:8: each of `listen` has one of"),
     ] {

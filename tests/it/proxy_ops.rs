@@ -1,11 +1,9 @@
 //! `transload proxy`: what it tells those who operate it.
 
-use std::net::SocketAddr;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use super::support::proxied::{ops, shows};
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http};
+use super::support::{Front, Image, Proxied, Registry, TempDir, http};
 
 #[test]
 fn what_was_pulled_is_counted() {
@@ -32,6 +30,11 @@ fn what_was_pulled_is_counted() {
     shows(ops, &format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} {bytes}", front.addr()));
     shows(ops, &format!("transload_proxy_upstream_up{{registry=\"{}\"}} 1", front.addr()));
     let page = http::get(ops, "/metrics").text();
+    let sent = |from: &str| -> usize {
+        let name = format!("transload_proxy_sent_bytes_total{{from=\"{from}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
+    };
+    assert!(sent("fill") >= bytes && sent("fill") + sent("disk") == 3 * bytes, "{page}");
     let counted = |what: &str, how: &str| {
         let name = format!("transload_proxy_requests_total{{upstream=\"docker.io\",kind=\"{what}\",how=\"{how}\"}} ");
         page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
@@ -80,62 +83,4 @@ fn looked_at(url: &str) {
     for shown in ["50.0 %", "docker.io/library/app", "answers", "as of "] {
         assert!(dom.contains(shown), "{shown:?} is not on the page: {dom}\n{}", String::from_utf8_lossy(&run.stderr));
     }
-}
-
-/// A proxy of `durable`, then `original`, that writes back.
-fn writing_back(cache: TempDir, durable: SocketAddr, original: SocketAddr) -> Proxied {
-    let upstream = format!("{original}={durable}");
-    let name = original.to_string();
-    let flags = ["--original", &name, "--write-back", "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0"];
-    Proxied::start_in(cache, &upstream, &flags)
-}
-
-#[track_caller]
-fn appears(at: SocketAddr, image: &Image) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while http::get(at, "/v2/library/app/manifests/v1").status != 200 {
-        assert!(Instant::now() < deadline, "never written");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    image.assert_at(at, "library/app", "v1");
-}
-
-#[test]
-fn what_only_the_original_had_is_written_to_the_durable_tier() {
-    let (original, durable) = (Registry::start(), Registry::start());
-    let image = Image::index(7, 2, &[5000]);
-    image.push(original.addr(), "library/app", "v1");
-    let proxy = writing_back(TempDir::new(), durable.addr(), original.addr());
-    // As containerd: HEAD the tag, GET the digest.
-    http::send(proxy.addr(), "HEAD", "/v2/library/app/manifests/v1", &[], &[]).expect(200);
-    http::get(proxy.addr(), &format!("/v2/library/app/manifests/{}", image.digest())).expect(200);
-    appears(durable.addr(), &image);
-    let ops = ops(&proxy);
-    shows(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
-    shows(ops, "transload_proxy_write_back_waiting 0");
-}
-
-#[test]
-fn a_durable_tier_that_is_down_fails_no_pull_and_gets_the_image_after_a_restart() {
-    let (original, durable) = (Registry::start(), Registry::start());
-    let image = Image::single(8, &[5000]);
-    image.push(original.addr(), "library/app", "v1");
-    let down = || Rule::on("*", "/v2/", Fault::status(503));
-    let front = Front::before(durable.addr()).rule(down()).start();
-    let proxy = writing_back(TempDir::new(), front.addr(), original.addr());
-    image.assert_at(proxy.addr(), "library/app", "v1");
-    let shown = ops(&proxy);
-    shows(shown, "transload_proxy_write_back_waiting 1");
-    assert_eq!(http::get(durable.addr(), "/v2/library/app/manifests/v1").status, 404);
-    let file = proxy.cache.path().join("cache/write-back.json");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !std::fs::read_to_string(&file).is_ok_and(|text| text.contains("library/app")) {
-        assert!(Instant::now() < deadline, "never saved");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let cache = proxy.kill();
-    front.clear_rules();
-    let _proxy = writing_back(cache, front.addr(), original.addr());
-    // Nobody pulls now.
-    appears(durable.addr(), &image);
 }

@@ -147,17 +147,44 @@ fn limits_are_waited_out_then_stale_then_503() {
     let begun = Instant::now();
     assert!(http::get(proxy.addr(), TAG).expect(200).body == world.image.bytes());
     assert!(begun.elapsed() >= Duration::from_secs(2));
+    let fresh = http::send(proxy.addr(), "HEAD", TAG, &[], &[]).expect(200);
+    assert_eq!(fresh.header("warning"), None);
     world.front.clear_rules();
     // Past it.
     world.front.add(Rule::on("*", "/v2/", Fault::too_many(60)));
     let begun = Instant::now();
-    assert!(http::get(proxy.addr(), TAG).expect(200).body == world.image.bytes(), "stale");
+    let stale = http::get(proxy.addr(), TAG).expect(200);
+    assert!(stale.body == world.image.bytes(), "stale");
+    assert_eq!(stale.header("warning"), Some("110 - \"Response is Stale\""));
     let other = http::get(proxy.addr(), "/v2/library/app/manifests/v2").expect(503);
     let wait: u64 = other.header("retry-after").and_then(|text| text.parse().ok()).expect("a wait");
     assert!((30..=60).contains(&wait), "{wait}");
     http::get(proxy.addr(), &format!("/v2/library/app/blobs/{}", world.image.blobs[0].digest)).expect(503);
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!(world.front.struck(), 2, "left alone after the first: {:?}", world.front.log());
+}
+
+#[test]
+fn an_upstream_that_refuses_the_proxy_asks_its_clients_for_nothing() {
+    let blob = |world: &World| format!("/v2/library/app/blobs/{}", world.image.blobs[0].digest);
+    for status in [401, 403] {
+        let world = World::new();
+        let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+        http::get(proxy.addr(), TAG).expect(200);
+        world.front.add(Rule::on("*", "/v2/", Fault::status(status)));
+        for path in [blob(&world), "/v2/library/app/manifests/v2".into(), "/v2/library/app/tags/list".into()] {
+            for method in ["GET", "HEAD"] {
+                let reply = http::send(proxy.addr(), method, &path, &[], &[]).expect(403);
+                assert_eq!(reply.header("www-authenticate"), None, "{path}");
+                if method == "GET" {
+                    assert_eq!(reply.json()["errors"][0]["code"], "DENIED", "{path}");
+                }
+            }
+        }
+        // What is known stays of use.
+        let stale = http::get(proxy.addr(), TAG).expect(200);
+        assert!(stale.body == world.image.bytes() && stale.header("warning").is_some());
+    }
 }
 
 #[test]

@@ -349,6 +349,70 @@ fn the_json_document_has_the_documented_fields_and_no_others() {
     );
 }
 
+/// The fields that only a run of a list has, as the README names them.
+fn documented_of_runs() -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    for (names, meaning) in table("field of a run") {
+        for name in quoted(&names) {
+            fields.insert(name.trim_end_matches("[]").to_owned());
+            if name.ends_with("[]") {
+                fields.extend(quoted(&meaning).into_iter().map(|field| format!("{name}.{field}")));
+            }
+        }
+    }
+    fields
+}
+
+#[test]
+fn the_documents_of_runs_have_the_documented_fields_and_no_others() {
+    let (source, target, dir) = (Registry::start(), Registry::start(), TempDir::new());
+    let to = target.addr().to_string();
+    let image = Image::made(1, "2020-01-01T00:00:00Z");
+    image.push(source.addr(), "app", "v1");
+    // What the list no longer holds.
+    image.push(target.addr(), "app", "v0");
+    let list = dir.write("list", format!("{0}/app:v1\n{0}/gone:v1\n", source.addr()));
+    let (mut seen, mut statuses) = (BTreeSet::new(), BTreeSet::new());
+    for (flags, code) in [
+        (&["--dry-run"][..], 3),
+        (&["--deadline", "0s"], 1),
+        (&["--shard", "1/1"], 3),
+        (&["--prune", "--prune-older-than", "0s"], 3),
+    ] {
+        let run =
+            Tool::transload().args(&["mirror", &list, "--to", &to, "--output", "json"]).args(flags).run().exits(code);
+        let document = run.json();
+        statuses.extend(
+            document["images"]
+                .as_array()
+                .expect("images")
+                .iter()
+                .map(|image| image["status"].as_str().map(str::to_owned)),
+        );
+        paths(&document, "", &mut seen);
+    }
+    let (common, own) = (documented(), documented_of_runs());
+    let sums =
+        |path: &str| path.strip_prefix("summary.").is_some_and(|name| common.contains(&format!("images[].{name}")));
+    // An error is the same everywhere; a quota is Docker Hub's.
+    let known = |path: &String| {
+        common.contains(path)
+            || own.contains(path)
+            || sums(path)
+            || path.contains(".error.") && path.starts_with("prune.")
+    };
+    let undocumented: Vec<&String> = seen.iter().filter(|path| !known(path)).collect();
+    assert!(undocumented.is_empty(), "not in the README: {undocumented:?}");
+    let absent: Vec<&String> = own.iter().filter(|path| !seen.contains(*path)).collect();
+    assert!(absent.is_empty(), "in the README only: {absent:?}");
+    let shared: Vec<&String> =
+        common.iter().filter(|path| !seen.contains(*path) && !path.contains("pull_quota.")).collect();
+    assert!(shared.is_empty(), "the README says that runs have them too: {shared:?}");
+    let named: Vec<Option<String>> =
+        ["copied", "failed", "planned", "skipped", "unchanged"].map(|status| Some(status.to_owned())).into();
+    assert_eq!(statuses.into_iter().collect::<Vec<_>>(), named);
+}
+
 /// The README's list, as printed save for the digest that it pins, run from Docker Hub and quay.io to ACR.
 #[test]
 fn the_list_runs() {

@@ -16,7 +16,7 @@ use crate::content::Source as _;
 use crate::copy::{Engine, Observer, Options, Silent};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Goal, Location};
+use crate::reference::{Artifact, Goal, Location};
 use crate::registry::Registries;
 
 /// Copy an image, every platform of it, byte for byte
@@ -167,14 +167,12 @@ async fn page(
     let repo = registries.repository(&reference.repository)?;
     let page = repo.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source))?;
     *next = page.next;
-    Ok(page.tags.into_iter().filter(|tag| !is_referrers_list(tag)).map(|tag| source.with_tag(tag)).collect())
-}
-
-/// `sha256-<hex>`, without cosign's suffixes.
-fn is_referrers_list(tag: &str) -> bool {
-    tag.split_once('-').is_some_and(|(algorithm, hex)| {
-        matches!(algorithm, "sha256" | "sha512") && hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())
-    })
+    Ok(page
+        .tags
+        .into_iter()
+        .filter(|tag| !Artifact::of(tag).is_some_and(|artifact| artifact.is_list()))
+        .map(|tag| source.with_tag(tag))
+        .collect())
 }
 
 /// The size of a chunk.

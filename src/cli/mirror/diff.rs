@@ -95,10 +95,10 @@ fn line(event: Event) -> Line {
         Event::Compared(job, Drift::Differs { here, there }) => {
             of(&job, "differs", Some(here.to_string()), Some(there.to_string()), None)
         }
-        Event::Failed(job, error) => of(&job, "failed", None, None, Some((&error).into())),
+        Event::Failed(job, error) | Event::Skipped(job, error) => of(&job, "failed", None, None, Some((&error).into())),
         // Nothing is copied in a comparison.
         Event::Copied(job, _) => of(&job, "same", None, None, None),
-        Event::Unknown { line, source, error } => Line {
+        Event::Unknown { line, source, error, .. } => Line {
             source: source.to_string(),
             destination: String::new(),
             line,

@@ -20,7 +20,8 @@ pub(super) struct Args {
     /// window to open again, or for --deadline; other sources go on
     #[arg(long, value_name = "N", help_heading = HEADING)]
     keep_pulls: Option<u64>,
-    /// End after this time, such as 2h: what isn't done by then has failed, and the next run goes on
+    /// End after this time, such as 2h: what hasn't begun by then is skipped, what isn't finished has failed,
+    /// and the next run goes on
     #[arg(long, value_name = "DURATION", value_parser = deadline, conflicts_with = "interval", help_heading = HEADING)]
     deadline: Option<(Duration, Instant)>,
     /// The tier of the Azure registries, which have limits by the minute: basic, standard, premium

@@ -67,7 +67,7 @@ pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries
     if args.interval.stays() {
         let parse = |bytes: &[u8]| check::parsed(bytes, file, &args.to);
         let once = async |(list, to): &(List, Vec<Base>), metrics: &Metrics| {
-            let done = args.once(list, to, registries, None, Arc::new(metrics.clone())).await?;
+            let done = args.once((list, to), global, registries, None, Arc::new(metrics.clone())).await?;
             args.tell(&done, global)?;
             Ok(done)
         };
@@ -79,7 +79,7 @@ pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries
         Some(bars) => bars.clone(),
         None => Arc::new(Silent),
     };
-    let done = args.once(&list, &to, registries, bars.as_ref(), observer).await?;
+    let done = args.once((&list, &to), global, registries, bars.as_ref(), observer).await?;
     if let Some(bars) = &bars {
         bars.clear();
     }
@@ -105,8 +105,8 @@ impl RunArgs {
     /// One run.
     async fn once(
         &self,
-        list: &List,
-        to: &[Base],
+        (list, to): (&List, &[Base]),
+        global: &Global,
         registries: &Registries,
         bars: Option<&Arc<Bars>>,
         observer: Arc<dyn Observer>,
@@ -118,6 +118,8 @@ impl RunArgs {
             ours(entry) && failed.as_ref().zip(job).is_none_or(|(failed, job)| failed.holds(&job.from(), &job.to()))
         };
         let begun = Instant::now();
+        // Why something failed is told once: by the table, where there is one.
+        let shown = global.output == Format::Text && !global.quiet;
         let run = Run::begin(shard.as_ref(), self.dry_run, &told::uses(registries));
         let claims = Claims::of_list(list, to, shard.as_ref())?;
         let done = Mutex::new((run, Held { claims, list, to }));
@@ -128,7 +130,7 @@ impl RunArgs {
             drop(done);
             if let Some((which, error)) = failure {
                 let name = format!("{} to {}", which.source, which.destination);
-                let tell = || output::failure(name.trim_end_matches(" to "), &error);
+                let tell = || output::failed(name.trim_end_matches(" to "), &error, shown);
                 bars.map_or_else(tell, |bars| bars.suspend(tell));
             }
         };
@@ -189,6 +191,10 @@ impl Held<'_> {
                 self.claims.hold(&job.destination, &job.at);
                 self.claims.doubt(&job.destination, format!("{} failed", job.from()));
             }
+            Event::Skipped(job, _) => {
+                self.claims.hold(&job.destination, &job.at);
+                self.claims.doubt(&job.destination, format!("{} was skipped", job.from()));
+            }
             Event::Unknown { line, source, .. } => {
                 let (list, line) = (self.list, *line);
                 for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {
@@ -209,7 +215,8 @@ pub(in crate::cli) fn remark(list: &List) {
     }
 }
 
-/// Adds what happened to the run; gives back a failure, to be told at once.
+/// Adds what happened to the run; gives back a failure, to be told at once. What is skipped is told at the
+/// end: it would be the rest of the list.
 pub(in crate::cli) fn add(done: &mut Run, event: Event) -> Option<(Which, Error)> {
     match event {
         Event::Copied(job, report) => {
@@ -221,8 +228,16 @@ pub(in crate::cli) fn add(done: &mut Run, event: Event) -> Option<(Which, Error)
             done.add(which(&job), Err(&error));
             Some((which(&job), error))
         }
-        Event::Unknown { line, source, error } => {
+        Event::Skipped(job, why) => {
+            done.skip(which(&job), &why);
+            None
+        }
+        Event::Unknown { line, source, error, skipped } => {
             let which = Which { source: source.to_string(), destination: String::new(), line };
+            if skipped {
+                done.skip(which, &error);
+                return None;
+            }
             done.add(which.clone(), Err(&error));
             Some((which, error))
         }

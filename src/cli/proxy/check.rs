@@ -67,6 +67,11 @@ fn text(plan: &Plan) -> String {
         if let Some(file) = plan.auth.get(&spec.name) {
             let _ = writeln!(text, "  with the credentials of {}", file.display());
         }
+        if let ([durable, _, ..], true) = (&spec.tiers[..], spec.write_back) {
+            let file = plan.write_auth.get(&spec.name);
+            let whose = file.map_or_else(String::new, |file| format!(", with the credentials of {}", file.display()));
+            let _ = writeln!(text, "  what that lacks is copied into {}{whose}", durable.registry);
+        }
     }
     let _ = writeln!(
         text,

@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub(super) settings: Settings,
     /// Credentials that only one upstream has: by its name.
     pub(super) auth: BTreeMap<String, PathBuf>,
+    /// And those for writing back to its durable tier.
+    pub(super) write_auth: BTreeMap<String, PathBuf>,
     pub(super) limits: Limits,
 }
 
@@ -94,6 +96,9 @@ struct Upstream {
     #[serde(default)]
     original: bool,
     auth_file: Option<PathBuf>,
+    #[serde(default)]
+    write_back: bool,
+    write_back_auth_file: Option<PathBuf>,
     tag_ttl: Option<u64>,
     negative_ttl: Option<u64>,
     #[serde(default)]
@@ -191,14 +196,17 @@ impl Reader<'_> {
             None => Some(scrub::RATE),
             Some(rate) => self.at(&rate.referenced, scrub::rate(&rate.value.0, parse_bytes))?,
         };
-        let (mut specs, mut auth) = (Vec::new(), BTreeMap::new());
+        let (mut specs, mut auth, mut write_auth) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let place = file.upstreams.referenced;
         for upstream in file.upstreams.value {
             let place = upstream.referenced;
-            let file = upstream.value.auth_file.clone();
+            let (file, write) = (upstream.value.auth_file.clone(), upstream.value.write_back_auth_file.clone());
             let spec = self.upstream(upstream.value)?;
             if let Some(file) = file {
                 auth.insert(spec.name.clone(), self.dir.join(file));
+            }
+            if let Some(file) = write {
+                write_auth.insert(spec.name.clone(), self.dir.join(file));
             }
             specs.push(spec);
             // Two of one name are found at the second.
@@ -220,7 +228,7 @@ impl Reader<'_> {
         if let Some(parallel) = bounds.parallel_fetch {
             settings.parallel = self.within(&parallel, 1..=32)?;
         }
-        Ok(Plan { listen, settings, auth, limits })
+        Ok(Plan { listen, settings, auth, write_auth, limits })
     }
 
     fn door(&self, listen: Spanned<Listen>) -> Result<Door> {
@@ -257,6 +265,14 @@ impl Reader<'_> {
                 original.into_iter().filter(|tier| upstream.original && *tier != spec.tiers[0]).collect::<Vec<_>>(),
             );
         }
+        if upstream.write_back && spec.tiers.len() < 2 {
+            let what = "`write-back` is for what `original` has and `from` has not";
+            return Err(fail(&self.name, name.referenced.line(), what));
+        }
+        if upstream.write_back_auth_file.is_some() && !upstream.write_back {
+            return Err(fail(&self.name, name.referenced.line(), "`write-back-auth-file` is for `write-back`"));
+        }
+        spec.write_back = upstream.write_back;
         spec.tag_ttl = upstream.tag_ttl.map(Duration::from_secs);
         spec.negative_ttl = upstream.negative_ttl.map(Duration::from_secs);
         spec.rules = Rules { allow: self.each(&upstream.allow)?, deny: self.each(&upstream.deny)? };

@@ -124,10 +124,16 @@ impl Args {
         Ok(Plan {
             listen: vec![door],
             settings: self.settings()?,
+            write_auth: self.write_auth(),
             auth: BTreeMap::new(),
             // Nodes may pull many images each, by several connections.
             limits: Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() },
         })
+    }
+
+    fn write_auth(&self) -> BTreeMap<String, PathBuf> {
+        let file = self.write_back.write_back_auth_file.iter();
+        file.flat_map(|file| self.upstream.iter().map(|spec| (spec.name.clone(), file.clone()))).collect()
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -142,6 +148,7 @@ impl Args {
                 spec.tiers.push(original);
             }
         }
+        self.write_back.mark(&mut upstreams);
         let dir = self.cache.clone().unwrap_or_default();
         let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free };
         Ok(Settings {
@@ -178,5 +185,16 @@ Examples:
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 9] =
-    ["listen", "upstream", "original", "cache", "cache_size", "keep_free", "scrub", "tag_ttl", "negative_ttl"];
+const BY_FILE: [&str; 11] = [
+    "listen",
+    "upstream",
+    "original",
+    "cache",
+    "cache_size",
+    "keep_free",
+    "scrub",
+    "tag_ttl",
+    "negative_ttl",
+    "write_back",
+    "write_back_auth_file",
+];

@@ -71,15 +71,13 @@ impl Ops {
     }
 
     /// Who is to hear of what happens: figures and page, where someone can ask for them, and the queue.
-    pub(super) fn observer(&self, queue: Option<Queue>) -> Arc<dyn Observer> {
+    pub(super) fn observer(&self, queue: Queue) -> Arc<dyn Observer> {
         let mut all: Vec<Arc<dyn Observer>> = Vec::new();
         if self.listener.is_some() {
             all.push(Arc::new(self.metrics.clone()));
             all.push(Arc::new(self.lately.clone()));
         }
-        if let Some(queue) = queue {
-            all.push(Arc::new(queue));
-        }
+        all.push(Arc::new(queue));
         Arc::new(all)
     }
 

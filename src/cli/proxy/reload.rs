@@ -95,7 +95,7 @@ impl Watch {
             (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
         (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
-        self.plan = Plan { listen, settings, auth: plan.auth, limits };
+        self.plan = Plan { listen, settings, auth: plan.auth, write_auth: plan.write_auth, limits };
         self.marks = marks(&self.path, &self.plan);
         Ok(())
     }
@@ -107,7 +107,8 @@ fn marks(path: &std::path::Path, plan: &Plan) -> Vec<Option<Mark>> {
         let tls = door.tls.iter().flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_ca.as_ref()]);
         tls.flatten().chain(&door.token)
     });
-    let files = std::iter::once(path).chain(doors.chain(plan.auth.values()).map(PathBuf::as_path));
+    let files = std::iter::once(path)
+        .chain(doors.chain(plan.auth.values()).chain(plan.write_auth.values()).map(PathBuf::as_path));
     let mark = |path: &std::path::Path| {
         let meta = std::fs::metadata(path).ok()?;
         Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))

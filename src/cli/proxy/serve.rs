@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -10,11 +11,12 @@ use tokio::sync::watch;
 use super::config::Plan;
 use super::listen::{self, Open};
 use super::reload::Watch;
-use super::{Args, announce};
+use super::{Args, announce, writeback};
 use crate::cli::global::Global;
 use crate::credentials::Credentials;
 use crate::descriptor::Digest;
 use crate::error::Result;
+use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 use crate::registry::{Options, Registries, Repo};
@@ -28,6 +30,8 @@ pub(super) struct Upstreams(Arc<RwLock<Known>>);
 pub(super) struct Known {
     common: Registries,
     own: BTreeMap<String, Registries>,
+    /// For writing back: connections and limits of their own, since pulls come first.
+    writing: BTreeMap<String, Registries>,
 }
 
 impl Upstreams {
@@ -35,13 +39,15 @@ impl Upstreams {
     pub(super) fn registries(global: &Global, plan: &Plan) -> Result<Known> {
         let mut own = BTreeMap::new();
         for (name, file) in &plan.auth {
-            let mut settings = global.settings()?;
-            settings.auth_files.insert(0, file.clone());
-            let credentials = Credentials::load(&settings)?;
-            own.insert(name.clone(), Registries::new(adapt(Options { credentials, ..global.options()? })));
+            own.insert(name.clone(), Registries::new(adapt(options(global, Some(file))?)));
+        }
+        let mut writing = BTreeMap::new();
+        for spec in plan.settings.upstreams.iter().filter(|spec| spec.write_back) {
+            let file = plan.write_auth.get(&spec.name).or_else(|| plan.auth.get(&spec.name));
+            writing.insert(spec.name.clone(), Registries::new(options(global, file)?));
         }
         let common = Registries::new(adapt(global.options()?));
-        Ok(Known { common, own })
+        Ok(Known { common, own, writing })
     }
 
     /// All clients that there are now.
@@ -50,10 +56,25 @@ impl Upstreams {
         std::iter::once(&known.common).chain(known.own.values()).cloned().collect()
     }
 
+    /// A repository of `upstream`'s durable tier, to be written.
+    pub(super) fn to_write(&self, upstream: &str, repository: &Repository) -> Result<Repo> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.writing.get(upstream).unwrap_or(&known.common).repository(repository)
+    }
+
     /// From now on these.
     pub(super) fn set(&self, known: Known) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = known;
     }
+}
+
+/// How registries are asked, with the credentials of `file` first.
+fn options(global: &Global, file: Option<&PathBuf>) -> Result<Options> {
+    let mut settings = global.settings()?;
+    if let Some(file) = file {
+        settings.auth_files.insert(0, file.clone());
+    }
+    Ok(Options { credentials: Credentials::load(&settings)?, ..global.options()? })
 }
 
 /// What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
@@ -92,9 +113,8 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
         doors.push(listen::open(door).await?);
     }
     let mut ops = args.ops.open(&upstreams).await?;
-    let write_back = args.write_back.open(&plan.settings, global, ops.registry())?;
-    let queue = write_back.as_ref().map(|write_back| write_back.queue.clone());
-    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer(queue)).await?;
+    let queue = Queue::open(&plan.settings.cache.dir, ops.registry());
+    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer(queue.clone())).await?;
     ops.watch(&proxy);
     let handles = doors.iter().map(|door| door.handle.clone()).collect();
     let watch = args.config.map(|path| Watch::new(path, plan.clone(), handles)).transpose()?;
@@ -106,17 +126,11 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
             None => std::future::pending().await,
         }
     };
-    let writing = async {
-        match &write_back {
-            Some(write_back) => write_back.run().await,
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         done = serve(doors, &server, &plan, shutdown) => done,
         () = watching => Ok(()),
         ended = ops.serve() => ended,
-        () = writing => Ok(()),
+        () = writeback::run(&queue, server.backend()) => Ok(()),
     }
 }
 

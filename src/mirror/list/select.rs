@@ -14,6 +14,7 @@ use super::range::{Dialect, Range};
 use super::version::{Age, version};
 use super::{Exact, Pick};
 use crate::error::{Error, Kind, Result};
+use crate::reference::Artifact;
 
 /// Which tags, by what they look like.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -300,7 +301,7 @@ impl Rules {
     }
 
     fn fit(&self, tag: &str) -> bool {
-        !is_artifact(tag)
+        Artifact::of(tag).is_none()
             && (self.sets.is_empty() || self.sets.iter().any(|set| set.fit(tag)))
             && self.keep.iter().all(|pattern| pattern.matches(tag))
             && !self.exclude.iter().any(|pattern| pattern.matches(tag))
@@ -325,13 +326,6 @@ impl Matcher {
         };
         found != self.inverted
     }
-}
-
-/// Whether a tag is a list of referrers (`sha256-<hex>`) or one of cosign's (`sha256-<hex>.sig`).
-fn is_artifact(tag: &str) -> bool {
-    let Some((algorithm, rest)) = tag.split_once('-') else { return false };
-    let hex = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
-    matches!(algorithm, "sha256" | "sha512") && hex >= 64 && (rest.len() == hex || rest[hex..].starts_with(['.', '-']))
 }
 
 /// What a compiled regular expression may take; one of a list is tried on each tag.

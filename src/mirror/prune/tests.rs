@@ -337,22 +337,3 @@ async fn what_other_shards_write_is_not_pruned() {
     all.doubt_entry(&list.entries[2], &to, "not listed");
     assert_eq!(all.0.values().filter(|claim| claim.doubt.is_some()).count(), 1);
 }
-
-#[test]
-fn companions_are_known_by_their_form() {
-    let hex = "a".repeat(64);
-    for good in [format!("sha256-{hex}"), format!("sha256-{hex}.sig"), format!("sha512-{hex}{hex}.att")] {
-        assert!(subject(&good).is_some(), "{good}");
-    }
-    for other in [
-        "1.27".to_owned(),
-        "sha256-abc".to_owned(),
-        format!("md5-{hex}"),
-        format!("sha256-{}", hex.to_uppercase()),
-        hex,
-    ] {
-        assert!(subject(&other).is_none(), "{other}");
-    }
-    let long = Digest::Sha512([7; 64]);
-    assert!(subject(&long.referrers_tag()).is_some_and(|about| about.is_any_of(&BTreeSet::from([long]))));
-}

@@ -6,6 +6,19 @@
 //! a library's, since three things are wanted together: room is reserved before a blob is fetched
 //! (so that the bound also holds what is on its way), what is read stays, and single victims can be
 //! asked for when another program fills the disk.
+//!
+//! It was chosen by `benches/eviction.rs`, which replays a month of made-up pulls: Zipf-like, sizes as in
+//! studies of registries, deployments, a nightly scan. What hits, in percent of requests and of bytes:
+//!
+//! | cache, of all bytes | S3-FIFO | LRU | FIFO | knowing the future |
+//! | --- | --- | --- | --- | --- |
+//! | 2 % | 44.3, 41.7 | 40.7, 37.2 | 38.9, 35.4 | 57.4, 55.4 |
+//! | 5 % | 55.1, 55.5 | 51.8, 51.6 | 49.0, 47.8 | 66.5, 66.4 |
+//! | 10 % | 63.0, 63.4 | 60.3, 61.1 | 57.8, 57.9 | 74.6, 75.0 |
+//! | 20 % | 71.8, 73.7 | 68.1, 69.0 | 66.1, 66.8 | 83.2, 83.9 |
+//!
+//! A small queue of a quarter is worse at each size (by up to 2 points of the bytes); one of a twentieth, or
+//! one hit to move where we ask for two, change half a point at most, either way: so the paper's numbers stand.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -16,7 +29,7 @@ use crate::descriptor::Digest;
 
 /// The index of one directory. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Index(Arc<Mutex<State>>);
+pub struct Index(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -56,13 +69,14 @@ pub struct Pin(Arc<Entry>);
 
 /// Room that is taken for content on its way. Given back on drop.
 #[derive(Debug)]
-pub(super) struct Reservation {
+pub struct Reservation {
     index: Index,
     size: u64,
 }
 
 impl Index {
-    pub(super) fn new(capacity: u64) -> Self {
+    /// Nothing is here yet, and there may be so many bytes.
+    pub fn new(capacity: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             capacity,
             entries: HashMap::new(),
@@ -75,7 +89,7 @@ impl Index {
     }
 
     /// The content, if it's here: a hit.
-    pub(super) fn pin(&self, digest: &Digest) -> Option<Pin> {
+    pub fn pin(&self, digest: &Digest) -> Option<Pin> {
         let state = self.lock();
         let entry = state.entries.get(digest)?;
         // Racing hits may lose one: it's a hint.
@@ -97,7 +111,7 @@ impl Index {
     }
 
     /// Takes room, if there is any.
-    pub(super) fn reserve(&self, size: u64) -> Option<Reservation> {
+    pub fn reserve(&self, size: u64) -> Option<Reservation> {
         let mut state = self.lock();
         if state.used() + state.reserved + size > state.capacity {
             return None;
@@ -112,7 +126,7 @@ impl Index {
     }
 
     /// Adds content, whose room was reserved. Pinned: nothing that was just fetched is a victim.
-    pub(super) fn add(&self, digest: Digest, mut room: Reservation) -> Pin {
+    pub fn add(&self, digest: Digest, mut room: Reservation) -> Pin {
         let size = std::mem::take(&mut room.size);
         let mut state = self.lock();
         state.reserved -= size;
@@ -149,7 +163,7 @@ impl Index {
     }
 
     /// Forgets the content that is worth least, unless all of it is being read.
-    pub(super) fn victim(&self) -> Option<(Digest, u64)> {
+    pub fn victim(&self) -> Option<(Digest, u64)> {
         self.lock().victim()
     }
 

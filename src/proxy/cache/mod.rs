@@ -17,7 +17,7 @@
 //! Nobody but the proxy makes names here, but anyone may remove files: a file that isn't there any
 //! more is fetched again.
 //!
-//! - `index`: what is here and what has to go (S3-FIFO by bytes); room is reserved before a fetch
+//! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before a fetch
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
 //! - `documents`: manifests and tags, in memory and on the shelf
@@ -29,7 +29,7 @@
 pub mod admin;
 mod documents;
 mod gc;
-mod index;
+pub mod index;
 mod live;
 mod scan;
 mod shelf;

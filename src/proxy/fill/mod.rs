@@ -155,8 +155,7 @@ impl<S> Found<S> {
 impl<O: Origins> Inner<O> {
     /// The blob: from the disk, along with who is fetching it, or fetched from now on.
     pub(super) async fn blob(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Result<Option<Found<O::Source>>> {
-        let mut how = How::Hit;
-        let found = self.patiently(self.settings.patience, self.find(spot, digest, &mut how)).await;
+        let (found, how) = self.blob_quietly(spot, digest).await;
         let how = match &found {
             Ok(Some(Found::Passed(_))) => How::Passed,
             Ok(Some(_)) => how,
@@ -165,6 +164,17 @@ impl<O: Origins> Inner<O> {
         };
         self.served(spot, What::Blob, how);
         found
+    }
+
+    /// The same, told to nobody.
+    pub(super) async fn blob_quietly(
+        self: &Arc<Self>,
+        spot: &Spot,
+        digest: &Digest,
+    ) -> (Result<Option<Found<O::Source>>>, How) {
+        let mut how = How::Hit;
+        let found = self.patiently(self.settings.patience, self.find(spot, digest, &mut how)).await;
+        (found, how)
     }
 
     async fn find(self: &Arc<Self>, spot: &Spot, digest: &Digest, how: &mut How) -> Result<Option<Found<O::Source>>> {

@@ -36,7 +36,14 @@ impl Registry {
     /// A registry that wants Basic auth of this user with [`PASSWORD`].
     #[track_caller]
     pub fn with_basic(user: &str) -> Self {
-        Self::launch("auth: {htpasswd: {realm: test, path: PASSWD}}\n", Some(format!("{user}:{HASH}\n")))
+        Self::with_users(&[user])
+    }
+
+    /// The same with several users, all with that password.
+    #[track_caller]
+    pub fn with_users(users: &[&str]) -> Self {
+        let lines = users.iter().map(|user| format!("{user}:{HASH}\n")).collect();
+        Self::launch("auth: {htpasswd: {realm: test, path: PASSWD}}\n", Some(lines))
     }
 
     /// A registry that is a pull-through cache of another one: a peer to compare with.

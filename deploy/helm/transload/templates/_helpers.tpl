@@ -123,6 +123,27 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
+{{/* The proxy's configuration file: proxy.config, and what the other values say where that is silent. */}}
+{{- define "transload.proxyConfig" -}}
+{{- $proxy := .Values.proxy -}}
+{{- $config := deepCopy $proxy.config -}}
+{{- if not $config.listen -}}
+{{- $_ := set $config "listen" (list (dict "http" "0.0.0.0:5000")) -}}
+{{- end -}}
+{{- $_ := set $config "cache" (merge (default dict $config.cache) (dict "dir" "/var/cache/transload" "size" $proxy.cache.size)) -}}
+{{- if not $config.upstreams -}}
+{{- $upstreams := list -}}
+{{- range $proxy.upstreams -}}
+{{- $one := dict "name" .name -}}
+{{- with .from -}}{{- $_ := set $one "from" . -}}{{- end -}}
+{{- if and .from .original -}}{{- $_ := set $one "original" true -}}{{- end -}}
+{{- $upstreams = append $upstreams $one -}}
+{{- end -}}
+{{- $_ := set $config "upstreams" $upstreams -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
 {{/* Where a node asks the proxy. */}}
 {{- define "transload.proxyURL" -}}
 {{- if .Values.nodeMirror.proxyURL -}}

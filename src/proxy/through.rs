@@ -1,0 +1,80 @@
+//! The proxy as a source for the copy engine: what it has from the cache, all else as a client would get
+//! it. So an original sees each manifest and blob once, though an image is pulled and copied at a time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use super::world::Spot;
+use super::{Inner, Origins, Proxy};
+use crate::content::{Body, Source, TagPage};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::Manifest;
+use crate::reference::{Repository, Target};
+
+/// A repository of an upstream, read through the proxy. Nobody's request: it isn't counted as one.
+pub struct Through<O: Origins> {
+    inner: Arc<Inner<O>>,
+    spot: Spot,
+    moved: Arc<AtomicU64>,
+}
+
+impl<O: Origins> Proxy<O> {
+    /// A repository as a source that tells `moved` how many bytes it gave, and where its durable tier
+    /// has it. `None` if nothing is to be written there, as the upstreams are now.
+    pub fn through(&self, upstream: &str, repository: &str, moved: Arc<AtomicU64>) -> Option<(Through<O>, Repository)> {
+        let spot = self.0.upstreams.world().spot(upstream, repository)?;
+        let durable = match &spot.upstream.tiers[..] {
+            [durable, _, ..] if spot.upstream.write_back => durable.repository(repository),
+            _ => return None,
+        };
+        Some((Through { inner: self.0.clone(), spot, moved }, durable))
+    }
+}
+
+impl<O: Origins> Through<O> {
+    fn moved(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl<O: Origins> Source for Through<O> {
+    async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
+        self.inner.known(&self.spot, target).await.0
+    }
+
+    async fn manifest(&self, target: &Target) -> Result<Manifest> {
+        let found = self.inner.document(&self.spot, target).await.0?;
+        let manifest = found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no manifest {target}")))?;
+        self.moved(manifest.bytes().len());
+        Ok(manifest)
+    }
+
+    async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
+        let absent = || Error::new(Kind::NotFound, format!("there is no blob {}", blob.digest));
+        let found = self.inner.blob_quietly(&self.spot, &blob.digest).await.0?.ok_or_else(absent)?;
+        if found.size() != blob.size {
+            let what = format!("blob {} has {} bytes, not {}", blob.digest, found.size(), blob.size);
+            return Err(Error::new(Kind::Mismatch, what));
+        }
+        let (body, through) = (self.inner.bytes(&self.spot, found, from..blob.size).await?, self.clone());
+        Ok(body.inspect_ok(move |bytes| through.moved(bytes.len())).boxed())
+    }
+
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        self.inner.referrers(&self.spot, subject).await
+    }
+
+    async fn tags(&self, _: Option<&str>) -> Result<TagPage> {
+        let tags = self.inner.tags(&self.spot).await?.unwrap_or_default();
+        Ok(TagPage { tags, next: None })
+    }
+}
+
+impl<O: Origins> Clone for Through<O> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), spot: self.spot.clone(), moved: self.moved.clone() }
+    }
+}

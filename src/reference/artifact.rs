@@ -1,0 +1,66 @@
+//! Tags that name no image but something about one.
+
+use crate::descriptor::Digest;
+
+/// What a tag like `sha256-<hex>` (the distribution spec's list of referrers) or `sha256-<hex>.sig` and the
+/// like (cosign's signatures, attestations, SBOMs) is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Artifact<'a> {
+    algorithm: &'a str,
+    /// 64 characters or more: those of a sha512 are cut in the tag schema.
+    hex: &'a str,
+    suffix: &'a str,
+}
+
+impl<'a> Artifact<'a> {
+    /// Parses a tag; none if it may be an image's.
+    pub fn of(tag: &'a str) -> Option<Self> {
+        let (algorithm, rest) = tag.split_once('-').filter(|(name, _)| matches!(*name, "sha256" | "sha512"))?;
+        let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+        let (hex, suffix) = rest.split_at(rest.bytes().take_while(is_hex).count());
+        let ends = suffix.is_empty() || suffix.starts_with(['.', '-']);
+        (hex.len() >= 64 && ends).then_some(Self { algorithm, hex, suffix })
+    }
+
+    /// Whether it's a list of referrers, not one of cosign's.
+    pub fn is_list(&self) -> bool {
+        self.suffix.is_empty()
+    }
+
+    /// Whether it's about this manifest.
+    pub fn is_about(&self, digest: &Digest) -> bool {
+        digest.algorithm() == self.algorithm && digest.hex().starts_with(self.hex)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_by_their_form() {
+        let hex = "0a".repeat(32);
+        for list in [format!("sha256-{hex}"), format!("sha512-{hex}")] {
+            assert!(Artifact::of(&list).is_some_and(|artifact| artifact.is_list()), "{list}");
+        }
+        for other in [format!("sha256-{hex}.sig"), format!("sha512-{hex}{hex}.att"), format!("sha256-{hex}-x.sbom")] {
+            assert!(Artifact::of(&other).is_some_and(|artifact| !artifact.is_list()), "{other}");
+        }
+        let upper = hex.to_uppercase();
+        for image in
+            ["1.27", "sha256-abc", &format!("md5-{hex}"), &format!("sha256-{upper}"), &hex, &format!("sha256-{hex}x")]
+        {
+            assert_eq!(Artifact::of(image), None, "{image}");
+        }
+    }
+
+    #[test]
+    fn whom_it_is_about() {
+        let (short, long) = (Digest::Sha256([7; 32]), Digest::Sha512([7; 64]));
+        for digest in [short, long] {
+            let (tag, other) = (digest.referrers_tag(), if digest == short { long } else { short });
+            let artifact = Artifact::of(&tag).expect("a list");
+            assert!(artifact.is_about(&digest) && !artifact.is_about(&other), "{tag}");
+        }
+    }
+}
