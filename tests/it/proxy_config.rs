@@ -279,6 +279,7 @@ cache:
   dir: /var/cache/transload
   size: 200GiB
   keep-free: 1073741824
+  scrub: 8MiB
 upstreams:
   - name: docker.io
     from: myregistry.azurecr.io/docker.io
@@ -307,6 +308,7 @@ fn check_says_what_a_file_means() {
          listens at https://0.0.0.0:5443: whoever has a client certificate and a token\n\
          listens at unix:proxy.sock: whoever can connect\n\
          caches up to 204800 MiB in /var/cache/transload, and leaves 1024 MiB free\n\
+         \x20 and reads 8.0 MiB of it in a second, to find what is corrupt\n\
          docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
          (only library/*, team/**; without library/nginx)\n  \
          a tag is believed for 300 s, that something is absent for 5 s\n  \
@@ -322,15 +324,16 @@ fn check_says_what_a_file_means() {
 #[test]
 fn errors_point_at_the_line() {
     for (from, to, said) in [
-        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:20: unknown field"),
+        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:21: unknown field"),
         ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:11: "),
-        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:15: "),
-        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:23: "),
-        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:24: there are two upstreams docker.io"),
+        ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:13: \"fast\" is no rate"),
+        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:16: "),
+        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:24: "),
+        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:25: there are two upstreams docker.io"),
         ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
-        ("fills: 8", "fills: 0", "proxy.yaml:25: 0 is not within 1 and 10000"),
-        ("    original: true\n", "", "proxy.yaml:14: `write-back` is for"),
-        ("    write-back: true\n", "", "proxy.yaml:14: `write-back-auth-file` is for"),
+        ("fills: 8", "fills: 0", "proxy.yaml:26: 0 is not within 1 and 10000"),
+        ("    original: true\n", "", "proxy.yaml:15: `write-back` is for"),
+        ("    write-back: true\n", "", "proxy.yaml:15: `write-back-auth-file` is for"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
         ("  - unix: proxy.sock", "  - { unix: proxy.sock, http: a:1 }", "proxy.yaml:8: each of `listen` has one of"),
     ] {

@@ -39,6 +39,10 @@ fn text(plan: &Plan) -> String {
         cache.dir.display(),
         cache.keep_free >> 20
     );
+    let _ = match settings.scrub {
+        Some(rate) => writeln!(text, "  and reads {} of it in a second, to find what is corrupt", output::bytes(rate)),
+        None => writeln!(text, "  and never looks whether what it has is corrupt"),
+    };
     for spec in &settings.upstreams {
         let tiers: Vec<String> = spec
             .tiers

@@ -17,7 +17,7 @@ use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
 use crate::proxy::rules::Rules;
 use crate::proxy::world::{Base, Spec, World};
-use crate::proxy::{Settings, cache};
+use crate::proxy::{Settings, cache, scrub};
 use crate::server::{Form, Limits};
 
 /// All that a proxy is started with, whether a file or flags said it.
@@ -112,6 +112,7 @@ struct Cache {
     dir: PathBuf,
     size: Option<Spanned<Size>>,
     keep_free: Option<Spanned<Size>>,
+    scrub: Option<Spanned<Size>>,
 }
 
 #[derive(Deserialize)]
@@ -226,6 +227,10 @@ impl Reader<'_> {
             size: size(file.cache.size, 50 << 30)?,
             keep_free: size(file.cache.keep_free, 1 << 30)?,
         };
+        let scrub = match file.cache.scrub {
+            None => Some(scrub::RATE),
+            Some(rate) => self.at(&rate.referenced, scrub::rate(&rate.value.0, parse_bytes))?,
+        };
         let (mut specs, mut auth, mut write_auth) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let place = file.upstreams.referenced;
         for upstream in file.upstreams.value {
@@ -243,7 +248,7 @@ impl Reader<'_> {
             self.at(&place, World::new(specs.clone()))?;
         }
         self.at(&place, World::new(specs.clone()))?;
-        let mut settings = Settings::new(specs, cache);
+        let mut settings = Settings { scrub, ..Settings::new(specs, cache) };
         let bounds = file.limits;
         let mut limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
         if let Some(connections) = bounds.connections {

@@ -13,7 +13,7 @@ use super::serve::Upstreams;
 use crate::cli::global::Global;
 use crate::cli::output;
 use crate::error::{Error, Result};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Settings};
 use crate::server::AccessLog;
 
 /// What is looked at.
@@ -81,8 +81,10 @@ impl Watch {
             let settings = &plan.settings;
             (plan.limits.connections, plan.limits.head, settings.fills, settings.parallel)
         };
-        let cache =
-            |plan: &Plan| (plan.settings.cache.dir.clone(), plan.settings.cache.size, plan.settings.cache.keep_free);
+        let cache = |plan: &Plan| {
+            let Settings { cache, scrub, .. } = &plan.settings;
+            (cache.dir.clone(), cache.size, cache.keep_free, *scrub)
+        };
         for (what, differs) in
             [("listen", !listens), ("cache", cache(old) != cache(new)), ("limits", limits(old) != limits(new))]
         {
@@ -93,7 +95,7 @@ impl Watch {
         // What needs a restart stays what it is, so that it's said again.
         let (listen, mut settings, limits) =
             (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
-        settings.cache = self.plan.settings.cache.clone();
+        (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
         self.log.set(plan.access_log.form());
         let (auth, write_auth, access_log) = (plan.auth, plan.write_auth, plan.access_log);
