@@ -13,7 +13,8 @@ use super::serve::Upstreams;
 use crate::cli::global::Global;
 use crate::cli::output;
 use crate::error::{Error, Result};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Settings};
+use crate::server::AccessLog;
 
 /// What is looked at.
 pub(super) struct Watch {
@@ -22,6 +23,7 @@ pub(super) struct Watch {
     plan: Plan,
     marks: Vec<Option<Mark>>,
     handles: Vec<Handle>,
+    log: AccessLog,
 }
 
 /// By what a changed file is known: device and inode change where it's replaced.
@@ -29,10 +31,10 @@ type Mark = (u64, u64, u64, i64, i64);
 
 impl Watch {
     /// Begins to look, before anything is told to be ready.
-    pub(super) fn new(path: PathBuf, plan: Plan, handles: Vec<Handle>) -> Result<Self> {
+    pub(super) fn new(path: PathBuf, plan: Plan, handles: Vec<Handle>, log: AccessLog) -> Result<Self> {
         let hangup = signal(SignalKind::hangup()).map_err(|error| Error::io("listen to signals", &error))?;
         let marks = marks(&path, &plan);
-        Ok(Self { path, hangup, plan, marks, handles })
+        Ok(Self { path, hangup, plan, marks, handles, log })
     }
 
     /// Never ready.
@@ -79,8 +81,10 @@ impl Watch {
             let settings = &plan.settings;
             (plan.limits.connections, plan.limits.head, settings.fills, settings.parallel)
         };
-        let cache =
-            |plan: &Plan| (plan.settings.cache.dir.clone(), plan.settings.cache.size, plan.settings.cache.keep_free);
+        let cache = |plan: &Plan| {
+            let Settings { cache, scrub, .. } = &plan.settings;
+            (cache.dir.clone(), cache.size, cache.keep_free, *scrub)
+        };
         for (what, differs) in
             [("listen", !listens), ("cache", cache(old) != cache(new)), ("limits", limits(old) != limits(new))]
         {
@@ -91,9 +95,11 @@ impl Watch {
         // What needs a restart stays what it is, so that it's said again.
         let (listen, mut settings, limits) =
             (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
-        settings.cache = self.plan.settings.cache.clone();
+        (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
-        self.plan = Plan { listen, settings, auth: plan.auth, write_auth: plan.write_auth, limits };
+        self.log.set(plan.access_log.form());
+        let (auth, write_auth, access_log) = (plan.auth, plan.write_auth, plan.access_log);
+        self.plan = Plan { listen, settings, auth, write_auth, limits, access_log };
         self.marks = marks(&self.path, &self.plan);
         Ok(())
     }
