@@ -156,7 +156,9 @@ impl Reading {
         });
         let (file, inode) = opened.await.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()?;
         let hasher = digest.hasher();
-        Some(Self { file, inode, digest, hasher, size: 0, buffer: vec![0; PIECE] })
+        // One byte more than there should be tells a file that grew.
+        let piece = usize::try_from(size + 1).unwrap_or(PIECE).min(PIECE);
+        Some(Self { file, inode, digest, hasher, size: 0, buffer: vec![0; piece] })
     }
 
     /// Reads the next piece: how many bytes, 0 at the end.
