@@ -193,14 +193,16 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
 }
 
 /// Returns when the user or the system asks to stop.
-async fn interrupted() -> &'static str {
+/// From the call on, not from the first poll: what is done in between isn't cut off.
+fn interrupted() -> impl Future<Output = &'static str> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = int.recv() => "SIGINT",
-        _ = term.recv() => "SIGTERM",
+    let signals = signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok());
+    async {
+        let Some((mut int, mut term)) = signals else { return std::future::pending().await };
+        tokio::select! {
+            _ = int.recv() => "SIGINT",
+            _ = term.recv() => "SIGTERM",
+        }
     }
 }
 
