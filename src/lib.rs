@@ -65,6 +65,7 @@
 //! | metrics | prometheus-client |
 //! | logs | tracing, tracing-subscriber |
 
+mod changes;
 pub mod cli;
 pub mod content;
 pub mod copy;
