@@ -73,6 +73,11 @@ impl Digest {
         format!("{}-{}", self.algorithm(), &self.hex()[..64])
     }
 
+    /// Its first byte: what the directories of a cache are named by.
+    pub fn shard(&self) -> u8 {
+        self.bytes()[0]
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Sha256(bytes) => bytes,

@@ -19,7 +19,7 @@
 //!   ├── layout ────┴── a directory of images ─────────────┘
 //!   ├── server ─────── answers HTTP over a layout, or over
 //!   ├── proxy ──────── a cache that reads from Sources
-//!   ├── ops ────────── health and metrics of what stays, by the server
+//!   ├── ops ────────── health and metrics of what stays, and orders to it, by the server
 //!   ├── node ───────── a node's hosts.toml, and its place in the file system
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
 //! ```
@@ -65,6 +65,7 @@
 //! | metrics | prometheus-client |
 //! | logs | tracing, tracing-subscriber |
 
+mod changes;
 pub mod cli;
 pub mod content;
 pub mod copy;

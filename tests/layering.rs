@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// A module, and all that it may name.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("changes", &[]),
     ("pool", &["error"]),
     ("descriptor", &["error"]),
     ("reference", &["error", "descriptor"]),
@@ -21,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("server", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("proxy", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
-    ("mirror", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
+    ("mirror", &["changes", "error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
     ("node", &["error", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];

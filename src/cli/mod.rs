@@ -112,14 +112,26 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         return done;
     }
     if let Command::Proxy(args) = &cli.command
-        && let Some(done) = args.offline(&cli.global)
+        && let Some(done) = args.offline()
     {
         return done;
+    }
+    if let Command::Proxy(args) = &cli.command
+        && let Some(action) = args.admin()
+    {
+        return tokio::select! {
+            result = Box::pin(proxy::admin(action, &cli.global)) => result,
+            signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
+        };
     }
     let options = cli.global.options()?;
     let registries = Registries::new(match &cli.command {
         Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
         Command::Mirror(args) => args.options(options)?,
+        Command::Proxy(args) => match args.warm() {
+            Some(warm) => warm.options(options),
+            None => options,
+        },
         _ => options,
     });
     let run = async {
@@ -149,6 +161,9 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             }))
             .await
             .map(|()| 0),
+            Command::Proxy(args) if args.warm().is_some() => {
+                Box::pin(proxy::warm(args, &cli.global, &registries)).await
+            }
             Command::Proxy(args) => Box::pin(proxy::run((**args).clone(), &cli.global, async {
                 let _ = interrupted().await;
             }))
@@ -159,7 +174,8 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         }
     };
     let drains = match &cli.command {
-        Command::Serve(_) | Command::Proxy(_) => true,
+        Command::Serve(_) => true,
+        Command::Proxy(args) => args.warm().is_none(),
         Command::Mirror(args) => args.stays(),
         _ => false,
     };
@@ -177,14 +193,16 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
 }
 
 /// Returns when the user or the system asks to stop.
-async fn interrupted() -> &'static str {
+/// From the call on, not from the first poll: what is done in between isn't cut off.
+fn interrupted() -> impl Future<Output = &'static str> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = int.recv() => "SIGINT",
-        _ = term.recv() => "SIGTERM",
+    let signals = signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok());
+    async {
+        let Some((mut int, mut term)) = signals else { return std::future::pending().await };
+        tokio::select! {
+            _ = int.recv() => "SIGINT",
+            _ = term.recv() => "SIGTERM",
+        }
     }
 }
 

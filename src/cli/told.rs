@@ -78,7 +78,8 @@ pub(super) fn run(run: &Run) -> String {
         text += row.trim_end();
         if let Some(report) = image.ended.report().filter(|report| report.status == Status::Copied) {
             let (sent, saved) = (output::bytes(report.bytes_moved), output::bytes(report.bytes_saved));
-            text += &format!("  {sent:>11} {moved}, {saved:>11} saved");
+            let pulls = output::count(report.pulls, "pull");
+            text += &format!("  {sent:>11} {moved}, {saved:>11} saved, {pulls}");
         }
         text.push('\n');
         let next = images.get(nth + 1).and_then(|next| next.ended.error());
@@ -194,7 +195,7 @@ mod tests {
         let hub = Use { name: "docker.io".into(), requests: 5, pulls: None, pull_quota: Some(quota) };
         ended.finish(Duration::from_secs(2), vec![hub]);
         let expected = "\
-copied     docker.io/a/b:1          r.io/a/b:1      2.0 KiB moved,         1 B saved
+copied     docker.io/a/b:1          r.io/a/b:1      2.0 KiB moved,         1 B saved, 2 pulls
 unchanged  docker.io/a/c:1          r.io/a/c:1
 failed     docker.io/a/long-name:1  r.io/a/long-name:1
            source: docker.io answered 429

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::List;
+use crate::changes::Changes;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
 use crate::retry::jitter;
@@ -104,7 +105,7 @@ pub async fn run_every<L, O: Origin>(
     let bytes = origin.read().await?;
     let mut list = parse(&bytes)?;
     let current = Digest::of(&bytes);
-    let mut watch = Watch { origin, parse, tell: &tell, current, seen: Some(current), suspect: None };
+    let mut watch = Watch { origin, parse, tell: &tell, current, changes: Changes::since(current) };
     tell(Event::Loaded);
     let mut shutdown = pin!(shutdown);
     loop {
@@ -136,10 +137,8 @@ struct Watch<'a, O, P, T> {
     tell: &'a T,
     /// That of the list in use.
     current: Digest,
-    /// What was taken or rejected last; `None` if it couldn't be read.
-    seen: Option<Digest>,
-    /// Something new, that may still be being written.
-    suspect: Option<Digest>,
+    /// What was taken or rejected last, and what is new.
+    changes: Changes<Digest>,
 }
 
 impl<L, O: Origin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> Watch<'_, O, P, T> {
@@ -174,22 +173,16 @@ impl<L, O: Origin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> Watch<'_, O, P, 
         let bytes = match self.origin.read().await {
             Ok(bytes) => bytes,
             Err(error) => {
-                if self.seen.take().is_some() || ready {
+                if self.changes.lose() || ready {
                     (self.tell)(Event::Rejected(&error));
                 }
                 return Err(Told);
             }
         };
         let digest = Digest::of(&bytes);
-        if self.seen == Some(digest) && !ready {
-            self.suspect = None;
+        if !self.changes.look(digest, ready) {
             return Ok(None);
         }
-        if self.suspect.replace(digest) != Some(digest) && !ready {
-            return Ok(None);
-        }
-        self.suspect = None;
-        self.seen = Some(digest);
         match (self.parse)(&bytes) {
             Ok(list) => {
                 (self.tell)(Event::Loaded);

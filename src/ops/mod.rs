@@ -4,8 +4,10 @@
 //! ```text
 //! mirror --interval, proxy ── Health, Metrics ──> serve ── Kubernetes' probes, Prometheus
 //! ```
-//! Nothing here authenticates or is encrypted: it belongs on loopback or in a cluster's network. It tells
+//! Nothing here authenticates or is encrypted: what can be read belongs on loopback or in a cluster's network. It tells
 //! no credentials; the proxy's status page tells names of images.
+
+mod admin;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +22,8 @@ use tokio::net::TcpListener;
 use crate::content::Body;
 use crate::error::Result;
 use crate::server::{self, Handler, Limits, ResponseBody, whole};
+
+pub use self::admin::{ADMIN_HEADER, Admin, Asked, chunked, json};
 
 /// Whether the program is of use now. Clones share it.
 #[derive(Clone, Debug)]
@@ -61,10 +65,11 @@ pub async fn serve(
     metrics: Arc<Registry>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    serve_with(listener, health, metrics, |_: &str| None, shutdown).await
+    serve_with(listener, health, metrics, |_: &str| None, None, shutdown).await
 }
 
-/// The same, with `pages` that the program has besides: a path's media type and content.
+/// The same, with `pages` that the program has besides: a path's media type and content; and with what may be
+/// done to it by paths below `/admin/`, on loopback only.
 ///
 /// # Errors
 /// Those of [`server::run`].
@@ -73,6 +78,7 @@ pub async fn serve_with(
     health: Health,
     metrics: Arc<Registry>,
     pages: impl Fn(&str) -> Option<Page> + Send + Sync + 'static,
+    admin: Option<Admin>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let limits = Limits {
@@ -82,7 +88,8 @@ pub async fn serve_with(
         drain: Duration::from_secs(1),
         ..Limits::default()
     };
-    server::run(listener, Ops { health, metrics, pages }, limits, shutdown).await
+    let alone = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+    server::run(listener, Ops { health, metrics, pages, admin, alone }, limits, shutdown).await
 }
 
 /// A page: its media type, and its content.
@@ -92,11 +99,19 @@ struct Ops<P> {
     health: Health,
     metrics: Arc<Registry>,
     pages: P,
+    admin: Option<Admin>,
+    /// Only this machine can connect.
+    alone: bool,
 }
 
 impl<P: Fn(&str) -> Option<Page> + Send + Sync + 'static> Handler for Ops<P> {
     async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
-        let mut response = self.answer(request.method(), request.uri().path());
+        let mut response = match &self.admin {
+            Some(admin) if request.uri().path().starts_with("/admin/") => {
+                admin::answer(admin, self.alone, &request.into_parts().0).await
+            }
+            _ => self.answer(request.method(), request.uri().path()),
+        };
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));

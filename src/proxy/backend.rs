@@ -59,6 +59,18 @@ impl<O: Origins> Backend for Proxy<O> {
         told(self.0.blob_size(&spot, digest).await, here)
     }
 
+    fn cache_status(&self, digest: &Digest) -> Option<&'static str> {
+        // In this order: a fill leaves its list only after its blob is in the cache.
+        Some(if self.0.fills.holds(digest) {
+            // Whoever asks for it joins the one fetch.
+            "transload; fwd=miss; collapsed"
+        } else if self.0.cache.blobs.size_of(digest).is_some() {
+            "transload; hit"
+        } else {
+            "transload; fwd=miss"
+        })
+    }
+
     async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Content<O>>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
         let found = self.0.blob(&spot, digest).await?;

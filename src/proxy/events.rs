@@ -125,6 +125,16 @@ pub enum Event<'a> {
         /// Its size.
         bytes: u64,
     },
+    /// The scrubber read so much of the cache.
+    Scrubbed {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Content had other bytes on the disk than its digest says. It's gone.
+    Corrupt {
+        /// Which one.
+        digest: &'a Digest,
+    },
     /// Only an original had this manifest, no tier before it: the durable tier is to be given the image.
     OnlyOriginal {
         /// The upstream's name.

@@ -29,6 +29,8 @@ pub struct Metrics {
     filled: Family<[Label; 1], Counter>,
     evicted: Counter,
     evicted_bytes: Counter,
+    scrubbed: Counter,
+    corrupt: Counter,
 }
 
 impl Metrics {
@@ -44,8 +46,11 @@ impl Metrics {
             filled: Family::default(),
             evicted: Counter::default(),
             evicted_bytes: Counter::default(),
+            scrubbed: Counter::default(),
+            corrupt: Counter::default(),
         };
-        let Self { requests, asked, took, bytes, sent, fills, filled, evicted, evicted_bytes } = made.clone();
+        let Self { requests, asked, took, bytes, sent, fills, filled, evicted, evicted_bytes, scrubbed, corrupt } =
+            made.clone();
         let proxy = registry.sub_registry_with_prefix(PREFIX);
         proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
         proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
@@ -56,6 +61,8 @@ impl Metrics {
         proxy.register("ended_fills", "Blobs fetched by how it ended", filled);
         proxy.register("evicted", "Blobs and manifests that had to go from the cache", evicted);
         proxy.register("evicted_bytes", "Bytes that had to go from the cache", evicted_bytes);
+        proxy.register("scrubbed_bytes", "Bytes of the cache that the scrubber read", scrubbed);
+        proxy.register("corrupt", "Blobs and manifests dropped for other bytes than their digests say", corrupt);
         made
     }
 }
@@ -91,6 +98,8 @@ impl Observer for Metrics {
                 self.evicted.inc();
                 self.evicted_bytes.inc_by(*bytes);
             }
+            Event::Scrubbed { bytes } => drop(self.scrubbed.inc_by(*bytes)),
+            Event::Corrupt { .. } => drop(self.corrupt.inc()),
             Event::OnlyOriginal { .. } => {}
         }
     }
@@ -204,6 +213,8 @@ mod tests {
             Event::FillBegan { digest, size: 5000 },
             Event::FillEnded { digest, failed: None },
             Event::Evicted { digest, bytes: 11 },
+            Event::Scrubbed { bytes: 500 },
+            Event::Corrupt { digest },
         ] {
             metrics.event(&event);
         }
@@ -222,6 +233,8 @@ mod tests {
             r#"transload_proxy_ended_fills_total{result="ok"} 1"#,
             "transload_proxy_evicted_total 1",
             "transload_proxy_evicted_bytes_total 11",
+            "transload_proxy_scrubbed_bytes_total 500",
+            "transload_proxy_corrupt_total 1",
             "transload_proxy_cache_bytes 77",
             "transload_proxy_cache_blobs 5",
             r#"transload_proxy_pulls_left{registry="b"} 2"#,

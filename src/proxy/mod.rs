@@ -16,13 +16,15 @@
 //! ```
 //!
 //! # Where things are
-//! - [`cache`]: files, bounds, eviction, the start (the directory is drawn there)
+//! - [`cache`]: files, bounds, eviction, the start (the directory is drawn there), collecting
 //! - `fill`: fetching a blob: `fill` finds or begins one and sees it through, `follow` reads along,
 //!   `parallel` fetches by several requests
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
+//! - [`admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
+//! - [`scrub`]: reads the cache in the background, and drops what is corrupt
 //! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
 //! - `through`: the proxy as a source for the copying into the durable tier
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
@@ -38,6 +40,7 @@
 //! - A cached blob or manifest is given to whoever knows its digest, whatever the repository: it's
 //!   one world for all its clients.
 
+pub mod admin;
 mod backend;
 mod breaker;
 pub mod cache;
@@ -47,6 +50,7 @@ mod manifests;
 pub mod metrics;
 mod reading;
 pub mod rules;
+pub mod scrub;
 pub mod status;
 mod tasks;
 mod through;
@@ -88,6 +92,8 @@ pub struct Settings {
     pub parallel_from: u64,
     /// Blobs that are fetched at once.
     pub fills: usize,
+    /// Bytes of the cache to read and check in a second; `None` for none.
+    pub scrub: Option<u64>,
 }
 
 impl Settings {
@@ -103,6 +109,7 @@ impl Settings {
             parallel: 4,
             parallel_from: 64 << 20,
             fills: 64,
+            scrub: None,
         }
     }
 }
@@ -146,6 +153,10 @@ impl<O: Origins> Proxy<O> {
             observer,
             settings,
         });
+        if let Some(rate) = inner.settings.scrub {
+            let (shelves, observer) = (scrub::shelves(&inner.cache), inner.observer.clone());
+            inner.tasks.spawn(scrub::run(shelves, rate, observer));
+        }
         Ok(Self(inner.clone(), Arc::new(Ending(inner))))
     }
 
@@ -157,6 +168,11 @@ impl<O: Origins> Proxy<O> {
     /// The cache, to be looked at.
     pub fn cache(&self) -> &Cache {
         &self.0.cache
+    }
+
+    /// What can be done to the cache from outside.
+    pub fn admin(&self) -> admin::Admin {
+        admin::Admin::new(&self.0.cache, self.0.observer.clone())
     }
 
     /// What is asked for from now on is looked for in these upstreams; what is being fetched goes on.

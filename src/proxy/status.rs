@@ -128,6 +128,7 @@ impl Observer for Lately {
                 self.trouble(format!("{registry}: {}", format!("{kind:?}").to_ascii_lowercase()));
             }
             Event::FillEnded { digest, failed: Some(error) } => self.trouble(format!("{}: {error}", digest.short())),
+            Event::Corrupt { digest } => self.trouble(format!("{}: corrupt on the disk, dropped", digest.short())),
             _ => {}
         }
     }

@@ -17,6 +17,19 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 
+/// Whether a cache has a blob, as it says by `Cache-Status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// It has it.
+    Yes,
+    /// It fetches it.
+    Soon,
+    /// It hasn't it.
+    No,
+    /// It's no cache, or doesn't say.
+    Unknown,
+}
+
 impl Repo {
     /// `GET` of a blob's bytes from `from` on. Once: the feed that reads it has the budget.
     pub(super) async fn get_blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
@@ -64,6 +77,26 @@ impl Repo {
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// `HEAD` of a blob at a cache, by those who pull: how the cache says that it has it.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if it isn't there.
+    pub async fn cached(&self, digest: &Digest) -> Result<Cached> {
+        let doing = format!("look for blob {digest}");
+        let call = self.call(Method::HEAD, &format!("blobs/{digest}"), &self.pull, doing).await?;
+        let response = self.registry.call(call).await?;
+        // Of several caches the one that answered us comes last (RFC 9211, section 2).
+        let status = response.headers().get("cache-status").and_then(|value| value.to_str().ok());
+        let mut words = status.and_then(|status| status.rsplit(',').next()).unwrap_or_default().split(';');
+        let (cache, words) = (words.next().unwrap_or_default(), words.map(str::trim).collect::<Vec<_>>());
+        Ok(match cache {
+            "" => Cached::Unknown,
+            _ if words.contains(&"hit") => Cached::Yes,
+            _ if words.contains(&"collapsed") => Cached::Soon,
+            _ => Cached::No,
+        })
     }
 
     /// `GET` of a foreign layer from where its descriptor says (OCI image spec, "Descriptor Properties": `urls`).

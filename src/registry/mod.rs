@@ -43,6 +43,7 @@ use reqwest::Url;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+pub use self::blob::Cached;
 pub use self::delete::TagState;
 pub use self::quota::{AccountPulls, PullQuota};
 pub use self::rates::Sku;

@@ -39,6 +39,11 @@ pub trait Backend: Send + Sync + 'static {
         async move { Ok(self.blob(place, digest).await?.map(|blob| blob.size())) }
     }
 
+    /// What the answer to a `HEAD` of a blob says as `Cache-Status` (RFC 9211), where this is a cache.
+    fn cache_status(&self, _digest: &Digest) -> Option<&'static str> {
+        None
+    }
+
     /// The blob, to be read; `None` if it isn't there.
     fn blob(&self, place: &Place, digest: &Digest) -> impl Future<Output = Result<Option<Self::Blob>>> + Send;
 

@@ -12,11 +12,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
+use super::access::AccessLog;
+
 /// Where connections come in.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
     tls: Option<Tls>,
+    log: Option<AccessLog>,
 }
 
 #[derive(Debug)]
@@ -39,7 +42,17 @@ pub(super) enum Stream {
 impl Listener {
     /// TLS over TCP.
     pub fn tls(listener: TcpListener, tls: Tls) -> Self {
-        Self { socket: Socket::Tcp(listener), tls: Some(tls) }
+        Self { socket: Socket::Tcp(listener), tls: Some(tls), log: None }
+    }
+
+    /// Has each request that comes in here told to `log`.
+    #[must_use]
+    pub fn logged(self, log: AccessLog) -> Self {
+        Self { log: Some(log), ..self }
+    }
+
+    pub(super) fn log(&self) -> Option<AccessLog> {
+        self.log.clone()
     }
 
     /// The next connection, and who it's from; TLS is not spoken yet.
@@ -58,13 +71,13 @@ impl Listener {
 
 impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
-        Self { socket: Socket::Tcp(listener), tls: None }
+        Self { socket: Socket::Tcp(listener), tls: None, log: None }
     }
 }
 
 impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
-        Self { socket: Socket::Unix(listener), tls: None }
+        Self { socket: Socket::Unix(listener), tls: None, log: None }
     }
 }
 

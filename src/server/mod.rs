@@ -38,6 +38,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use crate::content::Body;
 use crate::error::Error;
 
+pub use access::{AccessLog, Form};
 pub use backend::{Backend, Blob, Upload};
 pub use guard::{Access, Guarded, Tokens};
 pub use incoming::incoming;

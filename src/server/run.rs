@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::access::Line;
+use super::access::{AccessLog, Line};
 use super::incoming::incoming;
 use super::listen::{Listener, Stream};
 use super::stall::Stall;
@@ -81,7 +81,7 @@ pub async fn run<H: Handler>(
             // Reaped, so that the set doesn't grow.
             Some(_) = connections.join_next() => {}
             (stream, peer, place) = accept(&listener, &room) => {
-                let connection = connection(stream.greet(listener.acceptor()), peer, handler.clone(), &limits, graceful.watcher());
+                let connection = connection(stream.greet(listener.acceptor()), (peer, listener.log()), handler.clone(), &limits, graceful.watcher());
                 connections.spawn(async move {
                     connection.await;
                     drop(place);
@@ -117,7 +117,7 @@ async fn accept(
 
 fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     greeting: G,
-    peer: Option<SocketAddr>,
+    (peer, log): (Option<SocketAddr>, Option<AccessLog>),
     handler: Arc<H>,
     limits: &Limits,
     graceful: Watcher,
@@ -127,8 +127,8 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(limits.buffer);
     let service = service_fn(move |request: Request<Incoming>| {
-        let handler = handler.clone();
-        async move { Ok::<_, Infallible>(answer(&*handler, request, peer).await) }
+        let (handler, log) = (handler.clone(), log.clone());
+        async move { Ok::<_, Infallible>(answer(&*handler, request, peer, log).await) }
     });
     let (head, stalled) = (limits.head, limits.stalled);
     async move {
@@ -151,9 +151,10 @@ async fn answer<H: Handler>(
     handler: &H,
     mut request: Request<Incoming>,
     peer: Option<SocketAddr>,
+    log: Option<AccessLog>,
 ) -> Response<ResponseBody> {
     request.extensions_mut().insert(Peer(peer));
     let (head, body) = request.into_parts();
-    let line = Line::new(&head);
+    let line = Line::new(&head, log);
     line.follow(handler.handle(Request::from_parts(head, incoming(body))).await)
 }

@@ -32,6 +32,7 @@ mod proxy_config;
 mod proxy_conformance;
 mod proxy_ops;
 mod proxy_tags;
+mod proxy_warm;
 mod proxy_writeback;
 mod readme;
 mod serve;

@@ -264,6 +264,33 @@ fn a_dry_run_foretells_the_requests() {
     assert!(made.abs_diff(planned) <= 4, "{made} were made, {planned} foretold");
 }
 
+/// As the pods of an indexed Job: each image by one of them, and none by two.
+#[test]
+fn the_pods_of_a_job_share_a_list() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images = family(9, 1, 5_000);
+    let list = listed(&images, &source, &source.addr().to_string(), &directory);
+    let to = destination.addr().to_string();
+    let mut copied = Vec::new();
+    for index in ["0", "1", "2"] {
+        let run = Tool::transload()
+            .args(&["mirror", &list, "--to", &to, "--shard", "/3", "--output", "json"])
+            .env("JOB_COMPLETION_INDEX", index)
+            .run()
+            .ok();
+        let document = report(&run);
+        assert_eq!(document["shard"], format!("{}/3", index.parse::<u8>().expect("a number") + 1));
+        assert!(statuses(&document).iter().all(|status| *status == "copied"), "{document}");
+        copied.push(statuses(&document).len());
+    }
+    assert_eq!(copied.iter().sum::<usize>(), 9);
+    for (nth, image) in images.iter().enumerate() {
+        image.assert_at(destination.addr(), &name(nth), "v1");
+    }
+    let run = mirror(&list, &to, &["--shard", "/3"]).exits(2);
+    assert!(run.stderr.contains("JOB_COMPLETION_INDEX"), "{}", run.stderr);
+}
+
 #[test]
 fn diff_tells_what_has_drifted() {
     let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());

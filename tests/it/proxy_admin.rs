@@ -1,9 +1,10 @@
 //! `transload proxy ls`, `rm` and `verify`.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::support::process::LIMIT;
-use super::support::proxied::{assert_whole, files};
+use super::support::proxied::{assert_whole, files, ops, shows};
 use super::support::{Image, Proxied, Registry, TempDir, http, transload};
 
 const TAG: &str = "/v2/library/app/manifests/v1";
@@ -100,4 +101,197 @@ fn verify_drops_what_is_corrupt_and_the_running_proxy_fetches_it_again() {
     committed(&proxy);
     verify().exits(0);
     assert_eq!(assert_whole(&proxy.cache), 2);
+}
+
+/// Nobody asks for it: the proxy looks by itself, and says so.
+#[test]
+fn the_scrubber_finds_what_is_corrupt() {
+    let (registry, proxy, image) = filled();
+    let cache = proxy.kill();
+    corrupt(&cache);
+    let upstream = format!("docker.io={}", registry.addr());
+    let proxy = Proxied::start_in(cache, &upstream, &["--scrub", "10MiB", "--listen-ops", "127.0.0.1:0"]);
+    proxy.process.stderr.wait_line(&format!("{} has other bytes", digest(&image)), LIMIT);
+    assert_eq!(proxy.files("blobs").len(), 0);
+    shows(ops(&proxy), "transload_proxy_corrupt_total 1");
+    let whole = http::get(registry.addr(), &layer(&image)).expect(200).body;
+    assert!(http::get(proxy.addr(), &layer(&image)).expect(200).body == whole);
+    committed(&proxy);
+    assert_whole(&proxy.cache);
+    let wrong = transload(&["proxy", "--upstream", "docker.io", "--cache", "/nowhere", "--scrub", "fast"]).exits(2);
+    assert!(wrong.stderr.contains("no rate") && wrong.stderr.contains("or off"), "{}", wrong.stderr);
+}
+
+/// A proxy that answers those who operate it, with an image in its cache; and their address.
+fn filled_with_ops(flags: &[&str]) -> (Registry, Proxied, Image, SocketAddr) {
+    let (registry, proxy, image) = filled();
+    let upstream = format!("docker.io={}", registry.addr());
+    let flags = [&["--listen-ops", "127.0.0.1:0", "--scrub", "off"], flags].concat();
+    let proxy = Proxied::start_in(proxy.kill(), &upstream, &flags);
+    let at = ops(&proxy);
+    (registry, proxy, image, at)
+}
+
+#[test]
+fn a_running_proxys_cache_is_listed_and_thinned() {
+    let (registry, proxy, image, at) = filled_with_ops(&[]);
+    let at = at.to_string();
+    let run = |command: &str, more: &[&str]| {
+        transload(&[&["proxy", command, "--admin", &at, "--output", "json"], more].concat())
+    };
+    let found = run("ls", &[]).exits(0).json();
+    assert_eq!(found["tags"][0]["name"], "docker.io/library/app:v1", "{found}");
+    assert_eq!((&found["tags"][0]["digest"], &found["blobs"]["bytes"]), (&image.digest().into(), &5000.into()));
+    // It remembers the tag and the manifest, and forgets them with the files.
+    http::get(proxy.addr(), TAG).expect(200);
+    run("rm", &["docker.io/library/app:v1"]).exits(0);
+    run("rm", &[image.digest()]).exits(0);
+    run("rm", &[&digest(&image)]).exits(0);
+    let gone = run("rm", &[&digest(&image)]).exits(1);
+    assert!(gone.stderr.contains("is not in the cache"), "{}", gone.stderr);
+    assert_eq!(files(&proxy.cache, "blobs").len() + files(&proxy.cache, "tags").len(), 0);
+    let found = run("ls", &[]).exits(0).json();
+    assert_eq!((&found["tags"], &found["blobs"]["count"]), (&serde_json::json!([]), &0.into()), "{found}");
+    run("rm", &["no such reference"]).exits(2);
+    // What was removed is fetched again, and with the upstream gone it isn't there.
+    http::get(proxy.addr(), TAG).expect(200);
+    run("rm", &[image.digest()]).exits(0);
+    drop(registry);
+    assert_ne!(http::get(proxy.addr(), TAG).status, 200);
+    let refused = transload(&["proxy", "rm", "--cache", &proxy.cache.join("cache"), "app:v1"]).exits(2);
+    assert!(refused.stderr.contains("--admin"), "{}", refused.stderr);
+    transload(&["proxy", "ls"]).exits(2);
+}
+
+#[test]
+fn a_running_proxy_verifies_itself() {
+    let (_registry, proxy, image, at) = filled_with_ops(&[]);
+    let at = at.to_string();
+    let verify = || transload(&["proxy", "verify", "--admin", &at, "--output", "json"]);
+    assert_eq!(verify().exits(0).json()["read"]["count"], 2);
+    corrupt(&proxy.cache);
+    let found = verify().exits(3).json();
+    assert_eq!(found["dropped"], serde_json::json!([digest(&image)]));
+    assert_eq!((proxy.files("blobs").len(), verify().exits(0).json()["read"]["count"].clone()), (0, 1.into()));
+}
+
+/// What a client is just reading stays, however old it is, and whoever asks for it to go.
+#[test]
+fn what_is_being_read_stays() {
+    let registry = Registry::start();
+    // More than fits the buffers of sockets.
+    let image = Image::single(4, &[64 << 20]);
+    image.push(registry.addr(), "library/app", "v1");
+    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0", "--scrub", "off"]);
+    let at = ops(&proxy).to_string();
+    image.assert_at(proxy.addr(), "library/app", "v1");
+    let large = image.blobs.iter().max_by_key(|blob| blob.bytes.len()).expect("a layer");
+    let deadline = Instant::now() + LIMIT;
+    while proxy.files("blobs").len() < image.blobs.len() {
+        assert!(Instant::now() < deadline, "not committed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut reading = std::net::TcpStream::connect(proxy.addr()).expect("connects");
+    let head = format!("GET /v2/library/app/blobs/{} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", large.digest);
+    std::io::Write::write_all(&mut reading, head.as_bytes()).expect("sent");
+    std::io::Read::read_exact(&mut reading, &mut [0; 512]).expect("its head");
+    let refused = transload(&["proxy", "rm", "--admin", &at, &large.digest]).exits(1);
+    assert!(refused.stderr.contains("is being read"), "{}", refused.stderr);
+    let old = std::time::SystemTime::now() - Duration::from_secs(90 * 24 * 60 * 60);
+    for path in proxy.files("blobs") {
+        let file =
+            std::fs::File::options().write(true).open(proxy.cache.path().join("cache").join(path)).expect("opens");
+        file.set_times(std::fs::FileTimes::new().set_accessed(old).set_modified(old)).expect("set");
+    }
+    let gc = |flags: &[&str]| {
+        transload(&[&["proxy", "gc", "--admin", &at, "--older-than", "30d", "--output", "json"], flags].concat())
+    };
+    // It was used just now, by the proxy's own word; what was only written long ago is another matter.
+    let freed = gc(&[]).exits(0).json();
+    let kept = proxy.files("blobs");
+    assert!(kept.iter().any(|path| path.contains(large.digest.split(':').nth(1).expect("hex"))), "{freed}");
+    drop(reading);
+}
+
+#[test]
+fn gc_frees_what_is_left_over_too_old_or_too_much() {
+    let (registry, proxy, image) = filled();
+    let other = Image::single(8, &[7000]);
+    other.push(registry.addr(), "library/other", "v1");
+    other.assert_at(proxy.addr(), "library/other", "v1");
+    let deadline = Instant::now() + LIMIT;
+    while proxy.files("blobs").len() < 1 + other.blobs.len() {
+        assert!(Instant::now() < deadline, "not committed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let cache = proxy.kill();
+    let dir = cache.join("cache");
+    let root = cache.path().join("cache");
+    std::fs::write(root.join("fills/1-0"), vec![0; 3000]).expect("written");
+    let cut = files(&cache, "blobs").into_iter().find(|path| path.ends_with(".7000")).expect("the layer");
+    std::fs::write(root.join(&cut), b"cut").expect("written");
+    let old = std::time::SystemTime::now() - Duration::from_secs(90 * 24 * 60 * 60);
+    let aged = files(&cache, "blobs").into_iter().find(|path| path.ends_with(".5000")).expect("the layer");
+    let file = std::fs::File::options().write(true).open(root.join(&aged)).expect("opens");
+    file.set_times(std::fs::FileTimes::new().set_accessed(old).set_modified(old)).expect("set");
+    let gc = |flags: &[&str]| transload(&[&["proxy", "gc", "--cache", &dir, "--output", "json"], flags].concat());
+    let all = ["blobs", "fills", "manifests", "tags"].map(|below| files(&cache, below).len());
+    let planned = gc(&["--older-than", "30d", "--dry-run"]).exits(0).json();
+    assert_eq!(planned["dryRun"], true);
+    assert_eq!(["blobs", "fills", "manifests", "tags"].map(|below| files(&cache, below).len()), all);
+    let freed = gc(&["--older-than", "30d"]).exits(0).json();
+    assert_eq!(freed["removed"], planned["removed"]);
+    let sum = |why: &str| (freed["removed"][why]["count"].clone(), freed["removed"][why]["bytes"].clone());
+    assert_eq!(
+        (sum("left"), sum("cut"), sum("unused")),
+        ((1.into(), 3000.into()), (1.into(), 3.into()), (1.into(), 5000.into()))
+    );
+    assert_eq!(files(&cache, "fills").len(), 0);
+    assert_eq!(files(&cache, "tags").len(), 2);
+    // Nothing is too much until a bound says so.
+    assert_eq!(gc(&[]).exits(0).json()["removed"], serde_json::json!({}));
+    let freed = gc(&["--cache-size", "1"]).exits(0).json();
+    assert_eq!(files(&cache, "blobs").len(), 0, "{freed}");
+    let text = transload(&["proxy", "gc", "--cache", &dir]).exits(0).stdout;
+    assert_eq!(text, "freed 0 B in 0 files\n");
+    // What is old and named by a tag that isn't stays; both gone together when both are old.
+    for path in [files(&cache, "manifests/sha256"), files(&cache, "tags")].concat() {
+        let file = std::fs::File::options().write(true).open(root.join(path)).expect("opens");
+        file.set_times(std::fs::FileTimes::new().set_accessed(old).set_modified(old)).expect("set");
+    }
+    gc(&["--older-than", "30d"]).exits(0);
+    assert_eq!(files(&cache, "manifests").len() + files(&cache, "tags").len(), 0);
+    drop(image);
+}
+
+/// A page in a browser on the machine, or a name that leads here, gets nothing; neither does the network.
+#[test]
+fn who_is_refused_by_the_admin_paths() {
+    let (_registry, proxy, _image, at) = filled_with_ops(&[]);
+    let ours = ("x-transload-admin", "1");
+    let ask = |method: &str, path: &str, headers: &[(&str, &str)]| http::send(at, method, path, headers, &[]);
+    for (method, path) in [("GET", "/admin/cache"), ("POST", "/admin/gc"), ("POST", "/admin/verify")] {
+        ask(method, path, &[ours]).expect(200);
+        ask(method, path, &[]).expect(403);
+        for page in [("origin", "http://127.0.0.1:9090"), ("origin", "null"), ("sec-fetch-site", "cross-site")] {
+            ask(method, path, &[ours, page]).expect(403);
+        }
+        ask(method, path, &[ours, ("host", "rebound.example:80")]).expect(403);
+    }
+    ask("DELETE", "/admin/cache?what=docker.io/library/app:v1", &[("origin", "http://evil.example"), ours]).expect(403);
+    ask("GET", "/admin/gc", &[ours]).expect(405);
+    ask("GET", "/admin/other", &[ours]).expect(404);
+    ask("DELETE", "/admin/cache", &[ours]).expect(400);
+    ask("POST", "/admin/gc?older-than=x", &[ours]).expect(400);
+    // What others may read stays readable, and the whole cache is there.
+    http::get(at, "/healthz").expect(200);
+    assert_eq!((proxy.files("tags").len(), proxy.files("blobs").len()), (1, 1));
+    let open = Proxied::start("docker.io", &["--listen-ops", "0.0.0.0:0"]);
+    let port = ops(&open).port();
+    let at = SocketAddr::from(([127, 0, 0, 1], port));
+    http::get(at, "/healthz").expect(200);
+    let refused = http::send(at, "GET", "/admin/cache", &[ours], &[]).expect(403);
+    assert!(refused.text().contains("loopback only"), "{}", refused.text());
+    let run = transload(&["proxy", "ls", "--admin", &at.to_string()]).exits(1);
+    assert!(run.stderr.contains("must be on loopback"), "{}", run.stderr);
 }

@@ -228,6 +228,43 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     assert_eq!(world.front.count("GET", &layer.digest), 1);
 }
 
+#[test]
+fn the_access_log_is_turned_on_and_off_while_it_serves() {
+    let world = World::new(&[3000]);
+    let proxy = world.start(HTTP, "");
+    let at = addr(&proxy, "http");
+    http::get(at, LIBRARY).expect(200);
+    let file = world.write(HTTP, "");
+    let text = std::fs::read_to_string(&file).expect("the file");
+    let reload = |text: String| {
+        world.dir.write("proxy.yaml", text);
+        let before = proxy.stderr.text().matches("yaml again").count();
+        proxy.hang_up();
+        let deadline = std::time::Instant::now() + LIMIT;
+        while proxy.stderr.text().matches("yaml again").count() == before {
+            assert!(std::time::Instant::now() < deadline, "never read");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    reload(format!("{text}logs: {{ access: json }}\n"));
+    let headers = [("authorization", "Basic c2VjcmV0"), ("user-agent", "evil\" \t")];
+    http::send(at, "GET", &format!("{LIBRARY}?ns=docker.io&token=secret"), &headers, &[]).expect(200);
+    let line = proxy.stdout.wait_line("{\"time\":", LIMIT);
+    let told: Value = serde_json::from_str(&line).expect("JSON");
+    let of = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!((of("method"), of("path"), of("ns")), ("GET".into(), LIBRARY.into(), "docker.io".into()));
+    assert_eq!((of("how"), of("end"), told["status"].as_u64()), ("hit".into(), "whole".into(), Some(200)));
+    assert_eq!(told["bytes"].as_u64(), Some(world.image.bytes().len() as u64));
+    assert!(of("client").starts_with("127.0.0.1:") && told["ms"].is_u64(), "{line}");
+    assert!(of("agent").starts_with("evil\""), "{line}");
+    reload(text);
+    http::get(at, TEAM).expect(200);
+    proxy.terminate();
+    let said = proxy.finish(LIMIT).stdout;
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(!said.contains("ecret") && !said.contains("c2Vj"), "{said}");
+}
+
 /// All that a file may have.
 const FULL: &str = "\
 listen:
@@ -242,6 +279,7 @@ cache:
   dir: /var/cache/transload
   size: 200GiB
   keep-free: 1073741824
+  scrub: 8MiB
 upstreams:
   - name: docker.io
     from: myregistry.azurecr.io/docker.io
@@ -255,6 +293,7 @@ upstreams:
     deny: [library/nginx]
   - name: ghcr.io
 limits: { connections: 100, fills: 8, head-timeout: 30, parallel-fetch: 2 }
+logs: { access: json }
 ";
 
 fn check(text: &str) -> Run {
@@ -269,6 +308,7 @@ fn check_says_what_a_file_means() {
          listens at https://0.0.0.0:5443: whoever has a client certificate and a token\n\
          listens at unix:proxy.sock: whoever can connect\n\
          caches up to 204800 MiB in /var/cache/transload, and leaves 1024 MiB free\n\
+         \x20 and reads 8.0 MiB of it in a second, to find what is corrupt\n\
          docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
          (only library/*, team/**; without library/nginx)\n  \
          a tag is believed for 300 s, that something is absent for 5 s\n  \
@@ -276,22 +316,24 @@ fn check_says_what_a_file_means() {
          what that lacks is copied into myregistry.azurecr.io, with the credentials of push.json\n\
          ghcr.io is read from ghcr.io\n  \
          a tag is believed for 60 s, that something is absent for 10 s\n\
-         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head\n"
+         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head\n\
+         tells each request on stdout as Json\n"
     );
 }
 
 #[test]
 fn errors_point_at_the_line() {
     for (from, to, said) in [
-        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:20: unknown field"),
+        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:21: unknown field"),
         ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:11: "),
-        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:15: "),
-        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:23: "),
-        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:24: there are two upstreams docker.io"),
+        ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:13: \"fast\" is no rate"),
+        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:16: "),
+        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:24: "),
+        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:25: there are two upstreams docker.io"),
         ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
-        ("fills: 8", "fills: 0", "proxy.yaml:25: 0 is not within 1 and 10000"),
-        ("    original: true\n", "", "proxy.yaml:14: `write-back` is for"),
-        ("    write-back: true\n", "", "proxy.yaml:14: `write-back-auth-file` is for"),
+        ("fills: 8", "fills: 0", "proxy.yaml:26: 0 is not within 1 and 10000"),
+        ("    original: true\n", "", "proxy.yaml:15: `write-back` is for"),
+        ("    write-back: true\n", "", "proxy.yaml:15: `write-back-auth-file` is for"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
         ("  - unix: proxy.sock", "  - { unix: proxy.sock, http: a:1 }", "proxy.yaml:8: each of `listen` has one of"),
     ] {
@@ -337,6 +379,10 @@ fn the_schema_is_printed_and_right() {
     for key in keys(&schema["$defs"]["limits"]) {
         assert!(said.contains(&key), "{key}: {said}");
     }
+    let said = check(&FULL.replace("access: json", "zzz: 8")).exits(2).stderr;
+    assert_eq!(keys(&schema["$defs"]["logs"]), ["access"]);
+    assert!(said.contains("access"), "{said}");
+    check(&FULL.replace("access: json", "access: xml")).exits(2);
 }
 
 /// The README's file: what it means as printed; and that a proxy runs by it, on free ports.

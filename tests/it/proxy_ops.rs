@@ -1,30 +1,9 @@
 //! `transload proxy`: what it tells those who operate it.
 
-use std::net::SocketAddr;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use super::support::process::LIMIT;
+use super::support::proxied::{ops, shows};
 use super::support::{Front, Image, Proxied, Registry, TempDir, http};
-
-pub(crate) fn ops(proxy: &Proxied) -> SocketAddr {
-    let line = proxy.process.stderr.wait_line("/metrics on http://", LIMIT);
-    line.split("http://").nth(1).and_then(|address| address.trim().parse().ok()).expect("an address")
-}
-
-/// Waits until a line of the page is there: what is counted may be so a moment after the last byte.
-#[track_caller]
-pub(crate) fn shows(ops: SocketAddr, line: &str) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let page = http::get(ops, "/metrics").expect(200).text();
-        if page.lines().any(|shown| shown == line) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "no {line} in\n{page}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 #[test]
 fn what_was_pulled_is_counted() {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::proxy_ops::{ops, shows};
 use super::support::process::LIMIT;
+use super::support::proxied::{ops, shows};
 use super::support::registry::PASSWORD;
 use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, Tool, http};
 

@@ -12,7 +12,7 @@ use super::Where;
 use crate::descriptor::Platform;
 use crate::error::{Error, Result};
 use crate::mirror::List;
-use crate::mirror::list::{Base, Entry, Exact, Note, Place};
+use crate::mirror::list::{Base, Defaults, Entry, Exact, Note, Place};
 
 /// Say what a list means, without any network: which images, where to, and what of the file isn't done
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ pub(super) struct CheckArgs {
 
 /// Runs `check`.
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
-    let (list, name) = read(&args.list, &args.to)?;
+    let (list, name) = read(&args.list, &args.to.defaults())?;
     let known = if args.to.to.is_empty() { list.to.clone() } else { args.to.to.clone() };
     // Without a destination a list can be checked all the same.
     let somewhere = [Base { registry: "DESTINATION".into(), prefix: String::new() }];
@@ -47,7 +47,7 @@ pub(super) fn schema() -> Result<u8> {
 }
 
 /// Reads a list, `-` being stdin; and its name for people.
-fn read(file: &str, to: &Where) -> Result<(List, String)> {
+pub(in crate::cli) fn read(file: &str, defaults: &Defaults) -> Result<(List, String)> {
     let name = if file == "-" { "stdin" } else { file };
     let mut text = Vec::new();
     // One byte more than there may be tells that there is more.
@@ -56,13 +56,13 @@ fn read(file: &str, to: &Where) -> Result<(List, String)> {
         _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
     };
     result.map_err(|error| Error::io(format!("read {name}"), &error))?;
-    let list = List::read_with(&String::from_utf8_lossy(&text), name, &to.defaults())?;
+    let list = List::read_with(&String::from_utf8_lossy(&text), name, defaults)?;
     Ok((list, name.to_owned()))
 }
 
 /// Reads and checks a list for a run: with the destinations that the run has.
 pub(super) fn open(file: &str, to: &Where) -> Result<(List, Vec<Base>)> {
-    let (list, name) = read(file, to)?;
+    let (list, name) = read(file, &to.defaults())?;
     checked(list, &name, to)
 }
 

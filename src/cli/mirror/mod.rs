@@ -1,10 +1,10 @@
 //! `transload mirror`: a list of images, whole.
 
-mod check;
+pub(super) mod check;
 pub(super) mod diff;
 mod limits;
 mod places;
-mod run;
+pub(super) mod run;
 
 use super::global::Global;
 use crate::error::Result;

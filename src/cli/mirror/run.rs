@@ -112,12 +112,7 @@ impl RunArgs {
         observer: Arc<dyn Observer>,
     ) -> Result<Run> {
         let (shard, failed) = (self.shard()?, self.failed()?);
-        for note in &list.notes {
-            match note.line {
-                0 => tracing::warn!("{}", note.text),
-                line => tracing::warn!("line {line}: {}", note.text),
-            }
-        }
+        remark(list);
         let ours = |entry: &Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
         let wanted = |entry: &Entry, job: Option<&Job>| {
             ours(entry) && failed.as_ref().zip(job).is_none_or(|(failed, job)| failed.holds(&job.from(), &job.to()))
@@ -210,9 +205,19 @@ impl Held<'_> {
     }
 }
 
+/// Says what of the list isn't done, or done otherwise.
+pub(in crate::cli) fn remark(list: &List) {
+    for note in &list.notes {
+        match note.line {
+            0 => tracing::warn!("{}", note.text),
+            line => tracing::warn!("line {line}: {}", note.text),
+        }
+    }
+}
+
 /// Adds what happened to the run; gives back a failure, to be told at once. What is skipped is told at the
 /// end: it would be the rest of the list.
-fn add(done: &mut Run, event: Event) -> Option<(Which, Error)> {
+pub(in crate::cli) fn add(done: &mut Run, event: Event) -> Option<(Which, Error)> {
     match event {
         Event::Copied(job, report) => {
             done.add(which(&job), Ok(*report));

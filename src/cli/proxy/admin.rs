@@ -1,53 +1,118 @@
-//! `transload proxy ls`, `rm` and `verify`: a cache's directory, without its proxy.
+//! `transload proxy ls`, `rm`, `gc` and `verify`: a cache's directory without its proxy, or a running proxy's
+//! cache by its operators' address.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use http::Method;
 use serde_json::json;
 
-use crate::cli::global::{Format, Global};
+use super::remote::Remote;
+use crate::cli::global::{Format, Global, parse_bytes};
 use crate::cli::output;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::proxy::cache::admin::{self, Listing};
-use crate::reference::{Reference, Target};
+use crate::mirror::schedule;
+use crate::pool::blocking;
+use crate::proxy::admin::{Tags, Verified};
+use crate::proxy::cache::admin::{self, Item, Listing};
+use crate::proxy::cache::{Freed, Removal, Sum, Wanted, Why};
 
 #[derive(Clone, Debug, clap::Subcommand)]
-pub(super) enum Action {
+pub(in crate::cli) enum Action {
     /// List what a cache holds: tags, and how much content; changes nothing
-    Ls(Dir),
-    /// Remove a tag, or a manifest or blob by its digest, from a cache that no proxy uses
+    Ls(Place),
+    /// Remove a tag, or a manifest or blob by its digest
     ///
-    /// What a tag meant stays until it has to make room, as other tags may have it in common.
+    /// What a tag meant stays until it has to make room, as other tags may have it in common. What a running
+    /// proxy is just reading stays.
     Rm {
         #[command(flatten)]
-        dir: Dir,
+        place: Place,
         /// A tag such as docker.io/library/nginx:1.27, or a digest such as sha256:…
         #[arg(value_name = "REF|DIGEST")]
         what: String,
     },
+    /// Remove what was left over, and what is too much or too old
+    ///
+    /// That is: files of fetches that were never completed, files that were cut short, what is beyond the
+    /// bounds (a running proxy's own), and what was not used for --older-than, as far as that is known: to a
+    /// running proxy since its start, before that by the file system, which may note reads once a day or never.
+    Gc(Gc),
     /// Read all content of a cache, and drop what isn't what its digest says; exits with 3 if there was any
     ///
     /// A proxy may run meanwhile: it fetches again what was dropped.
-    Verify(Dir),
+    Verify(Place),
+}
+
+/// Which cache.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "admin-place", required = true, multiple = false)]
+pub(in crate::cli) struct Place {
+    /// The directory of the cache
+    #[arg(id = "admin-cache", long = "cache", value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// A running proxy: the address of its --listen-ops, on loopback, such as 127.0.0.1:9090
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
 }
 
 #[derive(Clone, Debug, clap::Args)]
-#[group(skip)]
-pub(super) struct Dir {
-    /// The directory of the cache
-    #[arg(id = "admin-cache", long = "cache", value_name = "DIR")]
-    dir: PathBuf,
+pub(in crate::cli) struct Gc {
+    #[command(flatten)]
+    place: Place,
+    /// Remove tags that were not checked, and content that was not used, for so long, such as 30d
+    #[arg(long, value_name = "DURATION", value_parser = schedule::duration)]
+    older_than: Option<Duration>,
+    /// Bytes of blobs to keep at most, the least lately used going first
+    #[arg(id = "gc-size", long = "cache-size", value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "admin")]
+    size: Option<u64>,
+    /// Bytes to have free on the disk, likewise
+    #[arg(id = "gc-free", long = "keep-free", value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "admin")]
+    keep_free: Option<u64>,
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Place {
+    fn remote(&self) -> Result<Option<Remote>> {
+        self.admin.as_deref().map(Remote::new).transpose()
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_default()
+    }
+
+    fn name(&self) -> String {
+        self.admin.clone().unwrap_or_else(|| self.dir().display().to_string())
+    }
 }
 
 /// Does it; returns the exit code.
-pub(super) fn run(action: &Action, global: &Global) -> Result<u8> {
+pub(in crate::cli) async fn run(action: &Action, global: &Global) -> Result<u8> {
     match action {
-        Action::Ls(dir) => ls(&admin::list(&dir.dir)?, global),
-        Action::Rm { dir, what } => rm(dir, what, global),
-        Action::Verify(dir) => verify(dir, global),
+        Action::Ls(place) => ls(&listing(place).await?, global),
+        Action::Rm { place, what } => rm(place, what, global).await,
+        Action::Gc(args) => gc(args, global).await,
+        Action::Verify(place) => verify(place, global).await,
     }
+}
+
+async fn listing(place: &Place) -> Result<Listing> {
+    let Some(remote) = place.remote()? else {
+        let dir = place.dir();
+        return blocking(move || admin::list(&dir)).await;
+    };
+    let mut tags = Vec::new();
+    let sums = remote.each(Method::GET, "/admin/cache", |part: Tags| tags.extend(part.tags)).await?;
+    tags.sort();
+    let sum = |name: &str| {
+        let sum: Sum = serde_json::from_value(sums[name].clone()).unwrap_or_default();
+        (sum.count, sum.bytes)
+    };
+    Ok(Listing { tags, manifests: sum("manifests"), blobs: sum("blobs") })
 }
 
 fn ls(found: &Listing, global: &Global) -> Result<u8> {
@@ -80,19 +145,24 @@ fn ls(found: &Listing, global: &Global) -> Result<u8> {
     Ok(0)
 }
 
-fn rm(Dir { dir }: &Dir, what: &str, global: &Global) -> Result<u8> {
-    let found = if let Ok(digest) = what.parse::<Digest>() {
-        admin::remove(dir, &digest)?
-    } else {
-        let Reference { repository, target, .. } = what.parse()?;
-        match target {
-            Target::Tag(tag) => admin::remove_tag(dir, &repository.registry, &repository.name, &tag)?,
-            Target::Digest(digest) => admin::remove(dir, &digest)?,
-        }
+async fn rm(place: &Place, what: &str, global: &Global) -> Result<u8> {
+    let item: Item = what.parse()?;
+    let absent = || {
+        Error::new(Kind::NotFound, format!("{what} is not in the cache {}", place.name()))
+            .hint("`transload proxy ls` says what is")
     };
-    if !found {
-        return Err(Error::new(Kind::NotFound, format!("{what} is not in the cache {}", dir.display()))
-            .hint("`transload proxy ls` says what is"));
+    match place.remote()? {
+        Some(remote) => {
+            let asked = remote.ask(Method::DELETE, &format!("/admin/cache?what={}", item)).await;
+            let _: serde_json::Value =
+                asked.map_err(|error| if error.kind() == Kind::NotFound { absent() } else { error })?;
+        }
+        None => {
+            let dir = place.dir();
+            if blocking(move || admin::remove(&dir, &item)).await? == Removal::Absent {
+                return Err(absent());
+            }
+        }
     }
     match global.output {
         Format::Json => output::print_json(&json!({ "removed": what })),
@@ -101,20 +171,79 @@ fn rm(Dir { dir }: &Dir, what: &str, global: &Global) -> Result<u8> {
     Ok(0)
 }
 
-fn verify(Dir { dir }: &Dir, global: &Global) -> Result<u8> {
-    let found = admin::verify(dir, |path| output::note(&format!("dropped {}", path.display())))?;
-    let (count, bytes) = found.read;
+async fn gc(args: &Gc, global: &Global) -> Result<u8> {
+    let freed = match args.place.remote()? {
+        Some(remote) => {
+            let mut query = Vec::new();
+            query.extend(args.older_than.map(|most| format!("older-than={}", most.as_secs())));
+            query.extend(args.dry_run.then(|| "dry-run".to_owned()));
+            remote.ask(Method::POST, &format!("/admin/gc?{}", query.join("&"))).await?
+        }
+        None => {
+            let &Gc { size, keep_free, older_than, dry_run, .. } = args;
+            let (dir, wanted) = (args.place.dir(), Wanted { size, keep_free, older_than, dry_run });
+            blocking(move || admin::gc(&dir, &wanted)).await?
+        }
+    };
+    match global.output {
+        Format::Json => output::print_json(&freed),
+        Format::Text => output::print(&freed_text(&freed)),
+    }
+    Ok(0)
+}
+
+fn freed_text(freed: &Freed) -> String {
+    let mut text = String::new();
+    for (why, sum) in &freed.removed {
+        let why = match why {
+            Why::Left => "left over",
+            Why::Cut => "cut short",
+            Why::Unused => "not used",
+            Why::Room => "too much",
+        };
+        let _ = writeln!(text, "{why}: {}, {}", output::count(sum.count, "file"), output::bytes(sum.bytes));
+    }
+    if freed.busy > 0 {
+        let _ = writeln!(text, "kept, as it is being read: {}", output::count(freed.busy, "file"));
+    }
+    let (verb, sum) = (if freed.dry_run { "would free" } else { "freed" }, freed.sum());
+    let _ = writeln!(text, "{verb} {} in {}", output::bytes(sum.bytes), output::count(sum.count, "file"));
+    text
+}
+
+async fn verify(place: &Place, global: &Global) -> Result<u8> {
+    let (read, dropped) = match place.remote()? {
+        Some(remote) => {
+            let (mut read, mut dropped) = (Sum::default(), Vec::new());
+            let took = |part: Verified| {
+                read.count += part.read.count;
+                read.bytes += part.read.bytes;
+                for digest in part.dropped {
+                    output::note(&format!("dropped {digest}"));
+                    dropped.push(digest);
+                }
+            };
+            remote.each(Method::POST, "/admin/verify", took).await?;
+            (read, dropped)
+        }
+        None => {
+            let (dir, told) =
+                (place.dir(), |path: &std::path::Path| output::note(&format!("dropped {}", path.display())));
+            let found = blocking(move || admin::verify(&dir, told)).await?;
+            (Sum { count: found.read.0, bytes: found.read.1 }, found.dropped)
+        }
+    };
     match global.output {
         Format::Json => {
-            let dropped: Vec<String> = found.dropped.iter().map(Digest::to_string).collect();
-            output::print_json(&json!({ "read": { "count": count, "bytes": bytes }, "dropped": dropped }));
+            let dropped: Vec<String> = dropped.iter().map(Digest::to_string).collect();
+            output::print_json(&json!({ "read": read, "dropped": dropped }));
         }
         Format::Text => {
-            let (read, bytes) = (output::count(count, "file"), output::bytes(bytes));
-            output::print(&format!("read {read}, {bytes}; dropped {}\n", found.dropped.len()));
+            let (count, bytes) = (output::count(read.count, "file"), output::bytes(read.bytes));
+            output::print(&format!("read {count}, {bytes}; dropped {}\n", dropped.len()));
         }
     }
-    Ok(if found.dropped.is_empty() { 0 } else { PARTLY })
+    Ok(if dropped.is_empty() { 0 } else { PARTLY })
 }
 
 /// The exit code of what was done in part.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::config::{self, At, Door, Plan};
+use super::config::{self, AccessLines, At, Door, Plan};
 use crate::cli::output;
 use crate::error::Result;
 use crate::proxy::world::Spec;
@@ -39,6 +39,10 @@ fn text(plan: &Plan) -> String {
         cache.dir.display(),
         cache.keep_free >> 20
     );
+    let _ = match settings.scrub {
+        Some(rate) => writeln!(text, "  and reads {} of it in a second, to find what is corrupt", output::bytes(rate)),
+        None => writeln!(text, "  and never looks whether what it has is corrupt"),
+    };
     for spec in &settings.upstreams {
         let tiers: Vec<String> = spec
             .tiers
@@ -76,6 +80,9 @@ fn text(plan: &Plan) -> String {
         settings.fills,
         plan.limits.head.as_secs()
     );
+    if plan.access_log != AccessLines::Off {
+        let _ = writeln!(text, "tells each request on stdout as {:?}", plan.access_log);
+    }
     text
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 use serde_saphyr::{Location, Spanned};
@@ -16,8 +17,8 @@ use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
 use crate::proxy::rules::Rules;
 use crate::proxy::world::{Base, Spec, World};
-use crate::proxy::{Settings, cache};
-use crate::server::Limits;
+use crate::proxy::{Settings, cache, scrub};
+use crate::server::{Form, Limits};
 
 /// All that a proxy is started with, whether a file or flags said it.
 #[derive(Clone, Debug)]
@@ -29,6 +30,30 @@ pub(super) struct Plan {
     /// And those for writing back to its durable tier.
     pub(super) write_auth: BTreeMap<String, PathBuf>,
     pub(super) limits: Limits,
+    pub(super) access_log: AccessLines,
+}
+
+/// Whether each request is told, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum AccessLines {
+    /// None
+    #[default]
+    Off,
+    /// Fields in a fixed order
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+impl AccessLines {
+    pub(super) fn form(self) -> Option<Form> {
+        match self {
+            Self::Off => None,
+            Self::Text => Some(Form::Text),
+            Self::Json => Some(Form::Json),
+        }
+    }
 }
 
 /// Where to listen.
@@ -65,6 +90,8 @@ struct File {
     upstreams: Spanned<Vec<Spanned<Upstream>>>,
     #[serde(default)]
     limits: Bounds,
+    #[serde(default)]
+    logs: Logs,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +112,7 @@ struct Cache {
     dir: PathBuf,
     size: Option<Spanned<Size>>,
     keep_free: Option<Spanned<Size>>,
+    scrub: Option<Spanned<Size>>,
 }
 
 #[derive(Deserialize)]
@@ -104,6 +132,14 @@ struct Upstream {
     allow: Vec<Spanned<String>>,
     #[serde(default)]
     deny: Vec<Spanned<String>>,
+}
+
+/// No level: that of what the program says for itself is `--verbose`'s.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Logs {
+    #[serde(default)]
+    access: AccessLines,
 }
 
 #[derive(Default, Deserialize)]
@@ -191,6 +227,10 @@ impl Reader<'_> {
             size: size(file.cache.size, 50 << 30)?,
             keep_free: size(file.cache.keep_free, 1 << 30)?,
         };
+        let scrub = match file.cache.scrub {
+            None => Some(scrub::RATE),
+            Some(rate) => self.at(&rate.referenced, scrub::rate(&rate.value.0, parse_bytes))?,
+        };
         let (mut specs, mut auth, mut write_auth) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let place = file.upstreams.referenced;
         for upstream in file.upstreams.value {
@@ -208,7 +248,7 @@ impl Reader<'_> {
             self.at(&place, World::new(specs.clone()))?;
         }
         self.at(&place, World::new(specs.clone()))?;
-        let mut settings = Settings::new(specs, cache);
+        let mut settings = Settings { scrub, ..Settings::new(specs, cache) };
         let bounds = file.limits;
         let mut limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
         if let Some(connections) = bounds.connections {
@@ -223,7 +263,7 @@ impl Reader<'_> {
         if let Some(parallel) = bounds.parallel_fetch {
             settings.parallel = self.within(&parallel, 1..=32)?;
         }
-        Ok(Plan { listen, settings, auth, write_auth, limits })
+        Ok(Plan { listen, settings, auth, write_auth, limits, access_log: file.logs.access })
     }
 
     fn door(&self, listen: Spanned<Listen>) -> Result<Door> {

@@ -5,23 +5,28 @@ mod check;
 mod config;
 mod listen;
 mod ops;
+mod orders;
 mod reload;
+mod remote;
 mod serve;
+mod warm;
 mod writeback;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::config::{At, Door, Plan};
+use self::config::{AccessLines, At, Door, Plan};
 use self::listen::Open;
-use super::global::{Global, parse_bytes};
+use super::global::parse_bytes;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};
-use crate::proxy::{Origins, Proxy, Settings, cache};
+use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
 
+pub(super) use admin::run as admin;
 pub(super) use serve::run;
+pub(super) use warm::run as warm;
 
 /// Run a pull-through cache in front of registries
 ///
@@ -55,6 +60,10 @@ pub(super) struct Args {
     /// Bytes to leave free on the disk
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     keep_free: u64,
+    /// Read so many bytes of the cache in a second, to find and drop what a broken disk has changed; once
+    /// through, it begins again after a day; or off
+    #[arg(long, value_name = "RATE|off", default_value = "4MiB")]
+    scrub: String,
     /// Believe for so long what a tag is, before asking the upstream again
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     tag_ttl: u64,
@@ -64,6 +73,10 @@ pub(super) struct Args {
     /// Fetch a blob of 64 MiB or more by so many requests at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
+    /// Tell each request on stdout, when its answer is out: time, client, user, method, path, ns, status, bytes,
+    /// milliseconds, how it was served, how it ended, and the client's name
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLines::Off)]
+    access_log: AccessLines,
     #[command(flatten)]
     ops: ops::Args,
     #[command(flatten)]
@@ -75,18 +88,35 @@ enum Action {
     Check(check::CheckArgs),
     #[command(flatten)]
     Cache(admin::Action),
+    Warm(warm::WarmArgs),
     /// Print the JSON schema of the configuration file
     Schema,
 }
 
 impl Args {
     /// Runs what asks nobody. `None` for the proxy itself.
-    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
-        self.action.as_ref().map(|action| match action {
-            Action::Check(args) => check::run(args),
-            Action::Cache(action) => admin::run(action, global),
-            Action::Schema => check::schema(),
-        })
+    pub(super) fn offline(&self) -> Option<Result<u8>> {
+        match self.action.as_ref()? {
+            Action::Check(args) => Some(check::run(args)),
+            Action::Cache(_) | Action::Warm(_) => None,
+            Action::Schema => Some(check::schema()),
+        }
+    }
+
+    /// What is to be done to a cache, if that is what is asked for. It needs no credentials.
+    pub(super) fn admin(&self) -> Option<&admin::Action> {
+        match &self.action {
+            Some(Action::Cache(action)) => Some(action),
+            _ => None,
+        }
+    }
+
+    /// The list to fill a running proxy with, if that is what is asked for: no proxy runs here then.
+    pub(super) fn warm(&self) -> Option<&warm::WarmArgs> {
+        match &self.action {
+            Some(Action::Warm(args)) => Some(args),
+            _ => None,
+        }
     }
 
     /// What file or flags say.
@@ -102,6 +132,7 @@ impl Args {
             auth: BTreeMap::new(),
             // Nodes may pull many images each, by several connections.
             limits: Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() },
+            access_log: self.access_log,
         })
     }
 
@@ -129,6 +160,7 @@ impl Args {
             tag_ttl: Duration::from_secs(self.tag_ttl),
             negative_ttl: Duration::from_secs(self.negative_ttl),
             parallel: self.parallel_fetch.into(),
+            scrub: scrub::rate(&self.scrub, parse_bytes)?,
             ..Settings::new(upstreams, cache)
         })
     }
@@ -153,16 +185,21 @@ Examples:
   transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --original docker.io --cache DIR
   transload proxy --upstream docker.io --upstream ghcr.io --cache DIR --cache-size 200GiB
   transload proxy check proxy.yaml
+  transload proxy warm images.yaml --proxy 127.0.0.1:5000
+  transload proxy gc --admin 127.0.0.1:9090 --older-than 30d --dry-run
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 10] = [
+const BY_FILE: [&str; 13] = [
+    "parallel_fetch",
+    "access_log",
     "listen",
     "upstream",
     "original",
     "cache",
     "cache_size",
     "keep_free",
+    "scrub",
     "tag_ttl",
     "negative_ttl",
     "write_back",

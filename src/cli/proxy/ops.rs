@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use super::orders::told_to;
 use super::serve::Upstreams;
 use crate::cli::{interval, told};
 use crate::error::Result;
@@ -24,7 +25,7 @@ use crate::registry::Registries;
 #[group(skip)]
 pub(super) struct Args {
     /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as
-    /// 127.0.0.1:9090
+    /// 127.0.0.1:9090; on loopback also what `proxy ls`, `rm`, `gc` and `verify` ask by --admin
     #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
     listen_ops: Option<String>,
 }
@@ -46,7 +47,7 @@ impl Args {
             move || quotas(&upstreams.all())
         });
         let health = Health::unready_since("the cache is being opened");
-        Ok(Ops { listener, registry, metrics, lately: Lately::default(), pages: None, health })
+        Ok(Ops { listener, registry, metrics, lately: Lately::default(), pages: None, admin: None, health })
     }
 }
 
@@ -57,6 +58,7 @@ pub(super) struct Ops {
     metrics: Metrics,
     lately: Lately,
     pages: Option<Pages>,
+    admin: Option<ops::Admin>,
     health: Health,
 }
 
@@ -93,6 +95,7 @@ impl Ops {
             ]
         });
         let (proxy, lately) = (proxy_again, self.lately.clone());
+        self.admin = Some(told_to(proxy.admin()));
         self.pages = Some(Box::new(move |path| page(path, &proxy, &lately)));
         self.health.ready();
     }
@@ -105,7 +108,7 @@ impl Ops {
         match self.listener {
             Some(listener) => {
                 let pages = self.pages.unwrap_or_else(|| Box::new(|_| None));
-                ops::serve_with(listener, self.health, Arc::new(self.registry), pages, pending()).await
+                ops::serve_with(listener, self.health, Arc::new(self.registry), pages, self.admin, pending()).await
             }
             None => pending().await,
         }

@@ -1,8 +1,12 @@
 //! The configuration, read again while the proxy serves: on SIGHUP, and when the file or one that it names
 //! changes. What is being fetched or sent goes on as it began.
+//!
+//! Files are known by their contents, which are taken when they are the same twice, as a mirror's list is: one
+//! that is written in pieces is not half read, and one that is only touched is not read at all.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -10,29 +14,33 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::config::{self, Plan};
 use super::listen::{Handle, Secrets};
 use super::serve::Upstreams;
+use crate::changes::Changes;
 use crate::cli::global::Global;
 use crate::cli::output;
+use crate::descriptor::Digest;
 use crate::error::{Error, Result};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Settings};
+use crate::server::AccessLog;
 
 /// What is looked at.
 pub(super) struct Watch {
     path: PathBuf,
     hangup: Signal,
     plan: Plan,
-    marks: Vec<Option<Mark>>,
+    changes: Changes<Marks>,
     handles: Vec<Handle>,
+    log: AccessLog,
 }
 
-/// By what a changed file is known: device and inode change where it's replaced.
-type Mark = (u64, u64, u64, i64, i64);
+/// By what changed files are known: the digest of each, where it can be read.
+type Marks = BTreeMap<PathBuf, Option<Digest>>;
 
 impl Watch {
     /// Begins to look, before anything is told to be ready.
-    pub(super) fn new(path: PathBuf, plan: Plan, handles: Vec<Handle>) -> Result<Self> {
+    pub(super) fn new(path: PathBuf, plan: Plan, handles: Vec<Handle>, log: AccessLog) -> Result<Self> {
         let hangup = signal(SignalKind::hangup()).map_err(|error| Error::io("listen to signals", &error))?;
-        let marks = marks(&path, &plan);
-        Ok(Self { path, hangup, plan, marks, handles })
+        let changes = Changes::since(marks(&path, &plan));
+        Ok(Self { path, hangup, plan, changes, handles, log })
     }
 
     /// Never ready.
@@ -43,12 +51,11 @@ impl Watch {
                 () = tokio::time::sleep(PAUSE) => false,
             };
             let now = marks(&self.path, &self.plan);
-            if !asked && now == self.marks {
+            // Looked at before it's read: what is written in between is found the next time.
+            if !self.changes.look(now.clone(), asked) {
                 continue;
             }
-            // Before it's read: what is written in between is found the next time.
-            self.marks = now;
-            match self.reload(proxy, global) {
+            match self.reload(proxy, global, &now) {
                 Ok(()) => output::note(&format!("read {} again", self.path.display())),
                 Err(error) => {
                     output::error(&error);
@@ -58,8 +65,16 @@ impl Watch {
         }
     }
 
-    fn reload(&mut self, proxy: &Proxy<Upstreams>, global: &Global) -> Result<()> {
+    fn reload(&mut self, proxy: &Proxy<Upstreams>, global: &Global, looked: &Marks) -> Result<()> {
         let plan = config::load(&self.path)?;
+        // Those that are named for the first time are looked at now, before they are read.
+        let mut seen = marks(&self.path, &plan);
+        seen.extend(
+            looked
+                .iter()
+                .filter_map(|(path, mark)| Some((seen.get_key_value(path)?.0.clone(), *mark)))
+                .collect::<Marks>(),
+        );
         // Other files' names are taken over, other addresses and another kind of access are not.
         let same =
             |(old, new): (&config::Door, &config::Door)| old.at == new.at && old.tls.is_some() == new.tls.is_some();
@@ -79,8 +94,10 @@ impl Watch {
             let settings = &plan.settings;
             (plan.limits.connections, plan.limits.head, settings.fills, settings.parallel)
         };
-        let cache =
-            |plan: &Plan| (plan.settings.cache.dir.clone(), plan.settings.cache.size, plan.settings.cache.keep_free);
+        let cache = |plan: &Plan| {
+            let Settings { cache, scrub, .. } = &plan.settings;
+            (cache.dir.clone(), cache.size, cache.keep_free, *scrub)
+        };
         for (what, differs) in
             [("listen", !listens), ("cache", cache(old) != cache(new)), ("limits", limits(old) != limits(new))]
         {
@@ -91,28 +108,33 @@ impl Watch {
         // What needs a restart stays what it is, so that it's said again.
         let (listen, mut settings, limits) =
             (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
-        settings.cache = self.plan.settings.cache.clone();
+        (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
-        self.plan = Plan { listen, settings, auth: plan.auth, write_auth: plan.write_auth, limits };
-        self.marks = marks(&self.path, &self.plan);
+        self.log.set(plan.access_log.form());
+        let (auth, write_auth, access_log) = (plan.auth, plan.write_auth, plan.access_log);
+        self.plan = Plan { listen, settings, auth, write_auth, limits, access_log };
+        self.changes = Changes::since(seen);
         Ok(())
     }
 }
 
 /// What the files are like now: the configuration, and those that it names.
-fn marks(path: &std::path::Path, plan: &Plan) -> Vec<Option<Mark>> {
+fn marks(path: &Path, plan: &Plan) -> Marks {
     let doors = plan.listen.iter().flat_map(|door| {
         let tls = door.tls.iter().flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_ca.as_ref()]);
         tls.flatten().chain(&door.token)
     });
     let files = std::iter::once(path)
         .chain(doors.chain(plan.auth.values()).chain(plan.write_auth.values()).map(PathBuf::as_path));
-    let mark = |path: &std::path::Path| {
-        let meta = std::fs::metadata(path).ok()?;
-        Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    let mark = |path: &Path| {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path).ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
+        Some(Digest::of(&bytes))
     };
-    files.map(mark).collect()
+    files.map(|path| (path.to_owned(), mark(path))).collect()
 }
 
 /// Between two looks at the files.
 const PAUSE: Duration = Duration::from_secs(2);
+/// What is looked at of a file: all of any that makes sense.
+const MOST: u64 = 1 << 20;

@@ -16,11 +16,12 @@ use crate::cli::global::Global;
 use crate::credentials::Credentials;
 use crate::descriptor::Digest;
 use crate::error::Result;
+use crate::pool::blocking;
 use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 use crate::registry::{Options, Registries, Repo};
-use crate::server::{self, Guarded, Server};
+use crate::server::{self, AccessLog, Guarded, Server};
 
 /// The registry client as the proxy's upstreams. Clones share it.
 #[derive(Clone)]
@@ -117,7 +118,9 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
     let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer(queue.clone())).await?;
     ops.watch(&proxy);
     let handles = doors.iter().map(|door| door.handle.clone()).collect();
-    let watch = args.config.map(|path| Watch::new(path, plan.clone(), handles)).transpose()?;
+    // Data is on stdout; what the program says for itself is on stderr: each can be had without the other.
+    let log = AccessLog::new(std::io::stdout(), plan.access_log.form())?;
+    let watch = args.config.map(|path| Watch::new(path, plan.clone(), handles, log.clone())).transpose()?;
     announce(&plan, &doors, &proxy);
     let server = Arc::new(Server::new(proxy));
     let watching = async {
@@ -126,12 +129,18 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
-        done = serve(doors, &server, &plan, shutdown) => done,
+    let ended = tokio::select! {
+        done = serve(doors, &server, &plan, &log, shutdown) => done,
         () = watching => Ok(()),
         ended = ops.serve() => ended,
         () = writeback::run(&queue, server.backend()) => Ok(()),
-    }
+    };
+    let _ = blocking(move || {
+        log.flush(Duration::from_secs(1));
+        Ok(())
+    })
+    .await;
+    ended
 }
 
 /// At all of them, until `shutdown`; each then ends in its own time.
@@ -139,16 +148,17 @@ async fn serve(
     doors: Vec<Open>,
     server: &Arc<Server<Proxy<Upstreams>>>,
     plan: &Plan,
+    log: &AccessLog,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let (stop, stopped) = watch::channel(());
     let runs = doors.into_iter().map(|door| {
         let (handler, limits) = (Guarded::new(server.clone(), door.handle.access()), plan.limits.clone());
-        let mut stopped = stopped.clone();
+        let (mut stopped, listener) = (stopped.clone(), door.listener.logged(log.clone()));
         async move {
             let _socket = door.socket;
             // It's never sent: it ends.
-            server::run(door.listener, handler, limits, async move { while stopped.changed().await.is_ok() {} }).await
+            server::run(listener, handler, limits, async move { while stopped.changed().await.is_ok() {} }).await
         }
     });
     let stopping = async {

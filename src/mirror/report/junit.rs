@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{Result, Write};
 
 use super::{Run, registry};
-use crate::copy::Entry;
+use crate::copy::{Entry, Report};
 
 /// The schema is nobody's standard; this is what Jenkins, GitLab and Azure DevOps all read.
 pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
@@ -33,7 +33,12 @@ fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
     let seconds = image.ended.report().map_or(0.0, |report| report.seconds);
     let (class, name) = (Escaped(place(image)), Escaped(&image.source));
     write!(to, "    <testcase classname=\"{class}\" name=\"{name}\" time=\"{seconds:.3}\"")?;
-    let Some(error) = image.ended.error() else { return writeln!(to, "/>") };
+    let Some(error) = image.ended.error() else {
+        let (status, report) = (image.ended.status(), image.ended.report().cloned().unwrap_or_default());
+        let Report { bytes_moved, bytes_saved, pulls, .. } = report;
+        let said = format!("{status}: {bytes_moved} bytes moved, {bytes_saved} saved, {pulls} pulls");
+        return writeln!(to, "><system-out>{said}</system-out></testcase>");
+    };
     let (kind, message) = (Escaped(&error.kind), Escaped(&error.message));
     if image.ended.status() == "skipped" {
         return writeln!(to, "><skipped message=\"{message}\"/></testcase>");

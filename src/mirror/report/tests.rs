@@ -168,7 +168,9 @@ fn junit_has_a_suite_for_each_registry() {
     );
     assert!(text.contains("<testsuite name=\"a.example.com\" tests=\"4\" failures=\"0\" errors=\"0\" skipped=\"1\""));
     assert!(text.contains("<testsuite name=\"b.example.com\" tests=\"1\" failures=\"1\""));
-    assert!(text.contains("<testcase classname=\"a.example.com/a/a:1\" name=\"docker.io/a/a:1\" time=\"1.500\"/>"));
+    assert!(text.contains("<testcase classname=\"a.example.com/a/a:1\" name=\"docker.io/a/a:1\" time=\"1.500\">"));
+    assert!(text.contains("<system-out>copied: 1000 bytes moved, 24 saved, 3 pulls</system-out></testcase>"), "{text}");
+    assert!(text.contains("<system-out>unchanged: 0 bytes moved, 24 saved, 0 pulls</system-out></testcase>"), "{text}");
     let message = "429: &quot;slow&quot; &lt;down&gt; &amp; wait\u{fffd}[0m&#10;now";
     assert!(text.contains(&format!("{message}\">source: ")), "{text}");
     assert!(text.contains("\nhint: log in &amp; try again</failure></testcase>"), "{text}");

@@ -3,18 +3,26 @@
 //! [`list`] and [`verify`] do no harm to a running proxy, and so take no lock (they would keep one from
 //! starting): a file has its name only when it's whole, and none is written after that, so whatever is
 //! read under a name is final. A file that `verify` takes away is fetched again, as the proxy does with
-//! one that a broken disk lost; who has it open reads on. [`remove`] and [`remove_tag`] take the lock: a running proxy
-//! remembers tags and manifests, and would go on answering with what was to go.
+//! one that a broken disk lost; who has it open reads on. [`remove()`] and [`gc()`] take the lock: a running proxy
+//! remembers tags and manifests, and would go on answering with what was to go. It's asked itself
+//! therefore: [`Proxy::admin`](crate::proxy::Proxy::admin).
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
 
 use super::documents::{Tag, TagName};
+use super::gc::{self, Content, Freed, Keeper, Wanted, What};
 use super::scan::{entries, parse};
+use super::shelf::Removal;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::reference::{Reference, Target};
 
 /// What a directory holds.
 #[derive(Debug)]
@@ -27,8 +35,49 @@ pub struct Listing {
     pub blobs: (usize, u64),
 }
 
+/// Something that a cache may hold, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A tag.
+    Tag {
+        /// The upstream's name.
+        upstream: String,
+        /// The repository there.
+        repository: String,
+        /// The tag.
+        tag: String,
+    },
+    /// A manifest or a blob.
+    Content(Digest),
+}
+
+impl FromStr for Item {
+    type Err = Error;
+
+    /// `docker.io/library/nginx:1.27`, `nginx@sha256:…` or `sha256:…`
+    fn from_str(text: &str) -> Result<Self> {
+        if let Ok(digest) = text.parse() {
+            return Ok(Self::Content(digest));
+        }
+        let Reference { repository, target, .. } = text.parse()?;
+        Ok(match target {
+            Target::Tag(tag) => Self::Tag { upstream: repository.registry, repository: repository.name, tag },
+            Target::Digest(digest) => Self::Content(digest),
+        })
+    }
+}
+
+impl std::fmt::Display for Item {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tag { upstream, repository, tag } => write!(f, "{upstream}/{repository}:{tag}"),
+            Self::Content(digest) => digest.fmt(f),
+        }
+    }
+}
+
 /// A tag.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listed {
     /// The upstream's name.
     pub upstream: String,
@@ -69,15 +118,22 @@ pub fn list(dir: &Path) -> Result<Listing> {
         Ok((held.len(), held.iter().map(|file| file.size).sum()))
     };
     let mut tags = Vec::new();
-    for shard in entries(&dir.join("tags"))? {
-        for file in entries(&shard.path())? {
-            // One that was removed meanwhile, or makes no sense, is none to the proxy either.
-            let tag = fs::read(file.path()).ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
-            tags.extend(tag.as_ref().and_then(listed));
-        }
+    for part in 0..256 {
+        tags.append(&mut self::tags(dir, part)?);
     }
     tags.sort();
     Ok(Listing { tags, manifests: count("manifests")?, blobs: count("blobs")? })
+}
+
+/// A 256th of the tags.
+pub(in crate::proxy) fn tags(dir: &Path, part: u16) -> Result<Vec<Listed>> {
+    let mut tags = Vec::new();
+    for file in entries(&dir.join("tags").join(format!("{part:02x}")))? {
+        // One that was removed meanwhile, or makes no sense, is none to the proxy either.
+        let tag = fs::read(file.path()).ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
+        tags.extend(tag.as_ref().and_then(listed));
+    }
+    Ok(tags)
 }
 
 fn listed(tag: &Tag) -> Option<Listed> {
@@ -86,28 +142,53 @@ fn listed(tag: &Tag) -> Option<Listed> {
     Some(Listed { upstream, repository, tag: name, digest: tag.digest(), checked: tag.checked })
 }
 
-/// Removes a tag. Its manifest and blobs stay, as others may have them in common. False if it isn't here.
+/// Removes a tag, or content. A tag's manifest and blobs stay, as others may have them in common.
 ///
 /// # Errors
 /// [`Kind::Usage`] if it's no cache, or a proxy uses it; [`Kind::Local`] if it can't be written.
-pub fn remove_tag(dir: &Path, upstream: &str, repository: &str, tag: &str) -> Result<bool> {
-    let _lock = alone(dir)?;
-    unlink(&dir.join("tags").join(TagName::new(upstream, repository, tag).file()))
-}
-
-/// Removes the manifest or the blob of this digest. False if it isn't here.
-///
-/// # Errors
-/// Those of [`remove_tag`].
-pub fn remove(dir: &Path, digest: &Digest) -> Result<bool> {
+pub fn remove(dir: &Path, item: &Item) -> Result<Removal> {
     let _lock = alone(dir)?;
     let mut found = false;
-    for below in ["manifests", "blobs"] {
-        for file in held(&dir.join(below))?.iter().filter(|file| file.digest == *digest) {
-            found |= unlink(&file.path)?;
+    match item {
+        Item::Tag { upstream, repository, tag } => {
+            found = unlink(&dir.join("tags").join(TagName::new(upstream, repository, tag).file()))?;
+        }
+        Item::Content(digest) => {
+            for below in ["manifests", "blobs"] {
+                for file in held(&dir.join(below))?.iter().filter(|file| file.digest == *digest) {
+                    found |= unlink(&file.path)?;
+                }
+            }
         }
     }
-    Ok(found)
+    Ok(if found { Removal::Gone } else { Removal::Absent })
+}
+
+/// Removes what is too old, too much, or left over.
+///
+/// # Errors
+/// Those of [`remove()`].
+pub fn gc(dir: &Path, wanted: &Wanted) -> Result<Freed> {
+    let _lock = alone(dir)?;
+    gc::collect(dir, wanted, &Nobody)
+}
+
+/// Nobody uses the directory: we have its lock.
+struct Nobody;
+
+impl Keeper for Nobody {
+    fn writes(&self, _: &str) -> bool {
+        false
+    }
+
+    fn used(&self, _: &Content) -> Option<SystemTime> {
+        None
+    }
+
+    fn remove(&self, what: &What<'_>) -> Result<Removal> {
+        let (What::File(path) | What::Tag(path, _) | What::Content(path, _)) = what;
+        Ok(if unlink(path)? { Removal::Gone } else { Removal::Absent })
+    }
 }
 
 /// Reads all content, and removes what has another digest or size than its name says. `dropped` hears
@@ -137,7 +218,7 @@ pub fn verify(dir: &Path, mut dropped: impl FnMut(&Path)) -> Result<Verified> {
 /// Whether the file is what its name says, and its inode. `None` if it was removed meanwhile.
 fn examine(held: &Held) -> Result<Option<(bool, u64)>> {
     let failed = |error: &std::io::Error| Error::io(format!("read {}", held.path.display()), error);
-    let mut file = match File::open(&held.path) {
+    let mut file = match crate::proxy::scrub::quietly(&held.path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         // Whether it may be read is no matter of the disk.
@@ -191,13 +272,14 @@ fn check(dir: &Path) -> Result<()> {
 fn alone(dir: &Path) -> Result<File> {
     check(dir)?;
     super::lock(dir).map_err(|error| match error.kind() {
-        Kind::Usage => Error::new(Kind::Usage, format!("a proxy uses the cache {}", dir.display()))
-            .hint("stop it first: it remembers what is to go"),
+        Kind::Usage => Error::new(Kind::Usage, format!("a proxy uses the cache {}", dir.display())).hint(
+            "it remembers what is to go: ask it by --admin with the address of its --listen-ops, or stop it first",
+        ),
         _ => error,
     })
 }
 
-fn unlink(path: &Path) -> Result<bool> {
+pub(super) fn unlink(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Memory;
 use serde::{Deserialize, Serialize};
 
-use super::shelf::Shelf;
+use super::shelf::{Removal, Shelf};
 use super::temp::Temp;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Result};
@@ -40,6 +41,11 @@ impl TagName {
     /// The tag's name. None of the three can hold a space.
     pub fn new(upstream: &str, repository: &str, tag: &str) -> Self {
         Self(format!("{upstream} {repository} {tag}").into())
+    }
+
+    /// The name that a tag's file says.
+    pub(super) fn of(tag: &Tag) -> Self {
+        Self(tag.name.as_str().into())
     }
 
     /// Its file below the directory of tags.
@@ -171,6 +177,30 @@ impl Documents {
             _ => Ok(()),
         });
         self.said(removed.await);
+    }
+
+    /// Removes a tag. Blocks.
+    pub(super) fn drop_tag(&self, name: &TagName) -> Result<Removal> {
+        let gone = super::admin::unlink(&self.0.tags.join(name.file()))?;
+        let known = self.0.known.remove(name).is_some();
+        Ok(if gone || known { Removal::Gone } else { Removal::Absent })
+    }
+
+    /// Removes a manifest, unless it's being read. Blocks.
+    pub(super) fn discard_idle(&self, digest: &Digest) -> Removal {
+        let removal = self.0.shelf.discard_idle(digest);
+        if removal != Removal::Busy && self.0.manifests.remove(digest).is_some() {
+            return Removal::Gone;
+        }
+        removal
+    }
+
+    /// When a manifest was asked for last, as far as that is known. What is in memory was lately.
+    pub(super) fn used(&self, digest: &Digest) -> Option<SystemTime> {
+        if self.0.manifests.peek(digest).is_some() {
+            return Some(SystemTime::now());
+        }
+        self.0.shelf.used(digest)
     }
 
     /// The shelf of manifests.

@@ -21,8 +21,9 @@
 //! one hit to move where we ask for two, change half a point at most, either way: so the paper's numbers stand.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::descriptor::Digest;
 
@@ -54,6 +55,8 @@ struct Entry {
     size: u64,
     hits: AtomicU8,
     readers: AtomicUsize,
+    /// When it was asked for last, in seconds since 1970; 0 if not since the start.
+    used: AtomicU64,
     /// Removed, though it still stands in a queue.
     gone: AtomicBool,
     /// In which queue it stands. Written under the lock.
@@ -92,7 +95,14 @@ impl Index {
         // Racing hits may lose one: it's a hint.
         let hits = entry.hits.load(Ordering::Relaxed);
         entry.hits.store(hits.saturating_add(1).min(MOST_HITS), Ordering::Relaxed);
+        entry.used.store(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(), Ordering::Relaxed);
         Some(Pin::new(entry.clone()))
+    }
+
+    /// When it was asked for last, if it was since the start.
+    pub(super) fn used(&self, digest: &Digest) -> Option<SystemTime> {
+        let seconds = self.lock().entries.get(digest)?.used.load(Ordering::Relaxed);
+        (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds))
     }
 
     /// How large it is, if it's here. No hit.
@@ -143,6 +153,15 @@ impl Index {
         self.lock().remove(digest)
     }
 
+    /// Forgets content that isn't being read, and says how large it was: `Err` if it's read.
+    pub(super) fn remove_idle(&self, digest: &Digest) -> Result<Option<u64>, ()> {
+        let mut state = self.lock();
+        match state.entries.get(digest) {
+            Some(entry) if entry.readers.load(Ordering::Acquire) > 0 => Err(()),
+            _ => Ok(state.remove(digest)),
+        }
+    }
+
     /// Forgets the content that is worth least, unless all of it is being read.
     pub fn victim(&self) -> Option<(Digest, u64)> {
         self.lock().victim()
@@ -157,6 +176,13 @@ impl Index {
     /// What is here, in no order.
     pub(super) fn list(&self) -> Vec<(Digest, u64)> {
         self.lock().entries.values().map(|entry| (entry.digest, entry.size)).collect()
+    }
+
+    /// What is here and has a digest that begins with this byte.
+    pub(super) fn shard(&self, shard: u8) -> Vec<(Digest, u64)> {
+        let state = self.lock();
+        let entries = state.entries.values().filter(|entry| entry.digest.shard() == shard);
+        entries.map(|entry| (entry.digest, entry.size)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -175,6 +201,7 @@ impl State {
             size,
             hits: AtomicU8::new(0),
             readers: AtomicUsize::new(0),
+            used: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             small: AtomicBool::new(small),
         });

@@ -21,13 +21,16 @@
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
 //! - `documents`: manifests and tags, in memory and on the shelf
+//! - `gc`, `live`: what is too old, too much, or left over; a running proxy's side of mending
 //! - [`admin`]: looking at a directory and mending it from outside
 //!
 //! A directory that can't be written is used as it is: what it holds is served, all else is passed on.
 
 pub mod admin;
 mod documents;
+mod gc;
 pub mod index;
+mod live;
 mod scan;
 mod shelf;
 mod space;
@@ -37,8 +40,10 @@ use std::fs::{self, File, TryLockError};
 use std::path::PathBuf;
 
 pub use documents::{Documents, Tag, TagName};
+pub use gc::{Freed, Sum, Wanted, Why};
 pub use index::Pin;
-pub use shelf::{Shelf, Stored};
+pub(super) use live::Live;
+pub use shelf::{Removal, Shelf, Stored};
 pub use temp::{Temp, write_at};
 
 use crate::descriptor::Digest;
@@ -63,6 +68,7 @@ pub struct Cache {
     pub blobs: Shelf,
     /// Manifests and tags.
     pub documents: Documents,
+    settings: Settings,
     /// Released by the system, however the process ends.
     _lock: Option<File>,
 }
@@ -84,7 +90,7 @@ impl Cache {
         settings: Settings,
         evicted: impl Fn(&Digest, u64) + Send + Sync + Clone + 'static,
     ) -> Result<Self> {
-        let Settings { dir, size, keep_free } = settings;
+        let Settings { dir, size, keep_free } = settings.clone();
         let fills = dir.join("fills");
         let lock = match prepare(&dir) {
             Ok(lock) => Some(lock),
@@ -98,12 +104,17 @@ impl Cache {
             scan::sweep(&fills)?;
         }
         let blobs = Shelf::open(dir.join("blobs"), fills.clone(), size, keep_free, evicted.clone())?;
-        let few = (size / MANIFESTS_SHARE).max(LEAST_MANIFESTS);
+        let few = manifests_bound(size);
         // Manifests are small and hold the blobs together: the disk's last bytes are for them.
         let manifests = Shelf::open(dir.join("manifests"), fills.clone(), few, 0, evicted)?;
         let documents = Documents::new(manifests, dir.join("tags"), fills);
-        Ok(Self { blobs, documents, _lock: lock })
+        Ok(Self { blobs, documents, settings, _lock: lock })
     }
+}
+
+/// Bytes that manifests may have beside `size` bytes of blobs.
+fn manifests_bound(size: u64) -> u64 {
+    (size / MANIFESTS_SHARE).max(LEAST_MANIFESTS)
 }
 
 /// Makes the directories and takes the lock.

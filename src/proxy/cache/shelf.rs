@@ -1,8 +1,10 @@
 //! A directory of content by its digest, within bounds.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use super::index::{Index, Pin};
 use super::temp::{Temp, sync_dir};
@@ -25,6 +27,17 @@ struct Inner {
     /// that was fetched anew under its name.
     names: Mutex<()>,
     evicted: Evicted,
+}
+
+/// What became of something that was to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It's gone.
+    Gone,
+    /// It's being read, and stays.
+    Busy,
+    /// It wasn't here.
+    Absent,
 }
 
 /// Content that is open. It stays on the disk as long as this lives.
@@ -139,9 +152,44 @@ impl Shelf {
         true
     }
 
+    /// Removes content, unless it's being read. Blocks.
+    pub(super) fn discard_idle(&self, digest: &Digest) -> Removal {
+        let names = self.names();
+        match self.0.index.remove_idle(digest) {
+            Err(()) => Removal::Busy,
+            Ok(None) => Removal::Absent,
+            Ok(Some(size)) => {
+                self.unlink(digest, size, &names);
+                Removal::Gone
+            }
+        }
+    }
+
+    /// Removes content whose file is this one still, as it was found to be bad, though it may be read. Blocks.
+    pub(in crate::proxy) fn discard_same(&self, digest: &Digest, size: u64, inode: u64) -> bool {
+        let names = self.names();
+        let is_same = fs::metadata(self.path(digest, size)).is_ok_and(|metadata| metadata.ino() == inode);
+        if !is_same || self.0.index.size_of(digest) != Some(size) {
+            return false;
+        }
+        self.0.index.remove(digest);
+        self.unlink(digest, size, &names);
+        true
+    }
+
+    /// When it was asked for last, if it was since the start.
+    pub(super) fn used(&self, digest: &Digest) -> Option<SystemTime> {
+        self.0.index.used(digest)
+    }
+
     /// Number and bytes of what is here.
     pub fn count(&self) -> (usize, u64) {
         self.0.index.count()
+    }
+
+    /// What is here of a 256th of all digests.
+    pub(in crate::proxy) fn shard(&self, shard: u8) -> Vec<(Digest, u64)> {
+        self.0.index.shard(shard)
     }
 
     /// What is here, in no order.

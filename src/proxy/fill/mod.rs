@@ -104,6 +104,11 @@ impl<S> Fills<S> {
         self.lock().values().map(|fill| (fill.digest, fill.progress.borrow().at, size(fill))).collect()
     }
 
+    /// Whether it's on its way.
+    pub(super) fn holds(&self, digest: &Digest) -> bool {
+        self.lock().contains_key(digest)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Fill<S>>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,7 @@
 //! A running `transload proxy`.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use super::process::LIMIT;
 use super::{Process, TempDir, Tool};
@@ -56,6 +57,27 @@ impl Proxied {
     /// The names of all files below a directory of the cache, without those of directories.
     pub fn files(&self, below: &str) -> Vec<String> {
         files(&self.cache, below)
+    }
+}
+
+/// Where it answers those who operate it.
+#[track_caller]
+pub fn ops(proxy: &Proxied) -> SocketAddr {
+    let line = proxy.process.stderr.wait_line("/metrics on http://", LIMIT);
+    line.split("http://").nth(1).and_then(|address| address.trim().parse().ok()).expect("an address")
+}
+
+/// Waits until a line of the page is there: what is counted may be so a moment after the last byte.
+#[track_caller]
+pub fn shows(ops: SocketAddr, line: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let page = super::http::get(ops, "/metrics").expect(200).text();
+        if page.lines().any(|shown| shown == line) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no {line} in\n{page}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -1,0 +1,240 @@
+//! `transload proxy warm`: fills a running proxy with the images of a list.
+//!
+//! The list's run and the copy engine as a mirror has them, with the proxy as the source and [`Nowhere`]
+//! as the destination: so each blob is asked for once, within places, tried again, and verified here too.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use tokio::time::Instant;
+
+use super::super::global::{Format, Global};
+use super::super::mirror::{check, run as mirror};
+use super::super::progress::Bars;
+use super::super::{output, told};
+use super::Args;
+use crate::content::{Destination, Feed, Pushed, Source, Started};
+use crate::copy::{Engine, Observer, Silent, Status};
+use crate::descriptor::{Descriptor, Digest, Platform};
+use crate::error::{Error, Kind, Result, Side};
+use crate::manifest::Manifest;
+use crate::mirror::List;
+use crate::mirror::list::{Aim, Base, Defaults};
+use crate::mirror::report::Run;
+use crate::mirror::run::{self, Action, Event, Places};
+use crate::reference::{Repository, Target, registry_name};
+use crate::registry::{Cached, Options, Registries, Repo};
+use crate::verify::Verified;
+
+/// Fill a running proxy with the images of a list, as if nodes had pulled them
+///
+/// Its tags, manifests and blobs are asked for by path (/v2/docker.io/library/nginx/…), verified, and
+/// thrown away; of a blob that the proxy has, it's only asked whether it's there. Destinations of the
+/// list are nothing to it.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(in crate::cli) struct WarmArgs {
+    /// The list: a file, or `-` for stdin; in any form that `transload mirror` reads
+    list: String,
+    /// The proxy: HOST[:PORT], or a URL with http:// or https:// before that; credentials for it are
+    /// looked for as for a registry
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000", value_parser = address)]
+    proxy: Address,
+    /// Only these platforms, whatever the list says (repeatable, or with commas)
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    platform: Vec<Platform>,
+    /// Large blobs at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+}
+
+/// Where the proxy is.
+#[derive(Clone, Debug)]
+struct Address {
+    name: String,
+    /// It was written as `http://…`, which is allowed therefore.
+    plain: bool,
+}
+
+fn address(text: &str) -> Result<Address> {
+    let bare = text.trim_end_matches('/');
+    let plain = bare.strip_prefix("http://");
+    let name = plain.or(bare.strip_prefix("https://")).unwrap_or(bare);
+    Ok(Address { name: registry_name(name)?, plain: plain.is_some() })
+}
+
+impl WarmArgs {
+    /// How the proxy is asked.
+    pub(in crate::cli) fn options(&self, mut options: Options) -> Options {
+        // What is on loopback is plain without being called insecure.
+        if self.proxy.plain && !crate::registry::is_loopback(crate::reference::split_port(&self.proxy.name).0) {
+            options.insecure.push(self.proxy.name.clone());
+        }
+        options
+    }
+
+    /// The list, and where each image of it is at the proxy.
+    fn list(&self) -> Result<(List, Vec<Base>)> {
+        let (mut list, name) = check::read(&self.list, &Defaults::default())?;
+        let to = vec![Base { registry: self.proxy.name.clone(), prefix: String::new() }];
+        for entry in &mut list.entries {
+            entry.target = Aim::Below("{registry}/{repository}".parse()?);
+            entry.strip_library = false;
+            if !self.platform.is_empty() {
+                entry.platforms.clone_from(&self.platform);
+            }
+        }
+        list.check(&to, &name)?;
+        Ok((list, to))
+    }
+}
+
+/// Runs it; returns the exit code, a mirror's.
+pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
+    let Some(args) = args.warm() else { return Ok(0) };
+    let (list, to) = args.list()?;
+    mirror::remark(&list);
+    let bars = Bars::new(global).map(Arc::new);
+    let observer: Arc<dyn Observer> = match &bars {
+        Some(bars) => bars.clone(),
+        None => Arc::new(Silent),
+    };
+    let begun = Instant::now();
+    let done = Mutex::new(Run::begin(None, false, &told::uses(registries)));
+    let ended = |event| {
+        let failure = mirror::add(&mut done.lock().unwrap_or_else(PoisonError::into_inner), settled(event));
+        if let Some((which, error)) = failure {
+            let tell = || output::failure(&which.source, &error);
+            bars.as_ref().map_or_else(tell, |bars| bars.suspend(tell));
+        }
+    };
+    let engine = Engine::new(usize::from(args.jobs), observer);
+    // Nothing is ever at the destination: so all of each image is walked.
+    let options = run::Options { action: Action::Copy { dry_run: false, force: true }, deadline: None };
+    let places = Proxied { registries, proxy: &args.proxy.name };
+    run::run(&list, &to, &places, &engine, &options, &|_, _| true, &ended).await;
+    if let Some(bars) = &bars {
+        bars.clear();
+    }
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.finish(begun.elapsed(), told::uses(registries));
+    match global.output {
+        Format::Json => output::print_json(&done),
+        Format::Text if global.quiet => {}
+        Format::Text => output::print(&told::run(&done)),
+    }
+    Ok(done.exit_code())
+}
+
+/// An image of which the proxy had all blobs is unchanged.
+fn settled(event: Event) -> Event {
+    match event {
+        Event::Copied(job, mut report) => {
+            if report.uploaded == 0 {
+                report.status = Status::Unchanged;
+            }
+            Event::Copied(job, report)
+        }
+        other => other,
+    }
+}
+
+/// The list's repositories at the proxy.
+struct Proxied<'a> {
+    registries: &'a Registries,
+    proxy: &'a str,
+}
+
+impl Places for Proxied<'_> {
+    type Source = Repo;
+    type Destination = Nowhere;
+
+    fn source(&self, repository: &Repository) -> Result<Repo> {
+        let Repository { registry, name } = repository;
+        if registry.contains([':', '[']) {
+            return Err(Error::new(Kind::Unsupported, format!("{repository} cannot be asked for by path"))
+                .hint("a registry with a port can't stand in a path: give the upstream a name without one"));
+        }
+        self.registries.repository(&Repository { registry: self.proxy.to_owned(), name: format!("{registry}/{name}") })
+    }
+
+    fn destination(&self, repository: &Repository) -> Result<Nowhere> {
+        let at = self.registries.repository(repository)?;
+        Ok(Nowhere { at, all: Repository { registry: String::new(), name: "cache".into() } })
+    }
+}
+
+/// What is written here is verified and gone; the proxy it comes through has it then.
+#[derive(Clone)]
+struct Nowhere {
+    /// The repository at the proxy, to ask what is cached.
+    at: Repo,
+    /// One for all images: what came by one repository is there for all.
+    all: Repository,
+}
+
+impl Destination for Nowhere {
+    type Session = ();
+
+    fn repository(&self) -> &Repository {
+        &self.all
+    }
+
+    async fn is_new(&self) -> bool {
+        false
+    }
+
+    async fn find(&self, _: &Target) -> Result<Option<Descriptor>> {
+        Ok(None)
+    }
+
+    async fn stored(&self, digest: &Digest) -> Result<Manifest> {
+        Err(Error::new(Kind::NotFound, format!("there is no manifest {digest}")))
+    }
+
+    async fn contains(&self, blob: &Descriptor) -> Result<bool> {
+        Ok(self.at.cached(&blob.digest).await? == Cached::Yes)
+    }
+
+    async fn start(&self, _: &Descriptor, _: Option<&Repository>) -> Result<Started<()>> {
+        Ok(Started::Session(()))
+    }
+
+    async fn upload<S: Source>(&self, (): (), feed: &Feed<S>, mut body: Verified) -> Result<()> {
+        while body.try_next().await?.is_some() {}
+        // The last byte may be here a moment before the proxy has named the file.
+        for _ in 0..PATIENCE {
+            match self.at.cached(&feed.blob().digest).await? {
+                Cached::Yes | Cached::Unknown => return Ok(()),
+                Cached::Soon => tokio::time::sleep(PAUSE).await,
+                Cached::No => break,
+            }
+        }
+        Err(Error::new(Kind::Local, format!("the proxy did not keep blob {}", feed.blob().digest))
+            .on(Side::Source)
+            .hint("its cache has no room for all of the list, or can't be written: see its logs"))
+    }
+
+    async fn put_manifest(&self, _: &Manifest, _: &Target) -> Result<Pushed> {
+        Ok(Pushed { lists_referrer: true })
+    }
+
+    async fn listed_referrers(&self, _: &Digest) -> Result<Vec<Descriptor>> {
+        Ok(Vec::new())
+    }
+}
+
+/// How often, and after which time each, it's asked whether a blob has been stored: 30 s for a slow disk.
+const PATIENCE: u32 = 300;
+const PAUSE: Duration = Duration::from_millis(100);
+
+const AFTER_HELP: &str = "\
+What is moved is what the proxy had to fetch; an image is unchanged if it had all of its blobs.
+
+Examples:
+  transload proxy warm images.yaml
+  transload proxy warm images.yaml --proxy https://proxy.example:5443 --platform linux/amd64
+  echo nginx:1.27 | transload proxy warm -
+
+Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.";

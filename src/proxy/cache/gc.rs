@@ -1,0 +1,260 @@
+//! What of a cache's directory is too old, too much, or left over. All of it blocks.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::documents::{Tag, TagName};
+use super::scan::{entries, parse};
+use super::shelf::Removal;
+use crate::descriptor::Digest;
+use crate::error::Result;
+
+/// What is to go.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// What is more than so many bytes of blobs, the least lately used first; and what is more than a 64th
+    /// of that of manifests, as a proxy has it.
+    pub size: Option<u64>,
+    /// And so many blobs that so many bytes are free on the disk.
+    pub keep_free: Option<u64>,
+    /// Tags that were not checked, and content that was not used, for so long.
+    pub older_than: Option<Duration>,
+    /// Only say what would go.
+    pub dry_run: bool,
+}
+
+/// Why something went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Why {
+    /// A fetch or a write that was never completed left it.
+    Left,
+    /// It's not as large as its name says.
+    Cut,
+    /// It was not used for long.
+    Unused,
+    /// There was more than there may be.
+    Room,
+}
+
+/// Number and bytes of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sum {
+    /// How many.
+    pub count: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Freed {
+    /// Nothing did: it would.
+    pub dry_run: bool,
+    /// By the reason.
+    pub removed: BTreeMap<Why, Sum>,
+    /// What should have gone, and stayed as it's being read.
+    pub busy: usize,
+}
+
+impl Freed {
+    /// All of it.
+    pub fn sum(&self) -> Sum {
+        self.removed
+            .values()
+            .fold(Sum::default(), |all, sum| Sum { count: all.count + sum.count, bytes: all.bytes + sum.bytes })
+    }
+}
+
+/// Whoever uses the directory: what only he knows, and how something is removed under him.
+pub(super) trait Keeper {
+    /// Whether a temporary file of this name is being written.
+    fn writes(&self, name: &str) -> bool;
+
+    /// When this content was used last, besides what the file system says.
+    fn used(&self, content: &Content) -> Option<SystemTime>;
+
+    /// Removes something.
+    fn remove(&self, what: &What) -> Result<Removal>;
+}
+
+/// One file of content.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) is_manifest: bool,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    /// What it really has.
+    length: u64,
+    used: SystemTime,
+}
+
+/// Something to be removed.
+#[derive(Debug)]
+pub(super) enum What<'a> {
+    File(PathBuf),
+    Tag(PathBuf, TagName),
+    Content(PathBuf, &'a Content),
+}
+
+/// Removes what is wanted to go from `dir`.
+pub(super) fn collect(dir: &Path, wanted: &Wanted, keeper: &dyn Keeper) -> Result<Freed> {
+    let freed = Freed { dry_run: wanted.dry_run, ..Freed::default() };
+    let mut gc = Collector { dir, wanted, keeper, now: SystemTime::now(), freed };
+    for left in entries(&dir.join("fills"))? {
+        if left.file_name().to_str().is_some_and(|name| !keeper.writes(name)) {
+            let size = left.metadata().map_or(0, |metadata| metadata.len());
+            gc.drop(Why::Left, &What::File(left.path()), size)?;
+        }
+    }
+    let named = gc.tags()?;
+    let manifests = gc.shelf(true, &named)?;
+    gc.types(&manifests)?;
+    let blobs = gc.shelf(false, &HashSet::new())?;
+    gc.make_free(blobs)?;
+    Ok(gc.freed)
+}
+
+struct Collector<'a> {
+    dir: &'a Path,
+    wanted: &'a Wanted,
+    keeper: &'a dyn Keeper,
+    now: SystemTime,
+    freed: Freed,
+}
+
+impl Collector<'_> {
+    fn drop(&mut self, why: Why, what: &What<'_>, bytes: u64) -> Result<Removal> {
+        let removal = if self.wanted.dry_run { Removal::Gone } else { self.keeper.remove(what)? };
+        match removal {
+            Removal::Gone => {
+                let sum = self.freed.removed.entry(why).or_default();
+                sum.count += 1;
+                sum.bytes += bytes;
+            }
+            Removal::Busy => self.freed.busy += 1,
+            Removal::Absent => {}
+        }
+        Ok(removal)
+    }
+
+    fn is_old(&self, used: SystemTime) -> bool {
+        let age = self.now.duration_since(used).unwrap_or_default();
+        self.wanted.older_than.is_some_and(|most| age > most)
+    }
+
+    /// Drops old tags; returns what the others name. A tag's file is written whenever it's checked.
+    fn tags(&mut self) -> Result<HashSet<Digest>> {
+        let mut named = HashSet::new();
+        for shard in entries(&self.dir.join("tags"))? {
+            for file in entries(&shard.path())? {
+                let (Ok(bytes), Ok(metadata)) = (fs::read(file.path()), file.metadata()) else { continue };
+                let Ok(tag) = serde_json::from_slice::<Tag>(&bytes) else { continue };
+                if self.is_old(metadata.modified().unwrap_or(self.now)) {
+                    self.drop(Why::Unused, &What::Tag(file.path(), TagName::of(&tag)), metadata.len())?;
+                } else {
+                    named.insert(tag.digest());
+                }
+            }
+        }
+        Ok(named)
+    }
+
+    /// Drops what is cut, old, or too much; returns what remains, the least lately used first. What is `named` isn't old.
+    fn shelf(&mut self, is_manifest: bool, named: &HashSet<Digest>) -> Result<Vec<Content>> {
+        let mut kept = Vec::new();
+        for content in self.contents(is_manifest)? {
+            let why = if content.length != content.size {
+                Some(Why::Cut)
+            } else if self.is_old(content.used) && !named.contains(&content.digest) {
+                Some(Why::Unused)
+            } else {
+                None
+            };
+            match why {
+                Some(why) if self.content(why, &content)? != Removal::Busy => {}
+                _ => kept.push(content),
+            }
+        }
+        kept.sort_by_key(|content| content.used);
+        if let Some(size) = self.wanted.size {
+            let bound = if is_manifest { super::manifests_bound(size) } else { size };
+            let all: u64 = kept.iter().map(|content| content.size).sum();
+            self.oldest(&mut kept, all.saturating_sub(bound))?;
+        }
+        Ok(kept)
+    }
+
+    fn make_free(&mut self, mut blobs: Vec<Content>) -> Result<()> {
+        let Some(keep) = self.wanted.keep_free else { return Ok(()) };
+        let planned = if self.wanted.dry_run { self.freed.sum().bytes } else { 0 };
+        let free = super::space::free(self.dir).unwrap_or(u64::MAX).saturating_add(planned);
+        self.oldest(&mut blobs, keep.saturating_sub(free))
+    }
+
+    /// Drops the least lately used, until so many bytes went.
+    fn oldest(&mut self, kept: &mut Vec<Content>, mut excess: u64) -> Result<()> {
+        let mut rest = Vec::new();
+        for content in kept.drain(..) {
+            if excess > 0 && self.content(Why::Room, &content)? != Removal::Busy {
+                excess = excess.saturating_sub(content.size);
+            } else {
+                rest.push(content);
+            }
+        }
+        *kept = rest;
+        Ok(())
+    }
+
+    fn content(&mut self, why: Why, content: &Content) -> Result<Removal> {
+        let (below, hex) = (if content.is_manifest { "manifests" } else { "blobs" }, content.digest.hex());
+        let name = format!("{hex}.{}", content.size);
+        let path = self.dir.join(below).join(content.digest.algorithm()).join(&hex[..2]).join(name);
+        self.drop(why, &What::Content(path, content), content.length)
+    }
+
+    fn contents(&self, is_manifest: bool) -> Result<Vec<Content>> {
+        let below = self.dir.join(if is_manifest { "manifests" } else { "blobs" });
+        let mut found = Vec::new();
+        for algorithm in ["sha256", "sha512"] {
+            for shard in entries(&below.join(algorithm))? {
+                for file in entries(&shard.path())? {
+                    let named = file.file_name().to_str().and_then(|name| parse(algorithm, name));
+                    let (Some((digest, size)), Ok(metadata)) = (named, file.metadata()) else { continue };
+                    // Where the file system notes reads at all, it does so once a day.
+                    let used = [metadata.modified().ok(), metadata.accessed().ok()].into_iter().flatten().max();
+                    let used = used.unwrap_or(self.now);
+                    let mut content = Content { is_manifest, digest, size, length: metadata.len(), used };
+                    content.used = self.keeper.used(&content).map_or(used, |told| told.max(used));
+                    found.push(content);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Drops notes of media types whose manifests are gone. They are written before these.
+    fn types(&mut self, manifests: &[Content]) -> Result<()> {
+        let notes = entries(&self.dir.join("manifests").join("types"))?;
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let known: HashSet<String> = manifests.iter().map(|manifest| manifest.digest.hex()).collect();
+        for note in notes {
+            let Ok(metadata) = note.metadata() else { continue };
+            let age = metadata.modified().ok().and_then(|made| self.now.duration_since(made).ok()).unwrap_or_default();
+            if age > SETTLED && note.file_name().to_str().is_some_and(|hex| !known.contains(hex)) {
+                self.drop(Why::Left, &What::File(note.path()), metadata.len())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// After this time a manifest has followed the note of its type.
+const SETTLED: Duration = Duration::from_secs(3600);
