@@ -37,7 +37,7 @@ use crate::verify::Verified;
 pub(in crate::cli) struct WarmArgs {
     /// The list: a file, or `-` for stdin; in any form that `transload mirror` reads
     list: String,
-    /// The proxy: HOST[:PORT], or a URL with http:// or https:// before that; credentials for it are
+    /// The proxy: `HOST[:PORT]`, or a URL with http:// or https:// before that; credentials for it are
     /// looked for as for a registry
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000", value_parser = address)]
     proxy: Address,

@@ -1,4 +1,8 @@
-//! A large blob by several requests at once, so that one connection's speed isn't the limit.
+//! A large blob by several requests at once, where one connection's speed is the limit.
+//!
+//! It begins with one request, for the first piece. While that brings bytes faster than we take them,
+//! more of them would only cost more: each byte passes through memory, hashed on its way into the file.
+//! Once it's waited for, what is left is split among lanes:
 //!
 //! ```text
 //! pieces   0        1        2        3        4        5 …
@@ -11,11 +15,13 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
@@ -31,7 +37,8 @@ pub(super) fn piece(size: u64, lanes: usize) -> u64 {
     (size / (4 * lanes.max(1) as u64)).clamp(SMALLEST.min(size), LARGEST)
 }
 
-/// The blob's bytes in order, as they get into `file` in any order. `first` is the body of the first piece.
+/// The blob's bytes in order, and from which offset on they are in `file` before they come out here:
+/// [`u64::MAX`] as long as one request is enough. `first` is the body of the first piece.
 ///
 /// Dropped, it ends its requests.
 pub(super) fn ordered<S: Source>(
@@ -41,43 +48,64 @@ pub(super) fn ordered<S: Source>(
     file: Arc<File>,
     lanes: usize,
     readers: Readers,
-) -> Body {
+) -> (Body, Arc<AtomicU64>) {
     let blob = feed.blob().clone();
     let piece = piece(blob.size, lanes);
-    let count = usize::try_from(blob.size.div_ceil(piece)).unwrap_or(usize::MAX);
-    let shared = Arc::new(Shared {
-        written: (0..count).map(|_| AtomicU64::new(0)).collect(),
-        piece,
+    let written_from = Arc::new(AtomicU64::new(u64::MAX));
+    let ordered = Ordered {
+        source: source.clone(),
+        until: piece.min(blob.size),
         blob,
-        next: AtomicUsize::new(0),
-        first: Mutex::new(Some(first)),
+        piece,
+        lanes,
+        at: 0,
         budget: feed.budget().clone(),
         moved: feed.moved(),
         file,
-        failed: OnceLock::new(),
-        tick: watch::Sender::new(()),
-    });
-    let mut tasks = JoinSet::new();
-    for _ in 0..lanes.min(count) {
-        let (shared, source) = (shared.clone(), source.clone());
-        tasks.spawn(async move {
-            if let Err(error) = shared.lane(&source).await {
-                let _ = shared.failed.set(error);
-                shared.tick.send_replace(());
-            }
-        });
-    }
-    let reading = Ordered { tick: shared.tick.subscribe(), shared, at: 0, readers, _tasks: tasks };
-    stream::try_unfold(reading, Ordered::next).boxed()
+        readers,
+        written_from: written_from.clone(),
+        body: Some(first),
+        pace: Pace::default(),
+        split: None,
+    };
+    (stream::try_unfold(ordered, Ordered::next).boxed(), written_from)
 }
 
+/// How fast a connection brings bytes while it's waited for.
+#[derive(Default)]
+struct Pace {
+    bytes: u64,
+    waited: Duration,
+}
+
+impl Pace {
+    /// Notes what came. Whether the connection is the limit.
+    fn is_slow(&mut self, bytes: u64, waited: Duration) -> bool {
+        self.bytes += bytes;
+        self.waited += waited;
+        if self.waited < LOOK {
+            return false;
+        }
+        let slow = (self.bytes as f64) < FAST * self.waited.as_secs_f64();
+        *self = Self::default();
+        slow
+    }
+}
+
+/// A part of the blob that one request is for.
+struct Piece {
+    part: Range<u64>,
+    /// Bytes of it that are in the file, from its beginning on.
+    written: AtomicU64,
+}
+
+/// What the lanes share.
 struct Shared {
     blob: Descriptor,
-    piece: u64,
-    /// Bytes of each piece that are in the file, from its beginning on.
-    written: Vec<AtomicU64>,
+    pieces: Vec<Piece>,
     /// The next piece that nobody has taken.
     next: AtomicUsize,
+    /// The body of the first piece, if it's open.
     first: Mutex<Option<Body>>,
     budget: Budget,
     moved: Arc<dyn Fn(u64) + Send + Sync>,
@@ -92,18 +120,14 @@ impl Shared {
     async fn lane<S: Source>(&self, source: &S) -> Result<()> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            if number >= self.written.len() {
-                return Ok(());
-            }
-            let start = number as u64 * self.piece;
+            let Some(piece) = self.pieces.get(number) else { return Ok(()) };
             let mut body = match number {
                 0 => self.first.lock().unwrap_or_else(PoisonError::into_inner).take(),
                 _ => None,
             };
-            let part = start..self.blob.size.min(start + self.piece);
-            let mut at = start;
-            while at < part.end {
-                if let Err(error) = self.get_on(source, &mut body, number, &mut at, &part).await {
+            let mut at = piece.part.start;
+            while at < piece.part.end {
+                if let Err(error) = self.get_on(source, &mut body, piece, &mut at).await {
                     body = None;
                     self.budget.retry(error).await?;
                 }
@@ -116,9 +140,8 @@ impl Shared {
         &self,
         source: &S,
         body: &mut Option<Body>,
-        number: usize,
+        Piece { part, written }: &Piece,
         at: &mut u64,
-        part: &Range<u64>,
     ) -> Result<()> {
         let Some(open) = body else {
             *body = Some(source.part(&self.blob, *at..part.end).await?);
@@ -155,7 +178,7 @@ impl Shared {
         })
         .await?;
         *at += length;
-        self.written[number].store(*at - part.start, Ordering::Release);
+        written.store(*at - part.start, Ordering::Release);
         self.tick.send_replace(());
         self.budget.progress(length);
         (self.moved)(length);
@@ -163,40 +186,182 @@ impl Shared {
     }
 }
 
-struct Ordered {
+struct Ordered<S> {
+    source: S,
+    blob: Descriptor,
+    piece: u64,
+    lanes: usize,
+    at: u64,
+    budget: Budget,
+    moved: Arc<dyn Fn(u64) + Send + Sync>,
+    file: Arc<File>,
+    readers: Readers,
+    written_from: Arc<AtomicU64>,
+    /// The only request, as long as there is one: to `until`.
+    body: Option<Body>,
+    until: u64,
+    pace: Pace,
+    split: Option<Split>,
+}
+
+/// What is left when one request isn't enough.
+struct Split {
     shared: Arc<Shared>,
     tick: watch::Receiver<()>,
-    at: u64,
-    readers: Readers,
+    /// The piece that is read.
+    number: usize,
     _tasks: JoinSet<()>,
 }
 
-impl Ordered {
+impl<S: Source> Ordered<S> {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
-        let Shared { blob, piece, written, failed, file, .. } = &*self.shared;
-        if self.at >= blob.size {
+        if self.at >= self.blob.size {
             return Ok(None);
         }
-        let number = usize::try_from(self.at / piece).unwrap_or(usize::MAX);
-        let there = loop {
+        let bytes = loop {
+            if let Some(split) = &mut self.split {
+                let range = split.there(self.at).await?;
+                break self.readers.read(self.file.clone(), range).await?;
+            }
+            match self.alone().await {
+                Ok(Some(bytes)) => break bytes,
+                Ok(None) => {}
+                Err(error) => {
+                    self.body = None;
+                    self.budget.retry(error).await?;
+                }
+            }
+        };
+        self.at += bytes.len() as u64;
+        Ok(Some((bytes, self)))
+    }
+
+    /// One step of the only request: opens it, or gives what comes of it.
+    async fn alone(&mut self) -> Result<Option<Bytes>> {
+        if self.at == self.until {
+            self.body = None;
+            self.until = self.blob.size.min(self.until + self.piece);
+        }
+        let Some(open) = &mut self.body else {
+            self.body = Some(self.source.part(&self.blob, self.at..self.until).await?);
+            return Ok(None);
+        };
+        let mut waited = Duration::ZERO;
+        let next = match open.try_next().now_or_never() {
+            Some(next) => next,
+            None => {
+                let begun = Instant::now();
+                let next = open.try_next().await;
+                waited = begun.elapsed();
+                next
+            }
+        };
+        let bytes = next?.ok_or_else(|| {
+            Error::new(Kind::Network, format!("the body ended at byte {} of {}", self.at, self.until))
+        })?;
+        let length = bytes.len() as u64;
+        let end = self.at + length;
+        if end > self.until {
+            return Err(Error::new(Kind::Mismatch, "the registry sent more than was asked for"));
+        }
+        self.budget.progress(length);
+        (self.moved)(length);
+        if self.pace.is_slow(length, waited) && end < self.blob.size {
+            self.split = Some(self.split(end));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Splits what comes from `from` on among lanes; the request that is under way is the first one's.
+    fn split(&mut self, from: u64) -> Split {
+        self.written_from.store(from, Ordering::Release);
+        let mut pieces = Vec::new();
+        let mut first = self.body.take();
+        let (mut start, mut end) = (from, self.until);
+        if start == end {
+            first = None;
+        }
+        while start < self.blob.size {
+            if start < end {
+                pieces.push(Piece { part: start..end, written: AtomicU64::new(0) });
+            }
+            (start, end) = (end, self.blob.size.min(end + self.piece));
+        }
+        let shared = Arc::new(Shared {
+            blob: self.blob.clone(),
+            next: AtomicUsize::new(0),
+            first: Mutex::new(first),
+            budget: self.budget.clone(),
+            moved: self.moved.clone(),
+            file: self.file.clone(),
+            failed: OnceLock::new(),
+            tick: watch::Sender::new(()),
+            pieces,
+        });
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.lanes.min(shared.pieces.len()) {
+            let (shared, source) = (shared.clone(), self.source.clone());
+            tasks.spawn(async move {
+                if let Err(error) = shared.lane(&source).await {
+                    let _ = shared.failed.set(error);
+                    shared.tick.send_replace(());
+                }
+            });
+        }
+        Split { tick: shared.tick.subscribe(), shared, number: 0, _tasks: tasks }
+    }
+}
+
+impl Split {
+    /// Waits until the byte at `at` is in the file. What may be read in one go from there.
+    async fn there(&mut self, at: u64) -> Result<Range<u64>> {
+        let Shared { pieces, failed, .. } = &*self.shared;
+        let piece = loop {
+            match pieces.get(self.number) {
+                Some(piece) if at < piece.part.end => break piece,
+                Some(_) => self.number += 1,
+                None => return Err(Error::new(Kind::Local, "read past the blob's end")),
+            }
+        };
+        loop {
             self.tick.mark_unchanged();
-            let there = number as u64 * piece + written[number].load(Ordering::Acquire);
-            if there > self.at {
-                break there;
+            let there = piece.part.start + piece.written.load(Ordering::Acquire);
+            if there > at {
+                return Ok(at..there.min(at + CHUNK as u64));
             }
             if let Some(error) = failed.get() {
                 return Err(error.duplicate());
             }
             // Can't fail: the sender is in here.
             let _ = self.tick.changed().await;
-        };
-        let bytes = self.readers.read(file.clone(), self.at..there.min(self.at + CHUNK as u64)).await?;
-        self.at += bytes.len() as u64;
-        Ok(Some((bytes, self)))
+        }
     }
 }
 
+/// After so much waiting it's looked at how fast the connection was meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+/// In bytes a second: what a core about hashes and stores. More connections can't bring more than that.
+const FAST: f64 = (256 << 20) as f64;
 const SMALLEST: u64 = 8 << 20;
 const LARGEST: u64 = 64 << 20;
 /// Written in one go on the blocking pool.
 const GATHERED: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_slow_only_when_it_is_waited_for() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::default();
+        assert!(!pace.is_slow(1, ms(49)), "too early to say");
+        assert!(pace.is_slow(1, ms(1)));
+        // What came is forgotten with each look.
+        assert!(!pace.is_slow(1 << 30, ms(60)));
+        assert!(pace.is_slow(1 << 20, ms(60)));
+        for _ in 0..1000 {
+            assert!(!pace.is_slow(1 << 10, Duration::ZERO), "we are the limit");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! The writer: from the upstream into a file, to the end or to an error that all readers hear of.
 
 use std::fs::File;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -128,11 +128,11 @@ impl<O: Origins> Inner<O> {
 
     fn body(&self, feed: &Feed<O::Source>, source: &O::Source, first: Body, file: &Arc<File>) -> Result<Writing> {
         if self.is_parallel(feed.blob().size) {
-            let body =
-                parallel::ordered(feed, source, first, file.clone(), self.settings.parallel, self.readers.clone());
-            return Ok(Writing { body: feed.verified(body)?, written: true });
+            let lanes = self.settings.parallel;
+            let (body, from) = parallel::ordered(feed, source, first, file.clone(), lanes, self.readers.clone());
+            return Ok(Writing { body: feed.verified(body)?, written_from: Some(from) });
         }
-        Ok(Writing { body: feed.begun(first)?, written: false })
+        Ok(Writing { body: feed.begun(first)?, written_from: None })
     }
 
     /// Says that the cache can't be used, once.
@@ -148,7 +148,8 @@ impl<O: Origins> Inner<O> {
 /// Bytes on their way into the file, or in it already when they come out here.
 pub(super) struct Writing {
     body: Verified,
-    written: bool,
+    /// From where on they are in it already, if it's fetched in parts.
+    written_from: Option<Arc<AtomicU64>>,
 }
 
 /// Frames that are being written in one go.
@@ -160,14 +161,14 @@ struct Batch {
 }
 
 impl Batch {
-    /// Begins at once, on the blocking pool, unless they are in the file already.
-    fn new(file: &Arc<File>, frames: Vec<Bytes>, at: u64, there: bool) -> Self {
+    /// Begins at once, on the blocking pool. What comes `from` on is in the file already.
+    fn new(file: &Arc<File>, frames: Vec<Bytes>, at: u64, from: u64) -> Self {
         let end = at + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
-        if there {
+        if at >= from {
             return Self { at, end, frames: ready(Ok(frames)).boxed() };
         }
         let file = file.clone();
-        let frames = begun(move || write_all(&file, &frames, at).map(|()| frames)).boxed();
+        let frames = begun(move || write_all(&file, &frames, at, from).map(|()| frames)).boxed();
         Self { at, end, frames }
     }
 }
@@ -184,14 +185,15 @@ impl<S: Source> Fill<S> {
                 self.written(batch, readers).await?;
             }
             let frames = match gathered {
-                Err(error) if error.kind() == Kind::Unsupported && writing.written => {
+                Err(error) if error.kind() == Kind::Unsupported && writing.written_from.is_some() => {
                     tracing::info!("{error}: {} is fetched by one request", self.digest);
-                    writing = Writing { body: feed.open(at).await?, written: false };
+                    writing = Writing { body: feed.open(at).await?, written_from: None };
                     continue;
                 }
                 frames => frames?,
             };
-            let batch = Batch::new(file, frames, at, writing.written);
+            let from = writing.written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
+            let batch = Batch::new(file, frames, at, from);
             at = batch.end;
             under_way = Some(batch);
         }
@@ -270,8 +272,11 @@ async fn gather(body: &mut Verified) -> Result<Vec<Bytes>> {
     }
 }
 
-fn write_all(file: &File, frames: &[Bytes], mut at: u64) -> Result<()> {
+fn write_all(file: &File, frames: &[Bytes], mut at: u64, from: u64) -> Result<()> {
     for frame in frames {
+        if at >= from {
+            break;
+        }
         write_at(file, frame, at)?;
         at += frame.len() as u64;
     }
