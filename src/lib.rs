@@ -59,6 +59,7 @@
 //! | digests | sha2, behind [`descriptor::Hasher`] |
 //! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value |
 //! | tags | regex, globset, semver |
+//! | users of the proxy's listeners | bcrypt (in Rust, 5 small crates, constant-time comparison): the hash that htpasswd and other registries have, which is nothing to write ourselves |
 //! | TLS of the proxy's listeners | tokio-rustls, in the tree for the client already |
 //! | command line | clap, clap_complete, clap_mangen, indicatif, rpassword |
 //! | times | jiff |

@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("registry", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "credentials"]),
     ("layout", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
-    ("server", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
+    ("server", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("proxy", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
     ("mirror", &["changes", "error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),

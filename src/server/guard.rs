@@ -1,4 +1,4 @@
-//! Who may ask: whoever knows a token.
+//! Who may ask: whoever knows a token, or is a user with the right password.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -7,6 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use sha2::{Digest as _, Sha256};
 
+use super::access::User;
+use super::users::{Users, Verdict, Verifier};
 use super::{Handler, Refusal, ResponseBody, respond};
 use crate::content::Body;
 use crate::error::{Error, Kind, Result};
@@ -16,9 +18,27 @@ use crate::error::{Error, Kind, Result};
 #[derive(Clone)]
 pub struct Tokens(Vec<[u8; 32]>);
 
-/// Who may ask; clones share it. Without tokens, everyone.
-#[derive(Clone, Debug, Default)]
-pub struct Access(Arc<RwLock<Option<Arc<Tokens>>>>);
+/// Who may ask; clones share it. Without tokens and users, everyone.
+#[derive(Clone)]
+pub struct Access(Arc<Shared>);
+
+struct Shared {
+    ways: RwLock<Ways>,
+    verifier: Verifier,
+}
+
+/// Each of them is enough.
+#[derive(Clone, Default)]
+struct Ways {
+    tokens: Option<Arc<Tokens>>,
+    users: Option<Arc<Users>>,
+}
+
+/// What a client gave.
+enum Given {
+    Bearer(String),
+    Basic(String, String),
+}
 
 /// A handler behind that.
 #[derive(Debug)]
@@ -42,19 +62,9 @@ impl Tokens {
         Ok(Self(tokens.into_iter().map(hash).collect()))
     }
 
-    /// Whether `Authorization` has one: as `Bearer`, or as the password of `Basic` with any name.
-    fn admit(&self, authorization: Option<&HeaderValue>) -> bool {
-        let given = || {
-            let (scheme, rest) = authorization?.to_str().ok()?.split_once(' ')?;
-            if scheme.eq_ignore_ascii_case("bearer") {
-                return Some(rest.trim().to_owned());
-            }
-            let pair = String::from_utf8(STANDARD.decode(rest.trim()).ok()?).ok()?;
-            let password = pair.split_once(':')?.1.to_owned();
-            scheme.eq_ignore_ascii_case("basic").then_some(password)
-        };
-        let Some(given) = given() else { return false };
-        let given = hash(&given);
+    /// Whether `given` is one, in a time that doesn't tell which.
+    fn admit(&self, given: &str) -> bool {
+        let given = hash(given);
         // All of them, whichever fits.
         let same = |token: &[u8; 32]| {
             let differ = token.iter().zip(&given).fold(0, |differ, (a, b)| differ | (a ^ b));
@@ -64,21 +74,68 @@ impl Tokens {
     }
 }
 
+impl Given {
+    fn read(authorization: Option<&HeaderValue>) -> Option<Self> {
+        let (scheme, rest) = authorization?.to_str().ok()?.split_once(' ')?;
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Some(Self::Bearer(rest.trim().to_owned()));
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return None;
+        }
+        let pair = String::from_utf8(STANDARD.decode(rest.trim()).ok()?).ok()?;
+        let (name, password) = pair.split_once(':')?;
+        Some(Self::Basic(name.to_owned(), password.to_owned()))
+    }
+}
+
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} tokens", self.0.len())
     }
 }
 
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Ways { tokens, users } = self.ways();
+        write!(f, "Access({tokens:?}, {users:?})")
+    }
+}
+
 impl Access {
-    /// From now on for those who know one of `tokens`; for everyone without.
-    pub fn set(&self, tokens: Option<Tokens>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = tokens.map(Arc::new);
+    /// For everyone, at first.
+    ///
+    /// # Errors
+    /// If the system has no random bytes.
+    pub fn new() -> Result<Self> {
+        Ok(Self(Arc::new(Shared { ways: RwLock::default(), verifier: Verifier::new()? })))
     }
 
-    fn admits(&self, authorization: Option<&HeaderValue>) -> bool {
-        let tokens = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        tokens.is_none_or(|tokens| tokens.admit(authorization))
+    /// From now on for those who know one of `tokens`, and for `users`; for everyone without both.
+    pub fn set(&self, tokens: Option<Tokens>, users: Option<Users>) {
+        let ways = Ways { tokens: tokens.map(Arc::new), users: users.map(Arc::new) };
+        *self.0.ways.write().unwrap_or_else(PoisonError::into_inner) = ways;
+    }
+
+    fn ways(&self) -> Ways {
+        self.0.ways.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether who asks may, and who that is, if it's a user.
+    async fn admit(&self, authorization: Option<&HeaderValue>) -> (Verdict, Option<User>) {
+        let ways = self.ways();
+        if ways.tokens.is_none() && ways.users.is_none() {
+            return (Verdict::Known, None);
+        }
+        let Some(given) = Given::read(authorization) else { return (Verdict::Unknown, None) };
+        let (Given::Bearer(secret) | Given::Basic(_, secret)) = &given;
+        // As a password it's known with any name, which tells nothing of who asks.
+        if ways.tokens.is_some_and(|tokens| tokens.admit(secret)) {
+            return (Verdict::Known, None);
+        }
+        let (Some(users), Given::Basic(name, password)) = (ways.users, given) else { return (Verdict::Unknown, None) };
+        let verdict = self.0.verifier.verify(&users, &name, &password).await;
+        (verdict, (verdict == Verdict::Known).then(|| User(name.into())))
     }
 }
 
@@ -91,12 +148,24 @@ impl<H> Guarded<H> {
 
 impl<H: Handler> Handler for Guarded<H> {
     async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
-        if self.access.admits(request.headers().get(header::AUTHORIZATION)) {
-            return self.handler.handle(request).await;
-        }
-        // Clients look for Basic, and have a name and password for it by `login`.
-        let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "a token is needed")
-            .with(header::WWW_AUTHENTICATE, "Basic realm=\"transload\"");
+        let refusal = match self.access.admit(request.headers().get(header::AUTHORIZATION)).await {
+            (Verdict::Known, user) => {
+                let mut response = self.handler.handle(request).await;
+                if let Some(user) = user {
+                    response.extensions_mut().insert(user);
+                }
+                return response;
+            }
+            // Clients look for Basic, and have a name and password for it by `login`.
+            (Verdict::Unknown, _) => {
+                Refusal::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "a name and password, or a token, are needed")
+                    .with(header::WWW_AUTHENTICATE, "Basic realm=\"transload\"")
+            }
+            (Verdict::Busy, _) => {
+                let why = "too many passwords are being checked";
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", why).with(header::RETRY_AFTER, "1")
+            }
+        };
         let mut response = refusal.into_response();
         if request.method() == Method::HEAD {
             respond::no_body(&mut response);
@@ -117,18 +186,50 @@ const SHORTEST: usize = 20;
 mod tests {
     use super::*;
 
-    #[test]
-    fn tokens_are_known_as_bearer_and_as_password() {
+    fn basic(pair: &str) -> String {
+        format!("Basic {}", STANDARD.encode(pair))
+    }
+
+    async fn admit(access: &Access, text: &str) -> (Verdict, Option<String>) {
+        let (verdict, user) = access.admit(Some(&HeaderValue::from_str(text).expect("a value"))).await;
+        (verdict, user.map(|user| user.0.to_string()))
+    }
+
+    #[tokio::test]
+    async fn tokens_are_known_as_bearer_and_as_password() {
         let tokens = Tokens::read("# old\naaaaaaaaaaaaaaaaaaaaaaaa\n\nbbbbbbbbbbbbbbbbbbbbbbbb\n").expect("tokens");
-        let admits = |text: &str| tokens.admit(Some(&HeaderValue::from_str(text).expect("a value")));
-        assert!(admits("Bearer aaaaaaaaaaaaaaaaaaaaaaaa") && admits("bearer bbbbbbbbbbbbbbbbbbbbbbbb"));
-        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
-        assert!(admits(&basic("any:bbbbbbbbbbbbbbbbbbbbbbbb")));
-        assert!(!admits(&basic("bbbbbbbbbbbbbbbbbbbbbbbb:any")) && !admits(&basic("bbbbbbbbbbbbbbbbbbbbbbbb")));
-        for wrong in ["", "Bearer", "Bearer ", "Bearer aaaaaaaaaaaaaaaaaaaaaaa", "Digest x", "Basic !!"] {
-            assert!(!admits(wrong), "{wrong}");
+        let access = Access::new().expect("access");
+        assert_eq!(access.admit(None).await.0, Verdict::Known, "nobody is kept out yet");
+        access.set(Some(tokens), None);
+        for right in ["Bearer aaaaaaaaaaaaaaaaaaaaaaaa", "bearer bbbbbbbbbbbbbbbbbbbbbbbb"] {
+            assert_eq!(admit(&access, right).await, (Verdict::Known, None), "{right}");
         }
-        assert!(!tokens.admit(None));
+        assert_eq!(admit(&access, &basic("any:bbbbbbbbbbbbbbbbbbbbbbbb")).await, (Verdict::Known, None));
+        let (turned, bare) = (basic("bbbbbbbbbbbbbbbbbbbbbbbb:any"), basic("bbbbbbbbbbbbbbbbbbbbbbbb"));
+        for wrong in ["", "Bearer", "Bearer ", "Bearer aaaaaaaaaaaaaaaaaaaaaaa", "Digest x", "Basic !!", &turned, &bare]
+        {
+            assert_eq!(admit(&access, wrong).await, (Verdict::Unknown, None), "{wrong}");
+        }
+        assert_eq!(access.admit(None).await.0, Verdict::Unknown);
         assert!(Tokens::read("short\n").is_err() && Tokens::read("# none\n").is_err());
+    }
+
+    #[tokio::test]
+    async fn users_are_known_by_name_beside_tokens() {
+        let token = "aaaaaaaaaaaaaaaaaaaaaaaa";
+        let users = format!("anna:{}\n", bcrypt::hash("a:secret", 4).expect("a hash"));
+        let users = Users::read(&users).expect("users");
+        let access = Access::new().expect("access");
+        access.set(Some(Tokens::read(token).expect("tokens")), Some(users.clone()));
+        assert_eq!(admit(&access, &basic("anna:a:secret")).await, (Verdict::Known, Some("anna".to_owned())));
+        // The name with a token was never looked at.
+        assert_eq!(admit(&access, &basic(&format!("anna:{token}"))).await, (Verdict::Known, None));
+        access.set(None, Some(users));
+        for wrong in [basic("anna:secret"), basic(&format!("anna:{token}")), "Bearer a:secret".to_owned()] {
+            assert_eq!(admit(&access, &wrong).await, (Verdict::Unknown, None), "{wrong}");
+        }
+        assert_eq!(admit(&access, &basic("anna:a:secret")).await.0, Verdict::Known);
+        assert_eq!(access.admit(None).await.0, Verdict::Unknown);
+        assert!(!format!("{access:?}").contains("anna"), "{access:?}");
     }
 }

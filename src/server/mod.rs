@@ -9,7 +9,7 @@
 //! [`Server::handle`] takes and gives plain `http` types, so that it can be called in process, and
 //! so that something may stand before it: `transload demo` puts the manners of Docker Hub and of
 //! Azure there. Nothing here buffers a blob. Who may ask is for `listen` (TLS, client certificates) and
-//! `guard` (tokens); without them it belongs on loopback or in a cluster's network.
+//! `guard` (tokens, `users`); without them it belongs on loopback or in a cluster's network.
 
 mod access;
 mod backend;
@@ -26,6 +26,7 @@ mod run;
 mod served;
 mod stall;
 mod uploads;
+mod users;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub use respond::{streamed, whole};
 pub use route::{Begin, Page, Place, Route, route};
 pub use run::{Limits, Peer, run};
 pub use served::{Served, say};
+pub use users::Users;
 
 /// The body of an answer.
 pub type ResponseBody = UnsyncBoxBody<Bytes, Error>;

@@ -158,6 +158,71 @@ fn tokens_as_bearer_and_as_password() {
     assert_eq!(with("Bearer fedcba9876543210fedcba9876543210"), 200);
 }
 
+/// A line as `htpasswd -B` writes it.
+fn user(name: &str, password: &str) -> String {
+    let hash = bcrypt::hash_with_result(password, 4).expect("a hash").format_for_version(bcrypt::Version::TwoY);
+    format!("{name}:{hash}\n")
+}
+
+#[test]
+fn users_by_name_and_password_until_they_are_gone() {
+    let world = World::new(&[3000]);
+    world.dir.write("users", user("anna", "right") + &user("bert", "other"));
+    let listen = "  - http: 127.0.0.1:0\n    users-file: users";
+    let proxy = world.start(listen, "logs: { access: json }\n");
+    let at = addr(&proxy, "http");
+    let refused = http::get(at, LIBRARY).expect(401);
+    assert_eq!(refused.header("www-authenticate"), Some("Basic realm=\"transload\""));
+    assert_eq!(refused.json()["errors"][0]["code"], "UNAUTHORIZED");
+    let copy = |who: &[&str]| {
+        let out = TempDir::new();
+        let (from, to) = (format!("docker://{at}/library/app:v1"), format!("oci:{}", out.join("out")));
+        let args = [&["--insecure-policy", "copy", "--src-tls-verify=false"], who, &[&from, &to]].concat();
+        Tool::new("skopeo").args(&args).run()
+    };
+    for wrong in
+        [&[][..], &["--src-creds", "anna:wrong"], &["--src-creds", "anna:other"], &["--src-creds", "carl:right"]]
+    {
+        let run = copy(wrong);
+        assert!(run.code != 0 && run.stderr.contains("unauthorized"), "{wrong:?}: {run:?}");
+    }
+    assert!(world.front.log().is_empty(), "a stranger was answered from upstream");
+    copy(&["--src-creds", "anna:right"]).ok();
+    copy(&["--src-creds", "bert:other"]).ok();
+    assert!(world.front.log().iter().all(|seen| seen.header("authorization").is_none()), "it was passed on");
+    // Who is remembered, but in the file no more, is a stranger at once; the other one stays.
+    let changed = |users: String| {
+        let before = proxy.stderr.text().matches("yaml again").count();
+        world.dir.write("users", users);
+        proxy.hang_up();
+        let deadline = std::time::Instant::now() + LIMIT;
+        while proxy.stderr.text().matches("yaml again").count() == before {
+            assert!(std::time::Instant::now() < deadline, "never read");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    changed(user("bert", "other"));
+    assert_ne!(copy(&["--src-creds", "anna:right"]).code, 0);
+    copy(&["--src-creds", "bert:other"]).ok();
+    // A file with other hashes changes nothing.
+    world.dir.write("users", "bert:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n");
+    proxy.hang_up();
+    let said = proxy.stderr.wait_line("the hash is not one of bcrypt", LIMIT);
+    assert!(said.contains("line 1") && !said.contains("W6ph"), "{said}");
+    copy(&["--src-creds", "bert:other"]).ok();
+    proxy.terminate();
+    let said = proxy.finish(LIMIT).stdout;
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    for line in &lines {
+        let (status, user) = (line["status"].as_u64(), line["user"].as_str());
+        match status {
+            Some(401) => assert_eq!(user, None, "{line}"),
+            _ => assert!(matches!(user, Some("anna" | "bert")), "{line}"),
+        }
+    }
+    assert!(lines.iter().any(|line| line["user"] == "anna") && !said.contains("right"), "{said}");
+}
+
 #[test]
 fn a_unix_socket_comes_and_goes() {
     let world = World::new(&[3000]);
@@ -275,6 +340,7 @@ listen:
     client-ca: ca.crt
     token-file: tokens
   - unix: proxy.sock
+    users-file: users
 cache:
   dir: /var/cache/transload
   size: 200GiB
@@ -306,7 +372,7 @@ fn check_says_what_a_file_means() {
         check(FULL).ok().stdout,
         "listens at http://127.0.0.1:5000: whoever can connect\n\
          listens at https://0.0.0.0:5443: whoever has a client certificate and a token\n\
-         listens at unix:proxy.sock: whoever can connect\n\
+         listens at unix:proxy.sock: whoever has a user's name and password\n\
          caches up to 204800 MiB in /var/cache/transload, and leaves 1024 MiB free\n\
          \x20 and reads 8.0 MiB of it in a second, to find what is corrupt\n\
          docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
@@ -324,18 +390,18 @@ fn check_says_what_a_file_means() {
 #[test]
 fn errors_point_at_the_line() {
     for (from, to, said) in [
-        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:21: unknown field"),
-        ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:11: "),
-        ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:13: \"fast\" is no rate"),
-        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:16: "),
-        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:24: "),
-        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:25: there are two upstreams docker.io"),
+        ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:22: unknown field"),
+        ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:12: "),
+        ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:14: \"fast\" is no rate"),
+        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:17: "),
+        ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:25: "),
+        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:26: there are two upstreams docker.io"),
         ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
-        ("fills: 8", "fills: 0", "proxy.yaml:26: 0 is not within 1 and 10000"),
-        ("    original: true\n", "", "proxy.yaml:15: `write-back` is for"),
-        ("    write-back: true\n", "", "proxy.yaml:15: `write-back-auth-file` is for"),
+        ("fills: 8", "fills: 0", "proxy.yaml:27: 0 is not within 1 and 10000"),
+        ("    original: true\n", "", "proxy.yaml:16: `write-back` is for"),
+        ("    write-back: true\n", "", "proxy.yaml:16: `write-back-auth-file` is for"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
-        ("  - unix: proxy.sock", "  - { unix: proxy.sock, http: a:1 }", "proxy.yaml:8: each of `listen` has one of"),
+        ("  - unix: proxy.sock", "  - unix: proxy.sock\n    http: a:1", "proxy.yaml:8: each of `listen` has one of"),
     ] {
         let text = FULL.replace(from, to);
         assert_ne!(text, FULL, "{from}");
@@ -392,11 +458,17 @@ fn the_readme_has_a_file_that_works() {
     let text = readme.split("```yaml\nlisten:").nth(1).and_then(|rest| rest.split("```").next()).expect("a file");
     let text = format!("listen:{text}");
     let said = check(&text).ok().stdout;
-    assert!(said.contains("listens at https://0.0.0.0:5443: whoever has a token\n"), "{said}");
+    assert!(
+        said.contains("listens at https://0.0.0.0:5443: whoever has a token, or a user's name and password\n"),
+        "{said}"
+    );
     assert!(said.contains("docker.io is read from myregistry.azurecr.io/docker.io, then docker.io"), "{said}");
     let world = World::new(&[3000]);
     let (certificate, key) = Authority::new().issue();
-    for (name, content) in [("tls.crt", &*certificate), ("tls.key", &key), ("tokens", "0123456789abcdef0123456789")] {
+    let users = user("node", "secret");
+    for (name, content) in
+        [("tls.crt", &*certificate), ("tls.key", &key), ("tokens", "0123456789abcdef0123456789"), ("users", &users)]
+    {
         world.dir.write(name, content);
     }
     let text =

@@ -109,12 +109,18 @@ impl Door {
     }
 
     /// Who may ask there.
-    pub(super) fn who(&self) -> &'static str {
-        match (self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()), self.token.is_some()) {
-            (false, false) => "whoever can connect",
-            (true, false) => "whoever has a client certificate",
-            (false, true) => "whoever has a token",
-            (true, true) => "whoever has a client certificate and a token",
+    pub(super) fn who(&self) -> String {
+        let secret = match (self.token.is_some(), self.users.is_some()) {
+            (false, false) => None,
+            (true, false) => Some("a token"),
+            (false, true) => Some("a user's name and password"),
+            (true, true) => Some("a token, or a user's name and password"),
+        };
+        let certificate = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        match (certificate.then_some("a client certificate"), secret) {
+            (None, None) => "whoever can connect".to_owned(),
+            (Some(one), None) | (None, Some(one)) => format!("whoever has {one}"),
+            (Some(certificate), Some(secret)) => format!("whoever has {certificate} and {secret}"),
         }
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct Door {
     pub(super) tls: Option<TlsFiles>,
     /// Who asks must know one of the tokens in it.
     pub(super) token: Option<PathBuf>,
+    /// Or be one of the users in it.
+    pub(super) users: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +106,7 @@ struct Listen {
     key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
     token_file: Option<PathBuf>,
+    users_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -270,15 +273,17 @@ impl Reader<'_> {
         let (place, listen) = (listen.referenced, listen.value);
         let fail = |what: &str| Err(fail(&self.name, place.line(), what));
         let path = |path: Option<PathBuf>| path.map(|path| self.dir.join(path));
-        let token = path(listen.token_file);
+        let (token, users) = (path(listen.token_file), path(listen.users_file));
         let (certificate, key, client_ca) = (path(listen.certificate), path(listen.key), path(listen.client_ca));
         let plain = certificate.is_none() && key.is_none() && client_ca.is_none();
         match (listen.http, listen.https, listen.unix) {
-            (Some(address), None, None) if plain => Ok(Door { at: At::Tcp(address), tls: None, token }),
-            (None, None, Some(socket)) if plain => Ok(Door { at: At::Unix(self.dir.join(socket)), tls: None, token }),
+            (Some(address), None, None) if plain => Ok(Door { at: At::Tcp(address), tls: None, token, users }),
+            (None, None, Some(socket)) if plain => {
+                Ok(Door { at: At::Unix(self.dir.join(socket)), tls: None, token, users })
+            }
             (None, Some(address), None) => match (certificate, key) {
                 (Some(certificate), Some(key)) => {
-                    Ok(Door { at: At::Tcp(address), tls: Some(TlsFiles { certificate, key, client_ca }), token })
+                    Ok(Door { at: At::Tcp(address), tls: Some(TlsFiles { certificate, key, client_ca }), token, users })
                 }
                 _ => fail("https has a `certificate` and a `key`"),
             },

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::aws_lc_rs};
 use super::config::{At, Door, TlsFiles};
 use crate::cli::serve::bind;
 use crate::error::{Error, Kind, Result, Side};
-use crate::server::{Access, Listener, Tls, Tokens};
+use crate::server::{Access, Listener, Tls, Tokens, Users};
 
 /// An open listener.
 pub(super) struct Open {
@@ -38,6 +38,7 @@ pub(super) struct Handle {
 pub(super) struct Secrets {
     tls: Option<ServerConfig>,
     tokens: Option<Tokens>,
+    users: Option<Users>,
 }
 
 /// The file of a Unix socket.
@@ -58,37 +59,39 @@ impl Handle {
         if let (Some(tls), Some(config)) = (&self.tls, secrets.tls) {
             tls.set(config);
         }
-        self.access.set(secrets.tokens);
+        self.access.set(secrets.tokens, secrets.users);
     }
 }
 
 impl Secrets {
     /// Reads the files of a listener.
     pub(super) fn read(door: &Door) -> Result<Self> {
-        let tokens = match &door.token {
-            None => None,
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| Error::io(format!("read {}", path.display()), &error))?;
-                Some(Tokens::read(&text).map_err(|error| error.doing(format!("read {}", path.display())))?)
-            }
-        };
-        Ok(Self { tls: door.tls.as_ref().map(config).transpose()?, tokens })
+        let tokens = door.token.as_deref().map(|path| parse(path, Tokens::read)).transpose()?;
+        let users = door.users.as_deref().map(|path| parse(path, Users::read)).transpose()?;
+        Ok(Self { tls: door.tls.as_ref().map(config).transpose()?, tokens, users })
     }
+}
+
+fn parse<T>(path: &Path, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    let doing = || format!("read {}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(doing(), &error))?;
+    read(&text).map_err(|error| error.doing(doing()))
 }
 
 /// Opens a listener.
 pub(super) async fn open(door: &Door) -> Result<Open> {
     let secrets = Secrets::read(door)?;
-    let access = Access::default();
-    access.set(secrets.tokens);
+    let access = Access::new()?;
+    access.set(secrets.tokens, secrets.users);
     let tls = secrets.tls.map(Tls::new);
     match &door.at {
         At::Tcp(address) => {
             let listener = bind(address).await?;
             let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
             let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
-            let open = door.token.is_none() && door.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none());
+            let open = door.token.is_none()
+                && door.users.is_none()
+                && door.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none());
             let exposed = (open && !address.ip().is_loopback()).then_some(address);
             let listener = match &tls {
                 Some(tls) => Listener::tls(listener, tls.clone()),

@@ -33,7 +33,7 @@ pub(super) use warm::run as warm;
 /// Clients ask it as a mirror (containerd, podman, CRI-O, Docker) or by path: ADDRESS/docker.io/library/nginx.
 /// It answers from its directory, else from the upstream, storing while it streams. Credentials for
 /// upstreams are looked for as everywhere; those of clients are not looked at. A configuration file has more:
-/// TLS, client certificates, tokens, patterns; it's read again on SIGHUP and when it changes.
+/// TLS, client certificates, users, tokens, patterns; it's read again on SIGHUP and when it changes.
 #[derive(clap::Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = AFTER_HELP)]
 pub(super) struct Args {
@@ -124,7 +124,7 @@ impl Args {
         if let Some(path) = &self.config {
             return config::load(path);
         }
-        let door = Door { at: At::Tcp(self.listen.clone()), tls: None, token: None };
+        let door = Door { at: At::Tcp(self.listen.clone()), tls: None, token: None, users: None };
         Ok(Plan {
             listen: vec![door],
             settings: self.settings()?,

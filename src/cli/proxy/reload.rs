@@ -122,7 +122,7 @@ impl Watch {
 fn marks(path: &Path, plan: &Plan) -> Marks {
     let doors = plan.listen.iter().flat_map(|door| {
         let tls = door.tls.iter().flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_ca.as_ref()]);
-        tls.flatten().chain(&door.token)
+        tls.flatten().chain(&door.token).chain(&door.users)
     });
     let files = std::iter::once(path)
         .chain(doors.chain(plan.auth.values()).chain(plan.write_auth.values()).map(PathBuf::as_path));

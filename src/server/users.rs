@@ -1,0 +1,289 @@
+//! Users with passwords: a file as `htpasswd -B` writes it, and the check of a pair against it.
+//!
+//! ```text
+//! pair ─▶ verified lately? ─ no ─▶ queue (bounded) ─▶ place ─▶ lately, by now? ─ no ─▶ bcrypt, on the pool
+//! ```
+//! bcrypt is slow on purpose: half the cores may be at it at once, so that whoever guesses stops no pull of
+//! those who are known, and who finds the queue full, or waits too long in it, is told to come again.
+//! What is remembered of a verified pair is a hash with a key that only this process has. The stored hash is part of
+//! it: a password that is changed, or a user who is gone, isn't remembered, whatever was before.
+
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+
+use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
+
+/// Names, and the bcrypt hashes of their passwords.
+#[derive(Clone)]
+pub struct Users(BTreeMap<String, Arc<str>>);
+
+/// What came of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Known,
+    Unknown,
+    /// Too many ask: nobody looked.
+    Busy,
+}
+
+/// Checks pairs, and remembers those that were right.
+pub(super) struct Verifier {
+    /// What makes the hashes below worthless elsewhere.
+    key: [u8; 32],
+    lately: Arc<Cache<[u8; 32], Instant>>,
+    queue: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+}
+
+impl Users {
+    /// One a line: `name:hash`; `#` begins a comment.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`], with the line, for a hash that isn't bcrypt, or would take too long to check, and for a
+    /// name that is there twice; or if there is none. Never with the hash.
+    pub fn read(text: &str) -> Result<Self> {
+        let mut users = BTreeMap::new();
+        for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let wrong = |what: &str| {
+                Err(Error::new(Kind::Usage, format!("line {number}: {what}")).hint("make one: htpasswd -nB NAME"))
+            };
+            let Some((name, hash)) = line.split_once(':').filter(|(name, _)| !name.is_empty()) else {
+                return wrong("it's not a name, a colon and a hash");
+            };
+            // $2x$ has the passwords of a faulty program, which this one hasn't the fault for.
+            let ours = ["$2y$", "$2b$", "$2a$"].iter().any(|kind| hash.starts_with(kind));
+            let Some(parts) = bcrypt::HashParts::from_str(hash).ok().filter(|_| ours) else {
+                return wrong("the hash is not one of bcrypt ($2y$, $2b$ or $2a$)");
+            };
+            if !COSTS.contains(&parts.get_cost()) {
+                return wrong(&format!("the hash's cost is not within {} and {}", COSTS.start(), COSTS.end()));
+            }
+            if users.insert(name.to_owned(), hash.into()).is_some() {
+                return wrong(&format!("{name:?} is there twice"));
+            }
+        }
+        if users.is_empty() {
+            return Err(Error::new(Kind::Usage, "there are no users in it").hint("make one: htpasswd -nB NAME"));
+        }
+        Ok(Self(users))
+    }
+}
+
+impl std::fmt::Debug for Users {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} users", self.0.len())
+    }
+}
+
+impl Verifier {
+    /// One that remembers nobody.
+    pub(super) fn new() -> Result<Self> {
+        let mut key = [0; 32];
+        let random = aws_lc_rs::default_provider().secure_random;
+        random.fill(&mut key).map_err(|_| Error::new(Kind::Local, "the system gives no random bytes"))?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self::with(key, cores.div_ceil(2), QUEUE))
+    }
+
+    fn with(key: [u8; 32], places: usize, queue: usize) -> Self {
+        Self {
+            key,
+            lately: Arc::new(Cache::new(REMEMBERED)),
+            queue: Arc::new(Semaphore::new(queue)),
+            places: Arc::new(Semaphore::new(places)),
+        }
+    }
+
+    /// Whether `password` is that of `name`.
+    pub(super) async fn verify(&self, users: &Users, name: &str, password: &str) -> Verdict {
+        let known = users.0.get(name);
+        // For a name that isn't there somebody's hash is checked all the same, always the same one's, and the
+        // result thrown away: the time tells no names.
+        let hash = match known {
+            Some(hash) => hash.clone(),
+            None => self.another(users, name),
+        };
+        let pair = known.map(|hash| self.digest(&[name, password, hash]));
+        if pair.is_some_and(|pair| self.is_known(&pair)) {
+            return Verdict::Known;
+        }
+        let Some((waiting, place)) = self.place().await else { return Verdict::Busy };
+        // Nodes that come all at once, with the same password, cost one check.
+        if pair.is_some_and(|pair| self.is_known(&pair)) {
+            return Verdict::Known;
+        }
+        let (password, lately) = (password.to_owned(), self.lately.clone());
+        // It goes on when the client leaves: its place is taken until it ends, and what it finds is remembered.
+        let checked = blocking(move || {
+            let _held = (waiting, place);
+            let same = bcrypt::verify(&password, &hash).unwrap_or(false);
+            match pair.filter(|_| same) {
+                Some(pair) => lately.insert(pair, Instant::now()),
+                None => return Ok(false),
+            }
+            Ok(true)
+        });
+        match checked.await {
+            Ok(true) => Verdict::Known,
+            Ok(false) => Verdict::Unknown,
+            Err(_) => Verdict::Busy,
+        }
+    }
+
+    /// A place in the queue and one to work at, if there is one in time.
+    async fn place(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let waiting = self.queue.clone().try_acquire_owned().ok()?;
+        let place = tokio::time::timeout(PATIENCE, self.places.clone().acquire_owned()).await.ok()?.ok()?;
+        Some((waiting, place))
+    }
+
+    fn is_known(&self, pair: &[u8; 32]) -> bool {
+        match self.lately.get(pair) {
+            Some(since) if since.elapsed() < LATELY => true,
+            Some(_) => {
+                self.lately.remove(pair);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn another(&self, users: &Users, name: &str) -> Arc<str> {
+        let [first, ..] = self.digest(&[name]);
+        // There is always one: no file without is taken.
+        users.0.values().nth(usize::from(first) % users.0.len().max(1)).cloned().unwrap_or_else(|| Arc::from(""))
+    }
+
+    /// Of parts with their lengths: no two lists of them are the same text.
+    fn digest(&self, parts: &[&str]) -> [u8; 32] {
+        let mut digest = Sha256::new_with_prefix(self.key);
+        for part in parts {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        digest.finalize().into()
+    }
+}
+
+/// From the least that bcrypt has to what takes some two seconds: a larger one by mistake would keep all out.
+const COSTS: std::ops::RangeInclusive<u32> = 4..=15;
+/// Pairs that are remembered, and for how long.
+const REMEMBERED: usize = 1000;
+const LATELY: Duration = Duration::from_secs(600);
+/// Requests that wait for a check or have one, and for how long they wait.
+const QUEUE: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users(pairs: &[(&str, &str)]) -> Users {
+        let line = |(name, password): &(&str, &str)| format!("{name}:{}\n", bcrypt::hash(password, 4).expect("a hash"));
+        Users::read(&pairs.iter().map(line).collect::<String>()).expect("users")
+    }
+
+    fn verifier() -> Verifier {
+        Verifier::with([7; 32], 1, 2)
+    }
+
+    #[test]
+    fn a_file_has_bcrypt_or_is_refused_by_the_line() {
+        let good = "$2y$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW";
+        let (b, a) = (good.replace("2y", "2b"), good.replace("2y", "2a"));
+        let read = Users::read(&format!("# ours\n\nanna: \nb:{b}\n"));
+        assert!(read.expect_err("no hash").to_string().contains("line 3: "));
+        let read = Users::read(&format!("# ours\n\nanna:{good}\r\nb:{b}\nc:{a}\n")).expect("users");
+        assert_eq!(format!("{read:?}"), "3 users");
+        for (line, said) in [
+            ("x:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "line 2: the hash is not one of bcrypt"),
+            ("x:$apr1$WWIFjmva$uJtCwFR8nj9zYbqUKSg8T1", "line 2: the hash is not one of bcrypt"),
+            (&format!("x:{}", good.replace("2y", "2x")), "line 2: the hash is not one of bcrypt"),
+            (&format!("x:{good}x"), "line 2: the hash is not one of bcrypt"),
+            (&format!("x:{}", good.replace("$05", "$31")), "line 2: the hash's cost is not within 4 and 15"),
+            (&format!(":{good}"), "line 2: it's not a name"),
+            ("x", "line 2: it's not a name"),
+            (&format!("anna:{good}"), "line 2: \"anna\" is there twice"),
+        ] {
+            let error = Users::read(&format!("anna:{good}\n{line}\n")).expect_err(line).to_string();
+            assert!(error.contains(said) && !error.contains("CCCC") && !error.contains("W6ph"), "{error}");
+        }
+        assert!(Users::read("# none\n").is_err());
+    }
+
+    #[tokio::test]
+    async fn passwords_as_others_hash_them() {
+        // A pair that the first programs for it were tested with.
+        let users = Users::read("u:$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW\n").expect("users");
+        let verifier = verifier();
+        assert_eq!(verifier.verify(&users, "u", "U*U").await, Verdict::Known);
+        for (name, password) in [("u", "U*U*"), ("u", ""), ("v", "U*U"), ("", "U*U"), ("u", "u*u")] {
+            assert_eq!(verifier.verify(&users, name, password).await, Verdict::Unknown, "{name}:{password}");
+        }
+    }
+
+    /// With no place to be had: what is known is let in all the same, and by nothing else.
+    #[tokio::test]
+    async fn pairs_are_remembered_but_not_for_other_hashes() {
+        let (old, verifier) = (users(&[("anna", "secret"), ("bert", "secret")]), verifier());
+        assert_eq!(verifier.verify(&old, "anna", "secret").await, Verdict::Known);
+        assert_eq!(verifier.verify(&old, "anna", "wrong").await, Verdict::Unknown);
+        let all = verifier.queue.clone().try_acquire_many_owned(2).expect("all of the queue");
+        assert_eq!(verifier.verify(&old, "anna", "secret").await, Verdict::Known);
+        for (name, password) in [("anna", "wrong"), ("bert", "secret"), ("annas", "ecret"), ("nobody", "secret")] {
+            assert_eq!(verifier.verify(&old, name, password).await, Verdict::Busy, "{name}");
+        }
+        // The same password, hashed again, is looked at again; and who is gone is gone.
+        let (renewed, without) = (users(&[("anna", "secret")]), users(&[("bert", "secret")]));
+        assert_eq!(verifier.verify(&renewed, "anna", "secret").await, Verdict::Busy);
+        drop(all);
+        assert_eq!(verifier.verify(&renewed, "anna", "secret").await, Verdict::Known);
+        assert_eq!(verifier.verify(&without, "anna", "secret").await, Verdict::Unknown);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_ends_and_so_does_waiting() {
+        let (users, verifier) = (users(&[("anna", "secret")]), verifier());
+        assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Known);
+        let place = verifier.places.clone().try_acquire_owned().expect("the place");
+        tokio::time::advance(LATELY - Duration::from_secs(1)).await;
+        assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Known);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Busy);
+        assert!(begun.elapsed() >= PATIENCE);
+        assert_eq!(verifier.queue.available_permits(), 2, "a place in the queue was lost");
+        drop(place);
+        assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Known);
+    }
+
+    /// Those that wait for the same pair have it when the first one has.
+    #[tokio::test]
+    async fn a_herd_costs_one_check() {
+        let (users, verifier) = (users(&[("anna", "secret")]), Arc::new(verifier()));
+        let place = verifier.places.clone().try_acquire_owned().expect("the place");
+        let (mine, theirs) = (verifier.clone(), users.clone());
+        let waiting = tokio::spawn(async move { mine.verify(&theirs, "anna", "other").await });
+        while verifier.queue.available_permits() == 2 {
+            tokio::task::yield_now().await;
+        }
+        // Verified elsewhere meanwhile, which nothing but the memory tells: by the hash it would be wrong.
+        let hash = &users.0["anna"];
+        verifier.lately.insert(verifier.digest(&["anna", "other", hash]), Instant::now());
+        drop(place);
+        assert_eq!(waiting.await.expect("an end"), Verdict::Known);
+        assert_eq!(verifier.queue.available_permits(), 2);
+    }
+}
