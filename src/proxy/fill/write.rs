@@ -1,11 +1,12 @@
 //! The writer: from the upstream into a file, to the end or to an error that all readers hear of.
 
 use std::fs::File;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, ready};
+use futures_util::future::{BoxFuture, Either, ready, select};
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::{Begun, Fill, Progress, Stage, parallel};
@@ -180,10 +181,7 @@ impl<S: Source> Fill<S> {
         // One batch is written while the next one is received and hashed.
         let mut under_way: Option<Batch> = None;
         while at < size {
-            let gathered = gather(&mut writing.body).await;
-            if let Some(batch) = under_way.take() {
-                self.written(batch, readers).await?;
-            }
+            let gathered = self.frames_after(under_way.take(), &mut writing.body, readers).await?;
             let frames = match gathered {
                 Err(error) if error.kind() == Kind::Unsupported && writing.written_from.is_some() => {
                     tracing::info!("{error}: {} is fetched by one request", self.digest);
@@ -202,6 +200,29 @@ impl<S: Source> Fill<S> {
         }
         // The end is asked for, though it's known: an empty blob was checked when it was opened.
         Ok(())
+    }
+
+    /// The next frames, or why there are none, while `batch` is written. It's told as soon as it is,
+    /// also when nothing more comes for a while.
+    ///
+    /// # Errors
+    /// What befell the batch.
+    async fn frames_after(
+        &self,
+        batch: Option<Batch>,
+        body: &mut Verified,
+        readers: &Readers,
+    ) -> Result<Result<Vec<Bytes>>> {
+        let gathering = pin!(gather(body));
+        let Some(batch) = batch else { return Ok(gathering.await) };
+        let written = pin!(self.written(batch, readers));
+        match select(gathering, written).await {
+            Either::Left((gathered, written)) => written.await.map(|()| gathered),
+            Either::Right((written, gathering)) => {
+                written?;
+                Ok(gathering.await)
+            }
+        }
     }
 
     /// Once a batch is in the file, readers may have it.
