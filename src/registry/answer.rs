@@ -101,7 +101,7 @@ pub(super) fn transport_error(error: reqwest::Error, registry: &str) -> Error {
 }
 
 /// The innermost cause, which says more than the layers around it.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;

@@ -49,6 +49,7 @@ pub use self::quota::{AccountPulls, PullQuota};
 pub use self::rates::Sku;
 pub use self::transport::{Registry, is_loopback};
 pub use self::upload::Session;
+pub(crate) use answer::root_cause;
 
 use self::address::Policy;
 use self::token::Scope;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result, Side};
 use crate::ops::ADMIN_HEADER;
+use crate::registry::root_cause;
 
 /// The proxy.
 pub(super) struct Remote {
@@ -60,11 +61,7 @@ impl Remote {
     async fn send(&self, method: Method, path: &str) -> Result<reqwest::Response> {
         let request = self.client.request(method, format!("{}{path}", self.base)).header(ADMIN_HEADER, "1");
         let answer = request.send().await.map_err(|error| {
-            let error = error.without_url();
-            let mut why: &dyn std::error::Error = &error;
-            while let Some(inner) = why.source() {
-                why = inner;
-            }
+            let why = root_cause(&error.without_url());
             Error::new(Kind::Network, format!("cannot ask the proxy at {}: {why}", self.base))
                 .hint("--admin takes the address that its --listen-ops has, on loopback")
         })?;

@@ -23,11 +23,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::write::write_all;
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
-use crate::proxy::cache::write_at;
 use crate::proxy::reading::{CHUNK, Readers};
 use crate::retry::Budget;
 
@@ -53,14 +53,11 @@ pub(super) fn ordered<S: Source>(
     let piece = piece(blob.size, lanes);
     let written_from = Arc::new(AtomicU64::new(u64::MAX));
     let ordered = Ordered {
-        source: source.clone(),
         until: piece.min(blob.size),
-        blob,
+        fetch: Fetch { source: source.clone(), blob, budget: feed.budget().clone(), moved: feed.moved() },
         piece,
         lanes,
         at: 0,
-        budget: feed.budget().clone(),
-        moved: feed.moved(),
         file,
         readers,
         written_from: written_from.clone(),
@@ -92,6 +89,38 @@ impl Pace {
     }
 }
 
+/// What all requests for the blob have in common.
+#[derive(Clone)]
+struct Fetch<S> {
+    source: S,
+    blob: Descriptor,
+    budget: Budget,
+    moved: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl<S: Source> Fetch<S> {
+    async fn open(&self, part: Range<u64>) -> Result<Body> {
+        self.source.part(&self.blob, part).await
+    }
+
+    fn got(&self, length: u64) {
+        self.budget.progress(length);
+        (self.moved)(length);
+    }
+}
+
+fn ended(at: u64, end: u64) -> Error {
+    Error::new(Kind::Network, format!("the body ended at byte {at} of {end}"))
+}
+
+/// That what came up to `at` is within what was asked for, up to `end`.
+fn within(at: u64, end: u64) -> Result<()> {
+    if at > end {
+        return Err(Error::new(Kind::Mismatch, "the registry sent more than was asked for"));
+    }
+    Ok(())
+}
+
 /// A part of the blob that one request is for.
 struct Piece {
     part: Range<u64>,
@@ -100,24 +129,22 @@ struct Piece {
 }
 
 /// What the lanes share.
-struct Shared {
-    blob: Descriptor,
+struct Shared<S> {
+    fetch: Fetch<S>,
     pieces: Vec<Piece>,
     /// The next piece that nobody has taken.
     next: AtomicUsize,
     /// The body of the first piece, if it's open.
     first: Mutex<Option<Body>>,
-    budget: Budget,
-    moved: Arc<dyn Fn(u64) + Send + Sync>,
     file: Arc<File>,
     failed: OnceLock<Error>,
     /// Something was written, or failed.
     tick: watch::Sender<()>,
 }
 
-impl Shared {
+impl<S: Source> Shared<S> {
     /// Fetches pieces until there are none left.
-    async fn lane<S: Source>(&self, source: &S) -> Result<()> {
+    async fn lane(&self) -> Result<()> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(piece) = self.pieces.get(number) else { return Ok(()) };
@@ -127,28 +154,22 @@ impl Shared {
             };
             let mut at = piece.part.start;
             while at < piece.part.end {
-                if let Err(error) = self.get_on(source, &mut body, piece, &mut at).await {
+                if let Err(error) = self.get_on(&mut body, piece, &mut at).await {
                     body = None;
-                    self.budget.retry(error).await?;
+                    self.fetch.budget.retry(error).await?;
                 }
             }
         }
     }
 
     /// One step: opens the body, or writes what comes of it.
-    async fn get_on<S: Source>(
-        &self,
-        source: &S,
-        body: &mut Option<Body>,
-        Piece { part, written }: &Piece,
-        at: &mut u64,
-    ) -> Result<()> {
+    async fn get_on(&self, body: &mut Option<Body>, Piece { part, written }: &Piece, at: &mut u64) -> Result<()> {
         let Some(open) = body else {
-            *body = Some(source.part(&self.blob, *at..part.end).await?);
+            *body = Some(self.fetch.open(*at..part.end).await?);
             return Ok(());
         };
         let Some(first) = open.try_next().await? else {
-            return Err(Error::new(Kind::Network, format!("the body ended at byte {at} of {}", part.end)));
+            return Err(ended(*at, part.end));
         };
         let (mut frames, mut size) = (vec![first], 0);
         let mut broke = None;
@@ -164,36 +185,22 @@ impl Shared {
             }
         }
         let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
-        if *at + length > part.end {
-            return Err(Error::new(Kind::Mismatch, "the registry sent more than was asked for"));
-        }
+        within(*at + length, part.end)?;
         let (file, offset) = (self.file.clone(), *at);
-        blocking(move || {
-            let mut at = offset;
-            for frame in &frames {
-                write_at(&file, frame, at)?;
-                at += frame.len() as u64;
-            }
-            Ok(())
-        })
-        .await?;
+        blocking(move || write_all(&file, &frames, offset, u64::MAX)).await?;
         *at += length;
         written.store(*at - part.start, Ordering::Release);
         self.tick.send_replace(());
-        self.budget.progress(length);
-        (self.moved)(length);
+        self.fetch.got(length);
         broke.map_or(Ok(()), Err)
     }
 }
 
 struct Ordered<S> {
-    source: S,
-    blob: Descriptor,
+    fetch: Fetch<S>,
     piece: u64,
     lanes: usize,
     at: u64,
-    budget: Budget,
-    moved: Arc<dyn Fn(u64) + Send + Sync>,
     file: Arc<File>,
     readers: Readers,
     written_from: Arc<AtomicU64>,
@@ -201,12 +208,12 @@ struct Ordered<S> {
     body: Option<Body>,
     until: u64,
     pace: Pace,
-    split: Option<Split>,
+    split: Option<Split<S>>,
 }
 
 /// What is left when one request isn't enough.
-struct Split {
-    shared: Arc<Shared>,
+struct Split<S> {
+    shared: Arc<Shared<S>>,
     tick: watch::Receiver<()>,
     /// The piece that is read.
     number: usize,
@@ -215,7 +222,7 @@ struct Split {
 
 impl<S: Source> Ordered<S> {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
-        if self.at >= self.blob.size {
+        if self.at >= self.fetch.blob.size {
             return Ok(None);
         }
         let bytes = loop {
@@ -228,7 +235,7 @@ impl<S: Source> Ordered<S> {
                 Ok(None) => {}
                 Err(error) => {
                     self.body = None;
-                    self.budget.retry(error).await?;
+                    self.fetch.budget.retry(error).await?;
                 }
             }
         };
@@ -240,10 +247,10 @@ impl<S: Source> Ordered<S> {
     async fn alone(&mut self) -> Result<Option<Bytes>> {
         if self.at == self.until {
             self.body = None;
-            self.until = self.blob.size.min(self.until + self.piece);
+            self.until = self.fetch.blob.size.min(self.until + self.piece);
         }
         let Some(open) = &mut self.body else {
-            self.body = Some(self.source.part(&self.blob, self.at..self.until).await?);
+            self.body = Some(self.fetch.open(self.at..self.until).await?);
             return Ok(None);
         };
         let mut waited = Duration::ZERO;
@@ -256,24 +263,19 @@ impl<S: Source> Ordered<S> {
                 next
             }
         };
-        let bytes = next?.ok_or_else(|| {
-            Error::new(Kind::Network, format!("the body ended at byte {} of {}", self.at, self.until))
-        })?;
+        let bytes = next?.ok_or_else(|| ended(self.at, self.until))?;
         let length = bytes.len() as u64;
         let end = self.at + length;
-        if end > self.until {
-            return Err(Error::new(Kind::Mismatch, "the registry sent more than was asked for"));
-        }
-        self.budget.progress(length);
-        (self.moved)(length);
-        if self.pace.is_slow(length, waited) && end < self.blob.size {
+        within(end, self.until)?;
+        self.fetch.got(length);
+        if self.pace.is_slow(length, waited) && end < self.fetch.blob.size {
             self.split = Some(self.split(end));
         }
         Ok(Some(bytes))
     }
 
     /// Splits what comes from `from` on among lanes; the request that is under way is the first one's.
-    fn split(&mut self, from: u64) -> Split {
+    fn split(&mut self, from: u64) -> Split<S> {
         self.written_from.store(from, Ordering::Release);
         let mut pieces = Vec::new();
         let mut first = self.body.take();
@@ -281,18 +283,16 @@ impl<S: Source> Ordered<S> {
         if start == end {
             first = None;
         }
-        while start < self.blob.size {
+        while start < self.fetch.blob.size {
             if start < end {
                 pieces.push(Piece { part: start..end, written: AtomicU64::new(0) });
             }
-            (start, end) = (end, self.blob.size.min(end + self.piece));
+            (start, end) = (end, self.fetch.blob.size.min(end + self.piece));
         }
         let shared = Arc::new(Shared {
-            blob: self.blob.clone(),
+            fetch: self.fetch.clone(),
             next: AtomicUsize::new(0),
             first: Mutex::new(first),
-            budget: self.budget.clone(),
-            moved: self.moved.clone(),
             file: self.file.clone(),
             failed: OnceLock::new(),
             tick: watch::Sender::new(()),
@@ -300,9 +300,9 @@ impl<S: Source> Ordered<S> {
         });
         let mut tasks = JoinSet::new();
         for _ in 0..self.lanes.min(shared.pieces.len()) {
-            let (shared, source) = (shared.clone(), self.source.clone());
+            let shared = shared.clone();
             tasks.spawn(async move {
-                if let Err(error) = shared.lane(&source).await {
+                if let Err(error) = shared.lane().await {
                     let _ = shared.failed.set(error);
                     shared.tick.send_replace(());
                 }
@@ -312,7 +312,7 @@ impl<S: Source> Ordered<S> {
     }
 }
 
-impl Split {
+impl<S> Split<S> {
     /// Waits until the byte at `at` is in the file. What may be read in one go from there.
     async fn there(&mut self, at: u64) -> Result<Range<u64>> {
         let Shared { pieces, failed, .. } = &*self.shared;

@@ -293,7 +293,8 @@ async fn gather(body: &mut Verified) -> Result<Vec<Bytes>> {
     }
 }
 
-fn write_all(file: &File, frames: &[Bytes], mut at: u64, from: u64) -> Result<()> {
+/// Writes frames that begin at `at`, but none that begins at `from` or after it.
+pub(super) fn write_all(file: &File, frames: &[Bytes], mut at: u64, from: u64) -> Result<()> {
     for frame in frames {
         if at >= from {
             break;
