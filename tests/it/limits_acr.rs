@@ -63,9 +63,10 @@ fn mounts_cost_few_tokens() {
     let image = Image::single(1, &[3000, 4000, 5000]);
     let names: Vec<String> = (0..12).map(|nth| format!("app{nth}")).collect();
     let asked = tokens(&names, &image);
-    // One for each repository, and now and then another: two that begin in one moment don't know of each
-    // other yet. Without foresight it would be one more for each that mounts: 23.
-    assert!((12..=15).contains(&asked), "{asked} tokens");
+    // One for each repository, and now and then another: those that begin in one moment don't know of each
+    // other yet, and how many do is the scheduler's. Without foresight it's one more for each that mounts.
+    // What one knows of the others is counted exactly in `what_others_were_mounted_from_needs_no_token_later`.
+    assert!((12..12 + 11).contains(&asked), "{asked} tokens");
 }
 
 #[tokio::test]
