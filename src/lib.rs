@@ -46,6 +46,8 @@
 //!   one waiting, and huge blobs never take the last place.
 //! - **The proxy's disk index is our own S3-FIFO**, not quick_cache's: it reserves room before a fetch, and
 //!   never drops what is being read. quick_cache holds what is in memory.
+//! - **The proxy's blobs go to clients by sendfile(2)** (`server::sendfile`), under hyper: half of what a
+//!   blob from the disk cost, and no buffer for a client.
 //! - **Entra without azure_identity**: its evidence is in [`credentials::entra`].
 //! - **Sources are `Clone + 'static`**: a request's body must be, and it holds the source to go on.
 //!
@@ -54,7 +56,7 @@
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
 //! | client | reqwest (rustls): proxies, pools and TLS kept by others; webpki-root-certs where the image has no CA store |
-//! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs` and reads at an offset |
+//! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset and `sendfile` |
 //! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
 //! | digests | sha2, behind [`descriptor::Hasher`] |
 //! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value |

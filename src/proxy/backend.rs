@@ -14,7 +14,7 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::Target;
-use crate::server::{Backend, Blob, Place, Upload};
+use crate::server::{Backend, Blob, FilePipe, Place, Upload};
 
 /// A blob that can be read.
 pub struct Content<O: Origins> {
@@ -138,14 +138,14 @@ impl<O: Origins> Blob for Content<O> {
         self.found.size()
     }
 
-    async fn read(self, range: Range<u64>) -> Result<Body> {
+    async fn read(self, range: Range<u64>, pipe: Option<FilePipe>) -> Result<Body> {
         let from = match &self.found {
             Found::Hot(_) => Tier::Disk,
             Found::Filling(_) => Tier::Fill,
             Found::Passed(_) => Tier::Passed,
         };
         let mut sent = Sent { from, bytes: 0, observer: self.inner.observer.clone() };
-        let body = self.inner.bytes(&self.spot, self.found, range).await?;
+        let body = self.inner.bytes(&self.spot, self.found, range, pipe).await?;
         Ok(body.inspect_ok(move |bytes| sent.add(bytes.len() as u64)).boxed())
     }
 }

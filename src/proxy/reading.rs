@@ -1,6 +1,8 @@
-//! Files as streams, for many readers within one bound of memory.
+//! Files as streams: sent by the kernel where the connection can and the bytes are in memory already, else
+//! read, for many readers within one bound of memory.
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +14,7 @@ use super::cache::Stored;
 use crate::content::Body;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
+use crate::server::FilePipe;
 
 /// Who reads at the moment, and the memory that they read into. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +30,11 @@ struct Shared {
 
 /// One of them.
 #[derive(Debug)]
-pub(super) struct Reader(Readers);
+pub(super) struct Reader {
+    readers: Readers,
+    /// The connection that it's for, if parts of files can be sent on it.
+    pipe: Option<FilePipe>,
+}
 
 /// A buffer that goes back when nobody needs its bytes any more.
 struct Lent {
@@ -36,14 +43,9 @@ struct Lent {
 }
 
 impl Readers {
-    pub(super) fn enter(&self) -> Reader {
+    pub(super) fn enter(&self, pipe: Option<FilePipe>) -> Reader {
         self.0.count.fetch_add(1, Ordering::Relaxed);
-        Reader(self.clone())
-    }
-
-    /// Whether there are so many that each must do with little memory.
-    pub(super) fn are_many(&self) -> bool {
-        self.0.count.load(Ordering::Relaxed) > MANY
+        Reader { readers: self.clone(), pipe }
     }
 
     /// Exactly the bytes in `range`.
@@ -112,9 +114,25 @@ impl Drop for Lent {
 }
 
 impl Reader {
+    /// What `range` of the file begins with: as much as is for one step.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] if the file is shorter.
+    pub(super) async fn some(&self, file: &Arc<File>, range: Range<u64>) -> Result<Bytes> {
+        if let Some(pipe) = &self.pipe {
+            let part = range.start..range.end.min(range.start + FilePipe::MOST);
+            // Else the kernel would wait for the disk in the middle of what many tasks run on.
+            if at_hand(file, &part) {
+                return Ok(pipe.part(file.clone(), part));
+            }
+        }
+        let end = range.end.min(range.start + self.chunk());
+        self.readers.read(file.clone(), range.start..end).await
+    }
+
     /// How much to read in one go: less for each of many.
-    pub(super) fn chunk(&self) -> u64 {
-        let count = self.0.0.count.load(Ordering::Relaxed);
+    fn chunk(&self) -> u64 {
+        let count = self.readers.0.count.load(Ordering::Relaxed);
         let size = if count <= FEW {
             LARGE
         } else if count <= MANY {
@@ -124,15 +142,28 @@ impl Reader {
         };
         size as u64
     }
+}
 
-    pub(super) fn readers(&self) -> &Readers {
-        &self.0
-    }
+/// Whether the kernel has these bytes of the file in memory: looked at in a few places, which costs
+/// a microsecond. It may drop them again before they are sent; then sending them takes longer.
+#[cfg(target_os = "linux")]
+fn at_hand(file: &File, range: &Range<u64>) -> bool {
+    let places = (range.start..range.end).step_by(EACH).chain(range.end.checked_sub(1));
+    let mut there = places.map(|at| {
+        let mut byte = [0];
+        rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, rustix::io::ReadWriteFlags::NOWAIT)
+    });
+    there.all(|read| read == Ok(1))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn at_hand(_: &File, _: &Range<u64>) -> bool {
+    false
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.0.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.readers.0.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -143,13 +174,15 @@ pub(super) fn stored(stored: Stored, range: Range<u64>, reader: Reader) -> Body 
         if rest.is_empty() {
             return Ok(None);
         }
-        let end = rest.end.min(rest.start + reader.chunk());
-        let bytes = reader.readers().read(file.clone(), rest.start..end).await?;
-        Ok(Some((bytes, (file, pin, end..rest.end, reader))))
+        let bytes = reader.some(&file, rest.clone()).await?;
+        let at = rest.start + bytes.len() as u64;
+        Ok(Some((bytes, (file, pin, at..rest.end, reader))))
     })
     .boxed()
 }
 
+/// The disk is read ahead by half of this, at least.
+const EACH: usize = 256 << 10;
 /// Read in one go by one of a few readers: each time costs two changes of thread.
 const LARGE: usize = 1 << 20;
 const FEW: usize = 8;

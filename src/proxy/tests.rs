@@ -164,7 +164,7 @@ impl Bench {
         let found = self.proxy.blob(&place(repository), digest).await?;
         let blob = found.ok_or_else(|| Error::new(Kind::NotFound, "404"))?;
         let range = range.unwrap_or(0..blob.size());
-        blob.read(range).await
+        blob.read(range, None).await
     }
 
     async fn get(&self, repository: &str, digest: &Digest) -> Result<Vec<u8>> {
@@ -318,13 +318,29 @@ async fn an_end_is_told_to_those_who_wait() {
     let digest = world.put("r", &content(8, 10 * FRAME));
     let _gate = world.gate();
     let found = proxy.blob(&place("r"), &digest).await.expect("opens").expect("is there");
-    let body = found.read(0..10 * FRAME as u64).await.expect("reads");
+    let body = found.read(0..10 * FRAME as u64, None).await.expect("reads");
     let ends = async { proxy.0.tasks.abort() };
     let (ended, ()) = tokio::join!(all(body), ends);
     assert_eq!(ended.expect_err("cut").kind(), Kind::Interrupted);
     while std::fs::read_dir(dir.join("fills")).expect("a directory").count() > 0 {
         tokio::task::yield_now().await;
     }
+}
+
+/// Whatever the kernel sends itself need not be read: from the cache, and while it's being fetched.
+#[tokio::test]
+async fn a_connection_that_takes_files_gets_parts_of_them() {
+    let bench = Bench::new(|_| {}).await;
+    let digest = bench.world.put("r", &content(12, 5000));
+    for _ in 0..2 {
+        let found = bench.proxy.blob(&place("r"), &digest).await.expect("opens").expect("is there");
+        let pipe = crate::server::FilePipe::default();
+        let body = all(found.read(10..5000, Some(pipe.clone())).await.expect("reads")).await.expect("whole");
+        // Nobody sends them here: what is in their place is never read.
+        assert_eq!((body, pipe.waiting()), (vec![0; 4990], 4990));
+        bench.settled().await;
+    }
+    assert_eq!(bench.get("r", &digest).await.expect("whole"), content(12, 5000));
 }
 
 /// A clone that goes, such as that of a page that was looked at, ends nothing.
@@ -334,7 +350,7 @@ async fn the_last_clone_ends_what_is_fetched() {
     let digest = bench.world.put("r", &content(9, 3 * FRAME));
     let gate = bench.world.gate();
     let found = bench.proxy.blob(&place("r"), &digest).await.expect("opens").expect("is there");
-    let body = found.read(0..3 * FRAME as u64).await.expect("reads");
+    let body = found.read(0..3 * FRAME as u64, None).await.expect("reads");
     drop(bench.proxy.clone());
     gate.add_permits(3);
     assert_eq!(all(body).await.expect("whole"), content(9, 3 * FRAME));

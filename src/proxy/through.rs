@@ -59,7 +59,7 @@ impl<O: Origins> Source for Through<O> {
             let what = format!("blob {} has {} bytes, not {}", blob.digest, found.size(), blob.size);
             return Err(Error::new(Kind::Mismatch, what));
         }
-        let (body, through) = (self.inner.bytes(&self.spot, found, from..blob.size).await?, self.clone());
+        let (body, through) = (self.inner.bytes(&self.spot, found, from..blob.size, None).await?, self.clone());
         Ok(body.inspect_ok(move |bytes| through.moved(bytes.len())).boxed())
     }
 

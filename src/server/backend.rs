@@ -4,6 +4,7 @@ use std::future::Future;
 use std::ops::Range;
 
 use super::route::Place;
+use super::sendfile::FilePipe;
 use crate::content::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::Result;
@@ -81,8 +82,9 @@ pub trait Blob: Send + 'static {
     /// How large it is.
     fn size(&self) -> u64;
 
-    /// The bytes in `range`, which is within the size.
-    fn read(self, range: Range<u64>) -> impl Future<Output = Result<Body>> + Send;
+    /// The bytes in `range`, which is within the size. Where there's a `pipe`, they may be parts of files
+    /// that are sent on it, as long as the body goes to that connection and nowhere else.
+    fn read(self, range: Range<u64>, pipe: Option<FilePipe>) -> impl Future<Output = Result<Body>> + Send;
 }
 
 /// An upload that was begun. Dropped, it leaves nothing behind.

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
 use super::access::AccessLog;
+use super::sendfile::{FilePipe, Piped};
 
 /// Where connections come in.
 #[derive(Debug)]
@@ -32,9 +33,15 @@ enum Socket {
 #[derive(Clone, Debug)]
 pub struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
 
+/// A connection on which nothing was said yet.
+pub(super) enum Connected {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// A connection.
 pub(super) enum Stream {
-    Tcp(TcpStream),
+    Tcp(Piped),
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -56,10 +63,10 @@ impl Listener {
     }
 
     /// The next connection, and who it's from; TLS is not spoken yet.
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
+    pub(super) async fn accept(&self) -> io::Result<(Connected, Option<SocketAddr>)> {
         match &self.socket {
-            Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), Some(peer))),
-            Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| (Stream::Unix(stream), None)),
+            Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Connected::Tcp(stream), Some(peer))),
+            Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| (Connected::Unix(stream), None)),
         }
     }
 
@@ -93,15 +100,26 @@ impl Tls {
     }
 }
 
-impl Stream {
+impl Connected {
     /// Speaks TLS, if there is to be any.
-    pub(super) async fn greet(self, acceptor: Option<TlsAcceptor>) -> io::Result<Self> {
+    pub(super) async fn greet(self, acceptor: Option<TlsAcceptor>) -> io::Result<Stream> {
         if let Self::Tcp(stream) = &self {
             stream.set_nodelay(true)?;
         }
-        match (self, acceptor) {
-            (Self::Tcp(stream), Some(acceptor)) => Ok(Self::Tls(Box::new(acceptor.accept(stream).await?))),
-            (stream, _) => Ok(stream),
+        Ok(match (self, acceptor) {
+            (Self::Tcp(stream), Some(acceptor)) => Stream::Tls(Box::new(acceptor.accept(stream).await?)),
+            (Self::Tcp(stream), None) => Stream::Tcp(Piped::new(stream)),
+            (Self::Unix(stream), _) => Stream::Unix(stream),
+        })
+    }
+}
+
+impl Stream {
+    /// How parts of files can be sent on it, if they can.
+    pub(super) fn pipe(&self) -> Option<FilePipe> {
+        match self {
+            Self::Tcp(stream) => stream.pipe(),
+            Self::Unix(_) | Self::Tls(_) => None,
         }
     }
 }

@@ -23,6 +23,7 @@ mod refusal;
 mod respond;
 mod route;
 mod run;
+mod sendfile;
 mod served;
 mod stall;
 mod uploads;
@@ -48,6 +49,7 @@ pub use refusal::Refusal;
 pub use respond::{streamed, whole};
 pub use route::{Begin, Page, Place, Route, route};
 pub use run::{Limits, Peer, run};
+pub use sendfile::FilePipe;
 pub use served::{Served, say};
 pub use users::Users;
 

@@ -10,6 +10,7 @@ use super::range::{self, Wanted};
 use super::refusal::Refusal;
 use super::respond::{self, set};
 use super::route::{Page, Place};
+use super::sendfile::FilePipe;
 use super::{ResponseBody, Server};
 use crate::descriptor::{Digest, MediaType};
 use crate::reference::Target;
@@ -63,7 +64,8 @@ impl<B: Backend> Server<B> {
         let length = part.end - part.start;
         let mut response = match blob {
             Some(blob) if status != StatusCode::NOT_MODIFIED => {
-                let body = blob.read(part.clone()).await.map_err(|error| Refusal::backend(&error))?;
+                let pipe = head.extensions.get::<FilePipe>().cloned();
+                let body = blob.read(part.clone(), pipe).await.map_err(|error| Refusal::backend(&error))?;
                 respond::streamed(status, length, body)
             }
             _ => {

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::access::{AccessLog, Line};
 use super::incoming::incoming;
-use super::listen::{Listener, Stream};
+use super::listen::{Connected, Listener, Stream};
 use super::stall::Stall;
 use super::{Handler, ResponseBody};
 use crate::error::Result;
@@ -100,7 +100,7 @@ pub async fn run<H: Handler>(
 async fn accept(
     listener: &Listener,
     room: &Arc<Semaphore>,
-) -> (Stream, Option<SocketAddr>, Option<OwnedSemaphorePermit>) {
+) -> (Connected, Option<SocketAddr>, Option<OwnedSemaphorePermit>) {
     // It's never closed.
     let place = room.clone().acquire_owned().await.ok();
     loop {
@@ -126,10 +126,6 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     // wait for the first bytes without a limit, before hyper's own limit on a request's head.
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(limits.buffer);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (handler, log) = (handler.clone(), log.clone());
-        async move { Ok::<_, Infallible>(answer(&*handler, request, peer, log).await) }
-    });
     let (head, stalled) = (limits.head, limits.stalled);
     async move {
         let name = || peer.map_or_else(|| "a local client".to_owned(), |peer| peer.to_string());
@@ -138,6 +134,15 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
             Ok(Err(error)) => return tracing::debug!("{}: no TLS: {error}", name()),
             Err(_) => return tracing::debug!("{}: no TLS within {} s", name(), head.as_secs()),
         };
+        let pipe = stream.pipe();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let (handler, log) = (handler.clone(), log.clone());
+            request.extensions_mut().insert(Peer(peer));
+            if let Some(pipe) = &pipe {
+                request.extensions_mut().insert(pipe.clone());
+            }
+            async move { Ok::<_, Infallible>(answer(&*handler, request, log).await) }
+        });
         let io = TokioIo::new(Stall::new(stream, stalled));
         let served = graceful.watch(builder.serve_connection(io, service).into_owned());
         if let Err(error) = served.await {
@@ -147,13 +152,7 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     }
 }
 
-async fn answer<H: Handler>(
-    handler: &H,
-    mut request: Request<Incoming>,
-    peer: Option<SocketAddr>,
-    log: Option<AccessLog>,
-) -> Response<ResponseBody> {
-    request.extensions_mut().insert(Peer(peer));
+async fn answer<H: Handler>(handler: &H, request: Request<Incoming>, log: Option<AccessLog>) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
     let line = Line::new(&head, log);
     line.follow(handler.handle(Request::from_parts(head, incoming(body))).await)

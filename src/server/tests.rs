@@ -119,7 +119,7 @@ impl Blob for Found {
     fn size(&self) -> u64 {
         self.1.len() as u64
     }
-    async fn read(self, range: Range<u64>) -> Result<Body> {
+    async fn read(self, range: Range<u64>, _: Option<FilePipe>) -> Result<Body> {
         let (broken, slow) = {
             let mut state = self.0.state();
             state.reads += 1;

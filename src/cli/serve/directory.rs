@@ -11,7 +11,7 @@ use crate::error::{Kind, Result};
 use crate::layout::{Partial, Store, Stored};
 use crate::manifest::Manifest;
 use crate::reference::Target;
-use crate::server::{Backend, Blob, Place, Upload};
+use crate::server::{Backend, Blob, FilePipe, Place, Upload};
 
 /// The backend of `transload serve`.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Blob for Stored {
         Stored::size(self)
     }
 
-    async fn read(self, range: Range<u64>) -> Result<Body> {
+    async fn read(self, range: Range<u64>, _: Option<FilePipe>) -> Result<Body> {
         Ok(Stored::read(self, range))
     }
 }

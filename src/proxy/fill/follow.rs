@@ -12,12 +12,18 @@ use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
 use crate::proxy::reading::Reader;
 use crate::proxy::{Inner, Origins};
+use crate::server::FilePipe;
 
 /// The bytes in `range`, as they get there. Whether it's read slowly, or not to its end, is nothing
 /// to the writer.
-pub(super) fn along<O: Origins>(inner: Arc<Inner<O>>, fill: Arc<Fill<O::Source>>, range: Range<u64>) -> Body {
+pub(super) fn along<O: Origins>(
+    inner: Arc<Inner<O>>,
+    fill: Arc<Fill<O::Source>>,
+    range: Range<u64>,
+    pipe: Option<FilePipe>,
+) -> Body {
     let follow = Follow {
-        reader: inner.readers.enter(),
+        reader: inner.readers.enter(pipe),
         progress: fill.progress.subscribe(),
         at: range.start,
         end: range.end,
@@ -66,7 +72,7 @@ impl<O: Origins> Follow<O> {
             let there = at.min(self.end);
             if self.at < there {
                 self.aside = None;
-                return self.read(there.min(self.at + self.reader.chunk())).await;
+                return self.read(there).await;
             }
             if stage == Stage::Failed {
                 self.go_alone().await?;
@@ -99,14 +105,8 @@ impl<O: Origins> Follow<O> {
     }
 
     async fn read(&mut self, end: u64) -> Result<Bytes> {
-        // Not where there are many: one that is slow would keep memory for himself.
-        if !self.reader.readers().are_many()
-            && let Some(bytes) = self.fill.recent(self.at, self.end)
-        {
-            return Ok(bytes);
-        }
         match self.fill.begun.get() {
-            Some(Begun { to: Some((file, _)), .. }) => self.reader.readers().read(file.clone(), self.at..end).await,
+            Some(Begun { to: Some((file, _)), .. }) => self.reader.some(file, self.at..end).await,
             _ => Err(Error::new(Kind::Local, "there is no file")),
         }
     }

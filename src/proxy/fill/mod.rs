@@ -15,12 +15,11 @@ mod follow;
 mod parallel;
 mod write;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use super::cache::{Pin, Stored};
@@ -32,6 +31,7 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
 use crate::retry::Budget;
+use crate::server::FilePipe;
 
 /// What is being fetched.
 pub(super) struct Fills<S> {
@@ -48,8 +48,6 @@ pub(super) struct Fill<S> {
     /// Whose repository is read from.
     spot: Spot,
     progress: watch::Sender<Progress>,
-    /// The latest frames, by their offsets.
-    recent: Mutex<VecDeque<(u64, Bytes)>>,
     begun: OnceLock<Begun<S>>,
     error: OnceLock<Error>,
     /// Once it's committed: it stays as long as someone follows.
@@ -117,15 +115,7 @@ impl<S> Fills<S> {
 impl<S> Fill<S> {
     fn new(digest: Digest, spot: Spot) -> Self {
         let progress = watch::Sender::new(Progress { stage: Stage::Opening, at: 0 });
-        Self {
-            digest,
-            spot,
-            progress,
-            recent: Mutex::default(),
-            begun: OnceLock::new(),
-            error: OnceLock::new(),
-            pin: OnceLock::new(),
-        }
+        Self { digest, spot, progress, begun: OnceLock::new(), error: OnceLock::new(), pin: OnceLock::new() }
     }
 
     /// Waits until the upstream answered. What it is then, or why not.
@@ -249,16 +239,17 @@ impl<O: Origins> Inner<O> {
         Ok(self.upstreams.ask(spot, question).await?.map(|found| found.value))
     }
 
-    /// The bytes in `range` of what was found.
+    /// The bytes in `range` of what was found, to be sent on `pipe`'s connection if there is one.
     pub(super) async fn bytes(
         self: &Arc<Self>,
         spot: &Spot,
         found: Found<O::Source>,
         range: Range<u64>,
+        pipe: Option<FilePipe>,
     ) -> Result<Body> {
         match found {
-            Found::Hot(stored) => Ok(reading::stored(stored, range, self.readers.enter())),
-            Found::Filling(fill) => Ok(follow::along(self.clone(), fill, range)),
+            Found::Hot(stored) => Ok(reading::stored(stored, range, self.readers.enter(pipe))),
+            Found::Filling(fill) => Ok(follow::along(self.clone(), fill, range, pipe)),
             Found::Passed(blob) => {
                 self.patiently(self.settings.patience, self.passed(spot, &blob, range)).await.map_err(upstreams_fault)
             }

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, ready, select};
@@ -16,7 +16,6 @@ use crate::error::{Error, Kind, Result};
 use crate::pool::{begun, blocking};
 use crate::proxy::cache::{Temp, write_at};
 use crate::proxy::events::Event;
-use crate::proxy::reading::Readers;
 use crate::proxy::{Inner, Origins};
 use crate::verify::Verified;
 
@@ -82,7 +81,7 @@ impl<O: Origins> Inner<O> {
         let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((file.clone(), feed)) });
         fill.reached(0, Stage::Running);
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
-        fill.run(feed, body, &file, &self.readers).await?;
+        fill.run(feed, body, &file).await?;
         fill.reached(blob.size, Stage::Whole);
         // From here on nothing can go wrong for its readers: they have the file.
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
@@ -155,10 +154,9 @@ pub(super) struct Writing {
 
 /// Frames that are being written in one go.
 struct Batch {
-    at: u64,
     end: u64,
-    /// Once they are in the file.
-    frames: BoxFuture<'static, Result<Vec<Bytes>>>,
+    /// Ready once they are in the file.
+    written: BoxFuture<'static, Result<()>>,
 }
 
 impl Batch {
@@ -166,22 +164,21 @@ impl Batch {
     fn new(file: &Arc<File>, frames: Vec<Bytes>, at: u64, from: u64) -> Self {
         let end = at + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
         if at >= from {
-            return Self { at, end, frames: ready(Ok(frames)).boxed() };
+            return Self { end, written: ready(Ok(())).boxed() };
         }
         let file = file.clone();
-        let frames = begun(move || write_all(&file, &frames, at, from).map(|()| frames)).boxed();
-        Self { at, end, frames }
+        Self { end, written: begun(move || write_all(&file, &frames, at, from)).boxed() }
     }
 }
 
 impl<S: Source> Fill<S> {
-    async fn run(&self, feed: &Feed<S>, mut writing: Writing, file: &Arc<File>, readers: &Readers) -> Result<()> {
+    async fn run(&self, feed: &Feed<S>, mut writing: Writing, file: &Arc<File>) -> Result<()> {
         let size = feed.blob().size;
         let mut at = 0;
         // One batch is written while the next one is received and hashed.
         let mut under_way: Option<Batch> = None;
         while at < size {
-            let gathered = self.frames_after(under_way.take(), &mut writing.body, readers).await?;
+            let gathered = self.frames_after(under_way.take(), &mut writing.body).await?;
             let frames = match gathered {
                 Err(error) if error.kind() == Kind::Unsupported && writing.written_from.is_some() => {
                     tracing::info!("{error}: {} is fetched by one request", self.digest);
@@ -196,7 +193,7 @@ impl<S: Source> Fill<S> {
             under_way = Some(batch);
         }
         if let Some(batch) = under_way {
-            self.written(batch, readers).await?;
+            self.written(batch).await?;
         }
         // The end is asked for, though it's known: an empty blob was checked when it was opened.
         Ok(())
@@ -207,15 +204,10 @@ impl<S: Source> Fill<S> {
     ///
     /// # Errors
     /// What befell the batch.
-    async fn frames_after(
-        &self,
-        batch: Option<Batch>,
-        body: &mut Verified,
-        readers: &Readers,
-    ) -> Result<Result<Vec<Bytes>>> {
+    async fn frames_after(&self, batch: Option<Batch>, body: &mut Verified) -> Result<Result<Vec<Bytes>>> {
         let gathering = pin!(gather(body));
         let Some(batch) = batch else { return Ok(gathering.await) };
-        let written = pin!(self.written(batch, readers));
+        let written = pin!(self.written(batch));
         match select(gathering, written).await {
             Either::Left((gathered, written)) => written.await.map(|()| gathered),
             Either::Right((written, gathering)) => {
@@ -226,36 +218,10 @@ impl<S: Source> Fill<S> {
     }
 
     /// Once a batch is in the file, readers may have it.
-    async fn written(&self, batch: Batch, readers: &Readers) -> Result<()> {
-        let frames = batch.frames.await?;
-        self.keep(batch.at, if readers.are_many() { Vec::new() } else { frames });
+    async fn written(&self, batch: Batch) -> Result<()> {
+        batch.written.await?;
         self.reached(batch.end, Stage::Running);
         Ok(())
-    }
-
-    /// Keeps the latest bytes in memory: whoever keeps up with the writer needs no file.
-    fn keep(&self, mut at: u64, frames: Vec<Bytes>) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        for frame in frames {
-            let length = frame.len() as u64;
-            recent.push_back((at, frame));
-            at += length;
-        }
-        // Frames don't follow on each other where some weren't kept: `recent` looks at each one's end.
-        while recent.front().is_some_and(|(first, _)| *first + RECENT < at) {
-            recent.pop_front();
-        }
-    }
-
-    /// Bytes from `at` on, at most to `end`, if they came lately. Only what [`Self::keep`] was given: so
-    /// it's verified as far as what is in the file.
-    pub(super) fn recent(&self, at: u64, end: u64) -> Option<Bytes> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = recent.partition_point(|(first, _)| *first <= at);
-        let (first, frame) = recent.get(after.checked_sub(1)?)?;
-        let skip = usize::try_from(at - first).ok().filter(|skip| *skip < frame.len())?;
-        let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(frame.len() - skip);
-        Some(frame.slice(skip..skip + most))
     }
 
     fn reached(&self, at: u64, stage: Stage) {
@@ -305,8 +271,6 @@ pub(super) fn write_all(file: &File, frames: &[Bytes], mut at: u64, from: u64) -
     Ok(())
 }
 
-/// How many of the latest bytes are kept in memory.
-const RECENT: u64 = 2 << 20;
 /// Written in one go on the blocking pool.
 const GATHERED: usize = 256 << 10;
 const OCTETS: &str = "application/octet-stream";
