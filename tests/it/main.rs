@@ -27,6 +27,7 @@ mod node;
 mod node_containerd;
 mod proxy_admin;
 mod proxy_blobs;
+mod proxy_bounds;
 mod proxy_clients;
 mod proxy_config;
 mod proxy_conformance;

@@ -3,6 +3,7 @@
 mod admin;
 mod check;
 mod config;
+mod limits;
 mod listen;
 mod ops;
 mod orders;

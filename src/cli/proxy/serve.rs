@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::config::Plan;
 use super::listen::{self, Open};
 use super::reload::Watch;
-use super::{Args, announce, writeback};
+use super::{Args, announce, limits, writeback};
 use crate::cli::global::Global;
 use crate::credentials::Credentials;
 use crate::descriptor::Digest;
@@ -108,6 +108,7 @@ impl Origins for Upstreams {
 /// If the configuration or an upstream makes no sense, the cache can't be used, or an address can't be bound.
 pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
     let plan = args.plan()?;
+    limits::raise();
     let upstreams = Upstreams(Arc::new(RwLock::new(Upstreams::registries(global, &plan)?)));
     let mut doors = Vec::new();
     for door in &plan.listen {

@@ -112,7 +112,7 @@ impl Documents {
         let pin = self.0.shelf.pin(digest)?;
         let (documents, digest) = (self.clone(), *digest);
         let read = blocking(move || {
-            let Some(stored) = documents.0.shelf.open_pinned(&digest, pin) else { return Ok(None) };
+            let Some(stored) = documents.0.shelf.open_pinned(&digest, pin)? else { return Ok(None) };
             documents.read(&digest, stored.file)
         });
         match read.await {

@@ -85,16 +85,20 @@ impl Shelf {
     }
 
     /// Opens what was pinned. A file that is missing, or of another size, is forgotten: `None`. Blocks.
-    pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Option<Stored> {
+    ///
+    /// # Errors
+    /// [`Kind::Local`] where the system can't open any more files: that tells nothing of this one.
+    pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<Stored>> {
         let path = self.path(digest, pin.size());
         let file = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
         match file {
-            Ok((size, file)) if size == pin.size() => return Some(Stored { file, pin }),
+            Ok((size, file)) if size == pin.size() => return Ok(Some(Stored { file, pin })),
             Ok((size, _)) => tracing::error!("{} has {size} bytes: it is fetched again", path.display()),
+            Err(error) if is_exhausted(&error) => return Err(Error::io(format!("open {}", path.display()), &error)),
             Err(error) => tracing::error!("{}: {error}: it is fetched again", path.display()),
         }
         self.discard(digest);
-        None
+        Ok(None)
     }
 
     /// A temporary file with room for `size` bytes, for which others may have to go. Blocks.
@@ -230,6 +234,12 @@ impl Shelf {
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
+}
+
+/// Whether the process or the system has too much open, which passes.
+fn is_exhausted(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 impl std::fmt::Debug for Shelf {

@@ -83,7 +83,7 @@ async fn what_is_too_much_goes_and_what_is_read_stays() {
     let pin = cache.blobs.pin(&read).expect("here");
     let error = cache.blobs.begin(50).expect_err("it is being read");
     assert_eq!(error.kind(), Kind::Local);
-    let stored = cache.blobs.open_pinned(&read, pin).expect("opens");
+    let stored = cache.blobs.open_pinned(&read, pin).expect("opens").expect("here");
     drop(stored);
     let next = put(&cache, &[2; 50]).expect("put");
     assert_eq!(cache.blobs.list(), [(next, 50)]);

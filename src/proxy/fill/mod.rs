@@ -169,7 +169,7 @@ impl<O: Origins> Inner<O> {
 
     async fn find(self: &Arc<Self>, spot: &Spot, digest: &Digest, how: &mut How) -> Result<Option<Found<O::Source>>> {
         loop {
-            if let Some(stored) = self.stored(digest).await {
+            if let Some(stored) = self.stored(digest).await? {
                 return Ok(Some(Found::Hot(stored)));
             }
             if self.is_absent(spot, digest) {
@@ -191,10 +191,10 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    async fn stored(&self, digest: &Digest) -> Option<Stored> {
-        let pin = self.cache.blobs.pin(digest)?;
+    async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
+        let Some(pin) = self.cache.blobs.pin(digest) else { return Ok(None) };
         let (blobs, digest) = (self.cache.blobs.clone(), *digest);
-        blocking(move || Ok(blobs.open_pinned(&digest, pin))).await.ok().flatten()
+        blocking(move || blobs.open_pinned(&digest, pin)).await
     }
 
     /// Joins who fetches it, or begins to. `None` if it was committed just now.
