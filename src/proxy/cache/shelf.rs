@@ -104,27 +104,47 @@ impl Shelf {
     /// A temporary file with room for `size` bytes, for which others may have to go. Blocks.
     ///
     /// # Errors
-    /// [`Kind::Local`] if there is no room: it's larger than the cache, or all is being read, or the
-    /// disk is full, or can't be written.
+    /// Those of [`prepare`](Self::prepare) and [`make_room`](Self::make_room).
     pub fn begin(&self, size: u64) -> Result<Temp> {
-        let Inner { index, fills, keep_free, .. } = &*self.0;
-        let full = || Error::new(Kind::Local, format!("the cache has no room for {size} bytes"));
-        if !index.could_hold(size) {
-            return Err(full());
+        let mut temp = self.prepare(size)?;
+        self.make_room(&mut temp, size)?;
+        Ok(temp)
+    }
+
+    /// A temporary file that has no room yet: for `size` bytes of which nobody is sure. Nothing has to go. Blocks.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if it's larger than the cache, or the disk can't be written.
+    pub fn prepare(&self, size: u64) -> Result<Temp> {
+        if !self.0.index.could_hold(size) {
+            return Err(full(size));
         }
-        let room = loop {
+        Temp::new(&self.0.fills, None)
+    }
+
+    /// Gives the file room for `size` bytes, for which others may have to go. Blocks.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if there is none: all is being read, or the disk is full. What could never make room
+    /// enough on the disk makes none: else one blob that is too large would cost all the others.
+    pub fn make_room(&self, temp: &mut Temp, size: u64) -> Result<()> {
+        let Inner { index, fills, keep_free, .. } = &*self.0;
+        temp.room = Some(loop {
             let names = self.names();
-            if super::space::free(fills).is_some_and(|free| free < keep_free.saturating_add(size)) {
-                if !self.evict(&names) {
-                    return Err(full().hint("other files fill the disk"));
+            if let Some(free) = super::space::free(fills)
+                && free < keep_free.saturating_add(size)
+            {
+                let hopeless = free >= *keep_free && free - keep_free + index.count().1 < size;
+                if hopeless || !self.evict(&names) {
+                    return Err(full(size).hint("other files fill the disk"));
                 }
             } else if let Some(room) = index.reserve(size) {
                 break room;
             } else if !self.evict(&names) {
-                return Err(full());
+                return Err(full(size));
             }
-        };
-        Temp::new(fills, Some(room))
+        });
+        Ok(())
     }
 
     /// Gives a whole and verified file its name. On return it's durable. Blocks.
@@ -234,6 +254,10 @@ impl Shelf {
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
+}
+
+fn full(size: u64) -> Error {
+    Error::new(Kind::Local, format!("the cache has no room for {size} bytes"))
 }
 
 /// Whether the process or the system has too much open, which passes.

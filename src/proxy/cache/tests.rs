@@ -107,6 +107,16 @@ async fn the_disks_free_space_is_a_bound() {
 }
 
 #[tokio::test]
+async fn what_no_disk_has_room_for_costs_nothing() {
+    let dir = Dir::new();
+    let cache = dir.open(1 << 62).await.expect("opens");
+    let held = put(&cache, &[1; 60]).expect("put");
+    assert_eq!(cache.blobs.begin(1 << 61).expect_err("no disk is so large").kind(), Kind::Local);
+    assert_eq!(cache.blobs.list(), [(held, 60)]);
+    assert_eq!(names(&dir.0.join("fills")), 0);
+}
+
+#[tokio::test]
 async fn manifests_and_tags_come_back_as_they_were() {
     let dir = Dir::new();
     let layers = r#"{"schemaVersion":2,"layers":[]}"#;

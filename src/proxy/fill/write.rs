@@ -56,6 +56,10 @@ impl<O: Origins> Inner<O> {
                     Kind::Local => inner.uncached(&error),
                     _ => tracing::warn!("{error}"),
                 }
+                if fill.begun.get().is_some() {
+                    // Perhaps it's the manifest's size that is wrong: the next time the upstream is asked.
+                    inner.forget_size(&fill.spot, &fill.digest);
+                }
                 // Before the stage says so.
                 let _ = fill.error.set(error);
             }
@@ -108,18 +112,33 @@ impl<O: Origins> Inner<O> {
         };
         let blob = Descriptor::new(OCTETS, fill.digest, size);
         let shelf = self.cache.blobs.clone();
-        let temp = match blocking(move || shelf.begin(size)).await {
+        let mut temp = match blocking(move || shelf.prepare(size)).await {
             Ok(temp) => temp,
             Err(error) => {
-                self.uncached(&error);
-                let _ = fill.begun.set(Begun { blob, to: None });
-                fill.reached(0, Stage::Running);
-                return Ok(None);
+                if told.is_some() && self.ask_size(&fill.spot, &fill.digest).await?.ok_or_else(absent)? != size {
+                    return Err(Error::new(Kind::Mismatch, format!("blob {} has not {size} bytes", fill.digest)));
+                }
+                return Ok(self.pass_on(fill, blob, &error));
             }
         };
         let part = if self.is_parallel(size) { 0..parallel::piece(size, self.settings.parallel) } else { 0..size };
         let (source, tier, first) = self.open_part(&fill.spot, &blob, part).await?.ok_or_else(absent)?;
+        // Only now: a manifest can say what it will, and nothing has to go for a size that the upstream denies.
+        let shelf = self.cache.blobs.clone();
+        let room = blocking(move || shelf.make_room(&mut temp, size).map(|()| temp)).await;
+        let temp = match room {
+            Ok(temp) => temp,
+            Err(error) => return Ok(self.pass_on(fill, blob, &error)),
+        };
         Ok(Some((blob, temp, tier, source, first)))
+    }
+
+    /// Each reads it for himself, since it can't be cached.
+    fn pass_on<T>(&self, fill: &Fill<O::Source>, blob: Descriptor, why: &Error) -> Option<T> {
+        self.uncached(why);
+        let _ = fill.begun.set(Begun { blob, to: None });
+        fill.reached(0, Stage::Running);
+        None
     }
 
     fn is_parallel(&self, size: u64) -> bool {
