@@ -7,6 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::events::{Event, How, Observer, Tier};
 use super::fill::Found;
+use super::manifests::upstreams_fault;
 use super::world::Spot;
 use super::{Inner, Origins, Proxy, say};
 use crate::content::{Body, Source as _};
@@ -122,13 +123,19 @@ impl<O: Origins> Inner<O> {
             tags.dedup();
             Ok(Some(tags))
         };
-        let found = self.patiently(self.settings.patience, self.upstreams.ask(spot, question)).await?;
+        let found = self
+            .patiently(self.settings.patience, self.upstreams.ask(spot, question))
+            .await
+            .map_err(upstreams_fault)?;
         Ok(found.map(|found| found.value))
     }
 
     pub(super) async fn referrers(&self, spot: &Spot, subject: &Digest) -> Result<Vec<Descriptor>> {
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
-        let found = self.patiently(self.settings.patience, self.upstreams.ask(spot, question)).await?;
+        let found = self
+            .patiently(self.settings.patience, self.upstreams.ask(spot, question))
+            .await
+            .map_err(upstreams_fault)?;
         Ok(found.map_or_else(Vec::new, |found| found.value))
     }
 }

@@ -181,7 +181,7 @@ impl<O: Origins> Inner<O> {
             let target = target.clone();
             async move { source.resolve(&target).await }
         };
-        let found = self.upstreams.ask(spot, question).await?.map(|found| {
+        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?.map(|found| {
             // A client that asks by HEAD for the tag reads by digest: the tag is to be copied too.
             self.only_original(spot, target, found.tier);
             found.value
@@ -295,10 +295,13 @@ impl<O: Origins> Inner<O> {
     }
 }
 
-/// What came from the upstream and makes no sense is the upstream's fault, not our storage's.
+/// What came from the upstream and makes no sense, or leads where we don't go, is the upstream's fault, not our
+/// storage's.
 pub(super) fn upstreams_fault(error: Error) -> Error {
     match error.kind() {
-        Kind::Mismatch | Kind::Invalid | Kind::Unsupported => Error::new(Kind::Registry, error.to_string()),
+        Kind::Mismatch | Kind::Invalid | Kind::Unsupported | Kind::Refused | Kind::SessionLost | Kind::TooLarge => {
+            Error::new(Kind::Registry, error.to_string())
+        }
         _ => error,
     }
 }

@@ -1,4 +1,4 @@
-//! `transload proxy` at the bounds of what it may use.
+//! `transload proxy` at the bounds of what it may use, and of where it may be led.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use super::support::process::LIMIT;
-use super::support::{Front, Image, Process, Proxied, Registry, TempDir, Tool, http};
+use super::support::{Fault, Front, Image, Process, Proxied, Registry, Rule, TempDir, Tool, http};
 
 /// A connection that stays, for one request after another.
 struct Client(TcpStream);
@@ -81,4 +81,29 @@ fn it_takes_as_many_open_files_as_it_may_have() {
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
     let [soft, hard] = [3, 4].map(|nth| line.split_whitespace().nth(nth).expect("a limit"));
     assert_eq!(soft, hard, "{line}");
+}
+
+/// It's not our storage that failed, and nothing there was asked.
+#[test]
+fn where_it_is_not_led_is_the_upstreams_fault() {
+    let registry = Registry::start();
+    let image = Image::single(7, &[2000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &["--negative-ttl", "0"]);
+    let blob = format!("/v2/library/app/blobs/{}", image.blobs[1].digest);
+    for to in ["http://169.254.169.254/latest/meta-data", "ftp://127.0.0.1/x", "file:///etc/passwd"] {
+        front.add(Rule::on("*", "/v2/library/", Fault::Redirect(to.to_owned())).nth(..=5));
+        for (method, path) in [
+            ("GET", "/v2/library/app/manifests/v1"),
+            ("HEAD", "/v2/library/app/manifests/v1"),
+            ("GET", &blob),
+            ("HEAD", &blob),
+            ("GET", "/v2/library/app/tags/list"),
+        ] {
+            http::send(proxy.addr(), method, path, &[], &[]).expect(502);
+        }
+    }
+    assert_eq!(front.struck(), 15);
+    http::get(proxy.addr(), &blob).expect(200);
 }

@@ -226,7 +226,8 @@ impl<O: Origins> Inner<O> {
         if self.is_absent(spot, digest) {
             return Ok(None);
         }
-        let size = self.patiently(self.settings.patience, self.ask_size(spot, digest)).await?;
+        let size =
+            self.patiently(self.settings.patience, self.ask_size(spot, digest)).await.map_err(upstreams_fault)?;
         if size.is_none() {
             self.note_absent(spot, digest);
         }
