@@ -149,11 +149,29 @@ mod tests {
         breaker.check().expect("over");
     }
 
+    /// Whatever a registry says: it's asked again the same hour.
+    #[tokio::test(start_paused = true)]
+    async fn no_registry_is_left_alone_for_ever() {
+        let breaker = Breaker::new("r.io");
+        let limited = Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(u64::MAX / 2)));
+        breaker.learn::<()>(&Err(limited));
+        breaker.check().expect_err("limited");
+        tokio::time::sleep(LONGEST + SHORT).await;
+        breaker.check().expect("asked again");
+    }
+
+    /// Nor what will be the same whoever asks how often; and faults count in a row only.
     #[test]
     fn what_is_not_there_is_no_fault() {
         let breaker = Breaker::new("r.io");
         for _ in 0..20 {
             breaker.learn::<()>(&Err(Error::new(Kind::NotFound, "no")));
+            breaker.learn::<()>(&Err(Error::new(Kind::Registry, "nonsense").permanent()));
+        }
+        assert!(breaker.is_well());
+        for _ in 0..5 {
+            (1..FAULTS).for_each(|_| breaker.learn(&down()));
+            breaker.learn(&Ok(()));
         }
         assert!(breaker.is_well());
     }

@@ -30,6 +30,10 @@ struct Content {
     sizes: AtomicUsize,
     /// Bodies don't tell how long they are.
     sizeless: AtomicBool,
+    /// Each frame takes a millisecond.
+    slow: AtomicBool,
+    /// Bodies that are open now, and the most that were.
+    open: (AtomicUsize, AtomicUsize),
     /// Each frame of a blob takes one, if there is a gate.
     gate: Mutex<Option<Arc<Semaphore>>>,
 }
@@ -41,6 +45,8 @@ enum Fault {
     BreakAt(u64),
     /// This byte is wrong.
     Flip(u64),
+    /// As if our own disk failed after so many bytes.
+    DiskAt(u64),
 }
 
 #[derive(Clone)]
@@ -73,6 +79,23 @@ impl Shop {
     fn content(&self, digest: &Digest) -> Result<Bytes> {
         let found = self.0.0.blobs.lock().expect("lock").get(&(self.1.clone(), *digest)).cloned();
         found.ok_or_else(|| Error::new(Kind::NotFound, "no such blob"))
+    }
+}
+
+/// Counts a body while it's open.
+struct Opened(World);
+
+impl Opened {
+    fn new(world: &World) -> Self {
+        let (open, most) = &world.0.open;
+        most.fetch_max(open.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Self(world.clone())
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.0.open.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -112,14 +135,19 @@ impl Source for Shop {
             .enumerate()
             .map(|(n, frame)| (from + (n * FRAME) as u64, Bytes::copy_from_slice(frame)))
             .collect();
+        let (opened, slow) = (Opened::new(&self.0), self.0.0.slow.load(Ordering::Relaxed));
         let body = stream::iter(frames).then(move |(at, frame)| {
-            let gate = gate.clone();
+            let (gate, _) = (gate.clone(), &opened);
             async move {
                 if let Some(gate) = gate {
                     gate.acquire().await.expect("open").forget();
                 }
+                if slow {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
                 match fault {
                     Fault::BreakAt(end) if at >= end => Err(Error::new(Kind::Network, "reset")),
+                    Fault::DiskAt(end) if at >= end => Err(Error::new(Kind::Local, "full")),
                     Fault::Flip(byte) if (at..at + frame.len() as u64).contains(&byte) => {
                         let mut wrong = frame.to_vec();
                         wrong[usize::try_from(byte - at).expect("small")] ^= 0xff;
@@ -218,6 +246,8 @@ fn content(seed: u8, size: usize) -> Vec<u8> {
 }
 
 const FRAME: usize = 1000;
+
+mod fills;
 
 #[tokio::test]
 async fn readers_follow_one_writer_and_the_last_byte_waits_for_the_digest() {

@@ -401,6 +401,31 @@ mod tests {
         assert!(index.size_of(&digest(1)).is_some());
     }
 
+    #[test]
+    fn what_is_added_twice_is_there_once() {
+        let index = Index::new(100);
+        drop(put(&index, 1, 10));
+        drop(put(&index, 1, 10));
+        assert_eq!((index.count(), index.list()), ((1, 10), vec![(digest(1), 10)]));
+        assert_eq!((index.victim(), index.victim()), (Some((digest(1), 10)), None));
+    }
+
+    /// What is remembered of what is gone is bounded by what is here.
+    #[test]
+    fn what_is_gone_leaves_little_behind() {
+        let index = Index::new(100);
+        for n in 0..5000 {
+            drop(put(&index, n, 10));
+        }
+        for n in 5000..10_000 {
+            drop(put(&index, n, 10));
+            index.remove(&digest(n));
+        }
+        let state = index.lock();
+        assert!(state.ghosts.len() <= 1024 && state.ghostly.len() <= 1024, "{} ghosts", state.ghosts.len());
+        assert!(state.small.entries.len() + state.main.entries.len() <= 100);
+    }
+
     proptest! {
         /// Whatever is done: the bound holds, the books agree, and what is pinned is there.
         #[test]

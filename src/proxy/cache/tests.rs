@@ -89,9 +89,27 @@ async fn what_is_too_much_goes_and_what_is_read_stays() {
     assert_eq!(cache.blobs.list(), [(next, 50)]);
     assert!(!cache.blobs.path(&read, 60).exists());
     assert!(cache.blobs.begin(101).is_err(), "larger than all of it");
+    assert_eq!(cache.blobs.list(), [(next, 50)], "for nothing");
     drop(cache);
     let cache = dir.open(40).await.expect("opens");
     assert_eq!(cache.blobs.count(), (0, 0), "the bound was lowered");
+}
+
+/// After a restart too what was fetched first goes first.
+#[tokio::test]
+async fn the_oldest_goes_first_after_a_restart() {
+    let dir = Dir::new();
+    let cache = dir.open(1000).await.expect("opens");
+    let digests: Vec<_> = (0..20_u8).map(|n| put(&cache, &[n; 50]).expect("put")).collect();
+    for (age, digest) in digests.iter().enumerate() {
+        let file = fs::File::options().append(true).open(cache.blobs.path(digest, 50)).expect("opens");
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age as u64)).expect("set");
+    }
+    drop(cache);
+    let cache = dir.open(500).await.expect("opens");
+    let left = cache.blobs.list();
+    assert_eq!(left.len(), 10);
+    assert!(digests[..10].iter().all(|digest| left.contains(&(*digest, 50))), "{left:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,152 @@
+//! Readers of what is being fetched, and what must not come of faults.
+
+use super::*;
+
+/// Bytes as they come, until there are so many.
+async fn some(body: &mut Body, many: usize) -> Vec<u8> {
+    let mut got = Vec::new();
+    while got.len() < many {
+        got.extend(body.try_next().await.expect("bytes").expect("not its end"));
+    }
+    got
+}
+
+/// Also where the last byte is read beside the writer, far ahead of it.
+#[tokio::test]
+async fn the_last_byte_waits_for_the_digest_whoever_brings_it() {
+    let bench = Bench::new(|settings| settings.cache.size = 100 << 20).await;
+    let content = content(1, 9 << 20);
+    let (digest, size) = (bench.world.put("r", &content), content.len());
+    let gate = bench.world.gate();
+    let whole = bench.body("r", &digest, None).await.expect("opens");
+    // What is opened from now on waits for nothing.
+    *bench.world.0.gate.lock().expect("lock") = None;
+    let from = size - 1500;
+    let mut end = bench.body("r", &digest, Some(from as u64..size as u64)).await.expect("joins");
+    assert_eq!(some(&mut end, 1499).await, content[from..size - 1]);
+    assert_eq!(bench.world.reads(), 2);
+    gate.add_permits(size);
+    assert_eq!(all(end).await.expect("right"), content[size - 1..]);
+    assert!(all(whole).await.expect("right") == content);
+}
+
+#[tokio::test]
+async fn a_range_of_what_is_filling_ends_where_it_should() {
+    let bench = Bench::new(|_| {}).await;
+    let content = content(2, 4 * FRAME);
+    let digest = bench.world.put("r", &content);
+    let gate = bench.world.gate();
+    let mut whole = bench.body("r", &digest, None).await.expect("opens");
+    gate.add_permits(3);
+    some(&mut whole, 3 * FRAME).await;
+    for (from, to) in [(0, 10), (500, 700), (990, 1010), (1500, 2999)] {
+        let range = bench.body("r", &digest, Some(from as u64..to as u64)).await.expect("joins");
+        assert_eq!(all(range).await.expect("there already"), content[from..to]);
+    }
+    gate.add_permits(1);
+    all(whole).await.expect("right");
+}
+
+/// When our own disk fails each goes on where he is, to where he wanted; what is wrong is found even so.
+#[tokio::test]
+async fn past_a_failing_disk_each_gets_what_he_asked_for() {
+    for (at, flip) in [(0, false), (1, false), (2, false), (2, true)] {
+        let bench = Bench::new(|_| {}).await;
+        let content = content(3, 4 * FRAME);
+        let digest = bench.world.put("r", &content);
+        bench.world.fault(Fault::DiskAt(at * FRAME as u64));
+        if flip {
+            bench.world.fault(Fault::Flip(10));
+            bench.world.fault(Fault::Flip(10));
+        }
+        let gate = bench.world.gate();
+        let whole = bench.body("r", &digest, None).await.expect("opens");
+        let part = bench.body("r", &digest, Some(500..2500)).await.expect("joins");
+        gate.add_permits(100);
+        let (whole, part) = tokio::join!(all(whole), all(part));
+        assert_eq!(part.expect("its part"), content[500..2500]);
+        if flip {
+            assert_eq!(whole.expect_err("cut").kind(), Kind::Mismatch);
+        } else {
+            assert_eq!(whole.expect("all of it"), content);
+        }
+        bench.settled().await;
+        assert_eq!(bench.cached(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_is_only_passed_on_is_verified_too() {
+    let bench = Bench::new(|settings| settings.cache.size = 10).await;
+    let content = content(4, 3 * FRAME);
+    let digest = bench.world.put("r", &content);
+    assert_eq!(bench.get("r", &digest).await.expect("right"), content);
+    for range in [None, Some(0..3 * FRAME as u64)] {
+        bench.world.fault(Fault::Flip(10));
+        let mut body = bench.body("r", &digest, range).await.expect("opens");
+        let mut got = 0;
+        let error = loop {
+            match body.try_next().await {
+                Ok(Some(bytes)) => got += bytes.len(),
+                Ok(None) => panic!("it ended well"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), Kind::Mismatch);
+        assert!(got < content.len());
+    }
+}
+
+#[tokio::test]
+async fn the_upstream_is_asked_once_for_what_it_lacks_and_never_for_what_it_sends() {
+    let bench = Bench::new(|_| {}).await;
+    let (place, lacking) = (place("r"), Digest::of(b"nowhere"));
+    let asked = || bench.world.0.sizes.load(Ordering::Relaxed);
+    for _ in 0..3 {
+        assert!(bench.proxy.blob(&place, &lacking).await.expect("an answer").is_none());
+        assert_eq!(bench.proxy.size_of(&place, &lacking).await.expect("an answer"), None);
+    }
+    assert_eq!(asked(), 1);
+    let digest = bench.world.put("r", &content(6, 2 * FRAME));
+    let gate = bench.world.gate();
+    let body = bench.body("r", &digest, None).await.expect("opens");
+    let before = asked();
+    assert_eq!(bench.proxy.size_of(&place, &digest).await.expect("an answer"), Some(2 * FRAME as u64));
+    assert_eq!(asked(), before);
+    gate.add_permits(2);
+    all(body).await.expect("right");
+}
+
+#[tokio::test]
+async fn so_many_are_fetched_at_once() {
+    let bench = Bench::new(|settings| settings.fills = 2).await;
+    let digests: Vec<_> = (0..8).map(|seed| bench.world.put("r", &content(seed, 3 * FRAME))).collect();
+    let all = futures_util::future::join_all(digests.iter().map(|digest| bench.get("r", digest))).await;
+    assert!(all.iter().all(Result::is_ok));
+    assert_eq!(bench.world.0.open.1.load(Ordering::Relaxed), 2);
+}
+
+/// A large blob from a connection that is waited for: several requests, whose failures all end somewhere.
+#[tokio::test(start_paused = true)]
+async fn lanes_bring_all_of_it_or_an_error() {
+    let large = |settings: &mut Settings| (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
+    let content = content(5, 20 << 20);
+    // The first read breaks soon, the others later, or far too often.
+    for faults in [0, 3, 100] {
+        let bench = Bench::new(large).await;
+        bench.world.0.slow.store(true, Ordering::Relaxed);
+        let digest = bench.world.put("r", &content);
+        for _ in 0..faults {
+            bench.world.fault(Fault::BreakAt(if faults > 10 { 100_000 } else { 9 << 20 }));
+        }
+        let got = tokio::time::timeout(Duration::from_secs(3600), bench.get("r", &digest)).await.expect("an end");
+        if faults > 10 {
+            assert_eq!(got.expect_err("too many faults").kind(), Kind::Network);
+        } else {
+            assert!(got.expect("whole") == content);
+            assert!(bench.world.reads() > 2 && bench.world.0.open.1.load(Ordering::Relaxed) > 1);
+        }
+        bench.settled().await;
+        assert_eq!(bench.cached(), usize::from(faults < 10));
+    }
+}
