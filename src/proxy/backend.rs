@@ -7,10 +7,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::events::{Event, How, Observer, Tier};
 use super::fill::Found;
-use super::manifests::upstreams_fault;
 use super::world::Spot;
 use super::{Inner, Origins, Proxy, say};
-use crate::content::{Body, Source as _};
+use crate::content::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -78,11 +77,12 @@ impl<O: Origins> Backend for Proxy<O> {
         Ok(found.map(|found| Content { inner: self.0.clone(), spot, found }))
     }
 
-    /// The upstream's, which are not cached: who lists tags wants to know what is new.
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
-        let Some(tags) = told(self.0.tags(&spot).await, How::Passed)? else { return Ok(None) };
-        Ok(Some(tags.into_iter().filter(|tag| after.is_none_or(|after| tag.as_str() > after)).take(most).collect()))
+        let (found, how) = self.0.tags(&spot).await;
+        let Some(tags) = told(found, how)? else { return Ok(None) };
+        let behind = |tag: &&String| after.is_none_or(|after| tag.as_str() > after);
+        Ok(Some(tags.iter().filter(behind).take(most).cloned().collect()))
     }
 
     /// None: what could be asked for isn't known.
@@ -92,8 +92,8 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
         let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(Vec::new()) };
-        let found = self.0.referrers(&spot, subject).await.map(Some);
-        Ok(told(found, How::Passed)?.unwrap_or_default())
+        let (found, how) = self.0.referrers(&spot, subject).await;
+        Ok(told(found, how)?.map_or_else(Vec::new, Arc::unwrap_or_clone))
     }
 
     async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {
@@ -102,41 +102,6 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn put_manifest(&self, _: &Place, _: &Manifest, _: &Target) -> Result<()> {
         Err(read_only())
-    }
-}
-
-impl<O: Origins> Inner<O> {
-    /// All tags of the upstream, in order.
-    pub(super) async fn tags(&self, spot: &Spot) -> Result<Option<Vec<String>>> {
-        let question = |source: O::Source| async move {
-            let (mut tags, mut next) = (Vec::new(), None);
-            for _ in 0..MOST_PAGES {
-                let page = source.tags(next.as_deref()).await?;
-                tags.extend(page.tags);
-                next = page.next;
-                if next.is_none() {
-                    break;
-                }
-            }
-            // Each registry has an order of its own.
-            tags.sort_unstable();
-            tags.dedup();
-            Ok(Some(tags))
-        };
-        let found = self
-            .patiently(self.settings.patience, self.upstreams.ask(spot, question))
-            .await
-            .map_err(upstreams_fault)?;
-        Ok(found.map(|found| found.value))
-    }
-
-    pub(super) async fn referrers(&self, spot: &Spot, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
-        let found = self
-            .patiently(self.settings.patience, self.upstreams.ask(spot, question))
-            .await
-            .map_err(upstreams_fault)?;
-        Ok(found.map_or_else(Vec::new, |found| found.value))
     }
 }
 
@@ -216,6 +181,3 @@ fn read_only() -> Error {
 
 /// Sent to one client before it's counted: so that a long pull shows while it goes on.
 const MUCH: u64 = 16 << 20;
-
-/// Pages of tags that are read for one request: as many as 100,000 tags of a registry with full pages.
-const MOST_PAGES: usize = 100;

@@ -35,7 +35,7 @@ pub(super) struct State {
     /// By a hash of who and what: for how long it isn't asked for again. A collision costs one wrong
     /// answer for some seconds, and with a keyed hash of 64 bits there is none.
     absent: Memory<u64, Instant>,
-    /// Tags whose upstream couldn't be asked.
+    /// Tags and lists whose upstream couldn't be asked.
     resting: Memory<u64, Instant>,
     /// The sizes of blobs that manifests told.
     sizes: Memory<u64, u64>,
@@ -147,14 +147,14 @@ impl<O: Origins> Inner<O> {
         let target = Target::Tag(tag.to_owned());
         let Some(known) = known else { return self.look(spot, &target).await };
         let key = self.key(spot, &target);
-        if State::rests(&self.manifests.resting, key) {
+        if self.rests(key) {
             return (Ok(Some(known.descriptor())), How::Stale);
         }
         let patience = self.settings.stale_patience;
         match self.patiently(patience, async { self.look(spot, &target).await.0 }).await {
             Err(error) if error.kind() != Kind::Interrupted => {
                 tracing::warn!("{error}: {tag} is served as it was {} s ago", age(&known).as_secs());
-                self.manifests.resting.insert(key, Instant::now() + REST);
+                self.rest(key);
                 (Ok(Some(known.descriptor())), How::Stale)
             }
             // It was checked, and not read: a hit, if the content is here.
@@ -241,7 +241,7 @@ impl<O: Origins> Inner<O> {
     /// Remembers what the upstream said.
     async fn note(&self, spot: &Spot, target: &Target, found: Option<&Descriptor>) {
         let key = self.key(spot, target);
-        self.manifests.resting.remove(&key);
+        self.rested(key);
         match found {
             Some(_) => drop(self.manifests.absent.remove(&key)),
             None => self.manifests.absent.insert(key, Instant::now() + self.negative_ttl(spot)),
@@ -258,7 +258,22 @@ impl<O: Origins> Inner<O> {
         TagName::new(&spot.upstream.name, &spot.repository, tag)
     }
 
-    fn key<T: std::hash::Hash>(&self, spot: &Spot, what: &T) -> u64 {
+    /// Whether what is known of `key` is served without asking.
+    pub(super) fn rests(&self, key: u64) -> bool {
+        State::rests(&self.manifests.resting, key)
+    }
+
+    /// The upstream couldn't be asked: it's not for a while.
+    pub(super) fn rest(&self, key: u64) {
+        self.manifests.resting.insert(key, Instant::now() + REST);
+    }
+
+    /// It has answered.
+    pub(super) fn rested(&self, key: u64) {
+        self.manifests.resting.remove(&key);
+    }
+
+    pub(super) fn key<T: std::hash::Hash>(&self, spot: &Spot, what: &T) -> u64 {
         self.manifests.hash.hash_one((spot, what))
     }
 
@@ -315,5 +330,5 @@ fn age(tag: &Tag) -> Duration {
     now().checked_sub(tag.checked).map_or(Duration::MAX, Duration::from_secs)
 }
 
-/// For how long a tag whose upstream couldn't be asked is served without asking.
+/// For how long a tag or a list whose upstream couldn't be asked is served without asking.
 const REST: Duration = Duration::from_secs(5);

@@ -20,6 +20,7 @@
 //! - `fill`: fetching a blob: `fill` finds or begins one and sees it through, `follow` reads along,
 //!   `parallel` fetches by several requests
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
+//! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
@@ -46,6 +47,7 @@ mod breaker;
 pub mod cache;
 pub mod events;
 mod fill;
+mod lists;
 mod manifests;
 pub mod metrics;
 mod reading;
@@ -125,6 +127,7 @@ struct Inner<O: Origins> {
     cache: Cache,
     upstreams: upstream::Upstreams<O>,
     manifests: manifests::State,
+    lists: lists::State,
     fills: fill::Fills<O::Source>,
     tasks: tasks::Tasks,
     readers: reading::Readers,
@@ -147,6 +150,7 @@ impl<O: Origins> Proxy<O> {
             cache,
             upstreams: upstream::Upstreams::new(origins, world, observer.clone()),
             manifests: manifests::State::new(),
+            lists: lists::State::new(),
             fills: fill::Fills::new(settings.fills),
             tasks: tasks::Tasks::new(),
             readers: reading::Readers::default(),

@@ -1,0 +1,217 @@
+//! Lists of tags and of referrers: always as the upstream has them now, or, while it can't be asked, as it
+//! last had them.
+//!
+//! Who lists tags wants to know what is new, and who lists referrers whether there is a signature by now: so
+//! there is no TTL, and what is kept is given only where the upstream is down, silent or limited. It's kept in
+//! memory, within a bound of bytes for each of the two; a proxy that starts while its upstream is down has none.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as Memory;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use super::events::How;
+use super::manifests::upstreams_fault;
+use super::tasks::Flights;
+use super::world::Spot;
+use super::{Inner, Origins};
+use crate::content::Source as _;
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Kind, Result};
+
+/// What is asked for now, and what was answered.
+#[derive(Debug)]
+pub(super) struct State {
+    tags: Lists<String>,
+    referrers: Lists<Descriptor>,
+}
+
+#[derive(Debug)]
+struct Lists<T> {
+    asking: Flights<Key, Option<Arc<Vec<T>>>>,
+    kept: Memory<Key, Kept, ByBytes>,
+}
+
+/// Of which repository, and about which manifest.
+type Key = (Spot, Option<Digest>);
+
+#[derive(Clone, Debug)]
+struct Kept {
+    /// As JSON: it's smaller than the list, and its weight is its length.
+    list: Bytes,
+    since: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct ByBytes;
+
+impl Weighter<Key, Kept> for ByBytes {
+    fn weight(&self, (spot, _): &Key, kept: &Kept) -> u64 {
+        (kept.list.len() + spot.repository.len()) as u64 + OVERHEAD
+    }
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self { tags: Lists::new(BOUND), referrers: Lists::new(BOUND) }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Lists<T> {
+    fn new(bound: u64) -> Self {
+        // So few that it's one shard: in many, each has a part of the bound, and no long list fits.
+        let kept = Memory::with_weighter(32, bound, ByBytes);
+        Self { asking: Flights::default(), kept }
+    }
+
+    /// Keeps what the upstream said; that there is none, too.
+    fn keep(&self, key: Key, list: Option<&Vec<T>>) {
+        match list.and_then(|list| serde_json::to_vec(list).ok()) {
+            Some(list) => self.kept.insert(key, Kept { list: list.into(), since: Instant::now() }),
+            None => drop(self.kept.remove(&key)),
+        }
+    }
+}
+
+impl<O: Origins> Inner<O> {
+    /// All tags of the upstream, in order; or those that it had.
+    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot) -> (Result<Option<Arc<Vec<String>>>>, How) {
+        let key = (spot.clone(), None);
+        self.list(|state| &state.tags, key, |inner, (spot, _)| async move { inner.ask_tags(&spot).await }).await
+    }
+
+    /// What is about `subject` at the upstream; or was.
+    pub(super) async fn referrers(
+        self: &Arc<Self>,
+        spot: &Spot,
+        subject: &Digest,
+    ) -> (Result<Option<Arc<Vec<Descriptor>>>>, How) {
+        let (key, subject) = ((spot.clone(), Some(*subject)), *subject);
+        let ask =
+            move |inner: Arc<Self>, (spot, _)| async move { inner.ask_referrers(&spot, &subject).await.map(Some) };
+        self.list(|state| &state.referrers, key, ask).await
+    }
+
+    async fn list<T, F>(
+        self: &Arc<Self>,
+        which: fn(&State) -> &Lists<T>,
+        key: Key,
+        ask: impl FnOnce(Arc<Self>, Key) -> F,
+    ) -> (Result<Option<Arc<Vec<T>>>>, How)
+    where
+        T: Serialize + DeserializeOwned + Send + Sync + 'static,
+        F: Future<Output = Result<Option<Vec<T>>>> + Send + 'static,
+    {
+        let lists = which(&self.lists);
+        let old = || lists.kept.get(&key).and_then(|kept| Some((serde_json::from_slice(&kept.list).ok()?, kept.since)));
+        let rest = self.key(&key.0, &("list", &key.1));
+        if self.rests(rest)
+            && let Some((list, _)) = old()
+        {
+            return (Ok(Some(Arc::new(list))), How::Stale);
+        }
+        // By a task: a client that has waited long enough doesn't end the question, and the registry's
+        // breaker learns how it ended.
+        let work = || {
+            let (inner, key) = (self.clone(), key.clone());
+            let asked = ask(inner.clone(), key.clone());
+            async move {
+                let found = asked.await?;
+                which(&inner.lists).keep(key, found.as_ref());
+                inner.rested(rest);
+                Ok(found.map(Arc::new))
+            }
+        };
+        let flight = lists.asking.join(&self.tasks, key.clone(), work);
+        let patience =
+            if lists.kept.contains_key(&key) { self.settings.stale_patience } else { self.settings.patience };
+        match self.patiently(patience, async { flight.await.0 }).await {
+            Err(error) if error.kind() != Kind::Interrupted => match old() {
+                Some((list, since)) => {
+                    let (repository, age) = (&key.0.repository, since.elapsed().as_secs());
+                    tracing::warn!("{error}: a list of {repository} is served as it was {age} s ago");
+                    self.rest(rest);
+                    (Ok(Some(Arc::new(list))), How::Stale)
+                }
+                None => (Err(error), How::Failed),
+            },
+            answered => (answered, How::Passed),
+        }
+    }
+
+    /// All tags of the upstream, in order, as it has them now.
+    pub(super) async fn ask_tags(&self, spot: &Spot) -> Result<Option<Vec<String>>> {
+        let question = |source: O::Source| async move {
+            let (mut tags, mut next) = (Vec::new(), None);
+            for _ in 0..MOST_PAGES {
+                let page = source.tags(next.as_deref()).await?;
+                tags.extend(page.tags);
+                next = page.next;
+                if next.is_none() {
+                    break;
+                }
+            }
+            // Each registry has an order of its own.
+            tags.sort_unstable();
+            tags.dedup();
+            Ok(Some(tags))
+        };
+        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?;
+        Ok(found.map(|found| found.value))
+    }
+
+    /// What is about `subject` at the upstream now.
+    pub(super) async fn ask_referrers(&self, spot: &Spot, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
+        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?;
+        Ok(found.map_or_else(Vec::new, |found| found.value))
+    }
+}
+
+/// Pages of tags that are read for one request: as many as 100,000 tags of a registry with full pages.
+const MOST_PAGES: usize = 100;
+/// Bytes of lists that are kept, for each of the two kinds.
+const BOUND: u64 = 4 << 20;
+/// What an entry takes besides its list and its name, about.
+const OVERHEAD: u64 = 160;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::world::Spec;
+
+    fn key(repository: &str) -> Key {
+        let upstream: Arc<Spec> = Arc::new("docker.io".parse().expect("a spec"));
+        (Spot { upstream, repository: repository.into() }, None)
+    }
+
+    fn tags(bytes: usize) -> Vec<String> {
+        // As JSON each has two quotes and a comma.
+        vec!["x".repeat(97); bytes / 100]
+    }
+
+    #[test]
+    fn lists_are_bounded_by_their_bytes() {
+        let lists = Lists::<String>::new(1 << 20);
+        for nth in 0..500 {
+            lists.keep(key(&format!("app{nth}")), Some(&tags(10_000)));
+        }
+        let (count, weight) = (lists.kept.len(), lists.kept.weight());
+        assert!((80..=104).contains(&count) && weight <= 1 << 20, "{count} lists, {weight} bytes");
+        // One that has nearly all of the room is kept, one that has more is not, nor is what it was before.
+        lists.keep(key("large"), Some(&tags(1_000_000)));
+        assert_eq!(lists.kept.get(&key("large")).map(|kept| kept.list.len()), Some(1_000_001));
+        lists.keep(key("large"), Some(&tags(1_100_000)));
+        assert!(lists.kept.get(&key("large")).is_none() && lists.kept.weight() <= 1 << 20);
+        // What is gone is gone.
+        lists.keep(key("small"), Some(&tags(100)));
+        assert!(lists.kept.get(&key("small")).is_some());
+        lists.keep(key("small"), None);
+        assert!(lists.kept.get(&key("small")).is_none());
+    }
+}
