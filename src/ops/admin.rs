@@ -44,7 +44,9 @@ pub(super) async fn answer(admin: &Admin, alone: bool, head: &Parts) -> Response
 
 fn refused(alone: bool, headers: &HeaderMap) -> Option<&'static str> {
     if !alone {
-        return Some("/admin/ is answered on loopback only: listen at 127.0.0.1 or [::1]");
+        return Some(
+            "/admin/ is answered on loopback only: it can have an address of its own there, by --listen-admin",
+        );
     }
     if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
         return Some("/admin/ is not for browsers");

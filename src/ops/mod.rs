@@ -81,15 +81,31 @@ pub async fn serve_with(
     admin: Option<Admin>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let limits = Limits {
+    let alone = is_alone(&listener);
+    server::run(listener, Ops { health, metrics, pages, admin, alone }, limits(), shutdown).await
+}
+
+/// What may be done to the program, at an address of its own; nothing else is answered there.
+///
+/// # Errors
+/// Those of [`server::run`].
+pub async fn serve_admin(listener: TcpListener, admin: Admin, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let alone = is_alone(&listener);
+    server::run(listener, Orders { admin, alone }, limits(), shutdown).await
+}
+
+fn is_alone(listener: &TcpListener) -> bool {
+    listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
+}
+
+fn limits() -> Limits {
+    Limits {
         connections: 64,
         head: Duration::from_secs(30),
         stalled: Duration::from_secs(10),
         drain: Duration::from_secs(1),
         ..Limits::default()
-    };
-    let alone = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
-    server::run(listener, Ops { health, metrics, pages, admin, alone }, limits, shutdown).await
+    }
 }
 
 /// A page: its media type, and its content.
@@ -104,20 +120,41 @@ struct Ops<P> {
     alone: bool,
 }
 
+struct Orders {
+    admin: Admin,
+    alone: bool,
+}
+
 impl<P: Fn(&str) -> Option<Page> + Send + Sync + 'static> Handler for Ops<P> {
     async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
-        let mut response = match &self.admin {
+        let response = match &self.admin {
             Some(admin) if request.uri().path().starts_with("/admin/") => {
                 admin::answer(admin, self.alone, &request.into_parts().0).await
             }
             _ => self.answer(request.method(), request.uri().path()),
         };
-        let headers = response.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        response
+        guarded(response)
     }
+}
+
+impl Handler for Orders {
+    async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
+        guarded(match request.uri().path() {
+            path if path.starts_with("/admin/") => {
+                admin::answer(&self.admin, self.alone, &request.into_parts().0).await
+            }
+            _ => text(StatusCode::NOT_FOUND, "there is /admin/ here, and nothing else\n"),
+        })
+    }
+}
+
+/// Says to browsers what isn't theirs.
+fn guarded(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 impl<P: Fn(&str) -> Option<Page>> Ops<P> {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::support::process::LIMIT;
-use super::support::proxied::{assert_whole, files, ops, shows};
+use super::support::proxied::{admin, assert_whole, files, ops, shows};
 use super::support::{Image, Proxied, Registry, TempDir, http, transload};
 
 const TAG: &str = "/v2/library/app/manifests/v1";
@@ -293,5 +293,45 @@ fn who_is_refused_by_the_admin_paths() {
     let refused = http::send(at, "GET", "/admin/cache", &[ours], &[]).expect(403);
     assert!(refused.text().contains("loopback only"), "{}", refused.text());
     let run = transload(&["proxy", "ls", "--admin", &at.to_string()]).exits(1);
-    assert!(run.stderr.contains("must be on loopback"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: give the proxy --listen-admin"), "{}", run.stderr);
+}
+
+/// With an address of their own, orders are taken at no other; and nothing else is answered there.
+#[test]
+fn orders_have_an_address_of_their_own() {
+    for beside in ["0.0.0.0:0", "127.0.0.1:0"] {
+        let flags = ["--listen-ops", beside, "--listen-admin", "127.0.0.1:0"];
+        let proxy = Proxied::start("docker.io=127.0.0.1:1", &flags);
+        let at = admin(&proxy);
+        let ls = |at: SocketAddr| transload(&["proxy", "ls", "--admin", &at.to_string()]);
+        assert!(ls(at).exits(0).stdout.starts_with("0 manifests"), "{beside}");
+        let open = SocketAddr::from(([127, 0, 0, 1], ops(&proxy).port()));
+        http::get(open, "/readyz").expect(200);
+        let refused = ls(open).exits(1);
+        assert!(refused.stderr.contains("--listen-admin"), "{}", refused.stderr);
+        let ours = ("x-transload-admin", "1");
+        http::send(open, "GET", "/admin/cache", &[ours], &[]).expect(403);
+        for path in ["/healthz", "/metrics", "/status.json", "/", "/v2/"] {
+            http::send(at, "GET", path, &[ours], &[]).expect(404);
+        }
+        // Browsers are refused here, too.
+        http::send(at, "GET", "/admin/cache", &[ours, ("origin", "null")], &[]).expect(403);
+        http::send(at, "GET", "/admin/cache", &[ours, ("host", "rebound.example:80")], &[]).expect(403);
+        http::send(at, "GET", "/admin/cache", &[ours], &[]).expect(200);
+    }
+    // Without the other one there is nothing but this.
+    let proxy = Proxied::start("docker.io=127.0.0.1:1", &["--listen-admin", "[::1]:0"]);
+    assert!(admin(&proxy).is_ipv6());
+    transload(&["proxy", "gc", "--admin", &admin(&proxy).to_string()]).exits(0);
+}
+
+#[test]
+fn orders_are_not_taken_from_elsewhere() {
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:9091"] {
+        let wrong = ["proxy", "--upstream", "docker.io", "--cache", "/nowhere", "--listen-admin", address];
+        let run = transload(&wrong).exits(2);
+        let said = format!("error: local: cannot use --listen-admin: {address} can be reached from elsewhere");
+        assert!(run.stderr.starts_with(&said), "{}", run.stderr);
+        assert!(run.stderr.contains("\nhint: ") && run.stderr.contains("127.0.0.1:9091"), "{}", run.stderr);
+    }
 }

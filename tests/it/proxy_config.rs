@@ -278,10 +278,11 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     http::get(at, LIBRARY).expect(200);
     http::get(at, TEAM).expect(404);
     // The other way round; and what can't change is said.
-    let text = world.write(HTTP, "    allow: [\"team/*\"]\n");
+    let text = world.write(HTTP, "    allow: [\"team/*\"]\nlisten-admin: 127.0.0.1:0\n");
     let other = std::fs::read_to_string(&text).expect("the file").replace("dir: cache", "dir: elsewhere");
     world.dir.write("proxy.yaml", other);
     proxy.hang_up();
+    proxy.stderr.wait_line("what changed in `listen-admin` needs a restart", LIMIT);
     proxy.stderr.wait_line("what changed in `cache` needs a restart", LIMIT);
     proxy.stderr.wait_line("read ", LIMIT);
     http::get(at, LIBRARY).expect(404);
@@ -360,6 +361,7 @@ upstreams:
   - name: ghcr.io
 limits: { connections: 100, fills: 8, head-timeout: 30, parallel-fetch: 2 }
 logs: { access: json }
+listen-admin: 127.0.0.1:9091
 ";
 
 fn check(text: &str) -> Run {
@@ -373,6 +375,7 @@ fn check_says_what_a_file_means() {
         "listens at http://127.0.0.1:5000: whoever can connect\n\
          listens at https://0.0.0.0:5443: whoever has a client certificate and a token\n\
          listens at unix:proxy.sock: whoever has a user's name and password\n\
+         takes the orders of proxy ls, rm, gc and verify at http://127.0.0.1:9091\n\
          caches up to 204800 MiB in /var/cache/transload, and leaves 1024 MiB free\n\
          \x20 and reads 8.0 MiB of it in a second, to find what is corrupt\n\
          docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
@@ -401,6 +404,12 @@ fn errors_point_at_the_line() {
         ("    original: true\n", "", "proxy.yaml:16: `write-back` is for"),
         ("    write-back: true\n", "", "proxy.yaml:16: `write-back-auth-file` is for"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
+        (
+            "listen-admin: 127.0.0.1",
+            "listen-admin: 0.0.0.0",
+            "proxy.yaml:29: 0.0.0.0:9091 can be reached from elsewhere",
+        ),
+        ("listen-admin: 127.0.0.1:9091", "listen-admin: 9091", "proxy.yaml:29: "),
         ("  - unix: proxy.sock", "  - unix: proxy.sock\n    http: a:1", "proxy.yaml:8: each of `listen` has one of"),
     ] {
         let text = FULL.replace(from, to);
@@ -412,6 +421,7 @@ fn errors_point_at_the_line() {
     check("").exits(2);
     // File and flags don't mix.
     transload(&["proxy", "--config", "proxy.yaml", "--tag-ttl", "1"]).exits(2);
+    transload(&["proxy", "--config", "proxy.yaml", "--listen-admin", "127.0.0.1:0"]).exits(2);
     transload(&["proxy", "--upstream", "docker.io"]).exits(2);
 }
 

@@ -53,7 +53,7 @@ pub(in crate::cli) struct Place {
     /// The directory of the cache
     #[arg(id = "admin-cache", long = "cache", value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// A running proxy: the address of its --listen-ops, on loopback, such as 127.0.0.1:9090
+    /// A running proxy: the address of its --listen-admin, or else of its --listen-ops, such as 127.0.0.1:9091
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
 }

@@ -31,6 +31,9 @@ fn text(plan: &Plan) -> String {
     for door in &plan.listen {
         let _ = writeln!(text, "listens at {}: {}", door.url(), door.who());
     }
+    if let Some(address) = &plan.listen_admin {
+        let _ = writeln!(text, "takes the orders of proxy ls, rm, gc and verify at http://{address}");
+    }
     let (settings, cache) = (&plan.settings, &plan.settings.cache);
     let _ = writeln!(
         text,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 use serde_saphyr::{Location, Spanned};
 
+use super::loopback::Loopback;
 use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
 use crate::proxy::rules::Rules;
@@ -31,6 +32,8 @@ pub(super) struct Plan {
     pub(super) write_auth: BTreeMap<String, PathBuf>,
     pub(super) limits: Limits,
     pub(super) access_log: AccessLines,
+    /// Where orders are taken, if they have an address of their own.
+    pub(super) listen_admin: Option<Loopback>,
 }
 
 /// Whether each request is told, and how.
@@ -88,6 +91,7 @@ struct File {
     #[serde(default, rename = "$schema")]
     _schema: Option<String>,
     listen: Vec<Spanned<Listen>>,
+    listen_admin: Option<Spanned<String>>,
     cache: Cache,
     upstreams: Spanned<Vec<Spanned<Upstream>>>,
     #[serde(default)]
@@ -266,7 +270,8 @@ impl Reader<'_> {
         if let Some(parallel) = bounds.parallel_fetch {
             settings.parallel = self.within(&parallel, 1..=32)?;
         }
-        Ok(Plan { listen, settings, auth, write_auth, limits, access_log: file.logs.access })
+        let admin = file.listen_admin.map(|address| self.at(&address.referenced, address.value.parse())).transpose()?;
+        Ok(Plan { listen, settings, auth, write_auth, limits, access_log: file.logs.access, listen_admin: admin })
     }
 
     fn door(&self, listen: Spanned<Listen>) -> Result<Door> {

@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod limits;
 mod listen;
+mod loopback;
 mod ops;
 mod orders;
 mod reload;
@@ -134,6 +135,7 @@ impl Args {
             // Nodes may pull many images each, by several connections.
             limits: Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() },
             access_log: self.access_log,
+            listen_admin: self.ops.admin()?,
         })
     }
 
@@ -187,11 +189,12 @@ Examples:
   transload proxy --upstream docker.io --upstream ghcr.io --cache DIR --cache-size 200GiB
   transload proxy check proxy.yaml
   transload proxy warm images.yaml --proxy 127.0.0.1:5000
-  transload proxy gc --admin 127.0.0.1:9090 --older-than 30d --dry-run
+  transload proxy gc --admin 127.0.0.1:9091 --older-than 30d --dry-run
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 13] = [
+const BY_FILE: [&str; 14] = [
+    "listen_admin",
     "parallel_fetch",
     "access_log",
     "listen",

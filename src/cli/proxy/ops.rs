@@ -8,10 +8,11 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
-use super::orders::told_to;
+use super::loopback::Loopback;
+use super::orders::{elsewhere, told_to};
 use super::serve::Upstreams;
-use crate::cli::{interval, told};
-use crate::error::Result;
+use crate::cli::{interval, output, told};
+use crate::error::{Error, Result, Side};
 use crate::ops::{self, Health, Page};
 use crate::proxy::events::Observer;
 use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
@@ -25,19 +26,42 @@ use crate::registry::Registries;
 #[group(skip)]
 pub(super) struct Args {
     /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as
-    /// 127.0.0.1:9090; on loopback also what `proxy ls`, `rm`, `gc` and `verify` ask by --admin
+    /// 127.0.0.1:9090; on loopback also what `proxy ls`, `rm`, `gc` and `verify` ask by --admin, unless that
+    /// has an address of its own
     #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
     listen_ops: Option<String>,
+    /// Answer what `proxy ls`, `rm`, `gc` and `verify` ask by --admin at this address, and nothing else; it must
+    /// be on loopback, such as 127.0.0.1:9091
+    #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
+    listen_admin: Option<String>,
 }
 
 impl Args {
-    /// Binds the address, where there is one, and begins to count.
+    /// Where orders are taken, if they have an address of their own.
     ///
     /// # Errors
-    /// If the address can't be bound.
-    pub(super) async fn open(&self, upstreams: &Upstreams) -> Result<Ops> {
+    /// If others can connect to it.
+    pub(super) fn admin(&self) -> Result<Option<Loopback>> {
+        let parsed = self.listen_admin.as_deref().map(str::parse).transpose();
+        parsed.map_err(|error: Error| error.doing("use --listen-admin").on(Side::Local))
+    }
+
+    /// Binds the addresses, where there are any, and begins to count.
+    ///
+    /// # Errors
+    /// If an address can't be bound.
+    pub(super) async fn open(&self, admin: Option<&Loopback>, upstreams: &Upstreams) -> Result<Ops> {
         let listener = match &self.listen_ops {
             Some(address) => Some(interval::listen(address).await?),
+            None => None,
+        };
+        let orders = match admin {
+            Some(address) => {
+                let listener = address.bind().await.map_err(|error| error.on(Side::Local))?;
+                let bound = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
+                output::note(&format!("taking the orders of proxy ls, rm, gc and verify --admin on http://{bound}"));
+                Some(listener)
+            }
             None => None,
         };
         let mut registry = Registry::default();
@@ -47,13 +71,15 @@ impl Args {
             move || quotas(&upstreams.all())
         });
         let health = Health::unready_since("the cache is being opened");
-        Ok(Ops { listener, registry, metrics, lately: Lately::default(), pages: None, admin: None, health })
+        Ok(Ops { listener, orders, registry, metrics, lately: Lately::default(), pages: None, admin: None, health })
     }
 }
 
 /// What is told, and where.
 pub(super) struct Ops {
     listener: Option<TcpListener>,
+    /// Where orders are taken, if not there.
+    orders: Option<TcpListener>,
     registry: Registry,
     metrics: Metrics,
     lately: Lately,
@@ -105,13 +131,26 @@ impl Ops {
     /// # Errors
     /// Those of [`ops::serve`].
     pub(super) async fn serve(self) -> Result<()> {
-        match self.listener {
-            Some(listener) => {
-                let pages = self.pages.unwrap_or_else(|| Box::new(|_| None));
-                ops::serve_with(listener, self.health, Arc::new(self.registry), pages, self.admin, pending()).await
+        let (shared, own) = match (self.orders, self.admin) {
+            (Some(listener), Some(admin)) => (Some(elsewhere()), Some((listener, admin))),
+            (_, admin) => (admin, None),
+        };
+        let ops = async {
+            match self.listener {
+                Some(listener) => {
+                    let pages = self.pages.unwrap_or_else(|| Box::new(|_| None));
+                    ops::serve_with(listener, self.health, Arc::new(self.registry), pages, shared, pending()).await
+                }
+                None => pending().await,
             }
-            None => pending().await,
-        }
+        };
+        let orders = async {
+            match own {
+                Some((listener, admin)) => ops::serve_admin(listener, admin, pending()).await,
+                None => pending().await,
+            }
+        };
+        tokio::try_join!(ops, orders).map(drop)
     }
 }
 

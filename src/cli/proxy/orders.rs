@@ -1,4 +1,5 @@
-//! What a running proxy's cache is told to do: the paths below `/admin/` of its operators' address.
+//! What a running proxy's cache is told to do: the paths below `/admin/` of its operators' address, or of one of
+//! their own.
 //!
 //! ```text
 //! GET    /admin/cache                                 tags in parts, one a line; then the sums
@@ -30,6 +31,14 @@ pub(super) fn told_to(admin: Admin) -> ops::Admin {
     Arc::new(move |asked| {
         let admin = admin.clone();
         async move { obey(admin, &asked).await.unwrap_or_else(|error| refusal(&error)) }.boxed()
+    })
+}
+
+/// What stands in its place where orders have an address of their own.
+pub(super) fn elsewhere() -> ops::Admin {
+    Arc::new(|_| {
+        let said = json!({ "error": "it takes orders at another address: that of its --listen-admin" });
+        async move { ops::json(StatusCode::FORBIDDEN, &said) }.boxed()
     })
 }
 

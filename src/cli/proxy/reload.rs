@@ -98,9 +98,12 @@ impl Watch {
             let Settings { cache, scrub, .. } = &plan.settings;
             (cache.dir.clone(), cache.size, cache.keep_free, *scrub)
         };
-        for (what, differs) in
-            [("listen", !listens), ("cache", cache(old) != cache(new)), ("limits", limits(old) != limits(new))]
-        {
+        for (what, differs) in [
+            ("listen", !listens),
+            ("listen-admin", old.listen_admin != new.listen_admin),
+            ("cache", cache(old) != cache(new)),
+            ("limits", limits(old) != limits(new)),
+        ] {
             if differs {
                 output::note(&format!("warning: what changed in `{what}` needs a restart"));
             }
@@ -111,8 +114,8 @@ impl Watch {
         (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
         self.log.set(plan.access_log.form());
-        let (auth, write_auth, access_log) = (plan.auth, plan.write_auth, plan.access_log);
-        self.plan = Plan { listen, settings, auth, write_auth, limits, access_log };
+        let listen_admin = self.plan.listen_admin.take();
+        self.plan = Plan { listen, settings, limits, listen_admin, ..plan };
         self.changes = Changes::since(seen);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A running proxy, asked by its operators' address what [`orders`](super::orders) answers.
+//! A running proxy, asked at the address for its orders what [`orders`](super::orders) answers.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// The one whose `--listen-ops` is this address.
+    /// The one whose `--listen-admin`, or `--listen-ops`, is this address.
     pub(super) fn new(address: &str) -> Result<Self> {
         let address = address.trim_end_matches('/');
         let base = format!("http://{}", address.strip_prefix("http://").unwrap_or(address));
@@ -63,7 +63,7 @@ impl Remote {
         let answer = request.send().await.map_err(|error| {
             let why = root_cause(&error.without_url());
             Error::new(Kind::Network, format!("cannot ask the proxy at {}: {why}", self.base))
-                .hint("--admin takes the address that its --listen-ops has, on loopback")
+                .hint("--admin takes the address that its --listen-admin has, or its --listen-ops on loopback")
         })?;
         let status = answer.status();
         if status.is_success() {
@@ -79,7 +79,11 @@ impl Remote {
             _ => Kind::Local,
         };
         let error = Error::new(kind, format!("the proxy at {}: {said}", self.base));
-        Err(if kind == Kind::Denied { error.hint("its --listen-ops must be on loopback") } else { error })
+        Err(if kind == Kind::Denied {
+            error.hint("give the proxy --listen-admin 127.0.0.1:9091, and ask there; or a --listen-ops on loopback")
+        } else {
+            error
+        })
     }
 
     fn broken(&self, why: &dyn std::fmt::Display) -> Error {

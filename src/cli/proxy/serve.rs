@@ -114,7 +114,7 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
     for door in &plan.listen {
         doors.push(listen::open(door).await?);
     }
-    let mut ops = args.ops.open(&upstreams).await?;
+    let mut ops = args.ops.open(plan.listen_admin.as_ref(), &upstreams).await?;
     let queue = Queue::open(&plan.settings.cache.dir, ops.registry());
     let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer(queue.clone())).await?;
     ops.watch(&proxy);

@@ -63,7 +63,18 @@ impl Proxied {
 /// Where it answers those who operate it.
 #[track_caller]
 pub fn ops(proxy: &Proxied) -> SocketAddr {
-    let line = proxy.process.stderr.wait_line("/metrics on http://", LIMIT);
+    told(proxy, "/metrics on http://")
+}
+
+/// Where it takes orders, if that has an address of its own.
+#[track_caller]
+pub fn admin(proxy: &Proxied) -> SocketAddr {
+    told(proxy, "--admin on http://")
+}
+
+#[track_caller]
+fn told(proxy: &Proxied, what: &str) -> SocketAddr {
+    let line = proxy.process.stderr.wait_line(what, LIMIT);
     line.split("http://").nth(1).and_then(|address| address.trim().parse().ok()).expect("an address")
 }
 

@@ -130,6 +130,9 @@ capabilities:
 {{- if not $config.listen -}}
 {{- $_ := set $config "listen" (list (dict "http" "0.0.0.0:5000")) -}}
 {{- end -}}
+{{- if not (hasKey $config "listen-admin") -}}
+{{- $_ := set $config "listen-admin" "127.0.0.1:9091" -}}
+{{- end -}}
 {{- $_ := set $config "cache" (merge (default dict $config.cache) (dict "dir" "/var/cache/transload" "size" $proxy.cache.size)) -}}
 {{- if not $config.upstreams -}}
 {{- $upstreams := list -}}
