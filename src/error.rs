@@ -98,6 +98,20 @@ impl Error {
         if full { made.hint("free some space, or choose another directory") } else { made }
     }
 
+    /// A file that the user named couldn't be read, while `doing` something.
+    pub fn unreadable(doing: impl Into<String>, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        let made = Self::io(doing, error);
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => made.hint(
+                "check the path: one that does not begin with / is looked for in the directory that transload runs in",
+            ),
+            ErrorKind::PermissionDenied => made.hint("the user that transload runs as must be allowed to read it"),
+            ErrorKind::IsADirectory => made.hint("name a file, not a directory"),
+            _ => made,
+        }
+    }
+
     /// Says on which side it happened, unless that is known already.
     #[must_use]
     pub fn on(mut self, side: Side) -> Self {

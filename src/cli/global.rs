@@ -72,8 +72,8 @@ impl Global {
     pub(super) fn options(&self) -> Result<Options> {
         let mut ca = Vec::new();
         for file in &self.ca_file {
-            let pem =
-                std::fs::read(file).map_err(|error| Error::io(format!("read --ca-file {}", file.display()), &error))?;
+            let pem = std::fs::read(file)
+                .map_err(|error| Error::unreadable(format!("read --ca-file {}", file.display()), &error))?;
             ca.push(pem);
         }
         Ok(Options {

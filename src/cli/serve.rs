@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Store;
 use crate::server::{self, Limits, Server};
 
@@ -52,7 +52,9 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
 pub(super) async fn bind(listen: &str) -> Result<TcpListener> {
     let wrong = |error: &std::io::Error| {
         let error = Error::new(Kind::Usage, format!("cannot listen on {listen:?}: {error}"));
-        error.hint("write an address and a port that is free, such as 127.0.0.1:5000, or port 0 for any")
+        error
+            .on(Side::Local)
+            .hint("write an address and a port that is free, such as 127.0.0.1:5000, or port 0 for any")
     };
     // `localhost:5000` may be ::1 and 127.0.0.1.
     let addresses: Vec<SocketAddr> = listen.to_socket_addrs().map_err(|error| wrong(&error))?.collect();

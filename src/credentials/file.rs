@@ -165,7 +165,7 @@ impl Watched {
         let path = named_file(path);
         match Self::open(&path) {
             Ok(watched) => watched,
-            Err(error) => Err(Error::io(format!("read the credentials in {}", path.display()), &error)),
+            Err(error) => Err(Error::unreadable(format!("read the credentials in {}", path.display()), &error)),
         }
     }
 

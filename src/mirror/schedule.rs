@@ -59,7 +59,7 @@ pub struct File(pub PathBuf);
 
 impl Origin for File {
     async fn read(&self) -> Result<Vec<u8>> {
-        let failed = |error| Error::io(format!("read {}", self.0.display()), &error);
+        let failed = |error| Error::unreadable(format!("read {}", self.0.display()), &error);
         let file = tokio::fs::File::open(&self.0).await.map_err(failed)?;
         let mut bytes = Vec::new();
         file.take(List::MAX_BYTES + 1).read_to_end(&mut bytes).await.map_err(failed)?;

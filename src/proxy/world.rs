@@ -81,11 +81,12 @@ impl World {
     /// [`Kind::Usage`] if there is none, or two have one name.
     pub fn new(specs: Vec<Spec>) -> Result<Self> {
         if specs.is_empty() {
-            return Err(Error::new(Kind::Usage, "there is no upstream").hint("name one: --upstream docker.io"));
+            return Err(Error::new(Kind::Usage, "there is no upstream").hint("name one, such as docker.io"));
         }
         for (n, spec) in specs.iter().enumerate() {
             if specs[..n].iter().any(|other| other.name == spec.name) {
-                return Err(Error::new(Kind::Usage, format!("there are two upstreams {}", spec.name)));
+                return Err(Error::new(Kind::Usage, format!("there are two upstreams {}", spec.name))
+                    .hint("clients know an upstream by its name: leave one of them out"));
             }
         }
         Ok(Self(specs.into_iter().map(Arc::new).collect()))

@@ -31,6 +31,7 @@ mod proxy_bounds;
 mod proxy_clients;
 mod proxy_config;
 mod proxy_conformance;
+mod proxy_errors;
 mod proxy_lists;
 mod proxy_ops;
 mod proxy_tags;

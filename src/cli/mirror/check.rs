@@ -55,7 +55,7 @@ pub(in crate::cli) fn read(file: &str, defaults: &Defaults) -> Result<(List, Str
         "-" => std::io::stdin().lock().take(List::MAX_BYTES + 1).read_to_end(&mut text),
         _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
     };
-    result.map_err(|error| Error::io(format!("read {name}"), &error))?;
+    result.map_err(|error| Error::unreadable(format!("read {name}"), &error))?;
     let list = List::read_with(&String::from_utf8_lossy(&text), name, defaults)?;
     Ok((list, name.to_owned()))
 }

@@ -57,8 +57,8 @@ impl Args {
     fn accounts(&self) -> Result<Vec<Credential>> {
         let Some(path) = &self.hub_accounts else { return Ok(Vec::new()) };
         let named = path.display();
-        let text =
-            std::fs::read_to_string(path).map_err(|error| Error::io(format!("read --hub-accounts {named}"), &error))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::unreadable(format!("read --hub-accounts {named}"), &error))?;
         let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty() && !line.starts_with('#'));
         lines
             .map(|(line, number)| match line.trim().split_once(':') {

@@ -96,7 +96,7 @@ impl RunArgs {
     fn failed(&self) -> Result<Option<Failed>> {
         let read = |path: &PathBuf| {
             let bytes = std::fs::read(path)
-                .map_err(|error| Error::io(format!("read --retry-failed {}", path.display()), &error))?;
+                .map_err(|error| Error::unreadable(format!("read --retry-failed {}", path.display()), &error))?;
             Failed::read(&path.display().to_string(), &bytes)
         };
         self.retry_failed.as_ref().map(read).transpose()

@@ -12,7 +12,7 @@ use super::remote::Remote;
 use crate::cli::global::{Format, Global, parse_bytes};
 use crate::cli::output;
 use crate::descriptor::Digest;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Side};
 use crate::mirror::schedule;
 use crate::pool::blocking;
 use crate::proxy::admin::{Tags, Verified};
@@ -92,12 +92,14 @@ impl Place {
 
 /// Does it; returns the exit code.
 pub(in crate::cli) async fn run(action: &Action, global: &Global) -> Result<u8> {
-    match action {
-        Action::Ls(place) => ls(&listing(place).await?, global),
+    let done = match action {
+        Action::Ls(place) => listing(place).await.and_then(|found| ls(&found, global)),
         Action::Rm { place, what } => rm(place, what, global).await,
         Action::Gc(args) => gc(args, global).await,
         Action::Verify(place) => verify(place, global).await,
-    }
+    };
+    // A cache's directory, or a proxy on this machine.
+    done.map_err(|error| error.on(Side::Local))
 }
 
 async fn listing(place: &Place) -> Result<Listing> {

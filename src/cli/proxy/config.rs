@@ -194,16 +194,17 @@ impl<'de> Deserialize<'de> for Size {
 /// [`Kind::Usage`], with the line; or why it can't be read.
 pub(super) fn load(path: &Path) -> Result<Plan> {
     let doing = || format!("read {}", path.display());
-    let size = std::fs::metadata(path).map_err(|error| Error::io(doing(), &error))?.len();
+    let size = std::fs::metadata(path).map_err(|error| Error::unreadable(doing(), &error))?.len();
     if size > MAX_BYTES {
-        return Err(Error::new(Kind::Usage, format!("{} is too large", path.display())).on(Side::Local));
+        let what = format!("{} is larger than any configuration", path.display());
+        return Err(Error::new(Kind::Usage, what).on(Side::Local).hint("is it the right file?"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io(doing(), &error))?;
-    read(&text, path)
+    let text = std::fs::read_to_string(path).map_err(|error| Error::unreadable(doing(), &error))?;
+    read(&text, path).map_err(|error| error.hint("`transload proxy schema` says what a file may have"))
 }
 
 /// What a text says; paths in it are meant from the directory of `path`.
-pub(super) fn read(text: &str, path: &Path) -> Result<Plan> {
+fn read(text: &str, path: &Path) -> Result<Plan> {
     let name = path.display().to_string();
     let options = serde_saphyr::options! { with_snippet: false };
     let file: File = serde_saphyr::from_str_with_options(text, options).map_err(|error| {

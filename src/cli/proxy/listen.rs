@@ -74,8 +74,8 @@ impl Secrets {
 
 fn parse<T>(path: &Path, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     let doing = || format!("read {}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io(doing(), &error))?;
-    read(&text).map_err(|error| error.doing(doing()))
+    let text = std::fs::read_to_string(path).map_err(|error| Error::unreadable(doing(), &error))?;
+    read(&text).map_err(|error| error.doing(doing()).on(Side::Local))
 }
 
 /// Opens a listener.
@@ -115,7 +115,8 @@ fn unix(path: &Path) -> Result<UnixListener> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     if is_socket {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(Error::new(Kind::Usage, format!("something listens at {} already", path.display())));
+            return Err(Error::new(Kind::Usage, format!("something listens at {} already", path.display()))
+                .hint("give each proxy a socket of its own"));
         }
         std::fs::remove_file(path).map_err(|error| wrong(&error))?;
     }
@@ -125,7 +126,7 @@ fn unix(path: &Path) -> Result<UnixListener> {
 /// TLS by files.
 fn config(files: &TlsFiles) -> Result<ServerConfig> {
     let wrong = |path: &Path, error: &dyn std::fmt::Display| {
-        Error::new(Kind::Usage, format!("{} can't be used for TLS: {error}", path.display())).on(Side::Local)
+        Error::new(Kind::Usage, format!("{} can't be used for TLS: {error}", path.display())).on(Side::Local).hint(PEM)
     };
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -160,5 +161,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
         Ok(_) => Err("there is no certificate in it".to_owned()),
         Err(error) => Err(error),
     }
-    .map_err(|why| Error::new(Kind::Usage, format!("{}: {why}", path.display())).on(Side::Local))
+    .map_err(|why| Error::new(Kind::Usage, format!("{}: {why}", path.display())).on(Side::Local).hint(PEM))
 }
+
+const PEM: &str = "certificates and keys are files in PEM: the server's certificate before its authority's, its key not \
+    encrypted";

@@ -15,7 +15,7 @@ use super::{Args, announce, limits, writeback};
 use crate::cli::global::Global;
 use crate::credentials::Credentials;
 use crate::descriptor::Digest;
-use crate::error::Result;
+use crate::error::{Result, Side};
 use crate::pool::blocking;
 use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
@@ -107,6 +107,11 @@ impl Origins for Upstreams {
 /// # Errors
 /// If the configuration or an upstream makes no sense, the cache can't be used, or an address can't be bound.
 pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
+    // What ends a proxy is never its upstreams.
+    begin(args, global, shutdown).await.map_err(|error| error.on(Side::Local))
+}
+
+async fn begin(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
     let plan = args.plan()?;
     limits::raise();
     let upstreams = Upstreams(Arc::new(RwLock::new(Upstreams::registries(global, &plan)?)));
@@ -116,7 +121,8 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
     }
     let mut ops = args.ops.open(plan.listen_admin.as_ref(), &upstreams).await?;
     let queue = Queue::open(&plan.settings.cache.dir, ops.registry());
-    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer(queue.clone())).await?;
+    let proxy = Proxy::open(plan.settings.clone(), upstreams, ops.observer(queue.clone())).await;
+    let proxy = proxy.map_err(|error| error.hint("the cache must be a directory that this user can write to"))?;
     ops.watch(&proxy);
     let handles = doors.iter().map(|door| door.handle.clone()).collect();
     // Data is on stdout; what the program says for itself is on stderr: each can be had without the other.
