@@ -49,7 +49,7 @@ impl Refusal {
             // none, say that access was denied: Docker Hub answers so for what doesn't exist, too.
             Kind::Unauthorized | Kind::Denied => {
                 tracing::error!("{error}");
-                Self::new(StatusCode::FORBIDDEN, "DENIED", "the upstream does not let this proxy read it")
+                Self::new(StatusCode::FORBIDDEN, "DENIED", UPSTREAM_DENIES)
             }
             Kind::Network | Kind::Registry => Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the upstream failed"),
             Kind::Interrupted => Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the server is ending"),
@@ -85,3 +85,7 @@ impl Refusal {
         response
     }
 }
+
+/// Whose credentials are wanting: whoever reads this has looked at their own first.
+const UPSTREAM_DENIES: &str = "the upstream does not let this proxy read it: the proxy's own credentials do not suffice, \
+    or there is no such repository";

@@ -1,7 +1,7 @@
 //! `transload proxy` with real clients.
 
 use super::support::containerd::Containerd;
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, Tool, http, skopeo};
+use super::support::{Fault, Front, Image, Proxied, Registry, Rule, Run, TempDir, Tool, http, skopeo};
 
 #[test]
 fn skopeo_copies_through_it() {
@@ -41,8 +41,40 @@ impl Node {
         Self { containerd: Containerd::start(), certs }
     }
 
-    fn pull(&self, image: &str) -> super::support::Run {
+    fn pull(&self, image: &str) -> Run {
         self.containerd.pull(self.certs.path(), image)
+    }
+}
+
+/// podman with a storage of its own, which knows where Docker Hub is from a `registries.conf`.
+struct Podman {
+    home: TempDir,
+    conf: String,
+    policy: String,
+}
+
+impl Podman {
+    fn new(hub: &str) -> Self {
+        let home = TempDir::new();
+        let conf = home.write("registries.conf", format!("[[registry]]\nprefix = \"docker.io\"\n{hub}"));
+        let policy = home.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
+        Self { home, conf, policy }
+    }
+
+    fn pull(&self, image: &str) -> Run {
+        self.run(&["pull", "--signature-policy", &self.policy, image])
+    }
+
+    fn run(&self, args: &[&str]) -> Run {
+        let at = |name| self.home.join(name);
+        Tool::new("podman")
+            .args(&["--root", &at("root"), "--runroot", &at("run"), "--storage-driver", "vfs"])
+            .args(&["--cgroup-manager", "cgroupfs", "--events-backend", "none"])
+            .args(args)
+            .env("CONTAINERS_REGISTRIES_CONF", &self.conf)
+            // It insists on the file where there is such a variable.
+            .without("DOCKER_CONFIG")
+            .run()
     }
 }
 
@@ -81,28 +113,62 @@ fn podman_pulls_through_it() {
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
     let proxy = Proxied::hub(front.addr(), &[]);
-    let home = TempDir::new();
-    let conf = format!(
-        "[[registry]]\nprefix = \"docker.io\"\nlocation = \"127.0.0.1:1\"\n\
-         [[registry.mirror]]\nlocation = \"{}/docker.io\"\ninsecure = true\n",
+    // A mirror, before what isn't there.
+    let podman = Podman::new(&format!(
+        "location = \"127.0.0.1:1\"\n[[registry.mirror]]\nlocation = \"{}/docker.io\"\ninsecure = true\n",
         proxy.addr()
-    );
-    let conf = home.write("registries.conf", conf);
-    let policy = home.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
-    let podman = |args: &[&str]| {
-        Tool::new("podman")
-            .args(&["--root", &home.join("root"), "--runroot", &home.join("run"), "--storage-driver", "vfs"])
-            .args(&["--cgroup-manager", "cgroupfs", "--events-backend", "none"])
-            .args(args)
-            .env("CONTAINERS_REGISTRIES_CONF", &conf)
-            // It insists on the file where there is such a variable.
-            .without("DOCKER_CONFIG")
-            .run()
-    };
-    podman(&["pull", "--signature-policy", &policy, "docker.io/library/app:v1"]).ok();
-    let listed = podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().stdout;
+    ));
+    podman.pull("docker.io/library/app:v1").ok();
+    let listed = podman.run(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().stdout;
     assert_eq!(listed.trim(), "docker.io/library/app:v1");
     assert_eq!(front.count("GET", "/blobs/"), image.blobs.len());
+}
+
+/// An upstream that refuses the proxy: each client says so, and that it's not their credentials that are wanting.
+#[test]
+fn clients_hear_that_the_upstream_denies() {
+    for fault in [Fault::Demand("Basic realm=\"upstream\""), Fault::status(403)] {
+        let registry = Registry::start();
+        let front = Front::before(registry.addr()).rule(Rule::on("*", "/v2/", fault.clone())).start();
+        let proxy = Proxied::hub(front.addr(), &[]);
+        let [skopeo, podman, containerd] = pulls(&proxy, "library/app");
+        for run in [&skopeo, &podman] {
+            let said = "denied: the upstream does not let this proxy read it: the proxy's own credentials";
+            assert!(run.code != 0 && run.stderr.contains(said), "{fault:?}: {run:?}");
+            assert!(!run.stderr.contains("retrying"), "{fault:?}: {run:?}");
+        }
+        // It asks by HEAD: there is nothing to read.
+        assert!(containerd.code != 0 && containerd.stderr.contains("403 Forbidden"), "{fault:?}: {containerd:?}");
+        assert!(front.struck() > 0);
+    }
+}
+
+/// What a pattern denies isn't there, for any client, and its upstream isn't asked.
+#[test]
+fn what_is_denied_by_a_pattern_is_not_found() {
+    let registry = Registry::start();
+    Image::single(11, &[3000]).push(registry.addr(), "team/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::by_file(front.addr(), "deny: [team/**]");
+    let [skopeo, podman, containerd] = pulls(&proxy, "team/app");
+    for run in [skopeo, podman] {
+        assert!(run.code != 0 && run.stderr.contains("manifest unknown"), "{run:?}");
+    }
+    assert!(containerd.code != 0 && containerd.stderr.contains("docker.io/team/app:v1: not found"), "{containerd:?}");
+    assert_eq!(front.log().len(), 0, "{:?}", front.log());
+}
+
+/// Docker Hub's `repository:v1`, pulled by skopeo, podman and containerd, for which the proxy is all that there is.
+fn pulls(proxy: &Proxied, repository: &str) -> [Run; 3] {
+    let out = TempDir::new();
+    let from = format!("docker://{}/docker.io/{repository}:v1", proxy.addr());
+    let args = ["--insecure-policy", "copy", "--src-tls-verify=false", &from, &format!("dir:{}", out.join("image"))];
+    let image = format!("docker.io/{repository}:v1");
+    [
+        skopeo(&args),
+        Podman::new(&format!("location = \"{}/docker.io\"\ninsecure = true\n", proxy.addr())).pull(&image),
+        Node::start("docker.io", proxy).pull(&image),
+    ]
 }
 
 #[test]

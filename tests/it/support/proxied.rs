@@ -38,6 +38,29 @@ impl Proxied {
             .args(flags)
             .env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
             .spawn();
+        Self::running(process, cache)
+    }
+
+    /// A proxy of Docker Hub, at this address, by a configuration file that says this more of the upstream.
+    #[track_caller]
+    pub fn by_file(at: SocketAddr, more: &str) -> Self {
+        let cache = TempDir::new();
+        let config = cache.write(
+            "proxy.yaml",
+            format!(
+                "listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: cache, keep-free: 0 }}\n\
+                 upstreams: [{{ name: docker.io, from: {at}, {more} }}]\n"
+            ),
+        );
+        let process = Tool::transload()
+            .args(&["proxy", "--config", &config])
+            .env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
+            .spawn();
+        Self::running(process, cache)
+    }
+
+    #[track_caller]
+    fn running(process: Process, cache: TempDir) -> Self {
         let line = process.stderr.wait_line("proxying ", LIMIT);
         let addr = line.split(" on http://").nth(1).and_then(|addr| addr.parse().ok()).expect("an address");
         Self { process, cache, addr }
