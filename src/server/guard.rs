@@ -24,7 +24,8 @@ pub struct Access(Arc<Shared>);
 
 struct Shared {
     ways: RwLock<Ways>,
-    verifier: Verifier,
+    /// All listeners' one: what checks may cost is bounded for the program, not for each of them.
+    verifier: Arc<Verifier>,
 }
 
 /// Each of them is enough.
@@ -108,7 +109,14 @@ impl Access {
     /// # Errors
     /// If the system has no random bytes.
     pub fn new() -> Result<Self> {
-        Ok(Self(Arc::new(Shared { ways: RwLock::default(), verifier: Verifier::new()? })))
+        Ok(Self(Arc::new(Shared { ways: RwLock::default(), verifier: Arc::new(Verifier::new()?) })))
+    }
+
+    /// Another listener's, for everyone at first: its checks of passwords have their bounds, and what they remember,
+    /// in common with this one's.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self(Arc::new(Shared { ways: RwLock::default(), verifier: self.0.verifier.clone() }))
     }
 
     /// From now on for those who know one of `tokens`, and for `users`; for everyone without both.
@@ -212,6 +220,28 @@ mod tests {
         }
         assert_eq!(access.admit(None).await.0, Verdict::Unknown);
         assert!(Tokens::read("short\n").is_err() && Tokens::read("# none\n").is_err());
+    }
+
+    /// One listener's users are nobody to another, though the checks have their memory in common.
+    #[tokio::test]
+    async fn listeners_have_users_of_their_own_and_bounds_in_common() {
+        let users = |password: &str| {
+            Users::read(&format!("anna:{}\n", bcrypt::hash(password, 4).expect("a hash"))).expect("users")
+        };
+        let first = Access::new().expect("access");
+        let other = first.beside();
+        first.set(None, Some(users("secret")));
+        assert_eq!(other.admit(None).await.0, Verdict::Known, "nobody is kept out yet");
+        other.set(None, Some(users("other")));
+        assert_eq!(admit(&first, &basic("anna:secret")).await.0, Verdict::Known);
+        assert_eq!(admit(&other, &basic("anna:secret")).await, (Verdict::Unknown, None));
+        assert_eq!(admit(&other, &basic("anna:other")).await.0, Verdict::Known);
+        assert_eq!(admit(&first, &basic("anna:other")).await.0, Verdict::Unknown);
+        // All that may be checked at once is being checked by the one: the other has to wait, too.
+        let all = first.0.verifier.hold();
+        assert_eq!(admit(&other, &basic("anna:wrong")).await.0, Verdict::Busy);
+        assert_eq!(admit(&other, &basic("anna:other")).await.0, Verdict::Known, "it's remembered");
+        drop(all);
     }
 
     #[tokio::test]

@@ -3,8 +3,9 @@
 //! ```text
 //! pair ─▶ verified lately? ─ no ─▶ queue (bounded) ─▶ place ─▶ lately, by now? ─ no ─▶ bcrypt, on the pool
 //! ```
-//! bcrypt is slow on purpose: half the cores may be at it at once, so that whoever guesses stops no pull of
-//! those who are known, and who finds the queue full, or waits too long in it, is told to come again.
+//! bcrypt is slow on purpose: half the cores may be at it at once, for all listeners together, so that whoever
+//! guesses stops no pull of those who are known, and who finds the queue full, or waits too long in it, is told to
+//! come again.
 //! What is remembered of a verified pair is a hash with a key that only this process has. The stored hash is part of
 //! it: a password that is changed, or a user who is gone, isn't remembered, whatever was before.
 
@@ -149,6 +150,13 @@ impl Verifier {
         Some((waiting, place))
     }
 
+    /// All of the queue.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Drop + use<> {
+        let all = u32::try_from(self.queue.available_permits()).expect("few");
+        self.queue.clone().try_acquire_many_owned(all).expect("all of the queue")
+    }
+
     fn is_known(&self, pair: &[u8; 32]) -> bool {
         match self.lately.get(pair) {
             Some(since) if since.elapsed() < LATELY => true,
@@ -240,7 +248,7 @@ mod tests {
         let (old, verifier) = (users(&[("anna", "secret"), ("bert", "secret")]), verifier());
         assert_eq!(verifier.verify(&old, "anna", "secret").await, Verdict::Known);
         assert_eq!(verifier.verify(&old, "anna", "wrong").await, Verdict::Unknown);
-        let all = verifier.queue.clone().try_acquire_many_owned(2).expect("all of the queue");
+        let all = verifier.hold();
         assert_eq!(verifier.verify(&old, "anna", "secret").await, Verdict::Known);
         for (name, password) in [("anna", "wrong"), ("bert", "secret"), ("annas", "ecret"), ("nobody", "secret")] {
             assert_eq!(verifier.verify(&old, name, password).await, Verdict::Busy, "{name}");

@@ -78,10 +78,9 @@ fn parse<T>(path: &Path, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     read(&text).map_err(|error| error.doing(doing()).on(Side::Local))
 }
 
-/// Opens a listener.
-pub(super) async fn open(door: &Door) -> Result<Open> {
+/// Opens a listener, for those whom its files admit.
+pub(super) async fn open(door: &Door, access: Access) -> Result<Open> {
     let secrets = Secrets::read(door)?;
-    let access = Access::new()?;
     access.set(secrets.tokens, secrets.users);
     let tls = secrets.tls.map(Tls::new);
     match &door.at {

@@ -21,7 +21,7 @@ use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 use crate::registry::{Options, Registries, Repo};
-use crate::server::{self, AccessLog, Guarded, Server};
+use crate::server::{self, Access, AccessLog, Guarded, Server};
 
 /// The registry client as the proxy's upstreams. Clones share it.
 #[derive(Clone)]
@@ -115,9 +115,9 @@ async fn begin(args: Args, global: &Global, shutdown: impl Future<Output = ()>) 
     let plan = args.plan()?;
     limits::raise();
     let upstreams = Upstreams(Arc::new(RwLock::new(Upstreams::registries(global, &plan)?)));
-    let mut doors = Vec::new();
+    let (mut doors, access) = (Vec::new(), Access::new()?);
     for door in &plan.listen {
-        doors.push(listen::open(door).await?);
+        doors.push(listen::open(door, access.beside()).await?);
     }
     let mut ops = args.ops.open(plan.listen_admin.as_ref(), &upstreams).await?;
     let queue = Queue::open(&plan.settings.cache.dir, ops.registry());
