@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::config::{self, AccessLines, At, Door, Plan};
+use super::config;
+use super::plan::{AccessLines, At, Door, Plan};
 use crate::cli::output;
 use crate::error::Result;
 use crate::proxy::world::Spec;

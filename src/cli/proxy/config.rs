@@ -8,82 +8,17 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 use serde_saphyr::{Location, Spanned};
 
-use super::loopback::Loopback;
+use super::plan::{AccessLines, At, Door, Plan, TlsFiles};
 use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
 use crate::proxy::rules::Rules;
 use crate::proxy::world::{Base, Spec, World};
 use crate::proxy::{Settings, cache, scrub};
-use crate::server::{Form, Limits};
-
-/// All that a proxy is started with, whether a file or flags said it.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub(super) listen: Vec<Door>,
-    pub(super) settings: Settings,
-    /// Credentials that only one upstream has: by its name.
-    pub(super) auth: BTreeMap<String, PathBuf>,
-    /// And those for writing back to its durable tier.
-    pub(super) write_auth: BTreeMap<String, PathBuf>,
-    pub(super) limits: Limits,
-    pub(super) access_log: AccessLines,
-    /// Where orders are taken, if they have an address of their own.
-    pub(super) listen_admin: Option<Loopback>,
-}
-
-/// Whether each request is told, and how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum AccessLines {
-    /// None
-    #[default]
-    Off,
-    /// Fields in a fixed order
-    Text,
-    /// A JSON object a line
-    Json,
-}
-
-impl AccessLines {
-    pub(super) fn form(self) -> Option<Form> {
-        match self {
-            Self::Off => None,
-            Self::Text => Some(Form::Text),
-            Self::Json => Some(Form::Json),
-        }
-    }
-}
-
-/// Where to listen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Door {
-    pub(super) at: At,
-    /// Certificates and key: TLS.
-    pub(super) tls: Option<TlsFiles>,
-    /// Who asks must know one of the tokens in it.
-    pub(super) token: Option<PathBuf>,
-    /// Or be one of the users in it.
-    pub(super) users: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum At {
-    Tcp(String),
-    Unix(PathBuf),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TlsFiles {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
-    /// Clients must have a certificate of one of these authorities.
-    pub(super) client_ca: Option<PathBuf>,
-}
+use crate::server::Limits;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -257,7 +192,12 @@ impl Reader<'_> {
         }
         self.at(&place, World::new(specs.clone()))?;
         let mut settings = Settings { scrub, ..Settings::new(specs, cache) };
-        let bounds = file.limits;
+        let limits = self.limits(file.limits, &mut settings)?;
+        let admin = file.listen_admin.map(|address| self.at(&address.referenced, address.value.parse())).transpose()?;
+        Ok(Plan { listen, settings, auth, write_auth, limits, access_log: file.logs.access, listen_admin: admin })
+    }
+
+    fn limits(&self, bounds: Bounds, settings: &mut Settings) -> Result<Limits> {
         let mut limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
         if let Some(connections) = bounds.connections {
             limits.connections = self.within(&connections, 1..=1_000_000)?;
@@ -271,8 +211,7 @@ impl Reader<'_> {
         if let Some(parallel) = bounds.parallel_fetch {
             settings.parallel = self.within(&parallel, 1..=32)?;
         }
-        let admin = file.listen_admin.map(|address| self.at(&address.referenced, address.value.parse())).transpose()?;
-        Ok(Plan { listen, settings, auth, write_auth, limits, access_log: file.logs.access, listen_admin: admin })
+        Ok(limits)
     }
 
     fn door(&self, listen: Spanned<Listen>) -> Result<Door> {

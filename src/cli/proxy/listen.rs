@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::aws_lc_rs};
 
-use super::config::{At, Door, TlsFiles};
+use super::plan::{At, Door, TlsFiles};
 use crate::cli::serve::bind;
 use crate::error::{Error, Kind, Result, Side};
 use crate::server::{Access, Listener, Tls, Tokens, Users};

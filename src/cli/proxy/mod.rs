@@ -8,6 +8,7 @@ mod listen;
 mod loopback;
 mod ops;
 mod orders;
+mod plan;
 mod reload;
 mod remote;
 mod serve;
@@ -18,8 +19,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::config::{AccessLines, At, Door, Plan};
 use self::listen::Open;
+use self::plan::{AccessLines, At, Door, Plan};
 use super::global::parse_bytes;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::config::{self, Plan};
+use super::config;
 use super::listen::{Handle, Secrets};
+use super::plan::{Door, Plan};
 use super::serve::Upstreams;
 use crate::changes::Changes;
 use crate::cli::global::Global;
@@ -76,8 +77,7 @@ impl Watch {
                 .collect::<Marks>(),
         );
         // Other files' names are taken over, other addresses and another kind of access are not.
-        let same =
-            |(old, new): (&config::Door, &config::Door)| old.at == new.at && old.tls.is_some() == new.tls.is_some();
+        let same = |(old, new): (&Door, &Door)| old.at == new.at && old.tls.is_some() == new.tls.is_some();
         let listens =
             plan.listen.len() == self.plan.listen.len() && plan.listen.iter().zip(&self.plan.listen).all(same);
         let doors = if listens { &plan.listen } else { &self.plan.listen };

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::config::Plan;
 use super::listen::{self, Open};
+use super::plan::Plan;
 use super::reload::Watch;
 use super::{Args, announce, limits, writeback};
 use crate::cli::global::Global;

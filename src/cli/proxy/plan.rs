@@ -1,0 +1,75 @@
+//! What a proxy is started with, whether a file or flags said it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use super::loopback::Loopback;
+use crate::proxy::Settings;
+use crate::server::{Form, Limits};
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) listen: Vec<Door>,
+    pub(super) settings: Settings,
+    /// Credentials that only one upstream has: by its name.
+    pub(super) auth: BTreeMap<String, PathBuf>,
+    /// And those for writing back to its durable tier.
+    pub(super) write_auth: BTreeMap<String, PathBuf>,
+    pub(super) limits: Limits,
+    pub(super) access_log: AccessLines,
+    /// Where orders are taken, if they have an address of their own.
+    pub(super) listen_admin: Option<Loopback>,
+}
+
+/// Whether each request is told, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum AccessLines {
+    /// None
+    #[default]
+    Off,
+    /// Fields in a fixed order
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+impl AccessLines {
+    pub(super) fn form(self) -> Option<Form> {
+        match self {
+            Self::Off => None,
+            Self::Text => Some(Form::Text),
+            Self::Json => Some(Form::Json),
+        }
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Door {
+    pub(super) at: At,
+    /// Certificates and key: TLS.
+    pub(super) tls: Option<TlsFiles>,
+    /// Who asks must know one of the tokens in it.
+    pub(super) token: Option<PathBuf>,
+    /// Or be one of the users in it.
+    pub(super) users: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TlsFiles {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    /// Clients must have a certificate of one of these authorities.
+    pub(super) client_ca: Option<PathBuf>,
+}
