@@ -121,7 +121,16 @@ async fn the_upstream_is_asked_once_for_what_it_lacks_and_never_for_what_it_send
 async fn so_many_are_fetched_at_once() {
     let bench = Bench::new(|settings| settings.fills = 2).await;
     let digests: Vec<_> = (0..8).map(|seed| bench.world.put("r", &content(seed, 3 * FRAME))).collect();
-    let all = futures_util::future::join_all(digests.iter().map(|digest| bench.get("r", digest))).await;
+    // None ends before two are open: so many at least there are, and no more may be.
+    let gate = bench.world.gate();
+    let all = futures_util::future::join_all(digests.iter().map(|digest| bench.get("r", digest)));
+    let two = async {
+        while bench.world.0.open.0.load(Ordering::Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        gate.add_permits(8 * 3);
+    };
+    let (all, ()) = tokio::join!(all, two);
     assert!(all.iter().all(Result::is_ok));
     assert_eq!(bench.world.0.open.1.load(Ordering::Relaxed), 2);
 }
