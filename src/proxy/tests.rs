@@ -23,7 +23,12 @@ struct World(Arc<Content>);
 #[derive(Default)]
 struct Content {
     blobs: Mutex<HashMap<(String, Digest), Bytes>>,
+    /// By repository and target.
     manifests: Mutex<HashMap<String, Manifest>>,
+    /// What can't be asked for, likewise.
+    ill: Mutex<HashMap<String, Ill>>,
+    /// How often manifests were asked for.
+    asked: AtomicUsize,
     /// What befalls the next reads, in turn.
     faults: Mutex<VecDeque<Fault>>,
     reads: AtomicUsize,
@@ -50,6 +55,16 @@ enum Fault {
     DiskAt(u64),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ill {
+    /// So many requests fail.
+    Down(usize),
+    /// So many requests are too many, for eight seconds each.
+    Limited(usize),
+    /// No answer comes.
+    Silent,
+}
+
 #[derive(Clone)]
 struct Shop(World, String);
 
@@ -59,6 +74,22 @@ impl World {
         let content = Bytes::copy_from_slice(content);
         self.0.blobs.lock().expect("lock").insert((repository.to_owned(), digest), content);
         digest
+    }
+
+    /// Has a manifest under a tag and its digest.
+    fn publish(&self, repository: &str, tag: &str, manifest: &Manifest) {
+        let mut all = self.0.manifests.lock().expect("lock");
+        for target in [Target::Tag(tag.to_owned()), Target::Digest(manifest.digest())] {
+            all.insert(format!("{repository} {target}"), manifest.clone());
+        }
+    }
+
+    fn withdraw(&self, repository: &str, tag: &str) {
+        self.0.manifests.lock().expect("lock").remove(&format!("{repository} {tag}"));
+    }
+
+    fn fail(&self, repository: &str, target: &Target, ill: Ill) {
+        self.0.ill.lock().expect("lock").insert(format!("{repository} {target}"), ill);
     }
 
     fn fault(&self, fault: Fault) {
@@ -119,8 +150,25 @@ impl Source for Shop {
     }
 
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
+        self.0.0.asked.fetch_add(1, Ordering::Relaxed);
+        let key = format!("{} {target}", self.1);
+        let ill = self.0.0.ill.lock().expect("lock").get_mut(&key).map(|ill| {
+            let before = *ill;
+            if let Ill::Down(left) | Ill::Limited(left) = ill {
+                *left = left.saturating_sub(1);
+            }
+            before
+        });
+        match ill {
+            Some(Ill::Silent) => std::future::pending().await,
+            Some(Ill::Down(left)) if left > 0 => return Err(Error::new(Kind::Network, format!("no way to {key}"))),
+            Some(Ill::Limited(left)) if left > 0 => {
+                return Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(8))));
+            }
+            _ => {}
+        }
         let all = self.0.0.manifests.lock().expect("lock");
-        all.get(&target.to_string()).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no such manifest"))
+        all.get(&key).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no such manifest"))
     }
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
@@ -184,6 +232,10 @@ struct Bench {
 
 impl Bench {
     async fn new(adapt: impl FnOnce(&mut Settings)) -> Self {
+        Self::observed(adapt, Arc::new(())).await
+    }
+
+    async fn observed(adapt: impl FnOnce(&mut Settings), observer: Arc<dyn Observer>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("transload-proxy-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(name);
@@ -192,7 +244,7 @@ impl Bench {
         let cache = cache::Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0 };
         let mut settings = Settings::new(vec!["a.io".parse().expect("a spec")], cache);
         adapt(&mut settings);
-        let proxy = Proxy::open(settings, world.clone(), Arc::new(())).await.expect("opens");
+        let proxy = Proxy::open(settings, world.clone(), observer).await.expect("opens");
         Self { proxy, world, dir }
     }
 
@@ -213,7 +265,7 @@ impl Bench {
         let text = serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string();
         let manifest = Manifest::read(text.into(), None, None).expect("a manifest");
         let tag = format!("v{}", manifest.digest().hex());
-        self.world.0.manifests.lock().expect("lock").insert(tag.clone(), manifest);
+        self.world.publish("r", &tag, &manifest);
         self.proxy.manifest(&place("r"), &Target::Tag(tag)).await.expect("answers").expect("is there");
     }
 
@@ -254,6 +306,8 @@ fn content(seed: u8, size: usize) -> Vec<u8> {
 const FRAME: usize = 1000;
 
 mod fills;
+mod mending;
+mod tags;
 
 #[tokio::test]
 async fn readers_follow_one_writer_and_the_last_byte_waits_for_the_digest() {

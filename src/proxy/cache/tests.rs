@@ -153,6 +153,12 @@ async fn manifests_and_tags_come_back_as_they_were() {
     let found = cache.documents.manifest(&tag.digest()).await.expect("here");
     assert_eq!(found.descriptor(), odd.descriptor());
     assert_eq!(found.bytes(), odd.bytes());
+    // A file in another one's place says nothing.
+    let other = TagName::new("docker.io", "library/app", "v2");
+    let place = dir.0.join("tags").join(other.file());
+    fs::create_dir_all(place.parent().expect("one")).expect("made");
+    fs::copy(dir.0.join("tags").join(name.file()), &place).expect("copied");
+    assert_eq!(cache.documents.tag(&other).await, None);
     cache.documents.forget_tag(&name).await;
     assert_eq!(cache.documents.tag(&name).await, None);
     drop(cache);

@@ -1,0 +1,161 @@
+//! Tags: what is believed, and for how long; who is asked, and what is told of it.
+
+use super::*;
+use crate::proxy::cache::{Tag, TagName};
+use crate::proxy::world::Base;
+
+fn manifest(nth: u8) -> Manifest {
+    let layer = Descriptor::new("application/octet-stream", Digest::of(&[nth]), 1);
+    let text = serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string();
+    Manifest::read(text.into(), None, None).expect("a manifest")
+}
+
+fn tag() -> Target {
+    Target::Tag("v1".to_owned())
+}
+
+impl Bench {
+    async fn tagged(&self) -> Result<Option<Digest>> {
+        Ok(self.proxy.manifest(&place("r"), &tag()).await?.map(|found| found.digest()))
+    }
+
+    fn asked(&self) -> usize {
+        self.world.0.asked.load(Ordering::Relaxed)
+    }
+}
+
+fn at_once(settings: &mut Settings) {
+    (settings.tag_ttl, settings.negative_ttl) = (Duration::ZERO, Duration::ZERO);
+}
+
+/// As `mirror/r` first, else as `r`.
+fn two_tiers(settings: &mut Settings, write_back: bool) {
+    at_once(settings);
+    let base = |registry: &str, prefix: &str| Base { registry: registry.to_owned(), prefix: prefix.to_owned() };
+    settings.upstreams[0].tiers = vec![base("my.io", "mirror"), base("a.io", "")];
+    settings.upstreams[0].write_back = write_back;
+}
+
+/// A clock that was set back makes it old, not young until then.
+#[tokio::test]
+async fn a_tag_from_the_future_is_asked_for() {
+    let bench = Bench::new(|_| {}).await;
+    let (old, new) = (manifest(1), manifest(2));
+    bench.world.publish("r", "v1", &new);
+    let documents = &bench.proxy.cache().documents;
+    let name = TagName::new("a.io", "r", "v1");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    documents.put(&old).await;
+    documents.put_tag(&name, Tag::new(&name, old.descriptor(), now)).await;
+    assert_eq!(bench.tagged().await.expect("known"), Some(old.digest()));
+    documents.put_tag(&name, Tag::new(&name, old.descriptor(), now + 3600)).await;
+    assert_eq!(bench.tagged().await.expect("asked for"), Some(new.digest()));
+}
+
+#[tokio::test]
+async fn an_upstreams_own_times_hold() {
+    let bench = Bench::new(|settings| {
+        settings.upstreams[0].tag_ttl = Some(Duration::ZERO);
+        settings.upstreams[0].negative_ttl = Some(Duration::ZERO);
+    })
+    .await;
+    assert_eq!(bench.tagged().await.expect("an answer"), None);
+    for nth in 0..3 {
+        bench.world.publish("r", "v1", &manifest(nth));
+        assert_eq!(bench.tagged().await.expect("an answer"), Some(manifest(nth).digest()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_asked_is_left_alone_for_a_while() {
+    let bench = Bench::new(at_once).await;
+    bench.world.publish("r", "v1", &manifest(1));
+    bench.tagged().await.expect("an answer");
+    bench.world.fail("r", &tag(), Ill::Down(usize::MAX));
+    assert_eq!(bench.tagged().await.expect("stale"), Some(manifest(1).digest()));
+    let asked = bench.asked();
+    for _ in 0..3 {
+        assert_eq!(bench.tagged().await.expect("stale"), Some(manifest(1).digest()));
+    }
+    assert_eq!(bench.asked(), asked);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    bench.tagged().await.expect("stale");
+    assert!(bench.asked() > asked);
+}
+
+/// A tag that moved to what can't be had now is what it was; one that is gone isn't what it was.
+#[tokio::test(start_paused = true)]
+async fn news_are_believed_but_not_to_everybodys_harm() {
+    let bench = Bench::new(at_once).await;
+    let (old, new) = (manifest(1), manifest(2));
+    bench.world.publish("r", "v1", &old);
+    bench.tagged().await.expect("an answer");
+    bench.world.publish("r", "v1", &new);
+    bench.world.fail("r", &Target::Digest(new.digest()), Ill::Down(usize::MAX));
+    assert_eq!(bench.tagged().await.expect("what there is"), Some(old.digest()));
+    bench.world.withdraw("r", "v1");
+    assert_eq!(bench.tagged().await.expect("an answer"), None);
+    bench.world.fail("r", &Target::Digest(new.digest()), Ill::Down(0));
+    bench.world.fail("r", &tag(), Ill::Down(usize::MAX));
+    assert_eq!(bench.tagged().await.expect_err("nobody knows").kind(), Kind::Network);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_is_no_answer_and_silence_leaves_time_for_the_next_tier() {
+    let bench = Bench::new(|settings| two_tiers(settings, false)).await;
+    bench.world.publish("mirror/r", "v1", &manifest(1));
+    bench.world.publish("r", "v1", &manifest(2));
+    bench.world.fail("mirror/r", &tag(), Ill::Down(2));
+    assert_eq!(bench.tagged().await.expect("tried again"), Some(manifest(1).digest()));
+    let bench = Bench::new(|settings| two_tiers(settings, false)).await;
+    bench.world.publish("r", "v1", &manifest(2));
+    bench.world.fail("mirror/r", &tag(), Ill::Silent);
+    assert_eq!(bench.tagged().await.expect("the other's"), Some(manifest(2).digest()));
+    // When all fail, it's told why the first did: that is the owner's.
+    let bench = Bench::new(|settings| two_tiers(settings, false)).await;
+    for repository in ["r", "mirror/r"] {
+        bench.world.fail(repository, &tag(), Ill::Down(usize::MAX));
+    }
+    let error = bench.tagged().await.expect_err("both fail").to_string();
+    assert!(error.contains("no way to mirror/r "), "{error}");
+}
+
+/// Also when that takes longer than one question may.
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_ends_soon_is_waited_out() {
+    let bench = Bench::new(at_once).await;
+    bench.world.publish("r", "v1", &manifest(1));
+    bench.world.fail("r", &tag(), Ill::Limited(2));
+    assert_eq!(bench.tagged().await.expect("in time"), Some(manifest(1).digest()));
+}
+
+/// Who is to be told that only the original has something.
+#[derive(Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl Observer for Told {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::OnlyOriginal { upstream, repository, target } = event {
+            self.0.lock().expect("lock").push(format!("{upstream} {repository} {target}"));
+        }
+    }
+}
+
+/// A client that asks by `HEAD` for the tag reads by digest: the tag is to be copied too.
+#[tokio::test]
+async fn what_only_the_original_has_is_told_for_each_way_to_ask() {
+    for write_back in [true, false] {
+        let told = Arc::new(Told::default());
+        let bench = Bench::observed(|settings| two_tiers(settings, write_back), told.clone()).await;
+        bench.world.publish("mirror/r", "v1", &manifest(1));
+        bench.tagged().await.expect("an answer");
+        bench.proxy.resolve(&place("r"), &tag()).await.expect("an answer");
+        assert!(told.0.lock().expect("lock").is_empty(), "the durable tier has it");
+        bench.world.publish("r", "v2", &manifest(2));
+        let (named, by_digest) = (Target::Tag("v2".to_owned()), Target::Digest(manifest(2).digest()));
+        bench.proxy.resolve(&place("r"), &named).await.expect("an answer").expect("is there");
+        bench.proxy.manifest(&place("r"), &by_digest).await.expect("an answer").expect("is there");
+        let expected = ["a.io r v2".to_owned(), format!("a.io r {by_digest}")];
+        assert_eq!(*told.0.lock().expect("lock"), if write_back { &expected[..] } else { &[] });
+    }
+}
