@@ -1,4 +1,4 @@
-//! Which repository of a destination holds which blob, as far as this run knows.
+//! Which repository of a destination holds which blob, and which child of an index, as far as this run knows.
 //!
 //! Whoever needs a blob that is on its way to the same registry waits for it, then mounts it: so
 //! each blob is read from its source once. Lists have tens of thousands of blobs, some of them in
@@ -57,6 +57,12 @@ impl Directory {
             None => *known.registries.entry(registry.to_owned()).or_insert(next),
         };
         known.blobs.entry((registry, digest)).or_default().clone()
+    }
+
+    /// Whether the repository holds it; who is bringing it is waited for.
+    pub(super) async fn has(&self, repository: &Repository, digest: Digest) -> bool {
+        let number = self.number(repository);
+        self.holders(&repository.registry, digest).lock().await.contains(&number)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

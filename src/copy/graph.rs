@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::BytesMut;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::Options;
+use super::{Directory, Options};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
@@ -40,13 +40,15 @@ impl Graph {
         Self { present: vec![root], ..Self::default() }
     }
 
-    /// Walks from `root`, reading up to `jobs` manifests at once.
+    /// Walks from `root`, reading up to `jobs` manifests at once. Children that the directory `knows` to be at
+    /// the destination aren't asked for.
     pub(super) async fn walk<S: Source, D: Destination>(
         source: &S,
         destination: &D,
         root: Manifest,
         options: &Options,
         jobs: usize,
+        knows: Option<&Directory>,
     ) -> Result<Self> {
         let mut graph = Self::default();
         let mut seen = HashSet::from([root.digest()]);
@@ -83,7 +85,8 @@ impl Graph {
                 );
             }
             graph.manifests.append(&mut level);
-            let mut children = stream::iter(wanted).map(|child| visit(source, destination, child, look)).buffered(jobs);
+            let visit = |child| visit(source, destination, child, look, knows);
+            let mut children = stream::iter(wanted).map(visit).buffered(jobs);
             while let Some(child) = children.try_next().await? {
                 match child {
                     Child::Present(descriptor) => graph.present.push(*descriptor),
@@ -114,8 +117,19 @@ impl Graph {
     }
 }
 
-async fn visit<S: Source, D: Destination>(source: &S, destination: &D, child: Descriptor, look: bool) -> Result<Child> {
+async fn visit<S: Source, D: Destination>(
+    source: &S,
+    destination: &D,
+    child: Descriptor,
+    look: bool,
+    knows: Option<&Directory>,
+) -> Result<Child> {
     let target = Target::Digest(child.digest);
+    if let Some(directory) = knows
+        && directory.has(destination.repository(), child.digest).await
+    {
+        return Ok(Child::Present(Box::new(child)));
+    }
     if look {
         let found = destination.find(&target).await.map_err(|error| error.on(Side::Destination))?;
         if found.is_some() {

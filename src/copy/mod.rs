@@ -121,10 +121,18 @@ impl Engine {
         let begun = Instant::now();
         // The index that a flattened image was found in is read, not copied.
         let mut report = Report { pulls: usize::from(options.flatten), ..Report::default() };
+        // Of an index under several tags the first one brings all, and the others their tags. Who waits holds
+        // nothing, and an index never waits for one that names it: so nobody waits for himself.
+        let mut _turn = None;
         let (same, graph) = match self.root(source, target, destination, at, options).await? {
             Root::Same(root) => (Some((*root).clone()), Graph::present(*root)),
             Root::Differs(root) => {
-                let graph = Graph::walk(source, destination, root, options, self.jobs * SMALL_FOR_LARGE).await?;
+                if self.thrifty && root.is_index() {
+                    let holders = self.directory.holders(&destination.repository().registry, root.digest());
+                    _turn = Some(holders.lock_owned().await);
+                }
+                let jobs = self.jobs * SMALL_FOR_LARGE;
+                let graph = Graph::walk(source, destination, root, options, jobs, self.knows()).await?;
                 (self.holds(destination, at, &graph, options).await?, graph)
             }
         };
@@ -240,6 +248,12 @@ impl Engine {
         self.manifests(destination, &plan, at).await
     }
 
+    /// Of which children of indexes it's known that they're there. One that stays, as a proxy's does, goes by
+    /// what the destination says: what was written may have been removed since.
+    fn knows(&self) -> Option<&Directory> {
+        self.thrifty.then_some(&self.directory)
+    }
+
     async fn blobs<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -265,7 +279,7 @@ impl Engine {
         let Some((last, waves)) = plan.waves.split_last() else { return Ok(()) };
         for wave in waves {
             stream::iter(wave)
-                .map(|manifest| self.put(destination, manifest, Target::Digest(manifest.digest())))
+                .map(|manifest| self.put_child(destination, manifest))
                 .buffer_unordered(self.jobs * SMALL_FOR_LARGE)
                 .try_for_each(|()| future::ready(Ok(())))
                 .await?;
@@ -273,6 +287,21 @@ impl Engine {
         for root in last {
             self.put(destination, root, at.clone()).await.map_err(|error| self.sparse(error, plan))?;
         }
+        Ok(())
+    }
+
+    /// Writes a child, one at a time in a registry: while docker-registry 2.8 stores one, it refuses each index
+    /// that names it, in whatever repository, since it reads the half of it (400 `DIGEST_INVALID`).
+    async fn put_child<D: Destination>(&self, destination: &D, child: &Manifest) -> Result<()> {
+        let here = destination.repository();
+        let number = self.directory.number(here);
+        let holders = self.directory.holders(&here.registry, child.digest());
+        let mut held = holders.lock().await;
+        if self.thrifty && held.contains(&number) {
+            return Ok(());
+        }
+        self.put(destination, child, Target::Digest(child.digest())).await?;
+        held.push(number);
         Ok(())
     }
 

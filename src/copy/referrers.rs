@@ -65,7 +65,7 @@ impl Engine {
         }
         let root = source.manifest(target).await.map_err(|error| error.on(Side::Source))?;
         let whole = Options { platforms: Vec::new(), flatten: false, ..options.clone() };
-        let graph = Graph::walk(source, destination, root, &whole, self.jobs).await?;
+        let graph = Graph::walk(source, destination, root, &whole, self.jobs, self.knows()).await?;
         let plan = Plan::new(&graph, &whole)?;
         report.manifests += graph.manifests.len();
         report.pulls += graph.manifests.len();

@@ -120,6 +120,10 @@ impl Engine {
             held.push(number);
             report.add(&step.blob, &outcome);
         }
+        // And the children are there for the tags that come after.
+        for child in plan.waves.iter().rev().skip(1).flatten() {
+            self.directory.holders(&here.registry, child.digest()).lock().await.push(number);
+        }
         Ok(())
     }
 

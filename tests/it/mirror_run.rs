@@ -314,3 +314,38 @@ fn diff_tells_what_has_drifted() {
     assert_eq!(found, ["differs", "missing", "same", "same"]);
     assert_eq!(source.count("GET", "/manifests/"), 0, "no pull is spent on a look");
 }
+
+/// `latest`, `1`, `1.27` and `1.27.3` of an index: its children are read, and written, once; and never written
+/// while another index that names them is.
+#[test]
+fn tags_of_one_image_cost_it_once() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let image = Image::index(7, 3, &[20_000]);
+    let tags: Vec<String> = (0..5).map(|nth| format!("v{nth}")).collect();
+    tags.iter().for_each(|tag| image.push(source.addr(), "app", tag));
+    let front = Front::before(destination.addr());
+    // Long enough for all of them to be there at once.
+    let slow = image.manifests.iter().filter(|child| child.digest != image.digest());
+    let front = slow.fold(front, |front, child| {
+        front.rule(Rule::on("PUT", &child.digest, Fault::Delay(Duration::from_millis(50))))
+    });
+    let front = front.start();
+    let list = directory.write(
+        "list.yaml",
+        format!("images: [{{source: {0}/app, glob: 'v*', target: [{1}/one, {1}/two]}}]\n", source.addr(), front.host()),
+    );
+    let run = |more: &[&str]| report(&mirror(&list, "unused.example", &[&["--output", "json"], more].concat()).ok());
+    source.reset_log();
+    let dry = run(&["--dry-run"]);
+    assert_eq!((&dry["summary"]["planned"], &dry["summary"]["pulls"]), (&json!(10), &json!(5 + 3)), "{dry}");
+    source.reset_log();
+    let document = run(&[]);
+    for (repository, tag) in ["one", "two"].iter().flat_map(|repository| tags.iter().map(move |tag| (repository, tag)))
+    {
+        image.assert_at(destination.addr(), repository, tag);
+    }
+    assert_eq!(source.count("GET", "/manifests/"), 5 + 3);
+    assert_eq!((&document["summary"]["copied"], &document["summary"]["pulls"]), (&json!(10), &json!(5 + 3)));
+    assert_eq!(front.count("PUT", "/manifests/sha256:"), 2 * 3);
+    assert_eq!(front.count("PUT", "/manifests/v"), 10);
+}
