@@ -10,11 +10,12 @@ import re
 import subprocess
 import sys
 import tempfile
-import urllib.request
 
 import kubernetes_validate
 import promql_parser
 import yaml
+
+from running import get, metrics as told_by, plain, running
 
 HELM, CHART = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve()
 PROGRAM = sys.argv[3] if len(sys.argv) > 3 else None
@@ -108,6 +109,8 @@ def expressions(documents):
                     board = json.loads(text)
                     check("a dashboard's panels have ids of their own",
                           len({panel["id"] for panel in board["panels"]}) == len(board["panels"]))
+                    yield from (variable["query"].split("(", 1)[1].rsplit(",", 1)[0]
+                                for variable in board["templating"]["list"] if variable["type"] == "query")
                     for panel in board["panels"]:
                         yield from (target["expr"] for target in panel.get("targets", []))
 
@@ -155,6 +158,11 @@ def check_refusals():
         ([image, "mirror.interval=soon"], "interval"),
         ([image, "proxy.config.nonsense=1"], "nonsense"),
         ([image, "identity.servicePrincipal.clientId=x"], "tenantId is not set"),
+        ([image, "proxy.users.existingSecret=u", "proxy.users.port=5000"], "port"),
+        ([image, "proxy.users.tlsSecret=t"], "there are no users"),
+        ([image, "proxy.users.existingSecret=u", "proxy.config.listen[0].http=0.0.0.0:5000"], "says all of where"),
+        ([image, "proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].writeBack=true"], "set both"),
+        ([image, "proxy.writeBack.existingSecret=w"], "nothing is written back"),
     ]:
         flags = [part for value in values for part in ("--set", value)]
         done = run(HELM, "template", "t", str(CHART), *flags, code=1)
@@ -197,6 +205,39 @@ def check_configs(documents):
             check(f"{arguments[0]} check says something", said)
             if arguments[0] == "proxy":
                 check(f"the Service's port and the cache's volume: {said}", "0.0.0.0:5000" in said and "/var/cache/transload" in said)
+                mounts = [mount["mountPath"] + "/" for mount in container["volumeMounts"]]
+                for name in re.findall(r"^ *(?:- )?(?:certificate|key|[a-z-]+-file): (\S+)$", text, re.M):
+                    check(f"{name} is mounted", name.startswith(tuple(mounts)))
+
+
+def check_users():
+    """By the file that the chart makes, nodes give no password, others must; and one upstream is written back."""
+    values = ["--values", str(CHART / "ci/users.yaml")]
+    config = next(document for document in template(*values) if document["metadata"]["name"] == "transload-proxy"
+                  and document["kind"] == "ConfigMap")["data"]["proxy.yaml"]
+    with tempfile.TemporaryDirectory() as root:
+        path = pathlib.Path(root, "proxy.yaml")
+        path.write_text(config, encoding="utf-8")
+        said = run(PROGRAM, "proxy", "check", str(path)).stdout
+        check(said, "listens at https://0.0.0.0:5443: whoever has a user's name and password" in said)
+        check(said, "listens at http://0.0.0.0:5000: whoever can connect" in said)
+        written = "copied into myregistry.azurecr.io, with the credentials of /run/transload/write-back/.dockerconfigjson"
+        check(said, said.count(written) == 1)
+        # A hash that the first programs for it were tested with.
+        pathlib.Path(root, "htpasswd").write_text("u:$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW\n")
+        pathlib.Path(root, ".dockerconfigjson").write_text("{}")
+        config = yaml.safe_load(config)
+        # Without TLS, which has no part in who may ask.
+        config["listen"] = [{"http": "127.0.0.1:0", **{key: door[key] for key in door if key == "users-file"}}
+                            for door in config["listen"]]
+        text = yaml.safe_dump(config, sort_keys=False)
+        for place in ("/etc/transload/users", "/run/transload/write-back", "/var/cache/transload"):
+            text = text.replace(place, root)
+        path.write_text(text, encoding="utf-8")
+        with running(PROGRAM, "proxy", "--config", str(path)) as tell:
+            doors = [tell(" on ") for _ in config["listen"]]
+            answers = [get(door + "/v2/", user)[0] for door in doors for user in (None, "u:U*U", "u:U*U*")]
+        check(f"who may ask: {answers}", answers == [200, 200, 200, 401, 200, 401])
 
 
 def check_restarts():
@@ -213,46 +254,48 @@ def check_restarts():
 
 
 def check_metrics(watched):
-    """What rules and dashboard watch is what a running proxy tells."""
-    with tempfile.TemporaryDirectory() as cache:
-        command = [PROGRAM, "proxy", "--listen", "127.0.0.1:0", "--listen-ops", "127.0.0.1:0"]
-        command += ["--upstream", "docker.io=127.0.0.1:1", "--cache", cache]
-        proxy = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        try:
-            line = next(line for line in proxy.stderr if "/metrics on http://" in line)
-            url = "http://" + line.split(" on http://")[1].strip()
-            for probe in probes():
-                check(f"{probe} answers", urllib.request.urlopen(url + probe, timeout=10).status == 200)
-            page = urllib.request.urlopen(url + "/metrics", timeout=10).read().decode()
-        finally:
-            proxy.terminate()
-            proxy.wait(timeout=30)
-    told = {re.sub("_(total|bucket|sum|count)$", "", name) for name in re.findall(r"^# TYPE (\S+)", page, re.M)}
-    check("a page of metrics", told)
-    # What nothing was counted of yet isn't on the page; the README's table is held to the program by its tests.
+    """What rules and dashboards watch is what a running proxy and mirror tell."""
+    with tempfile.TemporaryDirectory() as root:
+        proxy = ["--upstream", "docker.io=127.0.0.1:1", "--cache", root, "--listen", "127.0.0.1:0"]
+        with running(PROGRAM, "proxy", *proxy, "--listen-ops", "127.0.0.1:0") as tell:
+            url = tell("/metrics on ")
+            for probe in probes("deployment", "proxy"):
+                check(f"{probe} answers", get(url + probe)[0] == 200)
+            told = told_by(url)
+        images = pathlib.Path(root, "images.txt")
+        images.write_text("127.0.0.1:1/a\n", encoding="utf-8")
+        with running(PROGRAM, "mirror", str(images), "--to=127.0.0.1:2", "--interval=1h", "--listen-ops=127.0.0.1:0") as tell:
+            url = tell("/metrics on ")
+            check("a mirror is alive before its first run has ended", "/healthz" in probes("staying", "mirror"))
+            check("/healthz answers", get(url + "/healthz")[0] == 200)
+            told |= told_by(url)
+    check("pages of metrics", {"transload_proxy_fills", "transload_mirror_list_good"} <= told)
+    # What nothing was counted of yet isn't on the page; the README's tables are held to the program by its tests.
     readme = (CHART / "../../../README.md").read_text(encoding="utf-8")
-    told |= {re.sub("_total$", "", name) for name in re.findall(r"`(transload_(?:proxy|mirror)_[a-z_]+)`", readme)}
-    unknown = {name for name in watched if re.sub("_(total|bucket|sum|count)$", "", name) not in told}
+    told |= {plain(name) for name in re.findall(r"`(transload_[a-z_]+)`", readme)}
+    unknown = {name for name in watched if plain(name) not in told}
     check(f"metrics that are watched are told: {' '.join(sorted(unknown)) or 'all'}", not unknown)
 
 
-def probes():
-    """The paths that the kubelet asks the proxy for."""
-    documents = template("--values", str(CHART / "ci/deployment.yaml"))
-    pod = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "proxy")
-    container = pod["spec"]["containers"][0]
-    return {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+def probes(values, component):
+    """The paths that the kubelet asks it for."""
+    documents = template("--values", str(CHART / f"ci/{values}.yaml"))
+    pod = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == component)
+    return {probe["httpGet"]["path"] for name, probe in pod["spec"]["containers"][0].items() if name.endswith("Probe")}
 
 
 def check_guide():
-    """The guide's helm lines render."""
+    """The guide's helm lines render, and with each of its blocks of values."""
     guide = (CHART / "../../README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^helm upgrade --install (.*)$", guide, re.M)
-    check("the guide has a helm line", lines)
-    for line in lines:
+    values = re.findall(r"^```yaml\n(.*?)^```", guide, re.M | re.S)
+    check("the guide has a helm line, and values", lines and values)
+    for line, more in ((line, more) for line in lines for more in ("", *values)):
         line = line.replace("--create-namespace", "").replace("deploy/helm/transload", str(CHART))
-        script = f"cd \"$(mktemp -d)\" && echo hello-world > images.txt && {HELM} template {line}"
-        text = run("bash", "-c", f"export CLIENT_ID=11111111-2222-3333-4444-555555555555; {script}").stdout
+        # What stands in the line goes before what stands in a file.
+        line = re.sub(r" --set-json 'proxy\.upstreams=[^']*'", "", line) if more else line
+        script = f"cd \"$(mktemp -d)\" && echo hello-world > images.txt && cat > values.yaml && {HELM} template {line} --values values.yaml"
+        text = run("bash", "-c", f"export CLIENT_ID=11111111-2222-3333-4444-555555555555; {script}", text=more).stdout
         documents = [document for document in yaml.safe_load_all(text) if document]
         kinds = {document["kind"] for document in documents}
         check(f"the guide's {kinds}", {"Deployment", "DaemonSet", "CronJob", "Service"} <= kinds)
@@ -287,7 +330,8 @@ def main():
         # A config that leaves out all but one key: the other values make the rest.
         check_configs(template("--values", str(CHART / "ci/deployment.yaml"), "--set", "proxy.config.limits.fills=3"))
         check_restarts()
-        check_metrics({name for name in metrics if name.startswith(("transload_proxy_", "transload_mirror_"))})
+        check_users()
+        check_metrics(metrics)
     check("metrics are watched", metrics)
     print(f"metrics watched: {' '.join(sorted(metrics))}")
     print(f"{checked} passed, 0 failed")

@@ -8,7 +8,7 @@ use clap::Subcommand;
 
 use super::output::note;
 use crate::error::Result;
-use crate::node::{Acr, Installed, Mirror, Place, Removed, Was};
+use crate::node::{self, Acr, Installed, Mirror, Place, Reads, Removed, Was};
 
 /// Set up a Kubernetes node
 #[derive(clap::Args, Clone, Debug)]
@@ -183,19 +183,22 @@ fn told(installed: &Installed, was: Was, again: bool) {
     }
 }
 
-/// Most versions of containerd read no `certs.d` unless they're told to: AKS does tell them.
+/// containerd may read no `certs.d`, or another one, unless it's told to: AKS does tell it. In a pod its file can't be
+/// seen, and nothing is said.
 fn warn_of_config(args: &Args) {
     let config = args.root.join("etc/containerd/config.toml");
     let Ok(text) = std::fs::read_to_string(&config) else { return };
-    let names = |line: &str| {
-        let line = line.trim_start();
-        line.starts_with("config_path") && line.split_once('=').is_some_and(|(_, value)| value.trim().len() > 2)
+    let (file, certs) = (config.display(), args.certs_dir.display());
+    let write = format!("config_path = \"{certs}\" in [{}], and restart containerd", node::table(&text));
+    let what = match node::reads(&text, &args.certs_dir) {
+        Reads::Yes => return,
+        Reads::None => {
+            format!("has no config_path, and most versions of containerd don't read {certs} then: write {write}")
+        }
+        Reads::Another(path) => format!("has config_path {path}, and {certs} isn't read: give --certs-dir {path}"),
+        Reads::OneOfSeveral(list) => {
+            format!("has several directories ({list}), of which containerd 2.1 and 2.2 read none: write {write}")
+        }
     };
-    if !text.lines().any(names) {
-        note(&format!(
-            "warning: {} has no config_path: most versions of containerd don't read {} then",
-            config.display(),
-            args.certs_dir.display()
-        ));
-    }
+    note(&format!("warning: {file} {what}"));
 }

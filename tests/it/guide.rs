@@ -39,7 +39,7 @@ fn the_journey_runs() {
             command.split_whitespace().skip_while(|word| *word != "transload").nth(1).expect("a command").to_owned(),
         );
     }
-    let wanted = ["login", "copy", "inspect", "k8s", "k8s", "copy", "mirror", "mirror", "mirror", "k8s"];
+    let wanted = ["login", "copy", "inspect", "k8s", "k8s", "copy", "k8s", "mirror", "mirror", "mirror", "k8s"];
     assert_eq!(ran, wanted);
     world.hello.assert_at(world.mirror.addr(), "library/hello-world", "latest");
     world.hello.assert_at(world.mirror.addr(), "docker.io/library/hello-world", "latest");
@@ -50,15 +50,24 @@ fn the_journey_runs() {
         .filter(|text| !text.is_empty())
         .map(|text| serde_saphyr::from_str(text).expect("YAML"))
         .collect();
-    let [secret, pod] = &objects[..] else { panic!("{applied}") };
+    let [secret, pod, writer] = &objects[..] else { panic!("{applied}") };
     assert_eq!(pod["spec"]["imagePullSecrets"][0]["name"], secret["metadata"]["name"]);
     // The pod's image can be pulled with the pod's secret, and nothing can be pushed with it.
-    let config = secret["data"][".dockerconfigjson"].as_str().expect("data");
-    let config = world.home.write("secret.json", BASE64.decode(config).expect("base64"));
+    let config = |secret: &Value| {
+        let config = secret["data"][".dockerconfigjson"].as_str().expect("data");
+        world.home.write("secret.json", BASE64.decode(config).expect("base64"))
+    };
     let image = pod["spec"]["containers"][0]["image"].as_str().expect("an image");
-    let with = |line: &str| world.shell(&format!("{line} --auth-file {config}")).run();
-    with(&format!("transload inspect {image}")).ok();
-    with("transload copy nginx:1.27 myregistry.azurecr.io/nginx").exits(1);
+    let with = |secret: &Value, line: &str| world.shell(&format!("{line} --auth-file {}", config(secret))).run();
+    let push = "transload copy nginx:1.27 myregistry.azurecr.io/nginx";
+    with(secret, &format!("transload inspect {image}")).ok();
+    with(secret, push).exits(1);
+    // What is written back is by the one who may, in the namespace of the chart, by the name in its values.
+    with(writer, push).ok();
+    assert_eq!(writer["metadata"], serde_json::json!({ "name": "acr-write", "namespace": "transload" }));
+    let values = blocks_of("deploy/README.md", "yaml").concat().join("\n");
+    let values: Value = serde_saphyr::from_str(&values).expect("YAML");
+    assert_eq!(values["proxy"]["writeBack"]["existingSecret"], writer["metadata"]["name"]);
 }
 
 /// What the guide prints for a node is what the chart's DaemonSet writes there.

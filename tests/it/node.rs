@@ -164,6 +164,19 @@ fn a_config_that_reads_no_hosts_is_told() {
         root.write("etc/containerd/config.toml", text);
         assert!(run(&root, &[]).ok().stderr.contains("has no config_path"), "{text}");
     }
+    // containerd 2: another table, and by default of 2.2 a list that it doesn't read.
+    let table = "[plugins.'io.containerd.cri.v1.images'.registry]";
+    let told = |line: &str| {
+        root.write("etc/containerd/config.toml", format!("version = 3\n[plugins]\n{table}\n{line}\n"));
+        let warnings = run(&root, &[]).ok().stderr;
+        warnings.lines().find(|line| line.contains("warning")).map(str::to_owned)
+    };
+    assert_eq!(told("config_path = '/etc/containerd/certs.d'"), None);
+    let write = "write config_path = \"/etc/containerd/certs.d\" in [plugins.\"io.containerd.cri.v1.images\".registry]";
+    let several = told("config_path = '/etc/containerd/certs.d:/etc/docker/certs.d'").expect("a warning");
+    assert!(several.contains("2.1 and 2.2 read none") && several.contains(write), "{several}");
+    assert!(told("").expect("a warning").contains(write));
+    assert!(told("config_path = '/opt/certs.d'").expect("a warning").ends_with("give --certs-dir /opt/certs.d"));
 }
 
 /// As a DaemonSet: puts it back, and cleans up when it's told to stop.

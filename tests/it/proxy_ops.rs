@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use super::readme::{self, metrics_on};
 use super::support::proxied::{ops, shows};
 use super::support::{Front, Image, Proxied, Registry, TempDir, http};
 
@@ -43,6 +44,10 @@ fn what_was_pulled_is_counted() {
     // Whoever comes before the file has its name reads along.
     let again = counted("blob", "hit") + counted("blob", "coalesced");
     assert!(again >= blobs && counted("manifest", "hit") >= 2, "{page}");
+    // The README lists them all, and no others: dashboards and alerts are held to it.
+    let mut listed = readme::metrics("transload_proxy_");
+    assert!(listed.remove("transload_proxy_write_back"), "which the tests of writing back see");
+    assert_eq!(metrics_on(&page, "transload_proxy_"), listed);
 }
 
 /// The page shows what was pulled, in a real browser too.

@@ -57,6 +57,20 @@ fn table(head: &str) -> Vec<(String, String)> {
     rows
 }
 
+/// The metrics that begin so, by the names of their families: as the README lists them.
+pub(super) fn metrics(prefix: &str) -> BTreeSet<String> {
+    let text = file("README.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `transload_"));
+    let names = rows.filter_map(|row| row.split(" | ").next()).flat_map(quoted);
+    names.filter(|name| name.starts_with(prefix)).map(|name| name.trim_end_matches("_total").to_owned()).collect()
+}
+
+/// Those of a page, in the same way.
+pub(super) fn metrics_on(page: &str, prefix: &str) -> BTreeSet<String> {
+    let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect()
+}
+
 /// What stands in backticks.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()

@@ -123,12 +123,36 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
+{{/* Whether the proxy has a file: flags know neither users nor write-back of some upstreams alone. */}}
+{{- define "transload.proxyHasFile" -}}
+{{- $proxy := .Values.proxy -}}
+{{- $writes := false -}}
+{{- range $proxy.upstreams -}}{{- if .writeBack -}}{{- $writes = true -}}{{- end -}}{{- end -}}
+{{- if or $proxy.config $proxy.users.existingSecret $writes -}}true{{- end -}}
+{{- end -}}
+
 {{/* The proxy's configuration file: proxy.config, and what the other values say where that is silent. */}}
 {{- define "transload.proxyConfig" -}}
 {{- $proxy := .Values.proxy -}}
 {{- $config := deepCopy $proxy.config -}}
+{{- if and $config.listen $proxy.users.existingSecret -}}
+{{- fail "proxy.users: proxy.config.listen says all of where the proxy listens; name the Secret in proxy.configSecrets, and its file there" -}}
+{{- end -}}
 {{- if not $config.listen -}}
-{{- $_ := set $config "listen" (list (dict "http" "0.0.0.0:5000")) -}}
+{{- $listen := list (dict "http" "0.0.0.0:5000") -}}
+{{- with $proxy.users -}}
+{{- if .existingSecret -}}
+{{- $address := printf "0.0.0.0:%d" (int .port) -}}
+{{- $users := dict "users-file" (printf "/etc/transload/users/%s" .key) -}}
+{{- if .tlsSecret -}}
+{{- $tls := dict "https" $address "certificate" "/etc/transload/tls/tls.crt" "key" "/etc/transload/tls/tls.key" -}}
+{{- $listen = append $listen (merge $tls $users) -}}
+{{- else -}}
+{{- $listen = append $listen (merge (dict "http" $address) $users) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $config "listen" $listen -}}
 {{- end -}}
 {{- if not (hasKey $config "listen-admin") -}}
 {{- $_ := set $config "listen-admin" "127.0.0.1:9091" -}}
@@ -140,6 +164,15 @@ capabilities:
 {{- $one := dict "name" .name -}}
 {{- with .from -}}{{- $_ := set $one "from" . -}}{{- end -}}
 {{- if and .from .original -}}{{- $_ := set $one "original" true -}}{{- end -}}
+{{- if .writeBack -}}
+{{- if not (and .from .original) -}}
+{{- fail (printf "proxy.upstreams: writeBack of %s is for what `original` has and `from` hasn't: set both" .name) -}}
+{{- end -}}
+{{- $_ := set $one "write-back" true -}}
+{{- if $proxy.writeBack.existingSecret -}}
+{{- $_ := set $one "write-back-auth-file" "/run/transload/write-back/.dockerconfigjson" -}}
+{{- end -}}
+{{- end -}}
 {{- $upstreams = append $upstreams $one -}}
 {{- end -}}
 {{- $_ := set $config "upstreams" $upstreams -}}
