@@ -349,3 +349,30 @@ fn tags_of_one_image_cost_it_once() {
     assert_eq!(front.count("PUT", "/manifests/sha256:"), 2 * 3);
     assert_eq!(front.count("PUT", "/manifests/v"), 10);
 }
+
+/// Just what failed, and the list must still have it: else a wrong destination would end as if all were done.
+#[test]
+fn what_failed_is_done_again() {
+    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let images = family(2, 1, 5_000);
+    let list = listed(&images, &source, &source.addr().to_string(), &directory);
+    let missing = format!("{}/late:v1", source.addr());
+    let list = directory.write("more.txt", directory.read(&list) + &missing + "\n");
+    let (to, before) = (destination.addr().to_string(), directory.join("before.json"));
+    mirror(&list, &to, &["--report", &before]).exits(3);
+    images[0].push(source.addr(), "late", "v1");
+    let again = |list: &str, to: &str| {
+        let run = mirror(list, to, &["--retry-failed", &before, "--output", "json"]).ok();
+        (report(&run)["summary"]["copied"].clone(), run.stderr)
+    };
+    let elsewhere = again(&list, &format!("{to}/elsewhere"));
+    assert_eq!(elsewhere.0, 0);
+    let told = format!("isn't in the list, or goes elsewhere now: {missing} to {to}/late:v1\n");
+    assert!(elsewhere.1.contains(&told), "{}", elsewhere.1);
+    let (copied, stderr) = again(&directory.write("less.txt", format!("{}/{}:v1\n", source.addr(), name(0))), &to);
+    assert!(copied == 0 && stderr.contains(&told), "{stderr}");
+    source.reset_log();
+    let (copied, stderr) = again(&list, &to);
+    assert!(copied == 1 && stderr.is_empty(), "{stderr}");
+    assert!(source.requests().iter().all(|seen| seen.1.starts_with("/v2/late/")), "{:?}", source.requests());
+}

@@ -1,5 +1,6 @@
 //! `transload mirror LIST`: a whole list of images, once or on a schedule.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +19,7 @@ use crate::mirror::prune::Claims;
 use crate::mirror::report::{self, Failed, Run, Which};
 use crate::mirror::run::{self, Action, Event, Job};
 use crate::mirror::{List, Shard, shard};
+use crate::reference::Reference;
 use crate::registry::{Options, Registries};
 
 /// What a run takes.
@@ -114,8 +116,13 @@ impl RunArgs {
         let (shard, failed) = (self.shard()?, self.failed()?);
         remark(list);
         let ours = |entry: &Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
+        let again = Mutex::new(BTreeSet::new());
         let wanted = |entry: &Entry, job: Option<&Job>| {
-            ours(entry) && failed.as_ref().zip(job).is_none_or(|(failed, job)| failed.holds(&job.from(), &job.to()))
+            ours(entry)
+                && failed.as_ref().zip(job).is_none_or(|(failed, job)| {
+                    let holds = failed.holds(&job.from(), &job.to());
+                    holds && again.lock().unwrap_or_else(PoisonError::into_inner).insert((job.from(), job.to()))
+                })
         };
         let begun = Instant::now();
         // Why something failed is told once: by the table, where there is one.
@@ -137,6 +144,10 @@ impl RunArgs {
         let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
         let options = run::Options { action: self.action(), deadline: self.limits.deadline() };
         run::run(list, to, &Known::new(registries), &engine, &options, &wanted, &ended).await;
+        if let Some(failed) = &failed {
+            let again = again.into_inner().unwrap_or_else(PoisonError::into_inner);
+            miss(failed, &again, list, shard.as_ref());
+        }
         let (mut run, held) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         if self.prune.is_asked() {
             run.pruned_by(self.prune.run(&held.claims, registries, self.dry_run).await);
@@ -213,6 +224,31 @@ pub(in crate::cli) fn remark(list: &List) {
             line => tracing::warn!("line {line}: {}", note.text),
         }
     }
+}
+
+/// Says what failed before and isn't asked for any more: a list or a destination that's another one would end as
+/// well as if all were done.
+fn miss(failed: &Failed, again: &BTreeSet<(String, String)>, list: &List, shard: Option<&Shard>) {
+    let listed = |source: &str| list.entries.iter().any(|entry| entry.source.to_string() == source);
+    let others = |source: &str| {
+        let source: Option<Reference> = source.parse().ok();
+        shard.zip(source).is_some_and(|(shard, source)| !shard.holds(&source.repository))
+    };
+    let mut missed = failed.iter().filter(|(source, destination)| {
+        // Of a repository whose tags weren't known, any may have failed.
+        let known = if destination.is_empty() { listed(source) } else { holds(again, source, destination) };
+        !known && !others(source)
+    });
+    if let Some((source, destination)) = missed.next() {
+        let to = if destination.is_empty() { String::new() } else { format!(" to {destination}") };
+        let more = missed.count();
+        let more = if more == 0 { String::new() } else { format!(", and {more} more") };
+        tracing::warn!("what failed before isn't in the list, or goes elsewhere now: {source}{to}{more}");
+    }
+}
+
+fn holds(pairs: &BTreeSet<(String, String)>, source: &str, destination: &str) -> bool {
+    pairs.contains(&(source.to_owned(), destination.to_owned()))
 }
 
 /// Adds what happened to the run; gives back a failure, to be told at once. What is skipped is told at the
