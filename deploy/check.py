@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 
+import jsonschema
 import kubernetes_validate
 import promql_parser
 import yaml
@@ -240,6 +241,26 @@ def check_users():
         check(f"who may ask: {answers}", answers == [200, 200, 200, 401, 200, 401])
 
 
+def check_schemas():
+    """The published schemas are schemas, and take what the program takes: to somebody else's validator."""
+    lists, proxies = (jsonschema.Draft202012Validator(json.loads(run(PROGRAM, what, "schema").stdout)) for what in ("mirror", "proxy"))
+    for schema in (lists, proxies):
+        jsonschema.Draft202012Validator.check_schema(schema.schema)
+    root = CHART / "../../.."
+    readme = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", (root / "README.md").read_text(encoding="utf-8"), re.M | re.S)]
+    good = [(lists, yaml.safe_load((root / "fixtures/lists" / name).read_text())) for name in ("images.yaml", "images.json")]
+    good += [(lists if "images" in document else proxies, document) for document in readme]
+    for values in ("staying", "users"):
+        for document in template("--values", str(CHART / f"ci/{values}.yaml")):
+            good += [(proxies, yaml.safe_load(text)) for name, text in document.get("data", {}).items() if name == "proxy.yaml"]
+    check("the README has one of each", [schema for schema, _ in good].count(lists) == 3)
+    check("the chart makes two", [schema for schema, _ in good].count(proxies) == 3)
+    for schema, document in good:
+        error = next(schema.iter_errors(document), None)
+        check(f"{document} fits: {error}", error is None)
+        check("a key that isn't there is refused", not schema.is_valid({**document, "nonsense": 1}))
+
+
 def check_restarts():
     """What the proxy reads again by itself restarts no pod; what it doesn't does."""
     def checksum(*values):
@@ -331,6 +352,7 @@ def main():
         check_configs(template("--values", str(CHART / "ci/deployment.yaml"), "--set", "proxy.config.limits.fills=3"))
         check_restarts()
         check_users()
+        check_schemas()
         check_metrics(metrics)
     check("metrics are watched", metrics)
     print(f"metrics watched: {' '.join(sorted(metrics))}")

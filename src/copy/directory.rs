@@ -1,4 +1,4 @@
-//! Which repository of a destination holds which blob, and which child of an index, as far as this run knows.
+//! Which repository of a destination holds which blob, and which manifest, as far as this run knows.
 //!
 //! Whoever needs a blob that is on its way to the same registry waits for it, then mounts it: so
 //! each blob is read from its source once. Lists have tens of thousands of blobs, some of them in
@@ -59,10 +59,15 @@ impl Directory {
         known.blobs.entry((registry, digest)).or_default().clone()
     }
 
-    /// Whether the repository holds it; who is bringing it is waited for.
+    /// The holders of a manifest in `registry`: apart from blobs, which a manifest may be as well.
+    pub(super) fn manifest(&self, registry: &str, digest: Digest) -> Holders {
+        self.holders(&format!("manifests of {registry}"), digest)
+    }
+
+    /// Whether the repository holds the manifest; who is bringing it is waited for.
     pub(super) async fn has(&self, repository: &Repository, digest: Digest) -> bool {
         let number = self.number(repository);
-        self.holders(&repository.registry, digest).lock().await.contains(&number)
+        self.manifest(&repository.registry, digest).lock().await.contains(&number)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -28,9 +28,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 pub use self::directory::Directory;
+use self::directory::Number;
 use self::finished::Finished;
 pub use self::graph::Graph;
 use self::places::{Places, SMALL_FOR_LARGE};
@@ -39,7 +41,7 @@ pub use self::report::{Observer, Outcome, Report, Silent, Status};
 pub use self::tally::{Ended, Entry, Failure, Platforms, Quota, Summary, Use};
 
 use crate::content::{Destination, Source};
-use crate::descriptor::{Descriptor, Platform};
+use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 use crate::reference::Target;
@@ -121,16 +123,11 @@ impl Engine {
         let begun = Instant::now();
         // The index that a flattened image was found in is read, not copied.
         let mut report = Report { pulls: usize::from(options.flatten), ..Report::default() };
-        // Of an index under several tags the first one brings all, and the others their tags. Who waits holds
-        // nothing, and an index never waits for one that names it: so nobody waits for himself.
-        let mut _turn = None;
+        let mut turn = None;
         let (same, graph) = match self.root(source, target, destination, at, options).await? {
             Root::Same(root) => (Some((*root).clone()), Graph::present(*root)),
             Root::Differs(root) => {
-                if self.thrifty && root.is_index() {
-                    let holders = self.directory.holders(&destination.repository().registry, root.digest());
-                    _turn = Some(holders.lock_owned().await);
-                }
+                turn = self.turn(destination, root.digest()).await;
                 let jobs = self.jobs * SMALL_FOR_LARGE;
                 let graph = Graph::walk(source, destination, root, options, jobs, self.knows()).await?;
                 (self.holds(destination, at, &graph, options).await?, graph)
@@ -146,11 +143,27 @@ impl Engine {
             }
             None => self.fill(source, destination, at, &graph, options, &mut report).await?,
         }
+        if let Some(held) = &mut turn {
+            held.push(self.directory.number(destination.repository()));
+        }
         if options.referrers {
             report.referrers = self.referrers(source, destination, &graph, options, &mut report).await?;
         }
         report.seconds = begun.elapsed().as_secs_f64();
         Ok(report)
+    }
+
+    /// Of an image under several tags of a repository the first one brings all, and the others, which wait for it,
+    /// just their tags. The lock of the one that is first; nothing where it's there.
+    ///
+    /// Who waits holds nothing but what names the image, and that never the other way round: so nobody waits for himself.
+    /// And docker-registry 2.8 takes no manifest that it's just storing, in whatever repository: it reads the half of
+    /// it (400 `DIGEST_INVALID`).
+    async fn turn<D: Destination>(&self, destination: &D, root: Digest) -> Option<OwnedMutexGuard<Vec<Number>>> {
+        let here = destination.repository();
+        let number = self.directory.number(here);
+        let held = self.directory.manifest(&here.registry, root).lock_owned().await;
+        (!held.contains(&number)).then_some(held)
     }
 
     /// Finds out what to copy, or that there's nothing to do.
@@ -290,12 +303,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes a child, one at a time in a registry: while docker-registry 2.8 stores one, it refuses each index
-    /// that names it, in whatever repository, since it reads the half of it (400 `DIGEST_INVALID`).
+    /// Writes a child, one at a time in a registry, as in [`Self::turn`].
     async fn put_child<D: Destination>(&self, destination: &D, child: &Manifest) -> Result<()> {
         let here = destination.repository();
         let number = self.directory.number(here);
-        let holders = self.directory.holders(&here.registry, child.digest());
+        let holders = self.directory.manifest(&here.registry, child.digest());
         let mut held = holders.lock().await;
         if self.thrifty && held.contains(&number) {
             return Ok(());
@@ -317,7 +329,7 @@ impl Engine {
     fn sparse(&self, error: Error, plan: &Plan) -> Error {
         if plan.sparse && matches!(error.kind(), Kind::Registry | Kind::NotFound | Kind::Invalid) {
             return error.hint(
-                "this registry takes no index without all of its platforms: copy all, or one platform by --platform with --flatten",
+                "this registry takes no index without all of its platforms: copy all, or one by transload copy --platform with --flatten",
             );
         }
         error

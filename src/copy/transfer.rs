@@ -122,7 +122,7 @@ impl Engine {
         }
         // And the children are there for the tags that come after.
         for child in plan.waves.iter().rev().skip(1).flatten() {
-            self.directory.holders(&here.registry, child.digest()).lock().await.push(number);
+            self.directory.manifest(&here.registry, child.digest()).lock().await.push(number);
         }
         Ok(())
     }
