@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::support::layer::layer;
 use super::support::process::LIMIT;
 use super::support::proxied::{ops, shows};
 use super::support::registry::PASSWORD;
@@ -68,6 +69,23 @@ fn a_durable_tier_that_is_down_fails_no_pull_and_gets_the_image_after_a_restart(
     let _proxy = writing_back(cache, front.addr(), original.addr());
     // Nobody pulls now.
     appears(durable.addr(), &image);
+}
+
+/// By a registry's retention, say: what was written once is written again for another image.
+#[test]
+fn what_was_removed_from_the_durable_tier_is_written_again() {
+    let (original, durable) = (Registry::start(), Registry::start());
+    let (first, second) = (Image::labelled(1, &[layer(1, 5000)]), Image::labelled(2, &[layer(1, 5000)]));
+    first.push(original.addr(), "library/app", "v0");
+    second.push(original.addr(), "library/app", "v1");
+    let proxy = writing_back(TempDir::new(), durable.addr(), original.addr());
+    first.assert_at(proxy.addr(), "library/app", "v0");
+    let ops = ops(&proxy);
+    shows(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
+    first.assert_at(durable.addr(), "library/app", "v0");
+    std::fs::remove_dir_all(durable.storage().path().join("registry/docker")).expect("removed");
+    second.assert_at(proxy.addr(), "library/app", "v1");
+    appears(durable.addr(), &second);
 }
 
 /// Pulled and copied at a time, and by another client: the original sees each manifest and blob once, also

@@ -1,8 +1,8 @@
 //! Write-back: what only an original had is copied into the durable tier, by the copy engine.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::serve::Upstreams;
 use crate::content::Source as _;
@@ -34,9 +34,24 @@ impl Args {
 }
 
 /// Works the queue off, for ever. Which upstreams are written to, and as whom, may change meanwhile.
+///
+/// What was written is believed to be there, so that images of one base have it mounted. It may have been removed
+/// since, by a registry's retention say: so after a failure nothing is believed any more.
 pub(super) async fn run(queue: &Queue, proxy: &Proxy<Upstreams>) {
-    let engine = Engine::new(2, Arc::new(Silent));
-    queue.run(|job, moved| Box::pin(copy(&engine, proxy, job, moved))).await;
+    let new = || Arc::new(Engine::new(2, Arc::new(Silent)));
+    let shared = Mutex::new(new());
+    let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let copied = async |job, moved| {
+        let engine = lock().clone();
+        let done = copy(&engine, proxy, job, moved).await;
+        let mut shared = lock();
+        // Others that began with the same one fail by themselves, if they do.
+        if done.is_err() && Arc::ptr_eq(&shared, &engine) {
+            *shared = new();
+        }
+        done
+    };
+    queue.run(|job, moved| Box::pin(copied(job, moved))).await;
 }
 
 async fn copy(engine: &Engine, proxy: &Proxy<Upstreams>, job: Job, moved: Arc<AtomicU64>) -> Result<Done> {
