@@ -36,8 +36,8 @@
 //! - **[`content::Feed`]** carries a blob: it opens the source where the destination wants to go on, from
 //!   the last known state of the hash ([`verify::Marks`]), so the whole is verified whatever was resumed.
 //! - **The directory of who holds which blob is in [`copy`]**, not in a mirror above it: one image with
-//!   several destinations or tags needs it already. It knows manifests too: of an image under several tags the first
-//!   brings all, and the others wait and write their tags.
+//!   several destinations or tags needs it already. So are its turns: of an image under several tags the first one
+//!   brings all, and the others wait, and write their tags.
 //! - **A walk skips the destination's HEADs where the repository doesn't exist** (`NAME_UNKNOWN` from one
 //!   small request): on an empty repository that saves a request for each blob and manifest.
 //! - **Two frugal ways of the engine**: for one image it asks both ends at once, since round trips count;

@@ -1,4 +1,4 @@
-//! Which repository of a destination holds which blob, and which manifest, as far as this run knows.
+//! Which repository of a destination holds which blob, as far as this run knows.
 //!
 //! Whoever needs a blob that is on its way to the same registry waits for it, then mounts it: so
 //! each blob is read from its source once. Lists have tens of thousands of blobs, some of them in
@@ -23,7 +23,7 @@ struct Known {
 }
 
 /// A repository of this run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Number(u32);
 
 /// The repositories that hold one blob. Locked by whoever is bringing it there: if he fails, the
@@ -57,17 +57,6 @@ impl Directory {
             None => *known.registries.entry(registry.to_owned()).or_insert(next),
         };
         known.blobs.entry((registry, digest)).or_default().clone()
-    }
-
-    /// The holders of a manifest in `registry`: apart from blobs, which a manifest may be as well.
-    pub(super) fn manifest(&self, registry: &str, digest: Digest) -> Holders {
-        self.holders(&format!("manifests of {registry}"), digest)
-    }
-
-    /// Whether the repository holds the manifest; who is bringing it is waited for.
-    pub(super) async fn has(&self, repository: &Repository, digest: Digest) -> bool {
-        let number = self.number(repository);
-        self.manifest(&repository.registry, digest).lock().await.contains(&number)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

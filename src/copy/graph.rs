@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::BytesMut;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Directory, Options};
+use super::{Engine, Options};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
@@ -40,7 +40,7 @@ impl Graph {
         Self { present: vec![root], ..Self::default() }
     }
 
-    /// Walks from `root`, reading up to `jobs` manifests at once. Children that the directory `knows` to be at
+    /// Walks from `root`, reading up to `jobs` manifests at once. Children that the engine `knows` to be at
     /// the destination aren't asked for.
     pub(super) async fn walk<S: Source, D: Destination>(
         source: &S,
@@ -48,7 +48,7 @@ impl Graph {
         root: Manifest,
         options: &Options,
         jobs: usize,
-        knows: Option<&Directory>,
+        knows: Option<&Engine>,
     ) -> Result<Self> {
         let mut graph = Self::default();
         let mut seen = HashSet::from([root.digest()]);
@@ -122,11 +122,11 @@ async fn visit<S: Source, D: Destination>(
     destination: &D,
     child: Descriptor,
     look: bool,
-    knows: Option<&Directory>,
+    knows: Option<&Engine>,
 ) -> Result<Child> {
     let target = Target::Digest(child.digest);
-    if let Some(directory) = knows
-        && directory.has(destination.repository(), child.digest).await
+    if let Some(engine) = knows
+        && engine.has(destination, child.digest).await
     {
         return Ok(Child::Present(Box::new(child)));
     }

@@ -23,22 +23,22 @@ mod referrers;
 mod report;
 mod tally;
 mod transfer;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
-use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 pub use self::directory::Directory;
-use self::directory::Number;
 use self::finished::Finished;
 pub use self::graph::Graph;
 use self::places::{Places, SMALL_FOR_LARGE};
 pub use self::plan::{BlobStep, Plan};
 pub use self::report::{Observer, Outcome, Report, Silent, Status};
 pub use self::tally::{Ended, Entry, Failure, Platforms, Quota, Summary, Use};
+use self::turns::{Turn, Turns};
 
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
@@ -66,6 +66,7 @@ pub struct Options {
 /// What all copies of a run share: which repository holds which blob, and how much runs at once.
 pub struct Engine {
     directory: Directory,
+    turns: Turns,
     places: Places,
     finished: Finished,
     jobs: usize,
@@ -83,6 +84,7 @@ impl Engine {
         let jobs = jobs.max(1);
         Self {
             directory: Directory::default(),
+            turns: Turns::default(),
             places: Places::new(jobs),
             finished: Finished::default(),
             jobs,
@@ -143,27 +145,20 @@ impl Engine {
             }
             None => self.fill(source, destination, at, &graph, options, &mut report).await?,
         }
-        if let Some(held) = &mut turn {
-            held.push(self.directory.number(destination.repository()));
-        }
         if options.referrers {
             report.referrers = self.referrers(source, destination, &graph, options, &mut report).await?;
+        }
+        if let Some(turn) = turn {
+            turn.done();
         }
         report.seconds = begun.elapsed().as_secs_f64();
         Ok(report)
     }
 
-    /// Of an image under several tags of a repository the first one brings all, and the others, which wait for it,
-    /// just their tags. The lock of the one that is first; nothing where it's there.
-    ///
-    /// Who waits holds nothing but what names the image, and that never the other way round: so nobody waits for himself.
-    /// And docker-registry 2.8 takes no manifest that it's just storing, in whatever repository: it reads the half of
-    /// it (400 `DIGEST_INVALID`).
-    async fn turn<D: Destination>(&self, destination: &D, root: Digest) -> Option<OwnedMutexGuard<Vec<Number>>> {
+    /// The turn to write a manifest, unless this run knows that it's there.
+    async fn turn<D: Destination>(&self, destination: &D, manifest: Digest) -> Option<Turn<'_>> {
         let here = destination.repository();
-        let number = self.directory.number(here);
-        let held = self.directory.manifest(&here.registry, root).lock_owned().await;
-        (!held.contains(&number)).then_some(held)
+        self.turns.take(&here.registry, self.directory.number(here), manifest).await
     }
 
     /// Finds out what to copy, or that there's nothing to do.
@@ -263,8 +258,13 @@ impl Engine {
 
     /// Of which children of indexes it's known that they're there. One that stays, as a proxy's does, goes by
     /// what the destination says: what was written may have been removed since.
-    fn knows(&self) -> Option<&Directory> {
-        self.thrifty.then_some(&self.directory)
+    fn knows(&self) -> Option<&Self> {
+        self.thrifty.then_some(self)
+    }
+
+    /// Whether this run wrote the manifest there; who is doing so is waited for.
+    async fn has<D: Destination>(&self, destination: &D, manifest: Digest) -> bool {
+        self.turn(destination, manifest).await.is_none()
     }
 
     async fn blobs<S: Source, D: Destination>(
@@ -303,17 +303,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes a child, one at a time in a registry, as in [`Self::turn`].
+    /// Writes a child, unless it's there.
     async fn put_child<D: Destination>(&self, destination: &D, child: &Manifest) -> Result<()> {
-        let here = destination.repository();
-        let number = self.directory.number(here);
-        let holders = self.directory.manifest(&here.registry, child.digest());
-        let mut held = holders.lock().await;
-        if self.thrifty && held.contains(&number) {
+        let turn = self.turn(destination, child.digest()).await;
+        if turn.is_none() && self.thrifty {
             return Ok(());
         }
         self.put(destination, child, Target::Digest(child.digest())).await?;
-        held.push(number);
+        turn.into_iter().for_each(Turn::done);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use futures_util::future;
 
 use super::directory::Number;
 use super::places::{Place, SMALL};
+use super::turns::Turn;
 use super::{BLOB_PATIENCE, BlobStep, Engine, Outcome, Plan, Report};
 use crate::content::{Destination, Feed, Source, Started};
 use crate::descriptor::Descriptor;
@@ -122,7 +123,7 @@ impl Engine {
         }
         // And the children are there for the tags that come after.
         for child in plan.waves.iter().rev().skip(1).flatten() {
-            self.directory.manifest(&here.registry, child.digest()).lock().await.push(number);
+            self.turns.take(&here.registry, number, child.digest()).await.into_iter().for_each(Turn::done);
         }
         Ok(())
     }

@@ -1,0 +1,113 @@
+//! Which repository has which manifest, as far as this run knows, and whose turn it is to write one.
+//!
+//! Of an image under several tags of a repository the first one brings all, and the others, which wait for it, just
+//! their tags. And docker-registry 2.8 takes no manifest that it's just storing, in whatever repository: it reads the
+//! half of it (400 `DIGEST_INVALID`). So in a registry one writes a manifest at a time, until it's there.
+//!
+//! Who waits holds nothing but what names the manifest, and that never the other way round: nobody waits for himself.
+//! A list may have a hundred thousand of them: what is there is a line in a set, and locks live no longer than needed.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::directory::Number;
+use crate::descriptor::Digest;
+
+/// The manifests of a run.
+#[derive(Debug, Default)]
+pub(super) struct Turns(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    held: HashSet<(Number, Digest)>,
+    locks: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
+}
+
+/// A registry's name, and a manifest.
+type Key = (String, Digest);
+
+/// The turn to write one. Dropped without [`done`](Self::done), the next one has it.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    turns: &'a Turns,
+    number: Number,
+    key: Key,
+    alone: Option<OwnedMutexGuard<()>>,
+}
+
+impl Turns {
+    /// The turn to write a manifest into the repository of `registry` with this number; waits for whoever has it.
+    /// `None` if it's there.
+    pub(super) async fn take(&self, registry: &str, number: Number, digest: Digest) -> Option<Turn<'_>> {
+        let key = (registry.to_owned(), digest);
+        let lock = {
+            let mut known = self.lock();
+            if known.held.contains(&(number, digest)) {
+                return None;
+            }
+            known.locks.entry(key.clone()).or_default().clone()
+        };
+        let mut turn = Turn { turns: self, number, key, alone: None };
+        turn.alone = Some(lock.lock_owned().await);
+        let held = self.lock().held.contains(&(number, digest));
+        (!held).then_some(turn)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn<'_> {
+    /// It's written.
+    pub(super) fn done(self) {
+        self.turns.lock().held.insert((self.number, self.key.1));
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.alone = None;
+        let mut known = self.turns.lock();
+        // Who waits has one of his own.
+        if known.locks.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            known.locks.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
+    use super::*;
+    use crate::copy::Directory;
+    use crate::reference::Repository;
+
+    #[tokio::test]
+    async fn one_at_a_time_and_nothing_stays_of_it() {
+        let (directory, turns) = (Directory::default(), Turns::default());
+        let number = |text: &str| directory.number(&text.parse::<Repository>().expect("a repository"));
+        let (one, two, digest) = (number("r.io/one"), number("r.io/two"), Digest::of(b"x"));
+        let first = turns.take("r.io", one, digest).await.expect("it's nowhere");
+        let (mut same, mut other) = (pin!(turns.take("r.io", one, digest)), pin!(turns.take("r.io", two, digest)));
+        assert!(poll!(&mut same).is_pending() && poll!(&mut other).is_pending());
+        assert!(turns.take("s.io", one, digest).await.is_some(), "another registry's");
+        first.done();
+        assert!(same.await.is_none(), "the same repository has it");
+        drop(other.await.expect("the other one hasn't"));
+        assert!(turns.take("r.io", one, digest).await.is_none() && turns.take("r.io", two, digest).await.is_some());
+        // Who gives up leaves it to the next one.
+        let failed = turns.take("r.io", two, digest).await;
+        let mut next = pin!(turns.take("r.io", two, digest));
+        assert!(poll!(&mut next).is_pending());
+        drop(failed);
+        next.await.expect("it's his turn").done();
+        assert!(turns.take("r.io", two, digest).await.is_none());
+        assert_eq!(turns.lock().locks.len(), 0);
+    }
+}
