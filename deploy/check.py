@@ -236,7 +236,9 @@ def check_users():
             text = text.replace(place, root)
         path.write_text(text, encoding="utf-8")
         with running(PROGRAM, "proxy", "--config", str(path)) as tell:
-            doors = [tell(" on ") for _ in config["listen"]]
+            # Not where it takes orders.
+            after = f"proxying {', '.join(upstream['name'] for upstream in config['upstreams'])} on "
+            doors = [tell(after) for _ in config["listen"]]
             answers = [get(door + "/v2/", user)[0] for door in doors for user in (None, "u:U*U", "u:U*U*")]
         check(f"who may ask: {answers}", answers == [200, 200, 200, 401, 200, 401])
 
