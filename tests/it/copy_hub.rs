@@ -327,11 +327,11 @@ fn a_token_is_renewed_before_its_end() {
 fn an_expired_link_is_asked_for_again() {
     let image = Image::single(14, &[400_000]);
     let layer = &image.blobs[1];
-    // The CDN falls silent for longer than its link lives.
+    // The CDN falls silent for longer than its link lives, which is long enough for a busy machine to follow it.
     let rule = Rule::on("GET", &layer.digest, Fault::StallAfter(100_000)).host(CDN).once();
     let rules = |front: Builder| front.rule(rule);
-    let stage = Stage::with(&image, "library/nginx", |config| config.link_seconds = 1, rules);
-    stage.copy("nginx", &["--idle-timeout", "2"]).ok();
+    let stage = Stage::with(&image, "library/nginx", |config| config.link_seconds = 5, rules);
+    stage.copy("nginx", &["--idle-timeout", "6"]).ok();
     assert_eq!(stage.hub.struck(), 1);
     image.assert_at(stage.to.addr(), "library/nginx", "latest");
     let reads: Vec<_> = stage.hub.log().into_iter().filter(|seen| seen.path.contains(&layer.digest)).collect();
