@@ -226,6 +226,21 @@ mod tests {
         assert_eq!(found(&world(&["ghcr.io"]), None, "a/b").as_deref(), Some("ghcr.io/a/b"));
     }
 
+    /// Also for what is written back; and other tiers make another repository.
+    #[test]
+    fn rules_hold_and_tiers_differ() {
+        let with = |spec: &str, deny: &[&str]| {
+            let mut spec: Spec = spec.parse().expect("a spec");
+            spec.rules.deny = deny.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
+            World::new(vec![spec]).expect("a world")
+        };
+        let closed = with("ghcr.io", &["secret/**"]);
+        assert!(closed.spot("ghcr.io", "secret/a").is_none() && found(&closed, Some("ghcr.io"), "secret/a").is_none());
+        let spot = |world: &World| world.spot("ghcr.io", "open/a").expect("allowed");
+        assert_eq!(spot(&closed), spot(&with("ghcr.io", &[])));
+        assert_ne!(spot(&closed), spot(&with("ghcr.io=my.azurecr.io", &[])));
+    }
+
     #[test]
     fn what_makes_no_sense_is_said() {
         for wrong in ["", "=", "docker.io=", "docker.io=UP/../x", "a b=c", "docker.io=x.io/Upper"] {

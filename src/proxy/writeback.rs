@@ -412,6 +412,22 @@ mod tests {
         assert_eq!(of("hangs:v1"), [0, GRACE.as_secs() + 1, 2 * GRACE.as_secs() + 3]);
     }
 
+    /// What the source has no more is given up; what the destination lacks may come.
+    #[test]
+    fn only_a_source_that_is_gone_ends_it() {
+        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        let digest = crate::descriptor::Digest::of(b"x");
+        let target = &Target::Digest(digest);
+        queue.event(&Event::OnlyOriginal { upstream: "docker.io", repository: "a/b", target });
+        let (job, _) = queue.next().expect("one");
+        assert_eq!(job.target().expect("a digest"), Target::Digest(digest));
+        let gone = |side| Err(Error::new(Kind::NotFound, "gone").on(side));
+        queue.ended(&job, gone(Side::Destination));
+        assert_eq!(queue.len(), 1);
+        queue.ended(&job, gone(Side::Source));
+        assert!(queue.is_empty());
+    }
+
     #[test]
     fn bounded_and_what_fails_makes_room() {
         let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
