@@ -82,16 +82,26 @@ impl FilePipe {
 pub(super) struct Piped {
     stream: TcpStream,
     pipe: FilePipe,
+    /// Only whole segments leave: what is left over waits for what comes next, at most for a flush. With
+    /// what ends each part in a segment of its own, a reader would be woken twice as often.
+    corked: bool,
 }
 
 impl Piped {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, pipe: FilePipe::default() }
+        Self { stream, pipe: FilePipe::default(), corked: false }
     }
 
     /// `None` where the kernel can't do it.
     pub(super) fn pipe(&self) -> Option<FilePipe> {
         cfg!(target_os = "linux").then(|| self.pipe.clone())
+    }
+
+    fn cork(&mut self, corked: bool) {
+        // Without it all goes as well, only in more segments.
+        if self.corked != corked && cork(&self.stream, corked).is_ok() {
+            self.corked = corked;
+        }
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, left: usize) -> Poll<io::Result<usize>> {
@@ -116,6 +126,7 @@ impl AsyncRead for Piped {
 impl AsyncWrite for Piped {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if stands_in(bytes) {
+            self.cork(true);
             return self.poll_send(cx, bytes.len());
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -127,6 +138,9 @@ impl AsyncWrite for Piped {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let plain = slices.iter().take_while(|slice| !stands_in(slice)).count();
+        if plain < slices.len() {
+            self.cork(true);
+        }
         match slices.first() {
             Some(first) if plain == 0 => self.poll_send(cx, first.len()),
             _ => Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..plain]),
@@ -138,10 +152,12 @@ impl AsyncWrite for Piped {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cork(false);
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cork(false);
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
@@ -156,13 +172,24 @@ fn sendfile(to: &TcpStream, from: &File, at: &mut u64, count: usize) -> io::Resu
     Ok(rustix::fs::sendfile(to, from, Some(at), count)?)
 }
 
+/// tcp(7), TCP_CORK.
+#[cfg(target_os = "linux")]
+fn cork(stream: &TcpStream, corked: bool) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_tcp_cork(stream, corked)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cork(_: &TcpStream, _: bool) -> io::Result<()> {
+    Ok(())
+}
+
 #[cfg(not(target_os = "linux"))]
 fn sendfile(_: &TcpStream, _: &File, _: &mut u64, _: usize) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Never read, and so it takes no memory.
-static STAND_IN: [u8; 1 << 20] = [0; 1 << 20];
+static STAND_IN: [u8; 4 << 20] = [0; 4 << 20];
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
@@ -265,6 +292,25 @@ mod tests {
         let body = answer(&mut client, content.len() + 13).await;
         assert!(body == expected(&content), "other bytes came");
         assert_eq!(client.read(&mut [0; 8]).await.expect("an end"), 0);
+    }
+
+    /// What is left over in the kernel leaves with a flush, and not some time later.
+    #[tokio::test]
+    async fn a_flush_lets_go_what_was_held_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("an address");
+        let mut piped = Piped::new(TcpStream::connect(address).await.expect("connects"));
+        let corked = |piped: &Piped| rustix::net::sockopt::tcp_cork(&piped.stream).expect("a socket");
+        let frame = piped.pipe.part(file(b"0123456789a"), 0..11);
+        let mut slices = [IoSlice::new(b"head"), IoSlice::new(&frame)];
+        assert_eq!(piped.write_vectored(&slices).await.expect("writes"), 4);
+        assert_eq!(piped.write_vectored(&slices[1..]).await.expect("sends"), 11);
+        assert!(corked(&piped));
+        piped.flush().await.expect("flushes");
+        assert!(!corked(&piped));
+        slices[1] = IoSlice::new(b"more");
+        assert_eq!(piped.write_vectored(&slices).await.expect("writes"), 8);
+        assert!(!corked(&piped), "for parts of files only");
     }
 
     /// Parts and what hyper writes are in step, or nothing is sent: never one part's bytes for another's.
