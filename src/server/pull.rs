@@ -52,7 +52,8 @@ impl<B: Backend> Server<B> {
             (blob.size(), Some(blob))
         };
         let (status, part) = match self.wanted(&digest, size, head) {
-            Wanted::Whole if respond::is_known(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
+            // Whatever part is asked for (RFC 9110, 13.2.2).
+            _ if respond::is_known(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
             Wanted::Whole => (StatusCode::OK, 0..size),
             Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
             Wanted::Beyond => {
