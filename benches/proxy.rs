@@ -1,8 +1,10 @@
-//! `transload proxy` beside Debian's docker-registry in proxy mode and nginx with `proxy_cache`: cold, a
-//! herd, warm, small requests, a slow line. Run by `cargo bench --bench proxy [-- CASE…]`; needs Debian's
+//! `transload proxy` beside Debian's docker-registry in proxy mode and nginx with `proxy_cache`: cold (beside the
+//! least that it can cost, too), a herd, warm, small requests, a slow line. Run by `cargo bench --bench proxy [-- CASE…]`; needs Debian's
 //! docker-registry, nginx-light and wrk. Absolute times on a shared machine mean nothing, ratios do.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
 
+#[path = "floor/cache.rs"]
+mod floor;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -192,6 +194,11 @@ fn cold() {
             let cpu = (server.cpu() - before) / gib;
             println!("| {} | {:.1} | {wall:.2} | {cpu:.2} | {:.0} |", server.name, first * 1e3, server.peak());
         }
+        let dir = TempDir::new();
+        let file = std::fs::File::options().read(true).write(true).create_new(true).open(dir.join("blob")).unwrap();
+        let (addr, answered) = floor::serve(registry.addr(), file, image.blobs[1].digest.clone());
+        let (first, wall, _) = download(addr, &path);
+        println!("| floor | {:.1} | {wall:.2} | {:.2} | - |", first * 1e3, answered.join().unwrap() / gib);
     }
 }
 
