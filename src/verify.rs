@@ -205,6 +205,28 @@ mod tests {
         assert_eq!(Verified::new(body(&[]), &wrong).err().map(|e| e.kind()), Some(Kind::Mismatch));
     }
 
+    #[tokio::test]
+    async fn a_large_blob_can_be_resumed_near_where_it_broke() {
+        const MIB: usize = 1 << 20;
+        let content = vec![7; 40 * MIB];
+        let blob = blob(&content);
+        let frames: Vec<&[u8]> = content.chunks(MIB).collect();
+        let marks = Marks::default();
+        let hasher = blob.digest.hasher();
+        let whole = Verified::resumed(body(&frames), &blob, 0, hasher, 0, marks.clone()).expect("opens");
+        assert!(drain(whole).await.1.is_none());
+        let at = |offset: usize| marks.before(offset as u64).map(|(at, _)| at as usize / MIB);
+        assert_eq!(
+            [1, 16 * MIB - 1, 16 * MIB, 32 * MIB - 1, 40 * MIB].map(at),
+            [None, None, Some(16), Some(16), Some(32)]
+        );
+        // The state is that of the bytes before it.
+        let (from, hasher) = marks.before(40 * MIB as u64).expect("a mark");
+        let rest = Verified::resumed(body(&frames[32..]), &blob, from, hasher, from, Marks::default()).expect("opens");
+        let (out, error) = drain(rest).await;
+        assert!(out.len() == 8 * MIB && error.is_none(), "{error:?}");
+    }
+
     proptest! {
         /// Whatever the frames, and wherever one resumes, the rest comes out and the whole is checked.
         #[test]
