@@ -291,6 +291,19 @@ fn place(repository: &str) -> Place {
     Place { name: repository.to_owned(), ns: Some("a.io".to_owned()) }
 }
 
+/// How many bytes came before the error that ends it.
+async fn broken(mut body: Body) -> (usize, Error) {
+    let mut got = 0;
+    let error = loop {
+        match body.try_next().await {
+            Ok(Some(bytes)) => got += bytes.len(),
+            Ok(None) => panic!("it ended well"),
+            Err(error) => break error,
+        }
+    };
+    (got, error)
+}
+
 async fn all(body: Body) -> Result<Vec<u8>> {
     body.try_fold(Vec::new(), |mut all, bytes| async move {
         all.extend_from_slice(&bytes);
@@ -341,15 +354,8 @@ async fn what_is_wrong_is_cut_before_its_last_byte() {
     let content = content(2, 3 * FRAME);
     let digest = bench.world.put("r", &content);
     bench.world.fault(Fault::Flip(10));
-    let mut body = bench.body("r", &digest, None).await.expect("opens");
-    let mut got = 0;
-    let error = loop {
-        match body.try_next().await {
-            Ok(Some(bytes)) => got += bytes.len(),
-            Ok(None) => panic!("it ended well"),
-            Err(error) => break error,
-        }
-    };
+    let body = bench.body("r", &digest, None).await.expect("opens");
+    let (got, error) = broken(body).await;
     assert_eq!(error.kind(), Kind::Mismatch);
     assert!(got < content.len());
     bench.settled().await;
