@@ -34,9 +34,17 @@ impl Engine {
         } else if let Some(from) = self.holder(&held).or_else(|| beside(source, here).cloned()) {
             // It's complete over there, so others needn't wait for this.
             drop(held);
-            let outcome = self.mount(source, destination, blob, from).await?;
-            holders.lock().await.push(number);
-            outcome
+            // Those that bring it into this repository do: it's one request then, and docker-registry writes its
+            // link anew at each, while a manifest that needs it may be checked (400 `DIGEST_INVALID`).
+            match self.turns.take(&here.to_string(), number, blob.digest).await {
+                Some(turn) => {
+                    let outcome = self.mount(source, destination, blob, from).await?;
+                    holders.lock().await.push(number);
+                    turn.done();
+                    outcome
+                }
+                None => Outcome::Present,
+            }
         } else {
             let outcome = self.bring(source, destination, step).await?;
             held.push(number);

@@ -2,7 +2,8 @@
 //!
 //! Of an image under several tags of a repository the first one brings all, and the others, which wait for it, just
 //! their tags. And docker-registry 2.8 takes no manifest that it's just storing, in whatever repository: it reads the
-//! half of it (400 `DIGEST_INVALID`). So in a registry one writes a manifest at a time, until it's there.
+//! half of it (400 `DIGEST_INVALID`). So in a registry one writes a manifest at a time, until it's there; and in a
+//! repository one mounts a blob.
 //!
 //! Who waits holds nothing but what names the manifest, and that never the other way round: nobody waits for himself.
 //! A list may have a hundred thousand of them: what is there is a line in a set, and locks live no longer than needed.
@@ -25,7 +26,7 @@ struct Known {
     locks: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
 }
 
-/// A registry's name, and a manifest.
+/// Where one at a time may write it, the name of a registry or of a repository; and what.
 type Key = (String, Digest);
 
 /// The turn to write one. Dropped without [`done`](Self::done), the next one has it.
@@ -38,10 +39,10 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turns {
-    /// The turn to write a manifest into the repository of `registry` with this number; waits for whoever has it.
-    /// `None` if it's there.
-    pub(super) async fn take(&self, registry: &str, number: Number, digest: Digest) -> Option<Turn<'_>> {
-        let key = (registry.to_owned(), digest);
+    /// The turn to write a manifest, or a blob, into the repository with this number; waits for whoever has it
+    /// anywhere in `place`. `None` if it's there.
+    pub(super) async fn take(&self, place: &str, number: Number, digest: Digest) -> Option<Turn<'_>> {
+        let key = (place.to_owned(), digest);
         let lock = {
             let mut known = self.lock();
             if known.held.contains(&(number, digest)) {

@@ -96,6 +96,26 @@ fn many_tags_of_a_new_repository_cost_few_requests() {
     assert!(heads < 60, "{heads} of the tags were looked for");
 }
 
+/// Of the tags that need a blob in one repository, one mounts it, and the others wait for that.
+#[test]
+fn a_blob_is_mounted_into_a_repository_once() {
+    let (source, behind, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let slow = Rule::on("POST", "/tags/blobs/uploads/", Fault::Delay(Duration::from_millis(100)));
+    let destination = Front::before(behind.addr()).rule(slow).start();
+    let image = |nth: u64| Image::labelled(0, &[layer(400, 3_000), layer(401 + nth, 3_000)]);
+    let mut list = format!("{}/base:v1\n", source.addr());
+    image(99).push(source.addr(), "base", "v1");
+    for nth in 0..12 {
+        image(nth).push(source.addr(), "tags", &format!("v{nth}"));
+        list += &format!("{}/tags:v{nth}\n", source.addr());
+    }
+    mirror(&directory.write("list", list), destination.host(), &[]).ok();
+    (0..12).for_each(|nth| image(nth).assert_at(behind.addr(), "tags", &format!("v{nth}")));
+    // The config and the layer that all of them have, from whichever repository had it first.
+    let mounts = destination.log().iter().filter(|seen| seen.query.contains("mount=")).count();
+    assert_eq!(mounts, 2);
+}
+
 /// What an unchanged image holds is mounted from it: a new image of the list sends its own layer alone.
 #[test]
 fn layers_of_unchanged_images_are_mounted() {
