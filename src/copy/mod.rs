@@ -67,6 +67,8 @@ pub struct Options {
 pub struct Engine {
     directory: Directory,
     turns: Turns,
+    /// The same for blobs that are mounted: one may have the digest of a manifest, and be no manifest there.
+    mounts: Turns,
     places: Places,
     finished: Finished,
     jobs: usize,
@@ -85,6 +87,7 @@ impl Engine {
         Self {
             directory: Directory::default(),
             turns: Turns::default(),
+            mounts: Turns::default(),
             places: Places::new(jobs),
             finished: Finished::default(),
             jobs,

@@ -36,7 +36,7 @@ impl Engine {
             drop(held);
             // Those that bring it into this repository do: it's one request then, and docker-registry writes its
             // link anew at each, while a manifest that needs it may be checked (400 `DIGEST_INVALID`).
-            match self.turns.take(&here.to_string(), number, blob.digest).await {
+            match self.mounts.take(&here.to_string(), number, blob.digest).await {
                 Some(turn) => {
                     let outcome = self.mount(source, destination, blob, from).await?;
                     holders.lock().await.push(number);
