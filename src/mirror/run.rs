@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::list::{Base, Claims, Entry, Exact, List};
-use super::reading::{Reading, Shared};
+use super::reading::{Reading, Shared, Shelf};
 use crate::content::{Destination, Source};
 use crate::copy::{Engine, Report};
 use crate::descriptor::{Digest, Platform};
@@ -147,7 +147,7 @@ pub async fn run<P: Places>(
     wanted: &(dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
     ended: &(dyn Fn(Event) + Sync),
 ) {
-    let run = Run { to, places, engine, options, wanted, ended, claims: Mutex::default() };
+    let run = Run { to, places, engine, options, wanted, ended, claims: Mutex::default(), shelf: Arc::default() };
     let mut sources: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
     for entry in list.entries.iter().filter(|entry| wanted(entry, None)) {
         sources.entry(&entry.source.registry).or_default().push(entry);
@@ -159,7 +159,7 @@ pub async fn run<P: Places>(
 struct Turn {
     job: Job,
     /// With its other destinations.
-    reading: Option<Arc<Reading>>,
+    reading: Arc<Reading>,
 }
 
 /// What the sources of a run share.
@@ -172,6 +172,8 @@ struct Run<'a, P> {
     ended: &'a (dyn Fn(Event) + Sync),
     /// Which image goes to which destination tag.
     claims: Mutex<Claims>,
+    /// What they have read.
+    shelf: Arc<Shelf>,
 }
 
 impl<P: Places> Run<'_, P> {
@@ -244,7 +246,7 @@ impl<P: Places> Run<'_, P> {
         let read = exact.digest.map(Target::Digest).or_else(|| exact.tag.clone().map(Target::Tag));
         let Some(read) = read else { return Ok(()) };
         let places = entry.places(self.to, exact.tag.as_deref())?;
-        let reading = (places.len() > 1).then(Arc::<Reading>::default);
+        let reading = Arc::new(Reading::new(&self.shelf, &entry.source));
         for place in places {
             let is_new = self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact)?;
             let (destination, tag) = place;
@@ -295,7 +297,7 @@ impl<P: Places> Run<'_, P> {
         }
     }
 
-    async fn act(&self, job: &Job, reading: Option<Arc<Reading>>) -> Result<Done> {
+    async fn act(&self, job: &Job, reading: Arc<Reading>) -> Result<Done> {
         let source = Shared::new(self.places.source(&job.source)?, reading);
         let destination = self.places.destination(&job.destination)?;
         let Action::Copy { dry_run, force } = self.options.action else {
