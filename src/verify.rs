@@ -19,15 +19,20 @@ use crate::error::{Error, Kind, Result, Side};
 /// A stream of a blob's bytes whose last frame comes only if the whole is right.
 pub struct Verified {
     body: Body,
-    digest: Digest,
-    size: u64,
-    /// Read from the body and hashed, up to here.
-    read: u64,
+    check: Check,
     /// Where the reader wants to begin: what is before it is hashed, not given out.
     begin: u64,
-    hasher: Option<Hasher>,
     /// Hashed frames that were put back.
     pending: VecDeque<Bytes>,
+}
+
+/// What verifies a blob's bytes, for who takes the body [`apart`](Verified::apart) to hash elsewhere.
+pub struct Check {
+    digest: Digest,
+    size: u64,
+    /// Hashed, up to here.
+    read: u64,
+    hasher: Option<Hasher>,
     marks: Marks,
 }
 
@@ -44,20 +49,16 @@ impl Verified {
     /// Goes on with a `body` that starts at offset `from`, where the hash had the state `hasher`,
     /// and gives out what comes from offset `begin` on.
     pub fn resumed(body: Body, blob: &Descriptor, from: u64, hasher: Hasher, begin: u64, marks: Marks) -> Result<Self> {
-        let mut made = Self {
-            body,
-            digest: blob.digest,
-            size: blob.size,
-            read: from,
-            begin,
-            hasher: Some(hasher),
-            pending: VecDeque::new(),
-            marks,
-        };
-        if made.read == made.size {
-            made.check()?;
-        }
-        Ok(made)
+        let mut check = Check { digest: blob.digest, size: blob.size, read: from, hasher: Some(hasher), marks };
+        check.at_end()?;
+        Ok(Self { body, check, begin, pending: VecDeque::new() })
+    }
+
+    /// The body as it comes, not verified, and what verifies it: for who hashes on another thread than the one that
+    /// receives. Of a stream that begins where its body does.
+    pub fn apart(self) -> (Body, Check) {
+        debug_assert!(self.begin <= self.check.read && self.pending.is_empty());
+        (self.body, self.check)
     }
 
     /// Gives back a frame, or the rest of one, to come out again next.
@@ -68,6 +69,21 @@ impl Verified {
     }
 
     fn take_in(&mut self, mut bytes: Bytes) -> Result<Bytes> {
+        let skip = self.begin.saturating_sub(self.check.read).min(bytes.len() as u64);
+        self.check.take_in(&bytes)?;
+        // A usize suffices: it's at most the frame's length.
+        let _ = bytes.split_to(usize::try_from(skip).unwrap_or(usize::MAX));
+        Ok(bytes)
+    }
+}
+
+impl Check {
+    /// Hashes the next bytes.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] if they are more than the blob's, or its last and not right. Whoever has them must then
+    /// give them to nobody.
+    pub fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
         let start = self.read;
         self.read += bytes.len() as u64;
         if self.read > self.size {
@@ -75,18 +91,15 @@ impl Verified {
         }
         if let Some(hasher) = &mut self.hasher {
             self.marks.note(start, self.size, hasher);
-            hasher.update(&bytes);
+            hasher.update(bytes);
         }
-        if self.read == self.size {
-            self.check()?;
-        }
-        let skip = self.begin.saturating_sub(start).min(bytes.len() as u64);
-        // A usize suffices: it's at most the frame's length.
-        let _ = bytes.split_to(usize::try_from(skip).unwrap_or(usize::MAX));
-        Ok(bytes)
+        self.at_end()
     }
 
-    fn check(&mut self) -> Result<()> {
+    fn at_end(&mut self) -> Result<()> {
+        if self.read < self.size {
+            return Ok(());
+        }
         match self.hasher.take().map(Hasher::finish) {
             Some(got) if got != self.digest => {
                 let got = format!("its bytes have {got}");
@@ -112,13 +125,13 @@ impl Stream for Verified {
             if let Some(bytes) = this.pending.pop_front() {
                 return Poll::Ready(Some(Ok(bytes)));
             }
-            if this.read >= this.size {
+            if this.check.read >= this.check.size {
                 return Poll::Ready(None);
             }
             let taken = match ready!(this.body.poll_next_unpin(cx)) {
                 Some(Ok(bytes)) => this.take_in(bytes),
                 Some(Err(error)) => Err(error),
-                None => Err(this.wrong(format!("it ended at byte {} of {}", this.read, this.size))),
+                None => Err(this.check.wrong(format!("it ended at byte {} of {}", this.check.read, this.check.size))),
             };
             match taken {
                 Ok(bytes) if bytes.is_empty() => {}

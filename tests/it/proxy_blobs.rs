@@ -373,26 +373,26 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     let world = World::new(&[5 * MIB, 5 * MIB + 1000]);
     let disk = Disk::new("size=8m");
     let dir = disk.0.join("cache");
-    // Both find room at first, and together they fill the disk.
-    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir]);
-    world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(10 << 20)));
+    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir, "--idle-timeout", "3"]);
+    world.front.add(Rule::on("GET", "/blobs/", Fault::StallAfter(MIB as u64)).once());
     pull_manifest(proxy.addr());
-    let addr = proxy.addr();
-    let clients: Vec<_> = [1, 2, 1, 2]
-        .map(|nth| {
-            let blob = world.image.blobs[nth].clone();
-            std::thread::spawn(move || {
-                let reply = http::get(addr, &path_of(&blob)).expect(200);
-                assert!(reply.whole && reply.body == blob.bytes);
-            })
-        })
-        .into_iter()
-        .collect();
-    clients.into_iter().for_each(|client| client.join().expect("all get all"));
+    let mut clients = [1, 1].map(|_| begun(proxy.addr(), &world.path()));
+    // It found room, and what it still has to write isn't free for another one, which is passed on.
+    let other = &world.image.blobs[2];
+    assert!(http::get(proxy.addr(), &path_of(other)).expect(200).body == other.bytes);
+    // But then something else takes it.
+    let taken = std::fs::write(disk.0.join("other"), vec![1; 8 * MIB]);
+    assert_eq!(taken.map_err(|error| error.kind()), Err(std::io::ErrorKind::StorageFull));
+    for client in &mut clients {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).expect("to its end");
+        assert!(rest.ends_with(&world.layer().bytes[MIB..]));
+    }
+    assert_eq!(world.front.struck(), 1);
     let said = proxy.process.stderr.text();
     assert_eq!(said.matches("passed on uncached").count(), 1, "{said}");
-    assert!(said.contains("No space left"), "{said}");
-    http::get(addr, "/v2/library/app/manifests/v1").expect(200);
+    assert!(said.contains("has no room for 5243880 bytes"), "{said}");
+    http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     // What it can't write at all: what is there is served, the rest passed on.
     drop(proxy);
     mount(&["-o", "remount,ro", &disk.0.join("")]);
@@ -403,15 +403,21 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
 }
 
+/// A client that got the answer's beginning.
+fn begun(at: SocketAddr, path: &str) -> TcpStream {
+    let mut client = TcpStream::connect(at).expect("connects");
+    write!(client, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sends");
+    client.read_exact(&mut [0; 1000]).expect("it has begun");
+    client
+}
+
 #[test]
 fn it_ends_when_told_to_and_lets_pulls_end() {
     let world = World::new(&[4 * MIB]);
     let proxy = Proxied::hub(world.front.addr(), &[]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(4 << 20)));
     pull_manifest(proxy.addr());
-    let mut client = TcpStream::connect(proxy.addr()).expect("connects");
-    write!(client, "GET {} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", world.path()).expect("sends");
-    client.read_exact(&mut [0; 1000]).expect("it has begun");
+    let mut client = begun(proxy.addr(), &world.path());
     proxy.process.terminate();
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).expect("to its end");

@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::index::{Index, Pin};
-use super::temp::{Temp, sync_dir};
+use super::temp::{Owed, Temp, sync_dir};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 
@@ -22,6 +23,8 @@ struct Inner {
     dir: PathBuf,
     fills: PathBuf,
     keep_free: u64,
+    /// Bytes on their way, which the disk doesn't know of.
+    owed: Arc<AtomicU64>,
     index: Index,
     /// Held while names are made and removed, so that the removal of a victim can't hit the file
     /// that was fetched anew under its name.
@@ -62,6 +65,7 @@ impl Shelf {
             dir,
             fills,
             keep_free,
+            owed: Arc::default(),
             index: Index::new(capacity),
             names: Mutex::default(),
             evicted: Box::new(evicted),
@@ -128,22 +132,27 @@ impl Shelf {
     /// [`Kind::Local`] if there is none: all is being read, or the disk is full. What could never make room
     /// enough on the disk makes none: else one blob that is too large would cost all the others.
     pub fn make_room(&self, temp: &mut Temp, size: u64) -> Result<()> {
-        let Inner { index, fills, keep_free, .. } = &*self.0;
-        temp.room = Some(loop {
+        let Inner { index, fills, keep_free, owed, .. } = &*self.0;
+        let _names = loop {
             let names = self.names();
             if let Some(free) = super::space::free(fills)
-                && free < keep_free.saturating_add(size)
+                && free < keep_free.saturating_add(owed.load(Ordering::Relaxed)).saturating_add(size)
             {
                 let hopeless = free >= *keep_free && free - keep_free + index.count().1 < size;
                 if hopeless || !self.evict(&names) {
                     return Err(full(size).hint("other files fill the disk"));
                 }
             } else if let Some(room) = index.reserve(size) {
-                break room;
+                temp.room = Some(room);
+                break names;
             } else if !self.evict(&names) {
                 return Err(full(size));
             }
-        });
+        };
+        // With the names held: who comes next sees what is left.
+        if !temp.allocate(size)? {
+            temp.owed = Some(Owed::new(owed, size));
+        }
         Ok(())
     }
 

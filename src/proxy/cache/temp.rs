@@ -19,7 +19,29 @@ pub struct Temp {
     file: Arc<File>,
     path: PathBuf,
     pub(super) room: Option<Reservation>,
+    /// What it will take of the disk, where the disk doesn't know of that.
+    pub(super) owed: Option<Owed>,
     named: bool,
+}
+
+/// Bytes that will be written, and that the disk still calls free.
+#[derive(Debug)]
+pub(super) struct Owed {
+    all: Arc<AtomicU64>,
+    size: u64,
+}
+
+impl Owed {
+    pub(super) fn new(all: &Arc<AtomicU64>, size: u64) -> Self {
+        all.fetch_add(size, Ordering::Relaxed);
+        Self { all: all.clone(), size }
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.size, Ordering::Relaxed);
+    }
 }
 
 impl Temp {
@@ -30,12 +52,23 @@ impl Temp {
         // What a dead process of the same number left behind was removed at the start.
         let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = opened.map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
-        Ok(Self { file: Arc::new(file), path, room, named: false })
+        Ok(Self { file: Arc::new(file), path, room, owed: None, named: false })
     }
 
     /// The file, which stays readable when it gets its name, and when it's removed.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()
+    }
+
+    /// Has the disk set blocks aside for all of it, which costs less than to find some at each write. Whether it did.
+    ///
+    /// # Errors
+    /// [`Kind::Local`](crate::error::Kind::Local) if there aren't so many.
+    pub(super) fn allocate(&self, size: u64) -> Result<bool> {
+        match super::space::allocate(&self.file, size) {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.failed("make room for", &error.into())),
+        }
     }
 
     /// Syncs it, and gives it its name. What has the name already is replaced.

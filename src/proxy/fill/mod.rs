@@ -3,11 +3,11 @@
 //! ```text
 //!   client A ─┐ find: cached? ─▶ file                         Upstreams
 //!   client B ─┤   being fetched? ─▶ follow ◀── progress ──┐       │ first body, tier by tier
-//!   client C ─┘   neither: begin ──────▶ task: ── Feed ── Verified ── file ── fsync, rename ─▶ cached
+//!   client C ─┘   neither: begin ──────▶ task: ── Feed ── Check ── file ── fsync, rename ─▶ cached
 //! ```
 //!
 //! The writer is a task of the proxy's. It tells by a watch channel how far it came; what is behind
-//! that is hashed and in the file. `Verified` gives out the last frame only when digest and size
+//! that is hashed and in the file. Of the last batch of bytes nothing is told before digest and size
 //! agree, so that no reader gets the last byte of a blob that isn't right. When it fails, readers'
 //! connections are cut; when it's our own disk that failed, they go on from the upstream, each on its own.
 

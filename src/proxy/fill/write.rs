@@ -17,7 +17,7 @@ use crate::pool::{begun, blocking};
 use crate::proxy::cache::{Temp, write_at};
 use crate::proxy::events::Event;
 use crate::proxy::{Inner, Origins};
-use crate::verify::Verified;
+use crate::verify::{Check, Verified};
 
 /// Ends a fill, also when its task is dropped: its readers hear of it, and it leaves the list.
 struct Ending<O: Origins> {
@@ -149,9 +149,9 @@ impl<O: Origins> Inner<O> {
         if self.is_parallel(feed.blob().size) {
             let lanes = self.settings.parallel;
             let (body, from) = parallel::ordered(feed, source, first, file.clone(), lanes, self.readers.clone());
-            return Ok(Writing { body: feed.verified(body)?, written_from: Some(from) });
+            return Ok(Writing::new(feed.verified(body)?, Some(from)));
         }
-        Ok(Writing { body: feed.begun(first)?, written_from: None })
+        Ok(Writing::new(feed.begun(first)?, None))
     }
 
     /// Says that the cache can't be used, once.
@@ -166,81 +166,91 @@ impl<O: Origins> Inner<O> {
 
 /// Bytes on their way into the file, or in it already when they come out here.
 pub(super) struct Writing {
-    body: Verified,
+    body: Body,
+    /// What they are still to be hashed by.
+    check: Option<Check>,
     /// From where on they are in it already, if it's fetched in parts.
     written_from: Option<Arc<AtomicU64>>,
 }
 
-/// Frames that are being written in one go.
+impl Writing {
+    fn new(body: Verified, written_from: Option<Arc<AtomicU64>>) -> Self {
+        let (body, check) = body.apart();
+        Self { body, check: Some(check), written_from }
+    }
+}
+
+/// Frames that are being hashed and written in one go.
 struct Batch {
     end: u64,
-    /// Ready once they are in the file.
-    written: BoxFuture<'static, Result<()>>,
+    /// Ready once they are hashed and in the file.
+    done: BoxFuture<'static, Result<Option<Check>>>,
 }
 
 impl Batch {
-    /// Begins at once, on the blocking pool. What comes `from` on is in the file already.
-    fn new(file: &Arc<File>, frames: Vec<Bytes>, at: u64, from: u64) -> Self {
+    /// Of nothing.
+    fn empty(at: u64, check: Option<Check>) -> Self {
+        Self { end: at, done: ready(Ok(check)).boxed() }
+    }
+
+    /// Begins at once, on the blocking pool: hashed and written by one thread they are still in its core's cache,
+    /// and another one receives and sends meanwhile. What comes `from` on is in the file already.
+    fn new(file: &Arc<File>, mut check: Option<Check>, frames: Vec<Bytes>, at: u64, from: u64) -> Self {
         let end = at + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
-        if at >= from {
-            return Self { end, written: ready(Ok(())).boxed() };
-        }
         let file = file.clone();
-        Self { end, written: begun(move || write_all(&file, &frames, at, from)).boxed() }
+        let work = move || {
+            if let Some(check) = &mut check {
+                frames.iter().try_for_each(|frame| check.take_in(frame))?;
+            }
+            write_all(&file, &frames, at, from)?;
+            Ok(check)
+        };
+        Self { end, done: begun(work).boxed() }
     }
 }
 
 impl<S: Source> Fill<S> {
-    async fn run(&self, feed: &Feed<S>, mut writing: Writing, file: &Arc<File>) -> Result<()> {
-        let size = feed.blob().size;
-        let mut at = 0;
-        // One batch is written while the next one is received and hashed.
-        let mut under_way: Option<Batch> = None;
-        while at < size {
-            let gathered = self.frames_after(under_way.take(), &mut writing.body).await?;
-            let frames = match gathered {
-                Err(error) if error.kind() == Kind::Unsupported && writing.written_from.is_some() => {
+    async fn run(&self, feed: &Feed<S>, writing: Writing, file: &Arc<File>) -> Result<()> {
+        let Writing { mut body, check, mut written_from } = writing;
+        // One batch is hashed and written while the next one is received.
+        let mut batch = Batch::empty(0, check);
+        while batch.end < feed.blob().size {
+            let at = batch.end;
+            let (check, gathered) = self.frames_after(batch, &mut body).await?;
+            batch = match gathered {
+                Err(error) if error.kind() == Kind::Unsupported && written_from.is_some() => {
                     tracing::info!("{error}: {} is fetched by one request", self.digest);
-                    writing = Writing { body: feed.open(at).await?, written_from: None };
-                    continue;
+                    body = feed.open(at).await?.boxed();
+                    written_from = None;
+                    Batch::empty(at, None)
                 }
-                frames => frames?,
+                frames => {
+                    let from = written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
+                    Batch::new(file, check, frames?, at, from)
+                }
             };
-            let from = writing.written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
-            let batch = Batch::new(file, frames, at, from);
-            at = batch.end;
-            under_way = Some(batch);
-        }
-        if let Some(batch) = under_way {
-            self.written(batch).await?;
         }
         // The end is asked for, though it's known: an empty blob was checked when it was opened.
-        Ok(())
+        self.done(batch).await.map(drop)
     }
 
-    /// The next frames, or why there are none, while `batch` is written. It's told as soon as it is,
+    /// The next frames, or why there are none, while `batch` is hashed and written. It's told as soon as it is,
     /// also when nothing more comes for a while.
     ///
     /// # Errors
     /// What befell the batch.
-    async fn frames_after(&self, batch: Option<Batch>, body: &mut Verified) -> Result<Result<Vec<Bytes>>> {
-        let gathering = pin!(gather(body));
-        let Some(batch) = batch else { return Ok(gathering.await) };
-        let written = pin!(self.written(batch));
-        match select(gathering, written).await {
-            Either::Left((gathered, written)) => written.await.map(|()| gathered),
-            Either::Right((written, gathering)) => {
-                written?;
-                Ok(gathering.await)
-            }
+    async fn frames_after(&self, batch: Batch, body: &mut Body) -> Result<(Option<Check>, Result<Vec<Bytes>>)> {
+        match select(pin!(gather(body)), pin!(self.done(batch))).await {
+            Either::Left((gathered, done)) => Ok((done.await?, gathered)),
+            Either::Right((check, gathering)) => Ok((check?, gathering.await)),
         }
     }
 
-    /// Once a batch is in the file, readers may have it.
-    async fn written(&self, batch: Batch) -> Result<()> {
-        batch.written.await?;
+    /// Once a batch is right and in the file, readers may have it.
+    async fn done(&self, batch: Batch) -> Result<Option<Check>> {
+        let check = batch.done.await?;
         self.reached(batch.end, Stage::Running);
-        Ok(())
+        Ok(check)
     }
 
     fn reached(&self, at: u64, stage: Stage) {
@@ -249,7 +259,7 @@ impl<S: Source> Fill<S> {
 }
 
 /// The next frame, and those that are there already: at least one.
-async fn gather(body: &mut Verified) -> Result<Vec<Bytes>> {
+async fn gather(body: &mut Body) -> Result<Vec<Bytes>> {
     let mut size = 0;
     let mut frames = Vec::new();
     loop {
