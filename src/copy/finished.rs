@@ -3,8 +3,13 @@
 //! Of such an image only the digest is known. Its manifests are read, from the destination and not from
 //! the source, when a large blob would have to be sent otherwise: so a list's second run sends no layer
 //! that an image of the first run has, and one without anything to send reads nothing.
+//!
+//! A blob whose image was never finished is known to nobody but its repository. So after a run that was killed, a layer
+//! that several images share is looked for only where the first of them that comes wants it: if another one had brought
+//! it elsewhere, and had no tag yet, it's sent again. To ask all repositories of a list for each of its large layers
+//! would cost every run more than that costs after a kill.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -21,8 +26,9 @@ pub(super) struct Finished(Mutex<HashMap<String, Shelf>>);
 
 #[derive(Default)]
 struct Shelf {
-    /// Images of which the digest alone is known.
-    unread: Vec<Lookup>,
+    /// Images of which the digest alone is known, by their number. They stay until they're read: who reads may
+    /// leave, as a failed image's transfers do.
+    unread: BTreeMap<usize, Lookup>,
     /// Noted so far.
     noted: usize,
     /// Who has a blob.
@@ -31,32 +37,45 @@ struct Shelf {
     reading: Arc<tokio::sync::Mutex<()>>,
 }
 
-type Lookup = Box<dyn FnOnce() -> BoxFuture<'static, (Number, Vec<Digest>)> + Send>;
+type Lookup = Arc<dyn Fn() -> BoxFuture<'static, (Number, Vec<Digest>)> + Send + Sync>;
 
 impl Finished {
     /// Notes that `destination`, which has this number, holds the image `root`.
     pub(super) fn note<D: Destination>(&self, destination: &D, number: Number, root: Digest) {
-        let mut shelves = self.lock();
-        let shelf = shelves.entry(destination.repository().registry.clone()).or_default();
-        if shelf.noted >= MOST {
-            return;
-        }
-        shelf.noted += 1;
+        let registry = destination.repository().registry.clone();
         let destination = destination.clone();
-        shelf.unread.push(Box::new(move || async move { (number, Box::pin(blobs(&destination, root)).await) }.boxed()));
+        self.add(registry, move || {
+            let destination = destination.clone();
+            async move { (number, Box::pin(blobs(&destination, root)).await) }.boxed()
+        });
+    }
+
+    fn add(
+        &self,
+        registry: String,
+        lookup: impl Fn() -> BoxFuture<'static, (Number, Vec<Digest>)> + Send + Sync + 'static,
+    ) {
+        let mut shelves = self.lock();
+        let shelf = shelves.entry(registry).or_default();
+        if shelf.noted < MOST {
+            shelf.unread.insert(shelf.noted, Arc::new(lookup));
+            shelf.noted += 1;
+        }
     }
 
     /// A repository of `registry` whose finished images have the blob.
     pub(super) async fn holder(&self, registry: &str, blob: &Digest) -> Option<Number> {
         let reading = self.lock().get(registry)?.reading.clone();
         let _alone = reading.lock().await;
-        let unread = match self.lock().get_mut(registry) {
-            Some(shelf) if !shelf.holders.contains_key(blob) => std::mem::take(&mut shelf.unread),
-            _ => Vec::new(),
+        let unread = match self.lock().get(registry) {
+            Some(shelf) if !shelf.holders.contains_key(blob) => shelf.unread.clone(),
+            _ => BTreeMap::new(),
         };
-        let mut found = stream::iter(unread).map(|lookup| lookup()).buffer_unordered(AT_ONCE);
-        while let Some((number, blobs)) = found.next().await {
+        let read = |(nth, lookup): (usize, Lookup)| async move { (nth, lookup().await) };
+        let mut found = stream::iter(unread).map(read).buffer_unordered(AT_ONCE);
+        while let Some((nth, (number, blobs))) = found.next().await {
             if let Some(shelf) = self.lock().get_mut(registry) {
+                shelf.unread.remove(&nth);
                 shelf.holders.extend(blobs.into_iter().map(|blob| (blob, number)));
             }
         }
@@ -96,3 +115,34 @@ const MOST: usize = 256;
 /// Manifests read of one of them.
 const MOST_MANIFESTS: usize = 32;
 const AT_ONCE: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::pending;
+
+    use super::*;
+    use crate::copy::Directory;
+    use crate::reference::Repository;
+
+    #[tokio::test]
+    async fn what_was_not_read_to_the_end_is_read_by_the_next_one() {
+        let (finished, directory) = (Finished::default(), Directory::default());
+        let number = directory.number(&"r.io/app".parse::<Repository>().expect("a repository"));
+        let [quick, slow] = [b"quick", b"slow!"].map(|name| Digest::of(name));
+        let asked = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        for (nth, digest) in [quick, slow].into_iter().enumerate() {
+            let asked = asked.clone();
+            finished.add("r.io".into(), move || {
+                let stuck = asked[nth].fetch_add(1, Ordering::Relaxed) == 0 && nth == 1;
+                async move { if stuck { pending().await } else { (number, vec![digest]) } }.boxed()
+            });
+        }
+        assert!(finished.holder("r.io", &slow).now_or_never().is_none(), "its image fails meanwhile");
+        assert_eq!(finished.holder("r.io", &slow).await, Some(number));
+        assert_eq!(finished.holder("r.io", &quick).await, Some(number));
+        let asked = asked.each_ref().map(|times| times.load(Ordering::Relaxed));
+        assert_eq!(asked, [1, 2], "and what was read isn't read again");
+    }
+}
