@@ -16,7 +16,7 @@ pub(super) fn uses(registries: &Registries) -> Vec<Use> {
         .map(|(name, registry)| Use {
             name,
             requests: registry.requests(),
-            pulls: None,
+            pulls: registry.pulls(),
             pull_quota: registry.quota().map(|quota| Quota {
                 limit: quota.limit,
                 remaining: quota.remaining,
@@ -156,7 +156,7 @@ pub(super) fn summary(summary: &Summary, registries: &[Use]) -> String {
     }
     for used in registries {
         let Some(quota) = &used.pull_quota else { continue };
-        let pulls = output::count(used.pulls.unwrap_or(summary.pulls), "pull");
+        let pulls = output::count(usize::try_from(used.pulls).unwrap_or(usize::MAX), "pull");
         let (name, left, limit, hours) = (&used.name, quota.remaining, quota.limit, quota.window / 3600);
         text += &format!("\n{name}: {pulls} counted; {left} of {limit} left in {hours} h");
     }
@@ -192,7 +192,7 @@ mod tests {
             Ok(Report { status: Status::Unchanged, ..Report::default() }),
         );
         let quota = Quota { limit: 100, remaining: 98, window: 21600, source: None };
-        let hub = Use { name: "docker.io".into(), requests: 5, pulls: None, pull_quota: Some(quota) };
+        let hub = Use { name: "docker.io".into(), requests: 5, pulls: 3, pull_quota: Some(quota) };
         ended.finish(Duration::from_secs(2), vec![hub]);
         let expected = "\
 copied     docker.io/a/b:1          r.io/a/b:1      2.0 KiB moved,         1 B saved, 2 pulls
@@ -201,7 +201,7 @@ failed     docker.io/a/long-name:1  r.io/a/long-name:1
            source: docker.io answered 429
            hint: wait
 1 copied, 1 unchanged, 1 failed; 2.0 KiB moved, 1 B saved; 5 requests; 2.00 s
-docker.io: 2 pulls counted; 98 of 100 left in 6 h
+docker.io: 3 pulls counted; 98 of 100 left in 6 h
 ";
         assert_eq!(run(&ended), expected);
     }

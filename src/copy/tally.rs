@@ -137,7 +137,7 @@ pub struct Summary {
     pub mounted: usize,
     /// Blobs that were there.
     pub present: usize,
-    /// Manifests read from sources.
+    /// Manifests read from sources for the images that are there, or would be; [`Use::pulls`] has all.
     pub pulls: usize,
     /// Bytes of blobs sent.
     pub bytes_moved: u64,
@@ -184,9 +184,8 @@ pub struct Use {
     pub name: String,
     /// Requests, each redirect and token request counted.
     pub requests: u64,
-    /// Manifests read from it; only where each image's source is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pulls: Option<usize>,
+    /// Manifests read from it, also for images that failed then.
+    pub pulls: u64,
     /// The pull quota that it last told.
     pub pull_quota: Option<Quota>,
 }

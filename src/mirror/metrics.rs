@@ -93,7 +93,7 @@ impl Metrics {
     fn used(&self, used: &Use) {
         let label = [("registry", used.name.clone())];
         self.requests.get_or_create(&label).inc_by(used.requests);
-        self.pulls.get_or_create(&label).inc_by(used.pulls.unwrap_or(0) as u64);
+        self.pulls.get_or_create(&label).inc_by(used.pulls);
         if let Some(quota) = &used.pull_quota {
             let set = |family: &Family<Label, Gauge>, value: u64| {
                 family.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -137,7 +137,10 @@ mod tests {
         let metrics = Metrics::new(&mut registry);
         let which = || Which { source: "docker.io/a:1".into(), destination: "r.io/a:1".into(), line: 1 };
         let quota = Quota { limit: 100, remaining: 7, window: 21600, source: None };
-        let hub = |requests| Use { name: "docker.io".into(), requests, pulls: None, pull_quota: Some(quota.clone()) };
+        let hub = |requests| {
+            let name = "docker.io".into();
+            Use { name, requests, pulls: requests / 2, pull_quota: Some(quota.clone()) }
+        };
         for (before, after, failed) in [(0, 5, false), (5, 8, true)] {
             let mut run = Run::begin(None, false, &[hub(before)]);
             run.add(which(), Ok(Report { bytes_moved: 1000, bytes_saved: 1, pulls: 2, ..Report::default() }));

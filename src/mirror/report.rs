@@ -39,10 +39,7 @@ pub struct Run {
     prune: Option<Plan>,
     /// What the registries had been asked before: in interval mode they live longer than a run.
     #[serde(skip)]
-    before: BTreeMap<String, u64>,
-    /// Manifests read, by the source's registry.
-    #[serde(skip)]
-    pulls: BTreeMap<String, usize>,
+    before: BTreeMap<String, Use>,
     #[serde(skip)]
     platforms: BTreeSet<Platforms>,
 }
@@ -72,8 +69,7 @@ impl Run {
             summary: Summary { skipped: Some(0), ..Summary::default() },
             registries: Vec::new(),
             prune: None,
-            before: registries.iter().map(|used| (used.name.clone(), used.requests)).collect(),
-            pulls: BTreeMap::new(),
+            before: registries.iter().map(|used| (used.name.clone(), used.clone())).collect(),
             platforms: BTreeSet::new(),
         }
     }
@@ -84,9 +80,6 @@ impl Run {
             match self.platforms.get(&report.platforms) {
                 Some(known) => report.platforms = known.clone(),
                 None => drop(self.platforms.insert(report.platforms.clone())),
-            }
-            if report.pulls > 0 {
-                *self.pulls.entry(registry(&which.source).to_owned()).or_default() += report.pulls;
             }
         }
         self.push(which, Ended::new(result, self.dry_run));
@@ -121,8 +114,10 @@ impl Run {
         self.summary.seconds = took.as_secs_f64();
         self.registries = registries;
         for used in &mut self.registries {
-            used.requests -= self.before.get(&used.name).copied().unwrap_or(0).min(used.requests);
-            used.pulls = Some(self.pulls.get(&used.name).copied().unwrap_or(0));
+            if let Some(before) = self.before.get(&used.name) {
+                used.requests = used.requests.saturating_sub(before.requests);
+                used.pulls = used.pulls.saturating_sub(before.pulls);
+            }
         }
         self.summary.requests = self.registries.iter().map(|used| used.requests).sum();
         self.images.sort_by(|a, b| (a.line, &a.source, &a.destination).cmp(&(b.line, &b.source, &b.destination)));

@@ -21,7 +21,7 @@ fn report(status: Status) -> Report {
 
 fn used(name: &str, requests: u64, remaining: Option<u64>) -> Use {
     let pull_quota = remaining.map(|remaining| Quota { limit: 100, remaining, window: 21600, source: None });
-    Use { name: name.into(), requests, pulls: None, pull_quota }
+    Use { name: name.into(), requests, pulls: requests / 4, pull_quota }
 }
 
 fn failure() -> Error {
