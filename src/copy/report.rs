@@ -91,9 +91,16 @@ impl Observer for Silent {}
 
 impl Report {
     /// About how many requests it takes to copy what a dry run found: at the source each manifest and blob;
-    /// at the destination a look at the tag, two for each blob sent, one for each mounted, each manifest.
+    /// at the destination a look at the tag, two for each blob sent, one for each mounted, each manifest. What is
+    /// unchanged takes a look at the tag at both ends, and at the destination one at each manifest, where some
+    /// platforms' were looked for.
     pub fn requests_planned(&self) -> u64 {
-        (1 + 2 * self.manifests + 3 * self.uploaded + self.mounted) as u64
+        let requests = match self.status {
+            Status::Unchanged if self.manifests_present > 1 => 2 + self.manifests_present,
+            Status::Unchanged => 2,
+            Status::Copied => 1 + 2 * self.manifests + 3 * self.uploaded + self.mounted,
+        };
+        requests as u64
     }
 
     pub(super) fn unchanged(&mut self, root: &Descriptor, graph: &Graph) {

@@ -89,11 +89,7 @@ impl Engine {
             return Ok(Outcome::Present);
         }
         let here = destination.repository();
-        if self.thrifty
-            && blob.size > SMALL
-            && let Some(number) = self.finished.holder(&here.registry, &blob.digest).await
-            && let Some(from) = self.directory.repository(number).filter(|from| from != here)
-        {
+        if let Some(from) = self.elsewhere(here, blob).await {
             return self.mount(source, destination, blob, from).await;
         }
         let _place = self.place(source, here, blob.size).await;
@@ -104,6 +100,15 @@ impl Engine {
             destination.upload(session, &feed, body).await.map_err(|error| error.on(Side::Destination))?;
         }
         Ok(Outcome::Uploaded { bytes: blob.size, attempts: feed.budget().attempts() })
+    }
+
+    /// A repository where a finished image has this blob, if it's large enough to look for.
+    async fn elsewhere(&self, here: &Repository, blob: &Descriptor) -> Option<Repository> {
+        if !self.thrifty || blob.size <= SMALL {
+            return None;
+        }
+        let number = self.finished.holder(&here.registry, &blob.digest).await?;
+        self.directory.repository(number).filter(|from| from != here)
     }
 
     /// Says what [`Engine::transfer`] would do with each blob.
@@ -122,6 +127,8 @@ impl Engine {
             let outcome = if held.contains(&number) || holds(destination, &step.blob).await? {
                 Outcome::Present
             } else if let Some(from) = self.holder(&held).as_ref().or(beside(source, here)) {
+                Outcome::Mounted { from: from.to_string() }
+            } else if let Some(from) = self.elsewhere(here, &step.blob).await {
                 Outcome::Mounted { from: from.to_string() }
             } else {
                 Outcome::Uploaded { bytes: step.blob.size, attempts: 0 }

@@ -126,21 +126,24 @@ fn layers_of_unchanged_images_are_mounted() {
     let all = directory.read(&list);
     let first: Vec<&str> = all.lines().take(6).collect();
     mirror(&directory.write("first", first.join("\n")), &to, &[]).ok();
+    let dry = report(&mirror(&list, &to, &["--dry-run", "--output", "json"]).ok());
     source.reset_log();
     destination.reset_log();
     let document = report(&mirror(&list, &to, &["--output", "json"]).ok());
     assert_eq!((&document["summary"]["unchanged"], &document["summary"]["copied"]), (&json!(4), &json!(1)));
     images[4].assert_at(destination.addr(), &name(4), "v1");
     let own: usize = [0, 3].iter().map(|nth| images[4].blobs[*nth].bytes.len()).sum();
-    assert_eq!(document["summary"]["bytes_moved"], own);
-    assert_eq!(document["summary"]["mounted"], 2);
+    for told in [&document, &dry] {
+        assert_eq!((&told["summary"]["bytes_moved"], &told["summary"]["mounted"]), (&json!(own), &json!(2)));
+    }
     assert_eq!(source.count("GET", "/blobs/"), 2, "its config and its own layer");
     assert_eq!(document["summary"]["pulls"], 1, "the unchanged ones are read at the destination");
 
     // And where nothing large is to be sent, they aren't read at all.
     destination.reset_log();
-    mirror(&list, &to, &[]).ok();
+    let dry = report(&mirror(&list, &to, &["--dry-run", "--output", "json"]).ok());
     assert_eq!(destination.requests().len(), 5);
+    assert_eq!((&dry["summary"]["requests_planned"], &dry["summary"]["requests"]), (&json!(10), &json!(10)));
 }
 
 #[test]
