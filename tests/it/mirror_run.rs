@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::layer::{Layer, layer};
-use super::support::{Fault, Front, Image, Registry, Rule, Run, TempDir, Tool, http, skopeo};
+use super::support::process::LIMIT;
+use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, TempDir, Tool, http, skopeo};
 
 /// Images that share `shared` layers and have one of their own, each in a repository of its own.
 fn family(count: u64, shared: u64, size: usize) -> Vec<Image> {
@@ -212,51 +213,65 @@ fn small_images_pass_a_slow_one() {
     running.kill();
 }
 
-/// Killed at twenty points, spread over a run: whatever tag is there is whole, and the next run goes on.
+/// Killed at twenty points, spread over runs: whatever tag is there is whole, the next run goes on, and sends again
+/// nothing that was stored.
 #[test]
 fn killed_at_any_moment_it_goes_on() {
-    let (source, destination, directory) = (Registry::start(), Registry::start(), TempDir::new());
+    let (source, directory) = (Registry::start(), TempDir::new());
     let images = family(8, 2, 1_100_000);
-    // Slow enough for the kills to fall into all phases.
-    let slow = Front::before(destination.addr()).rule(Rule::on("PUT", "/blobs/uploads/", Fault::Throttle(4_000_000)));
-    let (slow, list) = (slow.start(), listed(&images, &source, &source.addr().to_string(), &directory));
-    let mut sent_before = 0;
-    for round in 0..20_u64 {
-        let mut running = Tool::transload().args(&["mirror", &list, "--to", slow.host(), "--quiet"]).spawn();
-        let seen = slow.log().len();
-        // After so many more requests of this run, and a few milliseconds.
-        let more = usize::try_from(round % 10 * 6 + 1).expect("small");
-        let limit = Instant::now() + Duration::from_secs(20);
-        while slow.log().len() < seen + more && running.is_running() && Instant::now() < limit {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(round * 7 % 30));
-        running.kill();
-        // Else the next run looks for a blob that is being stored, and rightly sends it again.
-        slow.wait_idle();
-        for (nth, image) in images.iter().enumerate() {
-            if http::get(destination.addr(), &format!("/v2/{}/manifests/v1", name(nth))).status == 200 {
-                image.assert_at(destination.addr(), &name(nth), "v1");
+    let list = listed(&images, &source, &source.addr().to_string(), &directory);
+    let mut kills = 0;
+    while kills < 20 {
+        let destination = Registry::start();
+        // Slow enough for the kills to fall into all phases.
+        let slow = Rule::on("PUT", "/blobs/uploads/", Fault::Throttle(4_000_000));
+        let slow = Front::before(destination.addr()).rule(slow).start();
+        // Until all is there.
+        while killed(&list, &slow, kills) {
+            kills += 1;
+            let there = |nth: &usize| {
+                let found = http::get(destination.addr(), &format!("/v2/{}/manifests/v1", name(*nth))).status == 200;
+                if found {
+                    images[*nth].assert_at(destination.addr(), &name(*nth), "v1");
+                }
+                found
+            };
+            if (0..images.len()).filter(there).count() == images.len() {
+                break;
             }
         }
+        for (nth, image) in images.iter().enumerate() {
+            image.assert_at(destination.addr(), &name(nth), "v1");
+        }
+        // What was stored is not sent again: of each image its own layer once, in all of the runs.
+        for own in images.iter().map(|image| &image.blobs[3].digest) {
+            let hex = own.trim_start_matches("sha256:");
+            let stored = |seen: &&Seen| seen.method == "PUT" && seen.target().contains(hex) && seen.status == Some(201);
+            assert_eq!(slow.log().iter().filter(stored).count(), 1, "{own}");
+        }
     }
-    let put = |log: &[super::support::Seen]| {
-        log.iter().filter(|seen| seen.target().contains("/blobs/uploads/") && seen.status == Some(201)).count()
-    };
-    sent_before += put(&slow.log());
-    mirror(&list, slow.host(), &[]).ok();
-    for (nth, image) in images.iter().enumerate() {
-        image.assert_at(destination.addr(), &name(nth), "v1");
+}
+
+/// Runs the list, and kills it after some more requests than after the kill before, and a few milliseconds. Whether it
+/// was killed; else it ended well.
+fn killed(list: &str, to: &Front, kills: u64) -> bool {
+    let mut running = Tool::transload().args(&["mirror", list, "--to", to.host(), "--quiet"]).spawn();
+    let enough = to.log().len() + usize::try_from(kills % 10 * 6 + 1).expect("small");
+    let limit = Instant::now() + LIMIT;
+    while to.log().len() < enough && running.is_running() {
+        assert!(Instant::now() < limit, "it asks for nothing: {:#?}", to.log());
+        std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(sent_before > 0, "no run got anywhere");
-    // What was stored is not sent again: of each image its own layer once, in all of the runs.
-    for own in images.iter().map(|image| &image.blobs[3].digest) {
-        let hex = own.trim_start_matches("sha256:");
-        let stored = |seen: &&super::support::Seen| {
-            seen.method == "PUT" && seen.target().contains(hex) && seen.status == Some(201)
-        };
-        assert_eq!(slow.log().iter().filter(stored).count(), 1, "{own}");
+    std::thread::sleep(Duration::from_millis(kills * 7 % 30));
+    running.kill();
+    // Else the next run looks for a blob that is being stored, and rightly sends it again.
+    to.wait_idle();
+    let ended = running.finish(LIMIT);
+    let killed = ended.code == -1;
+    if !killed {
+        ended.ok();
     }
+    killed
 }
 
 #[test]
