@@ -37,7 +37,10 @@
 //!   the last known state of the hash ([`verify::Marks`]), so the whole is verified whatever was resumed.
 //! - **The directory of who holds which blob is in [`copy`]**, not in a mirror above it: one image with
 //!   several destinations or tags needs it already. So are its turns: of an image under several tags the first one
-//!   brings all, and the others wait, and write their tags.
+//!   brings all, and the others wait, and write their tags. Who reads has no turn to write: a source that is held back
+//!   keeps no image from another one.
+//! - **What the destination holds is read there**: an index, to see whether the wanted platforms are there, or what may
+//!   be signed. At the source it would be a pull.
 //! - **A walk skips the destination's HEADs where the repository doesn't exist** (`NAME_UNKNOWN` from one
 //!   small request): on an empty repository that saves a request for each blob and manifest.
 //! - **Two frugal ways of the engine**: for one image it asks both ends at once, since round trips count;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::BytesMut;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Engine, Options};
+use super::{Engine, Options, Turn};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
@@ -26,6 +26,8 @@ pub struct Graph {
     pub left_out: Vec<Descriptor>,
     /// What the index said of each child's platform.
     pub platforms: Vec<Platform>,
+    /// Children that were read from the source.
+    pub pulls: usize,
 }
 
 /// What became of a child.
@@ -40,12 +42,12 @@ impl Graph {
         Self { present: vec![root], ..Self::default() }
     }
 
-    /// Walks from `root`, reading up to `jobs` manifests at once. Children that the engine `knows` to be at
-    /// the destination aren't asked for.
+    /// Walks from `root`, which was read from that side, reading up to `jobs` manifests at once. Children that
+    /// the engine `knows` to be at the destination aren't asked for.
     pub(super) async fn walk<S: Source, D: Destination>(
         source: &S,
         destination: &D,
-        root: Manifest,
+        (root, from): (Manifest, Side),
         options: &Options,
         jobs: usize,
         knows: Option<&Engine>,
@@ -55,7 +57,8 @@ impl Graph {
         if !root.is_index() && !options.platforms.is_empty() && !options.flatten {
             check_single(source, &root, &options.platforms).await?;
         }
-        let look = !options.force && root.is_index() && !destination.is_new().await;
+        let there = from == Side::Destination;
+        let look = !options.force && root.is_index() && (there || !destination.is_new().await);
         let mut level = vec![root];
         let mut depth = 0;
         while !level.is_empty() {
@@ -90,7 +93,10 @@ impl Graph {
             while let Some(child) = children.try_next().await? {
                 match child {
                     Child::Present(descriptor) => graph.present.push(*descriptor),
-                    Child::Read(manifest) => level.push(manifest),
+                    Child::Read(manifest) => {
+                        graph.pulls += 1;
+                        level.push(manifest);
+                    }
                 }
             }
         }
@@ -125,17 +131,22 @@ async fn visit<S: Source, D: Destination>(
     knows: Option<&Engine>,
 ) -> Result<Child> {
     let target = Target::Digest(child.digest);
-    if let Some(engine) = knows
-        && engine.has(destination, child.digest).await
-    {
-        return Ok(Child::Present(Box::new(child)));
-    }
+    let turn = match knows {
+        Some(engine) => match engine.turn(destination, child.digest).await {
+            None => return Ok(Child::Present(Box::new(child))),
+            turn => turn,
+        },
+        None => None,
+    };
     if look {
         let found = destination.find(&target).await.map_err(|error| error.on(Side::Destination))?;
         if found.is_some() {
+            turn.into_iter().for_each(Turn::done);
             return Ok(Child::Present(Box::new(child)));
         }
     }
+    // Not held while the source is asked, which may take hours.
+    drop(turn);
     let manifest = source.manifest(&target).await.map_err(|error| {
         let missing = error.kind() == Kind::NotFound;
         let error = error.on(Side::Source);

@@ -1,8 +1,8 @@
 //! The engine: copies one image, or plans to. Knows no HTTP.
 //!
 //! ```text
-//! resolve both ends ── equal ──> nothing to do (two requests)
-//!        │
+//! resolve both ends ── equal ──> nothing to do (two requests); of some platforms the walk says so, from
+//!        │                       the index at the destination
 //!      walk            graph: what the source has and the destination hasn't
 //!        │
 //!      plan            pure: which blobs, which manifests in which waves
@@ -21,6 +21,7 @@ mod places;
 mod plan;
 mod referrers;
 mod report;
+mod root;
 mod tally;
 mod transfer;
 mod turns;
@@ -37,6 +38,7 @@ pub use self::graph::Graph;
 use self::places::{Places, SMALL_FOR_LARGE};
 pub use self::plan::{BlobStep, Plan};
 pub use self::report::{Observer, Outcome, Report, Silent, Status};
+use self::root::Root;
 pub use self::tally::{Ended, Entry, Failure, Platforms, Quota, Summary, Use};
 use self::turns::{Turn, Turns};
 
@@ -67,8 +69,6 @@ pub struct Options {
 pub struct Engine {
     directory: Directory,
     turns: Turns,
-    /// The same for blobs that are mounted: one may have the digest of a manifest, and be no manifest there.
-    mounts: Turns,
     places: Places,
     finished: Finished,
     jobs: usize,
@@ -87,7 +87,6 @@ impl Engine {
         Self {
             directory: Directory::default(),
             turns: Turns::default(),
-            mounts: Turns::default(),
             places: Places::new(jobs),
             finished: Finished::default(),
             jobs,
@@ -126,33 +125,31 @@ impl Engine {
         options: &Options,
     ) -> Result<Report> {
         let begun = Instant::now();
-        // The index that a flattened image was found in is read, not copied.
-        let mut report = Report { pulls: usize::from(options.flatten), ..Report::default() };
-        let mut turn = None;
-        let (same, graph) = match self.root(source, target, destination, at, options).await? {
-            Root::Same(root) => (Some((*root).clone()), Graph::present(*root)),
-            Root::Differs(root) => {
-                turn = self.turn(destination, root.digest()).await;
+        let (root, pulls) = self.root(source, target, destination, at, options).await?;
+        let mut report = Report { pulls, ..Report::default() };
+        let graph = match root {
+            Root::Same(root) => {
+                let graph = Graph::present(*root.clone());
+                self.unchanged(destination, &root, &graph, &mut report);
+                graph
+            }
+            Root::Read(root, from) => {
+                let _alone = self.reading(source, destination, root.digest()).await;
                 let jobs = self.jobs * SMALL_FOR_LARGE;
-                let graph = Graph::walk(source, destination, root, options, jobs, self.knows()).await?;
-                (self.holds(destination, at, &graph, options).await?, graph)
+                let graph = Graph::walk(source, destination, (root, from), options, jobs, self.knows()).await?;
+                report.pulls += graph.pulls;
+                match &graph.manifests[..] {
+                    [root] if from == Side::Destination => {
+                        self.unchanged(destination, root.descriptor(), &graph, &mut report);
+                    }
+                    _ => self.fill(source, destination, at, &graph, options, &mut report).await?,
+                }
+                graph
             }
         };
-        match same {
-            Some(root) => {
-                if self.thrifty {
-                    let number = self.directory.number(destination.repository());
-                    self.finished.note(destination, number, root.digest);
-                }
-                report.unchanged(&root, &graph);
-            }
-            None => self.fill(source, destination, at, &graph, options, &mut report).await?,
-        }
+        // No turn is held any more: what refers to an image may hold it too, and would wait for this.
         if options.referrers {
             report.referrers = self.referrers(source, destination, &graph, options, &mut report).await?;
-        }
-        if let Some(turn) = turn {
-            turn.done();
         }
         report.seconds = begun.elapsed().as_secs_f64();
         Ok(report)
@@ -164,79 +161,25 @@ impl Engine {
         self.turns.take(&here.registry, self.directory.number(here), manifest).await
     }
 
-    /// Finds out what to copy, or that there's nothing to do.
-    async fn root<S: Source, D: Destination>(
+    /// The turn to read what a manifest names and to bring it from this source's registry, unless this run knows
+    /// that it's there. Of an image's tags the first one does, and the others find it there. Another source's wait
+    /// for the writing alone: one that is held back, as Docker Hub is without pulls, holds up none of them.
+    async fn reading<S: Source, D: Destination>(
         &self,
         source: &S,
-        target: &Target,
         destination: &D,
-        at: &Target,
-        options: &Options,
-    ) -> Result<Root> {
-        if !options.force && options.platforms.is_empty() {
-            let (here, there) = self.both(source, target, destination, at).await?;
-            let Some(here) = here else { return read(source, target).await.map(Root::Differs) };
-            if there.is_some_and(|there| there.digest == here.digest) {
-                return Ok(Root::Same(Box::new(here)));
-            }
-            // By digest from here on: a tag that moves meanwhile is copied as it was, or fails.
-            let root = read(source, &Target::Digest(here.digest)).await;
-            if !root.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
-                return root.map(Root::Differs);
-            }
-        }
-        let root = read(source, target).await?;
-        if !options.flatten {
-            return Ok(Root::Differs(root));
-        }
-        let child = graph::only_child(source, &root, &options.platforms).await?;
-        let same = !options.force && destination.find(at).await?.is_some_and(|there| there.digest == child.digest());
-        Ok(if same { Root::Same(Box::new(child.descriptor().clone())) } else { Root::Differs(child) })
+        manifest: Digest,
+    ) -> Option<Turn<'_>> {
+        let (from, here) = (source.origin().map_or("", |origin| &origin.registry), destination.repository());
+        self.turns.take(&format!("{from} for {here}"), self.directory.number(here), manifest).await
     }
 
-    /// What the tag is at both ends. Of the source `None` only if it wasn't asked.
-    async fn both<S: Source, D: Destination>(
-        &self,
-        source: &S,
-        target: &Target,
-        destination: &D,
-        at: &Target,
-    ) -> Result<(Option<Descriptor>, Option<Descriptor>)> {
-        let here = async {
-            let found = source.resolve(target).await.map_err(|error| error.on(Side::Source))?;
-            found.ok_or_else(|| absent(target))
-        };
-        let there = async { destination.find(at).await.map_err(|error| error.on(Side::Destination)) };
-        if !self.thrifty {
-            let (here, there) = future::try_join(here, there).await?;
-            return Ok((Some(here), there));
+    fn unchanged<D: Destination>(&self, destination: &D, root: &Descriptor, graph: &Graph, report: &mut Report) {
+        if self.thrifty {
+            let number = self.directory.number(destination.repository());
+            self.finished.note(destination, number, root.digest);
         }
-        // Of a repository that had no image, no tag is asked for: this run writes each once.
-        let there = if destination.is_known_new() { None } else { there.await? };
-        let here = match &there {
-            None => None,
-            // Pinned, and there.
-            Some(found) if target.digest() == Some(found.digest) => there.clone(),
-            Some(_) => Some(here.await?),
-        };
-        Ok((here, there))
-    }
-
-    /// The root, if the walk for some of an image's platforms found nothing to write: all wanted children
-    /// are there, and the tag is the same. (For all platforms the tag alone says so.)
-    async fn holds<D: Destination>(
-        &self,
-        destination: &D,
-        at: &Target,
-        graph: &Graph,
-        options: &Options,
-    ) -> Result<Option<Descriptor>> {
-        let [root] = &graph.manifests[..] else { return Ok(None) };
-        if options.force || options.flatten || options.platforms.is_empty() {
-            return Ok(None);
-        }
-        let there = destination.find(at).await.map_err(|error| error.on(Side::Destination))?;
-        Ok(there.is_some_and(|there| there.digest == root.digest()).then(|| root.descriptor().clone()))
+        report.unchanged(root, graph);
     }
 
     /// Brings everything that the walk found, or only says what it would take.
@@ -251,23 +194,36 @@ impl Engine {
     ) -> Result<()> {
         let plan = Plan::new(graph, options)?;
         report.planned(graph, &plan);
+        self.write(source, destination, &plan, at, options, report).await
+    }
+
+    /// Does what is planned in its root's turn, or only looks.
+    async fn write<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        plan: &Plan,
+        at: &Target,
+        options: &Options,
+        report: &mut Report,
+    ) -> Result<()> {
+        let Some(root) = plan.waves.last().and_then(|last| last.first()) else { return Ok(()) };
+        let turn = self.turn(destination, root.digest()).await;
         self.observer.planned(plan.blobs.len(), plan.bytes());
         if options.dry_run {
-            return self.look(source, destination, &plan, report).await;
+            self.look(source, destination, plan, report).await?;
+        } else {
+            self.blobs(source, destination, plan, report).await?;
+            self.manifests(destination, plan, at).await?;
         }
-        self.blobs(source, destination, &plan, report).await?;
-        self.manifests(destination, &plan, at).await
+        turn.into_iter().for_each(Turn::done);
+        Ok(())
     }
 
     /// Of which children of indexes it's known that they're there. One that stays, as a proxy's does, goes by
     /// what the destination says: what was written may have been removed since.
     fn knows(&self) -> Option<&Self> {
         self.thrifty.then_some(self)
-    }
-
-    /// Whether this run wrote the manifest there; who is doing so is waited for.
-    async fn has<D: Destination>(&self, destination: &D, manifest: Digest) -> bool {
-        self.turn(destination, manifest).await.is_none()
     }
 
     async fn blobs<S: Source, D: Destination>(
@@ -334,29 +290,6 @@ impl Engine {
         }
         error
     }
-}
-
-enum Root {
-    /// The destination has it.
-    Same(Box<Descriptor>),
-    Differs(Manifest),
-}
-
-async fn read<S: Source>(source: &S, target: &Target) -> Result<Manifest> {
-    source.manifest(target).await.map_err(|error| match error.kind() {
-        Kind::NotFound => absent(target),
-        _ => error.on(Side::Source),
-    })
-}
-
-fn absent(target: &Target) -> Error {
-    let what = match target {
-        Target::Tag(tag) => format!("there is no tag {tag:?}"),
-        Target::Digest(digest) => format!("there is no manifest {digest}"),
-    };
-    Error::new(Kind::NotFound, what)
-        .on(Side::Source)
-        .hint("check the name and the tag; transload tags REPOSITORY lists what there is")
 }
 
 const RETRIES: u32 = 8;

@@ -28,7 +28,7 @@ impl Engine {
     ) -> Result<usize> {
         let mut count = 0;
         let mut seen: HashSet<Digest> = HashSet::new();
-        let mut level = subjects(source, image).await?;
+        let mut level = subjects(source, destination, image, report).await?;
         while !level.is_empty() {
             level.retain(|subject| seen.insert(*subject));
             if seen.len() > MAX_SUBJECTS {
@@ -58,23 +58,30 @@ impl Engine {
         options: &Options,
         report: &mut Report,
     ) -> Result<()> {
-        let Referrer { target, digest, listed } = referrer;
-        let there = destination.find(target).await.map_err(|error| error.on(Side::Destination))?;
-        if !options.force && *listed && there.is_some_and(|there| there.digest == *digest) {
+        let Referrer { target, digest, of, listed } = referrer;
+        let there = async || {
+            let there = destination.find(target).await.map_err(|error| error.on(Side::Destination))?;
+            Ok::<_, Error>(there.is_some_and(|there| there.digest == *digest))
+        };
+        if !options.force && *listed && there().await? {
             return Ok(());
         }
-        let root = source.manifest(target).await.map_err(|error| error.on(Side::Source))?;
-        let whole = Options { platforms: Vec::new(), flatten: false, ..options.clone() };
-        let graph = Graph::walk(source, destination, root, &whole, self.jobs, self.knows()).await?;
-        let plan = Plan::new(&graph, &whole)?;
-        report.manifests += graph.manifests.len();
-        report.pulls += graph.manifests.len();
-        if options.dry_run {
-            return self.look(source, destination, &plan, report).await;
+        // Another tag of the image may be bringing it.
+        let alone = self.reading(source, destination, *digest).await;
+        let listed = async || Ok::<_, Error>(*listed || holds(&lists(destination, of).await?, digest));
+        if alone.is_none() && (options.dry_run || (listed().await? && there().await?)) {
+            return Ok(());
         }
-        self.observer.planned(plan.blobs.len(), plan.bytes());
-        self.blobs(source, destination, &plan, report).await?;
-        self.manifests(destination, &plan, target).await
+        // By digest: so it's read once for all destinations, and is what was looked for.
+        let root = source.manifest(&Target::Digest(*digest)).await.map_err(|error| error.on(Side::Source))?;
+        report.pulls += 1;
+        let whole = Options { platforms: Vec::new(), flatten: false, ..options.clone() };
+        let root = (root, Side::Source);
+        let graph = Graph::walk(source, destination, root, &whole, self.jobs, self.knows()).await?;
+        report.pulls += graph.pulls;
+        report.manifests += graph.manifests.len();
+        let plan = Plan::new(&graph, &whole)?;
+        self.write(source, destination, &plan, target, options, report).await
     }
 
     /// Adds `referrer` to the tag schema's index of `subject`, at a destination without the
@@ -90,9 +97,8 @@ impl Engine {
     ) -> Result<()> {
         let alone = self.directory.holders(&format!("referrers of {}", destination.repository()), subject.digest);
         let _alone = alone.lock().await;
-        let mut listed =
-            destination.listed_referrers(&subject.digest).await.map_err(|error| error.on(Side::Destination))?;
-        if listed.iter().any(|known| known.digest == referrer.digest()) {
+        let mut listed = lists(destination, &subject.digest).await?;
+        if holds(&listed, &referrer.digest()) {
             return Ok(());
         }
         let mut entry = referrer.descriptor().clone();
@@ -110,19 +116,35 @@ impl Engine {
 struct Referrer {
     target: Target,
     digest: Digest,
+    /// To what it refers.
+    of: Digest,
     /// Whether the destination lists it already, or needn't.
     listed: bool,
 }
 
-/// All manifests of an image; of what was there already too, whose children may be signed.
-async fn subjects<S: Source>(source: &S, image: &Graph) -> Result<Vec<Digest>> {
+/// All manifests of an image; of what was there already too, whose children may be signed. That is read at the
+/// destination: at the source it would be a pull.
+async fn subjects<S: Source, D: Destination>(
+    source: &S,
+    destination: &D,
+    image: &Graph,
+    report: &mut Report,
+) -> Result<Vec<Digest>> {
     let mut all: Vec<Digest> = image.digests().collect();
     let mut indexes: Vec<Descriptor> = image.present.clone();
     for _ in 0..MAX_DEPTH {
         indexes.retain(|found| found.media_type.is_index());
         let mut children = Vec::new();
         for index in indexes {
-            let index = source.manifest(&Target::Digest(index.digest)).await.map_err(|error| error.on(Side::Source))?;
+            let index = match destination.stored(&index.digest).await {
+                // In a dry run it would only be there, and a sparse index may lack it.
+                Err(error) if error.kind() == Kind::NotFound => {
+                    report.pulls += 1;
+                    let index = source.manifest(&Target::Digest(index.digest)).await;
+                    index.map_err(|error| error.on(Side::Source))?
+                }
+                stored => stored.map_err(|error| error.on(Side::Destination))?,
+            };
             children.extend(index.contents().manifests.iter().cloned());
         }
         all.extend(children.iter().map(|child| child.digest));
@@ -136,24 +158,34 @@ async fn look_for<S: Source, D: Destination>(source: &S, destination: &D, subjec
     let listed = source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?;
     let known = match listed.is_empty() {
         true => Vec::new(),
-        false => destination.listed_referrers(&subject).await.map_err(|error| error.on(Side::Destination))?,
+        false => lists(destination, &subject).await?,
     };
     let mut found: Vec<Referrer> = listed
         .into_iter()
         .map(|referrer| Referrer {
             target: Target::Digest(referrer.digest),
             digest: referrer.digest,
+            of: subject,
             // One that is there but not in the list, such as after an interrupted run, is written again: with it the list.
-            listed: known.iter().any(|known| known.digest == referrer.digest),
+            listed: holds(&known, &referrer.digest),
         })
         .collect();
     for suffix in COSIGN_SUFFIXES {
         let target = Target::Tag(format!("{}{suffix}", subject.referrers_tag()));
         if let Some(descriptor) = source.resolve(&target).await.map_err(|error| error.on(Side::Source))? {
-            found.push(Referrer { target, digest: descriptor.digest, listed: true });
+            found.push(Referrer { target, digest: descriptor.digest, of: subject, listed: true });
         }
     }
     Ok(found)
+}
+
+/// What the destination lists as referring to `subject`.
+async fn lists<D: Destination>(destination: &D, subject: &Digest) -> Result<Vec<Descriptor>> {
+    destination.listed_referrers(subject).await.map_err(|error| error.on(Side::Destination))
+}
+
+fn holds(listed: &[Descriptor], digest: &Digest) -> bool {
+    listed.iter().any(|known| known.digest == *digest)
 }
 
 /// How cosign names its tags (sigstore/cosign, "SPEC.md"; before OCI 1.1 referrers).

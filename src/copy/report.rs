@@ -114,7 +114,6 @@ impl Report {
         self.digest = graph.manifests.first().map(|root| root.digest());
         self.platforms = graph.platforms.iter().collect();
         self.manifests = graph.manifests.len();
-        self.pulls += graph.manifests.len();
         self.manifests_present = graph.present.len();
         self.foreign = plan.foreign.len();
     }

@@ -36,14 +36,15 @@ impl Engine {
             drop(held);
             // Those that bring it into this repository do: it's one request then, and docker-registry writes its
             // link anew at each, while a manifest that needs it may be checked (400 `DIGEST_INVALID`).
-            match self.mounts.take(&here.to_string(), number, blob.digest).await {
-                Some(turn) => {
-                    let outcome = self.mount(source, destination, blob, from).await?;
-                    holders.lock().await.push(number);
-                    turn.done();
-                    outcome
-                }
-                None => Outcome::Present,
+            // No turn to have would only say that there's a manifest of this digest.
+            let _alone = self.turns.take(&here.to_string(), number, blob.digest).await;
+            let mounted = holders.lock().await.contains(&number);
+            if mounted {
+                Outcome::Present
+            } else {
+                let outcome = self.mount(source, destination, blob, from).await?;
+                holders.lock().await.push(number);
+                outcome
             }
         } else {
             let outcome = self.bring(source, destination, step).await?;

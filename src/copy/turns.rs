@@ -5,7 +5,12 @@
 //! half of it (400 `DIGEST_INVALID`). So in a registry one writes a manifest at a time, until it's there; and in a
 //! repository one mounts a blob.
 //!
-//! Who waits holds nothing but what names the manifest, and that never the other way round: nobody waits for himself.
+//! Before that one at a time reads what a manifest names, from each source for a repository. That is a turn of its own:
+//! a source may hold back its manifests for hours, as Docker Hub does without pulls, and nobody waits for that who has
+//! the image from elsewhere.
+//!
+//! Who waits to write holds at most the turn to read that, and what names the manifest, and that never the other way
+//! round; and who waits to read holds nothing. So nobody waits for himself.
 //! A list may have a hundred thousand of them: what is there is a line in a set, and locks live no longer than needed.
 
 use std::collections::{HashMap, HashSet};
@@ -26,10 +31,11 @@ struct Known {
     locks: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
 }
 
-/// Where one at a time may write it, the name of a registry or of a repository; and what.
+/// Where one at a time may write it, the name of a registry or of a repository, or where from and to he reads it; and
+/// what.
 type Key = (String, Digest);
 
-/// The turn to write one. Dropped without [`done`](Self::done), the next one has it.
+/// The turn to write or to read one. Dropped without [`done`](Self::done), the next one has it.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     turns: &'a Turns,
@@ -39,8 +45,8 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turns {
-    /// The turn to write a manifest, or a blob, into the repository with this number; waits for whoever has it
-    /// anywhere in `place`. `None` if it's there.
+    /// The turn to write a manifest, or a blob, into the repository with this number, or to read it for that; waits
+    /// for whoever has it anywhere in `place`. `None` if it's there.
     pub(super) async fn take(&self, place: &str, number: Number, digest: Digest) -> Option<Turn<'_>> {
         let key = (place.to_owned(), digest);
         let lock = {

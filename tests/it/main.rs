@@ -21,6 +21,7 @@ mod login;
 mod mirror_check;
 mod mirror_limits;
 mod mirror_prune;
+mod mirror_pulls;
 mod mirror_run;
 mod mirror_stay;
 mod node;

@@ -40,17 +40,7 @@ impl Stage {
     }
 
     fn mirror(&self, list: &str, more: &[&str]) -> Tool {
-        let authorities = [&self.hub, &self.acr]
-            .map(|front| std::fs::read_to_string(front.ca_file().expect("TLS")).expect("a certificate"));
-        let authorities = self.dir.write("ca.pem", authorities.concat());
-        let flags = [self.hub.flags(), self.acr.flags()].concat();
-        let resolve: Vec<&str> = flags.iter().map(String::as_str).filter(|flag| flag.contains('=')).collect();
-        Tool::transload()
-            .args(&["mirror", list, "--to", ACR])
-            .args(more)
-            .env("TRANSLOAD_CA_FILE", &authorities)
-            .env("TRANSLOAD_RESOLVE", &resolve.join(","))
-            .env("TRANSLOAD_AUTH_MYREGISTRY_AZURECR_IO", "admin:admin-secret")
+        hub_to_acr(&self.hub, &self.acr, &self.dir, list).args(more)
     }
 
     /// How many of the Hub's images are whole at the destination.
@@ -70,6 +60,19 @@ impl Stage {
     }
 }
 
+/// `transload mirror LIST` between these look-alikes.
+pub(super) fn hub_to_acr(hub: &Front, acr: &Front, dir: &TempDir, list: &str) -> Tool {
+    let authorities = [hub, acr].map(|front| dir.read(&front.ca_file().expect("TLS")));
+    let authorities = dir.write("ca.pem", authorities.concat());
+    let flags = [hub.flags(), acr.flags()].concat();
+    let resolve: Vec<&str> = flags.iter().map(String::as_str).filter(|flag| flag.contains('=')).collect();
+    Tool::transload()
+        .args(&["mirror", list, "--to", ACR])
+        .env("TRANSLOAD_CA_FILE", &authorities)
+        .env("TRANSLOAD_RESOLVE", &resolve.join(","))
+        .env("TRANSLOAD_AUTH_MYREGISTRY_AZURECR_IO", "admin:admin-secret")
+}
+
 fn account(name: &str) -> Account {
     Account::new(name, &format!("{name}-secret"), vec![Grant::new("*", "pull")])
 }
@@ -79,7 +82,7 @@ fn images<'a>(document: &'a Value, status: &str) -> Vec<&'a Value> {
 }
 
 /// What the JSON report says of Docker Hub.
-fn hub(run: &Run) -> Value {
+pub(super) fn hub(run: &Run) -> Value {
     let document = run.json();
     let registries = document["registries"].as_array().expect("registries");
     registries.iter().find(|used| used["name"] == "docker.io").expect("it was asked").clone()
