@@ -61,13 +61,17 @@ impl Engine {
     ) -> Result<(Root, usize)> {
         let root = manifest(source, target).await?;
         let child = graph::only_child(source, &root, &options.platforms).await?;
-        let pulls = 1 + usize::from(root.is_index());
-        let same = !options.force && destination.find(at).await?.is_some_and(|there| there.digest == child.digest());
-        let child = match same {
-            true => Root::Same(Box::new(child.descriptor().clone())),
-            false => Root::Read(child, Side::Source),
-        };
-        Ok((child, pulls))
+        if !options.force {
+            let there = destination.find(at).await.map_err(|error| error.on(Side::Destination))?;
+            if there.is_some_and(|there| there.digest == child.digest) {
+                return Ok((Root::Same(Box::new(child)), 1));
+            }
+        }
+        if !root.is_index() {
+            return Ok((Root::Read(root, Side::Source), 1));
+        }
+        let child = source.manifest(&Target::Digest(child.digest)).await.map_err(|error| error.on(Side::Source))?;
+        Ok((Root::Read(child, Side::Source), 2))
     }
 
     /// What the tag is at both ends. Of the source `None` only if it wasn't asked.
