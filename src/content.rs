@@ -138,10 +138,17 @@ pub struct Pushed {
 
 /// One blob on its way: opens the source where it's needed, goes on after faults, counts bytes.
 pub struct Feed<S> {
-    source: S,
+    /// At least one; each is given up for the next one.
+    holders: Vec<Holder<S>>,
     blob: Descriptor,
-    budget: Budget,
     marks: Marks,
+}
+
+/// Who has the blob.
+#[derive(Clone)]
+struct Holder<S> {
+    source: S,
+    budget: Budget,
     moved: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -149,7 +156,20 @@ impl<S: Source> Feed<S> {
     /// The feed of `blob` from `source`, which spends of `budget` and tells `moved` how many
     /// bytes came.
     pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
-        Self { source, blob, budget, marks: Marks::default(), moved }
+        Self { holders: vec![Holder { source, budget, moved }], blob, marks: Marks::default() }
+    }
+
+    /// Where the budgets before it are spent, `source` is gone on from, at the same byte: what a blob is is its
+    /// digest's word, not its holder's.
+    #[must_use]
+    pub fn or(mut self, source: S, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
+        self.holders.push(Holder { source, budget, moved });
+        self
+    }
+
+    /// Whether there is someone to go on from when the first one is given up.
+    pub fn has_others(&self) -> bool {
+        self.holders.len() > 1
     }
 
     /// Which blob it is.
@@ -157,14 +177,14 @@ impl<S: Source> Feed<S> {
         &self.blob
     }
 
-    /// What may still be spent on it.
+    /// What may still be spent on the first one who has it.
     pub fn budget(&self) -> &Budget {
-        &self.budget
+        &self.holders[0].budget
     }
 
-    /// Who is told of bytes that came.
+    /// Who is told of bytes that came from there.
     pub fn moved(&self) -> Arc<dyn Fn(u64) + Send + Sync> {
-        self.moved.clone()
+        self.holders[0].moved.clone()
     }
 
     /// The verified bytes from `at` on. Reads again from the last known state of the hash at or
@@ -188,8 +208,7 @@ impl<S: Source> Feed<S> {
     }
 
     fn reader(&self, at: u64, body: Option<Body>) -> Reader<S> {
-        let (source, blob) = (self.source.clone(), self.blob.clone());
-        Reader { source, blob, at, budget: self.budget.clone(), body, moved: self.moved.clone() }
+        Reader { holders: self.holders.clone(), now: 0, blob: self.blob.clone(), at, body }
     }
 }
 
@@ -210,21 +229,21 @@ pub(crate) fn limited(body: Body, left: u64) -> Body {
 
 /// Reads a blob to its end, opening it again where it broke off.
 struct Reader<S> {
-    source: S,
+    holders: Vec<Holder<S>>,
+    /// Who is read from.
+    now: usize,
     blob: Descriptor,
     at: u64,
-    budget: Budget,
     body: Option<Body>,
-    moved: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
 impl<S: Source> Reader<S> {
     /// Opens the source, trying again within the budget.
     async fn opened(mut self) -> Result<Self> {
         while self.body.is_none() && self.at < self.blob.size {
-            match self.source.blob(&self.blob, self.at).await {
+            match self.holders[self.now].source.blob(&self.blob, self.at).await {
                 Ok(body) => self.body = Some(body),
-                Err(error) => self.budget.retry(self.told(error)).await.map_err(|e| e.on(Side::Source))?,
+                Err(error) => self.retry(error).await?,
             }
         }
         Ok(self)
@@ -245,8 +264,9 @@ impl<S: Source> Reader<S> {
                 Ok(Some(bytes)) if bytes.is_empty() => continue,
                 Ok(Some(bytes)) => {
                     self.at += bytes.len() as u64;
-                    self.budget.progress(bytes.len() as u64);
-                    (self.moved)(bytes.len() as u64);
+                    let Holder { budget, moved, .. } = &self.holders[self.now];
+                    budget.progress(bytes.len() as u64);
+                    moved(bytes.len() as u64);
                     return Ok(Some((bytes, self)));
                 }
                 Ok(None) => {
@@ -256,8 +276,22 @@ impl<S: Source> Reader<S> {
             };
             // Through the registry again, never by the old address: a CDN's signed URL expires.
             self.body = None;
-            self.budget.retry(self.told(broke)).await.map_err(|e| e.on(Side::Source))?;
+            self.retry(broke).await?;
         }
+    }
+
+    /// Waits until it may be tried again, by this one who has it or by the next.
+    async fn retry(&mut self, error: Error) -> Result<()> {
+        let spent = match self.holders[self.now].budget.retry(self.told(error)).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error.on(Side::Source),
+        };
+        if self.now + 1 == self.holders.len() {
+            return Err(spent);
+        }
+        tracing::warn!("{spent}; going on from byte {} of it elsewhere", self.at);
+        self.now += 1;
+        Ok(())
     }
 
     fn told(&self, error: Error) -> Error {

@@ -114,7 +114,7 @@ impl<O: Origins> Blob for Content<O> {
         let from = match &self.found {
             Found::Hot(_) => Tier::Disk,
             Found::Filling(_) => Tier::Fill,
-            Found::Passed(_) => Tier::Passed,
+            Found::Passed(..) => Tier::Passed,
         };
         let mut sent = Sent { from, bytes: 0, observer: self.inner.observer.clone() };
         let body = self.inner.bytes(&self.spot, self.found, range, pipe).await?;

@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quick_cache::Weighter;
@@ -82,7 +83,12 @@ impl<O: Origins> Inner<O> {
     /// All tags of the upstream, in order; or those that it had.
     pub(super) async fn tags(self: &Arc<Self>, spot: &Spot) -> (Result<Option<Arc<Vec<String>>>>, How) {
         let key = (spot.clone(), None);
-        self.list(|state| &state.tags, key, |inner, (spot, _)| async move { inner.ask_tags(&spot).await }).await
+        self.list(
+            |state| &state.tags,
+            key,
+            |inner, (spot, _), patience| async move { inner.ask_tags(&spot, patience).await },
+        )
+        .await
     }
 
     /// What is about `subject` at the upstream; or was.
@@ -92,8 +98,9 @@ impl<O: Origins> Inner<O> {
         subject: &Digest,
     ) -> (Result<Option<Arc<Vec<Descriptor>>>>, How) {
         let (key, subject) = ((spot.clone(), Some(*subject)), *subject);
-        let ask =
-            move |inner: Arc<Self>, (spot, _)| async move { inner.ask_referrers(&spot, &subject).await.map(Some) };
+        let ask = move |inner: Arc<Self>, (spot, _), patience| async move {
+            inner.ask_referrers(&spot, &subject, patience).await.map(Some)
+        };
         self.list(|state| &state.referrers, key, ask).await
     }
 
@@ -101,7 +108,7 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         which: fn(&State) -> &Lists<T>,
         key: Key,
-        ask: impl FnOnce(Arc<Self>, Key) -> F,
+        ask: impl FnOnce(Arc<Self>, Key, Duration) -> F,
     ) -> (Result<Option<Arc<Vec<T>>>>, How)
     where
         T: Serialize + DeserializeOwned + Send + Sync + 'static,
@@ -115,11 +122,13 @@ impl<O: Origins> Inner<O> {
         {
             return (Ok(Some(Arc::new(list))), How::Stale);
         }
+        let patience =
+            if lists.kept.contains_key(&key) { self.settings.stale_patience } else { self.settings.patience };
         // By a task: a client that has waited long enough doesn't end the question, and the registry's
         // breaker learns how it ended.
         let work = || {
             let (inner, key) = (self.clone(), key.clone());
-            let asked = ask(inner.clone(), key.clone());
+            let asked = ask(inner.clone(), key.clone(), patience);
             async move {
                 let found = asked.await?;
                 which(&inner.lists).keep(key, found.as_ref());
@@ -128,8 +137,6 @@ impl<O: Origins> Inner<O> {
             }
         };
         let flight = lists.asking.join(&self.tasks, key.clone(), work);
-        let patience =
-            if lists.kept.contains_key(&key) { self.settings.stale_patience } else { self.settings.patience };
         match self.patiently(patience, async { flight.await.0 }).await {
             Err(error) if error.kind() != Kind::Interrupted => match old() {
                 Some((list, since)) => {
@@ -145,7 +152,7 @@ impl<O: Origins> Inner<O> {
     }
 
     /// All tags of the upstream, in order, as it has them now.
-    pub(super) async fn ask_tags(&self, spot: &Spot) -> Result<Option<Vec<String>>> {
+    pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Vec<String>>> {
         let question = |source: O::Source| async move {
             let (mut tags, mut next) = (Vec::new(), None);
             for _ in 0..MOST_PAGES {
@@ -161,14 +168,19 @@ impl<O: Origins> Inner<O> {
             tags.dedup();
             Ok(Some(tags))
         };
-        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?;
+        let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
         Ok(found.map(|found| found.value))
     }
 
     /// What is about `subject` at the upstream now.
-    pub(super) async fn ask_referrers(&self, spot: &Spot, subject: &Digest) -> Result<Vec<Descriptor>> {
+    pub(super) async fn ask_referrers(
+        &self,
+        spot: &Spot,
+        subject: &Digest,
+        patience: Duration,
+    ) -> Result<Vec<Descriptor>> {
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
-        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?;
+        let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
         Ok(found.map_or_else(Vec::new, |found| found.value))
     }
 }

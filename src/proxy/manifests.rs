@@ -72,7 +72,7 @@ impl<O: Origins> Inner<O> {
         match target {
             Target::Digest(digest) => match self.cache.documents.manifest(digest).await {
                 Some(manifest) => (Ok(Some(manifest.descriptor().clone())), How::Hit),
-                None => self.look(spot, target).await,
+                None => self.look(spot, target, self.settings.patience).await,
             },
             Target::Tag(tag) => self.tag(spot, tag).await,
         }
@@ -145,13 +145,13 @@ impl<O: Origins> Inner<O> {
             return (Ok(Some(known.descriptor())), How::Hit);
         }
         let target = Target::Tag(tag.to_owned());
-        let Some(known) = known else { return self.look(spot, &target).await };
+        let Some(known) = known else { return self.look(spot, &target, self.settings.patience).await };
         let key = self.key(spot, &target);
         if self.rests(key) {
             return (Ok(Some(known.descriptor())), How::Stale);
         }
         let patience = self.settings.stale_patience;
-        match self.patiently(patience, async { self.look(spot, &target).await.0 }).await {
+        match self.patiently(patience, async { self.look(spot, &target, patience).await.0 }).await {
             Err(error) if error.kind() != Kind::Interrupted => {
                 tracing::warn!("{error}: {tag} is served as it was {} s ago", age(&known).as_secs());
                 self.rest(key);
@@ -162,26 +162,31 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// Asks the upstream what `target` is.
-    async fn look(self: &Arc<Self>, spot: &Spot, target: &Target) -> (Result<Option<Descriptor>>, How) {
+    /// Asks the upstream what `target` is, for a client of this patience.
+    async fn look(
+        self: &Arc<Self>,
+        spot: &Spot,
+        target: &Target,
+        patience: Duration,
+    ) -> (Result<Option<Descriptor>>, How) {
         let key = self.key(spot, target);
         if State::rests(&self.manifests.absent, key) {
             return (Ok(None), How::Absent);
         }
         let work = || {
             let (inner, spot, target) = (self.clone(), spot.clone(), target.clone());
-            async move { inner.look_up(&spot, &target).await }
+            async move { inner.look_up(&spot, &target, patience).await }
         };
         let flight = self.manifests.looking.join(&self.tasks, (spot.clone(), target.clone()), work);
         self.landed(flight).await
     }
 
-    async fn look_up(&self, spot: &Spot, target: &Target) -> Result<Option<Descriptor>> {
+    async fn look_up(&self, spot: &Spot, target: &Target, patience: Duration) -> Result<Option<Descriptor>> {
         let question = |source: O::Source| {
             let target = target.clone();
             async move { source.resolve(&target).await }
         };
-        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?.map(|found| {
+        let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?.map(|found| {
             // A client that asks by HEAD for the tag reads by digest: the tag is to be copied too.
             self.only_original(spot, target, found.tier);
             found.value
@@ -208,7 +213,7 @@ impl<O: Origins> Inner<O> {
             let target = target.clone();
             async move { source.manifest(&target).await.map(Some) }
         };
-        let found = self.upstreams.ask(spot, question).await.map_err(upstreams_fault)?;
+        let found = self.upstreams.ask(spot, self.settings.patience, question).await.map_err(upstreams_fault)?;
         let Some(found) = found else {
             self.note(spot, target, None).await;
             return Ok(None);

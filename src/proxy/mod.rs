@@ -64,6 +64,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 pub use through::Through;
 pub use upstream::Origins;
 
@@ -213,9 +215,14 @@ impl<O: Origins> Inner<O> {
 
     /// Waits for `work` as long as a client does.
     async fn patiently<T>(&self, patience: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
-        tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(late()))
+        patiently_since(Instant::now(), patience, work).await
     }
+}
+
+/// Waits for `work` as long as a client does who has waited since `begun`.
+async fn patiently_since<T>(begun: Instant, patience: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
+    tokio::time::timeout_at(begun + patience, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Tells the request that is being answered.

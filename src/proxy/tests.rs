@@ -32,6 +32,12 @@ struct Content {
     /// What befalls the next reads, in turn.
     faults: Mutex<VecDeque<Fault>>,
     reads: AtomicUsize,
+    /// Where bodies of a repository end, whoever reads them.
+    ends: Mutex<HashMap<String, u64>>,
+    /// Of which repository, and from which byte on.
+    opened: Mutex<Vec<(String, u64)>>,
+    /// How long each question about a blob takes.
+    delay: Mutex<Duration>,
     sizes: AtomicUsize,
     lists: AtomicUsize,
     /// Bodies don't tell how long they are.
@@ -59,8 +65,8 @@ enum Fault {
 enum Ill {
     /// So many requests fail.
     Down(usize),
-    /// So many requests are too many, for eight seconds each.
-    Limited(usize),
+    /// So many requests are too many, each for so many seconds.
+    Limited(usize, u64),
     /// No answer comes.
     Silent,
 }
@@ -94,6 +100,11 @@ impl World {
 
     fn fault(&self, fault: Fault) {
         self.0.faults.lock().expect("lock").push_back(fault);
+    }
+
+    /// From now on nothing behind this byte comes from `repository`.
+    fn ends(&self, repository: &str, at: u64) {
+        self.0.ends.lock().expect("lock").insert(repository.to_owned(), at);
     }
 
     fn gate(&self) -> Arc<Semaphore> {
@@ -140,6 +151,8 @@ impl Origins for World {
 
     async fn size_of(&self, source: &Shop, digest: &Digest) -> Result<Option<u64>> {
         self.0.sizes.fetch_add(1, Ordering::Relaxed);
+        let delay = *self.0.delay.lock().expect("lock");
+        tokio::time::sleep(delay).await;
         Ok(source.content(digest).ok().map(|bytes| bytes.len() as u64))
     }
 }
@@ -154,7 +167,7 @@ impl Source for Shop {
         let key = format!("{} {target}", self.1);
         let ill = self.0.0.ill.lock().expect("lock").get_mut(&key).map(|ill| {
             let before = *ill;
-            if let Ill::Down(left) | Ill::Limited(left) = ill {
+            if let Ill::Down(left) | Ill::Limited(left, _) = ill {
                 *left = left.saturating_sub(1);
             }
             before
@@ -162,8 +175,8 @@ impl Source for Shop {
         match ill {
             Some(Ill::Silent) => std::future::pending().await,
             Some(Ill::Down(left)) if left > 0 => return Err(Error::new(Kind::Network, format!("no way to {key}"))),
-            Some(Ill::Limited(left)) if left > 0 => {
-                return Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(8))));
+            Some(Ill::Limited(left, seconds)) if left > 0 => {
+                return Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(seconds))));
             }
             _ => {}
         }
@@ -172,12 +185,17 @@ impl Source for Shop {
     }
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
+        let delay = *self.0.0.delay.lock().expect("lock");
+        tokio::time::sleep(delay).await;
         let content = self.content(&blob.digest)?;
         if content.len() as u64 != blob.size && !self.0.0.sizeless.load(Ordering::Relaxed) {
             return Err(Error::new(Kind::Mismatch, "another size"));
         }
         self.0.0.reads.fetch_add(1, Ordering::Relaxed);
-        let fault = self.0.0.faults.lock().expect("lock").pop_front().unwrap_or(Fault::None);
+        self.0.0.opened.lock().expect("lock").push((self.1.clone(), from));
+        let fault = self.0.0.faults.lock().expect("lock").pop_front();
+        let ends = self.0.0.ends.lock().expect("lock").get(&self.1).map(|at| Fault::BreakAt(*at));
+        let fault = fault.or(ends).unwrap_or(Fault::None);
         let gate = self.0.0.gate.lock().expect("lock").clone();
         let frames: Vec<_> = content[usize::try_from(from).expect("small").min(content.len())..]
             .chunks(FRAME)
@@ -269,6 +287,17 @@ impl Bench {
         self.proxy.manifest(&place("r"), &Target::Tag(tag)).await.expect("answers").expect("is there");
     }
 
+    /// What `v1` of `r` is.
+    async fn tagged(&self) -> Result<Option<Digest>> {
+        Ok(self.proxy.manifest(&place("r"), &tag()).await?.map(|found| found.digest()))
+    }
+
+    /// Nothing of what was on its way is left.
+    fn assert_nothing_left(&self) {
+        assert_eq!(std::fs::read_dir(self.dir.join("fills")).expect("a directory").count(), 0);
+        assert_eq!(self.cached(), 0);
+    }
+
     fn cached(&self) -> usize {
         self.proxy.cache().blobs.count().0
     }
@@ -285,6 +314,28 @@ impl Drop for Bench {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+fn at_once(settings: &mut Settings) {
+    (settings.tag_ttl, settings.negative_ttl) = (Duration::ZERO, Duration::ZERO);
+}
+
+/// As `mirror/r` first, else as `r`.
+fn two_tiers(settings: &mut Settings, write_back: bool) {
+    at_once(settings);
+    let base = |registry: &str, prefix: &str| world::Base { registry: registry.to_owned(), prefix: prefix.to_owned() };
+    settings.upstreams[0].tiers = vec![base("my.io", "mirror"), base("a.io", "")];
+    settings.upstreams[0].write_back = write_back;
+}
+
+fn tag() -> Target {
+    Target::Tag("v1".to_owned())
+}
+
+fn manifest(nth: u8) -> Manifest {
+    let layer = Descriptor::new("application/octet-stream", Digest::of(&[nth]), 1);
+    let text = serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string();
+    Manifest::read(text.into(), None, None).expect("a manifest")
 }
 
 fn place(repository: &str) -> Place {
@@ -318,8 +369,10 @@ fn content(seed: u8, size: usize) -> Vec<u8> {
 
 const FRAME: usize = 1000;
 
+mod counted;
 mod fills;
 mod mending;
+mod patience;
 mod tags;
 
 #[tokio::test]

@@ -64,11 +64,11 @@ impl<O: Origins> Source for Through<O> {
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        self.inner.ask_referrers(&self.spot, subject).await
+        self.inner.ask_referrers(&self.spot, subject, self.inner.settings.patience).await
     }
 
     async fn tags(&self, _: Option<&str>) -> Result<TagPage> {
-        let tags = self.inner.ask_tags(&self.spot).await?.unwrap_or_default();
+        let tags = self.inner.ask_tags(&self.spot, self.inner.settings.patience).await?.unwrap_or_default();
         Ok(TagPage { tags, next: None })
     }
 }

@@ -78,33 +78,39 @@ impl<O: Origins> Upstreams<O> {
         self.breakers.read().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
     }
 
-    /// Asks the tiers in turn, until one has it. A limit that ends soon is waited out.
+    /// Asks the tiers in turn, until one has it. A limit is waited out if that leaves time for an answer
+    /// within `patience`: that of the client who waits for it.
     ///
     /// # Errors
     /// If no tier had it and one couldn't be asked, why.
     pub(super) async fn ask<T, F>(
         &self,
         spot: &Spot,
+        patience: Duration,
         question: impl Fn(O::Source) -> F,
     ) -> Result<Option<Found<O::Source, T>>>
     where
         F: Future<Output = Result<Option<T>>>,
     {
-        match self.ask_once(spot, &question).await {
-            Err(error) if error.kind() == Kind::Limited => match error.retry_after() {
-                Some(wait) if wait <= LIMIT_PATIENCE => {
-                    tokio::time::sleep(wait).await;
-                    self.ask_once(spot, &question).await
-                }
-                _ => Err(error),
-            },
-            other => other,
+        let begun = Instant::now();
+        loop {
+            let error = match self.ask_once(spot, patience, &question).await {
+                Err(error) if error.kind() == Kind::Limited => error,
+                other => return other,
+            };
+            let left = patience.saturating_sub(begun.elapsed() + SPARE);
+            match error.retry_after() {
+                // A limit of no time at all is the breaker's to bound: it makes it a second.
+                Some(wait) if wait <= left && !left.is_zero() => tokio::time::sleep(wait).await,
+                _ => return Err(error),
+            }
         }
     }
 
     async fn ask_once<T, F>(
         &self,
         spot: &Spot,
+        patience: Duration,
         question: &impl Fn(O::Source) -> F,
     ) -> Result<Option<Found<O::Source, T>>>
     where
@@ -113,7 +119,7 @@ impl<O: Origins> Upstreams<O> {
         let mut failed = None;
         for (tier, base) in spot.upstream.tiers.iter().enumerate() {
             let source = self.origins.source(&spot.upstream.name, &base.repository(&spot.repository))?;
-            match self.ask_tier(&base.registry, || question(source.clone())).await {
+            match self.ask_tier(&base.registry, patience, || question(source.clone())).await {
                 Ok(Some(value)) => return Ok(Some(Found { tier, source, value })),
                 Ok(None) => {}
                 // The first tier's trouble is what its owner has to know.
@@ -123,7 +129,7 @@ impl<O: Origins> Upstreams<O> {
         failed.map_or(Ok(None), Err)
     }
 
-    async fn ask_tier<T, F>(&self, registry: &str, question: impl Fn() -> F) -> Result<Option<T>>
+    async fn ask_tier<T, F>(&self, registry: &str, patience: Duration, question: impl Fn() -> F) -> Result<Option<T>>
     where
         F: Future<Output = Result<Option<T>>>,
     {
@@ -131,7 +137,7 @@ impl<O: Origins> Upstreams<O> {
         breaker.check()?;
         let begun = Instant::now();
         let tries = async {
-            let budget = Budget::new(RETRIES, ANSWER);
+            let budget = Budget::new(RETRIES, patience.min(LIMIT));
             loop {
                 match question().await {
                     Err(error) if error.kind() == Kind::NotFound => return Ok(None),
@@ -156,7 +162,9 @@ impl<O: Origins> Upstreams<O> {
 /// How long one registry may take for the head of its answer: two of them, within the 30 s that
 /// containerd waits for ours.
 const ANSWER: Duration = Duration::from_secs(12);
-/// The longest limit (429) that is waited out.
-const LIMIT_PATIENCE: Duration = Duration::from_secs(10);
+/// The longest limit (429) that is waited out before the next tier is asked: it leaves time for the answer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Of a client's patience, what isn't spent on waiting for a limit's end: the answer takes some time too.
+const SPARE: Duration = Duration::from_secs(1);
 /// Faults that are forgiven to one question.
 const RETRIES: u32 = 2;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{Begun, Fill, Progress, Stage};
+use super::{Begun, Fill, Progress, Stage, held};
 use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
 use crate::proxy::reading::Reader;
@@ -119,8 +119,9 @@ impl<O: Origins> Follow<O> {
         if why.kind() != Kind::Local {
             return Err(why);
         }
+        let pass = self.inner.pass().await?;
         let rest = feed.open(self.at).await?;
-        self.alone = Some(limited(rest.boxed(), self.end - self.at));
+        self.alone = Some(held(limited(rest.boxed(), self.end - self.at), pass));
         Ok(())
     }
 
@@ -132,7 +133,10 @@ impl<O: Origins> Follow<O> {
         }
         let Ok(permit) = self.inner.fills.sides.clone().try_acquire_owned() else { return };
         match self.inner.open_part(&self.fill.spot, blob, part).await {
-            Ok(Some((_, _, body))) => self.aside = Some((body, permit)),
+            Ok(Some((_, tier, body))) => {
+                let body = self.inner.counted(&self.fill.spot, tier, body);
+                self.aside = Some((body, permit));
+            }
             Ok(None) => {}
             Err(error) => tracing::info!("{error}: waiting for what is being fetched"),
         }

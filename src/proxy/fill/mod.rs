@@ -19,13 +19,16 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
 use super::cache::{Pin, Stored};
 use super::events::{How, What};
 use super::world::Spot;
-use super::{Inner, Origins, manifests::upstreams_fault, reading};
+use super::{Inner, Origins, manifests::upstreams_fault, patiently_since, reading};
 use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
@@ -38,6 +41,8 @@ pub(super) struct Fills<S> {
     running: Mutex<HashMap<Digest, Arc<Fill<S>>>>,
     slots: Semaphore,
     sides: Arc<Semaphore>,
+    /// Bodies that are passed on uncached: each has a connection to the upstream of its own.
+    passes: Arc<Semaphore>,
     /// That nothing can be written was said.
     told: std::sync::atomic::AtomicBool,
 }
@@ -83,8 +88,8 @@ pub(super) enum Found<S> {
     Hot(Stored),
     /// It's being fetched.
     Filling(Arc<Fill<S>>),
-    /// It's only passed on.
-    Passed(Box<Descriptor>),
+    /// It's only passed on, to a client who waits since then.
+    Passed(Box<Descriptor>, Instant),
 }
 
 impl<S> Fills<S> {
@@ -93,6 +98,7 @@ impl<S> Fills<S> {
             running: Mutex::default(),
             slots: Semaphore::new(at_once.max(1)),
             sides: Arc::new(Semaphore::new(SIDE_READS)),
+            passes: Arc::new(Semaphore::new(at_once.max(1))),
             told: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -137,7 +143,7 @@ impl<S> Found<S> {
         match self {
             Self::Hot(stored) => stored.pin.size(),
             Self::Filling(fill) => fill.begun.get().map_or(0, |begun| begun.blob.size),
-            Self::Passed(blob) => blob.size,
+            Self::Passed(blob, _) => blob.size,
         }
     }
 }
@@ -147,7 +153,7 @@ impl<O: Origins> Inner<O> {
     pub(super) async fn blob(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Result<Option<Found<O::Source>>> {
         let (found, how) = self.blob_quietly(spot, digest).await;
         let how = match &found {
-            Ok(Some(Found::Passed(_))) => How::Passed,
+            Ok(Some(Found::Passed(..))) => How::Passed,
             Ok(Some(_)) => how,
             Ok(None) => How::Absent,
             Err(_) => How::Failed,
@@ -162,12 +168,19 @@ impl<O: Origins> Inner<O> {
         spot: &Spot,
         digest: &Digest,
     ) -> (Result<Option<Found<O::Source>>>, How) {
-        let mut how = How::Hit;
-        let found = self.patiently(self.settings.patience, self.find(spot, digest, &mut how)).await;
+        let (mut how, begun) = (How::Hit, Instant::now());
+        let finding = self.find(spot, digest, begun, &mut how);
+        let found = patiently_since(begun, self.settings.patience, finding).await;
         (found, how)
     }
 
-    async fn find(self: &Arc<Self>, spot: &Spot, digest: &Digest, how: &mut How) -> Result<Option<Found<O::Source>>> {
+    async fn find(
+        self: &Arc<Self>,
+        spot: &Spot,
+        digest: &Digest,
+        begun: Instant,
+        how: &mut How,
+    ) -> Result<Option<Found<O::Source>>> {
         loop {
             if let Some(stored) = self.stored(digest).await? {
                 return Ok(Some(Found::Hot(stored)));
@@ -178,7 +191,7 @@ impl<O: Origins> Inner<O> {
             let Some((fill, begins)) = self.board(spot, digest) else { continue };
             *how = if begins { How::Miss } else { How::Coalesced };
             match fill.opened().await {
-                Ok(Begun { blob, to: None }) => return Ok(Some(Found::Passed(blob.clone().into()))),
+                Ok(Begun { blob, to: None }) => return Ok(Some(Found::Passed(blob.clone().into(), begun))),
                 Ok(_) => return Ok(Some(Found::Filling(fill.clone()))),
                 // Another's repository hasn't it, or may not be read: ours is asked too.
                 Err(_) if fill.spot != *spot => tokio::task::yield_now().await,
@@ -237,7 +250,7 @@ impl<O: Origins> Inner<O> {
     async fn ask_size(&self, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
         let origins = &self.upstreams.origins;
         let question = |source: O::Source| async move { origins.size_of(&source, digest).await };
-        Ok(self.upstreams.ask(spot, question).await?.map(|found| found.value))
+        Ok(self.upstreams.ask(spot, self.settings.patience, question).await?.map(|found| found.value))
     }
 
     /// The bytes in `range` of what was found, to be sent on `pipe`'s connection if there is one.
@@ -251,24 +264,48 @@ impl<O: Origins> Inner<O> {
         match found {
             Found::Hot(stored) => Ok(reading::stored(stored, range, self.readers.enter(pipe))),
             Found::Filling(fill) => Ok(follow::along(self.clone(), fill, range, pipe)),
-            Found::Passed(blob) => {
-                self.patiently(self.settings.patience, self.passed(spot, &blob, range)).await.map_err(upstreams_fault)
+            Found::Passed(blob, begun) => {
+                // What finding it took is of the same patience: a client waits for one head.
+                let passed = patiently_since(begun, self.settings.patience, self.passed(spot, &blob, range));
+                passed.await.map_err(upstreams_fault)
             }
         }
     }
 
     /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
     async fn passed(&self, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
+        let pass = self.pass().await?;
         let length = range.end - range.start;
         let part = if range.start == 0 { 0..blob.size } else { range.clone() };
         let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
             return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
         };
-        if range.start > 0 {
-            return Ok(first);
-        }
-        let feed = self.feed(spot, tier, source, blob);
-        Ok(limited(futures_util::StreamExt::boxed(feed.begun(first)?), length))
+        let body = if range.start > 0 {
+            self.counted(spot, tier, first)
+        } else {
+            limited(self.feed(spot, tier, source, blob).begun(first)?.boxed(), length)
+        };
+        Ok(held(body, pass))
+    }
+
+    /// A place among what is passed on, when there is one. What isn't cached is fetched for each client, and
+    /// with too many at once all would get too little of the upstream's line.
+    ///
+    /// # Errors
+    /// [`Kind::Limited`] if there is none for as long as a client waits.
+    async fn pass(&self) -> Result<OwnedSemaphorePermit> {
+        let place = tokio::time::timeout(PASS_PATIENCE, self.fills.passes.clone().acquire_owned()).await;
+        let busy = || {
+            Error::new(Kind::Limited, "too much is passed on uncached at once").transient(Some(Duration::from_secs(5)))
+        };
+        // It's never closed.
+        place.ok().and_then(std::result::Result::ok).ok_or_else(busy)
+    }
+
+    /// Bytes that go round the [`Feed`] are told too.
+    fn counted(&self, spot: &Spot, tier: usize, body: Body) -> Body {
+        let moved = self.moved(spot, tier);
+        body.inspect_ok(move |bytes| moved(bytes.len() as u64)).boxed()
     }
 
     /// Opens a part of a blob at the first tier that has it.
@@ -287,16 +324,38 @@ impl<O: Origins> Inner<O> {
                 body.map(Some)
             }
         };
-        let found = self.upstreams.ask(spot, question).await?;
+        let found = self.upstreams.ask(spot, self.settings.patience, question).await?;
         Ok(found.map(|found| (found.source, found.tier, found.value)))
     }
 
     fn feed(&self, spot: &Spot, tier: usize, source: O::Source, blob: &Descriptor) -> Feed<O::Source> {
-        let (observer, registry) = (self.observer.clone(), spot.upstream.tiers[tier].registry.clone());
-        let moved = move |bytes| observer.event(&super::events::Event::Moved { registry: &registry, bytes });
-        Feed::new(source, blob.clone(), Budget::default(), Arc::new(moved))
+        let feed = Feed::new(source, blob.clone(), Budget::default(), self.moved(spot, tier));
+        // A tier that ends in the middle of it is gone on from by those behind it.
+        let behind = spot.upstream.tiers.iter().enumerate().skip(tier + 1);
+        behind.fold(feed, |feed, (tier, base)| {
+            match self.upstreams.origins.source(&spot.upstream.name, &base.repository(&spot.repository)) {
+                Ok(source) => feed.or(source, Budget::default(), self.moved(spot, tier)),
+                Err(_) => feed,
+            }
+        })
     }
+
+    /// Who is to hear of bytes from this tier.
+    fn moved(&self, spot: &Spot, tier: usize) -> Arc<dyn Fn(u64) + Send + Sync> {
+        let (observer, registry) = (self.observer.clone(), spot.upstream.tiers[tier].registry.clone());
+        Arc::new(move |bytes| observer.event(&super::events::Event::Moved { registry: &registry, bytes }))
+    }
+}
+
+/// `body`, which keeps its place as long as it's there.
+fn held(body: Body, place: OwnedSemaphorePermit) -> Body {
+    body.inspect(move |_| {
+        let _ = &place;
+    })
+    .boxed()
 }
 
 /// Ranged reads at once beside what is being fetched.
 const SIDE_READS: usize = 32;
+/// How long a client waits for a place among what is passed on: the upstream needs some of his patience too.
+const PASS_PATIENCE: Duration = Duration::from_secs(12);

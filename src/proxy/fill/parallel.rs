@@ -57,6 +57,7 @@ pub(super) fn ordered<S: Source>(
         fetch: Fetch { source: source.clone(), blob, budget: feed.budget().clone(), moved: feed.moved() },
         piece,
         lanes,
+        replaceable: feed.has_others(),
         at: 0,
         file,
         readers,
@@ -200,6 +201,8 @@ struct Ordered<S> {
     fetch: Fetch<S>,
     piece: u64,
     lanes: usize,
+    /// There is another one to read from.
+    replaceable: bool,
     at: u64,
     file: Arc<File>,
     readers: Readers,
@@ -225,22 +228,34 @@ impl<S: Source> Ordered<S> {
         if self.at >= self.fetch.blob.size {
             return Ok(None);
         }
-        let bytes = loop {
+        let bytes = self.bytes().await.map_err(|error| self.given_up(error))?;
+        self.at += bytes.len() as u64;
+        Ok(Some((bytes, self)))
+    }
+
+    async fn bytes(&mut self) -> Result<Bytes> {
+        loop {
             if let Some(split) = &mut self.split {
                 let range = split.there(self.at).await?;
-                break self.readers.read(self.file.clone(), range).await?;
+                return self.readers.read(self.file.clone(), range).await;
             }
             match self.alone().await {
-                Ok(Some(bytes)) => break bytes,
+                Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => {}
                 Err(error) => {
                     self.body = None;
                     self.fetch.budget.retry(error).await?;
                 }
             }
-        };
-        self.at += bytes.len() as u64;
-        Ok(Some((bytes, self)))
+        }
+    }
+
+    /// Why it can't be gone on by parts: where another has the blob, because he is read from by one request.
+    fn given_up(&self, error: Error) -> Error {
+        if self.replaceable && error.kind() != Kind::Local {
+            return Error::new(Kind::Unsupported, error.to_string());
+        }
+        error
     }
 
     /// One step of the only request: opens it, or gives what comes of it.

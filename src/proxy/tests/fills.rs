@@ -150,3 +150,81 @@ async fn lanes_bring_all_of_it_or_an_error() {
         assert_eq!(bench.cached(), usize::from(faults < 10));
     }
 }
+
+/// In the piece that the first request brings, and in one that a later lane does.
+#[tokio::test(start_paused = true)]
+async fn what_lanes_bring_wrong_is_cut_before_its_last_byte() {
+    let large = |settings: &mut Settings| (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
+    let content = content(5, 20 << 20);
+    for wrong in [100, 9 << 20, (20 << 20) - 1] {
+        let bench = Bench::new(large).await;
+        bench.world.0.slow.store(true, Ordering::Relaxed);
+        let digest = bench.world.put("r", &content);
+        // Of whichever request has that byte.
+        (0..3).for_each(|_| bench.world.fault(Fault::Flip(wrong)));
+        let body = bench.body("r", &digest, None).await.expect("opens");
+        let (got, error) = broken(body).await;
+        assert!(error.kind() == Kind::Mismatch && got < content.len(), "{wrong}: {got} bytes, {error}");
+        assert!(bench.world.0.open.1.load(Ordering::Relaxed) > 1, "one request was enough");
+        bench.settled().await;
+        bench.assert_nothing_left();
+        assert!(bench.get("r", &digest).await.expect("mended") == content);
+    }
+}
+
+/// A durable tier that ends in the middle of a blob is gone on from by the original, at the same byte.
+#[tokio::test(start_paused = true)]
+async fn a_tier_that_ends_in_the_middle_is_gone_on_from_by_the_next() {
+    let content = content(6, 20 * FRAME);
+    for cached in [true, false] {
+        let bench = Bench::new(|settings| {
+            two_tiers(settings, false);
+            settings.cache.size = if cached { 1 << 20 } else { 10 };
+        })
+        .await;
+        let digest = bench.world.put("mirror/r", &content);
+        bench.world.put("r", &content);
+        // As often as it's forgiven, and once more.
+        (0..7).for_each(|_| bench.world.fault(Fault::BreakAt(9 * FRAME as u64)));
+        assert_eq!(bench.get("r", &digest).await.expect("whole"), content);
+        let opened = std::mem::take(&mut *bench.world.0.opened.lock().expect("lock"));
+        let at = 9 * FRAME as u64;
+        let mut expected = vec![("mirror/r".to_owned(), 0)];
+        expected.extend((0..6).map(|_| ("mirror/r".to_owned(), at)));
+        expected.push(("r".to_owned(), at));
+        assert_eq!(opened, expected);
+    }
+    // Verified all the same: what the next one has may be wrong.
+    let bench = Bench::new(|settings| two_tiers(settings, false)).await;
+    let digest = bench.world.put("mirror/r", &content);
+    bench.world.put("r", &content);
+    (0..7).for_each(|_| bench.world.fault(Fault::BreakAt(9 * FRAME as u64)));
+    bench.world.fault(Fault::Flip(15 * FRAME as u64));
+    assert_eq!(bench.get("r", &digest).await.expect_err("wrong").kind(), Kind::Mismatch);
+    bench.settled().await;
+    bench.assert_nothing_left();
+}
+
+/// Where it's fetched by several requests, too: the rest comes by one.
+#[tokio::test(start_paused = true)]
+async fn lanes_that_end_are_gone_on_from_by_the_next_tier() {
+    let content = content(7, 20 << 20);
+    // While it's one request, and when it's several.
+    for at in [10_000, 9 << 20] {
+        let bench = Bench::new(|settings| {
+            two_tiers(settings, false);
+            (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
+        })
+        .await;
+        bench.world.0.slow.store(true, Ordering::Relaxed);
+        let digest = bench.world.put("mirror/r", &content);
+        bench.world.put("r", &content);
+        bench.world.ends("mirror/r", at);
+        assert!(bench.get("r", &digest).await.expect("whole") == content);
+        let opened = bench.world.0.opened.lock().expect("lock").clone();
+        let next: Vec<_> = opened.iter().filter(|(repository, _)| repository == "r").collect();
+        assert!(next.len() == 1 && next[0].1 > 0, "{opened:?}");
+        bench.settled().await;
+        assert_eq!(bench.cached(), 1);
+    }
+}

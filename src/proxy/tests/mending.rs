@@ -24,12 +24,6 @@ fn aged(path: impl AsRef<std::path::Path>) {
     date(path, SystemTime::now() - 2 * HOUR);
 }
 
-fn manifest(nth: u8) -> Manifest {
-    let layer = Descriptor::new("application/octet-stream", Digest::of(&[nth]), 1);
-    let text = serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string();
-    Manifest::read(text.into(), None, None).expect("a manifest")
-}
-
 #[tokio::test]
 async fn what_is_on_its_way_is_not_left_over() {
     let bench = Bench::new(|_| {}).await;

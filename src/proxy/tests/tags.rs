@@ -2,38 +2,11 @@
 
 use super::*;
 use crate::proxy::cache::{Tag, TagName};
-use crate::proxy::world::Base;
-
-fn manifest(nth: u8) -> Manifest {
-    let layer = Descriptor::new("application/octet-stream", Digest::of(&[nth]), 1);
-    let text = serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string();
-    Manifest::read(text.into(), None, None).expect("a manifest")
-}
-
-fn tag() -> Target {
-    Target::Tag("v1".to_owned())
-}
 
 impl Bench {
-    async fn tagged(&self) -> Result<Option<Digest>> {
-        Ok(self.proxy.manifest(&place("r"), &tag()).await?.map(|found| found.digest()))
-    }
-
     fn asked(&self) -> usize {
         self.world.0.asked.load(Ordering::Relaxed)
     }
-}
-
-fn at_once(settings: &mut Settings) {
-    (settings.tag_ttl, settings.negative_ttl) = (Duration::ZERO, Duration::ZERO);
-}
-
-/// As `mirror/r` first, else as `r`.
-fn two_tiers(settings: &mut Settings, write_back: bool) {
-    at_once(settings);
-    let base = |registry: &str, prefix: &str| Base { registry: registry.to_owned(), prefix: prefix.to_owned() };
-    settings.upstreams[0].tiers = vec![base("my.io", "mirror"), base("a.io", "")];
-    settings.upstreams[0].write_back = write_back;
 }
 
 /// A clock that was set back makes it old, not young until then.
@@ -118,15 +91,6 @@ async fn a_fault_is_no_answer_and_silence_leaves_time_for_the_next_tier() {
     }
     let error = bench.tagged().await.expect_err("both fail").to_string();
     assert!(error.contains("no way to mirror/r "), "{error}");
-}
-
-/// Also when that takes longer than one question may.
-#[tokio::test(start_paused = true)]
-async fn a_limit_that_ends_soon_is_waited_out() {
-    let bench = Bench::new(at_once).await;
-    bench.world.publish("r", "v1", &manifest(1));
-    bench.world.fail("r", &tag(), Ill::Limited(2));
-    assert_eq!(bench.tagged().await.expect("in time"), Some(manifest(1).digest()));
 }
 
 /// Who is to be told that only the original has something.
