@@ -12,6 +12,7 @@ use quick_cache::sync::Cache as Memory;
 use serde::{Deserialize, Serialize};
 
 use super::shelf::{Removal, Shelf};
+use super::tags::TagFiles;
 use super::temp::Temp;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ pub struct Documents(Arc<Inner>);
 struct Inner {
     shelf: Shelf,
     tags: PathBuf,
+    tag_files: TagFiles,
     fills: PathBuf,
     manifests: Memory<Digest, Manifest, ByBytes>,
     known: Memory<TagName, Tag>,
@@ -92,10 +94,12 @@ impl Tag {
 }
 
 impl Documents {
-    pub(super) fn new(shelf: Shelf, tags: PathBuf, fills: PathBuf) -> Self {
+    /// Those of `shelf`, and the tags in this directory: so many of them at most. Blocks.
+    pub(super) fn new(shelf: Shelf, tags: PathBuf, fills: PathBuf, most_tags: usize) -> Self {
         let manifests = Memory::with_weighter(4096, MEMORY, ByBytes);
         Self(Arc::new(Inner {
             shelf,
+            tag_files: TagFiles::new(tags.clone(), most_tags),
             tags,
             fills,
             manifests,
@@ -240,7 +244,10 @@ impl Documents {
     /// Not synced: what is lost with the power is asked for again.
     fn write_tag(&self, name: &TagName, tag: &Tag) -> Result<()> {
         let json = serde_json::to_vec(tag).unwrap_or_default();
-        self.replace(&self.0.tags.join(name.file()), &json)
+        let path = self.0.tags.join(name.file());
+        let is_new = !path.exists();
+        self.replace(&path, &json)?;
+        if is_new { self.0.tag_files.added() } else { Ok(()) }
     }
 
     fn replace(&self, path: &std::path::Path, bytes: &[u8]) -> Result<()> {

@@ -20,7 +20,7 @@
 //! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before a fetch
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
-//! - `documents`: manifests and tags, in memory and on the shelf
+//! - `documents`, `tags`: manifests and tags, in memory and on the shelf, and the number of tags' files
 //! - `gc`, `live`: what is too old, too much, or left over; a running proxy's side of mending
 //! - [`admin`]: looking at a directory and mending it from outside
 //!
@@ -34,6 +34,7 @@ mod live;
 mod scan;
 mod shelf;
 mod space;
+mod tags;
 mod temp;
 
 use std::fs::{self, File, TryLockError};
@@ -107,7 +108,7 @@ impl Cache {
         let few = manifests_bound(size);
         // Manifests are small and hold the blobs together: the disk's last bytes are for them.
         let manifests = Shelf::open(dir.join("manifests"), fills.clone(), few, 0, evicted)?;
-        let documents = Documents::new(manifests, dir.join("tags"), fills);
+        let documents = Documents::new(manifests, dir.join("tags"), fills, tags::MOST);
         Ok(Self { blobs, documents, settings, _lock: lock })
     }
 }

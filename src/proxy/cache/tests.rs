@@ -190,3 +190,35 @@ async fn many_files_are_found_soon() {
     assert_eq!(cache.blobs.count(), (10_000, 40_000));
     assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
 }
+
+/// A client can ask for any number of tags: those that were checked least lately are forgotten.
+#[tokio::test]
+async fn tags_on_the_disk_are_bounded() {
+    let dir = Dir::new();
+    let shelf = |_| Shelf::open(dir.0.join("manifests"), dir.0.join("fills"), 1 << 20, 0, |_, _| {}).expect("opens");
+    fs::create_dir_all(dir.0.join("fills")).expect("made");
+    let open = |most| Documents::new(shelf(()), dir.0.join("tags"), dir.0.join("fills"), most);
+    let name = |nth: usize| TagName::new("a.io", "r", &format!("v{nth}"));
+    let descriptor = Descriptor::new(MediaType::OCI_INDEX, Digest::of(b"x"), 1);
+    let put = async |documents: &Documents, nth: usize| {
+        documents.put_tag(&name(nth), Tag::new(&name(nth), &descriptor, 0)).await;
+        // The file system's clock has larger steps than these.
+        let then = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + nth as u64);
+        let file = File::options().append(true).open(dir.0.join("tags").join(name(nth).file()));
+        file.and_then(|file| file.set_modified(then)).expect("dated");
+    };
+    let left = || (0..200).filter(|nth| dir.0.join("tags").join(name(*nth).file()).exists()).collect::<Vec<_>>();
+    let documents = open(80);
+    for nth in 0..80 {
+        put(&documents, nth).await;
+    }
+    // What is checked again is no new one.
+    put(&documents, 79).await;
+    assert_eq!(left().len(), 80);
+    documents.put_tag(&name(80), Tag::new(&name(80), &descriptor, 0)).await;
+    assert_eq!(left(), (11..81).collect::<Vec<_>>());
+    // What was there at the start counts.
+    let documents = open(70);
+    documents.put_tag(&name(81), Tag::new(&name(81), &descriptor, 0)).await;
+    assert_eq!(left().len(), 62);
+}
