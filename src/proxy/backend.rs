@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use http::StatusCode;
 
-use super::events::{Event, How, Observer, Tier};
+use super::events::{Event, How, Observer, Tier, UNKNOWN, What};
 use super::fill::Found;
 use super::world::Spot;
-use super::{Inner, Origins, Proxy, say};
+use super::{Inner, Origins, Proxy};
 use crate::content::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
@@ -40,23 +41,23 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 
     async fn resolve(&self, place: &Place, target: &Target) -> Result<Option<Descriptor>> {
-        match self.0.upstreams.world().find(place) {
+        match self.find(place, What::Manifest) {
             Some(spot) => self.0.resolve(&spot, target).await,
             None => Ok(None),
         }
     }
 
     async fn manifest(&self, place: &Place, target: &Target) -> Result<Option<Manifest>> {
-        match self.0.upstreams.world().find(place) {
+        match self.find(place, What::Manifest) {
             Some(spot) => self.0.manifest(&spot, target).await,
             None => Ok(None),
         }
     }
 
     async fn size_of(&self, place: &Place, digest: &Digest) -> Result<Option<u64>> {
-        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
+        let Some(spot) = self.find(place, What::Head) else { return Ok(None) };
         let here = if self.0.cache.blobs.size_of(digest).is_some() { How::Hit } else { How::Passed };
-        told(self.0.blob_size(&spot, digest).await, here)
+        self.told(&spot, What::Head, self.0.blob_size(&spot, digest).await, here)
     }
 
     fn cache_status(&self, digest: &Digest) -> Option<&'static str> {
@@ -72,15 +73,15 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 
     async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Content<O>>> {
-        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
+        let Some(spot) = self.find(place, What::Blob) else { return Ok(None) };
         let found = self.0.blob(&spot, digest).await?;
         Ok(found.map(|found| Content { inner: self.0.clone(), spot, found }))
     }
 
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
-        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(None) };
+        let Some(spot) = self.find(place, What::Tags) else { return Ok(None) };
         let (found, how) = self.0.tags(&spot).await;
-        let Some(tags) = told(found, how)? else { return Ok(None) };
+        let Some(tags) = self.told(&spot, What::Tags, found, how)? else { return Ok(None) };
         let behind = |tag: &&String| after.is_none_or(|after| tag.as_str() > after);
         Ok(Some(tags.iter().filter(behind).take(most).cloned().collect()))
     }
@@ -91,9 +92,9 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 
     async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let Some(spot) = self.0.upstreams.world().find(place) else { return Ok(Vec::new()) };
+        let Some(spot) = self.find(place, What::Referrers) else { return Ok(Vec::new()) };
         let (found, how) = self.0.referrers(&spot, subject).await;
-        Ok(told(found, how)?.map_or_else(Vec::new, Arc::unwrap_or_clone))
+        Ok(self.told(&spot, What::Referrers, found, how)?.map_or_else(Vec::new, Arc::unwrap_or_clone))
     }
 
     async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {
@@ -102,6 +103,35 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn put_manifest(&self, _: &Place, _: &Manifest, _: &Target) -> Result<()> {
         Err(read_only())
+    }
+}
+
+impl<O: Origins> Proxy<O> {
+    /// A client was answered: counts it.
+    pub fn answered(&self, status: StatusCode) {
+        self.0.observer.event(&Event::Answered { status: status.as_u16() });
+    }
+
+    /// What is asked, if it's of this world.
+    fn find(&self, place: &Place, what: What) -> Option<Spot> {
+        let found = self.0.upstreams.world().find(place);
+        if found.is_none() {
+            // Without the name: clients make up as many as they like.
+            let (upstream, repository, how) = (UNKNOWN, "", How::Absent);
+            self.0.observer.event(&Event::Served { upstream, repository, what, how });
+        }
+        found
+    }
+
+    /// Says how what was asked for was answered.
+    fn told<T>(&self, spot: &Spot, what: What, found: Result<Option<T>>, how: How) -> Result<Option<T>> {
+        let how = match &found {
+            Ok(Some(_)) => how,
+            Ok(None) => How::Absent,
+            Err(_) => How::Failed,
+        };
+        self.0.served(spot, what, how);
+        found
     }
 }
 
@@ -149,16 +179,6 @@ impl Drop for Sent {
     fn drop(&mut self) {
         self.tell();
     }
-}
-
-/// Says how what the metrics don't count was answered.
-fn told<T>(found: Result<Option<T>>, how: How) -> Result<Option<T>> {
-    say(match &found {
-        Ok(Some(_)) => how,
-        Ok(None) => How::Absent,
-        Err(_) => How::Failed,
-    });
-    found
 }
 
 impl Upload for NoUpload {

@@ -34,7 +34,16 @@ pub enum What {
     Manifest,
     /// A blob.
     Blob,
+    /// How large a blob is, and whether it's there: by `HEAD`.
+    Head,
+    /// A list of tags.
+    Tags,
+    /// What is about a manifest.
+    Referrers,
 }
+
+/// Instead of names of upstreams that clients make up.
+pub const UNKNOWN: &str = "unknown";
 
 /// How a request was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,9 +79,14 @@ pub enum Tier {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// A request was answered, whatever it was for, and whether or not it came as far as to an upstream.
+    Answered {
+        /// The HTTP status.
+        status: u16,
+    },
     /// A request was served, or not.
     Served {
-        /// The upstream's name.
+        /// The upstream's name; [`UNKNOWN`] where there is none for what was asked for.
         upstream: &'a str,
         /// The repository there.
         repository: &'a str,

@@ -21,6 +21,7 @@ type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: Family<[Label; 3], Counter>,
+    answers: Family<[Label; 1], Counter>,
     asked: Family<[Label; 2], Counter>,
     took: Timed,
     bytes: Family<[Label; 1], Counter>,
@@ -38,6 +39,7 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let made = Self {
             requests: Family::default(),
+            answers: Family::default(),
             asked: Family::default(),
             took: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             bytes: Family::default(),
@@ -49,10 +51,23 @@ impl Metrics {
             scrubbed: Counter::default(),
             corrupt: Counter::default(),
         };
-        let Self { requests, asked, took, bytes, sent, fills, filled, evicted, evicted_bytes, scrubbed, corrupt } =
-            made.clone();
+        let Self {
+            requests,
+            answers,
+            asked,
+            took,
+            bytes,
+            sent,
+            fills,
+            filled,
+            evicted,
+            evicted_bytes,
+            scrubbed,
+            corrupt,
+        } = made.clone();
         let proxy = registry.sub_registry_with_prefix(PREFIX);
         proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
+        proxy.register("answers", "Answers to clients by their status, whatever was asked for", answers);
         proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
         proxy.register("upstream_seconds", "How long registries took to answer, up to the head", took);
         proxy.register("upstream_bytes", "Bytes of blobs that came from registries", bytes);
@@ -74,6 +89,9 @@ impl Observer for Metrics {
                 let upstream = Cow::Owned((*upstream).to_owned());
                 let labels = [("upstream", upstream), ("kind", kind(*what).into()), ("how", name(*how).into())];
                 self.requests.get_or_create(&labels).inc();
+            }
+            Event::Answered { status } => {
+                self.answers.get_or_create(&[("status", status.to_string().into())]).inc();
             }
             Event::Asked { registry, took, failed } => {
                 let registry = || ("registry", Cow::Owned((*registry).to_owned()));
@@ -122,6 +140,9 @@ fn kind(what: What) -> &'static str {
     match what {
         What::Manifest => "manifest",
         What::Blob => "blob",
+        What::Head => "head",
+        What::Tags => "tags",
+        What::Referrers => "referrers",
     }
 }
 
@@ -203,6 +224,7 @@ mod tests {
             served(How::Hit),
             served(How::Hit),
             served(How::Coalesced),
+            Event::Answered { status: 401 },
             asked(None),
             asked(Some(Kind::Limited)),
             Event::Moved { registry: "r.io", bytes: 4096 },
@@ -223,6 +245,7 @@ mod tests {
         for line in [
             r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="hit"} 2"#,
             r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="coalesced"} 1"#,
+            r#"transload_proxy_answers_total{status="401"} 1"#,
             r#"transload_proxy_upstream_requests_total{registry="r.io",result="ok"} 1"#,
             r#"transload_proxy_upstream_requests_total{registry="r.io",result="limited"} 1"#,
             r#"transload_proxy_upstream_seconds_bucket{le="0.025",registry="r.io"} 2"#,

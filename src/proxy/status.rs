@@ -32,7 +32,7 @@ struct Trouble {
 /// What the status page shows.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// Of all requests that were answered, the part that needed no upstream: 0 to 1.
+    /// Of all requests for manifests and blobs that were answered, the part that needed no upstream: 0 to 1.
     hit_ratio: f64,
     requests: u64,
     blobs: u64,
@@ -92,7 +92,8 @@ impl Lately {
     }
 
     fn served(&self, upstream: &str, repository: &str, what: What, how: How) {
-        if matches!(how, How::Absent | How::Failed) {
+        // Lists are always asked for, and a `HEAD` of a blob fetches none: neither says what the cache is worth.
+        if matches!(how, How::Absent | How::Failed) || !matches!(what, What::Manifest | What::Blob) {
             return;
         }
         let mut seen = self.lock();

@@ -33,13 +33,35 @@ pub(super) struct Watch {
     log: AccessLog,
 }
 
+/// SIGHUP where there is nothing to read again. It must not end the proxy, as by default it ends what doesn't
+/// listen: whoever sends it, by habit or to all of a host's servers, wants a reload.
+pub(super) struct Hangups(Signal);
+
+impl Hangups {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self(hangups()?))
+    }
+
+    /// Never ready.
+    pub(super) async fn run(mut self) {
+        while self.0.recv().await.is_some() {
+            output::note("SIGHUP: there is no file to read again without --config; flags change by a restart");
+        }
+        std::future::pending().await
+    }
+}
+
+fn hangups() -> Result<Signal> {
+    signal(SignalKind::hangup()).map_err(|error| Error::io("listen to signals", &error))
+}
+
 /// By what changed files are known: the digest of each, where it can be read.
 type Marks = BTreeMap<PathBuf, Option<Digest>>;
 
 impl Watch {
     /// Begins to look, before anything is told to be ready.
     pub(super) fn new(path: PathBuf, plan: Plan, handles: Vec<Handle>, log: AccessLog) -> Result<Self> {
-        let hangup = signal(SignalKind::hangup()).map_err(|error| Error::io("listen to signals", &error))?;
+        let hangup = hangups()?;
         let changes = Changes::since(marks(&path, &plan));
         Ok(Self { path, hangup, plan, changes, handles, log })
     }

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use http::{Request, Response};
 use tokio::sync::watch;
 
 use super::listen::{self, Open};
 use super::plan::Plan;
-use super::reload::Watch;
+use super::reload::{Hangups, Watch};
 use super::{Args, announce, limits, writeback};
 use crate::cli::global::Global;
+use crate::content::Body;
 use crate::credentials::Credentials;
 use crate::descriptor::Digest;
 use crate::error::{Result, Side};
@@ -21,7 +23,7 @@ use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 use crate::registry::{Options, Registries, Repo};
-use crate::server::{self, Access, AccessLog, Guarded, Server};
+use crate::server::{self, Access, AccessLog, Guarded, Handler, ResponseBody, Server};
 
 /// The registry client as the proxy's upstreams. Clones share it.
 #[derive(Clone)]
@@ -127,13 +129,16 @@ async fn begin(args: Args, global: &Global, shutdown: impl Future<Output = ()>) 
     let handles = doors.iter().map(|door| door.handle.clone()).collect();
     // Data is on stdout; what the program says for itself is on stderr: each can be had without the other.
     let log = AccessLog::new(std::io::stdout(), plan.access_log.form())?;
-    let watch = args.config.map(|path| Watch::new(path, plan.clone(), handles, log.clone())).transpose()?;
+    let watch = match args.config {
+        Some(path) => Watching::File(Box::new(Watch::new(path, plan.clone(), handles, log.clone())?)),
+        None => Watching::Nothing(Hangups::new()?),
+    };
     announce(&plan, &doors, &proxy);
     let server = Arc::new(Server::new(proxy));
     let watching = async {
         match watch {
-            Some(watch) => watch.run(server.backend(), global).await,
-            None => std::future::pending().await,
+            Watching::File(watch) => watch.run(server.backend(), global).await,
+            Watching::Nothing(hangups) => hangups.run().await,
         }
     };
     let ended = tokio::select! {
@@ -150,6 +155,23 @@ async fn begin(args: Args, global: &Global, shutdown: impl Future<Output = ()>) 
     ended
 }
 
+/// What is read again.
+enum Watching {
+    File(Box<Watch>),
+    Nothing(Hangups),
+}
+
+/// Has each answer counted, also those that never came as far as to the proxy.
+struct Counted<H>(H, Arc<Server<Proxy<Upstreams>>>);
+
+impl<H: Handler> Handler for Counted<H> {
+    async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
+        let response = self.0.handle(request).await;
+        self.1.backend().answered(response.status());
+        response
+    }
+}
+
 /// At all of them, until `shutdown`; each then ends in its own time.
 async fn serve(
     doors: Vec<Open>,
@@ -160,7 +182,8 @@ async fn serve(
 ) -> Result<()> {
     let (stop, stopped) = watch::channel(());
     let runs = doors.into_iter().map(|door| {
-        let (handler, limits) = (Guarded::new(server.clone(), door.handle.access()), plan.limits.clone());
+        let guarded = Guarded::new(server.clone(), door.handle.access());
+        let (handler, limits) = (Counted(guarded, server.clone()), plan.limits.clone());
         let (mut stopped, listener) = (stopped.clone(), door.listener.logged(log.clone()));
         async move {
             let _socket = door.socket;
