@@ -430,12 +430,22 @@ mod tests {
 
     #[test]
     fn bounded_and_what_fails_makes_room() {
-        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        let mut registry = Registry::default();
+        let queue = Queue::open(Path::new("/nonexistent"), &mut registry);
+        let shows = |line: &str| {
+            let mut page = String::new();
+            prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
+            assert!(page.lines().any(|shown| shown == line), "no {line} in\n{page}");
+        };
         (0..=BOUND).for_each(|n| pulled(&queue, &format!("v{n}")));
         assert_eq!(queue.len(), BOUND);
+        shows("transload_proxy_write_back_total{result=\"dropped\"} 1");
         let (job, _) = queue.next().expect("one");
         queue.ended(&job, Err(Error::new(Kind::Network, "down")));
         pulled(&queue, "new");
+        shows("transload_proxy_write_back_total{result=\"dropped\"} 2");
+        shows("transload_proxy_write_back_total{result=\"failed\"} 1");
+        shows(&format!("transload_proxy_write_back_waiting {BOUND}"));
         let state = queue.lock();
         assert!(state.jobs.len() == BOUND && state.jobs.iter().any(|waiting| waiting.job.target == "new"));
         assert!(!state.jobs.iter().any(|waiting| waiting.job == job));

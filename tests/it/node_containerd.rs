@@ -1,9 +1,10 @@
 //! A real containerd, by the `hosts.toml` that `transload node install-mirror` writes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::support::containerd::Containerd;
-use super::support::{Front, Proxied, Registry, TempDir, Tool, transload};
+use super::support::{Fault, Front, Proxied, Registry, Rule, TempDir, Tool, transload};
 
 /// The fixture `hello-world` at this place of a registry.
 fn hello(registry: &Registry, repository: &str) {
@@ -96,6 +97,25 @@ fn a_node_pulls_through_the_proxy_and_past_it() {
     proxy.kill();
     pull().ok();
     assert!(asked_by_containerd(&acr) >= 4, "{:?}", acr.log());
+}
+
+/// The proxy is told to wait for longer than a node would: the node asks its next host at once, and once only.
+#[test]
+fn a_node_goes_past_a_proxy_whose_upstream_limits_it() {
+    let behind = Registry::start();
+    hello(&behind, "docker.io/library/hello-world");
+    let acr = Front::before(behind.addr()).acr(|acr| acr.anonymous_pull = true).start();
+    let limited = Front::before(behind.addr()).rule(Rule::on("*", "/v2/", Fault::too_many(60))).start();
+    let proxy = Proxied::start(&format!("docker.io={}/docker.io", limited.addr()), &[]);
+    let seen = Front::before(proxy.addr()).start();
+    let node = Node::new("docker.io", &seen.addr().to_string(), &format!("{}/docker.io", acr.addr()));
+    Containerd::start().pull(&node.certs(), "docker.io/library/hello-world:latest").ok();
+    assert!(asked_by_containerd(&acr) >= 4, "{:?}", acr.log());
+    assert_eq!(limited.struck(), 1, "it was asked again: {:?}", limited.log());
+    let asked: Vec<_> = seen.log().into_iter().map(|seen| (seen.method, seen.path, seen.status)).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|(.., status)| *status == Some(503)), "{asked:?}");
+    let once = asked.iter().collect::<BTreeSet<_>>();
+    assert_eq!(once.len(), asked.len(), "tried again: {asked:?}");
 }
 
 /// An ACR that wants credentials which the node hasn't is passed over.

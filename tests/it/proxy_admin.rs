@@ -163,6 +163,33 @@ fn a_running_proxys_cache_is_listed_and_thinned() {
     transload(&["proxy", "ls"]).exits(2);
 }
 
+/// What would go is told first, and stays; then it goes, and is fetched again when it's asked for.
+#[test]
+fn a_running_proxys_cache_is_collected() {
+    let (registry, proxy, image) = filled();
+    let cache = proxy.kill();
+    let old = std::time::SystemTime::now() - Duration::from_secs(90 * 24 * 60 * 60);
+    let blob = std::fs::File::options().write(true).open(cache.path().join("cache").join(&files(&cache, "blobs")[0]));
+    let times = std::fs::FileTimes::new().set_accessed(old).set_modified(old);
+    blob.and_then(|file| file.set_times(times)).expect("set");
+    let flags = ["--listen-ops", "127.0.0.1:0", "--scrub", "off"];
+    let proxy = Proxied::start_in(cache, &format!("docker.io={}", registry.addr()), &flags);
+    let at = ops(&proxy).to_string();
+    let gc = |more: &[&str]| {
+        transload(&[&["proxy", "gc", "--admin", &at, "--older-than", "30d", "--output", "json"], more].concat())
+    };
+    let planned = gc(&["--dry-run"]).exits(0).json();
+    assert_eq!((&planned["dryRun"], proxy.files("blobs").len()), (&true.into(), 1), "{planned}");
+    let freed = gc(&[]).exits(0).json();
+    assert_eq!((&freed["dryRun"], proxy.files("blobs").len()), (&false.into(), 0), "{freed}");
+    assert_eq!((&freed["removed"], &freed["busy"]), (&planned["removed"], &0.into()));
+    assert!(freed["removed"].to_string().contains("5000"), "{freed}");
+    http::get(proxy.addr(), &layer(&image)).expect(200);
+    committed(&proxy);
+    // It's young now.
+    assert_eq!(gc(&[]).exits(0).json()["removed"], serde_json::json!({}));
+}
+
 #[test]
 fn a_running_proxy_verifies_itself() {
     let (_registry, proxy, image, at) = filled_with_ops(&[]);

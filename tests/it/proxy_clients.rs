@@ -1,6 +1,7 @@
 //! `transload proxy` with real clients.
 
 use super::support::containerd::Containerd;
+use super::support::layer::sha256;
 use super::support::{Fault, Front, Image, Proxied, Registry, Rule, Run, TempDir, Tool, http, skopeo};
 
 #[test]
@@ -160,15 +161,134 @@ fn what_is_denied_by_a_pattern_is_not_found() {
 
 /// Docker Hub's `repository:v1`, pulled by skopeo, podman and containerd, for which the proxy is all that there is.
 fn pulls(proxy: &Proxied, repository: &str) -> [Run; 3] {
-    let out = TempDir::new();
-    let from = format!("docker://{}/docker.io/{repository}:v1", proxy.addr());
-    let args = ["--insecure-policy", "copy", "--src-tls-verify=false", &from, &format!("dir:{}", out.join("image"))];
-    let image = format!("docker.io/{repository}:v1");
-    [
-        skopeo(&args),
-        Podman::new(&format!("location = \"{}/docker.io\"\ninsecure = true\n", proxy.addr())).pull(&image),
-        Node::start("docker.io", proxy).pull(&image),
-    ]
+    CLIENTS.map(|client| client.pull(proxy, repository).0)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Client {
+    Skopeo,
+    Podman,
+    Containerd,
+}
+
+const CLIENTS: [Client; 3] = [Client::Skopeo, Client::Podman, Client::Containerd];
+
+impl Client {
+    /// What a new one has to say, and the digests of what it has then: the manifest's, and what else it names so.
+    fn pull(self, proxy: &Proxied, repository: &str) -> (Run, String) {
+        let image = format!("docker.io/{repository}:v1");
+        match self {
+            Self::Skopeo => {
+                let out = TempDir::new();
+                let from = format!("docker://{}/{image}", proxy.addr());
+                let to = format!("dir:{}", out.join("image"));
+                let run = skopeo(&["--insecure-policy", "copy", "--src-tls-verify=false", &from, &to]);
+                let files = std::fs::read_dir(out.join("image")).into_iter().flatten().flatten();
+                let digests = files.map(|file| sha256(&std::fs::read(file.path()).expect("a file")));
+                (run, digests.collect::<Vec<_>>().join(" "))
+            }
+            Self::Podman => {
+                let podman = Podman::new(&format!("location = \"{}/docker.io\"\ninsecure = true\n", proxy.addr()));
+                let run = podman.pull(&image);
+                // It checks each layer against it.
+                (run, podman.run(&["images", "--no-trunc", "--format", "{{.Digest}}"]).stdout)
+            }
+            Self::Containerd => {
+                let node = Node::start("docker.io", proxy);
+                let run = node.pull(&image);
+                // Nothing is in there that wasn't verified.
+                let complete = run.code == 0;
+                let digests = node.containerd.ctr(&["content", "list", "-q"]).stdout;
+                (run, if complete { digests } else { String::new() })
+            }
+        }
+    }
+
+    /// The digests that there are to be.
+    fn whole(self, image: &Image) -> Vec<String> {
+        let mut digests = vec![image.digest().to_owned()];
+        if self != Self::Podman {
+            digests.extend(image.blobs.iter().map(|blob| blob.digest.clone()));
+        }
+        digests
+    }
+
+    #[track_caller]
+    fn pulls_all(self, proxy: &Proxied, image: &Image, what: &str) {
+        let (run, digests) = self.pull(proxy, "library/app");
+        assert_eq!(run.code, 0, "{self:?}, {what}: {run:?}");
+        for digest in self.whole(image) {
+            assert!(digests.contains(&digest), "{self:?}, {what}: no {digest} in {digests}");
+        }
+    }
+}
+
+/// What an upstream may do to a pull, and what of that its client notices: nothing.
+#[test]
+fn clients_notice_nothing_of_what_the_proxy_can_mend() {
+    let image = Image::single(12, &[900_000, 20_000]);
+    let layer = image.blobs[1].digest.clone();
+    for client in CLIENTS {
+        for (method, path, fault, asked) in [
+            // The rest is asked for, and nothing twice.
+            ("GET", &*layer, Fault::TruncateAt(500_000), 2),
+            ("GET", &*layer, Fault::ResetAfter(300_000), 2),
+            // It's waited out.
+            ("*", "/manifests/v1", Fault::too_many(2), 1),
+            ("GET", &*layer, Fault::too_many(1), 2),
+            ("GET", &*layer, Fault::Throttle(1 << 20), 1),
+        ] {
+            let registry = Registry::start();
+            image.push(registry.addr(), "library/app", "v1");
+            let front = Front::before(registry.addr()).rule(Rule::on(method, path, fault.clone()).once()).start();
+            let proxy = Proxied::hub(front.addr(), &[]);
+            let what = format!("{fault:?}");
+            client.pulls_all(&proxy, &image, &what);
+            assert_eq!(
+                (front.struck(), front.count("GET", &layer)),
+                (1, asked),
+                "{client:?}, {what}: {:?}",
+                front.log()
+            );
+            let others = image.blobs.iter().filter(|blob| blob.digest != layer);
+            others.for_each(|blob| assert_eq!(front.count("GET", &blob.digest), 1, "{client:?}, {what}"));
+            // Gone: another node gets all of it from the cache.
+            drop(front);
+            client.pulls_all(&proxy, &image, "gone, and cached");
+        }
+    }
+}
+
+/// Where the proxy can't mend it, a client has an error and nothing wrong; and what it's asked for later is right.
+#[test]
+fn clients_get_an_error_rather_than_what_is_wrong() {
+    let image = Image::single(13, &[900_000]);
+    let layer = image.blobs[1].digest.clone();
+    for client in CLIENTS {
+        for (path, fault) in
+            [("/v2/", Fault::too_many(60)), (&*layer, Fault::FlipByteAt(1000)), ("/v2/", Fault::ResetAfter(0))]
+        {
+            let registry = Registry::start();
+            image.push(registry.addr(), "library/app", "v1");
+            let front = Front::before(registry.addr()).rule(Rule::on("*", path, fault.clone())).start();
+            let proxy = Proxied::hub(front.addr(), &[]);
+            let (run, digests) = client.pull(&proxy, "library/app");
+            assert_ne!(run.code, 0, "{client:?}, {fault:?}: {run:?}");
+            assert!(!digests.contains(image.digest()), "{client:?}, {fault:?}: {digests}");
+            assert!(front.struck() > 0);
+            match fault {
+                // It's left alone for as long as it wants, however often a client tries.
+                Fault::Status { .. } => assert_eq!(front.struck(), 1, "{client:?}: {:?}", front.log()),
+                Fault::FlipByteAt(_) => {
+                    let hex = layer.split(':').nth(1).expect("hex");
+                    assert!(!proxy.files("blobs").iter().any(|file| file.contains(hex)), "kept what is wrong");
+                    front.clear_rules();
+                    client.pulls_all(&proxy, &image, "mended");
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 #[test]

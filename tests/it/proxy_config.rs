@@ -12,16 +12,16 @@ use super::support::process::LIMIT;
 use super::support::{Fault, Front, Image, Process, Registry, Rule, Run, TempDir, Tool, http, transload};
 
 /// A registry with one image, a front before it, a directory for the configuration.
-struct World {
+pub(super) struct World {
     #[expect(dead_code, reason = "what the front stands before")]
     registry: Registry,
-    front: Front,
-    image: Image,
-    dir: TempDir,
+    pub(super) front: Front,
+    pub(super) image: Image,
+    pub(super) dir: TempDir,
 }
 
 impl World {
-    fn new(layers: &[usize]) -> Self {
+    pub(super) fn new(layers: &[usize]) -> Self {
         let registry = Registry::start();
         let image = Image::single(21, layers);
         image.push(registry.addr(), "library/app", "v1");
@@ -31,7 +31,7 @@ impl World {
     }
 
     /// Writes the configuration: these listeners, this more for the upstream.
-    fn write(&self, listen: &str, upstream: &str) -> String {
+    pub(super) fn write(&self, listen: &str, upstream: &str) -> String {
         let at = self.front.addr();
         let text = format!(
             "listen:\n{listen}\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams:\n  - name: docker.io\n    from: {at}\n{upstream}"
@@ -39,12 +39,12 @@ impl World {
         self.dir.write("proxy.yaml", text)
     }
 
-    fn start(&self, listen: &str, upstream: &str) -> Process {
+    pub(super) fn start(&self, listen: &str, upstream: &str) -> Process {
         start(&self.write(listen, upstream))
     }
 }
 
-fn start(config: &str) -> Process {
+pub(super) fn start(config: &str) -> Process {
     let tool = Tool::transload().env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1");
     let process = tool.args(&["proxy", "--config", config]).spawn();
     process.stderr.wait_line("the cache ", LIMIT);
@@ -52,20 +52,20 @@ fn start(config: &str) -> Process {
 }
 
 /// Where it listens by this scheme.
-fn addr(process: &Process, scheme: &str) -> SocketAddr {
+pub(super) fn addr(process: &Process, scheme: &str) -> SocketAddr {
     let line = process.stderr.wait_line(&format!(" on {scheme}://"), LIMIT);
     line.split("://").nth(1).and_then(|addr| addr.parse().ok()).expect("an address")
 }
 
-const HTTP: &str = "  - http: 127.0.0.1:0";
-const LIBRARY: &str = "/v2/library/app/manifests/v1";
-const TEAM: &str = "/v2/team/app/manifests/v1";
+pub(super) const HTTP: &str = "  - http: 127.0.0.1:0";
+pub(super) const LIBRARY: &str = "/v2/library/app/manifests/v1";
+pub(super) const TEAM: &str = "/v2/team/app/manifests/v1";
 
 /// An authority of one test.
-struct Authority(Issuer<'static, KeyPair>, String);
+pub(super) struct Authority(Issuer<'static, KeyPair>, pub(super) String);
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "an authority");
@@ -75,7 +75,7 @@ impl Authority {
     }
 
     /// A certificate and its key.
-    fn issue(&self) -> (String, String) {
+    pub(super) fn issue(&self) -> (String, String) {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
         (params.signed_by(&key, &self.0).expect("a certificate").pem(), key.serialize_pem())
@@ -83,7 +83,7 @@ impl Authority {
 }
 
 /// skopeo, with the certificates of a directory as containers' tools have it.
-fn pull(at: SocketAddr, certs: &TempDir) -> Run {
+pub(super) fn pull(at: SocketAddr, certs: &TempDir) -> Run {
     let out = TempDir::new();
     let (from, to) = (format!("docker://{at}/library/app:v1"), format!("oci:{}", out.join("out")));
     let certs = certs.path().to_str().expect("UTF-8");
@@ -159,7 +159,7 @@ fn tokens_as_bearer_and_as_password() {
 }
 
 /// A line as `htpasswd -B` writes it.
-fn user(name: &str, password: &str) -> String {
+pub(super) fn user(name: &str, password: &str) -> String {
     let hash = bcrypt::hash_with_result(password, 4).expect("a hash").format_for_version(bcrypt::Version::TwoY);
     format!("{name}:{hash}\n")
 }

@@ -1,10 +1,15 @@
 //! `transload proxy`: what it tells those who operate it.
 
+use std::io::Write as _;
 use std::process::Command;
+use std::time::Duration;
 
+use serde_json::json;
+
+use super::proxy_blobs::wait_until;
 use super::readme::{self, metrics_on};
 use super::support::proxied::{ops, shows};
-use super::support::{Front, Image, Proxied, Registry, TempDir, http};
+use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http};
 
 #[test]
 fn what_was_pulled_is_counted() {
@@ -48,6 +53,105 @@ fn what_was_pulled_is_counted() {
     let mut listed = readme::metrics("transload_proxy_");
     assert!(listed.remove("transload_proxy_write_back"), "which the tests of writing back see");
     assert_eq!(metrics_on(&page, "transload_proxy_"), listed);
+}
+
+/// Also what never came as far as to an upstream, and without names that clients make up.
+#[test]
+fn every_answer_is_counted() {
+    let registry = Registry::start();
+    let image = Image::single(2, &[5000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let (at, ops) = (proxy.addr(), ops(&proxy));
+    let blob = format!("/v2/library/app/blobs/{}", image.blobs[0].digest);
+    for (method, path, status) in [
+        ("GET", "/v2/", 200),
+        ("HEAD", &blob, 200),
+        ("GET", "/v2/library/app/tags/list", 200),
+        ("GET", &format!("/v2/library/app/referrers/{}", image.digest()), 200),
+        ("GET", "/v2/a/manifests/v1?ns=made-up.io", 404),
+        ("HEAD", &format!("{blob}?ns=other.io"), 404),
+        ("PUT", "/v2/library/app/manifests/v1", 405),
+        ("GET", "/v2/library/app/manifests/", 404),
+    ] {
+        http::send(at, method, path, &[], &[]).expect(status);
+    }
+    for (status, count) in [(200, 4), (404, 3), (405, 1)] {
+        shows(ops, &format!("transload_proxy_answers_total{{status=\"{status}\"}} {count}"));
+    }
+    for (upstream, kind, how) in [
+        ("docker.io", "head", "passed"),
+        ("docker.io", "tags", "passed"),
+        ("docker.io", "referrers", "passed"),
+        ("unknown", "manifest", "absent"),
+        ("unknown", "head", "absent"),
+    ] {
+        let labels = format!("upstream=\"{upstream}\",kind=\"{kind}\",how=\"{how}\"");
+        shows(ops, &format!("transload_proxy_requests_total{{{labels}}} 1"));
+    }
+    assert!(!http::get(ops, "/metrics").text().contains("made-up"));
+}
+
+/// What registries answer, how long that takes, and what they say is left.
+#[test]
+fn what_upstreams_do_is_counted() {
+    let registry = Registry::start();
+    Image::single(4, &[5000]).push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).hub(|hub| hub.anonymous_pulls = Some(50)).start();
+    let proxy = Proxied::hub(front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let (at, ops, name) = (proxy.addr(), ops(&proxy), front.addr());
+    front.add(Rule::on("GET", "/manifests/v1", Fault::Delay(Duration::from_millis(600))));
+    http::get(at, "/v2/library/app/manifests/v1").expect(200);
+    shows(ops, &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"ok\"}} 1"));
+    shows(ops, &format!("transload_proxy_upstream_seconds_bucket{{le=\"0.5\",registry=\"{name}\"}} 0"));
+    shows(ops, &format!("transload_proxy_upstream_seconds_count{{registry=\"{name}\"}} 1"));
+    shows(ops, &format!("transload_registry_pulls_left{{registry=\"{name}\"}} 49"));
+    shows(ops, &format!("transload_registry_pulls_limit{{registry=\"{name}\"}} 50"));
+    for (fault, result) in [(Fault::status(500), "registry"), (Fault::too_many(60), "limited")] {
+        front.add(Rule::on("*", "/manifests/ill", fault));
+        http::get(at, "/v2/library/app/manifests/ill");
+        shows(ops, &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"{result}\"}} 1"));
+        front.clear_rules();
+    }
+    shows(ops, &format!("transload_proxy_upstream_up{{registry=\"{name}\"}} 0"));
+}
+
+/// What is on its way, what went wrong, how much there is, and who isn't well.
+#[test]
+fn the_page_shows_what_goes_on() {
+    let registry = Registry::start();
+    let image = Image::single(5, &[400_000, 300_000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let front = Front::before(registry.addr()).start();
+    let proxy = Proxied::hub(front.addr(), &["--listen-ops", "127.0.0.1:0", "--cache-size", "7MiB"]);
+    let (at, ops) = (proxy.addr(), ops(&proxy));
+    let status = || http::get(ops, "/status.json").expect(200).json();
+    http::get(at, "/v2/library/app/manifests/v1").expect(200);
+    let [slow, wrong] = [&image.blobs[1], &image.blobs[2]];
+    front.add(Rule::on("GET", &slow.digest, Fault::StallAfter(100_000)));
+    front.add(Rule::on("GET", &wrong.digest, Fault::FlipByteAt(7)));
+    let path = |digest: &str| format!("/v2/library/app/blobs/{digest}");
+    let mut client = std::net::TcpStream::connect(at).expect("connects");
+    write!(client, "GET {} HTTP/1.1\r\nhost: x\r\n\r\n", path(&slow.digest)).expect("sends");
+    wait_until("it fills", || status()["filling"][0]["got"].as_u64().is_some_and(|got| got > 0));
+    let shown = status();
+    assert_eq!((&shown["filling"][0]["digest"], &shown["filling"][0]["size"]), (&json!(slow.digest), &json!(400_000)));
+    assert_eq!(shown["filling"].as_array().map(Vec::len), Some(1), "{shown}");
+    let _ = http::try_send(at, "GET", &path(&wrong.digest), &[], &[]);
+    let short = &wrong.digest[7..15];
+    wait_until("it's told", || status()["errors"].to_string().contains(short));
+    // The configuration is fetched well.
+    let config = &image.blobs[0];
+    http::get(at, &path(&config.digest)).expect(200);
+    wait_until("it's there", || status()["blobs"] == 1);
+    let shown = status();
+    assert_eq!((&shown["bytes"], &shown["bound"]), (&json!(config.bytes.len()), &json!(7 << 20)), "{shown}");
+    assert_eq!(shown["upstreams"], json!([{"registry": front.addr().to_string(), "well": true}]));
+    front.add(Rule::on("*", "/manifests/v2", Fault::too_many(60)));
+    http::get(at, "/v2/library/app/manifests/v2").expect(503);
+    let shown = status();
+    assert_eq!(shown["upstreams"][0]["well"], false, "{shown}");
+    assert!(shown["errors"][0]["what"].as_str().is_some_and(|what| what.ends_with(": limited")), "{shown}");
 }
 
 /// The page shows what was pulled, in a real browser too.

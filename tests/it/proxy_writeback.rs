@@ -71,6 +71,27 @@ fn a_durable_tier_that_is_down_fails_no_pull_and_gets_the_image_after_a_restart(
     appears(durable.addr(), &image);
 }
 
+/// It fails no pull, and whoever watches the proxy sees it.
+#[test]
+fn a_durable_tier_that_takes_nothing_shows_in_the_figures() {
+    let (original, durable) = (Registry::start(), Registry::start());
+    let image = Image::single(14, &[5000]);
+    image.push(original.addr(), "library/app", "v1");
+    let front = Front::before(durable.addr()).rule(Rule::on("POST", "/uploads/", Fault::status(403))).start();
+    let proxy = writing_back(TempDir::new(), front.addr(), original.addr());
+    image.assert_at(proxy.addr(), "library/app", "v1");
+    let ops = ops(&proxy);
+    let failed = "transload_proxy_write_back_total{result=\"failed\"} ";
+    let deadline = Instant::now() + LIMIT;
+    // It's tried again and again.
+    while !http::get(ops, "/metrics").text().lines().any(|line| line.starts_with(failed)) {
+        assert!(Instant::now() < deadline, "{}", http::get(ops, "/metrics").text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    shows(ops, "transload_proxy_write_back_waiting 1");
+    image.assert_at(proxy.addr(), "library/app", "v1");
+}
+
 /// By a registry's retention, say: what was written once is written again for another image.
 #[test]
 fn what_was_removed_from_the_durable_tier_is_written_again() {
