@@ -371,6 +371,7 @@ const FRAME: usize = 1000;
 
 mod counted;
 mod fills;
+mod lists;
 mod mending;
 mod patience;
 mod tags;
@@ -566,98 +567,4 @@ async fn many_at_once_on_many_blobs_in_a_small_cache() {
     }
     bench.settled().await;
     assert_eq!(std::fs::read_dir(bench.dir.join("fills")).expect("a directory").count(), 0);
-}
-
-/// Paced by the clock; what is corrupt goes, and what was evicted or removed meanwhile is no fault.
-#[tokio::test(start_paused = true)]
-async fn the_scrubber_drops_what_is_corrupt_and_takes_its_time() {
-    let bench = Bench::new(|_| {}).await;
-    let contents: Vec<_> = (1..4).map(|seed| content(seed, 5000)).collect();
-    let digests: Vec<_> = contents.iter().map(|content| bench.world.put("r", content)).collect();
-    for digest in &digests {
-        bench.get("r", digest).await.expect("whole");
-    }
-    bench.settled().await;
-    let blobs = &bench.proxy.cache().blobs;
-    let mut wrong = contents[1].clone();
-    wrong[77] ^= 1;
-    std::fs::write(blobs.path(&digests[1], 5000), wrong).expect("written");
-    std::fs::remove_file(blobs.path(&digests[2], 5000)).expect("removed");
-    let shelves = scrub::shelves(bench.proxy.cache());
-    let (begun, read) = (tokio::time::Instant::now(), AtomicU64::new(0));
-    let mut dropped = Vec::new();
-    let count = |bytes| {
-        read.fetch_add(bytes, Ordering::Relaxed);
-    };
-    let mut pace = scrub::Pace::new(1000);
-    let done = scrub::pass(&shelves, Some(&mut pace), count, |digest| dropped.push(*digest)).await;
-    assert_eq!((done.files, done.bytes, done.dropped), (2, 10_000, 1));
-    assert_eq!((dropped, read.into_inner()), (vec![digests[1]], 10_000));
-    assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());
-    assert_eq!(blobs.list(), [(digests[0], 5000)]);
-    assert!(!blobs.path(&digests[1], 5000).exists());
-    let asked = bench.world.reads();
-    assert_eq!(bench.get("r", &digests[1]).await.expect("fetched again"), contents[1]);
-    assert_eq!(bench.world.reads(), asked + 1);
-}
-
-/// A file that was fetched anew while the bad one of its name was read stays.
-#[tokio::test]
-async fn only_the_file_that_was_read_is_dropped() {
-    let bench = Bench::new(|_| {}).await;
-    let digest = bench.world.put("r", &content(1, 5000));
-    bench.get("r", &digest).await.expect("whole");
-    bench.settled().await;
-    let blobs = &bench.proxy.cache().blobs;
-    let path = blobs.path(&digest, 5000);
-    let old = std::fs::File::open(&path).expect("opens");
-    let inode = std::os::unix::fs::MetadataExt::ino(&old.metadata().expect("read"));
-    std::fs::write(path.with_extension("new"), content(1, 5000)).expect("written");
-    std::fs::rename(path.with_extension("new"), &path).expect("renamed");
-    assert!(!blobs.discard_same(&digest, 5000, inode) && path.exists());
-}
-
-/// Who asks while a list is on its way gets the same one.
-#[tokio::test]
-async fn a_herd_asks_for_a_list_once() {
-    let bench = Bench::new(|_| {}).await;
-    let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
-    let gate = bench.world.gate();
-    // Its client leaves.
-    assert!(bench.proxy.0.tags(&spot).now_or_never().is_none());
-    let herd = futures_util::future::join_all((0..5).map(|_| bench.proxy.0.tags(&spot)));
-    let (herd, ()) = tokio::join!(herd, async { gate.add_permits(1) });
-    for (found, how) in herd {
-        assert_eq!((found.expect("a list").expect("tags").as_slice(), how), (&["v0".to_owned()][..], How::Passed));
-    }
-    assert_eq!(bench.world.0.lists.load(Ordering::Relaxed), 1);
-}
-
-/// An upstream that doesn't answer costs who asks for a known list seconds, and those after it nothing.
-#[tokio::test(start_paused = true)]
-async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
-    let bench = Bench::new(|_| {}).await;
-    let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
-    let list = async || {
-        let (found, how) = bench.proxy.0.tags(&spot).await;
-        (found.expect("a list").expect("tags")[0].clone(), how)
-    };
-    assert_eq!(list().await, ("v0".to_owned(), How::Passed));
-    assert_eq!(list().await, ("v1".to_owned(), How::Passed));
-    let gate = bench.world.gate();
-    let begun = tokio::time::Instant::now();
-    for _ in 0..5 {
-        assert_eq!(list().await, ("v1".to_owned(), How::Stale));
-    }
-    let took = begun.elapsed();
-    assert!((Duration::from_secs(3)..Duration::from_secs(4)).contains(&took), "{took:?}");
-    // What comes late is known, and the upstream is asked again.
-    gate.add_permits(1);
-    let late = loop {
-        match list().await {
-            (tag, _) if tag == "v1" => tokio::task::yield_now().await,
-            late => break late,
-        }
-    };
-    assert_eq!((late, bench.world.0.lists.load(Ordering::Relaxed)), (("v2".to_owned(), How::Stale), 4));
 }

@@ -455,6 +455,11 @@ fn the_schema_is_printed_and_right() {
     for key in keys(&schema["$defs"]["limits"]) {
         assert!(said.contains(&key), "{key}: {said}");
     }
+    let default = |key: &str| schema["$defs"]["limits"]["properties"][key]["default"].to_string();
+    let [connections, fills, head] = ["connections", "fills", "head-timeout"].map(default);
+    let without = FULL.lines().filter(|line| !line.starts_with("limits: ")).collect::<Vec<_>>().join("\n");
+    let line = format!("at most {connections} connections at each address, {fills} fetches at once, {head} s for");
+    assert!(check(&without).ok().stdout.contains(&line), "{line}");
     let said = check(&FULL.replace("access: json", "zzz: 8")).exits(2).stderr;
     assert_eq!(keys(&schema["$defs"]["logs"]), ["access"]);
     assert!(said.contains("access"), "{said}");

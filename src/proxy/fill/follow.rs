@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{Begun, Fill, Progress, Stage, held};
+use super::{ALONE_PATIENCE, Begun, Fill, Progress, Stage, held};
 use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
 use crate::proxy::reading::Reader;
@@ -119,7 +119,7 @@ impl<O: Origins> Follow<O> {
         if why.kind() != Kind::Local {
             return Err(why);
         }
-        let pass = self.inner.pass().await?;
+        let pass = self.inner.pass(ALONE_PATIENCE).await?;
         let rest = feed.open(self.at).await?;
         self.alone = Some(held(limited(rest.boxed(), self.end - self.at), pass));
         Ok(())

@@ -9,7 +9,8 @@
 //! The writer is a task of the proxy's. It tells by a watch channel how far it came; what is behind
 //! that is hashed and in the file. Of the last batch of bytes nothing is told before digest and size
 //! agree, so that no reader gets the last byte of a blob that isn't right. When it fails, readers'
-//! connections are cut; when it's our own disk that failed, they go on from the upstream, each on its own.
+//! connections are cut; when it's our own disk that failed, they go on from the upstream, each on its own. A tier
+//! that is given up in the middle of a blob is gone on from by those behind it, at the same byte.
 
 mod follow;
 mod parallel;
@@ -274,7 +275,7 @@ impl<O: Origins> Inner<O> {
 
     /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
     async fn passed(&self, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
-        let pass = self.pass().await?;
+        let pass = self.pass(PASS_PATIENCE).await?;
         let length = range.end - range.start;
         let part = if range.start == 0 { 0..blob.size } else { range.clone() };
         let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
@@ -292,9 +293,9 @@ impl<O: Origins> Inner<O> {
     /// with too many at once all would get too little of the upstream's line.
     ///
     /// # Errors
-    /// [`Kind::Limited`] if there is none for as long as a client waits.
-    async fn pass(&self) -> Result<OwnedSemaphorePermit> {
-        let place = tokio::time::timeout(PASS_PATIENCE, self.fills.passes.clone().acquire_owned()).await;
+    /// [`Kind::Limited`] if there is none within `patience`.
+    async fn pass(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
+        let place = tokio::time::timeout(patience, self.fills.passes.clone().acquire_owned()).await;
         let busy = || {
             Error::new(Kind::Limited, "too much is passed on uncached at once").transient(Some(Duration::from_secs(5)))
         };
@@ -359,3 +360,5 @@ fn held(body: Body, place: OwnedSemaphorePermit) -> Body {
 const SIDE_READS: usize = 32;
 /// How long a client waits for a place among what is passed on: the upstream needs some of his patience too.
 const PASS_PATIENCE: Duration = Duration::from_secs(12);
+/// How long one waits who has the head, and some of the bytes: as long as a client may take nothing of them.
+const ALONE_PATIENCE: Duration = Duration::from_secs(120);

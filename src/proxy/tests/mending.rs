@@ -141,6 +141,55 @@ async fn what_is_being_read_makes_no_room() {
     assert_eq!((freed.busy, freed.sum().count, blobs.list()), (1, 1, vec![(read, 500)]));
 }
 
+/// Paced by the clock; what is corrupt goes, and what was evicted or removed meanwhile is no fault.
+#[tokio::test(start_paused = true)]
+async fn the_scrubber_drops_what_is_corrupt_and_takes_its_time() {
+    let bench = Bench::new(|_| {}).await;
+    let contents: Vec<_> = (1..4).map(|seed| content(seed, 5000)).collect();
+    let digests: Vec<_> = contents.iter().map(|content| bench.world.put("r", content)).collect();
+    for digest in &digests {
+        bench.get("r", digest).await.expect("whole");
+    }
+    bench.settled().await;
+    let blobs = &bench.proxy.cache().blobs;
+    let mut wrong = contents[1].clone();
+    wrong[77] ^= 1;
+    std::fs::write(blobs.path(&digests[1], 5000), wrong).expect("written");
+    std::fs::remove_file(blobs.path(&digests[2], 5000)).expect("removed");
+    let shelves = scrub::shelves(bench.proxy.cache());
+    let (begun, read) = (tokio::time::Instant::now(), AtomicU64::new(0));
+    let mut dropped = Vec::new();
+    let count = |bytes| {
+        read.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let mut pace = scrub::Pace::new(1000);
+    let done = scrub::pass(&shelves, Some(&mut pace), count, |digest| dropped.push(*digest)).await;
+    assert_eq!((done.files, done.bytes, done.dropped), (2, 10_000, 1));
+    assert_eq!((dropped, read.into_inner()), (vec![digests[1]], 10_000));
+    assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_eq!(blobs.list(), [(digests[0], 5000)]);
+    assert!(!blobs.path(&digests[1], 5000).exists());
+    let asked = bench.world.reads();
+    assert_eq!(bench.get("r", &digests[1]).await.expect("fetched again"), contents[1]);
+    assert_eq!(bench.world.reads(), asked + 1);
+}
+
+/// A file that was fetched anew while the bad one of its name was read stays.
+#[tokio::test]
+async fn only_the_file_that_was_read_is_dropped() {
+    let bench = Bench::new(|_| {}).await;
+    let digest = bench.world.put("r", &content(1, 5000));
+    bench.get("r", &digest).await.expect("whole");
+    bench.settled().await;
+    let blobs = &bench.proxy.cache().blobs;
+    let path = blobs.path(&digest, 5000);
+    let old = std::fs::File::open(&path).expect("opens");
+    let inode = std::os::unix::fs::MetadataExt::ino(&old.metadata().expect("read"));
+    std::fs::write(path.with_extension("new"), content(1, 5000)).expect("written");
+    std::fs::rename(path.with_extension("new"), &path).expect("renamed");
+    assert!(!blobs.discard_same(&digest, 5000, inode) && path.exists());
+}
+
 #[derive(Default)]
 struct Told(Mutex<Vec<String>>);
 

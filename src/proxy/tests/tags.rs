@@ -123,3 +123,18 @@ async fn what_only_the_original_has_is_told_for_each_way_to_ask() {
         assert_eq!(*told.0.lock().expect("lock"), if write_back { &expected[..] } else { &[] });
     }
 }
+
+/// Who was asked before it was there, and answered after it was, ends what was believed in between.
+#[tokio::test(start_paused = true)]
+async fn what_is_found_is_absent_no_more() {
+    let bench = Bench::new(|settings| settings.tag_ttl = Duration::ZERO).await;
+    bench.world.fail("r", &tag(), Ill::Limited(1, 3));
+    let looks = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(bench.proxy.resolve(&place("r"), &tag()).await.expect("an answer").is_none());
+        bench.world.publish("r", "v1", &manifest(1));
+    };
+    let (read, ()) = tokio::join!(bench.tagged(), looks);
+    let found = Some(manifest(1).digest());
+    assert_eq!((read.expect("in time"), bench.tagged().await.expect("an answer")), (found, found));
+}

@@ -1,0 +1,48 @@
+//! Lists of tags: who is asked for them, and when they are old.
+
+use super::*;
+
+/// Who asks while a list is on its way gets the same one.
+#[tokio::test]
+async fn a_herd_asks_for_a_list_once() {
+    let bench = Bench::new(|_| {}).await;
+    let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
+    let gate = bench.world.gate();
+    // Its client leaves.
+    assert!(bench.proxy.0.tags(&spot).now_or_never().is_none());
+    let herd = futures_util::future::join_all((0..5).map(|_| bench.proxy.0.tags(&spot)));
+    let (herd, ()) = tokio::join!(herd, async { gate.add_permits(1) });
+    for (found, how) in herd {
+        assert_eq!((found.expect("a list").expect("tags").as_slice(), how), (&["v0".to_owned()][..], How::Passed));
+    }
+    assert_eq!(bench.world.0.lists.load(Ordering::Relaxed), 1);
+}
+
+/// An upstream that doesn't answer costs who asks for a known list seconds, and those after it nothing.
+#[tokio::test(start_paused = true)]
+async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
+    let bench = Bench::new(|_| {}).await;
+    let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
+    let list = async || {
+        let (found, how) = bench.proxy.0.tags(&spot).await;
+        (found.expect("a list").expect("tags")[0].clone(), how)
+    };
+    assert_eq!(list().await, ("v0".to_owned(), How::Passed));
+    assert_eq!(list().await, ("v1".to_owned(), How::Passed));
+    let gate = bench.world.gate();
+    let begun = tokio::time::Instant::now();
+    for _ in 0..5 {
+        assert_eq!(list().await, ("v1".to_owned(), How::Stale));
+    }
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(3)..Duration::from_secs(4)).contains(&took), "{took:?}");
+    // What comes late is known, and the upstream is asked again.
+    gate.add_permits(1);
+    let late = loop {
+        match list().await {
+            (tag, _) if tag == "v1" => tokio::task::yield_now().await,
+            late => break late,
+        }
+    };
+    assert_eq!((late, bench.world.0.lists.load(Ordering::Relaxed)), (("v2".to_owned(), How::Stale), 4));
+}
