@@ -412,6 +412,32 @@ mod tests {
         assert_eq!(of("hangs:v1"), [0, GRACE.as_secs() + 1, 2 * GRACE.as_secs() + 3]);
     }
 
+    /// Pulls come first: of all that waits some is copied at once, and of each repository one.
+    #[tokio::test(start_paused = true)]
+    async fn some_are_copied_at_once() {
+        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        for repository in ["a", "b", "c", "d", "e", "f", "g"] {
+            pulled_of(&queue, repository, "v1");
+            pulled_of(&queue, repository, "v2");
+        }
+        let (running, most) = (Mutex::new(Vec::new()), AtomicU64::new(0));
+        let copy = |job: Job, _| {
+            let (running, most) = (&running, &most);
+            let mut now = running.lock().expect("alone");
+            assert!(!now.contains(&job.repository), "two of {}", job.repository);
+            now.push(job.repository.clone());
+            most.fetch_max(now.len() as u64, Ordering::Relaxed);
+            async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                running.lock().expect("alone").retain(|name| *name != job.repository);
+                Ok(Done::Copied)
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(60), queue.run(copy)).await;
+        assert!(queue.is_empty());
+        assert_eq!(most.into_inner(), AT_ONCE as u64);
+    }
+
     /// What the source has no more is given up; what the destination lacks may come.
     #[test]
     fn only_a_source_that_is_gone_ends_it() {
