@@ -10,7 +10,8 @@
 //! that is hashed and in the file. Of the last batch of bytes nothing is told before digest and size
 //! agree, so that no reader gets the last byte of a blob that isn't right. When it fails, readers'
 //! connections are cut; when it's our own disk that failed, they go on from the upstream, each on its own. A tier
-//! that is given up in the middle of a blob is gone on from by those behind it, at the same byte.
+//! that is given up in the middle of a blob is gone on from by those behind it, at the same byte. What came of a blob that none
+//! of them could end is dropped: that took seven faults at each without 32 MiB between them, and is no hiccup.
 
 mod follow;
 mod parallel;
