@@ -257,3 +257,23 @@ fn what_the_durable_tier_lacks_comes_from_the_original() {
     only.push(hub.registry.addr(), "library/app", "v4");
     assert!(http::get(proxy.addr(), "/v2/library/app/manifests/v4").expect(200).body == only.bytes());
 }
+
+/// In the middle of a blob, too: it's gone on from there, and a client notices nothing.
+#[test]
+fn what_the_durable_tier_loses_in_the_middle_is_gone_on_from_by_the_original() {
+    let (durable, hub) = (World::new(), World::new());
+    let image = Image::single(10, &[3 << 20]);
+    image.push(durable.registry.addr(), "library/app", "v5");
+    image.push(hub.registry.addr(), "library/app", "v5");
+    let original = hub.front.addr().to_string();
+    let proxy = Proxied::start(&format!("{original}={}", durable.front.addr()), &["--original", &original]);
+    let layer = &image.blobs[1];
+    durable.front.add(Rule::on("GET", &layer.digest, Fault::TruncateAt(1 << 20)).once());
+    durable.front.add(Rule::on("GET", &layer.digest, Fault::status(404)));
+    image.assert_at(proxy.addr(), "library/app", "v5");
+    let asked: Vec<_> =
+        hub.front.log().into_iter().map(|seen| (seen.path.clone(), seen.header("range").map(str::to_owned))).collect();
+    let rest = (format!("/v2/library/app/blobs/{}", layer.digest), Some("bytes=1048576-".to_owned()));
+    assert_eq!(asked, [rest], "and nothing else");
+    assert_eq!(durable.front.struck(), 2);
+}
