@@ -165,13 +165,23 @@ fn without_rights_and_on_a_root_that_cannot_be_written() {
     let dir = TempDir::new();
     // In mounts of its own, which end with it.
     let script = "mount --make-rprivate / && mount -t tmpfs -o uid=65532,gid=65532,size=64m tmpfs \"$1\" || exit 98
+        # Where it was built may be nobody's to look into.
+        : > \"$1/transload\" && mount --bind \"$2\" \"$1/transload\" || exit 98
         for at in / /tmp /var/tmp /dev/shm /run; do mountpoint -q $at && mount -o remount,bind,ro $at; done
-        shift
+        shift 2
         cd / && exec setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --inh-caps=-all \\
             --bounding-set=-all \"$@\"";
     let upstream = format!("docker.io={}", world.front.addr());
     let begin = |what: &[&str]| {
-        let tool = Tool::new("unshare").args(&["--mount", "sh", "-c", script, "sh", &dir.join("")]);
+        let tool = Tool::new("unshare").args(&[
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            &dir.join(""),
+            env!("CARGO_BIN_EXE_transload"),
+        ]);
         tool.env("HOME", "/nonexistent").without("DOCKER_CONFIG").without("XDG_RUNTIME_DIR").args(what).spawn()
     };
     let probe = begin(&["sh", "-c", "for at in / /tmp; do touch $at/transload-probe && exit 97; done; exit 0"]);
@@ -183,7 +193,7 @@ fn without_rights_and_on_a_root_that_cannot_be_written() {
     assert_eq!(probe.code, 0, "the root can be written: nothing was tested: {probe:?}");
     let cache = dir.join("cache");
     let flags = ["--listen", "127.0.0.1:0", "--upstream", &upstream, "--cache", &cache, "--keep-free", "0"];
-    let proxy = begin(&[&[env!("CARGO_BIN_EXE_transload"), "proxy"], &flags[..]].concat());
+    let proxy = begin(&[&[&*dir.join("transload"), "proxy"], &flags[..]].concat());
     proxy.stderr.wait_line("the cache ", LIMIT);
     let at = addr(&proxy, "http");
     let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.id())).expect("readable");
