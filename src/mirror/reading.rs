@@ -1,6 +1,7 @@
-//! Manifests that several images of a run need: an image's own for each of its destinations, and the children of an
-//! index that has several tags. Each is read from its source once, since Docker Hub counts each read as a pull. And all
-//! destinations get the same image, though its tag move meanwhile.
+//! What several images of a run need of their source: what an image's tag is, for each of its destinations; manifests,
+//! an image's own and the children of an index that has several tags. Each is asked for once: Docker Hub counts each
+//! manifest read as a pull. And all destinations get the same image, though its tag move meanwhile: what the first one
+//! heard of it, by `HEAD` or by `GET`, is what it is for the others.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use tokio::sync::OnceCell;
 
 use crate::content::{Body, Source, TagPage};
 use crate::descriptor::{Descriptor, Digest};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::{Repository, Target};
 
@@ -22,12 +23,40 @@ pub(super) struct Shelf(Mutex<HashMap<(Repository, Digest), Weak<Cell>>>);
 
 type Cell = OnceCell<Manifest>;
 
-/// The manifests that were read of one image. Goes with the last of its jobs.
+/// What was read of one image. Goes with the last of its jobs, so that nothing of it is older than they are.
 #[derive(Debug)]
 pub(super) struct Reading {
     shelf: Arc<Shelf>,
     from: Repository,
-    cells: Mutex<HashMap<Target, Arc<Cell>>>,
+    cells: Mutex<HashMap<Digest, Arc<Cell>>>,
+    found: Mutex<HashMap<Target, Arc<Found>>>,
+}
+
+/// What a target is. Who asks by `HEAD` waits for none who reads it: there may be no pulls for that.
+#[derive(Debug, Default)]
+struct Found {
+    /// A manifest, or that there's none; if that's known.
+    known: Mutex<Option<Option<Descriptor>>>,
+    asking: tokio::sync::Mutex<()>,
+    reading: tokio::sync::Mutex<()>,
+}
+
+impl Found {
+    fn known(&self) -> Option<Option<Descriptor>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes an answer, unless another one came first that names a manifest. What it is for all, if it's any.
+    fn settle(&self, answer: Option<Descriptor>) -> Option<Descriptor> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = known.take().flatten().or(answer);
+        known.insert(first).clone()
+    }
+
+    /// What it was is gone.
+    fn forget(&self) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// A source, read for one of an image's destinations.
@@ -42,13 +71,16 @@ pub(super) struct Shared<S> {
 impl Reading {
     /// For an image of the repository `from`.
     pub(super) fn new(shelf: &Arc<Shelf>, from: &Repository) -> Self {
-        Self { shelf: shelf.clone(), from: from.clone(), cells: Mutex::default() }
+        Self { shelf: shelf.clone(), from: from.clone(), cells: Mutex::default(), found: Mutex::default() }
     }
 
-    fn cell(&self, target: &Target) -> Arc<Cell> {
+    fn cell(&self, digest: Digest) -> Arc<Cell> {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || target.digest().map_or_else(Arc::default, |digest| self.shelf.cell((self.from.clone(), digest)));
-        cells.entry(target.clone()).or_insert_with(new).clone()
+        cells.entry(digest).or_insert_with(|| self.shelf.cell((self.from.clone(), digest))).clone()
+    }
+
+    fn found(&self, target: &Target) -> Arc<Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).entry(target.clone()).or_default().clone()
     }
 }
 
@@ -67,7 +99,7 @@ impl Shelf {
 impl Drop for Reading {
     fn drop(&mut self) {
         let cells = std::mem::take(self.cells.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let digests: Vec<_> = cells.keys().filter_map(Target::digest).collect();
+        let digests: Vec<_> = cells.keys().copied().collect();
         drop(cells);
         let mut shelf = self.shelf.0.lock().unwrap_or_else(PoisonError::into_inner);
         for digest in digests {
@@ -79,9 +111,33 @@ impl Drop for Reading {
     }
 }
 
-impl<S> Shared<S> {
+impl<S: Source> Shared<S> {
     pub(super) fn new(source: S, reading: Arc<Reading>) -> Self {
         Self { source, reading, given: Arc::default() }
+    }
+
+    /// What a tag is known to be. `None` if that isn't known, or is gone: then the tag is another image by now.
+    async fn as_found(&self, found: &Found) -> Option<Result<Manifest>> {
+        let known = found.known().flatten()?;
+        let read = self.by_digest(known.digest).await;
+        if read.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+            found.forget();
+            return None;
+        }
+        Some(read)
+    }
+
+    async fn by_digest(&self, digest: Digest) -> Result<Manifest> {
+        let mut own = false;
+        let read = async {
+            own = true;
+            self.source.manifest(&Target::Digest(digest)).await
+        };
+        let manifest = self.reading.cell(digest).get_or_try_init(|| read).await?.clone();
+        if !own {
+            self.given.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(manifest)
     }
 
     /// How many manifests cost this destination no read.
@@ -91,25 +147,36 @@ impl<S> Shared<S> {
 }
 
 impl<S: Source> Source for Shared<S> {
+    /// Who comes second waits for the first one's answer; if that's an error, or he is gone, asks himself.
     async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
-        self.source.resolve(target).await
+        let found = self.reading.found(target);
+        let _alone = found.asking.lock().await;
+        match found.known() {
+            Some(known) => Ok(known),
+            None => Ok(found.settle(self.source.resolve(target).await?)),
+        }
     }
 
-    /// Who comes second waits for the first one's read; if that fails or is dropped, reads itself.
+    /// As [`Self::resolve`]; and a tag is what was found of it.
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
-        let mut own = false;
-        let read = async {
-            own = true;
-            self.source.manifest(target).await
+        let tag = match target {
+            Target::Digest(digest) => return self.by_digest(*digest).await,
+            tag @ Target::Tag(_) => tag,
         };
-        let manifest = self.reading.cell(target).get_or_try_init(|| read).await?.clone();
-        if own {
-            // Who asks by digest has it too.
-            let _ = self.reading.cell(&Target::Digest(manifest.digest())).set(manifest.clone());
-        } else {
-            self.given.fetch_add(1, Ordering::Relaxed);
+        let found = self.reading.found(tag);
+        let _alone = found.reading.lock().await;
+        if let Some(read) = self.as_found(&found).await {
+            return read;
         }
-        Ok(manifest)
+        let manifest = self.source.manifest(tag).await?;
+        // Who asks by digest has it too.
+        let _ = self.reading.cell(manifest.digest()).set(manifest.clone());
+        let settled = found.settle(Some(manifest.descriptor().clone()));
+        if settled.is_none_or(|settled| settled.digest == manifest.digest()) {
+            return Ok(manifest);
+        }
+        // It moved while this was read, after somebody had asked.
+        self.as_found(&found).await.unwrap_or(Ok(manifest))
     }
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
@@ -135,23 +202,151 @@ impl<S: Source> Source for Shared<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn images_that_are_worked_on_share_what_they_read() {
         let shelf = Arc::<Shelf>::default();
         let of = |name: &str| Reading::new(&shelf, &name.parse().expect("a repository"));
         let (one, two, other) = (of("r.io/app"), of("r.io/app"), of("r.io/other"));
-        let target = Target::Digest(Digest::of(b"child"));
-        let cell = one.cell(&target);
-        assert!(Arc::ptr_eq(&cell, &two.cell(&target)), "the same manifest for another tag");
-        assert!(!Arc::ptr_eq(&cell, &other.cell(&target)), "it may not be there");
+        let child = Digest::of(b"child");
+        let cell = one.cell(child);
+        assert!(Arc::ptr_eq(&cell, &two.cell(child)), "the same manifest for another tag");
+        assert!(!Arc::ptr_eq(&cell, &other.cell(child)), "it may not be there");
         let tag = Target::Tag("v1".parse().expect("a tag"));
-        assert!(!Arc::ptr_eq(&one.cell(&tag), &two.cell(&tag)), "each is asked what its tag is");
+        assert!(!Arc::ptr_eq(&one.found(&tag), &two.found(&tag)), "each is asked what its tag is");
         drop((cell, one));
-        let kept = two.cell(&target);
-        assert!(Arc::ptr_eq(&kept, &of("r.io/app").cell(&target)), "as long as one of them needs it");
+        let kept = two.cell(child);
+        assert!(Arc::ptr_eq(&kept, &of("r.io/app").cell(child)), "as long as one of them needs it");
         drop((kept, two, other));
         assert!(shelf.0.lock().expect("no panic").is_empty(), "a long list leaves nothing");
+    }
+
+    /// A repository whose tag is another image with each request by it; older ones are there till they're removed.
+    #[derive(Clone, Default)]
+    struct Moving(Arc<Mutex<Seen>>);
+
+    #[derive(Default)]
+    struct Seen {
+        heads: u32,
+        gets: u32,
+        gone: bool,
+        held_back: bool,
+    }
+
+    fn image(nth: u32) -> Manifest {
+        let text = format!(r#"{{"schemaVersion":2,"manifests":[],"annotations":{{"nth":"{nth}"}}}}"#);
+        Manifest::read(Bytes::from(text), Some("application/vnd.oci.image.index.v1+json"), None).expect("an index")
+    }
+
+    impl Moving {
+        fn seen(&self) -> (u32, u32) {
+            let seen = self.0.lock().expect("no panic");
+            (seen.heads, seen.gets)
+        }
+    }
+
+    impl Source for Moving {
+        async fn resolve(&self, _target: &Target) -> Result<Option<Descriptor>> {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let mut seen = self.0.lock().expect("no panic");
+            seen.heads += 1;
+            Ok(Some(image(seen.heads + seen.gets).descriptor().clone()))
+        }
+
+        async fn manifest(&self, target: &Target) -> Result<Manifest> {
+            let held_back = self.0.lock().expect("no panic").held_back;
+            tokio::time::sleep(if held_back { Duration::from_secs(3600) } else { Duration::from_millis(2) }).await;
+            let mut seen = self.0.lock().expect("no panic");
+            seen.gets += 1;
+            match target.digest() {
+                Some(_) if seen.gone => Err(Error::new(Kind::NotFound, "gone")),
+                Some(digest) => Ok((0..9).map(image).find(|image| image.digest() == digest).expect("it was there")),
+                None => Ok(image(seen.heads + seen.gets)),
+            }
+        }
+
+        async fn blob(&self, _blob: &Descriptor, _from: u64) -> Result<Body> {
+            Err(Error::new(Kind::NotFound, "there are none"))
+        }
+
+        async fn referrers(&self, _subject: &Digest) -> Result<Vec<Descriptor>> {
+            Ok(Vec::new())
+        }
+
+        async fn tags(&self, _next: Option<&str>) -> Result<TagPage> {
+            Ok(TagPage::default())
+        }
+    }
+
+    /// Whichever comes first: destinations that have the tag, and ask by HEAD, or a new one, which reads it.
+    #[tokio::test(start_paused = true)]
+    async fn all_destinations_get_one_image_of_a_tag_that_moves() {
+        let tag = Target::Tag("v1".to_owned());
+        let from: Repository = "r.io/app".parse().expect("a repository");
+        for (order, asked) in [("head, then get", (1, 1)), ("get, then head", (0, 1)), ("both at once", (1, 2))] {
+            let source = Moving::default();
+            let reading = Arc::new(Reading::new(&Arc::default(), &from));
+            let shared = || Shared::new(source.clone(), reading.clone());
+            let (one, two, new) = (shared(), shared(), shared());
+            let head = async |shared: &Shared<Moving>| {
+                shared.resolve(&tag).await.expect("it's there").expect("it's there").digest
+            };
+            let heads = async || tokio::join!(head(&one), head(&two));
+            let get = async || new.manifest(&tag).await.expect("it's there").digest();
+            let (first, second, read) = match order {
+                "head, then get" => {
+                    let (first, second) = heads().await;
+                    (first, second, get().await)
+                }
+                "get, then head" => {
+                    let read = get().await;
+                    let (first, second) = heads().await;
+                    (first, second, read)
+                }
+                _ => {
+                    let ((first, second), read) = tokio::join!(heads(), get());
+                    (first, second, read)
+                }
+            };
+            assert_eq!((first, second), (read, read), "{order}");
+            assert_eq!(source.seen(), asked, "{order}");
+            assert_eq!(one.manifest(&Target::Digest(first)).await.expect("read").digest(), read);
+            assert_eq!((source.seen().1, one.given(), new.given()), (asked.1, 1, 0), "{order}");
+        }
+    }
+
+    /// As Docker Hub without pulls, for hours: what a tag is is known all the same.
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_waits_for_none_who_reads() {
+        let source = Moving::default();
+        let from = "r.io/app".parse().expect("a repository");
+        let reading = Arc::new(Reading::new(&Arc::default(), &from));
+        let (one, new) = (Shared::new(source.clone(), reading.clone()), Shared::new(source.clone(), reading));
+        source.0.lock().expect("no panic").held_back = true;
+        let tag = Target::Tag("v1".to_owned());
+        let mut get = std::pin::pin!(new.manifest(&tag));
+        assert!(futures_util::poll!(&mut get).is_pending());
+        let head = tokio::time::timeout(Duration::from_secs(60), one.resolve(&tag)).await;
+        assert!(head.expect("it waits for a pull").expect("it's there").is_some());
+        assert!(futures_util::poll!(&mut get).is_pending());
+    }
+
+    /// What a tag was may be gone before it's read.
+    #[tokio::test(start_paused = true)]
+    async fn an_image_that_is_gone_is_what_its_tag_is_now() {
+        let (source, tag) = (Moving::default(), Target::Tag("v1".to_owned()));
+        let from = "r.io/app".parse().expect("a repository");
+        let shared = Shared::new(source.clone(), Arc::new(Reading::new(&Arc::default(), &from)));
+        let before = shared.resolve(&tag).await.expect("it's there").expect("it's there");
+        source.0.lock().expect("no panic").gone = true;
+        let read = shared.manifest(&tag).await.expect("another one");
+        assert_ne!(read.digest(), before.digest);
+        assert_eq!(shared.resolve(&tag).await.expect("known").expect("known").digest, read.digest());
     }
 }
