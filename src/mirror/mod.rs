@@ -6,16 +6,19 @@
 //!                    │
 //!                  expand       lists tags where an entry picks by pattern; shards
 //!                    │
-//!                   run         copies by one engine: sources and destinations each within their limits
+//!                   run         copies by one engine: sources and destinations each within their limits, and each
+//!                    │          pair of them in a lane of its own
 //!                    │
 //!                  report       table, JSON, JUnit
 //! ```
 
+mod lanes;
 pub mod list;
 pub mod metrics;
 pub mod prune;
 mod reading;
 pub mod report;
+mod rivals;
 pub mod run;
 pub mod schedule;
 pub mod shard;

@@ -1,25 +1,27 @@
 //! One run over a list: which images it comes to, and bringing them, each source in its own time.
 //!
 //! ```text
-//!  entries of one source ── expand ──▶ queue ──▶ window of images ──▶ Engine
-//!  entries of another    ── expand ──▶ queue ──▶ window of images ──┘
+//!  entries of one source ─┬─ expand ──▶ lane to one destination ──▶ window of images ──▶ Engine
+//!                         └────────────▶ lane to another ─────────▶ window of images ──┤
+//!  entries of another    ─── expand ──▶ …                                              ┘
 //! ```
 //!
-//! Each source has a queue and a window, so that one that waits (for Docker Hub's pulls, say) keeps
-//! none of the others. No image waits for another one's end, save for the blobs they share: those
-//! come once, by the engine's directory. An entry's tags are listed when its turn comes, so a long
-//! list costs no more memory than its windows.
+//! Each source and registry of a destination has a lane and a window, so that one that waits (for Docker Hub's
+//! pulls, say, or for a registry that is dead) keeps none of the others. No image waits for another one's end, save for
+//! the blobs they share: those come once, by the engine's directory. An entry's tags are listed when its turn comes, so
+//! a long list costs no more memory than its windows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _, future, stream};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::lanes::Lanes;
 use super::list::{Base, Claims, Entry, Exact, List};
 use super::reading::{Reading, Shared, Shelf};
+use super::rivals::Rivals;
 use crate::content::{Destination, Source};
 use crate::copy::{Engine, Report};
 use crate::descriptor::{Digest, Platform};
@@ -147,18 +149,31 @@ pub async fn run<P: Places>(
     wanted: &(dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
     ended: &(dyn Fn(Event) + Sync),
 ) {
-    let run = Run { to, places, engine, options, wanted, ended, claims: Mutex::default(), shelf: Arc::default() };
-    let mut sources: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
-    for entry in list.entries.iter().filter(|entry| wanted(entry, None)) {
-        sources.entry(&entry.source.registry).or_default().push(entry);
+    let entries: Vec<&Entry> = list.entries.iter().filter(|entry| wanted(entry, None)).collect();
+    let (rivals, claims, shelf) = (Rivals::of(&entries, to), Mutex::default(), Arc::default());
+    let run = Run { to, places, engine, options, wanted, ended, rivals, claims, shelf };
+    let mut sources: BTreeMap<&str, Vec<Asked<'_>>> = BTreeMap::new();
+    for (number, entry) in entries.into_iter().enumerate() {
+        let goes = entry.places(to, Some("any")).unwrap_or_default();
+        let goes = goes.into_iter().map(|(repository, _)| repository.registry).collect::<BTreeSet<_>>();
+        let asked = Asked { number, entry, goes: goes.into_iter().collect() };
+        sources.entry(&entry.source.registry).or_default().push(asked);
     }
     future::join_all(sources.into_values().map(|entries| run.source(entries).boxed_local())).await;
+}
+
+/// An entry of the run.
+struct Asked<'a> {
+    number: usize,
+    entry: &'a Entry,
+    /// The registries that its images go to.
+    goes: Vec<String>,
 }
 
 /// An image that waits for its turn.
 struct Turn {
     job: Job,
-    /// With its other destinations.
+    /// With its other destinations, as far as they are about as far.
     reading: Arc<Reading>,
 }
 
@@ -170,6 +185,8 @@ struct Run<'a, P> {
     options: &'a Options,
     wanted: &'a (dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
     ended: &'a (dyn Fn(Event) + Sync),
+    /// Whose tags may meet.
+    rivals: Rivals,
     /// Which image goes to which destination tag.
     claims: Mutex<Claims>,
     /// What they have read.
@@ -178,20 +195,25 @@ struct Run<'a, P> {
 
 impl<P: Places> Run<'_, P> {
     /// All images of one source.
-    async fn source(&self, entries: Vec<&Entry>) {
-        let (queue, jobs) = mpsc::channel(QUEUE);
-        let expand = async move {
-            // Its own future for each entry: one that waits for room in the queue stops no other's request.
-            stream::iter(entries).for_each_concurrent(LISTINGS, |entry| self.expand(entry, queue.clone())).await;
-        };
-        let jobs = stream::unfold(jobs, async |mut jobs| jobs.recv().await.map(|turn| (turn, jobs)));
-        let work = jobs.for_each_concurrent(WINDOW, |turn| self.image(turn).boxed_local());
-        future::join(expand, work).await;
+    async fn source(&self, entries: Vec<Asked<'_>>) {
+        let lanes = &Lanes::new(entries.iter().map(|asked| &asked.goes[..]));
+        // Its own future for each entry: one that waits for room in the lanes stops no other's request.
+        let expand = stream::iter(&entries).for_each_concurrent(LISTINGS, async |asked| {
+            self.rivals.turn(asked.number).await;
+            self.expand(asked.entry, lanes).await;
+            self.rivals.done(asked.number);
+            lanes.filled(&asked.goes);
+        });
+        let work = lanes.names().into_iter().map(|registry| {
+            let turns = stream::unfold(registry, async |registry| Some((lanes.next(&registry).await?, registry)));
+            turns.for_each_concurrent(WINDOW, |turn| self.image(turn).boxed_local())
+        });
+        future::join(expand, future::join_all(work)).await;
     }
 
     /// Queues an entry's images.
-    async fn expand(&self, entry: &Entry, queue: mpsc::Sender<Turn>) {
-        let Err(undone) = self.images(entry, &queue).await else { return };
+    async fn expand(&self, entry: &Entry, lanes: &Lanes<Turn>) {
+        let Err(undone) = self.images(entry, lanes).await else { return };
         let (line, source) = (entry.line, entry.source.clone());
         (self.ended)(match undone {
             Undone::Failed(error) => {
@@ -205,9 +227,9 @@ impl<P: Places> Run<'_, P> {
 
     /// Queues the images that an entry names, then those that it picks from the repository's tags, as
     /// the pages of their list arrive.
-    async fn images(&self, entry: &Entry, queue: &mpsc::Sender<Turn>) -> Result<(), Undone> {
+    async fn images(&self, entry: &Entry, lanes: &Lanes<Turn>) -> Result<(), Undone> {
         for exact in &entry.pick.exact {
-            self.queue(entry, exact, queue).await?;
+            self.queue(entry, exact, lanes).await?;
         }
         if !entry.pick.needs_list() {
             return Ok(());
@@ -222,7 +244,7 @@ impl<P: Places> Run<'_, P> {
             let page = self.within_deadline(page).await?;
             for tag in page.tags {
                 if let Some(exact) = chooser.offer(tag) {
-                    self.queue(entry, &exact, queue).await?;
+                    self.queue(entry, &exact, lanes).await?;
                 }
             }
             next = page.next;
@@ -236,19 +258,21 @@ impl<P: Places> Run<'_, P> {
             }
         }
         for exact in chooser.finish() {
-            self.queue(entry, &exact, queue).await?;
+            self.queue(entry, &exact, lanes).await?;
         }
         Ok(())
     }
 
-    /// Queues an image for each of its destinations.
-    async fn queue(&self, entry: &Entry, exact: &Exact, queue: &mpsc::Sender<Turn>) -> Result<()> {
+    /// Queues an image for each of its destinations. One that can't be, or is another image's, fails alone.
+    async fn queue(&self, entry: &Entry, exact: &Exact, lanes: &Lanes<Turn>) -> Result<()> {
         let read = exact.digest.map(Target::Digest).or_else(|| exact.tag.clone().map(Target::Tag));
         let Some(read) = read else { return Ok(()) };
-        let places = entry.places(self.to, exact.tag.as_deref())?;
+        let places = entry.each_place(self.to, exact.tag.as_deref())?;
+        lanes.wanted().await;
         let reading = Arc::new(Reading::new(&self.shelf, &entry.source));
-        for place in places {
-            let is_new = self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact)?;
+        for (place, good) in places {
+            let claim = |()| self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact);
+            let claimed = good.and_then(claim);
             let (destination, tag) = place;
             let job = Job {
                 line: entry.line,
@@ -259,26 +283,43 @@ impl<P: Places> Run<'_, P> {
                 platforms: entry.platforms.clone(),
                 referrers: entry.referrers,
             };
-            if is_new && (self.wanted)(entry, Some(&job)) {
-                // The other end is only dropped together with this.
-                let _ = queue.send(Turn { job, reading: reading.clone() }).await;
+            // Nothing to be done twice.
+            if matches!(claimed, Ok(false)) || !(self.wanted)(entry, Some(&job)) {
+                continue;
+            }
+            match claimed {
+                Ok(_) => self.line_up(job, &reading, lanes),
+                Err(error) => self.fail(Box::new(job), error),
             }
         }
         Ok(())
     }
 
+    /// Puts an image at the end of its lane. Where that lags behind, what is read for other destinations would have to
+    /// be kept for too many images: those there are read for themselves.
+    fn line_up(&self, job: Job, reading: &Arc<Reading>, lanes: &Lanes<Turn>) {
+        let registry = job.destination.registry.clone();
+        let reading = match lanes.length(&registry) {
+            0..KEPT => reading.clone(),
+            _ => Arc::new(Reading::new(&self.shelf, &job.source)),
+        };
+        lanes.push(&registry, Turn { job, reading });
+    }
+
+    fn fail(&self, job: Box<Job>, error: Error) {
+        let error = error.doing(format!("mirror {}", job.from()));
+        (self.ended)(Event::Failed(job, error));
+    }
+
     async fn image(&self, Turn { job, reading }: Turn) {
         let done = self.within_deadline(self.act(&job, reading)).await;
         let job = Box::new(job);
-        (self.ended)(match done {
-            Ok(Done::Copied(report)) => Event::Copied(job, report),
-            Ok(Done::Compared(drift)) => Event::Compared(job, drift),
-            Err(Undone::Skipped(error)) => Event::Skipped(job, error),
-            Err(Undone::Failed(error) | Undone::Cut(error)) => {
-                let error = error.doing(format!("mirror {}", job.from()));
-                Event::Failed(job, error)
-            }
-        });
+        match done {
+            Ok(Done::Copied(report)) => (self.ended)(Event::Copied(job, report)),
+            Ok(Done::Compared(drift)) => (self.ended)(Event::Compared(job, drift)),
+            Err(Undone::Skipped(error)) => (self.ended)(Event::Skipped(job, error)),
+            Err(Undone::Failed(error) | Undone::Cut(error)) => self.fail(job, error),
+        }
     }
 
     /// Does `work` unless the deadline has passed, and ends it when it comes.
@@ -360,10 +401,11 @@ async fn compare<S: Source, D: Destination>(job: &Job, source: &S, destination: 
     })
 }
 
-/// Images of one source that are worked on at once: most of them wait for blobs that others bring, or
-/// for a place.
+/// Images on their way from one source to one registry that are worked on at once: most of them wait for blobs that
+/// others bring, or for a place.
 const WINDOW: usize = 48;
-const QUEUE: usize = 16;
+/// Images in a lane for which is kept what others read of them.
+const KEPT: usize = 64;
 /// Repositories of one source whose tags are listed at once.
 const LISTINGS: usize = 4;
 const MOST_PAGES: usize = 10_000;

@@ -19,6 +19,7 @@ mod limits_acr;
 mod limits_hub;
 mod login;
 mod mirror_check;
+mod mirror_ends;
 mod mirror_limits;
 mod mirror_prune;
 mod mirror_pulls;

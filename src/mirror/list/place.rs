@@ -190,11 +190,20 @@ impl Entry {
     /// # Errors
     /// If there is no destination, or a name that no registry takes comes out of the template.
     pub fn places(&self, to: &[Base], tag: Option<&str>) -> Result<Vec<Place>> {
-        let mut places: Vec<Place> = Vec::new();
+        self.each_place(to, tag)?.into_iter().map(|(place, good)| good.map(|()| place)).collect()
+    }
+
+    /// As [`Self::places`], and of each whether its tag is one: what comes out of one template says nothing against
+    /// the others.
+    ///
+    /// # Errors
+    /// If there is no destination, or what is wrong depends on no tag.
+    pub(in crate::mirror) fn each_place(&self, to: &[Base], tag: Option<&str>) -> Result<Vec<(Place, Result<()>)>> {
+        let mut places: Vec<(Place, Result<()>)> = Vec::new();
         let mut add = |registry: &str, prefix: &str, template: &Template| {
-            let place = self.place(registry, prefix, template, tag)?;
-            if !places.contains(&place) {
-                places.push(place);
+            let (place, good) = self.place(registry, prefix, template, tag)?;
+            if !places.iter().any(|(known, _)| *known == place) {
+                places.push((place, good));
             }
             Ok::<(), Error>(())
         };
@@ -214,17 +223,20 @@ impl Entry {
         matches!(self.target, Aim::Below(_))
     }
 
-    fn place(&self, registry: &str, prefix: &str, template: &Template, tag: Option<&str>) -> Result<Place> {
+    fn place(
+        &self,
+        registry: &str,
+        prefix: &str,
+        template: &Template,
+        tag: Option<&str>,
+    ) -> Result<(Place, Result<()>)> {
         let below = template.name(&self.source, self.strip_library);
         let name = if prefix.is_empty() { below } else { format!("{prefix}/{below}") };
         let repository = Repository { registry: registry.to_owned(), name };
         check_name(&repository.to_string(), &repository.name)?;
         let made = match (&template.tag, tag) {
             (None, tag) => tag.map(str::to_owned),
-            (Some(wanted), Some(tag)) => {
-                let made = fill(wanted, &self.source, self.strip_library).replace("{tag}", tag);
-                check_tag(&made).map(|()| Some(made))?
-            }
+            (Some(wanted), Some(tag)) => Some(fill(wanted, &self.source, self.strip_library).replace("{tag}", tag)),
             (Some(wanted), None) if wanted.contains("{tag}") => {
                 return Err(Error::new(Kind::Usage, format!("an image by its digest has no {{tag}} for {template}"))
                     .hint("write its tag before the digest, as name:tag@sha256:…"));
@@ -235,7 +247,11 @@ impl Entry {
             return Err(Error::new(Kind::Usage, format!("{} would be copied onto itself", self.source))
                 .hint("name another destination, or a path in it"));
         }
-        Ok((repository, made))
+        let good = match (&template.tag, &made) {
+            (Some(_), Some(made)) => check_tag(made),
+            _ => Ok(()),
+        };
+        Ok(((repository, made), good))
     }
 }
 
@@ -275,7 +291,7 @@ impl List {
                 let patterns = other.pick.needs_list() || entry.pick.needs_list();
                 if other.source != entry.source && patterns {
                     let text = format!(
-                        "line {} goes to {} too: an image whose tag the other has taken fails",
+                        "line {} goes to {} too: of an image whose tag that one has as well, this one fails",
                         other.line, place.0
                     );
                     notes.push(Note { line: entry.line, text });
