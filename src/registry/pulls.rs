@@ -75,7 +75,7 @@ impl Pulls {
     /// `began` is when the caller first wanted it: its wait ends some time after that, whatever comes.
     ///
     /// # Errors
-    /// [`Kind::Limited`] if the window didn't open in time.
+    /// [`Kind::Limited`] if the window didn't open in time, [`Kind::Usage`] if no window has more than is to be kept.
     pub(super) async fn reserve<F>(
         &self,
         repository: &str,
@@ -117,6 +117,7 @@ impl Pulls {
         if !self.lock().is_spent(repository, push) {
             return Ok(());
         }
+        self.hopeful(repository, push)?;
         let pulls = self.lock().pulls();
         if pulls != poll.pulls {
             *poll = Poll { wait: None, pulls };
@@ -134,6 +135,7 @@ impl Pulls {
             for account in waiting {
                 ask(account).await;
             }
+            self.hopeful(repository, push)?;
             let open = !self.lock().is_spent(repository, push);
             match (poll.wait, open) {
                 (None, true) => return Ok(()),
@@ -148,6 +150,16 @@ impl Pulls {
                 (Some(wait), false) => poll.wait = Some((wait * 2).min(self.most)),
             }
         }
+    }
+
+    /// # Errors
+    /// If waiting would be in vain.
+    fn hopeful(&self, repository: &str, push: bool) -> Result<()> {
+        let Some(limit) = self.lock().never(repository, push) else { return Ok(()) };
+        let (keep, hours) = (self.keep.unwrap_or(0), self.window() / 3600);
+        let what =
+            format!("{} allows {limit} pulls in {hours} h, and {keep} are kept: none can ever be made", self.registry);
+        Err(Error::new(Kind::Usage, what).hint(format!("keep fewer than {limit} by --keep-pulls, or log in for more")))
     }
 
     /// When a wait that began then ends. None if nobody wants to wait.
@@ -376,6 +388,17 @@ mod tests {
         let (hub, pulls, begun) = (Hub::new(&[10]), pulls(|_| {}), Instant::now());
         assert!(hub.get(&pulls, "library/x", begun).await.is_err_and(|error| error.is_quota()));
         assert_eq!(begun.elapsed().as_secs() / 60, 6 * 60 + 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reserve_that_no_window_exceeds_is_an_error_at_once() {
+        for left in [100, 40] {
+            let (hub, begun) = (Hub::new(&[left]), Instant::now());
+            let pulls = pulls(|options| options.keep_pulls = Some(100));
+            let done = all(&hub, &pulls, 60, begun).await;
+            assert!(done.iter().all(|result| result.as_ref().is_err_and(|error| error.kind() == Kind::Usage)));
+            assert_eq!((begun.elapsed().as_secs(), hub.asked.lock().expect("unpoisoned").len()), (0, 1));
+        }
     }
 
     #[tokio::test(start_paused = true)]

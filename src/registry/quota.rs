@@ -47,6 +47,11 @@ impl PullQuota {
         })
     }
 
+    /// How many pulls are left to others at most.
+    fn most_room(&self, keep: u64) -> u64 {
+        (self.limit.saturating_sub(keep) / ROOM).max(1)
+    }
+
     /// The quota of several accounts together.
     fn plus(self, other: Self) -> Self {
         Self {
@@ -288,6 +293,14 @@ impl Ledger {
         self.waiting(repository, push).into_iter().all(|index| matches!(self.room(index), Room::Spent))
     }
 
+    /// The largest limit of those who may read the repository, if not one of them has a pull to spare in any window.
+    pub(super) fn never(&self, repository: &str, push: bool) -> Option<u64> {
+        let waiting = self.waiting(repository, push).into_iter();
+        let limits: Option<Vec<u64>> =
+            waiting.map(|index| self.accounts[index].known.as_ref().map(|known| known.limit)).collect();
+        limits?.into_iter().max().filter(|most| *most <= self.rules.keep)
+    }
+
     /// Those whose quota is worth asking for while all are spent.
     pub(super) fn waiting(&self, repository: &str, push: bool) -> Vec<usize> {
         if push || self.accounts.len() == 1 { vec![0] } else { self.ranked(repository) }
@@ -329,8 +342,11 @@ impl Ledger {
             _ if account.spent => Room::Spent,
             None if ask_first && !account.told => Room::Ask,
             None => Room::Free,
-            // The others of a share send theirs in the same moment.
-            Some(known) if known.remaining >= keep + (account.flying + 1) * share => Room::Free,
+            // The others of a share send theirs in the same moment. Where they are many, not all of them do, and room
+            // for all of them would leave most pulls unspent.
+            Some(known) if known.remaining >= keep + (account.flying + 1) * share.min(known.most_room(keep)) => {
+                Room::Free
+            }
             Some(known) if known.remaining > keep && account.flying > 0 => Room::Busy,
             Some(_) => Room::Spent,
         }
@@ -339,6 +355,8 @@ impl Ledger {
 
 /// Docker Hub's window, where it doesn't say.
 pub(super) const SIX_HOURS: u64 = 6 * 3600;
+/// One part of so many of an account's pulls is left to who spends the same ones.
+const ROOM: u64 = 10;
 
 #[cfg(test)]
 mod tests {
@@ -402,6 +420,18 @@ mod tests {
         ledger.answered(0, true);
         ledger.learn(0, ledger.mark(0), left(13));
         assert_eq!(ledger.reserve("a", false), Turn::Spent, "three others may each take one");
+    }
+
+    #[test]
+    fn many_shares_spend_most_of_what_there_is() {
+        let mut ledger = Ledger::new(Rules { keep: 0, guarded: true, ask_first: false, share: 128 }, 0);
+        for remaining in (10..=100).rev() {
+            ledger.learn(0, ledger.mark(0), left(remaining));
+            assert_eq!(ledger.reserve("a", false), Turn::Go(0), "{remaining}");
+            ledger.answered(0, true);
+        }
+        ledger.learn(0, ledger.mark(0), left(9));
+        assert_eq!(ledger.reserve("a", false), Turn::Spent);
     }
 
     #[test]

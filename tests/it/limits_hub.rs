@@ -146,15 +146,17 @@ async fn the_deadline_ends_it_with_a_hint() {
 /// The first pull of all mayn't be one too many either.
 #[tokio::test]
 async fn what_is_left_is_asked_before_the_first_pull() {
-    let stage = Stage::new(1, |config| config.anonymous_pulls = Some(5), vec![]);
+    let stage = Stage::new(1, |config| config.anonymous_pulls = Some(6), vec![]);
+    let root = Target::Digest(stage.images[0].digest().parse().expect("a digest"));
+    stage.repo(&stage.registries(|_| {}), 0).manifest(&root).await.expect("somebody else's");
+    let read = stage.count(HUB, "GET", "/manifests/");
     let registries = stage.registries(|options| {
         options.keep_pulls = Some(5);
         options.deadline = Some(Instant::now() + Duration::from_millis(100));
     });
-    let digest = stage.images[0].digest().parse().expect("a digest");
-    let read = stage.repo(&registries, 0).manifest(&Target::Digest(digest)).await;
-    assert!(read.is_err_and(|error| error.is_quota()));
-    assert_eq!(stage.count(HUB, "GET", "/manifests/"), 0);
+    let refused = stage.repo(&registries, 0).manifest(&root).await;
+    assert!(refused.is_err_and(|error| error.is_quota()));
+    assert_eq!(stage.count(HUB, "GET", "/manifests/"), read);
 }
 
 /// What else is spent from the same address: the Hub has to refuse, and is left alone then.
