@@ -34,6 +34,20 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Permit(Arc<Limiter>);
 
+/// One who waits for a place. If he heard of one and goes without it, the next one hears of it.
+struct Waiting<'a> {
+    limiter: &'a Limiter,
+    heard: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.heard {
+            self.limiter.freed.notify_one();
+        }
+    }
+}
+
 impl Limiter {
     pub(super) fn new(most: usize) -> Arc<Self> {
         let most = most.max(1) as f64;
@@ -43,6 +57,7 @@ impl Limiter {
 
     /// Waits for a place, and for the end of a pause.
     pub(super) async fn acquire(self: &Arc<Self>) -> Permit {
+        let mut waiting = Waiting { limiter: self, heard: false };
         loop {
             let freed = self.freed.notified();
             let pause = {
@@ -51,6 +66,7 @@ impl Limiter {
                     Some(until) => Some(until),
                     None if f64::from(state.running) < state.limit.floor() => {
                         state.running += 1;
+                        waiting.heard = false;
                         return Permit(self.clone());
                     }
                     None => None,
@@ -60,6 +76,7 @@ impl Limiter {
                 Some(until) => tokio::time::sleep_until(until).await,
                 None => freed.await,
             }
+            waiting.heard = true;
         }
     }
 
@@ -165,6 +182,43 @@ mod tests {
         limiter.pushed_back(Some(Duration::from_secs(30)));
         let _permit = limiter.acquire().await;
         assert!(begun.elapsed() >= Duration::from_secs(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_in_a_pause_passes_his_place_on() {
+        let limiter = Limiter::new(1);
+        let held = limiter.acquire().await;
+        let mut first = Box::pin(limiter.acquire());
+        let mut second = Box::pin(limiter.acquire());
+        assert!(futures_util::poll!(&mut first).is_pending() && futures_util::poll!(&mut second).is_pending());
+        limiter.pushed_back(Some(Duration::from_secs(30)));
+        drop(held);
+        assert!(futures_util::poll!(&mut first).is_pending(), "it heard of the place, and waits out the pause");
+        drop(first);
+        let second = tokio::time::timeout(Duration::from_secs(60), second).await;
+        assert!(second.is_ok(), "nobody told it of the place");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn most_places_are_taken_and_never_more() {
+        let (limiter, running, most) = (Limiter::new(8), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+        let ask = |nth: u64| {
+            let (limiter, running, most) = (limiter.clone(), running.clone(), most.clone());
+            async move {
+                let permit = limiter.acquire().await;
+                {
+                    let mut running = running.lock().expect("no panic");
+                    *running += 1;
+                    let mut most = most.lock().expect("no panic");
+                    *most = running.max(*most);
+                }
+                tokio::time::sleep(Duration::from_millis(10 + nth % 7)).await;
+                *running.lock().expect("no panic") -= 1;
+                drop(permit);
+            }
+        };
+        futures_util::future::join_all((0..200).map(ask)).await;
+        assert_eq!(*most.lock().expect("no panic"), 8);
     }
 
     #[tokio::test(start_paused = true)]
