@@ -66,6 +66,18 @@ pub(super) struct Auth {
     username: Mutex<Option<String>>,
 }
 
+/// Lets go of half of the tokens that nobody is about to use: those that end first, if they haven't ended already.
+fn forget(tokens: &mut HashMap<(Repository, Access), Slot>) {
+    // Who holds a slot got it under the lock that we have.
+    let idle = tokens.iter().filter(|(_, slot)| Arc::strong_count(slot) == 1);
+    let ends = |slot: &Slot| slot.try_lock().ok().and_then(|token| token.as_ref().map(|(token, _)| token.renew));
+    let mut idle: Vec<_> = idle.map(|(key, slot)| (ends(slot), key.clone())).collect();
+    idle.sort_by_key(|(ends, _)| *ends);
+    for (_, key) in idle.drain(..idle.len().div_ceil(2)) {
+        tokens.remove(&key);
+    }
+}
+
 /// A repository's token, and what it may mount from.
 type Slot = Arc<tokio::sync::Mutex<Option<(Token, Vec<String>)>>>;
 
@@ -169,6 +181,9 @@ impl Auth {
 
     fn slot(&self, scope: &Scope) -> Slot {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() >= MOST_TOKENS {
+            forget(&mut tokens);
+        }
         tokens.entry((scope.repository.clone(), scope.access)).or_default().clone()
     }
 
@@ -333,9 +348,28 @@ impl Auth {
     }
 }
 
+/// Tokens kept at once: each is a few kilobytes, and a list may have any number of repositories.
+const MOST_TOKENS: usize = 2048;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn tokens_that_end_first_are_forgotten_where_there_are_many() {
+        let auth = Auth::new(&Arc::default(), None);
+        let scope = |nth: usize| Scope::push(&format!("r.io/a/{nth}").parse().expect("a repository"));
+        let (now, held) = (Instant::now(), auth.slot(&scope(1)));
+        for nth in 0..MOST_TOKENS {
+            let renew = now + Duration::from_secs(u64::try_from(nth).expect("small"));
+            *auth.slot(&scope(nth)).lock().await = Some((Token { value: "x".to_owned().into(), renew }, vec![]));
+        }
+        let known = async |nth: usize| auth.slot(&scope(nth)).lock().await.is_some();
+        assert!(!known(MOST_TOKENS).await);
+        assert!(auth.tokens.lock().expect("no panic").len() <= MOST_TOKENS / 2 + 2);
+        assert!(known(1).await && Arc::ptr_eq(&held, &auth.slot(&scope(1))), "somebody uses it");
+        assert!(!known(2).await && known(MOST_TOKENS - 1).await);
+    }
 
     #[tokio::test]
     async fn a_denied_scope_is_not_asked_twice() {
