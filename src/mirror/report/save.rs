@@ -1,6 +1,7 @@
 //! A report's file: there as a whole, or as it was before.
 
 use std::fs;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -20,11 +21,8 @@ pub fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<(
         let file = fs::OpenOptions::new().write(true).open(&real).map_err(failed)?;
         return filled(file, write).map(drop).map_err(failed);
     }
-    let beside = beside(&real);
-    let written = fs::File::create(&beside)
-        .and_then(|file| filled(file, write))
-        .and_then(|file| file.sync_all())
-        .and_then(|()| fs::rename(&beside, &real));
+    let (beside, file) = beside(&real).map_err(failed)?;
+    let written = filled(file, write).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&beside, &real));
     written.map_err(|error| {
         let _ = fs::remove_file(&beside);
         failed(error)
@@ -37,7 +35,42 @@ fn filled(file: fs::File, write: impl FnOnce(&mut dyn Write) -> std::io::Result<
     buffered.into_inner().map_err(std::io::IntoInnerError::into_error)
 }
 
-fn beside(path: &Path) -> PathBuf {
+/// A new file beside this one. Those who write the same report to one volume may be in pods of their own, where each
+/// is process 1.
+fn beside(path: &Path) -> std::io::Result<(PathBuf, fs::File)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+    let mut tries = 0;
+    loop {
+        // Its keys differ in each instance.
+        let random = std::hash::RandomState::new().build_hasher().finish();
+        let beside = path.with_file_name(format!(".{name}.{random:016x}.tmp"));
+        match fs::File::create_new(&beside) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && tries < 8 => tries += 1,
+            made => return made.map(|file| (beside, file)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As two pods with one volume, each of them process 1.
+    #[test]
+    fn who_writes_the_same_report_spoils_no_other() {
+        let dir = std::env::temp_dir().join(format!("transload-reports-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let path = dir.join("report.json");
+        save(&path, |one| {
+            one.write_all(b"one, ")?;
+            one.flush()?;
+            save(&path, |two| two.write_all(b"two")).map_err(std::io::Error::other)?;
+            assert_eq!(fs::read(&path)?, b"two");
+            one.write_all(b"and whole")
+        })
+        .expect("a file");
+        assert_eq!(fs::read(&path).expect("the file"), b"one, and whole");
+        assert_eq!(fs::read_dir(&dir).expect("a directory").count(), 1);
+        fs::remove_dir_all(&dir).expect("ours");
+    }
 }
