@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::error::{Kind, Result};
 use crate::mirror::prune::{self, Claims, Options, Plan, Shelf};
@@ -50,15 +51,36 @@ impl Args {
     }
 
     /// Finds out what the list no longer holds, and removes it if the user said so and it's no dry run.
-    pub(super) async fn run(&self, claims: &Claims, registries: &Registries, dry_run: bool) -> Plan {
+    /// Ends by the deadline.
+    pub(super) async fn run(
+        &self,
+        claims: &Claims,
+        registries: &Registries,
+        dry_run: bool,
+        deadline: Option<Instant>,
+    ) -> Plan {
         let options =
             Options { older_than: self.prune_older_than, most: self.prune_most, manifests: self.prune_manifests };
         let open = |repository: &Repository| registries.repository(repository);
-        let mut plan = prune::plan(claims, open, &options, Timestamp::now()).await;
-        if self.prune == Some(What::Delete) && !dry_run {
-            prune::carry_out(&mut plan, open, &options).await;
+        let Some(mut plan) = within(deadline, prune::plan(claims, open, &options, Timestamp::now())).await else {
+            return Plan::default().late();
+        };
+        if self.prune == Some(What::Delete)
+            && !dry_run
+            && within(deadline, prune::carry_out(&mut plan, open, &options)).await.is_none()
+        {
+            plan = plan.late();
         }
         plan
+    }
+}
+
+/// What comes of it until the deadline, which nothing begins after.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) if deadline <= Instant::now() => None,
+        Some(deadline) => tokio::time::timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
     }
 }
 

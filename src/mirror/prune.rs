@@ -141,7 +141,7 @@ fn targets(entry: &Entry, to: &[Base]) -> Result<Vec<Repository>> {
 }
 
 /// What would go, and what went.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Plan {
     /// The repositories, by name.
     pub repositories: Vec<Part>,
@@ -189,6 +189,13 @@ pub struct Going {
 }
 
 impl Plan {
+    /// A plan that wasn't made, or carried out, in time: what isn't gone stays.
+    #[must_use]
+    pub fn late(self) -> Self {
+        let late = Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here");
+        Self { refused: self.refused.or_else(|| Some(Failure::from(&late))), ..self }
+    }
+
     /// How many tags go, companions too.
     pub fn going(&self) -> usize {
         self.repositories.iter().map(|part| part.going.len()).sum()

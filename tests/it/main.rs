@@ -21,6 +21,7 @@ mod login;
 mod mirror_check;
 mod mirror_ends;
 mod mirror_limits;
+mod mirror_memory;
 mod mirror_prune;
 mod mirror_pulls;
 mod mirror_run;

@@ -159,3 +159,22 @@ fn diff_says_what_it_could_not_compare() {
     let run = diff(&[]).exits(3);
     assert!(run.stdout.contains(&format!("differs  {from}/same:v1 {to}/same:v1\n")), "{}", run.stdout);
 }
+
+/// Of a repository whose images all went well not even the tags are listed again.
+#[test]
+fn what_did_not_fail_is_not_looked_at_again() {
+    let (source, destination, dir) = (Registry::start(), Registry::start(), TempDir::new());
+    ["good", "bad"].iter().for_each(|name| image(1).push(source.addr(), name, "v1"));
+    let broken = Rule::on("GET", "/v2/bad/manifests/", Fault::status(403));
+    let (front, to) = (Front::before(source.addr()).rule(broken).start(), destination.addr().to_string());
+    let entry = |name: &str| format!("  - {{source: {}/{name}, glob: 'v*'}}\n", front.host());
+    let list = dir.write("list.yaml", format!("images:\n{}{}", entry("good"), entry("bad")));
+    let report = dir.join("report.json");
+    mirror(&list, &to, &["--report", &report]).exits(3);
+    front.clear_rules();
+    front.reset_log();
+    let run = mirror(&list, &to, &["--retry-failed", &report, "--output", "json"]).ok();
+    assert_eq!(run.json()["summary"]["copied"], 1);
+    image(1).assert_at(destination.addr(), "bad", "v1");
+    assert!(front.log().iter().all(|seen| seen.path.starts_with("/v2/bad/")), "{:?}", front.log());
+}

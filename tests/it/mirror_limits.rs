@@ -222,3 +222,47 @@ fn several_destinations() {
     let document = run.json();
     assert_eq!((images(&document, "unchanged").len(), images(&document, "failed").len()), (4, 4), "{document}");
 }
+
+/// What a run would spend, against what is left of it.
+#[test]
+fn a_dry_run_tells_the_pulls_against_what_is_left() {
+    let stage = Stage::new(4, |config| config.anonymous_pulls = Some(100));
+    let run = stage.mirror(&stage.list(&[]), &["--dry-run"]).run().ok();
+    assert_eq!((stage.arrived(), stage.hub.hub().pulls().len()), (0, 4));
+    let told: Vec<&str> = run.stdout.lines().rev().take(2).collect();
+    assert_eq!(told[0], "docker.io: 4 pulls counted; 96 of 100 left in 6 h");
+    assert!(told[1].starts_with("a run would make about ") && told[1].contains("and cost 4 pulls"), "{}", told[1]);
+}
+
+/// A reserve as large as the limit leaves nothing to wait for.
+#[test]
+fn a_reserve_of_the_whole_limit_fails_at_once() {
+    let stage = Stage::new(2, |config| config.anonymous_pulls = Some(20));
+    let run = stage.mirror(&stage.list(&[]), &["--keep-pulls", "20"]).run().exits(1);
+    let told = "docker.io allows 20 pulls in 6 h, and 20 are kept: none can ever be made";
+    assert!(run.stdout.contains(told) && run.stdout.contains("--keep-pulls"), "{}", run.stdout);
+    assert_eq!(stage.hub.hub().pulls().len(), 0);
+}
+
+/// Tier, rates and share are those by which the registries are asked.
+#[test]
+fn limits_reach_the_registries() {
+    let stage = Stage::new(1, |config| config.anonymous_pulls = None);
+    let source = "docker.io/acme/0".parse().expect("a repository");
+    let shards = (1..=900).map(|number| format!("{number}/900"));
+    let holds = |text: &String| {
+        let asked: transload::mirror::shard::Asked = text.parse().expect("a shard");
+        asked.settle(None).expect("a shard").holds(&source)
+    };
+    let shard = shards.into_iter().find(holds).expect("one has it");
+    let (list, shared) = (stage.list(&[]), ["--shard", shard.as_str(), "--force", "-v"]);
+    for (flags, told) in [
+        // Nine tenths of 2,000 writes a minute, by 900.
+        (["--acr-sku", "premium"], "myregistry.azurecr.io: at most 2 writes a minute: waiting"),
+        (["--acr-sku", "standard"], "myregistry.azurecr.io: at most 1 writes a minute: waiting"),
+        (["--rate", "docker.io=1800"], "docker.io: at most 2 requests a minute: waiting"),
+    ] {
+        let running = stage.mirror(&list, &[&flags[..], &shared[..]].concat()).spawn();
+        running.stderr.wait_line(told, Duration::from_secs(50));
+    }
+}

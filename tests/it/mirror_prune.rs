@@ -229,3 +229,46 @@ fn the_command_prunes_when_told_to() {
     let run = mirror("SRC/app:keep\n", &["--prune", "--retry-failed", &report]).exits(2);
     assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);
 }
+
+/// It isn't known what all the list holds in the repository: nothing of it goes, though one of its entries is whole.
+#[test]
+fn a_repository_whose_source_cannot_be_listed_is_spared() {
+    let (source, target, home) = (Registry::start(), Registry::start(), TempDir::new());
+    ["one", "two"].iter().for_each(|name| Image::made(1, &ago(60)).push(source.addr(), name, "v1"));
+    Image::made(2, &ago(60)).push(target.addr(), "app", "of-two");
+    let front = Front::before(source.addr()).rule(Rule::on("GET", "/v2/two/tags/list", Fault::status(403))).start();
+    let (from, to) = (front.host(), target.addr());
+    let list = home.write(
+        "list.yaml",
+        format!(
+            "images:\n  - {{source: '{from}/one:v1', target: '{to}/app'}}\n  - {{source: {from}/two, glob: 'o*', target: '{to}/app'}}\n"
+        ),
+    );
+    let flags = ["--prune=delete", "--prune-older-than", "0s", "--prune-manifests"];
+    let mirror = || Tool::transload().args(&["mirror", &list]).args(&flags).run();
+    let run = mirror().exits(3);
+    let told = format!("spared     {to}/app: the tags of its source could not be listed\n");
+    assert!(run.stdout.contains(&told), "{}", run.stdout);
+    assert_eq!(tags(&target, "app"), ["of-two", "v1"]);
+    front.clear_rules();
+    mirror().ok();
+    assert_eq!(tags(&target, "app"), ["v1"]);
+}
+
+/// The deadline is that of the whole run.
+#[test]
+fn a_deadline_ends_the_pruning_too() {
+    let (source, target, home) = (Registry::start(), Registry::start(), TempDir::new());
+    let keep = Image::made(1, &ago(60));
+    [&source, &target].iter().for_each(|registry| keep.push(registry.addr(), "app", "keep"));
+    Image::made(2, &ago(60)).push(target.addr(), "app", "old");
+    let stuck = Front::before(target.addr()).rule(Rule::on("GET", "/tags/list", Fault::Stall)).start();
+    let list = home.write("list", format!("{}/app:keep\n", source.addr()));
+    let flags = ["--prune=delete", "--deadline", "6s", "--output", "json"];
+    let run = Tool::transload().args(&["mirror", &list, "--to", stuck.host()]).args(&flags).run();
+    let document = run.json();
+    assert_ne!(run.code, 0, "{document}");
+    let message = document["prune"]["refused"]["message"].as_str().expect("why");
+    assert!(message.contains("the deadline has passed"), "{message}");
+    assert_eq!(tags(&target, "app"), ["keep", "old"]);
+}

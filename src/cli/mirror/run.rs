@@ -19,7 +19,7 @@ use crate::mirror::prune::Claims;
 use crate::mirror::report::{self, Failed, Run, Which};
 use crate::mirror::run::{self, Action, Event, Job};
 use crate::mirror::{List, Shard, shard};
-use crate::reference::Reference;
+use crate::reference::{Reference, Repository};
 use crate::registry::{Options, Registries};
 
 /// What a run takes.
@@ -117,8 +117,10 @@ impl RunArgs {
         remark(list);
         let ours = |entry: &Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
         let again = Mutex::new(BTreeSet::new());
+        let concerned = failed.as_ref().map(concerned);
         let wanted = |entry: &Entry, job: Option<&Job>| {
             ours(entry)
+                && concerned.as_ref().is_none_or(|concerned| concerned.contains(&entry.source))
                 && failed.as_ref().zip(job).is_none_or(|(failed, job)| {
                     let holds = failed.holds(&job.from(), &job.to());
                     holds && again.lock().unwrap_or_else(PoisonError::into_inner).insert((job.from(), job.to()))
@@ -150,7 +152,7 @@ impl RunArgs {
         }
         let (mut run, held) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         if self.prune.is_asked() {
-            run.pruned_by(self.prune.run(&held.claims, registries, self.dry_run).await);
+            run.pruned_by(self.prune.run(&held.claims, registries, self.dry_run, options.deadline).await);
         }
         run.finish(begun.elapsed(), told::uses(registries));
         Ok(run)
@@ -247,6 +249,11 @@ fn miss(failed: &Failed, again: &BTreeSet<(String, String)>, list: &List, shard:
     }
 }
 
+/// The repositories of which something failed: no other's tags need to be listed.
+fn concerned(failed: &Failed) -> BTreeSet<Repository> {
+    failed.iter().filter_map(|(source, _)| source.parse::<Reference>().ok()).map(|source| source.repository).collect()
+}
+
 fn holds(pairs: &BTreeSet<(String, String)>, source: &str, destination: &str) -> bool {
     pairs.contains(&(source.to_owned(), destination.to_owned()))
 }
@@ -282,4 +289,47 @@ pub(in crate::cli) fn add(done: &mut Run, event: Event) -> Option<(Which, Error)
 
 fn which(job: &Job) -> Which {
     Which { source: job.from(), destination: job.to(), line: job.line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::mirror::prune::{self, plan};
+    use crate::reference::Target;
+
+    /// Nothing goes of a repository of which not all is known; and it isn't even looked at.
+    #[tokio::test]
+    async fn what_was_skipped_or_failed_or_is_not_known_spares_its_repository() {
+        let list = List::read("images: [{source: s.io/a, glob: '*'}]\n", "list").expect("a list");
+        let to = ["r.io/x".parse().expect("a destination")];
+        let job = || {
+            let (source, destination) = ["s.io/a", "r.io/x/a"].map(|name| name.parse().expect("a repository")).into();
+            let tag = Target::Tag("1".to_owned());
+            Box::new(Job {
+                line: 1,
+                source,
+                read: tag.clone(),
+                destination,
+                at: tag,
+                platforms: vec![],
+                referrers: false,
+            })
+        };
+        let late = || Error::new(Kind::Timeout, "late");
+        let unknown = Event::Unknown { line: 1, source: job().source, error: late(), skipped: false };
+        for (event, why) in [
+            (Event::Skipped(job(), late()), "s.io/a:1 was skipped"),
+            (Event::Failed(job(), late()), "s.io/a:1 failed"),
+            (unknown, "the tags of its source could not be listed"),
+        ] {
+            let mut held = Held { claims: Claims::of_list(&list, &to, None).expect("claims"), list: &list, to: &to };
+            held.note(&event);
+            let registries = Registries::new(Options::default());
+            let open = |repository: &Repository| registries.repository(repository);
+            let plan = plan(&held.claims, open, &prune::Options::default(), jiff::Timestamp::now()).await;
+            assert_eq!(plan.repositories[0].spared.as_deref(), Some(why));
+            assert_eq!(registries.known().len(), 0);
+        }
+    }
 }
