@@ -16,23 +16,35 @@ pub(super) struct Rivals {
 }
 
 impl Rivals {
-    pub(super) fn of(entries: &[&Entry], to: &[Base]) -> Self {
+    /// Of the entries that are wanted; and these, with those before one of them which aren't: of another shard, say.
+    /// Their tags must be known too, though nothing is to be done with them.
+    pub(super) fn of<'a>(all: &'a [Entry], to: &[Base], wanted: impl Fn(&Entry) -> bool) -> (Self, Vec<&'a Entry>) {
         let mut places: HashMap<Place, Vec<usize>> = HashMap::new();
-        for (number, entry) in entries.iter().enumerate() {
+        for (number, entry) in all.iter().enumerate() {
             // Where templates make different tags of the same one, nothing can meet.
             for place in entry.places(to, Some("tag")).unwrap_or_default() {
                 places.entry(place).or_default().push(number);
             }
         }
-        let mut before = vec![Vec::new(); entries.len()];
-        for sharing in places.into_values() {
-            let sources: BTreeSet<_> = sharing.iter().map(|number| &entries[*number].source).collect();
+        let mut asked: Vec<bool> = all.iter().map(wanted).collect();
+        let (mut before, wanted) = (vec![Vec::new(); all.len()], asked.clone());
+        for mut sharing in places.into_values() {
+            sharing.truncate(sharing.iter().rposition(|number| wanted[*number]).map_or(0, |last| last + 1));
+            let sources: BTreeSet<_> = sharing.iter().map(|number| &all[*number].source).collect();
             // What is named is known to be apart.
-            if sources.len() > 1 && sharing.iter().any(|number| entries[*number].pick.needs_list()) {
+            if sources.len() > 1 && sharing.iter().any(|number| all[*number].pick.needs_list()) {
                 sharing.windows(2).for_each(|pair| before[pair[1]].push(pair[0]));
+                sharing.iter().for_each(|number| asked[*number] = true);
             }
         }
-        Self { before, known: watch::Sender::new(vec![false; entries.len()]) }
+        let entries: Vec<usize> = (0..all.len()).filter(|number| asked[*number]).collect();
+        // By their places among those.
+        let before = entries.iter().map(|number| {
+            let others = before[*number].iter();
+            others.filter_map(|other| entries.binary_search(other).ok()).collect()
+        });
+        let known = watch::Sender::new(vec![false; entries.len()]);
+        (Self { before: before.collect(), known }, entries.iter().map(|number| &all[*number]).collect())
     }
 
     /// Waits for those before this one.

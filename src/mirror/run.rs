@@ -149,8 +149,8 @@ pub async fn run<P: Places>(
     wanted: &(dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
     ended: &(dyn Fn(Event) + Sync),
 ) {
-    let entries: Vec<&Entry> = list.entries.iter().filter(|entry| wanted(entry, None)).collect();
-    let (rivals, claims, shelf) = (Rivals::of(&entries, to), Mutex::default(), Arc::default());
+    let (rivals, entries) = Rivals::of(&list.entries, to, |entry| wanted(entry, None));
+    let (claims, shelf) = (Mutex::default(), Arc::default());
     let run = Run { to, places, engine, options, wanted, ended, rivals, claims, shelf };
     let mut sources: BTreeMap<&str, Vec<Asked<'_>>> = BTreeMap::new();
     for (number, entry) in entries.into_iter().enumerate() {

@@ -23,22 +23,48 @@ fn a_tag_that_two_entries_want_fails_alone() {
     let (source, destination, dir) = (Registry::start(), Registry::start(), TempDir::new());
     let late = Rule::on("GET", "/v2/one/tags/list", Fault::Delay(Duration::from_millis(400)));
     let front = Front::before(source.addr()).rule(late).start();
-    for (repository, tag, seed) in [("one", "1", 1), ("one", "2", 2), ("two", "2", 3), ("two", "3", 4)] {
+    for (repository, tag, seed) in
+        [("first", "0", 0), ("one", "1", 1), ("one", "2", 2), ("two", "2", 3), ("two", "3", 4)]
+    {
         image(seed).push(source.addr(), repository, tag);
     }
     let (from, to) = (front.host(), destination.addr());
     let entry = |name: &str| format!("  - {{source: {from}/{name}, glob: '*', target: {to}/all}}\n");
-    let list = dir.write("list.yaml", format!("images:\n{}{}", entry("one"), entry("two")));
+    // All wait for the answer to the first request: that's not to be the late one.
+    let first = format!("  - {{source: {from}/first, glob: '*', target: {to}/first}}\n");
+    let list = dir.write("list.yaml", format!("images:\n{first}{}{}", entry("one"), entry("two")));
     let run = Tool::transload().args(&["mirror", &list, "--output", "json"]).run().exits(3);
     let document = run.json();
     let failed = failed(&document);
-    assert_eq!((failed.len(), &document["summary"]["copied"]), (1, &json!(3)), "{document}");
+    assert_eq!((failed.len(), &document["summary"]["copied"]), (1, &json!(4)), "{document}");
     assert_eq!(failed[0]["source"], format!("{from}/two:2"));
     let message = failed[0]["error"]["message"].as_str().expect("a message");
-    assert!(message.contains(&format!("would overwrite {from}/one:2 of line 2 at {to}/all:2")), "{message}");
-    for (tag, seed) in [("1", 1), ("2", 2), ("3", 4)] {
-        image(seed).assert_at(destination.addr(), "all", tag);
-    }
+    assert!(message.contains(&format!("would overwrite {from}/one:2 of line 3 at {to}/all:2")), "{message}");
+    let arrived = |what: &[(&str, u64)]| {
+        what.iter().for_each(|(tag, seed)| image(*seed).assert_at(destination.addr(), "all", tag));
+    };
+    arrived(&[("1", 1), ("2", 2), ("3", 4)]);
+
+    // Nor does it get it when it's done alone: again, or by another machine than that of the first.
+    image(5).push(source.addr(), "two", "3");
+    let report = dir.write("report.json", run.stdout);
+    Tool::transload().args(&["mirror", &list, "--retry-failed", &report]).run().exits(1);
+    let shard = alone(&format!("{from}/two"), &format!("{from}/one"));
+    let run = Tool::transload().args(&["mirror", &list, "--shard", &shard, "--output", "json"]).run().exits(3);
+    assert!(run.json()["summary"]["failed"] == 1 && run.json()["summary"]["copied"] == 1, "{run:?}");
+    arrived(&[("1", 1), ("2", 2), ("3", 5)]);
+}
+
+/// A shard that has the one and hasn't the other.
+fn alone(one: &str, other: &str) -> String {
+    let [one, other] = [one, other].map(|name| name.parse().expect("a repository"));
+    let mut all = (2..99).flat_map(|of| (1..=of).map(move |number| format!("{number}/{of}")));
+    let fits = |text: &String| {
+        let asked: transload::mirror::shard::Asked = text.parse().expect("a shard");
+        let shard = asked.settle(None).expect("a shard");
+        shard.holds(&one) && !shard.holds(&other)
+    };
+    all.find(fits).expect("they aren't in one shard of whatever number")
 }
 
 /// One destination's name for it may be wrong, and that of another one right.
@@ -60,33 +86,34 @@ fn a_tag_too_long_for_one_target_fails_there_alone() {
     }
 }
 
-/// One that takes connections and answers none keeps nothing from the other: not the images behind as many as are
-/// worked on at once, nor those of an entry that it isn't meant to have.
+/// One that takes connections and answers none, or wants to be left alone, keeps nothing from the other: not the images
+/// behind as many as are worked on at once, nor those of an entry that it isn't meant to have.
 #[test]
 fn a_dead_destination_starves_no_other() {
-    let (source, good, dir) = (Registry::start(), Registry::start(), TempDir::new());
-    let dead = Front::before(good.addr()).rule(Rule::on("*", "", Fault::Stall)).start();
+    let (source, dir) = (Registry::start(), TempDir::new());
     let tags: Vec<String> = (0..150).map(|nth| format!("v{nth}")).collect();
     tags.iter().for_each(|tag| image(1).push(source.addr(), "app", tag));
     image(2).push(source.addr(), "other", "v1");
-    let (from, to) = (source.addr(), good.addr());
-    let list = format!(
-        "images:\n  - {{source: {from}/app, glob: 'v*'}}\n  - {{source: {from}/other, glob: 'v*', target: {to}/more/other}}\n"
-    );
-    let (list, host) = (dir.write("list.yaml", list), to.to_string());
-    let more = ["--to", &host, "--to", dead.host()];
-    let mut running = Tool::transload().args(&["mirror", &list]).args(&more).spawn();
-    let limit = Instant::now() + Duration::from_secs(60);
-    let there = tags.iter().map(|tag| format!("/v2/app/manifests/{tag}"));
-    for path in there.chain(["/v2/more/other/manifests/v1".to_owned()]) {
-        while http::get(to, &path).status != 200 {
-            assert!(running.is_running(), "{:?}", running.finish(Duration::ZERO));
-            assert!(Instant::now() < limit, "{path} waits for the other destination");
-            std::thread::sleep(Duration::from_millis(20));
+    for fault in [Fault::Stall, Fault::too_many(100)] {
+        let good = Registry::start();
+        let dead = Front::before(good.addr()).rule(Rule::on("*", "", fault)).start();
+        let (from, to) = (source.addr(), good.addr());
+        let other = format!("{{source: {from}/other, glob: 'v*', target: {to}/more/other}}");
+        let list = format!("images:\n  - {{source: {from}/app, glob: 'v*'}}\n  - {other}\n");
+        let (list, host) = (dir.write("list.yaml", list), to.to_string());
+        let more = ["--to", &host, "--to", dead.host()];
+        let mut running = Tool::transload().args(&["mirror", &list]).args(&more).spawn();
+        let limit = Instant::now() + Duration::from_secs(60);
+        let there = tags.iter().map(|tag| format!("/v2/app/manifests/{tag}"));
+        for path in there.chain(["/v2/more/other/manifests/v1".to_owned()]) {
+            while http::get(to, &path).status != 200 {
+                assert!(running.is_running(), "{:?}", running.finish(Duration::ZERO));
+                assert!(Instant::now() < limit, "{path} waits for the other destination");
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
+        assert!(!dead.log().is_empty() && running.is_running());
     }
-    assert!(!dead.log().is_empty() && running.is_running());
-    running.kill();
 }
 
 /// With nothing to do the source is asked once for each tag, however many destinations there are.

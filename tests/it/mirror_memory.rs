@@ -146,7 +146,6 @@ async fn mirrored() -> Run {
     // With all that they hold, still.
     let at_most = peak();
     assert!(at_most < MOST, "{} MiB for {} images", at_most >> 20, OWN + TAGS);
-    println!("{} MiB", at_most >> 20);
     done.into_inner().expect("no panic").0
 }
 
