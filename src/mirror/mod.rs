@@ -12,6 +12,7 @@
 //!                  report       table, JSON, JUnit
 //! ```
 
+mod compare;
 mod lanes;
 pub mod list;
 pub mod metrics;

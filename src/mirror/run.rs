@@ -18,6 +18,7 @@ use std::time::Duration;
 use futures_util::{FutureExt as _, StreamExt as _, future, stream};
 use tokio::time::Instant;
 
+use super::compare::compare;
 use super::lanes::Lanes;
 use super::list::{Base, Claims, Entry, Exact, List};
 use super::reading::{Reading, Shared, Shelf};
@@ -375,30 +376,6 @@ impl From<Error> for Undone {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
-}
-
-async fn compare<S: Source, D: Destination>(job: &Job, source: &S, destination: &D) -> Result<Drift> {
-    let there = async { destination.find(&job.at).await.map_err(|error| error.on(Side::Destination)) };
-    let here = async {
-        match &job.read {
-            Target::Digest(digest) => Ok(Some(*digest)),
-            tag @ Target::Tag(_) => {
-                let found = source.resolve(tag).await.map_err(|error| error.on(Side::Source))?;
-                Ok(found.map(|found| found.digest))
-            }
-        }
-    };
-    let (here, there) = future::try_join(here, there).await?;
-    let here = here.ok_or_else(|| {
-        Error::new(Kind::NotFound, format!("there is no {}", job.from()))
-            .on(Side::Source)
-            .hint("it was removed, or never was there: mend the list")
-    })?;
-    Ok(match there {
-        None => Drift::Missing(here),
-        Some(there) if there.digest == here => Drift::None,
-        Some(there) => Drift::Differs { here, there: there.digest },
-    })
 }
 
 /// Images on their way from one source to one registry that are worked on at once: most of them wait for blobs that
