@@ -15,6 +15,7 @@
 
 mod follow;
 mod parallel;
+mod store;
 mod write;
 
 use std::collections::HashMap;

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Either, ready, select};
+use futures_util::future::{Either, select};
 use futures_util::{FutureExt as _, StreamExt as _};
 
-use super::{Begun, Fill, Progress, Stage, parallel};
+use super::store::Writer;
+use super::{Begun, Fill, Stage, parallel};
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
-use crate::pool::{begun, blocking};
+use crate::pool::blocking;
 use crate::proxy::cache::{Temp, write_at};
 use crate::proxy::events::Event;
 use crate::proxy::{Inner, Origins};
@@ -66,7 +67,7 @@ impl<O: Origins> Inner<O> {
         });
     }
 
-    async fn fill(self: &Arc<Self>, fill: &Fill<O::Source>) -> Result<()> {
+    async fn fill(self: &Arc<Self>, fill: &Arc<Fill<O::Source>>) -> Result<()> {
         let _slot = self.fills.slots.acquire().await;
         let told = self.told_size(&fill.spot, &fill.digest);
         let opened = match (told, self.open(fill, told).await) {
@@ -83,10 +84,10 @@ impl<O: Origins> Inner<O> {
         let body = self.body(&feed, &source, first, &file)?;
         self.observer.event(&Event::FillBegan { digest: &fill.digest, size: blob.size });
         let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((file.clone(), feed)) });
-        fill.reached(0, Stage::Running);
+        fill.enter(Stage::Running);
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
         fill.run(feed, body, &file).await?;
-        fill.reached(blob.size, Stage::Whole);
+        fill.enter(Stage::Whole);
         // From here on nothing can go wrong for its readers: they have the file.
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
         match blocking(move || blobs.commit(digest, temp)).await {
@@ -137,7 +138,7 @@ impl<O: Origins> Inner<O> {
     fn pass_on<T>(&self, fill: &Fill<O::Source>, blob: Descriptor, why: &Error) -> Option<T> {
         self.uncached(why);
         let _ = fill.begun.set(Begun { blob, to: None });
-        fill.reached(0, Stage::Running);
+        fill.enter(Stage::Running);
         None
     }
 
@@ -180,81 +181,59 @@ impl Writing {
     }
 }
 
-/// Frames that are being hashed and written in one go.
-struct Batch {
-    end: u64,
-    /// Ready once they are hashed and in the file.
-    done: BoxFuture<'static, Result<Option<Check>>>,
-}
-
-impl Batch {
-    /// Of nothing.
-    fn empty(at: u64, check: Option<Check>) -> Self {
-        Self { end: at, done: ready(Ok(check)).boxed() }
-    }
-
-    /// Begins at once, on the blocking pool: hashed and written by one thread they are still in its core's cache,
-    /// and another one receives and sends meanwhile. What comes `from` on is in the file already.
-    fn new(file: &Arc<File>, mut check: Option<Check>, frames: Vec<Bytes>, at: u64, from: u64) -> Self {
-        let end = at + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
-        let file = file.clone();
-        let work = move || {
-            if let Some(check) = &mut check {
-                frames.iter().try_for_each(|frame| check.take_in(frame))?;
-            }
-            write_all(&file, &frames, at, from)?;
-            Ok(check)
-        };
-        Self { end, done: begun(work).boxed() }
-    }
-}
-
 impl<S: Source> Fill<S> {
-    async fn run(&self, feed: &Feed<S>, writing: Writing, file: &Arc<File>) -> Result<()> {
-        let Writing { mut body, check, mut written_from } = writing;
-        // One batch is hashed and written while the next one is received.
-        let mut batch = Batch::empty(0, check);
-        while batch.end < feed.blob().size {
-            let at = batch.end;
-            let (check, gathered) = self.frames_after(batch, &mut body).await?;
-            batch = match gathered {
-                Err(error) if error.kind() == Kind::Unsupported && written_from.is_some() => {
-                    tracing::info!("{error}: {} is fetched by one request", self.digest);
-                    body = feed.open(at).await?.boxed();
-                    written_from = None;
-                    Batch::empty(at, None)
-                }
-                frames => {
-                    let from = written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
-                    Batch::new(file, check, frames?, at, from)
-                }
+    async fn run(self: &Arc<Self>, feed: &Feed<S>, writing: Writing, file: &Arc<File>) -> Result<()> {
+        let Writing { mut body, check, written_from } = writing;
+        let mut in_parts = written_from.is_some();
+        let writer = |at, check, written_from| {
+            let fill = self.clone();
+            Writer::new(file.clone(), at, check, written_from, move |at| fill.reached(at))
+        };
+        let mut writing = writer(0, check, written_from);
+        let mut at = 0;
+        while at < feed.blob().size {
+            // Room first: what is received waits in the connection else.
+            writing.room().await?;
+            let gathered = match select(pin!(gather(&mut body)), pin!(writing.failed())).await {
+                Either::Left((gathered, _)) => gathered,
+                Either::Right((error, _)) => return Err(error),
             };
+            match gathered {
+                Ok(frames) => {
+                    at += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+                    writing.push(frames);
+                }
+                Err(error) => {
+                    // What came before it is good, if that isn't worse.
+                    writing.idle().await?;
+                    if !in_parts || error.kind() != Kind::Unsupported {
+                        return Err(error);
+                    }
+                    tracing::info!("{error}: {} is fetched by one request", self.digest);
+                    in_parts = false;
+                    body = feed.open(at).await?.boxed();
+                    writing = writer(at, None, None);
+                }
+            }
         }
         // The end is asked for, though it's known: an empty blob was checked when it was opened.
-        self.done(batch).await.map(drop)
+        writing.idle().await
     }
 
-    /// The next frames, or why there are none, while `batch` is hashed and written. It's told as soon as it is,
-    /// also when nothing more comes for a while.
-    ///
-    /// # Errors
-    /// What befell the batch.
-    async fn frames_after(&self, batch: Batch, body: &mut Body) -> Result<(Option<Check>, Result<Vec<Bytes>>)> {
-        match select(pin!(gather(body)), pin!(self.done(batch))).await {
-            Either::Left((gathered, done)) => Ok((done.await?, gathered)),
-            Either::Right((check, gathering)) => Ok((check?, gathering.await)),
-        }
+    /// So much is right, and in the file: readers may have it.
+    fn reached(&self, at: u64) {
+        self.progress.send_if_modified(|progress| {
+            // A thread may come to it after all has ended.
+            let is_on = progress.stage == Stage::Running;
+            if is_on {
+                progress.at = at;
+            }
+            is_on
+        });
     }
 
-    /// Once a batch is right and in the file, readers may have it.
-    async fn done(&self, batch: Batch) -> Result<Option<Check>> {
-        let check = batch.done.await?;
-        self.reached(batch.end, Stage::Running);
-        Ok(check)
-    }
-
-    fn reached(&self, at: u64, stage: Stage) {
-        self.progress.send_replace(Progress { stage, at });
+    fn enter(&self, stage: Stage) {
+        self.progress.send_modify(|progress| progress.stage = stage);
     }
 }
 

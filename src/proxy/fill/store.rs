@@ -1,0 +1,222 @@
+//! What a fill received on its way into the file: hashed and written in order, on a thread of the blocking pool.
+//!
+//! Hashed and written by one thread the bytes are still in its core's cache, and another one receives and sends
+//! meanwhile. The thread stays as long as there is something for it: to wake one for each batch costs more than
+//! the batch's turn takes, and the disk waits meanwhile.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::future::pending;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::error::{Error, Kind, Result};
+use crate::proxy::cache::write_at;
+use crate::verify::Check;
+
+/// Takes a blob's bytes in order, and tells how far it came.
+pub(super) struct Writer(Arc<Shared>);
+
+struct Shared {
+    file: Arc<File>,
+    work: Mutex<Work>,
+    queue: Mutex<Queue>,
+    /// The queue isn't what it was. Only the fill waits for that.
+    changed: Notify,
+    told: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+/// What only the thread that works has.
+struct Work {
+    at: u64,
+    check: Option<Check>,
+    written_from: Option<Arc<AtomicU64>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Vec<Bytes>>,
+    /// A thread is at it.
+    busy: bool,
+    failed: Option<Error>,
+}
+
+impl Writer {
+    /// For the bytes from `at` on, which `check` verifies if they aren't verified yet. What comes from `written_from`
+    /// on is in the file already. `told` hears up to where they are right, and in the file.
+    pub(super) fn new(
+        file: Arc<File>,
+        at: u64,
+        check: Option<Check>,
+        written_from: Option<Arc<AtomicU64>>,
+        told: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Self {
+        let work = Mutex::new(Work { at, check, written_from });
+        Self(Arc::new(Shared { file, work, queue: Mutex::default(), changed: Notify::new(), told: Box::new(told) }))
+    }
+
+    /// Gives it the next bytes, once there is [room](Self::room).
+    pub(super) fn push(&self, frames: Vec<Bytes>) {
+        let mut queue = self.0.queue();
+        queue.waiting.push_back(frames);
+        if !std::mem::replace(&mut queue.busy, true) {
+            let shared = self.0.clone();
+            drop(tokio::task::spawn_blocking(move || shared.work()));
+        }
+    }
+
+    /// Waits until it can take more.
+    ///
+    /// # Errors
+    /// What befell the bytes before.
+    pub(super) async fn room(&self) -> Result<()> {
+        self.until(|queue| queue.waiting.len() < WAITING).await
+    }
+
+    /// Waits until all that it was given is right, and in the file.
+    ///
+    /// # Errors
+    /// Why it's not.
+    pub(super) async fn idle(&self) -> Result<()> {
+        self.until(|queue| !queue.busy).await
+    }
+
+    /// Waits until it fails.
+    pub(super) async fn failed(&self) -> Error {
+        match self.until(|_| false).await {
+            Err(error) => error,
+            Ok(()) => pending().await,
+        }
+    }
+
+    async fn until(&self, ready: impl Fn(&Queue) -> bool) -> Result<()> {
+        loop {
+            {
+                let queue = self.0.queue();
+                if let Some(error) = &queue.failed {
+                    return Err(error.duplicate());
+                }
+                if ready(&queue) {
+                    return Ok(());
+                }
+            }
+            self.0.changed.notified().await;
+        }
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works until nothing waits, or it fails. Blocks.
+    fn work(&self) {
+        let end = End(self);
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(frames) = end.next() {
+            match work.take_in(&self.file, &frames) {
+                Ok(()) => (self.told)(work.at),
+                Err(error) => {
+                    let mut queue = self.queue();
+                    queue.waiting.clear();
+                    queue.failed = Some(error);
+                }
+            }
+        }
+    }
+}
+
+impl Work {
+    fn take_in(&mut self, file: &File, frames: &[Bytes]) -> Result<()> {
+        for frame in frames {
+            if let Some(check) = &mut self.check {
+                check.take_in(frame)?;
+            }
+            let from = self.written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
+            if self.at < from {
+                write_at(file, frame, self.at)?;
+            }
+            self.at += frame.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The end of a thread's work, also by a panic.
+struct End<'a>(&'a Shared);
+
+impl End<'_> {
+    /// What is next. When there is nothing, the thread is done: the next [`Writer::push`] begins another one.
+    fn next(&self) -> Option<Vec<Bytes>> {
+        let mut queue = self.0.queue();
+        let had_room = queue.waiting.len() < WAITING;
+        let next = queue.waiting.pop_front();
+        queue.busy = next.is_some();
+        if !had_room || !queue.busy {
+            self.0.changed.notify_one();
+        }
+        next
+    }
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.queue().failed = Some(Error::new(Kind::Local, "the thread that writes to the cache has panicked"));
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+/// Batches that wait while one is worked on.
+const WAITING: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::Body;
+    use crate::descriptor::{Descriptor, Digest};
+    use crate::verify::Verified;
+
+    /// A writer of `content` into a file, which told so far.
+    fn writer(content: &[u8]) -> (Writer, Arc<File>, Arc<AtomicU64>) {
+        let blob = Descriptor::new("x", Digest::of(content), content.len() as u64);
+        let body: Body = Box::pin(futures_util::stream::empty());
+        let (_, check) = Verified::new(body, &blob).expect("not empty").apart();
+        let path = std::env::temp_dir().join(format!("transload-store-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file");
+        std::fs::remove_file(&path).expect("is there");
+        let (file, told) = (Arc::new(file), Arc::<AtomicU64>::default());
+        let tell = told.clone();
+        let tell = move |at| tell.store(at, Ordering::SeqCst);
+        (Writer::new(file.clone(), 0, Some(check), None, tell), file, told)
+    }
+
+    #[tokio::test]
+    async fn all_is_written_in_its_order_or_nothing_more_is_told() {
+        use std::os::unix::fs::FileExt as _;
+        let content: Vec<u8> = (0..100_000_u32).map(|nth| (nth % 251) as u8).collect();
+        for wrong in [false, true] {
+            let (writer, file, told) = writer(&content);
+            let mut bytes = content.clone();
+            *bytes.last_mut().expect("some") ^= u8::from(wrong);
+            for batch in bytes.chunks(1000).collect::<Vec<_>>().chunks(2) {
+                writer.room().await.expect("until the end it's right");
+                writer.push(batch.iter().map(|frame| Bytes::copy_from_slice(frame)).collect());
+            }
+            let done = writer.idle().await.map_err(|error| error.kind());
+            assert_eq!(done, if wrong { Err(Kind::Mismatch) } else { Ok(()) });
+            assert_eq!(told.load(Ordering::SeqCst), if wrong { 98_000 } else { 100_000 });
+            let mut there = vec![0; 98_000];
+            file.read_exact_at(&mut there, 0).expect("it's there");
+            assert_eq!(there, bytes[..98_000]);
+            if wrong {
+                assert_eq!(writer.failed().await.kind(), Kind::Mismatch);
+            }
+        }
+    }
+}
