@@ -202,9 +202,9 @@ impl Source for Shop {
             .enumerate()
             .map(|(n, frame)| (from + (n * FRAME) as u64, Bytes::copy_from_slice(frame)))
             .collect();
-        let (opened, slow) = (Opened::new(&self.0), self.0.0.slow.load(Ordering::Relaxed));
+        let (opened, world) = (Opened::new(&self.0), self.0.clone());
         let body = stream::iter(frames).then(move |(at, frame)| {
-            let (gate, _) = (gate.clone(), &opened);
+            let (gate, slow, _) = (gate.clone(), world.0.slow.load(Ordering::Relaxed), &opened);
             async move {
                 if let Some(gate) = gate {
                     gate.acquire().await.expect("open").forget();

@@ -1,8 +1,8 @@
 //! A large blob by several requests at once, where one connection's speed is the limit.
 //!
 //! It begins with one request, for the first piece. While that brings bytes faster than we take them,
-//! more of them would only cost more: each byte passes through memory, hashed on its way into the file.
-//! Once it's waited for, what is left is split among lanes:
+//! more of them would only cost more: each byte passes through memory, hashed on its way into the file. So a
+//! second one is for all the rest. Once one is waited for, what is left is split among lanes:
 //!
 //! ```text
 //! pieces   0        1        2        3        4        5 …
@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::write::write_all;
-use crate::content::{Body, Feed, Source};
+use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
@@ -262,7 +262,7 @@ impl<S: Source> Ordered<S> {
     async fn alone(&mut self) -> Result<Option<Bytes>> {
         if self.at == self.until {
             self.body = None;
-            self.until = self.fetch.blob.size.min(self.until + self.piece);
+            self.until = self.fetch.blob.size;
         }
         let Some(open) = &mut self.body else {
             self.body = Some(self.fetch.open(self.at..self.until).await?);
@@ -293,11 +293,9 @@ impl<S: Source> Ordered<S> {
     fn split(&mut self, from: u64) -> Split<S> {
         self.written_from.store(from, Ordering::Release);
         let mut pieces = Vec::new();
-        let mut first = self.body.take();
-        let (mut start, mut end) = (from, self.until);
-        if start == end {
-            first = None;
-        }
+        let (mut start, mut end) = (from, self.until.min(from + self.piece));
+        // Where that request is for all the rest, it ends with its connection.
+        let first = self.body.take().filter(|_| start < end).map(|body| limited(body, end - start));
         while start < self.fetch.blob.size {
             if start < end {
                 pieces.push(Piece { part: start..end, written: AtomicU64::new(0) });

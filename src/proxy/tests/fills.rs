@@ -151,6 +151,32 @@ async fn lanes_bring_all_of_it_or_an_error() {
     }
 }
 
+/// Pieces are for those who wait: as long as bytes come faster than we take them, the second request is for all the
+/// rest. It may be waited for later all the same.
+#[tokio::test(start_paused = true)]
+async fn a_fast_connection_is_asked_for_all_the_rest() {
+    const MIB: usize = 1 << 20;
+    let large = |settings: &mut Settings| (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
+    let content = content(7, 40 * MIB);
+    for slows in [false, true] {
+        let bench = Bench::new(large).await;
+        let digest = bench.world.put("r", &content);
+        let gate = bench.world.gate();
+        let mut body = bench.body("r", &digest, None).await.expect("opens");
+        gate.add_permits(12 * MIB / FRAME);
+        let mut got = some(&mut body, 11 * MIB).await;
+        bench.world.0.slow.store(slows, Ordering::Relaxed);
+        gate.add_permits(content.len());
+        got.extend(all(body).await.expect("the rest"));
+        assert!(got == content);
+        let opened: Vec<u64> = bench.world.0.opened.lock().expect("lock").iter().map(|(_, at)| *at).collect();
+        assert_eq!(opened[..2], [0, 8 << 20]);
+        assert_eq!(opened.len() > 2, slows, "{opened:?}");
+        bench.settled().await;
+        assert_eq!(bench.cached(), 1);
+    }
+}
+
 /// In the piece that the first request brings, and in one that a later lane does.
 #[tokio::test(start_paused = true)]
 async fn what_lanes_bring_wrong_is_cut_before_its_last_byte() {
