@@ -61,7 +61,8 @@
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
 //! | client | reqwest (rustls): proxies, pools and TLS kept by others; webpki-root-certs where the image has no CA store |
-//! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `sendfile`, corks and the limit of open files |
+//! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
+//! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer anew |
 //! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
 //! | digests | sha2, behind [`descriptor::Hasher`] |
 //! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value |
