@@ -4,21 +4,11 @@ use crate::error::{Error, Kind, Result};
 
 /// Runs blocking work on the pool for it. When the future is dropped the work still ends.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    begun(work).await
-}
-
-/// The same, begun at once: the future only waits for its end.
-pub(crate) fn begun<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> impl Future<Output = Result<T>> + Send + 'static {
-    let task = tokio::task::spawn_blocking(work);
-    async {
-        match task.await {
-            Ok(result) => result,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(Error::new(Kind::Interrupted, "the program is ending")),
-            },
-        }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::new(Kind::Interrupted, "the program is ending")),
+        },
     }
 }

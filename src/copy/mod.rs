@@ -142,7 +142,11 @@ impl Engine {
                     [root] if from == Side::Destination => {
                         self.unchanged(destination, root.descriptor(), &graph, &mut report);
                     }
-                    _ => self.fill(source, destination, at, &graph, options, &mut report).await?,
+                    _ => {
+                        let plan = Plan::new(&graph, options)?;
+                        report.planned(&graph, &plan);
+                        self.write(source, destination, &plan, at, options, &mut report).await?;
+                    }
                 }
                 graph
             }
@@ -180,21 +184,6 @@ impl Engine {
             self.finished.note(destination, number, root.digest);
         }
         report.unchanged(root, graph);
-    }
-
-    /// Brings everything that the walk found, or only says what it would take.
-    async fn fill<S: Source, D: Destination>(
-        &self,
-        source: &S,
-        destination: &D,
-        at: &Target,
-        graph: &Graph,
-        options: &Options,
-        report: &mut Report,
-    ) -> Result<()> {
-        let plan = Plan::new(graph, options)?;
-        report.planned(graph, &plan);
-        self.write(source, destination, &plan, at, options, report).await
     }
 
     /// Does what is planned in its root's turn, or only looks.

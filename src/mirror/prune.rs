@@ -192,8 +192,7 @@ impl Plan {
     /// A plan that wasn't made, or carried out, in time: what isn't gone stays.
     #[must_use]
     pub fn late(self) -> Self {
-        let late = Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here");
-        Self { refused: self.refused.or_else(|| Some(Failure::from(&late))), ..self }
+        Self { refused: self.refused.or_else(|| Some(Failure::from(&super::run::late()))), ..self }
     }
 
     /// How many tags go, companions too.

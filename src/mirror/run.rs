@@ -326,7 +326,6 @@ impl<P: Places> Run<'_, P> {
     /// Does `work` unless the deadline has passed, and ends it when it comes.
     async fn within_deadline<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T, Undone> {
         let Some(deadline) = self.options.deadline else { return Ok(work.await?) };
-        let late = || Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here");
         if Instant::now() >= deadline {
             return Err(Undone::Skipped(late()));
         }
@@ -376,6 +375,11 @@ impl From<Error> for Undone {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
+}
+
+/// The deadline came first.
+pub(super) fn late() -> Error {
+    Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here")
 }
 
 /// Images on their way from one source to one registry that are worked on at once: most of them wait for blobs that

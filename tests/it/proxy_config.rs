@@ -90,16 +90,20 @@ pub(super) fn pull(at: SocketAddr, certs: &TempDir) -> Run {
     Tool::new("skopeo").args(&["--insecure-policy", "copy", "--src-cert-dir", certs, &from, &to]).run()
 }
 
-#[test]
-fn https_with_client_certificates_and_their_renewal() {
-    let world = World::new(&[3000]);
-    let (authority, clients, stranger) = (Authority::new(), Authority::new(), Authority::new());
+/// A proxy with a certificate of `authority`, for clients with one of another.
+pub(super) fn for_clients_of(world: &World, authority: &Authority, clients: &Authority) -> Process {
     let (certificate, key) = authority.issue();
     world.dir.write("tls.crt", &certificate);
     world.dir.write("tls.key", &key);
     world.dir.write("clients.crt", &clients.1);
-    let proxy = world
-        .start("  - https: 127.0.0.1:0\n    certificate: tls.crt\n    key: tls.key\n    client-ca: clients.crt", "");
+    world.start("  - https: 127.0.0.1:0\n    certificate: tls.crt\n    key: tls.key\n    client-ca: clients.crt", "")
+}
+
+#[test]
+fn https_with_client_certificates_and_their_renewal() {
+    let world = World::new(&[3000]);
+    let (authority, clients, stranger) = (Authority::new(), Authority::new(), Authority::new());
+    let proxy = for_clients_of(&world, &authority, &clients);
     let at = addr(&proxy, "https");
     let certs = TempDir::new();
     certs.write("ca.crt", &authority.1);

@@ -1,7 +1,7 @@
 //! `transload proxy --config`: files that change, without any signal.
 
 use super::proxy_blobs::wait_until;
-use super::proxy_config::{Authority, HTTP, LIBRARY, TEAM, World, addr, pull, user};
+use super::proxy_config::{Authority, HTTP, LIBRARY, TEAM, World, addr, for_clients_of, pull, user};
 use super::support::{TempDir, Tool, http};
 
 #[test]
@@ -38,12 +38,7 @@ fn changed_users_are_taken_without_a_signal() {
 fn a_changed_authority_of_clients_is_taken_without_a_signal() {
     let world = World::new(&[3000]);
     let (authority, clients, others) = (Authority::new(), Authority::new(), Authority::new());
-    let (certificate, key) = authority.issue();
-    world.dir.write("tls.crt", &certificate);
-    world.dir.write("tls.key", &key);
-    world.dir.write("clients.crt", &clients.1);
-    let proxy = world
-        .start("  - https: 127.0.0.1:0\n    certificate: tls.crt\n    key: tls.key\n    client-ca: clients.crt", "");
+    let proxy = for_clients_of(&world, &authority, &clients);
     let at = addr(&proxy, "https");
     let of = |issuer: &Authority| {
         let certs = TempDir::new();

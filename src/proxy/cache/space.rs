@@ -14,8 +14,7 @@ pub(super) fn free(dir: &Path) -> Option<u64> {
 }
 
 /// Sets blocks aside for the first `size` bytes of the file, whose length stays: what reads ahead stops at what is
-/// written. False where that isn't done: on
-/// other file systems it may mean to write zeros. Blocks.
+/// written. False where that isn't done: on other file systems it may mean to write zeros. Blocks.
 #[cfg(target_os = "linux")]
 pub(super) fn allocate(file: &File, size: u64) -> Result<bool, Errno> {
     /// What statfs(2) says of ext4, and of XFS: there it's a line in the file's map of blocks.

@@ -23,11 +23,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::write::write_all;
 use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
+use crate::proxy::cache::write_at;
 use crate::proxy::reading::{CHUNK, Readers};
 use crate::retry::Budget;
 
@@ -188,7 +188,7 @@ impl<S: Source> Shared<S> {
         let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
         within(*at + length, part.end)?;
         let (file, offset) = (self.file.clone(), *at);
-        blocking(move || write_all(&file, &frames, offset, u64::MAX)).await?;
+        blocking(move || write_all(&file, &frames, offset)).await?;
         *at += length;
         written.store(*at - part.start, Ordering::Release);
         self.tick.send_replace(());
@@ -349,6 +349,15 @@ impl<S> Split<S> {
             let _ = self.tick.changed().await;
         }
     }
+}
+
+/// Writes frames that begin at `at`.
+fn write_all(file: &File, frames: &[Bytes], mut at: u64) -> Result<()> {
+    for frame in frames {
+        write_at(file, frame, at)?;
+        at += frame.len() as u64;
+    }
+    Ok(())
 }
 
 /// After so much waiting it's looked at how fast the connection was meanwhile.

@@ -15,10 +15,10 @@ use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
-use crate::proxy::cache::{Temp, write_at};
+use crate::proxy::cache::Temp;
 use crate::proxy::events::Event;
 use crate::proxy::{Inner, Origins};
-use crate::verify::{Check, Verified};
+use crate::verify::Verified;
 
 /// Ends a fill, also when its task is dropped: its readers hear of it, and it leaves the list.
 struct Ending<O: Origins> {
@@ -81,12 +81,12 @@ impl<O: Origins> Inner<O> {
         let Some((blob, temp, tier, source, first)) = opened? else { return Ok(()) };
         let feed = self.feed(&fill.spot, tier, source.clone(), &blob);
         let file = temp.file();
-        let body = self.body(&feed, &source, first, &file)?;
+        let (body, written_from) = self.body(&feed, &source, first, &file)?;
         self.observer.event(&Event::FillBegan { digest: &fill.digest, size: blob.size });
         let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((file.clone(), feed)) });
         fill.enter(Stage::Running);
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
-        fill.run(feed, body, &file).await?;
+        fill.run(feed, body, written_from, &file).await?;
         fill.enter(Stage::Whole);
         // From here on nothing can go wrong for its readers: they have the file.
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
@@ -146,13 +146,20 @@ impl<O: Origins> Inner<O> {
         self.settings.parallel > 1 && size >= self.settings.parallel_from
     }
 
-    fn body(&self, feed: &Feed<O::Source>, source: &O::Source, first: Body, file: &Arc<File>) -> Result<Writing> {
+    /// The bytes to verify, and from where on they are in the file already when they come, if they are fetched in parts.
+    fn body(
+        &self,
+        feed: &Feed<O::Source>,
+        source: &O::Source,
+        first: Body,
+        file: &Arc<File>,
+    ) -> Result<(Verified, Option<Arc<AtomicU64>>)> {
         if self.is_parallel(feed.blob().size) {
             let lanes = self.settings.parallel;
             let (body, from) = parallel::ordered(feed, source, first, file.clone(), lanes, self.readers.clone());
-            return Ok(Writing::new(feed.verified(body)?, Some(from)));
+            return Ok((feed.verified(body)?, Some(from)));
         }
-        Ok(Writing::new(feed.begun(first)?, None))
+        Ok((feed.begun(first)?, None))
     }
 
     /// Says that the cache can't be used, once.
@@ -165,31 +172,21 @@ impl<O: Origins> Inner<O> {
     }
 }
 
-/// Bytes on their way into the file, or in it already when they come out here.
-pub(super) struct Writing {
-    body: Body,
-    /// What they are still to be hashed by.
-    check: Option<Check>,
-    /// From where on they are in it already, if it's fetched in parts.
-    written_from: Option<Arc<AtomicU64>>,
-}
-
-impl Writing {
-    fn new(body: Verified, written_from: Option<Arc<AtomicU64>>) -> Self {
-        let (body, check) = body.apart();
-        Self { body, check: Some(check), written_from }
-    }
-}
-
 impl<S: Source> Fill<S> {
-    async fn run(self: &Arc<Self>, feed: &Feed<S>, writing: Writing, file: &Arc<File>) -> Result<()> {
-        let Writing { mut body, check, written_from } = writing;
+    async fn run(
+        self: &Arc<Self>,
+        feed: &Feed<S>,
+        body: Verified,
+        written_from: Option<Arc<AtomicU64>>,
+        file: &Arc<File>,
+    ) -> Result<()> {
+        let (mut body, check) = body.apart();
         let mut in_parts = written_from.is_some();
         let writer = |at, check, written_from| {
             let fill = self.clone();
             Writer::new(file.clone(), at, check, written_from, move |at| fill.reached(at))
         };
-        let mut writing = writer(0, check, written_from);
+        let mut writing = writer(0, Some(check), written_from);
         let mut at = 0;
         while at < feed.blob().size {
             // Room first: what is received waits in the connection else.
@@ -265,18 +262,6 @@ async fn gather(body: &mut Body) -> Result<Vec<Bytes>> {
             return Ok(frames);
         }
     }
-}
-
-/// Writes frames that begin at `at`, but none that begins at `from` or after it.
-pub(super) fn write_all(file: &File, frames: &[Bytes], mut at: u64, from: u64) -> Result<()> {
-    for frame in frames {
-        if at >= from {
-            break;
-        }
-        write_at(file, frame, at)?;
-        at += frame.len() as u64;
-    }
-    Ok(())
 }
 
 /// Written in one go on the blocking pool.
