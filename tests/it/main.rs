@@ -12,6 +12,7 @@ mod demo;
 mod entra;
 mod fixtures;
 mod guide;
+mod hostile;
 mod inspect;
 mod interrupt;
 mod k8s;

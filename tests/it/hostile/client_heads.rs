@@ -1,0 +1,1 @@
+//! Malformed request heads from clients.

@@ -1,0 +1,1 @@
+//! Passwords at rest, and the programs that hold them.

@@ -1,0 +1,1 @@
+//! Whoever wants the token of an Azure identity.

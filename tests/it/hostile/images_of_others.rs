@@ -1,0 +1,1 @@
+//! Cached content that is asked for under another repository.

@@ -1,0 +1,1 @@
+//! Content that makes a layout unreadable.

@@ -1,0 +1,1 @@
+//! Links in a layout that lead out of it.

@@ -1,0 +1,1 @@
+//! Lists from a registry: cut short, or without an end.

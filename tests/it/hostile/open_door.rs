@@ -1,0 +1,1 @@
+//! A proxy that anyone can reach.

@@ -1,0 +1,1 @@
+//! Pushes that fill a disk.

@@ -1,0 +1,1 @@
+//! Devices and FIFOs where a file is expected.

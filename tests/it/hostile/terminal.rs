@@ -1,0 +1,1 @@
+//! Control characters from outside in terminals and logs.
