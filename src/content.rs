@@ -13,7 +13,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
-use crate::reference::{Repository, Target};
+use crate::reference::{LayoutName, Malformed, Repository, Tag, Target, tags_of};
 use crate::retry::Budget;
 use crate::verify::{Marks, Verified};
 
@@ -115,9 +115,22 @@ pub trait Destination: Clone + Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagPage {
     /// The tags.
-    pub tags: Vec<String>,
+    pub tags: Vec<Tag>,
+    /// Names in a layout directory that are no tags, such as `registry/repository:tag`.
+    pub names: Vec<LayoutName>,
+    /// What the holder lists as tags and is none. Whoever reads the page reports it; nothing else can be done
+    /// with it.
+    pub malformed: Vec<Malformed>,
     /// Where the next page begins, in the holder's own words; `None` at the end.
     pub next: Option<String>,
+}
+
+impl TagPage {
+    /// A page of what a holder lists as its tags.
+    pub fn new<T: AsRef<str>>(listed: impl IntoIterator<Item = T>, next: Option<String>) -> Self {
+        let (tags, malformed) = tags_of(listed);
+        Self { tags, names: Vec::new(), malformed, next }
+    }
 }
 
 /// How an upload began.

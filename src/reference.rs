@@ -5,6 +5,7 @@
 //! its default namespace, `latest` the default tag.
 
 mod artifact;
+mod checked;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 
 pub use artifact::Artifact;
+use checked::Outside;
+pub use checked::{LayoutName, Malformed, RegistryName, RepositoryName, Tag, tags_of};
 
 /// The name under which Docker Hub's images are known.
 pub const DOCKER_HUB: &str = "docker.io";
@@ -22,15 +25,35 @@ pub const DOCKER_HUB: &str = "docker.io";
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
     /// Host and, where it isn't the scheme's own, port: `docker.io`, `127.0.0.1:5000`, `[::1]:5000`.
-    pub registry: String,
+    pub registry: RegistryName,
     /// The path: `library/hello-world`.
-    pub name: String,
+    pub name: RepositoryName,
 }
 
 impl Repository {
+    /// No repository of the registry, for a request that concerns none (`GET /v2/`). Its name is empty, and
+    /// no request to a repository can be made with it.
+    pub fn none(registry: RegistryName) -> Self {
+        Self { registry, name: RepositoryName::none() }
+    }
+
     /// Whether it is on Docker Hub.
     pub fn is_docker_hub(&self) -> bool {
         self.registry == DOCKER_HUB
+    }
+
+    /// The repository of the same path below `prefix` (which may be empty) in another registry.
+    ///
+    /// With `strip_library`, Docker Hub's official images lose their `library/`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if prefix and path together are no name of a repository.
+    pub fn below(&self, registry: RegistryName, prefix: &str, strip_library: bool) -> Result<Self> {
+        let name = match self.name.strip_prefix("library/") {
+            Some(official) if strip_library && self.is_docker_hub() => official.parse()?,
+            _ => self.name.clone(),
+        };
+        Ok(Self { registry, name: name.below(prefix)? })
     }
 
     /// The reference of `target` in this repository.
@@ -64,7 +87,9 @@ impl FromStr for Repository {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     /// What the tag points to now.
-    Tag(String),
+    Tag(Tag),
+    /// What has this name in a layout directory. No registry has such names.
+    Name(LayoutName),
     /// This very manifest.
     Digest(Digest),
 }
@@ -73,17 +98,29 @@ impl Target {
     /// The digest, if it is one.
     pub fn digest(&self) -> Option<Digest> {
         match self {
-            Self::Tag(_) => None,
+            Self::Tag(_) | Self::Name(_) => None,
             Self::Digest(digest) => Some(*digest),
         }
     }
 
     /// The tag, if it is one.
-    pub fn tag(&self) -> Option<&str> {
+    pub fn tag(&self) -> Option<&Tag> {
         match self {
             Self::Tag(tag) => Some(tag),
-            Self::Digest(_) => None,
+            Self::Name(_) | Self::Digest(_) => None,
         }
+    }
+
+    /// Refuses what no registry can have.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a name in a layout.
+    pub fn in_registry(&self) -> Result<()> {
+        let Self::Name(name) = self else { return Ok(()) };
+        let tag = name.rsplit_once(':').map_or("TAG", |(_, tag)| tag);
+        let tag = if check_tag(tag).is_ok() { tag } else { "TAG" };
+        Err(Error::new(Kind::Usage, format!("the image's name {name:?} is not a tag, and a registry takes only tags"))
+            .hint(format!("name the destination's repository and tag, such as myregistry.azurecr.io/name:{tag}")))
     }
 }
 
@@ -91,6 +128,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tag(tag) => f.write_str(tag),
+            Self::Name(name) => f.write_str(name),
             Self::Digest(digest) => digest.fmt(f),
         }
     }
@@ -125,9 +163,9 @@ impl FromStr for Reference {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// In a registry; with the tag that was written beside a digest.
-    Registry(Reference, Option<String>),
+    Registry(Reference, Option<Tag>),
     /// In an OCI image layout directory, under a tag where one is given.
-    Layout(PathBuf, Option<String>),
+    Layout(PathBuf, Option<Tag>),
 }
 
 impl FromStr for Location {
@@ -159,7 +197,7 @@ pub enum Goal {
     /// A registry, or a path in it that ends in `/`: the source's own path is kept below it.
     Below {
         /// The registry.
-        registry: String,
+        registry: RegistryName,
         /// What stands before the source's path; empty, or without a slash at its ends.
         prefix: String,
     },
@@ -168,29 +206,23 @@ pub enum Goal {
         /// The repository.
         repository: Repository,
         /// The tag that was given.
-        tag: Option<String>,
+        tag: Option<Tag>,
     },
     /// An OCI image layout directory.
-    Layout(PathBuf, Option<String>),
+    Layout(PathBuf, Option<Tag>),
 }
 
 impl Goal {
     /// Where an image of `source` goes: the repository. `None` for a layout directory.
     ///
-    /// With `strip_library`, Docker Hub's official images lose their `library/`.
-    pub fn repository(&self, source: &Repository, strip_library: bool) -> Option<Repository> {
-        match self {
+    /// # Errors
+    /// As [`Repository::below`].
+    pub fn repository(&self, source: &Repository, strip_library: bool) -> Result<Option<Repository>> {
+        Ok(match self {
             Self::Repository { repository, .. } => Some(repository.clone()),
             Self::Layout(..) => None,
-            Self::Below { registry, prefix } => {
-                let name = match source.name.strip_prefix("library/") {
-                    Some(official) if strip_library && source.is_docker_hub() => official,
-                    _ => &source.name,
-                };
-                let name = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
-                Some(Repository { registry: registry.clone(), name })
-            }
-        }
+            Self::Below { registry, prefix } => Some(source.below(registry.clone(), prefix, strip_library)?),
+        })
     }
 }
 
@@ -212,10 +244,10 @@ impl FromStr for Goal {
             if !prefix.is_empty() {
                 check_name(text, prefix)?;
             }
-            return Ok(Self::Below { registry: registry_name(registry)?, prefix: prefix.to_owned() });
+            return Ok(Self::Below { registry: registry.parse()?, prefix: prefix.to_owned() });
         }
         if !bare.contains('/') && looks_like_host(bare) {
-            return Ok(Self::Below { registry: registry_name(bare)?, prefix: String::new() });
+            return Ok(Self::Below { registry: bare.parse()?, prefix: String::new() });
         }
         if !bare.contains('/') {
             return Err(Error::new(Kind::Usage, format!("{text:?} names no registry to copy to")).hint(
@@ -230,6 +262,7 @@ impl FromStr for Goal {
                     .hint("the digest follows from the image, which is copied byte for byte"))
             }
             Target::Tag(tag) => Ok(Self::Repository { repository: reference.repository, tag: explicit.then_some(tag) }),
+            Target::Name(_) => Err(Error::new(Kind::Usage, format!("{text:?} is not a destination"))),
         }
     }
 }
@@ -282,12 +315,12 @@ pub fn check_tag(tag: &str) -> Result<()> {
     if first && tag.len() <= 128 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
         return Ok(());
     }
-    Err(Error::new(Kind::Usage, format!("{tag:?} is not a tag"))
+    Err(Error::new(Kind::Usage, format!("{} is not a tag", Outside(tag)))
         .hint("a tag has up to 128 letters, digits, '.', '_' and '-', and begins with none of '.' and '-'"))
 }
 
 /// The reference, and the tag that stood beside a digest.
-fn parse(text: &str) -> Result<(Reference, Option<String>)> {
+fn parse(text: &str) -> Result<(Reference, Option<Tag>)> {
     let bare = text.strip_prefix("docker://").unwrap_or(text);
     if bare.contains("://") {
         return Err(Error::new(Kind::Usage, format!("{text:?} is not an image reference: it is written as a URL"))
@@ -307,24 +340,22 @@ fn parse(text: &str) -> Result<(Reference, Option<String>)> {
         Some((path, tag)) if !tag.contains('/') && !tag.contains(']') => (path, Some(tag)),
         _ => (rest, None),
     };
-    if let Some(tag) = tag {
-        check_tag(tag)?;
-    }
+    let tag = tag.map(str::parse::<Tag>).transpose()?;
     let (registry, name) = match path.split_once('/') {
         Some((host, name))
             if looks_like_host(host) || host == "localhost" || host.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
-            (registry_name(host)?, name.to_owned())
+            (host.parse()?, name)
         }
-        _ => (DOCKER_HUB.to_owned(), path.to_owned()),
+        _ => (RegistryName::docker_hub(), path),
     };
-    let name = if registry == DOCKER_HUB && !name.contains('/') { format!("library/{name}") } else { name };
-    check_name(text, &name)?;
-    let target = match digest {
-        Some(digest) => Target::Digest(digest),
-        None => Target::Tag(tag.unwrap_or("latest").to_owned()),
+    let is_official = registry == DOCKER_HUB && !name.contains('/');
+    let name = if is_official { format!("library/{name}") } else { name.to_owned() };
+    let name = RepositoryName::within(text, name)?;
+    let (target, beside) = match digest {
+        Some(digest) => (Target::Digest(digest), tag),
+        None => (Target::Tag(tag.unwrap_or_else(Tag::latest)), None),
     };
-    let beside = digest.and(tag).map(str::to_owned);
     Ok((Reference { repository: Repository { registry, name }, target }, beside))
 }
 
@@ -380,14 +411,13 @@ pub fn looks_like_host(text: &str) -> bool {
 }
 
 /// `DIR[:TAG]`; a path that exists with its colon isn't cut.
-fn split_layout(text: &str) -> Result<(PathBuf, Option<String>)> {
+fn split_layout(text: &str) -> Result<(PathBuf, Option<Tag>)> {
     if text.is_empty() {
         return Err(Error::new(Kind::Usage, "\"oci:\" names no directory").hint("write oci:DIR or oci:DIR:TAG"));
     }
     match text.rsplit_once(':') {
         Some((directory, tag)) if !directory.is_empty() && !tag.contains('/') => {
-            check_tag(tag)?;
-            Ok((directory.into(), Some(tag.to_owned())))
+            Ok((directory.into(), Some(tag.parse()?)))
         }
         _ => Ok((text.into(), None)),
     }
@@ -447,7 +477,7 @@ mod tests {
     fn goals() {
         let source: Reference = "hello-world".parse().expect("a reference");
         let to = |text: &str, strip| {
-            text.parse::<Goal>().map(|goal| goal.repository(&source.repository, strip).map(|r| r.to_string()))
+            text.parse::<Goal>().and_then(|goal| Ok(goal.repository(&source.repository, strip)?.map(|r| r.to_string())))
         };
         assert_eq!(to("my.azurecr.io", false).ok().flatten().as_deref(), Some("my.azurecr.io/library/hello-world"));
         assert_eq!(to("my.azurecr.io", true).ok().flatten().as_deref(), Some("my.azurecr.io/hello-world"));
@@ -456,7 +486,7 @@ mod tests {
         assert_eq!(to("my.azurecr.io/x/y:v1", false).ok().flatten().as_deref(), Some("my.azurecr.io/x/y"));
         assert!(to("hello-world:latest", false).is_err());
         assert!(to(&format!("my.azurecr.io/x@sha256:{}", "0".repeat(64)), false).is_err());
-        assert_eq!("oci:dir/x:t".parse::<Goal>().ok(), Some(Goal::Layout("dir/x".into(), Some("t".into()))));
+        assert_eq!("oci:dir/x:t".parse::<Goal>().ok(), Some(Goal::Layout("dir/x".into(), "t".parse().ok())));
         assert_eq!("oci:/a:b/c".parse::<Goal>().ok(), Some(Goal::Layout("/a:b/c".into(), None)));
     }
 }

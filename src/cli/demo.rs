@@ -111,8 +111,9 @@ async fn copies_again(stage: &Stage, tale: &mut Tale, image: &str) -> Result<()>
 async fn brings_referrers(stage: &Stage, tale: &mut Tale, image: &str) -> Result<()> {
     let words = ["copy", image, &stage.acr.address, "--referrers"];
     typed(stage, &stage.acr, tale, "Bring what refers to it: an SBOM", &words).await?;
+    let name = REPOSITORY.parse()?;
     let about = |site: &Site| {
-        let repository = site.store.repository(REPOSITORY);
+        let repository = site.store.repository(&name);
         async move { repository.referrers(&stage.digest).await }
     };
     let (here, there) = (about(&stage.hub).await?, about(&stage.acr).await?);

@@ -1,9 +1,11 @@
 //! One image of a command: its two ends, whatever they are.
 
+use std::path::PathBuf;
+
 use crate::copy::{Engine, Options, Report};
 use crate::error::{Result, Side};
 use crate::layout::Layout;
-use crate::reference::{DOCKER_HUB, Goal, Location, Repository, Target};
+use crate::reference::{Goal, Location, RegistryName, Repository, RepositoryName, Tag, Target};
 use crate::registry::Registries;
 
 /// A source that is settled: which manifest of what.
@@ -28,9 +30,12 @@ impl From {
             Location::Layout(directory, tag) => {
                 let on_source = |error: crate::error::Error| error.on(Side::Source);
                 let layout = Layout::open(directory).await.map_err(on_source)?;
-                let target = layout.choose(tag.as_deref()).await.map_err(on_source)?;
-                let keep = target.tag().unwrap_or("latest").to_owned();
-                (target, Target::Tag(keep))
+                let target = layout.choose(tag.as_ref()).await.map_err(on_source)?;
+                let keep = match &target {
+                    Target::Digest(_) => Target::Tag(Tag::latest()),
+                    named => named.clone(),
+                };
+                (target, keep)
             }
         };
         Ok(Self { location, target, keep })
@@ -42,7 +47,7 @@ impl From {
     }
 
     /// Another tag of the same repository.
-    pub(super) fn with_tag(&self, tag: String) -> Self {
+    pub(super) fn with_tag(&self, tag: Tag) -> Self {
         let location = match &self.location {
             Location::Registry(reference, _) => {
                 Location::Registry(reference.repository.at(Target::Tag(tag.clone())), None)
@@ -53,12 +58,16 @@ impl From {
     }
 
     /// The repository; for a directory, one by its name.
-    fn repository(&self) -> Repository {
+    fn repository(&self) -> Result<Repository> {
         match &self.location {
-            Location::Registry(reference, _) => reference.repository.clone(),
+            Location::Registry(reference, _) => Ok(reference.repository.clone()),
             Location::Layout(directory, _) => {
                 let name = directory.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase());
-                Repository { registry: DOCKER_HUB.into(), name: name.unwrap_or_else(|| "image".into()) }
+                let name = name.as_deref().unwrap_or("image").parse::<RepositoryName>();
+                let name = name.map_err(|error| {
+                    error.hint_instead("name the destination's repository, such as myregistry.azurecr.io/name:tag")
+                })?;
+                Ok(Repository { registry: RegistryName::docker_hub(), name })
             }
         }
     }
@@ -68,22 +77,39 @@ impl From {
 #[derive(Clone, Debug)]
 pub(super) struct Image {
     from: From,
-    goal: Goal,
-    /// The destination's repository; for a directory the source's.
-    repository: Repository,
+    to: End,
     at: Target,
 }
 
+/// Where an image goes.
+#[derive(Clone, Debug)]
+enum End {
+    Repository(Repository),
+    Directory(PathBuf),
+}
+
 impl Image {
-    pub(super) fn new(from: From, goal: Goal, strip_library: bool) -> Self {
+    /// An image of `from` for `goal`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`](crate::error::Kind::Usage) if the destination cannot have the name that results.
+    pub(super) fn new(from: From, goal: Goal, strip_library: bool) -> Result<Self> {
         let asked = match &goal {
             Goal::Repository { tag, .. } | Goal::Layout(_, tag) => tag.clone().map(Target::Tag),
             Goal::Below { .. } => None,
         };
-        let own = from.repository();
-        let repository = goal.repository(&own, strip_library).unwrap_or(own);
         let at = asked.unwrap_or_else(|| from.keep.clone());
-        Self { from, goal, repository, at }
+        let to = match goal {
+            Goal::Layout(directory, _) => End::Directory(directory),
+            Goal::Repository { repository, .. } => End::Repository(repository),
+            Goal::Below { registry, prefix } => {
+                End::Repository(from.repository()?.below(registry, &prefix, strip_library)?)
+            }
+        };
+        if let End::Repository(_) = to {
+            at.in_registry()?;
+        }
+        Ok(Self { from, to, at })
     }
 
     pub(super) fn source(&self) -> String {
@@ -91,28 +117,28 @@ impl Image {
     }
 
     pub(super) fn destination(&self) -> String {
-        match &self.goal {
-            Goal::Layout(directory, _) => format!("oci:{}:{}", directory.display(), self.at),
-            _ => self.repository.at(self.at.clone()).to_string(),
+        match &self.to {
+            End::Directory(directory) => format!("oci:{}:{}", directory.display(), self.at),
+            End::Repository(repository) => repository.at(self.at.clone()).to_string(),
         }
     }
 
     /// Copies it.
     pub(super) async fn copy(&self, registries: &Registries, engine: &Engine, options: &Options) -> Result<Report> {
-        match (&self.from.location, &self.goal) {
-            (Location::Registry(reference, _), Goal::Layout(directory, _)) => {
+        match (&self.from.location, &self.to) {
+            (Location::Registry(reference, _), End::Directory(directory)) => {
                 let source = registries.repository(&reference.repository)?;
                 self.between(engine, &source, &create(directory, options).await?, options).await
             }
-            (Location::Registry(reference, _), _) => {
+            (Location::Registry(reference, _), End::Repository(to)) => {
                 let source = registries.repository(&reference.repository)?;
-                self.between(engine, &source, &registries.repository(&self.repository)?, options).await
+                self.between(engine, &source, &registries.repository(to)?, options).await
             }
-            (Location::Layout(from, _), Goal::Layout(directory, _)) => {
+            (Location::Layout(from, _), End::Directory(directory)) => {
                 self.between(engine, &open(from).await?, &create(directory, options).await?, options).await
             }
-            (Location::Layout(from, _), _) => {
-                self.between(engine, &open(from).await?, &registries.repository(&self.repository)?, options).await
+            (Location::Layout(from, _), End::Repository(to)) => {
+                self.between(engine, &open(from).await?, &registries.repository(to)?, options).await
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::descriptor::{Descriptor, Platform};
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Layout;
 use crate::manifest::Manifest;
-use crate::reference::{Location, Repository, Target};
+use crate::reference::{Location, Repository, Tag, Target};
 use crate::registry::Registries;
 
 /// Show an image: platforms, layers, sizes, digests, annotations, referrers
@@ -104,7 +104,7 @@ pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registri
 }
 
 async fn list<S: Source>(source: &S, global: &Global) -> Result<()> {
-    let mut all: Vec<String> = Vec::new();
+    let mut all: Vec<Tag> = Vec::new();
     let mut next: Option<String> = None;
     loop {
         let page = source.tags(next.as_deref()).await?;

@@ -12,7 +12,7 @@ use crate::mirror::schedule;
 use crate::registry::{Registries, Repo};
 use crate::{
     descriptor::Digest,
-    reference::{Repository, Target},
+    reference::{Repository, Tag, Target},
 };
 
 /// What may be removed.
@@ -85,7 +85,7 @@ async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> 
 }
 
 impl Shelf for Repo {
-    async fn tags(&self) -> Result<Vec<String>> {
+    async fn tags(&self) -> Result<Vec<Tag>> {
         prune::all_tags(self).await
     }
 
@@ -93,7 +93,7 @@ impl Shelf for Repo {
         prune::holds(self, target).await
     }
 
-    async fn written(&self, tag: &str) -> Result<Option<Timestamp>> {
+    async fn written(&self, tag: &Tag) -> Result<Option<Timestamp>> {
         match self.tag_state(tag).await {
             // A locked one couldn't be deleted, and whoever locked it meant it.
             Ok(Some(state)) => Ok(state.written.filter(|_| !state.locked)),
@@ -103,7 +103,7 @@ impl Shelf for Repo {
         }
     }
 
-    async fn delete_tag(&self, tag: &str) -> Result<bool> {
+    async fn delete_tag(&self, tag: &Tag) -> Result<bool> {
         Self::delete_tag(self, tag).await
     }
 

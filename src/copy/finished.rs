@@ -9,6 +9,7 @@
 //! it elsewhere, and had no tag yet, it's sent again. To ask all repositories of a list for each of its large layers
 //! would cost every run more than that costs after a kill.
 
+use crate::reference::RegistryName;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +23,7 @@ use crate::manifest::Manifest;
 
 /// The finished images of a run, by registry.
 #[derive(Default)]
-pub(super) struct Finished(Mutex<HashMap<String, Shelf>>);
+pub(super) struct Finished(Mutex<HashMap<RegistryName, Shelf>>);
 
 #[derive(Default)]
 struct Shelf {
@@ -52,7 +53,7 @@ impl Finished {
 
     fn add(
         &self,
-        registry: String,
+        registry: RegistryName,
         lookup: impl Fn() -> BoxFuture<'static, (Number, Vec<Digest>)> + Send + Sync + 'static,
     ) {
         let mut shelves = self.lock();
@@ -82,7 +83,7 @@ impl Finished {
         self.lock().get(registry)?.holders.get(blob).copied()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Shelf>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RegistryName, Shelf>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -171,7 +171,7 @@ async fn look_for<S: Source, D: Destination>(source: &S, destination: &D, subjec
         })
         .collect();
     for suffix in COSIGN_SUFFIXES {
-        let target = Target::Tag(format!("{}{suffix}", subject.referrers_tag()));
+        let target = Target::Tag(subject.cosign_tag(suffix)?);
         if let Some(descriptor) = source.resolve(&target).await.map_err(|error| error.on(Side::Source))? {
             found.push(Referrer { target, digest: descriptor.digest, of: subject, listed: true });
         }

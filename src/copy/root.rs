@@ -117,6 +117,7 @@ async fn manifest<S: Source>(source: &S, target: &Target) -> Result<Manifest> {
 fn absent(target: &Target) -> Error {
     let what = match target {
         Target::Tag(tag) => format!("there is no tag {tag:?}"),
+        Target::Name(name) => format!("there is no image {name:?}"),
         Target::Digest(digest) => format!("there is no manifest {digest}"),
     };
     Error::new(Kind::NotFound, what)

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::names::Scope;
+use super::names::{Scope, malformed};
 use super::store::{Store, lock};
 use super::{SHOWN, listed};
 use crate::descriptor::{Descriptor, Digest};
@@ -15,19 +15,29 @@ use crate::reference::{Artifact, Target};
 impl Store {
     pub(super) fn only_now(&self) -> Result<Target> {
         let index = self.index()?;
-        let (mut named, mut unnamed) = (Vec::new(), Vec::new());
+        let (mut named, mut unnamed, mut bad) = (Vec::new(), Vec::new(), Vec::new());
         for entry in index.entries() {
-            match scope_tag(entry) {
-                Some(tag) if is_about_another(&tag) => {}
-                Some(tag) => named.push(Target::Tag(tag)),
-                None if self.subject(&entry.digest)?.is_none() => unnamed.push(Target::Digest(entry.digest)),
-                None => {}
+            match (whole_target(entry), malformed(entry)) {
+                (Some(target), _) if is_about_another(&target) => {}
+                (Some(target), _) => named.push(target),
+                (None, Some(name)) => bad.push(name),
+                (None, None) if self.subject(&entry.digest)?.is_none() => unnamed.push(Target::Digest(entry.digest)),
+                (None, None) => {}
             }
         }
         let mut found = if named.is_empty() { unnamed } else { named };
         found.dedup();
+        if let (Some(name), false) = (bad.first(), found.is_empty()) {
+            let (dir, more) = (self.dir().display(), bad.len() - 1);
+            tracing::warn!("{dir}: the name {name} is not valid: its image is left out ({more} more such names)");
+        }
         match (found.pop(), found.is_empty()) {
             (Some(only), true) => Ok(only),
+            (None, _) if !bad.is_empty() => {
+                let error = format!("the image's name {} in {} is not valid", bad[0], self.dir().display());
+                Err(Error::new(Kind::Invalid, error)
+                    .hint("an image's name is a tag, or registry/repository:tag: correct it in index.json"))
+            }
             (None, _) => Err(Error::new(Kind::NotFound, format!("{} has no image", self.dir().display()))),
             (Some(last), false) => {
                 let dir = self.dir().display();
@@ -115,13 +125,12 @@ impl Referrer {
     }
 }
 
-/// The tag by which `oci:DIR:TAG` finds the entry.
-fn scope_tag(entry: &Descriptor) -> Option<String> {
-    Scope::Whole.tags(entry, "").into_iter().min().map(|(_, tag)| tag)
+/// The name by which the whole directory has the entry: the tag of `oci:DIR:TAG`, or a longer one.
+fn whole_target(entry: &Descriptor) -> Option<Target> {
+    Scope::Whole.targets(entry, "").into_iter().min().map(|(_, target)| target)
 }
 
 /// Tags of signatures (cosign: `sha256-<hex>.sig`) and of lists of referrers (`sha256-<hex>`).
-fn is_about_another(tag: &str) -> bool {
-    let last = tag.rsplit(':').next().unwrap_or(tag);
-    Artifact::of(last).is_some()
+fn is_about_another(target: &Target) -> bool {
+    target.to_string().rsplit(':').next().is_some_and(|last| Artifact::of(last).is_some())
 }

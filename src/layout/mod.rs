@@ -40,7 +40,7 @@ use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
-use crate::reference::{Repository, Target};
+use crate::reference::{RegistryName, Repository, Tag, Target};
 use crate::verify::Verified;
 
 pub use names::Scope;
@@ -84,9 +84,9 @@ impl Layout {
     pub(crate) fn new(store: Store, scope: Scope) -> Self {
         // Not the name of any registry, so that nothing is mounted across, and the same for all
         // repositories of the directory, so that within it everything is.
-        let registry = format!("oci:{}", store.dir().display());
+        let registry = RegistryName::of_directory(store.dir());
         let name = match &scope {
-            Scope::Whole => store.default_repository().to_owned(),
+            Scope::Whole => store.default_repository().clone(),
             Scope::Repository(name) => name.clone(),
         };
         Self { store, scope, repository: Repository { registry, name } }
@@ -96,9 +96,9 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Usage`] with the list if there are several.
-    pub async fn choose(&self, tag: Option<&str>) -> Result<Target> {
+    pub async fn choose(&self, tag: Option<&Tag>) -> Result<Target> {
         match tag {
-            Some(tag) => Ok(Target::Tag(tag.to_owned())),
+            Some(tag) => Ok(Target::Tag(tag.clone())),
             None => self.store.only().await,
         }
     }
@@ -109,8 +109,8 @@ impl Layout {
     }
 
     /// Up to `most` tags behind `after`, in the order of their bytes.
-    pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<String>> {
-        self.store.tags(&self.scope, after, most).await
+    pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
+        Ok(self.store.page(&self.scope, after, most).await?.tags)
     }
 
     /// The blob or manifest as a file, whatever its size; `None` if it isn't there.
@@ -147,9 +147,7 @@ impl Source for Layout {
     }
 
     async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
-        let tags = self.tags_page(next, PAGE).await?;
-        let next = tags.last().filter(|_| tags.len() == PAGE).cloned();
-        Ok(TagPage { tags, next })
+        self.store.page(&self.scope, next, PAGE).await
     }
 }
 
@@ -196,7 +194,7 @@ impl Destination for Layout {
     }
 
     async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
-        let name = at.tag().map(|tag| self.scope.written(tag));
+        let name = self.scope.written(at);
         self.store.put_manifest(manifest, name).await?;
         Ok(Pushed { lists_referrer: manifest.contents().subject.is_some() })
     }
@@ -218,9 +216,10 @@ impl Layout {
 }
 
 /// `a, b, c and more`.
-fn listed(names: &[String]) -> String {
+fn listed<T: std::fmt::Display>(names: &[T]) -> String {
     let more = if names.len() > SHOWN { " and more" } else { "" };
-    format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
+    let shown: Vec<String> = names.iter().take(SHOWN).map(T::to_string).collect();
+    format!("{}{more}", shown.join(", "))
 }
 
 /// Frames of `body`, gathered to at least [`CHUNK`] bytes, or to its end; empty at the end.

@@ -1,7 +1,7 @@
 //! Under which names an entry of `index.json` can be asked for. No I/O.
 
 use crate::descriptor::Descriptor;
-use crate::reference::{self, Reference, Target};
+use crate::reference::{LayoutName, Malformed, Reference, RepositoryName, Tag, Target};
 
 /// What tags mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,33 +9,47 @@ pub enum Scope {
     /// The directory as one repository: the tag is the whole `ref.name`, as skopeo has it.
     Whole,
     /// One of several repositories: the `ref.name` is `repository:tag`.
-    Repository(String),
+    Repository(RepositoryName),
 }
 
 impl Scope {
-    /// The `ref.name` that is written for `tag`.
-    pub(super) fn written(&self, tag: &str) -> String {
-        match self {
-            Self::Whole => tag.to_owned(),
-            Self::Repository(name) => format!("{name}:{tag}"),
+    /// The `ref.name` that is written for `target`; none for a digest.
+    pub(super) fn written(&self, target: &Target) -> Option<String> {
+        match (self, target) {
+            (_, Target::Digest(_)) => None,
+            (Self::Whole, Target::Tag(_) | Target::Name(_)) => Some(target.to_string()),
+            (Self::Repository(name), Target::Tag(tag)) => Some(format!("{name}:{tag}")),
+            // A repository has no such names.
+            (Self::Repository(_), Target::Name(_)) => None,
         }
     }
 
-    /// The tags that `entry` has here, each with how well it fits: what was written by the
-    /// same rule wins over what is only read. `default` is the repository of bare tags.
-    pub(super) fn tags(&self, entry: &Descriptor, default: &str) -> Vec<(Fit, String)> {
+    /// The tags that `entry` has here (for the whole directory, full names too), each with how well it fits:
+    /// what was written by the same rule wins over what is only read. `default` is the repository of bare tags.
+    pub(super) fn targets(&self, entry: &Descriptor, default: &str) -> Vec<(Fit, Target)> {
         let exact = match (self, entry.annotations.get(REF_NAME)) {
-            (Self::Whole, Some(whole)) => Some((Fit::Exact, whole.clone())),
+            (Self::Whole, Some(whole)) => whole_name(whole).map(|target| (Fit::Exact, target)),
             _ => None,
         };
         let others = names(entry).into_iter().filter_map(|name| match (self, &name.repository) {
             (Self::Whole, _) => Some((Fit::Read, name.tag)),
-            (Self::Repository(here), Some(there)) if here == there => Some((name.fit, name.tag)),
-            (Self::Repository(here), None) if here == default => Some((Fit::Read, name.tag)),
+            (Self::Repository(here), Some(there)) if here.as_str() == there.as_str() => Some((name.fit, name.tag)),
+            (Self::Repository(here), None) if here.as_str() == default => Some((Fit::Read, name.tag)),
             (Self::Repository(_), _) => None,
         });
-        exact.into_iter().chain(others).collect()
+        exact.into_iter().chain(others.map(|(fit, tag)| (fit, Target::Tag(tag)))).collect()
     }
+}
+
+/// What a `ref.name` is called in the whole directory: a tag or a longer name.
+fn whole_name(text: &str) -> Option<Target> {
+    text.parse().map(Target::Tag).or_else(|_| text.parse::<LayoutName>().map(Target::Name)).ok()
+}
+
+/// The `ref.name` of an entry, if it is neither a tag nor what the image spec allows there (annotations.md).
+pub(super) fn malformed(entry: &Descriptor) -> Option<Malformed> {
+    let text = entry.annotations.get(REF_NAME).filter(|text| !text.is_empty())?;
+    whole_name(text).is_none().then(|| Malformed::new(text))
 }
 
 /// How well a name fits what was asked; the best first.
@@ -53,8 +67,8 @@ pub(super) enum Fit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Name {
     /// `None` for a bare tag.
-    pub(super) repository: Option<String>,
-    pub(super) tag: String,
+    pub(super) repository: Option<RepositoryName>,
+    pub(super) tag: Tag,
     pub(super) fit: Fit,
 }
 
@@ -62,8 +76,8 @@ pub(super) struct Name {
 pub(super) fn names(entry: &Descriptor) -> Vec<Name> {
     let mut names = Vec::new();
     if let Some(text) = entry.annotations.get(REF_NAME) {
-        if reference::check_tag(text).is_ok() {
-            names.push(Name { repository: None, tag: text.clone(), fit: Fit::Exact });
+        if let Ok(tag) = text.parse() {
+            names.push(Name { repository: None, tag, fit: Fit::Exact });
         } else {
             names.extend(full(text, Fit::Exact));
         }
@@ -76,12 +90,11 @@ pub(super) fn names(entry: &Descriptor) -> Vec<Name> {
 
 /// `repository:tag` as it stands, and without the registry that it begins with.
 fn full(text: &str, fit: Fit) -> Vec<Name> {
-    let Some((repository, tag)) = text.rsplit_once(':').filter(|(_, tag)| reference::check_tag(tag).is_ok()) else {
-        return Vec::new();
-    };
+    let Some((repository, tag)) = text.rsplit_once(':') else { return Vec::new() };
+    let Ok(tag) = tag.parse::<Tag>() else { return Vec::new() };
     let mut names = Vec::new();
-    if reference::check_name(text, repository).is_ok() {
-        names.push(Name { repository: Some(repository.to_owned()), tag: tag.to_owned(), fit });
+    if let Ok(repository) = repository.parse() {
+        names.push(Name { repository: Some(repository), tag, fit });
     }
     if let Ok(Reference { repository: parsed, target: Target::Tag(tag) }) = text.parse() {
         names.push(Name { repository: Some(parsed.name), tag, fit: Fit::Alias });
@@ -105,16 +118,20 @@ mod tests {
         entry
     }
 
+    fn named(name: &str) -> Scope {
+        Scope::Repository(name.into())
+    }
+
     fn tags(scope: &Scope, annotations: &[(&str, &str)]) -> Vec<(Fit, String)> {
-        let mut tags = scope.tags(&entry(annotations), "images");
-        tags.sort();
-        tags
+        let mut targets = scope.targets(&entry(annotations), "images");
+        targets.sort();
+        targets.into_iter().map(|(fit, target)| (fit, target.to_string())).collect()
     }
 
     #[test]
     fn what_is_written_is_read_as_exact() {
-        for scope in [Scope::Whole, Scope::Repository("a/b".into())] {
-            let written = scope.written("v1");
+        for scope in [Scope::Whole, named("a/b")] {
+            let written = scope.written(&Target::Tag("v1".into())).expect("a name");
             assert_eq!(tags(&scope, &[(REF_NAME, &written)])[0], (Fit::Exact, "v1".into()), "{scope:?}");
         }
     }
@@ -122,25 +139,25 @@ mod tests {
     #[test]
     fn bare_tags_are_in_the_default_repository() {
         let bare: &[(&str, &str)] = &[(REF_NAME, "1.27")];
-        assert_eq!(tags(&Scope::Repository("images".into()), bare), [(Fit::Read, "1.27".into())]);
-        assert_eq!(tags(&Scope::Repository("other".into()), bare), []);
+        assert_eq!(tags(&named("images"), bare), [(Fit::Read, "1.27".into())]);
+        assert_eq!(tags(&named("other"), bare), []);
     }
 
     #[test]
     fn containerds_names_are_read_with_and_without_the_registry() {
         let built: &[(&str, &str)] = &[(REF_NAME, "1.27"), (CONTAINERD_NAME, "docker.io/library/nginx:1.27")];
-        let at = |name: &str| tags(&Scope::Repository(name.into()), built);
+        let at = |name: &str| tags(&named(name), built);
         assert_eq!(at("docker.io/library/nginx"), [(Fit::Read, "1.27".into())]);
         assert_eq!(at("library/nginx"), [(Fit::Alias, "1.27".into())]);
         assert_eq!(at("nginx"), []);
         let port: &[(&str, &str)] = &[(REF_NAME, "localhost:5000/x:v1")];
-        assert_eq!(tags(&Scope::Repository("x".into()), port), [(Fit::Alias, "v1".into())]);
+        assert_eq!(tags(&named("x"), port), [(Fit::Alias, "v1".into())]);
     }
 
     #[test]
     fn nonsense_has_no_names() {
         for text in ["", "a b:c", "x:", ":y", "X:..", "repo@sha256:00", "../../etc:tag"] {
-            assert_eq!(tags(&Scope::Repository("x".into()), &[(CONTAINERD_NAME, text)]), [], "{text}");
+            assert_eq!(tags(&named("x"), &[(CONTAINERD_NAME, text)]), [], "{text}");
         }
     }
 }

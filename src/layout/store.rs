@@ -1,6 +1,6 @@
 //! The directory itself: files, the index and its lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,15 @@ use super::Layout;
 use super::dir;
 use super::graph::Referrer;
 use super::index::Index;
-use super::names::{Fit, REF_NAME, Scope, names};
+use super::names::{Fit, REF_NAME, Scope, malformed, names};
 use super::partial::{Partial, Temp};
 use super::read::Stored;
+use crate::content::TagPage;
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, MAX_MANIFEST, Manifest};
 use crate::pool::blocking;
-use crate::reference::{Target, check_name};
+use crate::reference::{RepositoryName, Target};
 
 /// A layout directory. A clone is a handle to the same.
 #[derive(Clone, Debug)]
@@ -29,7 +30,7 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
-    default_repository: String,
+    default_repository: RepositoryName,
     /// The index as it was last read, and what its file looked like then.
     index: Mutex<Option<(Stamp, Arc<Index>)>>,
     /// For manifests that were looked at: what they are about. Their content never changes.
@@ -83,7 +84,7 @@ impl Store {
 
     fn at(dir: PathBuf) -> Self {
         let name = dir.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let default_repository = if check_name(&name, &name).is_ok() { name } else { "image".to_owned() };
+        let default_repository = name.parse().unwrap_or_else(|_| RepositoryName::image());
         Self(Arc::new(Inner { dir, default_repository, index: Mutex::default(), subjects: Mutex::default() }))
     }
 
@@ -93,7 +94,7 @@ impl Store {
     }
 
     /// The repository that entries with no more than a tag are in: the directory's name.
-    pub fn default_repository(&self) -> &str {
+    pub fn default_repository(&self) -> &RepositoryName {
         &self.0.default_repository
     }
 
@@ -103,15 +104,15 @@ impl Store {
     }
 
     /// The repository `name` in it.
-    pub fn repository(&self, name: &str) -> Layout {
-        Layout::new(self.clone(), Scope::Repository(name.to_owned()))
+    pub fn repository(&self, name: &RepositoryName) -> Layout {
+        Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
 
     /// All repositories that have a tag, in the order of their bytes.
-    pub async fn repositories(&self) -> Result<Vec<String>> {
+    pub async fn repositories(&self) -> Result<Vec<RepositoryName>> {
         self.work(|store| {
             let index = store.index()?;
-            let default = || store.default_repository().to_owned();
+            let default = || store.default_repository().clone();
             let found = index.entries().flat_map(names).filter(|name| name.fit != Fit::Alias);
             Ok(found.map(|name| name.repository.unwrap_or_else(default)).collect::<BTreeSet<_>>().into_iter().collect())
         })
@@ -156,14 +157,30 @@ impl Store {
         .await
     }
 
-    pub(super) async fn tags(&self, scope: &Scope, after: Option<&str>, most: usize) -> Result<Vec<String>> {
+    /// Up to `most` tags and names behind `after`, in the order of their bytes. The first page of the whole
+    /// directory has all malformed names.
+    pub(super) async fn page(&self, scope: &Scope, after: Option<&str>, most: usize) -> Result<TagPage> {
         let (scope, after) = (scope.clone(), after.map(str::to_owned));
         self.work(move |store| {
             let index = store.index()?;
-            let tags = index.entries().flat_map(|entry| scope.tags(entry, store.default_repository()));
-            let tags: BTreeSet<String> = tags.map(|(_, tag)| tag).collect();
-            let behind = tags.into_iter().filter(|tag| after.as_ref().is_none_or(|after| tag > after));
-            Ok(behind.take(most).collect())
+            let targets = index.entries().flat_map(|entry| scope.targets(entry, store.default_repository()));
+            let targets: BTreeMap<String, Target> = targets
+                .map(|(_, target)| (target.to_string(), target))
+                .filter(|(text, _)| after.as_ref() < Some(text))
+                .collect();
+            let mut page = TagPage::default();
+            if scope == Scope::Whole && after.is_none() {
+                page.malformed = index.entries().filter_map(malformed).collect();
+            }
+            for (at, (text, target)) in targets.into_iter().take(most).enumerate() {
+                page.next = (at + 1 == most).then_some(text);
+                match target {
+                    Target::Tag(tag) => page.tags.push(tag),
+                    Target::Name(name) => page.names.push(name),
+                    Target::Digest(_) => {}
+                }
+            }
+            Ok(page)
         })
         .await
     }
@@ -221,12 +238,12 @@ impl Store {
     pub(super) fn manifest_now(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
         match target {
             Target::Digest(digest) => self.read_manifest(digest, None),
-            Target::Tag(tag) => {
-                let Some(entry) = self.entry(scope, tag)? else { return Ok(None) };
+            Target::Tag(_) | Target::Name(_) => {
+                let Some(entry) = self.entry(scope, target)? else { return Ok(None) };
                 let media_type = Some(entry.media_type.0.as_str());
                 self.read_manifest(&entry.digest, media_type)?.map(Some).ok_or_else(|| {
                     let dir = self.dir().display();
-                    Error::new(Kind::Invalid, format!("{dir} lists {tag} as {}, but lacks that blob", entry.digest))
+                    Error::new(Kind::Invalid, format!("{dir} lists {target} as {}, but lacks that blob", entry.digest))
                         .hint("the directory was copied in part: copy the image to it again")
                 })
             }
@@ -249,18 +266,19 @@ impl Store {
     }
 
     /// The entry that fits best; the last of equals, since entries are added at the end.
-    fn entry(&self, scope: &Scope, tag: &str) -> Result<Option<Descriptor>> {
+    fn entry(&self, scope: &Scope, target: &Target) -> Result<Option<Descriptor>> {
         let index = self.index()?;
         let mut fitting: Vec<(Fit, &Descriptor)> = Vec::new();
         for entry in index.entries().rev() {
-            let fits = scope.tags(entry, self.default_repository()).into_iter().filter(|(_, other)| other == tag);
+            let targets = scope.targets(entry, self.default_repository()).into_iter();
+            let fits = targets.filter(|(_, other)| other == target);
             fitting.extend(fits.map(|(fit, _)| fit).min().map(|fit| (fit, entry)));
         }
         fitting.sort_by_key(|(fit, _)| *fit);
         let Some((best, entry)) = fitting.first().copied() else { return Ok(None) };
         let rival = fitting.iter().find(|(fit, other)| *fit == best && other.digest != entry.digest);
         if let (Scope::Whole, Fit::Read, Some((_, rival))) = (scope, best, rival) {
-            let error = format!("{tag} is several images in {}", self.dir().display());
+            let error = format!("{target} is several images in {}", self.dir().display());
             return Err(Error::new(Kind::Usage, error).hint(format!("it is {} and {}", title(entry), title(rival))));
         }
         Ok(Some(entry.clone()))

@@ -182,7 +182,7 @@ async fn blobs_are_mounted_within_the_directory_only() {
     let dir = Dir::new();
     let whole = dir.create().await;
     store(&whole, b"shared").await;
-    let (a, b) = (whole.store.repository("a"), whole.store.repository("b"));
+    let (a, b) = (whole.store.repository(&"a".into()), whole.store.repository(&"b".into()));
     let blob = blob_of(b"shared");
     assert!(matches!(b.start(&blob, Some(a.repository())).await, Ok(Started::Mounted)));
     assert!(matches!(b.start(&blob_of(b"other"), Some(a.repository())).await, Ok(Started::Session(_))));
@@ -257,7 +257,7 @@ async fn referrers_by_subject_and_by_tag_schema() {
 async fn repositories_keep_their_tags_apart() {
     let dir = Dir::new();
     let layout = dir.create().await;
-    let (a, b) = (layout.store.repository("team/a"), layout.store.repository("b"));
+    let (a, b) = (layout.store.repository(&"team/a".into()), layout.store.repository(&"b".into()));
     for (at, names) in [(&a, &["v10", "v2", "v1"][..]), (&b, &["v1"])] {
         for name in names {
             put(at, &image(&format!("{}{name}", at.repository().name)), Some(name)).await;
@@ -268,8 +268,9 @@ async fn repositories_keep_their_tags_apart() {
     assert_eq!(a.tags_page(Some("v1"), 1).await.expect("tags"), ["v10"]);
     assert_eq!(layout.store.repositories().await.expect("names"), ["b", "team/a"]);
     assert_eq!(b.manifest(&tag("v1")).await.expect("reads").digest(), image("bv1").digest());
-    // As the whole directory, a full name is a tag; a bare one only if it's clear.
-    assert_eq!(layout.manifest(&tag("b:v1")).await.expect("reads").digest(), image("bv1").digest());
+    // The whole directory has full names; a tag alone only if one image has it.
+    let full = Target::Name("b:v1".into());
+    assert_eq!(layout.manifest(&full).await.expect("reads").digest(), image("bv1").digest());
     assert_eq!(layout.manifest(&tag("v10")).await.expect("reads").digest(), image("team/av10").digest());
     assert_eq!(layout.manifest(&tag("v1")).await.expect_err("two").kind(), Kind::Usage);
 }

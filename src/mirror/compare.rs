@@ -12,7 +12,7 @@ pub(super) async fn compare<S: Source, D: Destination>(job: &Job, source: &S, de
     let here = async {
         match &job.read {
             Target::Digest(digest) => Ok(Some(*digest)),
-            tag @ Target::Tag(_) => {
+            tag => {
                 let found = source.resolve(tag).await.map_err(|error| error.on(Side::Source))?;
                 Ok(found.map(|found| found.digest))
             }

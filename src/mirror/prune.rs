@@ -34,7 +34,7 @@ use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Artifact, Repository, Target};
+use crate::reference::{Artifact, Repository, Tag, Target};
 
 /// How far a prune may go.
 #[derive(Clone, Debug)]
@@ -56,14 +56,14 @@ impl Default for Options {
 
 /// One repository of a destination, as far as pruning goes.
 pub trait Shelf: Send + Sync {
-    /// All tags.
-    fn tags(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// All tags. What is listed and is no tag is reported, and left out.
+    fn tags(&self) -> impl Future<Output = Result<Vec<Tag>>> + Send;
     /// The digest of the manifest, then those of all manifests below it. Empty if it isn't there.
     fn holds(&self, target: &Target) -> impl Future<Output = Result<Vec<Digest>>> + Send;
     /// When the tag was written, as far as the registry tells; else when its image was made.
-    fn written(&self, tag: &str) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
+    fn written(&self, tag: &Tag) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
     /// Deletes the tag, and nothing else. `false` if the registry can't; a tag that is gone is no error.
-    fn delete_tag(&self, tag: &str) -> impl Future<Output = Result<bool>> + Send;
+    fn delete_tag(&self, tag: &Tag) -> impl Future<Output = Result<bool>> + Send;
     /// Deletes the manifest and all its tags. One that is gone is no error.
     fn delete_manifest(&self, digest: &Digest) -> impl Future<Output = Result<()>> + Send;
 }
@@ -75,7 +75,7 @@ pub struct Claims(BTreeMap<Repository, Claim>);
 
 #[derive(Clone, Debug, Default)]
 struct Claim {
-    tags: BTreeSet<String>,
+    tags: BTreeSet<Tag>,
     /// Images without a tag.
     digests: BTreeSet<Digest>,
     doubt: Option<String>,
@@ -114,6 +114,8 @@ impl Claims {
         match at {
             Target::Tag(tag) => drop(claim.tags.insert(tag.clone())),
             Target::Digest(digest) => drop(claim.digests.insert(*digest)),
+            // No registry has these.
+            Target::Name(_) => {}
         }
     }
 
@@ -175,7 +177,7 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Going {
     /// The tag.
-    pub tag: String,
+    pub tag: Tag,
     /// The digest that it had.
     pub digest: Option<Digest>,
     /// When it was written, where that was asked and told.
@@ -255,10 +257,9 @@ async fn look<S: Shelf>(
 ) -> Result<()> {
     let shelf = &shelf?;
     let there = shelf.tags().await?;
-    let (companions, images): (Vec<String>, Vec<String>) =
-        there.into_iter().partition(|tag| Artifact::of(tag).is_some());
+    let (companions, images): (Vec<Tag>, Vec<Tag>) = there.into_iter().partition(|tag| Artifact::of(tag).is_some());
     part.tags = images.len();
-    let (held, loose): (Vec<String>, Vec<String>) = images.into_iter().partition(|tag| claim.tags.contains(tag));
+    let (held, loose): (Vec<Tag>, Vec<Tag>) = images.into_iter().partition(|tag| claim.tags.contains(tag));
     part.pinned.clone_from(&claim.digests);
     let (mut staying, mut going) = (held, Vec::new());
     let mut ages = stream::iter(loose)
@@ -284,14 +285,14 @@ async fn look<S: Shelf>(
 }
 
 /// Adds the companions of those that go, unless something that stays has them too.
-async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<String>, part: &mut Part) -> Result<()> {
+async fn accompany<S: Shelf>(shelf: &S, staying: &[Tag], companions: Vec<Tag>, part: &mut Part) -> Result<()> {
     let mut lost = BTreeSet::new();
     let held: Vec<Vec<Digest>> = contents(shelf, part.going.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
     for (going, digests) in part.going.iter_mut().zip(held) {
         going.digest = digests.first().copied();
         lost.extend(digests);
     }
-    let is_lost = |tag: &String, lost: &BTreeSet<Digest>| {
+    let is_lost = |tag: &Tag, lost: &BTreeSet<Digest>| {
         Artifact::of(tag).is_some_and(|artifact| lost.iter().any(|digest| artifact.is_about(digest)))
     };
     if !companions.iter().any(|tag| is_lost(tag, &lost)) {

@@ -161,7 +161,7 @@ impl<S: Source> Source for Shared<S> {
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
         let tag = match target {
             Target::Digest(digest) => return self.by_digest(*digest).await,
-            tag @ Target::Tag(_) => tag,
+            tag => tag,
         };
         let found = self.reading.found(tag);
         let _alone = found.reading.lock().await;
@@ -218,7 +218,7 @@ mod tests {
         let cell = one.cell(child);
         assert!(Arc::ptr_eq(&cell, &two.cell(child)), "the same manifest for another tag");
         assert!(!Arc::ptr_eq(&cell, &other.cell(child)), "it may not be there");
-        let tag = Target::Tag("v1".parse().expect("a tag"));
+        let tag = Target::Tag("v1".into());
         assert!(!Arc::ptr_eq(&one.found(&tag), &two.found(&tag)), "each is asked what its tag is");
         drop((cell, one));
         let kept = two.cell(child);
@@ -287,7 +287,7 @@ mod tests {
     /// Whichever comes first: destinations that have the tag, and ask by HEAD, or a new one, which reads it.
     #[tokio::test(start_paused = true)]
     async fn all_destinations_get_one_image_of_a_tag_that_moves() {
-        let tag = Target::Tag("v1".to_owned());
+        let tag = Target::Tag("v1".into());
         let from: Repository = "r.io/app".parse().expect("a repository");
         for (order, asked) in [("head, then get", (1, 1)), ("get, then head", (0, 1)), ("both at once", (1, 2))] {
             let source = Moving::default();
@@ -329,7 +329,7 @@ mod tests {
         let reading = Arc::new(Reading::new(&Arc::default(), &from));
         let (one, new) = (Shared::new(source.clone(), reading.clone()), Shared::new(source.clone(), reading));
         source.0.lock().expect("no panic").held_back = true;
-        let tag = Target::Tag("v1".to_owned());
+        let tag = Target::Tag("v1".into());
         let mut get = std::pin::pin!(new.manifest(&tag));
         assert!(futures_util::poll!(&mut get).is_pending());
         let head = tokio::time::timeout(Duration::from_secs(60), one.resolve(&tag)).await;
@@ -340,7 +340,7 @@ mod tests {
     /// What a tag was may be gone before it's read.
     #[tokio::test(start_paused = true)]
     async fn an_image_that_is_gone_is_what_its_tag_is_now() {
-        let (source, tag) = (Moving::default(), Target::Tag("v1".to_owned()));
+        let (source, tag) = (Moving::default(), Target::Tag("v1".into()));
         let from = "r.io/app".parse().expect("a repository");
         let shared = Shared::new(source.clone(), Arc::new(Reading::new(&Arc::default(), &from)));
         let before = shared.resolve(&tag).await.expect("it's there").expect("it's there");

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::compare::compare;
 use super::lanes::Lanes;
-use super::list::{Base, Claims, Entry, Exact, List};
+use super::list::{Base, Claims, Entry, Exact, List, Made};
 use super::reading::{Reading, Shared, Shelf};
 use super::rivals::Rivals;
 use crate::content::{Destination, Source};
@@ -156,7 +156,7 @@ pub async fn run<P: Places>(
     let mut sources: BTreeMap<&str, Vec<Asked<'_>>> = BTreeMap::new();
     for (number, entry) in entries.into_iter().enumerate() {
         let goes = entry.places(to, Some("any")).unwrap_or_default();
-        let goes = goes.into_iter().map(|(repository, _)| repository.registry).collect::<BTreeSet<_>>();
+        let goes = goes.into_iter().map(|(repository, _)| repository.registry.into()).collect::<BTreeSet<String>>();
         let asked = Asked { number, entry, goes: goes.into_iter().collect() };
         sources.entry(&entry.source.registry).or_default().push(asked);
     }
@@ -271,16 +271,19 @@ impl<P: Places> Run<'_, P> {
         let places = entry.each_place(self.to, exact.tag.as_deref())?;
         lanes.wanted().await;
         let reading = Arc::new(Reading::new(&self.shelf, &entry.source));
-        for (place, good) in places {
-            let claim = |()| self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact);
-            let claimed = good.and_then(claim);
-            let (destination, tag) = place;
+        for Made { repository: destination, tag, .. } in places {
+            // A tag that is none goes nowhere: the job stands for it in the report only.
+            let at = tag.as_ref().ok().cloned().flatten().map_or_else(|| read.clone(), Target::Tag);
+            let claimed = tag.and_then(|tag| {
+                let place = (destination.clone(), tag);
+                self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact)
+            });
             let job = Job {
                 line: entry.line,
                 source: entry.source.clone(),
                 read: read.clone(),
                 destination,
-                at: tag.map_or_else(|| read.clone(), Target::Tag),
+                at,
                 platforms: entry.platforms.clone(),
                 referrers: entry.referrers,
             };

@@ -14,7 +14,7 @@ use crate::content::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
-use crate::reference::Target;
+use crate::reference::{RepositoryName, Tag, Target};
 use crate::server::{Backend, Blob, FilePipe, Place, Upload};
 
 /// A blob that can be read.
@@ -78,16 +78,16 @@ impl<O: Origins> Backend for Proxy<O> {
         Ok(found.map(|found| Content { inner: self.0.clone(), spot, found }))
     }
 
-    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
+    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
         let Some(spot) = self.find(place, What::Tags) else { return Ok(None) };
         let (found, how) = self.0.tags(&spot).await;
         let Some(tags) = self.told(&spot, What::Tags, found, how)? else { return Ok(None) };
-        let behind = |tag: &&String| after.is_none_or(|after| tag.as_str() > after);
+        let behind = |tag: &&Tag| after.is_none_or(|after| tag.as_str() > after);
         Ok(Some(tags.iter().filter(behind).take(most).cloned().collect()))
     }
 
     /// None: what could be asked for isn't known.
-    async fn repositories(&self, _: Option<&str>, _: usize) -> Result<Vec<String>> {
+    async fn repositories(&self, _: Option<&str>, _: usize) -> Result<Vec<RepositoryName>> {
         Ok(Vec::new())
     }
 

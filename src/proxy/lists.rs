@@ -24,11 +24,12 @@ use super::{Inner, Origins};
 use crate::content::Source as _;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Kind, Result};
+use crate::reference::Tag;
 
 /// What is asked for now, and what was answered.
 #[derive(Debug)]
 pub(super) struct State {
-    tags: Lists<String>,
+    tags: Lists<Tag>,
     referrers: Lists<Descriptor>,
 }
 
@@ -81,7 +82,7 @@ impl<T: Serialize + DeserializeOwned> Lists<T> {
 
 impl<O: Origins> Inner<O> {
     /// All tags of the upstream, in order; or those that it had.
-    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot) -> (Result<Option<Arc<Vec<String>>>>, How) {
+    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot) -> (Result<Option<Arc<Vec<Tag>>>>, How) {
         let key = (spot.clone(), None);
         self.list(
             |state| &state.tags,
@@ -152,7 +153,7 @@ impl<O: Origins> Inner<O> {
     }
 
     /// All tags of the upstream, in order, as it has them now.
-    pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Vec<String>>> {
+    pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Vec<Tag>>> {
         let question = |source: O::Source| async move {
             let (mut tags, mut next) = (Vec::new(), None);
             for _ in 0..MOST_PAGES {

@@ -25,7 +25,7 @@ use crate::content::Source as _;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
-use crate::reference::Target;
+use crate::reference::{self, Target};
 
 /// What is known in memory besides the documents.
 #[derive(Debug)]
@@ -75,6 +75,7 @@ impl<O: Origins> Inner<O> {
                 None => self.look(spot, target, self.settings.patience).await,
             },
             Target::Tag(tag) => self.tag(spot, tag).await,
+            Target::Name(_) => (Ok(None), How::Absent),
         }
     }
 
@@ -90,6 +91,7 @@ impl<O: Origins> Inner<O> {
         match target {
             Target::Digest(digest) => self.by_digest(spot, digest).await,
             Target::Tag(tag) => self.by_tag(spot, tag).await,
+            Target::Name(_) => (Ok(None), How::Absent),
         }
     }
 
@@ -112,11 +114,11 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    async fn by_tag(self: &Arc<Self>, spot: &Spot, tag: &str) -> (Result<Option<Manifest>>, How) {
+    async fn by_tag(self: &Arc<Self>, spot: &Spot, tag: &reference::Tag) -> (Result<Option<Manifest>>, How) {
         let name = self.tag_name(spot, tag);
         let known = self.cache.documents.tag(&name).await;
         let Some(known) = known else {
-            return self.read(spot, &Target::Tag(tag.to_owned())).await;
+            return self.read(spot, &Target::Tag(tag.clone())).await;
         };
         let (found, how) = self.tag(spot, tag).await;
         let current = match found {
@@ -136,7 +138,7 @@ impl<O: Origins> Inner<O> {
     }
 
     /// What a tag is: what is known while it's fresh, else the upstream's answer, else what was known.
-    async fn tag(self: &Arc<Self>, spot: &Spot, tag: &str) -> (Result<Option<Descriptor>>, How) {
+    async fn tag(self: &Arc<Self>, spot: &Spot, tag: &reference::Tag) -> (Result<Option<Descriptor>>, How) {
         let name = self.tag_name(spot, tag);
         let known = self.cache.documents.tag(&name).await;
         if let Some(known) =
@@ -144,7 +146,7 @@ impl<O: Origins> Inner<O> {
         {
             return (Ok(Some(known.descriptor())), How::Hit);
         }
-        let target = Target::Tag(tag.to_owned());
+        let target = Target::Tag(tag.clone());
         let Some(known) = known else { return self.look(spot, &target, self.settings.patience).await };
         let key = self.key(spot, &target);
         if self.rests(key) {

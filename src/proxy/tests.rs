@@ -85,7 +85,7 @@ impl World {
     /// Has a manifest under a tag and its digest.
     fn publish(&self, repository: &str, tag: &str, manifest: &Manifest) {
         let mut all = self.0.manifests.lock().expect("lock");
-        for target in [Target::Tag(tag.to_owned()), Target::Digest(manifest.digest())] {
+        for target in [Target::Tag(tag.into()), Target::Digest(manifest.digest())] {
             all.insert(format!("{repository} {target}"), manifest.clone());
         }
     }
@@ -146,7 +146,7 @@ impl Origins for World {
     type Source = Shop;
 
     fn source(&self, _: &str, repository: &Repository) -> Result<Shop> {
-        Ok(Shop(self.clone(), repository.name.clone()))
+        Ok(Shop(self.clone(), repository.name.to_string()))
     }
 
     async fn size_of(&self, source: &Shop, digest: &Digest) -> Result<Option<u64>> {
@@ -237,7 +237,7 @@ impl Source for Shop {
         if let Some(gate) = gate {
             gate.acquire().await.expect("open").forget();
         }
-        Ok(TagPage { tags: vec![format!("v{nth}")], next: None })
+        Ok(TagPage::new([format!("v{nth}")], None))
     }
 }
 
@@ -284,7 +284,7 @@ impl Bench {
         let manifest = Manifest::read(text.into(), None, None).expect("a manifest");
         let tag = format!("v{}", manifest.digest().hex());
         self.world.publish("r", &tag, &manifest);
-        self.proxy.manifest(&place("r"), &Target::Tag(tag)).await.expect("answers").expect("is there");
+        self.proxy.manifest(&place("r"), &Target::Tag(tag.as_str().into())).await.expect("answers").expect("is there");
     }
 
     /// What `v1` of `r` is.
@@ -323,13 +323,13 @@ fn at_once(settings: &mut Settings) {
 /// As `mirror/r` first, else as `r`.
 fn two_tiers(settings: &mut Settings, write_back: bool) {
     at_once(settings);
-    let base = |registry: &str, prefix: &str| world::Base { registry: registry.to_owned(), prefix: prefix.to_owned() };
+    let base = |registry: &str, prefix: &str| world::Base { registry: registry.into(), prefix: prefix.to_owned() };
     settings.upstreams[0].tiers = vec![base("my.io", "mirror"), base("a.io", "")];
     settings.upstreams[0].write_back = write_back;
 }
 
 fn tag() -> Target {
-    Target::Tag("v1".to_owned())
+    Target::Tag("v1".into())
 }
 
 fn manifest(nth: u8) -> Manifest {
@@ -339,7 +339,7 @@ fn manifest(nth: u8) -> Manifest {
 }
 
 fn place(repository: &str) -> Place {
-    Place { name: repository.to_owned(), ns: Some("a.io".to_owned()) }
+    Place { name: repository.into(), ns: Some("a.io".to_owned()) }
 }
 
 /// How many bytes came before the error that ends it.

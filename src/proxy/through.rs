@@ -27,7 +27,7 @@ impl<O: Origins> Proxy<O> {
     pub fn through(&self, upstream: &str, repository: &str, moved: Arc<AtomicU64>) -> Option<(Through<O>, Repository)> {
         let spot = self.0.upstreams.world().spot(upstream, repository)?;
         let durable = match &spot.upstream.tiers[..] {
-            [durable, _, ..] if spot.upstream.write_back => durable.repository(repository),
+            [durable, _, ..] if spot.upstream.write_back => durable.repository(repository).ok()?,
             _ => return None,
         };
         Some((Through { inner: self.0.clone(), spot, moved }, durable))
@@ -69,7 +69,7 @@ impl<O: Origins> Source for Through<O> {
 
     async fn tags(&self, _: Option<&str>) -> Result<TagPage> {
         let tags = self.inner.ask_tags(&self.spot, self.inner.settings.patience).await?.unwrap_or_default();
-        Ok(TagPage { tags, next: None })
+        Ok(TagPage { tags, ..TagPage::default() })
     }
 }
 

@@ -118,7 +118,7 @@ impl<O: Origins> Upstreams<O> {
     {
         let mut failed = None;
         for (tier, base) in spot.upstream.tiers.iter().enumerate() {
-            let source = self.origins.source(&spot.upstream.name, &base.repository(&spot.repository))?;
+            let source = self.origins.source(&spot.upstream.name, &base.repository(&spot.repository)?)?;
             match self.ask_tier(&base.registry, patience, || question(source.clone())).await {
                 Ok(Some(value)) => return Ok(Some(Found { tier, source, value })),
                 Ok(None) => {}

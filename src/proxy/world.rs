@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::rules::Rules;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{DOCKER_HUB, Repository, check_name, registry_name};
+use crate::reference::{DOCKER_HUB, RegistryName, Repository, RepositoryName, check_name, registry_name};
 use crate::server::Place;
 
 /// What is proxied under one name, and where it's read from.
@@ -35,7 +35,7 @@ pub struct Spec {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Base {
     /// The registry: `myregistry.azurecr.io`.
-    pub registry: String,
+    pub registry: RegistryName,
     /// What stands before a repository's name there: `docker.io`, or nothing.
     pub prefix: String,
 }
@@ -147,9 +147,12 @@ impl World {
 
 impl Base {
     /// Where a repository is.
-    pub fn repository(&self, name: &str) -> Repository {
-        let name = if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) };
-        Repository { registry: self.registry.clone(), name }
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if the name, or prefix and name together, are no name of a repository.
+    pub fn repository(&self, name: &str) -> Result<Repository> {
+        let name = name.parse::<RepositoryName>()?.below(&self.prefix)?;
+        Ok(Repository { registry: self.registry.clone(), name })
     }
 }
 
@@ -162,7 +165,7 @@ impl FromStr for Base {
         if !prefix.is_empty() {
             check_name(text, prefix)?;
         }
-        Ok(Self { registry: registry_name(registry)?, prefix: prefix.to_owned() })
+        Ok(Self { registry: registry.parse()?, prefix: prefix.to_owned() })
     }
 }
 
@@ -199,7 +202,7 @@ mod tests {
     fn found(world: &World, ns: Option<&str>, name: &str) -> Option<String> {
         let place = Place { name: name.into(), ns: ns.map(str::to_owned) };
         let Spot { upstream, repository } = world.find(&place)?;
-        Some(upstream.tiers[0].repository(&repository).to_string())
+        Some(upstream.tiers[0].repository(&repository).ok()?.to_string())
     }
 
     #[test]

@@ -43,13 +43,13 @@ impl Job {
     /// Which manifest.
     ///
     /// # Errors
-    /// If it's no digest, though it looks like one.
+    /// If it is neither a tag nor a digest: the queue's file can be anything.
     pub fn target(&self) -> Result<Target> {
         // A tag has no colon.
         if self.target.contains(':') {
             self.target.parse().map(Target::Digest)
         } else {
-            Ok(Target::Tag(self.target.clone()))
+            self.target.parse().map(Target::Tag)
         }
     }
 }
@@ -256,10 +256,7 @@ impl Queue {
 impl Observer for Queue {
     fn event(&self, event: &Event<'_>) {
         if let Event::OnlyOriginal { upstream, repository, target } = event {
-            let target = match target {
-                Target::Tag(tag) => tag.clone(),
-                Target::Digest(digest) => digest.to_string(),
-            };
+            let target = target.to_string();
             let (upstream, repository) = ((*upstream).to_owned(), (*repository).to_owned());
             self.push(Job { upstream, repository, target });
         }
@@ -332,7 +329,7 @@ mod tests {
     }
 
     fn pulled_of(queue: &Queue, repository: &str, tag: &str) {
-        let target = &Target::Tag(tag.to_owned());
+        let target = &Target::Tag(tag.into());
         queue.event(&Event::OnlyOriginal { upstream: "docker.io", repository, target });
     }
 

@@ -1,6 +1,24 @@
 //! Tags that name no image but something about one.
 
+use super::Tag;
 use crate::descriptor::Digest;
+use crate::error::Result;
+
+impl Digest {
+    /// The tag under which a registry without the referrers API lists this digest's referrers:
+    /// `sha256-<hex>`; the hash is cut to 64 characters (distribution spec, "Referrers Tag Schema").
+    pub fn referrers_tag(&self) -> Tag {
+        Tag::known(format!("{}-{}", self.algorithm(), &self.hex()[..64]))
+    }
+
+    /// The tag under which cosign keeps something about this digest: `sha256-<hex>.sig` and the like.
+    ///
+    /// # Errors
+    /// If the suffix makes it no tag.
+    pub fn cosign_tag(&self, suffix: &str) -> Result<Tag> {
+        format!("{}{suffix}", self.referrers_tag()).parse()
+    }
+}
 
 /// What a tag like `sha256-<hex>` (the distribution spec's list of referrers) or `sha256-<hex>.sig` and the
 /// like (cosign's signatures, attestations, SBOMs) is about.

@@ -23,7 +23,7 @@ use super::transport::{Payload, Registry};
 use crate::credentials::Credential;
 use crate::credentials::entra::Entra;
 use crate::error::{Error, Kind, Result};
-use crate::reference::Repository;
+use crate::reference::{Repository, RepositoryName};
 use crate::retry::Budget;
 
 /// How a registry wants to be asked, as all of its accounts know.
@@ -79,7 +79,7 @@ fn forget(tokens: &mut HashMap<(Repository, Access), Slot>) {
 }
 
 /// A repository's token, and what it may mount from.
-type Slot = Arc<tokio::sync::Mutex<Option<(Token, Vec<String>)>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<(Token, Vec<RepositoryName>)>>>;
 
 impl Auth {
     pub(super) fn new(wanted: &Arc<Wanted>, given: Option<Credential>) -> Self {
@@ -130,7 +130,7 @@ impl Auth {
                 let slot = self.slot(scope);
                 let mut slot = slot.lock().await;
                 let living = slot.take().filter(|(token, _)| token.renew > Instant::now());
-                let covers = |from: &[String]| scope.from().iter().all(|name| from.contains(name));
+                let covers = |from: &[RepositoryName]| scope.from().iter().all(|name| from.contains(name));
                 let (token, from) = match living {
                     Some((token, from)) if covers(&from) => (token, from),
                     other => {
@@ -150,10 +150,10 @@ impl Auth {
         &self,
         registry: &Registry,
         scope: &Scope,
-        before: &[String],
+        before: &[RepositoryName],
         realm: &str,
         service: Option<&str>,
-    ) -> Result<(Token, Vec<String>)> {
+    ) -> Result<(Token, Vec<RepositoryName>)> {
         let wide = if scope.pushes() { self.beside().widen(scope, before) } else { scope.clone() };
         let fetched = match self.fetch(registry, &wide, scope, realm, service).await {
             // Some servers refuse all where they'd refuse a part.
@@ -167,7 +167,7 @@ impl Auth {
     }
 
     /// A blob was mounted from this repository.
-    pub(super) fn mounted_from(&self, name: &str) {
+    pub(super) fn mounted_from(&self, name: &RepositoryName) {
         self.beside().mounted(name);
     }
 
@@ -395,8 +395,8 @@ mod tests {
         };
         let token = Token { value: "x".to_owned().into(), renew: Instant::now() };
         let used = HeaderValue::from_static("Bearer x");
-        auth.mounted_from("c");
-        *auth.slot(&scope).lock().await = Some((token.clone(), vec!["c".to_owned()]));
+        auth.mounted_from(&"c".into());
+        *auth.slot(&scope).lock().await = Some((token.clone(), vec!["c".into()]));
         assert!(auth.challenged(denied(), &scope, Some(&used)).await);
         assert!(auth.slot(&scope).lock().await.is_none());
         assert_eq!(auth.beside().widen(&scope, &[]), scope, "no more guesses");
@@ -404,7 +404,7 @@ mod tests {
         assert!(!auth.challenged(denied(), &scope, Some(&used)).await);
         // A mount that is denied leaves the repository's own token.
         let mount = scope.mounting(&"r.io/c".parse().expect("a repository"));
-        *auth.slot(&scope).lock().await = Some((token, vec!["c".to_owned()]));
+        *auth.slot(&scope).lock().await = Some((token, vec!["c".into()]));
         assert!(!auth.challenged(denied(), &mount, Some(&used)).await);
         assert!(auth.slot(&scope).lock().await.is_some());
     }

@@ -4,21 +4,22 @@
 //! to from a few others. The first request to a repository comes before it's known from which.
 
 use super::token::{MOST_MOUNTED, Scope};
+use crate::reference::RepositoryName;
 
 /// The repositories that others will probably mount from.
 #[derive(Debug, Default)]
 pub(super) struct Beside {
     /// Those that others were mounted from, the last one first.
-    mounted: Vec<String>,
+    mounted: Vec<RepositoryName>,
     /// The first ones that were written to: who needs what is on its way there, waits for it and mounts it.
-    opened: Vec<String>,
+    opened: Vec<RepositoryName>,
     /// The registry gives no token for what may come.
     off: bool,
 }
 
 impl Beside {
     /// The scope of a token that's good for mounts to come, too.
-    pub(super) fn widen(&mut self, scope: &Scope, before: &[String]) -> Scope {
+    pub(super) fn widen(&mut self, scope: &Scope, before: &[RepositoryName]) -> Scope {
         if self.off {
             return scope.clone();
         }
@@ -31,9 +32,9 @@ impl Beside {
     }
 
     /// A blob was mounted from this repository: others will be too.
-    pub(super) fn mounted(&mut self, name: &str) {
+    pub(super) fn mounted(&mut self, name: &RepositoryName) {
         self.mounted.retain(|other| other != name);
-        self.mounted.insert(0, name.to_owned());
+        self.mounted.insert(0, name.clone());
         self.mounted.truncate(MOST_MOUNTED);
     }
 

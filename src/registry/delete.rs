@@ -10,6 +10,7 @@ use super::token::Scope;
 use super::transport::{Call, Payload};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::reference::Tag;
 
 /// What a registry says of a tag itself, which is more than of its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Repo {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there's no such tag.
-    pub async fn tag_state(&self, tag: &str) -> Result<Option<TagState>> {
+    pub async fn tag_state(&self, tag: &Tag) -> Result<Option<TagState>> {
         if !is_acr(&self.registry.name) {
             return Ok(None);
         }
@@ -70,7 +71,7 @@ impl Repo {
     ///
     /// # Errors
     /// [`Kind::Denied`] without the right to delete.
-    pub async fn delete_tag(&self, tag: &str) -> Result<bool> {
+    pub async fn delete_tag(&self, tag: &Tag) -> Result<bool> {
         let path = match is_acr(&self.registry.name) {
             true => self.acr_tag(tag),
             false => format!("/v2/{}/manifests/{tag}", self.repository.name),
@@ -110,7 +111,7 @@ impl Repo {
         Ok(Call { method, url, scope, headers: http::HeaderMap::new(), body: Payload::Empty, doing })
     }
 
-    fn acr_tag(&self, tag: &str) -> String {
+    fn acr_tag(&self, tag: &Tag) -> String {
         format!("/acr/v1/{}/_tags/{tag}", self.repository.name)
     }
 

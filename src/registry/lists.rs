@@ -45,7 +45,7 @@ impl Repo {
         let page: TagsDocument = parse(&bytes).map_err(|error| error.doing(doing))?;
         let next = next_page(&response.headers, &url).filter(|next| same_origin(next, &url) && *next != url);
         let next = next.map(|next| format!("{}?{}", next.path(), next.query().unwrap_or_default()));
-        Ok(TagPage { tags: page.tags, next })
+        Ok(TagPage::new(page.tags, next))
     }
 
     /// Whether the repository doesn't exist yet, so that nothing in it needs to be looked for.

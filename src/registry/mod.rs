@@ -234,8 +234,7 @@ impl Registries {
     /// # Errors
     /// [`Kind::Unauthorized`] if they aren't taken.
     pub async fn verify(&self, name: &str) -> Result<()> {
-        let nowhere = Repository { registry: name.to_owned(), name: String::new() };
-        self.repository(&nowhere)?.ping().await
+        self.repository(&Repository::none(name.parse()?))?.ping().await
     }
 
     /// What ACR gives in exchange for a token of the Entra identity: a refresh token that lasts three hours.

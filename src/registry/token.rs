@@ -20,7 +20,7 @@ use super::limits::retry_after;
 use super::transport::{Payload, Registry, Response, read_small};
 use crate::credentials::Secret;
 use crate::error::{Error, Kind, Result};
-use crate::reference::Repository;
+use crate::reference::{Repository, RepositoryName};
 
 /// What a token is for. One token has few scopes: one that gathered every repository's made ACR
 /// answer "Request Header Or Cookie Too Large" (regclient#797).
@@ -29,7 +29,7 @@ pub(super) struct Scope {
     pub(super) repository: Repository,
     pub(super) access: Access,
     /// A mount reads other repositories too.
-    from: Vec<String>,
+    from: Vec<RepositoryName>,
 }
 
 /// What is to be done in a repository.
@@ -65,12 +65,12 @@ impl Scope {
     }
 
     /// The other repositories that a mount reads.
-    pub(super) fn from(&self) -> &[String] {
+    pub(super) fn from(&self) -> &[RepositoryName] {
         &self.from
     }
 
     /// The same with more repositories to mount from, the first ones if that's too many for one token.
-    pub(super) fn with<'a>(&self, more: impl IntoIterator<Item = &'a String>) -> Self {
+    pub(super) fn with<'a>(&self, more: impl IntoIterator<Item = &'a RepositoryName>) -> Self {
         let mut wide = self.clone();
         for name in more {
             if wide.from.len() < MOST_MOUNTED && *name != wide.repository.name && !wide.from.contains(name) {
@@ -250,12 +250,12 @@ mod tests {
 
     #[test]
     fn a_token_mounts_from_a_few() {
-        let names: Vec<String> = (0..20).map(|n| format!("r{n}")).chain(["a/b".to_owned()]).collect();
-        let wide =
-            scope().mounting(&"r.io/c".parse().expect("a repository")).with(&names).with(["c".to_owned()].iter());
+        let names: Vec<RepositoryName> =
+            (0..20).map(|n| format!("r{n}").as_str().into()).chain(["a/b".into()]).collect();
+        let wide = scope().mounting(&"r.io/c".parse().expect("a repository")).with(&names).with(["c".into()].iter());
         assert_eq!(wide.from().len(), MOST_MOUNTED);
         assert_eq!((wide.from()[0].as_str(), wide.from()[1].as_str()), ("c", "r0"), "what is needed comes first");
-        assert_eq!(scope().with(["a/b".to_owned()].iter()), scope(), "never from itself");
+        assert_eq!(scope().with(["a/b".into()].iter()), scope(), "never from itself");
     }
 
     #[test]

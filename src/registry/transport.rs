@@ -27,7 +27,7 @@ use super::send::{Sent, names_manifest};
 use super::token::{Access, Scope};
 use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{DOCKER_HUB, Repository, split_port};
+use crate::reference::{DOCKER_HUB, RegistryName, Repository, split_port};
 use crate::retry::Budget;
 
 /// A response whose body hasn't been read.
@@ -114,6 +114,10 @@ impl Call<'_> {
 
 impl Registry {
     pub(super) fn new(name: &str, options: Arc<Options>) -> Result<Self> {
+        // A directory's pseudo registry, and text that was not checked, must not become a host.
+        if name.parse::<RegistryName>()? != *name {
+            return Err(Error::new(Kind::Usage, format!("{name:?} is not the name of a registry")));
+        }
         let host = if name == DOCKER_HUB { "registry-1.docker.io" } else { name };
         let insecure = options.insecure.iter().any(|allowed| allowed == name || allowed == split_port(name).0);
         let scheme = if is_loopback(split_port(name).0) && !insecure { "http" } else { "https" };

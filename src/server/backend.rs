@@ -9,7 +9,7 @@ use crate::content::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::Result;
 use crate::manifest::Manifest;
-use crate::reference::Target;
+use crate::reference::{RepositoryName, Tag, Target};
 
 /// Content behind the distribution API: a directory, or a proxy's cache with its upstreams.
 ///
@@ -55,10 +55,14 @@ pub trait Backend: Send + Sync + 'static {
         place: &Place,
         after: Option<&str>,
         most: usize,
-    ) -> impl Future<Output = Result<Option<Vec<String>>>> + Send;
+    ) -> impl Future<Output = Result<Option<Vec<Tag>>>> + Send;
 
     /// Up to `most` repositories behind `after`, in the order of their bytes.
-    fn repositories(&self, after: Option<&str>, most: usize) -> impl Future<Output = Result<Vec<String>>> + Send;
+    fn repositories(
+        &self,
+        after: Option<&str>,
+        most: usize,
+    ) -> impl Future<Output = Result<Vec<RepositoryName>>> + Send;
 
     /// The manifests that are about `subject`.
     fn referrers(&self, place: &Place, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;

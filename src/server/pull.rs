@@ -163,10 +163,10 @@ fn entries(page: &Page) -> usize {
 }
 
 /// Cuts one too many off. If there was one, gives the last that remains, for the next page.
-fn cut(list: &mut Vec<String>, most: usize) -> Option<String> {
+fn cut<T: std::fmt::Display>(list: &mut Vec<T>, most: usize) -> Option<String> {
     let more = list.len() > most;
     list.truncate(most);
-    if more { list.last().cloned() } else { None }
+    if more { list.last().map(T::to_string) } else { None }
 }
 
 fn link(response: &mut Response<ResponseBody>, to: &str) {

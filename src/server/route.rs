@@ -7,13 +7,13 @@ use http::{Method, StatusCode, header};
 
 use super::refusal::Refusal;
 use crate::descriptor::Digest;
-use crate::reference::{Target, check_name, check_tag};
+use crate::reference::{RepositoryName, Target};
 
 /// Which repository is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The repository's name.
-    pub name: String,
+    pub name: RepositoryName,
     /// The registry that containerd asks its mirror for: `?ns=docker.io` (distribution spec,
     /// "Registry Proxying"). A key to look up, never an address to dial.
     pub ns: Option<String>,
@@ -133,14 +133,14 @@ pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, 
 }
 
 fn manifest(method: &Method, place: Place, reference: &str) -> Result<Route, Refusal> {
-    let target = match reference {
-        digest if digest.contains(':') => Target::Digest(parse_digest(digest)?),
-        tag if check_tag(tag).is_ok() => Target::Tag(tag.to_owned()),
+    let target = match reference.parse() {
+        _ if reference.contains(':') => Target::Digest(parse_digest(reference)?),
+        Ok(tag) => Target::Tag(tag),
         // Nothing can have this name: so it isn't there, and can't be put there.
-        _ if method == Method::PUT => {
+        Err(_) if method == Method::PUT => {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", "this is not a tag"));
         }
-        _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "this is not a tag")),
+        Err(_) => return Err(Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "this is not a tag")),
     };
     match *method {
         Method::GET | Method::HEAD => Ok(Route::Manifest(place, target)),
@@ -154,7 +154,7 @@ fn begin(method: &Method, place: Place, query: &Query) -> Result<Route, Refusal>
         return Err(not_allowed("POST"));
     }
     if let Some(from) = query.value("from") {
-        check_name(from, from).map_err(|error| name_invalid(&error))?;
+        from.parse::<RepositoryName>().map_err(|error| name_invalid(&error))?;
     }
     let like = match query.value("digest-algorithm") {
         None => None,
@@ -225,8 +225,7 @@ impl Query {
     }
 
     fn place(&self, name: &[&str]) -> Result<Place, Refusal> {
-        let name = name.join("/");
-        check_name(&name, &name).map_err(|error| name_invalid(&error))?;
+        let name = name.join("/").parse().map_err(|error| name_invalid(&error))?;
         Ok(Place { name, ns: self.value("ns").map(str::to_owned) })
     }
 
@@ -381,15 +380,15 @@ mod tests {
     fn text_of(route: &Route) -> Vec<String> {
         match route {
             Route::Base | Route::Catalog(_) => vec![],
-            Route::Tags(place, _) | Route::Blob(place, _) | Route::Referrers(place, ..) => vec![place.name.clone()],
-            Route::Begin(place, _) => vec![place.name.clone()],
+            Route::Tags(place, _) | Route::Blob(place, _) | Route::Referrers(place, ..) => vec![place.name.to_string()],
+            Route::Begin(place, _) => vec![place.name.to_string()],
             Route::Manifest(place, target) | Route::PutManifest(place, target) => {
-                vec![place.name.clone(), target.to_string()]
+                vec![place.name.to_string(), target.to_string()]
             }
             Route::Status(place, id) | Route::Append(place, id) | Route::Cancel(place, id) => {
-                vec![place.name.clone(), id.clone()]
+                vec![place.name.to_string(), id.clone()]
             }
-            Route::Finish(place, id, _) => vec![place.name.clone(), id.clone()],
+            Route::Finish(place, id, _) => vec![place.name.to_string(), id.clone()],
         }
     }
 

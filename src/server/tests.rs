@@ -14,7 +14,7 @@ use super::*;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Kind, Result};
 use crate::manifest::{MAX_MANIFEST, Manifest};
-use crate::reference::Target;
+use crate::reference::{RepositoryName, Tag, Target};
 
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<State>>);
@@ -76,20 +76,20 @@ impl Backend for Memory {
     }
     async fn manifest(&self, _: &Place, target: &Target) -> Result<Option<Manifest>> {
         let state = self.state();
-        let digest = target.digest().or_else(|| target.tag().and_then(|tag| state.tags.get(tag).copied()));
+        let digest = target.digest().or_else(|| target.tag().and_then(|tag| state.tags.get(tag.as_str()).copied()));
         Ok(digest.and_then(|digest| state.manifests.get(&digest).cloned()))
     }
     async fn blob(&self, _: &Place, digest: &Digest) -> Result<Option<Found>> {
         Ok(self.state().blobs.get(digest).map(|bytes| Found(self.clone(), bytes.clone())))
     }
-    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
+    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
         let state = self.state();
         let behind = state.tags.keys().filter(|tag| after.is_none_or(|after| tag.as_str() > after));
-        Ok((place.name == "a/b").then(|| behind.take(most).cloned().collect()))
+        Ok((place.name == "a/b").then(|| behind.take(most).map(|tag| tag.as_str().into()).collect()))
     }
-    async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<String>> {
+    async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<RepositoryName>> {
         let all = ["a/b", "c"].into_iter().filter(|name| after.is_none_or(|after| *name > after));
-        Ok(all.take(most).map(str::to_owned).collect())
+        Ok(all.take(most).map(Into::into).collect())
     }
     async fn referrers(&self, _: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
         let state = self.state();
@@ -110,7 +110,7 @@ impl Backend for Memory {
     async fn put_manifest(&self, _: &Place, manifest: &Manifest, target: &Target) -> Result<()> {
         let mut state = self.state();
         state.manifests.insert(manifest.digest(), manifest.clone());
-        state.tags.extend(target.tag().map(|tag| (tag.to_owned(), manifest.digest())));
+        state.tags.extend(target.tag().map(|tag| (tag.to_string(), manifest.digest())));
         Ok(())
     }
 }

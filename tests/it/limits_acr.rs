@@ -87,7 +87,7 @@ async fn what_others_were_mounted_from_needs_no_token_later() {
     let mut asked = Vec::new();
     for name in ["one", "two", "three"] {
         let repo = repo(&registries, name);
-        assert!(repo.find(&Target::Tag("v1".to_owned())).await.expect("it answers").is_none());
+        assert!(repo.find(&Target::Tag("v1".parse().expect("a tag"))).await.expect("it answers").is_none());
         for nth in 0..3 {
             let started = repo.start(&layer(nth), Some(&from(nth))).await.expect("it mounts");
             assert!(matches!(started, transload::content::Started::Mounted));
@@ -119,7 +119,7 @@ async fn the_limits_by_the_minute_are_kept_by_class() {
     assert!(all.is_err(), "the rest waits for the next minute");
     assert_eq!(writes(&acr), 15, "with the one that was challenged, which counts");
     let begun = Instant::now();
-    assert!(repo.find(&Target::Tag("v1".to_owned())).await.expect("it answers").is_none());
+    assert!(repo.find(&Target::Tag("v1".parse().expect("a tag"))).await.expect("it answers").is_none());
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
 
@@ -133,7 +133,7 @@ async fn a_rate_for_any_registry() {
     let rates = std::sync::Arc::new([(name.clone(), 20)].into());
     let registries = Registries::new(Options { rates, ..Options::default() });
     let repo = registries.repository(&format!("{name}/app").parse().expect("a repository")).expect("a registry");
-    let tag = Target::Tag("v1".to_owned());
+    let tag = Target::Tag("v1".parse().expect("a tag"));
     let heads = (0..30).map(|_| repo.resolve(&tag));
     let all = tokio::time::timeout(Duration::from_secs(2), futures_util::future::join_all(heads)).await;
     assert!(all.is_err());

@@ -60,7 +60,7 @@ impl Stage {
 
     /// Looks for the image, then reads its manifest.
     async fn pull(&self, registries: &Registries, nth: usize) -> transload::error::Result<()> {
-        let (repo, tag) = (self.repo(registries, nth), Target::Tag("v1".to_owned()));
+        let (repo, tag) = (self.repo(registries, nth), Target::Tag("v1".parse().expect("a tag")));
         let found = repo.resolve(&tag).await?.expect("it's there");
         let manifest = repo.manifest(&Target::Digest(found.digest)).await?;
         assert_eq!(manifest.digest().to_string(), self.images[nth].digest());
@@ -108,7 +108,7 @@ async fn the_reserve_stays_and_all_but_pulls_goes_on() {
         assert_eq!((registry.pulls(), registry.quota().map(|quota| quota.remaining)), (6, Some(4)));
         // Tokens, HEADs and blobs cost nothing.
         let other = stage.repo(&registries, 3);
-        assert!(other.resolve(&Target::Tag("v1".to_owned())).await.is_ok());
+        assert!(other.resolve(&Target::Tag("v1".parse().expect("a tag"))).await.is_ok());
         let blob = &stage.images[3].blobs[1];
         let text = format!(r#"{{"mediaType":"x/y","digest":"{}","size":{}}}"#, blob.digest, blob.bytes.len());
         let descriptor = serde_json::from_str(&text).expect("a descriptor");
@@ -224,9 +224,9 @@ async fn an_account_that_is_not_taken_or_may_not_read_is_passed_over() {
     let wrong = stage.hub.log().iter().filter(|seen| seen.host == AUTH && seen.status == Some(401)).count();
     assert_eq!(wrong, 1, "eve is asked once");
     // Where nobody may, it's the registry's error.
-    let error = stage.repo(&registries, 7).resolve(&Target::Tag("v1".to_owned())).await;
+    let error = stage.repo(&registries, 7).resolve(&Target::Tag("v1".parse().expect("a tag"))).await;
     let private = Registries::new(Options { hub_accounts: vec![credential("ann")], ..options(&stage.hub) });
-    let denied = stage.repo(&private, 2).resolve(&Target::Tag("v1".to_owned())).await;
+    let denied = stage.repo(&private, 2).resolve(&Target::Tag("v1".parse().expect("a tag"))).await;
     assert!(error.is_ok_and(|found| found.is_none()));
     assert_eq!(denied.map_err(|error| error.kind()).err(), Some(Kind::Unauthorized));
 }

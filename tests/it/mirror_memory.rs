@@ -65,8 +65,8 @@ impl Source for Made {
 
     async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
         let from: usize = next.map_or(0, |next| next.parse().expect("a number"));
-        let tags = (from..from + 1000).map(|nth| format!("v{nth}")).collect();
-        Ok(TagPage { tags, next: (from + 1000 < TAGS).then(|| (from + 1000).to_string()) })
+        let tags: Vec<String> = (from..from + 1000).map(|nth| format!("v{nth}")).collect();
+        Ok(TagPage::new(tags, (from + 1000 < TAGS).then(|| (from + 1000).to_string())))
     }
 }
 

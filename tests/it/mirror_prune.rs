@@ -21,7 +21,7 @@ fn ago(days: i64) -> String {
 fn claims(repository: &str, tags: &[&str]) -> Claims {
     let repository: Repository = repository.parse().expect("a repository");
     let mut claims = Claims::default();
-    tags.iter().for_each(|tag| claims.hold(&repository, &Target::Tag((*tag).to_owned())));
+    tags.iter().for_each(|tag| claims.hold(&repository, &Target::Tag(tag.parse().expect("a tag"))));
     claims
 }
 

@@ -66,6 +66,10 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
     let (location, goals) = args.ends()?;
     let source = From::settle(location.clone()).await?;
+    // What no destination can have is refused before anything is written.
+    for goal in &goals {
+        Image::new(source.clone(), goal.clone(), args.strip_library)?;
+    }
     let begun = Instant::now();
     let bars = Bars::new(global).map(Arc::new);
     let observer: Arc<dyn Observer> = match &bars {
@@ -82,7 +86,8 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
             if args.all_tags { page(registries, &location, &source, &mut next).await? } else { vec![source.clone()] };
         let images = sources
             .iter()
-            .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)));
+            .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)))
+            .collect::<Result<Vec<_>>>()?;
         let mut copies = stream::iter(images)
             .map(|image| {
                 let (engine, options) = (&engine, &options);

@@ -47,7 +47,7 @@ impl Stage {
         let directory = scratch.join("hub");
         write(&directory, HELLO_WORLD)?;
         let store = Store::open(&directory).await?;
-        let digest = store.repository(REPOSITORY).manifest(&Target::Tag(TAG.into())).await?.digest();
+        let digest = store.repository(&REPOSITORY.parse()?).manifest(&Target::Tag(TAG.parse()?)).await?.digest();
         let persona = |main: &str, side: &str| Hub::new(HubConfig::loopback(main, side)).into();
         let hub = listeners.add("Hub", store, false, persona).await?;
         let acr = listeners.add("ACR", Store::create(&scratch.join("acr")).await?, true, azure).await?;
@@ -72,7 +72,7 @@ impl Site {
 
     /// What the tag is in one of its repositories, by its files.
     pub(super) async fn digest(&self, repository: &str) -> Result<Digest> {
-        Ok(self.store.repository(repository).manifest(&Target::Tag(TAG.into())).await?.digest())
+        Ok(self.store.repository(&repository.parse()?).manifest(&Target::Tag(TAG.parse()?)).await?.digest())
     }
 }
 

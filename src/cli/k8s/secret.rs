@@ -68,7 +68,7 @@ async fn stored(registry: &str, global: &Global) -> Result<Credential> {
     let credentials = Credentials::load(&global.settings()?)?;
     // Any repository will do; entries for single ones of them are too narrow for a cluster.
     let name = if registry == DOCKER_HUB { "library/transload" } else { "transload" };
-    let repository = Repository { registry: registry.to_owned(), name: name.to_owned() };
+    let repository = Repository { registry: registry.parse()?, name: name.parse()? };
     credentials.find(&repository).await?.ok_or_else(|| {
         let mut hint = format!("run transload login {registry} first, or pass --username USER --password-stdin");
         if is_acr(registry) {

@@ -13,6 +13,7 @@ use crate::descriptor::Platform;
 use crate::error::{Error, Result};
 use crate::mirror::List;
 use crate::mirror::list::{Base, Defaults, Entry, Exact, Note, Place};
+use crate::reference::RegistryName;
 
 /// Say what a list means, without any network: which images, where to, and what of the file isn't done
 #[derive(Debug, clap::Args)]
@@ -29,7 +30,7 @@ pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
     let (list, name) = read(&args.list, &args.to.defaults())?;
     let known = if args.to.to.is_empty() { list.to.clone() } else { args.to.to.clone() };
     // Without a destination a list can be checked all the same.
-    let somewhere = [Base { registry: "DESTINATION".into(), prefix: String::new() }];
+    let somewhere = [Base { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
     list.check(to, &name)?;
     let document = Document::of(&list, &known, to)?;
@@ -165,7 +166,11 @@ impl Shown {
         let image = |exact: &Exact| {
             let places = entry.places(to, exact.tag.as_deref())?;
             let to = places.iter().map(|place| at(place, exact)).collect();
-            Ok(Image { tag: exact.tag.clone(), digest: exact.digest.map(|digest| digest.to_string()), to })
+            Ok(Image {
+                tag: exact.tag.clone().map(String::from),
+                digest: exact.digest.map(|digest| digest.to_string()),
+                to,
+            })
         };
         let tags = |select: &crate::mirror::list::Select| {
             // What a template makes of the tag is shown by its placeholder's name.

@@ -305,7 +305,7 @@ mod tests {
         let to = ["r.io/x".parse().expect("a destination")];
         let job = || {
             let (source, destination) = ["s.io/a", "r.io/x/a"].map(|name| name.parse().expect("a repository")).into();
-            let tag = Target::Tag("1".to_owned());
+            let tag = Target::Tag("1".into());
             Box::new(Job {
                 line: 1,
                 source,

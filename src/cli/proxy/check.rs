@@ -53,7 +53,7 @@ fn text(plan: &Plan) -> String {
             .iter()
             .map(|tier| {
                 if tier.prefix.is_empty() {
-                    tier.registry.clone()
+                    tier.registry.to_string()
                 } else {
                     format!("{}/{}", tier.registry, tier.prefix)
                 }

@@ -149,7 +149,7 @@ impl Args {
         let mut upstreams = self.upstream.clone();
         for name in &self.original {
             let original: Base = name.parse()?;
-            let spec = upstreams.iter_mut().find(|spec| spec.name == original.registry).ok_or_else(|| {
+            let spec = upstreams.iter_mut().find(|spec| *spec.name == *original.registry).ok_or_else(|| {
                 Error::new(Kind::Usage, format!("--original {name} names no upstream"))
                     .hint("it is for what an --upstream of the same name does not have")
             })?;

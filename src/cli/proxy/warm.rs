@@ -23,7 +23,7 @@ use crate::mirror::List;
 use crate::mirror::list::{Aim, Base, Defaults};
 use crate::mirror::report::Run;
 use crate::mirror::run::{self, Action, Event, Places};
-use crate::reference::{Repository, Target, registry_name};
+use crate::reference::{RegistryName, Repository, Target};
 use crate::registry::{Cached, Options, Registries, Repo};
 use crate::verify::Verified;
 
@@ -52,7 +52,7 @@ pub(in crate::cli) struct WarmArgs {
 /// Where the proxy is.
 #[derive(Clone, Debug)]
 struct Address {
-    name: String,
+    name: RegistryName,
     /// It was written as `http://…`, which is allowed therefore.
     plain: bool,
 }
@@ -61,7 +61,7 @@ fn address(text: &str) -> Result<Address> {
     let bare = text.trim_end_matches('/');
     let plain = bare.strip_prefix("http://");
     let name = plain.or(bare.strip_prefix("https://")).unwrap_or(bare);
-    Ok(Address { name: registry_name(name)?, plain: plain.is_some() })
+    Ok(Address { name: name.parse()?, plain: plain.is_some() })
 }
 
 impl WarmArgs {
@@ -69,7 +69,7 @@ impl WarmArgs {
     pub(in crate::cli) fn options(&self, mut options: Options) -> Options {
         // What is on loopback is plain without being called insecure.
         if self.proxy.plain && !crate::registry::is_loopback(crate::reference::split_port(&self.proxy.name).0) {
-            options.insecure.push(self.proxy.name.clone());
+            options.insecure.push(self.proxy.name.to_string());
         }
         options
     }
@@ -143,7 +143,7 @@ fn settled(event: Event) -> Event {
 /// The list's repositories at the proxy.
 struct Proxied<'a> {
     registries: &'a Registries,
-    proxy: &'a str,
+    proxy: &'a RegistryName,
 }
 
 impl Places for Proxied<'_> {
@@ -156,12 +156,13 @@ impl Places for Proxied<'_> {
             return Err(Error::new(Kind::Unsupported, format!("{repository} cannot be asked for by path"))
                 .hint("a registry with a port can't stand in a path: give the upstream a name without one"));
         }
-        self.registries.repository(&Repository { registry: self.proxy.to_owned(), name: format!("{registry}/{name}") })
+        let name = name.below(registry)?;
+        self.registries.repository(&Repository { registry: self.proxy.clone(), name })
     }
 
     fn destination(&self, repository: &Repository) -> Result<Nowhere> {
         let at = self.registries.repository(repository)?;
-        Ok(Nowhere { at, all: Repository { registry: String::new(), name: "cache".into() } })
+        Ok(Nowhere { at, all: Repository::none(RegistryName::not_chosen()) })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Kind, Result};
 use crate::layout::{Partial, Store, Stored};
 use crate::manifest::Manifest;
-use crate::reference::Target;
+use crate::reference::{RepositoryName, Tag, Target};
 use crate::server::{Backend, Blob, FilePipe, Place, Upload};
 
 /// The backend of `transload serve`.
@@ -26,7 +26,7 @@ impl Directory {
         Self { store, writable }
     }
 
-    async fn manifest_in(&self, name: &str, target: &Target) -> Result<Option<Manifest>> {
+    async fn manifest_in(&self, name: &RepositoryName, target: &Target) -> Result<Option<Manifest>> {
         match self.store.repository(name).lookup(target).await {
             // A layer can't be asked for as a manifest.
             Err(error) if error.kind() == Kind::Invalid && target.digest().is_some() => Ok(None),
@@ -51,7 +51,8 @@ impl Backend for Directory {
         // A directory may hold both docker.io/a/b and ghcr.io/a/b, and a mirror be asked for the
         // `a/b` of one of them.
         if let Some(ns) = &place.ns
-            && let Some(found) = self.manifest_in(&format!("{ns}/{}", place.name), target).await?
+            && let Ok(name) = place.name.below(ns)
+            && let Some(found) = self.manifest_in(&name, target).await?
         {
             return Ok(Some(found));
         }
@@ -62,14 +63,14 @@ impl Backend for Directory {
         self.store.repository(&place.name).stored(digest).await
     }
 
-    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<String>>> {
+    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
         let repository = self.store.repository(&place.name);
         let tags = repository.tags_page(after, most).await?;
         let known = !tags.is_empty() || !repository.tags_page(None, 1).await?.is_empty();
         Ok(known.then_some(tags))
     }
 
-    async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<String>> {
+    async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<RepositoryName>> {
         let all = self.store.repositories().await?.into_iter();
         Ok(all.filter(|name| after.is_none_or(|after| name.as_str() > after)).take(most).collect())
     }

@@ -13,7 +13,7 @@ use super::node::{Key, Node, Value};
 use super::read::Reader;
 use super::{Aim, Entry, Exact, Pattern, Pick, Select, TagSet, Template};
 use crate::error::Result;
-use crate::reference::Repository;
+use crate::reference::{Repository, Tag};
 
 pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     let Some(images) = root.field("images") else { return rules(root, reader) };
@@ -160,6 +160,6 @@ impl<'a> Named<'a> {
     }
 }
 
-fn checked(tag: &str) -> Result<String> {
-    crate::reference::check_tag(tag).map(|()| tag.to_owned())
+fn checked(tag: &str) -> Result<Tag> {
+    tag.parse()
 }

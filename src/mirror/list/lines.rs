@@ -13,6 +13,7 @@ use super::place::target;
 use super::read::Reader;
 use super::{Aim, Exact, Pick};
 use crate::error::Result;
+use crate::reference::Tag;
 
 pub(super) fn read(text: &str, reader: &mut Reader<'_>) -> Result<()> {
     for (index, line) in text.lines().enumerate() {
@@ -33,7 +34,7 @@ pub(super) fn read(text: &str, reader: &mut Reader<'_>) -> Result<()> {
             }
         };
         let (source, exact) = reader.reference(number, source)?;
-        let exact = exact.unwrap_or_else(|| Exact { tag: Some("latest".into()), digest: None });
+        let exact = exact.unwrap_or_else(|| Exact { tag: Some(Tag::latest()), digest: None });
         let mut entry = reader.entry(number, source, Pick { exact: [exact].into(), select: None });
         if let Some(to) = to {
             entry.target = match reader.at(number, target(to))? {

@@ -24,13 +24,14 @@ mod version;
 
 use std::collections::BTreeSet;
 
+pub(in crate::mirror) use place::Made;
 pub use place::{Base, Claims, Place, Template};
 pub use range::Dialect;
 pub use read::Defaults;
 pub use select::{Chooser, Pattern, Select, TagSet, Versions};
 
 use crate::descriptor::{Digest, Platform};
-use crate::reference::Repository;
+use crate::reference::{RegistryName, Repository, Tag};
 
 /// A list, read and checked.
 #[derive(Clone, Debug)]
@@ -95,7 +96,7 @@ pub struct Pick {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Exact {
     /// Its tag here and at the destination; an image without is written by its digest.
-    pub tag: Option<String>,
+    pub tag: Option<Tag>,
     /// What the tag must be: pinned.
     pub digest: Option<Digest>,
 }
@@ -106,7 +107,7 @@ pub enum Aim {
     /// To the run's destinations, under the path that the template makes.
     Below(Template),
     /// To these registries, whatever the run's destinations are: each a registry and a path in it.
-    Fixed(Vec<(String, Template)>),
+    Fixed(Vec<(RegistryName, Template)>),
 }
 
 /// A remark about a line of the file.

@@ -19,6 +19,7 @@ use super::read::Reader;
 use super::{Aim, Dialect, Entry, Exact, Pattern, Pick, Select, TagSet, Template, Versions};
 use crate::descriptor::Platform;
 use crate::error::{Error, Result};
+use crate::reference::Tag;
 
 pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, _) in reader.fields(root, "a list")? {
@@ -239,7 +240,7 @@ fn count(node: &Node, reader: &Reader<'_>) -> Result<usize> {
 }
 
 fn latest() -> Exact {
-    Exact { tag: Some("latest".into()), digest: None }
+    Exact { tag: Some(Tag::latest()), digest: None }
 }
 
 /// Whether a key is one of those that there are.

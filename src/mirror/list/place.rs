@@ -7,13 +7,13 @@ use std::str::FromStr;
 
 use super::{Aim, Entry, Exact, List, Note};
 use crate::error::{Error, Kind, Result};
-use crate::reference::{Repository, check_name, check_tag, looks_like_host, registry_name};
+use crate::reference::{RegistryName, Repository, RepositoryName, Tag, check_name, check_tag, looks_like_host};
 
 /// A destination of a run: a registry, and a path in it that stands before all repositories.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Base {
     /// The registry.
-    pub registry: String,
+    pub registry: RegistryName,
     /// The path, without a slash at its ends; may be empty.
     pub prefix: String,
 }
@@ -41,7 +41,7 @@ impl FromStr for Base {
         if !prefix.is_empty() {
             check_name(text, prefix)?;
         }
-        Ok(Self { registry: registry_name(registry)?, prefix: prefix.to_owned() })
+        Ok(Self { registry: registry.parse()?, prefix: prefix.to_owned() })
     }
 }
 
@@ -129,7 +129,7 @@ impl Template {
             }
         }
         // With a sample that is as plain as can be: what is wrong then is wrong for all.
-        let sample = Repository { registry: "a.b".into(), name: "a/b".into() };
+        let sample: Repository = "a.b/a/b".parse()?;
         let name = self.name(&sample, false);
         check_name(text, &name)?;
         self.tag.as_ref().map_or(Ok(()), |tag| check_tag(&fill(tag, &sample, false).replace("{tag}", "a")))
@@ -161,7 +161,7 @@ fn fill(text: &str, source: &Repository, strip_library: bool) -> String {
 ///
 /// What stands before the first slash is a registry by Docker's rule; but a name alone is never Docker
 /// Hub's: who means that writes `docker.io/…`.
-pub(super) fn target(text: &str) -> Result<(Option<String>, Template)> {
+pub(super) fn target(text: &str) -> Result<(Option<RegistryName>, Template)> {
     let bare = text.strip_prefix("docker://").unwrap_or(text);
     if bare.contains("://") || bare.starts_with("oci:") {
         return Err(Error::new(Kind::Usage, format!("{text:?} is no place in a registry"))
@@ -178,11 +178,11 @@ pub(super) fn target(text: &str) -> Result<(Option<String>, Template)> {
         return Err(Error::new(Kind::Usage, format!("{text:?} may be a registry or a repository with a tag"))
             .hint(format!("write {text}/ for the registry, or a path with a slash for the repository")));
     }
-    if is_host { Ok((Some(registry_name(first)?), below(rest)?)) } else { Ok((None, below(bare)?)) }
+    if is_host { Ok((Some(first.parse()?), below(rest)?)) } else { Ok((None, below(bare)?)) }
 }
 
 /// Where an image goes: the repository, and the tag; an image without a tag is written by its digest.
-pub type Place = (Repository, Option<String>);
+pub type Place = (Repository, Option<Tag>);
 
 impl Entry {
     /// Where the image with this tag goes, `to` being the run's destinations: the repositories, each once.
@@ -190,20 +190,20 @@ impl Entry {
     /// # Errors
     /// If there is no destination, or a name that no registry takes comes out of the template.
     pub fn places(&self, to: &[Base], tag: Option<&str>) -> Result<Vec<Place>> {
-        self.each_place(to, tag)?.into_iter().map(|(place, good)| good.map(|()| place)).collect()
+        self.each_place(to, tag)?.into_iter().map(|made| Ok((made.repository, made.tag?))).collect()
     }
 
-    /// As [`Self::places`], and of each whether its tag is one: what comes out of one template says nothing against
-    /// the others.
+    /// As [`Self::places`], but a tag that is none fails for its place alone: what comes out of one template says
+    /// nothing against the others.
     ///
     /// # Errors
     /// If there is no destination, or what is wrong depends on no tag.
-    pub(in crate::mirror) fn each_place(&self, to: &[Base], tag: Option<&str>) -> Result<Vec<(Place, Result<()>)>> {
-        let mut places: Vec<(Place, Result<()>)> = Vec::new();
-        let mut add = |registry: &str, prefix: &str, template: &Template| {
-            let (place, good) = self.place(registry, prefix, template, tag)?;
-            if !places.iter().any(|(known, _)| *known == place) {
-                places.push((place, good));
+    pub(in crate::mirror) fn each_place(&self, to: &[Base], tag: Option<&str>) -> Result<Vec<Made>> {
+        let mut places: Vec<Made> = Vec::new();
+        let mut add = |registry: &RegistryName, prefix: &str, template: &Template| {
+            let made = self.place(registry, prefix, template, tag)?;
+            if !places.iter().any(|known| known.repository == made.repository && known.text == made.text) {
+                places.push(made);
             }
             Ok::<(), Error>(())
         };
@@ -223,17 +223,11 @@ impl Entry {
         matches!(self.target, Aim::Below(_))
     }
 
-    fn place(
-        &self,
-        registry: &str,
-        prefix: &str,
-        template: &Template,
-        tag: Option<&str>,
-    ) -> Result<(Place, Result<()>)> {
+    fn place(&self, registry: &RegistryName, prefix: &str, template: &Template, tag: Option<&str>) -> Result<Made> {
         let below = template.name(&self.source, self.strip_library);
         let name = if prefix.is_empty() { below } else { format!("{prefix}/{below}") };
-        let repository = Repository { registry: registry.to_owned(), name };
-        check_name(&repository.to_string(), &repository.name)?;
+        let name = RepositoryName::within(&format!("{registry}/{name}"), name)?;
+        let repository = Repository { registry: registry.clone(), name };
         let made = match (&template.tag, tag) {
             (None, tag) => tag.map(str::to_owned),
             (Some(wanted), Some(tag)) => Some(fill(wanted, &self.source, self.strip_library).replace("{tag}", tag)),
@@ -247,12 +241,18 @@ impl Entry {
             return Err(Error::new(Kind::Usage, format!("{} would be copied onto itself", self.source))
                 .hint("name another destination, or a path in it"));
         }
-        let good = match (&template.tag, &made) {
-            (Some(_), Some(made)) => check_tag(made),
-            _ => Ok(()),
-        };
-        Ok(((repository, made), good))
+        let tag = made.as_deref().map(str::parse).transpose();
+        Ok(Made { repository, text: made, tag })
     }
+}
+
+/// What a template makes of an image.
+pub(in crate::mirror) struct Made {
+    pub(in crate::mirror) repository: Repository,
+    /// The tag's text, whether it is a tag or not.
+    text: Option<String>,
+    /// `None` for an image that is written by its digest.
+    pub(in crate::mirror) tag: Result<Option<Tag>>,
 }
 
 impl List {

@@ -7,7 +7,7 @@ use super::place::{Base, Template};
 use super::{Aim, Entry, Exact, Form, List, Note, Pick, dregsy, image_syncer, lines, own, regsync, skopeo};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Reference, Repository, Target};
+use crate::reference::{Reference, RegistryName, Repository, Target};
 
 /// What the command line says about a list.
 #[derive(Clone, Debug, Default)]
@@ -267,7 +267,7 @@ impl<'a> Reader<'a> {
         let notes = self.notes.into_iter().map(more).collect();
         let list = List { form, entries: self.entries, to: self.to, notes };
         // Where they go isn't known yet; that two go to one place is.
-        let somewhere = [Base { registry: "the destination".into(), prefix: String::new() }];
+        let somewhere = [Base { registry: RegistryName::not_chosen(), prefix: String::new() }];
         list.check(if list.to.is_empty() { &somewhere } else { &list.to }, self.name)?;
         Ok(list)
     }
@@ -286,6 +286,8 @@ pub(super) fn reference(text: &str) -> Result<(Repository, Option<Exact>)> {
             let last = text.rsplit('/').next().unwrap_or(text);
             last.contains(':').then_some(Exact { tag: Some(tag), digest: None })
         }
+        // A reference has none of these.
+        Target::Name(_) => None,
     };
     Ok((repository, exact))
 }

@@ -20,6 +20,7 @@ use super::node::{Key, Node};
 use super::read::Reader;
 use super::{Aim, Dialect, Entry, Exact, Pattern, Pick, Select, TagSet, Template, Versions};
 use crate::error::Result;
+use crate::reference::{RegistryName, Tag};
 
 pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     let mut defaults = Step::default();
@@ -139,7 +140,7 @@ fn source(node: &Node, sets: Vec<TagSet>, reader: &Reader<'_>) -> Result<(crate:
     match kind {
         "image" => {
             let (source, exact) = reader.reference(line, text)?;
-            let exact = exact.unwrap_or_else(|| Exact { tag: Some("latest".into()), digest: None });
+            let exact = exact.unwrap_or_else(|| Exact { tag: Some(Tag::latest()), digest: None });
             Ok((source, Pick { exact: [exact].into(), select: None }))
         }
         "repository" => {
@@ -157,7 +158,7 @@ fn source(node: &Node, sets: Vec<TagSet>, reader: &Reader<'_>) -> Result<(crate:
 }
 
 /// Where to: `target`, a repository for a repository, an image for an image.
-fn aim(node: &Node, pick: &Pick, reader: &Reader<'_>) -> Result<(String, Template)> {
+fn aim(node: &Node, pick: &Pick, reader: &Reader<'_>) -> Result<(RegistryName, Template)> {
     let (line, text) = place(node, "target", reader)?;
     let (target, exact) = reader.reference(line, text)?;
     let tag = match exact {
@@ -172,7 +173,7 @@ fn aim(node: &Node, pick: &Pick, reader: &Reader<'_>) -> Result<(String, Templat
         }
         Some(exact) => exact.tag,
         // Its tag is `latest` by default.
-        None => pick.select.is_none().then(|| "latest".to_owned()),
+        None => pick.select.is_none().then(Tag::latest),
     };
     Ok((target.registry, Template::literal(&target.name, tag.as_deref())))
 }

@@ -14,7 +14,7 @@ use super::range::{Dialect, Range};
 use super::version::{Age, version};
 use super::{Exact, Pick};
 use crate::error::{Error, Kind, Result};
-use crate::reference::Artifact;
+use crate::reference::{Artifact, Tag};
 
 /// Which tags, by what they look like.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -201,7 +201,7 @@ impl Pick {
     }
 
     /// All that is picked of a repository with these tags: the exact ones, and those that fit.
-    pub fn choose(&self, tags: impl IntoIterator<Item = String>) -> Result<Vec<Exact>> {
+    pub fn choose(&self, tags: impl IntoIterator<Item = Tag>) -> Result<Vec<Exact>> {
         let mut chooser = self.chooser()?;
         let mut chosen: Vec<Exact> = self.exact.iter().cloned().collect();
         chosen.extend(tags.into_iter().filter_map(|tag| chooser.offer(tag)));
@@ -222,17 +222,17 @@ pub struct Chooser<'a> {
 
 impl Chooser<'_> {
     /// Offers a tag; returns what is chosen already.
-    pub fn offer(&mut self, tag: String) -> Option<Exact> {
+    pub fn offer(&mut self, tag: Tag) -> Option<Exact> {
         let rules = self.rules.as_ref().filter(|rules| rules.fit(&tag))?;
         // In their order, the first with a tag is the one without a digest.
-        let exact = Exact { tag: Some(tag), digest: None };
+        let exact = Exact { tag: Some(tag.clone()), digest: None };
         if self.pick.exact.range(&exact..).next().is_some_and(|known| known.tag == exact.tag) {
             return None;
         }
         if rules.newest == 0 {
             return Some(exact);
         }
-        let age = Reverse(Age::of(exact.tag.unwrap_or_default()));
+        let age = Reverse(Age::of(tag));
         if self.newest.len() < rules.newest {
             self.newest.push(age);
         } else if let Some(mut oldest) = self.newest.peek_mut()
@@ -345,7 +345,7 @@ mod tests {
 
     fn chosen(select: Select, tags: &str) -> String {
         let pick = Pick { exact: [].into(), select: Some(select) };
-        let mut chosen = pick.choose(tags.split(' ').map(str::to_owned)).expect("patterns");
+        let mut chosen = pick.choose(tags.split(' ').map(Tag::from)).expect("patterns");
         // What isn't by age is in the order of the list.
         chosen.iter_mut().filter_map(|exact| exact.tag.take()).collect::<Vec<_>>().join(" ")
     }
@@ -424,10 +424,10 @@ mod tests {
 
     #[test]
     fn exact_ones_come_first_and_once() {
-        let exact = |tag: &str| Exact { tag: Some(tag.to_owned()), digest: None };
+        let exact = |tag: &str| Exact { tag: Some(tag.into()), digest: None };
         let select = Select { newest: 2, ..one(versions("*")) };
         let pick = Pick { exact: [exact("1.29.0"), exact("gone")].into(), select: Some(select) };
-        let tags = ["1.27", "1.29.0", "1.28"].map(str::to_owned);
+        let tags = ["1.27", "1.29.0", "1.28"].map(Tag::from);
         assert_eq!(pick.choose(tags).expect("patterns"), ["1.29.0", "gone", "1.28", "1.27"].map(exact));
         assert!(pick.needs_list());
         assert!(!Pick { select: None, ..pick }.needs_list());
@@ -473,21 +473,22 @@ mod tests {
         let mut chooser = pick.chooser().expect("patterns");
         for number in 0..100_000u32 {
             // In an order that is neither rising nor falling.
-            assert_eq!(chooser.offer(format!("1.{}", number.wrapping_mul(7919) % 100_000)), None);
+            assert_eq!(chooser.offer(format!("1.{}", number.wrapping_mul(7919) % 100_000).as_str().into()), None);
             assert!(chooser.newest.len() <= 3);
         }
-        let tags: Vec<String> = chooser.finish().into_iter().filter_map(|exact| exact.tag).collect();
+        let tags: Vec<Tag> = chooser.finish().into_iter().filter_map(|exact| exact.tag).collect();
         assert_eq!(tags, ["1.99999", "1.99998", "1.99997"]);
     }
 
     proptest! {
         #[test]
-        fn the_newest_are_those_of_the_sorted_list(tags in proptest::collection::hash_set("[v0-9a-c.-]{1,6}", 0..40), count in 1usize..12) {
-            let mut sorted: Vec<Age> = tags.iter().cloned().map(Age::of).collect();
+        fn the_newest_are_those_of_the_sorted_list(tags in proptest::collection::hash_set("[v0-9a-c][v0-9a-c.-]{0,5}", 0..40), count in 1usize..12) {
+            let mut sorted: Vec<Age> = tags.iter().map(|tag| Age::of(tag.as_str().into())).collect();
             sorted.sort();
-            let expected: Vec<String> = sorted.into_iter().rev().take(count).map(Age::into_tag).collect();
+            let expected: Vec<Tag> = sorted.into_iter().rev().take(count).map(Age::into_tag).collect();
             let pick = Pick { exact: [].into(), select: Some(Select { newest: count, ..Select::default() }) };
-            let chosen: Vec<String> =
+            let tags = tags.iter().map(|tag| Tag::from(tag.as_str()));
+            let chosen: Vec<Tag> =
                 pick.choose(tags).expect("patterns").into_iter().filter_map(|exact| exact.tag).collect();
             prop_assert_eq!(chosen, expected);
         }

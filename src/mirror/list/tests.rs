@@ -35,7 +35,7 @@ fn places(list: &List, to: &[&str]) -> Vec<String> {
     for entry in &list.entries {
         for exact in &entry.pick.exact {
             for (repository, tag) in entry.places(&to, exact.tag.as_deref()).expect("places") {
-                all.push(format!("{repository}:{}", tag.unwrap_or_default()));
+                all.push(format!("{repository}:{}", tag.map(String::from).unwrap_or_default()));
             }
         }
     }

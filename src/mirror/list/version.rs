@@ -2,6 +2,7 @@
 //!
 //! Registries know no versions, only names, and no times of tags: their order is all there is.
 
+use crate::reference::Tag;
 use std::cmp::Ordering;
 
 use semver::Prerelease;
@@ -90,15 +91,15 @@ fn is_early(suffix: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Age {
     version: Option<Version>,
-    tag: String,
+    tag: Tag,
 }
 
 impl Age {
-    pub(super) fn of(tag: String) -> Self {
+    pub(super) fn of(tag: Tag) -> Self {
         Self { version: version(&tag), tag }
     }
 
-    pub(super) fn into_tag(self) -> String {
+    pub(super) fn into_tag(self) -> Tag {
         self.tag
     }
 }
@@ -189,7 +190,7 @@ mod tests {
     use super::*;
 
     fn age(tag: &str) -> Age {
-        Age::of(tag.to_owned())
+        Age::of(tag.into())
     }
 
     #[test]

@@ -55,8 +55,8 @@ async fn remove<S: Shelf>(shelf: &S, part: &mut Part, options: &Options) -> Resu
             continue;
         };
         match needed_by.and_then(|needed| needed.get(&digest)) {
-            Some(Target::Tag(by)) => {
-                part.going[at].stayed = Some(format!("its manifest is needed by tag {by:?}"));
+            Some(by @ (Target::Tag(_) | Target::Name(_))) => {
+                part.going[at].stayed = Some(format!("its manifest is needed by tag \"{by}\""));
             }
             Some(Target::Digest(by)) => {
                 part.going[at].stayed = Some(format!("its manifest is needed by {by}, which the list holds"));

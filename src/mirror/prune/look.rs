@@ -11,13 +11,13 @@ use crate::content::Source;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, Manifest};
-use crate::reference::Target;
+use crate::reference::{Tag, Target};
 
 /// All tags of a repository; none if it doesn't exist.
 ///
 /// # Errors
 /// [`Kind::Invalid`] for more than a million: that can't be held in memory for certain.
-pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<String>> {
+pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<Tag>> {
     let (mut all, mut next) = (BTreeSet::new(), None::<String>);
     loop {
         let page = match source.tags(next.as_deref()).await {
@@ -85,8 +85,8 @@ fn below<'a, S: Source>(
 ///
 /// # Errors
 /// Those of reading it.
-pub async fn created<S: Source>(source: &S, tag: &str) -> Result<Option<Timestamp>> {
-    let mut wanted = vec![Target::Tag(tag.to_owned())];
+pub async fn created<S: Source>(source: &S, tag: &Tag) -> Result<Option<Timestamp>> {
+    let mut wanted = vec![Target::Tag(tag.clone())];
     let (mut youngest, mut read) = (None, 0);
     while let Some(target) = wanted.pop() {
         read += 1;

@@ -43,35 +43,36 @@ impl Memory {
 }
 
 impl Shelf for Memory {
-    async fn tags(&self) -> Result<Vec<String>> {
+    async fn tags(&self) -> Result<Vec<Tag>> {
         let mut state = self.state();
         state.looked += 1;
         match state.broken {
             Some(why) => Err(Error::new(Kind::Denied, why)),
-            None => Ok(state.tags.keys().cloned().collect()),
+            None => Ok(state.tags.keys().map(|tag| tag.as_str().into()).collect()),
         }
     }
 
     async fn holds(&self, target: &Target) -> Result<Vec<Digest>> {
         let state = self.state();
         let found = match target {
-            Target::Tag(tag) => state.tags.get(tag),
+            Target::Tag(tag) => state.tags.get(tag.as_str()),
+            Target::Name(_) => None,
             Target::Digest(digest) => state.tags.values().find(|(digests, _)| digests.first() == Some(digest)),
         };
         Ok(found.map(|(digests, _)| digests.clone()).unwrap_or_default())
     }
 
-    async fn written(&self, tag: &str) -> Result<Option<Timestamp>> {
+    async fn written(&self, tag: &Tag) -> Result<Option<Timestamp>> {
         let mut state = self.state();
         state.aged += 1;
-        Ok(state.tags.get(tag).and_then(|(_, written)| *written))
+        Ok(state.tags.get(tag.as_str()).and_then(|(_, written)| *written))
     }
 
-    async fn delete_tag(&self, tag: &str) -> Result<bool> {
+    async fn delete_tag(&self, tag: &Tag) -> Result<bool> {
         let mut state = self.state();
         if state.by_tag {
-            state.tags.remove(tag);
-            state.removed.push(tag.to_owned());
+            state.tags.remove(tag.as_str());
+            state.removed.push(tag.to_string());
         }
         Ok(state.by_tag)
     }
@@ -91,7 +92,7 @@ fn digest(name: &str) -> Digest {
 }
 
 fn at(tag: &str) -> Target {
-    Target::Tag(tag.to_owned())
+    Target::Tag(tag.into())
 }
 
 fn repository(name: &str) -> Repository {

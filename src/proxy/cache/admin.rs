@@ -61,7 +61,10 @@ impl FromStr for Item {
         }
         let Reference { repository, target, .. } = text.parse()?;
         Ok(match target {
-            Target::Tag(tag) => Self::Tag { upstream: repository.registry, repository: repository.name, tag },
+            Target::Tag(tag) => {
+                Self::Tag { upstream: repository.registry.into(), repository: repository.name.into(), tag: tag.into() }
+            }
+            Target::Name(_) => return Err(Error::new(Kind::Usage, format!("{text:?} is nothing that a cache holds"))),
             Target::Digest(digest) => Self::Content(digest),
         })
     }

@@ -336,7 +336,8 @@ impl<O: Origins> Inner<O> {
         // A tier that ends in the middle of it is gone on from by those behind it.
         let behind = spot.upstream.tiers.iter().enumerate().skip(tier + 1);
         behind.fold(feed, |feed, (tier, base)| {
-            match self.upstreams.origins.source(&spot.upstream.name, &base.repository(&spot.repository)) {
+            let repository = base.repository(&spot.repository);
+            match repository.and_then(|repository| self.upstreams.origins.source(&spot.upstream.name, &repository)) {
                 Ok(source) => feed.or(source, Budget::default(), self.moved(spot, tier)),
                 Err(_) => feed,
             }

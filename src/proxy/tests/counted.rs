@@ -99,7 +99,7 @@ async fn each_request_is_counted() {
     proxy.size_of(&known, &digest).await.expect("an answer");
     let told = ["Head Passed", "Head Absent", "Tags Passed", "Referrers Passed", "Blob Miss", "Head Hit"];
     assert_eq!(heard.take(), told.map(|told| format!("a.io {told}")));
-    let unknown = Place { name: "r".to_owned(), ns: Some("made-up.io".to_owned()) };
+    let unknown = Place { name: "r".into(), ns: Some("made-up.io".to_owned()) };
     assert!(proxy.size_of(&unknown, &digest).await.expect("an answer").is_none());
     assert!(proxy.blob(&unknown, &digest).await.expect("an answer").is_none());
     assert!(proxy.tags(&unknown, None, 10).await.expect("an answer").is_none());

@@ -13,7 +13,7 @@ async fn a_herd_asks_for_a_list_once() {
     let herd = futures_util::future::join_all((0..5).map(|_| bench.proxy.0.tags(&spot)));
     let (herd, ()) = tokio::join!(herd, async { gate.add_permits(1) });
     for (found, how) in herd {
-        assert_eq!((found.expect("a list").expect("tags").as_slice(), how), (&["v0".to_owned()][..], How::Passed));
+        assert_eq!((found.expect("a list").expect("tags").as_slice(), how), (&["v0".into()][..], How::Passed));
     }
     assert_eq!(bench.world.0.lists.load(Ordering::Relaxed), 1);
 }
@@ -27,12 +27,12 @@ async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
         let (found, how) = bench.proxy.0.tags(&spot).await;
         (found.expect("a list").expect("tags")[0].clone(), how)
     };
-    assert_eq!(list().await, ("v0".to_owned(), How::Passed));
-    assert_eq!(list().await, ("v1".to_owned(), How::Passed));
+    assert_eq!(list().await, ("v0".into(), How::Passed));
+    assert_eq!(list().await, ("v1".into(), How::Passed));
     let gate = bench.world.gate();
     let begun = tokio::time::Instant::now();
     for _ in 0..5 {
-        assert_eq!(list().await, ("v1".to_owned(), How::Stale));
+        assert_eq!(list().await, ("v1".into(), How::Stale));
     }
     let took = begun.elapsed();
     assert!((Duration::from_secs(3)..Duration::from_secs(4)).contains(&took), "{took:?}");
@@ -44,5 +44,5 @@ async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
             late => break late,
         }
     };
-    assert_eq!((late, bench.world.0.lists.load(Ordering::Relaxed)), (("v2".to_owned(), How::Stale), 4));
+    assert_eq!((late, bench.world.0.lists.load(Ordering::Relaxed)), (("v2".into(), How::Stale), 4));
 }

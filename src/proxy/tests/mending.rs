@@ -43,7 +43,7 @@ async fn what_is_on_its_way_is_not_left_over() {
 #[tokio::test]
 async fn a_tag_that_was_removed_is_asked_for() {
     let bench = Bench::new(|_| {}).await;
-    let tag = Target::Tag("v1".to_owned());
+    let tag = Target::Tag("v1".into());
     let digest = async || bench.proxy.manifest(&place("r"), &tag).await.expect("an answer").expect("is there").digest();
     bench.world.publish("r", "v1", &manifest(1));
     assert_eq!(digest().await, manifest(1).digest());

@@ -63,7 +63,7 @@ async fn what_is_passed_on_takes_one_patience() {
 #[tokio::test(start_paused = true)]
 async fn who_is_held_back_hears_of_the_limit() {
     let bench = Bench::new(at_once).await;
-    let other = Target::Tag("v2".to_owned());
+    let other = Target::Tag("v2".into());
     bench.world.fail("r", &tag(), Ill::Silent);
     bench.world.fail("r", &other, Ill::Limited(1, 60));
     let limited = async {
@@ -90,7 +90,7 @@ async fn breakers_and_limits_are_each_upstreams_own() {
         bench.world.publish("r", "v1", &manifest(1));
         bench.world.publish("ill", "v1", &manifest(2));
         bench.world.fail("ill", &tag(), ill);
-        let of_b = |name: &str| Place { name: name.to_owned(), ns: Some("b.io".to_owned()) };
+        let of_b = |name: &str| Place { name: name.into(), ns: Some("b.io".to_owned()) };
         for _ in 0..5 {
             bench.proxy.manifest(&of_b("ill"), &tag()).await.expect_err("ill");
         }

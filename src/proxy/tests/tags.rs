@@ -116,7 +116,7 @@ async fn what_only_the_original_has_is_told_for_each_way_to_ask() {
         bench.proxy.resolve(&place("r"), &tag()).await.expect("an answer");
         assert!(told.0.lock().expect("lock").is_empty(), "the durable tier has it");
         bench.world.publish("r", "v2", &manifest(2));
-        let (named, by_digest) = (Target::Tag("v2".to_owned()), Target::Digest(manifest(2).digest()));
+        let (named, by_digest) = (Target::Tag("v2".into()), Target::Digest(manifest(2).digest()));
         bench.proxy.resolve(&place("r"), &named).await.expect("an answer").expect("is there");
         bench.proxy.manifest(&place("r"), &by_digest).await.expect("an answer").expect("is there");
         let expected = ["a.io r v2".to_owned(), format!("a.io r {by_digest}")];

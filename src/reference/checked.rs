@@ -1,0 +1,343 @@
+//! Texts that were checked against a grammar: whoever holds one need not check it again.
+//!
+//! A value of these types can only be made by parsing, so text from a registry, a layout, a list or a
+//! client cannot become part of a URL, a path or a reference unless it is what it claims to be.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::ops::Deref;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{check_name, check_tag, registry_name};
+use crate::error::{Error, Kind, Result};
+
+/// A tag (distribution spec, "Pulling manifests": `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(String);
+
+/// A repository's name (distribution spec, "Pulling manifests"; at most 255 characters).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RepositoryName(String);
+
+/// A registry: a host and, where needed, a port, in the form that [`registry_name`] gives.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RegistryName(String);
+
+/// The name of an image in a layout's index, where it is not a tag: `registry/repository:tag` and the like.
+///
+/// Image spec, annotations.md: `org.opencontainers.image.ref.name` may be a path of components. No
+/// registry takes one as a tag.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LayoutName(String);
+
+impl Tag {
+    /// The tag `latest`.
+    pub fn latest() -> Self {
+        Self("latest".to_owned())
+    }
+
+    /// A tag that the caller knows to fit the grammar.
+    pub(super) fn known(text: String) -> Self {
+        debug_assert!(check_tag(&text).is_ok(), "{text:?}");
+        Self(text)
+    }
+}
+
+impl FromStr for Tag {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        check_tag(text).map(|()| Self(text.to_owned()))
+    }
+}
+
+impl RepositoryName {
+    /// Checks `name`, which was written in `text`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`], which cites `text`.
+    pub fn within(text: &str, name: String) -> Result<Self> {
+        check_name(text, &name).map(|()| Self(name))
+    }
+
+    /// The name with `prefix` and a slash before it; without a prefix, the name.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if the result is no name of a repository, for example because it is too long.
+    pub fn below(&self, prefix: &str) -> Result<Self> {
+        if prefix.is_empty() {
+            return Ok(self.clone());
+        }
+        format!("{prefix}/{self}").parse()
+    }
+
+    /// `image`: what is called so has no better name.
+    pub fn image() -> Self {
+        Self("image".to_owned())
+    }
+
+    /// The name of no repository. [`super::Repository::none`] explains it.
+    pub(super) fn none() -> Self {
+        Self(String::new())
+    }
+}
+
+impl FromStr for RepositoryName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        check_name(text, text).map(|()| Self(text.to_owned()))
+    }
+}
+
+impl RegistryName {
+    /// Docker Hub.
+    pub fn docker_hub() -> Self {
+        Self(super::DOCKER_HUB.to_owned())
+    }
+
+    /// The pseudo registry of a directory: `oci:DIR`. No registry has this name, and no client takes it.
+    pub fn of_directory(directory: &Path) -> Self {
+        Self(format!("oci:{}", directory.display()))
+    }
+
+    /// Stands in checks and messages for a registry that is not chosen yet. No client takes it.
+    pub fn not_chosen() -> Self {
+        Self("DESTINATION".to_owned())
+    }
+}
+
+impl FromStr for RegistryName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        registry_name(text).map(Self)
+    }
+}
+
+impl FromStr for LayoutName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let alphanumeric = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let good = text.len() <= MAX_LAYOUT_NAME
+            && text.split('/').all(|component| {
+                // Between two letters or digits stands one separator; only the hyphen may be doubled.
+                let bytes = component.as_bytes();
+                let separated = bytes.windows(2).enumerate().all(|(at, pair)| {
+                    let tripled = pair == b"--" && bytes.get(at + 2) == Some(&b'-');
+                    pair.iter().any(u8::is_ascii_alphanumeric) || (pair == b"--" && !tripled)
+                });
+                alphanumeric(bytes.first().copied())
+                    && alphanumeric(bytes.last().copied())
+                    && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._:@+".contains(byte))
+                    && separated
+            });
+        if good {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Error::new(Kind::Invalid, format!("{} is not the name of an image in a layout", Outside(text))))
+    }
+}
+
+/// Text from outside that is not what it claims to be, such as a tag in a registry's list: kept only to
+/// be reported. `Display` gives it quoted, cut, and without characters that a terminal would obey.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Malformed(String);
+
+impl Malformed {
+    /// Keeps as much of `text` as a report needs.
+    pub fn new(text: &str) -> Self {
+        Self(Outside(text).to_string())
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Reads each text as a tag; what is none goes into the second list.
+pub fn tags_of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Tag>, Vec<Malformed>) {
+    let (mut tags, mut malformed) = (Vec::new(), Vec::new());
+    for text in texts {
+        match text.as_ref().parse() {
+            Ok(tag) => tags.push(tag),
+            Err(_) => malformed.push(Malformed::new(text.as_ref())),
+        }
+    }
+    (tags, malformed)
+}
+
+/// Prints text as a quoted literal, at most [`SHOWN`] characters of it.
+pub(super) struct Outside<'a>(pub(super) &'a str);
+
+impl fmt::Display for Outside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(SHOWN) {
+            Some((end, _)) => write!(f, "{:?}… ({} bytes)", &self.0[..end], self.0.len()),
+            None => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
+/// What all checked texts have in common with `str`.
+macro_rules! checked_text {
+    ($($name:ident),+) => {$(
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Deref for $name {
+            type Target = str;
+
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl PartialEq<str> for $name {
+            fn eq(&self, other: &str) -> bool {
+                self.0 == *other
+            }
+        }
+
+        impl PartialEq<&str> for $name {
+            fn eq(&self, other: &&str) -> bool {
+                self.0 == *other
+            }
+        }
+
+        impl PartialEq<String> for $name {
+            fn eq(&self, other: &String) -> bool {
+                self.0 == *other
+            }
+        }
+
+        #[cfg(test)]
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                text.parse().expect("a test names only what is well formed")
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(checked: $name) -> Self {
+                checked.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+
+            fn try_from(text: String) -> Result<Self> {
+                text.parse()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )+};
+}
+
+checked_text!(Tag, RepositoryName, RegistryName, LayoutName);
+
+/// A registry's host, a repository's name and a tag, with room to spare.
+const MAX_LAYOUT_NAME: usize = 1024;
+/// Characters of a malformed text that a message shows.
+const SHOWN: usize = 160;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_fits_the_grammar_is_a_tag() {
+        let longest = "a".repeat(128);
+        for good in ["latest", "1.27", "_x", "A-b_c.d", "0", longest.as_str()] {
+            assert!(good.parse::<Tag>().is_ok_and(|tag| tag == good), "{good}");
+        }
+        let too_long = "a".repeat(129);
+        let traversal = "../../../victim/app/manifests/latest";
+        for bad in
+            ["", ".", "..", "-x", ".x", "a/b", "a\\b", "a?b", "a#b", "%2e%2e", "a%2fb", "a b", "a\n", "a\0", "é", "a:b"]
+                .into_iter()
+                .chain([too_long.as_str(), traversal])
+        {
+            assert!(bad.parse::<Tag>().is_err(), "{bad:?}");
+            assert!(serde_json::from_value::<Tag>(bad.into()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_repositories_and_registries_are_no_paths() {
+        for bad in ["", "..", "a/../b", "a//b", "/a", "a/", "a?b", "a#b", "a%2fb", "a\\b", "A", "a\n", "a:b", "é"] {
+            assert!(bad.parse::<RepositoryName>().is_err(), "{bad:?}");
+        }
+        for bad in ["", "a/b", "a@b", "a?b", "a#b", "oci:dir", "oci:/dir", "a b", "..", "a:0", "a\\b", "u:p@h"] {
+            assert!(bad.parse::<RegistryName>().is_err(), "{bad:?}");
+        }
+        let name: RepositoryName = "a".repeat(250).parse().expect("a name");
+        assert!(name.below("b").is_ok() && name.below("too-long").is_err() && name.below("..").is_err());
+    }
+
+    #[test]
+    fn layout_names_have_the_grammar_of_the_annotation() {
+        for good in ["docker.io/library/nginx:1.27", "a", "a--b", "x@y+z", "localhost:5000/a:v1"] {
+            assert!(good.parse::<LayoutName>().is_ok(), "{good}");
+        }
+        for bad in
+            ["", "/", "a/", "../a", "a/..", "a..b", "a---b", "a?b", "a#b", "a b", "a\u{1b}", "a\\b", "a/./b", "%2e"]
+        {
+            assert!(bad.parse::<LayoutName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_text_is_shown_without_control_characters() {
+        let shown = Malformed::new("a\u{1b}[2J\n\u{202e}b").to_string();
+        assert_eq!(shown, r#""a\u{1b}[2J\n\u{202e}b""#);
+        assert!(Malformed::new(&"x".repeat(1 << 20)).to_string().len() < 200);
+    }
+}
