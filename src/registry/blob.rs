@@ -10,7 +10,9 @@ use http_body_util::BodyExt as _;
 use reqwest::Url;
 
 use super::Repo;
-use super::transport::Response;
+use super::endpoint::Endpoint;
+use super::token::Scope;
+use super::transport::{Call, Response};
 use super::upload::Session;
 use crate::content::{Body, Started, limited};
 use crate::descriptor::{Descriptor, Digest};
@@ -34,7 +36,7 @@ impl Repo {
     /// `GET` of a blob's bytes from `from` on. Once: the feed that reads it has the budget.
     pub(super) async fn get_blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
         let doing = format!("read blob {}", blob.digest);
-        let mut call = self.call(Method::GET, &format!("blobs/{}", blob.digest), &self.pull, doing.clone()).await?;
+        let mut call = self.call(Method::GET, self.at_blob(&blob.digest), &self.pull, doing.clone()).await?;
         if from > 0 {
             call = call.header(RANGE, format!("bytes={from}-"));
         }
@@ -53,7 +55,7 @@ impl Repo {
     /// `GET` of some of a blob's bytes, and no more: so the connection can be used again.
     pub(super) async fn get_part(&self, blob: &Descriptor, part: Range<u64>) -> Result<Body> {
         let doing = format!("read blob {}", blob.digest);
-        let call = self.call(Method::GET, &format!("blobs/{}", blob.digest), &self.pull, doing.clone()).await?;
+        let call = self.call(Method::GET, self.at_blob(&blob.digest), &self.pull, doing.clone()).await?;
         let range = format!("bytes={}-{}", part.start, part.end.saturating_sub(1));
         let response = self.registry.call_once(call.header(RANGE, range)).await?;
         let skip = check_head(&response, blob, part.start).map_err(|error| error.doing(doing))?;
@@ -69,7 +71,7 @@ impl Repo {
     /// [`Kind::Registry`] if the registry doesn't say how large the blob is.
     pub async fn size_of(&self, digest: &Digest) -> Result<Option<u64>> {
         let doing = format!("look for blob {digest}");
-        let call = self.call(Method::HEAD, &format!("blobs/{digest}"), &self.pull, doing.clone()).await?;
+        let call = self.call(Method::HEAD, self.at_blob(digest), &self.pull, doing.clone()).await?;
         match self.registry.call(call).await {
             Ok(response) => length(response.headers()).map(Some).ok_or_else(|| {
                 Error::new(Kind::Registry, "the registry does not say how large the blob is").doing(doing)
@@ -85,7 +87,7 @@ impl Repo {
     /// [`Kind::NotFound`] if it isn't there.
     pub async fn cached(&self, digest: &Digest) -> Result<Cached> {
         let doing = format!("look for blob {digest}");
-        let call = self.call(Method::HEAD, &format!("blobs/{digest}"), &self.pull, doing).await?;
+        let call = self.call(Method::HEAD, self.at_blob(digest), &self.pull, doing).await?;
         let response = self.registry.call(call).await?;
         // Of several caches the one that answered us comes last (RFC 9211, section 2).
         let status = response.headers().get("cache-status").and_then(|value| value.to_str().ok());
@@ -105,7 +107,7 @@ impl Repo {
         let mut last = Error::new(Kind::NotFound, "the layer names no other address");
         for text in &blob.urls {
             let Ok(url) = Url::parse(text) else { continue };
-            let mut call = self.call(Method::GET, "", &self.pull, "").await?;
+            let mut call = self.call(Method::GET, self.at_blob(&blob.digest), &self.pull, "").await?;
             call.url = url;
             if from > 0 {
                 call = call.header(RANGE, format!("bytes={from}-"));
@@ -121,7 +123,7 @@ impl Repo {
     /// `HEAD` of a blob.
     pub(super) async fn head_blob(&self, blob: &Descriptor) -> Result<bool> {
         let doing = format!("look for blob {}", blob.digest);
-        let call = self.call(Method::HEAD, &format!("blobs/{}", blob.digest), &self.push, doing).await?;
+        let call = self.call(Method::HEAD, self.at_blob(&blob.digest), &self.push, doing).await?;
         match self.registry.call(call).await {
             // A blob of another size can't have this digest: what is there is broken, so it's sent again.
             Ok(response) => Ok(length(response.headers()).is_none_or(|length| length == blob.size)),
@@ -147,22 +149,13 @@ impl Repo {
     async fn begin(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Session>> {
         let doing = format!("begin the upload of blob {} to {}", blob.digest, self.repository);
         let scope = from.map(|from| self.push.mounting(from));
-        // Distribution spec, "Pushing a blob in chunks": others than sha256 must be announced.
-        let algorithm = (!matches!(blob.digest, Digest::Sha256(_)))
-            .then(|| format!("digest-algorithm={}", blob.digest.algorithm()));
-        let mount = from.map(|from| format!("mount={}&from={}", blob.digest, from.name));
-        let path = |mount: Option<String>| {
-            let query: Vec<String> = mount.into_iter().chain(algorithm.clone()).collect();
-            let separator = if query.is_empty() { "" } else { "?" };
-            format!("blobs/uploads/{separator}{}", query.join("&"))
-        };
-        let call = self.call(Method::POST, &path(mount), scope.as_ref().unwrap_or(&self.push), doing.clone()).await?;
+        let call = self.beginning(blob, from, scope.as_ref().unwrap_or(&self.push), &doing).await?;
         let response = match self.registry.call(call).await {
             // What may not be mounted may still be uploaded: a token for both repositories may be refused as a whole.
             Err(error)
                 if from.is_some() && matches!(error.kind(), Kind::Unauthorized | Kind::Denied | Kind::NotFound) =>
             {
-                self.registry.call(self.call(Method::POST, &path(None), &self.push, doing.clone()).await?).await?
+                self.registry.call(self.beginning(blob, None, &self.push, &doing).await?).await?
             }
             other => other?,
         };
@@ -175,6 +168,28 @@ impl Repo {
             }
             _ => self.session(&response).await.map(Started::Session).map_err(|error| error.doing(doing)),
         }
+    }
+}
+
+impl Repo {
+    /// The `POST` that begins an upload, and asks for a mount of the blob from `from`.
+    async fn beginning<'a>(
+        &self,
+        blob: &Descriptor,
+        from: Option<&Repository>,
+        scope: &'a Scope,
+        doing: &str,
+    ) -> Result<Call<'a>> {
+        let mut call = self.call(Method::POST, Endpoint::Uploads(&self.repository.name), scope, doing).await?;
+        if let Some(from) = from {
+            let mount = [("mount", &*blob.digest.to_string()), ("from", &from.name)];
+            call.url.query_pairs_mut().extend_pairs(mount);
+        }
+        // Distribution spec, "Pushing a blob in chunks": others than sha256 must be announced.
+        if !matches!(blob.digest, Digest::Sha256(_)) {
+            call.url.query_pairs_mut().append_pair("digest-algorithm", blob.digest.algorithm());
+        }
+        Ok(call)
     }
 }
 

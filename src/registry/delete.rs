@@ -6,11 +6,11 @@ use serde::Deserialize;
 
 use super::Repo;
 use super::azure::is_acr;
+use super::endpoint::Endpoint;
 use super::token::Scope;
-use super::transport::{Call, Payload};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::reference::Tag;
+use crate::reference::{Tag, Target};
 
 /// What a registry says of a tag itself, which is more than of its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Repo {
         }
         let doing = format!("read when {}:{tag} was written", self.repository);
         let scope = Scope::delete(&self.repository);
-        let call = self.deletion(Method::GET, &self.acr_tag(tag), &scope, doing.clone()).await?;
+        let call = self.call(Method::GET, self.acr_tag(tag), &scope, doing.clone()).await?;
         let (_, bytes) = self.registry.read(call, 1 << 20).await.map_err(|error| self.forbidden(error))?;
         let document: TagDocument = serde_json::from_slice(&bytes).map_err(|error| {
             Error::new(Kind::Invalid, format!("the answer is not about a tag: {error}")).doing(doing)
@@ -72,11 +72,9 @@ impl Repo {
     /// # Errors
     /// [`Kind::Denied`] without the right to delete.
     pub async fn delete_tag(&self, tag: &Tag) -> Result<bool> {
-        let path = match is_acr(&self.registry.name) {
-            true => self.acr_tag(tag),
-            false => format!("/v2/{}/manifests/{tag}", self.repository.name),
-        };
-        match self.delete(&path, format!("delete tag {}:{tag}", self.repository)).await {
+        let target = Target::Tag(tag.clone());
+        let at = if is_acr(&self.registry.name) { self.acr_tag(tag) } else { self.at_manifest(&target) };
+        match self.delete(at, format!("delete tag {}:{tag}", self.repository)).await {
             // At ACR it says that this tag is locked.
             Err(error) if is_unable(&error) && !is_acr(&self.registry.name) => Ok(false),
             deleted => deleted.map(|()| true),
@@ -88,8 +86,9 @@ impl Repo {
     /// # Errors
     /// [`Kind::Unsupported`] where the registry allows no deletes.
     pub async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
-        let path = format!("/v2/{}/manifests/{digest}", self.repository.name);
-        let deleted = self.delete(&path, format!("delete manifest {}@{digest}", self.repository)).await;
+        let target = Target::Digest(*digest);
+        let deleted =
+            self.delete(self.at_manifest(&target), format!("delete manifest {}@{digest}", self.repository)).await;
         deleted.map_err(|error| match is_unable(&error) {
             true => Error::new(Kind::Unsupported, format!("{} allows no deletes ({error})", self.registry.name))
                 .hint("docker-registry allows them by REGISTRY_STORAGE_DELETE_ENABLED=true"),
@@ -97,22 +96,17 @@ impl Repo {
         })
     }
 
-    async fn delete(&self, path: &str, doing: String) -> Result<()> {
+    async fn delete(&self, at: Endpoint<'_>, doing: String) -> Result<()> {
         let scope = Scope::delete(&self.repository);
-        let call = self.deletion(Method::DELETE, path, &scope, doing).await?;
+        let call = self.call(Method::DELETE, at, &scope, doing).await?;
         match self.registry.call(call).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(()),
             called => called.map(drop).map_err(|error| self.forbidden(error)),
         }
     }
 
-    async fn deletion<'a>(&self, method: Method, path: &str, scope: &'a Scope, doing: String) -> Result<Call<'a>> {
-        let url = self.registry.url(path).await?;
-        Ok(Call { method, url, scope, headers: http::HeaderMap::new(), body: Payload::Empty, doing })
-    }
-
-    fn acr_tag(&self, tag: &Tag) -> String {
-        format!("/acr/v1/{}/_tags/{tag}", self.repository.name)
+    fn acr_tag<'a>(&'a self, tag: &'a Tag) -> Endpoint<'a> {
+        Endpoint::AcrTag(&self.repository.name, tag)
     }
 
     /// Says what it takes to delete, where the usual hint is about pushing.

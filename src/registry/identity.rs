@@ -6,6 +6,7 @@ use reqwest::Url;
 use tokio::time::Instant;
 
 use super::auth::Auth;
+use super::endpoint::Endpoint;
 use super::token::{Answer, Token, encode, jwt_life, post, renewal};
 use super::transport::Registry;
 use crate::credentials::Secret;
@@ -48,7 +49,7 @@ impl Auth {
             return Ok(Some(token.value.clone()));
         }
         let access = entra.token().await?;
-        let url = base.join("/oauth2/exchange").map_err(|_| Error::new(Kind::Registry, "its address is malformed"))?;
+        let url = Endpoint::AcrExchange.url(base)?;
         let service = service.unwrap_or(&registry.name);
         // In the body: as a Basic password, a token with many groups is too long for ACR's header (acr#797).
         let form = encode(&[("grant_type", "access_token"), ("service", service), ("access_token", access.reveal())]);

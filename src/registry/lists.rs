@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::Repo;
 use super::address::same_origin;
+use super::endpoint::{Endpoint, page};
 use super::token::Scope;
 use super::transport::{Call, Payload};
 use crate::content::TagPage;
@@ -37,23 +38,28 @@ impl Repo {
     /// A page of tags. The next one is where the registry's `Link` says: some (ECR) know it by a token of
     /// their own, so it can't be made up from the last tag.
     pub(super) async fn list_tags(&self, next: Option<&str>) -> Result<TagPage> {
-        let first = format!("/v2/{}/tags/list?n={PAGE}", self.repository.name);
         let doing = format!("list the tags of {}", self.repository);
-        let call = self.call(Method::GET, next.unwrap_or(&first), &self.pull, doing.clone()).await?;
+        let mut call = self.call(Method::GET, Endpoint::Tags(&self.repository.name), &self.pull, doing.clone()).await?;
+        match next {
+            Some(next) => call.url = page(&call.url, next),
+            None => call.url.set_query(Some(&format!("n={PAGE}"))),
+        }
         let url = call.url.clone();
         let (response, bytes) = self.registry.read(call, MAX_LIST).await?;
-        let page: TagsDocument = parse(&bytes).map_err(|error| error.doing(doing))?;
+        let listed: TagsDocument = parse(&bytes).map_err(|error| error.doing(doing))?;
         let next = next_page(&response.headers, &url).filter(|next| same_origin(next, &url) && *next != url);
         let next = next.map(|next| format!("{}?{}", next.path(), next.query().unwrap_or_default()));
-        Ok(TagPage::new(page.tags, next))
+        Ok(TagPage::new(listed.tags, next))
     }
 
     /// Whether the repository doesn't exist yet, so that nothing in it needs to be looked for.
     /// Asked once; an unclear answer means no.
     pub(super) async fn probe_new(&self) -> bool {
-        let Ok(call) = self.call(Method::GET, "tags/list?n=1", &self.push, "look for the repository").await else {
+        let at = Endpoint::Tags(&self.repository.name);
+        let Ok(mut call) = self.call(Method::GET, at, &self.push, "look for the repository").await else {
             return false;
         };
+        call.url.set_query(Some("n=1"));
         match self.registry.call_once(call).await {
             // NAME_UNKNOWN, not any 404: behind some paths a proxy answers for everything.
             Err(error) => error.kind() == Kind::NotFound && error.to_string().contains("NAME_UNKNOWN"),
@@ -69,7 +75,7 @@ impl Repo {
         }
         let doing = format!("list the referrers of {}@{subject}", self.repository);
         let mut listed: Vec<Descriptor> = Vec::new();
-        let mut next = Some(self.registry.url(&format!("/v2/{}/referrers/{subject}", self.repository.name)).await?);
+        let mut next = Some(Endpoint::Referrers(&self.repository.name, subject).url(self.registry.base().await?)?);
         while let Some(url) = next.take() {
             let call = Call {
                 method: Method::GET,

@@ -17,8 +17,7 @@ impl Repo {
     /// `HEAD` of a manifest: no pull for Docker Hub. `None` where it isn't.
     pub(super) async fn head_manifest(&self, target: &Target, scope: &Scope) -> Result<Option<Descriptor>> {
         let reference = self.repository.at(target.clone());
-        let call =
-            self.call(Method::HEAD, &format!("manifests/{target}"), scope, format!("look for {reference}")).await?;
+        let call = self.call(Method::HEAD, self.at_manifest(target), scope, format!("look for {reference}")).await?;
         let response = match self.registry.call(call.header(ACCEPT, MediaType::ACCEPT)).await {
             Ok(response) => response,
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),
@@ -40,7 +39,7 @@ impl Repo {
     pub(super) async fn get_manifest(&self, target: &Target, scope: &Scope) -> Result<Manifest> {
         let reference = self.repository.at(target.clone());
         let doing = format!("read manifest {reference}");
-        let call = self.call(Method::GET, &format!("manifests/{target}"), scope, doing.clone()).await?;
+        let call = self.call(Method::GET, self.at_manifest(target), scope, doing.clone()).await?;
         let (head, bytes) = self.registry.read(call.header(ACCEPT, MediaType::ACCEPT), MAX_MANIFEST).await?;
         // By tag the header's digest is all there is to check the bytes by.
         let expected = target.digest().or(digest(&head.headers));
@@ -51,7 +50,7 @@ impl Repo {
     pub(super) async fn send_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
         let reference = self.repository.at(at.clone());
         let doing = format!("write manifest {reference}");
-        let call = self.call(Method::PUT, &format!("manifests/{at}"), &self.push, doing.clone()).await?;
+        let call = self.call(Method::PUT, self.at_manifest(at), &self.push, doing.clone()).await?;
         let mut call = call.header(CONTENT_TYPE, manifest.descriptor().media_type.0.as_str());
         call.body = Payload::Bytes(manifest.bytes().clone());
         let response = self.registry.call(call).await?;

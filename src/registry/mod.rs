@@ -4,6 +4,7 @@
 //! - `transport`, `send`: one registry and calls to it; a request's way out
 //! - `auth`, `identity`, `token`, `beside`, `challenge`, `azure`: tokens and whom they are believed
 //! - `address`: where answers may lead us
+//! - `endpoint`: the URLs of the API, and which of them may be written to
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
 //! - `answer`: errors
 //! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists`: the operations
@@ -18,6 +19,7 @@ mod beside;
 mod blob;
 mod challenge;
 mod delete;
+mod endpoint;
 mod identity;
 mod incoming;
 mod limits;
@@ -52,6 +54,7 @@ pub use self::upload::Session;
 pub(crate) use answer::root_cause;
 
 use self::address::Policy;
+use self::endpoint::Endpoint;
 use self::token::Scope;
 use self::transport::{Call, Payload};
 use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
@@ -284,22 +287,31 @@ impl Repo {
     /// # Errors
     /// [`Kind::Unauthorized`] if the credentials aren't taken.
     pub async fn ping(&self) -> Result<()> {
-        let call = self.call(Method::GET, "/v2/", &self.pull, "reach the registry").await?;
+        let call = self.call(Method::GET, Endpoint::Base, &self.pull, "reach the registry").await?;
         self.registry.call(call).await.map(drop)
     }
 
-    /// A call to `path` below this repository, or to an absolute one that begins with `/v2/`.
+    /// A call to an endpoint.
     async fn call<'a>(
         &self,
         method: Method,
-        path: &str,
+        endpoint: Endpoint<'_>,
         scope: &'a Scope,
         doing: impl Into<String>,
     ) -> Result<Call<'a>> {
-        let absolute =
-            if path.starts_with("/v2/") { path.to_owned() } else { format!("/v2/{}/{path}", self.repository.name) };
-        let url = self.registry.url(&absolute).await?;
+        let url = endpoint.url(self.registry.base().await?)?;
         Ok(Call { method, url, scope, headers: http::HeaderMap::new(), body: Payload::Empty, doing: doing.into() })
+    }
+}
+
+/// Endpoints of this repository.
+impl Repo {
+    fn at_manifest<'a>(&'a self, target: &'a Target) -> Endpoint<'a> {
+        Endpoint::Manifest(&self.repository.name, target)
+    }
+
+    fn at_blob<'a>(&'a self, digest: &'a Digest) -> Endpoint<'a> {
+        Endpoint::Blob(&self.repository.name, digest)
     }
 }
 

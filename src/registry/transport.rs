@@ -18,6 +18,7 @@ use super::Options;
 use super::address::Policy;
 use super::answer;
 use super::auth::Auth;
+use super::endpoint::{Endpoint, check_write};
 use super::incoming::Incoming;
 use super::limits::{Limiter, retry_after};
 use super::pulls::{Pass, Pulls};
@@ -187,12 +188,6 @@ impl Registry {
         self.account(0).mounted_from(&from.name);
     }
 
-    /// The URL of `path` (which begins with `/v2/`) at this registry.
-    pub(super) async fn url(&self, path: &str) -> Result<Url> {
-        let base = self.base().await?;
-        base.join(path).map_err(|error| Error::new(Kind::Invalid, format!("{path:?} is no path: {error}")))
-    }
-
     pub(super) async fn base(&self) -> Result<&Url> {
         self.base.get_or_try_init(|| self.find_base()).await
     }
@@ -204,7 +199,7 @@ impl Registry {
         }
         let mut plain = self.first_base.clone();
         let _ = plain.set_scheme("http");
-        let probe = self.http().await?.get(self.first_base.join("/v2/").unwrap_or_else(|_| self.first_base.clone()));
+        let probe = self.http().await?.get(Endpoint::Base.url(&self.first_base)?);
         match tokio::time::timeout(PROBE_TIMEOUT, probe.send()).await {
             Ok(Ok(_)) => Ok(self.first_base.clone()),
             _ => Ok(plain),
@@ -256,6 +251,8 @@ impl Registry {
     pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
         let began = Instant::now();
         let doing = std::mem::take(&mut call.doing);
+        check_write(&call.method, &call.url, self.base().await?, &call.scope.repository)
+            .map_err(|error| error.doing(doing.clone()))?;
         let (name, push) = (call.scope.repository.name.as_str(), call.scope.access != Access::Pull);
         loop {
             let pass = if call.costs_pull() {

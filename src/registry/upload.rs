@@ -18,11 +18,13 @@ use reqwest::Url;
 use super::Repo;
 use super::address::same_origin;
 use super::azure::is_acr;
+use super::endpoint::check_session;
 use super::piece::{Piece, Slot, watched};
 use super::transport::{Call, Payload, Registry, Response};
 use crate::content::{Feed, Source, Started};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result, Side};
+use crate::reference::Repository;
 use crate::verify::Verified;
 
 /// An upload that a registry began.
@@ -43,7 +45,7 @@ impl Repo {
     /// The session that a 202 describes.
     pub(super) async fn session(&self, response: &Response) -> Result<Session> {
         let base = self.registry.base().await?;
-        let url = location(response.headers(), base)?;
+        let url = location(response.headers(), base, base, &self.repository)?;
         let least = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
         let id = self.registry.next_session.fetch_add(1, Ordering::Relaxed);
         self.registry.remember(id, &url, self);
@@ -122,7 +124,13 @@ impl Repo {
             if last {
                 return Ok(());
             }
-            session.url = location(response.headers(), &session.url).unwrap_or_else(|_| session.url.clone());
+            let base = self.registry.base().await?;
+            match location(response.headers(), &session.url, base, &self.repository) {
+                Ok(url) => session.url = url,
+                Err(error) if error.kind() == Kind::Refused => return Err(error.doing(doing)),
+                // Without a new one the old one holds.
+                Err(_) => {}
+            }
             self.registry.remember(session.id, &session.url, self);
             if let Some(has) = end_of_range(response.headers()).filter(|has| *has != session.at) {
                 let what = format!("the registry took {has} bytes, where {} were sent", session.at);
@@ -200,7 +208,8 @@ impl Repo {
         };
         let response = self.registry.call_once(call).await?;
         session.at = end_of_range(response.headers()).filter(|end| *end > 1).unwrap_or(0);
-        if let Ok(url) = location(response.headers(), &session.url) {
+        let base = self.registry.base().await?;
+        if let Ok(url) = location(response.headers(), &session.url, base, &self.repository) {
             session.url = url;
             self.registry.remember(session.id, &session.url, self);
         }
@@ -291,16 +300,22 @@ impl Registry {
     }
 }
 
-/// The session's URL from `Location`, which may be relative (ACR's is, with a query).
-fn location(headers: &HeaderMap, base: &Url) -> Result<Url> {
+/// The session's URL from `Location`, which may be relative (ACR's is, with a query) to the URL that was
+/// `asked`.
+///
+/// # Errors
+/// [`Kind::Registry`] if there is none, [`Kind::Refused`] as [`check_session`].
+fn location(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Repository) -> Result<Url> {
     let wrong = || Error::new(Kind::Registry, "the registry began an upload without a Location to send it to");
     let text = headers.get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
-    let mut url = base.join(text).map_err(|_| wrong())?;
+    let mut url = asked.join(text).map_err(|_| wrong())?;
     // A registry behind a proxy that ends TLS often calls itself http: its host by https is what is meant.
-    if base.scheme() == "https" && url.scheme() == "http" && url.host_str() == base.host_str() && url.port().is_none() {
+    if asked.scheme() == "https" && url.scheme() == "http" && url.host_str() == asked.host_str() && url.port().is_none()
+    {
         let _ = url.set_scheme("https");
-        let _ = url.set_port(base.port());
+        let _ = url.set_port(asked.port());
     }
+    check_session(&url, base, repository)?;
     if !same_origin(&url, base) {
         tracing::debug!("the upload goes to another host, without credentials");
     }
@@ -330,14 +345,17 @@ mod tests {
     #[test]
     fn locations_are_relative_absolute_or_wrongly_plain() {
         let base = Url::parse("https://r.azurecr.io/v2/").expect("a URL");
-        let at = |text| location(&headers(LOCATION, text), &base).map(|url| url.to_string()).ok();
+        let repository = "r.azurecr.io/a".parse().expect("a repository");
+        let read = |headers: &HeaderMap| location(headers, &base, &base, &repository);
+        let at = |text| read(&headers(LOCATION, text)).map(|url| url.to_string()).ok();
         assert_eq!(
             at("/v2/a/blobs/uploads/1?_nouploadcache=false&_state=x"),
             Some("https://r.azurecr.io/v2/a/blobs/uploads/1?_nouploadcache=false&_state=x".into())
         );
-        assert_eq!(at("http://r.azurecr.io/v2/x"), Some("https://r.azurecr.io/v2/x".into()));
+        assert_eq!(at("http://r.azurecr.io/upload/x"), Some("https://r.azurecr.io/upload/x".into()));
+        assert_eq!(at("http://r.azurecr.io/v2/b/manifests/x"), None, "no upload");
         assert_eq!(at("http://other.io/v2/x"), Some("http://other.io/v2/x".into()), "refused later, by the policy");
-        assert_eq!(location(&HeaderMap::new(), &base).err().map(|e| e.kind()), Some(Kind::Registry));
+        assert_eq!(read(&HeaderMap::new()).err().map(|e| e.kind()), Some(Kind::Registry));
     }
 
     #[test]
