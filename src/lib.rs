@@ -82,6 +82,7 @@ pub mod credentials;
 pub mod demo;
 pub mod descriptor;
 pub mod error;
+pub mod file_access;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;

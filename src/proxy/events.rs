@@ -149,6 +149,11 @@ pub enum Event<'a> {
         /// Which one.
         digest: &'a Digest,
     },
+    /// A cached blob could not be read, or had become short. It is dropped, and fetched again.
+    CacheReadFailed {
+        /// Which one.
+        digest: &'a Digest,
+    },
     /// Only an original had this manifest, no tier before it: the durable tier is to be given the image.
     OnlyOriginal {
         /// The upstream's name.

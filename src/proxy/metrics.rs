@@ -32,6 +32,7 @@ pub struct Metrics {
     evicted_bytes: Counter,
     scrubbed: Counter,
     corrupt: Counter,
+    read_errors: Counter,
 }
 
 impl Metrics {
@@ -50,6 +51,7 @@ impl Metrics {
             evicted_bytes: Counter::default(),
             scrubbed: Counter::default(),
             corrupt: Counter::default(),
+            read_errors: Counter::default(),
         };
         let Self {
             requests,
@@ -64,6 +66,7 @@ impl Metrics {
             evicted_bytes,
             scrubbed,
             corrupt,
+            read_errors,
         } = made.clone();
         let proxy = registry.sub_registry_with_prefix(PREFIX);
         proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
@@ -78,6 +81,7 @@ impl Metrics {
         proxy.register("evicted_bytes", "Bytes that had to go from the cache", evicted_bytes);
         proxy.register("scrubbed_bytes", "Bytes of the cache that the scrubber read", scrubbed);
         proxy.register("corrupt", "Blobs and manifests dropped for other bytes than their digests say", corrupt);
+        proxy.register("cache_read_errors", "Cached blobs dropped because their file could not be read", read_errors);
         made
     }
 }
@@ -118,6 +122,7 @@ impl Observer for Metrics {
             }
             Event::Scrubbed { bytes } => drop(self.scrubbed.inc_by(*bytes)),
             Event::Corrupt { .. } => drop(self.corrupt.inc()),
+            Event::CacheReadFailed { .. } => drop(self.read_errors.inc()),
             Event::OnlyOriginal { .. } => {}
         }
     }

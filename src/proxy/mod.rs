@@ -28,6 +28,7 @@
 //! - [`scrub`]: reads the cache in the background, and drops what is corrupt
 //! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
 //! - `through`: the proxy as a source for the copying into the durable tier
+//! - `cached_blob`: a cached blob as a stream, which goes on from the upstream where its file fails
 //! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
 //!
 //! # What is never done
@@ -45,6 +46,7 @@ pub mod admin;
 mod backend;
 mod breaker;
 pub mod cache;
+mod cached_blob;
 pub mod events;
 mod fill;
 mod lists;

@@ -8,11 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
 
-use super::cache::Stored;
-use crate::content::Body;
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 use crate::pool::blocking;
 use crate::server::FilePipe;
 
@@ -52,20 +50,20 @@ impl Readers {
     ///
     /// # Errors
     /// [`Kind::Mismatch`] if the file is shorter.
-    pub(super) async fn read(&self, file: Arc<File>, range: Range<u64>) -> Result<Bytes> {
+    pub(super) async fn read(&self, file: OpenFile, range: Range<u64>) -> Result<Bytes> {
         let readers = self.clone();
         blocking(move || {
             let wanted = usize::try_from(range.end - range.start).unwrap_or(0);
             let mut bytes = readers.buffer(wanted);
             while bytes.len() < wanted {
                 let at = range.start + bytes.len() as u64;
-                // Into memory that wasn't filled with zeros first, which std can't do at an offset.
-                match rustix::io::pread(&*file, rustix::buffer::spare_capacity(&mut bytes), at) {
+                match file.read_at(&mut bytes, at) {
                     Ok(0) => {
                         return Err(Error::new(Kind::Mismatch, "a file of the cache became shorter while it was read"));
                     }
-                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return Err(Error::io("read from the cache", &error.into())),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(Error::io("read from the cache", &error)),
                 }
             }
             bytes.truncate(wanted);
@@ -118,8 +116,8 @@ impl Reader {
     ///
     /// # Errors
     /// [`Kind::Mismatch`] if the file is shorter.
-    pub(super) async fn some(&self, file: &Arc<File>, range: Range<u64>) -> Result<Bytes> {
-        if let Some(pipe) = &self.pipe {
+    pub(super) async fn some(&self, file: &OpenFile, range: Range<u64>) -> Result<Bytes> {
+        if let (Some(pipe), Some(file)) = (&self.pipe, file.for_sendfile()) {
             let part = range.start..range.end.min(range.start + FilePipe::MOST);
             // Else the kernel would wait for the disk in the middle of what many tasks run on.
             if at_hand(file, &part) {
@@ -165,20 +163,6 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.readers.0.count.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// The bytes of a stored blob in `range`, read as they are asked for.
-pub(super) fn stored(stored: Stored, range: Range<u64>, reader: Reader) -> Body {
-    let Stored { file, pin } = stored;
-    stream::try_unfold((Arc::new(file), pin, range, reader), |(file, pin, rest, reader)| async move {
-        if rest.is_empty() {
-            return Ok(None);
-        }
-        let bytes = reader.some(&file, rest.clone()).await?;
-        let at = rest.start + bytes.len() as u64;
-        Ok(Some((bytes, (file, pin, at..rest.end, reader))))
-    })
-    .boxed()
 }
 
 /// The disk is read ahead by half of this, at least.

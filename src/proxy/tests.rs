@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::content::{Body, Source, TagPage};
 use crate::descriptor::{Descriptor, Digest};
+use crate::file_access::Files;
 use crate::manifest::Manifest;
 use crate::reference::{Repository, Target};
 use crate::server::{Backend as _, Blob as _, Place};
@@ -259,7 +260,7 @@ impl Bench {
         let dir = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&dir);
         let world = World::default();
-        let cache = cache::Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0 };
+        let cache = cache::Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0, files: Files::default() };
         let mut settings = Settings::new(vec!["a.io".parse().expect("a spec")], cache);
         adapt(&mut settings);
         let proxy = Proxy::open(settings, world.clone(), observer).await.expect("opens");
@@ -370,6 +371,7 @@ fn content(seed: u8, size: usize) -> Vec<u8> {
 const FRAME: usize = 1000;
 
 mod counted;
+mod disk;
 mod fills;
 mod lists;
 mod mending;

@@ -193,3 +193,26 @@ fn looked_at(url: &str) {
         assert!(dom.contains(shown), "{shown:?} is not on the page: {dom}\n{}", String::from_utf8_lossy(&run.stderr));
     }
 }
+
+/// Somebody removes the cache's directory: it is created again. Where that cannot be done, the proxy is not ready.
+#[test]
+fn a_proxy_that_cannot_cache_is_not_ready() {
+    let registry = Registry::start();
+    let image = Image::single(3, &[5000]);
+    image.push(registry.addr(), "library/app", "v1");
+    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let ops = ops(&proxy);
+    let dir = proxy.cache.join("cache");
+    std::fs::remove_dir_all(&dir).expect("removed");
+    image.assert_at(proxy.addr(), "library/app", "v1");
+    shows(ops, &format!("transload_proxy_cache_blobs {}", image.blobs.len()));
+    shows(ops, "transload_proxy_cache_restored 1");
+    http::get(ops, "/readyz").expect(200);
+    std::fs::remove_dir_all(&dir).expect("removed");
+    std::fs::write(&dir, "in the way").expect("written");
+    wait_until("not ready", || http::get(ops, "/readyz").status == 503);
+    assert!(http::get(ops, "/readyz").text().contains("nothing can be cached"));
+    image.assert_at(proxy.addr(), "library/app", "v1");
+    std::fs::remove_file(&dir).expect("removed");
+    wait_until("ready again", || http::get(ops, "/readyz").status == 200);
+}

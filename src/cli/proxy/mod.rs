@@ -23,6 +23,7 @@ use self::listen::Open;
 use self::plan::{AccessLines, At, Door, Plan};
 use super::global::parse_bytes;
 use crate::error::{Error, Kind, Result};
+use crate::file_access::Files;
 use crate::proxy::world::{Base, Spec};
 use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
@@ -159,7 +160,7 @@ impl Args {
         }
         self.write_back.mark(&mut upstreams);
         let dir = self.cache.clone().unwrap_or_default();
-        let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free };
+        let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free, files: Files::default() };
         Ok(Settings {
             tag_ttl: Duration::from_secs(self.tag_ttl),
             negative_ttl: Duration::from_secs(self.negative_ttl),

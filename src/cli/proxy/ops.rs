@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
@@ -14,6 +15,8 @@ use super::serve::Upstreams;
 use crate::cli::{interval, output, told};
 use crate::error::{Error, Result, Side};
 use crate::ops::{self, Health, Page};
+use crate::pool::blocking;
+use crate::proxy::cache::CacheDir;
 use crate::proxy::events::Observer;
 use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
 use crate::proxy::status::{Lately, PAGE};
@@ -71,7 +74,17 @@ impl Args {
             move || quotas(&upstreams.all())
         });
         let health = Health::unready_since("the cache is being opened");
-        Ok(Ops { listener, orders, registry, metrics, lately: Lately::default(), pages: None, admin: None, health })
+        Ok(Ops {
+            listener,
+            orders,
+            registry,
+            metrics,
+            lately: Lately::default(),
+            pages: None,
+            admin: None,
+            health,
+            cache: None,
+        })
     }
 }
 
@@ -86,6 +99,7 @@ pub(super) struct Ops {
     pages: Option<Pages>,
     admin: Option<ops::Admin>,
     health: Health,
+    cache: Option<CacheDir>,
 }
 
 type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
@@ -113,15 +127,18 @@ impl Ops {
         let (proxy, proxy_again) = (proxy.clone(), proxy.clone());
         Live::register(&mut self.registry, PREFIX, move || {
             let (blobs, bytes) = proxy.cache().blobs.count();
+            let restored = proxy.cache().dir().restored();
             let up = proxy.health().into_iter().map(|(registry, well)| (Some(registry), u64::from(well))).collect();
             vec![
                 ("cache_blobs", "Blobs in the cache", vec![(None, blobs as u64)]),
                 ("cache_bytes", "Bytes of the blobs in the cache", vec![(None, bytes)]),
+                ("cache_restored", "How often the cache's directory had to be created again", vec![(None, restored)]),
                 ("upstream_up", "1 if the registry is asked, 0 while it is left alone for its faults", up),
             ]
         });
         let (proxy, lately) = (proxy_again, self.lately.clone());
         self.admin = Some(told_to(proxy.admin()));
+        self.cache = Some(proxy.cache().dir().clone());
         self.pages = Some(Box::new(move |path| page(path, &proxy, &lately)));
         self.health.ready();
     }
@@ -139,7 +156,8 @@ impl Ops {
             match self.listener {
                 Some(listener) => {
                     let pages = self.pages.unwrap_or_else(|| Box::new(|_| None));
-                    ops::serve_with(listener, self.health, Arc::new(self.registry), pages, shared, pending()).await
+                    ops::serve_with(listener, self.health.clone(), Arc::new(self.registry), pages, shared, pending())
+                        .await
                 }
                 None => pending().await,
             }
@@ -150,9 +168,43 @@ impl Ops {
                 None => pending().await,
             }
         };
-        tokio::try_join!(ops, orders).map(drop)
+        let health = self.health.clone();
+        let cache = async {
+            match self.cache {
+                Some(dir) => watch_cache(dir, health).await,
+                None => pending().await,
+            }
+        };
+        tokio::try_join!(ops, orders, cache).map(drop)
     }
 }
+
+/// Not ready while nothing can be cached: each pull would cost one of the upstream. Never returns.
+async fn watch_cache(dir: CacheDir, health: Health) -> Result<()> {
+    let mut failed = false;
+    loop {
+        let checked = dir.clone();
+        match blocking(move || checked.check_writable()).await {
+            Err(error) => {
+                if !failed {
+                    tracing::error!("{error}: not ready, nothing can be cached");
+                }
+                failed = true;
+                health.unready(format!("nothing can be cached: {error}"));
+            }
+            Ok(()) if failed => {
+                failed = false;
+                tracing::info!("the cache can be written again: ready");
+                health.ready();
+            }
+            Ok(()) => {}
+        }
+        tokio::time::sleep(CACHE_CHECK_INTERVAL).await;
+    }
+}
+
+/// How often it is checked that the cache's directory can be written.
+const CACHE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 fn page<O: Origins>(path: &str, proxy: &Proxy<O>, lately: &Lately) -> Option<Page> {
     match path {

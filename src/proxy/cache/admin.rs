@@ -274,7 +274,7 @@ fn check(dir: &Path) -> Result<()> {
 
 fn alone(dir: &Path) -> Result<File> {
     check(dir)?;
-    super::lock(dir).map_err(|error| match error.kind() {
+    super::cache_dir::take_lock(dir, &dir.join("lock")).map_err(|error| match error.kind() {
         Kind::Usage => Error::new(Kind::Usage, format!("a proxy uses the cache {}", dir.display())).hint(
             "it remembers what is to go: ask it by --admin with the address of its --listen-admin, or stop it first",
         ),

@@ -11,12 +11,13 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as Memory;
 use serde::{Deserialize, Serialize};
 
+use super::cache_dir::CacheDir;
 use super::shelf::{Removal, Shelf};
 use super::tags::TagFiles;
-use super::temp::Temp;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Result};
-use crate::manifest::Manifest;
+use crate::file_access::OpenFile;
+use crate::manifest::{MAX_MANIFEST, Manifest};
 use crate::pool::blocking;
 
 /// Manifests by digest, and tags. Clones share them.
@@ -28,7 +29,7 @@ struct Inner {
     shelf: Shelf,
     tags: PathBuf,
     tag_files: TagFiles,
-    fills: PathBuf,
+    home: CacheDir,
     manifests: Memory<Digest, Manifest, ByBytes>,
     known: Memory<TagName, Tag>,
     /// That nothing can be written was said.
@@ -94,14 +95,15 @@ impl Tag {
 }
 
 impl Documents {
-    /// Those of `shelf`, and the tags in this directory: so many of them at most. Blocks.
-    pub(super) fn new(shelf: Shelf, tags: PathBuf, fills: PathBuf, most_tags: usize) -> Self {
+    /// Those of `shelf`, and the tags in `home`: so many of them at most. Blocks.
+    pub(super) fn new(shelf: Shelf, home: CacheDir, most_tags: usize) -> Self {
+        let tags = home.path().join("tags");
         let manifests = Memory::with_weighter(4096, MEMORY, ByBytes);
         Self(Arc::new(Inner {
             shelf,
             tag_files: TagFiles::new(tags.clone(), most_tags),
             tags,
-            fills,
+            home,
             manifests,
             known: Memory::new(TAGS_IN_MEMORY),
             told: AtomicBool::new(false),
@@ -117,7 +119,7 @@ impl Documents {
         let (documents, digest) = (self.clone(), *digest);
         let read = blocking(move || {
             let Some(stored) = documents.0.shelf.open_pinned(&digest, pin)? else { return Ok(None) };
-            documents.read(&digest, stored.file)
+            documents.read(&digest, &stored.file)
         });
         match read.await {
             Ok(found) => {
@@ -212,11 +214,12 @@ impl Documents {
         &self.0.shelf
     }
 
-    /// A manifest's bytes are checked whenever they are read: they are small.
-    fn read(&self, digest: &Digest, file: fs::File) -> Result<Option<Manifest>> {
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut &file, &mut bytes)
-            .map_err(|error| Error::io(format!("read manifest {digest}"), &error))?;
+    /// A manifest's bytes are checked whenever they are read: they are small. A file that cannot be read is dropped.
+    fn read(&self, digest: &Digest, file: &OpenFile) -> Result<Option<Manifest>> {
+        let bytes = read_whole(file).map_err(|error| {
+            self.0.shelf.discard(digest);
+            Error::io(format!("read manifest {digest}"), &error)
+        })?;
         let media_type = fs::read_to_string(self.type_file(digest)).ok();
         match Manifest::read(Bytes::from(bytes), media_type.as_deref(), Some(*digest)) {
             Ok(manifest) => Ok(Some(manifest)),
@@ -251,10 +254,14 @@ impl Documents {
     }
 
     fn replace(&self, path: &std::path::Path, bytes: &[u8]) -> Result<()> {
-        let mut temp = Temp::new(&self.0.fills, None)?;
-        super::write_at(&temp.file(), &Bytes::copy_from_slice(bytes), 0)?;
+        let mut temp = self.0.shelf.temporary()?;
+        super::write_at(&temp.file(), bytes, 0)?;
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
+            self.0
+                .home
+                .files()
+                .create_dir_all(parent)
+                .map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
         }
         temp.rename(path)
     }
@@ -273,6 +280,22 @@ impl Documents {
     }
 }
 
+/// All bytes of a manifest's file, which is no larger than a manifest may be.
+fn read_whole(file: &OpenFile) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    loop {
+        bytes.reserve(READ_SIZE);
+        let offset = bytes.len() as u64;
+        match file.read_at(&mut bytes, offset) {
+            Ok(0) => return Ok(bytes),
+            Ok(_) if bytes.len() as u64 > MAX_MANIFEST => return Err(std::io::ErrorKind::FileTooLarge.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// A manifest in memory: its bytes, and about as much again three times for what was parsed.
 #[derive(Clone, Debug)]
 struct ByBytes;
@@ -286,3 +309,5 @@ impl Weighter<Digest, Manifest> for ByBytes {
 /// Bytes of manifests in memory.
 const MEMORY: u64 = 16 << 20;
 const TAGS_IN_MEMORY: usize = 10_000;
+/// Bytes that one read asks for: more than most manifests have.
+const READ_SIZE: usize = 16 << 10;

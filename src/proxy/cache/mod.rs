@@ -19,6 +19,7 @@
 //!
 //! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before a fetch
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
+//! - `cache_dir`: the directory as such, which is created again if somebody removes it
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
 //! - `documents`, `tags`: manifests and tags, in memory and on the shelf, and the number of tags' files
 //! - `gc`, `live`: what is too old, too much, or left over; a running proxy's side of mending
@@ -27,6 +28,7 @@
 //! A directory that can't be written is used as it is: what it holds is served, all else is passed on.
 
 pub mod admin;
+mod cache_dir;
 mod documents;
 mod gc;
 pub mod index;
@@ -37,9 +39,9 @@ mod space;
 mod tags;
 mod temp;
 
-use std::fs::{self, File, TryLockError};
 use std::path::PathBuf;
 
+pub use cache_dir::CacheDir;
 pub use documents::{Documents, Tag, TagName};
 pub use gc::{Freed, Sum, Wanted, Why};
 pub use index::Pin;
@@ -48,7 +50,8 @@ pub use shelf::{Removal, Shelf, Stored};
 pub use temp::{Temp, write_at};
 
 use crate::descriptor::Digest;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
+use crate::file_access::Files;
 use crate::pool::blocking;
 
 /// Where the cache is and how much it may use.
@@ -60,6 +63,8 @@ pub struct Settings {
     pub size: u64,
     /// Bytes to leave free on the disk, whoever fills it.
     pub keep_free: u64,
+    /// The calls that access its files.
+    pub files: Files,
 }
 
 /// The cache.
@@ -70,8 +75,7 @@ pub struct Cache {
     /// Manifests and tags.
     pub documents: Documents,
     settings: Settings,
-    /// Released by the system, however the process ends.
-    _lock: Option<File>,
+    dir: CacheDir,
 }
 
 impl Cache {
@@ -91,55 +95,28 @@ impl Cache {
         settings: Settings,
         evicted: impl Fn(&Digest, u64) + Send + Sync + Clone + 'static,
     ) -> Result<Self> {
-        let Settings { dir, size, keep_free } = settings.clone();
-        let fills = dir.join("fills");
-        let lock = match prepare(&dir) {
-            Ok(lock) => Some(lock),
-            Err(error) if error.kind() == Kind::Local && dir.is_dir() => {
-                tracing::error!("{error}: nothing new will be cached");
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        if lock.is_some() {
-            scan::sweep(&fills)?;
+        let Settings { dir, size, keep_free, files } = settings.clone();
+        let dir = CacheDir::open(dir, files)?;
+        if dir.is_locked() {
+            scan::sweep(&dir.fills())?;
         }
-        let blobs = Shelf::open(dir.join("blobs"), fills.clone(), size, keep_free, evicted.clone())?;
+        let blobs = Shelf::open("blobs", dir.clone(), size, keep_free, evicted.clone())?;
         let few = manifests_bound(size);
         // Manifests are small and hold the blobs together: the disk's last bytes are for them.
-        let manifests = Shelf::open(dir.join("manifests"), fills.clone(), few, 0, evicted)?;
-        let documents = Documents::new(manifests, dir.join("tags"), fills, tags::MOST);
-        Ok(Self { blobs, documents, settings, _lock: lock })
+        let manifests = Shelf::open("manifests", dir.clone(), few, 0, evicted)?;
+        let documents = Documents::new(manifests, dir.clone(), tags::MOST);
+        Ok(Self { blobs, documents, settings, dir })
+    }
+
+    /// The directory that it is in.
+    pub fn dir(&self) -> &CacheDir {
+        &self.dir
     }
 }
 
 /// Bytes that manifests may have beside `size` bytes of blobs.
 fn manifests_bound(size: u64) -> u64 {
     (size / MANIFESTS_SHARE).max(LEAST_MANIFESTS)
-}
-
-/// Makes the directories and takes the lock.
-fn prepare(dir: &std::path::Path) -> Result<File> {
-    for sub in ["blobs", "manifests", "tags", "fills"] {
-        let path = dir.join(sub);
-        fs::create_dir_all(&path).map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
-    }
-    lock(dir)
-}
-
-/// Takes the lock.
-fn lock(dir: &std::path::Path) -> Result<File> {
-    let path = dir.join("lock");
-    let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::new(Kind::Usage, format!("another proxy uses the cache {}", dir.display()))
-                .hint("give each proxy a directory of its own"))
-        }
-        Err(TryLockError::Error(error)) => Err(failed(&error)),
-    }
 }
 
 const MANIFESTS_SHARE: u64 = 64;

@@ -1,16 +1,18 @@
 //! A directory of content by its digest, within bounds.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use super::cache_dir::{CacheDir, is_full};
 use super::index::{Index, Pin};
 use super::temp::{Owed, Temp, sync_dir};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 
 /// Content by its digest. Clones share it. Methods that say so block.
 #[derive(Clone)]
@@ -21,7 +23,7 @@ type Evicted = Box<dyn Fn(&Digest, u64) + Send + Sync>;
 
 struct Inner {
     dir: PathBuf,
-    fills: PathBuf,
+    home: CacheDir,
     keep_free: u64,
     /// Bytes on their way, which the disk doesn't know of.
     owed: Arc<AtomicU64>,
@@ -46,24 +48,26 @@ pub enum Removal {
 /// Content that is open. It stays on the disk as long as this lives.
 #[derive(Debug)]
 pub struct Stored {
+    /// Which content it is.
+    pub digest: Digest,
     /// To be read from.
-    pub file: File,
+    pub file: OpenFile,
     /// Keeps it there, and knows its size.
     pub pin: Pin,
 }
 
 impl Shelf {
-    /// The shelf in `dir`, with what is whole in there. Temporary files are made in `fills`. Blocks.
+    /// The shelf in the part `name` of `home`, with what is whole in there. Blocks.
     pub(super) fn open(
-        dir: PathBuf,
-        fills: PathBuf,
+        name: &str,
+        home: CacheDir,
         capacity: u64,
         keep_free: u64,
         evicted: impl Fn(&Digest, u64) + Send + Sync + 'static,
     ) -> Result<Self> {
         let inner = Inner {
-            dir,
-            fills,
+            dir: home.path().join(name),
+            home,
             keep_free,
             owed: Arc::default(),
             index: Index::new(capacity),
@@ -94,9 +98,12 @@ impl Shelf {
     /// [`Kind::Local`] where the system can't open any more files: that tells nothing of this one.
     pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<Stored>> {
         let path = self.path(digest, pin.size());
-        let file = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let files = self.0.home.files();
+        let file = files.open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
         match file {
-            Ok((size, file)) if size == pin.size() => return Ok(Some(Stored { file, pin })),
+            Ok((size, file)) if size == pin.size() => {
+                return Ok(Some(Stored { digest: *digest, file: OpenFile::new(file, files.clone()), pin }));
+            }
             Ok((size, _)) => tracing::error!("{} has {size} bytes: it is fetched again", path.display()),
             Err(error) if is_exhausted(&error) => return Err(Error::io(format!("open {}", path.display()), &error)),
             Err(error) => tracing::error!("{}: {error}: it is fetched again", path.display()),
@@ -123,7 +130,18 @@ impl Shelf {
         if !self.0.index.could_hold(size) {
             return Err(full(size));
         }
-        Temp::new(&self.0.fills, None)
+        self.temporary()
+    }
+
+    /// A temporary file. Where the disk has no inode for it, content is evicted until there is one, within a limit.
+    pub(super) fn temporary(&self) -> Result<Temp> {
+        for _ in 0..MAX_EVICTIONS_FOR_INODE {
+            match self.0.home.temporary() {
+                Err(error) if is_full(&error) && self.evict(&self.names()) => {}
+                other => return other.map_err(|error| self.0.home.failed("create a file in", &error)),
+            }
+        }
+        Err(full(0).hint("the disk has no free inodes: other files use them"))
     }
 
     /// Gives the file room for `size` bytes, for which others may have to go. Blocks.
@@ -132,10 +150,10 @@ impl Shelf {
     /// [`Kind::Local`] if there is none: all is being read, or the disk is full. What could never make room
     /// enough on the disk makes none: else one blob that is too large would cost all the others.
     pub fn make_room(&self, temp: &mut Temp, size: u64) -> Result<()> {
-        let Inner { index, fills, keep_free, owed, .. } = &*self.0;
+        let Inner { index, home, keep_free, owed, .. } = &*self.0;
         let _names = loop {
             let names = self.names();
-            if let Some(free) = super::space::free(fills)
+            if let Some(free) = super::space::free(home.path())
                 && free < keep_free.saturating_add(owed.load(Ordering::Relaxed)).saturating_add(size)
             {
                 let hopeless = free >= *keep_free && free - keep_free + index.count().1 < size;
@@ -162,10 +180,11 @@ impl Shelf {
         let Some(room) = temp.room.take() else { return Err(Error::new(Kind::Local, "the file has no room")) };
         let path = self.path(&digest, room.size());
         let parent = path.parent().unwrap_or(&self.0.dir);
+        let files = self.0.home.files();
         if !parent.exists() {
-            fs::create_dir_all(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
+            self.create_shard(parent)?;
             for dir in parent.ancestors().skip(1).take(2) {
-                sync_dir(dir)?;
+                sync_dir(files, dir)?;
             }
         }
         let pin = {
@@ -173,8 +192,19 @@ impl Shelf {
             temp.rename(&path)?;
             self.0.index.add(digest, room)
         };
-        sync_dir(parent)?;
+        sync_dir(files, parent)?;
         Ok(pin)
+    }
+
+    /// Creates the directory of a shard, which takes an inode as a file does.
+    fn create_shard(&self, dir: &Path) -> Result<()> {
+        for _ in 0..MAX_EVICTIONS_FOR_INODE {
+            match self.0.home.files().create_dir_all(dir) {
+                Err(error) if is_full(&error) && self.evict(&self.names()) => {}
+                other => return other.map_err(|error| Error::io(format!("create {}", dir.display()), &error)),
+            }
+        }
+        Err(full(0).hint("the disk has no free inodes: other files use them"))
     }
 
     /// Removes content, though it may be read: who has it open goes on reading. Blocks.
@@ -196,6 +226,11 @@ impl Shelf {
                 Removal::Gone
             }
         }
+    }
+
+    /// Removes content whose file is still the open one, as it cannot be read. Blocks.
+    pub(in crate::proxy) fn discard_file(&self, digest: &Digest, size: u64, file: &OpenFile) -> bool {
+        file.file().metadata().is_ok_and(|metadata| self.discard_same(digest, size, metadata.ino()))
     }
 
     /// Removes content whose file is this one still, as it was found to be bad, though it may be read. Blocks.
@@ -268,6 +303,10 @@ impl Shelf {
 fn full(size: u64) -> Error {
     Error::new(Kind::Local, format!("the cache has no room for {size} bytes"))
 }
+
+/// Files that are evicted for one new file, at most: where the disk has no inodes because other files use them,
+/// the cache must not empty itself for nothing.
+const MAX_EVICTIONS_FOR_INODE: usize = 16;
 
 /// Whether the process or the system has too much open, which passes.
 fn is_exhausted(error: &std::io::Error) -> bool {

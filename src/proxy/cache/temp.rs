@@ -1,22 +1,21 @@
 //! Content on its way to the disk: a temporary file with room reserved for it.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
-
 use super::index::Reservation;
 use crate::error::{Error, Result};
+use crate::file_access::{Files, OpenFile};
 
 /// A file that others may read while it grows. Removed on drop, unless it got its name.
 ///
 /// All methods block.
 #[derive(Debug)]
 pub struct Temp {
-    file: Arc<File>,
+    file: OpenFile,
+    access: Files,
     path: PathBuf,
     pub(super) room: Option<Reservation>,
     /// What it will take of the disk, where the disk doesn't know of that.
@@ -45,18 +44,21 @@ impl Drop for Owed {
 }
 
 impl Temp {
-    pub(super) fn new(dir: &Path, room: Option<Reservation>) -> Result<Self> {
+    /// A new file in `dir`.
+    ///
+    /// # Errors
+    /// The system's, as they are: the caller may make room, or create the directory.
+    pub(super) fn create(dir: &Path, access: &Files) -> std::io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("{}-{number}", std::process::id()));
         // What a dead process of the same number left behind was removed at the start.
-        let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        let file = opened.map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
-        Ok(Self { file: Arc::new(file), path, room, owed: None, named: false })
+        let file = OpenFile::new(access.create(&path)?, access.clone());
+        Ok(Self { file, access: access.clone(), path, room: None, owed: None, named: false })
     }
 
     /// The file, which stays readable when it gets its name, and when it's removed.
-    pub fn file(&self) -> Arc<File> {
+    pub fn file(&self) -> OpenFile {
         self.file.clone()
     }
 
@@ -65,19 +67,16 @@ impl Temp {
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if there aren't so many.
     pub(super) fn allocate(&self, size: u64) -> Result<bool> {
-        match super::space::allocate(&self.file, size) {
-            Ok(done) => Ok(done),
-            Err(error) => Err(self.failed("make room for", &error.into())),
-        }
+        self.file.allocate(size).map_err(|error| self.failed("make room for", &error))
     }
 
     /// Syncs it, and gives it its name. What has the name already is replaced.
     pub(super) fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(|error| self.failed("write", &error))
+        self.file.sync().map_err(|error| self.failed("write", &error))
     }
 
     pub(super) fn rename(&mut self, to: &Path) -> Result<()> {
-        fs::rename(&self.path, to).map_err(|error| Error::io(format!("create {}", to.display()), &error))?;
+        self.access.rename(&self.path, to).map_err(|error| Error::io(format!("create {}", to.display()), &error))?;
         self.named = true;
         Ok(())
     }
@@ -98,12 +97,11 @@ impl Drop for Temp {
 }
 
 /// Writes all of `bytes` at an offset. Blocks.
-pub fn write_at(file: &File, bytes: &Bytes, at: u64) -> Result<()> {
+pub fn write_at(file: &OpenFile, bytes: &[u8], at: u64) -> Result<()> {
     file.write_all_at(bytes, at).map_err(|error| Error::io("write to the cache", &error))
 }
 
 /// Makes names in a directory durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|error| Error::io(format!("sync {}", dir.display()), &error))
+pub(super) fn sync_dir(access: &Files, dir: &Path) -> Result<()> {
+    access.sync_dir(dir).map_err(|error| Error::io(format!("sync {}", dir.display()), &error))
 }

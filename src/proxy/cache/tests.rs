@@ -1,12 +1,15 @@
 //! The cache's directory: what is found, kept, and removed.
 
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
-use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::*;
 use crate::descriptor::{Descriptor, MediaType};
+use crate::error::Kind;
+use crate::file_access::faults::{Call, Faults};
 use crate::manifest::Manifest;
 
 /// A directory that goes away.
@@ -24,7 +27,7 @@ impl Dir {
     }
 
     async fn open(&self, size: u64) -> Result<Cache> {
-        Cache::open(Settings { dir: self.0.clone(), size, keep_free: 0 }, |_, _| {}).await
+        Cache::open(Settings { dir: self.0.clone(), size, keep_free: 0, files: Files::default() }, |_, _| {}).await
     }
 }
 
@@ -37,7 +40,7 @@ impl Drop for Dir {
 fn put(cache: &Cache, content: &[u8]) -> Result<Digest> {
     let digest = Digest::of(content);
     let temp = cache.blobs.begin(content.len() as u64)?;
-    write_at(&temp.file(), &Bytes::copy_from_slice(content), 0)?;
+    write_at(&temp.file(), content, 0)?;
     cache.blobs.commit(digest, temp).map(|_| digest)
 }
 
@@ -102,7 +105,7 @@ async fn the_oldest_goes_first_after_a_restart() {
     let cache = dir.open(1000).await.expect("opens");
     let digests: Vec<_> = (0..20_u8).map(|n| put(&cache, &[n; 50]).expect("put")).collect();
     for (age, digest) in digests.iter().enumerate() {
-        let file = fs::File::options().append(true).open(cache.blobs.path(digest, 50)).expect("opens");
+        let file = File::options().append(true).open(cache.blobs.path(digest, 50)).expect("opens");
         file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age as u64)).expect("set");
     }
     drop(cache);
@@ -118,7 +121,7 @@ async fn the_disks_free_space_is_a_bound() {
     let cache = dir.open(1 << 20).await.expect("opens");
     put(&cache, &[1; 60]).expect("put");
     drop(cache);
-    let settings = Settings { dir: dir.0.clone(), size: 1 << 20, keep_free: u64::MAX };
+    let settings = Settings { dir: dir.0.clone(), size: 1 << 20, keep_free: u64::MAX, files: Files::default() };
     let cache = Cache::open(settings, |_, _| {}).await.expect("opens");
     assert!(put(&cache, &[2; 60]).is_err());
     assert_eq!(cache.blobs.count().0, 0, "what was there made room first");
@@ -195,9 +198,10 @@ async fn many_files_are_found_soon() {
 #[tokio::test]
 async fn tags_on_the_disk_are_bounded() {
     let dir = Dir::new();
-    let shelf = |_| Shelf::open(dir.0.join("manifests"), dir.0.join("fills"), 1 << 20, 0, |_, _| {}).expect("opens");
+    let home = CacheDir::open(dir.0.clone(), Files::default()).expect("opens");
+    let shelf = |_| Shelf::open("manifests", home.clone(), 1 << 20, 0, |_, _| {}).expect("opens");
     fs::create_dir_all(dir.0.join("fills")).expect("made");
-    let open = |most| Documents::new(shelf(()), dir.0.join("tags"), dir.0.join("fills"), most);
+    let open = |most| Documents::new(shelf(()), home.clone(), most);
     let name = |nth: usize| TagName::new("a.io", "r", &format!("v{nth}"));
     let descriptor = Descriptor::new(MediaType::OCI_INDEX, Digest::of(b"x"), 1);
     let put = async |documents: &Documents, nth: usize| {
@@ -221,4 +225,26 @@ async fn tags_on_the_disk_are_bounded() {
     let documents = open(70);
     documents.put_tag(&name(81), Tag::new(&name(81), &descriptor, 0)).await;
     assert_eq!(left().len(), 62);
+}
+
+/// Else it would be fetched for each request: what is here is not stored again.
+#[tokio::test]
+async fn a_manifest_that_cannot_be_read_is_dropped() {
+    let dir = Dir::new();
+    let faults = Faults::default();
+    let settings = Settings { dir: dir.0.clone(), size: 1 << 20, keep_free: 0, files: faults.files() };
+    let open = async || Cache::open(settings.clone(), |_, _| {}).await.expect("opens");
+    let text = serde_json::json!({"schemaVersion": 2, "layers": []}).to_string();
+    let manifest = Manifest::read(text.into(), None, None).expect("a manifest");
+    let digest = manifest.digest();
+    let cache = open().await;
+    cache.documents.put(&manifest).await;
+    drop(cache);
+    let cache = open().await;
+    faults.plan(Call::Read, Errno::IO, 0, 1);
+    assert!(cache.documents.manifest(&digest).await.is_none());
+    assert_eq!(cache.documents.shelf().size_of(&digest), None);
+    cache.documents.put(&manifest).await;
+    drop(cache);
+    assert!(open().await.documents.manifest(&digest).await.is_some());
 }

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::{ALONE_PATIENCE, Begun, Fill, Progress, Stage, held};
 use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
+use crate::proxy::events::Event;
 use crate::proxy::reading::Reader;
 use crate::proxy::{Inner, Origins};
 use crate::server::FilePipe;
@@ -30,6 +31,7 @@ pub(super) fn along<O: Origins>(
         aside: None,
         looked_aside: false,
         alone: None,
+        unreadable: false,
         inner,
         fill,
     };
@@ -49,6 +51,8 @@ struct Follow<O: Origins> {
     looked_aside: bool,
     /// The rest from the upstream, for nobody writes any more.
     alone: Option<Body>,
+    /// The file cannot be read back, though the writer wrote it.
+    unreadable: bool,
 }
 
 impl<O: Origins> Follow<O> {
@@ -70,11 +74,14 @@ impl<O: Origins> Follow<O> {
             // Marks it as seen: `changed` waits for what comes after this.
             let Progress { stage, at } = *self.progress.borrow_and_update();
             let there = at.min(self.end);
-            if self.at < there {
+            if self.at < there && !self.unreadable {
                 self.aside = None;
-                return self.read(there).await;
+                match self.read(there).await {
+                    Err(error) if matches!(error.kind(), Kind::Local | Kind::Mismatch) => self.lose_file(&error),
+                    read => return read,
+                }
             }
-            if stage == Stage::Failed {
+            if stage == Stage::Failed || self.unreadable {
                 self.go_alone().await?;
                 continue;
             }
@@ -111,12 +118,19 @@ impl<O: Origins> Follow<O> {
         }
     }
 
+    /// The file cannot be read: the rest comes from the upstream.
+    fn lose_file(&mut self, error: &Error) {
+        tracing::error!("{error}: blob {} is read from the upstream from here on", self.fill.digest);
+        self.inner.observer.event(&Event::CacheReadFailed { digest: &self.fill.digest });
+        self.unreadable = true;
+    }
+
     /// When the writer failed: if that was the disk's fault, the rest is read past it, and the whole
     /// is still verified (from the hash's last known state on).
     async fn go_alone(&mut self) -> Result<()> {
         let why = self.fill.why();
         let Some(Begun { to: Some((_, feed)), .. }) = self.fill.begun.get() else { return Err(why) };
-        if why.kind() != Kind::Local {
+        if why.kind() != Kind::Local && !self.unreadable {
             return Err(why);
         }
         let pass = self.inner.pass(ALONE_PATIENCE).await?;

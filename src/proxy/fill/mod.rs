@@ -19,7 +19,6 @@ mod store;
 mod write;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -31,10 +30,11 @@ use tokio::time::Instant;
 use super::cache::{Pin, Stored};
 use super::events::{How, What};
 use super::world::Spot;
-use super::{Inner, Origins, manifests::upstreams_fault, patiently_since, reading};
+use super::{Inner, Origins, cached_blob, manifests::upstreams_fault, patiently_since};
 use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 use crate::pool::blocking;
 use crate::retry::Budget;
 use crate::server::FilePipe;
@@ -66,7 +66,7 @@ pub(super) struct Fill<S> {
 struct Begun<S> {
     blob: Descriptor,
     /// Where it's written to; `None` if it can't be cached, and each reads for himself.
-    to: Option<(Arc<File>, Feed<S>)>,
+    to: Option<(OpenFile, Feed<S>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,7 +265,7 @@ impl<O: Origins> Inner<O> {
         pipe: Option<FilePipe>,
     ) -> Result<Body> {
         match found {
-            Found::Hot(stored) => Ok(reading::stored(stored, range, self.readers.enter(pipe))),
+            Found::Hot(stored) => Ok(cached_blob::read(self.clone(), spot.clone(), stored, range, pipe)),
             Found::Filling(fill) => Ok(follow::along(self.clone(), fill, range, pipe)),
             Found::Passed(blob, begun) => {
                 // What finding it took is of the same patience: a client waits for one head.

@@ -11,7 +11,6 @@
 //! ordered  ───────▶                            read back from the file in order, hashed by who asked for it
 //! ```
 
-use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -26,6 +25,7 @@ use tokio::time::Instant;
 use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 use crate::pool::blocking;
 use crate::proxy::cache::write_at;
 use crate::proxy::reading::{CHUNK, Readers};
@@ -45,7 +45,7 @@ pub(super) fn ordered<S: Source>(
     feed: &Feed<S>,
     source: &S,
     first: Body,
-    file: Arc<File>,
+    file: OpenFile,
     lanes: usize,
     readers: Readers,
 ) -> (Body, Arc<AtomicU64>) {
@@ -137,7 +137,7 @@ struct Shared<S> {
     next: AtomicUsize,
     /// The body of the first piece, if it's open.
     first: Mutex<Option<Body>>,
-    file: Arc<File>,
+    file: OpenFile,
     failed: OnceLock<Error>,
     /// Something was written, or failed.
     tick: watch::Sender<()>,
@@ -204,7 +204,7 @@ struct Ordered<S> {
     /// There is another one to read from.
     replaceable: bool,
     at: u64,
-    file: Arc<File>,
+    file: OpenFile,
     readers: Readers,
     written_from: Arc<AtomicU64>,
     /// The only request, as long as there is one: to `until`.
@@ -352,7 +352,7 @@ impl<S> Split<S> {
 }
 
 /// Writes frames that begin at `at`.
-fn write_all(file: &File, frames: &[Bytes], mut at: u64) -> Result<()> {
+fn write_all(file: &OpenFile, frames: &[Bytes], mut at: u64) -> Result<()> {
     for frame in frames {
         write_at(file, frame, at)?;
         at += frame.len() as u64;

@@ -5,7 +5,6 @@
 //! the batch's turn takes, and the disk waits meanwhile.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 use crate::proxy::cache::write_at;
 use crate::verify::Check;
 
@@ -21,7 +21,7 @@ use crate::verify::Check;
 pub(super) struct Writer(Arc<Shared>);
 
 struct Shared {
-    file: Arc<File>,
+    file: OpenFile,
     work: Mutex<Work>,
     queue: Mutex<Queue>,
     /// The queue isn't what it was. Only the fill waits for that.
@@ -48,7 +48,7 @@ impl Writer {
     /// For the bytes from `at` on, which `check` verifies if they aren't verified yet. What comes from `written_from`
     /// on is in the file already. `told` hears up to where they are right, and in the file.
     pub(super) fn new(
-        file: Arc<File>,
+        file: OpenFile,
         at: u64,
         check: Option<Check>,
         written_from: Option<Arc<AtomicU64>>,
@@ -58,9 +58,12 @@ impl Writer {
         Self(Arc::new(Shared { file, work, queue: Mutex::default(), changed: Notify::new(), told: Box::new(told) }))
     }
 
-    /// Gives it the next bytes, once there is [room](Self::room).
+    /// Gives it the next bytes, once there is [room](Self::room). After a failure they are dropped.
     pub(super) fn push(&self, frames: Vec<Bytes>) {
         let mut queue = self.0.queue();
+        if queue.failed.is_some() {
+            return;
+        }
         queue.waiting.push_back(frames);
         if !std::mem::replace(&mut queue.busy, true) {
             let shared = self.0.clone();
@@ -120,18 +123,15 @@ impl Shared {
         while let Some(frames) = end.next() {
             match work.take_in(&self.file, &frames) {
                 Ok(()) => (self.told)(work.at),
-                Err(error) => {
-                    let mut queue = self.queue();
-                    queue.waiting.clear();
-                    queue.failed = Some(error);
-                }
+                // The hash has seen bytes that are not in the file: nothing may follow them.
+                Err(error) => return end.fail(error),
             }
         }
     }
 }
 
 impl Work {
-    fn take_in(&mut self, file: &File, frames: &[Bytes]) -> Result<()> {
+    fn take_in(&mut self, file: &OpenFile, frames: &[Bytes]) -> Result<()> {
         for frame in frames {
             if let Some(check) = &mut self.check {
                 check.take_in(frame)?;
@@ -163,11 +163,20 @@ impl End<'_> {
     }
 }
 
+impl End<'_> {
+    /// Ends the writer for good: what waits is dropped, and [`Writer::push`] takes nothing more.
+    fn fail(&self, error: Error) {
+        let mut queue = self.0.queue();
+        queue.waiting.clear();
+        queue.failed.get_or_insert(error);
+        self.0.changed.notify_one();
+    }
+}
+
 impl Drop for End<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.queue().failed = Some(Error::new(Kind::Local, "the thread that writes to the cache has panicked"));
-            self.0.changed.notify_one();
+            self.fail(Error::new(Kind::Local, "the thread that writes to the cache has panicked"));
         }
     }
 }
@@ -177,31 +186,67 @@ const WAITING: usize = 2;
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
     use crate::content::Body;
     use crate::descriptor::{Descriptor, Digest};
+    use crate::file_access::Files;
+    use crate::file_access::faults::{Call, Faults};
     use crate::verify::Verified;
 
-    /// A writer of `content` into a file, which told so far.
-    fn writer(content: &[u8]) -> (Writer, Arc<File>, Arc<AtomicU64>) {
+    /// A writer of `content` into a file of `files`, and how far it told.
+    fn writer(content: &[u8], files: &Files) -> (Writer, OpenFile, Arc<AtomicU64>) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let blob = Descriptor::new("x", Digest::of(content), content.len() as u64);
         let body: Body = Box::pin(futures_util::stream::empty());
         let (_, check) = Verified::new(body, &blob).expect("not empty").apart();
-        let path = std::env::temp_dir().join(format!("transload-store-{}", std::process::id()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file");
+        let name = format!("transload-writer-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        let file = files.create(&path).expect("a file");
         std::fs::remove_file(&path).expect("is there");
-        let (file, told) = (Arc::new(file), Arc::<AtomicU64>::default());
+        let (file, told) = (OpenFile::new(file, files.clone()), Arc::<AtomicU64>::default());
         let tell = told.clone();
         let tell = move |at| tell.store(at, Ordering::SeqCst);
         (Writer::new(file.clone(), 0, Some(check), None, tell), file, told)
     }
 
+    fn content() -> Vec<u8> {
+        (0..100_000_u32).map(|nth| (nth % 251) as u8).collect()
+    }
+
+    fn batch(bytes: &[u8]) -> Vec<Bytes> {
+        vec![Bytes::copy_from_slice(bytes)]
+    }
+
+    /// A disk that fails once and then works again: the bytes after the lost ones have no place.
+    #[tokio::test]
+    async fn after_a_failed_write_nothing_more_is_written_or_told() {
+        for error in [Errno::NOSPC, Errno::IO, Errno::DQUOT] {
+            let (faults, content) = (Faults::default(), content());
+            faults.plan(Call::Write, error, 1, 1);
+            let (writer, file, told) = writer(&content, &faults.files());
+            writer.push(batch(&content[..10_000]));
+            writer.idle().await.expect("written");
+            writer.push(batch(&content[10_000..20_000]));
+            assert_eq!(writer.failed().await.kind(), Kind::Local);
+            // As the fill does whose bytes arrived before it heard of the failure.
+            writer.push(batch(&content[20_000..30_000]));
+            assert_eq!(writer.idle().await.expect_err("it has failed").kind(), Kind::Local);
+            assert_eq!(writer.room().await.expect_err("it has failed").kind(), Kind::Local);
+            let mut there = Vec::with_capacity(30_000);
+            file.read_at(&mut there, 0).expect("reads");
+            assert!(there.len() <= 15_000 && there[..10_000] == content[..10_000], "{} bytes", there.len());
+            assert_eq!((told.load(Ordering::SeqCst), faults.count(Call::Write)), (10_000, 2));
+        }
+    }
+
     #[tokio::test]
     async fn all_is_written_in_its_order_or_nothing_more_is_told() {
         use std::os::unix::fs::FileExt as _;
-        let content: Vec<u8> = (0..100_000_u32).map(|nth| (nth % 251) as u8).collect();
+        let content = content();
         for wrong in [false, true] {
-            let (writer, file, told) = writer(&content);
+            let (writer, file, told) = writer(&content, &Files::default());
             let mut bytes = content.clone();
             *bytes.last_mut().expect("some") ^= u8::from(wrong);
             for batch in bytes.chunks(1000).collect::<Vec<_>>().chunks(2) {
@@ -212,7 +257,7 @@ mod tests {
             assert_eq!(done, if wrong { Err(Kind::Mismatch) } else { Ok(()) });
             assert_eq!(told.load(Ordering::SeqCst), if wrong { 98_000 } else { 100_000 });
             let mut there = vec![0; 98_000];
-            file.read_exact_at(&mut there, 0).expect("it's there");
+            file.file().read_exact_at(&mut there, 0).expect("it's there");
             assert_eq!(there, bytes[..98_000]);
             if wrong {
                 assert_eq!(writer.failed().await.kind(), Kind::Mismatch);

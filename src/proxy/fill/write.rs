@@ -1,6 +1,5 @@
 //! The writer: from the upstream into a file, to the end or to an error that all readers hear of.
 
-use std::fs::File;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +9,11 @@ use futures_util::future::{Either, select};
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::store::Writer;
-use super::{Begun, Fill, Stage, parallel};
+use super::{Begun, Fill, Progress, Stage, parallel};
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 use crate::pool::blocking;
 use crate::proxy::cache::Temp;
 use crate::proxy::events::Event;
@@ -88,11 +88,14 @@ impl<O: Origins> Inner<O> {
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
         fill.run(feed, body, written_from, &file).await?;
         fill.enter(Stage::Whole);
-        // From here on nothing can go wrong for its readers: they have the file.
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
         match blocking(move || blobs.commit(digest, temp)).await {
             Ok(pin) => drop(fill.pin.set(pin)),
-            Err(error) => self.uncached(&error),
+            Err(error) => {
+                // After a failed fsync the system may forget what was written: nobody may read the file any more.
+                fill.progress.send_modify(|progress| *progress = Progress { stage: Stage::Failed, at: 0 });
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -152,7 +155,7 @@ impl<O: Origins> Inner<O> {
         feed: &Feed<O::Source>,
         source: &O::Source,
         first: Body,
-        file: &Arc<File>,
+        file: &OpenFile,
     ) -> Result<(Verified, Option<Arc<AtomicU64>>)> {
         if self.is_parallel(feed.blob().size) {
             let lanes = self.settings.parallel;
@@ -178,7 +181,7 @@ impl<S: Source> Fill<S> {
         feed: &Feed<S>,
         body: Verified,
         written_from: Option<Arc<AtomicU64>>,
-        file: &Arc<File>,
+        file: &OpenFile,
     ) -> Result<()> {
         let (mut body, check) = body.apart();
         let mut in_parts = written_from.is_some();

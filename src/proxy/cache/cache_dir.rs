@@ -1,0 +1,149 @@
+//! The cache's directory as such: its parts, its lock, temporary files in it, and whether it can be written.
+//!
+//! Somebody may remove the directory, or parts of it, while the proxy runs. The next temporary file then creates
+//! them again. All methods block.
+
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::temp::Temp;
+use crate::error::{Error, Kind, Result};
+use crate::file_access::Files;
+
+/// The directory of a running proxy. Clones share it.
+#[derive(Clone, Debug)]
+pub struct CacheDir(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    files: Files,
+    /// The system releases the lock, however the process ends. `None` where the directory cannot be written.
+    lock: Mutex<Option<File>>,
+    restored: AtomicU64,
+}
+
+impl CacheDir {
+    /// Creates the directory and its parts if need be, and takes its lock. A directory that exists and cannot be
+    /// written is used as it is.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if another proxy uses it, [`Kind::Local`] if it cannot be created.
+    pub(super) fn open(path: PathBuf, files: Files) -> Result<Self> {
+        let dir = Self(Arc::new(Inner { path, files, lock: Mutex::default(), restored: AtomicU64::new(0) }));
+        match dir.create() {
+            Err(error) if error.kind() == Kind::Local && dir.path().is_dir() => {
+                tracing::error!("{error}: nothing new will be cached");
+            }
+            other => other?,
+        }
+        Ok(dir)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Where temporary files are.
+    pub(super) fn fills(&self) -> PathBuf {
+        self.0.path.join("fills")
+    }
+
+    /// The calls that access its files.
+    pub(super) fn files(&self) -> &Files {
+        &self.0.files
+    }
+
+    /// Whether this process has the lock.
+    pub(super) fn is_locked(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// How often the directory, or a part of it, had to be created again.
+    pub fn restored(&self) -> u64 {
+        self.0.restored.load(Ordering::Relaxed)
+    }
+
+    /// A new temporary file. Creates the directory again if somebody removed it.
+    ///
+    /// # Errors
+    /// The system's. [`is_full`] tells whether the disk has no room for one more file.
+    pub(super) fn temporary(&self) -> std::io::Result<Temp> {
+        match Temp::create(&self.fills(), &self.0.files) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let restored = self.create().map_err(|failed| std::io::Error::other(failed.to_string()));
+                restored?;
+                self.0.restored.fetch_add(1, Ordering::Relaxed);
+                tracing::error!("{} was removed: it is created again", self.fills().display());
+                Temp::create(&self.fills(), &self.0.files)
+            }
+            other => other,
+        }
+    }
+
+    /// Whether files can be created in it now. A full disk does not count: content can be evicted from it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_writable(&self) -> Result<()> {
+        match self.temporary() {
+            Err(error) if !is_full(&error) => Err(self.failed("create a file in", &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of a temporary file that could not be created.
+    pub(super) fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
+        Error::io(format!("{doing} {}", self.fills().display()), error)
+    }
+
+    fn create(&self) -> Result<()> {
+        for part in PARTS {
+            let path = self.0.path.join(part);
+            let created = self.0.files.create_dir_all(&path);
+            created.map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
+        }
+        let path = self.0.path.join("lock");
+        let mut held = self.lock();
+        if held.as_ref().is_some_and(|lock| is_same_file(lock, &path)) {
+            return Ok(());
+        }
+        *held = Some(take_lock(&self.0.path, &path)?);
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<File>> {
+        self.0.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an error says that the disk has no room: no blocks, no inodes, or the quota is spent.
+pub(super) fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+fn is_same_file(open: &File, path: &Path) -> bool {
+    let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((open.metadata().map(id), std::fs::metadata(path).map(id)), (Ok(open), Ok(named)) if open == named)
+}
+
+/// Takes the lock of the directory `dir`, whose file is `path`.
+pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
+    let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(|error| failed(&error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::new(Kind::Usage, format!("another proxy uses the cache {}", dir.display()))
+                .hint("give each proxy a directory of its own"))
+        }
+        Err(TryLockError::Error(error)) => Err(failed(&error)),
+    }
+}
+
+const PARTS: [&str; 4] = ["blobs", "manifests", "tags", "fills"];

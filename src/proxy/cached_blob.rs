@@ -1,0 +1,107 @@
+//! A cached blob as a stream that survives the loss of its file.
+//!
+//! A disk may refuse to read what it once stored, and a file may become short while it is read. The file is then
+//! dropped from the cache, and the blob is fetched again: the stream goes on with that fetch, at the same byte. So the
+//! rest is verified as any other fetch is, and the client sees no fault.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::cache::Stored;
+use super::events::Event;
+use super::fill::Found;
+use super::reading::Reader;
+use super::world::Spot;
+use super::{Inner, Origins};
+use crate::content::Body;
+use crate::error::{Error, Kind, Result};
+use crate::pool::blocking;
+use crate::server::FilePipe;
+
+/// The bytes in `range` of a cached blob, to be sent on `pipe`'s connection if there is one.
+pub(super) fn read<O: Origins>(
+    inner: Arc<Inner<O>>,
+    spot: Spot,
+    stored: Stored,
+    range: Range<u64>,
+    pipe: Option<FilePipe>,
+) -> Body {
+    let reader = inner.readers.enter(pipe.clone());
+    let cached = CachedBlob { inner, spot, source: BlobSource::File(stored, reader), pipe, rest: range, recoveries: 0 };
+    stream::try_unfold(cached, CachedBlob::next).boxed()
+}
+
+struct CachedBlob<O: Origins> {
+    inner: Arc<Inner<O>>,
+    spot: Spot,
+    source: BlobSource,
+    pipe: Option<FilePipe>,
+    /// What is still to be sent.
+    rest: Range<u64>,
+    recoveries: u32,
+}
+
+enum BlobSource {
+    File(Stored, Reader),
+    /// A new fetch of the blob.
+    Fetch(Body),
+}
+
+impl<O: Origins> CachedBlob<O> {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let bytes = self.bytes().await?;
+        self.rest.start += bytes.len() as u64;
+        Ok(Some((bytes, self)))
+    }
+
+    async fn bytes(&mut self) -> Result<Bytes> {
+        loop {
+            let error = match &mut self.source {
+                BlobSource::File(stored, reader) => match reader.some(&stored.file, self.rest.clone()).await {
+                    Err(error) => error,
+                    read => return read,
+                },
+                BlobSource::Fetch(body) => {
+                    let next = body.try_next().await?;
+                    return next.ok_or_else(|| Error::new(Kind::Network, "the upstream's body ended early"));
+                }
+            };
+            self.recover(error).await?;
+        }
+    }
+
+    /// Drops the file, and opens the blob again where the file failed.
+    async fn recover(&mut self, why: Error) -> Result<()> {
+        let BlobSource::File(stored, _) = &self.source else { return Err(why) };
+        let digest = stored.digest;
+        tracing::error!("{why}: cached blob {digest} is dropped and fetched again");
+        self.inner.observer.event(&Event::CacheReadFailed { digest: &digest });
+        let (blobs, file) = (self.inner.cache.blobs.clone(), stored.file.clone());
+        let size = stored.pin.size();
+        blocking(move || Ok(blobs.discard_file(&digest, size, &file))).await?;
+        self.recoveries += 1;
+        if self.recoveries > MAX_RECOVERIES {
+            return Err(why);
+        }
+        let found = self.inner.blob_quietly(&self.spot, &digest).await.0?;
+        let absent = || Error::new(Kind::NotFound, format!("no upstream has blob {digest} any more"));
+        let found = found.filter(|found| found.size() == size).ok_or_else(absent)?;
+        self.source = match found {
+            Found::Hot(stored) => BlobSource::File(stored, self.inner.readers.enter(self.pipe.clone())),
+            other => {
+                let (rest, pipe) = (self.rest.clone(), self.pipe.clone());
+                BlobSource::Fetch(Box::pin(self.inner.bytes(&self.spot, other, rest, pipe)).await?)
+            }
+        };
+        Ok(())
+    }
+}
+
+/// Files of one blob that may fail one answer. Each of them was fetched and stored since the last one failed.
+const MAX_RECOVERIES: u32 = 2;
