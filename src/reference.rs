@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 
 pub use artifact::Artifact;
 use checked::Outside;
-pub use checked::{LayoutName, Malformed, RegistryName, RepositoryName, Tag, tags_of};
+pub use checked::{LayoutName, Malformed, RegistryName, Rejected, RepositoryName, Tag, tags_of};
 
 /// The name under which Docker Hub's images are known.
 pub const DOCKER_HUB: &str = "docker.io";
@@ -315,8 +315,7 @@ pub fn check_tag(tag: &str) -> Result<()> {
     if first && tag.len() <= 128 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
         return Ok(());
     }
-    Err(Error::new(Kind::Usage, format!("{} is not a tag", Outside(tag)))
-        .hint("a tag has up to 128 letters, digits, '.', '_' and '-', and begins with none of '.' and '-'"))
+    Err(Error::new(Kind::Usage, format!("{} is not a tag", Outside(tag))).hint(checked::TAG_HINT))
 }
 
 /// The reference, and the tag that stood beside a digest.

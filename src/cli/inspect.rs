@@ -14,7 +14,7 @@ use crate::descriptor::{Descriptor, Platform};
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Layout;
 use crate::manifest::Manifest;
-use crate::reference::{Location, Repository, Tag, Target};
+use crate::reference::{Location, Rejected, Repository, Target};
 use crate::registry::Registries;
 
 /// Show an image: platforms, layers, sizes, digests, annotations, referrers
@@ -31,7 +31,7 @@ pub(super) struct InspectArgs {
     referrers: bool,
 }
 
-/// List the tags of a repository
+/// List the tags of a repository; exit code 3 if it lists names that are not tags
 #[derive(Debug, clap::Args)]
 pub(super) struct TagsArgs {
     /// The repository: `nginx`, `ghcr.io/o/r`, `oci:DIR`
@@ -100,27 +100,48 @@ pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registri
             list(&registries.repository(&repository)?, global).await
         }
     };
-    listed.map_err(|error| error.on(Side::Source)).map(|()| 0)
+    let rejected = listed.map_err(|error| error.on(Side::Source))?;
+    Ok(match rejected.error(&args.repository) {
+        Some(error) => {
+            output::failure("some tags", &error);
+            3
+        }
+        None => 0,
+    })
 }
 
-async fn list<S: Source>(source: &S, global: &Global) -> Result<()> {
-    let mut all: Vec<Tag> = Vec::new();
+async fn list<S: Source>(source: &S, global: &Global) -> Result<Rejected> {
+    let mut all: Vec<String> = Vec::new();
     let mut next: Option<String> = None;
+    let mut rejected = Rejected::default();
     loop {
         let page = source.tags(next.as_deref()).await?;
-        match global.output {
-            Format::Text => output::print(&page.tags.iter().fold(String::new(), |text, tag| text + tag + "\n")),
-            Format::Json => all.extend(page.tags),
+        let longer = page.names.len();
+        let tags = page.tags.into_iter().map(String::from);
+        let mut names: Vec<String> = tags.chain(page.names.into_iter().map(String::from)).collect();
+        if longer > 0 {
+            // Among the tags, as the directory has them. A registry's order is its own.
+            names.sort();
         }
+        if matches!(global.output, Format::Text) {
+            output::print(&names.iter().fold(String::new(), |text, name| text + name + "\n"));
+        } else {
+            all.append(&mut names);
+        }
+        rejected.add(page.malformed);
         next = page.next;
         if next.is_none() {
             break;
         }
     }
     if global.output == Format::Json {
-        output::print_json(&serde_json::json!({ "schema": 1, "tags": all }));
+        let mut document = serde_json::json!({ "schema": 1, "tags": all });
+        if !rejected.first().is_empty() {
+            document["malformed"] = rejected.first().iter().map(ToString::to_string).collect();
+        }
+        output::print_json(&document);
     }
-    Ok(())
+    Ok(rejected)
 }
 
 async fn read<S: Source>(source: &S, target: &Target, args: &InspectArgs) -> Result<Document> {

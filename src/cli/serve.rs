@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use crate::content::Source as _;
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Store;
+use crate::reference::Rejected;
 use crate::server::{self, Limits, Server};
 
 pub use directory::Directory;
@@ -41,10 +43,21 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
     let listener = bind(&args.listen).await?;
     let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
     announce(&args, address);
+    warn_of_names(&store).await;
     let server = Arc::new(Server::new(Directory::new(store, args.writable)));
     tokio::select! {
         done = server::run(listener, server.clone(), Limits::default(), shutdown) => done,
         () = sweep(&server) => Ok(()),
+    }
+}
+
+/// Says once which images of the directory have names that cannot be served. What cannot be read is told
+/// to whoever asks for it.
+async fn warn_of_names(store: &Store) {
+    let mut rejected = Rejected::default();
+    rejected.add(store.whole().tags(None).await.map(|page| page.malformed).unwrap_or_default());
+    if let Some(error) = rejected.error(&store.dir().display()) {
+        tracing::warn!("{error}");
     }
 }
 

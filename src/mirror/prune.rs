@@ -56,7 +56,7 @@ impl Default for Options {
 
 /// One repository of a destination, as far as pruning goes.
 pub trait Shelf: Send + Sync {
-    /// All tags. What is listed and is no tag is reported, and left out.
+    /// All tags. An error if something is listed that is none.
     fn tags(&self) -> impl Future<Output = Result<Vec<Tag>>> + Send;
     /// The digest of the manifest, then those of all manifests below it. Empty if it isn't there.
     fn holds(&self, target: &Target) -> impl Future<Output = Result<Vec<Digest>>> + Send;

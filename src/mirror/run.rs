@@ -27,7 +27,7 @@ use crate::content::{Destination, Source};
 use crate::copy::{Engine, Report};
 use crate::descriptor::{Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Repository, Target};
+use crate::reference::{Rejected, Repository, Target};
 
 /// Where a run finds the repositories that its list names.
 pub trait Places: Sync {
@@ -97,7 +97,7 @@ pub enum Event {
     Failed(Box<Job>, Error),
     /// Nothing was moved of it: the deadline came before its turn, or before there were pulls for it.
     Skipped(Box<Job>, Error),
-    /// The entry's images aren't known.
+    /// Not all of the entry's images are known: its tags could not be listed, or some are no tags.
     Unknown {
         /// The entry's line.
         line: usize,
@@ -239,10 +239,12 @@ impl<P: Places> Run<'_, P> {
         let mut chooser = entry.pick.chooser()?;
         let mut next = None;
         let mut pages = 0;
+        let mut rejected = Rejected::default();
         loop {
             // What is queued already isn't cut off with it.
             let page = async { source.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source)) };
             let page = self.within_deadline(page).await?;
+            rejected.add(page.malformed);
             for tag in page.tags {
                 if let Some(exact) = chooser.offer(tag) {
                     self.queue(entry, &exact, lanes).await?;
@@ -261,7 +263,7 @@ impl<P: Places> Run<'_, P> {
         for exact in chooser.finish() {
             self.queue(entry, &exact, lanes).await?;
         }
-        Ok(())
+        rejected.error(&entry.source).map_or(Ok(()), |error| Err(error.on(Side::Source).into()))
     }
 
     /// Queues an image for each of its destinations. One that can't be, or is another image's, fails alone.

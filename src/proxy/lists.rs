@@ -24,7 +24,7 @@ use super::{Inner, Origins};
 use crate::content::Source as _;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Kind, Result};
-use crate::reference::Tag;
+use crate::reference::{Rejected, Tag};
 
 /// What is asked for now, and what was answered.
 #[derive(Debug)]
@@ -154,20 +154,28 @@ impl<O: Origins> Inner<O> {
 
     /// All tags of the upstream, in order, as it has them now.
     pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Vec<Tag>>> {
-        let question = |source: O::Source| async move {
-            let (mut tags, mut next) = (Vec::new(), None);
-            for _ in 0..MOST_PAGES {
-                let page = source.tags(next.as_deref()).await?;
-                tags.extend(page.tags);
-                next = page.next;
-                if next.is_none() {
-                    break;
+        let name = format!("{}/{}", spot.upstream.name, spot.repository);
+        let question = |source: O::Source| {
+            let name = name.clone();
+            async move {
+                let (mut tags, mut next, mut rejected) = (Vec::new(), None, Rejected::default());
+                for _ in 0..MOST_PAGES {
+                    let page = source.tags(next.as_deref()).await?;
+                    tags.extend(page.tags);
+                    rejected.add(page.malformed);
+                    next = page.next;
+                    if next.is_none() {
+                        break;
+                    }
                 }
+                if let Some(error) = rejected.error(&name) {
+                    tracing::warn!("{error}");
+                }
+                // Each registry has an order of its own.
+                tags.sort_unstable();
+                tags.dedup();
+                Ok(Some(tags))
             }
-            // Each registry has an order of its own.
-            tags.sort_unstable();
-            tags.dedup();
-            Ok(Some(tags))
         };
         let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
         Ok(found.map(|found| found.value))

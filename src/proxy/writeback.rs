@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::events::{Event, Observer};
 use crate::error::{Error, Kind, Result, Side};
 use crate::pool::blocking;
-use crate::reference::Target;
+use crate::reference::{RegistryName, RepositoryName, Target};
 
 /// One image to be copied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,19 @@ impl Job {
         } else {
             self.target.parse().map(Target::Tag)
         }
+    }
+}
+
+impl Job {
+    /// Whether its parts are what they should be. The queue's file can be anything; a job that can never be
+    /// done would be tried for ever.
+    fn is_valid(&self) -> bool {
+        let valid =
+            self.target().and(self.repository.parse::<RepositoryName>()).and(self.upstream.parse::<RegistryName>());
+        if let Err(error) = &valid {
+            tracing::warn!("an entry of the write-back queue is dropped: {error}");
+        }
+        valid.is_ok()
     }
 }
 
@@ -105,7 +118,7 @@ impl Queue {
             tracing::warn!("{error}: the write-back queue begins anew");
             Vec::new()
         });
-        let jobs: Vec<Waiting> = jobs.into_iter().take(BOUND).map(Waiting::new).collect();
+        let jobs: Vec<Waiting> = jobs.into_iter().filter(Job::is_valid).take(BOUND).map(Waiting::new).collect();
         let (ended, waiting) = (Family::default(), Gauge::default());
         let proxy = registry.sub_registry_with_prefix(super::metrics::PREFIX);
         proxy.register("write_back", "Images for the durable tier by how it ended", ended.clone());

@@ -161,6 +161,46 @@ impl fmt::Display for Malformed {
     }
 }
 
+/// The malformed tags of one list, for one report at its end.
+#[derive(Debug, Default)]
+pub struct Rejected {
+    first: Vec<Malformed>,
+    count: usize,
+}
+
+impl Rejected {
+    /// Adds those of a page.
+    pub fn add(&mut self, page: Vec<Malformed>) {
+        self.count += page.len();
+        let room = REPORTED.saturating_sub(self.first.len());
+        self.first.extend(page.into_iter().take(room));
+    }
+
+    /// What to report of the list of `holder`; `None` if all of its tags were tags.
+    pub fn error(&self, holder: &dyn fmt::Display) -> Option<Error> {
+        let shown: Vec<String> = self.first.iter().map(Malformed::to_string).collect();
+        let what = match (self.count, self.count.saturating_sub(shown.len())) {
+            (0, _) => return None,
+            (1, _) => format!("{holder} lists {}, which is not a tag: it is left out", shown.join("")),
+            (count, 0) => {
+                format!("{holder} lists {count} names that are not tags: {}: they are left out", shown.join(", "))
+            }
+            (count, more) => {
+                format!(
+                    "{holder} lists {count} names that are not tags: {} and {more} more: they are left out",
+                    shown.join(", ")
+                )
+            }
+        };
+        Some(Error::new(Kind::Invalid, what).hint(TAG_HINT))
+    }
+
+    /// The malformed tags that are reported one by one.
+    pub fn first(&self) -> &[Malformed] {
+        &self.first
+    }
+}
+
 /// Reads each text as a tag; what is none goes into the second list.
 pub fn tags_of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Tag>, Vec<Malformed>) {
     let (mut tags, mut malformed) = (Vec::new(), Vec::new());
@@ -285,6 +325,11 @@ checked_text!(Tag, RepositoryName, RegistryName, LayoutName);
 
 /// A registry's host, a repository's name and a tag, with room to spare.
 const MAX_LAYOUT_NAME: usize = 1024;
+/// Malformed tags of a list that a message shows.
+const REPORTED: usize = 10;
+/// What a tag may be.
+pub(super) const TAG_HINT: &str =
+    "a tag has up to 128 letters, digits, '.', '_' and '-', and begins with none of '.' and '-'";
 /// Characters of a malformed text that a message shows.
 const SHOWN: usize = 160;
 

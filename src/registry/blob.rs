@@ -181,14 +181,13 @@ impl Repo {
         doing: &str,
     ) -> Result<Call<'a>> {
         let mut call = self.call(Method::POST, Endpoint::Uploads(&self.repository.name), scope, doing).await?;
-        if let Some(from) = from {
-            let mount = [("mount", &*blob.digest.to_string()), ("from", &from.name)];
-            call.url.query_pairs_mut().extend_pairs(mount);
-        }
+        // Digests and names need no escapes here, and some registries expect none.
+        let mount = from.map(|from| format!("mount={}&from={}", blob.digest, from.name));
         // Distribution spec, "Pushing a blob in chunks": others than sha256 must be announced.
-        if !matches!(blob.digest, Digest::Sha256(_)) {
-            call.url.query_pairs_mut().append_pair("digest-algorithm", blob.digest.algorithm());
-        }
+        let algorithm = (!matches!(blob.digest, Digest::Sha256(_)))
+            .then(|| format!("digest-algorithm={}", blob.digest.algorithm()));
+        let query: Vec<String> = mount.into_iter().chain(algorithm).collect();
+        call.url.set_query(Some(query.join("&").as_str()).filter(|query| !query.is_empty()));
         Ok(call)
     }
 }

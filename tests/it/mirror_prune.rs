@@ -247,7 +247,7 @@ fn a_repository_whose_source_cannot_be_listed_is_spared() {
     let flags = ["--prune=delete", "--prune-older-than", "0s", "--prune-manifests"];
     let mirror = || Tool::transload().args(&["mirror", &list]).args(&flags).run();
     let run = mirror().exits(3);
-    let told = format!("spared     {to}/app: the tags of its source could not be listed\n");
+    let told = format!("spared     {to}/app: not all tags of its source are known\n");
     assert!(run.stdout.contains(&told), "{}", run.stdout);
     assert_eq!(tags(&target, "app"), ["of-two", "v1"]);
     front.clear_rules();

@@ -16,7 +16,7 @@ use crate::content::Source as _;
 use crate::copy::{Engine, Observer, Options, Silent};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Artifact, Goal, Location};
+use crate::reference::{Artifact, Goal, Location, Rejected};
 use crate::registry::Registries;
 
 /// Copy an image, every platform of it, byte for byte
@@ -81,9 +81,13 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     let mut told = Told::new(global, args.all_tags || goals.len() > 1, bars.clone());
     let mut first_error = None;
     let mut next: Option<String> = None;
+    let mut rejected = Rejected::default();
     loop {
-        let sources =
-            if args.all_tags { page(registries, &location, &source, &mut next).await? } else { vec![source.clone()] };
+        let sources = if args.all_tags {
+            page(registries, &location, &source, &mut next, &mut rejected).await?
+        } else {
+            vec![source.clone()]
+        };
         let images = sources
             .iter()
             .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)))
@@ -105,6 +109,11 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
         if next.is_none() {
             break;
         }
+    }
+    if let Location::Registry(reference, _) = &location
+        && let Some(error) = rejected.error(&reference.repository)
+    {
+        first_error.get_or_insert(told.reject(reference.repository.to_string(), error));
     }
     if let Some(bars) = &bars {
         bars.clear();
@@ -167,11 +176,13 @@ async fn page(
     location: &Location,
     source: &From,
     next: &mut Option<String>,
+    rejected: &mut Rejected,
 ) -> Result<Vec<From>> {
     let Location::Registry(reference, _) = location else { return Ok(Vec::new()) };
     let repo = registries.repository(&reference.repository)?;
     let page = repo.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source))?;
     *next = page.next;
+    rejected.add(page.malformed);
     Ok(page
         .tags
         .into_iter()

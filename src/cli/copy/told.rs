@@ -62,6 +62,15 @@ impl Told {
         error
     }
 
+    /// Tells which names of the source's list of tags are left out, and returns the error.
+    pub(super) fn reject(&mut self, source: String, error: Error) -> Error {
+        self.tell(|| output::failure(&source, &error));
+        let ended = Ended::new(Err(&error), false);
+        self.summary.add(&ended);
+        self.entries.push(Entry { source, destination: String::new(), line: None, ended });
+        error
+    }
+
     /// Prints the summary or the document. One image's error is the program's own; of several each
     /// was told already.
     pub(super) fn finish(

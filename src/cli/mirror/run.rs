@@ -211,7 +211,7 @@ impl Held<'_> {
             Event::Unknown { line, source, .. } => {
                 let (list, line) = (self.list, *line);
                 for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {
-                    self.claims.doubt_entry(entry, self.to, "the tags of its source could not be listed");
+                    self.claims.doubt_entry(entry, self.to, "not all tags of its source are known");
                 }
             }
         }
@@ -321,7 +321,7 @@ mod tests {
         for (event, why) in [
             (Event::Skipped(job(), late()), "s.io/a:1 was skipped"),
             (Event::Failed(job(), late()), "s.io/a:1 failed"),
-            (unknown, "the tags of its source could not be listed"),
+            (unknown, "not all tags of its source are known"),
         ] {
             let mut held = Held { claims: Claims::of_list(&list, &to, None).expect("claims"), list: &list, to: &to };
             held.note(&event);

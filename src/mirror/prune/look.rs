@@ -11,12 +11,13 @@ use crate::content::Source;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, Manifest};
-use crate::reference::{Tag, Target};
+use crate::reference::{Rejected, Tag, Target};
 
 /// All tags of a repository; none if it doesn't exist.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for more than a million: that can't be held in memory for certain.
+/// [`Kind::Invalid`] for more than a million: that can't be held in memory for certain. Also for a list with
+/// names that are not tags: it is not known what they point to.
 pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<Tag>> {
     let (mut all, mut next) = (BTreeSet::new(), None::<String>);
     loop {
@@ -26,6 +27,11 @@ pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<Tag>> {
             Err(error) => return Err(error),
         };
         let before = all.len();
+        let mut rejected = Rejected::default();
+        rejected.add(page.malformed);
+        if let Some(error) = rejected.error(&"the repository") {
+            return Err(error.hint_instead("nothing is removed where the list of tags is not certain"));
+        }
         all.extend(page.tags);
         if all.len() > MOST_TAGS {
             return Err(Error::new(Kind::Invalid, format!("there are more than {MOST_TAGS} tags")));

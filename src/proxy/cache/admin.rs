@@ -22,7 +22,7 @@ use super::scan::{entries, parse};
 use super::shelf::Removal;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{Reference, Target};
+use crate::reference::{Reference, Target, check_name, check_tag};
 
 /// What a directory holds.
 #[derive(Debug)]
@@ -142,6 +142,8 @@ pub(in crate::proxy) fn tags(dir: &Path, part: u16) -> Result<Vec<Listed>> {
 fn listed(tag: &Tag) -> Option<Listed> {
     let mut parts = tag.name().split(' ').map(str::to_owned);
     let (upstream, repository, name) = (parts.next()?, parts.next()?, parts.next()?);
+    // A file that was changed by hand must not put other text into listings.
+    check_tag(&name).and(check_name(&name, &repository)).ok()?;
     Some(Listed { upstream, repository, tag: name, digest: tag.digest(), checked: tag.checked })
 }
 
