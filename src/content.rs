@@ -55,9 +55,9 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// holder knows neither the API nor the tag schema.
     fn referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 
-    /// A page of tags in the holder's order: the first one, or the one that begins at `next` of the
-    /// page before.
-    fn tags(&self, next: Option<&str>) -> impl Future<Output = Result<TagPage>> + Send;
+    /// All tags in the holder's order, page by page. The stream ends in an error unless the list is complete, so
+    /// whoever reads it to its end has every tag; the number of pages is bounded by the holder.
+    fn tags(&self) -> TagPages;
 }
 
 /// Something that images are written to: one repository of a registry, or a directory.
@@ -111,13 +111,14 @@ pub trait Destination: Clone + Send + Sync + 'static {
     fn listed_referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 }
 
+/// A repository's tags as they arrive.
+pub type TagPages = BoxStream<'static, Result<TagPage>>;
+
 /// Some of a repository's tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagPage {
     /// The tags.
     pub tags: Vec<String>,
-    /// Where the next page begins, in the holder's own words; `None` at the end.
-    pub next: Option<String>,
 }
 
 /// How an upload began.

@@ -105,16 +105,11 @@ pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registri
 
 async fn list<S: Source>(source: &S, global: &Global) -> Result<()> {
     let mut all: Vec<String> = Vec::new();
-    let mut next: Option<String> = None;
-    loop {
-        let page = source.tags(next.as_deref()).await?;
+    let mut pages = source.tags();
+    while let Some(page) = pages.try_next().await? {
         match global.output {
             Format::Text => output::print(&page.tags.iter().fold(String::new(), |text, tag| text + tag + "\n")),
             Format::Json => all.extend(page.tags),
-        }
-        next = page.next;
-        if next.is_none() {
-            break;
         }
     }
     if global.output == Format::Json {

@@ -34,9 +34,9 @@ mod store;
 
 use std::path::Path;
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage, TagPages};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -146,10 +146,14 @@ impl Source for Layout {
         self.store.referrers(&self.scope, subject).await
     }
 
-    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
-        let tags = self.tags_page(next, PAGE).await?;
-        let next = tags.last().filter(|_| tags.len() == PAGE).cloned();
-        Ok(TagPage { tags, next })
+    fn tags(&self) -> TagPages {
+        let pages = stream::try_unfold((self.clone(), Some(None::<String>)), async |(layout, after)| {
+            let Some(after) = after else { return Ok(None) };
+            let tags = layout.tags_page(after.as_deref(), PAGE).await?;
+            let after = tags.last().filter(|_| tags.len() == PAGE).cloned().map(Some);
+            Ok(Some((TagPage { tags }, (layout, after))))
+        });
+        pages.boxed()
     }
 }
 

@@ -6,7 +6,8 @@
 //! - `address`: where answers may lead us
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
 //! - `answer`: errors
-//! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists`: the operations
+//! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists` (with
+//!   `link` and `pages`): the operations
 //!
 //! [`Repo`] is one repository as a [`Source`] and [`Destination`].
 
@@ -21,8 +22,10 @@ mod delete;
 mod identity;
 mod incoming;
 mod limits;
+mod link;
 mod lists;
 mod manifest;
+mod pages;
 mod piece;
 mod pulls;
 mod quota;
@@ -54,7 +57,7 @@ pub(crate) use answer::root_cause;
 use self::address::Policy;
 use self::token::Scope;
 use self::transport::{Call, Payload};
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPages};
 use crate::credentials::entra::{Entra, EntraSettings};
 use crate::credentials::{Credential, Credentials, Secret};
 use crate::descriptor::{Descriptor, Digest};
@@ -329,8 +332,8 @@ impl Source for Repo {
         Ok(self.list_referrers(subject, &self.pull).await?.listed)
     }
 
-    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
-        self.list_tags(next).await
+    fn tags(&self) -> TagPages {
+        self.list_tags()
     }
 }
 

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use self::told::Told;
 use super::global::{Global, parse_bytes};
@@ -76,10 +77,12 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     let options = args.options();
     let mut told = Told::new(global, args.all_tags || goals.len() > 1, bars.clone());
     let mut first_error = None;
-    let mut next: Option<String> = None;
-    loop {
-        let sources =
-            if args.all_tags { page(registries, &location, &source, &mut next).await? } else { vec![source.clone()] };
+    let mut sources = if args.all_tags {
+        all_tags(registries, &location, &source)?
+    } else {
+        stream::iter([Ok(vec![source.clone()])]).boxed()
+    };
+    while let Some(sources) = sources.try_next().await? {
         let images = sources
             .iter()
             .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)));
@@ -96,9 +99,6 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
             if let Some(error) = told.add(&image, result, args.dry_run) {
                 first_error.get_or_insert(error);
             }
-        }
-        if next.is_none() {
-            break;
         }
     }
     if let Some(bars) = &bars {
@@ -154,25 +154,21 @@ impl Args {
     }
 }
 
-/// The page of a repository's tags that begins at `next`, as sources.
+/// A repository's tags as sources, page by page.
 ///
 /// Lists of the referrers tag schema are no images, and each destination has its own.
-async fn page(
+fn all_tags(
     registries: &Registries,
     location: &Location,
     source: &From,
-    next: &mut Option<String>,
-) -> Result<Vec<From>> {
-    let Location::Registry(reference, _) = location else { return Ok(Vec::new()) };
-    let repo = registries.repository(&reference.repository)?;
-    let page = repo.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source))?;
-    *next = page.next;
-    Ok(page
-        .tags
-        .into_iter()
-        .filter(|tag| !Artifact::of(tag).is_some_and(|artifact| artifact.is_list()))
-        .map(|tag| source.with_tag(tag))
-        .collect())
+) -> Result<BoxStream<'static, Result<Vec<From>>>> {
+    let Location::Registry(reference, _) = location else { return Ok(stream::empty().boxed()) };
+    let (repo, source) = (registries.repository(&reference.repository)?, source.clone());
+    let is_image = |tag: &String| !Artifact::of(tag).is_some_and(|artifact| artifact.is_list());
+    let pages = repo.tags().map_err(|error| error.on(Side::Source));
+    Ok(pages
+        .map_ok(move |page| page.tags.into_iter().filter(is_image).map(|tag| source.with_tag(tag)).collect())
+        .boxed())
 }
 
 /// The size of a chunk.
