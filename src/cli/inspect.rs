@@ -10,7 +10,7 @@ use super::global::{Format, Global};
 use super::image::From;
 use super::output;
 use crate::content::Source;
-use crate::descriptor::{Descriptor, Platform};
+use crate::descriptor::{Descriptor, Platform, total};
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Layout;
 use crate::manifest::Manifest;
@@ -186,7 +186,7 @@ impl Shown {
     }
 
     fn total(&self) -> String {
-        let blobs = self.blobs.as_ref().map(|blobs| blobs.iter().map(|blob| blob.size).sum());
+        let blobs = self.blobs.as_ref().map(|blobs| total(blobs.iter().map(|blob| blob.size)));
         blobs
             .map(|total| {
                 format!(
