@@ -55,9 +55,9 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// holder knows neither the API nor the tag schema.
     fn referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 
-    /// A page of tags in the holder's order: the first one, or the one that begins at `next` of the
-    /// page before.
-    fn tags(&self, next: Option<&str>) -> impl Future<Output = Result<TagPage>> + Send;
+    /// All tags in the holder's order, page by page. The stream ends in an error unless the list is complete, so
+    /// whoever reads it to its end has every tag; the number of pages is bounded by the holder.
+    fn tags(&self) -> TagPages;
 }
 
 /// Something that images are written to: one repository of a registry, or a directory.
@@ -111,6 +111,9 @@ pub trait Destination: Clone + Send + Sync + 'static {
     fn listed_referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 }
 
+/// A repository's tags as they arrive.
+pub type TagPages = BoxStream<'static, Result<TagPage>>;
+
 /// Some of a repository's tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagPage {
@@ -121,15 +124,13 @@ pub struct TagPage {
     /// What the holder lists as tags and is none. Whoever reads the page reports it; nothing else can be done
     /// with it.
     pub malformed: Vec<Malformed>,
-    /// Where the next page begins, in the holder's own words; `None` at the end.
-    pub next: Option<String>,
 }
 
 impl TagPage {
     /// A page of what a holder lists as its tags.
-    pub fn new<T: AsRef<str>>(listed: impl IntoIterator<Item = T>, next: Option<String>) -> Self {
+    pub fn new<T: AsRef<str>>(listed: impl IntoIterator<Item = T>) -> Self {
         let (tags, malformed) = tags_of(listed);
-        Self { tags, names: Vec::new(), malformed, next }
+        Self { tags, names: Vec::new(), malformed }
     }
 }
 

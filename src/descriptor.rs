@@ -214,7 +214,8 @@ pub struct Descriptor {
     pub media_type: MediaType,
     /// The content's digest.
     pub digest: Digest,
-    /// The content's size in bytes: a bound for whoever reads it.
+    /// The content's size in bytes: a bound for whoever reads it. At most [`MAX_SIZE`].
+    #[serde(deserialize_with = "a_size")]
     pub size: u64,
     /// For what platform the content is (entries of an index).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -360,6 +361,22 @@ fn unhex<const N: usize>(hex: &str) -> Option<[u8; N]> {
         *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
     }
     Some(bytes)
+}
+
+/// The largest size of content, in bytes: the image spec has sizes as int64 ("Descriptor Properties").
+pub const MAX_SIZE: u64 = i64::MAX as u64;
+
+/// The sum of sizes from outside, which ends at the largest number.
+pub(crate) fn total(sizes: impl IntoIterator<Item = u64>) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
+}
+
+fn a_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let size = u64::deserialize(deserializer)?;
+    if size > MAX_SIZE {
+        return Err(serde::de::Error::custom(format!("a size of {size} bytes is more than content can have")));
+    }
+    Ok(size)
 }
 
 /// Go writes `null` for an empty slice or map.

@@ -61,6 +61,7 @@
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
 //! | client | reqwest (rustls): proxies, pools and TLS kept by others; webpki-root-certs where the image has no CA store |
+//! | token realms | psl: the public suffix list, compiled in (1 crate of data and 1 of types, MIT or Apache-2.0): which hosts have one owner is nothing to guess, and nothing to ask the network for |
 //! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
 //! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer anew |
 //! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |

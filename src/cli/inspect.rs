@@ -10,7 +10,7 @@ use super::global::{Format, Global};
 use super::image::From;
 use super::output;
 use crate::content::Source;
-use crate::descriptor::{Descriptor, Platform};
+use crate::descriptor::{Descriptor, Platform, total};
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Layout;
 use crate::manifest::Manifest;
@@ -112,10 +112,9 @@ pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registri
 
 async fn list<S: Source>(source: &S, global: &Global) -> Result<Rejected> {
     let mut all: Vec<String> = Vec::new();
-    let mut next: Option<String> = None;
     let mut rejected = Rejected::default();
-    loop {
-        let page = source.tags(next.as_deref()).await?;
+    let mut pages = source.tags();
+    while let Some(page) = pages.try_next().await? {
         let longer = page.names.len();
         let tags = page.tags.into_iter().map(String::from);
         let mut names: Vec<String> = tags.chain(page.names.into_iter().map(String::from)).collect();
@@ -129,10 +128,6 @@ async fn list<S: Source>(source: &S, global: &Global) -> Result<Rejected> {
             all.append(&mut names);
         }
         rejected.add(page.malformed);
-        next = page.next;
-        if next.is_none() {
-            break;
-        }
     }
     if global.output == Format::Json {
         let mut document = serde_json::json!({ "schema": 1, "tags": all });
@@ -212,7 +207,7 @@ impl Shown {
     }
 
     fn total(&self) -> String {
-        let blobs = self.blobs.as_ref().map(|blobs| blobs.iter().map(|blob| blob.size).sum());
+        let blobs = self.blobs.as_ref().map(|blobs| total(blobs.iter().map(|blob| blob.size)));
         blobs
             .map(|total| {
                 format!(

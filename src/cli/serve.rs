@@ -55,7 +55,10 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
 /// to whoever asks for it.
 async fn warn_of_names(store: &Store) {
     let mut rejected = Rejected::default();
-    rejected.add(store.whole().tags(None).await.map(|page| page.malformed).unwrap_or_default());
+    // The first page has all of them.
+    if let Ok(Some(page)) = store.whole().tags().try_next().await {
+        rejected.add(page.malformed);
+    }
     if let Some(error) = rejected.error(&store.dir().display()) {
         tracing::warn!("{error}");
     }

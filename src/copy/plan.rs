@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{Graph, Options};
-use crate::descriptor::{Descriptor, Digest};
+use crate::descriptor::{Descriptor, Digest, total};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 
@@ -67,7 +67,7 @@ impl Plan {
 
     /// The size of all blobs, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.blobs.iter().map(|step| step.blob.size).sum()
+        total(self.blobs.iter().map(|step| step.blob.size))
     }
 }
 

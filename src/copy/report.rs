@@ -122,16 +122,16 @@ impl Report {
         match outcome {
             Outcome::Uploaded { bytes, attempts } => {
                 self.uploaded += 1;
-                self.bytes_moved += bytes;
+                self.bytes_moved = self.bytes_moved.saturating_add(*bytes);
                 self.retried += usize::from(*attempts > 1);
             }
             Outcome::Mounted { .. } => {
                 self.mounted += 1;
-                self.bytes_saved += blob.size;
+                self.bytes_saved = self.bytes_saved.saturating_add(blob.size);
             }
             Outcome::Present => {
                 self.present += 1;
-                self.bytes_saved += blob.size;
+                self.bytes_saved = self.bytes_saved.saturating_add(blob.size);
             }
         }
     }

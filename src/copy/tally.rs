@@ -167,8 +167,8 @@ impl Summary {
         self.mounted += report.mounted;
         self.present += report.present;
         self.pulls += report.pulls;
-        self.bytes_moved += report.bytes_moved;
-        self.bytes_saved += report.bytes_saved;
+        self.bytes_moved = self.bytes_moved.saturating_add(report.bytes_moved);
+        self.bytes_saved = self.bytes_saved.saturating_add(report.bytes_saved);
     }
 
     /// How many images were counted.

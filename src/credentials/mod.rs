@@ -67,12 +67,15 @@ impl Secret {
     pub fn expires(&self) -> Option<SystemTime> {
         #[derive(Deserialize)]
         struct Claims {
-            exp: u32,
+            /// Fractions occur (RFC 7519 §2, "NumericDate").
+            exp: f64,
         }
         let [_, claims, _] = self.0.split('.').collect::<Vec<_>>()[..] else { return None };
         let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
         let Claims { exp } = serde_json::from_slice(&claims).ok()?;
-        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(exp.into()))
+        // Until the year 2106: whatever is later is no time that a token has.
+        let known = (0.0..=f64::from(u32::MAX)).contains(&exp);
+        known.then(|| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(exp.trunc()))
     }
 }
 

@@ -34,9 +34,9 @@ mod store;
 
 use std::path::Path;
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage, TagPages};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -146,8 +146,13 @@ impl Source for Layout {
         self.store.referrers(&self.scope, subject).await
     }
 
-    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
-        self.store.page(&self.scope, next, PAGE).await
+    fn tags(&self) -> TagPages {
+        let pages = stream::try_unfold((self.clone(), Some(None::<String>)), async |(layout, after)| {
+            let Some(after) = after else { return Ok(None) };
+            let (page, after) = layout.store.page(&layout.scope, after.as_deref(), PAGE).await?;
+            Ok(Some((page, (layout, after.map(Some)))))
+        });
+        pages.boxed()
     }
 }
 

@@ -159,7 +159,12 @@ impl Store {
 
     /// Up to `most` tags and names behind `after`, in the order of their bytes. The first page of the whole
     /// directory has all malformed names.
-    pub(super) async fn page(&self, scope: &Scope, after: Option<&str>, most: usize) -> Result<TagPage> {
+    pub(super) async fn page(
+        &self,
+        scope: &Scope,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<(TagPage, Option<String>)> {
         let (scope, after) = (scope.clone(), after.map(str::to_owned));
         self.work(move |store| {
             let index = store.index()?;
@@ -168,19 +173,19 @@ impl Store {
                 .map(|(_, target)| (target.to_string(), target))
                 .filter(|(text, _)| after.as_ref() < Some(text))
                 .collect();
-            let mut page = TagPage::default();
+            let (mut page, mut next) = (TagPage::default(), None);
             if scope == Scope::Whole && after.is_none() {
                 page.malformed = index.entries().filter_map(malformed).collect();
             }
             for (at, (text, target)) in targets.into_iter().take(most).enumerate() {
-                page.next = (at + 1 == most).then_some(text);
+                next = (at + 1 == most).then_some(text);
                 match target {
                     Target::Tag(tag) => page.tags.push(tag),
                     Target::Name(name) => page.names.push(name),
                     Target::Digest(_) => {}
                 }
             }
-            Ok(page)
+            Ok((page, next))
         })
         .await
     }

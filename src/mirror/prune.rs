@@ -171,6 +171,9 @@ pub struct Part {
     /// What the list holds by digest.
     #[serde(skip)]
     pub pinned: BTreeSet<Digest>,
+    /// The tags that stay.
+    #[serde(skip)]
+    pub staying: Vec<String>,
 }
 
 /// A tag that goes.
@@ -281,7 +284,9 @@ async fn look<S: Shelf>(
     part.going = going;
     // Tags the list holds by their form (`sha256-….sig` written out as an image) are the user's own affair.
     let companions = companions.into_iter().filter(|tag| !claim.tags.contains(tag)).collect();
-    accompany(shelf, &staying, companions, part).await
+    accompany(shelf, &staying, companions, part).await?;
+    part.staying = staying;
+    Ok(())
 }
 
 /// Adds the companions of those that go, unless something that stays has them too.

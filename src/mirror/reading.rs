@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::OnceCell;
 
-use crate::content::{Body, Source, TagPage};
+use crate::content::{Body, Source, TagPages};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Kind, Result};
 use crate::manifest::Manifest;
@@ -195,8 +195,8 @@ impl<S: Source> Source for Shared<S> {
         self.source.referrers(subject).await
     }
 
-    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
-        self.source.tags(next).await
+    fn tags(&self) -> TagPages {
+        self.source.tags()
     }
 }
 
@@ -279,8 +279,8 @@ mod tests {
             Ok(Vec::new())
         }
 
-        async fn tags(&self, _next: Option<&str>) -> Result<TagPage> {
-            Ok(TagPage::default())
+        fn tags(&self) -> TagPages {
+            Box::pin(futures_util::stream::empty())
         }
     }
 

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, StreamExt as _, future, stream};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future, stream};
 use tokio::time::Instant;
 
 use super::compare::compare;
@@ -237,27 +237,17 @@ impl<P: Places> Run<'_, P> {
         }
         let source = self.places.source(&entry.source)?;
         let mut chooser = entry.pick.chooser()?;
-        let mut next = None;
-        let mut pages = 0;
+        let mut pages = source.tags();
         let mut rejected = Rejected::default();
         loop {
             // What is queued already isn't cut off with it.
-            let page = async { source.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source)) };
-            let page = self.within_deadline(page).await?;
+            let page = async { pages.try_next().await.map_err(|error| error.on(Side::Source)) };
+            let Some(page) = self.within_deadline(page).await? else { break };
             rejected.add(page.malformed);
             for tag in page.tags {
                 if let Some(exact) = chooser.offer(tag) {
                     self.queue(entry, &exact, lanes).await?;
                 }
-            }
-            next = page.next;
-            pages += 1;
-            if next.is_none() {
-                break;
-            }
-            if pages > MOST_PAGES {
-                let what = format!("the list of its tags has more than {MOST_PAGES} pages");
-                return Err(Error::new(Kind::Invalid, what).on(Side::Source).into());
             }
         }
         for exact in chooser.finish() {
@@ -394,5 +384,4 @@ const WINDOW: usize = 48;
 const KEPT: usize = 64;
 /// Repositories of one source whose tags are listed at once.
 const LISTINGS: usize = 4;
-const MOST_PAGES: usize = 10_000;
 const GRACE: Duration = Duration::from_millis(200);

@@ -7,9 +7,11 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Memory;
 use serde::Serialize;
@@ -23,7 +25,7 @@ use super::world::Spot;
 use super::{Inner, Origins};
 use crate::content::Source as _;
 use crate::descriptor::{Descriptor, Digest};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::reference::{Rejected, Tag};
 
 /// What is asked for now, and what was answered.
@@ -155,18 +157,18 @@ impl<O: Origins> Inner<O> {
     /// All tags of the upstream, in order, as it has them now.
     pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Vec<Tag>>> {
         let name = format!("{}/{}", spot.upstream.name, spot.repository);
-        let question = |source: O::Source| {
-            let name = name.clone();
-            async move {
-                let (mut tags, mut next, mut rejected) = (Vec::new(), None, Rejected::default());
-                for _ in 0..MOST_PAGES {
-                    let page = source.tags(next.as_deref()).await?;
-                    tags.extend(page.tags);
-                    rejected.add(page.malformed);
-                    next = page.next;
-                    if next.is_none() {
-                        break;
-                    }
+        let name = &name;
+        // Of all tiers and tries together.
+        let read = AtomicUsize::new(0);
+        let read = &read;
+        let question = |source: O::Source| async move {
+            let (mut tags, mut pages, mut rejected) = (Vec::new(), source.tags(), Rejected::default());
+            while let Some(page) = pages.try_next().await? {
+                tags.extend(page.tags);
+                rejected.add(page.malformed);
+                if read.fetch_add(1, Ordering::Relaxed) >= MAX_PAGES {
+                    let what = format!("the list of the tags of {name} has more than {MAX_PAGES} pages");
+                    return Err(Error::new(Kind::Invalid, what));
                 }
                 if let Some(error) = rejected.error(&name) {
                     tracing::warn!("{error}");
@@ -194,8 +196,9 @@ impl<O: Origins> Inner<O> {
     }
 }
 
-/// Pages of tags that are read for one request: as many as 100,000 tags of a registry with full pages.
-const MOST_PAGES: usize = 100;
+/// Pages of tags that are read for one client request: 100,000 tags of a registry with full pages. A longer list is
+/// an error, as a part of a list would look like the whole.
+const MAX_PAGES: usize = 100;
 /// Bytes of lists that are kept, for each of the two kinds.
 const BOUND: u64 = 4 << 20;
 /// What an entry takes besides its list and its name, about.

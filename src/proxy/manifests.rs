@@ -308,7 +308,7 @@ impl<O: Origins> Inner<O> {
     }
 
     fn negative_ttl(&self, spot: &Spot) -> Duration {
-        spot.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl)
+        spot.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl).min(LONGEST_TTL)
     }
 
     pub(super) fn note_absent(&self, spot: &Spot, digest: &Digest) {
@@ -337,5 +337,7 @@ fn age(tag: &Tag) -> Duration {
     now().checked_sub(tag.checked).map_or(Duration::MAX, Duration::from_secs)
 }
 
+/// A moment so far away can still be computed.
+const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// For how long a tag or a list whose upstream couldn't be asked is served without asking.
 const REST: Duration = Duration::from_secs(5);

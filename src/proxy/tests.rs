@@ -10,7 +10,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::content::{Body, Source, TagPage};
+use crate::content::{Body, Source, TagPage, TagPages};
 use crate::descriptor::{Descriptor, Digest};
 use crate::file_access::Files;
 use crate::manifest::Manifest;
@@ -232,13 +232,17 @@ impl Source for Shop {
         Ok(Vec::new())
     }
 
-    async fn tags(&self, _: Option<&str>) -> Result<TagPage> {
-        let nth = self.0.0.lists.fetch_add(1, Ordering::Relaxed);
-        let gate = self.0.0.gate.lock().expect("lock").clone();
-        if let Some(gate) = gate {
-            gate.acquire().await.expect("open").forget();
-        }
-        Ok(TagPage::new([format!("v{nth}")], None))
+    fn tags(&self) -> TagPages {
+        let holder = self.clone();
+        let page = async move {
+            let nth = holder.0.0.lists.fetch_add(1, Ordering::Relaxed);
+            let gate = holder.0.0.gate.lock().expect("lock").clone();
+            if let Some(gate) = gate {
+                gate.acquire().await.expect("open").forget();
+            }
+            Ok(TagPage::new([format!("v{nth}")]))
+        };
+        stream::once(page).boxed()
     }
 }
 

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::world::Spot;
 use super::{Inner, Origins, Proxy};
-use crate::content::{Body, Source, TagPage};
+use crate::content::{Body, Source, TagPage, TagPages};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -67,9 +67,13 @@ impl<O: Origins> Source for Through<O> {
         self.inner.ask_referrers(&self.spot, subject, self.inner.settings.patience).await
     }
 
-    async fn tags(&self, _: Option<&str>) -> Result<TagPage> {
-        let tags = self.inner.ask_tags(&self.spot, self.inner.settings.patience).await?.unwrap_or_default();
-        Ok(TagPage { tags, ..TagPage::default() })
+    fn tags(&self) -> TagPages {
+        let through = self.clone();
+        let all = async move {
+            let tags = through.inner.ask_tags(&through.spot, through.inner.settings.patience).await?;
+            Ok(TagPage { tags: tags.unwrap_or_default(), ..TagPage::default() })
+        };
+        stream::once(all).boxed()
     }
 }
 

@@ -234,6 +234,9 @@ impl Auth {
             Some(given) => Some(given.clone()),
             None => registry.options.credentials.find(&scope.repository).await?,
         };
+        if let Some(credential) = &found {
+            registry.guard_credential(credential).await?;
+        }
         let name = match &found {
             Some(Credential::Basic { username, .. }) => Some(username.clone()),
             Some(_) => Some("the stored token".to_owned()),
@@ -344,7 +347,20 @@ impl Auth {
                 }
             }
         };
-        Answer::read(response, registry, self.username().as_deref()).await?.token()
+        let user = self.username();
+        let answer = Answer::read(response, registry, user.as_deref()).await;
+        match answer {
+            // The identity that would be taken was held back: that is what the user can change.
+            Err(error) if user.is_none() && error.kind() == Kind::Unauthorized && is_acr(&registry.name) => {
+                let held_back = registry.guard_identity().await.err();
+                let hint = held_back.as_ref().and_then(Error::hint_text);
+                Err(match hint {
+                    Some(hint) => error.hint_instead(format!("no Azure identity is sent without verified TLS: {hint}")),
+                    None => error,
+                })
+            }
+            answer => answer?.token(),
+        }
     }
 }
 

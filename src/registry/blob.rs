@@ -15,7 +15,7 @@ use super::token::Scope;
 use super::transport::{Call, Response};
 use super::upload::Session;
 use crate::content::{Body, Started, limited};
-use crate::descriptor::{Descriptor, Digest};
+use crate::descriptor::{Descriptor, Digest, MAX_SIZE};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 
@@ -230,8 +230,9 @@ fn body_of(response: Response, mut skip: u64) -> Body {
     rest.boxed()
 }
 
+/// `Content-Length`, where it is a size that a blob can have.
 pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().filter(|size| *size <= MAX_SIZE)
 }
 
 /// Start and total of `bytes 5-9/10`.

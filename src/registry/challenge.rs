@@ -61,20 +61,16 @@ pub(super) fn realm_is_trusted(base: &Url, realm: &Url, allowed: &[String]) -> b
     own == "registry-1.docker.io" && host == "auth.docker.io" || site(own).is_some_and(|own| site(host) == Some(own))
 }
 
-/// The part of a host name that one owner has, roughly: its last two labels, or three below a
-/// country's second level such as `co.uk`.
+/// The part of a host name that one owner has: its label below a public suffix, and that suffix.
+///
+/// By the public suffix list (publicsuffix.org), with its private section: customers of one cloud share suffixes such
+/// as `cloudapp.azure.com`, and are no one site.
 fn site(host: &str) -> Option<&str> {
-    if host.parse::<std::net::IpAddr>().is_ok() {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok() {
         return None;
     }
-    let labels: Vec<&str> = host.split('.').collect();
-    let country = labels.len() >= 3 && labels[labels.len() - 1].len() == 2 && labels[labels.len() - 2].len() <= 3;
-    let kept = if country { 3 } else { 2 };
-    if labels.len() < kept {
-        return None;
-    }
-    let length = labels[labels.len() - kept..].iter().map(|label| label.len() + 1).sum::<usize>() - 1;
-    host.get(host.len() - length..)
+    psl::domain_str(host)
 }
 
 /// The challenges of one header: scheme in lower case, and its parameters.
@@ -166,6 +162,30 @@ mod tests {
         assert!(!trusted("a.co.uk", "b.co.uk"));
         assert!(!trusted("1.2.3.4", "2.2.3.4"));
         assert!(!trusted("r.example.org", "evil.net"));
+        assert!(trusted("registry.example.co.uk", "auth.example.co.uk"));
+        // Suffixes that many customers share, a bare suffix, and hosts without a site.
+        for suffix in [
+            "cloudapp.azure.com",
+            "westeurope.cloudapp.azure.com",
+            "azurewebsites.net",
+            "azurecontainer.io",
+            "blob.core.windows.net",
+            "github.io",
+            "herokuapp.com",
+            "s3.amazonaws.com",
+            "appspot.com",
+            "com.br",
+            "gov.uk",
+            "compute.amazonaws.com",
+        ] {
+            assert!(!trusted(&format!("a.{suffix}"), &format!("b.{suffix}")), "{suffix}");
+            assert!(!trusted(&format!("a.{suffix}"), suffix), "{suffix}");
+            assert!(trusted(&format!("r.a.{suffix}"), &format!("auth.a.{suffix}")), "{suffix}");
+        }
+        for (own, realm) in [("a.localhost", "localhost"), ("com", "com.evil"), ("r.example.org", "example.org.")] {
+            assert_eq!(trusted(own, realm), realm == "example.org.", "{own} {realm}");
+        }
+        assert!(!trusted("[2001:db8::1]", "[2001:db8::2]"));
     }
 
     proptest! {

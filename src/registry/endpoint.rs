@@ -78,16 +78,6 @@ fn below<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Result<
     Ok(url)
 }
 
-/// The URL of a path and query, such as that of a list's next page, at the base's origin. To be read only.
-pub(super) fn page(base: &Url, path_and_query: &str) -> Url {
-    let (path, query) =
-        path_and_query.split_once('?').map_or((path_and_query, None), |(path, query)| (path, Some(query)));
-    let mut url = base.clone();
-    url.set_path(path);
-    url.set_query(query);
-    url
-}
-
 /// Checks that a request that changes something is one to this repository: the last check before it is sent.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The Entra identity as one who asks ACR: by `/oauth2/exchange` it has a refresh token of ACR's own.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use reqwest::Url;
 use tokio::time::Instant;
@@ -9,8 +10,38 @@ use super::auth::Auth;
 use super::endpoint::Endpoint;
 use super::token::{Answer, Token, encode, jwt_life, post, renewal};
 use super::transport::Registry;
-use crate::credentials::Secret;
+use crate::credentials::{Credential, Secret};
 use crate::error::{Error, Kind, Result};
+
+impl Registry {
+    /// Refuses to send what stands for an identity, unless it reaches this registry and nobody else: by TLS with a
+    /// verified certificate, or on this machine.
+    ///
+    /// Whoever is between can block port 443, and so force plain http on a registry that is called insecure. A
+    /// password that the user stored for it is sent all the same, as docker and skopeo do: the user allowed that for
+    /// this registry. A token of an identity is worth more than one registry, and nobody allowed it there.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`].
+    pub(super) async fn guard_identity(&self) -> Result<()> {
+        if self.is_private_to_us().await? {
+            return Ok(());
+        }
+        let what = format!(
+            "the identity is not sent to {}: --insecure-registry allows plain http and unverified certificates for it",
+            self.name
+        );
+        Err(Error::new(Kind::Refused, what).hint(WITHOUT_TLS))
+    }
+
+    /// The same for a credential that is stored: tokens are identities, and so is the password of ACR's token user.
+    pub(super) async fn guard_credential(&self, credential: &Credential) -> Result<()> {
+        match credential {
+            Credential::Basic { username, .. } if username != TOKEN_USER => Ok(()),
+            _ => self.guard_identity().await,
+        }
+    }
+}
 
 impl Auth {
     /// The Entra identity's refresh token; `None` where this machine has no identity, so that public
@@ -22,6 +53,10 @@ impl Auth {
         service: Option<&str>,
     ) -> Result<Option<Secret>> {
         match self.exchange(registry, base, service).await {
+            Err(error) if error.kind() == Kind::Refused && !registry.options.has_identity() => {
+                tracing::warn!("{}: going on anonymously: {error}", registry.name);
+                Ok(None)
+            }
             Err(error) if error.kind() == Kind::Unauthorized && !registry.options.has_identity() => {
                 tracing::info!("{}: going on anonymously: {error}", registry.name);
                 self.without_identity.store(true, Ordering::Relaxed);
@@ -43,6 +78,7 @@ impl Auth {
         }
         let entra = self.entra.get_or_try_init(|| async { registry.options.entra() }).await?;
         let Some(entra) = entra else { return Ok(None) };
+        registry.guard_identity().await?;
         let mut kept = self.exchanged.lock().await;
         if let Some(token) = kept.as_ref().filter(|token| token.renew > Instant::now()) {
             self.asked_as(Some(IDENTITY.to_owned()));
@@ -57,7 +93,7 @@ impl Auth {
         let answer = Answer::read(response, registry, Some(IDENTITY)).await?;
         let value =
             answer.refresh_token.ok_or_else(|| Error::new(Kind::Registry, "the exchange gave no refresh_token"))?;
-        let token = Token { renew: renewal(jwt_life(&value).unwrap_or(3 * 3600)), value: Secret::new(value) };
+        let token = Token { renew: renewal(jwt_life(&value).unwrap_or(THREE_HOURS)), value: Secret::new(value) };
         self.asked_as(Some(IDENTITY.to_owned()));
         Ok(Some(kept.insert(token).value.clone()))
     }
@@ -71,5 +107,11 @@ impl Auth {
     }
 }
 
+/// The life of ACR's refresh tokens, where they don't say it.
+const THREE_HOURS: Duration = Duration::from_secs(3 * 3600);
+/// Under this name ACR takes a refresh token as the password ("az acr login --expose-token").
+const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
+const WITHOUT_TLS: &str = "leave out --insecure-registry, and give the certificate's issuer by --ca-file where it is \
+                           not a public one; or log in with a user name and a password by transload login";
 /// The identity's name in messages.
 const IDENTITY: &str = "the Entra identity";

@@ -141,16 +141,20 @@ impl Drop for Permit {
     }
 }
 
-/// `Retry-After`: seconds or a date (RFC 9110 §10.2.3).
+/// `Retry-After`: seconds or a date (RFC 9110 §10.2.3), at most a day.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let then = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Some(Duration::try_from(then.duration_since(jiff::Timestamp::now())).unwrap_or_default())
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map_or(Duration::MAX, Duration::from_secs)
+    } else {
+        let then = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+        Duration::try_from(then.duration_since(jiff::Timestamp::now())).unwrap_or_default()
+    };
+    Some(wait.min(LONGEST_WAIT))
 }
 
+/// Nobody waits longer, and sums with it don't overflow.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -247,5 +251,13 @@ mod tests {
         assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
         headers.insert("retry-after", http::HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT"));
         assert_eq!(retry_after(&headers), Some(Duration::ZERO));
+        for long in ["18446744073709551615", "99999999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"] {
+            headers.insert("retry-after", http::HeaderValue::from_static(long));
+            assert_eq!(retry_after(&headers), Some(LONGEST_WAIT), "{long}");
+        }
+        for wrong in ["", "-1", "1.5", "soon"] {
+            headers.insert("retry-after", http::HeaderValue::from_static(wrong));
+            assert_eq!(retry_after(&headers), None, "{wrong}");
+        }
     }
 }

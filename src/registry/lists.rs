@@ -2,17 +2,17 @@
 
 use std::sync::atomic::Ordering;
 
-use http::Method;
-use http::header::{ACCEPT, HeaderMap, LINK};
-use reqwest::Url;
+use futures_util::{StreamExt as _, stream};
+use http::header::{ACCEPT, HeaderMap};
+use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::Repo;
-use super::address::same_origin;
-use super::endpoint::{Endpoint, page};
-use super::token::Scope;
+use super::endpoint::Endpoint;
+use super::pages::{Bounds, Pages};
+use super::token::{Scope, encode};
 use super::transport::{Call, Payload};
-use crate::content::TagPage;
+use crate::content::{TagPage, TagPages};
 use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Target;
@@ -22,34 +22,57 @@ pub(super) struct Referrers {
     pub(super) listed: Vec<Descriptor>,
 }
 
+/// `null` is no tags: distribution writes it. Without the field it is another document.
 #[derive(Deserialize)]
 struct TagsDocument {
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(deserialize_with = "null_is_empty")]
     tags: Vec<String>,
 }
 
 #[derive(Deserialize)]
 struct ReferrersPage {
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(deserialize_with = "null_is_empty")]
     manifests: Vec<Descriptor>,
 }
 
-impl Repo {
-    /// A page of tags. The next one is where the registry's `Link` says: some (ECR) know it by a token of
-    /// their own, so it can't be made up from the last tag.
-    pub(super) async fn list_tags(&self, next: Option<&str>) -> Result<TagPage> {
-        let doing = format!("list the tags of {}", self.repository);
-        let mut call = self.call(Method::GET, Endpoint::Tags(&self.repository.name), &self.pull, doing.clone()).await?;
-        match next {
-            Some(next) => call.url = page(&call.url, next),
-            None => call.url.set_query(Some(&format!("n={PAGE}"))),
+/// A list of tags while it is read.
+struct TagList {
+    repo: Repo,
+    pages: Pages,
+}
+
+impl TagList {
+    /// The next page; `None` at the end.
+    async fn next(&mut self) -> Result<Option<TagPage>> {
+        let repo = &self.repo;
+        let doing = format!("list the tags of {}", repo.repository);
+        let mut call = repo.call(Method::GET, Endpoint::Tags(&repo.repository.name), &repo.pull, doing.clone()).await?;
+        if !self.pages.turn(&mut call.url).map_err(|error| error.doing(doing.clone()))? {
+            return Ok(None);
         }
         let url = call.url.clone();
-        let (response, bytes) = self.registry.read(call, MAX_LIST).await?;
-        let listed: TagsDocument = parse(&bytes).map_err(|error| error.doing(doing))?;
-        let next = next_page(&response.headers, &url).filter(|next| same_origin(next, &url) && *next != url);
-        let next = next.map(|next| format!("{}?{}", next.path(), next.query().unwrap_or_default()));
-        Ok(TagPage::new(listed.tags, next))
+        let (head, bytes) = repo.registry.read(call, MAX_LIST).await?;
+        let page: Result<TagsDocument> = parse(head.status, &bytes);
+        let TagsDocument { mut tags } = page.map_err(|error| error.doing(doing.clone()))?;
+        // The spec lets a registry omit the Link of a page that is full ("Listing Tags": "MAY"). One more or one
+        // fewer is a whole list: a registry that ignores `n`, or that has no more.
+        let full = tags.last().filter(|_| tags.len() == PAGE);
+        let guess = full.map(|last| encode(&[("n", &PAGE.to_string()), ("last", last)]));
+        let taken = self.pages.take(&url, &head.headers, &mut tags, String::as_str, guess);
+        taken.map_err(|error| error.doing(doing))?;
+        Ok(Some(TagPage::new(tags)))
+    }
+}
+
+impl Repo {
+    /// All tags, page by page, each once. The next page is where the registry's `Link` says: some (ECR) know it by
+    /// a token of their own, so it can't be made up from the last tag.
+    ///
+    /// Ends in an error if the list may be incomplete, or exceeds [`TAGS`].
+    pub(super) fn list_tags(&self) -> TagPages {
+        let pages = Pages::new(Some(format!("n={PAGE}")), TAGS);
+        let list = TagList { repo: self.clone(), pages };
+        stream::try_unfold(list, async |mut list| Ok(list.next().await?.map(|page| (page, list)))).boxed()
     }
 
     /// Whether the repository doesn't exist yet, so that nothing in it needs to be looked for.
@@ -68,15 +91,16 @@ impl Repo {
     }
 
     /// The referrers of `subject`: by the API, else by the tag schema (distribution spec, "Listing
-    /// Referrers"). Bounded to [`MAX_REFERRERS`].
+    /// Referrers"). Bounded to [`REFERRERS`].
     pub(super) async fn list_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Referrers> {
         if self.registry.no_referrers.load(Ordering::Relaxed) {
             return self.tagged_referrers(subject, scope).await;
         }
         let doing = format!("list the referrers of {}@{subject}", self.repository);
         let mut listed: Vec<Descriptor> = Vec::new();
-        let mut next = Some(Endpoint::Referrers(&self.repository.name, subject).url(self.registry.base().await?)?);
-        while let Some(url) = next.take() {
+        let mut pages = Pages::new(None, REFERRERS);
+        let mut url = Endpoint::Referrers(&self.repository.name, subject).url(self.registry.base().await?)?;
+        while pages.turn(&mut url).map_err(|error| error.doing(doing.clone()))? {
             let call = Call {
                 method: Method::GET,
                 url: url.clone(),
@@ -90,7 +114,7 @@ impl Repo {
                 // 404 says that there is no API here (the spec has an empty list for no referrers); some
                 // registries say 400, 405 or even 403 to a path that they don't know. A passing fault says nothing.
                 Err(error)
-                    if listed.is_empty()
+                    if pages.is_first()
                         && !error.is_transient()
                         && matches!(error.kind(), Kind::NotFound | Kind::Registry | Kind::Denied) =>
                 {
@@ -99,12 +123,13 @@ impl Repo {
                 }
                 Err(error) => return Err(error),
             };
-            next = next_page(&head.headers, &url).filter(|next| same_origin(next, &url));
-            let page: ReferrersPage = parse(&bytes).map_err(|error| error.doing(doing.clone()))?;
-            listed.extend(page.manifests);
-            if listed.len() > MAX_REFERRERS {
-                return Err(Error::new(Kind::Invalid, format!("more than {MAX_REFERRERS} referrers")).doing(doing));
-            }
+            let page: Result<ReferrersPage> = parse(head.status, &bytes);
+            let ReferrersPage { mut manifests } = page.map_err(|error| error.doing(doing.clone()))?;
+            let keys: Vec<String> = manifests.iter().map(|listed| listed.digest.to_string()).collect();
+            let mut keyed: Vec<_> = manifests.drain(..).zip(keys).collect();
+            let taken = pages.take(&url, &head.headers, &mut keyed, |(_, key)| key.as_str(), None);
+            taken.map_err(|error| error.doing(doing.clone()))?;
+            listed.extend(keyed.into_iter().map(|(listed, _)| listed));
         }
         Ok(Referrers { listed })
     }
@@ -119,41 +144,21 @@ impl Repo {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
+fn parse<'a, T: Deserialize<'a>>(status: StatusCode, bytes: &'a [u8]) -> Result<T> {
+    // 206 is a part, and 202 or 204 is no list.
+    if status != StatusCode::OK {
+        return Err(Error::new(Kind::Registry, format!("the answer is not a list: its status is {}", status.as_u16())));
+    }
     serde_json::from_slice(bytes)
         .map_err(|error| Error::new(Kind::Invalid, format!("the answer is not a list: {error}")))
 }
 
-/// The target of `Link: <…>; rel="next"` (RFC 8288).
-fn next_page(headers: &HeaderMap, base: &Url) -> Option<Url> {
-    headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).find_map(
-        |link| {
-            let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-            let is_next = parameters.split(';').any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next"));
-            is_next.then(|| base.join(target).ok()).flatten()
-        },
-    )
-}
-
-/// Docker Hub and distribution allow 1,000 tags a page; ACR gives what it likes.
-const PAGE: u32 = 1000;
+/// Entries that a page of tags is asked to have: Docker Hub and distribution allow 1,000. ACR gives what it likes.
+const PAGE: usize = 1000;
+/// In bytes.
 const MAX_LIST: u64 = 8 << 20;
-const MAX_REFERRERS: usize = 10_000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_are_followed() {
-        let base = Url::parse("https://r.io/v2/a/tags/list?n=2").expect("a URL");
-        let mut headers = HeaderMap::new();
-        headers.insert(LINK, http::HeaderValue::from_static("</v2/a/tags/list?n=2&last=b>; rel=\"next\""));
-        assert_eq!(
-            next_page(&headers, &base).map(|url| url.to_string()).as_deref(),
-            Some("https://r.io/v2/a/tags/list?n=2&last=b")
-        );
-        headers.insert(LINK, http::HeaderValue::from_static("<x>; rel=\"prev\""));
-        assert_eq!(next_page(&headers, &base), None);
-    }
-}
+/// A million tags, also at registries that give but 1,000 for each request. The largest public repositories have
+/// some 100,000; a tag takes at most 150 bytes of memory.
+const TAGS: Bounds = Bounds { pages: 1_000, entries: 1_000_000 };
+/// One image has a few signatures, SBOMs and attestations. One client request to the proxy reads at most this.
+const REFERRERS: Bounds = Bounds { pages: 100, entries: 10_000 };

@@ -7,7 +7,8 @@
 //! - `endpoint`: the URLs of the API, and which of them may be written to
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
 //! - `answer`: errors
-//! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists`: the operations
+//! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists` (with
+//!   `link` and `pages`): the operations
 //!
 //! [`Repo`] is one repository as a [`Source`] and [`Destination`].
 
@@ -23,8 +24,10 @@ mod endpoint;
 mod identity;
 mod incoming;
 mod limits;
+mod link;
 mod lists;
 mod manifest;
+mod pages;
 mod piece;
 mod pulls;
 mod quota;
@@ -57,7 +60,7 @@ use self::address::Policy;
 use self::endpoint::Endpoint;
 use self::token::Scope;
 use self::transport::{Call, Payload};
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPages};
 use crate::credentials::entra::{Entra, EntraSettings};
 use crate::credentials::{Credential, Credentials, Secret};
 use crate::descriptor::{Descriptor, Digest};
@@ -340,8 +343,8 @@ impl Source for Repo {
         Ok(self.list_referrers(subject, &self.pull).await?.listed)
     }
 
-    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
-        self.list_tags(next).await
+    fn tags(&self) -> TagPages {
+        self.list_tags()
     }
 }
 

@@ -36,13 +36,13 @@ impl PullQuota {
     /// `docker-ratelimit-source` (Docker documentation, "Pull usage and limits"). Absent means unlimited.
     pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
-        let number = |text: &str| text.split(';').next()?.trim().parse().ok();
+        let number = |text: &str| Some(text.split(';').next()?.trim().parse::<u64>().ok()?.min(MAX_PULLS));
         let limit = text("ratelimit-limit")?;
         let window = limit.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
         Some(Self {
             limit: number(limit)?,
             remaining: text("ratelimit-remaining").and_then(number)?,
-            window: window.unwrap_or(SIX_HOURS),
+            window: window.map_or(SIX_HOURS, |window: u64| window.min(MAX_WINDOW)),
             source: text("docker-ratelimit-source").map(str::to_owned),
         })
     }
@@ -344,7 +344,7 @@ impl Ledger {
             None => Room::Free,
             // The others of a share send theirs in the same moment. Where they are many, not all of them do, and room
             // for all of them would leave most pulls unspent.
-            Some(known) if known.remaining >= keep + (account.flying + 1) * share.min(known.most_room(keep)) => {
+            Some(known) if known.remaining >= keep.saturating_add(own(account, share.min(known.most_room(keep)))) => {
                 Room::Free
             }
             Some(known) if known.remaining > keep && account.flying > 0 => Room::Busy,
@@ -353,6 +353,15 @@ impl Ledger {
     }
 }
 
+/// What must be left for the account's next pull, besides those under way: as much for each who shares them.
+fn own(account: &Account, share: u64) -> u64 {
+    account.flying.saturating_add(1).saturating_mul(share)
+}
+
+/// No registry has such a limit: it is no limit at all, and sums of several don't overflow.
+const MAX_PULLS: u64 = 1 << 40;
+/// In seconds: a week. The longest known window is a day.
+const MAX_WINDOW: u64 = 7 * 24 * 3600;
 /// Docker Hub's window, where it doesn't say.
 pub(super) const SIX_HOURS: u64 = 6 * 3600;
 /// One part of so many of an account's pulls is left to who spends the same ones.
@@ -368,6 +377,22 @@ mod tests {
 
     fn ledger(keep: u64, given: usize) -> Ledger {
         Ledger::new(Rules { keep, guarded: true, ask_first: false, share: 1 }, given)
+    }
+
+    #[test]
+    fn numbers_of_headers_are_limited() {
+        let max = "18446744073709551615";
+        let mut headers = HeaderMap::new();
+        headers.insert("ratelimit-limit", format!("{max};w={max}").parse().expect("a header"));
+        headers.insert("ratelimit-remaining", max.parse().expect("a header"));
+        let quota = PullQuota::from_headers(&headers).expect("a quota");
+        assert_eq!((quota.limit, quota.remaining, quota.window), (MAX_PULLS, MAX_PULLS, MAX_WINDOW));
+        assert_eq!(quota.clone().plus(quota).limit, 2 * MAX_PULLS);
+        let mut ledger = ledger(u64::MAX, 0);
+        ledger.learn(0, 0, PullQuota::from_headers(&headers));
+        assert_eq!(ledger.reserve("a", false), Turn::Spent);
+        headers.insert("ratelimit-limit", "-1;w=-1".parse().expect("a header"));
+        assert_eq!(PullQuota::from_headers(&headers), None);
     }
 
     #[test]

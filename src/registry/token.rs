@@ -12,6 +12,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use reqwest::Url;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::answer::login_first;
@@ -116,7 +117,9 @@ pub(super) struct Answer {
     pub(super) token: Option<String>,
     pub(super) access_token: Option<String>,
     pub(super) refresh_token: Option<String>,
-    pub(super) expires_in: Option<u64>,
+    /// A number, or text with a number: both are seen (RFC 6749 §5.1 says a number).
+    #[serde(default)]
+    pub(super) expires_in: Value,
 }
 
 impl Answer {
@@ -150,28 +153,44 @@ impl Answer {
             .filter(|token| !token.is_empty())
             .ok_or_else(|| Error::new(Kind::Registry, "the token endpoint gave no token"))?;
         // 60 s where nothing is said (distribution's token specification); ACR says it in the token only.
-        let life = self.expires_in.or_else(|| jwt_life(&value)).unwrap_or(60);
+        let life = number(&self.expires_in).and_then(lifetime).or_else(|| jwt_life(&value)).unwrap_or(MIN_LIFE);
         Ok(Token { renew: renewal(life), value: Secret::new(value) })
     }
 }
 
-/// When a token of `life` seconds is renewed: a while before its end, so that a request which
-/// starts with it also ends with it.
-pub(super) fn renewal(life: u64) -> Instant {
-    Instant::now() + Duration::from_secs(life - (life / 10).min(30))
+/// When a token that lives this long is renewed: a while before its end, so that a request which
+/// starts with it also ends with it. Every lifetime is limited to [`MAX_LIFE`]: it comes from outside.
+pub(super) fn renewal(life: Duration) -> Instant {
+    let life = life.min(MAX_LIFE);
+    Instant::now() + (life - (life / 10).min(Duration::from_secs(30)))
 }
 
-/// Seconds until a JWT's `exp`, by its own `iat` where it has one (clocks differ).
-pub(super) fn jwt_life(token: &str) -> Option<u64> {
+/// The time until a JWT's `exp`, by its own `iat` where it has one (clocks differ). `None` if it is over.
+pub(super) fn jwt_life(token: &str) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Claims {
-        exp: u64,
-        iat: Option<u64>,
+        exp: Value,
+        #[serde(default)]
+        iat: Value,
     }
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?.trim_end_matches('=')).ok()?;
     let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    let now = u64::try_from(jiff::Timestamp::now().as_second()).ok()?;
-    Some(claims.exp.saturating_sub(claims.iat.unwrap_or(now).min(claims.exp)))
+    let issued = number(&claims.iat).unwrap_or(jiff::Timestamp::now().as_second() as f64);
+    lifetime(number(&claims.exp)? - issued)
+}
+
+/// A number as JSON has it, or as text. Fractions occur (RFC 7519 §2, "NumericDate").
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// So many seconds, at most [`MAX_LIFE`]. `None` for less than one, and for what is no number.
+fn lifetime(seconds: f64) -> Option<Duration> {
+    (seconds >= 1.0).then(|| Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64())))
 }
 
 /// The form of a token request. ACR takes `scope` repeated, distribution's OAuth2 page says one
@@ -229,6 +248,10 @@ pub(super) const MOST_MOUNTED: usize = 8;
 
 /// A token that the user stored says nothing of its end; a 401 will.
 pub(super) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// No token is kept for longer, whatever its lifetime.
+const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// The lifetime of a token that states none (distribution, "Token Authentication Specification").
+const MIN_LIFE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -261,7 +284,60 @@ mod tests {
     #[test]
     fn a_jwt_says_its_own_life() {
         let token = format!("x.{}.y", URL_SAFE_NO_PAD.encode(br#"{"iat":1000,"exp":5500}"#));
-        assert_eq!(jwt_life(&token), Some(4500));
+        assert_eq!(jwt_life(&token), Some(Duration::from_secs(4500)));
         assert_eq!(jwt_life("opaque"), None);
+    }
+
+    /// Seconds until the token of this answer is renewed.
+    fn renewed(answer: &str) -> u64 {
+        let now = Instant::now();
+        let answer: Answer = serde_json::from_str(answer).expect("an answer");
+        (answer.token().expect("a token").renew - now).as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lifetimes_are_limited_whatever_is_said() {
+        let day = 24 * 3600 - 30;
+        for (said, seconds) in [
+            ("3600", 3570),
+            ("3600.9", 3570),
+            (r#""3600""#, 3570),
+            (r#"" 3600.0 ""#, 3570),
+            ("1e300", day),
+            ("18446744073709551615", day),
+            ("99999999999999999999999", day),
+            (r#""inf""#, day),
+            // Not a lifetime.
+            ("0", 54),
+            ("-1", 54),
+            ("-9223372036854775808", 54),
+            (r#""NaN""#, 54),
+            (r#""soon""#, 54),
+            ("null", 54),
+            ("{}", 54),
+            ("[1]", 54),
+        ] {
+            assert_eq!(renewed(&format!(r#"{{"token":"x","expires_in":{said}}}"#)), seconds, "{said}");
+        }
+        assert_eq!(renewed(r#"{"token":"x"}"#), 54);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lifetimes_of_a_jwt_are_limited_too() {
+        let day = 24 * 3600 - 30;
+        for (claims, seconds) in [
+            (r#"{"iat":1000,"exp":4600}"#, 3570),
+            (r#"{"iat":1000.5,"exp":4600.5}"#, 3570),
+            (r#"{"iat":0,"exp":18446744073709551615}"#, day),
+            (r#"{"exp":18446744073709551615}"#, day),
+            (r#"{"iat":-9223372036854775808,"exp":9223372036854775807}"#, day),
+            (r#"{"iat":18446744073709551615,"exp":1}"#, 54),
+            (r#"{"exp":-1}"#, 54),
+            (r#"{"exp":"never"}"#, 54),
+            ("{}", 54),
+        ] {
+            let token = format!("x.{}.y", URL_SAFE_NO_PAD.encode(claims));
+            assert_eq!(renewed(&format!(r#"{{"access_token":"{token}"}}"#)), seconds, "{claims}");
+        }
     }
 }

@@ -192,6 +192,12 @@ impl Registry {
         self.base.get_or_try_init(|| self.find_base()).await
     }
 
+    /// Whether nobody else can read what is sent: by TLS with a verified certificate, or on this machine.
+    pub(super) async fn is_private_to_us(&self) -> Result<bool> {
+        let verified = !self.insecure && self.base().await?.scheme() == "https";
+        Ok(verified || is_loopback(split_port(&self.name).0))
+    }
+
     /// A registry that the user called insecure is asked by https first, as Docker does.
     async fn find_base(&self) -> Result<Url> {
         if !self.insecure {

@@ -326,7 +326,7 @@ fn location(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Repositor
 fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RANGE)?.to_str().ok()?;
     let end: u64 = text.trim_start_matches("bytes=").split_once('-')?.1.trim().parse().ok()?;
-    Some(end + 1)
+    end.checked_add(1)
 }
 
 /// 16 MiB: ACR refuses single bodies from some 20 MB on, and counts each chunk as a write.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use transload::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage};
+use transload::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage, TagPages};
 use transload::copy::{Engine, Silent};
 use transload::descriptor::{Descriptor, Digest};
 use transload::error::{Error, Kind, Result};
@@ -63,10 +63,9 @@ impl Source for Made {
         Ok(Vec::new())
     }
 
-    async fn tags(&self, next: Option<&str>) -> Result<TagPage> {
-        let from: usize = next.map_or(0, |next| next.parse().expect("a number"));
-        let tags: Vec<String> = (from..from + 1000).map(|nth| format!("v{nth}")).collect();
-        Ok(TagPage::new(tags, (from + 1000 < TAGS).then(|| (from + 1000).to_string())))
+    fn tags(&self) -> TagPages {
+        let page = |from: usize| Ok(TagPage::new((from..from + 1000).map(|nth| format!("v{nth}"))));
+        stream::iter((0..TAGS).step_by(1000).map(page)).boxed()
     }
 }
 

@@ -3,10 +3,11 @@
 mod told;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use self::told::Told;
 use super::global::{Global, parse_bytes};
@@ -16,7 +17,7 @@ use crate::content::Source as _;
 use crate::copy::{Engine, Observer, Options, Silent};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Artifact, Goal, Location, Rejected};
+use crate::reference::{Artifact, Goal, Location, Rejected, Tag};
 use crate::registry::Registries;
 
 /// Copy an image, every platform of it, byte for byte
@@ -80,14 +81,13 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     let options = args.options();
     let mut told = Told::new(global, args.all_tags || goals.len() > 1, bars.clone());
     let mut first_error = None;
-    let mut next: Option<String> = None;
-    let mut rejected = Rejected::default();
-    loop {
-        let sources = if args.all_tags {
-            page(registries, &location, &source, &mut next, &mut rejected).await?
-        } else {
-            vec![source.clone()]
-        };
+    let rejected = Arc::<Mutex<Rejected>>::default();
+    let mut sources = if args.all_tags {
+        all_tags(registries, &location, &source, &rejected)?
+    } else {
+        stream::iter([Ok(vec![source.clone()])]).boxed()
+    };
+    while let Some(sources) = sources.try_next().await? {
         let images = sources
             .iter()
             .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)))
@@ -106,12 +106,9 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
                 first_error.get_or_insert(error);
             }
         }
-        if next.is_none() {
-            break;
-        }
     }
     if let Location::Registry(reference, _) = &location
-        && let Some(error) = rejected.error(&reference.repository)
+        && let Some(error) = rejected.lock().unwrap_or_else(PoisonError::into_inner).error(&reference.repository)
     {
         first_error.get_or_insert(told.reject(reference.repository.to_string(), error));
     }
@@ -168,27 +165,25 @@ impl Args {
     }
 }
 
-/// The page of a repository's tags that begins at `next`, as sources.
+/// A repository's tags as sources, page by page.
 ///
 /// Lists of the referrers tag schema are no images, and each destination has its own.
-async fn page(
+fn all_tags(
     registries: &Registries,
     location: &Location,
     source: &From,
-    next: &mut Option<String>,
-    rejected: &mut Rejected,
-) -> Result<Vec<From>> {
-    let Location::Registry(reference, _) = location else { return Ok(Vec::new()) };
-    let repo = registries.repository(&reference.repository)?;
-    let page = repo.tags(next.as_deref()).await.map_err(|error| error.on(Side::Source))?;
-    *next = page.next;
-    rejected.add(page.malformed);
-    Ok(page
-        .tags
-        .into_iter()
-        .filter(|tag| !Artifact::of(tag).is_some_and(|artifact| artifact.is_list()))
-        .map(|tag| source.with_tag(tag))
-        .collect())
+    rejected: &Arc<Mutex<Rejected>>,
+) -> Result<BoxStream<'static, Result<Vec<From>>>> {
+    let Location::Registry(reference, _) = location else { return Ok(stream::empty().boxed()) };
+    let (repo, source, rejected) = (registries.repository(&reference.repository)?, source.clone(), rejected.clone());
+    let is_image = |tag: &Tag| !Artifact::of(tag).is_some_and(|artifact| artifact.is_list());
+    let pages = repo.tags().map_err(|error| error.on(Side::Source));
+    Ok(pages
+        .map_ok(move |page| {
+            rejected.lock().unwrap_or_else(PoisonError::into_inner).add(page.malformed);
+            page.tags.into_iter().filter(is_image).map(|tag| source.with_tag(tag)).collect()
+        })
+        .boxed())
 }
 
 /// The size of a chunk.

@@ -11,6 +11,8 @@ use crate::error::{Error, Kind, Result};
 
 /// More than any token, even one that lists hundreds of groups.
 const LONGEST: usize = 1 << 20;
+/// In seconds. Nobody waits longer, and sums with it don't overflow.
+const A_DAY: u64 = 24 * 3600;
 
 #[derive(Deserialize, Default)]
 pub(super) struct Answer {
@@ -46,7 +48,8 @@ pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<(StatusCode
 }
 
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.min(A_DAY)))
 }
 
 /// `application/x-www-form-urlencoded`.

@@ -73,7 +73,9 @@ async fn remove<S: Shelf>(shelf: &S, part: &mut Part, options: &Options) -> Resu
 /// Every manifest that tags which stay, and what the list holds by digest, are or hold: an index is broken
 /// without its children. With who needs it.
 async fn still_needed<S: Shelf>(shelf: &S, part: &Part) -> Result<BTreeMap<Digest, Target>> {
-    let mut tags = shelf.tags().await?;
+    let mut tags: BTreeSet<String> = shelf.tags().await?.into_iter().collect();
+    // A tag that the second list lacks may be gone, or the list may be a wrong one, such as a passing 404.
+    tags.extend(part.staying.iter().cloned());
     let going: BTreeSet<&str> = part.going.iter().map(|going| going.tag.as_str()).collect();
     tags.retain(|tag| !going.contains(tag.as_str()));
     let pinned = part.pinned.iter().copied().map(Target::Digest);

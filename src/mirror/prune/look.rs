@@ -9,38 +9,32 @@ use serde::Deserialize;
 
 use crate::content::Source;
 use crate::descriptor::Digest;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::manifest::{MAX_DEPTH, Manifest};
 use crate::reference::{Rejected, Tag, Target};
 
 /// All tags of a repository; none if it doesn't exist.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for more than a million: that can't be held in memory for certain. Also for a list with
-/// names that are not tags: it is not known what they point to.
+/// If the list may be incomplete: a tag that is missing here would look like one that nothing needs. Also for a list
+/// with names that are not tags: it is not known what they point to.
 pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<Tag>> {
-    let (mut all, mut next) = (BTreeSet::new(), None::<String>);
+    let (mut all, mut pages, mut begun) = (BTreeSet::new(), source.tags(), false);
+    let mut rejected = Rejected::default();
     loop {
-        let page = match source.tags(next.as_deref()).await {
-            Ok(page) => page,
-            Err(error) if error.kind() == Kind::NotFound && next.is_none() => return Ok(Vec::new()),
+        match pages.try_next().await {
+            Ok(Some(page)) => {
+                rejected.add(page.malformed);
+                if let Some(error) = rejected.error(&"the repository") {
+                    return Err(error.hint_instead("nothing is removed where the list of tags is not certain"));
+                }
+                all.extend(page.tags);
+            }
+            Ok(None) => return Ok(all.into_iter().collect()),
+            Err(error) if error.kind() == Kind::NotFound && !begun => return Ok(Vec::new()),
             Err(error) => return Err(error),
-        };
-        let before = all.len();
-        let mut rejected = Rejected::default();
-        rejected.add(page.malformed);
-        if let Some(error) = rejected.error(&"the repository") {
-            return Err(error.hint_instead("nothing is removed where the list of tags is not certain"));
         }
-        all.extend(page.tags);
-        if all.len() > MOST_TAGS {
-            return Err(Error::new(Kind::Invalid, format!("there are more than {MOST_TAGS} tags")));
-        }
-        // A page that only repeats would go on for ever.
-        match page.next.filter(|_| all.len() > before) {
-            Some(page) => next = Some(page),
-            None => return Ok(all.into_iter().collect()),
-        }
+        begun = true;
     }
 }
 
@@ -142,7 +136,6 @@ async fn config_created<S: Source>(source: &S, manifest: &Manifest) -> Result<Op
     Ok(serde_json::from_slice::<Config>(&bytes).ok().and_then(|config| config.created))
 }
 
-const MOST_TAGS: usize = 1_000_000;
 /// More platforms than any image has.
 const MOST_IMAGES: usize = 64;
 const MAX_CONFIG: u64 = 1 << 20;

@@ -13,6 +13,8 @@ struct State {
     /// Whether tags can be deleted.
     by_tag: bool,
     broken: Option<&'static str>,
+    /// Whether lists are empty from the second one on.
+    forgets: bool,
     aged: usize,
     looked: usize,
     removed: Vec<String>,
@@ -48,6 +50,7 @@ impl Shelf for Memory {
         state.looked += 1;
         match state.broken {
             Some(why) => Err(Error::new(Kind::Denied, why)),
+            None if state.forgets && state.looked > 1 => Ok(Vec::new()),
             None => Ok(state.tags.keys().map(|tag| tag.as_str().into()).collect()),
         }
     }
@@ -337,4 +340,17 @@ async fn what_other_shards_write_is_not_pruned() {
     let mut all = all;
     all.doubt_entry(&list.entries[2], &to, "not listed");
     assert_eq!(all.0.values().filter(|claim| claim.doubt.is_some()).count(), 1);
+}
+
+/// A registry that answers 404 to the second list: what the first one had still counts.
+#[tokio::test]
+async fn a_manifest_that_a_tag_of_the_first_list_needs_is_not_deleted() {
+    let memory = Memory::with(&["keep"]);
+    memory.put("old", &["keep"], Some(9));
+    (memory.state().by_tag, memory.state().forgets) = (false, true);
+    let options = Options { manifests: true, ..Options::default() };
+    let mut plan = planned(&memory, &claims(&["keep"]), &options).await;
+    carry_out(&mut plan, |_| Ok(memory.clone()), &options).await;
+    assert_eq!(memory.left(), ["keep", "old"]);
+    assert_eq!(plan.repositories[0].going[0].stayed.as_deref(), Some("its manifest is needed by tag \"keep\""));
 }

@@ -113,7 +113,7 @@ impl Index {
     /// Takes room, if there is any.
     pub fn reserve(&self, size: u64) -> Option<Reservation> {
         let mut state = self.lock();
-        if state.used() + state.reserved + size > state.capacity {
+        if size > state.capacity.saturating_sub(state.used() + state.reserved) {
             return None;
         }
         state.reserved += size;
