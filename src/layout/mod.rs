@@ -36,7 +36,7 @@ use std::path::Path;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage, TagPages};
+use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPages};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -110,7 +110,7 @@ impl Layout {
 
     /// Up to `most` tags behind `after`, in the order of their bytes.
     pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
-        Ok(self.store.page(&self.scope, after, most).await?.tags)
+        Ok(self.store.page(&self.scope, after, most).await?.0.tags)
     }
 
     /// The blob or manifest as a file, whatever its size; `None` if it isn't there.

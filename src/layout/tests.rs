@@ -254,7 +254,8 @@ async fn referrers_by_subject_and_by_tag_schema() {
 }
 
 async fn all_tags(layout: &Layout) -> Vec<String> {
-    layout.tags().map_ok(|page| page.tags).try_concat().await.expect("tags")
+    let tags: Vec<_> = layout.tags().map_ok(|page| page.tags).try_concat().await.expect("tags");
+    tags.into_iter().map(String::from).collect()
 }
 
 #[tokio::test]

@@ -173,7 +173,7 @@ pub struct Part {
     pub pinned: BTreeSet<Digest>,
     /// The tags that stay.
     #[serde(skip)]
-    pub staying: Vec<String>,
+    pub staying: Vec<Tag>,
 }
 
 /// A tag that goes.

@@ -170,14 +170,14 @@ impl<O: Origins> Inner<O> {
                     let what = format!("the list of the tags of {name} has more than {MAX_PAGES} pages");
                     return Err(Error::new(Kind::Invalid, what));
                 }
-                if let Some(error) = rejected.error(&name) {
-                    tracing::warn!("{error}");
-                }
-                // Each registry has an order of its own.
-                tags.sort_unstable();
-                tags.dedup();
-                Ok(Some(tags))
             }
+            if let Some(error) = rejected.error(name) {
+                tracing::warn!("{error}");
+            }
+            // Each registry has an order of its own.
+            tags.sort_unstable();
+            tags.dedup();
+            Ok(Some(tags))
         };
         let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
         Ok(found.map(|found| found.value))

@@ -6,7 +6,7 @@ use super::{Options, Part, Plan, Shelf, contents};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Repository, Target};
+use crate::reference::{Repository, Tag, Target};
 
 /// Removes what the plan says, and notes in it what is gone. A refused plan removes nothing.
 ///
@@ -73,7 +73,7 @@ async fn remove<S: Shelf>(shelf: &S, part: &mut Part, options: &Options) -> Resu
 /// Every manifest that tags which stay, and what the list holds by digest, are or hold: an index is broken
 /// without its children. With who needs it.
 async fn still_needed<S: Shelf>(shelf: &S, part: &Part) -> Result<BTreeMap<Digest, Target>> {
-    let mut tags: BTreeSet<String> = shelf.tags().await?.into_iter().collect();
+    let mut tags: BTreeSet<Tag> = shelf.tags().await?.into_iter().collect();
     // A tag that the second list lacks may be gone, or the list may be a wrong one, such as a passing 404.
     tags.extend(part.staying.iter().cloned());
     let going: BTreeSet<&str> = part.going.iter().map(|going| going.tag.as_str()).collect();
