@@ -29,7 +29,7 @@ impl Policy {
     /// The policy of the registry at `base`; `overrides` are the user's own word of where a host is.
     pub(super) fn new(base: &Url, overrides: Arc<HashMap<String, SocketAddr>>, allow_private: bool) -> Self {
         let own = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let private = allow_private || own == "localhost" || literal(base).is_some_and(|ip| !is_public(ip));
+        let private = allow_private || is_this_machine(&own) || literal(base).is_some_and(|ip| !is_public(ip));
         let network = if private { PRIVATE } else { UNKNOWN };
         Self { network: Arc::new(AtomicU8::new(network)), own: own.into(), overrides }
     }
@@ -50,6 +50,10 @@ impl Policy {
             "http" if from.scheme() == "http" => {}
             "http" => return refused("it would leave https"),
             _ => return refused("it is neither http nor https"),
+        }
+        let network = self.network.load(Ordering::Relaxed);
+        if network != PRIVATE && is_this_machine(host(to)) && !self.overrides.contains_key(host(to)) {
+            return Err(private(host(to)));
         }
         match literal(to) {
             Some(ip) if !self.may_reach(&ip.to_string(), ip) => {
@@ -87,8 +91,7 @@ impl Policy {
         let any = !found.is_empty();
         let allowed: Vec<_> = found.into_iter().filter(|address| self.may_reach(name, address.ip())).collect();
         if allowed.is_empty() && any {
-            let text = format!("{name} has a private address, and the registry that sends us there is a public one");
-            return Err(Error::new(Kind::Refused, text));
+            return Err(private(name));
         }
         Ok(allowed)
     }
@@ -117,6 +120,17 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
 /// Scheme, host and port: all of a URL that may be shown. Paths and queries may hold signatures.
 pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
+}
+
+fn private(name: &str) -> Error {
+    let text = format!("{name} has a private address, and the registry that sends us there is a public one");
+    Error::new(Kind::Refused, text)
+}
+
+/// Whether it is a name of this machine, whatever the resolver says of it (RFC 6761 §6.3).
+fn is_this_machine(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    host == "localhost" || host.ends_with(".localhost")
 }
 
 fn host(url: &Url) -> &str {
@@ -258,6 +272,9 @@ mod tests {
             "https://0x7f.1/",
             "https://127.1/",
             "https://127.0.0.1./",
+            "https://localhost/",
+            "https://LOCALHOST./",
+            "https://a.localhost/",
             "https://169.254.169.254./metadata",
             "https://0xa9fea9fe/metadata",
             "https://168.63.129.16/machine",

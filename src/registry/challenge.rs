@@ -64,14 +64,29 @@ pub(super) fn realm_is_trusted(base: &Url, realm: &Url, allowed: &[String]) -> b
 /// The part of a host name that one owner has: its label below a public suffix, and that suffix.
 ///
 /// By the public suffix list (publicsuffix.org), with its private section: customers of one cloud share suffixes such
-/// as `cloudapp.azure.com`, and are no one site.
+/// as `github.io`, and are no one site.
 fn site(host: &str) -> Option<&str> {
     let host = host.strip_suffix('.').unwrap_or(host);
     if host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok() {
         return None;
     }
-    psl::domain_str(host)
+    psl::domain_str(host).filter(|site| !SHARED.contains(site))
 }
+
+/// Domains of clouds whose customers have names at several depths, such as `a.westeurope.cloudapp.azure.com`, of
+/// which the public suffix list knows a part only. No two hosts there are known to have one owner.
+const SHARED: [&str; 10] = [
+    "amazonaws.com",
+    "amazonaws.com.cn",
+    "azmk8s.io",
+    "azure.cn",
+    "azure.com",
+    "azure.net",
+    "azure.us",
+    "chinacloudapi.cn",
+    "usgovcloudapi.net",
+    "windows.net",
+];
 
 /// The challenges of one header: scheme in lower case, and its parameters.
 fn parse(header: &str) -> Vec<(String, Vec<(String, String)>)> {
@@ -180,8 +195,9 @@ mod tests {
         ] {
             assert!(!trusted(&format!("a.{suffix}"), &format!("b.{suffix}")), "{suffix}");
             assert!(!trusted(&format!("a.{suffix}"), suffix), "{suffix}");
-            assert!(trusted(&format!("r.a.{suffix}"), &format!("auth.a.{suffix}")), "{suffix}");
         }
+        assert!(trusted("r.a.github.io", "auth.a.github.io"));
+        assert!(trusted("registry.cn-hangzhou.aliyuncs.com", "dockerauth.cn-hangzhou.aliyuncs.com"));
         for (own, realm) in [("a.localhost", "localhost"), ("com", "com.evil"), ("r.example.org", "example.org.")] {
             assert_eq!(trusted(own, realm), realm == "example.org.", "{own} {realm}");
         }
