@@ -30,6 +30,7 @@ use crate::reference::{DOCKER_HUB, Repository};
 
 pub mod entra;
 mod file;
+mod go_json;
 mod helper;
 mod process;
 mod settings;
