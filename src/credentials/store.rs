@@ -359,7 +359,8 @@ esac"#;
         for secret in ["hunter2", "aHVudGVyMg", "dTpvbGQ=", "old", &encode("u", "hunter2")] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
-        let order = ["HTTPheaders", "\"Auths\"", "z.io", "AUTHS", "\"auths\"", "\"a.io\": {}", "credHelpers", "credsstore"];
+        let order =
+            ["HTTPheaders", "\"Auths\"", "z.io", "AUTHS", "\"auths\"", "\"a.io\": {}", "credHelpers", "credsstore"];
         let order = order.map(|part| text.find(part).unwrap_or_else(|| panic!("{part} in {text}")));
         assert!(order.is_sorted() && !text.contains("credsStore"), "{text}");
         assert_eq!(find(&settings, "a.io/x").await, Some(Credential::basic("u", "hunter2")));
