@@ -164,10 +164,76 @@ def check_refusals():
         ([image, "proxy.users.existingSecret=u", "proxy.config.listen[0].http=0.0.0.0:5000"], "says all of where"),
         ([image, "proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].writeBack=true"], "set both"),
         ([image, "proxy.writeBack.existingSecret=w"], "nothing is written back"),
+        ([image, "proxy.acceptOpenAccess=yes"], "acceptOpenAccess"),
+        *((values, OPEN) for values in open_doors(image)),
     ]:
         flags = [part for value in values for part in ("--set", value)]
         done = run(HELM, "template", "t", str(CHART), *flags, code=1)
         check(f"helm refuses {values} for {why!r}: {done.stderr}", why in done.stderr)
+
+
+# What the chart says of a proxy that everyone can reach and nobody has to give a password to.
+OPEN = "whoever can reach it could pull everything that the proxy's identity can pull"
+
+
+def open_doors(image):
+    """Values with which everyone outside the cluster could pull everything."""
+    users = "proxy.users.existingSecret=u"
+    both = ["proxy.upstreams[0].name=docker.io", "proxy.upstreams[1].name=ghcr.io"]
+    daemon = ["proxy.kind=DaemonSet", "proxy.service.clusterIP="]
+    for outside in (["proxy.service.type=NodePort"], ["proxy.service.type=LoadBalancer"],
+                    ["proxy.service.type=NodePort", "proxy.service.nodePort=30500"],
+                    [*daemon, "proxy.hostIP="], [*daemon, "proxy.hostIP=0.0.0.0"], [*daemon, "proxy.hostIP=10.1.2.3"],
+                    [*daemon, "proxy.service.type=NodePort"]):
+        outside = [image, "nodeMirror.enabled=false", *outside]
+        yield outside
+        # All but one upstream are limited; a list of what is not allowed; a limit of another kind.
+        yield [*outside, *both, "proxy.upstreams[0].allow={library/*}"]
+        yield [*outside, "proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].deny={secret/**}"]
+        yield [*outside, "proxy.config.limits.fills=3"]
+        yield [*outside, "proxy.config.upstreams[0].name=docker.io", "proxy.config.upstreams[0].deny={a}"]
+        # The other listener asks for a password.
+        yield [*outside, "proxy.config.listen[0].http=0.0.0.0:5000", "proxy.config.listen[1].http=0.0.0.0:5001",
+               "proxy.config.listen[1].users-file=/etc/transload/secrets/u/users"]
+    # The port on the node is the one without a password.
+    yield [image, "nodeMirror.enabled=false", *daemon, "proxy.hostIP=10.1.2.3", users]
+
+
+def check_open_door():
+    """Outside the cluster: what asks for a password, what is limited by `allow`, and what was accepted."""
+    def services(*values):
+        flags = [part for value in ("image.repository=r.io/t", "nodeMirror.enabled=false", *values) for part in ("--set", value)]
+        documents = template(*flags)
+        check_pods(documents)
+        found = [document for document in documents if document["kind"] == "Service"]
+        return {(service["spec"]["type"], *(port["name"] for port in service["spec"]["ports"])) for service in found}
+
+    allowed = ["proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].allow={library/*}"]
+    listener = "proxy.config.listen[0]."
+    for kind in ("NodePort", "LoadBalancer"):
+        outside = f"proxy.service.type={kind}"
+        everything = {(kind, "http", "ops")}
+        check("accepted", services(outside, "proxy.acceptOpenAccess=true") == everything)
+        check("allow lists", services(outside, *allowed) == everything)
+        in_config = [value.replace("proxy.", "proxy.config.") for value in allowed]
+        check("allow lists in proxy.config", services(outside, *in_config) == everything)
+        for secret in ("users-file", "token-file"):
+            values = (listener + "http=0.0.0.0:5000", f"{listener}{secret}=/etc/transload/secrets/s/f")
+            check(secret, services(outside, *values) == everything)
+        tls = [f"{listener}{key}=/etc/transload/secrets/s/f" for key in ("certificate", "key", "client-ca")]
+        check("client certificates", services(outside, listener + "https=0.0.0.0:5000", *tls) == everything)
+        # The port without a password stays inside.
+        users = (outside, "proxy.users.existingSecret=u", "proxy.service.nodePort=30500")
+        check("users", services(*users) == {("ClusterIP", "http", "users", "ops"), (kind, "users")})
+        check("users, accepted", services(*users, "proxy.acceptOpenAccess=true") == {(kind, "http", "users", "ops")})
+    daemon = ("proxy.kind=DaemonSet", "proxy.service.clusterIP=")
+    for inside in (["proxy.hostIP=127.0.0.1"], ["proxy.hostIP=::1"], ["proxy.hostIP=10.1.2.3", "proxy.hostPort=0"],
+                   ["proxy.hostIP=10.1.2.3", "proxy.acceptOpenAccess=true"], ["proxy.hostIP=10.1.2.3", *allowed]):
+        check(f"{inside}", services(*daemon, *inside) == {("ClusterIP", "http", "ops")})
+    notes = [run(HELM, "install", "t", str(CHART), "--dry-run=client", *flags).stdout.split("NOTES:", 1)[1] for flags in (
+        ["--values", str(CHART / "ci/minimal.yaml")], ["--values", str(CHART / "ci/outside.yaml")], ["--values", str(CHART / "ci/users.yaml")])]
+    check("the notes repeat what was accepted", "WARNING: proxy.service.type NodePort is open: whoever can reach it" in notes[0])
+    check("and that alone", "WARNING" not in notes[1] + notes[2] and "transload-proxy-users at port 5443" in notes[1])
 
 
 def check_program():
@@ -347,6 +413,7 @@ def main():
         metrics |= check_expressions(documents)
         print(f"{values.name}: {len(documents)} objects for Kubernetes {', '.join(VERSIONS)}")
     check_refusals()
+    check_open_door()
     check_guide()
     if PROGRAM:
         check_program()
