@@ -342,6 +342,46 @@ def check_restarts():
     check("the cache's size does", before != checksum("--set", "proxy.cache.size=1GiB"))
 
 
+def check_principal():
+    """A service principal's secret is in files, which are read again, and in no variable, which never changes."""
+    for values, secret in ((["ci/daemonset.yaml"], "transload-azure"),
+                           (["ci/staying.yaml", "--set", "identity.servicePrincipal.existingSecret=mine"], "mine")):
+        documents = template("--values", str(CHART / values[0]), *values[1:])
+        asking = [pod["spec"] for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] != "node"]
+        check("a proxy and a mirror", len(asking) == 2)
+        for spec in asking:
+            container = spec["containers"][0]
+            check("no variable has a secret", not any("valueFrom" in variable for variable in container["env"]))
+            directory = next(variable["value"] for variable in container["env"] if variable["name"] == "TRANSLOAD_AZURE_PRINCIPAL")
+            mount = next(mount for mount in container["volumeMounts"] if mount["mountPath"] == directory)
+            # One file alone (subPath) would never change.
+            check("it's the directory that is mounted", mount["readOnly"] is True and "subPath" not in mount)
+            volume = next(volume["secret"] for volume in spec["volumes"] if volume["name"] == mount["name"])
+            files = {item["path"] for item in volume["items"]}
+            check(f"{secret}: {files}", volume["secretName"] == secret and files == {"AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"})
+    # Another identity counts.
+    workload = ["--set", "identity.workloadIdentity.clientId=x", "--set", "identity.servicePrincipal.existingSecret=mine"]
+    text = json.dumps(template("--values", str(CHART / "ci/staying.yaml"), *workload))
+    check("not beside a workload identity", "TRANSLOAD_AZURE_PRINCIPAL" not in text and "mine" not in text)
+
+
+def check_scalars():
+    """Words that YAML takes for booleans, and numbers, as Helm hands them on."""
+    values = ["--set", "proxy.config.cache.scrub=off,proxy.config.logs.access=off,proxy.config.cache.keep-free=1073741824",
+              "--set-json", 'proxy.config.upstreams=[{"name":"docker.io","tag-ttl":"5m","original":true}]',
+              "--set", "mirror.interval=3600"]
+    documents = template("--values", str(CHART / "ci/staying.yaml"), *values)
+    mirror = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "mirror")
+    check("a number is seconds", "--interval=3600s" in mirror["spec"]["containers"][0]["args"])
+    booleans = {"proxy": {"config": {"cache": {"scrub": False}, "logs": {"access": False}}}}
+    with tempfile.TemporaryDirectory() as root:
+        path = pathlib.Path(root, "values.yaml")
+        # What `off` is to YAML 1.1, which Helm reads.
+        path.write_text(yaml.safe_dump(booleans))
+        for more in (values, ["--values", str(path)]):
+            check_configs(template("--values", str(CHART / "ci/staying.yaml"), *more))
+
+
 def check_metrics(watched):
     """What rules and dashboards watch is what a running proxy and mirror tell."""
     with tempfile.TemporaryDirectory() as root:
@@ -414,12 +454,14 @@ def main():
         print(f"{values.name}: {len(documents)} objects for Kubernetes {', '.join(VERSIONS)}")
     check_refusals()
     check_open_door()
+    check_principal()
     check_guide()
     if PROGRAM:
         check_program()
         # A config that leaves out all but one key: the other values make the rest.
         check_configs(template("--values", str(CHART / "ci/deployment.yaml"), "--set", "proxy.config.limits.fills=3"))
         check_restarts()
+        check_scalars()
         check_users()
         check_schemas()
         check_metrics(metrics)

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The order of knowledge
-//! error < pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
+//! error < atomic_file, pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
 //! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
 //! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
 //!
@@ -74,6 +74,7 @@
 //! | metrics | prometheus-client |
 //! | logs | tracing, tracing-subscriber |
 
+mod atomic_file;
 mod changes;
 pub mod cli;
 pub mod content;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// A module, and all that it may name.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("atomic_file", &[]),
     ("changes", &[]),
     ("pool", &["error"]),
     ("descriptor", &["error"]),
@@ -15,15 +16,29 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("retry", &["error"]),
     ("verify", &["error", "descriptor", "content"]),
     ("content", &["error", "descriptor", "reference", "manifest", "retry", "verify"]),
-    ("credentials", &["error", "reference"]),
+    ("credentials", &["atomic_file", "error", "reference"]),
     ("registry", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "credentials"]),
     ("layout", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("server", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("proxy", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
-    ("mirror", &["changes", "error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
-    ("node", &["error", "reference"]),
+    (
+        "mirror",
+        &[
+            "atomic_file",
+            "changes",
+            "error",
+            "descriptor",
+            "reference",
+            "manifest",
+            "retry",
+            "verify",
+            "content",
+            "copy",
+        ],
+    ),
+    ("node", &["atomic_file", "error", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];
 

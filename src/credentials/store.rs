@@ -1,7 +1,7 @@
 //! Keeping credentials for later runs, where Docker would keep them: `login` and `logout`.
 
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize as _;
@@ -12,6 +12,7 @@ use super::file::{AUTHS, AuthFile, encode, malformed, scope};
 use super::go_json::{Members, fold};
 use super::helper::Helpers;
 use super::{Credential, DOCKER_HUB_KEY, Secret, Settings, servers};
+use crate::atomic_file;
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, registry_name};
 
@@ -179,7 +180,7 @@ impl Config {
         let mut to = serde_json::Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"\t"));
         self.whole.serialize(&mut to).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
         text.push(b'\n');
-        write_atomically(&self.path, &text).map_err(|error| {
+        write_private(&self.path, &text).map_err(|error| {
             Error::io(format!("write {}", self.path.display()), &error)
                 .hint("set DOCKER_CONFIG to a directory that can be written")
         })
@@ -196,45 +197,16 @@ fn entry(credential: &Credential) -> Value {
     }
 }
 
-/// Writes beside the file and renames: nobody sees half a file, and a crash leaves the old one.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces the file as a whole. It is readable by this user alone, and so is a directory that is made for it.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_private_directory(directory)?;
-    let beside = directory.join(format!(".transload-{}.tmp", std::process::id()));
-    // What a crashed run with this process's id left behind.
-    let _ = std::fs::remove_file(&beside);
-    let written = (|| {
-        let mut file = create_private(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
-    }
-    written
+    atomic_file::write(path, Some(0o600), |to| to.write_all(bytes))
 }
 
-#[cfg(unix)]
 fn make_private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-#[cfg(unix)]
-fn create_private(path: &Path) -> io::Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-#[cfg(not(unix))]
-fn make_private_directory(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)
-}
-
-#[cfg(not(unix))]
-fn create_private(path: &Path) -> io::Result<std::fs::File> {
-    std::fs::OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 #[cfg(all(test, unix))]

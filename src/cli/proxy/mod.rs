@@ -11,6 +11,7 @@ mod orders;
 mod plan;
 mod reload;
 mod remote;
+mod scalars;
 mod serve;
 mod warm;
 mod writeback;

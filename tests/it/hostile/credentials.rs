@@ -170,6 +170,47 @@ fn the_output_of_a_helper_is_bounded() {
     }
 }
 
+/// A `login` was killed while it wrote (kill -9, a power cut): its temporary file holds the password, and nobody knows of it.
+/// Each later run that reads or writes config.json removes it; one of a run that may still live stays.
+#[test]
+fn a_password_that_a_killed_login_left_is_removed_by_the_next_run() {
+    let registry = Registry::with_basic("carol");
+    let at = registry.addr().to_string();
+    let reference = format!("{at}/app:v1");
+    for args in [&["logout", &at][..], &["inspect", &reference], &["login", &at, "-u", "carol", "--password-stdin"]] {
+        let dir = TempDir::new();
+        let config = dir.write("config.json", r#"{"auths": {"z.io": {"auth": "dTpw"}}}"#);
+        let left = dir.write(".config.json.transload-0123456789abcdef.tmp", "hunter2");
+        // No process has this number: it is above the kernel's limit.
+        let older = dir.write(".transload-2000000000.tmp", "hunter2");
+        let (live, foreign) = (dir.write(".transload-1.tmp", "alive"), dir.write("notes.tmp", "not ours"));
+        let lock = std::fs::File::create(dir.path().join(".config.json.transload-aaaaaaaaaaaaaaaa.tmp")).expect("a file");
+        lock.lock().expect("a lock");
+        Tool::transload().args(args).env("DOCKER_CONFIG", &dir.join("")).stdin(PASSWORD).run();
+        for path in [&left, &older] {
+            assert!(!Path::new(path).exists(), "{args:?} left {path}");
+        }
+        for path in [&config, &live, &foreign, &dir.join(".config.json.transload-aaaaaaaaaaaaaaaa.tmp")] {
+            assert!(Path::new(path).exists(), "{args:?} removed {path}");
+        }
+    }
+}
+
+/// The same for reports: a run that is killed again and again must not fill the volume.
+#[test]
+fn a_report_that_a_killed_run_left_is_removed_by_the_next_run() {
+    let (source, to) = (Registry::start(), Registry::start());
+    Image::single(1, &[100]).push(source.addr(), "app", "v1");
+    let dir = TempDir::new();
+    let list = dir.write("images.txt", format!("{}/app:v1\n", source.addr()));
+    let report = dir.join("reports/report.json");
+    let left = dir.write("reports/.report.json.transload-0123456789abcdef.tmp", "{");
+    Tool::transload().args(&["mirror", &list, "--to", &to.addr().to_string(), "--report", &report]).run().ok();
+    assert!(!Path::new(&left).exists());
+    let names: Vec<_> = std::fs::read_dir(dir.join("reports")).expect("a directory").flatten().collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+}
+
 /// bcrypt ignores all bytes of a password after the 72nd, and reads `secret`, NUL, `secret` as `secret`. A client that
 /// knows a prefix of a long password, or adds to a known one, presents another password than the user's.
 #[test]

@@ -68,6 +68,13 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- end -}}
 {{- end -}}
 
+{{/* The same, unless another identity counts. */}}
+{{- define "transload.principalSecretInUse" -}}
+{{- if not .Values.identity.workloadIdentity.clientId -}}
+{{- include "transload.principalSecret" . -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Labels that the identity needs on a pod. */}}
 {{- define "transload.identityLabels" -}}
 {{- if .Values.identity.workloadIdentity.clientId -}}
@@ -77,15 +84,10 @@ azure.workload.identity/use: "true"
 
 {{/* What a container that talks to registries has in its environment. */}}
 {{- define "transload.identityEnv" -}}
-{{- $secret := include "transload.principalSecret" . -}}
-{{- if and $secret (not .Values.identity.workloadIdentity.clientId) }}
-{{- range list "AZURE_CLIENT_ID" "AZURE_TENANT_ID" "AZURE_CLIENT_SECRET" }}
-- name: {{ . }}
-  valueFrom:
-    secretKeyRef:
-      name: {{ $secret }}
-      key: {{ . }}
-{{- end }}
+{{- if include "transload.principalSecretInUse" . }}
+# Files, since a variable never changes: the program reads them again, so a rotated secret counts without a restart.
+- name: TRANSLOAD_AZURE_PRINCIPAL
+  value: /run/transload/principal
 {{- end }}
 {{- if .Values.identity.pullSecret }}
 - name: TRANSLOAD_AUTH_FILE
@@ -98,6 +100,11 @@ azure.workload.identity/use: "true"
 {{- define "transload.identityMounts" -}}
 - name: tmp
   mountPath: /tmp
+{{- if include "transload.principalSecretInUse" . }}
+- name: principal
+  mountPath: /run/transload/principal
+  readOnly: true
+{{- end }}
 {{- if .Values.identity.pullSecret }}
 - name: registries
   mountPath: /run/transload/registries
@@ -108,6 +115,16 @@ azure.workload.identity/use: "true"
 {{- define "transload.identityVolumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 64Mi}
+{{- with include "transload.principalSecretInUse" . }}
+- name: principal
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      {{- range list "AZURE_CLIENT_ID" "AZURE_TENANT_ID" "AZURE_CLIENT_SECRET" }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
+{{- end }}
 {{- with .Values.identity.pullSecret }}
 - name: registries
   secret:
