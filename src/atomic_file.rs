@@ -54,7 +54,8 @@ pub(crate) fn remove_abandoned(path: &Path) {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let Some(evidence) = evidence(&entry.file_name().to_string_lossy(), &name) else { continue };
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) && is_abandoned(&entry.path(), evidence).unwrap_or(false) {
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) && is_abandoned(&entry.path(), evidence).unwrap_or(false)
+        {
             tracing::debug!("removed {}, left by a run that was killed", entry.path().display());
         }
     }

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The order of knowledge
-//! error < atomic_file, pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
+//! error < atomic_file, go_names, pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
 //! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
 //! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
 //!
@@ -83,6 +83,7 @@ pub mod credentials;
 pub mod demo;
 pub mod descriptor;
 pub mod error;
+mod go_names;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;

@@ -3,6 +3,8 @@
 //! The bytes are kept as they came: writing them again would change the digest (key order, white
 //! space, fields that nobody here knows).
 
+mod spelling;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -66,6 +68,7 @@ impl Manifest {
             None => Digest::of(&bytes),
         };
         let raw: Raw = serde_json::from_slice(&bytes)
+            .and_then(|raw| spelling::check(&bytes).map(|()| raw))
             .map_err(|error| Error::new(Kind::Invalid, format!("{digest} is not a manifest: {error}")))?;
         let media_type = raw.media_type(content_type);
         if raw.schema_version == Some(1) || media_type.is_schema1() {

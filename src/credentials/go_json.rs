@@ -10,19 +10,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::Value;
 
-/// A member's name in the form in which Go compares names. Each field's name is given in this form.
-///
-/// Go folds letters by Unicode's simple case folding, in which two characters outside ASCII equal ASCII letters:
-/// U+017F (long s) and U+212A (the Kelvin sign).
-/// <https://cs.opensource.google/go/go/+/master:src/encoding/json/fold.go>
-pub(super) fn fold(name: &str) -> String {
-    let fold = |c: char| match c {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        c => c.to_ascii_lowercase(),
-    };
-    name.chars().map(fold).collect()
-}
+pub(super) use crate::go_names::fold;
 
 /// Reads a member into a field that is a string.
 pub(super) fn set_string(field: &mut Option<String>, value: Option<String>) {
@@ -85,18 +73,6 @@ impl Serialize for Members {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_fold_as_in_go() {
-        for name in ["credsstore", "credsStore", "CREDSSTORE", "cred\u{17f}Store"] {
-            assert_eq!(fold(name), "credsstore", "{name}");
-        }
-        assert_eq!(fold("identityto\u{212a}en"), "identitytoken");
-        // Letters that only look or sound alike, and other characters, are different.
-        for name in ["creds_store", "credsSt\u{f6}re", "creds\u{df}tore", " credsstore"] {
-            assert_ne!(fold(name), "credsstore", "{name}");
-        }
-    }
 
     #[test]
     fn members_stay_as_they_are() {

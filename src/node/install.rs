@@ -1,7 +1,7 @@
 //! Putting a `hosts.toml` in its place, and what was there back.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 

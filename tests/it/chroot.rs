@@ -116,12 +116,16 @@ fn every_command_runs_in_an_empty_root() {
     let root = root(program, &needed(program));
     let (source, other, asks) = (Registry::start(), Registry::start(), Registry::with_basic("carol"));
     Image::single(1, &[100]).push(source.addr(), "app", "v1");
+    Image::single(2, &[100]).push(source.addr(), "library/app", "v1");
     let [from, to, login] = [&source, &other, &asks].map(|registry| registry.addr().to_string());
     let (image, target) = (format!("{from}/app:v1"), format!("{to}/copy/app:v1"));
     root.write("list.txt", format!("{image}\n"));
-    let proxy_yaml = format!("listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: /c }}\nupstreams: [{{ name: docker.io, from: {from} }}]\n");
+    root.write("hub.txt", "library/app:v1\n");
+    let proxy_yaml = format!(
+        "listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: /c }}\nupstreams: [{{ name: docker.io, from: {from} }}]\n"
+    );
     root.write("proxy.yaml", proxy_yaml);
-    let upstream = format!("{from}={from}");
+    let upstream = format!("docker.io={from}");
     let flags = ["--listen", "127.0.0.1:0", "--listen-admin", "127.0.0.1:0", "--keep-free", "0"];
     let proxy = inside(&root, &[&["proxy", "--upstream", &upstream, "--cache", "/cache"][..], &flags].concat()).spawn();
     let (at, admin) = (address(&proxy, "proxying "), address(&proxy, "--admin on "));
@@ -146,12 +150,15 @@ fn every_command_runs_in_an_empty_root() {
         ("tags", vec![image.split(":v1").next().expect("a repository")]),
         ("proxy check", vec!["/proxy.yaml"]),
         ("proxy schema", vec![]),
-        ("proxy warm", vec!["/list.txt", "--proxy", &at]),
+        ("proxy warm", vec!["/hub.txt", "--proxy", &at]),
         ("proxy ls", vec!["--admin", &admin]),
         ("proxy verify", vec!["--admin", &admin]),
         ("proxy gc", vec!["--admin", &admin]),
-        ("proxy rm", vec!["--admin", &admin, &image]),
-        ("node install-mirror", vec!["--certs-dir", "/certs.d", "--proxy", "http://10.0.0.50:5000", "--registry", "docker.io"]),
+        ("proxy rm", vec!["--admin", &admin, "docker.io/library/app:v1"]),
+        (
+            "node install-mirror",
+            vec!["--certs-dir", "/certs.d", "--proxy", "http://10.0.0.50:5000", "--registry", "docker.io"],
+        ),
         ("demo", vec![]),
         ("completions", vec!["bash"]),
         ("man", vec![]),

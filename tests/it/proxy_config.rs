@@ -416,7 +416,8 @@ fn words_that_yaml_takes_for_booleans_mean_what_they_say() {
         assert_eq!(line.and_then(|line| line.rsplit(' ').next()), form, "{access}: {said}");
     }
     for (word, original) in [("on", true), ("yes", true), ("off", false), ("no", false)] {
-        let from = "    original: true\n    auth-file: auth.json\n    write-back: true\n    write-back-auth-file: push.json\n";
+        let from =
+            "    original: true\n    auth-file: auth.json\n    write-back: true\n    write-back-auth-file: push.json\n";
         let said = said(from, &format!("    original: {word}\n    write-back: no\n"));
         assert_eq!(said.contains("then docker.io"), original, "{word}: {said}");
     }

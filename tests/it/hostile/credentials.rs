@@ -184,7 +184,8 @@ fn a_password_that_a_killed_login_left_is_removed_by_the_next_run() {
         // No process has this number: it is above the kernel's limit.
         let older = dir.write(".transload-2000000000.tmp", "hunter2");
         let (live, foreign) = (dir.write(".transload-1.tmp", "alive"), dir.write("notes.tmp", "not ours"));
-        let lock = std::fs::File::create(dir.path().join(".config.json.transload-aaaaaaaaaaaaaaaa.tmp")).expect("a file");
+        let lock =
+            std::fs::File::create(dir.path().join(".config.json.transload-aaaaaaaaaaaaaaaa.tmp")).expect("a file");
         lock.lock().expect("a lock");
         Tool::transload().args(args).env("DOCKER_CONFIG", &dir.join("")).stdin(PASSWORD).run();
         for path in [&left, &older] {
