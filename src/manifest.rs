@@ -226,9 +226,15 @@ mod tests {
         let huge = format!(r#"{{"manifests":[{}]}}"#, descriptor("m", MAX_MANIFEST + 1));
         let posing =
             format!(r#"{{"mediaType":"{}","config":{},"layers":[]}}"#, MediaType::OCI_INDEX, descriptor("c", 1));
+        // To a Go program the second list, or the second digest, is the image's.
+        let twice = format!(r#"{{"config":{0},"layers":[],"Layers":[{0}]}}"#, descriptor("c", 1));
+        let twins =
+            format!(r#"{{"layers":[{}]}}"#, descriptor("c", 1).replace("\"size\"", "\"Digest\":\"x\",\"size\""));
         for wrong in [
             "",
             "[]",
+            &twice,
+            &twins,
             "{}",
             "null",
             r#"{"manifests":[{"digest":"sha256:x","size":1}]}"#,

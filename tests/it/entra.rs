@@ -262,7 +262,7 @@ fn a_service_principal_in_files() {
     // The variable has the secret of before.
     files(client(stage.copy()).env("AZURE_CLIENT_SECRET", "hunter2")).run().ok();
     dir.write("AZURE_CLIENT_SECRET", "hunter2");
-    let run = files(client_secret(stage.copy())).args(&["--force"]).run().exits(1);
+    let run = files(client_secret(stage.copy())).run().exits(1);
     assert!(run.stderr.contains("Invalid client secret"), "{}", run.stderr);
     assert_secret(&run, "hunter2");
 }
