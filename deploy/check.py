@@ -164,10 +164,76 @@ def check_refusals():
         ([image, "proxy.users.existingSecret=u", "proxy.config.listen[0].http=0.0.0.0:5000"], "says all of where"),
         ([image, "proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].writeBack=true"], "set both"),
         ([image, "proxy.writeBack.existingSecret=w"], "nothing is written back"),
+        ([image, "proxy.acceptOpenAccess=yes"], "acceptOpenAccess"),
+        *((values, OPEN) for values in open_doors(image)),
     ]:
         flags = [part for value in values for part in ("--set", value)]
         done = run(HELM, "template", "t", str(CHART), *flags, code=1)
         check(f"helm refuses {values} for {why!r}: {done.stderr}", why in done.stderr)
+
+
+# What the chart says of a proxy that everyone can reach and nobody has to give a password to.
+OPEN = "whoever can reach it could pull everything that the proxy's identity can pull"
+
+
+def open_doors(image):
+    """Values with which everyone outside the cluster could pull everything."""
+    users = "proxy.users.existingSecret=u"
+    both = ["proxy.upstreams[0].name=docker.io", "proxy.upstreams[1].name=ghcr.io"]
+    daemon = ["proxy.kind=DaemonSet", "proxy.service.clusterIP="]
+    for outside in (["proxy.service.type=NodePort"], ["proxy.service.type=LoadBalancer"],
+                    ["proxy.service.type=NodePort", "proxy.service.nodePort=30500"],
+                    [*daemon, "proxy.hostIP="], [*daemon, "proxy.hostIP=0.0.0.0"], [*daemon, "proxy.hostIP=10.1.2.3"],
+                    [*daemon, "proxy.service.type=NodePort"]):
+        outside = [image, "nodeMirror.enabled=false", *outside]
+        yield outside
+        # All but one upstream are limited; a list of what is not allowed; a limit of another kind.
+        yield [*outside, *both, "proxy.upstreams[0].allow={library/*}"]
+        yield [*outside, "proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].deny={secret/**}"]
+        yield [*outside, "proxy.config.limits.fills=3"]
+        yield [*outside, "proxy.config.upstreams[0].name=docker.io", "proxy.config.upstreams[0].deny={a}"]
+        # The other listener asks for a password.
+        yield [*outside, "proxy.config.listen[0].http=0.0.0.0:5000", "proxy.config.listen[1].http=0.0.0.0:5001",
+               "proxy.config.listen[1].users-file=/etc/transload/secrets/u/users"]
+    # The port on the node is the one without a password.
+    yield [image, "nodeMirror.enabled=false", *daemon, "proxy.hostIP=10.1.2.3", users]
+
+
+def check_open_door():
+    """Outside the cluster: what asks for a password, what is limited by `allow`, and what was accepted."""
+    def services(*values):
+        flags = [part for value in ("image.repository=r.io/t", "nodeMirror.enabled=false", *values) for part in ("--set", value)]
+        documents = template(*flags)
+        check_pods(documents)
+        found = [document for document in documents if document["kind"] == "Service"]
+        return {(service["spec"]["type"], *(port["name"] for port in service["spec"]["ports"])) for service in found}
+
+    allowed = ["proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].allow={library/*}"]
+    listener = "proxy.config.listen[0]."
+    for kind in ("NodePort", "LoadBalancer"):
+        outside = f"proxy.service.type={kind}"
+        everything = {(kind, "http", "ops")}
+        check("accepted", services(outside, "proxy.acceptOpenAccess=true") == everything)
+        check("allow lists", services(outside, *allowed) == everything)
+        in_config = [value.replace("proxy.", "proxy.config.") for value in allowed]
+        check("allow lists in proxy.config", services(outside, *in_config) == everything)
+        for secret in ("users-file", "token-file"):
+            values = (listener + "http=0.0.0.0:5000", f"{listener}{secret}=/etc/transload/secrets/s/f")
+            check(secret, services(outside, *values) == everything)
+        tls = [f"{listener}{key}=/etc/transload/secrets/s/f" for key in ("certificate", "key", "client-ca")]
+        check("client certificates", services(outside, listener + "https=0.0.0.0:5000", *tls) == everything)
+        # The port without a password stays inside.
+        users = (outside, "proxy.users.existingSecret=u", "proxy.service.nodePort=30500")
+        check("users", services(*users) == {("ClusterIP", "http", "users", "ops"), (kind, "users")})
+        check("users, accepted", services(*users, "proxy.acceptOpenAccess=true") == {(kind, "http", "users", "ops")})
+    daemon = ("proxy.kind=DaemonSet", "proxy.service.clusterIP=")
+    for inside in (["proxy.hostIP=127.0.0.1"], ["proxy.hostIP=::1"], ["proxy.hostIP=10.1.2.3", "proxy.hostPort=0"],
+                   ["proxy.hostIP=10.1.2.3", "proxy.acceptOpenAccess=true"], ["proxy.hostIP=10.1.2.3", *allowed]):
+        check(f"{inside}", services(*daemon, *inside) == {("ClusterIP", "http", "ops")})
+    notes = [run(HELM, "install", "t", str(CHART), "--dry-run=client", *flags).stdout.split("NOTES:", 1)[1] for flags in (
+        ["--values", str(CHART / "ci/minimal.yaml")], ["--values", str(CHART / "ci/outside.yaml")], ["--values", str(CHART / "ci/users.yaml")])]
+    check("the notes repeat what was accepted", "WARNING: proxy.service.type NodePort is open: whoever can reach it" in notes[0])
+    check("and that alone", "WARNING" not in notes[1] + notes[2] and "transload-proxy-users at port 5443" in notes[1])
 
 
 def check_program():
@@ -276,6 +342,46 @@ def check_restarts():
     check("the cache's size does", before != checksum("--set", "proxy.cache.size=1GiB"))
 
 
+def check_principal():
+    """A service principal's secret is in files, which are read again, and in no variable, which never changes."""
+    for values, secret in ((["ci/daemonset.yaml"], "transload-azure"),
+                           (["ci/staying.yaml", "--set", "identity.servicePrincipal.existingSecret=mine"], "mine")):
+        documents = template("--values", str(CHART / values[0]), *values[1:])
+        asking = [pod["spec"] for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] != "node"]
+        check("a proxy and a mirror", len(asking) == 2)
+        for spec in asking:
+            container = spec["containers"][0]
+            check("no variable has a secret", not any("valueFrom" in variable for variable in container["env"]))
+            directory = next(variable["value"] for variable in container["env"] if variable["name"] == "TRANSLOAD_AZURE_PRINCIPAL")
+            mount = next(mount for mount in container["volumeMounts"] if mount["mountPath"] == directory)
+            # One file alone (subPath) would never change.
+            check("it's the directory that is mounted", mount["readOnly"] is True and "subPath" not in mount)
+            volume = next(volume["secret"] for volume in spec["volumes"] if volume["name"] == mount["name"])
+            files = {item["path"] for item in volume["items"]}
+            check(f"{secret}: {files}", volume["secretName"] == secret and files == {"AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"})
+    # Another identity counts.
+    workload = ["--set", "identity.workloadIdentity.clientId=x", "--set", "identity.servicePrincipal.existingSecret=mine"]
+    text = json.dumps(template("--values", str(CHART / "ci/staying.yaml"), *workload))
+    check("not beside a workload identity", "TRANSLOAD_AZURE_PRINCIPAL" not in text and "mine" not in text)
+
+
+def check_scalars():
+    """Words that YAML takes for booleans, and numbers, as Helm hands them on."""
+    values = ["--set", "proxy.config.cache.scrub=off,proxy.config.logs.access=off,proxy.config.cache.keep-free=1073741824",
+              "--set-json", 'proxy.config.upstreams=[{"name":"docker.io","tag-ttl":"5m","original":true}]',
+              "--set", "mirror.interval=3600"]
+    documents = template("--values", str(CHART / "ci/staying.yaml"), *values)
+    mirror = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "mirror")
+    check("a number is seconds", "--interval=3600s" in mirror["spec"]["containers"][0]["args"])
+    booleans = {"proxy": {"config": {"cache": {"scrub": False}, "logs": {"access": False}}}}
+    with tempfile.TemporaryDirectory() as root:
+        path = pathlib.Path(root, "values.yaml")
+        # What `off` is to YAML 1.1, which Helm reads.
+        path.write_text(yaml.safe_dump(booleans))
+        for more in (values, ["--values", str(path)]):
+            check_configs(template("--values", str(CHART / "ci/staying.yaml"), *more))
+
+
 def check_metrics(watched):
     """What rules and dashboards watch is what a running proxy and mirror tell."""
     with tempfile.TemporaryDirectory() as root:
@@ -347,12 +453,15 @@ def main():
         metrics |= check_expressions(documents)
         print(f"{values.name}: {len(documents)} objects for Kubernetes {', '.join(VERSIONS)}")
     check_refusals()
+    check_open_door()
+    check_principal()
     check_guide()
     if PROGRAM:
         check_program()
         # A config that leaves out all but one key: the other values make the rest.
         check_configs(template("--values", str(CHART / "ci/deployment.yaml"), "--set", "proxy.config.limits.fills=3"))
         check_restarts()
+        check_scalars()
         check_users()
         check_schemas()
         check_metrics(metrics)

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The order of knowledge
-//! error < pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
+//! error < atomic_file, go_names, pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
 //! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
 //! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
 //!
@@ -75,6 +75,7 @@
 //! | metrics | prometheus-client |
 //! | logs | tracing, tracing-subscriber |
 
+mod atomic_file;
 mod changes;
 pub mod cli;
 pub mod content;
@@ -84,6 +85,7 @@ pub mod demo;
 pub mod descriptor;
 pub mod error;
 pub mod file_access;
+mod go_names;
 pub mod layout;
 pub mod manifest;
 pub mod mirror;

@@ -3,6 +3,8 @@
 //! The bytes are kept as they came: writing them again would change the digest (key order, white
 //! space, fields that nobody here knows).
 
+mod spelling;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -66,6 +68,7 @@ impl Manifest {
             None => Digest::of(&bytes),
         };
         let raw: Raw = serde_json::from_slice(&bytes)
+            .and_then(|raw| spelling::check(&bytes).map(|()| raw))
             .map_err(|error| Error::new(Kind::Invalid, format!("{digest} is not a manifest: {error}")))?;
         let media_type = raw.media_type(content_type);
         if raw.schema_version == Some(1) || media_type.is_schema1() {
@@ -223,9 +226,15 @@ mod tests {
         let huge = format!(r#"{{"manifests":[{}]}}"#, descriptor("m", MAX_MANIFEST + 1));
         let posing =
             format!(r#"{{"mediaType":"{}","config":{},"layers":[]}}"#, MediaType::OCI_INDEX, descriptor("c", 1));
+        // To a Go program the second list, or the second digest, is the image's.
+        let twice = format!(r#"{{"config":{0},"layers":[],"Layers":[{0}]}}"#, descriptor("c", 1));
+        let twins =
+            format!(r#"{{"layers":[{}]}}"#, descriptor("c", 1).replace("\"size\"", "\"Digest\":\"x\",\"size\""));
         for wrong in [
             "",
             "[]",
+            &twice,
+            &twins,
             "{}",
             "null",
             r#"{"manifests":[{"digest":"sha256:x","size":1}]}"#,

@@ -156,19 +156,13 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             Command::Completions(args) => shell::completions(args),
             Command::Man(args) => shell::man(args),
             // Its own way to stop: what is being served is ended first.
-            Command::Serve(args) => Box::pin(serve::run(args.clone(), async {
-                let _ = interrupted().await;
-            }))
-            .await
-            .map(|()| 0),
+            Command::Serve(args) => Box::pin(serve::run(args.clone(), asked_to_stop())).await.map(|()| 0),
             Command::Proxy(args) if args.warm().is_some() => {
                 Box::pin(proxy::warm(args, &cli.global, &registries)).await
             }
-            Command::Proxy(args) => Box::pin(proxy::run((**args).clone(), &cli.global, async {
-                let _ = interrupted().await;
-            }))
-            .await
-            .map(|()| 0),
+            Command::Proxy(args) => {
+                Box::pin(proxy::run((**args).clone(), &cli.global, asked_to_stop())).await.map(|()| 0)
+            }
             // Run above.
             Command::Demo(_) | Command::Node(_) => Ok(0),
         }
@@ -203,6 +197,14 @@ fn interrupted() -> impl Future<Output = &'static str> {
             _ = int.recv() => "SIGINT",
             _ = term.recv() => "SIGTERM",
         }
+    }
+}
+
+/// The same, from the call on: a signal that comes while the listeners are opened is not lost.
+fn asked_to_stop() -> impl Future<Output = ()> {
+    let stop = interrupted();
+    async move {
+        let _ = stop.await;
     }
 }
 

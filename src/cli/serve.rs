@@ -81,7 +81,7 @@ pub(super) async fn bind(listen: &str) -> Result<TcpListener> {
 #[expect(clippy::print_stderr, reason = "it's what the user waits for, and scripts read it")]
 fn announce(args: &Args, address: SocketAddr) {
     eprintln!("serving {} on http://{address}", args.dir.display());
-    if !address.ip().is_loopback() {
+    if !address.ip().to_canonical().is_loopback() {
         let able = if args.writable { "pull from it and push to it" } else { "pull from it" };
         eprintln!("warning: there is no authentication: whoever can connect to {address} can {able}");
     }

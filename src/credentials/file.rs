@@ -9,11 +9,15 @@
 //! host with stars (`*.azurecr.io`, Kubernetes), or the URL of an old API (`https://host/v1/`).
 //! The older `.dockercfg` is what stands in `auths`, without the rest.
 //!
+//! The names of all fields match in any case, by Go's rule ([`super::go_json`]): Docker Desktop 2.0.0.3 wrote
+//! `credSstore`. So do the hosts in keys, which are DNS names.
+//!
 //! <https://github.com/docker/cli/blob/master/cli/config/configfile/file.go>
 //! <https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md>
 //! <https://kubernetes.io/docs/concepts/containers/images/#config-json>
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,9 +26,10 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::go_json::{fold, merge_map, set_string};
 use super::settings::named_file;
 use super::{Credential, DOCKER_HUB_KEY, Found, Secret};
 use crate::error::{Error, Kind, Result, Side};
@@ -35,6 +40,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// The field with the entries, as [`fold`] writes it.
+pub(super) const AUTHS: &str = "auths";
 
 /// A file as it was read.
 pub(super) struct AuthFile {
@@ -51,24 +59,73 @@ struct Entry {
     value: Value,
 }
 
-#[derive(Deserialize)]
+/// The fields of the file. Names match in any case.
+#[derive(Default)]
 struct Shape {
     auths: Option<Map<String, Value>>,
-    #[serde(rename = "credHelpers")]
-    helpers: Option<BTreeMap<String, String>>,
-    #[serde(rename = "credsStore")]
+    helpers: Option<BTreeMap<String, Option<String>>>,
     store: Option<String>,
-    #[serde(flatten)]
+    /// All other members.
     rest: Map<String, Value>,
 }
 
-#[derive(Deserialize)]
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Shape, A::Error> {
+                let mut shape = Shape::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    match fold(&name).as_str() {
+                        AUTHS => merge_map(&mut shape.auths, map.next_value()?),
+                        "credhelpers" => merge_map(&mut shape.helpers, map.next_value()?),
+                        "credsstore" => set_string(&mut shape.store, map.next_value()?),
+                        _ => _ = shape.rest.insert(name, map.next_value()?),
+                    }
+                }
+                Ok(shape)
+            }
+        }
+        deserializer.deserialize_map(Read)
+    }
+}
+
+/// The fields of an entry. Names match in any case.
+#[derive(Default)]
 struct Fields {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
-    identitytoken: Option<String>,
-    registrytoken: Option<String>,
+    identity_token: Option<String>,
+    registry_token: Option<String>,
+}
+
+impl Fields {
+    /// The fields of `entry`, or nothing if it has not the form of an entry.
+    fn read(entry: &Value) -> Option<Self> {
+        let mut fields = Self::default();
+        if entry.is_null() {
+            return Some(fields);
+        }
+        for (name, value) in entry.as_object()? {
+            let field = match fold(name).as_str() {
+                "auth" => &mut fields.auth,
+                "username" => &mut fields.username,
+                "password" => &mut fields.password,
+                "identitytoken" => &mut fields.identity_token,
+                "registrytoken" => &mut fields.registry_token,
+                _ => continue,
+            };
+            set_string(field, Option::deserialize(value).ok()?);
+        }
+        Some(fields)
+    }
 }
 
 impl AuthFile {
@@ -89,11 +146,10 @@ impl AuthFile {
             auths.into_iter().map(|(key, value)| Entry { scope: scope(&key), key, value }).collect();
         // Of several keys for Docker Hub, Docker's own comes first.
         entries.sort_by_key(|entry| entry.key != DOCKER_HUB_KEY);
-        let helpers = shape.helpers.unwrap_or_default();
         Ok(Self {
             path: path.to_owned(),
             entries,
-            helpers: helpers.into_iter().map(|(key, helper)| (scope(&key), helper)).collect(),
+            helpers: by_host(shape.helpers.unwrap_or_default()),
             store: shape.store.filter(|store| !store.is_empty()),
         })
     }
@@ -126,11 +182,6 @@ impl AuthFile {
             }
         }
         Ok(None)
-    }
-
-    /// All keys under which something stands for `registry` as a whole.
-    pub(super) fn keys(&self, registry: &str) -> Vec<&str> {
-        self.entries.iter().filter(|entry| entry.scope == registry).map(|entry| entry.key.as_str()).collect()
     }
 
     fn read(&self, entry: &Entry) -> Result<Option<Found>> {
@@ -245,14 +296,23 @@ pub(super) fn malformed(path: &Path, error: &serde_json::Error) -> Error {
 }
 
 fn looks_like_entry(value: &Value) -> bool {
-    ["auth", "username", "identitytoken", "registrytoken"].iter().any(|field| value.get(field).is_some())
+    const FIELDS: [&str; 4] = ["auth", "username", "identitytoken", "registrytoken"];
+    value.as_object().is_some_and(|members| members.keys().any(|name| FIELDS.contains(&fold(name).as_str())))
+}
+
+/// The helpers by host. Of several keys for one host, the one that Docker itself would use comes first.
+fn by_host(helpers: BTreeMap<String, Option<String>>) -> BTreeMap<String, String> {
+    let (exact, other): (Vec<_>, Vec<_>) =
+        helpers.into_iter().partition(|(key, _)| key == DOCKER_HUB_KEY || *key == scope(key));
+    let helpers = other.into_iter().rev().chain(exact.into_iter().rev());
+    helpers.map(|(key, helper)| (scope(&key), helper.unwrap_or_default())).collect()
 }
 
 /// What a key speaks for: `host` or `host/namespace`, as [`Repository`] writes it.
 ///
 /// Docker cuts any key to its host; but a key with a namespace of its own must not be sent to the
 /// whole registry, and `https://index.docker.io/v1/access-token` (Docker Desktop) is no password.
-fn scope(key: &str) -> String {
+pub(super) fn scope(key: &str) -> String {
     let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
     let host = registry_name(host).unwrap_or_else(|_| host.to_ascii_lowercase());
@@ -292,12 +352,12 @@ fn matches_stars(scope: &str, repository: &Repository) -> bool {
 
 /// What an entry holds; nothing where a helper left only the host's name behind.
 fn credential(value: &Value) -> Result<Option<Credential>, &'static str> {
-    let fields = Fields::deserialize(value).map_err(|_| "has values of the wrong kind")?;
+    let fields = Fields::read(value).ok_or("has values of the wrong kind")?;
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-    if let Some(token) = filled(fields.registrytoken) {
+    if let Some(token) = filled(fields.registry_token) {
         return Ok(Some(Credential::Bearer(token.into())));
     }
-    if let Some(token) = filled(fields.identitytoken) {
+    if let Some(token) = filled(fields.identity_token) {
         return Ok(Some(Credential::RefreshToken(token.into())));
     }
     let (username, password) = match filled(fields.auth) {
@@ -512,6 +572,45 @@ mod tests {
         assert_eq!(file.helper("b.io"), Some("all"));
         assert_eq!(file.helper("file.io"), None);
         assert_eq!(parse(r#"{"credsStore": ""}"#).expect("well-formed").helper("b.io"), None);
+    }
+
+    #[test]
+    fn names_match_in_any_case() {
+        for (text, wanted) in [
+            (r#"{"Auths": {"a.io": {"Auth": "dTpw"}}}"#, "u:p"),
+            (r#"{"AUTHS": {"a.io": {"USERNAME": "u", "Password": "p"}}}"#, "u:p"),
+            ("{\"auth\u{17f}\": {\"A.IO\": {\"Identityto\u{212a}en\": \"t\"}}}", "refresh t"),
+            (r#"{"auths": {"a.io": {"RegistryToken": "t"}}}"#, "bearer t"),
+            // The last one counts, and `null` sets no string.
+            (r#"{"auths": {"a.io": {"auth": "dTpv", "Auth": "dTpw", "AUTH": null}}}"#, "u:p"),
+            // Objects are merged; an entry is replaced as a whole.
+            (r#"{"auths": {"b.io": {}}, "Auths": {"a.io": {"auth": "dTpw"}}}"#, "u:p"),
+            (r#"{"auths": {"a.io": {"auth": "dTpw"}}, "Auths": {"b.io": {}}}"#, "u:p"),
+            (r#"{"auths": {"a.io": {"auth": "dTpv"}}, "Auths": {"a.io": {"auth": "dTpw"}}}"#, "u:p"),
+            (r#"{"auths": {"a.io": {"auth": "dTpw"}}, "auths": {"b.io": {}}}"#, "u:p"),
+            (r#"{"auths": {"a.io": {"auth": "dTpw"}}, "Auths": {"a.io": {}}}"#, "-"),
+            (r#"{"auths": {"a.io": {"auth": "dTpw"}}, "Auths": null}"#, "-"),
+            (r#"{"Auths": {"a.io": null}}"#, "-"),
+            // A .dockercfg.
+            (r#"{"https://a.io/v1/": {"AUTH": "dTpw", "Email": "e"}}"#, "u:p"),
+            (r#"{"auths_": {"a.io": {"auth": "dTpw"}}}"#, "-"),
+        ] {
+            let file = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(look_up(&file, "a.io/a"), wanted, "{text}");
+        }
+        for name in ["credsStore", "credSstore", "credsstore", "CREDSSTORE", "Cred\u{17f}Store"] {
+            let file = parse(&format!(r#"{{"{name}": "x"}}"#)).expect("well-formed");
+            assert_eq!(file.helper("a.io"), Some("x"), "{name}");
+        }
+        for name in ["credHelpers", "credhelpers", "CredHelpers"] {
+            let file = parse(&format!(r#"{{"credsStore": "all", "{name}": {{"A.io": "x"}}}}"#)).expect("well-formed");
+            assert_eq!((file.helper("a.io"), file.helper("b.io")), (Some("x"), Some("all")), "{name}");
+        }
+        let several = r#"{"credHelpers": {"a.io": "1", "b.io": "1"}, "credhelpers": {"a.io": "2", "A.io": "3", "c.io": null},
+            "credsStore": "4", "credsstore": "5"}"#;
+        let file = parse(several).expect("well-formed");
+        let helpers = ["a.io", "b.io", "c.io", "d.io"].map(|host| file.helper(host));
+        assert_eq!(helpers, [Some("2"), Some("1"), None, Some("5")]);
     }
 
     #[test]

@@ -9,12 +9,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Credential;
 use super::file::from_pair;
+use super::go_json::{Members, fold, set_string};
 use super::process::{self, Output};
 use crate::error::{Error, Kind, Result, Side};
 
@@ -39,14 +40,37 @@ struct Answer {
     result: Result<Option<Credential>>,
 }
 
-#[derive(Serialize, Deserialize)]
+/// What a helper is told to store.
+#[derive(Serialize)]
 struct Message<'a> {
-    #[serde(rename = "ServerURL", default)]
-    server: std::borrow::Cow<'a, str>,
-    #[serde(rename = "Username", default)]
-    username: std::borrow::Cow<'a, str>,
-    #[serde(rename = "Secret", default)]
-    secret: std::borrow::Cow<'a, str>,
+    #[serde(rename = "ServerURL")]
+    server: &'a str,
+    #[serde(rename = "Username")]
+    username: &'a str,
+    #[serde(rename = "Secret")]
+    secret: &'a str,
+}
+
+/// What a helper answers. Docker reads the names in any case, so helpers that aren't written in Go may print any.
+#[derive(Default)]
+struct Answered {
+    username: Option<String>,
+    secret: Option<String>,
+}
+
+impl Answered {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut answer = Self::default();
+        for (name, value) in serde_json::from_slice::<Members>(bytes).ok()?.0 {
+            let field = match fold(&name).as_str() {
+                "username" => &mut answer.username,
+                "secret" => &mut answer.secret,
+                _ => continue,
+            };
+            set_string(field, serde_json::from_value(value).ok()?);
+        }
+        Some(answer)
+    }
 }
 
 impl Helpers {
@@ -84,7 +108,7 @@ impl Helpers {
         secret: &str,
         file: &Path,
     ) -> Result<()> {
-        let message = Message { server: server.into(), username: username.into(), secret: secret.into() };
+        let message = Message { server, username, secret };
         let input = serde_json::to_vec(&message).map_err(|_| failed(name, file, "cannot be told the credentials"))?;
         let output = self.run(name, "store", &input, file).await?;
         if output.status.success() {
@@ -117,10 +141,11 @@ impl Helpers {
             return Err(failed(name, file, &format!("failed for {server}: {}", output.complaint())));
         }
         // What was printed is a secret: neither it nor serde's message may be shown.
-        let answer: Message<'_> = serde_json::from_slice(&output.stdout)
-            .map_err(|_| failed(name, file, &format!("gave an answer for {server} that isn't its protocol's")))?;
+        let answer = Answered::read(&output.stdout)
+            .ok_or_else(|| failed(name, file, &format!("gave an answer for {server} that isn't its protocol's")))?;
         // Some answer so, with success, where they know nothing (docker-credential-helpers#220).
-        Ok((!answer.secret.is_empty()).then(|| from_pair(answer.username.into_owned(), answer.secret.into_owned())))
+        let secret = answer.secret.filter(|secret| !secret.is_empty());
+        Ok(secret.map(|secret| from_pair(answer.username.unwrap_or_default(), secret)))
     }
 
     async fn run(&self, name: &str, action: &str, input: &[u8], file: &Path) -> Result<Output> {
@@ -189,7 +214,7 @@ mod tests {
 read -r server
 case $server in
 user.io) printf '{"ServerURL":"%s","Username":"u","Secret":"p\\"q"}' "$server" ;;
-token.io) printf '{"Username":"<token>","Secret":"t"}' ;;
+token.io) printf '{"username":"<token>","SECRET":"t"}' ;;
 empty.io) printf '{"ServerURL":"empty.io","Username":"","Secret":""}' ;;
 none.io) echo 'credentials not found in native keychain'; exit 1 ;;
 locked.io) echo 'the keychain is locked' >&2; exit 2 ;;
@@ -238,35 +263,80 @@ esac"#,
         assert!(find(&Helpers::new(Some(bin.into())), "x", "a.io").await.is_err(), "a relative directory");
     }
 
+    /// Waits until the process whose id is in `file` has ended.
+    ///
+    /// One that is dead stays, without a command line, until its parent takes notice of it.
+    async fn assert_ends(scratch: &Scratch, file: &str) {
+        let id = scratch.read(file);
+        assert!(!id.is_empty(), "{file} is empty");
+        let line = Path::new("/proc").join(id.trim()).join("cmdline");
+        for _ in 0..100 {
+            if std::fs::read(&line).unwrap_or_default().is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{file}: process {id} still runs");
+    }
+
+    /// A helper with a child, each of which sleeps.
+    const SLEEPERS: &str = r#"sh -c 'echo $$ > "$0/child"; exec sleep 600' "$HERE" &
+while [ ! -s "$HERE/child" ]; do :; done
+echo $$ > "$HERE/helper"; exec sleep 600"#;
+
     #[tokio::test]
-    async fn one_that_hangs_is_killed() {
+    async fn one_that_hangs_is_killed_with_its_children() {
         let scratch = Scratch::new();
-        // `exec`: what is killed is the helper itself, not the shell around it.
-        scratch.helper("x", r#"echo $$ > "$HERE/pid"; exec sleep 600"#);
+        scratch.helper("x", SLEEPERS);
         let mut helpers = helpers(&scratch);
-        helpers.limit = Duration::from_millis(500);
+        helpers.limit = Duration::from_millis(1500);
         let error = find(&helpers, "x", "a.io").await.expect_err("too slow");
         assert!(error.to_string().contains("gave no answer") && !error.is_transient(), "{error}");
-        let pid = scratch.read("pid");
-        assert!(!pid.is_empty() && !Path::new("/proc").join(pid.trim()).exists(), "still running: {pid}");
+        assert_ends(&scratch, "helper").await;
+        assert_ends(&scratch, "child").await;
     }
 
     #[tokio::test]
-    async fn one_that_is_not_waited_for_is_killed() {
+    async fn one_that_is_not_waited_for_is_killed_with_its_children() {
         let scratch = Scratch::new();
-        scratch.helper("x", r#"echo $$ > "$HERE/pid"; exec sleep 600"#);
+        scratch.helper("x", SLEEPERS);
         let helpers = helpers(&scratch);
-        let asked = find(&helpers, "x", "a.io");
-        tokio::time::timeout(Duration::from_millis(500), asked).await.expect_err("it sleeps");
-        let process = Path::new("/proc").join(scratch.read("pid").trim()).join("cmdline");
-        // A dead one stays, without a command line, until tokio takes notice of it.
-        let alive = || !std::fs::read(&process).unwrap_or_default().is_empty();
-        for _ in 0..100 {
-            if alive() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        let begun = async {
+            while scratch.read("helper").is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
+        };
+        tokio::select! {
+            answer = find(&helpers, "x", "a.io") => panic!("it sleeps: {answer:?}"),
+            () = begun => {}
         }
-        assert!(!scratch.read("pid").is_empty() && !alive());
+        assert_ends(&scratch, "helper").await;
+        assert_ends(&scratch, "child").await;
+    }
+
+    #[tokio::test]
+    async fn a_child_that_holds_the_output_delays_no_answer() {
+        let scratch = Scratch::new();
+        scratch.helper(
+            "x",
+            r#"sh -c 'echo $$ > "$0/child"; exec sleep 600' "$HERE" &
+while [ ! -s "$HERE/child" ]; do :; done
+printf '{"Username":"u","Secret":"p"}'"#,
+        );
+        let found = find(&helpers(&scratch), "x", "a.io").await.expect("an answer");
+        assert_eq!(found, Some(Credential::basic("u", "p")));
+        assert_ends(&scratch, "child").await;
+    }
+
+    #[tokio::test]
+    async fn output_is_bounded() {
+        for to in ["", ">&2"] {
+            let scratch = Scratch::new();
+            scratch.helper("x", &format!(r#"echo $$ > "$HERE/helper"; exec cat /dev/zero {to}"#));
+            let error = find(&helpers(&scratch), "x", "a.io").await.expect_err("too much").to_string();
+            assert!(error.contains("prints more than 1048576 bytes"), "{error}");
+            assert_ends(&scratch, "helper").await;
+        }
     }
 
     #[tokio::test]

@@ -25,11 +25,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
+use crate::atomic_file;
 use crate::error::{Result, Side};
 use crate::reference::{DOCKER_HUB, Repository};
 
 pub mod entra;
 mod file;
+mod go_json;
 mod helper;
 mod process;
 mod settings;
@@ -183,6 +185,10 @@ impl Credentials {
         }
         if let Some(text) = &settings.docker_auth_config {
             files.push(Watched::fixed(AuthFile::parse(Path::new("DOCKER_AUTH_CONFIG"), text.reveal().as_bytes())?));
+        }
+        if let Some(path) = &settings.docker_config {
+            // What a `login` that was killed left beside it holds a password.
+            atomic_file::remove_abandoned(&std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()));
         }
         for path in settings.docker_config.iter().chain(&settings.containers_auth) {
             files.push(Watched::at_default(path)?);

@@ -1,15 +1,19 @@
 //! Runs another program, for a bounded time, without a shell.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
-/// More than any token.
-const LONGEST: u64 = 1 << 20;
+/// The most bytes that a program may print to one of its outputs: more than any token has.
+const MAX_OUTPUT: usize = 1 << 20;
+/// How long a program's children may hold its outputs open after it has ended.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// What a program printed, and how it ended.
 pub(super) struct Output {
@@ -27,39 +31,104 @@ impl Output {
     }
 }
 
-/// Runs `program` and tells it `input`. It is killed after `limit`, and when the future is dropped.
+/// Runs `program` and tells it `input`.
+///
+/// The program is the leader of a process group of its own. The whole group is killed after `limit`, when the future is
+/// dropped, when it prints more than 1 MiB, and when a child still holds an output half a second after the program
+/// ended: what was printed until then is the answer. A child that holds no output is not killed after a good end, since
+/// it may be an agent that is meant to stay.
 ///
 /// # Errors
 /// What kept it from answering, to be put after its name.
 pub(super) async fn run(program: &Path, args: &[&str], input: &[u8], limit: Duration) -> Result<Output, String> {
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("can't be run: {error}"))?;
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let talk = async {
-        let tell = async {
-            if let Some(mut stdin) = stdin {
-                // It may end without reading: what it says counts, not the broken pipe.
-                let _ = stdin.write_all(input).await;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    #[cfg(unix)]
+    command.process_group(0);
+    let mut child = command.spawn().map_err(|error| format!("can't be run: {error}"))?;
+    let mut group = Group::of(&child);
+    let talked = tokio::time::timeout(limit, talk(&mut child, input)).await;
+    let failed = match talked {
+        Ok(Ok((output, closed))) => {
+            if closed {
+                group.release();
             }
-        };
-        let ((), stdout, stderr) = tokio::join!(tell, read(stdout), read(stderr));
-        Ok::<_, std::io::Error>(Output { stdout: stdout?, stderr: stderr?, status: child.wait().await? })
+            return Ok(output);
+        }
+        Ok(Err(error)) => format!("can't be talked to: {error}"),
+        Err(_) => format!("gave no answer in {:.1} s", limit.as_secs_f64()),
     };
-    let talked = tokio::time::timeout(limit, talk).await;
-    match talked {
-        Ok(Ok(output)) => Ok(output),
-        Ok(Err(error)) => Err(format!("can't be talked to: {error}")),
-        Err(_) => {
-            let _ = child.kill().await;
-            Err(format!("gave no answer in {:.1} s", limit.as_secs_f64()))
+    drop(group);
+    let _ = child.kill().await;
+    Err(failed)
+}
+
+/// What the program printed, and whether its outputs are closed.
+async fn talk(child: &mut Child, input: &[u8]) -> io::Result<(Output, bool)> {
+    let (stdin, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let tell = async {
+        if let Some(mut stdin) = stdin {
+            // It may end without reading: what it says counts, not the broken pipe.
+            let _ = stdin.write_all(input).await;
+        }
+        Ok(())
+    };
+    let (status, closed) = {
+        let mut talked = pin!(async { tokio::try_join!(tell, read(out, &mut stdout), read(err, &mut stderr)) });
+        tokio::select! {
+            talked = &mut talked => {
+                talked?;
+                (child.wait().await?, true)
+            }
+            status = child.wait() => match tokio::time::timeout(LINGER, talked).await {
+                Ok(talked) => {
+                    talked?;
+                    (status?, true)
+                }
+                Err(_) => (status?, false),
+            },
+        }
+    };
+    Ok((Output { status, stdout, stderr }, closed))
+}
+
+/// The process group of a program, killed on Drop.
+struct Group {
+    #[cfg(unix)]
+    id: Option<rustix::process::Pid>,
+}
+
+#[cfg(unix)]
+impl Group {
+    fn of(leader: &Child) -> Self {
+        let id = leader.id().and_then(|id| i32::try_from(id).ok());
+        Self { id: id.and_then(rustix::process::Pid::from_raw) }
+    }
+
+    /// Leaves it alone from now on.
+    fn release(&mut self) {
+        self.id = None;
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            // It may be gone already.
+            let _ = rustix::process::kill_process_group(id, rustix::process::Signal::KILL);
         }
     }
+}
+
+#[cfg(not(unix))]
+impl Group {
+    fn of(_: &Child) -> Self {
+        Self {}
+    }
+
+    fn release(&mut self) {}
 }
 
 /// Where `program` is in `path`, which has the form of `PATH`.
@@ -78,12 +147,15 @@ pub(super) fn printable(line: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-async fn read(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Some(from) = from {
-        from.take(LONGEST).read_to_end(&mut bytes).await?;
+/// Reads to the end. What was read is in `bytes` if this is cancelled, too.
+async fn read(from: Option<impl AsyncRead + Unpin>, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let Some(mut from) = from else { return Ok(()) };
+    while from.read_buf(bytes).await? > 0 {
+        if bytes.len() > MAX_OUTPUT {
+            return Err(io::Error::other(format!("it prints more than {MAX_OUTPUT} bytes")));
+        }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 #[cfg(unix)]

@@ -1,16 +1,18 @@
 //! Keeping credentials for later runs, where Docker would keep them: `login` and `logout`.
 
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize as _;
 use serde_json::ser::PrettyFormatter;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::file::{AuthFile, encode, malformed};
+use super::file::{AUTHS, AuthFile, encode, malformed, scope};
+use super::go_json::{Members, fold};
 use super::helper::Helpers;
 use super::{Credential, DOCKER_HUB_KEY, Secret, Settings, servers};
+use crate::atomic_file;
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, registry_name};
 
@@ -88,7 +90,7 @@ pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StoredWher
             }
         }
     }
-    let held_secret = config.parsed.keys(&registry).into_iter().any(|key| config.holds_something(key));
+    let held_secret = config.holds_something(&registry);
     if config.replace(&registry, None) {
         config.save().map_err(doing)?;
         if held_secret {
@@ -113,7 +115,7 @@ pub fn pull_secret(registry: &str, username: &str, password: &Secret) -> String 
 struct Config {
     path: PathBuf,
     parsed: AuthFile,
-    whole: Map<String, Value>,
+    whole: Members,
 }
 
 impl Config {
@@ -132,36 +134,42 @@ impl Config {
         let parsed = AuthFile::parse(&path, &bytes)?;
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let whole = match text.trim_ascii() {
-            b"" => Map::new(),
+            b"" => Members::default(),
             text => serde_json::from_slice(text).map_err(|error| malformed(&path, &error))?,
         };
         Ok(Self { path, parsed, whole })
     }
 
-    fn holds_something(&self, key: &str) -> bool {
-        let entry = self.whole.get("auths").and_then(|auths| auths.get(key));
-        entry.and_then(Value::as_object).is_some_and(|fields| !fields.is_empty())
+    /// Whether an entry of the registry as a whole holds more than the name that a helper leaves behind.
+    fn holds_something(&self, registry: &str) -> bool {
+        let entries = self.whole.matching(AUTHS).filter_map(Value::as_object).flatten();
+        let mut own = entries.filter(|(key, _)| scope(key) == registry).filter_map(|(_, entry)| entry.as_object());
+        own.any(|fields| !fields.is_empty())
     }
 
-    /// Removes all that stands for the registry as a whole, and puts in `new`; whether that changed anything.
+    /// Removes all entries of the registry as a whole, and puts in `new`; whether that changed anything.
     fn replace(&mut self, registry: &str, new: Option<(&str, Value)>) -> bool {
-        if new.is_some() {
-            let auths = self.whole.entry("auths").or_insert_with(|| json!({}));
-            if auths.is_null() {
-                *auths = json!({});
-            }
-        }
-        let Some(auths) = self.whole.get_mut("auths").and_then(Value::as_object_mut) else { return false };
         let mut changed = false;
-        for key in self.parsed.keys(registry) {
-            // One that is written again stays in its place; `remove` would move the last one here.
-            if new.as_ref().is_none_or(|(again, _)| *again != key) {
-                changed |= auths.shift_remove(key).is_some();
-            }
+        let mut last = self.whole.0.iter().rposition(|(name, _)| fold(name) == AUTHS);
+        if new.is_some() && last.is_none() {
+            last = Some(self.whole.0.len());
+            self.whole.0.push((AUTHS.to_owned(), Value::Null));
         }
-        if let Some((key, entry)) = new {
-            auths.insert(key.to_owned(), entry);
-            changed = true;
+        for (at, (_, value)) in self.whole.0.iter_mut().enumerate().filter(|(_, (name, _))| fold(name) == AUTHS) {
+            // Of several members the last one counts.
+            let new = new.as_ref().filter(|_| Some(at) == last);
+            if new.is_some() && value.is_null() {
+                *value = json!({});
+            }
+            let Some(auths) = value.as_object_mut() else { continue };
+            let before = auths.len();
+            // An entry that is written again stays in its place.
+            auths.retain(|key, _| scope(key) != registry || new.is_some_and(|(again, _)| again == key));
+            changed |= auths.len() != before;
+            if let Some((key, entry)) = new {
+                auths.insert((*key).to_owned(), entry.clone());
+                changed = true;
+            }
         }
         changed
     }
@@ -172,7 +180,7 @@ impl Config {
         let mut to = serde_json::Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"\t"));
         self.whole.serialize(&mut to).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
         text.push(b'\n');
-        write_atomically(&self.path, &text).map_err(|error| {
+        write_private(&self.path, &text).map_err(|error| {
             Error::io(format!("write {}", self.path.display()), &error)
                 .hint("set DOCKER_CONFIG to a directory that can be written")
         })
@@ -189,45 +197,16 @@ fn entry(credential: &Credential) -> Value {
     }
 }
 
-/// Writes beside the file and renames: nobody sees half a file, and a crash leaves the old one.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces the file as a whole. It is readable by this user alone, and so is a directory that is made for it.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_private_directory(directory)?;
-    let beside = directory.join(format!(".transload-{}.tmp", std::process::id()));
-    // What a crashed run with this process's id left behind.
-    let _ = std::fs::remove_file(&beside);
-    let written = (|| {
-        let mut file = create_private(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
-    }
-    written
+    atomic_file::write(path, Some(0o600), |to| to.write_all(bytes))
 }
 
-#[cfg(unix)]
 fn make_private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-#[cfg(unix)]
-fn create_private(path: &Path) -> io::Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-#[cfg(not(unix))]
-fn make_private_directory(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)
-}
-
-#[cfg(not(unix))]
-fn create_private(path: &Path) -> io::Result<std::fs::File> {
-    std::fs::OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 #[cfg(all(test, unix))]
@@ -334,6 +313,40 @@ esac"#;
         assert!(!scratch.read("docker/config.json").contains("a.io"));
         assert_eq!(erase(&settings, "a.io").await.expect("nothing to erase"), []);
         assert_eq!(scratch.read("log").matches("erase").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn names_in_another_case_keep_it_and_leave_no_old_password() {
+        let scratch = Scratch::new();
+        scratch.helper("keeper", KEEPER);
+        // Members of one meaning, hosts of one meaning, and a member that is there twice.
+        let before = r#"{"HTTPheaders": {"X": 1}, "Auths": {"A.io": {"auth": "dTpvbGQ="}, "z.io": {"auth": "dTp6"}},
+            "AUTHS": {"a.io": {"Auth": "dTpvbGQ="}}, "auths": {"https://A.IO/v1/": {"password": "old"}}, "auths": {},
+            "credHelpers": {}, "credsstore": "keeper"}"#;
+        scratch.write("docker/config.json", before);
+        let settings = scratch.settings();
+        let kept = store(&settings, "a.io", &Credential::basic("u", "hunter2")).await.expect("stored");
+        assert_eq!(kept, StoredWhere::Helper("keeper".into()));
+        let text = scratch.read("docker/config.json");
+        for secret in ["hunter2", "aHVudGVyMg", "dTpvbGQ=", "old", &encode("u", "hunter2")] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+        let order =
+            ["HTTPheaders", "\"Auths\"", "z.io", "AUTHS", "\"auths\"", "\"a.io\": {}", "credHelpers", "credsstore"];
+        let order = order.map(|part| text.find(part).unwrap_or_else(|| panic!("{part} in {text}")));
+        assert!(order.is_sorted() && !text.contains("credsStore"), "{text}");
+        assert_eq!(find(&settings, "a.io/x").await, Some(Credential::basic("u", "hunter2")));
+
+        scratch.write("docker/config.json", &before.replace("keeper", ""));
+        let kept = store(&settings, "a.io", &Credential::basic("u", "p")).await.expect("stored");
+        assert_eq!(kept, StoredWhere::File(scratch.path("docker/config.json")));
+        assert_eq!(find(&settings, "a.io/x").await, Some(Credential::basic("u", "p")));
+        assert!(!scratch.read("docker/config.json").contains("dTpvbGQ="), "an old password would be left");
+        let erased = erase(&settings, "a.io").await.expect("erased");
+        assert_eq!(erased, [StoredWhere::File(scratch.path("docker/config.json"))]);
+        assert_eq!(find(&settings, "a.io/x").await, None);
+        assert_eq!(scratch.read("docker/config.json").matches("io\"").count(), 1, "z.io alone");
+        assert_eq!(find(&settings, "z.io/x").await, Some(Credential::basic("u", "z")));
     }
 
     #[tokio::test]

@@ -1,12 +1,13 @@
 //! Putting a `hosts.toml` in its place, and what was there back.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::hosts::{MADE_DIRECTORY, Mirror, OURS, directory_name};
 use super::place::Place;
+use crate::atomic_file;
 use crate::error::{Error, Kind, Result, Side};
 
 const FILE: &str = "hosts.toml";
@@ -174,21 +175,8 @@ fn back_up(directory: &Path) -> io::Result<()> {
 }
 
 fn replace(directory: &Path, text: &str) -> io::Result<()> {
-    let temporary = directory.join(format!(".{FILE}.transload-{}", std::process::id()));
-    // Left by a killed process that had the same id, as in a container each one has.
-    let _ = fs::remove_file(&temporary);
-    let written = (|| {
-        let mut file = File::create_new(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        // Whatever the umask: containerd may run under another user (rootless).
-        file.set_permissions(Permissions::from_mode(0o644))?;
-        file.sync_all()?;
-        fs::rename(&temporary, directory.join(FILE))
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
+    // For all to read: containerd may run under another user (rootless).
+    atomic_file::write(&directory.join(FILE), Some(0o644), |to| to.write_all(text.as_bytes()))?;
     sync(directory)
 }
 

@@ -221,8 +221,10 @@ impl Pace {
 /// # Errors
 /// [`Kind::Usage`] if `bytes` doesn't read the text.
 pub fn rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
-    if text == "off" {
-        return Ok(None);
+    match text {
+        "off" => return Ok(None),
+        "on" => return Ok(Some(RATE)),
+        _ => {}
     }
     match bytes(text) {
         Ok(rate) if rate > 0 => Ok(Some(rate)),

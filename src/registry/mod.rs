@@ -142,9 +142,7 @@ impl Default for Options {
 impl Options {
     /// Whether an Entra identity was configured, rather than one looked for.
     fn has_identity(&self) -> bool {
-        self.entra
-            .as_ref()
-            .is_some_and(|settings| settings.client_secret.is_some() || settings.federated_token_file.is_some())
+        self.entra.as_ref().is_some_and(EntraSettings::is_configured)
     }
 
     /// The Entra identity's client: by the same certificates and addresses.

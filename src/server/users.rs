@@ -108,7 +108,12 @@ impl Verifier {
     }
 
     /// Whether `password` is that of `name`.
+    ///
+    /// A password that bcrypt would not read as a whole is nobody's: see [`is_whole_to_bcrypt`].
     pub(super) async fn verify(&self, users: &Users, name: &str, password: &str) -> Verdict {
+        if !is_whole_to_bcrypt(password) {
+            return Verdict::Unknown;
+        }
         let known = users.0.get(name);
         // For a name that isn't there somebody's hash is checked all the same, always the same one's, and the
         // result thrown away: the time tells no names.
@@ -185,6 +190,17 @@ impl Verifier {
     }
 }
 
+/// Whether bcrypt tells this password from all others.
+///
+/// bcrypt reads the first 72 bytes of a password and its final NUL byte, and repeats them to fill its key: a longer
+/// password equals its first 72 bytes, and `a\0a` equals `a`.
+/// <https://www.usenix.org/legacy/events/usenix99/provos/provos_html/node4.html>
+fn is_whole_to_bcrypt(password: &str) -> bool {
+    password.len() <= MAX_PASSWORD && !password.contains('\0')
+}
+
+/// The most bytes of a password that bcrypt reads.
+const MAX_PASSWORD: usize = 72;
 /// From the least that bcrypt has to what takes some two seconds: a larger one by mistake would keep all out.
 const COSTS: std::ops::RangeInclusive<u32> = 4..=15;
 /// Pairs that are remembered, and for how long.
@@ -240,6 +256,29 @@ mod tests {
         for (name, password) in [("u", "U*U*"), ("u", ""), ("v", "U*U"), ("", "U*U"), ("u", "u*u")] {
             assert_eq!(verifier.verify(&users, name, password).await, Verdict::Unknown, "{name}:{password}");
         }
+    }
+
+    /// A password whose first 72 bytes are right, or that repeats a right one after a NUL byte, is nobody's.
+    #[tokio::test]
+    async fn passwords_that_bcrypt_does_not_read_as_a_whole_match_nobody() {
+        let (longest, secret) = ("s".repeat(72), "secret");
+        let (users, verifier) = (users(&[("anna", &longest), ("bert", secret)]), verifier());
+        assert_eq!(verifier.verify(&users, "anna", &longest).await, Verdict::Known);
+        for (name, password) in [
+            ("anna", format!("{longest}x")),
+            ("anna", format!("{longest}\0")),
+            ("anna", longest.repeat(2)),
+            ("bert", format!("{secret}\0{secret}")),
+            ("bert", format!("{secret}\0")),
+        ] {
+            let verdict = verifier.verify(&users, name, &password).await;
+            assert_eq!(verdict, Verdict::Unknown, "{name}: {} bytes", password.len());
+        }
+        // 72 bytes, not characters.
+        let (wide, wider) = ("\u{fc}".repeat(36), "\u{fc}".repeat(37));
+        let users = self::users(&[("anna", &wide)]);
+        assert_eq!(verifier.verify(&users, "anna", &wide).await, Verdict::Known);
+        assert_eq!(verifier.verify(&users, "anna", &wider).await, Verdict::Unknown);
     }
 
     /// With no place to be had: what is known is let in all the same, and by nothing else.

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::support::{Front, Image, Registry, TempDir, Tool};
+use super::support::process::LIMIT;
+use super::support::registry::PASSWORD;
+use super::support::{Front, Image, Process, Registry, TempDir, Tool};
 
 /// The files that a program needs: itself and, if it's linked to any, its libraries.
 fn needed(program: &str) -> Vec<String> {
@@ -78,4 +80,102 @@ fn a_static_one_needs_nothing_but_itself() {
     };
     assert_eq!(needed(&program), Vec::<String>::new(), "{program} is linked to libraries");
     copies_in(&root(&program, &[]));
+}
+
+/// A command in a root that holds the program and nothing else: no certificates, no /tmp, no HOME.
+fn inside(root: &TempDir, args: &[&str]) -> Tool {
+    let chroot = ["--user", "--map-root-user", "--root", root.path().to_str().expect("UTF-8"), "/transload"];
+    let tool = Tool::new("unshare").args(&chroot).args(args);
+    let tool = tool.without("HOME").without("TMPDIR").without("XDG_RUNTIME_DIR").env("DOCKER_CONFIG", "/config");
+    // No identity of the machine that runs the tests.
+    tool.env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
+}
+
+/// The address behind `before` in what a program says when it listens.
+#[track_caller]
+fn address(process: &Process, before: &str) -> String {
+    let line = process.stderr.wait_line(before, LIMIT);
+    line.split("http://").nth(1).expect("an address").trim().to_owned()
+}
+
+/// All commands that do something by themselves: `proxy` and `proxy ls`, but not `k8s`.
+fn all(command: &clap::Command, name: &str, into: &mut Vec<String>) {
+    if !command.is_subcommand_required_set() && !name.is_empty() {
+        into.push(name.to_owned());
+    }
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        all(sub, format!("{name} {}", sub.get_name()).trim(), into);
+    }
+}
+
+/// Each command, not only those that somebody thought of: an HTTP client that is built before it's known whether TLS is
+/// needed fails where there are no certificates.
+#[test]
+fn every_command_runs_in_an_empty_root() {
+    let program = env!("CARGO_BIN_EXE_transload");
+    let root = root(program, &needed(program));
+    let (source, other, asks) = (Registry::start(), Registry::start(), Registry::with_basic("carol"));
+    Image::single(1, &[100]).push(source.addr(), "app", "v1");
+    Image::single(2, &[100]).push(source.addr(), "library/app", "v1");
+    let [from, to, login] = [&source, &other, &asks].map(|registry| registry.addr().to_string());
+    let (image, target) = (format!("{from}/app:v1"), format!("{to}/copy/app:v1"));
+    root.write("list.txt", format!("{image}\n"));
+    root.write("hub.txt", "library/app:v1\n");
+    let proxy_yaml = format!(
+        "listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: /c }}\nupstreams: [{{ name: docker.io, from: {from} }}]\n"
+    );
+    root.write("proxy.yaml", proxy_yaml);
+    let upstream = format!("docker.io={from}");
+    let flags = ["--listen", "127.0.0.1:0", "--listen-admin", "127.0.0.1:0", "--keep-free", "0"];
+    let proxy = inside(&root, &[&["proxy", "--upstream", &upstream, "--cache", "/cache"][..], &flags].concat()).spawn();
+    let (at, admin) = (address(&proxy, "proxying "), address(&proxy, "--admin on "));
+    inside(&root, &["copy", &image, "oci:/layout:v1"]).run().ok();
+    let serve = inside(&root, &["serve", "/layout", "--listen", "127.0.0.1:0"]).spawn();
+    let served = address(&serve, "serving ");
+
+    let password = format!("{PASSWORD}\n");
+    let mut ran = vec!["proxy", "serve"];
+    for (name, args) in [
+        ("copy", vec![&image[..], &target]),
+        ("mirror", vec!["/list.txt", "--to", &to, "--report", "/report.json"]),
+        ("mirror check", vec!["/list.txt", "--to", &to]),
+        ("mirror schema", vec![]),
+        ("diff", vec!["/list.txt", "--to", &to]),
+        ("login", vec![&login, "--username", "carol", "--password-stdin"]),
+        ("k8s secret", vec!["--registry", &login, "--name", "s"]),
+        ("k8s pod", vec![&image]),
+        ("k8s hosts", vec!["--proxy", "http://10.0.0.50:5000"]),
+        ("logout", vec![&login]),
+        ("inspect", vec![&image]),
+        ("tags", vec![image.split(":v1").next().expect("a repository")]),
+        ("proxy check", vec!["/proxy.yaml"]),
+        ("proxy schema", vec![]),
+        ("proxy warm", vec!["/hub.txt", "--proxy", &at]),
+        ("proxy ls", vec!["--admin", &admin]),
+        ("proxy verify", vec!["--admin", &admin]),
+        ("proxy gc", vec!["--admin", &admin]),
+        ("proxy rm", vec!["--admin", &admin, "docker.io/library/app:v1"]),
+        (
+            "node install-mirror",
+            vec!["--certs-dir", "/certs.d", "--proxy", "http://10.0.0.50:5000", "--registry", "docker.io"],
+        ),
+        ("demo", vec![]),
+        ("completions", vec!["bash"]),
+        ("man", vec![]),
+    ] {
+        let args = [name.split(' ').collect(), args].concat();
+        let run = inside(&root, &args).stdin(&password).run();
+        assert_eq!(run.code, 0, "{args:?}: {run:?}");
+        assert!(!run.stderr.contains("WARN") || name == "demo", "{args:?}: {run:?}");
+        ran.push(name);
+    }
+    // What else asks a server that speaks no TLS.
+    inside(&root, &["inspect", &format!("{served}/layout:v1")]).run();
+    for args in [["proxy", "ls", "--cache", "/cache"], ["proxy", "verify", "--cache", "/cache"]] {
+        inside(&root, &args).run().ok();
+    }
+    let mut commands = Vec::new();
+    all(&transload::cli::command(), "", &mut commands);
+    commands.retain(|name| !ran.contains(&name.as_str()));
+    assert_eq!(commands, Vec::<String>::new(), "these were not run");
 }

@@ -248,6 +248,25 @@ fn a_wrong_secret_is_an_error_and_not_a_reason_to_be_somebody_else() {
     assert_eq!(stage.asked_entra().len(), 0);
 }
 
+/// A service principal as the chart mounts it, with a secret that was rotated since.
+#[test]
+fn a_service_principal_in_files() {
+    let stage = Stage::new(|_| {});
+    let dir = TempDir::new();
+    for (name, value) in
+        [("AZURE_CLIENT_ID", CLIENT), ("AZURE_TENANT_ID", TENANT), ("AZURE_CLIENT_SECRET", "entra-secret\n")]
+    {
+        dir.write(name, value);
+    }
+    let files = |tool: Tool| tool.env("TRANSLOAD_AZURE_PRINCIPAL", &dir.join(""));
+    // The variable has the secret of before.
+    files(client(stage.copy()).env("AZURE_CLIENT_SECRET", "hunter2")).run().ok();
+    dir.write("AZURE_CLIENT_SECRET", "hunter2");
+    let run = files(client_secret(stage.copy())).run().exits(1);
+    assert!(run.stderr.contains("Invalid client secret"), "{}", run.stderr);
+    assert_secret(&run, "hunter2");
+}
+
 /// An identity without the role is told which one it lacks, whatever request finds it out.
 #[test]
 fn an_identity_that_may_only_read() {

@@ -394,6 +394,46 @@ fn check_says_what_a_file_means() {
     );
 }
 
+/// YAML 1.1 reads some words as booleans, Helm writes them as such, and a number is a duration in seconds.
+#[test]
+fn words_that_yaml_takes_for_booleans_mean_what_they_say() {
+    let said = |from: &str, to: &str| {
+        let text = FULL.replace(from, to);
+        assert!(text.contains(to), "{to}");
+        check(&text).ok().stdout
+    };
+    for off in ["off", "Off", "OFF", "no", "false", "'off'", "\"no\""] {
+        let said = said("scrub: 8MiB", &format!("scrub: {off}"));
+        assert!(!said.contains("to find what is corrupt"), "{off}: {said}");
+    }
+    for on in ["on", "yes", "true", "\"on\""] {
+        let said = said("scrub: 8MiB", &format!("scrub: {on}"));
+        assert!(said.contains("reads 4.0 MiB of it in a second"), "{on}: {said}");
+    }
+    for (access, form) in [("off", None), ("no", None), ("false", None), ("on", Some("Text")), ("text", Some("Text"))] {
+        let said = said("access: json", &format!("access: {access}"));
+        let line = said.lines().find(|line| line.starts_with("tells each request"));
+        assert_eq!(line.and_then(|line| line.rsplit(' ').next()), form, "{access}: {said}");
+    }
+    for (word, original) in [("on", true), ("yes", true), ("off", false), ("no", false)] {
+        let from =
+            "    original: true\n    auth-file: auth.json\n    write-back: true\n    write-back-auth-file: push.json\n";
+        let said = said(from, &format!("    original: {word}\n    write-back: no\n"));
+        assert_eq!(said.contains("then docker.io"), original, "{word}: {said}");
+    }
+    for (ttl, seconds) in [("5m", 300), ("90", 90), ("'90'", 90), ("1h30m", 5400), ("0", 0), ("3e+02", 300)] {
+        let said = said("tag-ttl: 300", &format!("tag-ttl: {ttl}"));
+        assert!(said.contains(&format!("a tag is believed for {seconds} s,")), "{ttl}: {said}");
+    }
+    assert!(said("head-timeout: 30", "head-timeout: 2m").contains("120 s for a request's head"));
+    assert!(said("keep-free: 1073741824", "keep-free: 1.073741824e+09").contains("leaves 1024 MiB free"));
+    // Where a word of that kind is no value, or a name, nothing is guessed.
+    check(&FULL.replace("size: 200GiB", "size: on")).exits(2);
+    check(&FULL.replace("tag-ttl: 300", "tag-ttl: off")).exits(2);
+    check(&FULL.replace("tag-ttl: 300", "tag-ttl: -1")).exits(2);
+    assert!(said("deny: [library/nginx]", "deny: [no, on, 1.20]").contains("without no, on, 1.20"));
+}
+
 #[test]
 fn errors_point_at_the_line() {
     for (from, to, said) in [

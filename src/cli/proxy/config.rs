@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
 use serde_saphyr::{Location, Spanned};
 
 use super::plan::{AccessLines, At, Door, Plan, TlsFiles};
+use super::scalars::{Seconds, Size};
 use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
 use crate::file_access::Files;
@@ -69,8 +68,8 @@ struct Upstream {
     #[serde(default)]
     write_back: bool,
     write_back_auth_file: Option<PathBuf>,
-    tag_ttl: Option<u64>,
-    negative_ttl: Option<u64>,
+    tag_ttl: Option<Seconds>,
+    negative_ttl: Option<Seconds>,
     #[serde(default)]
     allow: Vec<Spanned<String>>,
     #[serde(default)]
@@ -90,38 +89,8 @@ struct Logs {
 struct Bounds {
     connections: Option<Spanned<usize>>,
     fills: Option<Spanned<usize>>,
-    head_timeout: Option<Spanned<u64>>,
+    head_timeout: Option<Spanned<Seconds>>,
     parallel_fetch: Option<Spanned<usize>>,
-}
-
-/// `50GiB`, or a number of bytes.
-#[derive(Clone)]
-struct Size(String);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl Visitor<'_> for Any {
-            type Value = Size;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a size such as 50GiB")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Size, E> {
-                Ok(Size(text.to_owned()))
-            }
-
-            fn visit_u64<E>(self, bytes: u64) -> Result<Size, E> {
-                Ok(Size(bytes.to_string()))
-            }
-
-            fn visit_i64<E>(self, bytes: i64) -> Result<Size, E> {
-                Ok(Size(bytes.to_string()))
-            }
-        }
-        deserializer.deserialize_any(Any)
-    }
 }
 
 /// Reads a file.
@@ -204,8 +173,12 @@ impl Reader<'_> {
         if let Some(connections) = bounds.connections {
             limits.connections = self.within(&connections, 1..=1_000_000)?;
         }
-        if let Some(seconds) = bounds.head_timeout {
-            limits.head = Duration::from_secs(self.within(&seconds, 1..=3600)?);
+        if let Some(timeout) = bounds.head_timeout {
+            let place = timeout.referenced;
+            if !(1..=3600).contains(&timeout.value.0.as_secs()) {
+                return Err(fail(&self.name, place.line(), "`head-timeout` is not within 1 and 3600 seconds"));
+            }
+            limits.head = timeout.value.0;
         }
         if let Some(fills) = bounds.fills {
             settings.fills = self.within(&fills, 1..=10_000)?;
@@ -260,8 +233,8 @@ impl Reader<'_> {
             return Err(fail(&self.name, name.referenced.line(), "`write-back-auth-file` is for `write-back`"));
         }
         spec.write_back = upstream.write_back;
-        spec.tag_ttl = upstream.tag_ttl.map(Duration::from_secs);
-        spec.negative_ttl = upstream.negative_ttl.map(Duration::from_secs);
+        spec.tag_ttl = upstream.tag_ttl.map(|ttl| ttl.0);
+        spec.negative_ttl = upstream.negative_ttl.map(|ttl| ttl.0);
         spec.rules = Rules { allow: self.each(&upstream.allow)?, deny: self.each(&upstream.deny)? };
         Ok(spec)
     }

@@ -91,7 +91,7 @@ pub(super) async fn open(door: &Door, access: Access) -> Result<Open> {
             let open = door.token.is_none()
                 && door.users.is_none()
                 && door.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none());
-            let exposed = (open && !address.ip().is_loopback()).then_some(address);
+            let exposed = (open && !address.ip().to_canonical().is_loopback()).then_some(address);
             let listener = match &tls {
                 Some(tls) => Listener::tls(listener, tls.clone()),
                 None => listener.into(),

@@ -11,6 +11,7 @@ mod orders;
 mod plan;
 mod reload;
 mod remote;
+mod scalars;
 mod serve;
 mod warm;
 mod writeback;
@@ -179,8 +180,17 @@ fn announce<O: Origins>(plan: &Plan, doors: &[Open], proxy: &Proxy<O>) {
         eprintln!("proxying {} on {}", names.join(", "), door.url);
     }
     eprintln!("the cache {} has {blobs} blobs, {} MiB", plan.settings.cache.dir.display(), bytes >> 20);
-    for address in doors.iter().filter_map(|door| door.exposed) {
-        eprintln!("warning: there is no authentication: whoever can connect to {address} can pull from it");
+    let exposed: Vec<String> = doors.iter().filter_map(|door| Some(door.exposed?.to_string())).collect();
+    let open = plan.settings.upstreams.iter().filter(|spec| spec.rules.allow.is_empty());
+    let open: Vec<&str> = open.map(|spec| spec.name.as_str()).collect();
+    if !exposed.is_empty() && !open.is_empty() {
+        eprintln!(
+            "warning: there is no authentication at {}: whoever can reach it can pull everything of {} that this \
+             proxy's own credentials can pull; add users-file, token-file or client-ca to the listener, or `allow` \
+             to each upstream",
+            exposed.join(", "),
+            open.join(", ")
+        );
     }
 }
 

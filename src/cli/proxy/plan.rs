@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use serde::Deserialize;
 
 use super::loopback::Loopback;
 use crate::proxy::Settings;
@@ -26,8 +25,7 @@ pub(super) struct Plan {
 }
 
 /// Whether each request is told, and how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum AccessLines {
     /// None
     #[default]

@@ -1,7 +1,7 @@
 //! Access tokens of Microsoft Entra for Azure Container Registry.
 //!
-//! In this order, as in acr-env and the SDKs' `DefaultAzureCredential`: a client secret, a workload
-//! identity (a file that Kubernetes keeps renewing), a managed identity, the Azure CLI. The first
+//! In this order, as in acr-env and the SDKs' `DefaultAzureCredential`: a client secret (in mounted files, or in
+//! variables), a workload identity (a file that Kubernetes keeps renewing), a managed identity, the Azure CLI. The first
 //! two are taken when they're configured, and then nothing else is tried: a copy must not run as
 //! somebody else because a secret has expired.
 //!
@@ -37,7 +37,7 @@ mod settings;
 pub use settings::EntraSettings;
 
 use ask::{chain, form, retry_after, send};
-use settings::{authority, check_complete, is_loopback, resource};
+use settings::{authority, check_complete, check_tenant, is_loopback, resource};
 
 const IMDS: &str = "http://169.254.169.254";
 const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -107,6 +107,12 @@ impl Entra {
 
     async fn ask(&self) -> Result<Secret> {
         let EntraSettings { client_id, tenant_id, client_secret, federated_token_file, .. } = &self.settings;
+        if let Some(dir) = &self.settings.principal {
+            let [client, tenant, secret] = read_principal(dir)?;
+            let (client, tenant) = (client.reveal(), tenant.reveal());
+            tracing::debug!("Entra: using the client secret of {client} in {}", dir.display());
+            return self.ask_authority(tenant, client, &[("client_secret", secret.reveal())]).await;
+        }
         if let (Some(client), Some(tenant)) = (client_id, tenant_id) {
             if let Some(secret) = client_secret {
                 tracing::debug!("Entra: using the client secret of {client}");
@@ -273,6 +279,17 @@ impl fmt::Debug for Entra {
     }
 }
 
+/// The client's id, the tenant and the client's secret, read anew each time.
+fn read_principal(dir: &Path) -> Result<[Secret; 3]> {
+    // Kubernetes replaces all files of a volume at once, by this link: those of one version belong together.
+    // <https://kubernetes.io/docs/tasks/inject-data-application/distribute-credentials-secure/>
+    let version = std::fs::canonicalize(dir.join("..data")).unwrap_or_else(|_| dir.to_owned());
+    let read = |name: &str| read_token(&version.join(name));
+    let all = [read("AZURE_CLIENT_ID")?, read("AZURE_TENANT_ID")?, read("AZURE_CLIENT_SECRET")?];
+    check_tenant(all[1].reveal())?;
+    Ok(all)
+}
+
 /// Read anew each time: Kubernetes replaces it before it expires, after an hour by default.
 fn read_token(file: &Path) -> Result<Secret> {
     let doing = || format!("read {}", file.display());
@@ -383,6 +400,47 @@ mod tests {
         let body = "grant_type=client_credentials&client_id=client\
                     &scope=https%3A%2F%2Fcontainerregistry.azure.net%2F.default&client_secret=hunter%262";
         assert!(asked.ends_with(&format!("\r\n\r\n{body}")), "{asked}");
+    }
+
+    /// A Secret as Kubernetes mounts it: files that are links through `..data`, which is a link to a version.
+    #[tokio::test]
+    async fn with_a_service_principal_whose_secret_is_rotated() {
+        let scratch = Scratch::new();
+        let version = |name: &str, client: &str, secret: &str| {
+            scratch.write(&format!("principal/{name}/AZURE_CLIENT_ID"), client);
+            scratch.write(&format!("principal/{name}/AZURE_TENANT_ID"), "tenant\n");
+            scratch.write(&format!("principal/{name}/AZURE_CLIENT_SECRET"), secret);
+            std::os::unix::fs::symlink(name, scratch.path("principal/new")).expect("a link");
+            std::fs::rename(scratch.path("principal/new"), scratch.path("principal/..data")).expect("to rename it");
+        };
+        version("..1", "client", "first\n");
+        for name in ["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"] {
+            let link = scratch.path("principal").join(name);
+            std::os::unix::fs::symlink(format!("..data/{name}"), link).expect("a link");
+        }
+        let stand_in = StandIn::start(&[(200, TOKEN), (200, TOKEN), (200, TOKEN)]).await;
+        // It comes before what the variables say.
+        let settings = EntraSettings { principal: Some(scratch.path("principal")), ..service_principal(&stand_in.url) };
+        assert!(settings.is_configured());
+        let entra = entra(settings).expect("settings");
+        entra.token().await.expect("a token");
+        version("..2", "other", "second");
+        entra.token().await.expect("a token");
+        let asked = stand_in.asked();
+        assert!(asked[0].starts_with("POST /tenant/") && asked[0].contains("client_id=client&"), "{asked:?}");
+        assert!(asked[0].ends_with("&client_secret=first"), "{asked:?}");
+        assert!(asked[1].contains("client_id=other&") && asked[1].ends_with("&client_secret=second"), "{asked:?}");
+
+        version("..3", "other", " ");
+        let error = entra.token().await.expect_err("no secret").to_string();
+        assert!(error.contains("AZURE_CLIENT_SECRET") && error.contains("empty"), "{error}");
+        scratch.write("principal/..3/AZURE_TENANT_ID", "../x");
+        scratch.write("principal/..3/AZURE_CLIENT_SECRET", "third");
+        let error = entra.token().await.expect_err("no tenant").to_string();
+        assert!(error.contains("is not a tenant") && stand_in.asked().len() == 2, "{error}");
+        std::fs::remove_dir_all(scratch.path("principal")).expect("to remove it");
+        let error = entra.token().await.expect_err("nobody else is tried").to_string();
+        assert!(error.contains("principal/AZURE_CLIENT_ID"), "{error}");
     }
 
     #[tokio::test]

@@ -19,6 +19,10 @@ pub struct EntraSettings {
     pub tenant_id: Option<String>,
     /// `AZURE_CLIENT_SECRET`.
     pub client_secret: Option<Secret>,
+    /// `TRANSLOAD_AZURE_PRINCIPAL`: a directory with the files `AZURE_CLIENT_ID`, `AZURE_TENANT_ID` and
+    /// `AZURE_CLIENT_SECRET`, such as a mounted Kubernetes Secret. It comes before the variables of these names, and is
+    /// read for each token: a secret that is rotated counts at once, where a variable never changes.
+    pub principal: Option<PathBuf>,
     /// `AZURE_FEDERATED_TOKEN_FILE`, set by AKS's workload identity webhook.
     pub federated_token_file: Option<PathBuf>,
     /// `AZURE_AUTHORITY_HOST`: another cloud's, or a stand-in.
@@ -32,6 +36,11 @@ pub struct EntraSettings {
 }
 
 impl EntraSettings {
+    /// Whether an identity was configured, rather than one looked for.
+    pub fn is_configured(&self) -> bool {
+        self.principal.is_some() || self.client_secret.is_some() || self.federated_token_file.is_some()
+    }
+
     /// From the process's environment variables, which the caller passes in.
     pub fn from_environment(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let (mut settings, mut endpoint, mut header) = (Self::default(), None, None);
@@ -44,6 +53,7 @@ impl EntraSettings {
                 Some("AZURE_CLIENT_ID") => settings.client_id = text(),
                 Some("AZURE_TENANT_ID") => settings.tenant_id = text(),
                 Some("AZURE_CLIENT_SECRET") => settings.client_secret = text().map(Secret::new),
+                Some("TRANSLOAD_AZURE_PRINCIPAL") => settings.principal = Some(value.into()),
                 Some("AZURE_FEDERATED_TOKEN_FILE") => settings.federated_token_file = Some(value.into()),
                 Some("AZURE_AUTHORITY_HOST") => settings.authority_host = text(),
                 Some("AZURE_POD_IDENTITY_AUTHORITY_HOST") => settings.imds_host = text(),
@@ -61,11 +71,8 @@ impl EntraSettings {
 /// Half an identity is a mistake: going on would find another one.
 pub(super) fn check_complete(settings: &EntraSettings) -> Result<()> {
     let EntraSettings { client_id, tenant_id, client_secret, federated_token_file, .. } = settings;
-    // It becomes a part of a path, and an argument.
-    let plain =
-        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b)) && !text.starts_with('-');
-    if let Some(tenant) = tenant_id.as_deref().filter(|tenant| !plain(tenant)) {
-        return Err(Error::new(Kind::Usage, format!("AZURE_TENANT_ID is {tenant:?}, which is not a tenant")));
+    if let Some(tenant) = tenant_id {
+        check_tenant(tenant)?;
     }
     let (proof, hint) = match (client_secret, federated_token_file) {
         (Some(_), _) => {
@@ -83,6 +90,15 @@ pub(super) fn check_complete(settings: &EntraSettings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// It becomes a part of a path, and an argument.
+pub(super) fn check_tenant(tenant: &str) -> Result<()> {
+    let plain = tenant.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b)) && !tenant.starts_with('-');
+    if plain {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("AZURE_TENANT_ID is {tenant:?}, which is not a tenant")))
 }
 
 pub(super) fn authority(host: Option<&str>) -> Result<Url> {

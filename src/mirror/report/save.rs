@@ -1,10 +1,10 @@
 //! A report's file: there as a whole, or as it was before.
 
 use std::fs;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::atomic_file;
 use crate::error::{Error, Result};
 
 /// Writes `path` by `write`: into a file beside it, which then takes its name. So whoever reads it sees
@@ -19,36 +19,10 @@ pub fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<(
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if fs::metadata(&real).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
         let file = fs::OpenOptions::new().write(true).open(&real).map_err(failed)?;
-        return filled(file, write).map(drop).map_err(failed);
+        let mut buffered = BufWriter::new(file);
+        return write(&mut buffered).and_then(|()| buffered.flush()).map_err(failed);
     }
-    let (beside, file) = beside(&real).map_err(failed)?;
-    let written = filled(file, write).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&beside, &real));
-    written.map_err(|error| {
-        let _ = fs::remove_file(&beside);
-        failed(error)
-    })
-}
-
-fn filled(file: fs::File, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<fs::File> {
-    let mut buffered = BufWriter::new(file);
-    write(&mut buffered)?;
-    buffered.into_inner().map_err(std::io::IntoInnerError::into_error)
-}
-
-/// A new file beside this one. Those who write the same report to one volume may be in pods of their own, where each
-/// is process 1.
-fn beside(path: &Path) -> std::io::Result<(PathBuf, fs::File)> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut tries = 0;
-    loop {
-        // Its keys differ in each instance.
-        let random = std::hash::RandomState::new().build_hasher().finish();
-        let beside = path.with_file_name(format!(".{name}.{random:016x}.tmp"));
-        match fs::File::create_new(&beside) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && tries < 8 => tries += 1,
-            made => return made.map(|file| (beside, file)),
-        }
-    }
+    atomic_file::write(&real, None, write).map_err(failed)
 }
 
 #[cfg(test)]

@@ -68,6 +68,13 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- end -}}
 {{- end -}}
 
+{{/* The same, unless another identity counts. */}}
+{{- define "transload.principalSecretInUse" -}}
+{{- if not .Values.identity.workloadIdentity.clientId -}}
+{{- include "transload.principalSecret" . -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Labels that the identity needs on a pod. */}}
 {{- define "transload.identityLabels" -}}
 {{- if .Values.identity.workloadIdentity.clientId -}}
@@ -77,15 +84,10 @@ azure.workload.identity/use: "true"
 
 {{/* What a container that talks to registries has in its environment. */}}
 {{- define "transload.identityEnv" -}}
-{{- $secret := include "transload.principalSecret" . -}}
-{{- if and $secret (not .Values.identity.workloadIdentity.clientId) }}
-{{- range list "AZURE_CLIENT_ID" "AZURE_TENANT_ID" "AZURE_CLIENT_SECRET" }}
-- name: {{ . }}
-  valueFrom:
-    secretKeyRef:
-      name: {{ $secret }}
-      key: {{ . }}
-{{- end }}
+{{- if include "transload.principalSecretInUse" . }}
+# Files, since a variable never changes: the program reads them again, so a rotated secret counts without a restart.
+- name: TRANSLOAD_AZURE_PRINCIPAL
+  value: /run/transload/principal
 {{- end }}
 {{- if .Values.identity.pullSecret }}
 - name: TRANSLOAD_AUTH_FILE
@@ -98,6 +100,11 @@ azure.workload.identity/use: "true"
 {{- define "transload.identityMounts" -}}
 - name: tmp
   mountPath: /tmp
+{{- if include "transload.principalSecretInUse" . }}
+- name: principal
+  mountPath: /run/transload/principal
+  readOnly: true
+{{- end }}
 {{- if .Values.identity.pullSecret }}
 - name: registries
   mountPath: /run/transload/registries
@@ -108,6 +115,16 @@ azure.workload.identity/use: "true"
 {{- define "transload.identityVolumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 64Mi}
+{{- with include "transload.principalSecretInUse" . }}
+- name: principal
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      {{- range list "AZURE_CLIENT_ID" "AZURE_TENANT_ID" "AZURE_CLIENT_SECRET" }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
+{{- end }}
 {{- with .Values.identity.pullSecret }}
 - name: registries
   secret:
@@ -123,12 +140,12 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Whether the proxy has a file: flags know neither users nor write-back of some upstreams alone. */}}
+{{/* Whether the proxy has a file: flags have no users, no rules, and no write-back of single upstreams. */}}
 {{- define "transload.proxyHasFile" -}}
 {{- $proxy := .Values.proxy -}}
-{{- $writes := false -}}
-{{- range $proxy.upstreams -}}{{- if .writeBack -}}{{- $writes = true -}}{{- end -}}{{- end -}}
-{{- if or $proxy.config $proxy.users.existingSecret $writes -}}true{{- end -}}
+{{- $needs := false -}}
+{{- range $proxy.upstreams -}}{{- if or .writeBack .allow .deny -}}{{- $needs = true -}}{{- end -}}{{- end -}}
+{{- if or $proxy.config $proxy.users.existingSecret $needs -}}true{{- end -}}
 {{- end -}}
 
 {{/* The proxy's configuration file: proxy.config, and what the other values say where that is silent. */}}
@@ -164,6 +181,8 @@ capabilities:
 {{- $one := dict "name" .name -}}
 {{- with .from -}}{{- $_ := set $one "from" . -}}{{- end -}}
 {{- if and .from .original -}}{{- $_ := set $one "original" true -}}{{- end -}}
+{{- with .allow -}}{{- $_ := set $one "allow" . -}}{{- end -}}
+{{- with .deny -}}{{- $_ := set $one "deny" . -}}{{- end -}}
 {{- if .writeBack -}}
 {{- if not (and .from .original) -}}
 {{- fail (printf "proxy.upstreams: writeBack of %s is for what `original` has and `from` hasn't: set both" .name) -}}
@@ -180,6 +199,51 @@ capabilities:
 {{- toYaml $config -}}
 {{- end -}}
 
+{{/* Whether port 5000 answers everyone for everything: without authentication, and with an upstream without `allow`. */}}
+{{- define "transload.httpIsOpen" -}}
+{{- if include "transload.proxyHasFile" . -}}
+{{- $config := include "transload.proxyConfig" . | fromYaml -}}
+{{- $anyone := false -}}
+{{- range $config.listen -}}
+{{- if hasSuffix ":5000" (default (default "" .https) .http) -}}
+{{- if not (or (get . "users-file") (get . "token-file") (get . "client-ca")) -}}{{- $anyone = true -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $anything := false -}}
+{{- range $config.upstreams -}}{{- if not .allow -}}{{- $anything = true -}}{{- end -}}{{- end -}}
+{{- if and $anyone $anything -}}true{{- end -}}
+{{- else -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Where port 5000 can be reached from outside the cluster, if it can. */}}
+{{- define "transload.httpIsOutside" -}}
+{{- $proxy := .Values.proxy -}}
+{{- if and (eq $proxy.kind "DaemonSet") $proxy.hostPort (not (or (hasPrefix "127." $proxy.hostIP) (eq "::1" $proxy.hostIP))) -}}
+proxy.hostIP {{ default "0.0.0.0" $proxy.hostIP }}
+{{- else if and (ne $proxy.service.type "ClusterIP") (not (include "transload.usersAlone" .)) -}}
+proxy.service.type {{ $proxy.service.type }}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether the Service of another type than ClusterIP has the users' port only: port 5000 asks for no password. */}}
+{{- define "transload.usersAlone" -}}
+{{- $proxy := .Values.proxy -}}
+{{- if and (ne $proxy.service.type "ClusterIP") $proxy.users.existingSecret (not $proxy.acceptOpenAccess) -}}
+{{- include "transload.httpIsOpen" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses to let everyone outside the cluster pull everything. */}}
+{{- define "transload.refuseOpenAccess" -}}
+{{- $outside := include "transload.httpIsOutside" . -}}
+{{- if and $outside (not .Values.proxy.acceptOpenAccess) (include "transload.httpIsOpen" .) -}}
+{{- $users := ternary "" "set proxy.users.existingSecret, " (hasPrefix "proxy.hostIP" $outside) -}}
+{{- fail (printf "%s: whoever can reach it could pull everything that the proxy's identity can pull; %sgive each of proxy.upstreams an allow list, keep the proxy inside the cluster, or accept it: proxy.acceptOpenAccess=true" $outside $users) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Where a node asks the proxy. */}}
 {{- define "transload.proxyURL" -}}
 {{- if .Values.nodeMirror.proxyURL -}}
@@ -188,7 +252,7 @@ capabilities:
 {{- fail "nodeMirror.proxyURL is not set, and there is no proxy" -}}
 {{- else if eq .Values.proxy.kind "DaemonSet" -}}
 {{- printf "http://%s:%d" .Values.proxy.hostIP (int .Values.proxy.hostPort) -}}
-{{- else if and .Values.proxy.service.nodePort (ne .Values.proxy.service.type "ClusterIP") -}}
+{{- else if and .Values.proxy.service.nodePort (ne .Values.proxy.service.type "ClusterIP") (not (include "transload.usersAlone" .)) -}}
 {{- printf "http://127.0.0.1:%d" (int .Values.proxy.service.nodePort) -}}
 {{- else if .Values.proxy.service.clusterIP -}}
 {{- printf "http://%s:%d" .Values.proxy.service.clusterIP (int .Values.proxy.service.port) -}}

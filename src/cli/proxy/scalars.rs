@@ -1,0 +1,87 @@
+//! Scalars of the configuration file, in each form in which YAML hands them over.
+//!
+//! YAML 1.1 reads `off`, `on`, `no` and `yes` as booleans, YAML 1.2 as text, and what writes YAML for others (Helm)
+//! writes the boolean. A number comes as an integer or, from such writers, as a float. <https://yaml.org/type/bool.html>
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
+
+use super::plan::AccessLines;
+use crate::mirror::schedule;
+
+/// A scalar as text: a boolean is `on` or `off`, whatever word stood there.
+fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) -> Result<String, D::Error> {
+    struct Any(&'static str);
+    impl Visitor<'_> for Any {
+        type Value = String;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_bool<E>(self, value: bool) -> Result<String, E> {
+            Ok(if value { "on" } else { "off" }.to_owned())
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<String, E> {
+            // Quoted, it is text; the meaning is the same.
+            Ok(match text {
+                "yes" | "true" => "on".to_owned(),
+                "no" | "false" => "off".to_owned(),
+                text => text.to_owned(),
+            })
+        }
+
+        fn visit_u64<E>(self, number: u64) -> Result<String, E> {
+            Ok(number.to_string())
+        }
+
+        fn visit_i64<E>(self, number: i64) -> Result<String, E> {
+            Ok(number.to_string())
+        }
+
+        fn visit_f64<E>(self, number: f64) -> Result<String, E> {
+            // `1e+09` prints as 1000000000.
+            Ok(number.to_string())
+        }
+    }
+    deserializer.deserialize_any(Any(expected))
+}
+
+/// `50GiB`, or a number of bytes; `off` or `on`, where the key has that.
+#[derive(Clone)]
+pub(super) struct Size(pub(super) String);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, "a size such as 50GiB").map(Self)
+    }
+}
+
+/// A number of seconds, or a duration such as `5m`.
+#[derive(Clone, Copy)]
+pub(super) struct Seconds(pub(super) Duration);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = scalar(deserializer, "a number of seconds, or a duration such as 5m")?;
+        match text.parse() {
+            Ok(seconds) => Ok(Self(Duration::from_secs(seconds))),
+            Err(_) => schedule::duration(&text).map(Self).map_err(de::Error::custom),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AccessLines {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match scalar(deserializer, "text, json or off")?.as_str() {
+            "off" => Ok(Self::Off),
+            "text" | "on" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(de::Error::unknown_variant(other, &["off", "text", "json"])),
+        }
+    }
+}
