@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// A module, and all that it may name.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("error", &[]),
+    ("printable", &[]),
+    ("redact", &[]),
+    ("error", &["printable", "redact"]),
     ("changes", &[]),
     ("pool", &["error"]),
     ("descriptor", &["error"]),
@@ -15,14 +17,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("retry", &["error"]),
     ("verify", &["error", "descriptor", "content"]),
     ("content", &["error", "descriptor", "reference", "manifest", "retry", "verify"]),
-    ("credentials", &["error", "reference"]),
-    ("registry", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "credentials"]),
+    ("credentials", &["printable", "redact", "error", "reference"]),
+    ("registry", &["printable", "redact", "error", "descriptor", "reference", "manifest", "retry", "verify", "content", "credentials"]),
     ("layout", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
-    ("server", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
+    ("server", &["printable", "error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("proxy", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
-    ("mirror", &["changes", "error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
+    ("mirror", &["changes", "printable", "redact", "error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
     ("node", &["error", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
+use crate::{printable, redact};
+
 /// More than any token.
 const LONGEST: u64 = 1 << 20;
 
@@ -75,7 +77,8 @@ pub(super) fn look_up(path: Option<&OsStr>, program: &str) -> Option<PathBuf> {
 
 /// A line of someone else's, fit to stand in a message.
 pub(super) fn printable(line: &str) -> String {
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
+    let safe: String = redact::remote(line).chars().take(300).collect();
+    printable::line(&safe).into_owned()
 }
 
 async fn read(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {

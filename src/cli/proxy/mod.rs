@@ -170,16 +170,15 @@ impl Args {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "it's what the user waits for, and scripts read it")]
 fn announce<O: Origins>(plan: &Plan, doors: &[Open], proxy: &Proxy<O>) {
     let names: Vec<&str> = plan.settings.upstreams.iter().map(|spec| spec.name.as_str()).collect();
     let (blobs, bytes) = proxy.cache().blobs.count();
     for door in doors {
-        eprintln!("proxying {} on {}", names.join(", "), door.url);
+        note(&format!("proxying {} on {}", names.join(", "), door.url));
     }
-    eprintln!("the cache {} has {blobs} blobs, {} MiB", plan.settings.cache.dir.display(), bytes >> 20);
+    note(&format!("the cache {} has {blobs} blobs, {} MiB", plan.settings.cache.dir.display(), bytes >> 20));
     for address in doors.iter().filter_map(|door| door.exposed) {
-        eprintln!("warning: there is no authentication: whoever can connect to {address} can pull from it");
+        note(&format!("warning: there is no authentication: whoever can connect to {address} can pull from it"));
     }
 }
 
