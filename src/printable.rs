@@ -79,7 +79,10 @@ mod tests {
         assert_eq!(line("a\u{1b}]0;x\u{7}b"), "a\\u{1b}]0;x\\u{7}b");
         assert_eq!(line("a\nb\r\tc"), "a\\nb\\r\\tc");
         assert_eq!(line("\u{9b}31m\u{7f}\u{0}"), "\\u{9b}31m\\u{7f}\\u{0}");
-        assert_eq!(line("\u{202e}cba\u{2066}\u{200f}\u{61c}\u{2028}"), "\\u{202e}cba\\u{2066}\\u{200f}\\u{61c}\\u{2028}");
+        assert_eq!(
+            line("\u{202e}cba\u{2066}\u{200f}\u{61c}\u{2028}"),
+            "\\u{202e}cba\\u{2066}\\u{200f}\\u{61c}\\u{2028}"
+        );
         assert_eq!(line("\u{feff}\u{200b}\u{e0041}"), "\\u{feff}\\u{200b}\\u{e0041}");
         assert_eq!(lines("a\nb\u{1b}\r"), "a\nb\\u{1b}\\r");
     }

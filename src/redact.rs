@@ -11,7 +11,6 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
-use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock, Weak};
@@ -27,22 +26,31 @@ struct Entry(String);
 struct Register {
     /// By the hash of their text.
     known: HashMap<u64, Weak<Entry>>,
-    /// What is looked for, by the first bytes in lower case.
-    forms: HashMap<[u8; KEY], Vec<Form>>,
+    /// What is looked for, by the first characters.
+    forms: HashMap<[char; KEY], Vec<Form>>,
     recent: VecDeque<Arc<Entry>>,
     /// Forms since those of forgotten secrets were removed last.
     added: usize,
 }
 
-/// One way to write a secret.
+/// One way to send a secret.
 struct Form {
+    /// With [`canonical`] characters.
     text: String,
     of: Weak<Entry>,
     /// It consists of a token's characters only, so that its beginning alone is recognized.
     is_token: bool,
 }
 
-static REGISTER: LazyLock<RwLock<Register>> = LazyLock::default;
+/// A character of a text in which secrets are looked for, and where it is there.
+#[derive(Clone, Copy)]
+struct Seen {
+    char: char,
+    from: usize,
+    to: usize,
+}
+
+static REGISTER: LazyLock<RwLock<Register>> = LazyLock::new(RwLock::default);
 
 /// Registers a secret. The same text is registered once.
 pub(crate) fn keep(secret: String) -> Kept {
@@ -86,13 +94,13 @@ impl Deref for Kept {
     }
 }
 
-/// Our own text without secrets of eight bytes and more. Shorter ones are no rarer than our words: where `test` is a
+/// Our own text without secrets of eight characters and more. Shorter ones are no rarer than our words: where `test` is a
 /// password, `registry/test` must stay readable. Our texts hold them only if a registry wrote them, see [`remote`].
 pub(crate) fn own(text: &str) -> Cow<'_, str> {
     without_user(mask(text, OWN_MIN))
 }
 
-/// Someone else's text without any secret of four bytes and more, and without what looks like one: tokens behind
+/// Someone else's text without any secret of four characters and more, and without what looks like one: tokens behind
 /// `Bearer` and `Basic`, signatures of URLs.
 pub(crate) fn remote(text: &str) -> String {
     let masked = without_user(mask(text, KEY));
@@ -101,9 +109,10 @@ pub(crate) fn remote(text: &str) -> String {
 
 impl Register {
     fn add(&mut self, text: String, of: &Arc<Entry>) {
-        let Some(key) = key(text.as_bytes()) else { return };
+        let Some(key) = key(text.chars()) else { return };
         let forms = self.forms.entry(key).or_default();
-        if forms.iter().any(|form| form.text == text && form.of.upgrade().is_some_and(|entry| Arc::ptr_eq(&entry, of))) {
+        if forms.iter().any(|form| form.text == text && form.of.upgrade().is_some_and(|entry| Arc::ptr_eq(&entry, of)))
+        {
             return;
         }
         let is_token = text.bytes().all(is_token);
@@ -119,39 +128,113 @@ impl Register {
         }
     }
 
-    /// The length of the longest secret, of `min` bytes at least, that `text` begins with.
-    fn found(&self, text: &[u8], min: usize) -> Option<usize> {
-        let forms = self.forms.get(&key(text)?)?.iter().filter(|form| form.of.strong_count() > 0);
-        forms.filter_map(|form| form.found(text)).filter(|length| *length >= min).max()
+    /// The number of characters of the longest secret that the text begins with; `min` at least.
+    fn found(&self, text: &[Seen], min: usize) -> Option<usize> {
+        let chars = || text.iter().map(|seen| seen.char);
+        let forms = self.forms.get(&key(chars())?)?.iter().filter(|form| form.of.strong_count() > 0);
+        forms.filter_map(|form| form.found(chars())).filter(|length| *length >= min).max()
+    }
+
+    /// Where there are secrets.
+    fn cuts(&self, text: &[Seen], min: usize, cuts: &mut Vec<(usize, usize)>) {
+        let mut at = 0;
+        while at + KEY <= text.len() {
+            match self.found(&text[at..], min) {
+                Some(length) => {
+                    cuts.push((text[at].from, text[at + length - 1].to));
+                    at += length;
+                }
+                None => at += 1,
+            }
+        }
     }
 }
 
 impl Form {
-    fn found(&self, text: &[u8]) -> Option<usize> {
-        let same = self.text.bytes().zip(text).take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count();
+    fn found(&self, text: impl Iterator<Item = char>) -> Option<usize> {
+        let mut form = self.text.chars();
+        let same = form.by_ref().zip(text).take_while(|(a, b)| a == b).count();
         // Registries cut what they quote.
-        (same == self.text.len() || self.is_token && same >= PARTIAL).then_some(same)
+        (same == self.text.chars().count() || self.is_token && same >= PARTIAL).then_some(same)
     }
 }
 
 fn mask(text: &str, min: usize) -> Cow<'_, str> {
     let register = REGISTER.read().unwrap_or_else(PoisonError::into_inner);
-    let (mut masked, mut done, mut at) = (String::new(), 0, 0);
-    while at + KEY <= text.len() {
-        match register.found(&text.as_bytes()[at..], min) {
-            Some(length) if text.is_char_boundary(at) && text.is_char_boundary(at + length) => {
-                masked.push_str(&text[done..at]);
-                masked.push_str(MASK);
-                (done, at) = (at + length, at + length);
-            }
-            _ => at += 1,
-        }
-    }
-    if done == 0 {
+    if register.forms.is_empty() {
         return Cow::Borrowed(text);
     }
-    masked.push_str(&text[done..]);
-    Cow::Owned(masked)
+    let seen = |(from, c): (usize, char)| Seen { char: canonical(c), from, to: from + c.len_utf8() };
+    let plain: Vec<Seen> = text.char_indices().map(seen).collect();
+    let mut cuts = Vec::new();
+    register.cuts(&plain, min, &mut cuts);
+    if text.contains(['%', '\\', '&']) {
+        register.cuts(&decoded(text), min, &mut cuts);
+    }
+    if cuts.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    cuts.sort_unstable();
+    Cow::Owned(replace(text, &cuts))
+}
+
+/// The text as it was before it became a part of a URL, of JSON or of HTML. What isn't encoded stays.
+fn decoded(text: &str) -> Vec<Seen> {
+    let (mut all, mut from) = (Vec::with_capacity(text.len()), 0);
+    while let Some(c) = text[from..].chars().next() {
+        let rest = &text[from..];
+        let (char, length) = match c {
+            '%' => percent(rest),
+            '\\' => backslash(rest),
+            '&' => entity(rest),
+            _ => None,
+        }
+        .unwrap_or((c, c.len_utf8()));
+        all.push(Seen { char: canonical(char), from, to: from + length });
+        from += length;
+    }
+    all
+}
+
+/// `%C3%84` (RFC 3986 §2.1), as UTF-8.
+fn percent(text: &str) -> Option<(char, usize)> {
+    let mut bytes = Vec::new();
+    for group in text.as_bytes().chunks_exact(3).take(4) {
+        let hex = group.strip_prefix(b"%").and_then(|hex| std::str::from_utf8(hex).ok())?;
+        bytes.push(u8::from_str_radix(hex, 16).ok()?);
+        if let Some(c) = std::str::from_utf8(&bytes).ok().and_then(|text| text.chars().next()) {
+            return Some((c, 3 * bytes.len()));
+        }
+    }
+    None
+}
+
+/// `\"` and `\u0026` (RFC 8259 §7).
+fn backslash(text: &str) -> Option<(char, usize)> {
+    let c = text[1..].chars().next()?;
+    match c {
+        'u' => Some((char::from_u32(u32::from_str_radix(text.get(2..6)?, 16).ok()?)?, 6)),
+        '"' | '\\' | '/' => Some((c, 2)),
+        _ => None,
+    }
+}
+
+/// `&amp;` and `&#43;`.
+fn entity(text: &str) -> Option<(char, usize)> {
+    let end = text.bytes().take(10).position(|byte| byte == b';')?;
+    let c = match &text[1..end] {
+        "amp" => '&',
+        "lt" => '<',
+        "gt" => '>',
+        "quot" => '"',
+        "apos" => '\'',
+        number => {
+            let number = number.strip_prefix('#')?;
+            let hex = number.strip_prefix(['x', 'X']).map(|hex| u32::from_str_radix(hex, 16));
+            char::from_u32(hex.unwrap_or_else(|| number.parse()).ok()?)?
+        }
+    };
+    Some((c, end + 1))
 }
 
 /// `https://user:password@host` without the user and the password.
@@ -208,39 +291,24 @@ fn replace(text: &str, cut: &[(usize, usize)]) -> String {
     replaced
 }
 
-/// The ways in which registries repeat a text: as it is, in a URL, in a form, within JSON, within HTML.
+/// What is looked for: the text, and if it's Base64, the same in the alphabet of URLs, without its padding.
 fn forms(text: &str) -> Vec<String> {
-    let encode = |write: fn(char, &mut String)| text.chars().fold(String::new(), |mut to, c| {
-        write(c, &mut to);
-        to
-    });
-    let url = encode(|c, to| match c {
-        c if c.is_ascii_alphanumeric() || "-._~".contains(c) => to.push(c),
-        c => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| _ = write!(to, "%{byte:02X}")),
-    });
-    let json = encode(|c, to| match c {
-        '"' | '\\' => to.extend(['\\', c]),
-        c if c.is_control() || "<>&".contains(c) => _ = write!(to, "\\u{:04x}", u32::from(c)),
-        c => to.push(c),
-    });
-    let html = encode(|c, to| match c {
-        '<' => to.push_str("&lt;"),
-        '>' => to.push_str("&gt;"),
-        '&' => to.push_str("&amp;"),
-        '"' => to.push_str("&#34;"),
-        '\'' => to.push_str("&#39;"),
-        '+' => to.push_str("&#43;"),
-        c => to.push(c),
-    });
-    // Base64 in the alphabet of URLs, and without its padding.
-    let other = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
-    let mut all = vec![text.to_owned(), url.replace("%20", "+"), url, json, html, other];
-    all.dedup();
-    all
+    let all: String = text.chars().map(canonical).collect();
+    let other = all.trim_end_matches('=').replace('+', "-").replace('/', "_");
+    if other == all { vec![all] } else { vec![all, other] }
 }
 
-fn key(text: &[u8]) -> Option<[u8; KEY]> {
-    Some(text.first_chunk::<KEY>()?.map(|byte| byte.to_ascii_lowercase()))
+/// Some registries write all in upper case, or all in lower case. Forms have a plus for a space.
+fn canonical(c: char) -> char {
+    if c == ' ' { '+' } else { c.to_ascii_lowercase() }
+}
+
+fn key(mut text: impl Iterator<Item = char>) -> Option<[char; KEY]> {
+    let mut key = ['\0'; KEY];
+    for place in &mut key {
+        *place = text.next()?;
+    }
+    Some(key)
 }
 
 /// RFC 6750's `b64token`, RFC 9110's `token68`.
@@ -294,6 +362,8 @@ mod tests {
             "s3cr3t%2f%2b+%22%26%3cx",
             "s3cr3t/+ \\\"\\u0026\\u003cx",
             "s3cr3t/&#43; &#34;&amp;&lt;x",
+            "s3cr3t/+ &quot;&#x26;<x",
+            "s3cr3t%2F+ \"&<x",
         ] {
             assert_eq!(own(&format!("a {text} b")), "a *** b", "{text}");
         }
@@ -333,7 +403,8 @@ mod tests {
         assert_eq!(remote("X-Amz-Signature=0123456789abcdef"), "X-Amz-Signature=***");
         assert_eq!(remote("{\"token\":\"0123456789\"}"), "{\"token\":\"***\"}");
         assert_eq!(remote("got 'Authorization: Bearer 0123456789abcdefghij'"), "got 'Authorization: Bearer ***'");
-        for text in ["Bearer authentication is required", "invalid token", "error=\"invalid_token\"", "design=12345678"] {
+        for text in ["Bearer authentication is required", "invalid token", "error=\"invalid_token\"", "design=12345678"]
+        {
             assert_eq!(remote(text), text);
         }
     }

@@ -75,7 +75,8 @@ pub(super) fn run(run: &Run) -> String {
     let mut text = String::new();
     for (nth, image) in images.iter().enumerate() {
         let status = image.ended.status();
-        let row = format!("{status:STATUS$}  {:source$}  {:destination$}", field(&image.source), field(&image.destination));
+        let row =
+            format!("{status:STATUS$}  {:source$}  {:destination$}", field(&image.source), field(&image.destination));
         text += row.trim_end();
         if let Some(report) = image.ended.report().filter(|report| report.status == Status::Copied) {
             let (sent, saved) = (output::bytes(report.bytes_moved), output::bytes(report.bytes_saved));

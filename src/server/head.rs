@@ -186,7 +186,9 @@ impl At {
     fn next(self, byte: u8) -> Option<Option<Self>> {
         let next = match (self, byte) {
             (Self::Size { size, digits: 1.., .. }, b'\r') => Self::SizeEnd { size },
-            (Self::Size { size, digits, extension: true }, b'\t' | b' '..) => Self::Size { size, digits, extension: true },
+            (Self::Size { size, digits, extension: true }, b'\t' | b' '..) => {
+                Self::Size { size, digits, extension: true }
+            }
             (Self::Size { size, digits: digits @ 1.., .. }, b';' | b' ' | b'\t') => {
                 Self::Size { size, digits, extension: true }
             }
@@ -286,7 +288,9 @@ mod tests {
 
     #[test]
     fn chunks_end_where_they_end() {
-        for body in ["0\r\n\r\n", "5\r\nhello\r\n0;x=\"y\"\r\nt: 1\r\nu: 2\r\n\r\n", "000A \r\n0\r\n\r\n34567\r\n00\r\n\r\n"] {
+        for body in
+            ["0\r\n\r\n", "5\r\nhello\r\n0;x=\"y\"\r\nt: 1\r\nu: 2\r\n\r\n", "000A \r\n0\r\n\r\n34567\r\n00\r\n\r\n"]
+        {
             let bytes = [body.as_bytes(), b"GET"].concat();
             assert_eq!(Chunks::new().read(&bytes), Ok((body.len(), true)), "{body:?}");
             let mut slow = Chunks::new();
@@ -294,7 +298,17 @@ mod tests {
                 assert_eq!(slow.read(&[byte]), Ok((1, nth + 1 == body.len())), "{body:?} {nth}");
             }
         }
-        for body in ["\r\n", "x\r\n", "1\nx", "5\r\nhello0", "5\r\nhello\n", "0\r\n\n", "10000000000000000\r\n", "-1\r\n", "0\r\na\0"] {
+        for body in [
+            "\r\n",
+            "x\r\n",
+            "1\nx",
+            "5\r\nhello0",
+            "5\r\nhello\n",
+            "0\r\n\n",
+            "10000000000000000\r\n",
+            "-1\r\n",
+            "0\r\na\0",
+        ] {
             assert!(Chunks::new().read(body.as_bytes()).is_err(), "{body:?}");
         }
     }

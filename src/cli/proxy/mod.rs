@@ -22,6 +22,7 @@ use std::time::Duration;
 use self::listen::Open;
 use self::plan::{AccessLines, At, Door, Plan};
 use super::global::parse_bytes;
+use super::output::note;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::world::{Base, Spec};
 use crate::proxy::{Origins, Proxy, Settings, cache, scrub};

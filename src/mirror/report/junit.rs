@@ -6,7 +6,7 @@ use std::io::{Result, Write};
 
 use super::{Run, registry};
 use crate::copy::{Entry, Report};
-use crate::printable;
+use crate::{printable, redact};
 
 /// The schema is nobody's standard; this is what Jenkins, GitLab and Azure DevOps all read.
 pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
@@ -85,7 +85,7 @@ struct Escaped<'a>(&'a str);
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write as _;
-        for c in printable::line(self.0).chars() {
+        for c in printable::line(&redact::own(self.0)).chars() {
             match c {
                 '&' => f.write_str("&amp;")?,
                 '<' => f.write_str("&lt;")?,

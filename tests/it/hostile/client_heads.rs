@@ -151,7 +151,9 @@ fn odd_but_valid_heads_are_answered() {
             format!("GET {path} HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"),
             format!("GET {path} HTTP/1.1\r\nhost: [::1]:5000\r\nconnection: close\r\n\r\n"),
             format!("GET {path} HTTP/1.0\r\n\r\n"),
-            format!("GET {path} HTTP/1.1\r\nhost: x\r\nContent-Length: 0\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
+            format!(
+                "GET {path} HTTP/1.1\r\nhost: x\r\nContent-Length: 0\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            ),
         ] {
             let answer = talk(at, head.as_bytes());
             assert!(answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200"), "{head:?}: {answer}");

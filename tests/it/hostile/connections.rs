@@ -150,7 +150,8 @@ fn a_pull_in_progress_keeps_its_connection() {
 #[test]
 fn idle_connections_do_not_block_serve() {
     let home = TempDir::new();
-    let serve = Tool::transload().args(&["serve", &home.join("layout"), "--writable", "--listen", "127.0.0.1:0"]).spawn();
+    let serve =
+        Tool::transload().args(&["serve", &home.join("layout"), "--writable", "--listen", "127.0.0.1:0"]).spawn();
     let line = serve.stderr.wait_line("serving ", LIMIT);
     let at: SocketAddr = line.split(" on http://").nth(1).and_then(|at| at.parse().ok()).expect("an address");
     let _idle = idle(at, 520, b"");

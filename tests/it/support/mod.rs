@@ -26,6 +26,7 @@ pub mod proxied;
 pub mod proxy;
 pub mod push;
 pub mod registry;
+pub mod scripted;
 pub mod tls;
 pub mod wire;
 
@@ -39,3 +40,4 @@ pub use process::{Process, Run, Tool, skopeo, transload};
 pub use proxied::Proxied;
 pub use proxy::Proxy;
 pub use registry::Registry;
+pub use scripted::Scripted;
