@@ -1,11 +1,15 @@
 //! One error type: what was being done, on which side, what went wrong, what to do about it.
 //!
 //! `main` prints an [`Error`] as one line (`error: source: cannot read …: …`) followed by a
-//! `hint:` line where there is something that the user can do. Secrets never get in here: URLs
-//! are redacted by the transport before they reach a message.
+//! `hint:` line where there is something that the user can do. Every text that gets in here loses the secrets that
+//! this process knows, and its control characters become visible: an error goes to terminals, logs, reports and
+//! clients, and may hold what a registry wrote.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
+
+use crate::{printable, redact};
 
 /// The result of nearly everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -20,6 +24,8 @@ struct Inner {
     side: Option<Side>,
     doing: Option<String>,
     what: String,
+    /// What another program said, which clients of a server don't see.
+    quote: Option<String>,
     hint: Option<String>,
     retry_after: Option<Duration>,
     transient: bool,
@@ -82,7 +88,8 @@ impl Error {
             kind,
             side: None,
             doing: None,
-            what: what.into(),
+            what: clean(what.into()),
+            quote: None,
             hint: None,
             retry_after: None,
             transient: matches!(kind, Kind::Network | Kind::Timeout),
@@ -122,29 +129,55 @@ impl Error {
     /// Says what was being done, as in "cannot {doing}", unless that is known already.
     #[must_use]
     pub fn doing(mut self, doing: impl Into<String>) -> Self {
-        self.0.doing.get_or_insert_with(|| doing.into());
+        self.0.doing.get_or_insert_with(|| clean(doing.into()));
         self
     }
 
     /// Says anew what was being done, by whoever knows better what the user is about.
     #[must_use]
     pub fn rather(mut self, doing: impl Into<String>) -> Self {
-        self.0.doing = Some(doing.into());
+        self.0.doing = Some(clean(doing.into()));
         self
     }
 
     /// Says anew what the user can do, as [`Self::rather`].
     #[must_use]
     pub fn hint_instead(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint = Some(hint.into());
+        self.0.hint = Some(clean(hint.into()));
         self
     }
 
     /// Says what the user can do, unless something better was said already.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint.get_or_insert_with(|| hint.into());
+        self.0.hint.get_or_insert_with(|| clean(hint.into()));
         self
+    }
+
+    /// Adds what another program said, as it is to stand behind the message. It is shown to the user, and left out by
+    /// [`own_text`](Self::own_text).
+    #[must_use]
+    pub(crate) fn quoting(mut self, quote: impl Into<String>) -> Self {
+        self.0.quote = Some(clean(quote.into())).filter(|quote| !quote.is_empty());
+        self
+    }
+
+    /// The message without what another program said: for clients of a server, who must not read what is meant for
+    /// the server's own credentials.
+    pub(crate) fn own_text(&self) -> String {
+        self.text(None)
+    }
+
+    fn text(&self, quote: Option<&str>) -> String {
+        let Inner { side, doing, what, attempts, spent, .. } = &*self.0;
+        let side = side.map(|side| format!("{side}: ")).unwrap_or_default();
+        let doing = doing.as_ref().map(|doing| format!("cannot {doing}: ")).unwrap_or_default();
+        let quote = quote.unwrap_or_default();
+        let tries = match attempts {
+            0 | 1 => String::new(),
+            _ => format!(" (after {attempts} attempts in {:.1} s)", spent.as_secs_f64()),
+        };
+        format!("{side}{doing}{what}{quote}{tries}")
     }
 
     /// Marks it as worth another try, after `retry_after` where the server said so.
@@ -212,12 +245,13 @@ impl Error {
     /// A copy for another waiter of the same work (an [`Error`] owns no live resource).
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        let Inner { kind, side, doing, what, hint, retry_after, transient, attempts, spent } = &*self.0;
+        let Inner { kind, side, doing, what, quote, hint, retry_after, transient, attempts, spent } = &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,
             doing: doing.clone(),
             what: what.clone(),
+            quote: quote.clone(),
             hint: hint.clone(),
             retry_after: *retry_after,
             transient: *transient,
@@ -229,18 +263,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { side, doing, what, attempts, spent, .. } = &*self.0;
-        if let Some(side) = side {
-            write!(f, "{side}: ")?;
-        }
-        if let Some(doing) = doing {
-            write!(f, "cannot {doing}: ")?;
-        }
-        f.write_str(what)?;
-        if *attempts > 1 {
-            write!(f, " (after {attempts} attempts in {:.1} s)", spent.as_secs_f64())?;
-        }
-        Ok(())
+        f.write_str(&self.text(self.0.quote.as_deref()))
     }
 }
 
@@ -251,6 +274,18 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Without secrets and control characters.
+fn clean(text: String) -> String {
+    let redacted = match redact::own(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(redacted) => redacted,
+    };
+    match printable::line(&redacted) {
+        Cow::Borrowed(_) => redacted,
+        Cow::Owned(escaped) => escaped,
+    }
+}
 
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

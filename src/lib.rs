@@ -25,7 +25,8 @@
 //! ```
 //!
 //! # The order of knowledge
-//! error < atomic_file, go_names, pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
+//! printable, redact < error < atomic_file, go_names, pool, descriptor < reference < manifest, retry < verify, content <
+//! {registry, layout, copy,
 //! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
 //! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
 //!
@@ -92,7 +93,9 @@ pub mod mirror;
 pub mod node;
 pub mod ops;
 mod pool;
+mod printable;
 pub mod proxy;
+mod redact;
 pub mod reference;
 pub mod registry;
 pub mod retry;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::global::{Format, Global};
 use super::image::From;
-use super::output;
+use super::output::{self, field};
 use crate::content::Source;
 use crate::descriptor::{Descriptor, Platform, total};
 use crate::error::{Error, Kind, Result, Side};
@@ -123,7 +123,7 @@ async fn list<S: Source>(source: &S, global: &Global) -> Result<Rejected> {
             names.sort();
         }
         if matches!(global.output, Format::Text) {
-            output::print(&names.iter().fold(String::new(), |text, name| text + name + "\n"));
+            output::print(&names.iter().fold(String::new(), |text, name| text + &field(name) + "\n"));
         } else {
             all.append(&mut names);
         }
@@ -201,7 +201,7 @@ impl Shown {
                 "{indent}{what:<7} {} {:>10}  {}",
                 blob.digest,
                 output::bytes(blob.size),
-                blob.media_type
+                field(&blob.media_type)
             );
         }
     }
@@ -223,27 +223,28 @@ impl Shown {
 impl Document {
     fn table(&self) -> String {
         let mut table = String::new();
-        let _ = writeln!(table, "{}", self.reference);
-        let _ = writeln!(table, "digest  {}\ntype    {}{}", self.root.digest, self.root.media_type, self.root.total());
+        let _ = writeln!(table, "{}", field(&self.reference));
+        let kind = field(&self.root.media_type);
+        let _ = writeln!(table, "digest  {}\ntype    {kind}{}", self.root.digest, self.root.total());
         if let Some(kind) = &self.root.artifact_type {
-            let _ = writeln!(table, "kind    {kind}");
+            let _ = writeln!(table, "kind    {}", field(kind));
         }
         if let Some(subject) = &self.root.subject {
             let _ = writeln!(table, "subject {subject}");
         }
         for (key, value) in &self.root.annotations {
-            let _ = writeln!(table, "note    {key}={value}");
+            let _ = writeln!(table, "note    {}={}", field(key), field(value));
         }
         self.root.rows(&mut table, "");
         for child in &self.manifests {
             let platform = child.platform.as_deref().unwrap_or("no platform");
             let name = if platform == "unknown/unknown" { "attestation" } else { platform };
-            let _ = writeln!(table, "\n{name}\n  digest  {}{}", child.digest, child.total());
+            let _ = writeln!(table, "\n{}\n  digest  {}{}", field(name), child.digest, child.total());
             child.rows(&mut table, "  ");
         }
         for (at, referrer) in self.referrers.iter().flatten().enumerate() {
             let kind = referrer.artifact_type.as_deref().unwrap_or("unknown kind");
-            let _ = writeln!(table, "{}referrer {} {kind}", if at == 0 { "\n" } else { "" }, referrer.digest);
+            let _ = writeln!(table, "{}referrer {} {}", if at == 0 { "\n" } else { "" }, referrer.digest, field(kind));
         }
         if self.referrers.as_ref().is_some_and(Vec::is_empty) {
             table += "\nno referrers\n";

@@ -222,8 +222,7 @@ impl Person for Console {
     }
 
     fn say(&mut self, line: &str) {
-        // Nobody is left to tell.
-        let _ = writeln!(io::stderr(), "{line}");
+        super::output::note(line);
     }
 }
 

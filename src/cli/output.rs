@@ -1,17 +1,32 @@
 //! What goes to stdout and stderr, and how sizes and times look.
+//!
+//! Everything is printed by these functions, so that no secret and no control character of someone else's gets out.
 
 use std::io::Write as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::{printable, redact};
 
 /// Why something could not be printed, if so.
 static LOST: OnceLock<Error> = OnceLock::new();
 
-/// Prints text on stdout. A reader that has gone is no error (`transload … | head`); a full disk
-/// is one, that [`lost`] tells at the end: what the command does is worth more than what it says.
+/// Prints lines on stdout, without secrets and control characters. A text of someone else's within them must be a
+/// [`field`], or its newlines make lines of their own.
 pub(super) fn print(text: &str) {
+    print_exact(&printable::lines(&redact::own(text)));
+}
+
+/// A text of someone else's, such as a tag or an annotation, as a part of one line.
+pub(super) fn field(text: impl std::fmt::Display) -> String {
+    printable::line(&text.to_string()).into_owned()
+}
+
+/// Prints text on stdout as it is, which must be our own: the manual, a document that holds a secret on purpose.
+/// A reader that has gone is no error (`transload … | head`); a full disk is one, that [`lost`] tells at the end: what
+/// the command does is worth more than what it says.
+pub(super) fn print_exact(text: &str) {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -21,21 +36,22 @@ pub(super) fn print(text: &str) {
     }
 }
 
-/// The first error of [`print()`].
+/// The first error of [`print_exact`].
 pub(super) fn lost() -> Option<&'static Error> {
     LOST.get()
 }
 
-/// Prints a document on stdout.
+/// Prints a document on stdout. Strings keep all their characters: those that a terminal would obey are written as
+/// `\uXXXX`. Secrets are replaced.
 pub(super) fn print_json(document: &impl serde::Serialize) {
     if let Ok(text) = serde_json::to_string_pretty(document) {
-        print(&(text + "\n"));
+        print_exact(&(printable::json(&redact::own(&text)) + "\n"));
     }
 }
 
 /// Prints a line on stderr.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable::lines(&redact::own(text)));
 }
 
 /// Says at once that an image failed; also why, unless a table at the end will.

@@ -1,16 +1,22 @@
 //! Bars on a terminal, and logs that don't break them.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io::Write;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use super::global::{Format, Global};
 use crate::copy::{Observer, Outcome};
 use crate::descriptor::{Descriptor, Digest};
+use crate::{printable, redact};
 
 /// One bar for all bytes, one for each large blob in flight.
 pub(super) struct Bars {
@@ -102,9 +108,37 @@ pub(super) fn init_logs(global: &Global, calm: bool) {
         .with_env_filter(filter)
         .with_writer(|| AroundBars)
         .with_ansi(colour)
-        .with_target(false)
-        .without_time()
+        .event_format(Line)
         .try_init();
+}
+
+/// An event as one line: its level, its message, its fields. Whatever they hold, it stays one line, and has neither
+/// secrets nor control characters: registries and clients write parts of most messages.
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let level = *event.metadata().level();
+        let colour = match level {
+            Level::ERROR => 31,
+            Level::WARN => 33,
+            Level::INFO => 32,
+            Level::DEBUG => 34,
+            Level::TRACE => 35,
+        };
+        if to.has_ansi_escapes() {
+            write!(to, "\u{1b}[{colour}m{level:>5}\u{1b}[0m ")?;
+        } else {
+            write!(to, "{level:>5} ")?;
+        }
+        let mut text = String::new();
+        context.field_format().format_fields(Writer::new(&mut text), event)?;
+        writeln!(to, "{}", printable::line(&redact::own(&text)))
+    }
 }
 
 /// Stderr, with the bars taken away while a line is written.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use tokio::net::TcpListener;
 
+use super::output::note;
 use crate::content::Source as _;
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Store;
@@ -78,12 +79,11 @@ pub(super) async fn bind(listen: &str) -> Result<TcpListener> {
     TcpListener::bind(&addresses[..]).await.map_err(|error| wrong(&error))
 }
 
-#[expect(clippy::print_stderr, reason = "it's what the user waits for, and scripts read it")]
 fn announce(args: &Args, address: SocketAddr) {
-    eprintln!("serving {} on http://{address}", args.dir.display());
+    note(&format!("serving {} on http://{address}", args.dir.display()));
     if !address.ip().to_canonical().is_loopback() {
         let able = if args.writable { "pull from it and push to it" } else { "pull from it" };
-        eprintln!("warning: there is no authentication: whoever can connect to {address} can {able}");
+        note(&format!("warning: there is no authentication: whoever can connect to {address} can {able}"));
     }
 }
 

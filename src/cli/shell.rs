@@ -24,7 +24,7 @@ pub(super) struct ManArgs {
 pub(super) fn completions(args: &CompletionsArgs) -> Result<u8> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut super::Cli::command(), "transload", &mut text);
-    output::print(&String::from_utf8_lossy(&text));
+    output::print_exact(&String::from_utf8_lossy(&text));
     Ok(0)
 }
 
@@ -43,6 +43,6 @@ pub(super) fn man(args: &ManArgs) -> Result<u8> {
     // A command has no version of its own.
     let page = clap_mangen::Man::new(command).source(concat!("transload ", env!("CARGO_PKG_VERSION")));
     page.render(&mut text).map_err(|error| Error::io("write the manual", &error))?;
-    output::print(&String::from_utf8_lossy(&text));
+    output::print_exact(&String::from_utf8_lossy(&text));
     Ok(0)
 }

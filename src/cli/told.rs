@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::output;
+use super::output::{self, field};
 use crate::copy::{Entry, Quota, Report, Status, Summary, Use};
 use crate::mirror::prune::Plan;
 use crate::mirror::report::Run;
@@ -29,6 +29,7 @@ pub(super) fn uses(registries: &Registries) -> Vec<Use> {
 
 /// An image that is there now, or would be.
 pub(super) fn image(source: &str, destination: &str, report: &Report, dry_run: bool) -> String {
+    let (source, destination) = (field(source), field(destination));
     let digest = report.digest.map(|digest| format!(" ({})", digest.short())).unwrap_or_default();
     if report.status == Status::Unchanged {
         let more = if report.referrers > 0 {
@@ -67,14 +68,15 @@ pub(super) fn image(source: &str, destination: &str, report: &Report, dry_run: b
 pub(super) fn run(run: &Run) -> String {
     let mut images: Vec<&Entry> = run.images().iter().collect();
     images.sort_by_key(|image| (image.ended.error().is_some(), image.ended.status() == "failed"));
-    let width = |text: fn(&Entry) -> &str| run.images().iter().map(|image| text(image).chars().count()).max();
+    let width = |text: fn(&Entry) -> &str| run.images().iter().map(|image| field(text(image)).chars().count()).max();
     let source = width(|image| &image.source).unwrap_or(0);
     let destination = width(|image| &image.destination).unwrap_or(0);
     let moved = if run.is_dry() { "to move" } else { "moved" };
     let mut text = String::new();
     for (nth, image) in images.iter().enumerate() {
         let status = image.ended.status();
-        let row = format!("{status:STATUS$}  {:source$}  {:destination$}", image.source, image.destination);
+        let row =
+            format!("{status:STATUS$}  {:source$}  {:destination$}", field(&image.source), field(&image.destination));
         text += row.trim_end();
         if let Some(report) = image.ended.report().filter(|report| report.status == Status::Copied) {
             let (sent, saved) = (output::bytes(report.bytes_moved), output::bytes(report.bytes_saved));
@@ -103,18 +105,18 @@ fn prune(plan: &Plan) -> String {
     for part in &plan.repositories {
         for going in &part.going {
             let (what, why) = match (&going.stayed, going.gone) {
-                (Some(why), _) => ("kept", format!("  {why}")),
+                (Some(why), _) => ("kept", format!("  {}", field(why))),
                 (None, true) => ("removed", String::new()),
                 (None, false) if removing => ("left", String::new()),
                 (None, false) => ("obsolete", String::new()),
             };
-            text += &format!("{what:STATUS$}  {}:{}{why}\n", part.repository, going.tag);
+            text += &format!("{what:STATUS$}  {}:{}{why}\n", field(&part.repository), field(&going.tag));
         }
         let not = part.spared.as_ref().map(|why| (why, None));
         let not = not.or_else(|| part.error.as_ref().map(|error| (&error.message, error.hint.as_ref())));
         if let Some((why, hint)) = not {
             let what = if part.going.is_empty() { "spared" } else { "failed" };
-            text += &format!("{what:STATUS$}  {}: {why}\n", part.repository);
+            text += &format!("{what:STATUS$}  {}: {}\n", field(&part.repository), field(why));
             text += &hint.map(|hint| format!("{:STATUS$}  hint: {hint}\n", "")).unwrap_or_default();
         }
     }

@@ -378,7 +378,7 @@ pub(super) fn from_pair(username: String, secret: String) -> Credential {
     if username == "<token>" {
         return Credential::RefreshToken(secret.into());
     }
-    Credential::Basic { username, password: Secret(secret) }
+    Credential::Basic { username, password: Secret::new(secret) }
 }
 
 /// The `auth` of an entry.

@@ -27,6 +27,7 @@ use serde::Deserialize;
 
 use crate::atomic_file;
 use crate::error::{Result, Side};
+use crate::redact;
 use crate::reference::{DOCKER_HUB, Repository};
 
 pub mod entra;
@@ -49,14 +50,20 @@ use helper::Helpers;
 /// <https://github.com/docker/cli/blob/master/cli/command/registry.go>
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
-/// A password or token. It is never printed: what prints it shows `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+/// A password or token. It is never printed: what prints it shows `***`, and so does all that is printed while it is
+/// known, whoever wrote it.
+#[derive(Clone)]
+pub struct Secret(redact::Kept);
 
 impl Secret {
     /// Wraps `secret`.
     pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
+        Self(redact::keep(secret.into()))
+    }
+
+    /// Says that the secret is also sent in this form, which then isn't printed either: `user:password` in Base64.
+    pub(crate) fn also_sent_as(&self, form: &str) {
+        self.0.also(form);
     }
 
     /// The secret itself, for the one place that sends or stores it.
@@ -81,9 +88,17 @@ impl Secret {
     }
 }
 
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        *self.0 == *other.0
+    }
+}
+
+impl Eq for Secret {}
+
 impl From<String> for Secret {
     fn from(secret: String) -> Self {
-        Self(secret)
+        Self::new(secret)
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
+use crate::{printable, redact};
+
 /// The most bytes that a program may print to one of its outputs: more than any token has.
 const MAX_OUTPUT: usize = 1 << 20;
 /// How long a program's children may hold its outputs open after it has ended.
@@ -144,7 +146,8 @@ pub(super) fn look_up(path: Option<&OsStr>, program: &str) -> Option<PathBuf> {
 
 /// A line of someone else's, fit to stand in a message.
 pub(super) fn printable(line: &str) -> String {
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
+    let safe: String = redact::remote(line).chars().take(300).collect();
+    printable::line(&safe).into_owned()
 }
 
 /// Reads to the end. What was read is in `bytes` if this is cancelled, too.

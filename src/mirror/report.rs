@@ -8,6 +8,7 @@
 //! One line of a list of 10,000 images takes some 400 bytes: see [`Run::add`].
 
 mod junit;
+mod safe;
 mod save;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -179,8 +180,10 @@ impl Run {
     /// # Errors
     /// Those of `to`.
     pub fn json(&self, to: &mut dyn std::io::Write) -> std::io::Result<()> {
-        serde_json::to_writer_pretty(&mut *to, self)?;
-        to.write_all(b"\n")
+        use std::io::Write as _;
+        let mut safe = safe::Lines::new(to);
+        serde_json::to_writer_pretty(&mut safe, self)?;
+        safe.write_all(b"\n")
     }
 
     /// Writes JUnit's XML: a suite for each destination's registry, a case for each image.

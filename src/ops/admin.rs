@@ -18,6 +18,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 
 use super::text;
 use crate::content::Body;
+use crate::printable;
 use crate::server::{ResponseBody, whole};
 
 /// Does what is asked.
@@ -73,7 +74,8 @@ fn is_here(host: &str) -> bool {
 
 /// An answer of one document.
 pub fn json(status: StatusCode, document: &impl serde::Serialize) -> Response<ResponseBody> {
-    whole(status, "application/json", Bytes::from(serde_json::to_vec(document).unwrap_or_default()))
+    let text = serde_json::to_string(document).unwrap_or_default();
+    whole(status, "application/json", Bytes::from(printable::json(&text).into_owned()))
 }
 
 /// An answer of documents, one a line, that come as they are made. An error cuts it before its end.

@@ -101,7 +101,9 @@ fn is_alone(listener: &TcpListener) -> bool {
 fn limits() -> Limits {
     Limits {
         connections: 64,
-        head: Duration::from_secs(30),
+        // Probes and scrapers send their request at once.
+        first_byte: Duration::from_secs(5),
+        head: Duration::from_secs(10),
         stalled: Duration::from_secs(10),
         drain: Duration::from_secs(1),
         ..Limits::default()

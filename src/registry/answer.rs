@@ -9,6 +9,7 @@ use super::token::Scope;
 use super::transport::{Response, read_small};
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;
+use crate::{printable, redact};
 
 /// The error that a response with a status other than 2xx stands for.
 ///
@@ -26,12 +27,38 @@ pub(super) async fn error(
     let remaining = super::quota::PullQuota::from_headers(response.headers());
     let body = read_small(response, 64 << 10).await.unwrap_or_default();
     let (code, message) = explain(&body);
-    let said = match (code.as_deref(), message.as_deref()) {
-        (Some(code), Some(message)) => format!(" {code}: {message}"),
-        (Some(text), None) | (None, Some(text)) => format!(": {text}"),
-        (None, None) => String::new(),
-    };
-    let what = format!("{registry} answered {}{said}", status.as_u16());
+    let (known, quote) = said(code.as_deref(), message.as_deref());
+    let what = format!("{registry} answered {}{known}", status.as_u16());
+    of_status(status, what, (code, message), Asked { registry, method, scope, user, wait, remaining }).quoting(quote)
+}
+
+/// What the registry said: a code of the specification, which is as good as our own words, and all else.
+fn said(code: Option<&str>, message: Option<&str>) -> (String, String) {
+    match (code, message) {
+        (Some(code), Some(message)) if CODES.contains(&code) => (format!(" {code}"), format!(": {message}")),
+        (Some(code), Some(message)) => (String::new(), format!(" {code}: {message}")),
+        (Some(code), None) if CODES.contains(&code) => (format!(": {code}"), String::new()),
+        (Some(text), None) | (None, Some(text)) => (String::new(), format!(": {text}")),
+        (None, None) => (String::new(), String::new()),
+    }
+}
+
+/// What was asked for, and what the answer's headers say of limits.
+struct Asked<'a> {
+    registry: &'a str,
+    method: &'a Method,
+    scope: &'a Scope,
+    user: Option<&'a str>,
+    wait: Option<std::time::Duration>,
+    remaining: Option<super::quota::PullQuota>,
+}
+
+fn of_status(
+    status: StatusCode,
+    what: String,
+    (code, message): (Option<String>, Option<String>),
+    Asked { registry, method, scope, user, wait, remaining }: Asked<'_>,
+) -> Error {
     let who = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
     // Nothing is written before something was read in the same repository: so reading is allowed.
     let write = !matches!(*method, Method::GET | Method::HEAD);
@@ -206,7 +233,8 @@ fn explain(body: &[u8]) -> (Option<String>, Option<String>) {
     if let Ok(Document { errors }) = serde_json::from_slice::<Document>(body)
         && let Some(Entry { code, message }) = errors.into_iter().next()
     {
-        return (code, message.map(|text| shorten(&text)).filter(|text| !text.is_empty()));
+        let safe = |text: Option<String>| text.map(|text| shorten(&text)).filter(|text| !text.is_empty());
+        return (safe(code), safe(message));
     }
     let text = String::from_utf8_lossy(body);
     // ACR's front answers in HTML: its title says it all.
@@ -218,10 +246,39 @@ fn explain(body: &[u8]) -> (Option<String>, Option<String>) {
     (None, Some(shorten(line)).filter(|line| !line.is_empty()))
 }
 
+/// Text of a registry, fit to be shown: without our secrets, which are looked for before anything is cut, without
+/// control characters, and short.
 fn shorten(text: &str) -> String {
-    let clean: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
-    clean.trim_end_matches('.').to_owned()
+    let redacted = redact::remote(text);
+    let short: String = redacted.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect();
+    printable::line(short.trim_end_matches('.')).into_owned()
 }
+
+/// The error codes of the distribution specification, and of registries that add to them: <https://distribution.github.io/distribution/spec/api/#errors-2>.
+const CODES: [&str; 22] = [
+    "BLOB_UNKNOWN",
+    "BLOB_UPLOAD_INVALID",
+    "BLOB_UPLOAD_UNKNOWN",
+    "DENIED",
+    "DIGEST_INVALID",
+    "MANIFEST_BLOB_UNKNOWN",
+    "MANIFEST_INVALID",
+    "MANIFEST_UNKNOWN",
+    "MANIFEST_UNVERIFIED",
+    "NAME_INVALID",
+    "NAME_UNKNOWN",
+    "PAGINATION_NUMBER_INVALID",
+    "QUOTA_EXCEEDED",
+    "RANGE_INVALID",
+    "SIZE_INVALID",
+    "TAG_INVALID",
+    "TAG_UNKNOWN",
+    "TOOMANYREQUESTS",
+    "UNAUTHORIZED",
+    "UNAVAILABLE",
+    "UNKNOWN",
+    "UNSUPPORTED",
+];
 
 #[cfg(test)]
 mod tests {

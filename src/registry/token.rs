@@ -227,7 +227,9 @@ pub(super) async fn post(registry: &Registry, url: Url, form: String) -> Result<
 }
 
 pub(super) fn basic(username: &str, password: &Secret) -> Result<HeaderValue> {
-    sensitive(format!("Basic {}", STANDARD.encode(format!("{username}:{}", password.reveal()))))
+    let pair = STANDARD.encode(format!("{username}:{}", password.reveal()));
+    password.also_sent_as(&pair);
+    sensitive(format!("Basic {pair}"))
 }
 
 pub(super) fn bearer(token: &Secret) -> Result<HeaderValue> {

@@ -27,6 +27,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
 use super::ResponseBody;
+use super::connections::Busy;
 use super::run::Peer;
 use super::served::Served;
 use crate::error::{Error, Result};
@@ -159,6 +160,8 @@ pub(super) struct Line {
     length: Option<u64>,
     sent: u64,
     end: End,
+    /// The connection is busy for as long as this line isn't written.
+    _busy: Option<Busy>,
 }
 
 /// Who asks, once that is verified: in the extensions of the answer.
@@ -174,7 +177,7 @@ enum End {
 }
 
 impl Line {
-    pub(super) fn new(head: &Parts, log: Option<AccessLog>) -> Self {
+    pub(super) fn new(head: &Parts, log: Option<AccessLog>, busy: Option<Busy>) -> Self {
         Self {
             log,
             peer: head.extensions.get::<Peer>().copied(),
@@ -188,6 +191,7 @@ impl Line {
             length: None,
             sent: 0,
             end: End::Left,
+            _busy: busy,
         }
     }
 

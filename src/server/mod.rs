@@ -13,7 +13,9 @@
 
 mod access;
 mod backend;
+mod connections;
 mod guard;
+mod head;
 mod incoming;
 mod listen;
 mod pull;
@@ -28,6 +30,7 @@ mod served;
 mod stall;
 mod uploads;
 mod users;
+mod watched;
 
 use std::future::Future;
 use std::sync::Arc;

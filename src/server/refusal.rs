@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::{ResponseBody, respond};
 use crate::error::{Error, Kind};
+use crate::printable;
 
 /// An answer that says no.
 #[derive(Debug)]
@@ -22,7 +23,9 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with this status, code and message.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), headers: Vec::new() }
+        let message: String = message.into();
+        // It may repeat what a client sent, and clients print it.
+        Self { status, code, message: printable::line(&message).into_owned(), headers: Vec::new() }
     }
 
     /// Adds a header.
@@ -34,13 +37,14 @@ impl Refusal {
 
     /// The refusal for what the backend couldn't do.
     ///
-    /// A client must not learn local paths: what failed in here is logged, not told.
+    /// A client must not learn local paths: what failed in here is logged, not told. Nor does it learn what an
+    /// upstream wrote, which was meant for this server's credentials.
     pub fn backend(error: &Error) -> Self {
         let made = match error.kind() {
-            Kind::NotFound => Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", error.to_string()),
+            Kind::NotFound => Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", error.own_text()),
             // Not 429: containerd tries that again at once, five times, whatever `Retry-After` says; by a 503
             // it goes on to its next host.
-            Kind::Limited => Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", error.to_string()),
+            Kind::Limited => Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", error.own_text()),
             Kind::Timeout => Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", "the upstream is silent"),
             // A proxy's upstream refuses the proxy, by 401 or 403. Never 401: the client would look for
             // credentials of its own, or send what it has to us. Not 404: containerd would say "not found" of
@@ -71,7 +75,7 @@ impl Refusal {
             Kind::Timeout => {
                 Self::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", "the request's body stopped coming")
             }
-            Kind::Mismatch => Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string()),
+            Kind::Mismatch => Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.own_text()),
             _ => Self::backend(error),
         }
     }

@@ -14,22 +14,29 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::access::{AccessLog, Line};
+use super::connections::{Activity, Busy, Connections, Place};
 use super::incoming::incoming;
 use super::listen::{Connected, Listener, Stream};
 use super::stall::Stall;
+use super::watched::Watched;
 use super::{Handler, ResponseBody};
 use crate::error::Result;
 
 /// What clients may use up.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at one time; more wait to be accepted.
+    /// Connections at one time. A further one takes the place of the connection that has been idle longest; if
+    /// all are busy, it waits.
     pub connections: usize,
+    /// Connections of one client address at one time, if that is limited. A further one takes the place of that
+    /// address's idle connection; if all are busy, it is closed.
+    pub per_address: Option<usize>,
+    /// How long a connection may be open before the first byte of a request arrives. Not longer than `head`.
+    pub first_byte: Duration,
     /// How long a connection may take to send a request's head, or be idle between requests.
     /// Longer than the 30 s that containerd keeps an idle one, so that it is the one to close it.
     pub head: Duration,
@@ -46,6 +53,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 512,
+            per_address: None,
+            first_byte: Duration::from_secs(60),
             head: Duration::from_secs(60),
             stalled: Duration::from_secs(120),
             // Kubernetes kills after 30 s.
@@ -72,42 +81,45 @@ pub async fn run<H: Handler>(
 ) -> Result<()> {
     let (listener, handler) = (listener.into(), Arc::new(handler));
     let graceful = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(limits.connections));
+    let room = Connections::new(limits.connections, limits.per_address);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
+    // Accepted, without a place yet.
+    let mut waiting: Option<(Connected, Option<SocketAddr>)> = None;
     loop {
+        let peer = waiting.as_ref().and_then(|(_, peer)| *peer);
         tokio::select! {
             () = &mut shutdown => break,
             // Reaped, so that the set doesn't grow.
             Some(_) = connections.join_next() => {}
-            (stream, peer, place) = accept(&listener, &room) => {
-                let connection = connection(stream.greet(listener.acceptor()), (peer, listener.log()), handler.clone(), &limits, graceful.watcher());
-                connections.spawn(async move {
-                    connection.await;
-                    drop(place);
-                });
+            accepted = accept(&listener, &room), if waiting.is_none() => waiting = Some(accepted),
+            place = room.enter(peer), if waiting.is_some() => {
+                let (Some((stream, peer)), Some(place)) = (waiting.take(), place) else {
+                    tracing::debug!("{}: too many connections of this address", name(peer));
+                    continue;
+                };
+                let greeting = stream.greet(listener.acceptor());
+                let client = Client { peer, log: listener.log(), activity: place.activity() };
+                let connection = connection(greeting, client, handler.clone(), &limits, graceful.watcher());
+                connections.spawn(unless_closed(place, limits.first_byte.min(limits.head), peer, connection));
             }
         }
     }
-    drop(listener);
+    drop((listener, waiting));
     if timeout(limits.drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("{} connections were cut, still busy after {} s", connections.len(), limits.drain.as_secs());
     }
     Ok(())
 }
 
-/// The next connection, when there is room for one.
-async fn accept(
-    listener: &Listener,
-    room: &Arc<Semaphore>,
-) -> (Connected, Option<SocketAddr>, Option<OwnedSemaphorePermit>) {
-    // It's never closed.
-    let place = room.clone().acquire_owned().await.ok();
+/// The next connection.
+async fn accept(listener: &Listener, room: &Connections) -> (Connected, Option<SocketAddr>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer, place),
+            Ok(accepted) => return accepted,
             // Out of file descriptors, most likely: it passes when a connection ends.
             Err(error) => {
+                room.close_idle();
                 tracing::error!("cannot accept a connection: {error}");
                 sleep(Duration::from_millis(200)).await;
             }
@@ -115,9 +127,42 @@ async fn accept(
     }
 }
 
+/// Runs a connection until it ends, its place is wanted for another client, or no request has begun in time.
+async fn unless_closed(
+    place: Place,
+    first_byte: Duration,
+    peer: Option<SocketAddr>,
+    connection: impl Future<Output = ()>,
+) {
+    let activity = place.activity();
+    let silent = async {
+        sleep(first_byte).await;
+        if !activity.is_new() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = activity.closed() => tracing::debug!("{}: closed while idle, for another client", name(peer)),
+        () = connection => {}
+        () = silent => tracing::debug!("{}: no request within {} s", name(peer), first_byte.as_secs()),
+    }
+}
+
+/// The other end of a connection.
+struct Client {
+    peer: Option<SocketAddr>,
+    log: Option<AccessLog>,
+    activity: Activity,
+}
+
+fn name(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(|| "a local client".to_owned(), |peer| peer.to_string())
+}
+
 fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     greeting: G,
-    (peer, log): (Option<SocketAddr>, Option<AccessLog>),
+    Client { peer, log, activity }: Client,
     handler: Arc<H>,
     limits: &Limits,
     graceful: Watcher,
@@ -126,25 +171,25 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     // wait for the first bytes without a limit, before hyper's own limit on a request's head.
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(limits.buffer);
-    let (head, stalled) = (limits.head, limits.stalled);
+    let (handshake, stalled, buffer) = (limits.head.min(HANDSHAKE), limits.stalled, limits.buffer);
     async move {
-        let name = || peer.map_or_else(|| "a local client".to_owned(), |peer| peer.to_string());
-        let stream = match timeout(head, greeting).await {
+        let name = || name(peer);
+        let stream = match timeout(handshake, greeting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!("{}: no TLS: {error}", name()),
-            Err(_) => return tracing::debug!("{}: no TLS within {} s", name(), head.as_secs()),
+            Err(_) => return tracing::debug!("{}: no TLS within {} s", name(), handshake.as_secs()),
         };
         let pipe = stream.pipe();
+        let watched = Watched::new(Stall::new(stream, stalled), activity.clone(), buffer);
         let service = service_fn(move |mut request: Request<Incoming>| {
-            let (handler, log) = (handler.clone(), log.clone());
+            let (handler, log, busy) = (handler.clone(), log.clone(), activity.busy());
             request.extensions_mut().insert(Peer(peer));
             if let Some(pipe) = &pipe {
                 request.extensions_mut().insert(pipe.clone());
             }
-            async move { Ok::<_, Infallible>(answer(&*handler, request, log).await) }
+            async move { Ok::<_, Infallible>(answer(&*handler, request, log, busy).await) }
         });
-        let io = TokioIo::new(Stall::new(stream, stalled));
-        let served = graceful.watch(builder.serve_connection(io, service).into_owned());
+        let served = graceful.watch(builder.serve_connection(TokioIo::new(watched), service).into_owned());
         if let Err(error) = served.await {
             // A client that hangs up in the middle is nothing unusual.
             tracing::debug!("{}: {error}", name());
@@ -152,8 +197,16 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     }
 }
 
-async fn answer<H: Handler>(handler: &H, request: Request<Incoming>, log: Option<AccessLog>) -> Response<ResponseBody> {
+async fn answer<H: Handler>(
+    handler: &H,
+    request: Request<Incoming>,
+    log: Option<AccessLog>,
+    busy: Busy,
+) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
-    let line = Line::new(&head, log);
+    let line = Line::new(&head, log, Some(busy));
     line.follow(handler.handle(Request::from_parts(head, incoming(body))).await)
 }
+
+/// How long TLS may take to be agreed on, beside [`Limits::head`]: it needs two round trips.
+const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -541,17 +541,83 @@ async fn slow_heads_and_idle_connections_are_ended() {
 }
 
 #[tokio::test]
-async fn connections_are_bounded() {
-    let (running, _) = running(Limits { connections: 1, ..Limits::default() }).await;
-    let mut first = TcpStream::connect(running.address).await.expect("connects");
-    first.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sends");
-    assert!(first.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0), "it has the only place");
+async fn busy_connections_are_bounded() {
+    let (running, memory) = running(Limits { connections: 1, ..Limits::default() }).await;
+    let request = request_for(memory.store(b"0123456789"));
+    memory.state().slow = Duration::from_millis(300);
+    let first = tokio::spawn(async move { talk(running.address, &request).await });
+    memory.is_read().await;
     let request = "GET /v2/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let mut second = Box::pin(talk(running.address, request));
-    assert!(tokio::time::timeout(Duration::from_millis(200), &mut second).await.is_err(), "it waits");
-    drop(first);
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut second).await.is_err(), "it waits");
+    assert!(first.await.expect("no panic").ends_with("\r\n\r\n0123456789"), "the answer is whole");
     let answer = tokio::time::timeout(Duration::from_secs(5), second).await.expect("it has its turn");
     assert!(answer.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn an_idle_connection_gives_its_place_to_another_client() {
+    let (running, _) = running(Limits { connections: 1, ..Limits::default() }).await;
+    let request = "GET /v2/ HTTP/1.1\r\nhost: x\r\n\r\n";
+    for begun in ["", "GET /v2/ HTT", request] {
+        let mut idle = TcpStream::connect(running.address).await.expect("connects");
+        idle.write_all(begun.as_bytes()).await.expect("sends");
+        if begun == request {
+            assert!(idle.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0), "it has the only place");
+        }
+        let last = "GET /v2/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let other = tokio::time::timeout(Duration::from_secs(5), talk(running.address, last));
+        assert!(other.await.expect("it has a place").starts_with("HTTP/1.1 200 OK"), "{begun:?}");
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(5), idle.read_to_end(&mut rest));
+        assert!(ended.await.is_ok(), "{begun:?}: it is closed");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_must_say_something_soon() {
+    let limits = Limits { first_byte: Duration::from_millis(100), ..Limits::default() };
+    let (running, _) = running(limits).await;
+    let silent = tokio::time::timeout(Duration::from_secs(5), talk(running.address, ""));
+    assert_eq!(silent.await.expect("it is closed"), "");
+    // Who has begun has longer.
+    let mut slow = TcpStream::connect(running.address).await.expect("connects");
+    slow.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\n").await.expect("sends");
+    let silent = tokio::time::timeout(Duration::from_secs(5), talk(running.address, ""));
+    silent.await.expect("a later one is closed");
+    slow.write_all(b"connection: close\r\n\r\n").await.expect("sends");
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+/// Heads arrive in pieces, several in one, and before and after bodies of both kinds.
+#[tokio::test]
+async fn requests_are_told_apart_however_they_arrive() {
+    let (running, _) = running(Limits::default()).await;
+    let put = "PUT /v2/a/b/manifests/v1 HTTP/1.1\r\nhost: x\r\ncontent-type: x\r\n";
+    let all = format!(
+        "GET /v2/ HTTP/1.1\r\nhost: x\r\n\r\n{put}content-length: 5\r\n\r\nGET /\
+         {put}transfer-encoding: chunked\r\n\r\n5\r\nGET /\r\n0\r\n\r\n\
+         GET /v2/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    );
+    for piece in [1, 7, 100, all.len()] {
+        let mut stream = TcpStream::connect(running.address).await.expect("connects");
+        stream.set_nodelay(true).expect("a socket");
+        let (mut read, mut write) = stream.split();
+        let mut answers = String::new();
+        let sent = async {
+            for piece in all.as_bytes().chunks(piece) {
+                write.write_all(piece).await.expect("sends");
+                tokio::task::yield_now().await;
+            }
+        };
+        let received = async { read.read_to_string(&mut answers).await.expect("answers") };
+        tokio::join!(sent, received);
+        let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+        assert_eq!(statuses.len(), 4, "{piece}: {answers}");
+        assert_eq!((statuses[0], statuses[3]), ("200", "200"), "{piece}: {answers}");
+    }
 }
 
 #[tokio::test]

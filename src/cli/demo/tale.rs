@@ -61,7 +61,8 @@ impl Tale {
 
     pub(super) fn say(&self, text: &str) {
         if self.aloud {
-            output::print(&format!("{text}\n"));
+            // With colours; the images and registries are its own.
+            output::print_exact(&format!("{text}\n"));
         }
     }
 

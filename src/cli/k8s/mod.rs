@@ -45,7 +45,8 @@ pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
 /// kubectl takes both.
 fn print(document: &Value, global: &Global) {
     match global.output {
-        Format::Json => output::print_json(document),
-        Format::Text => output::print(&yaml::document(document)),
+        // Exactly: a Secret is what was asked for.
+        Format::Json => output::print_exact(&format!("{document:#}\n")),
+        Format::Text => output::print_exact(&yaml::document(document)),
     }
 }

@@ -147,15 +147,16 @@ impl Document {
         for entry in &self.entries {
             let mut line = format!("{:>width$}", entry.line);
             for (what, to) in entry.rows() {
-                let to: Vec<String> = to.iter().map(|place| short(place)).collect();
-                let _ = writeln!(text, "{line}  {} -> {}{}", short(&what), to.join(", "), entry.extent());
+                let to: Vec<String> = to.iter().map(|place| output::field(short(place))).collect();
+                let (what, extent) = (output::field(short(&what)), output::field(entry.extent()));
+                let _ = writeln!(text, "{line}  {what} -> {}{extent}", to.join(", "));
                 // The line stands before the first of its images.
                 line = " ".repeat(width);
             }
         }
         for note in &self.notes {
             let line = if note.line == 0 { String::new() } else { format!("line {}: ", note.line) };
-            let _ = writeln!(text, "note: {line}{}", note.text);
+            let _ = writeln!(text, "note: {line}{}", output::field(&note.text));
         }
         text
     }

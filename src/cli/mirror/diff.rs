@@ -125,7 +125,8 @@ impl Document {
     fn text(&self) -> String {
         let mut text = String::new();
         for image in self.images.iter().filter(|image| image.status != "same") {
-            text += &format!("{:8} {} {}", image.status, image.source, image.destination);
+            text +=
+                &format!("{:8} {} {}", image.status, output::field(&image.source), output::field(&image.destination));
             if let Some(error) = &image.error {
                 text += &format!(": {}", error.message);
             }

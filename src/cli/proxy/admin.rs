@@ -136,7 +136,7 @@ fn ls(found: &Listing, global: &Global) -> Result<u8> {
             let mut text = String::new();
             for (name, tag) in names {
                 let age = output::time(Duration::from_secs(now.saturating_sub(tag.checked)));
-                let _ = writeln!(text, "{name}  {}  checked {age} ago", tag.digest);
+                let _ = writeln!(text, "{}  {}  checked {age} ago", output::field(name), tag.digest);
             }
             for (noun, (count, bytes)) in [("manifest", found.manifests), ("blob", found.blobs)] {
                 let _ = writeln!(text, "{}, {}", output::count(count, noun), output::bytes(bytes));

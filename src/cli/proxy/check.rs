@@ -84,6 +84,9 @@ fn text(plan: &Plan) -> String {
         settings.fills,
         plan.limits.head.as_secs()
     );
+    if let Some(connections) = plan.limits.per_address {
+        let _ = writeln!(text, "at most {connections} connections of each client address");
+    }
     if plan.access_log != AccessLines::Off {
         let _ = writeln!(text, "tells each request on stdout as {:?}", plan.access_log);
     }

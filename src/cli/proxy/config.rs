@@ -88,6 +88,8 @@ struct Logs {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Bounds {
     connections: Option<Spanned<usize>>,
+    /// Of one client address; whole nodes and NAT gateways share one, so there is no limit unless it's given.
+    connections_per_client: Option<Spanned<usize>>,
     fills: Option<Spanned<usize>>,
     head_timeout: Option<Spanned<Seconds>>,
     parallel_fetch: Option<Spanned<usize>>,
@@ -172,6 +174,9 @@ impl Reader<'_> {
         let mut limits = Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() };
         if let Some(connections) = bounds.connections {
             limits.connections = self.within(&connections, 1..=1_000_000)?;
+        }
+        if let Some(connections) = bounds.connections_per_client {
+            limits.per_address = Some(self.within(&connections, 1..=1_000_000)?);
         }
         if let Some(timeout) = bounds.head_timeout {
             let place = timeout.referenced;

@@ -23,6 +23,7 @@ use std::time::Duration;
 use self::listen::Open;
 use self::plan::{AccessLines, At, Door, Plan};
 use super::global::parse_bytes;
+use super::output::note;
 use crate::error::{Error, Kind, Result};
 use crate::file_access::Files;
 use crate::proxy::world::{Base, Spec};
@@ -172,25 +173,24 @@ impl Args {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "it's what the user waits for, and scripts read it")]
 fn announce<O: Origins>(plan: &Plan, doors: &[Open], proxy: &Proxy<O>) {
     let names: Vec<&str> = plan.settings.upstreams.iter().map(|spec| spec.name.as_str()).collect();
     let (blobs, bytes) = proxy.cache().blobs.count();
     for door in doors {
-        eprintln!("proxying {} on {}", names.join(", "), door.url);
+        note(&format!("proxying {} on {}", names.join(", "), door.url));
     }
-    eprintln!("the cache {} has {blobs} blobs, {} MiB", plan.settings.cache.dir.display(), bytes >> 20);
+    note(&format!("the cache {} has {blobs} blobs, {} MiB", plan.settings.cache.dir.display(), bytes >> 20));
     let exposed: Vec<String> = doors.iter().filter_map(|door| Some(door.exposed?.to_string())).collect();
     let open = plan.settings.upstreams.iter().filter(|spec| spec.rules.allow.is_empty());
     let open: Vec<&str> = open.map(|spec| spec.name.as_str()).collect();
     if !exposed.is_empty() && !open.is_empty() {
-        eprintln!(
+        note(&format!(
             "warning: there is no authentication at {}: whoever can reach it can pull everything of {} that this \
              proxy's own credentials can pull; add users-file, token-file or client-ca to the listener, or `allow` \
              to each upstream",
             exposed.join(", "),
             open.join(", ")
-        );
+        ));
     }
 }
 

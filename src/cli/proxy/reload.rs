@@ -21,7 +21,7 @@ use crate::cli::output;
 use crate::descriptor::Digest;
 use crate::error::{Error, Result};
 use crate::proxy::{Proxy, Settings};
-use crate::server::AccessLog;
+use crate::server::{AccessLog, Limits};
 
 /// What is looked at.
 pub(super) struct Watch {
@@ -114,7 +114,8 @@ impl Watch {
         let (old, new) = (&self.plan, &plan);
         let limits = |plan: &Plan| {
             let settings = &plan.settings;
-            (plan.limits.connections, plan.limits.head, settings.fills, settings.parallel)
+            let Limits { connections, per_address, head, .. } = plan.limits;
+            (connections, per_address, head, settings.fills, settings.parallel)
         };
         let cache = |plan: &Plan| {
             let Settings { cache, scrub, .. } = &plan.settings;

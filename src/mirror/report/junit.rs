@@ -6,6 +6,7 @@ use std::io::{Result, Write};
 
 use super::{Run, registry};
 use crate::copy::{Entry, Report};
+use crate::{printable, redact};
 
 /// The schema is nobody's standard; this is what Jenkins, GitLab and Azure DevOps all read.
 pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
@@ -78,22 +79,18 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Text within an element or between double quotes.
+/// Text within an element or between double quotes. XML 1.0 can't have most control characters at all (§2.2).
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write as _;
-        for c in self.0.chars() {
+        for c in printable::line(&redact::own(self.0)).chars() {
             match c {
                 '&' => f.write_str("&amp;")?,
                 '<' => f.write_str("&lt;")?,
                 '>' => f.write_str("&gt;")?,
                 '"' => f.write_str("&quot;")?,
-                // Written plainly in an attribute they'd be read as spaces.
-                '\n' | '\r' | '\t' => write!(f, "&#{};", u32::from(c))?,
-                // XML 1.0 has no way at all to write these.
-                '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => f.write_char('\u{fffd}')?,
                 _ => f.write_char(c)?,
             }
         }

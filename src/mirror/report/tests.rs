@@ -171,7 +171,7 @@ fn junit_has_a_suite_for_each_registry() {
     assert!(text.contains("<testcase classname=\"a.example.com/a/a:1\" name=\"docker.io/a/a:1\" time=\"1.500\">"));
     assert!(text.contains("<system-out>copied: 1000 bytes moved, 24 saved, 3 pulls</system-out></testcase>"), "{text}");
     assert!(text.contains("<system-out>unchanged: 0 bytes moved, 24 saved, 0 pulls</system-out></testcase>"), "{text}");
-    let message = "429: &quot;slow&quot; &lt;down&gt; &amp; wait\u{fffd}[0m&#10;now";
+    let message = "429: &quot;slow&quot; &lt;down&gt; &amp; wait\\u{1b}[0m\\nnow";
     assert!(text.contains(&format!("{message}\">source: ")), "{text}");
     assert!(text.contains("\nhint: log in &amp; try again</failure></testcase>"), "{text}");
     assert!(!text.contains('\u{1b}'));

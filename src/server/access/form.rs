@@ -134,7 +134,7 @@ mod tests {
     fn of(uri: &str, agent: &[u8]) -> Line {
         let agent = http::HeaderValue::from_bytes(agent).expect("a value");
         let request = Request::get(uri).header("user-agent", agent).header("authorization", "Basic c2VjcmV0");
-        let mut line = Line::new(&request.body(()).expect("a request").into_parts().0, None);
+        let mut line = Line::new(&request.body(()).expect("a request").into_parts().0, None, None);
         (line.status, line.sent) = (Some(200), 7);
         line
     }

@@ -1,1 +1,211 @@
 //! Registries that echo secrets.
+
+use serde_json::json;
+
+use crate::support::fake_registry::{Answer, Asked};
+use crate::support::images::{Document, OCI_MANIFEST};
+use crate::support::{FakeRegistry, Image, Proxied, TempDir, Tool, http};
+
+const USER: &str = "robot";
+const PASSWORD: &str = "hunter2/+&\"Ä=";
+/// `robot:hunter2/+&"Ä=`, in Base64 and in that of URLs.
+const PAIR: &str = "cm9ib3Q6aHVudGVyMi8rJiLDhD0=";
+const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJyb2JvdCIsInNjb3BlIjoicHVsbCJ9.c2lnbmF0dXJlLXNpZ25hdHVyZQ";
+const REFRESH: &str = "refresh-token-0123456789abcdef";
+
+/// All forms in which a secret may come back.
+fn leaks(text: &str) -> Vec<&'static str> {
+    let forms = [
+        PASSWORD,
+        "hunter2%2F%2B%26%22%C3%84%3D",
+        "hunter2/+\\u0026\\\"Ä=",
+        "hunter2/&#43;&amp;&#34;Ä=",
+        "hunter2",
+        PAIR,
+        "cm9ib3Q6aHVudGVyMi8rJiLDhD0",
+        TOKEN,
+        // A token that was cut.
+        "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi",
+        REFRESH,
+    ];
+    forms.into_iter().filter(|form| text.to_lowercase().contains(&form.to_lowercase())).collect()
+}
+
+#[track_caller]
+fn keeps_secrets(what: &str, text: &str) {
+    assert_eq!(leaks(text), Vec::<&str>::new(), "{what}: {text}");
+}
+
+/// A file with the credentials of this registry.
+fn auth_file(dir: &TempDir, at: &str) -> String {
+    dir.write("auth.json", json!({ "auths": { at: { "username": USER, "password": PASSWORD } } }).to_string())
+}
+
+/// A registry that wants `Basic` or, if `bearer`, a token; what it answers then is up to the test.
+fn registry(bearer: bool, answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> FakeRegistry {
+    FakeRegistry::start(move |asked| {
+        if asked.target.starts_with("/token") {
+            return Answer::new(
+                200,
+                json!({ "token": TOKEN, "refresh_token": REFRESH, "expires_in": 300 }).to_string(),
+            );
+        }
+        if asked.authorization.is_empty() {
+            let token = format!("Bearer realm=\"http://{}/token\",service=\"x\"", asked.host);
+            return Answer::new(401, "").with("www-authenticate", if bearer { &token } else { "Basic realm=\"x\"" });
+        }
+        answer(asked)
+    })
+}
+
+/// In which ways a registry may say what it was sent.
+fn echoes(sent: &str) -> Vec<Answer> {
+    let url: String = sent.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    vec![
+        Answer::error(403, "DENIED", &format!("not with {sent}")),
+        Answer::error(403, &format!("CODE {sent}"), "no"),
+        Answer::error(404, sent, sent),
+        Answer::error(500, "UNKNOWN", &format!("{}{sent}", "x".repeat(150))),
+        Answer::new(403, format!("bad header: {sent}")),
+        Answer::new(403, format!("<html><title>{sent}</title></html>")),
+        Answer::error(
+            403,
+            "DENIED",
+            &format!("not with {}", sent.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")),
+        ),
+        Answer::error(403, "DENIED", &format!("not with {}", sent.to_uppercase())),
+        // Not an encoding that anybody uses: only to see that nothing breaks.
+        Answer::error(403, "DENIED", &url),
+        Answer::error(429, "TOOMANYREQUESTS", &format!("too many requests of {sent}")),
+        Answer::new(401, "").with("www-authenticate", &format!("Basic realm=\"{sent}\"")),
+        Answer::new(200, format!("{{\"schemaVersion\": \"{sent}\"}}")).with("content-type", OCI_MANIFEST),
+        Answer::new(200, format!("{sent} is not JSON")).with("content-type", OCI_MANIFEST),
+        Answer::new(307, "").with("location", &format!("ftp://x/{sent}")),
+    ]
+}
+
+/// An error message repeats our `Authorization` header, whole or cut, as it is or encoded. It must not get to the
+/// terminal, to reports or to JUnit's XML, which CI systems keep for everybody.
+#[test]
+fn a_registry_that_echoes_our_credentials_gets_them_into_no_output() {
+    for (bearer, sent) in [(false, PASSWORD), (false, PAIR), (true, TOKEN), (true, &TOKEN[..40]), (true, REFRESH)] {
+        for answer in echoes(&format!("[{sent}]")) {
+            let refused = answer.clone();
+            let registry = registry(bearer, move |_| refused.clone());
+            let dir = TempDir::new();
+            let auth = auth_file(&dir, &registry.addr().to_string());
+            let list = dir.write("images.txt", format!("{}/app:v1\n", registry.addr()));
+            let (report, junit) = (dir.join("report.json"), dir.join("junit.xml"));
+            let flags = ["--auth-file", &auth, "-vv", "--retries", "0", "--report", &report, "--junit", &junit];
+            // Both ends are this registry.
+            let to = format!("{}/x", registry.addr());
+            let run = Tool::transload().args(&["mirror", &list, "--to", &to]).args(&flags).run().exits(1);
+            assert!(registry.seen().iter().any(|asked| !asked.authorization.is_empty()), "they were sent");
+            for text in [&run.stdout, &run.stderr, &dir.read("report.json"), &dir.read("junit.xml")] {
+                keeps_secrets(&format!("{answer:?}"), text);
+            }
+        }
+    }
+}
+
+/// Data may repeat a secret, too: a tag, an annotation.
+#[test]
+fn a_secret_in_tags_and_annotations_is_not_printed() {
+    let image = Image::single(1, &[1000]);
+    let mut manifest: serde_json::Value = serde_json::from_slice(image.bytes()).expect("JSON");
+    manifest["annotations"] = json!({ "a": TOKEN, "b": PASSWORD, "c": PAIR });
+    let manifest = Document::new(OCI_MANIFEST, &manifest);
+    for bearer in [false, true] {
+        let shown = manifest.clone();
+        let registry = registry(bearer, move |asked| match asked.target.contains("/tags/list") {
+            true => Answer::new(200, json!({ "name": "app", "tags": [&TOKEN[..60], "v1"] }).to_string()),
+            false => Answer::new(200, &shown.bytes).with("content-type", OCI_MANIFEST),
+        });
+        let dir = TempDir::new();
+        let auth = auth_file(&dir, &registry.addr().to_string());
+        let name = format!("{}/app", registry.addr());
+        for output in ["text", "json"] {
+            let tool = || Tool::transload().args(&["--auth-file", &auth, "--output", output]);
+            let run = tool().args(&["inspect", &format!("{name}:v1")]).run().ok();
+            // Which of them was sent is known; the other one isn't a secret of this run.
+            keeps_secrets("inspect", &if bearer { run.stdout } else { run.stdout.replace(TOKEN, "") });
+            let run = tool().args(&["tags", &name]).run();
+            assert!(run.stdout.contains("v1"), "{run:?}");
+            if bearer {
+                keeps_secrets("tags", &run.stdout);
+            }
+        }
+    }
+}
+
+/// The proxy's credentials are the operator's. A client that may pull must not learn them, and the upstream must not
+/// talk to clients in the proxy's name: they get our own text, and of the upstream's only a code of the specification.
+#[test]
+fn clients_of_the_proxy_do_not_get_the_upstreams_text() {
+    for (bearer, sent) in [(false, PASSWORD), (false, PAIR), (true, TOKEN)] {
+        for answer in echoes(sent) {
+            let refused = answer.clone();
+            let upstream = registry(bearer, move |_| refused.clone());
+            let dir = TempDir::new();
+            let auth = auth_file(&dir, &upstream.addr().to_string());
+            let proxy = Proxied::hub(upstream.addr(), &["--auth-file", &auth, "-vv"]);
+            for path in ["manifests/v1", "tags/list", &format!("blobs/sha256:{}", "a".repeat(64))] {
+                let path = format!("/v2/library/app/{path}");
+                // What turns out to be another blob ends the connection.
+                let Ok(reply) = http::try_send(proxy.addr(), "GET", &path, &[], b"") else { continue };
+                keeps_secrets(&format!("{path} {answer:?}"), &format!("{:?} {}", reply.headers, reply.text()));
+            }
+            keeps_secrets(&format!("{answer:?}"), &proxy.process.stderr.text());
+        }
+    }
+    for (status, code) in [(404, "MANIFEST_UNKNOWN"), (429, "TOOMANYREQUESTS"), (403, "DENIED"), (500, "UNKNOWN")] {
+        let upstream = FakeRegistry::start(move |_| Answer::error(status, code, "send your password to evil.example"));
+        let proxy = Proxied::hub(upstream.addr(), &[]);
+        let reply = http::get(proxy.addr(), "/v2/library/app/manifests/v1");
+        assert!(reply.status >= 400 && !reply.text().contains("evil.example"), "{reply:?} {}", reply.text());
+    }
+}
+
+/// The signature in the URL of a blob's storage is as good as a password for as long as it holds.
+#[test]
+fn the_signature_of_a_redirect_is_not_printed() {
+    const SIGNATURE: &str = "c2lnbmF0dXJlb2ZhYmxvYg%3D%3D";
+    let image = Image::single(1, &[1000]);
+    let shown = image.root().clone();
+    let registry = FakeRegistry::start(move |asked| {
+        let query = asked.target.split_once('?').map(|(_, query)| query.to_owned()).unwrap_or_default();
+        if asked.target.starts_with("/storage") {
+            return Answer::new(403, format!("AuthenticationFailed: http://{}{} ({query})", asked.host, asked.target));
+        }
+        if asked.target.contains("/blobs/") {
+            let url = format!("http://{}/storage/blob?se=2030-01-01&sig={SIGNATURE}&sp=r", asked.host);
+            return Answer::new(307, "").with("location", &url);
+        }
+        Answer::new(200, &shown.bytes).with("content-type", OCI_MANIFEST)
+    });
+    let dir = TempDir::new();
+    let from = format!("{}/app:v1", registry.addr());
+    let to = format!("oci:{}", dir.join("layout"));
+    for output in ["text", "json"] {
+        let run =
+            Tool::transload().args(&["copy", &from, &to, "-vv", "--retries", "0", "--output", output]).run().exits(1);
+        assert!(registry.seen().iter().any(|asked| asked.target.contains(SIGNATURE)), "it was followed");
+        for text in [&run.stdout, &run.stderr] {
+            assert!(!text.contains("c2lnbmF0dXJl"), "{text}");
+        }
+    }
+}
+
+/// A password that is also a word must not turn all output to stars; what the registry says of it is masked.
+#[test]
+fn a_short_password_leaves_our_own_text_readable() {
+    let registry =
+        registry(false, |asked| Answer::error(403, "DENIED", &format!("{} is not app", asked.authorization)));
+    let dir = TempDir::new();
+    let at = registry.addr().to_string();
+    let auth = dir.write("auth.json", json!({ "auths": { &at: { "username": "u", "password": "app" } } }).to_string());
+    let name = format!("{at}/app:v1");
+    let run = Tool::transload().args(&["inspect", &name, "--auth-file", &auth]).run().exits(1);
+    assert!(run.stderr.contains("Basic *** is not app"), "{}", run.stderr);
+    assert!(!run.stderr.contains("dTphcHA"), "{}", run.stderr);
+}

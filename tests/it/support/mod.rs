@@ -10,6 +10,7 @@
 pub mod background;
 pub mod containerd;
 pub mod dir;
+pub mod fake_registry;
 pub mod faults;
 pub mod front;
 pub mod front_body;
@@ -31,6 +32,7 @@ pub mod tls;
 pub mod wire;
 
 pub use dir::TempDir;
+pub use fake_registry::FakeRegistry;
 pub use faults::{Fault, Rule};
 pub use front::Front;
 pub use front_log::Seen;
