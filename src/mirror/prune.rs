@@ -34,6 +34,7 @@ use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
+use crate::panics;
 use crate::reference::{Artifact, Repository, Target};
 
 /// How far a prune may go.
@@ -226,7 +227,7 @@ pub async fn plan<S: Shelf>(
             let mut part = Part { repository: repository.to_string(), ..Part::default() };
             part.spared = spared(claim);
             if part.spared.is_none()
-                && let Err(error) = look(open(repository), claim, options, now, &mut part).await
+                && let Err(error) = panics::caught(look(open(repository), claim, options, now, &mut part)).await
             {
                 part.going.clear();
                 let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
