@@ -5,28 +5,40 @@
 //! times its bytes while it is parsed.
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError};
 
 /// The room for large answers that are being read. Permits are KiB.
 static READING: Semaphore = Semaphore::const_new(READING_KIB as usize);
+/// The same for what clients push: a slow one holds up no answer.
+static PUSHED: Semaphore = Semaphore::const_new(READING_KIB as usize);
+/// The room for large manifests on their way from an upstream into a proxy's cache.
+static CACHING: Semaphore = Semaphore::const_new(2 * READING_KIB as usize);
 
 /// Manifests that are read from a disk at once. That takes no longer for more of them.
 static DISK: Semaphore = Semaphore::const_new(8);
 
 /// An answer that is being collected, frame by frame.
 ///
+/// Whoever has room waits only for those bytes, and not for ever: so nobody waits in a circle.
+///
 /// Beyond [`SMALL`] bytes it holds room of the process, which the finished [`Bytes`] keep for as long as any part of
 /// them lives: so the parsing counts too. Whoever keeps the content longer keeps its own copy ([`own`]).
 pub(crate) struct Collected {
     bytes: Vec<u8>,
     limit: u64,
+    rooms: &'static Semaphore,
     room: Option<SemaphorePermit<'static>>,
 }
 
 impl Collected {
     /// An empty one, for at most `limit` bytes.
     pub(crate) fn new(limit: u64) -> Self {
-        Self { bytes: Vec::new(), limit, room: None }
+        Self { bytes: Vec::new(), limit, rooms: &READING, room: None }
+    }
+
+    /// An empty one for what a client sends.
+    pub(crate) fn pushed(limit: u64) -> Self {
+        Self { rooms: &PUSHED, ..Self::new(limit) }
     }
 
     /// Whether `frame` still fits below the limit.
@@ -42,7 +54,8 @@ impl Collected {
     /// Waits for the room that an answer of `expected` bytes takes, or of as many as the limit allows.
     pub(crate) async fn wait(&mut self, expected: Option<u64>) {
         let expected = expected.unwrap_or(self.limit).min(self.limit);
-        self.room = reading(expected.max(SMALL as u64 + 1)).await;
+        // It is never closed.
+        self.room = self.rooms.acquire_many(kib(expected).min(READING_KIB)).await.ok();
         self.bytes.reserve_exact(usize::try_from(expected).unwrap_or(0).saturating_sub(self.bytes.len()));
     }
 
@@ -62,16 +75,16 @@ impl Collected {
     }
 }
 
-/// Waits for the room to read an answer of so many bytes. `None` for a small one.
+/// The room for a manifest of so many bytes on its way into a cache, if it needs any.
 ///
-/// Whoever has it waits only for those bytes, and not for ever: so nobody waits in a circle.
-pub(crate) async fn reading(bytes: u64) -> Option<SemaphorePermit<'static>> {
-    if bytes <= SMALL as u64 {
-        return None;
-    }
-    let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(READING_KIB).min(READING_KIB);
-    // It is never closed.
-    READING.acquire_many(kib).await.ok()
+/// # Errors
+/// If there is none left: to wait would take memory too.
+pub(crate) fn caching(bytes: u64) -> Result<Option<SemaphorePermit<'static>>, TryAcquireError> {
+    if bytes <= SMALL as u64 { Ok(None) } else { CACHING.try_acquire_many(kib(bytes)).map(Some) }
+}
+
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 /// Waits until a manifest may be read from a disk, whatever its size.
@@ -119,7 +132,6 @@ mod tests {
         };
         let (one, two) = (large().await, large().await);
         assert!(large().now_or_never().is_none(), "both halves are taken");
-        assert!(reading(SMALL as u64).now_or_never().is_some_and(|room| room.is_none()));
         let (part, copy) = (one.slice(1..2), own(&two));
         drop((one, two));
         assert_eq!((part[0], copy.len()), (7, SMALL + 1));

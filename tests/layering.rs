@@ -35,7 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("layout", &["error", "pool", "memory", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
-    ("server", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
+    ("server", &["error", "pool", "memory", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     (
         "proxy",
         &[

@@ -83,7 +83,8 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
         // Before anything that can panic: `Over` takes the lock.
         drop(running);
         let over = Over { flights: self.0.clone(), key };
-        let work = work();
+        let (work, quiet) = (work(), is_write_back());
+        let work = async move { if quiet { as_write_back(work).await } else { work.await } };
         tasks.spawn(async move {
             let over = over;
             let result = panics::caught(work).await.map_err(Arc::new);
@@ -105,6 +106,21 @@ impl<K: Eq + Hash, V> Drop for Over<K, V> {
     fn drop(&mut self) {
         lock(&self.flights).remove(&self.key);
     }
+}
+
+tokio::task_local! {
+    // By the task: else each question to the upstream would hand it on.
+    static WRITE_BACK: ();
+}
+
+/// Runs `work` for write-back itself, with the flights that it begins.
+pub(super) async fn as_write_back<T>(work: impl Future<Output = T>) -> T {
+    WRITE_BACK.scope((), work).await
+}
+
+/// Whether this is done for write-back, and not for a client: what it reads needs no copy of its own.
+pub(super) fn is_write_back() -> bool {
+    WRITE_BACK.try_with(|()| ()).is_ok()
 }
 
 const MOST: usize = 10_000;

@@ -15,6 +15,7 @@ mod access;
 mod backend;
 mod guard;
 mod incoming;
+mod large;
 mod listen;
 mod pull;
 mod push;
@@ -66,12 +67,13 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Server<B: Backend> {
     backend: B,
     uploads: uploads::Uploads<B::Upload>,
+    large: large::Large,
 }
 
 impl<B: Backend> Server<B> {
     /// A server of what `backend` holds.
     pub fn new(backend: B) -> Self {
-        Self { backend, uploads: uploads::Uploads::default() }
+        Self { backend, uploads: uploads::Uploads::default(), large: large::Large::default() }
     }
 
     /// What it serves.
