@@ -321,6 +321,7 @@ impl Queue {
 
     fn ended(&self, job: &Job, result: Result<Done>) {
         let what = format!("{}/{} {}", job.upstream, job.repository, job.target);
+        let mut most = MAX_TRIES;
         let gone = match result {
             Ok(done) => {
                 tracing::info!("{what} is in the durable tier");
@@ -330,6 +331,10 @@ impl Queue {
             Err(error) => {
                 tracing::warn!("{what} was not copied into the durable tier: {error}");
                 self.told("failed");
+                // The image itself is at fault, unless something between sent something else.
+                if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Internal) {
+                    most = MAX_TRIES_INVALID;
+                }
                 // The source has it no more. What the destination lacks is another matter, and may pass.
                 error.kind() == Kind::NotFound && error.side() != Some(Side::Destination)
             }
@@ -343,7 +348,7 @@ impl Queue {
             waiting.unended = 0;
             let tries = waiting.tries;
             state.unsaved = true;
-            if tries >= MAX_TRIES {
+            if tries >= most {
                 drop(state);
                 self.give_up(job, &format!("it failed {tries} times"));
                 state = self.lock();
@@ -465,6 +470,8 @@ const BOUND: usize = 10_000;
 const MAX_BYTES: usize = 4 << 20;
 /// Tries of one image: with the pauses between them, about a day.
 const MAX_TRIES: u32 = 300;
+/// Tries of an image that can't be copied as it is.
+const MAX_TRIES_INVALID: u32 = 8;
 /// Tries in a row that ended the process.
 const MAX_UNENDED: u32 = 3;
 /// For how long an image that was given up isn't queued again, and how many of those are remembered.
