@@ -292,17 +292,20 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[String], companions: Vec<Stri
         going.digest = digests.first().copied();
         lost.extend(digests);
     }
-    let is_lost = |tag: &String, lost: &BTreeSet<Digest>| {
-        Artifact::of(tag).is_some_and(|artifact| lost.iter().any(|digest| artifact.is_about(digest)))
-    };
-    if !companions.iter().any(|tag| is_lost(tag, &lost)) {
+    // By names in their order: there may be as many companions as lost manifests.
+    let names = |lost: &BTreeSet<Digest>| lost.iter().map(Artifact::name).collect::<BTreeSet<String>>();
+    let is_lost =
+        |tag: &String, names: &BTreeSet<String>| Artifact::of(tag).is_some_and(|artifact| artifact.is_about_any(names));
+    let named = names(&lost);
+    if !companions.iter().any(|tag| is_lost(tag, &named)) {
         return Ok(());
     }
     let staying = staying.iter().cloned().map(Target::Tag).chain(part.pinned.iter().copied().map(Target::Digest));
     for digest in contents(shelf, staying).await?.into_iter().flatten() {
         lost.remove(&digest);
     }
-    for tag in companions.into_iter().filter(|tag| is_lost(tag, &lost)) {
+    let named = names(&lost);
+    for tag in companions.into_iter().filter(|tag| is_lost(tag, &named)) {
         part.going.push(Going { tag, digest: None, written: None, companion: true, gone: false, stayed: None });
     }
     Ok(())

@@ -600,6 +600,132 @@ mod tests {
         assert_eq!(most.into_inner(), AT_ONCE as u64);
     }
 
+    fn dir(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("transload-writeback-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).expect("a directory");
+        dir
+    }
+
+    /// Runs the queue until `killed` is copied, which kills the process: nothing is dropped.
+    async fn run_until_killed(queue: &Queue, killed: &str) -> Vec<String> {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (seen, killed) = (log.clone(), killed.to_owned());
+        let owned = queue.clone();
+        let mut run = Box::pin(async move {
+            let copy = |job: Job, _| {
+                seen.lock().expect("alone").push(job.repository.clone());
+                let dies = job.repository == killed;
+                async move {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    if dies { std::future::pending().await } else { Ok(Done::Copied) }
+                }
+            };
+            owned.run(copy).await;
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(60), &mut run).await;
+        std::mem::forget(run);
+        log.lock().expect("alone").clone()
+    }
+
+    /// What was copied with the one that kills is copied the next time, when the suspects are copied alone.
+    #[tokio::test(start_paused = true)]
+    async fn what_kills_the_process_is_given_up_and_takes_nothing_with_it() {
+        let dir = dir("kills");
+        let mut registry = Registry::default();
+        let open = |registry: &mut Registry| Queue::open(&dir, registry);
+        let queue = open(&mut registry);
+        pulled_of(&queue, "kills", "v1");
+        // Pulled just before the end.
+        assert_eq!(run_until_killed(&queue, "kills").await, ["kills"]);
+        pulled_of(&queue, "other", "v1");
+        queue.next().expect("it begins when the process is killed");
+        assert!(queue.save().await);
+        drop(queue);
+        let queue = open(&mut registry);
+        assert_eq!(queue.lock().saved().iter().map(|saved| saved.unended).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(run_until_killed(&queue, "kills").await, ["kills"], "alone");
+        // Whichever comes first: the innocent one ends, and is no suspect any more.
+        let queue = open(&mut registry);
+        assert_eq!(queue.len(), 2);
+        queue.lock().jobs.reverse();
+        assert_eq!(run_until_killed(&queue, "kills").await, ["other", "kills"]);
+        let mut registry = Registry::default();
+        let queue = open(&mut registry);
+        assert_eq!(queue.len(), 0, "three times");
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
+        assert!(page.contains("transload_proxy_write_back_total{result=\"given-up\"} 1"), "{page}");
+        pulled_of(&queue, "kills", "v1");
+        pulled_of(&queue, "kills", "v2");
+        assert_eq!(queue.len(), 1, "for a day it isn't taken again; another tag is");
+        assert!(queue.save().await);
+        let queue = open(&mut Registry::default());
+        pulled_of(&queue, "kills", "v1");
+        assert_eq!(queue.len(), 1, "over a restart too");
+        queue.lock().given_up.values_mut().for_each(|at| *at -= FORGET_GIVEN_UP.as_secs());
+        pulled_of(&queue, "kills", "v1");
+        assert_eq!(queue.len(), 2);
+        let _ = fs::remove_dir_all(&dir);
+    }
+
+    /// As a rollout does.
+    #[tokio::test(start_paused = true)]
+    async fn an_orderly_end_in_the_middle_of_a_try_counts_for_nothing() {
+        let dir = dir("ends");
+        for _ in 0..5 {
+            let queue = Queue::open(&dir, &mut Registry::default());
+            pulled(&queue, "v1");
+            let _ = tokio::time::timeout(Duration::from_secs(9), queue.run(|_, _| std::future::pending())).await;
+            assert_eq!(queue.len(), 1);
+        }
+        let saved = saved::load(&dir.join(FILE)).expect("reads");
+        assert_eq!((saved.len(), saved[0].tries, saved[0].unended), (1, 0, 0));
+        let _ = fs::remove_dir_all(&dir);
+    }
+
+    /// A panic, or an image that can't be copied, is tried some times; a registry that is down for a day.
+    #[tokio::test(start_paused = true)]
+    async fn tries_are_bounded() {
+        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        for repository in ["panics", "invalid", "down"] {
+            pulled_of(&queue, repository, "v1");
+        }
+        let tries = Mutex::new(HashMap::<String, u32>::new());
+        let copy = |job: Job, _| {
+            *tries.lock().expect("alone").entry(job.repository.clone()).or_default() += 1;
+            async move {
+                match &*job.repository {
+                    "panics" => panic!("by a test"),
+                    "invalid" => Err(Error::new(Kind::Invalid, "too large")),
+                    _ => Err(Error::new(Kind::Network, "down")),
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(48 * 3600), queue.run(copy)).await;
+        assert!(queue.is_empty());
+        let tries = tries.into_inner().expect("alone");
+        let of = |name: &str| tries[name];
+        assert_eq!((of("panics"), of("invalid"), of("down")), (MAX_TRIES_INVALID, MAX_TRIES_INVALID, MAX_TRIES));
+    }
+
+    /// What can't be counted isn't tried: a file of an earlier run stands, and can't be replaced or removed.
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_cannot_be_counted_is_not_made() {
+        let dir = dir("stuck");
+        fs::create_dir_all(dir.join(FILE).join("in the way")).expect("a directory");
+        let queue = Queue::open(&dir, &mut Registry::default());
+        pulled(&queue, "v1");
+        let tried = AtomicU64::new(0);
+        let copy = |_, _| {
+            tried.fetch_add(1, Ordering::Relaxed);
+            async { Ok(Done::Copied) }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(60), queue.run(copy)).await;
+        assert_eq!((tried.load(Ordering::Relaxed), queue.len()), (0, 1));
+        let _ = fs::remove_dir_all(&dir);
+    }
+
     /// What the source has no more is given up; what the destination lacks may come.
     #[test]
     fn only_a_source_that_is_gone_ends_it() {

