@@ -246,6 +246,28 @@ impl Descriptor {
     }
 }
 
+impl Descriptor {
+    /// About how many bytes of memory this takes.
+    pub(crate) fn weight(&self) -> u64 {
+        let texts = self.platform.iter().flat_map(|platform| {
+            let Platform { os, architecture, variant, os_version } = platform;
+            [Some(os), Some(architecture), variant.as_ref(), os_version.as_ref()].into_iter().flatten()
+        });
+        let texts = texts.chain(&self.artifact_type).chain(&self.urls).chain([&self.media_type.0]);
+        let texts: usize = texts.map(|text| text.len() + ALLOCATION).sum();
+        (size_of::<Self>() + texts + map_weight(&self.annotations)) as u64
+    }
+}
+
+/// About how many bytes a map's entries take beside the map itself.
+pub(crate) fn map_weight(map: &BTreeMap<String, String>) -> usize {
+    // A tree's nodes are filled by half at worst.
+    map.iter().map(|(key, value)| 2 * (2 * size_of::<String>() + ALLOCATION) + key.len() + value.len()).sum()
+}
+
+/// What a piece of text takes beside its bytes: its own fields, and what an allocator rounds up.
+const ALLOCATION: usize = size_of::<String>() + 16;
+
 /// Operating system and architecture, in Go's names (OCI image index spec).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {

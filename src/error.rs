@@ -79,6 +79,8 @@ pub enum Kind {
     Local,
     /// SIGINT or SIGTERM; exit code 130.
     Interrupted,
+    /// A fault of transload itself: a panic.
+    Internal,
 }
 
 impl Error {
@@ -88,7 +90,7 @@ impl Error {
             kind,
             side: None,
             doing: None,
-            what: clean(what.into()),
+            what: limited(clean(what.into())),
             quote: None,
             hint: None,
             retry_after: None,
@@ -150,7 +152,7 @@ impl Error {
     /// Says what the user can do, unless something better was said already.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint.get_or_insert_with(|| clean(hint.into()));
+        self.0.hint.get_or_insert_with(|| limited(clean(hint.into())));
         self
     }
 
@@ -260,6 +262,20 @@ impl Error {
         }))
     }
 }
+
+/// Cuts a text that is too long to be read. A run keeps its errors to the end, and some quote what a registry sent.
+fn limited(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
+}
+
+/// The most bytes of an error's text, and of its hint.
+const MAX_TEXT: usize = 8 << 10;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};
+use crate::descriptor::{Descriptor, Digest, MediaType, map_weight, null_is_empty};
 use crate::error::{Error, Kind, Result};
 
 /// The largest manifest that is read: 4 MiB, what the distribution spec asks every registry to
@@ -32,6 +32,7 @@ struct Parts {
     descriptor: Descriptor,
     bytes: Bytes,
     contents: Contents,
+    weight: u64,
 }
 
 /// What a manifest names.
@@ -76,7 +77,8 @@ impl Manifest {
         }
         let contents = raw.contents(&media_type)?;
         let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
-        Ok(Self(Arc::new(Parts { descriptor, bytes, contents })))
+        let weight = bytes.len() as u64 + contents.weight();
+        Ok(Self(Arc::new(Parts { descriptor, bytes, contents, weight })))
     }
 
     /// Media type, digest and size.
@@ -99,9 +101,23 @@ impl Manifest {
         &self.0.contents
     }
 
+    /// About how many bytes of memory it takes: its bytes, and what was parsed of them.
+    pub fn weight(&self) -> u64 {
+        self.0.weight
+    }
+
     /// Whether it is an index or manifest list.
     pub fn is_index(&self) -> bool {
         self.0.descriptor.media_type.is_index()
+    }
+}
+
+impl Contents {
+    /// About how many bytes of memory this takes.
+    fn weight(&self) -> u64 {
+        let parts = self.manifests.iter().chain(&self.blobs).chain(&self.subject);
+        let own = map_weight(&self.annotations) + self.artifact_type.as_ref().map_or(0, String::len);
+        parts.map(Descriptor::weight).sum::<u64>() + own as u64
     }
 }
 

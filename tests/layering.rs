@@ -5,8 +5,19 @@
 use std::path::{Path, PathBuf};
 
 /// Small tools that every other module may name. They name each other and `error` only.
-const TOOLS: &[&str] =
-    &["atomic_file", "changes", "error", "file_access", "go_names", "pool", "printable", "redact", "regular_file"];
+const TOOLS: &[&str] = &[
+    "atomic_file",
+    "changes",
+    "error",
+    "file_access",
+    "go_names",
+    "memory",
+    "panics",
+    "pool",
+    "printable",
+    "redact",
+    "regular_file",
+];
 
 /// A module, and all that it may name besides the tools.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -15,6 +26,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("changes", TOOLS),
     ("file_access", TOOLS),
     ("go_names", TOOLS),
+    ("memory", TOOLS),
+    ("panics", TOOLS),
     ("pool", TOOLS),
     ("printable", TOOLS),
     ("redact", TOOLS),

@@ -10,6 +10,7 @@ use super::global::{Format, Global};
 use super::image::From;
 use super::output::{self, field};
 use crate::content::Source;
+use crate::copy::Account;
 use crate::descriptor::{Descriptor, Platform, total};
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Layout;
@@ -153,13 +154,16 @@ async fn read<S: Source>(source: &S, target: &Target, args: &InspectArgs) -> Res
         return Err(Error::new(Kind::NotFound, "the image has none of the wanted platforms")
             .hint("leave out --platform to see those it has"));
     }
-    let manifests = stream::iter(children).map(|child| look(source, child)).buffered(AT_ONCE).try_collect().await?;
+    let account = Account::alone();
+    account.root(&root).await?;
+    let look = |child| look(source, child, &account);
+    let manifests = stream::iter(children).map(look).buffered(AT_ONCE).try_collect().await?;
     let referrers = if args.referrers { Some(source.referrers(&root.digest()).await?) } else { None };
     Ok(Document { schema: 1, reference: args.image.clone(), root: Shown::of(&root, None), manifests, referrers })
 }
 
 /// A child, with its layers if it's an image. Attestations aren't read: that would cost pulls.
-async fn look<S: Source>(source: &S, child: Descriptor) -> Result<Shown> {
+async fn look<S: Source>(source: &S, child: Descriptor, account: &Account) -> Result<Shown> {
     let is_image = child.platform.as_ref().is_none_or(|platform| !platform.is_unknown());
     if !is_image || child.media_type.is_index() {
         return Ok(Shown {
@@ -173,7 +177,8 @@ async fn look<S: Source>(source: &S, child: Descriptor) -> Result<Shown> {
             blobs: None,
         });
     }
-    let manifest = source.manifest(&Target::Digest(child.digest)).await?;
+    let target = Target::Digest(child.digest);
+    let manifest = account.child((&child.digest, child.size), source.manifest(&target)).await?;
     Ok(Shown::of(&manifest, child.platform))
 }
 

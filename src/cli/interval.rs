@@ -14,6 +14,7 @@ use crate::mirror::metrics::Metrics;
 use crate::mirror::report::Run;
 use crate::mirror::schedule::{self, Event, File, Schedule};
 use crate::ops::{self, Health};
+use crate::panics;
 
 /// When to run again, and where to say how it goes.
 #[derive(Clone, Debug, clap::Args)]
@@ -57,7 +58,7 @@ impl Args {
         };
         let (hangup, mut registry) = (Notify::new(), Registry::default());
         let state = State::new(Metrics::new(&mut registry));
-        let run = async |list: &L| match once(list, &state.metrics).await {
+        let run = async |list: &L| match panics::caught(once(list, &state.metrics)).await {
             Ok(run) => state.metrics.ran(&run),
             Err(error) => output::error(&error),
         };

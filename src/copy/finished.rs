@@ -77,7 +77,8 @@ impl Finished {
         while let Some((nth, (number, blobs))) = found.next().await {
             if let Some(shelf) = self.lock().get_mut(registry) {
                 shelf.unread.remove(&nth);
-                shelf.holders.extend(blobs.into_iter().map(|blob| (blob, number)));
+                let room = MAX_HOLDERS.saturating_sub(shelf.holders.len());
+                shelf.holders.extend(blobs.into_iter().take(room).map(|blob| (blob, number)));
             }
         }
         self.lock().get(registry)?.holders.get(blob).copied()
@@ -96,6 +97,9 @@ async fn blobs<D: Destination>(destination: &D, root: Digest) -> Vec<Digest> {
         if read > MOST_MANIFESTS {
             break;
         }
+        if found.len() > MAX_BLOBS {
+            break;
+        }
         match destination.stored(&digest).await {
             Ok(manifest) => note(&manifest, &mut found, &mut wanted),
             Err(error) => tracing::debug!("{digest} of a finished image is not read: {error}"),
@@ -108,13 +112,16 @@ fn note(manifest: &Manifest, found: &mut Vec<Digest>, wanted: &mut Vec<Digest>) 
     let contents = manifest.contents();
     let blobs = contents.blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer());
     found.extend(blobs.filter(|blob| Some(blob.digest) != contents.config).map(|blob| blob.digest));
-    wanted.extend(contents.manifests.iter().map(|child| child.digest));
+    wanted.extend(contents.manifests.iter().take(MOST_MANIFESTS).map(|child| child.digest));
 }
 
 /// Images noted, of each registry. What a long list's others hold is sent again, which costs bytes only.
 const MOST: usize = 256;
 /// Manifests read of one of them.
 const MOST_MANIFESTS: usize = 32;
+/// Blobs noted of one of them, before no more of its manifests are read; and of all images of a registry.
+const MAX_BLOBS: usize = 1000;
+const MAX_HOLDERS: usize = 200_000;
 const AT_ONCE: usize = 16;
 
 #[cfg(test)]

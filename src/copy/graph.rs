@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::BytesMut;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Engine, Options, Turn};
+use super::{Account, Engine, Options, Turn};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
@@ -25,7 +25,7 @@ pub struct Graph {
     /// Children that weren't wanted.
     pub left_out: Vec<Descriptor>,
     /// What the index said of each child's platform.
-    pub platforms: Vec<Platform>,
+    pub platforms: HashSet<Platform>,
     /// Children that were read from the source.
     pub pulls: usize,
 }
@@ -36,23 +36,35 @@ enum Child {
     Read(Manifest),
 }
 
-impl Graph {
-    /// The graph of an image that the destination holds.
-    pub(super) fn present(root: Descriptor) -> Self {
-        Self { present: vec![root], ..Self::default() }
-    }
+/// The digests of an image's manifests: what is left of a graph when its manifests are given back.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// All manifests that are at the destination now.
+    pub(super) digests: Vec<Digest>,
+    /// Those of them that are indexes, and whose children weren't read.
+    pub(super) unread: Vec<Digest>,
+}
 
-    /// Walks from `root`, which was read from that side, reading up to `jobs` manifests at once. Children that
-    /// the engine `knows` to be at the destination aren't asked for.
-    pub(super) async fn walk<S: Source, D: Destination>(
+/// How a walk reads.
+pub(super) struct Walk<'a> {
+    /// What its manifests take is held by this.
+    pub(super) account: &'a Account,
+    /// Manifests that are read at once.
+    pub(super) jobs: usize,
+    /// Children that this engine knows to be at the destination aren't asked for.
+    pub(super) knows: Option<&'a Engine>,
+}
+
+impl Walk<'_> {
+    /// Walks from `root`, which was read from that side.
+    pub(super) async fn graph<S: Source, D: Destination>(
+        &self,
         source: &S,
         destination: &D,
         (root, from): (Manifest, Side),
         options: &Options,
-        jobs: usize,
-        knows: Option<&Engine>,
-    ) -> Result<Self> {
-        let mut graph = Self::default();
+    ) -> Result<Graph> {
+        let mut graph = Graph::default();
         let mut seen = HashSet::from([root.digest()]);
         if !root.is_index() && !options.platforms.is_empty() && !options.flatten {
             check_single(source, &root, &options.platforms).await?;
@@ -68,28 +80,11 @@ impl Graph {
                     Error::new(Kind::Invalid, format!("its indexes nest deeper than {MAX_DEPTH}")).on(Side::Source)
                 );
             }
-            let mut wanted = Vec::new();
-            for manifest in &level {
-                let children = &manifest.contents().manifests;
-                let chosen = if depth == 1 && !options.flatten {
-                    choose(children, &options.platforms)?
-                } else {
-                    children.clone()
-                };
-                graph.left_out.extend(children.iter().filter(|child| !chosen.contains(child)).cloned());
-                graph.platforms.extend(
-                    chosen.iter().filter_map(|child| child.platform.clone()).filter(|platform| !platform.is_unknown()),
-                );
-                wanted.extend(chosen.into_iter().filter(|child| seen.insert(child.digest)));
-            }
-            if seen.len() > MAX_CHILDREN {
-                return Err(
-                    Error::new(Kind::Invalid, format!("it has more than {MAX_CHILDREN} manifests")).on(Side::Source)
-                );
-            }
+            let platforms = if depth == 1 && !options.flatten { &options.platforms[..] } else { &[] };
+            let wanted = graph.children(&level, platforms, &mut seen)?;
             graph.manifests.append(&mut level);
-            let visit = |child| visit(source, destination, child, look, knows);
-            let mut children = stream::iter(wanted).map(visit).buffered(jobs);
+            let visit = |child| self.visit(source, destination, child, look);
+            let mut children = stream::iter(wanted).map(visit).buffered(self.jobs);
             while let Some(child) = children.try_next().await? {
                 match child {
                     Child::Present(descriptor) => graph.present.push(*descriptor),
@@ -103,6 +98,81 @@ impl Graph {
         Ok(graph)
     }
 
+    async fn visit<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        child: Descriptor,
+        look: bool,
+    ) -> Result<Child> {
+        let target = Target::Digest(child.digest);
+        let turn = match self.knows {
+            Some(engine) => match engine.turn(destination, child.digest).await {
+                None => return Ok(Child::Present(Box::new(child))),
+                turn => turn,
+            },
+            None => None,
+        };
+        if look {
+            let found = destination.find(&target).await.map_err(|error| error.on(Side::Destination))?;
+            if found.is_some() {
+                turn.into_iter().for_each(Turn::done);
+                return Ok(Child::Present(Box::new(child)));
+            }
+        }
+        // Not held while the source is asked, which may take hours.
+        drop(turn);
+        let read = async { source.manifest(&target).await.map_err(|error| missing_child(error.on(Side::Source))) };
+        self.account.child((&child.digest, child.size), read).await.map(Child::Read)
+    }
+}
+
+fn missing_child(error: Error) -> Error {
+    match error.kind() {
+        Kind::NotFound => {
+            error.hint("the index names an image that its registry does not hold; --platform copies the others")
+        }
+        _ => error,
+    }
+}
+
+impl Graph {
+    /// The graph of an image that the destination holds.
+    pub(super) fn present(root: Descriptor) -> Self {
+        Self { present: vec![root], ..Self::default() }
+    }
+
+    /// What is left of it without its manifests.
+    pub(super) fn held(self) -> Held {
+        let unread = self.present.iter().filter(|found| found.media_type.is_index()).map(|found| found.digest);
+        Held { digests: self.digests().collect(), unread: unread.collect() }
+    }
+
+    /// The children of a level that weren't `seen` yet, as far as they are wanted; notes the others.
+    ///
+    /// # Errors
+    /// If there are too many, or none for a wanted platform.
+    fn children(
+        &mut self,
+        level: &[Manifest],
+        platforms: &[Platform],
+        seen: &mut HashSet<Digest>,
+    ) -> Result<Vec<Descriptor>> {
+        let mut wanted = Vec::new();
+        for manifest in level {
+            let (chosen, left_out) = choose(&manifest.contents().manifests, platforms)?;
+            self.left_out.extend(left_out.into_iter().cloned());
+            let platforms = chosen.iter().filter_map(|child| child.platform.clone());
+            self.platforms.extend(platforms.filter(|platform| !platform.is_unknown()));
+            wanted.extend(chosen.into_iter().filter(|child| seen.insert(child.digest)).cloned());
+            if seen.len() > MAX_CHILDREN {
+                let what = format!("it has more than {MAX_CHILDREN} manifests");
+                return Err(Error::new(Kind::Invalid, what).on(Side::Source));
+            }
+        }
+        Ok(wanted)
+    }
+
     /// The digests of all manifests that will be at the destination.
     pub fn digests(&self) -> impl Iterator<Item = Digest> {
         self.manifests.iter().map(Manifest::digest).chain(self.present.iter().map(|descriptor| descriptor.digest))
@@ -113,65 +183,27 @@ impl Graph {
         let mut heights = HashMap::new();
         // Children come later in the walk, save for a manifest named at two levels: so until nothing changes.
         for _ in 0..=MAX_DEPTH {
+            let mut same = true;
             for manifest in self.manifests.iter().rev() {
                 let below = manifest.contents().manifests.iter().filter_map(|child| heights.get(&child.digest));
                 let height = below.max().map_or(0, |below| below + 1);
-                heights.insert(manifest.digest(), height);
+                same &= heights.insert(manifest.digest(), height) == Some(height);
+            }
+            if same {
+                break;
             }
         }
         heights
     }
 }
 
-async fn visit<S: Source, D: Destination>(
-    source: &S,
-    destination: &D,
-    child: Descriptor,
-    look: bool,
-    knows: Option<&Engine>,
-) -> Result<Child> {
-    let target = Target::Digest(child.digest);
-    let turn = match knows {
-        Some(engine) => match engine.turn(destination, child.digest).await {
-            None => return Ok(Child::Present(Box::new(child))),
-            turn => turn,
-        },
-        None => None,
-    };
-    if look {
-        let found = destination.find(&target).await.map_err(|error| error.on(Side::Destination))?;
-        if found.is_some() {
-            turn.into_iter().for_each(Turn::done);
-            return Ok(Child::Present(Box::new(child)));
-        }
-    }
-    // Not held while the source is asked, which may take hours.
-    drop(turn);
-    let manifest = source.manifest(&target).await.map_err(|error| {
-        let missing = error.kind() == Kind::NotFound;
-        let error = error.on(Side::Source);
-        if missing {
-            error.hint("the index names an image that its registry does not hold; --platform copies the others")
-        } else {
-            error
-        }
-    })?;
-    if manifest.descriptor().size != child.size {
-        let what = format!(
-            "manifest {} has {} bytes, where the index says {}",
-            child.digest,
-            manifest.descriptor().size,
-            child.size
-        );
-        return Err(Error::new(Kind::Mismatch, what).on(Side::Source));
-    }
-    Ok(Child::Read(manifest))
-}
-
-/// The children for the wanted platforms, and the attestations about those.
-fn choose(children: &[Descriptor], platforms: &[Platform]) -> Result<Vec<Descriptor>> {
+/// The children for the wanted platforms with the attestations about those, and the others.
+fn choose<'a>(
+    children: &'a [Descriptor],
+    platforms: &[Platform],
+) -> Result<(Vec<&'a Descriptor>, Vec<&'a Descriptor>)> {
     if platforms.is_empty() || children.is_empty() {
-        return Ok(children.to_vec());
+        return Ok((children.iter().collect(), Vec::new()));
     }
     let fits =
         |child: &Descriptor, wanted: &Platform| child.platform.as_ref().is_some_and(|offered| wanted.accepts(offered));
@@ -180,17 +212,14 @@ fn choose(children: &[Descriptor], platforms: &[Platform]) -> Result<Vec<Descrip
             return Err(missing(wanted, children.iter().filter_map(|child| child.platform.as_ref())));
         }
     }
-    let images: HashSet<String> = children
-        .iter()
-        .filter(|child| platforms.iter().any(|wanted| fits(child, wanted)))
-        .map(|child| child.digest.to_string())
-        .collect();
+    let fitting = children.iter().filter(|child| platforms.iter().any(|wanted| fits(child, wanted)));
+    let images: HashSet<String> = fitting.map(|child| child.digest.to_string()).collect();
     // BuildKit's attestations are siblings that name their image in an annotation
     // (docs.docker.com/build/metadata/attestations/attestation-storage).
     let about = |child: &Descriptor| {
         child.annotations.get("vnd.docker.reference.digest").is_some_and(|image| images.contains(image))
     };
-    Ok(children.iter().filter(|child| images.contains(&child.digest.to_string()) || about(child)).cloned().collect())
+    Ok(children.iter().partition(|child| images.contains(&child.digest.to_string()) || about(child)))
 }
 
 /// The one image of an index for the one wanted platform; the image itself, if it's no index.
@@ -256,13 +285,17 @@ async fn read_small<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<b
 }
 
 fn missing<'a>(wanted: &Platform, offered: impl Iterator<Item = &'a Platform>) -> Error {
-    let mut offered: Vec<String> = offered.filter(|platform| !platform.is_unknown()).map(ToString::to_string).collect();
+    let offered = offered.filter(|platform| !platform.is_unknown()).map(ToString::to_string);
+    let mut offered: Vec<String> = offered.take(MAX_SHOWN).collect();
     offered.dedup();
     Error::new(Kind::NotFound, format!("the image has no platform {wanted}")).on(Side::Source).hint(format!(
         "it has {}",
         if offered.is_empty() { "none that it names".to_owned() } else { offered.join(", ") }
     ))
 }
+
+/// Platforms that an error names.
+const MAX_SHOWN: usize = 50;
 
 #[cfg(test)]
 mod tests {
@@ -283,9 +316,10 @@ mod tests {
         let arm = child("arm", Some("linux/arm64/v8"), None);
         let of_amd = child("att1", Some("unknown/unknown"), Some(&amd));
         let of_arm = child("att2", Some("unknown/unknown"), Some(&arm));
-        let all = [amd.clone(), arm.clone(), of_amd, of_arm.clone()];
-        let chosen = choose(&all, &["linux/arm64".parse().expect("a platform")]).expect("there is one");
-        assert_eq!(chosen, [arm, of_arm]);
+        let all = [amd.clone(), arm.clone(), of_amd.clone(), of_arm.clone()];
+        let (chosen, left_out) = choose(&all, &["linux/arm64".parse().expect("a platform")]).expect("there is one");
+        assert_eq!(chosen, [&arm, &of_arm]);
+        assert_eq!(left_out, [&amd, &of_amd]);
         let error = choose(&all, &["linux/s390x".parse().expect("a platform")]).expect_err("there is none");
         assert_eq!(error.hint_text(), Some("it has linux/amd64, linux/arm64/v8"));
     }

@@ -17,6 +17,7 @@
 mod directory;
 mod finished;
 mod graph;
+mod memory;
 mod places;
 mod plan;
 mod referrers;
@@ -35,6 +36,9 @@ use tokio::time::Instant;
 pub use self::directory::Directory;
 use self::finished::Finished;
 pub use self::graph::Graph;
+use self::graph::{Held, Walk};
+pub(crate) use self::memory::Account;
+use self::memory::Memory;
 use self::places::{Places, SMALL_FOR_LARGE};
 pub use self::plan::{BlobStep, Plan};
 pub use self::report::{Observer, Outcome, Report, Silent, Status};
@@ -71,6 +75,7 @@ pub struct Engine {
     turns: Turns,
     places: Places,
     finished: Finished,
+    memory: Memory,
     jobs: usize,
     /// Fewer requests rather than fewer round trips.
     thrifty: bool,
@@ -89,6 +94,7 @@ impl Engine {
             turns: Turns::default(),
             places: Places::new(jobs),
             finished: Finished::default(),
+            memory: Memory::default(),
             jobs,
             thrifty: false,
             retries: RETRIES,
@@ -127,36 +133,63 @@ impl Engine {
         let begun = Instant::now();
         let (root, pulls) = self.root(source, target, destination, at, options).await?;
         let mut report = Report { pulls, ..Report::default() };
-        let graph = match root {
+        let held = match root {
             Root::Same(root) => {
                 let graph = Graph::present(*root.clone());
                 self.unchanged(destination, &root, &graph, &mut report);
-                graph
+                graph.held()
             }
-            Root::Read(root, from) => {
-                let _alone = self.reading(source, destination, root.digest()).await;
-                let jobs = self.jobs * SMALL_FOR_LARGE;
-                let graph = Graph::walk(source, destination, (root, from), options, jobs, self.knows()).await?;
-                report.pulls += graph.pulls;
-                match &graph.manifests[..] {
-                    [root] if from == Side::Destination => {
-                        self.unchanged(destination, root.descriptor(), &graph, &mut report);
-                    }
-                    _ => {
-                        let plan = Plan::new(&graph, options)?;
-                        report.planned(&graph, &plan);
-                        self.write(source, destination, &plan, at, options, &mut report).await?;
-                    }
-                }
-                graph
-            }
+            Root::Read(root, from) => self.image(source, destination, (root, from), at, options, &mut report).await?,
         };
-        // No turn is held any more: what refers to an image may hold it too, and would wait for this.
+        // No turn is held any more, and no manifest: what refers to an image may hold it too, and would wait for this.
         if options.referrers {
-            report.referrers = self.referrers(source, destination, &graph, options, &mut report).await?;
+            report.referrers = self.referrers(source, destination, held, options, &mut report).await?;
         }
         report.seconds = begun.elapsed().as_secs_f64();
         Ok(report)
+    }
+
+    /// Copies the image with this root. Gives back which manifests it has.
+    async fn image<S: Source, D: Destination>(
+        &self,
+        source: &S,
+        destination: &D,
+        (root, from): (Manifest, Side),
+        at: &Target,
+        options: &Options,
+        report: &mut Report,
+    ) -> Result<Held> {
+        let account = self.memory.account();
+        let digest = root.digest();
+        let (_alone, root) = if memory::is_small(&root) {
+            (self.reading(source, destination, digest).await, root)
+        } else {
+            // Many may wait: none of them keeps a large manifest meanwhile.
+            drop(root);
+            let alone = self.reading(source, destination, digest).await;
+            account.wait_for_lane().await;
+            let root = match from {
+                Side::Destination => destination.stored(&digest).await,
+                _ => source.manifest(&Target::Digest(digest)).await,
+            };
+            report.pulls += usize::from(from == Side::Source);
+            (alone, root.map_err(|error| error.on(from))?)
+        };
+        account.root(&root).await?;
+        let walk = Walk { account: &account, jobs: self.jobs * SMALL_FOR_LARGE, knows: self.knows() };
+        let graph = walk.graph(source, destination, (root, from), options).await?;
+        report.pulls += graph.pulls;
+        match &graph.manifests[..] {
+            [root] if from == Side::Destination => {
+                self.unchanged(destination, root.descriptor(), &graph, report);
+            }
+            _ => {
+                let plan = Plan::new(&graph, options)?;
+                report.planned(&graph, &plan);
+                self.write(source, destination, &plan, at, options, report).await?;
+            }
+        }
+        Ok(graph.held())
     }
 
     /// The turn to write a manifest, unless this run knows that it's there.

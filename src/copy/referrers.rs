@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 
-use super::graph::Graph;
+use super::graph::{Held, Walk};
 use super::places::SMALL_FOR_LARGE;
 use super::{Engine, Options, Plan, Report};
 use crate::content::{Destination, Source};
@@ -22,7 +22,7 @@ impl Engine {
         &self,
         source: &S,
         destination: &D,
-        image: &Graph,
+        image: Held,
         options: &Options,
         report: &mut Report,
     ) -> Result<usize> {
@@ -31,16 +31,16 @@ impl Engine {
         let mut level = subjects(source, destination, image, report).await?;
         while !level.is_empty() {
             level.retain(|subject| seen.insert(*subject));
-            if seen.len() > MAX_SUBJECTS {
-                return Err(Error::new(Kind::Invalid, format!("more than {MAX_SUBJECTS} referrers of referrers"))
-                    .on(Side::Source));
-            }
-            let found: Vec<Vec<Referrer>> = stream::iter(std::mem::take(&mut level))
+            let mut listing = stream::iter(std::mem::take(&mut level))
                 .map(|subject| look_for(source, destination, subject))
-                .buffered(self.jobs * SMALL_FOR_LARGE)
-                .try_collect()
-                .await?;
-            for referrer in found.into_iter().flatten() {
+                .buffered(self.jobs * SMALL_FOR_LARGE);
+            let mut found = Vec::new();
+            while let Some(more) = listing.try_next().await? {
+                found.extend(more);
+                within(seen.len() + found.len())?;
+            }
+            drop(listing);
+            for referrer in found {
                 count += 1;
                 level.push(referrer.digest);
                 self.referrer(source, destination, &referrer, options, report).await?;
@@ -58,7 +58,7 @@ impl Engine {
         options: &Options,
         report: &mut Report,
     ) -> Result<()> {
-        let Referrer { target, digest, of, listed } = referrer;
+        let Referrer { target, digest, size, of, listed } = referrer;
         let there = async || {
             let there = destination.find(target).await.map_err(|error| error.on(Side::Destination))?;
             Ok::<_, Error>(there.is_some_and(|there| there.digest == *digest))
@@ -73,11 +73,14 @@ impl Engine {
             return Ok(());
         }
         // By digest: so it's read once for all destinations, and is what was looked for.
-        let root = source.manifest(&Target::Digest(*digest)).await.map_err(|error| error.on(Side::Source))?;
+        let account = self.memory.account();
+        let by_digest = Target::Digest(*digest);
+        let read = async { source.manifest(&by_digest).await.map_err(|error| error.on(Side::Source)) };
+        let root = account.child((digest, *size), read).await?;
         report.pulls += 1;
         let whole = Options { platforms: Vec::new(), flatten: false, ..options.clone() };
-        let root = (root, Side::Source);
-        let graph = Graph::walk(source, destination, root, &whole, self.jobs, self.knows()).await?;
+        let walk = Walk { account: &account, jobs: self.jobs, knows: self.knows() };
+        let graph = walk.graph(source, destination, (root, Side::Source), &whole).await?;
         report.pulls += graph.pulls;
         report.manifests += graph.manifests.len();
         let plan = Plan::new(&graph, &whole)?;
@@ -116,6 +119,7 @@ impl Engine {
 struct Referrer {
     target: Target,
     digest: Digest,
+    size: u64,
     /// To what it refers.
     of: Digest,
     /// Whether the destination lists it already, or needn't.
@@ -127,53 +131,67 @@ struct Referrer {
 async fn subjects<S: Source, D: Destination>(
     source: &S,
     destination: &D,
-    image: &Graph,
+    image: Held,
     report: &mut Report,
 ) -> Result<Vec<Digest>> {
-    let mut all: Vec<Digest> = image.digests().collect();
-    let mut indexes: Vec<Descriptor> = image.present.clone();
+    let Held { digests: mut all, unread: mut indexes } = image;
+    let mut seen: HashSet<Digest> = all.iter().copied().collect();
     for _ in 0..MAX_DEPTH {
-        indexes.retain(|found| found.media_type.is_index());
-        let mut children = Vec::new();
-        for index in indexes {
-            let index = match destination.stored(&index.digest).await {
+        for index in std::mem::take(&mut indexes) {
+            let index = match destination.stored(&index).await {
                 // In a dry run it would only be there, and a sparse index may lack it.
                 Err(error) if error.kind() == Kind::NotFound => {
                     report.pulls += 1;
-                    let index = source.manifest(&Target::Digest(index.digest)).await;
+                    let index = source.manifest(&Target::Digest(index)).await;
                     index.map_err(|error| error.on(Side::Source))?
                 }
                 stored => stored.map_err(|error| error.on(Side::Destination))?,
             };
-            children.extend(index.contents().manifests.iter().cloned());
+            let children = index.contents().manifests.iter().filter(|child| seen.insert(child.digest));
+            for child in children {
+                all.push(child.digest);
+                indexes.extend(child.media_type.is_index().then_some(child.digest));
+            }
+            within(all.len())?;
         }
-        all.extend(children.iter().map(|child| child.digest));
-        indexes = children;
     }
     Ok(all)
+}
+
+/// Refuses more manifests than an image and what refers to it may have.
+fn within(subjects: usize) -> Result<()> {
+    if subjects > MAX_SUBJECTS {
+        let what = format!("the image and its referrers have more than {MAX_SUBJECTS} manifests");
+        return Err(Error::new(Kind::Invalid, what).on(Side::Source));
+    }
+    Ok(())
 }
 
 /// What refers to `subject`: by the API or the tag schema, and by cosign's tags.
 async fn look_for<S: Source, D: Destination>(source: &S, destination: &D, subject: Digest) -> Result<Vec<Referrer>> {
     let listed = source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?;
-    let known = match listed.is_empty() {
-        true => Vec::new(),
-        false => lists(destination, &subject).await?,
+    // Their digests alone: descriptors may be long.
+    let listed: Vec<(Digest, u64)> = listed.iter().map(|referrer| (referrer.digest, referrer.size)).collect();
+    let known: HashSet<Digest> = match listed.is_empty() {
+        true => HashSet::new(),
+        false => lists(destination, &subject).await?.iter().map(|known| known.digest).collect(),
     };
     let mut found: Vec<Referrer> = listed
         .into_iter()
-        .map(|referrer| Referrer {
-            target: Target::Digest(referrer.digest),
-            digest: referrer.digest,
+        .map(|(digest, size)| Referrer {
+            target: Target::Digest(digest),
+            digest,
+            size,
             of: subject,
             // One that is there but not in the list, such as after an interrupted run, is written again: with it the list.
-            listed: holds(&known, &referrer.digest),
+            listed: known.contains(&digest),
         })
         .collect();
     for suffix in COSIGN_SUFFIXES {
         let target = Target::Tag(subject.cosign_tag(suffix)?);
         if let Some(descriptor) = source.resolve(&target).await.map_err(|error| error.on(Side::Source))? {
-            found.push(Referrer { target, digest: descriptor.digest, of: subject, listed: true });
+            let Descriptor { digest, size, .. } = descriptor;
+            found.push(Referrer { target, digest, size, of: subject, listed: true });
         }
     }
     Ok(found)

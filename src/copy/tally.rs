@@ -222,7 +222,10 @@ impl Platforms {
 
 impl<T: ToString> FromIterator<T> for Platforms {
     fn from_iter<I: IntoIterator<Item = T>>(platforms: I) -> Self {
-        Self(Arc::new(platforms.into_iter().map(|platform| platform.to_string()).collect()))
+        // A report keeps them to its end: an index can name thousands, of any length.
+        let texts = platforms.into_iter().map(|platform| platform.to_string());
+        let texts: BTreeSet<String> = texts.filter(|text| text.len() <= MAX_PLATFORM).collect();
+        Self(Arc::new(texts.into_iter().take(MAX_PLATFORMS).collect()))
     }
 }
 
@@ -232,6 +235,9 @@ impl Serialize for Platforms {
     }
 }
 
+/// Platforms that are told of an image, and the bytes of each: nobody has longer ones.
+const MAX_PLATFORMS: usize = 200;
+const MAX_PLATFORM: usize = 128;
 const COPIED: &str = "copied";
 const UNCHANGED: &str = "unchanged";
 const PLANNED: &str = "planned";

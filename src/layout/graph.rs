@@ -21,7 +21,7 @@ impl Store {
                 (Some(target), _) if is_about_another(&target) => {}
                 (Some(target), _) => named.push(target),
                 (None, Some(name)) => bad.push(name),
-                (None, None) if self.subject(&entry.digest)?.is_none() => unnamed.push(Target::Digest(entry.digest)),
+                (None, None) if self.subject(entry)?.is_none() => unnamed.push(Target::Digest(entry.digest)),
                 (None, None) => {}
             }
         }
@@ -51,6 +51,12 @@ impl Store {
     /// Whether an image's blobs are all here, with the right size; of an index, at least one child
     /// must be, and none in part: a sparse index is a whole one.
     pub(super) fn is_whole(&self, manifest: &Manifest, depth: usize) -> Result<bool> {
+        self.is_whole_but(manifest, depth, &mut HashSet::new())
+    }
+
+    /// The same, where the manifests that were `seen` are whole. Each is read once: indexes may name the same child
+    /// thousands of times, at each depth.
+    fn is_whole_but(&self, manifest: &Manifest, depth: usize, seen: &mut HashSet<Digest>) -> Result<bool> {
         for blob in manifest.contents().blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
             if self.stored_now(&blob.digest)?.is_none_or(|stored| stored.size() != blob.size) {
                 return Ok(false);
@@ -59,10 +65,17 @@ impl Store {
         let children = &manifest.contents().manifests;
         let mut present = 0;
         for child in children {
+            if seen.contains(&child.digest) {
+                present += 1;
+                continue;
+            }
             match self.read_manifest(&child.digest, Some(&child.media_type.0))? {
                 Some(_) if depth == 0 => return Ok(false),
-                Some(child) if !self.is_whole(&child, depth - 1)? => return Ok(false),
-                Some(_) => present += 1,
+                Some(child) if !self.is_whole_but(&child, depth - 1, seen)? => return Ok(false),
+                Some(child) => {
+                    seen.insert(child.digest());
+                    present += 1;
+                }
                 None => {}
             }
         }
@@ -74,7 +87,7 @@ impl Store {
         let mut found = Vec::new();
         let mut seen = HashSet::new();
         for entry in index.entries() {
-            if let Some(referrer) = self.subject(&entry.digest)?
+            if let Some(referrer) = self.subject(entry)?
                 && referrer.subject == *subject
                 && seen.insert(entry.digest)
             {
@@ -90,12 +103,13 @@ impl Store {
     }
 
     /// What the manifest with this digest is about. Each is read once.
-    fn subject(&self, digest: &Digest) -> Result<Option<Arc<Referrer>>> {
+    fn subject(&self, entry: &Descriptor) -> Result<Option<Arc<Referrer>>> {
+        let digest = &entry.digest;
         if let Some(known) = lock(self.subjects()).get(digest) {
             return Ok(known.clone());
         }
         // A directory may list what it lacks, or what isn't a manifest: that's nobody's referrer.
-        let manifest = match self.read_manifest(digest, None) {
+        let manifest = match self.read_manifest(digest, Some(&entry.media_type.0)) {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == Kind::Local => return Err(error),

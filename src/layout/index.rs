@@ -4,6 +4,7 @@
 //! as they came.
 
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 
 use super::names::REF_NAME;
 use crate::descriptor::{Descriptor, Digest, MediaType};
@@ -91,7 +92,7 @@ impl Index {
     }
 
     fn drop_children(&mut self, parent: &Manifest) -> bool {
-        let children: Vec<Digest> = parent.contents().manifests.iter().map(|child| child.digest).collect();
+        let children: HashSet<Digest> = parent.contents().manifests.iter().map(|child| child.digest).collect();
         let before = self.entries.len();
         // A referrer (it has an artifact type) stays: it's found only here.
         self.entries.retain(|entry| {

@@ -40,6 +40,7 @@ use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPages}
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
+use crate::memory;
 use crate::reference::{RegistryName, Repository, Tag, Target};
 use crate::verify::Verified;
 
@@ -105,6 +106,7 @@ impl Layout {
 
     /// The manifest, verified; `None` if it isn't there.
     pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
+        let _turn = memory::reading_from_disk().await;
         self.store.manifest(&self.scope, target).await
     }
 
@@ -143,6 +145,7 @@ impl Source for Layout {
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let _turn = memory::reading_from_disk().await;
         self.store.referrers(&self.scope, subject).await
     }
 

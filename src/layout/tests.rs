@@ -233,6 +233,24 @@ async fn found_is_what_is_whole() {
     assert!(!found(&tag("v1")).await, "the second child came without its layer");
 }
 
+/// Eight indexes, each of which names the next one thirty times: to read each as often as it is named would take 30^7
+/// reads.
+#[tokio::test]
+async fn a_manifest_that_is_named_often_is_read_once() {
+    let dir = Dir::new();
+    let layout = dir.create().await;
+    let mut inner = image("1");
+    store(&layout, b"{}").await;
+    store(&layout, b"1").await;
+    put(&layout, &inner, None).await;
+    for _ in 0..7 {
+        inner = index_of(&[&inner; 30]);
+        put(&layout, &inner, None).await;
+    }
+    let found = layout.find(&Target::Digest(inner.digest())).await.expect("asks");
+    assert_eq!(found.map(|found| found.digest), Some(inner.digest()));
+}
+
 #[tokio::test]
 async fn referrers_by_subject_and_by_tag_schema() {
     let dir = Dir::new();

@@ -34,6 +34,7 @@ use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
+use crate::panics;
 use crate::reference::{Artifact, Repository, Tag, Target};
 
 /// How far a prune may go.
@@ -231,7 +232,7 @@ pub async fn plan<S: Shelf>(
             let mut part = Part { repository: repository.to_string(), ..Part::default() };
             part.spared = spared(claim);
             if part.spared.is_none()
-                && let Err(error) = look(open(repository), claim, options, now, &mut part).await
+                && let Err(error) = panics::caught(look(open(repository), claim, options, now, &mut part)).await
             {
                 part.going.clear();
                 let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
@@ -297,17 +298,20 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[Tag], companions: Vec<Tag>, p
         going.digest = digests.first().copied();
         lost.extend(digests);
     }
-    let is_lost = |tag: &Tag, lost: &BTreeSet<Digest>| {
-        Artifact::of(tag).is_some_and(|artifact| lost.iter().any(|digest| artifact.is_about(digest)))
-    };
-    if !companions.iter().any(|tag| is_lost(tag, &lost)) {
+    // By names in their order: there may be as many companions as lost manifests.
+    let names = |lost: &BTreeSet<Digest>| lost.iter().map(Artifact::name).collect::<BTreeSet<String>>();
+    let is_lost =
+        |tag: &Tag, names: &BTreeSet<String>| Artifact::of(tag).is_some_and(|artifact| artifact.is_about_any(names));
+    let named = names(&lost);
+    if !companions.iter().any(|tag| is_lost(tag, &named)) {
         return Ok(());
     }
     let staying = staying.iter().cloned().map(Target::Tag).chain(part.pinned.iter().copied().map(Target::Digest));
     for digest in contents(shelf, staying).await?.into_iter().flatten() {
         lost.remove(&digest);
     }
-    for tag in companions.into_iter().filter(|tag| is_lost(tag, &lost)) {
+    let named = names(&lost);
+    for tag in companions.into_iter().filter(|tag| is_lost(tag, &named)) {
         part.going.push(Going { tag, digest: None, written: None, companion: true, gone: false, stayed: None });
     }
     Ok(())

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::OnceCell;
@@ -18,8 +18,14 @@ use crate::reference::{Repository, Target};
 
 /// The manifests that images of this run have read by digest, for as long as one of these images is worked on: of tags
 /// that are one image, those that bring it to different destinations needn't be the same.
+///
+/// Manifests beyond [`MAX_KEPT`] are not kept: another destination's job reads them again.
 #[derive(Debug, Default)]
-pub(super) struct Shelf(Mutex<HashMap<(Repository, Digest), Weak<Cell>>>);
+pub(super) struct Shelf {
+    cells: Mutex<HashMap<(Repository, Digest), Weak<Cell>>>,
+    /// What the manifests that are kept take, in bytes.
+    kept: Arc<AtomicU64>,
+}
 
 type Cell = OnceCell<Manifest>;
 
@@ -29,6 +35,8 @@ pub(super) struct Reading {
     shelf: Arc<Shelf>,
     from: Repository,
     cells: Mutex<HashMap<Digest, Arc<Cell>>>,
+    /// How much of the shelf's room the manifests take that this one read.
+    kept: AtomicU64,
     found: Mutex<HashMap<Target, Arc<Found>>>,
 }
 
@@ -71,7 +79,28 @@ pub(super) struct Shared<S> {
 impl Reading {
     /// For an image of the repository `from`.
     pub(super) fn new(shelf: &Arc<Shelf>, from: &Repository) -> Self {
-        Self { shelf: shelf.clone(), from: from.clone(), cells: Mutex::default(), found: Mutex::default() }
+        let (cells, kept, found) = Default::default();
+        Self { shelf: shelf.clone(), from: from.clone(), cells, kept, found }
+    }
+
+    /// Keeps a manifest that was just read for the image's other destinations, if there is room for it.
+    fn keep(&self, manifest: &Manifest) {
+        let weight = manifest.weight() + CELL;
+        let take = |limit: u64| move |kept: u64| (kept + weight <= limit).then_some(kept + weight);
+        if self.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take(MAX_KEPT_OF_IMAGE)).is_err() {
+            return self.forget(manifest.digest());
+        }
+        if self.shelf.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take(MAX_KEPT)).is_err() {
+            self.kept.fetch_sub(weight, Ordering::Relaxed);
+            self.forget(manifest.digest());
+        }
+    }
+
+    /// Drops a manifest, once those who wait for it have it.
+    fn forget(&self, digest: Digest) {
+        let cell = self.cells.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+        drop(cell);
+        self.shelf.sweep(&self.from, [digest]);
     }
 
     fn cell(&self, digest: Digest) -> Arc<Cell> {
@@ -86,13 +115,24 @@ impl Reading {
 
 impl Shelf {
     fn cell(&self, key: (Repository, Digest)) -> Arc<Cell> {
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         let found = cells.get(&key).and_then(Weak::upgrade);
         found.unwrap_or_else(|| {
             let cell = Arc::default();
             cells.insert(key, Arc::downgrade(&cell));
             cell
         })
+    }
+
+    /// Takes out what nobody holds any more.
+    fn sweep(&self, from: &Repository, digests: impl IntoIterator<Item = Digest>) {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        for digest in digests {
+            let key = (from.clone(), digest);
+            if cells.get(&key).is_some_and(|cell| cell.strong_count() == 0) {
+                cells.remove(&key);
+            }
+        }
     }
 }
 
@@ -101,13 +141,8 @@ impl Drop for Reading {
         let cells = std::mem::take(self.cells.get_mut().unwrap_or_else(PoisonError::into_inner));
         let digests: Vec<_> = cells.keys().copied().collect();
         drop(cells);
-        let mut shelf = self.shelf.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for digest in digests {
-            let key = (self.from.clone(), digest);
-            if shelf.get(&key).is_some_and(|cell| cell.strong_count() == 0) {
-                shelf.remove(&key);
-            }
-        }
+        self.shelf.kept.fetch_sub(*self.kept.get_mut(), Ordering::Relaxed);
+        self.shelf.sweep(&self.from, digests);
     }
 }
 
@@ -134,7 +169,9 @@ impl<S: Source> Shared<S> {
             self.source.manifest(&Target::Digest(digest)).await
         };
         let manifest = self.reading.cell(digest).get_or_try_init(|| read).await?.clone();
-        if !own {
+        if own {
+            self.reading.keep(&manifest);
+        } else {
             self.given.fetch_add(1, Ordering::Relaxed);
         }
         Ok(manifest)
@@ -170,7 +207,9 @@ impl<S: Source> Source for Shared<S> {
         }
         let manifest = self.source.manifest(tag).await?;
         // Who asks by digest has it too.
-        let _ = self.reading.cell(manifest.digest()).set(manifest.clone());
+        if self.reading.cell(manifest.digest()).set(manifest.clone()).is_ok() {
+            self.reading.keep(&manifest);
+        }
         let settled = found.settle(Some(manifest.descriptor().clone()));
         if settled.is_none_or(|settled| settled.digest == manifest.digest()) {
             return Ok(manifest);
@@ -200,6 +239,12 @@ impl<S: Source> Source for Shared<S> {
     }
 }
 
+/// What the manifests that a run keeps for other destinations take in memory, of one image and of all, in bytes.
+const MAX_KEPT_OF_IMAGE: u64 = 4 << 20;
+const MAX_KEPT: u64 = 64 << 20;
+/// What a cell takes beside its manifest.
+const CELL: u64 = 512;
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -224,7 +269,33 @@ mod tests {
         let kept = two.cell(child);
         assert!(Arc::ptr_eq(&kept, &of("r.io/app").cell(child)), "as long as one of them needs it");
         drop((kept, two, other));
-        assert!(shelf.0.lock().expect("no panic").is_empty(), "a long list leaves nothing");
+        assert!(shelf.cells.lock().expect("no panic").is_empty(), "a long list leaves nothing");
+    }
+
+    /// An image with large manifests, and many images at once: what is beyond the limits is read again.
+    #[test]
+    fn manifests_are_kept_within_limits() {
+        let shelf = Arc::<Shelf>::default();
+        let manifest = |nth: usize, mib: usize| {
+            let text = format!(r#"{{"schemaVersion":2,"manifests":[],"annotations":{{"nth":"{nth}"}}}}"#);
+            let text = text + &" ".repeat(mib << 20);
+            Manifest::read(Bytes::from(text), Some("application/vnd.oci.image.index.v1+json"), None).expect("an index")
+        };
+        let read = |reading: &Reading, manifest: &Manifest| {
+            reading.cell(manifest.digest()).set(manifest.clone()).expect("empty");
+            reading.keep(manifest);
+            reading.cell(manifest.digest()).initialized()
+        };
+        let readings: Vec<_> = (0..100)
+            .map(|nth| Reading::new(&shelf, &format!("r.io/app{nth}").parse().expect("a repository")))
+            .collect();
+        let (one, two, small) = (manifest(1, 3), manifest(2, 3), manifest(3, 0));
+        assert!(read(&readings[0], &one) && !read(&readings[0], &two) && read(&readings[0], &small));
+        let kept = readings[1..].iter().filter(|reading| read(reading, &one)).count();
+        assert_eq!(kept, 20, "64 MiB of all images, 3 MiB each");
+        drop(readings);
+        assert_eq!(shelf.kept.load(Ordering::Relaxed), 0);
+        assert!(shelf.cells.lock().expect("no panic").is_empty());
     }
 
     /// A repository whose tag is another image with each request by it; older ones are there till they're removed.

@@ -12,6 +12,7 @@
 //! a long list costs no more memory than its windows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::content::{Destination, Source};
 use crate::copy::{Engine, Report};
 use crate::descriptor::{Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
+use crate::panics;
 use crate::reference::{Rejected, Repository, Target};
 
 /// Where a run finds the repositories that its list names.
@@ -140,7 +142,7 @@ impl Job {
 
 /// Runs over those entries of `list` that `wanted` holds for, and those of their images; tells `ended` of each.
 ///
-/// An image's failure stops no other. Dropping the future stops all.
+/// An image's failure stops no other, nor does a panic in it. Dropping the future stops all.
 pub async fn run<P: Places>(
     list: &List,
     to: &[Base],
@@ -214,7 +216,8 @@ impl<P: Places> Run<'_, P> {
 
     /// Queues an entry's images.
     async fn expand(&self, entry: &Entry, lanes: &Lanes<Turn>) {
-        let Err(undone) = self.images(entry, lanes).await else { return };
+        let images = AssertUnwindSafe(self.images(entry, lanes)).catch_unwind().await;
+        let Err(undone) = images.unwrap_or_else(|panic| Err(panics::error(&*panic).into())) else { return };
         let (line, source) = (entry.line, entry.source.clone());
         (self.ended)(match undone {
             Undone::Failed(error) => {
@@ -308,7 +311,7 @@ impl<P: Places> Run<'_, P> {
     }
 
     async fn image(&self, Turn { job, reading }: Turn) {
-        let done = self.within_deadline(self.act(&job, reading)).await;
+        let done = self.within_deadline(panics::caught(self.act(&job, reading))).await;
         let job = Box::new(job);
         match done {
             Ok(Done::Copied(report)) => (self.ended)(Event::Copied(job, report)),

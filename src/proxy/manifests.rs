@@ -18,13 +18,14 @@ use tokio::time::Instant;
 
 use super::cache::{Tag, TagName};
 use super::events::{Event, How, What};
-use super::tasks::Flights;
+use super::tasks::{Flights, is_write_back};
 use super::world::Spot;
 use super::{Inner, Origins};
 use crate::content::Source as _;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
+use crate::memory;
 use crate::reference::{self, Target};
 
 /// What is known in memory besides the documents.
@@ -220,6 +221,7 @@ impl<O: Origins> Inner<O> {
             self.note(spot, target, None).await;
             return Ok(None);
         };
+        let _room = memory::caching(found.value.descriptor().size).map_err(|_| busy())?;
         self.cache.documents.put(&found.value).await;
         self.note(spot, target, Some(found.value.descriptor())).await;
         self.learn_sizes(spot, &found.value);
@@ -228,7 +230,7 @@ impl<O: Origins> Inner<O> {
     }
 
     fn only_original(&self, spot: &Spot, target: &Target, tier: usize) {
-        if tier > 0 && spot.upstream.write_back {
+        if tier > 0 && spot.upstream.write_back && !is_write_back() {
             let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
             self.observer.event(&Event::OnlyOriginal { upstream, repository, target });
         }
@@ -326,6 +328,11 @@ pub(super) fn upstreams_fault(error: Error) -> Error {
         }
         _ => error,
     }
+}
+
+fn busy() -> Error {
+    Error::new(Kind::Limited, "too many large manifests are being fetched at once")
+        .transient(Some(Duration::from_secs(1)))
 }
 
 fn now() -> u64 {

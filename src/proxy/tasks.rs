@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Kind, Result};
+use crate::panics;
 
 /// The proxy's tasks. They hold what they need of the proxy, so they are ended by
 /// [`abort`](Self::abort), not by dropping this.
@@ -63,7 +64,7 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
         let result = match landed.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(Ok(value))) => Ok(value.clone()),
             Ok(Some(Err(error))) => Err(error.duplicate()),
-            // The task ended without an answer: the proxy is ending, or it panicked.
+            // The task was dropped before it had an answer.
             _ => Err(Error::new(Kind::Interrupted, "the proxy is ending, or has too much to do")),
         };
         (result, joined)
@@ -79,12 +80,14 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
         }
         let (land, landed) = watch::channel(None);
         running.insert(key.clone(), landed.clone());
-        let over = Over { flights: self.0.clone(), key };
-        let work = work();
+        // Before anything that can panic: `Over` takes the lock.
         drop(running);
+        let over = Over { flights: self.0.clone(), key };
+        let (work, quiet) = (work(), is_write_back());
+        let work = async move { if quiet { as_write_back(work).await } else { work.await } };
         tasks.spawn(async move {
             let over = over;
-            let result = work.await.map_err(Arc::new);
+            let result = panics::caught(work).await.map_err(Arc::new);
             // Off the board first: who comes later asks anew.
             drop(over);
             land.send_replace(Some(result));
@@ -103,6 +106,21 @@ impl<K: Eq + Hash, V> Drop for Over<K, V> {
     fn drop(&mut self) {
         lock(&self.flights).remove(&self.key);
     }
+}
+
+tokio::task_local! {
+    // By the task: else each question to the upstream would hand it on.
+    static WRITE_BACK: ();
+}
+
+/// Runs `work` for write-back itself, with the flights that it begins.
+pub(super) async fn as_write_back<T>(work: impl Future<Output = T>) -> T {
+    WRITE_BACK.scope((), work).await
+}
+
+/// Whether this is done for write-back, and not for a client: what it reads needs no copy of its own.
+pub(super) fn is_write_back() -> bool {
+    WRITE_BACK.try_with(|()| ()).is_ok()
 }
 
 const MOST: usize = 10_000;
@@ -141,6 +159,24 @@ mod tests {
         assert!(lock(&flights.0).is_empty());
         let (again, joined) = flights.join(&tasks, 1, work).await;
         assert!(again.is_ok() && !joined);
+    }
+
+    /// All who wait get an error, and whoever asks next begins anew.
+    #[tokio::test]
+    async fn a_panic_is_an_answer_too() {
+        let (tasks, flights) = (Tasks::new(), Flights::<u8, u8>::default());
+        let panics = || async {
+            tokio::task::yield_now().await;
+            panic!("by a test")
+        };
+        let all = futures_util::future::join_all((0..3).map(|_| flights.join(&tasks, 1, panics))).await;
+        for (result, _) in all {
+            let error = result.expect_err("it panicked");
+            assert_eq!((error.kind(), error.to_string().contains("by a test")), (Kind::Internal, true), "{error}");
+        }
+        assert!(lock(&flights.0).is_empty());
+        let (again, joined) = flights.join(&tasks, 1, || async { Ok(7) }).await;
+        assert!(matches!(again, Ok(7)) && !joined);
     }
 
     #[tokio::test]

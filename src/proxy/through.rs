@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
+use super::tasks::as_write_back;
 use super::world::Spot;
 use super::{Inner, Origins, Proxy};
 use crate::content::{Body, Source, TagPage, TagPages};
@@ -42,11 +43,11 @@ impl<O: Origins> Through<O> {
 
 impl<O: Origins> Source for Through<O> {
     async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
-        self.inner.known(&self.spot, target).await.0
+        as_write_back(self.inner.known(&self.spot, target)).await.0
     }
 
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
-        let found = self.inner.document(&self.spot, target).await.0?;
+        let found = as_write_back(self.inner.document(&self.spot, target)).await.0?;
         let manifest = found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no manifest {target}")))?;
         self.moved(manifest.bytes().len());
         Ok(manifest)

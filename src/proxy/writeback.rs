@@ -3,15 +3,21 @@
 //! Who pulls never waits for this: an event puts an image into the queue, and a worker elsewhere
 //! (`cli::proxy`, which has the copy engine) takes some at once, of each repository one. What failed, or
 //! got on too slowly, is tried again later, with growing pauses, until it's there or its source is gone.
+//!
+//! Tries are bounded, and counted in the file before each begins ([`saved`]). An image whose copy ends the process three
+//! times in a row, for example by its memory, is given up; until it has ended once, it is copied alone, so that
+//! no other image is suspected with it. What is given up is not queued again for a day.
+
+mod saved;
 
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::future::Future;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -23,13 +29,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::saved::Saved;
 use super::events::{Event, Observer};
 use crate::error::{Error, Kind, Result, Side};
+use crate::panics;
 use crate::pool::blocking;
 use crate::reference::{RegistryName, RepositoryName, Target};
 
 /// One image to be copied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Job {
     /// The upstream's name.
     pub upstream: String,
@@ -40,6 +48,15 @@ pub struct Job {
 }
 
 impl Job {
+    /// Its strings, in bytes.
+    fn size(&self) -> usize {
+        self.upstream.len() + self.repository.len() + self.target.len()
+    }
+
+    fn is_beside(&self, other: &Self) -> bool {
+        (&self.upstream, &self.repository) == (&other.upstream, &other.repository)
+    }
+
     /// Which manifest.
     ///
     /// # Errors
@@ -92,6 +109,12 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     jobs: Vec<Waiting>,
+    /// The same.
+    known: HashSet<Job>,
+    /// The bytes of their strings.
+    bytes: usize,
+    /// Images that were given up, and when, in seconds since 1970.
+    given_up: HashMap<Job, u64>,
     unsaved: bool,
 }
 
@@ -99,13 +122,90 @@ struct State {
 struct Waiting {
     job: Job,
     tries: u32,
+    /// The last ones of them that began and did not end.
+    unended: u32,
     due: Instant,
     running: bool,
 }
 
 impl Waiting {
     fn new(job: Job) -> Self {
-        Self { job, tries: 0, due: Instant::now(), running: false }
+        Self { job, tries: 0, unended: 0, due: Instant::now(), running: false }
+    }
+
+    /// Whether a process did not survive its last try, perhaps because of it.
+    fn is_suspect(&self) -> bool {
+        self.unended > u32::from(self.running)
+    }
+}
+
+impl State {
+    fn of(saved: Vec<Saved>) -> Self {
+        let mut state = Self::default();
+        for Saved { job, tries, unended, given_up } in saved {
+            match given_up {
+                Some(at) => drop(state.given_up.insert(job, at)),
+                None => drop(state.add(Waiting { tries, unended, ..Waiting::new(job) })),
+            }
+        }
+        state
+    }
+
+    fn saved(&self) -> Vec<Saved> {
+        let waiting = self.jobs.iter().map(|waiting| Saved {
+            job: waiting.job.clone(),
+            tries: waiting.tries,
+            unended: waiting.unended,
+            given_up: None,
+        });
+        let given_up =
+            self.given_up.iter().map(|(job, at)| Saved { job: job.clone(), tries: 0, unended: 0, given_up: Some(*at) });
+        waiting.chain(given_up).collect()
+    }
+
+    fn has_room(&self, job: &Job) -> bool {
+        self.jobs.len() < BOUND && self.bytes + job.size() <= MAX_BYTES
+    }
+
+    /// Adds a job, if there is room.
+    fn add(&mut self, waiting: Waiting) -> bool {
+        let fits = self.has_room(&waiting.job) && self.known.insert(waiting.job.clone());
+        if fits {
+            self.bytes += waiting.job.size();
+            self.jobs.push(waiting);
+            self.unsaved = true;
+        }
+        fits
+    }
+
+    fn remove(&mut self, job: &Job) -> Option<Waiting> {
+        let at = self.jobs.iter().position(|waiting| waiting.job == *job)?;
+        self.known.remove(job);
+        self.bytes -= job.size();
+        self.unsaved = true;
+        Some(self.jobs.remove(at))
+    }
+
+    /// Whether the job was given up lately.
+    fn is_given_up(&mut self, job: &Job) -> bool {
+        let Some(at) = self.given_up.get(job) else { return false };
+        // A clock that was set back makes it old.
+        let lately = now().checked_sub(*at).is_some_and(|age| age < FORGET_GIVEN_UP.as_secs());
+        if !lately {
+            self.given_up.remove(job);
+        }
+        lately
+    }
+
+    /// Remembers a job that is given up, in place of the oldest where there are many.
+    fn give_up(&mut self, job: Job) {
+        if self.given_up.len() >= MAX_GIVEN_UP
+            && let Some(oldest) = self.given_up.iter().min_by_key(|(_, at)| **at).map(|(job, _)| job.clone())
+        {
+            self.given_up.remove(&oldest);
+        }
+        self.given_up.insert(job, now());
+        self.unsaved = true;
     }
 }
 
@@ -114,38 +214,46 @@ impl Queue {
     /// and begun anew: its images come again when they are pulled again.
     pub fn open(dir: &Path, registry: &mut Registry) -> Self {
         let file = dir.join(FILE);
-        let jobs = load(&file).unwrap_or_else(|error| {
+        let saved = saved::load(&file).unwrap_or_else(|error| {
             tracing::warn!("{error}: the write-back queue begins anew");
             Vec::new()
         });
-        let jobs: Vec<Waiting> = jobs.into_iter().filter(Job::is_valid).take(BOUND).map(Waiting::new).collect();
         let (ended, waiting) = (Family::default(), Gauge::default());
         let proxy = registry.sub_registry_with_prefix(super::metrics::PREFIX);
         proxy.register("write_back", "Images for the durable tier by how it ended", ended.clone());
         proxy.register("write_back_waiting", "Images that wait for the durable tier", waiting.clone());
-        let queue = Self(Arc::new(Inner {
-            file,
-            state: Mutex::new(State { jobs, unsaved: false }),
-            changed: Notify::new(),
-            ended,
-            waiting,
-        }));
+        let saved = saved.into_iter().filter(|saved| saved.job.is_valid()).collect();
+        let state = Mutex::new(State::of(saved));
+        let queue = Self(Arc::new(Inner { file, state, changed: Notify::new(), ended, waiting }));
+        let deadly: Vec<Job> = {
+            let state = queue.lock();
+            let deadly = state.jobs.iter().filter(|waiting| waiting.unended >= MAX_UNENDED);
+            deadly.map(|waiting| waiting.job.clone()).collect()
+        };
+        for job in deadly {
+            queue.give_up(&job, &format!("the proxy was killed {MAX_UNENDED} times while it was copied"));
+        }
         queue.count(&queue.lock());
         queue
     }
 
     /// Has `copy` copy what is in the queue, for ever; it counts the bytes that it moved. Dropped, what is
-    /// left is kept.
+    /// left is kept, and what was running counts as not tried. A panic in a copy is that copy's failure.
     pub async fn run<F: Future<Output = Result<Done>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
         let mut running = FuturesUnordered::new();
+        let _stopping = Stopping(self);
         loop {
             self.save().await;
             let changed = self.0.changed.notified();
             let next = if running.len() < AT_ONCE { self.next() } else { None };
             let until = match next {
                 Some((job, None)) => {
+                    if !self.save().await {
+                        self.ended(&job, Err(Error::new(Kind::Local, "its try cannot be counted in the queue's file")));
+                        continue;
+                    }
                     let moved = Arc::new(AtomicU64::new(0));
-                    let copied = in_time(copy(job.clone(), moved.clone()), moved);
+                    let copied = in_time(panics::caught(copy(job.clone(), moved.clone())), moved);
                     running.push(async move { (job, copied.await) });
                     continue;
                 }
@@ -178,43 +286,56 @@ impl Queue {
 
     fn push(&self, job: Job) {
         let mut state = self.lock();
-        if state.jobs.iter().any(|waiting| waiting.job == job) {
+        if state.known.contains(&job) || state.is_given_up(&job) {
             return;
         }
-        if state.jobs.len() >= BOUND {
+        if !state.has_room(&job) {
             self.told("dropped");
             // What fails again and again makes room for what may not.
-            let worst = (0..state.jobs.len()).max_by_key(|&n| state.jobs[n].tries);
-            match worst.filter(|&n| state.jobs[n].tries > 0) {
-                Some(n) => drop(state.jobs.remove(n)),
+            let idle = state.jobs.iter().filter(|waiting| waiting.tries > 0 && !waiting.running);
+            let worst = idle.max_by_key(|waiting| waiting.tries).map(|waiting| waiting.job.clone());
+            match worst {
+                Some(worst) => drop(state.remove(&worst)),
                 None => return,
             }
         }
-        state.jobs.push(Waiting::new(job));
-        state.unsaved = true;
+        if !state.add(Waiting::new(job)) {
+            return;
+        }
         self.count(&state);
         drop(state);
         self.0.changed.notify_one();
     }
 
-    /// What is next, and when, if not now: then it's marked. Images of one repository have much in common:
-    /// the second one finds it there.
+    /// What is next, and when, if not now: then it's marked, and its try is counted, but not saved yet. Images of one
+    /// repository have much in common: the second one finds it there.
     fn next(&self) -> Option<(Job, Option<Instant>)> {
         let mut state = self.lock();
-        let place = |job: &Job| (job.upstream.clone(), job.repository.clone());
-        let busy: Vec<_> = state.jobs.iter().filter(|waiting| waiting.running).map(|one| place(&one.job)).collect();
-        let idle = state.jobs.iter_mut().filter(|waiting| !busy.contains(&place(&waiting.job)));
-        let first = idle.min_by_key(|waiting| waiting.due)?;
-        if first.due > Instant::now() {
-            return Some((first.job.clone(), Some(first.due)));
+        let running: Vec<_> = state.jobs.iter().filter(|waiting| waiting.running).collect();
+        if running.iter().any(|waiting| waiting.is_suspect()) {
+            return None;
+        }
+        let may = |waiting: &Waiting| match waiting.is_suspect() {
+            true => running.is_empty(),
+            false => !running.iter().any(|one| one.job.is_beside(&waiting.job)),
+        };
+        let idle = state.jobs.iter().enumerate().filter(|(_, waiting)| !waiting.running && may(waiting));
+        let (at, due) = idle.map(|(at, waiting)| (at, waiting.due)).min_by_key(|(_, due)| *due)?;
+        let first = &mut state.jobs[at];
+        if due > Instant::now() {
+            return Some((first.job.clone(), Some(due)));
         }
         first.running = true;
-        Some((first.job.clone(), None))
+        first.tries += 1;
+        first.unended += 1;
+        let job = first.job.clone();
+        state.unsaved = true;
+        Some((job, None))
     }
 
     fn ended(&self, job: &Job, result: Result<Done>) {
-        let mut state = self.lock();
         let what = format!("{}/{} {}", job.upstream, job.repository, job.target);
+        let mut most = MAX_TRIES;
         let gone = match result {
             Ok(done) => {
                 tracing::info!("{what} is in the durable tier");
@@ -224,33 +345,61 @@ impl Queue {
             Err(error) => {
                 tracing::warn!("{what} was not copied into the durable tier: {error}");
                 self.told("failed");
+                // The image itself is at fault, unless something between sent something else.
+                if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Internal) {
+                    most = MAX_TRIES_INVALID;
+                }
                 // The source has it no more. What the destination lacks is another matter, and may pass.
                 error.kind() == Kind::NotFound && error.side() != Some(Side::Destination)
             }
         };
+        let mut state = self.lock();
         if gone {
-            state.jobs.retain(|waiting| waiting.job != *job);
-            state.unsaved = true;
+            state.remove(job);
         } else if let Some(waiting) = state.jobs.iter_mut().find(|waiting| waiting.job == *job) {
-            waiting.due = Instant::now() + pause(waiting.tries);
-            waiting.tries += 1;
+            waiting.due = Instant::now() + pause(waiting.tries.saturating_sub(1));
             waiting.running = false;
+            waiting.unended = 0;
+            let tries = waiting.tries;
+            state.unsaved = true;
+            if tries >= most {
+                drop(state);
+                self.give_up(job, &format!("it failed {tries} times"));
+                state = self.lock();
+            }
         }
         self.count(&state);
     }
 
-    async fn save(&self) {
-        let jobs: Vec<Job> = {
+    /// Takes a job out of the queue for good.
+    fn give_up(&self, job: &Job, why: &str) {
+        let Job { upstream, repository, target } = job;
+        tracing::error!("{upstream}/{repository} {target} is not copied into the durable tier any more: {why}");
+        self.told("given-up");
+        let mut state = self.lock();
+        state.remove(job);
+        state.give_up(job.clone());
+    }
+
+    /// Saves what has changed. False if that failed, and the file may still hold what has changed since.
+    async fn save(&self) -> bool {
+        let saved = {
             let mut state = self.lock();
             if !std::mem::take(&mut state.unsaved) {
-                return;
+                return true;
             }
-            state.jobs.iter().map(|waiting| waiting.job.clone()).collect()
+            state.saved()
         };
         let file = self.0.file.clone();
-        if let Err(error) = blocking(move || store(&file, &jobs)).await {
-            tracing::warn!("{error}: a restart forgets what was to be copied into the durable tier");
-        }
+        let stored = blocking(move || match saved::store(&file, &saved) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                tracing::warn!("{error}: a restart forgets what was to be copied into the durable tier");
+                let removed = fs::remove_file(&file);
+                Ok(removed.is_ok() || removed.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound))
+            }
+        });
+        stored.await.unwrap_or(false)
     }
 
     fn told(&self, result: &'static str) {
@@ -263,6 +412,26 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The orderly end of [`Queue::run`]: tries that it cuts off count for nothing.
+struct Stopping<'a>(&'a Queue);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        for waiting in state.jobs.iter_mut().filter(|waiting| waiting.running) {
+            waiting.running = false;
+            waiting.tries -= 1;
+            waiting.unended -= 1;
+        }
+        let saved = state.saved();
+        drop(state);
+        // Blocks for a moment: the process is ending.
+        if let Err(error) = saved::store(&self.0.0.file, &saved) {
+            tracing::debug!("{error}");
+        }
     }
 }
 
@@ -301,30 +470,24 @@ fn pause(tries: u32) -> Duration {
     LEAST.saturating_mul(1 << tries.min(16)).min(MOST)
 }
 
-fn load(file: &Path) -> Result<Vec<Job>> {
-    let bytes = match fs::read(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(|error| Error::io(format!("read {}", file.display()), &error))?,
-    };
-    serde_json::from_slice(&bytes).map_err(|error| Error::new(Kind::Local, format!("{}: {error}", file.display())))
-}
-
-/// Writes it beside, and renames it: a process may be killed at any moment. Blocks.
-fn store(file: &Path, jobs: &[Job]) -> Result<()> {
-    let beside = file.with_extension("new");
-    let bytes = serde_json::to_vec(jobs).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
-    let written = File::create(&beside).and_then(|mut to| {
-        to.write_all(&bytes)?;
-        to.sync_all()?;
-        fs::rename(&beside, file)
-    });
-    written.map_err(|error| Error::io(format!("write {}", file.display()), &error))
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// The file in the cache's directory.
 const FILE: &str = "write-back.json";
-/// Images that wait at most.
+/// Images that wait at most, and the bytes of their names.
 const BOUND: usize = 10_000;
+const MAX_BYTES: usize = 4 << 20;
+/// Tries of one image: with the pauses between them, about a day.
+const MAX_TRIES: u32 = 300;
+/// Tries of an image that can't be copied as it is.
+const MAX_TRIES_INVALID: u32 = 8;
+/// Tries in a row that ended the process.
+const MAX_UNENDED: u32 = 3;
+/// For how long an image that was given up isn't queued again, and how many of those are remembered.
+const FORGET_GIVEN_UP: Duration = Duration::from_secs(24 * 3600);
+const MAX_GIVEN_UP: usize = 1000;
 /// Images that are copied at once.
 const AT_ONCE: usize = 4;
 /// What an image may take however small it is, and how many bytes of it give it another second.
@@ -446,6 +609,132 @@ mod tests {
         let _ = tokio::time::timeout(Duration::from_secs(60), queue.run(copy)).await;
         assert!(queue.is_empty());
         assert_eq!(most.into_inner(), AT_ONCE as u64);
+    }
+
+    fn dir(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("transload-writeback-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).expect("a directory");
+        dir
+    }
+
+    /// Runs the queue until `killed` is copied, which kills the process: nothing is dropped.
+    async fn run_until_killed(queue: &Queue, killed: &str) -> Vec<String> {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (seen, killed) = (log.clone(), killed.to_owned());
+        let owned = queue.clone();
+        let mut run = Box::pin(async move {
+            let copy = |job: Job, _| {
+                seen.lock().expect("alone").push(job.repository.clone());
+                let dies = job.repository == killed;
+                async move {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    if dies { std::future::pending().await } else { Ok(Done::Copied) }
+                }
+            };
+            owned.run(copy).await;
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(60), &mut run).await;
+        std::mem::forget(run);
+        log.lock().expect("alone").clone()
+    }
+
+    /// What was copied with the one that kills is copied the next time, when the suspects are copied alone.
+    #[tokio::test(start_paused = true)]
+    async fn what_kills_the_process_is_given_up_and_takes_nothing_with_it() {
+        let dir = dir("kills");
+        let mut registry = Registry::default();
+        let open = |registry: &mut Registry| Queue::open(&dir, registry);
+        let queue = open(&mut registry);
+        pulled_of(&queue, "kills", "v1");
+        // Pulled just before the end.
+        assert_eq!(run_until_killed(&queue, "kills").await, ["kills"]);
+        pulled_of(&queue, "other", "v1");
+        queue.next().expect("it begins when the process is killed");
+        assert!(queue.save().await);
+        drop(queue);
+        let queue = open(&mut registry);
+        assert_eq!(queue.lock().saved().iter().map(|saved| saved.unended).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(run_until_killed(&queue, "kills").await, ["kills"], "alone");
+        // Whichever comes first: the innocent one ends, and is no suspect any more.
+        let queue = open(&mut registry);
+        assert_eq!(queue.len(), 2);
+        queue.lock().jobs.reverse();
+        assert_eq!(run_until_killed(&queue, "kills").await, ["other", "kills"]);
+        let mut registry = Registry::default();
+        let queue = open(&mut registry);
+        assert_eq!(queue.len(), 0, "three times");
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
+        assert!(page.contains("transload_proxy_write_back_total{result=\"given-up\"} 1"), "{page}");
+        pulled_of(&queue, "kills", "v1");
+        pulled_of(&queue, "kills", "v2");
+        assert_eq!(queue.len(), 1, "for a day it isn't taken again; another tag is");
+        assert!(queue.save().await);
+        let queue = open(&mut Registry::default());
+        pulled_of(&queue, "kills", "v1");
+        assert_eq!(queue.len(), 1, "over a restart too");
+        queue.lock().given_up.values_mut().for_each(|at| *at -= FORGET_GIVEN_UP.as_secs());
+        pulled_of(&queue, "kills", "v1");
+        assert_eq!(queue.len(), 2);
+        let _ = fs::remove_dir_all(&dir);
+    }
+
+    /// As a rollout does.
+    #[tokio::test(start_paused = true)]
+    async fn an_orderly_end_in_the_middle_of_a_try_counts_for_nothing() {
+        let dir = dir("ends");
+        for _ in 0..5 {
+            let queue = Queue::open(&dir, &mut Registry::default());
+            pulled(&queue, "v1");
+            let _ = tokio::time::timeout(Duration::from_secs(9), queue.run(|_, _| std::future::pending())).await;
+            assert_eq!(queue.len(), 1);
+        }
+        let saved = saved::load(&dir.join(FILE)).expect("reads");
+        assert_eq!((saved.len(), saved[0].tries, saved[0].unended), (1, 0, 0));
+        let _ = fs::remove_dir_all(&dir);
+    }
+
+    /// A panic, or an image that can't be copied, is tried some times; a registry that is down for a day.
+    #[tokio::test(start_paused = true)]
+    async fn tries_are_bounded() {
+        let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
+        for repository in ["panics", "invalid", "down"] {
+            pulled_of(&queue, repository, "v1");
+        }
+        let tries = Mutex::new(HashMap::<String, u32>::new());
+        let copy = |job: Job, _| {
+            *tries.lock().expect("alone").entry(job.repository.clone()).or_default() += 1;
+            async move {
+                match &*job.repository {
+                    "panics" => panic!("by a test"),
+                    "invalid" => Err(Error::new(Kind::Invalid, "too large")),
+                    _ => Err(Error::new(Kind::Network, "down")),
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(48 * 3600), queue.run(copy)).await;
+        assert!(queue.is_empty());
+        let tries = tries.into_inner().expect("alone");
+        let of = |name: &str| tries[name];
+        assert_eq!((of("panics"), of("invalid"), of("down")), (MAX_TRIES_INVALID, MAX_TRIES_INVALID, MAX_TRIES));
+    }
+
+    /// What can't be counted isn't tried: a file of an earlier run stands, and can't be replaced or removed.
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_cannot_be_counted_is_not_made() {
+        let dir = dir("stuck");
+        fs::create_dir_all(dir.join(FILE).join("in the way")).expect("a directory");
+        let queue = Queue::open(&dir, &mut Registry::default());
+        pulled(&queue, "v1");
+        let tried = AtomicU64::new(0);
+        let copy = |_, _| {
+            tried.fetch_add(1, Ordering::Relaxed);
+            async { Ok(Done::Copied) }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(60), queue.run(copy)).await;
+        assert_eq!((tried.load(Ordering::Relaxed), queue.len()), (0, 1));
+        let _ = fs::remove_dir_all(&dir);
     }
 
     /// What the source has no more is given up; what the destination lacks may come.

@@ -1,5 +1,7 @@
 //! Tags that name no image but something about one.
 
+use std::collections::BTreeSet;
+
 use super::Tag;
 use crate::descriptor::Digest;
 use crate::error::Result;
@@ -45,9 +47,15 @@ impl<'a> Artifact<'a> {
         self.suffix.is_empty()
     }
 
-    /// Whether it's about this manifest.
-    pub fn is_about(&self, digest: &Digest) -> bool {
-        digest.algorithm() == self.algorithm && digest.hex().starts_with(self.hex)
+    /// How the tags about a manifest begin.
+    pub fn name(digest: &Digest) -> String {
+        format!("{}-{}", digest.algorithm(), digest.hex())
+    }
+
+    /// Whether it's about one of the manifests with these [names](Self::name).
+    pub fn is_about_any(&self, names: &BTreeSet<String>) -> bool {
+        let begin = format!("{}-{}", self.algorithm, self.hex);
+        names.range(begin.clone()..).next().is_some_and(|name| name.starts_with(&begin))
     }
 }
 
@@ -78,7 +86,8 @@ mod tests {
         for digest in [short, long] {
             let (tag, other) = (digest.referrers_tag(), if digest == short { long } else { short });
             let artifact = Artifact::of(&tag).expect("a list");
-            assert!(artifact.is_about(&digest) && !artifact.is_about(&other), "{tag}");
+            let names = |digests: &[Digest]| digests.iter().map(Artifact::name).collect();
+            assert!(artifact.is_about_any(&names(&[short, long])) && !artifact.is_about_any(&names(&[other])), "{tag}");
         }
     }
 }

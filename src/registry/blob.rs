@@ -17,6 +17,7 @@ use super::upload::Session;
 use crate::content::{Body, Started, limited};
 use crate::descriptor::{Descriptor, Digest, MAX_SIZE};
 use crate::error::{Error, Kind, Result};
+use crate::panics;
 use crate::reference::Repository;
 
 /// Whether a cache has a blob, as it says by `Cache-Status`.
@@ -141,7 +142,7 @@ impl Repo {
         let (tell, told) = tokio::sync::oneshot::channel();
         self.registry.see_through(async move {
             // Nobody listens after an interrupt; the session is known by then, and is deleted.
-            drop(tell.send(repo.begin(&blob, from.as_ref()).await));
+            drop(tell.send(panics::caught(repo.begin(&blob, from.as_ref())).await));
         });
         told.await.map_err(|_| Error::new(Kind::Interrupted, "the upload was abandoned"))?
     }

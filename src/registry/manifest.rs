@@ -11,6 +11,7 @@ use crate::content::Pushed;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_MANIFEST, Manifest};
+use crate::memory;
 use crate::reference::Target;
 
 impl Repo {
@@ -43,7 +44,8 @@ impl Repo {
         let (head, bytes) = self.registry.read(call.header(ACCEPT, MediaType::ACCEPT), MAX_MANIFEST).await?;
         // By tag the header's digest is all there is to check the bytes by.
         let expected = target.digest().or(digest(&head.headers));
-        Manifest::read(bytes, content_type(&head.headers), expected).map_err(|error| error.doing(doing))
+        // The answer holds the room for being read until it is parsed.
+        Manifest::read(memory::own(&bytes), content_type(&head.headers), expected).map_err(|error| error.doing(doing))
     }
 
     /// `PUT` of a manifest's bytes.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
@@ -18,6 +18,7 @@ use super::Options;
 use super::address::Policy;
 use super::answer;
 use super::auth::Auth;
+use super::blob::length;
 use super::endpoint::{Endpoint, check_write};
 use super::incoming::Incoming;
 use super::limits::{Limiter, retry_after};
@@ -28,6 +29,7 @@ use super::send::{Sent, names_manifest};
 use super::token::{Access, Scope};
 use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
+use crate::memory::Collected;
 use crate::reference::{DOCKER_HUB, RegistryName, Repository, split_port};
 use crate::retry::Budget;
 
@@ -241,7 +243,7 @@ impl Registry {
         loop {
             let read = async {
                 let (head, body) = self.call_once(call.again()).await?.into_parts();
-                let bytes = read_small(Response::new(body), most).await;
+                let bytes = read_body(body, length(&head.headers), most).await;
                 bytes.map(|bytes| (head, bytes)).map_err(|error| error.doing(call.doing.clone()))
             };
             match read.await {
@@ -356,23 +358,39 @@ impl Registry {
 /// # Errors
 /// [`Kind::Invalid`] for more than `most` bytes: the size is never taken on trust.
 pub(super) async fn read_small(response: Response, most: u64) -> Result<Bytes> {
-    let mut body = response.into_body();
-    let mut bytes = BytesMut::new();
-    let reading = async {
-        while let Some(frame) = body.frame().await {
-            if let Ok(data) = frame?.into_data() {
-                if (bytes.len() + data.len()) as u64 > most {
-                    return Err(Error::new(Kind::Invalid, format!("the answer has more than {most} bytes")));
+    let expected = length(response.headers());
+    read_body(response.into_body(), expected, most).await
+}
+
+/// Reads a body that claims to have `expected` bytes. A large one waits for its turn before most of it is read; that
+/// takes no time of [`SMALL_TIMEOUT`].
+async fn read_body(mut body: Incoming, expected: Option<u64>, most: u64) -> Result<Bytes> {
+    let too_large = || Error::new(Kind::Invalid, format!("the answer has more than {most} bytes"));
+    if expected.is_some_and(|expected| expected > most) {
+        return Err(too_large());
+    }
+    let mut bytes = Collected::new(most);
+    loop {
+        let reading = async {
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame?.into_data() else { continue };
+                if !bytes.fits(&data) {
+                    return Err(too_large());
                 }
-                bytes.extend_from_slice(&data);
+                if bytes.must_wait(&data) {
+                    return Ok(Some(data));
+                }
+                bytes.add(&data);
             }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(SMALL_TIMEOUT, reading)
-        .await
-        .map_err(|_| Error::new(Kind::Timeout, format!("the answer did not end in {} s", SMALL_TIMEOUT.as_secs())))??;
-    Ok(bytes.freeze())
+            Ok(None)
+        };
+        let slow = || Error::new(Kind::Timeout, format!("the answer did not end in {} s", SMALL_TIMEOUT.as_secs()));
+        let Some(data) = tokio::time::timeout(SMALL_TIMEOUT, reading).await.map_err(|_| slow())?? else {
+            return Ok(bytes.finish());
+        };
+        bytes.wait(expected).await;
+        bytes.add(&data);
+    }
 }
 
 /// Whether a host as written is this machine: plain http needs no flag there, as in Docker.

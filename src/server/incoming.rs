@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::content::Body;
 use crate::error::{Error, Kind, Result};
+use crate::memory::Collected;
 
 /// A request's body as a stream: [`Kind::Network`] if the client hangs up in the middle,
 /// [`Kind::Timeout`] if nothing comes for a minute.
@@ -56,17 +57,37 @@ pub(super) async fn discard(body: &mut Body) {
     let _ = timeout(DISCARD_TIME, all).await;
 }
 
-/// The whole body, or `None` if it has more than `most` bytes.
+/// The whole body, or `None` if it has more than `most` bytes. A large one waits for its turn before most of it is
+/// read, and has to come within a minute then: others wait for it.
 pub(super) async fn read_all(body: &mut Body, most: usize) -> Result<Option<Bytes>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Collected::pushed(most as u64);
     while let Some(frame) = body.try_next().await? {
-        if bytes.len() + frame.len() > most {
+        if !bytes.fits(&frame) {
             return Ok(None);
         }
-        bytes.extend_from_slice(&frame);
+        if bytes.must_wait(&frame) {
+            bytes.wait(None).await;
+            bytes.add(&frame);
+            let slow = |_| Error::new(Kind::Timeout, format!("the body did not end in {} s", LARGE.as_secs()));
+            return timeout(LARGE, rest(body, bytes)).await.map_err(slow)?;
+        }
+        bytes.add(&frame);
     }
-    Ok(Some(bytes.into()))
+    Ok(Some(bytes.finish()))
 }
+
+async fn rest(body: &mut Body, mut bytes: Collected) -> Result<Option<Bytes>> {
+    while let Some(frame) = body.try_next().await? {
+        if !bytes.fits(&frame) {
+            return Ok(None);
+        }
+        bytes.add(&frame);
+    }
+    Ok(Some(bytes.finish()))
+}
+
+/// How long the rest of a large body may take, however evenly it trickles.
+const LARGE: Duration = Duration::from_secs(60);
 
 /// How long a client may be silent in the middle of a body.
 const IDLE: Duration = Duration::from_secs(60);

@@ -17,6 +17,7 @@ mod connections;
 mod guard;
 mod head;
 mod incoming;
+mod large;
 mod listen;
 mod pull;
 mod push;
@@ -69,12 +70,13 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Server<B: Backend> {
     backend: B,
     uploads: uploads::Uploads<B::Upload>,
+    large: large::Large,
 }
 
 impl<B: Backend> Server<B> {
     /// A server of what `backend` holds.
     pub fn new(backend: B) -> Self {
-        Self { backend, uploads: uploads::Uploads::default() }
+        Self { backend, uploads: uploads::Uploads::default(), large: large::Large::default() }
     }
 
     /// What it serves.

@@ -26,7 +26,8 @@ impl<B: Backend> Server<B> {
         } else {
             let found = self.backend.manifest(place, target).await.map_err(|error| Refusal::backend(&error))?;
             let found = found.ok_or_else(|| no_manifest(target))?;
-            (found.descriptor().clone(), found.bytes().clone())
+            let bytes = self.large.manifest(&found.digest(), found.bytes().clone())?;
+            (found.descriptor().clone(), bytes)
         };
         let mut response = if respond::is_known(&head.headers, &descriptor.digest) {
             respond::empty(StatusCode::NOT_MODIFIED)
@@ -112,7 +113,7 @@ impl<B: Backend> Server<B> {
             Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
         })?;
         let next = cut(&mut tags, most);
-        let mut response = json_of(&json!({"name": place.name, "tags": tags}));
+        let mut response = json_of(self.large.list(json!({"name": place.name, "tags": tags}).to_string().into())?);
         if let Some(last) = next {
             let ns = place.ns.as_ref().map_or_else(String::new, |ns| format!("&ns={}", escape(ns)));
             link(&mut response, &format!("/v2/{}/tags/list?n={most}&last={}{ns}", place.name, escape(&last)));
@@ -125,7 +126,7 @@ impl<B: Backend> Server<B> {
         let found = self.backend.repositories(page.after.as_deref(), most + 1).await;
         let mut names = found.map_err(|error| Refusal::backend(&error))?;
         let next = cut(&mut names, most);
-        let mut response = json_of(&json!({"repositories": names}));
+        let mut response = json_of(self.large.list(json!({"repositories": names}).to_string().into())?);
         if let Some(last) = next {
             link(&mut response, &format!("/v2/_catalog?n={most}&last={}", escape(&last)));
         }
@@ -140,8 +141,8 @@ impl<B: Backend> Server<B> {
             .into_iter()
             .filter(|entry| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind)))
             .collect();
-        let mut response =
-            json_of(&json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": listed}));
+        let list = json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": listed}).to_string();
+        let mut response = json_of(self.large.list(list.into())?);
         set(response.headers_mut(), header::CONTENT_TYPE, MediaType::OCI_INDEX);
         if kind.is_some() {
             set(response.headers_mut(), HeaderName::from_static("oci-filters-applied"), "artifactType");
@@ -154,8 +155,8 @@ fn no_manifest(target: &Target) -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} is not here"))
 }
 
-fn json_of(value: &serde_json::Value) -> Response<ResponseBody> {
-    respond::whole(StatusCode::OK, "application/json", Bytes::from(value.to_string()))
+fn json_of(text: Bytes) -> Response<ResponseBody> {
+    respond::whole(StatusCode::OK, "application/json", text)
 }
 
 fn entries(page: &Page) -> usize {

@@ -6,6 +6,7 @@ use super::{Options, Part, Plan, Shelf, contents};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
+use crate::panics;
 use crate::reference::{Repository, Tag, Target};
 
 /// Removes what the plan says, and notes in it what is gone. A refused plan removes nothing.
@@ -23,7 +24,7 @@ pub async fn carry_out<S: Shelf>(plan: &mut Plan, open: impl Fn(&Repository) -> 
         }
         let opened = part.repository.parse::<Repository>().and_then(|repository| open(&repository));
         let result = match opened {
-            Ok(shelf) => remove(&shelf, part, options).await,
+            Ok(shelf) => panics::caught(remove(&shelf, part, options)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = result {

@@ -18,6 +18,7 @@ use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Result};
 use crate::file_access::OpenFile;
 use crate::manifest::{MAX_MANIFEST, Manifest};
+use crate::memory;
 use crate::pool::blocking;
 
 /// Manifests by digest, and tags. Clones share them.
@@ -116,6 +117,9 @@ impl Documents {
             return Some(found);
         }
         let pin = self.0.shelf.pin(digest)?;
+        // Many clients may ask for many large ones.
+        let large = self.0.shelf.size_of(digest).is_some_and(|size| size > memory::SMALL as u64);
+        let _turn = if large { memory::reading_from_disk().await } else { None };
         let (documents, digest) = (self.clone(), *digest);
         let read = blocking(move || {
             let Some(stored) = documents.0.shelf.open_pinned(&digest, pin)? else { return Ok(None) };
@@ -296,13 +300,13 @@ fn read_whole(file: &OpenFile) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// A manifest in memory: its bytes, and about as much again three times for what was parsed.
+/// A manifest in memory: its bytes, and what was parsed of them.
 #[derive(Clone, Debug)]
 struct ByBytes;
 
 impl Weighter<Digest, Manifest> for ByBytes {
     fn weight(&self, _: &Digest, manifest: &Manifest) -> u64 {
-        4 * manifest.bytes().len() as u64 + 512
+        manifest.weight() + 512
     }
 }
 

@@ -26,6 +26,7 @@ use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
+use crate::panics;
 use crate::pool::blocking;
 use crate::proxy::cache::write_at;
 use crate::proxy::reading::{CHUNK, Readers};
@@ -315,7 +316,7 @@ impl<S: Source> Ordered<S> {
         for _ in 0..self.lanes.min(shared.pieces.len()) {
             let shared = shared.clone();
             tasks.spawn(async move {
-                if let Err(error) = shared.lane().await {
+                if let Err(error) = panics::caught(shared.lane()).await {
                     let _ = shared.failed.set(error);
                     shared.tick.send_replace(());
                 }

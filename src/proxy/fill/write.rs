@@ -14,6 +14,7 @@ use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
+use crate::panics;
 use crate::pool::blocking;
 use crate::proxy::cache::Temp;
 use crate::proxy::events::Event;
@@ -51,7 +52,7 @@ impl<O: Origins> Inner<O> {
         let ending = Ending { inner: self.clone(), fill };
         self.tasks.spawn(async move {
             let Ending { inner, fill } = &ending;
-            if let Err(error) = Box::pin(inner.fill(fill)).await {
+            if let Err(error) = panics::caught(Box::pin(inner.fill(fill))).await {
                 match error.kind() {
                     Kind::NotFound => {}
                     Kind::Local => inner.uncached(&error),

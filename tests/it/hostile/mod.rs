@@ -14,6 +14,7 @@ mod memory;
 mod names;
 mod numbers;
 mod open_door;
+mod panics;
 mod push_quota;
 mod secrets;
 mod special_files;

@@ -1,0 +1,47 @@
+//! A panic is a fault of the program. It ends the piece of work that it happened in, and nothing else.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
+
+use crate::error::{Error, Kind, Result};
+
+/// Runs `work`; a panic in it becomes an error of [`Kind::Internal`].
+///
+/// What the work shares with others must bear it: locks are taken with `PoisonError::into_inner`, and what is half
+/// done is undone by `Drop`.
+pub(crate) async fn caught<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(result) => result,
+        Err(panic) => Err(error(&*panic)),
+    }
+}
+
+/// The error for a panic's payload.
+pub(crate) fn error(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let what = format!("internal error: {}; please report it", text.unwrap_or("a panic without a message"));
+    Error::new(Kind::Internal, what).hint("report it with the lines that begin with \"thread\" above, and the image")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_and_says_what_it_was() {
+        assert_eq!(caught(async { Ok(7) }).await.expect("no panic"), 7);
+        let number = "none";
+        for (panics, text) in [
+            (caught(async { panic!("of some text") }).await, "internal error: of some text; please report it"),
+            (caught(async { panic!("of {number}") }).await, "internal error: of none; please report it"),
+        ] {
+            let error: Error = panics.map(|()| ()).expect_err("it panicked");
+            assert_eq!((error.kind(), error.to_string()), (Kind::Internal, text.to_owned()));
+        }
+        let error = caught(crate::pool::blocking(|| -> Result<()> { panic!("on the pool") })).await;
+        assert!(error.expect_err("it panicked").to_string().contains("on the pool"));
+    }
+}
