@@ -62,6 +62,8 @@ pub struct Job {
     pub platforms: Vec<Platform>,
     /// With its referrers.
     pub referrers: bool,
+    /// What should be the tag there and is none: such a job is only reported.
+    pub no_tag: Option<String>,
 }
 
 /// What a run does with each image.
@@ -136,7 +138,10 @@ impl Job {
 
     /// The destination as users write it.
     pub fn to(&self) -> String {
-        self.destination.at(self.at.clone()).to_string()
+        match &self.no_tag {
+            Some(text) => format!("{}:{}", self.destination, text.escape_debug()),
+            None => self.destination.at(self.at.clone()).to_string(),
+        }
     }
 }
 
@@ -266,9 +271,9 @@ impl<P: Places> Run<'_, P> {
         let places = entry.each_place(self.to, exact.tag.as_deref())?;
         lanes.wanted().await;
         let reading = Arc::new(Reading::new(&self.shelf, &entry.source));
-        for Made { repository: destination, tag, .. } in places {
-            // A tag that is none goes nowhere: the job stands for it in the report only.
+        for Made { repository: destination, tag, text } in places {
             let at = tag.as_ref().ok().cloned().flatten().map_or_else(|| read.clone(), Target::Tag);
+            let no_tag = text.filter(|_| tag.is_err());
             let claimed = tag.and_then(|tag| {
                 let place = (destination.clone(), tag);
                 self.claims.lock().unwrap_or_else(PoisonError::into_inner).claim(&place, entry, exact)
@@ -281,6 +286,7 @@ impl<P: Places> Run<'_, P> {
                 at,
                 platforms: entry.platforms.clone(),
                 referrers: entry.referrers,
+                no_tag,
             };
             // Nothing to be done twice.
             if matches!(claimed, Ok(false)) || !(self.wanted)(entry, Some(&job)) {

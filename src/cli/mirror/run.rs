@@ -314,6 +314,7 @@ mod tests {
                 at: tag,
                 platforms: vec![],
                 referrers: false,
+                no_tag: None,
             })
         };
         let late = || Error::new(Kind::Timeout, "late");

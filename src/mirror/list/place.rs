@@ -250,7 +250,7 @@ impl Entry {
 pub(in crate::mirror) struct Made {
     pub(in crate::mirror) repository: Repository,
     /// The tag's text, whether it is a tag or not.
-    text: Option<String>,
+    pub(in crate::mirror) text: Option<String>,
     /// `None` for an image that is written by its digest.
     pub(in crate::mirror) tag: Result<Option<Tag>>,
 }

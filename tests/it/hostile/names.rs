@@ -110,6 +110,8 @@ impl Destination {
 
     fn with(kept: (Option<Registry>, TempDir), process: Option<Process>, at: SocketAddr) -> Self {
         let victim = Image::single(9, &[3000]);
+        // An older image, with known holes: what an attacker would put in place of the newest one.
+        Image::single(2, &[2000]).push(at, "victim/app", "old");
         victim.push(at, "victim/app", "latest");
         let front = Front::before(at).start();
         Self { _process: process, _kept: kept, at, front, victim }
@@ -158,10 +160,9 @@ fn assert_reported(run: &Run, bad: &[&str]) {
 fn a_tag_that_is_a_path_overwrites_no_other_repository() {
     let attacker = Attacker::listing(&[TRAVERSAL]);
     for to in Destination::both() {
-        let run =
-            transload(&["copy", &attacker.repository(), &format!("{}/untrusted/x", to.host()), "--all-tags"]).exits(3);
-        assert_reported(&run, &[TRAVERSAL]);
+        let run = transload(&["copy", &attacker.repository(), &format!("{}/untrusted/x", to.host()), "--all-tags"]);
         to.assert_untouched();
+        assert_reported(&run.exits(3), &[TRAVERSAL]);
         attacker.good.assert_at(to.front.addr(), "untrusted/x", "v1");
         attacker.good.assert_at(to.front.addr(), "untrusted/x", "v2");
     }
@@ -219,9 +220,9 @@ fn a_mirror_that_picks_tags_writes_to_no_other_repository() {
         let directory = TempDir::new();
         let list = format!("images:\n  - source: {}\n    target: untrusted/x\n    {pick}\n", attacker.repository());
         let list = directory.write("list.yaml", list);
-        let run = transload(&["mirror", &list, "--to", &to.host()]).exits(3);
-        assert_reported(&run, &bad);
+        let run = transload(&["mirror", &list, "--to", &to.host()]);
         to.assert_untouched();
+        assert_reported(&run.exits(3), &bad);
         attacker.good.assert_at(to.front.addr(), "untrusted/x", "v1");
         attacker.good.assert_at(to.front.addr(), "untrusted/x", "v2");
     }
@@ -337,6 +338,7 @@ fn a_layouts_name_is_no_path_at_the_destination() {
         let (directory, to) = (layout(&[bad]), Destination::docker_registry());
         for goal in [format!("{}/untrusted/x", to.host()), format!("{}/untrusted/", to.host())] {
             let run = transload(&["copy", &oci(&directory), &goal]).exits(1);
+            to.assert_untouched();
             assert_reported(&run, &[bad]);
         }
         assert_eq!(to.front.log().iter().filter(|seen| seen.method != "GET" && seen.method != "HEAD").count(), 0);
