@@ -115,7 +115,7 @@ impl Repo {
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes)
-        .map_err(|error| Error::new(Kind::Invalid, format!("the answer is not a list: {error}")))
+        .map_err(|error| Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}")))
 }
 
 /// The target of `Link: <…>; rel="next"` (RFC 8288).
