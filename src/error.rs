@@ -156,11 +156,11 @@ impl Error {
         self
     }
 
-    /// Adds what another program said, as it is to stand behind the message. It is shown to the user, and left out by
-    /// [`own_text`](Self::own_text).
+    /// Adds what another program said, or a parser about it, as it is to stand behind the message. It is shown to the
+    /// user without any secret, and left out by [`own_text`](Self::own_text).
     #[must_use]
     pub(crate) fn quoting(mut self, quote: impl Into<String>) -> Self {
-        self.0.quote = Some(clean(quote.into())).filter(|quote| !quote.is_empty());
+        self.0.quote = Some(clean(redact::remote(&quote.into()))).filter(|quote| !quote.is_empty());
         self
     }
 

@@ -68,9 +68,10 @@ impl Manifest {
             Some(expected) => return Err(mismatch(expected, &bytes, content_type)),
             None => Digest::of(&bytes),
         };
-        let raw: Raw = serde_json::from_slice(&bytes)
-            .and_then(|raw| spelling::check(&bytes).map(|()| raw))
-            .map_err(|error| Error::new(Kind::Invalid, format!("{digest} is not a manifest: {error}")))?;
+        let raw: Raw =
+            serde_json::from_slice(&bytes).and_then(|raw| spelling::check(&bytes).map(|()| raw)).map_err(|error| {
+                Error::new(Kind::Invalid, format!("{digest} is not a manifest")).quoting(format!(": {error}"))
+            })?;
         let media_type = raw.media_type(content_type);
         if raw.schema_version == Some(1) || media_type.is_schema1() {
             return Err(schema1());

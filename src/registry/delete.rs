@@ -55,7 +55,7 @@ impl Repo {
         let call = self.call(Method::GET, self.acr_tag(tag), &scope, doing.clone()).await?;
         let (_, bytes) = self.registry.read(call, 1 << 20).await.map_err(|error| self.forbidden(error))?;
         let document: TagDocument = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(Kind::Invalid, format!("the answer is not about a tag: {error}")).doing(doing)
+            Error::new(Kind::Invalid, "the answer is not about a tag").quoting(format!(": {error}")).doing(doing)
         })?;
         let TagAttributes { created_time, last_update_time, changeable_attributes } = document.tag;
         Ok(Some(TagState {

@@ -150,7 +150,7 @@ fn parse<'a, T: Deserialize<'a>>(status: StatusCode, bytes: &'a [u8]) -> Result<
         return Err(Error::new(Kind::Registry, format!("the answer is not a list: its status is {}", status.as_u16())));
     }
     serde_json::from_slice(bytes)
-        .map_err(|error| Error::new(Kind::Invalid, format!("the answer is not a list: {error}")))
+        .map_err(|error| Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}")))
 }
 
 /// Entries that a page of tags is asked to have: Docker Hub and distribution allow 1,000. ACR gives what it likes.

@@ -128,8 +128,14 @@ impl Answer {
         let wait = retry_after(response.headers());
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
-            return serde_json::from_slice(&body)
-                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON"));
+            let answer: Self = serde_json::from_slice(&body)
+                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON"))?;
+            // What isn't used is a secret all the same.
+            [&answer.token, &answer.access_token, &answer.refresh_token]
+                .into_iter()
+                .flatten()
+                .for_each(|text| drop(Secret::new(text.as_str())));
+            return Ok(answer);
         }
         let what = format!("the token endpoint answered {}", status.as_u16());
         Err(match status {
