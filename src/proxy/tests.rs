@@ -483,7 +483,7 @@ async fn nothing_has_to_go_for_a_lie() {
     let held = bench.world.put("r", &good);
     bench.get("r", &held).await.expect("whole");
     bench.settled().await;
-    for size in [9000, 20_000, u64::MAX] {
+    for size in [9000, 20_000, crate::descriptor::MAX_SIZE] {
         let digest = bench.world.put("r", &[&small[..], &size.to_be_bytes()].concat());
         bench.tell_size(digest, size).await;
         assert_eq!(bench.get("r", &digest).await.expect("whole").len(), 708, "{size}");
