@@ -82,11 +82,11 @@ fn a_static_one_needs_nothing_but_itself() {
     copies_in(&root(&program, &[]));
 }
 
-/// A command in a root that holds the program and nothing else: no certificates, no /tmp, no HOME.
+/// A command in a root that holds the program and nothing else: no certificates, no HOME. What is temporary is in `/`.
 fn inside(root: &TempDir, args: &[&str]) -> Tool {
     let chroot = ["--user", "--map-root-user", "--root", root.path().to_str().expect("UTF-8"), "/transload"];
     let tool = Tool::new("unshare").args(&chroot).args(args);
-    let tool = tool.without("HOME").without("TMPDIR").without("XDG_RUNTIME_DIR").env("DOCKER_CONFIG", "/config");
+    let tool = tool.without("HOME").without("XDG_RUNTIME_DIR").env("TMPDIR", "/").env("DOCKER_CONFIG", "/config");
     // No identity of the machine that runs the tests.
     tool.env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
 }
