@@ -38,7 +38,7 @@ mod tests {
             (caught(async { panic!("of some text") }).await, "internal error: of some text; please report it"),
             (caught(async { panic!("of {number}") }).await, "internal error: of none; please report it"),
         ] {
-            let error: Error = panics.map(|()| ()).expect_err("it panicked");
+            let error = Result::<()>::expect_err(panics, "it panicked");
             assert_eq!((error.kind(), error.to_string()), (Kind::Internal, text.to_owned()));
         }
         let error = caught(crate::pool::blocking(|| -> Result<()> { panic!("on the pool") })).await;

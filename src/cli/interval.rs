@@ -58,7 +58,7 @@ impl Args {
         };
         let (hangup, mut registry) = (Notify::new(), Registry::default());
         let state = State::new(Metrics::new(&mut registry));
-        let run = async |list: &L| match panics::caught(once(list, &state.metrics)).await {
+        let run = async |list: &L| match panics::caught(Box::pin(once(list, &state.metrics))).await {
             Ok(run) => state.metrics.ran(&run),
             Err(error) => output::error(&error),
         };

@@ -139,7 +139,9 @@ impl Engine {
                 self.unchanged(destination, &root, &graph, &mut report);
                 graph.held()
             }
-            Root::Read(root, from) => self.image(source, destination, (root, from), at, options, &mut report).await?,
+            Root::Read(root, from) => {
+                Box::pin(self.image(source, destination, (root, from), at, options, &mut report)).await?
+            }
         };
         // No turn is held any more, and no manifest: what refers to an image may hold it too, and would wait for this.
         if options.referrers {

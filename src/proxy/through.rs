@@ -43,11 +43,11 @@ impl<O: Origins> Through<O> {
 
 impl<O: Origins> Source for Through<O> {
     async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
-        as_write_back(self.inner.known(&self.spot, target)).await.0
+        as_write_back(Box::pin(self.inner.known(&self.spot, target))).await.0
     }
 
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
-        let found = as_write_back(self.inner.document(&self.spot, target)).await.0?;
+        let found = as_write_back(Box::pin(self.inner.document(&self.spot, target))).await.0?;
         let manifest = found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no manifest {target}")))?;
         self.moved(manifest.bytes().len());
         Ok(manifest)

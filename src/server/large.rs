@@ -97,10 +97,10 @@ mod tests {
     fn one_manifest_counts_once_and_others_are_refused_when_there_is_no_room() {
         let large = Large::default();
         let manifest = |nth: u8| large.manifest(&Digest::of(&[nth]), Bytes::from(vec![nth; 4 << 20]));
-        let mut held: Vec<_> = (0..16).map(|nth| manifest(nth).ok().expect("room")).collect();
+        let mut held: Vec<_> = (0..16).map(|nth| manifest(nth).unwrap_or_else(|_| panic!("no room"))).collect();
         assert!(manifest(16).is_err() && large.list(Bytes::from(vec![0; SMALL + 1])).is_err());
         assert!(large.list(Bytes::from(vec![0; SMALL])).is_ok(), "small ones need none");
-        let again = manifest(3).ok().expect("it's there");
+        let again = manifest(3).unwrap_or_else(|_| panic!("it is there"));
         assert_eq!(again.as_ptr(), held[3].as_ptr());
         held.clear();
         assert!((20..35).all(|nth| manifest(nth).is_ok()), "room again");
