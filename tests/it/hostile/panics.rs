@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use transload::content::{Body, Source, TagPage};
+use futures_util::{StreamExt as _, stream};
+use transload::content::{Body, Source, TagPage, TagPages};
 use transload::copy::{Engine, Silent};
 use transload::descriptor::{Descriptor, Digest};
 use transload::error::{Error, Kind, Result};
@@ -43,9 +44,13 @@ impl Source for Fragile {
         Ok(Vec::new())
     }
 
-    async fn tags(&self, _next: Option<&str>) -> Result<TagPage> {
-        assert!(!self.0.name.contains("list"), "the tags of {}", self.0.name);
-        Ok(TagPage { tags: vec!["good3".into(), "bad3".into(), "good4".into()], next: None })
+    fn tags(&self) -> TagPages {
+        let repository = self.0.clone();
+        let page = async move {
+            assert!(!repository.name.contains("list"), "the tags of {}", repository.name);
+            Ok(TagPage::new(["good3", "bad3", "good4"]))
+        };
+        stream::once(page).boxed()
     }
 }
 
