@@ -380,6 +380,21 @@ mod tests {
     }
 
     #[test]
+    fn the_malformed_tags_of_a_list_are_one_short_report() {
+        let mut rejected = Rejected::default();
+        assert!(rejected.error(&"r.io/a").is_none());
+        let (tags, malformed) = tags_of(["v1", "../x"]);
+        assert_eq!(tags, ["v1"]);
+        rejected.add(malformed);
+        let report = rejected.error(&"r.io/a").expect("a report").to_string();
+        assert_eq!(report, "r.io/a lists \"../x\", which is not a tag: it is left out");
+        let many: Vec<String> = (0..100_000).map(|nth| format!("{nth}/{}", "x".repeat(300))).collect();
+        rejected.add(tags_of(&many).1);
+        let report = rejected.error(&"r.io/a").expect("a report").to_string();
+        assert!(report.contains("100001 names") && report.contains("99991 more") && report.len() < 4000, "{report}");
+    }
+
+    #[test]
     fn malformed_text_is_shown_without_control_characters() {
         let shown = Malformed::new("a\u{1b}[2J\n\u{202e}b").to_string();
         assert_eq!(shown, r#""a\u{1b}[2J\n\u{202e}b""#);

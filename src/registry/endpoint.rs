@@ -225,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_registry_is_no_host() {
+        let registries = crate::registry::Registries::new(crate::registry::Options::default());
+        for bad in ["oci:/images", "DESTINATION", "", "a/b", "user@r.io", "r.io?x", "r.io#x", "R.io"] {
+            assert!(registries.registry(bad).is_err(), "{bad:?}");
+        }
+        assert!(registries.registry("r.io:5000").is_ok());
+    }
+
+    #[test]
     fn what_no_registry_has_gets_no_url() {
         let name = Target::Name("r.io/victim/app:latest".into());
         assert!(Endpoint::Manifest(&repository().name, &name).url(&base()).is_err());
