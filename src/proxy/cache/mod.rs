@@ -7,6 +7,7 @@
 //!   manifests/sha256/ab/<hex>.<size>  a manifest's bytes, verbatim
 //!   manifests/types/<hex>           its media type, where the bytes don't say it themselves
 //!   tags/ab/<hash>                  JSON: upstream, repository and tag, what it was when, by the hash of the name
+//!   repositories/ab/<hash>          text: a repository's name, then the manifests that belong to it
 //!   fills/<pid>-<n>                 what is on its way; removed at the start
 //! ```
 //!
@@ -17,10 +18,15 @@
 //! Nobody but the proxy makes names here, but anyone may remove files: a file that isn't there any
 //! more is fetched again.
 //!
+//! Content has no owner in its name: `repositories` says which repository may have it, see `membership` above
+//! this module. Directories are made with mode 0700 and files with 0600, since private images are in them; a directory
+//! that exists keeps its mode.
+//!
 //! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before a fetch
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
 //! - `documents`, `tags`: manifests and tags, in memory and on the shelf, and the number of tags' files
+//! - `repositories`: which manifests belong to which repository
 //! - `gc`, `live`: what is too old, too much, or left over; a running proxy's side of mending
 //! - [`admin`]: looking at a directory and mending it from outside
 //!
@@ -31,6 +37,7 @@ mod documents;
 mod gc;
 pub mod index;
 mod live;
+mod repositories;
 mod scan;
 mod shelf;
 mod space;
@@ -38,7 +45,8 @@ mod tags;
 mod temp;
 
 use std::fs::{self, File, TryLockError};
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 pub use documents::{Documents, Tag, TagName};
 pub use gc::{Freed, Sum, Wanted, Why};
@@ -47,6 +55,7 @@ pub(super) use live::Live;
 pub use shelf::{Removal, Shelf, Stored};
 pub use temp::{Temp, write_at};
 
+use self::repositories::Repositories;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
@@ -70,6 +79,8 @@ pub struct Cache {
     /// Manifests and tags.
     pub documents: Documents,
     settings: Settings,
+    /// The directory is of a version that kept no record of repositories.
+    lacks_records: bool,
     /// Released by the system, however the process ends.
     _lock: Option<File>,
 }
@@ -93,6 +104,7 @@ impl Cache {
     ) -> Result<Self> {
         let Settings { dir, size, keep_free } = settings.clone();
         let fills = dir.join("fills");
+        let lacks_records = dir.join("tags").is_dir() && !dir.join(REPOSITORIES).exists();
         let lock = match prepare(&dir) {
             Ok(lock) => Some(lock),
             Err(error) if error.kind() == Kind::Local && dir.is_dir() => {
@@ -108,8 +120,19 @@ impl Cache {
         let few = manifests_bound(size);
         // Manifests are small and hold the blobs together: the disk's last bytes are for them.
         let manifests = Shelf::open(dir.join("manifests"), fills.clone(), few, 0, evicted)?;
-        let documents = Documents::new(manifests, dir.join("tags"), fills, tags::MOST);
-        Ok(Self { blobs, documents, settings, _lock: lock })
+        let records = Repositories::new(dir.join(REPOSITORIES), repositories::MAX_BYTES);
+        let documents = Documents::new(manifests, records, dir.join("tags"), fills, tags::MOST);
+        Ok(Self { blobs, documents, settings, lacks_records, _lock: lock })
+    }
+
+    /// Whether the directory was made by a version that kept no record of repositories. Its tags are the evidence then.
+    pub(super) fn lacks_records(&self) -> bool {
+        self.lacks_records
+    }
+
+    /// Where it is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.settings.dir
     }
 }
 
@@ -119,19 +142,31 @@ fn manifests_bound(size: u64) -> u64 {
 }
 
 /// Makes the directories and takes the lock.
-fn prepare(dir: &std::path::Path) -> Result<File> {
-    for sub in ["blobs", "manifests", "tags", "fills"] {
+fn prepare(dir: &Path) -> Result<File> {
+    for sub in ["blobs", "manifests", "tags", REPOSITORIES, "fills"] {
         let path = dir.join(sub);
-        fs::create_dir_all(&path).map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
+        make_dir(&path).map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
     }
     lock(dir)
 }
 
+/// Makes the directory and those above it that are missing, for nobody else to look into: private images are in there.
+/// One that exists keeps its mode.
+fn make_dir(path: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 /// Takes the lock.
-fn lock(dir: &std::path::Path) -> Result<File> {
+fn lock(dir: &Path) -> Result<File> {
     let path = dir.join("lock");
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| failed(&error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
@@ -142,6 +177,8 @@ fn lock(dir: &std::path::Path) -> Result<File> {
     }
 }
 
+/// The directory of the records.
+const REPOSITORIES: &str = "repositories";
 const MANIFESTS_SHARE: u64 = 64;
 const LEAST_MANIFESTS: u64 = 64 << 20;
 

@@ -163,7 +163,7 @@ impl Shelf {
         let path = self.path(&digest, room.size());
         let parent = path.parent().unwrap_or(&self.0.dir);
         if !parent.exists() {
-            fs::create_dir_all(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
+            super::make_dir(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
             for dir in parent.ancestors().skip(1).take(2) {
                 sync_dir(dir)?;
             }

@@ -1,7 +1,7 @@
 //! Content on its way to the disk: a temporary file with room reserved for it.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +50,7 @@ impl Temp {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("{}-{number}", std::process::id()));
         // What a dead process of the same number left behind was removed at the start.
-        let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = opened.map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
         Ok(Self { file: Arc::new(file), path, room, owed: None, named: false })
     }

@@ -1,6 +1,5 @@
 //! The cache's directory: what is found, kept, and removed.
 
-use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -197,7 +196,8 @@ async fn tags_on_the_disk_are_bounded() {
     let dir = Dir::new();
     let shelf = |_| Shelf::open(dir.0.join("manifests"), dir.0.join("fills"), 1 << 20, 0, |_, _| {}).expect("opens");
     fs::create_dir_all(dir.0.join("fills")).expect("made");
-    let open = |most| Documents::new(shelf(()), dir.0.join("tags"), dir.0.join("fills"), most);
+    let records = |_| Repositories::new(dir.0.join("repositories"), repositories::MAX_BYTES);
+    let open = |most| Documents::new(shelf(()), records(()), dir.0.join("tags"), dir.0.join("fills"), most);
     let name = |nth: usize| TagName::new("a.io", "r", &format!("v{nth}"));
     let descriptor = Descriptor::new(MediaType::OCI_INDEX, Digest::of(b"x"), 1);
     let put = async |documents: &Documents, nth: usize| {

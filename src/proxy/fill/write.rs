@@ -87,6 +87,8 @@ impl<O: Origins> Inner<O> {
         fill.enter(Stage::Running);
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
         fill.run(feed, body, written_from, &file).await?;
+        // By its bytes, which are right: the repository holds it.
+        self.admit(&fill.spot, &fill.digest, Some(blob.size));
         fill.enter(Stage::Whole);
         // From here on nothing can go wrong for its readers: they have the file.
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
