@@ -372,6 +372,7 @@ const FRAME: usize = 1000;
 mod counted;
 mod fills;
 mod lists;
+mod membership;
 mod mending;
 mod patience;
 mod tags;

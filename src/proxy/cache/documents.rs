@@ -299,7 +299,7 @@ impl Documents {
     }
 
     fn replace(&self, path: &std::path::Path, bytes: &[u8]) -> Result<()> {
-        let mut temp = Temp::new(&self.0.fills, None)?;
+        let mut temp = Temp::new(&self.0.fills)?;
         super::write_at(&temp.file(), &Bytes::copy_from_slice(bytes), 0)?;
         if let Some(parent) = path.parent() {
             super::make_dir(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;

@@ -22,8 +22,9 @@
 //! this module. Directories are made with mode 0700 and files with 0600, since private images are in them; a directory
 //! that exists keeps its mode.
 //!
-//! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before a fetch
+//! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before bytes are written
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
+//! - `room`: what a file that is being fetched takes of all that, as its bytes arrive
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
 //! - `documents`, `tags`: manifests and tags, in memory and on the shelf, and the number of tags' files
 //! - `repositories`: which manifests belong to which repository
@@ -38,6 +39,7 @@ mod gc;
 pub mod index;
 mod live;
 mod repositories;
+mod room;
 mod scan;
 mod shelf;
 mod space;
@@ -52,6 +54,7 @@ pub use documents::{Documents, Tag, TagName};
 pub use gc::{Freed, Sum, Wanted, Why};
 pub use index::Pin;
 pub(super) use live::Live;
+pub use room::Room;
 pub use shelf::{Removal, Shelf, Stored};
 pub use temp::{Temp, write_at};
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::index::Reservation;
+use super::room::Room;
 use crate::error::{Error, Result};
 
 /// A file that others may read while it grows. Removed on drop, unless it got its name.
@@ -18,9 +18,8 @@ use crate::error::{Error, Result};
 pub struct Temp {
     file: Arc<File>,
     path: PathBuf,
-    pub(super) room: Option<Reservation>,
-    /// What it will take of the disk, where the disk doesn't know of that.
-    pub(super) owed: Option<Owed>,
+    /// Room for it, if it's content: other files are small and take none.
+    pub(super) room: Option<Arc<Room>>,
     named: bool,
 }
 
@@ -32,9 +31,19 @@ pub(super) struct Owed {
 }
 
 impl Owed {
-    pub(super) fn new(all: &Arc<AtomicU64>, size: u64) -> Self {
-        all.fetch_add(size, Ordering::Relaxed);
-        Self { all: all.clone(), size }
+    /// Nothing yet, of what is owed in `all`.
+    pub(super) fn new(all: Arc<AtomicU64>) -> Self {
+        Self { all, size: 0 }
+    }
+
+    /// It's so much now.
+    pub(super) fn set(&mut self, size: u64) {
+        if size > self.size {
+            self.all.fetch_add(size - self.size, Ordering::Relaxed);
+        } else if size < self.size {
+            self.all.fetch_sub(self.size - size, Ordering::Relaxed);
+        }
+        self.size = size;
     }
 }
 
@@ -45,30 +54,27 @@ impl Drop for Owed {
 }
 
 impl Temp {
-    pub(super) fn new(dir: &Path, room: Option<Reservation>) -> Result<Self> {
+    pub(super) fn new(dir: &Path) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("{}-{number}", std::process::id()));
         // What a dead process of the same number left behind was removed at the start.
         let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = opened.map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
-        Ok(Self { file: Arc::new(file), path, room, owed: None, named: false })
+        Ok(Self { file: Arc::new(file), path, room: None, named: false })
+    }
+
+    /// Where its bytes go as they arrive, within the cache's bounds.
+    ///
+    /// # Errors
+    /// [`Kind::Local`](crate::error::Kind::Local) if it was made for no content.
+    pub fn room(&self) -> Result<Arc<Room>> {
+        self.room.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
     }
 
     /// The file, which stays readable when it gets its name, and when it's removed.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()
-    }
-
-    /// Has the disk set blocks aside for all of it, which costs less than to find some at each write. Whether it did.
-    ///
-    /// # Errors
-    /// [`Kind::Local`](crate::error::Kind::Local) if there aren't so many.
-    pub(super) fn allocate(&self, size: u64) -> Result<bool> {
-        match super::space::allocate(&self.file, size) {
-            Ok(done) => Ok(done),
-            Err(error) => Err(self.failed("make room for", &error.into())),
-        }
     }
 
     /// Syncs it, and gives it its name. What has the name already is replaced.

@@ -5,7 +5,6 @@
 //! the batch's turn takes, and the disk waits meanwhile.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,14 +13,14 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::error::{Error, Kind, Result};
-use crate::proxy::cache::write_at;
+use crate::proxy::cache::Room;
 use crate::verify::Check;
 
 /// Takes a blob's bytes in order, and tells how far it came.
 pub(super) struct Writer(Arc<Shared>);
 
 struct Shared {
-    file: Arc<File>,
+    room: Arc<Room>,
     work: Mutex<Work>,
     queue: Mutex<Queue>,
     /// The queue isn't what it was. Only the fill waits for that.
@@ -48,14 +47,14 @@ impl Writer {
     /// For the bytes from `at` on, which `check` verifies if they aren't verified yet. What comes from `written_from`
     /// on is in the file already. `told` hears up to where they are right, and in the file.
     pub(super) fn new(
-        file: Arc<File>,
+        room: Arc<Room>,
         at: u64,
         check: Option<Check>,
         written_from: Option<Arc<AtomicU64>>,
         told: impl Fn(u64) + Send + Sync + 'static,
     ) -> Self {
         let work = Mutex::new(Work { at, check, written_from });
-        Self(Arc::new(Shared { file, work, queue: Mutex::default(), changed: Notify::new(), told: Box::new(told) }))
+        Self(Arc::new(Shared { room, work, queue: Mutex::default(), changed: Notify::new(), told: Box::new(told) }))
     }
 
     /// Gives it the next bytes, once there is [room](Self::room).
@@ -118,7 +117,7 @@ impl Shared {
         let end = End(self);
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(frames) = end.next() {
-            match work.take_in(&self.file, &frames) {
+            match work.take_in(&self.room, &frames) {
                 Ok(()) => (self.told)(work.at),
                 Err(error) => {
                     let mut queue = self.queue();
@@ -131,14 +130,14 @@ impl Shared {
 }
 
 impl Work {
-    fn take_in(&mut self, file: &File, frames: &[Bytes]) -> Result<()> {
+    fn take_in(&mut self, room: &Room, frames: &[Bytes]) -> Result<()> {
         for frame in frames {
             if let Some(check) = &mut self.check {
                 check.take_in(frame)?;
             }
             let from = self.written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
             if self.at < from {
-                write_at(file, frame, self.at)?;
+                room.write(frame, self.at)?;
             }
             self.at += frame.len() as u64;
         }
@@ -177,23 +176,30 @@ const WAITING: usize = 2;
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::content::Body;
     use crate::descriptor::{Descriptor, Digest};
+    use crate::proxy::cache::{Cache, Settings};
     use crate::verify::Verified;
 
     /// A writer of `content` into a file, which told so far.
-    fn writer(content: &[u8]) -> (Writer, Arc<File>, Arc<AtomicU64>) {
+    async fn writer(content: &[u8]) -> (Writer, Arc<File>, Arc<AtomicU64>) {
         let blob = Descriptor::new("x", Digest::of(content), content.len() as u64);
         let body: Body = Box::pin(futures_util::stream::empty());
         let (_, check) = Verified::new(body, &blob).expect("not empty").apart();
-        let path = std::env::temp_dir().join(format!("transload-store-{}", std::process::id()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file");
-        std::fs::remove_file(&path).expect("is there");
-        let (file, told) = (Arc::new(file), Arc::<AtomicU64>::default());
+        let dir = std::env::temp_dir().join(format!("transload-store-{}", std::process::id()));
+        let settings = Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0 };
+        let cache = Cache::open(settings, |_, _| {}).await.expect("opens");
+        let temp = cache.blobs.prepare(blob.size).expect("a file");
+        let (room, told) = (temp.room().expect("of content"), Arc::<AtomicU64>::default());
+        drop(temp);
+        std::fs::remove_dir_all(&dir).expect("is there");
+        let file = room.file().clone();
         let tell = told.clone();
         let tell = move |at| tell.store(at, Ordering::SeqCst);
-        (Writer::new(file.clone(), 0, Some(check), None, tell), file, told)
+        (Writer::new(room, 0, Some(check), None, tell), file, told)
     }
 
     #[tokio::test]
@@ -201,7 +207,7 @@ mod tests {
         use std::os::unix::fs::FileExt as _;
         let content: Vec<u8> = (0..100_000_u32).map(|nth| (nth % 251) as u8).collect();
         for wrong in [false, true] {
-            let (writer, file, told) = writer(&content);
+            let (writer, file, told) = writer(&content).await;
             let mut bytes = content.clone();
             *bytes.last_mut().expect("some") ^= u8::from(wrong);
             for batch in bytes.chunks(1000).collect::<Vec<_>>().chunks(2) {
