@@ -23,7 +23,7 @@
 //! Not evidence: a manifest's `subject`, and a foreign layer (a media type that is not distributed, or `urls`).
 //! Registries accept both without having the content, so anybody who may push could name any digest there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -232,15 +232,17 @@ impl<O: Origins> Inner<O> {
             for digest in &recorded {
                 membership.mark_recorded(membership.key(repository, digest));
             }
+            // The latest first: they are what is pulled. Then what they name, which another repository may have brought.
+            let mut left: VecDeque<Digest> = recorded.into_iter().rev().take(MAX_READ).collect();
+            let mut seen: HashSet<Digest> = left.iter().copied().collect();
             let mut bytes = 0;
-            // The latest first: they are what is pulled.
-            for digest in recorded.iter().rev().take(MAX_READ) {
-                let Some(manifest) = inner.cache.documents.look_through(digest) else { continue };
+            while let Some(digest) = left.pop_front().filter(|_| bytes < MAX_READ_BYTES) {
+                let Some(manifest) = inner.cache.documents.look_through(&digest) else { continue };
                 inner.learn(&spot, &manifest);
                 bytes += manifest.bytes().len();
-                if bytes > MAX_READ_BYTES {
-                    break;
-                }
+                let room = MAX_READ.saturating_sub(seen.len());
+                let children = manifest.contents().manifests.iter().map(|child| child.digest);
+                left.extend(children.take(room).filter(|child| seen.insert(*child)));
             }
             Ok(())
         });

@@ -54,8 +54,9 @@ impl World {
 
     /// Writes a configuration with these upstreams.
     fn configure(&self, upstreams: &str) -> String {
-        let text =
-            format!("listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams:\n{upstreams}");
+        let text = format!(
+            "listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams:\n{upstreams}"
+        );
         self.dir.write("proxy.yaml", text)
     }
 
@@ -99,7 +100,11 @@ fn paths(image: &Image, repository: &str) -> Vec<String> {
 fn assert_withheld(at: SocketAddr, path: &str, status: u16) {
     for (method, headers) in [("GET", &[][..]), ("HEAD", &[]), ("GET", &[("range", "bytes=0-9")])] {
         let reply = http::send(at, method, path, headers, &[]).expect(status);
-        assert_eq!((reply.header("cache-status"), reply.header("docker-content-digest")), (None, None), "{method} {path}");
+        assert_eq!(
+            (reply.header("cache-status"), reply.header("docker-content-digest")),
+            (None, None),
+            "{method} {path}"
+        );
     }
 }
 
@@ -158,9 +163,9 @@ fn what_a_second_repository_holds_too_is_not_fetched_again() {
     let proxy = world.proxy();
     world.cache_secret(proxy.addr(), "a.test");
     world.front.reset_log();
-    for path in world.secrets_under("team/blobs") {
-        http::get(proxy.addr(), &path).expect(200);
-        http::get(proxy.addr(), &path).expect(200);
+    let index = format!("/v2/team/blobs/manifests/{}", world.secret.digest());
+    for path in [index].iter().chain(&world.secrets_under("team/blobs")) {
+        http::get(proxy.addr(), path).expect(200);
     }
     // The index is confirmed; it names its children, and they name the blobs.
     let log = world.front.log();
@@ -246,6 +251,7 @@ fn another_registry_behind_the_same_name_is_another_upstream() {
     let cache = {
         let proxy = world.proxy();
         world.cache_secret(proxy.addr(), "a.test");
+        wait_until("it is committed", || files(&proxy.cache, "fills").is_empty());
         proxy.kill()
     };
     let other = Registry::start();
