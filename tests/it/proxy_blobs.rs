@@ -371,13 +371,13 @@ fn mount(args: &[&str]) {
 #[test]
 fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     let world = World::new(&[5 * MIB, 5 * MIB + 1000]);
-    let disk = Disk::new("size=8m");
+    let disk = Disk::new("size=6m");
     let dir = disk.0.join("cache");
     let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir, "--idle-timeout", "3"]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::StallAfter(MIB as u64)).once());
     pull_manifest(proxy.addr());
     let mut clients = [1, 1].map(|_| begun(proxy.addr(), &world.path()));
-    // It found room, and what it still has to write isn't free for another one, which is passed on.
+    // It has written some, and what is left of the disk is too little for another one, which is passed on.
     let other = &world.image.blobs[2];
     assert!(http::get(proxy.addr(), &path_of(other)).expect(200).body == other.bytes);
     // But then something else takes it.
