@@ -9,8 +9,8 @@ pub(crate) mod faults;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::ops::Deref;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::ops::{Deref, Range};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,15 +53,16 @@ pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
         fs::rename(from, to)
     }
 
-    /// Sets blocks aside for the first `size` bytes of a file whose length stays. Returns false where the file
-    /// system cannot do that quickly.
-    fn allocate(&self, file: &File, size: u64) -> io::Result<bool> {
-        allocate(file, size)
+    /// Sets blocks aside for `part` of a file whose length stays: what reads ahead stops at what is written. Returns
+    /// false where the file system cannot do that quickly.
+    fn allocate(&self, file: &File, part: Range<u64>) -> io::Result<bool> {
+        allocate(file, part)
     }
 
-    /// Creates a directory and its parents, if they do not exist.
+    /// Creates a directory and its parents, if they do not exist, for their owner only. An existing one keeps its
+    /// mode.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
     }
 
     /// Whether the kernel may send parts of files to a connection by itself, so that no read can fail on purpose.
@@ -130,8 +131,8 @@ impl OpenFile {
     }
 
     /// See [`FileAccess::allocate`].
-    pub fn allocate(&self, size: u64) -> io::Result<bool> {
-        self.access.allocate(&self.file, size)
+    pub fn allocate(&self, part: Range<u64>) -> io::Result<bool> {
+        self.access.allocate(&self.file, part)
     }
 
     /// The file for sendfile(2), where that is allowed.
@@ -146,19 +147,17 @@ impl OpenFile {
 }
 
 #[cfg(target_os = "linux")]
-fn allocate(file: &File, size: u64) -> io::Result<bool> {
+fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
     use rustix::io::Errno;
 
     /// What statfs(2) says of ext4, and of XFS: there it is a line in the file's map of blocks. Other file systems
     /// may write zeros.
     const FAST_FILE_SYSTEMS: [i64; 2] = [0xEF53, 0x5846_5342];
-    /// The kernel finds all blocks of a small file at once anyway, when it writes them.
-    const MIN_SIZE: u64 = 1 << 20;
     let stat = rustix::fs::fstatfs(file)?;
-    if size < MIN_SIZE || !FAST_FILE_SYSTEMS.iter().any(|kind| i128::from(*kind) == i128::from(stat.f_type)) {
+    if part.is_empty() || !FAST_FILE_SYSTEMS.iter().any(|kind| i128::from(*kind) == i128::from(stat.f_type)) {
         return Ok(false);
     }
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size) {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, part.start, part.end - part.start) {
         Ok(()) => Ok(true),
         Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
         // The file is written without blocks set aside.
@@ -167,6 +166,6 @@ fn allocate(file: &File, size: u64) -> io::Result<bool> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn allocate(_: &File, _: u64) -> io::Result<bool> {
+fn allocate(_: &File, _: Range<u64>) -> io::Result<bool> {
     Ok(false)
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -121,9 +122,9 @@ impl FileAccess for FaultyFiles {
         SystemFiles.rename(from, to)
     }
 
-    fn allocate(&self, file: &File, size: u64) -> io::Result<bool> {
+    fn allocate(&self, file: &File, part: Range<u64>) -> io::Result<bool> {
         self.0.meet(Call::Allocate)?;
-        SystemFiles.allocate(file, size)
+        SystemFiles.allocate(file, part)
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {

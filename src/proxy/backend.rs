@@ -56,11 +56,15 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn size_of(&self, place: &Place, digest: &Digest) -> Result<Option<u64>> {
         let Some(spot) = self.find(place, What::Head) else { return Ok(None) };
-        let here = if self.0.cache.blobs.size_of(digest).is_some() { How::Hit } else { How::Passed };
-        self.told(&spot, What::Head, self.0.blob_size(&spot, digest).await, here)
+        let (found, how) = self.0.blob_size(&spot, digest).await;
+        self.told(&spot, What::Head, found, how)
     }
 
-    fn cache_status(&self, digest: &Digest) -> Option<&'static str> {
+    fn cache_status(&self, place: &Place, digest: &Digest) -> Option<&'static str> {
+        // What is cached for others is nobody's business.
+        if !self.0.upstreams.world().find(place).is_some_and(|spot| self.0.is_member(&spot, digest)) {
+            return Some("transload; fwd=miss");
+        }
         // In this order: a fill leaves its list only after its blob is in the cache.
         Some(if self.0.fills.holds(digest) {
             // Whoever asks for it joins the one fetch.

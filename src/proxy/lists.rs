@@ -192,7 +192,9 @@ impl<O: Origins> Inner<O> {
     ) -> Result<Vec<Descriptor>> {
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
         let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
-        Ok(found.map_or_else(Vec::new, |found| found.value))
+        let listed = found.map_or_else(Vec::new, |found| found.value);
+        self.learn_listed(spot, &listed);
+        Ok(listed)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Manifests and tags: from memory, from disk, from the upstream; and what to do when that can't be asked.
 //!
-//! - A **digest** never changes: what is cached is the answer.
+//! - A **digest** never changes: what is cached is the answer, for repositories that [hold](super::membership) it.
 //! - A **tag** is believed for its TTL. Then the upstream is asked by `HEAD` (which Docker Hub doesn't
 //!   count as a pull), once for all who wait. If it can't be asked, or doesn't answer in time, the old
 //!   answer is given; that it answers "there is no such tag" is news, and believed.
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::cache::{Tag, TagName};
 use super::events::{Event, How, What};
+use super::membership::is_of;
 use super::tasks::{Flights, is_write_back};
 use super::world::Spot;
 use super::{Inner, Origins};
@@ -38,8 +39,6 @@ pub(super) struct State {
     absent: Memory<u64, Instant>,
     /// Tags and lists whose upstream couldn't be asked.
     resting: Memory<u64, Instant>,
-    /// The sizes of blobs that manifests told.
-    sizes: Memory<u64, u64>,
     hash: RandomState,
 }
 
@@ -50,7 +49,6 @@ impl State {
             looking: Flights::default(),
             absent: Memory::new(10_000),
             resting: Memory::new(10_000),
-            sizes: Memory::new(50_000),
             hash: RandomState::new(),
         }
     }
@@ -71,10 +69,14 @@ impl<O: Origins> Inner<O> {
     /// The same, told to nobody.
     pub(super) async fn known(self: &Arc<Self>, spot: &Spot, target: &Target) -> (Result<Option<Descriptor>>, How) {
         match target {
-            Target::Digest(digest) => match self.cache.documents.manifest(digest).await {
-                Some(manifest) => (Ok(Some(manifest.descriptor().clone())), How::Hit),
-                None => self.look(spot, target, self.settings.patience).await,
-            },
+            Target::Digest(digest) => {
+                if self.is_recorded_member(spot, digest).await
+                    && let Some(manifest) = self.cache.documents.manifest(digest).await
+                {
+                    return (Ok(Some(manifest.descriptor().clone())), How::Hit);
+                }
+                self.look(spot, target, self.settings.patience).await
+            }
             Target::Tag(tag) => self.tag(spot, tag).await,
             Target::Name(_) => (Ok(None), How::Absent),
         }
@@ -106,19 +108,27 @@ impl<O: Origins> Inner<O> {
     }
 
     async fn by_digest(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> (Result<Option<Manifest>>, How) {
+        let target = Target::Digest(*digest);
+        if !self.is_recorded_member(spot, digest).await && self.cache.documents.has(digest) {
+            // Another repository's, as far as is known. It's not fetched again if this one holds it too.
+            match self.look(spot, &target, self.settings.patience).await {
+                (Ok(Some(found)), _) if found.digest == *digest => {}
+                (Ok(_), _) => return (Ok(None), How::Absent),
+                (Err(error), _) => return (Err(error), How::Failed),
+            }
+        }
         match self.cache.documents.manifest(digest).await {
             Some(manifest) => {
-                self.learn_sizes(spot, &manifest);
+                self.learn(spot, &manifest);
+                self.record(spot, digest).await;
                 (Ok(Some(manifest)), How::Hit)
             }
-            None => self.read(spot, &Target::Digest(*digest)).await,
+            None => self.read(spot, &target).await,
         }
     }
 
     async fn by_tag(self: &Arc<Self>, spot: &Spot, tag: &reference::Tag) -> (Result<Option<Manifest>>, How) {
-        let name = self.tag_name(spot, tag);
-        let known = self.cache.documents.tag(&name).await;
-        let Some(known) = known else {
+        let Some(known) = self.last_known(spot, tag).await else {
             return self.read(spot, &Target::Tag(tag.clone())).await;
         };
         let (found, how) = self.tag(spot, tag).await;
@@ -140,8 +150,7 @@ impl<O: Origins> Inner<O> {
 
     /// What a tag is: what is known while it's fresh, else the upstream's answer, else what was known.
     async fn tag(self: &Arc<Self>, spot: &Spot, tag: &reference::Tag) -> (Result<Option<Descriptor>>, How) {
-        let name = self.tag_name(spot, tag);
-        let known = self.cache.documents.tag(&name).await;
+        let known = self.last_known(spot, tag).await;
         if let Some(known) =
             known.as_ref().filter(|known| age(known) < spot.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl))
         {
@@ -163,6 +172,18 @@ impl<O: Origins> Inner<O> {
             // It was checked, and not read: a hit, if the content is here.
             answered => (answered, How::Hit),
         }
+    }
+
+    /// What the tag was when the upstream was asked last. Whatever it was belongs to the repository.
+    async fn last_known(&self, spot: &Spot, tag: &reference::Tag) -> Option<Tag> {
+        let known = self.cache.documents.tag(&self.tag_name(spot, tag)).await?;
+        if !is_of(&known, spot) {
+            return None;
+        }
+        if !self.is_member(spot, &known.digest()) {
+            self.admit(spot, &known.digest(), Some(known.descriptor().size));
+        }
+        Some(known)
     }
 
     /// Asks the upstream what `target` is, for a client of this patience.
@@ -195,6 +216,9 @@ impl<O: Origins> Inner<O> {
             found.value
         });
         self.note(spot, target, found.as_ref()).await;
+        if let Some(found) = &found {
+            self.record(spot, &found.digest).await;
+        }
         Ok(found)
     }
 
@@ -224,7 +248,8 @@ impl<O: Origins> Inner<O> {
         let _room = memory::caching(found.value.descriptor().size).map_err(|_| busy())?;
         self.cache.documents.put(&found.value).await;
         self.note(spot, target, Some(found.value.descriptor())).await;
-        self.learn_sizes(spot, &found.value);
+        self.learn(spot, &found.value);
+        self.write_record(spot, &found.value.digest()).await;
         self.only_original(spot, target, found.tier);
         Ok(Some(found.value))
     }
@@ -252,13 +277,19 @@ impl<O: Origins> Inner<O> {
         let key = self.key(spot, target);
         self.rested(key);
         match found {
-            Some(_) => drop(self.manifests.absent.remove(&key)),
+            Some(found) => {
+                self.manifests.absent.remove(&key);
+                self.admit(spot, &found.digest, Some(found.size));
+            }
             None => self.manifests.absent.insert(key, Instant::now() + self.negative_ttl(spot)),
         }
         let Target::Tag(tag) = target else { return };
         let name = self.tag_name(spot, tag);
         match found {
-            Some(descriptor) => self.cache.documents.put_tag(&name, Tag::new(&name, descriptor, now())).await,
+            Some(descriptor) => {
+                let tag = Tag::new(&name, descriptor, now()).read_from(&spot.upstream.tiers_text());
+                self.cache.documents.put_tag(&name, tag).await;
+            }
             None => self.cache.documents.forget_tag(&name).await,
         }
     }
@@ -284,24 +315,6 @@ impl<O: Origins> Inner<O> {
 
     pub(super) fn key<T: std::hash::Hash>(&self, spot: &Spot, what: &T) -> u64 {
         self.manifests.hash.hash_one((spot, what))
-    }
-
-    /// How large a blob is by a manifest of its repository. That may be a lie, for this repository alone.
-    pub(super) fn told_size(&self, spot: &Spot, digest: &Digest) -> Option<u64> {
-        self.manifests.sizes.get(&self.key(spot, digest))
-    }
-
-    pub(super) fn forget_size(&self, spot: &Spot, digest: &Digest) {
-        self.manifests.sizes.remove(&self.key(spot, digest));
-    }
-
-    fn learn_sizes(&self, spot: &Spot, manifest: &Manifest) {
-        for blob in &manifest.contents().blobs {
-            let key = self.key(spot, &blob.digest);
-            if self.manifests.sizes.get(&key) != Some(blob.size) {
-                self.manifests.sizes.insert(key, blob.size);
-            }
-        }
     }
 
     /// Whether it's known that a blob isn't there.

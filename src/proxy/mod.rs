@@ -5,7 +5,7 @@
 //!            server::run ── Server<Proxy> ── backend: Backend for Proxy
 //!                                               │  world: ?ns= or path ─▶ upstream + repository, or 404
 //!                    ┌──────────────────────────┴───────────────┐
-//!                manifests                                    fill ◀── side reads, what isn't cached
+//!                manifests ───── membership: may the repository have it? ───── fill ◀── side reads, what isn't cached
 //!      fresh? known? stale? absent?                one writer per blob │ any number of readers (fill::follow)
 //!          │            │                                  │           │
 //!   cache::documents  Flights                        cache::blobs    tasks: they outlive the client
@@ -19,6 +19,7 @@
 //! - [`cache`]: files, bounds, eviction, the start (the directory is drawn there), collecting
 //! - `fill`: fetching a blob: `fill` finds or begins one and sees it through, `follow` reads along,
 //!   `parallel` fetches by several requests
+//! - `membership`: which repository holds which content: the access rule
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
 //! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
@@ -39,8 +40,8 @@
 //!   and a client that has no last byte has no blob. A range from the middle of a blob that is still
 //!   being fetched is therefore unverified; so is one of a blob that isn't cached for want of room.
 //!   Its reader has the blob's digest, as we do.
-//! - A cached blob or manifest is given to whoever knows its digest, whatever the repository: it's
-//!   one world for all its clients.
+//! - No cached blob or manifest is served to a client because the client knows its digest: it is served under a
+//!   repository that holds it (`membership`), of an upstream and under rules as they are now.
 
 pub mod admin;
 mod backend;
@@ -51,6 +52,7 @@ pub mod events;
 mod fill;
 mod lists;
 mod manifests;
+mod membership;
 pub mod metrics;
 mod reading;
 pub mod rules;
@@ -131,6 +133,7 @@ struct Inner<O: Origins> {
     cache: Cache,
     upstreams: upstream::Upstreams<O>,
     manifests: manifests::State,
+    membership: membership::State,
     lists: lists::State,
     fills: fill::Fills<O::Source>,
     tasks: tasks::Tasks,
@@ -154,6 +157,7 @@ impl<O: Origins> Proxy<O> {
             cache,
             upstreams: upstream::Upstreams::new(origins, world, observer.clone()),
             manifests: manifests::State::new(),
+            membership: membership::State::new(),
             lists: lists::State::new(),
             fills: fill::Fills::new(settings.fills),
             tasks: tasks::Tasks::new(),
@@ -161,6 +165,9 @@ impl<O: Origins> Proxy<O> {
             observer,
             settings,
         });
+        if inner.cache.lacks_records() {
+            inner.make_records(inner.upstreams.world()).await;
+        }
         if let Some(rate) = inner.settings.scrub {
             let (shelves, observer) = (scrub::shelves(&inner.cache), inner.observer.clone());
             inner.tasks.spawn(scrub::run(shelves, rate, observer));

@@ -378,6 +378,7 @@ mod counted;
 mod disk;
 mod fills;
 mod lists;
+mod membership;
 mod mending;
 mod patience;
 mod tags;

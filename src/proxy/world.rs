@@ -50,6 +50,13 @@ pub struct Spot {
     pub repository: Arc<str>,
 }
 
+impl Spot {
+    /// The repository as one text that tells it from all others, also from one of the same name at other tiers.
+    pub(super) fn record_name(&self) -> String {
+        format!("{} {} {}", self.upstream.name, self.upstream.tiers_text(), self.repository)
+    }
+}
+
 /// All upstreams.
 #[derive(Clone, Debug, Default)]
 pub struct World(Vec<Arc<Spec>>);
@@ -111,8 +118,13 @@ impl World {
 
     /// A repository of the upstream of this name, if both are in this world.
     pub fn spot(&self, upstream: &str, repository: &str) -> Option<Spot> {
+        self.unruled(upstream, repository).filter(|spot| spot.upstream.rules.allows(&spot.repository))
+    }
+
+    /// The same, also where the rules deny it: for what is remembered, not for what is answered.
+    pub(super) fn unruled(&self, upstream: &str, repository: &str) -> Option<Spot> {
         let upstream = self.0.iter().find(|spec| spec.name == upstream)?.clone();
-        upstream.rules.allows(repository).then(|| Spot { upstream, repository: repository.into() })
+        Some(Spot { upstream, repository: repository.into() })
     }
 
     fn meant(&self, place: &Place) -> Option<Spot> {
@@ -173,6 +185,26 @@ impl Spec {
     /// An upstream without any rules.
     pub fn new(name: String, tiers: Vec<Base>) -> Self {
         Self { name, tiers, rules: Rules::default(), tag_ttl: None, negative_ttl: None, write_back: false }
+    }
+
+    /// Its tiers as one text: `my.azurecr.io/hub,docker.io`.
+    pub(super) fn tiers_text(&self) -> String {
+        let text = |base: &Base| match &*base.prefix {
+            "" => base.registry.to_string(),
+            prefix => format!("{}/{prefix}", base.registry),
+        };
+        self.tiers.iter().map(text).collect::<Vec<_>>().join(",")
+    }
+
+    /// Whether [`tiers_text`](Self::tiers_text) is this text. It is asked for each pull by tag, and makes no text.
+    pub(super) fn is_read_from(&self, text: &str) -> bool {
+        let mut parts = text.split(',');
+        let is = |base: &Base, part: &str| match part.strip_prefix(&*base.registry) {
+            Some("") => base.prefix.is_empty(),
+            Some(rest) => !base.prefix.is_empty() && rest.strip_prefix('/') == Some(&base.prefix),
+            None => false,
+        };
+        self.tiers.iter().all(|base| parts.next().is_some_and(|part| is(base, part))) && parts.next().is_none()
     }
 }
 
@@ -242,6 +274,23 @@ mod tests {
         let spot = |world: &World| world.spot("ghcr.io", "open/a").expect("allowed");
         assert_eq!(spot(&closed), spot(&with("ghcr.io", &[])));
         assert_ne!(spot(&closed), spot(&with("ghcr.io=my.azurecr.io", &[])));
+    }
+
+    #[test]
+    fn tiers_are_told_apart_by_their_text() {
+        let spec = |bases: &[&str]| {
+            let bases = bases.iter().map(|base| base.parse().expect("a base")).collect();
+            Spec::new("docker.io".to_owned(), bases)
+        };
+        let all =
+            [&["a.io"][..], &["a.io/x"], &["a.io/x/y"], &["a.io", "b.io"], &["b.io", "a.io"], &["a.io:80"]].map(spec);
+        assert_eq!(all[3].tiers_text(), "a.io,b.io");
+        for (n, one) in all.iter().enumerate() {
+            for (m, other) in all.iter().enumerate() {
+                assert_eq!(one.is_read_from(&other.tiers_text()), n == m, "{one:?} {other:?}");
+            }
+        }
+        assert!(!all[1].is_read_from("a.io/") && !all[0].is_read_from("a.io/") && !all[0].is_read_from(""));
     }
 
     #[test]

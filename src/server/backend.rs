@@ -40,8 +40,9 @@ pub trait Backend: Send + Sync + 'static {
         async move { Ok(self.blob(place, digest).await?.map(|blob| blob.size())) }
     }
 
-    /// What the answer to a `HEAD` of a blob says as `Cache-Status` (RFC 9211), where this is a cache.
-    fn cache_status(&self, _digest: &Digest) -> Option<&'static str> {
+    /// What the answer to a `HEAD` of a blob says as `Cache-Status` (RFC 9211), where this is a cache. Asked for a blob
+    /// that [`size_of`](Self::size_of) has found there.
+    fn cache_status(&self, _place: &Place, _digest: &Digest) -> Option<&'static str> {
         None
     }
 

@@ -74,7 +74,7 @@ impl<B: Backend> Server<B> {
                 let mut response = respond::empty(status);
                 if head.method == Method::HEAD {
                     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-                    if let Some(cached) = self.backend.cache_status(&digest) {
+                    if let Some(cached) = self.backend.cache_status(place, &digest) {
                         set(response.headers_mut(), HeaderName::from_static("cache-status"), cached);
                     }
                 }

@@ -130,13 +130,15 @@ pub fn list(dir: &Path) -> Result<Listing> {
 
 /// A 256th of the tags.
 pub(in crate::proxy) fn tags(dir: &Path, part: u16) -> Result<Vec<Listed>> {
-    let mut tags = Vec::new();
-    for file in entries(&dir.join("tags").join(format!("{part:02x}")))? {
-        // One that was removed meanwhile, or makes no sense, is none to the proxy either.
-        let tag = fs::read(file.path()).ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
-        tags.extend(tag.as_ref().and_then(listed));
-    }
-    Ok(tags)
+    Ok(tag_files(dir, part)?.iter().filter_map(listed).collect())
+}
+
+/// The same, as their files have them.
+pub(in crate::proxy) fn tag_files(dir: &Path, part: u16) -> Result<Vec<Tag>> {
+    let files = entries(&dir.join("tags").join(format!("{part:02x}")))?;
+    // One that was removed meanwhile, or makes no sense, is none to the proxy either.
+    let read = |path: PathBuf| fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
+    Ok(files.iter().filter_map(|file| read(file.path())).collect())
 }
 
 fn listed(tag: &Tag) -> Option<Listed> {

@@ -5,7 +5,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -135,7 +135,8 @@ fn is_same_file(open: &File, path: &Path) -> bool {
 /// Takes the lock of the directory `dir`, whose file is `path`.
 pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
-    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(|error| failed(&error))?;
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let file = file.map_err(|error| failed(&error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
@@ -146,4 +147,4 @@ pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
     }
 }
 
-const PARTS: [&str; 4] = ["blobs", "manifests", "tags", "fills"];
+const PARTS: [&str; 5] = ["blobs", "manifests", "tags", super::REPOSITORIES, "fills"];

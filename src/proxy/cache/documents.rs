@@ -12,6 +12,7 @@ use quick_cache::sync::Cache as Memory;
 use serde::{Deserialize, Serialize};
 
 use super::cache_dir::CacheDir;
+use super::repositories::Repositories;
 use super::shelf::{Removal, Shelf};
 use super::tags::TagFiles;
 use crate::descriptor::{Descriptor, Digest, MediaType};
@@ -28,6 +29,7 @@ pub struct Documents(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     shelf: Shelf,
+    records: Repositories,
     tags: PathBuf,
     tag_files: TagFiles,
     home: CacheDir,
@@ -70,18 +72,38 @@ pub struct Tag {
     size: u64,
     /// Seconds since 1970.
     pub checked: u64,
+    /// The registries behind the upstream's name, as one text. A cache of a former version has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tiers: Option<Box<str>>,
 }
 
 impl Tag {
     /// What `name` was found to be.
     pub fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
         let Descriptor { media_type, digest, size, .. } = descriptor.clone();
-        Self { name: name.0.to_string(), media_type, digest, size, checked }
+        Self { name: name.0.to_string(), media_type, digest, size, checked, tiers: None }
+    }
+
+    /// The same, read from these registries: see [`tiers`](Self::tiers).
+    pub fn read_from(self, tiers: &str) -> Self {
+        Self { tiers: Some(tiers.into()), ..self }
+    }
+
+    /// The registries that it was read from, as one text. Other registries behind the same name are another upstream,
+    /// of which the tag says nothing. `None` for a tag that a former version wrote.
+    pub fn tiers(&self) -> Option<&str> {
+        self.tiers.as_deref()
     }
 
     /// `upstream repository tag`.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its upstream and repository.
+    pub(in crate::proxy) fn place(&self) -> Option<(&str, &str)> {
+        let mut parts = self.name.split(' ');
+        Some((parts.next()?, parts.next()?))
     }
 
     /// The manifest that it was.
@@ -96,12 +118,13 @@ impl Tag {
 }
 
 impl Documents {
-    /// Those of `shelf`, and the tags in `home`: so many of them at most. Blocks.
-    pub(super) fn new(shelf: Shelf, home: CacheDir, most_tags: usize) -> Self {
+    /// Those of `shelf` and `records`, and the tags in `home`: so many of them at most. Blocks.
+    pub(super) fn new(shelf: Shelf, records: Repositories, home: CacheDir, most_tags: usize) -> Self {
         let tags = home.path().join("tags");
         let manifests = Memory::with_weighter(4096, MEMORY, ByBytes);
         Self(Arc::new(Inner {
             shelf,
+            records,
             tag_files: TagFiles::new(tags.clone(), most_tags),
             tags,
             home,
@@ -137,6 +160,31 @@ impl Documents {
                 None
             }
         }
+    }
+
+    /// Whether the manifest is here.
+    pub(in crate::proxy) fn has(&self, digest: &Digest) -> bool {
+        self.0.manifests.peek(digest).is_some() || self.0.shelf.size_of(digest).is_some()
+    }
+
+    /// The manifest, if it's here, without taking the place of others in memory. Blocks.
+    pub(in crate::proxy) fn look_through(&self, digest: &Digest) -> Option<Manifest> {
+        if let Some(found) = self.0.manifests.peek(digest) {
+            return Some(found);
+        }
+        let pin = self.0.shelf.pin(digest)?;
+        let stored = self.0.shelf.open_pinned(digest, pin).ok()??;
+        self.read(digest, &stored.file).inspect_err(|error| tracing::error!("{error}: it is fetched again")).ok()?
+    }
+
+    /// The manifests that are recorded for this repository, the latest last. Blocks.
+    pub(in crate::proxy) fn recorded(&self, repository: &str) -> Vec<Digest> {
+        self.0.records.manifests(repository)
+    }
+
+    /// Records that these manifests belong to this repository. Blocks.
+    pub(in crate::proxy) fn record(&self, repository: &str, manifests: &[Digest]) {
+        self.said(self.0.records.add(repository, manifests, |digest| self.has(digest)));
     }
 
     /// Keeps a manifest. On return it's on the disk, unless that can't be written.

@@ -115,6 +115,7 @@ pub(super) fn collect(dir: &Path, wanted: &Wanted, keeper: &dyn Keeper) -> Resul
     let named = gc.tags()?;
     let manifests = gc.shelf(true, &named)?;
     gc.types(&manifests)?;
+    gc.repositories(&manifests)?;
     let blobs = gc.shelf(false, &HashSet::new())?;
     gc.make_free(blobs)?;
     Ok(gc.freed)
@@ -247,14 +248,34 @@ impl Collector<'_> {
         let known: HashSet<String> = manifests.iter().map(|manifest| manifest.digest.hex()).collect();
         for note in notes {
             let Ok(metadata) = note.metadata() else { continue };
-            let age = metadata.modified().ok().and_then(|made| self.now.duration_since(made).ok()).unwrap_or_default();
-            if age > SETTLED && note.file_name().to_str().is_some_and(|hex| !known.contains(hex)) {
+            if self.is_settled(&metadata) && note.file_name().to_str().is_some_and(|hex| !known.contains(hex)) {
                 self.drop(Why::Left, &What::File(note.path()), metadata.len())?;
             }
         }
         Ok(())
     }
+
+    /// Drops records of repositories of whose manifests none is left.
+    fn repositories(&mut self, manifests: &[Content]) -> Result<()> {
+        let known: HashSet<Digest> = manifests.iter().map(|manifest| manifest.digest).collect();
+        for shard in entries(&self.dir.join(super::REPOSITORIES))? {
+            for record in entries(&shard.path())? {
+                let Ok(metadata) = record.metadata() else { continue };
+                let lists = |(_, listed): (String, Vec<Digest>)| listed.iter().any(|digest| known.contains(digest));
+                if self.is_settled(&metadata) && !super::repositories::read(&record.path()).is_some_and(lists) {
+                    self.drop(Why::Left, &What::File(record.path()), metadata.len())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what is written about a manifest is so old that the manifest has been written too.
+    fn is_settled(&self, metadata: &fs::Metadata) -> bool {
+        let age = metadata.modified().ok().and_then(|made| self.now.duration_since(made).ok());
+        age.unwrap_or_default() > SETTLED
+    }
 }
 
-/// After this time a manifest has followed the note of its type.
+/// After this time a manifest has followed the note of its type, and its line in a record.
 const SETTLED: Duration = Duration::from_secs(3600);

@@ -323,6 +323,11 @@ impl Drop for Pin {
 }
 
 impl Reservation {
+    /// Adds the room of another one.
+    pub(super) fn join(&mut self, mut other: Self) {
+        self.size += std::mem::take(&mut other.size);
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
     }

@@ -7,6 +7,7 @@
 //!   manifests/sha256/ab/<hex>.<size>  a manifest's bytes, verbatim
 //!   manifests/types/<hex>           its media type, where the bytes don't say it themselves
 //!   tags/ab/<hash>                  JSON: upstream, repository and tag, what it was when, by the hash of the name
+//!   repositories/ab/<hash>          text: a repository's name, then the manifests that belong to it
 //!   fills/<pid>-<n>                 what is on its way; removed at the start
 //! ```
 //!
@@ -17,11 +18,17 @@
 //! Nobody but the proxy makes names here, but anyone may remove files: a file that isn't there any
 //! more is fetched again.
 //!
-//! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before a fetch
+//! Content has no owner in its name: `repositories` says which repository may have it, see `membership` above
+//! this module. Directories are made with mode 0700 and files with 0600, since private images are in them; a directory
+//! that exists keeps its mode.
+//!
+//! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before bytes are written
 //! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `cache_dir`: the directory as such, which is created again if somebody removes it
+//! - `room`: what a file that is being fetched takes of all that, as its bytes arrive
 //! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
 //! - `documents`, `tags`: manifests and tags, in memory and on the shelf, and the number of tags' files
+//! - `repositories`: which manifests belong to which repository
 //! - `gc`, `live`: what is too old, too much, or left over; a running proxy's side of mending
 //! - [`admin`]: looking at a directory and mending it from outside
 //!
@@ -33,22 +40,28 @@ mod documents;
 mod gc;
 pub mod index;
 mod live;
+mod repositories;
+mod room;
 mod scan;
 mod shelf;
 mod space;
 mod tags;
 mod temp;
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 
 pub use cache_dir::CacheDir;
 pub use documents::{Documents, Tag, TagName};
 pub use gc::{Freed, Sum, Wanted, Why};
 pub use index::Pin;
 pub(super) use live::Live;
+pub use room::Room;
 pub use shelf::{Removal, Shelf, Stored};
 pub use temp::{Temp, write_at};
 
+use self::repositories::Repositories;
 use crate::descriptor::Digest;
 use crate::error::Result;
 use crate::file_access::Files;
@@ -76,6 +89,8 @@ pub struct Cache {
     pub documents: Documents,
     settings: Settings,
     dir: CacheDir,
+    /// The directory is of a version that kept no record of repositories.
+    lacks_records: bool,
 }
 
 impl Cache {
@@ -96,6 +111,7 @@ impl Cache {
         evicted: impl Fn(&Digest, u64) + Send + Sync + Clone + 'static,
     ) -> Result<Self> {
         let Settings { dir, size, keep_free, files } = settings.clone();
+        let lacks_records = dir.join("tags").is_dir() && !dir.join(REPOSITORIES).exists();
         let dir = CacheDir::open(dir, files)?;
         if dir.is_locked() {
             scan::sweep(&dir.fills())?;
@@ -104,8 +120,14 @@ impl Cache {
         let few = manifests_bound(size);
         // Manifests are small and hold the blobs together: the disk's last bytes are for them.
         let manifests = Shelf::open("manifests", dir.clone(), few, 0, evicted)?;
-        let documents = Documents::new(manifests, dir.clone(), tags::MOST);
-        Ok(Self { blobs, documents, settings, dir })
+        let records = Repositories::new(dir.path().join(REPOSITORIES), repositories::MAX_BYTES);
+        let documents = Documents::new(manifests, records, dir.clone(), tags::MOST);
+        Ok(Self { blobs, documents, settings, dir, lacks_records })
+    }
+
+    /// Whether the directory was made by a version that kept no record of repositories. Its tags are the evidence then.
+    pub(super) fn lacks_records(&self) -> bool {
+        self.lacks_records
     }
 
     /// The directory that it is in.
@@ -119,6 +141,14 @@ fn manifests_bound(size: u64) -> u64 {
     (size / MANIFESTS_SHARE).max(LEAST_MANIFESTS)
 }
 
+/// Makes the directory and those above it that are missing, for nobody else to look into: private images are in there.
+/// One that exists keeps its mode.
+fn make_dir(path: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// The directory of the records.
+const REPOSITORIES: &str = "repositories";
 const MANIFESTS_SHARE: u64 = 64;
 const LEAST_MANIFESTS: u64 = 64 << 20;
 

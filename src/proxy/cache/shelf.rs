@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::cache_dir::{CacheDir, is_full};
-use super::index::{Index, Pin};
+use super::index::{Index, Pin, Reservation};
+use super::room::Room;
 use super::temp::{Owed, Temp, sync_dir};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
@@ -112,25 +113,31 @@ impl Shelf {
         Ok(None)
     }
 
-    /// A temporary file with room for `size` bytes, for which others may have to go. Blocks.
+    /// A temporary file with room for `size` bytes that are here, for which others may have to go. Blocks.
     ///
     /// # Errors
-    /// Those of [`prepare`](Self::prepare) and [`make_room`](Self::make_room).
+    /// Those of [`prepare`](Self::prepare), and [`Kind::Local`] if there is no room.
     pub fn begin(&self, size: u64) -> Result<Temp> {
-        let mut temp = self.prepare(size)?;
-        self.make_room(&mut temp, size)?;
+        let temp = self.prepare(size)?;
+        temp.room()?.take_all()?;
         Ok(temp)
     }
 
-    /// A temporary file that has no room yet: for `size` bytes of which nobody is sure. Nothing has to go. Blocks.
+    /// A temporary file that has no room yet, for `size` bytes that are only announced. Nothing has to go. Blocks.
     ///
     /// # Errors
-    /// [`Kind::Local`] if it's larger than the cache, or the disk can't be written.
+    /// [`Kind::Local`] if it's larger than the cache or than all that could be freed on the disk, or the disk can't be
+    /// written.
     pub fn prepare(&self, size: u64) -> Result<Temp> {
         if !self.0.index.could_hold(size) {
             return Err(full(size));
         }
-        self.temporary()
+        if self.lacking(size).is_some_and(|free| self.is_hopeless(free, size)) {
+            return Err(full(size).hint("other files fill the disk"));
+        }
+        let mut temp = self.temporary()?;
+        temp.room = Some(Arc::new(Room::new(self.clone(), temp.file(), size)));
+        Ok(temp)
     }
 
     /// A temporary file. Where the disk has no inode for it, content is evicted until there is one, within a limit.
@@ -144,40 +151,49 @@ impl Shelf {
         Err(full(0).hint("the disk has no free inodes: other files use them"))
     }
 
-    /// Gives the file room for `size` bytes, for which others may have to go. Blocks.
+    /// Takes room for `size` bytes, for which others may have to go; so many are still to come in all. The lock is held
+    /// until the disk's part is counted. Blocks.
     ///
     /// # Errors
     /// [`Kind::Local`] if there is none: all is being read, or the disk is full. What could never make room
     /// enough on the disk makes none: else one blob that is too large would cost all the others.
-    pub fn make_room(&self, temp: &mut Temp, size: u64) -> Result<()> {
-        let Inner { index, home, keep_free, owed, .. } = &*self.0;
-        let _names = loop {
+    pub(super) fn reserve(&self, size: u64, to_come: u64) -> Result<(Reservation, MutexGuard<'_, ()>)> {
+        loop {
             let names = self.names();
-            if let Some(free) = super::space::free(home.path())
-                && free < keep_free.saturating_add(owed.load(Ordering::Relaxed)).saturating_add(size)
-            {
-                let hopeless = free >= *keep_free && free - keep_free + index.count().1 < size;
-                if hopeless || !self.evict(&names) {
+            if let Some(free) = self.lacking(size) {
+                if self.is_hopeless(free, to_come) || !self.evict(&names) {
                     return Err(full(size).hint("other files fill the disk"));
                 }
-            } else if let Some(room) = index.reserve(size) {
-                temp.room = Some(room);
-                break names;
+            } else if let Some(room) = self.0.index.reserve(size) {
+                return Ok((room, names));
             } else if !self.evict(&names) {
                 return Err(full(size));
             }
-        };
-        // With the names held: who comes next sees what is left.
-        if !temp.allocate(size)? {
-            temp.owed = Some(Owed::new(owed, size));
         }
-        Ok(())
+    }
+
+    /// What the disk has free, where that is too little for `size` bytes more.
+    fn lacking(&self, size: u64) -> Option<u64> {
+        let wanted = self.0.keep_free.saturating_add(self.0.owed.load(Ordering::Relaxed)).saturating_add(size);
+        super::space::free(self.0.home.path()).filter(|free| *free < wanted)
+    }
+
+    /// Whether `size` bytes would find no room on the disk if all content went. Content goes all the same where other
+    /// files take the room that is to stay free.
+    fn is_hopeless(&self, free: u64, size: u64) -> bool {
+        let (keep_free, (count, bytes)) = (self.0.keep_free, self.0.index.count());
+        if free < keep_free { count == 0 } else { free - keep_free + bytes < size }
+    }
+
+    /// For a file that begins to take room.
+    pub(super) fn owed(&self) -> Owed {
+        Owed::new(self.0.owed.clone())
     }
 
     /// Gives a whole and verified file its name. On return it's durable. Blocks.
     pub fn commit(&self, digest: Digest, mut temp: Temp) -> Result<Pin> {
         temp.sync()?;
-        let Some(room) = temp.room.take() else { return Err(Error::new(Kind::Local, "the file has no room")) };
+        let room = temp.room()?.close()?;
         let path = self.path(&digest, room.size());
         let parent = path.parent().unwrap_or(&self.0.dir);
         let files = self.0.home.files();

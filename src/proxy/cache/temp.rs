@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::index::Reservation;
+use super::room::Room;
 use crate::error::{Error, Result};
 use crate::file_access::{Files, OpenFile};
 
@@ -17,9 +17,8 @@ pub struct Temp {
     file: OpenFile,
     access: Files,
     path: PathBuf,
-    pub(super) room: Option<Reservation>,
-    /// What it will take of the disk, where the disk doesn't know of that.
-    pub(super) owed: Option<Owed>,
+    /// Room for it, if it's content: other files are small and take none.
+    pub(super) room: Option<Arc<Room>>,
     named: bool,
 }
 
@@ -31,9 +30,19 @@ pub(super) struct Owed {
 }
 
 impl Owed {
-    pub(super) fn new(all: &Arc<AtomicU64>, size: u64) -> Self {
-        all.fetch_add(size, Ordering::Relaxed);
-        Self { all: all.clone(), size }
+    /// Nothing yet, of what is owed in `all`.
+    pub(super) fn new(all: Arc<AtomicU64>) -> Self {
+        Self { all, size: 0 }
+    }
+
+    /// It's so much now.
+    pub(super) fn set(&mut self, size: u64) {
+        if size > self.size {
+            self.all.fetch_add(size - self.size, Ordering::Relaxed);
+        } else if size < self.size {
+            self.all.fetch_sub(self.size - size, Ordering::Relaxed);
+        }
+        self.size = size;
     }
 }
 
@@ -54,20 +63,20 @@ impl Temp {
         let path = dir.join(format!("{}-{number}", std::process::id()));
         // What a dead process of the same number left behind was removed at the start.
         let file = OpenFile::new(access.create(&path)?, access.clone());
-        Ok(Self { file, access: access.clone(), path, room: None, owed: None, named: false })
+        Ok(Self { file, access: access.clone(), path, room: None, named: false })
+    }
+
+    /// Where its bytes go as they arrive, within the cache's bounds.
+    ///
+    /// # Errors
+    /// [`Kind::Local`](crate::error::Kind::Local) if it was made for no content.
+    pub fn room(&self) -> Result<Arc<Room>> {
+        self.room.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
     }
 
     /// The file, which stays readable when it gets its name, and when it's removed.
     pub fn file(&self) -> OpenFile {
         self.file.clone()
-    }
-
-    /// Has the disk set blocks aside for all of it, which costs less than to find some at each write. Whether it did.
-    ///
-    /// # Errors
-    /// [`Kind::Local`](crate::error::Kind::Local) if there aren't so many.
-    pub(super) fn allocate(&self, size: u64) -> Result<bool> {
-        self.file.allocate(size).map_err(|error| self.failed("make room for", &error))
     }
 
     /// Syncs it, and gives it its name. What has the name already is replaced.

@@ -201,7 +201,8 @@ async fn tags_on_the_disk_are_bounded() {
     let home = CacheDir::open(dir.0.clone(), Files::default()).expect("opens");
     let shelf = |_| Shelf::open("manifests", home.clone(), 1 << 20, 0, |_, _| {}).expect("opens");
     fs::create_dir_all(dir.0.join("fills")).expect("made");
-    let open = |most| Documents::new(shelf(()), home.clone(), most);
+    let records = |_| Repositories::new(dir.0.join("repositories"), repositories::MAX_BYTES);
+    let open = |most| Documents::new(shelf(()), records(()), home.clone(), most);
     let name = |nth: usize| TagName::new("a.io", "r", &format!("v{nth}"));
     let descriptor = Descriptor::new(MediaType::OCI_INDEX, Digest::of(b"x"), 1);
     let put = async |documents: &Documents, nth: usize| {

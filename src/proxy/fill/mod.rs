@@ -1,8 +1,8 @@
 //! Fetching blobs: one detached writer for each, any number of readers along with it.
 //!
 //! ```text
-//!   client A ─┐ find: cached? ─▶ file                         Upstreams
-//!   client B ─┤   being fetched? ─▶ follow ◀── progress ──┐       │ first body, tier by tier
+//!   client A ─┐ find: cached, and its repository holds it? ─▶ file      Upstreams
+//!   client B ─┤   being fetched, likewise? ─▶ follow ◀── progress ──┐       │ first body, tier by tier
 //!   client C ─┘   neither: begin ──────▶ task: ── Feed ── Check ── file ── fsync, rename ─▶ cached
 //! ```
 //!
@@ -83,6 +83,16 @@ enum Stage {
     /// All of it is there and right.
     Whole,
     Failed,
+}
+
+/// Where a request for a blob got to.
+enum Boarding<S> {
+    /// Along with a fill, and whether it begins with this request.
+    On(Arc<Fill<S>>, bool),
+    /// The blob is cached.
+    Cached,
+    /// It's being fetched for another repository, and may not be for this one.
+    Foreign,
 }
 
 /// A blob that can be read, in one of three ways.
@@ -184,14 +194,23 @@ impl<O: Origins> Inner<O> {
         begun: Instant,
         how: &mut How,
     ) -> Result<Option<Found<O::Source>>> {
+        // A record of the repository may know it, and its size: the same is done whether or not it's cached.
+        let mut is_member = self.is_recorded_member(spot, digest).await;
         loop {
-            if let Some(stored) = self.stored(digest).await? {
+            if is_member && let Some(stored) = self.stored(digest).await? {
                 return Ok(Some(Found::Hot(stored)));
             }
             if self.is_absent(spot, digest) {
                 return Ok(None);
             }
-            let Some((fill, begins)) = self.board(spot, digest) else { continue };
+            let (fill, begins) = match self.board(spot, digest, is_member) {
+                Boarding::On(fill, begins) => (fill, begins),
+                Boarding::Cached if is_member => continue,
+                Boarding::Cached | Boarding::Foreign => {
+                    is_member = self.confirm_blob(spot, digest).await?.is_some();
+                    continue;
+                }
+            };
             *how = if begins { How::Miss } else { How::Coalesced };
             match fill.opened().await {
                 Ok(Begun { blob, to: None }) => return Ok(Some(Found::Passed(blob.clone().into(), begun))),
@@ -213,44 +232,40 @@ impl<O: Origins> Inner<O> {
         blocking(move || blobs.open_pinned(&digest, pin)).await
     }
 
-    /// Joins who fetches it, or begins to. `None` if it was committed just now.
-    fn board(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Option<(Arc<Fill<O::Source>>, bool)> {
+    /// Joins the fill of the blob, or begins one. What is cached, or being fetched for another repository, is only for
+    /// a repository that holds it.
+    fn board(self: &Arc<Self>, spot: &Spot, digest: &Digest, is_member: bool) -> Boarding<O::Source> {
         let mut running = self.fills.lock();
         // Under the lock: a fill leaves the list only after its blob is in the cache.
         if self.cache.blobs.size_of(digest).is_some() {
-            return None;
+            return Boarding::Cached;
         }
-        if let Some(fill) = running.get(digest) {
-            return Some((fill.clone(), false));
+        match running.get(digest) {
+            Some(fill) if is_member || fill.spot == *spot => return Boarding::On(fill.clone(), false),
+            Some(_) => return Boarding::Foreign,
+            None => {}
         }
         let fill = Arc::new(Fill::new(*digest, spot.clone()));
         running.insert(*digest, fill.clone());
         drop(running);
         self.begin(fill.clone());
-        Some((fill, true))
+        Boarding::On(fill, true)
     }
 
     /// How large a blob is, without fetching it.
-    pub(super) async fn blob_size(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
-        if let Some(size) = self.cache.blobs.size_of(digest) {
-            return Ok(Some(size));
+    pub(super) async fn blob_size(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> (Result<Option<u64>>, How) {
+        let is_member = self.is_recorded_member(spot, digest).await;
+        if is_member && let Some(size) = self.cache.blobs.size_of(digest) {
+            return (Ok(Some(size)), How::Hit);
         }
-        let filling = self.fills.lock().get(digest).and_then(|fill| Some(fill.begun.get()?.blob.size));
-        if filling.is_some() {
-            return Ok(filling);
+        let filling = self.fills.lock().get(digest).filter(|fill| is_member || fill.spot == *spot).cloned();
+        if let Some(size) = filling.and_then(|fill| Some(fill.begun.get()?.blob.size)) {
+            return (Ok(Some(size)), How::Passed);
         }
-        if self.is_absent(spot, digest) {
-            return Ok(None);
-        }
-        let size =
-            self.patiently(self.settings.patience, self.ask_size(spot, digest)).await.map_err(upstreams_fault)?;
-        if size.is_none() {
-            self.note_absent(spot, digest);
-        }
-        Ok(size)
+        (self.patiently(self.settings.patience, self.confirm_blob(spot, digest)).await, How::Passed)
     }
 
-    async fn ask_size(&self, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
+    pub(super) async fn ask_size(&self, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
         let origins = &self.upstreams.origins;
         let question = |source: O::Source| async move { origins.size_of(&source, digest).await };
         Ok(self.upstreams.ask(spot, self.settings.patience, question).await?.map(|found| found.value))

@@ -25,10 +25,9 @@ use tokio::time::Instant;
 use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
-use crate::file_access::OpenFile;
 use crate::panics;
 use crate::pool::blocking;
-use crate::proxy::cache::write_at;
+use crate::proxy::cache::Room;
 use crate::proxy::reading::{CHUNK, Readers};
 use crate::retry::Budget;
 
@@ -38,7 +37,7 @@ pub(super) fn piece(size: u64, lanes: usize) -> u64 {
     (size / (4 * lanes.max(1) as u64)).clamp(SMALLEST.min(size), LARGEST)
 }
 
-/// The blob's bytes in order, and from which offset on they are in `file` before they come out here:
+/// The blob's bytes in order, and from which offset on they are in the file before they come out here:
 /// [`u64::MAX`] as long as one request is enough. `first` is the body of the first piece.
 ///
 /// Dropped, it ends its requests.
@@ -46,7 +45,7 @@ pub(super) fn ordered<S: Source>(
     feed: &Feed<S>,
     source: &S,
     first: Body,
-    file: OpenFile,
+    room: Arc<Room>,
     lanes: usize,
     readers: Readers,
 ) -> (Body, Arc<AtomicU64>) {
@@ -60,7 +59,7 @@ pub(super) fn ordered<S: Source>(
         lanes,
         replaceable: feed.has_others(),
         at: 0,
-        file,
+        room,
         readers,
         written_from: written_from.clone(),
         body: Some(first),
@@ -138,7 +137,7 @@ struct Shared<S> {
     next: AtomicUsize,
     /// The body of the first piece, if it's open.
     first: Mutex<Option<Body>>,
-    file: OpenFile,
+    room: Arc<Room>,
     failed: OnceLock<Error>,
     /// Something was written, or failed.
     tick: watch::Sender<()>,
@@ -188,8 +187,8 @@ impl<S: Source> Shared<S> {
         }
         let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
         within(*at + length, part.end)?;
-        let (file, offset) = (self.file.clone(), *at);
-        blocking(move || write_all(&file, &frames, offset)).await?;
+        let (room, offset) = (self.room.clone(), *at);
+        blocking(move || write_all(&room, &frames, offset)).await?;
         *at += length;
         written.store(*at - part.start, Ordering::Release);
         self.tick.send_replace(());
@@ -205,7 +204,7 @@ struct Ordered<S> {
     /// There is another one to read from.
     replaceable: bool,
     at: u64,
-    file: OpenFile,
+    room: Arc<Room>,
     readers: Readers,
     written_from: Arc<AtomicU64>,
     /// The only request, as long as there is one: to `until`.
@@ -238,7 +237,7 @@ impl<S: Source> Ordered<S> {
         loop {
             if let Some(split) = &mut self.split {
                 let range = split.there(self.at).await?;
-                return self.readers.read(self.file.clone(), range).await;
+                return self.readers.read(self.room.file().clone(), range).await;
             }
             match self.alone().await {
                 Ok(Some(bytes)) => return Ok(bytes),
@@ -307,7 +306,7 @@ impl<S: Source> Ordered<S> {
             fetch: self.fetch.clone(),
             next: AtomicUsize::new(0),
             first: Mutex::new(first),
-            file: self.file.clone(),
+            room: self.room.clone(),
             failed: OnceLock::new(),
             tick: watch::Sender::new(()),
             pieces,
@@ -353,9 +352,9 @@ impl<S> Split<S> {
 }
 
 /// Writes frames that begin at `at`.
-fn write_all(file: &OpenFile, frames: &[Bytes], mut at: u64) -> Result<()> {
+fn write_all(room: &Room, frames: &[Bytes], mut at: u64) -> Result<()> {
     for frame in frames {
-        write_at(file, frame, at)?;
+        room.write(frame, at)?;
         at += frame.len() as u64;
     }
     Ok(())

@@ -13,15 +13,14 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::error::{Error, Kind, Result};
-use crate::file_access::OpenFile;
-use crate::proxy::cache::write_at;
+use crate::proxy::cache::Room;
 use crate::verify::Check;
 
 /// Takes a blob's bytes in order, and tells how far it came.
 pub(super) struct Writer(Arc<Shared>);
 
 struct Shared {
-    file: OpenFile,
+    room: Arc<Room>,
     work: Mutex<Work>,
     queue: Mutex<Queue>,
     /// The queue isn't what it was. Only the fill waits for that.
@@ -48,14 +47,14 @@ impl Writer {
     /// For the bytes from `at` on, which `check` verifies if they aren't verified yet. What comes from `written_from`
     /// on is in the file already. `told` hears up to where they are right, and in the file.
     pub(super) fn new(
-        file: OpenFile,
+        room: Arc<Room>,
         at: u64,
         check: Option<Check>,
         written_from: Option<Arc<AtomicU64>>,
         told: impl Fn(u64) + Send + Sync + 'static,
     ) -> Self {
         let work = Mutex::new(Work { at, check, written_from });
-        Self(Arc::new(Shared { file, work, queue: Mutex::default(), changed: Notify::new(), told: Box::new(told) }))
+        Self(Arc::new(Shared { room, work, queue: Mutex::default(), changed: Notify::new(), told: Box::new(told) }))
     }
 
     /// Gives it the next bytes, once there is [room](Self::room). After a failure they are dropped.
@@ -121,7 +120,7 @@ impl Shared {
         let end = End(self);
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(frames) = end.next() {
-            match work.take_in(&self.file, &frames) {
+            match work.take_in(&self.room, &frames) {
                 Ok(()) => (self.told)(work.at),
                 // The hash has seen bytes that are not in the file: nothing may follow them.
                 Err(error) => return end.fail(error),
@@ -131,14 +130,14 @@ impl Shared {
 }
 
 impl Work {
-    fn take_in(&mut self, file: &OpenFile, frames: &[Bytes]) -> Result<()> {
+    fn take_in(&mut self, room: &Room, frames: &[Bytes]) -> Result<()> {
         for frame in frames {
             if let Some(check) = &mut self.check {
                 check.take_in(frame)?;
             }
             let from = self.written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
             if self.at < from {
-                write_at(file, frame, self.at)?;
+                room.write(frame, self.at)?;
             }
             self.at += frame.len() as u64;
         }
@@ -191,24 +190,29 @@ mod tests {
     use super::*;
     use crate::content::Body;
     use crate::descriptor::{Descriptor, Digest};
-    use crate::file_access::Files;
     use crate::file_access::faults::{Call, Faults};
+    use crate::file_access::{Files, OpenFile};
+    use crate::proxy::cache::{Cache, Settings};
     use crate::verify::Verified;
 
     /// A writer of `content` into a file of `files`, and how far it told.
-    fn writer(content: &[u8], files: &Files) -> (Writer, OpenFile, Arc<AtomicU64>) {
+    async fn writer(content: &[u8], files: &Files) -> (Writer, OpenFile, Arc<AtomicU64>) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let blob = Descriptor::new("x", Digest::of(content), content.len() as u64);
         let body: Body = Box::pin(futures_util::stream::empty());
         let (_, check) = Verified::new(body, &blob).expect("not empty").apart();
         let name = format!("transload-writer-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        let file = files.create(&path).expect("a file");
-        std::fs::remove_file(&path).expect("is there");
-        let (file, told) = (OpenFile::new(file, files.clone()), Arc::<AtomicU64>::default());
+        let dir = std::env::temp_dir().join(name);
+        let settings = Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0, files: files.clone() };
+        let cache = Cache::open(settings, |_, _| {}).await.expect("opens");
+        let temp = cache.blobs.prepare(blob.size).expect("a file");
+        let (room, told) = (temp.room().expect("of content"), Arc::<AtomicU64>::default());
+        drop(temp);
+        std::fs::remove_dir_all(&dir).expect("is there");
+        let file = room.file().clone();
         let tell = told.clone();
         let tell = move |at| tell.store(at, Ordering::SeqCst);
-        (Writer::new(file.clone(), 0, Some(check), None, tell), file, told)
+        (Writer::new(room, 0, Some(check), None, tell), file, told)
     }
 
     fn content() -> Vec<u8> {
@@ -225,7 +229,7 @@ mod tests {
         for error in [Errno::NOSPC, Errno::IO, Errno::DQUOT] {
             let (faults, content) = (Faults::default(), content());
             faults.plan(Call::Write, error, 1, 1);
-            let (writer, file, told) = writer(&content, &faults.files());
+            let (writer, file, told) = writer(&content, &faults.files()).await;
             writer.push(batch(&content[..10_000]));
             writer.idle().await.expect("written");
             writer.push(batch(&content[10_000..20_000]));
@@ -246,7 +250,7 @@ mod tests {
         use std::os::unix::fs::FileExt as _;
         let content = content();
         for wrong in [false, true] {
-            let (writer, file, told) = writer(&content, &Files::default());
+            let (writer, file, told) = writer(&content, &Files::default()).await;
             let mut bytes = content.clone();
             *bytes.last_mut().expect("some") ^= u8::from(wrong);
             for batch in bytes.chunks(1000).collect::<Vec<_>>().chunks(2) {

@@ -13,10 +13,9 @@ use super::{Begun, Fill, Progress, Stage, parallel};
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
-use crate::file_access::OpenFile;
 use crate::panics;
 use crate::pool::blocking;
-use crate::proxy::cache::Temp;
+use crate::proxy::cache::{Room, Temp};
 use crate::proxy::events::Event;
 use crate::proxy::{Inner, Origins};
 use crate::verify::Verified;
@@ -81,13 +80,15 @@ impl<O: Origins> Inner<O> {
         };
         let Some((blob, temp, tier, source, first)) = opened? else { return Ok(()) };
         let feed = self.feed(&fill.spot, tier, source.clone(), &blob);
-        let file = temp.file();
-        let (body, written_from) = self.body(&feed, &source, first, &file)?;
+        let room = temp.room()?;
+        let (body, written_from) = self.body(&feed, &source, first, &room)?;
         self.observer.event(&Event::FillBegan { digest: &fill.digest, size: blob.size });
-        let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((file.clone(), feed)) });
+        let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((temp.file(), feed)) });
         fill.enter(Stage::Running);
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
-        fill.run(feed, body, written_from, &file).await?;
+        fill.run(feed, body, written_from, &room).await?;
+        // By its bytes, which are right: the repository holds it.
+        self.admit(&fill.spot, &fill.digest, Some(blob.size));
         fill.enter(Stage::Whole);
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
         match blocking(move || blobs.commit(digest, temp)).await {
@@ -101,7 +102,8 @@ impl<O: Origins> Inner<O> {
         Ok(())
     }
 
-    /// Room for it, and its first bytes. `None` if it can only be passed on, which `fill` then says.
+    /// A file for it, and its first bytes. Room is taken as they arrive: a manifest and an upstream can announce what they
+    /// will, and nothing has to go for that. `None` if it can only be passed on, which `fill` then says.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if no tier has it; [`Kind::Mismatch`] if it's of another size than `told`.
@@ -117,7 +119,7 @@ impl<O: Origins> Inner<O> {
         };
         let blob = Descriptor::new(OCTETS, fill.digest, size);
         let shelf = self.cache.blobs.clone();
-        let mut temp = match blocking(move || shelf.prepare(size)).await {
+        let temp = match blocking(move || shelf.prepare(size)).await {
             Ok(temp) => temp,
             Err(error) => {
                 if told.is_some() && self.ask_size(&fill.spot, &fill.digest).await?.ok_or_else(absent)? != size {
@@ -128,13 +130,6 @@ impl<O: Origins> Inner<O> {
         };
         let part = if self.is_parallel(size) { 0..parallel::piece(size, self.settings.parallel) } else { 0..size };
         let (source, tier, first) = self.open_part(&fill.spot, &blob, part).await?.ok_or_else(absent)?;
-        // Only now: a manifest can say what it will, and nothing has to go for a size that the upstream denies.
-        let shelf = self.cache.blobs.clone();
-        let room = blocking(move || shelf.make_room(&mut temp, size).map(|()| temp)).await;
-        let temp = match room {
-            Ok(temp) => temp,
-            Err(error) => return Ok(self.pass_on(fill, blob, &error)),
-        };
         Ok(Some((blob, temp, tier, source, first)))
     }
 
@@ -156,11 +151,11 @@ impl<O: Origins> Inner<O> {
         feed: &Feed<O::Source>,
         source: &O::Source,
         first: Body,
-        file: &OpenFile,
+        room: &Arc<Room>,
     ) -> Result<(Verified, Option<Arc<AtomicU64>>)> {
         if self.is_parallel(feed.blob().size) {
             let lanes = self.settings.parallel;
-            let (body, from) = parallel::ordered(feed, source, first, file.clone(), lanes, self.readers.clone());
+            let (body, from) = parallel::ordered(feed, source, first, room.clone(), lanes, self.readers.clone());
             return Ok((feed.verified(body)?, Some(from)));
         }
         Ok((feed.begun(first)?, None))
@@ -182,13 +177,13 @@ impl<S: Source> Fill<S> {
         feed: &Feed<S>,
         body: Verified,
         written_from: Option<Arc<AtomicU64>>,
-        file: &OpenFile,
+        room: &Arc<Room>,
     ) -> Result<()> {
         let (mut body, check) = body.apart();
         let mut in_parts = written_from.is_some();
         let writer = |at, check, written_from| {
             let fill = self.clone();
-            Writer::new(file.clone(), at, check, written_from, move |at| fill.reached(at))
+            Writer::new(room.clone(), at, check, written_from, move |at| fill.reached(at))
         };
         let mut writing = writer(0, Some(check), written_from);
         let mut at = 0;

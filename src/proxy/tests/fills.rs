@@ -254,3 +254,64 @@ async fn lanes_that_end_are_gone_on_from_by_the_next_tier() {
         assert_eq!(bench.cached(), 1);
     }
 }
+
+/// The upstream announces a blob that would need all of the cache, and sends nothing, or little. What is cached stays
+/// until bytes arrive that need its room.
+#[tokio::test]
+async fn a_size_that_is_only_announced_evicts_nothing() {
+    const MIB: usize = 1 << 20;
+    for parallel_from in [1 << 20, 1 << 40] {
+        let small = |settings: &mut Settings| {
+            (settings.cache.size, settings.parallel_from) = (16 * MIB as u64, parallel_from);
+        };
+        let bench = Bench::new(small).await;
+        let held: Vec<_> = (0..5).map(|seed| bench.world.put("r", &content(seed, 2 * MIB))).collect();
+        for digest in &held {
+            bench.get("r", digest).await.expect("whole");
+        }
+        bench.settled().await;
+        let large = content(9, 15 * MIB);
+        let digest = bench.world.put("r", &large);
+        let gate = bench.world.gate();
+        let mut body = bench.body("r", &digest, None).await.expect("opens");
+        assert_eq!(bench.cached(), 5, "nothing has come");
+        // Several requests at once share the gate, and bring what nobody waits for yet.
+        if parallel_from > large.len() as u64 {
+            gate.add_permits(3 * MIB / FRAME + 1);
+            some(&mut body, 3 * MIB).await;
+            // It has taken 4 MiB of 16, of which 10 are held.
+            assert_eq!(bench.cached(), 5, "it fits");
+            gate.add_permits(2 * MIB / FRAME);
+            some(&mut body, 2 * MIB - FRAME).await;
+            // 8 MiB: as much as is needed goes.
+            assert_eq!(bench.cached(), 4);
+        }
+        gate.add_permits(large.len());
+        all(body).await.expect("the rest");
+        bench.settled().await;
+        assert_eq!(bench.proxy.cache().blobs.list(), [(digest, 15 * MIB as u64)]);
+        assert_eq!(std::fs::read_dir(bench.dir.join("fills")).expect("a directory").count(), 0);
+    }
+}
+
+/// Two blobs that do not fit together: the one that finds no room in the middle of it goes on uncached, and its client
+/// gets all of it.
+#[tokio::test]
+async fn who_finds_no_room_in_the_middle_goes_on_uncached() {
+    const MIB: usize = 1 << 20;
+    let bench = Bench::new(|settings| settings.cache.size = 16 * MIB as u64).await;
+    let blobs = [content(1, 10 * MIB), content(2, 10 * MIB)];
+    let digests: Vec<_> = blobs.iter().map(|blob| bench.world.put("r", blob)).collect();
+    let gate = bench.world.gate();
+    let mut bodies = Vec::new();
+    for digest in &digests {
+        bodies.push(bench.body("r", digest, None).await.expect("opens"));
+    }
+    gate.add_permits(100 * MIB);
+    let got = futures_util::future::join_all(bodies.into_iter().map(all)).await;
+    for (got, blob) in got.into_iter().zip(&blobs) {
+        assert!(got.expect("whole") == *blob);
+    }
+    bench.settled().await;
+    assert!(bench.cached() <= 1 && bench.proxy.cache().blobs.count().1 <= 16 * MIB as u64);
+}
