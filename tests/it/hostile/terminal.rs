@@ -129,12 +129,14 @@ fn reports_of_a_mirror_are_harmless() {
     let directory = TempDir::new();
     let list = directory.write("images.txt", format!("{}/app:v1\n{}/b:v1\n", registry.addr(), registry.addr()));
     let (report, junit) = (directory.join("report.json"), directory.join("junit.xml"));
-    let args = ["mirror", &list, "--to", "127.0.0.1:1/x", "--retries", "0", "--report", &report, "--junit", &junit];
+    let to = format!("{}/x", registry.addr());
+    let args = ["mirror", &list, "--to", &to, "--retries", "0", "--report", &report, "--junit", &junit];
     for output in ["text", "json"] {
         all_harmless(&Tool::transload().args(&args).args(&["--output", output]).run().exits(1));
         is_harmless(&directory.read("junit.xml"));
         let text = directory.read("report.json");
         is_harmless(&text);
+        assert!(text.contains("owned"), "the registry's text is there: {text}");
         let document: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(document["images"].as_array().map(Vec::len), Some(2), "{text}");
     }
