@@ -159,9 +159,14 @@ impl<O: Origins> Inner<O> {
         let read = AtomicUsize::new(0);
         let read = &read;
         let question = |source: O::Source| async move {
-            let (mut tags, mut pages) = (Vec::new(), source.tags());
+            let (mut tags, mut pages, mut bytes) = (Vec::<String>::new(), source.tags(), 0_usize);
             while let Some(page) = pages.try_next().await? {
+                bytes += page.tags.iter().map(String::len).sum::<usize>();
                 tags.extend(page.tags);
+                if bytes > MAX_BYTES {
+                    let what = format!("the list of the tags of {} has more than {MAX_BYTES} bytes", spot.repository);
+                    return Err(Error::new(Kind::Invalid, what));
+                }
                 if read.fetch_add(1, Ordering::Relaxed) >= MAX_PAGES {
                     let what = format!("the list of the tags of {} has more than {MAX_PAGES} pages", spot.repository);
                     return Err(Error::new(Kind::Invalid, what));
@@ -192,6 +197,8 @@ impl<O: Origins> Inner<O> {
 /// Pages of tags that are read for one client request: 100,000 tags of a registry with full pages. A longer list is
 /// an error, as a part of a list would look like the whole.
 const MAX_PAGES: usize = 100;
+/// Of the tags that are read for one client request: as many of 128 characters each.
+const MAX_BYTES: usize = 13 << 20;
 /// Bytes of lists that are kept, for each of the two kinds.
 const BOUND: u64 = 4 << 20;
 /// What an entry takes besides its list and its name, about.
