@@ -162,10 +162,16 @@ impl<O: Origins> Inner<O> {
         let read = AtomicUsize::new(0);
         let read = &read;
         let question = |source: O::Source| async move {
-            let (mut tags, mut pages, mut rejected) = (Vec::new(), source.tags(), Rejected::default());
+            let (mut tags, mut bytes) = (Vec::<Tag>::new(), 0_usize);
+            let (mut pages, mut rejected) = (source.tags(), Rejected::default());
             while let Some(page) = pages.try_next().await? {
+                bytes += page.tags.iter().map(|tag| tag.len()).sum::<usize>();
                 tags.extend(page.tags);
                 rejected.add(page.malformed);
+                if bytes > MAX_BYTES {
+                    let what = format!("the list of the tags of {name} has more than {MAX_BYTES} bytes");
+                    return Err(Error::new(Kind::Invalid, what));
+                }
                 if read.fetch_add(1, Ordering::Relaxed) >= MAX_PAGES {
                     let what = format!("the list of the tags of {name} has more than {MAX_PAGES} pages");
                     return Err(Error::new(Kind::Invalid, what));
@@ -201,6 +207,8 @@ impl<O: Origins> Inner<O> {
 /// Pages of tags that are read for one client request: 100,000 tags of a registry with full pages. A longer list is
 /// an error, as a part of a list would look like the whole.
 const MAX_PAGES: usize = 100;
+/// Of the tags that are read for one client request: as many of 128 characters each.
+const MAX_BYTES: usize = 13 << 20;
 /// Bytes of lists that are kept, for each of the two kinds.
 const BOUND: u64 = 4 << 20;
 /// What an entry takes besides its list and its name, about.

@@ -55,6 +55,7 @@ impl Auth {
         match self.exchange(registry, base, service).await {
             Err(error) if error.kind() == Kind::Refused && !registry.options.has_identity() => {
                 tracing::warn!("{}: going on anonymously: {error}", registry.name);
+                self.without_identity.store(true, Ordering::Relaxed);
                 Ok(None)
             }
             Err(error) if error.kind() == Kind::Unauthorized && !registry.options.has_identity() => {

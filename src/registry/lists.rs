@@ -52,6 +52,7 @@ impl TagList {
         }
         let url = call.url.clone();
         let (head, bytes) = repo.registry.read(call, MAX_LIST).await?;
+        self.pages.weigh(bytes.len()).map_err(|error| error.doing(doing.clone()))?;
         let page: Result<TagsDocument> = parse(head.status, &bytes);
         let TagsDocument { mut tags } = page.map_err(|error| error.doing(doing.clone()))?;
         // The spec lets a registry omit the Link of a page that is full ("Listing Tags": "MAY"). One more or one
@@ -123,6 +124,7 @@ impl Repo {
                 }
                 Err(error) => return Err(error),
             };
+            pages.weigh(bytes.len()).map_err(|error| error.doing(doing.clone()))?;
             let page: Result<ReferrersPage> = parse(head.status, &bytes);
             let ReferrersPage { mut manifests } = page.map_err(|error| error.doing(doing.clone()))?;
             let keys: Vec<String> = manifests.iter().map(|listed| listed.digest.to_string()).collect();
@@ -158,7 +160,7 @@ const PAGE: usize = 1000;
 /// In bytes.
 const MAX_LIST: u64 = 8 << 20;
 /// A million tags, also at registries that give but 1,000 for each request. The largest public repositories have
-/// some 100,000; a tag takes at most 150 bytes of memory.
-const TAGS: Bounds = Bounds { pages: 1_000, entries: 1_000_000 };
+/// some 100,000. A tag has at most 128 characters.
+const TAGS: Bounds = Bounds { pages: 1_000, entries: 1_000_000, bytes: 128 << 20 };
 /// One image has a few signatures, SBOMs and attestations. One client request to the proxy reads at most this.
-const REFERRERS: Bounds = Bounds { pages: 100, entries: 10_000 };
+const REFERRERS: Bounds = Bounds { pages: 100, entries: 10_000, bytes: 16 << 20 };

@@ -20,6 +20,8 @@ pub(super) struct Bounds {
     pub(super) pages: usize,
     /// Different entries.
     pub(super) entries: usize,
+    /// Of all pages' bodies: an entry may have any length.
+    pub(super) bytes: u64,
 }
 
 /// The state of one list while it is read.
@@ -27,6 +29,7 @@ pub(super) struct Bounds {
 pub(super) struct Pages {
     bounds: Bounds,
     read: usize,
+    bytes: u64,
     /// Pages in a row without a new entry.
     idle: usize,
     entries: Fingerprints,
@@ -60,7 +63,15 @@ impl Pages {
     pub(super) fn new(first: Option<String>, bounds: Bounds) -> Self {
         let mut followed = Fingerprints::default();
         followed.insert(first.as_deref().unwrap_or_default());
-        Self { bounds, read: 0, idle: 0, entries: Fingerprints::default(), followed, next: Next::First(first) }
+        Self {
+            bounds,
+            read: 0,
+            bytes: 0,
+            idle: 0,
+            entries: Fingerprints::default(),
+            followed,
+            next: Next::First(first),
+        }
     }
 
     /// Whether no page was read yet.
@@ -82,6 +93,18 @@ impl Pages {
             return Err(endless(format!("it has more than {} pages", self.bounds.pages)));
         }
         Ok(true)
+    }
+
+    /// Counts a page's body of so many bytes, before it is parsed.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] past the bound.
+    pub(super) fn weigh(&mut self, bytes: usize) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        if self.bytes > self.bounds.bytes {
+            return Err(endless(format!("it has more than {} bytes", self.bounds.bytes)));
+        }
+        Ok(())
     }
 
     /// Takes a page that was read from `url`, and keeps those of its entries that are new. Without a `Link`, the next
@@ -130,7 +153,7 @@ const MAX_IDLE: usize = 10;
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { pages: 50, entries: 100 };
+    const BOUNDS: Bounds = Bounds { pages: 50, entries: 100, bytes: 1000 };
 
     fn pages() -> Pages {
         Pages::new(Some("n=2".to_owned()), BOUNDS)
@@ -188,5 +211,8 @@ mod tests {
         let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
         assert!(take(&mut pages(), &tags, None).expect_err("too many").to_string().contains("more than 100 entries"));
         assert!(take(&mut pages(), &tags[1..], None).is_ok());
+        let mut large = pages();
+        large.weigh(600).expect("fits");
+        assert!(large.weigh(401).expect_err("too much").to_string().contains("more than 1000 bytes"));
     }
 }

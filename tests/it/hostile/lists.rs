@@ -236,6 +236,25 @@ fn a_list_of_referrers_without_an_end_is_an_error() {
     }
 }
 
+/// A list of referrers that is no longer than others by its entries, but whose entries have megabytes each.
+#[test]
+fn a_list_of_referrers_is_bounded_by_its_bytes() {
+    let long = "x".repeat(5 << 20);
+    let registry = ScriptedServer::start(move |_, target| {
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        if !target.contains("/referrers/") {
+            return Scripted::json(&json!({"schemaVersion": 2, "manifests": []})).header("content-type", media_type);
+        }
+        let nth: u64 = parameter(target, "token").map_or(0, |token| token.parse().unwrap_or(0));
+        let digest = format!("sha256:{nth:064x}");
+        let entry = json!({"mediaType": media_type, "size": 2, "digest": digest, "annotations": {"a": long}});
+        let next = format!("<?token={}>; rel=next", nth + 1);
+        Scripted::json(&json!({"schemaVersion": 2, "manifests": [entry]})).header("link", &next)
+    });
+    fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "more than 16777216 bytes");
+    assert_eq!(registry.count("/referrers/"), 4);
+}
+
 /// A referrers list whose first page is well and whose second is not must not pass as the first page alone, nor as a
 /// registry without the referrers API.
 #[test]
