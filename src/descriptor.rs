@@ -153,8 +153,19 @@ impl Hasher {
     }
 }
 
+/// The longest media type or artifact type that is read, in bytes: RFC 6838, section 4.2, allows a type and a subtype
+/// of 127 characters each. A longer one is no media type, and would grow each list that repeats it.
+pub const MAX_MEDIA_TYPE: usize = 255;
+
+/// The most bytes that the annotations of one descriptor or manifest may have, keys and values together. The image
+/// spec has no limit but that of the whole manifest (4 MiB); Kubernetes allows 256 KiB. Lists of referrers repeat a
+/// manifest's annotations, so one of them must not fill a list.
+pub const MAX_ANNOTATIONS: usize = 256 << 10;
+
 /// A media type, and what the engine must know of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+///
+/// [`MAX_MEDIA_TYPE`] bounds those that are read from documents.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct MediaType(pub String);
 
@@ -196,6 +207,39 @@ impl MediaType {
     }
 }
 
+impl<'de> Deserialize<'de> for MediaType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        checked_type(&text).map_err(serde::de::Error::custom)?;
+        Ok(Self(text))
+    }
+}
+
+fn checked_type(text: &str) -> Result<(), String> {
+    if text.len() <= MAX_MEDIA_TYPE {
+        return Ok(());
+    }
+    Err(format!("a media type of {} bytes, where {MAX_MEDIA_TYPE} is the limit", text.len()))
+}
+
+/// Reads an artifact type, which has the form of a media type; `null` is none.
+pub(crate) fn artifact_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.as_deref().map_or(Ok(()), checked_type).map_err(serde::de::Error::custom)?;
+    Ok(text)
+}
+
+/// Reads annotations of at most [`MAX_ANNOTATIONS`] bytes; `null` is none.
+pub(crate) fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let read: BTreeMap<String, String> = null_is_empty(deserializer)?;
+    let size: usize = read.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_ANNOTATIONS {
+        let what = format!("annotations of {size} bytes, where {MAX_ANNOTATIONS} is the limit");
+        return Err(serde::de::Error::custom(what));
+    }
+    Ok(read)
+}
+
 impl fmt::Display for MediaType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -226,10 +270,10 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// The kind of an artifact (entries of a referrers list).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "artifact_type")]
     pub artifact_type: Option<String>,
     /// Annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "annotations")]
     pub annotations: BTreeMap<String, String>,
     /// Where else the content can be had (foreign layers).
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]

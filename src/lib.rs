@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The order of knowledge
-//! error < pool, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
+//! error < pool, regular_file, descriptor < reference < manifest, retry < verify, content < {registry, layout, copy,
 //! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
 //! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
 //!
@@ -91,6 +91,7 @@ mod pool;
 pub mod proxy;
 pub mod reference;
 pub mod registry;
+mod regular_file;
 pub mod retry;
 pub mod server;
 pub mod verify;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};
+use crate::descriptor::{Descriptor, Digest, MediaType, annotations, artifact_type};
 use crate::error::{Error, Kind, Result};
 
 /// The largest manifest that is read: 4 MiB, what the distribution spec asks every registry to
@@ -108,6 +108,7 @@ impl Manifest {
 struct Raw {
     schema_version: Option<u64>,
     media_type: Option<MediaType>,
+    #[serde(default, deserialize_with = "artifact_type")]
     artifact_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
@@ -115,7 +116,7 @@ struct Raw {
     blobs: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "annotations")]
     annotations: std::collections::BTreeMap<String, String>,
 }
 

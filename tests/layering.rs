@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("changes", &[]),
+    ("regular_file", &[]),
     ("pool", &["error"]),
     ("descriptor", &["error"]),
     ("reference", &["error", "descriptor"]),
@@ -15,15 +16,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("retry", &["error"]),
     ("verify", &["error", "descriptor", "content"]),
     ("content", &["error", "descriptor", "reference", "manifest", "retry", "verify"]),
-    ("credentials", &["error", "reference"]),
+    ("credentials", &["error", "regular_file", "reference"]),
     ("registry", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content", "credentials"]),
-    ("layout", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
+    ("layout", &["error", "regular_file", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["error", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("server", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content"]),
-    ("proxy", &["error", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
+    ("proxy", &["error", "regular_file", "pool", "descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
     ("ops", &["error", "content", "server"]),
-    ("mirror", &["changes", "error", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
-    ("node", &["error", "reference"]),
+    ("mirror", &["changes", "error", "regular_file", "descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
+    ("node", &["error", "regular_file", "reference"]),
     ("demo", &["error", "descriptor", "reference"]),
 ];
 

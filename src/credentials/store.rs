@@ -8,11 +8,12 @@ use serde::Serialize as _;
 use serde_json::ser::PrettyFormatter;
 use serde_json::{Map, Value, json};
 
-use super::file::{AuthFile, encode, malformed};
+use super::file::{AuthFile, MAX_AUTH_FILE, encode, malformed};
 use super::helper::Helpers;
 use super::{Credential, DOCKER_HUB_KEY, Secret, Settings, servers};
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, registry_name};
+use crate::regular_file::{self, Links};
 
 /// The user that stands beside an identity token, as Azure's CLI writes it: podman passes over an
 /// entry whose `auth` has no user.
@@ -124,7 +125,7 @@ impl Config {
         };
         // A link, as dotfile managers make them, stays one: what it points to is replaced.
         let path = std::fs::canonicalize(&path).unwrap_or(path);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match regular_file::read(&path, Links::Follow, MAX_AUTH_FILE) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io(format!("read {}", path.display()), &error)),
@@ -172,7 +173,8 @@ impl Config {
         let mut to = serde_json::Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"\t"));
         self.whole.serialize(&mut to).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
         text.push(b'\n');
-        write_atomically(&self.path, &text).map_err(|error| {
+        let fits = regular_file::check_size(text.len() as u64, MAX_AUTH_FILE);
+        fits.and_then(|()| write_atomically(&self.path, &text)).map_err(|error| {
             Error::io(format!("write {}", self.path.display()), &error)
                 .hint("set DOCKER_CONFIG to a directory that can be written")
         })

@@ -1,18 +1,19 @@
 //! Putting a `hosts.toml` in its place, and what was there back.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::hosts::{MADE_DIRECTORY, Mirror, OURS, directory_name};
 use super::place::Place;
 use crate::error::{Error, Kind, Result, Side};
+use crate::regular_file::{self, Links};
 
 const FILE: &str = "hosts.toml";
 const BACKUP: &str = "hosts.toml.transload-backup";
 
-/// More than any hosts.toml of ours.
+/// The largest `hosts.toml` that is written, in bytes, and that is read back as ours.
 const LONGEST: u64 = 64 * 1024;
 
 /// What an installation found.
@@ -150,12 +151,15 @@ impl Current {
         if !metadata.is_file() {
             return Ok(Self::NoFile);
         }
-        let mut bytes = Vec::new();
-        File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
-        Ok(match String::from_utf8(bytes) {
-            Ok(text) if text.starts_with(OURS) => Self::Ours(text),
-            _ => Self::Foreign,
-        })
+        // Longer than any of ours, or not text: it's somebody else's.
+        match regular_file::read_text(path, Links::Refuse, LONGEST) {
+            Ok(text) if text.starts_with(OURS) => Ok(Self::Ours(text)),
+            Ok(_) => Ok(Self::Foreign),
+            Err(error) if matches!(error.kind(), io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidData) => {
+                Ok(Self::Foreign)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -174,6 +178,8 @@ fn back_up(directory: &Path) -> io::Result<()> {
 }
 
 fn replace(directory: &Path, text: &str) -> io::Result<()> {
+    // A longer one would be read as somebody else's, and never be removed.
+    regular_file::check_size(text.len() as u64, LONGEST)?;
     let temporary = directory.join(format!(".{FILE}.transload-{}", std::process::id()));
     // Left by a killed process that had the same id, as in a container each one has.
     let _ = fs::remove_file(&temporary);

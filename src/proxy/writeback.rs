@@ -27,6 +27,7 @@ use super::events::{Event, Observer};
 use crate::error::{Error, Kind, Result, Side};
 use crate::pool::blocking;
 use crate::reference::Target;
+use crate::regular_file::{self, Links};
 
 /// One image to be copied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,7 +293,7 @@ fn pause(tries: u32) -> Duration {
 }
 
 fn load(file: &Path) -> Result<Vec<Job>> {
-    let bytes = match fs::read(file) {
+    let bytes = match regular_file::read(file, Links::Refuse, MAX_FILE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read.map_err(|error| Error::io(format!("read {}", file.display()), &error))?,
     };
@@ -303,7 +304,12 @@ fn load(file: &Path) -> Result<Vec<Job>> {
 fn store(file: &Path, jobs: &[Job]) -> Result<()> {
     let beside = file.with_extension("new");
     let bytes = serde_json::to_vec(jobs).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
-    let written = File::create(&beside).and_then(|mut to| {
+    // What could not be read back would end all jobs: then the file stays as it was.
+    regular_file::check_size(bytes.len() as u64, MAX_FILE)
+        .map_err(|error| Error::io(format!("write {}", file.display()), &error))?;
+    // What a killed process left; it may be another kind of file.
+    let _ = fs::remove_file(&beside);
+    let written = File::create_new(&beside).and_then(|mut to| {
         to.write_all(&bytes)?;
         to.sync_all()?;
         fs::rename(&beside, file)
@@ -313,6 +319,8 @@ fn store(file: &Path, jobs: &[Job]) -> Result<()> {
 
 /// The file in the cache's directory.
 const FILE: &str = "write-back.json";
+/// The largest file of jobs that is read or written, in bytes.
+const MAX_FILE: u64 = 64 << 20;
 /// Images that wait at most.
 const BOUND: usize = 10_000;
 /// Images that are copied at once.

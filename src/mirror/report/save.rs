@@ -6,6 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 /// Writes `path` by `write`: into a file beside it, which then takes its name. So whoever reads it sees
 /// the report of this run or of the one before, and never half of one. What isn't a plain file
@@ -22,7 +23,8 @@ pub fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<(
         return filled(file, write).map(drop).map_err(failed);
     }
     let (beside, file) = beside(&real).map_err(failed)?;
-    let written = filled(file, write).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&beside, &real));
+    let limited = |to: &mut dyn Write| write(&mut Limited { to, left: MAX_REPORT });
+    let written = filled(file, limited).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&beside, &real));
     written.map_err(|error| {
         let _ = fs::remove_file(&beside);
         failed(error)
@@ -34,6 +36,40 @@ fn filled(file: fs::File, write: impl FnOnce(&mut dyn Write) -> std::io::Result<
     write(&mut buffered)?;
     buffered.into_inner().map_err(std::io::IntoInnerError::into_error)
 }
+
+/// Fails where a report becomes longer than what [`read`] accepts.
+struct Limited<'a> {
+    to: &'a mut dyn Write,
+    left: u64,
+}
+
+impl Write for Limited<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        regular_file::check_size(bytes.len() as u64, self.left).map_err(|_| too_long())?;
+        let written = self.to.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+fn too_long() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("the report has more than {MAX_REPORT} bytes"))
+}
+
+/// The bytes of a report that the user named: it may be a pipe.
+///
+/// # Errors
+/// Those of the system, or if it has more than 256 MiB.
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    regular_file::read_named(path, MAX_REPORT)
+}
+
+/// The largest report that is written or read, in bytes: some 500,000 images.
+const MAX_REPORT: u64 = 256 << 20;
 
 /// A new file beside this one. Those who write the same report to one volume may be in pods of their own, where each
 /// is process 1.

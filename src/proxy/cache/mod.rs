@@ -49,6 +49,7 @@ pub use temp::{Temp, write_at};
 
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::regular_file;
 use crate::pool::blocking;
 
 /// Where the cache is and how much it may use.
@@ -131,7 +132,10 @@ fn prepare(dir: &std::path::Path) -> Result<File> {
 fn lock(dir: &std::path::Path) -> Result<File> {
     let path = dir.join("lock");
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true);
+    let file = regular_file::careful(&mut options).open(&path).map_err(|error| failed(&error))?;
+    regular_file::check(&file).map_err(|error| failed(&error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {

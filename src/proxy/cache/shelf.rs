@@ -11,6 +11,7 @@ use super::index::{Index, Pin};
 use super::temp::{Owed, Temp, sync_dir};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::regular_file::{self, Links};
 
 /// Content by its digest. Clones share it. Methods that say so block.
 #[derive(Clone)]
@@ -94,7 +95,8 @@ impl Shelf {
     /// [`Kind::Local`] where the system can't open any more files: that tells nothing of this one.
     pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<Stored>> {
         let path = self.path(digest, pin.size());
-        let file = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        // The program itself wrote it, so it's a plain file and never a link.
+        let file = regular_file::open(&path, Links::Refuse).map(|(file, metadata)| (metadata.len(), file));
         match file {
             Ok((size, file)) if size == pin.size() => return Ok(Some(Stored { file, pin })),
             Ok((size, _)) => tracing::error!("{} has {size} bytes: it is fetched again", path.display()),
