@@ -1,26 +1,30 @@
 //! The directory itself: files, the index and its lock.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, Metadata};
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
 use super::Layout;
-use super::dir;
-use super::graph::Referrer;
-use super::index::Index;
+use super::checked::Checked;
+use super::dir::{self, INDEX};
+use super::index::{Index, Listed, Listing, MAX_INDEX};
+use super::members::Members;
 use super::names::{Fit, REF_NAME, Scope, names};
-use super::partial::{Partial, Temp};
+use super::partial::{Partial, Temp, blob_name};
 use super::read::Stored;
+use super::room::{Quota, Room};
+use super::root::{Root, leads_out};
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, MAX_MANIFEST, Manifest};
 use crate::pool::blocking;
 use crate::reference::{Target, check_name};
+use crate::regular_file;
 
 /// A layout directory. A clone is a handle to the same.
 #[derive(Clone, Debug)]
@@ -28,12 +32,15 @@ pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    dir: PathBuf,
+    root: Root,
     default_repository: String,
     /// The index as it was last read, and what its file looked like then.
     index: Mutex<Option<(Stamp, Arc<Index>)>>,
     /// For manifests that were looked at: what they are about. Their content never changes.
-    subjects: Mutex<HashMap<Digest, Option<Arc<Referrer>>>>,
+    subjects: Mutex<HashMap<Digest, Option<Digest>>>,
+    members: OnceLock<Members>,
+    checked: OnceLock<Checked>,
+    room: Option<Arc<Room>>,
 }
 
 impl Store {
@@ -44,7 +51,7 @@ impl Store {
     pub async fn open(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         blocking(move || {
-            dir::check(&dir)?;
+            dir::check(&Root::following(&dir))?;
             Self::new(&dir)
         })
         .await
@@ -57,9 +64,40 @@ impl Store {
     pub async fn create(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         blocking(move || {
-            dir::make(&dir)?;
+            create_all(&dir)?;
+            dir::make(&Root::following(&dir))?;
             dir::sweep(&dir);
             Self::new(&dir)
+        })
+        .await
+    }
+
+    /// The layout in `dir` for a server. No name in it leads out of it, and what is read is verified. With a `quota`
+    /// it is made if there is none, and pushes may use so much.
+    ///
+    /// # Errors
+    /// As [`Layout::open`], or as [`Layout::create`] with a `quota`.
+    pub async fn serve(dir: &Path, quota: Option<Quota>) -> Result<Self> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            if quota.is_some() {
+                create_all(&dir)?;
+            }
+            let failed = |error: std::io::Error| Error::io(format!("open {}", dir.display()), &error);
+            let root = match dir.canonicalize() {
+                // Says what the directory lacks.
+                Err(_) => return Err(dir::check(&Root::following(&dir)).err().unwrap_or_else(|| failed(ErrorKind::NotFound.into()))),
+                Ok(real) if !real.is_dir() => return Err(dir::check(&Root::following(&dir)).err().unwrap_or_else(|| failed(ErrorKind::NotADirectory.into()))),
+                Ok(real) => Root::confined(&real).map_err(failed)?,
+            };
+            let Some(quota) = quota else {
+                dir::check(&root)?;
+                return Ok(Self::at(root, None));
+            };
+            dir::make(&root)?;
+            dir::sweep(root.path());
+            let room = Room::new(quota, root.path());
+            Ok(Self::at(root, Some(Arc::new(room))))
         })
         .await
     }
@@ -72,24 +110,33 @@ impl Store {
         let dir = dir.to_owned();
         blocking(move || {
             dir::check_make(&dir)?;
-            if dir.exists() { Self::new(&dir) } else { Ok(Self::at(dir)) }
+            if dir.exists() { Self::new(&dir) } else { Ok(Self::at(Root::following(&dir), None)) }
         })
         .await
     }
 
     fn new(dir: &Path) -> Result<Self> {
-        dir.canonicalize().map(Self::at).map_err(|error| Error::io(format!("open {}", dir.display()), &error))
+        let real = dir.canonicalize().map_err(|error| Error::io(format!("open {}", dir.display()), &error))?;
+        Ok(Self::at(Root::following(&real), None))
     }
 
-    fn at(dir: PathBuf) -> Self {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    fn at(root: Root, room: Option<Arc<Room>>) -> Self {
+        let name = root.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let default_repository = if check_name(&name, &name).is_ok() { name } else { "image".to_owned() };
-        Self(Arc::new(Inner { dir, default_repository, index: Mutex::default(), subjects: Mutex::default() }))
+        Self(Arc::new(Inner {
+            root,
+            default_repository,
+            index: Mutex::default(),
+            subjects: Mutex::default(),
+            members: OnceLock::new(),
+            checked: OnceLock::new(),
+            room,
+        }))
     }
 
     /// Where it is.
     pub fn dir(&self) -> &Path {
-        &self.0.dir
+        self.0.root.path()
     }
 
     /// The repository that entries with no more than a tag are in: the directory's name.
@@ -120,13 +167,16 @@ impl Store {
 
     /// Begins a blob. With a `hasher`, [`Partial::commit`] checks the digest.
     pub async fn begin(&self, hasher: Option<Hasher>) -> Result<Partial> {
-        self.work(|store| Ok(Partial::new(store.clone(), Temp::new(store.dir(), hasher)?))).await
+        self.begin_for(None, hasher).await
     }
 
-    /// The file of a blob or manifest.
-    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        // A `Digest` holds a known algorithm and a hash: nothing in here comes from outside as text.
-        self.dir().join("blobs").join(digest.algorithm()).join(digest.hex())
+    /// The same, for a repository that it will belong to.
+    pub(super) async fn begin_for(&self, owner: Option<String>, hasher: Option<Hasher>) -> Result<Partial> {
+        self.work(|store| Ok(Partial::new(store.clone(), store.temp(hasher)?, owner))).await
+    }
+
+    fn temp(&self, hasher: Option<Hasher>) -> Result<Temp> {
+        Ok(Temp::new(self.dir(), hasher)?.within(self.0.room.clone()))
     }
 
     pub(super) async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
@@ -160,7 +210,7 @@ impl Store {
         let (scope, after) = (scope.clone(), after.map(str::to_owned));
         self.work(move |store| {
             let index = store.index()?;
-            let tags = index.entries().flat_map(|entry| scope.tags(entry, store.default_repository()));
+            let tags = store.listed(&index, &scope).into_iter().flat_map(|entry| scope.tags(entry, store.default_repository()));
             let tags: BTreeSet<String> = tags.map(|(_, tag)| tag).collect();
             let behind = tags.into_iter().filter(|tag| after.as_ref().is_none_or(|after| tag > after));
             Ok(behind.take(most).collect())
@@ -178,23 +228,29 @@ impl Store {
         self.work(move |store| store.referrers_now(&scope, &subject)).await
     }
 
-    /// Stores `manifest`, then lists it in the index, under `name` where one is given.
-    pub(super) async fn put_manifest(&self, manifest: &Manifest, name: Option<String>) -> Result<()> {
-        let manifest = manifest.clone();
+    /// Stores `manifest`, then lists it in the index, under `tag` where one is given.
+    pub(super) async fn put_manifest(&self, scope: &Scope, manifest: &Manifest, tag: Option<&str>) -> Result<()> {
+        let (scope, manifest, name) = (scope.clone(), manifest.clone(), tag.map(|tag| scope.written(tag)));
         self.work(move |store| {
+            let (repository, partial) = match &scope {
+                Scope::Whole => (None, false),
+                Scope::Repository(repository) => (Some(&**repository), store.is_partial(repository, &manifest)?),
+            };
+            store.check_referrer(&scope, &manifest)?;
             let there = store.stored_now(&manifest.digest())?;
             let there = there.filter(|there| there.size() == manifest.descriptor().size).map(Stored::read_all);
             if there.transpose()?.is_none_or(|there| there != manifest.bytes()) {
-                let mut temp = Temp::new(store.dir(), None)?;
+                let mut temp = store.temp(None)?;
                 temp.write(std::slice::from_ref(manifest.bytes()))?;
-                temp.rename(&store.blob_path(&manifest.digest()))?;
+                temp.rename(store.root(), &blob_name(&manifest.digest()))?;
             }
-            store.change_index(|index| index.put(&manifest, name.as_deref()))
+            let listing = Listing { name: name.as_deref(), repository, partial };
+            store.change_index(|index| index.put(&manifest, listing))
         })
         .await
     }
 
-    async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+    pub(super) async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
         let store = self.clone();
         blocking(move || work(&store)).await
     }
@@ -202,28 +258,45 @@ impl Store {
 
 /// What blocks.
 impl Store {
-    pub(super) fn subjects(&self) -> &Mutex<HashMap<Digest, Option<Arc<Referrer>>>> {
+    pub(super) fn root(&self) -> &Root {
+        &self.0.root
+    }
+
+    pub(super) fn subjects(&self) -> &Mutex<HashMap<Digest, Option<Digest>>> {
         &self.0.subjects
     }
 
+    pub(super) fn members(&self) -> &Members {
+        self.0.members.get_or_init(Members::default)
+    }
+
+    pub(super) fn checked(&self) -> &Checked {
+        self.0.checked.get_or_init(Checked::default)
+    }
+
+    /// The file of a blob or manifest; `None` if there is none. What isn't a regular file, or leads out of a served
+    /// directory, is none: a push or a copy may put the right one in its place.
     pub(super) fn stored_now(&self, digest: &Digest) -> Result<Option<Stored>> {
-        let path = self.blob_path(digest);
-        let failed = |error: &std::io::Error| Error::io(format!("read {}", path.display()), error);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(&error)),
-        };
-        let data = file.metadata().map_err(|error| failed(&error))?;
-        Ok(data.is_file().then(|| Stored::new(file, data.len(), path.display().to_string())))
+        let name = blob_name(digest);
+        let path = || self.dir().join(&name).display().to_string();
+        match self.root().open(&name) {
+            Ok((file, data)) => Ok(Some(Stored::new(file, &data, path()))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::InvalidInput || leads_out(&error) => {
+                tracing::error!("{} is not used: {error}", path());
+                Ok(None)
+            }
+            Err(error) => Err(Error::io(format!("read {}", path()), &error)),
+        }
     }
 
     pub(super) fn manifest_now(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
         match target {
-            Target::Digest(digest) => self.read_manifest(digest, None),
+            Target::Digest(digest) if self.belongs(scope, digest)? => self.read_manifest(digest, None),
+            Target::Digest(_) => Ok(None),
             Target::Tag(tag) => {
                 let Some(entry) = self.entry(scope, tag)? else { return Ok(None) };
-                let media_type = Some(entry.media_type.0.as_str());
+                let media_type = Some(&*entry.media_type);
                 self.read_manifest(&entry.digest, media_type)?.map(Some).ok_or_else(|| {
                     let dir = self.dir().display();
                     Error::new(Kind::Invalid, format!("{dir} lists {tag} as {}, but lacks that blob", entry.digest))
@@ -242,17 +315,17 @@ impl Store {
         // OCI made a manifest's own `mediaType` optional: then the index knows it.
         let listed = match media_type {
             Some(_) => None,
-            None => self.index()?.entries().find(|entry| entry.digest == *digest).map(|entry| entry.media_type.clone()),
+            None => self.index()?.by_digest(digest).map(|entry| entry.media_type.clone()),
         };
-        let media_type = media_type.or(listed.as_ref().map(|listed| listed.0.as_str()));
+        let media_type = media_type.or(listed.as_deref());
         Manifest::read(stored.read_all()?, media_type, Some(*digest)).map(Some)
     }
 
     /// The entry that fits best; the last of equals, since entries are added at the end.
-    fn entry(&self, scope: &Scope, tag: &str) -> Result<Option<Descriptor>> {
+    fn entry(&self, scope: &Scope, tag: &str) -> Result<Option<Listed>> {
         let index = self.index()?;
-        let mut fitting: Vec<(Fit, &Descriptor)> = Vec::new();
-        for entry in index.entries().rev() {
+        let mut fitting: Vec<(Fit, &Listed)> = Vec::new();
+        for entry in self.listed(&index, scope).into_iter().rev() {
             let fits = scope.tags(entry, self.default_repository()).into_iter().filter(|(_, other)| other == tag);
             fitting.extend(fits.map(|(fit, _)| fit).min().map(|fit| (fit, entry)));
         }
@@ -266,43 +339,50 @@ impl Store {
         Ok(Some(entry.clone()))
     }
 
+    /// The entries in this scope, in the order of the file.
+    fn listed<'a>(&self, index: &'a Index, scope: &Scope) -> Vec<&'a Listed> {
+        match scope {
+            Scope::Whole => index.entries().collect(),
+            Scope::Repository(name) => index.in_repository(name, self.default_repository()),
+        }
+    }
+
     /// The index as it is now; read again only if its file is another one.
     pub(super) fn index(&self) -> Result<Arc<Index>> {
-        let path = self.dir().join("index.json");
-        let failed = |error: std::io::Error| Error::io(format!("read {}", path.display()), &error);
-        let file = match File::open(&path) {
+        let failed = |error: std::io::Error| Error::io(format!("read {}", self.dir().join(INDEX).display()), &error);
+        let (file, data) = match self.root().open(Path::new(INDEX)) {
             // Only planned, or in the making.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !dir::is_marked(self.dir()) => {
+            Err(error) if error.kind() == ErrorKind::NotFound && !dir::is_marked(self.dir()) => {
                 return Ok(Arc::new(Index::empty()));
             }
             other => other.map_err(failed)?,
         };
-        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
+        let stamp = Stamp::of(&data);
         if let Some((known, index)) = &*lock(&self.0.index)
             && *known == stamp
         {
             return Ok(index.clone());
         }
-        let mut bytes = Vec::new();
-        file.take(MAX_INDEX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > MAX_INDEX {
-            return Err(Error::new(Kind::Invalid, format!("{} is larger than {MAX_INDEX} bytes", path.display())));
-        }
-        let index = Arc::new(Index::parse(&bytes)?);
+        let bytes = regular_file::read_open(&file, MAX_INDEX).map_err(|error| match error.kind() {
+            ErrorKind::FileTooLarge => failed(error).of_kind(Kind::Invalid),
+            _ => failed(error),
+        })?;
+        let index = Arc::new(Index::parse(&bytes.into())?);
         *lock(&self.0.index) = Some((stamp, index.clone()));
         Ok(index)
     }
 
     /// Changes the index under the lock, which holds between threads and between processes.
     fn change_index(&self, change: impl FnOnce(&mut Index) -> bool) -> Result<()> {
-        let _held = dir::hold(self.dir())?;
-        let mut index = Index::clone(&*self.index()?);
+        let _held = dir::hold(self.root())?;
+        let mut index = self.index()?.copy();
         if !change(&mut index) {
             return Ok(());
         }
         let mut temp = Temp::new(self.dir(), None)?;
-        temp.write(&[Bytes::from(index.to_bytes())])?;
-        let done = temp.rename(&self.dir().join("index.json"));
+        // Before anything is written: an index that is too large to be read would be the end of all images in it.
+        temp.write(&[Bytes::from(index.to_bytes()?)])?;
+        let done = temp.rename(self.root(), Path::new(INDEX));
         // Two writes within one tick of the file system's clock could look the same.
         *lock(&self.0.index) = None;
         done
@@ -311,29 +391,35 @@ impl Store {
 
 /// What tells one version of a file from the next. A rename makes a new inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     size: u64,
-    changed: Option<SystemTime>,
+    modified: (i64, i64),
+    /// Any program can set the time of a file's last modification, and none that of its last change.
+    changed: (i64, i64),
     inode: u64,
+    device: u64,
 }
 
 impl Stamp {
-    fn of(data: &Metadata) -> Self {
-        #[cfg(unix)]
-        let inode = std::os::unix::fs::MetadataExt::ino(data);
-        #[cfg(not(unix))]
-        let inode = 0;
-        Self { size: data.len(), changed: data.modified().ok(), inode }
+    pub(super) fn of(data: &Metadata) -> Self {
+        Self {
+            size: data.len(),
+            modified: (data.mtime(), data.mtime_nsec()),
+            changed: (data.ctime(), data.ctime_nsec()),
+            inode: data.ino(),
+            device: data.dev(),
+        }
     }
 }
 
-fn title(entry: &Descriptor) -> String {
-    entry.annotations.get(REF_NAME).cloned().unwrap_or_else(|| entry.digest.to_string())
+fn create_all(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|error| Error::io(format!("create {}", dir.display()), &error))
+}
+
+fn title(entry: &Listed) -> String {
+    entry.annotations.get(REF_NAME).map(str::to_owned).unwrap_or_else(|| entry.digest.to_string())
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// The largest `index.json` that is read: room for some hundred thousand images.
-const MAX_INDEX: u64 = 64 << 20;
