@@ -55,9 +55,7 @@ pub(crate) fn check(file: &File) -> io::Result<Metadata> {
     let metadata = file.metadata()?;
     match kind(metadata.file_type()) {
         None => Ok(metadata),
-        Some(kind) => {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is not a regular file, but {kind}")))
-        }
+        Some(kind) => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is not a regular file, but {kind}"))),
     }
 }
 

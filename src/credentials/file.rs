@@ -222,7 +222,9 @@ impl Watched {
         };
         if now.is_some() && now != seen.stamp {
             seen.stamp = now;
-            match regular_file::read(&self.path, Links::Follow, MAX_AUTH_FILE).map(|bytes| AuthFile::parse(&self.path, &bytes)) {
+            match regular_file::read(&self.path, Links::Follow, MAX_AUTH_FILE)
+                .map(|bytes| AuthFile::parse(&self.path, &bytes))
+            {
                 Ok(Ok(file)) => seen.file = Some(Arc::new(file)),
                 Ok(Err(error)) => tracing::warn!("changed credentials are not used: {error}"),
                 Err(error) => tracing::warn!("credentials in {} are not used: {error}", self.path.display()),

@@ -262,14 +262,14 @@ impl Index {
             Listing { name: Some(name), .. } => {
                 let mut same = self.entries.iter().filter(|old| is_named(old, name));
                 // Another tool may have left two of one name: then both give way.
-                let is_same = same.next().is_some_and(|old| {
-                    serde_json::from_slice::<Descriptor>(&old.raw).is_ok_and(|old| old == *added)
-                });
+                let is_same = same
+                    .next()
+                    .is_some_and(|old| serde_json::from_slice::<Descriptor>(&old.raw).is_ok_and(|old| old == *added));
                 is_same && same.next().is_none()
             }
-            Listing { repository: Some(repository), partial, .. } => self
-                .entries()
-                .any(|old| is_home(old, &added.digest, repository) && old.annotations.get(PARTIAL).is_some() == partial),
+            Listing { repository: Some(repository), partial, .. } => self.entries().any(|old| {
+                is_home(old, &added.digest, repository) && old.annotations.get(PARTIAL).is_some() == partial
+            }),
             Listing { repository: None, .. } => self.entries().any(|old| old.digest == added.digest),
         }
     }
@@ -292,7 +292,8 @@ impl Index {
         // A registry keeps a manifest whose tag moved on: who asked for the tag a moment ago asks for its digest now.
         if let Some(repository) = listing.repository {
             for old in superseded.iter().filter_map(|raw| without_name(raw, repository)) {
-                let same = |entry: &Listed| old.known.as_ref().is_some_and(|old| is_home(entry, &old.digest, repository));
+                let same =
+                    |entry: &Listed| old.known.as_ref().is_some_and(|old| is_home(entry, &old.digest, repository));
                 if !self.entries().any(same) {
                     self.entries.push(old);
                 }
@@ -470,7 +471,9 @@ mod tests {
     fn a_tag_is_replaced_in_place_of_another() {
         let (one, two) = (image("1"), image("2"));
         let mut index = Index::empty();
-        assert!(put(&mut index, &one, Some("v1")) && put(&mut index, &one, Some("v2")) && put(&mut index, &two, Some("v1")));
+        assert!(
+            put(&mut index, &one, Some("v1")) && put(&mut index, &one, Some("v2")) && put(&mut index, &two, Some("v1"))
+        );
         assert_eq!(shown(&index), [(one.digest(), Some("v2")), (two.digest(), Some("v1"))]);
         assert!(!put(&mut index, &two, Some("v1")), "nothing to write");
         let twice = written(&index);

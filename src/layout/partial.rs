@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::TryStream;
 
-use super::root::Root;
 use super::room::{Room, full};
+use super::root::Root;
 use super::store::Store;
 use super::{CHUNK, gather};
 use crate::descriptor::{Digest, Hasher};

@@ -86,8 +86,16 @@ impl Store {
             let failed = |error: std::io::Error| Error::io(format!("open {}", dir.display()), &error);
             let root = match dir.canonicalize() {
                 // Says what the directory lacks.
-                Err(_) => return Err(dir::check(&Root::following(&dir)).err().unwrap_or_else(|| failed(ErrorKind::NotFound.into()))),
-                Ok(real) if !real.is_dir() => return Err(dir::check(&Root::following(&dir)).err().unwrap_or_else(|| failed(ErrorKind::NotADirectory.into()))),
+                Err(_) => {
+                    return Err(dir::check(&Root::following(&dir))
+                        .err()
+                        .unwrap_or_else(|| failed(ErrorKind::NotFound.into())));
+                }
+                Ok(real) if !real.is_dir() => {
+                    return Err(dir::check(&Root::following(&dir))
+                        .err()
+                        .unwrap_or_else(|| failed(ErrorKind::NotADirectory.into())));
+                }
                 Ok(real) => Root::confined(&real).map_err(failed)?,
             };
             let Some(quota) = quota else {
@@ -210,7 +218,10 @@ impl Store {
         let (scope, after) = (scope.clone(), after.map(str::to_owned));
         self.work(move |store| {
             let index = store.index()?;
-            let tags = store.listed(&index, &scope).into_iter().flat_map(|entry| scope.tags(entry, store.default_repository()));
+            let tags = store
+                .listed(&index, &scope)
+                .into_iter()
+                .flat_map(|entry| scope.tags(entry, store.default_repository()));
             let tags: BTreeSet<String> = tags.map(|(_, tag)| tag).collect();
             let behind = tags.into_iter().filter(|tag| after.as_ref().is_none_or(|after| tag > after));
             Ok(behind.take(most).collect())
@@ -250,7 +261,10 @@ impl Store {
         .await
     }
 
-    pub(super) async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let store = self.clone();
         blocking(move || work(&store)).await
     }

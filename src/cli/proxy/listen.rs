@@ -75,7 +75,8 @@ impl Secrets {
 
 fn parse<T>(path: &Path, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     let doing = || format!("read {}", path.display());
-    let text = regular_file::read_text(path, Links::Follow, MAX_FILE).map_err(|error| Error::unreadable(doing(), &error))?;
+    let text =
+        regular_file::read_text(path, Links::Follow, MAX_FILE).map_err(|error| Error::unreadable(doing(), &error))?;
     read(&text).map_err(|error| error.doing(doing()).on(Side::Local))
 }
 

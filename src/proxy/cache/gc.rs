@@ -154,7 +154,11 @@ impl Collector<'_> {
         let mut named = HashSet::new();
         for shard in entries(&self.dir.join("tags"))? {
             for file in entries(&shard.path())? {
-                let (Ok(bytes), Ok(metadata)) = (regular_file::read(&file.path(), Links::Refuse, MAX_TAG_FILE), file.metadata()) else { continue };
+                let (Ok(bytes), Ok(metadata)) =
+                    (regular_file::read(&file.path(), Links::Refuse, MAX_TAG_FILE), file.metadata())
+                else {
+                    continue;
+                };
                 let Ok(tag) = serde_json::from_slice::<Tag>(&bytes) else { continue };
                 if self.is_old(metadata.modified().unwrap_or(self.now)) {
                     self.drop(Why::Unused, &What::Tag(file.path(), TagName::of(&tag)), metadata.len())?;

@@ -49,8 +49,8 @@ pub use temp::{Temp, write_at};
 
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::regular_file;
 use crate::pool::blocking;
+use crate::regular_file;
 
 /// Where the cache is and how much it may use.
 #[derive(Clone, Debug)]
