@@ -248,8 +248,10 @@ impl fmt::Display for MediaType {
 
 impl From<&str> for MediaType {
     fn from(text: &str) -> Self {
-        // Parameters (`; charset=utf-8`) say nothing about the kind of content.
-        Self(text.split(';').next().unwrap_or(text).trim().to_owned())
+        // Parameters (`; charset=utf-8`) say nothing about the kind of content. What is too long to be a media type, in a
+        // registry's header, is none.
+        let text = text.split(';').next().unwrap_or(text).trim();
+        Self(if text.len() <= MAX_MEDIA_TYPE { text.to_owned() } else { String::new() })
     }
 }
 
@@ -422,6 +424,29 @@ pub(crate) fn null_is_empty<'de, D: Deserializer<'de>, T: Default + Deserialize<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_and_annotations_have_limits() {
+        let read = |media_type: &str, artifact: &str, annotation: &str| {
+            let digest = Digest::of(b"");
+            let text = serde_json::json!({
+                "mediaType": media_type, "digest": digest, "size": 0, "artifactType": artifact, "annotations": {"k": annotation},
+            });
+            serde_json::from_value::<Descriptor>(text)
+        };
+        let (long, longer) = ("x".repeat(MAX_MEDIA_TYPE), "x".repeat(MAX_MEDIA_TYPE + 1));
+        let most = "y".repeat(MAX_ANNOTATIONS - 1);
+        assert!(read(&long, &long, &most).is_ok());
+        for (media_type, artifact, annotation) in
+            [(&*longer, "", ""), ("", &longer, ""), ("", "", &*format!("{most}y"))]
+        {
+            let error = read(media_type, artifact, annotation).expect_err("too long").to_string();
+            assert!(error.contains("is the limit"), "{error}");
+        }
+        assert_eq!(MediaType::from(longer.as_str()).0, "");
+        let null = format!(r#"{{"digest":"{}","size":0,"artifactType":null,"annotations":null}}"#, Digest::of(b""));
+        assert!(serde_json::from_str::<Descriptor>(&null).is_ok_and(|read| read.artifact_type.is_none()));
+    }
 
     /// RFC 6234's test vector for "abc".
     #[test]

@@ -5,15 +5,12 @@
 //! an index of 64 MiB costs some two times that of memory, whatever is in it.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
 
+use super::document::Document;
 use super::names::{self, CONTAINERD_NAME, PARTIAL, REF_NAME, REPOSITORY};
 use super::room::full;
 use crate::descriptor::{Descriptor, Digest, MediaType};
@@ -22,10 +19,8 @@ use crate::manifest::Manifest;
 
 /// The largest `index.json` that is read, and that is written, in bytes.
 pub(super) const MAX_INDEX: u64 = 64 << 20;
-/// The most entries that one has. The smallest entry with a name has some 250 bytes.
-pub(super) const MAX_ENTRIES: usize = 250_000;
-/// The most fields beside the entries. The image spec knows six.
-const MAX_FIELDS: usize = 100;
+/// The most entries that one has: more than fit, as the smallest that means something has some 150 bytes.
+pub(super) const MAX_ENTRIES: usize = 500_000;
 
 /// The roots of a layout.
 #[derive(Debug)]
@@ -363,85 +358,6 @@ fn entry(manifest: &Manifest, listing: Listing<'_>) -> Descriptor {
         entry.annotations.insert(PARTIAL.into(), "true".into());
     }
     entry
-}
-
-/// The document, as parts of the file's bytes.
-struct Document<'a> {
-    fields: Vec<(String, &'a RawValue)>,
-    entries: Vec<&'a RawValue>,
-}
-
-impl<'de> Deserialize<'de> for Document<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
-            type Value = Document<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut read = Document { fields: Vec::new(), entries: Vec::new() };
-                let mut is_listed = false;
-                while let Some(key) = map.next_key::<String>()? {
-                    let wrong = match key.as_str() {
-                        "manifests" if is_listed => "two fields \"manifests\"",
-                        "manifests" => {
-                            is_listed = true;
-                            read.entries = map.next_value_seed(Entries)?;
-                            continue;
-                        }
-                        _ if read.fields.len() == MAX_FIELDS => "too many fields",
-                        _ => {
-                            read.fields.push((key, map.next_value()?));
-                            continue;
-                        }
-                    };
-                    return Err(serde::de::Error::custom(wrong));
-                }
-                Ok(read)
-            }
-        }
-        deserializer.deserialize_map(Fields)
-    }
-}
-
-/// A list, or `null`, which Go writes for an empty slice.
-struct Entries;
-
-impl<'de> DeserializeSeed<'de> for Entries {
-    type Value = Vec<&'de RawValue>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Entries {
-    type Value = Vec<&'de RawValue>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of manifests")
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Self::Value, S::Error> {
-        let mut entries = Vec::new();
-        while entries.len() < MAX_ENTRIES {
-            match list.next_element()? {
-                Some(entry) => entries.push(entry),
-                None => return Ok(entries),
-            }
-        }
-        match list.next_element::<IgnoredAny>()? {
-            None => Ok(entries),
-            Some(_) => Err(serde::de::Error::custom(format!("more than {MAX_ENTRIES} manifests are listed"))),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@
 
 mod checked;
 mod dir;
+mod document;
 mod graph;
 mod index;
 mod members;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, Kind, Result, Side};
+use crate::error::{Error, Kind, Result};
 
 /// What pushes to a served layout may use of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Room {
 
 /// The error for content that there is no room for.
 pub(super) fn full(why: String) -> Error {
-    Error::new(Kind::Full, format!("there is no room for it: {why}")).on(Side::Local)
+    Error::new(Kind::Full, format!("there is no room for it: {why}"))
 }
 
 /// Bytes of the regular files in `dir`, and so many levels below it. Links aren't followed.

@@ -83,21 +83,12 @@ impl Store {
             if quota.is_some() {
                 create_all(&dir)?;
             }
-            let failed = |error: std::io::Error| Error::io(format!("open {}", dir.display()), &error);
-            let root = match dir.canonicalize() {
-                // Says what the directory lacks.
-                Err(_) => {
-                    return Err(dir::check(&Root::following(&dir))
-                        .err()
-                        .unwrap_or_else(|| failed(ErrorKind::NotFound.into())));
-                }
-                Ok(real) if !real.is_dir() => {
-                    return Err(dir::check(&Root::following(&dir))
-                        .err()
-                        .unwrap_or_else(|| failed(ErrorKind::NotADirectory.into())));
-                }
-                Ok(real) => Root::confined(&real).map_err(failed)?,
-            };
+            let opened = dir.canonicalize().and_then(|real| Root::confined(&real));
+            let root = opened.map_err(|error| {
+                // Says what is there instead of a layout, if that is what is wrong.
+                let what = dir::check(&Root::following(&dir)).err();
+                what.unwrap_or_else(|| Error::io(format!("open {}", dir.display()), &error))
+            })?;
             let Some(quota) = quota else {
                 dir::check(&root)?;
                 return Ok(Self::at(root, None));

@@ -207,3 +207,24 @@ fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_never_longer_than_what_is_read_as_ours() {
+        let dir = std::env::temp_dir().join(format!("transload-install-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let of_length =
+            |length: u64| format!("{OURS}{}", "#".repeat(usize::try_from(length).expect("small") - OURS.len()));
+        replace(&dir, &of_length(LONGEST)).expect("written");
+        assert!(matches!(Current::read(&dir.join(FILE)), Ok(Current::Ours(text)) if text.len() as u64 == LONGEST));
+        assert_eq!(replace(&dir, &of_length(LONGEST + 1)).expect_err("too long").kind(), io::ErrorKind::FileTooLarge);
+        assert!(matches!(Current::read(&dir.join(FILE)), Ok(Current::Ours(_))), "it is as it was");
+        // One of somebody else may be of any length.
+        fs::write(dir.join(FILE), of_length(LONGEST + 1)).expect("written");
+        assert!(matches!(Current::read(&dir.join(FILE)), Ok(Current::Foreign)));
+        fs::remove_dir_all(dir).expect("removed");
+    }
+}

@@ -91,6 +91,19 @@ fn beside(path: &Path) -> std::io::Result<(PathBuf, fs::File)> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_report_is_never_longer_than_what_is_read() {
+        let dir = std::env::temp_dir().join(format!("transload-report-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let path = dir.join("report.json");
+        save(&path, |to| to.write_all(b"old")).expect("a file");
+        let part = vec![b'x'; 1 << 20];
+        let error = save(&path, |to| (0..MAX_REPORT / (1 << 20) + 1).try_for_each(|_| to.write_all(&part)));
+        assert!(error.expect_err("too long").to_string().contains("more than"));
+        assert_eq!(read(&path).expect("reads"), b"old");
+        fs::remove_dir_all(dir).expect("removed");
+    }
+
     /// As two pods with one volume, each of them process 1.
     #[test]
     fn who_writes_the_same_report_spoils_no_other() {

@@ -62,7 +62,7 @@ fn unfinished_uploads_count_and_give_their_bytes_back() {
     uploads.iter().for_each(|location| drop(append(&serving, location, MIB).expect(202)));
     let last = begin(&serving);
     assert_full(&append(&serving, &last, 2 * MIB), &dir);
-    let image = Image::single(1, &[MIB + MIB / 2]);
+    let image = Image::single(1, &[MIB / 2]);
     http::send(serving.addr(), "DELETE", &uploads[0], &[], &[]).expect(204);
     image.push(serving.addr(), "app", "v1");
     // What is there already takes no more room.

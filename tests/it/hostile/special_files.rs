@@ -115,8 +115,8 @@ fn files_that_the_command_line_names_are_read_up_to_a_limit() {
     for args in [
         &["inspect", "127.0.0.1:1/app:v1", "--ca-file", "/dev/zero"][..],
         &["inspect", "127.0.0.1:1/app:v1", "--auth-file", "/dev/zero"],
-        &["mirror", "run", "list.txt", "--to", "127.0.0.1:1/x", "--hub-accounts", "/dev/zero"],
-        &["mirror", "run", "list.txt", "--to", "127.0.0.1:1/x", "--retry-failed", "/dev/zero"],
+        &["mirror", "list.txt", "--to", "127.0.0.1:1/x", "--hub-accounts", "/dev/zero"],
+        &["mirror", "list.txt", "--to", "127.0.0.1:1/x", "--retry-failed", "/dev/zero"],
         &["mirror", "check", "/dev/zero", "--to", "127.0.0.1:1/x"],
     ] {
         let run = bounded().file("list.txt", "docker.io/library/app:v1\n").args(args).run();
