@@ -263,7 +263,7 @@ esac"#;
         let rest = |length: u64| format!(r#"{{"x":"{}"}}"#, "x".repeat(usize::try_from(length).expect("small")));
         let old = rest(MAX_AUTH_FILE - 100);
         scratch.write("docker/config.json", &old);
-        let kept = store(&scratch.settings(), "a.io", &Credential::basic("u", &"p".repeat(200))).await;
+        let kept = store(&scratch.settings(), "a.io", &Credential::basic("u", "p".repeat(200))).await;
         assert!(kept.expect_err("too large").to_string().contains("more than"));
         assert!(scratch.read("docker/config.json") == old, "it is as it was");
     }

@@ -33,6 +33,7 @@ mod dir;
 mod document;
 mod graph;
 mod index;
+mod index_file;
 mod members;
 mod names;
 mod partial;

@@ -7,14 +7,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use bytes::Bytes;
-
 use super::Layout;
 use super::checked::Checked;
-use super::dir::{self, INDEX};
-use super::index::{Index, Listed, Listing, MAX_INDEX};
+use super::dir;
+use super::index::{Index, Listing};
 use super::members::Members;
-use super::names::{Fit, REF_NAME, Scope, names};
+use super::names::{Fit, Scope, names};
 use super::partial::{Partial, Temp, blob_name};
 use super::read::Stored;
 use super::room::{Quota, Room};
@@ -24,7 +22,6 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, MAX_MANIFEST, Manifest};
 use crate::pool::blocking;
 use crate::reference::{Target, check_name};
-use crate::regular_file;
 
 /// A layout directory. A clone is a handle to the same.
 #[derive(Clone, Debug)]
@@ -326,71 +323,8 @@ impl Store {
         Manifest::read(stored.read_all()?, media_type, Some(*digest)).map(Some)
     }
 
-    /// The entry that fits best; the last of equals, since entries are added at the end.
-    fn entry(&self, scope: &Scope, tag: &str) -> Result<Option<Listed>> {
-        let index = self.index()?;
-        let mut fitting: Vec<(Fit, &Listed)> = Vec::new();
-        for entry in self.listed(&index, scope).into_iter().rev() {
-            let fits = scope.tags(entry, self.default_repository()).into_iter().filter(|(_, other)| other == tag);
-            fitting.extend(fits.map(|(fit, _)| fit).min().map(|fit| (fit, entry)));
-        }
-        fitting.sort_by_key(|(fit, _)| *fit);
-        let Some((best, entry)) = fitting.first().copied() else { return Ok(None) };
-        let rival = fitting.iter().find(|(fit, other)| *fit == best && other.digest != entry.digest);
-        if let (Scope::Whole, Fit::Read, Some((_, rival))) = (scope, best, rival) {
-            let error = format!("{tag} is several images in {}", self.dir().display());
-            return Err(Error::new(Kind::Usage, error).hint(format!("it is {} and {}", title(entry), title(rival))));
-        }
-        Ok(Some(entry.clone()))
-    }
-
-    /// The entries in this scope, in the order of the file.
-    fn listed<'a>(&self, index: &'a Index, scope: &Scope) -> Vec<&'a Listed> {
-        match scope {
-            Scope::Whole => index.entries().collect(),
-            Scope::Repository(name) => index.in_repository(name, self.default_repository()),
-        }
-    }
-
-    /// The index as it is now; read again only if its file is another one.
-    pub(super) fn index(&self) -> Result<Arc<Index>> {
-        let failed = |error: std::io::Error| Error::io(format!("read {}", self.dir().join(INDEX).display()), &error);
-        let (file, data) = match self.root().open(Path::new(INDEX)) {
-            // Only planned, or in the making.
-            Err(error) if error.kind() == ErrorKind::NotFound && !dir::is_marked(self.dir()) => {
-                return Ok(Arc::new(Index::empty()));
-            }
-            other => other.map_err(failed)?,
-        };
-        let stamp = Stamp::of(&data);
-        if let Some((known, index)) = &*lock(&self.0.index)
-            && *known == stamp
-        {
-            return Ok(index.clone());
-        }
-        let bytes = regular_file::read_open(&file, MAX_INDEX).map_err(|error| match error.kind() {
-            ErrorKind::FileTooLarge => failed(error).of_kind(Kind::Invalid),
-            _ => failed(error),
-        })?;
-        let index = Arc::new(Index::parse(&bytes.into())?);
-        *lock(&self.0.index) = Some((stamp, index.clone()));
-        Ok(index)
-    }
-
-    /// Changes the index under the lock, which holds between threads and between processes.
-    fn change_index(&self, change: impl FnOnce(&mut Index) -> bool) -> Result<()> {
-        let _held = dir::hold(self.root())?;
-        let mut index = self.index()?.copy();
-        if !change(&mut index) {
-            return Ok(());
-        }
-        let mut temp = Temp::new(self.dir(), None)?;
-        // Before anything is written: an index that is too large to be read would be the end of all images in it.
-        temp.write(&[Bytes::from(index.to_bytes()?)])?;
-        let done = temp.rename(self.root(), Path::new(INDEX));
-        // Two writes within one tick of the file system's clock could look the same.
-        *lock(&self.0.index) = None;
-        done
+    pub(super) fn known_index(&self) -> &Mutex<Option<(Stamp, Arc<Index>)>> {
+        &self.0.index
     }
 }
 
@@ -419,10 +353,6 @@ impl Stamp {
 
 fn create_all(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|error| Error::io(format!("create {}", dir.display()), &error))
-}
-
-fn title(entry: &Listed) -> String {
-    entry.annotations.get(REF_NAME).map(str::to_owned).unwrap_or_else(|| entry.digest.to_string())
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
