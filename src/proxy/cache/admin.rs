@@ -16,13 +16,14 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::documents::{Tag, TagName};
+use super::documents::{MAX_TAG_FILE, Tag, TagName};
 use super::gc::{self, Content, Freed, Keeper, Wanted, What};
 use super::scan::{entries, parse};
 use super::shelf::Removal;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::reference::{Reference, Target, check_name, check_tag};
+use crate::regular_file::{self, Links};
 
 /// What a directory holds.
 #[derive(Debug)]
@@ -133,7 +134,8 @@ pub(in crate::proxy) fn tags(dir: &Path, part: u16) -> Result<Vec<Listed>> {
     let mut tags = Vec::new();
     for file in entries(&dir.join("tags").join(format!("{part:02x}")))? {
         // One that was removed meanwhile, or makes no sense, is none to the proxy either.
-        let tag = fs::read(file.path()).ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
+        let read = regular_file::read(&file.path(), Links::Refuse, MAX_TAG_FILE);
+        let tag = read.ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
         tags.extend(tag.as_ref().and_then(listed));
     }
     Ok(tags)
