@@ -54,8 +54,10 @@ impl Store {
             other => other.map_err(failed)?,
         };
         let stamp = Stamp::of(&data);
-        if let Some((known, index)) = &*lock(self.known_index())
-            && *known == stamp
+        // Held until it is read: of many requests after a change one reads the file, and the others wait.
+        let mut known = lock(self.known_index());
+        if let Some((seen, index)) = &*known
+            && *seen == stamp
         {
             return Ok(index.clone());
         }
@@ -64,7 +66,7 @@ impl Store {
             _ => failed(error),
         })?;
         let index = Arc::new(Index::parse(&bytes.into())?);
-        *lock(self.known_index()) = Some((stamp, index.clone()));
+        *known = Some((stamp, index.clone()));
         Ok(index)
     }
 
