@@ -147,8 +147,19 @@ impl Hasher {
     }
 }
 
+/// The longest media type or artifact type that is read, in bytes: RFC 6838, section 4.2, allows a type and a subtype
+/// of 127 characters each. A longer one is no media type, and would grow each list that repeats it.
+pub const MAX_MEDIA_TYPE: usize = 255;
+
+/// The most bytes that the annotations of one descriptor or manifest may have, keys and values together. The image
+/// spec has no limit but that of the whole manifest (4 MiB); Kubernetes allows 256 KiB. Lists of referrers repeat a
+/// manifest's annotations, so one of them must not fill a list.
+pub const MAX_ANNOTATIONS: usize = 256 << 10;
+
 /// A media type, and what the engine must know of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+///
+/// [`MAX_MEDIA_TYPE`] bounds those that are read from documents.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct MediaType(pub String);
 
@@ -190,6 +201,39 @@ impl MediaType {
     }
 }
 
+impl<'de> Deserialize<'de> for MediaType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        checked_type(&text).map_err(serde::de::Error::custom)?;
+        Ok(Self(text))
+    }
+}
+
+fn checked_type(text: &str) -> Result<(), String> {
+    if text.len() <= MAX_MEDIA_TYPE {
+        return Ok(());
+    }
+    Err(format!("a media type of {} bytes, where {MAX_MEDIA_TYPE} is the limit", text.len()))
+}
+
+/// Reads an artifact type, which has the form of a media type; `null` is none.
+pub(crate) fn artifact_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.as_deref().map_or(Ok(()), checked_type).map_err(serde::de::Error::custom)?;
+    Ok(text)
+}
+
+/// Reads annotations of at most [`MAX_ANNOTATIONS`] bytes; `null` is none.
+pub(crate) fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let read: BTreeMap<String, String> = null_is_empty(deserializer)?;
+    let size: usize = read.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_ANNOTATIONS {
+        let what = format!("annotations of {size} bytes, where {MAX_ANNOTATIONS} is the limit");
+        return Err(serde::de::Error::custom(what));
+    }
+    Ok(read)
+}
+
 impl fmt::Display for MediaType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -198,8 +242,10 @@ impl fmt::Display for MediaType {
 
 impl From<&str> for MediaType {
     fn from(text: &str) -> Self {
-        // Parameters (`; charset=utf-8`) say nothing about the kind of content.
-        Self(text.split(';').next().unwrap_or(text).trim().to_owned())
+        // Parameters (`; charset=utf-8`) say nothing about the kind of content. What is too long to be a media type, in a
+        // registry's header, is none.
+        let text = text.split(';').next().unwrap_or(text).trim();
+        Self(if text.len() <= MAX_MEDIA_TYPE { text.to_owned() } else { String::new() })
     }
 }
 
@@ -221,10 +267,10 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// The kind of an artifact (entries of a referrers list).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "artifact_type")]
     pub artifact_type: Option<String>,
     /// Annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "annotations")]
     pub annotations: BTreeMap<String, String>,
     /// Where else the content can be had (foreign layers).
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
@@ -411,6 +457,29 @@ pub(crate) fn null_is_empty<'de, D: Deserializer<'de>, T: Default + Deserialize<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_and_annotations_have_limits() {
+        let read = |media_type: &str, artifact: &str, annotation: &str| {
+            let digest = Digest::of(b"");
+            let text = serde_json::json!({
+                "mediaType": media_type, "digest": digest, "size": 0, "artifactType": artifact, "annotations": {"k": annotation},
+            });
+            serde_json::from_value::<Descriptor>(text)
+        };
+        let (long, longer) = ("x".repeat(MAX_MEDIA_TYPE), "x".repeat(MAX_MEDIA_TYPE + 1));
+        let most = "y".repeat(MAX_ANNOTATIONS - 1);
+        assert!(read(&long, &long, &most).is_ok());
+        for (media_type, artifact, annotation) in
+            [(&*longer, "", ""), ("", &longer, ""), ("", "", &*format!("{most}y"))]
+        {
+            let error = read(media_type, artifact, annotation).expect_err("too long").to_string();
+            assert!(error.contains("is the limit"), "{error}");
+        }
+        assert_eq!(MediaType::from(longer.as_str()).0, "");
+        let null = format!(r#"{{"digest":"{}","size":0,"artifactType":null,"annotations":null}}"#, Digest::of(b""));
+        assert!(serde_json::from_str::<Descriptor>(&null).is_ok_and(|read| read.artifact_type.is_none()));
+    }
 
     /// RFC 6234's test vector for "abc".
     #[test]

@@ -77,6 +77,8 @@ pub enum Kind {
     Refused,
     /// A local file operation failed.
     Local,
+    /// No room for more content: a quota, a reserve of the disk, or the limit of a list.
+    Full,
     /// SIGINT or SIGTERM; exit code 130.
     Interrupted,
     /// A fault of transload itself: a panic.
@@ -132,6 +134,13 @@ impl Error {
     #[must_use]
     pub fn doing(mut self, doing: impl Into<String>) -> Self {
         self.0.doing.get_or_insert_with(|| clean(doing.into()));
+        self
+    }
+
+    /// Says anew of what kind it is.
+    #[must_use]
+    pub(crate) fn of_kind(mut self, kind: Kind) -> Self {
+        self.0.kind = kind;
         self
     }
 

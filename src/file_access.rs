@@ -14,6 +14,8 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::regular_file::{self, Links};
+
 /// The calls that a disk can fail. All of them block. The methods' own bodies call the operating system.
 pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
     /// Creates a file that does not exist yet, for reading and writing, readable by its owner only.
@@ -21,9 +23,9 @@ pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
         OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
     }
 
-    /// Opens a file for reading.
+    /// Opens a regular file for reading. A symbolic link is not followed, since the program makes none.
     fn open(&self, path: &Path) -> io::Result<File> {
-        File::open(path)
+        regular_file::open(path, Links::Refuse).map(|(file, _)| file)
     }
 
     /// Writes all of `bytes` at `offset`.

@@ -25,10 +25,10 @@
 //! ```
 //!
 //! # The order of knowledge
-//! printable, redact < error < atomic_file, go_names, pool, descriptor < reference < manifest, retry < verify, content <
-//! {registry, layout, copy,
-//! server} < cli; credentials < registry; copy < mirror; server < {proxy, ops}; reference < node. `registry`,
-//! `layout`, `copy` and `server` never name each other: `tests/layering.rs` holds that.
+//! printable, redact < error < atomic_file, go_names, pool, regular_file, descriptor < reference < manifest, retry
+//! < verify, content < {registry, layout, copy, server} < cli; credentials < registry; copy < mirror;
+//! server < {proxy, ops}; reference < node. `registry`, `layout`, `copy` and `server` never name each other:
+//! `tests/layering.rs` holds that.
 //!
 //! # Where we left the first design, and why
 //! - **A budget, not layers of retries** ([`retry::Budget`]): one for each blob, which bytes that
@@ -100,6 +100,7 @@ pub mod proxy;
 mod redact;
 pub mod reference;
 pub mod registry;
+mod regular_file;
 pub mod retry;
 pub mod server;
 pub mod verify;

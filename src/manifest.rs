@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::descriptor::{Descriptor, Digest, MediaType, map_weight, null_is_empty};
+use crate::descriptor::{Descriptor, Digest, MediaType, annotations, artifact_type, map_weight};
 use crate::error::{Error, Kind, Result};
 
 /// The largest manifest that is read: 4 MiB, what the distribution spec asks every registry to
@@ -128,6 +128,7 @@ impl Contents {
 struct Raw {
     schema_version: Option<u64>,
     media_type: Option<MediaType>,
+    #[serde(default, deserialize_with = "artifact_type")]
     artifact_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
@@ -135,7 +136,7 @@ struct Raw {
     blobs: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "annotations")]
     annotations: std::collections::BTreeMap<String, String>,
 }
 

@@ -11,6 +11,7 @@ use crate::credentials::entra::EntraSettings;
 use crate::credentials::{Credential, Credentials, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::registry::{Options, Registries};
+use crate::regular_file;
 
 /// Flags of all commands.
 #[derive(Debug, Args)]
@@ -72,7 +73,7 @@ impl Global {
     pub(super) fn options(&self) -> Result<Options> {
         let mut ca = Vec::new();
         for file in &self.ca_file {
-            let pem = std::fs::read(file)
+            let pem = regular_file::read_named(file, MAX_CA_FILE)
                 .map_err(|error| Error::unreadable(format!("read --ca-file {}", file.display()), &error))?;
             ca.push(pem);
         }
@@ -88,6 +89,9 @@ impl Global {
         })
     }
 }
+
+/// The largest file of certificates that is read, in bytes: all public authorities have some 250 KiB.
+const MAX_CA_FILE: u64 = 16 << 20;
 
 /// `16MiB`, `4M`, `1048576`.
 pub(super) fn parse_bytes(text: &str) -> Result<u64> {

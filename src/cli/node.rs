@@ -9,6 +9,7 @@ use clap::Subcommand;
 use super::output::note;
 use crate::error::Result;
 use crate::node::{self, Acr, Installed, Mirror, Place, Reads, Removed, Was};
+use crate::regular_file::{self, Links};
 
 /// Set up a Kubernetes node
 #[derive(clap::Args, Clone, Debug)]
@@ -187,7 +188,12 @@ fn told(installed: &Installed, was: Was, again: bool) {
 /// seen, and nothing is said.
 fn warn_of_config(args: &Args) {
     let config = args.root.join("etc/containerd/config.toml");
-    let Ok(text) = std::fs::read_to_string(&config) else { return };
+    // In a pod the node's root is mounted: whatever stands there must not hold up the installation.
+    let text = match regular_file::read_text(&config, Links::Follow, MAX_CONFIG) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(error) => return note(&format!("warning: cannot read {}: {error}", config.display())),
+    };
     let (file, certs) = (config.display(), args.certs_dir.display());
     let write = format!("config_path = \"{certs}\" in [{}], and restart containerd", node::table(&text));
     let what = match node::reads(&text, &args.certs_dir) {
@@ -202,3 +208,6 @@ fn warn_of_config(args: &Args) {
     };
     note(&format!("warning: {file} {what}"));
 }
+
+/// The largest `config.toml` of containerd that is read, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;

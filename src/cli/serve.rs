@@ -11,10 +11,11 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use tokio::net::TcpListener;
 
+use super::global::parse_bytes;
 use super::output::note;
 use crate::content::Source as _;
 use crate::error::{Error, Kind, Result, Side};
-use crate::layout::Store;
+use crate::layout::{Quota, Store};
 use crate::reference::Rejected;
 use crate::server::{self, Limits, Server};
 
@@ -23,7 +24,8 @@ pub use directory::Directory;
 /// Serve a directory of images (an OCI image layout) as a registry
 ///
 /// Tags are in index.json as repository:tag, or in one repository named after the directory if
-/// another tool wrote them without. There is no authentication and no TLS.
+/// another tool wrote them without. There is no authentication and no TLS. Links that lead out of the directory
+/// are not followed, and each file is verified before it is served.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The directory; made if it doesn't exist and --writable is given
@@ -34,6 +36,12 @@ pub struct Args {
     /// Where to listen: address and port; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     pub listen: String,
+    /// Bytes that the directory may have at most, uploads included: pushes beyond are refused
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, requires = "writable")]
+    pub max_size: Option<u64>,
+    /// Bytes to leave free on the disk: pushes that would take them are refused
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
+    pub keep_free: u64,
 }
 
 /// Serves until `shutdown` is ready.
@@ -41,7 +49,8 @@ pub struct Args {
 /// # Errors
 /// If the directory is no layout, or the address can't be bound.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let store = if args.writable { Store::create(&args.dir).await? } else { Store::open(&args.dir).await? };
+    let quota = args.writable.then_some(Quota { max_size: args.max_size, keep_free: args.keep_free });
+    let store = Store::serve(&args.dir, quota).await?;
     let listener = bind(&args.listen).await?;
     let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
     announce(&args, address);

@@ -109,8 +109,11 @@ impl Engine {
         entry.annotations = referrer.contents().annotations.clone();
         listed.push(entry);
         let index = json!({ "schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": listed });
-        let index = Manifest::read(Bytes::from(index.to_string()), None, None)?;
         let tag = Target::Tag(subject.digest.referrers_tag());
+        // A list that is too large to be read is refused here, before the old one is replaced.
+        let index = Manifest::read(Bytes::from(index.to_string()), None, None).map_err(|error| {
+            error.doing(format!("add {} to the list {tag}", referrer.digest())).on(Side::Destination)
+        })?;
         destination.put_manifest(&index, &tag).await.map(drop).map_err(|error| error.on(Side::Destination))
     }
 }

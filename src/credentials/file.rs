@@ -34,6 +34,7 @@ use super::settings::named_file;
 use super::{Credential, DOCKER_HUB_KEY, Found, Secret};
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{Repository, registry_name, split_port};
+use crate::regular_file::{self, Links};
 
 /// Hand-made Kubernetes secrets come without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -214,7 +215,8 @@ impl Watched {
     /// A file that the user named: it must be there.
     pub(super) fn named(path: &Path) -> Result<Self> {
         let path = named_file(path);
-        match Self::open(&path) {
+        // The user may name `<(command)` of a shell, which is a pipe.
+        match Self::open(&path, |path| regular_file::read_named(path, MAX_AUTH_FILE)) {
             Ok(watched) => watched,
             Err(error) => Err(Error::unreadable(format!("read the credentials in {}", path.display()), &error)),
         }
@@ -222,7 +224,7 @@ impl Watched {
 
     /// A file at a usual place, where there may be none.
     pub(super) fn at_default(path: &Path) -> Result<Self> {
-        match Self::open(path) {
+        match Self::open(path, |path| regular_file::read(path, Links::Follow, MAX_AUTH_FILE)) {
             Ok(watched) => watched,
             Err(error) => {
                 // A container's HOME is often root's, and not readable: Docker warns as well.
@@ -240,9 +242,9 @@ impl Watched {
         Self { path: file.path.clone(), seen: None, first: Some(Arc::new(file)) }
     }
 
-    fn open(path: &Path) -> io::Result<Result<Self>> {
+    fn open(path: &Path, read: impl FnOnce(&Path) -> io::Result<Vec<u8>>) -> io::Result<Result<Self>> {
         let metadata = std::fs::metadata(path)?;
-        let bytes = std::fs::read(path)?;
+        let bytes = read(path)?;
         let file = match AuthFile::parse(path, &bytes) {
             Ok(file) => file,
             Err(error) => return Ok(Err(error)),
@@ -271,7 +273,9 @@ impl Watched {
         };
         if now.is_some() && now != seen.stamp {
             seen.stamp = now;
-            match std::fs::read(&self.path).map(|bytes| AuthFile::parse(&self.path, &bytes)) {
+            match regular_file::read(&self.path, Links::Follow, MAX_AUTH_FILE)
+                .map(|bytes| AuthFile::parse(&self.path, &bytes))
+            {
                 Ok(Ok(file)) => seen.file = Some(Arc::new(file)),
                 Ok(Err(error)) => tracing::warn!("changed credentials are not used: {error}"),
                 Err(error) => tracing::warn!("credentials in {} are not used: {error}", self.path.display()),
@@ -280,6 +284,9 @@ impl Watched {
         seen.file.clone()
     }
 }
+
+/// The largest file of credentials that is read or written, in bytes.
+pub(super) const MAX_AUTH_FILE: u64 = 8 << 20;
 
 fn stamp(metadata: &std::fs::Metadata) -> Option<Stamp> {
     Some((metadata.modified().ok()?, metadata.len()))

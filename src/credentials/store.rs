@@ -8,13 +8,14 @@ use serde::Serialize as _;
 use serde_json::ser::PrettyFormatter;
 use serde_json::{Value, json};
 
-use super::file::{AUTHS, AuthFile, encode, malformed, scope};
+use super::file::{AUTHS, AuthFile, MAX_AUTH_FILE, encode, malformed, scope};
 use super::go_json::{Members, fold};
 use super::helper::Helpers;
 use super::{Credential, DOCKER_HUB_KEY, Secret, Settings, servers};
 use crate::atomic_file;
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, registry_name};
+use crate::regular_file::{self, Links};
 
 /// The user that stands beside an identity token, as Azure's CLI writes it: podman passes over an
 /// entry whose `auth` has no user.
@@ -126,7 +127,7 @@ impl Config {
         };
         // A link, as dotfile managers make them, stays one: what it points to is replaced.
         let path = std::fs::canonicalize(&path).unwrap_or(path);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match regular_file::read(&path, Links::Follow, MAX_AUTH_FILE) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io(format!("read {}", path.display()), &error)),
@@ -180,7 +181,8 @@ impl Config {
         let mut to = serde_json::Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"\t"));
         self.whole.serialize(&mut to).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
         text.push(b'\n');
-        write_private(&self.path, &text).map_err(|error| {
+        let fits = regular_file::check_size(text.len() as u64, MAX_AUTH_FILE);
+        fits.and_then(|()| write_private(&self.path, &text)).map_err(|error| {
             Error::io(format!("write {}", self.path.display()), &error)
                 .hint("set DOCKER_CONFIG to a directory that can be written")
         })
@@ -232,6 +234,17 @@ esac"#;
     async fn find(settings: &Settings, repository: &str) -> Option<Credential> {
         let credentials = Credentials::load(settings).expect("well-formed");
         credentials.find(&repository.parse().expect("a repository")).await.expect("found or not")
+    }
+
+    #[tokio::test]
+    async fn a_file_never_grows_beyond_what_is_read() {
+        let scratch = Scratch::new();
+        let rest = |length: u64| format!(r#"{{"x":"{}"}}"#, "x".repeat(usize::try_from(length).expect("small")));
+        let old = rest(MAX_AUTH_FILE - 100);
+        scratch.write("docker/config.json", &old);
+        let kept = store(&scratch.settings(), "a.io", &Credential::basic("u", "p".repeat(200))).await;
+        assert!(kept.expect_err("too large").to_string().contains("more than"));
+        assert!(scratch.read("docker/config.json") == old, "it is as it was");
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The directory as such: made, recognised, locked, swept. All of it blocks.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -9,12 +9,15 @@ use bytes::Bytes;
 
 use super::index::Index;
 use super::partial::{Temp, is_temporary, sync_dir};
+use super::root::Root;
 use crate::error::{Error, Kind, Result};
+use crate::regular_file;
 
 /// Checks that `dir` is a layout of a version that is known.
-pub(super) fn check(dir: &Path) -> Result<()> {
+pub(super) fn check(root: &Root) -> Result<()> {
+    let dir = root.path();
     let mark = dir.join(MARK);
-    let text = match fs::read(&mark) {
+    let text = match root.open(Path::new(MARK)).and_then(|(file, _)| regular_file::read_open(&file, MAX_MARK)) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             let why = match () {
@@ -38,30 +41,27 @@ pub(super) fn check(dir: &Path) -> Result<()> {
 }
 
 /// Makes `dir` a layout, unless it is one.
-pub(super) fn make(dir: &Path) -> Result<()> {
+pub(super) fn make(root: &Root) -> Result<()> {
+    let dir = root.path();
     let failed = |error: &std::io::Error| Error::io(format!("create {}", dir.display()), error);
-    fs::create_dir_all(dir).map_err(|error| failed(&error))?;
-    let mark = dir.join(MARK);
-    if !mark.exists() {
+    if !dir.join(MARK).exists() {
         check_free(dir)?;
         let mut temp = Temp::new(dir, None)?;
         temp.write(&[Bytes::from_static(br#"{"imageLayoutVersion":"1.0.0"}"#)])?;
         // Only if nobody else was faster: the file is what others may hold the lock on.
-        temp.name_once(&mark)?;
+        temp.name_once(root, Path::new(MARK))?;
     }
-    check(dir)?;
+    check(root)?;
     let blobs = dir.join("blobs");
     if !blobs.join("sha256").exists() {
-        fs::create_dir_all(blobs.join("sha256")).map_err(|error| failed(&error))?;
-        sync_dir(&blobs)?;
-        sync_dir(dir)?;
+        root.make_directory(Path::new("blobs/sha256")).map_err(|error| failed(&error))?;
+        sync_dir(&blobs).and_then(|()| sync_dir(dir)).map_err(|error| failed(&error))?;
     }
-    let _held = hold(dir)?;
-    let index = dir.join("index.json");
-    if !index.exists() {
+    let _held = hold(root)?;
+    if !dir.join(INDEX).exists() {
         let mut temp = Temp::new(dir, None)?;
-        temp.write(&[Bytes::from(Index::empty().to_bytes())])?;
-        temp.rename(&index)?;
+        temp.write(&[Bytes::from(Index::empty().to_bytes()?)])?;
+        temp.rename(root, Path::new(INDEX))?;
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ pub(super) fn make(dir: &Path) -> Result<()> {
 /// Whether [`make`] would succeed, as far as can be seen without writing.
 pub(super) fn check_make(dir: &Path) -> Result<()> {
     match () {
-        () if is_marked(dir) => check(dir),
+        () if is_marked(dir) => check(&Root::following(dir)),
         () if dir.exists() => check_free(dir),
         () => Ok(()),
     }
@@ -90,15 +90,15 @@ fn check_free(dir: &Path) -> Result<()> {
 }
 
 fn is_ours(name: &str) -> bool {
-    matches!(name, "blobs" | "index.json" | MARK) || is_temporary(name)
+    matches!(name, "blobs" | INDEX | MARK) || is_temporary(name)
 }
 
 /// Waits for the lock on the layout `dir`, which is free again when the file is dropped.
-pub(super) fn hold(dir: &Path) -> Result<File> {
-    let mark = dir.join(MARK);
+pub(super) fn hold(root: &Root) -> Result<File> {
+    let mark = root.path().join(MARK);
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", mark.display()), error);
     // For writing, since NFS makes of flock a lock that needs it.
-    let file = OpenOptions::new().read(true).write(true).open(&mark).map_err(|error| failed(&error))?;
+    let file = root.open_writable(Path::new(MARK)).map_err(|error| failed(&error))?;
     match file.lock() {
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             tracing::warn!("{} cannot be locked: nothing else may write to it meanwhile", mark.display());
@@ -121,7 +121,11 @@ pub(super) fn sweep(dir: &Path) {
     }
 }
 
+/// The roots' file (image-layout.md, "index.json file").
+pub(super) const INDEX: &str = "index.json";
 /// The file that marks a layout (image-layout.md, "oci-layout file").
 const MARK: &str = "oci-layout";
+/// The largest such file that is read, in bytes. It has one field.
+const MAX_MARK: u64 = 64 << 10;
 /// No upload is silent for so long.
 const STALE: Duration = Duration::from_secs(24 * 60 * 60);

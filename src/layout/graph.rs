@@ -2,14 +2,14 @@
 //! All of it blocks.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
+use super::index::{Listed, MAX_ENTRIES};
 use super::names::{Scope, malformed};
 use super::store::{Store, lock};
 use super::{SHOWN, listed};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
-use crate::manifest::Manifest;
+use crate::manifest::{MAX_MANIFEST, Manifest};
 use crate::reference::{Artifact, Target};
 
 impl Store {
@@ -86,12 +86,16 @@ impl Store {
         let index = self.index()?;
         let mut found = Vec::new();
         let mut seen = HashSet::new();
-        for entry in index.entries() {
-            if let Some(referrer) = self.subject(entry)?
-                && referrer.subject == *subject
+        let mut size = LIST_HEAD;
+        for entry in self.candidates(&index, scope, subject)? {
+            if self.subject(entry)? == Some(*subject)
                 && seen.insert(entry.digest)
+                && let Some(manifest) = self.read_manifest(&entry.digest, Some(&entry.media_type))?
             {
-                found.push(referrer.descriptor.clone());
+                let referrer = as_referrer(&manifest);
+                size += size_in_list(&referrer);
+                check_list(subject, size, Kind::Invalid)?;
+                found.push(referrer);
             }
         }
         // Distribution spec, "Referrers Tag Schema".
@@ -102,45 +106,69 @@ impl Store {
         Ok(found)
     }
 
+    /// Refuses a referrer with which the list of its subject's referrers would have more than a client reads.
+    ///
+    /// # Errors
+    /// [`Kind::Full`].
+    pub(super) fn check_referrer(&self, scope: &Scope, manifest: &Manifest) -> Result<()> {
+        let Some(subject) = &manifest.contents().subject else { return Ok(()) };
+        let mut all = self.referrers_now(scope, &subject.digest)?;
+        all.retain(|other| other.digest != manifest.digest());
+        let size: u64 = all.iter().chain([&as_referrer(manifest)]).map(size_in_list).sum();
+        check_list(&subject.digest, LIST_HEAD + size, Kind::Full)
+    }
+
     /// What the manifest with this digest is about. Each is read once.
-    fn subject(&self, entry: &Descriptor) -> Result<Option<Arc<Referrer>>> {
+    pub(super) fn subject(&self, entry: &Listed) -> Result<Option<Digest>> {
         let digest = &entry.digest;
         if let Some(known) = lock(self.subjects()).get(digest) {
-            return Ok(known.clone());
+            return Ok(*known);
         }
         // A directory may list what it lacks, or what isn't a manifest: that's nobody's referrer.
-        let manifest = match self.read_manifest(digest, Some(&entry.media_type.0)) {
+        let manifest = match self.read_manifest(digest, Some(&entry.media_type)) {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == Kind::Local => return Err(error),
             Err(_) => return Ok(None),
         };
-        let referrer = Referrer::of(&manifest).map(Arc::new);
-        lock(self.subjects()).insert(*digest, referrer.clone());
-        Ok(referrer)
+        let subject = manifest.contents().subject.as_ref().map(|subject| subject.digest);
+        let mut known = lock(self.subjects());
+        // Entries come and go; so many are never listed at one time.
+        if known.len() > 2 * MAX_ENTRIES {
+            known.clear();
+        }
+        known.insert(*digest, subject);
+        Ok(subject)
     }
 }
 
-/// A manifest that is about another: as the referrers API shows it.
-#[derive(Debug)]
-pub(super) struct Referrer {
-    subject: Digest,
-    descriptor: Descriptor,
+/// A manifest that is about another, as the referrers API shows it.
+fn as_referrer(manifest: &Manifest) -> Descriptor {
+    let contents = manifest.contents();
+    let mut descriptor = manifest.descriptor().clone();
+    descriptor.artifact_type.clone_from(&contents.artifact_type);
+    descriptor.annotations.clone_from(&contents.annotations);
+    descriptor
 }
 
-impl Referrer {
-    fn of(manifest: &Manifest) -> Option<Self> {
-        let contents = manifest.contents();
-        let subject = contents.subject.as_ref()?.digest;
-        let mut descriptor = manifest.descriptor().clone();
-        descriptor.artifact_type.clone_from(&contents.artifact_type);
-        descriptor.annotations.clone_from(&contents.annotations);
-        Some(Self { subject, descriptor })
-    }
+/// Bytes of an entry in a list, with the comma.
+fn size_in_list(entry: &Descriptor) -> u64 {
+    serde_json::to_vec(entry).map_or(0, |text| text.len() as u64 + 1)
 }
+
+/// A list of referrers is an index, and no larger than one that is read (distribution spec, "Listing Referrers").
+fn check_list(subject: &Digest, size: u64, kind: Kind) -> Result<()> {
+    if size <= MAX_MANIFEST {
+        return Ok(());
+    }
+    Err(Error::new(kind, format!("the list of the referrers of {subject} has more than {MAX_MANIFEST} bytes")))
+}
+
+/// Bytes of a list besides its entries.
+const LIST_HEAD: u64 = 128;
 
 /// The name by which the whole directory has the entry: the tag of `oci:DIR:TAG`, or a longer one.
-fn whole_target(entry: &Descriptor) -> Option<Target> {
+fn whole_target(entry: &Listed) -> Option<Target> {
     Scope::Whole.targets(entry, "").into_iter().min().map(|(_, target)| target)
 }
 

@@ -17,20 +17,31 @@
 //! is the tag, as skopeo and crane write it. A directory that is served holds several
 //! repositories; there it is `repository:tag`, which the spec's grammar of that annotation
 //! allows. What containerd, buildx and `docker save` write beside it, `io.containerd.image.name`,
-//! is read too. Content has no repository: whatever is in the directory can be had by digest
-//! from each.
+//! is read too. Content stands in the directory once, whatever repositories it belongs to: `members`
+//! says which these are.
+//!
+//! # Served
+//! [`Store::serve`] follows no link out of the directory (`root`), serves nothing that it hasn't hashed (`checked`),
+//! and takes pushes up to a [`Quota`] (`room`).
 //!
 //! # Referrers
 //! A manifest with a subject stands in `index.json` even without a name, as in oras, so that it
 //! is found again; lists by the tag schema (`sha256-<hex>`), as regclient writes them, are read.
 
+mod checked;
 mod dir;
+mod document;
 mod graph;
 mod index;
+mod index_file;
+mod members;
 mod names;
 mod partial;
 mod read;
+mod room;
+mod root;
 mod store;
+mod tags;
 
 use std::path::Path;
 
@@ -41,12 +52,13 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::memory;
-use crate::reference::{RegistryName, Repository, Tag, Target};
+use crate::reference::{RegistryName, Repository, RepositoryName, Tag, Target};
 use crate::verify::Verified;
 
 pub use names::Scope;
 pub use partial::Partial;
 pub use read::Stored;
+pub use room::Quota;
 pub use store::Store;
 
 /// A handle to a layout directory, or to one repository in it.
@@ -115,9 +127,42 @@ impl Layout {
         Ok(self.store.page(&self.scope, after, most).await?.0.tags)
     }
 
-    /// The blob or manifest as a file, whatever its size; `None` if it isn't there.
+    /// The blob or manifest as a file, whatever its size; `None` if it isn't there. Of one of several repositories,
+    /// only what belongs to it, and is verified: the first time that takes as long as to hash it.
     pub async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
-        self.store.stored(digest).await
+        match &self.scope {
+            Scope::Whole => self.store.stored(digest).await,
+            scope @ Scope::Repository(_) => self.store.served(scope, digest).await,
+        }
+    }
+
+    /// Begins an upload, whose digest is checked at its end and will have the algorithm of `like`.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if the directory can't be written to.
+    pub async fn begin(&self, like: Digest) -> Result<Partial> {
+        self.store.begin_for(self.owner(), Some(like.hasher())).await
+    }
+
+    /// Takes the blob over from the repository `from` of the same directory. Whether it's there.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if the directory can't be read.
+    pub async fn mount(&self, digest: &Digest, from: &RepositoryName) -> Result<bool> {
+        if self.store.repository(from).stored(digest).await?.is_none() {
+            return Ok(false);
+        }
+        if let Some(owner) = self.owner() {
+            self.store.uploaded(&owner, *digest);
+        }
+        Ok(true)
+    }
+
+    fn owner(&self) -> Option<RepositoryName> {
+        match &self.scope {
+            Scope::Whole => None,
+            Scope::Repository(name) => Some(name.clone()),
+        }
     }
 }
 
@@ -134,7 +179,7 @@ impl Source for Layout {
     }
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
-        let stored = self.store.stored(&blob.digest).await?.ok_or_else(|| {
+        let stored = self.stored(&blob.digest).await?.ok_or_else(|| {
             Error::new(Kind::NotFound, format!("blob {} is not in {}", blob.digest, self.store.dir().display()))
         })?;
         if stored.size() != blob.size {
@@ -182,15 +227,21 @@ impl Destination for Layout {
     }
 
     async fn contains(&self, blob: &Descriptor) -> Result<bool> {
-        let stored = self.store.stored(&blob.digest).await?;
+        let stored = self.stored(&blob.digest).await?;
         Ok(stored.is_some_and(|stored| stored.size() == blob.size))
     }
 
     async fn start(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Partial>> {
-        if from.is_some_and(|from| from.registry == self.repository.registry) && self.contains(blob).await? {
-            return Ok(Started::Mounted);
+        if let Some(from) = from.filter(|from| from.registry == self.repository.registry) {
+            let is_mounted = match &self.scope {
+                Scope::Whole => self.contains(blob).await?,
+                Scope::Repository(_) => self.mount(&blob.digest, &from.name).await?,
+            };
+            if is_mounted {
+                return Ok(Started::Mounted);
+            }
         }
-        Ok(Started::Session(self.store.begin(None).await?))
+        Ok(Started::Session(self.store.begin_for(self.owner(), None).await?))
     }
 
     /// Writes to a temporary file, which gets its name when all is there. Dropped before, or
@@ -202,8 +253,7 @@ impl Destination for Layout {
     }
 
     async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
-        let name = self.scope.written(at);
-        self.store.put_manifest(manifest, name).await?;
+        self.store.put_manifest(&self.scope, manifest, at).await?;
         Ok(Pushed { lists_referrer: manifest.contents().subject.is_some() })
     }
 

@@ -1,6 +1,6 @@
 //! Under which names an entry of `index.json` can be asked for. No I/O.
 
-use crate::descriptor::Descriptor;
+use super::index::Listed;
 use crate::reference::{LayoutName, Malformed, Reference, RepositoryName, Tag, Target};
 
 /// What tags mean.
@@ -26,7 +26,7 @@ impl Scope {
 
     /// The tags that `entry` has here (for the whole directory, full names too), each with how well it fits:
     /// what was written by the same rule wins over what is only read. `default` is the repository of bare tags.
-    pub(super) fn targets(&self, entry: &Descriptor, default: &str) -> Vec<(Fit, Target)> {
+    pub(super) fn targets(&self, entry: &Listed, default: &str) -> Vec<(Fit, Target)> {
         let exact = match (self, entry.annotations.get(REF_NAME)) {
             (Self::Whole, Some(whole)) => whole_name(whole).map(|target| (Fit::Exact, target)),
             _ => None,
@@ -47,7 +47,7 @@ fn whole_name(text: &str) -> Option<Target> {
 }
 
 /// The `ref.name` of an entry, if it is neither a tag nor what the image spec allows there (annotations.md).
-pub(super) fn malformed(entry: &Descriptor) -> Option<Malformed> {
+pub(super) fn malformed(entry: &Listed) -> Option<Malformed> {
     let text = entry.annotations.get(REF_NAME).filter(|text| !text.is_empty())?;
     whole_name(text).is_none().then(|| Malformed::new(text))
 }
@@ -73,7 +73,7 @@ pub(super) struct Name {
 }
 
 /// All names of `entry`.
-pub(super) fn names(entry: &Descriptor) -> Vec<Name> {
+pub(super) fn names(entry: &Listed) -> Vec<Name> {
     let mut names = Vec::new();
     if let Some(text) = entry.annotations.get(REF_NAME) {
         if let Ok(tag) = text.parse() {
@@ -87,6 +87,20 @@ pub(super) fn names(entry: &Descriptor) -> Vec<Name> {
     }
     names
 }
+
+/// The repositories in which `entry` has a name, or to which it was pushed; [`BARE`] for a bare tag.
+pub(super) fn homes(entry: &Listed) -> Vec<String> {
+    let pushed = entry.annotations.get(REPOSITORY).map(|repository| full(&format!("{repository}:x"), Fit::Exact));
+    let all = names(entry).into_iter().chain(pushed.into_iter().flatten());
+    let mut homes: Vec<String> =
+        all.map(|name| name.repository.map_or_else(|| BARE.to_owned(), String::from)).collect();
+    homes.sort_unstable();
+    homes.dedup();
+    homes
+}
+
+/// What stands for the repository of a bare tag: no repository has this name.
+pub(super) const BARE: &str = "";
 
 /// `repository:tag` as it stands, and without the registry that it begins with.
 fn full(text: &str, fit: Fit) -> Vec<Name> {
@@ -107,15 +121,22 @@ pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The full name, as containerd, buildx and `docker save` write it.
 pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
+/// To which repository of a served directory a manifest was pushed by digest. Ours, as the spec has none.
+pub(super) const REPOSITORY: &str = "io.transload.repository";
+/// `true` for a manifest of which the repository lacks something: children of a sparse index, or layers that their
+/// owner doesn't allow to be distributed. Others may push those to other repositories, and what a manifest merely
+/// names doesn't become the repository's by that. Ours too.
+pub(super) const PARTIAL: &str = "io.transload.partial";
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::descriptor::Digest;
+    use crate::descriptor::{Descriptor, Digest};
 
-    fn entry(annotations: &[(&str, &str)]) -> Descriptor {
+    fn entry(annotations: &[(&str, &str)]) -> Listed {
         let mut entry = Descriptor::new("x", Digest::of(b"x"), 1);
         entry.annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        entry
+        Listed::from(&entry)
     }
 
     fn named(name: &str) -> Scope {

@@ -1,7 +1,7 @@
 //! A blob on its way into the layout: a temporary file that gets its name when it's whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{IoSlice, Read as _, Seek as _, Write as _};
+use std::io::{ErrorKind, IoSlice, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,11 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::TryStream;
 
+use super::room::{Room, full};
+use super::root::Root;
 use super::store::Store;
 use super::{CHUNK, gather};
 use crate::descriptor::{Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
+use crate::reference::RepositoryName;
 
 /// An upload that was begun: a temporary file in the directory, removed on drop unless committed.
 ///
@@ -23,11 +26,13 @@ use crate::pool::blocking;
 pub struct Partial {
     store: Store,
     temp: Arc<Mutex<Temp>>,
+    /// The repository that it is uploaded to, where the directory has several.
+    owner: Option<RepositoryName>,
 }
 
 impl Partial {
-    pub(super) fn new(store: Store, temp: Temp) -> Self {
-        Self { store, temp: Arc::new(Mutex::new(temp)) }
+    pub(super) fn new(store: Store, temp: Temp, owner: Option<RepositoryName>) -> Self {
+        Self { store, temp: Arc::new(Mutex::new(temp)), owner }
     }
 
     /// How many bytes are written.
@@ -61,10 +66,17 @@ impl Partial {
     /// # Errors
     /// [`Kind::Mismatch`] if the bytes have another digest.
     pub async fn commit(self, digest: Digest) -> Result<()> {
-        let store = self.store.clone();
+        let (store, owner) = (self.store.clone(), self.owner.clone());
         self.work(move |temp| {
-            temp.check(&digest)?;
-            temp.rename(&store.blob_path(&digest))
+            let is_checked = temp.check(&digest)?;
+            temp.rename(store.root(), &blob_name(&digest))?;
+            if is_checked {
+                store.is_right(digest, &temp.file);
+            }
+            if let Some(owner) = owner {
+                store.uploaded(&owner, digest);
+            }
+            Ok(())
         })
         .await
     }
@@ -85,6 +97,8 @@ pub(super) struct Temp {
     path: PathBuf,
     written: u64,
     hasher: Option<Hasher>,
+    /// Whose room its bytes take.
+    room: Option<Arc<Room>>,
     done: bool,
 }
 
@@ -104,23 +118,50 @@ impl Temp {
             let path = dir.join(format!("{PREFIX}{}-{number}", std::process::id()));
             // In a container every process has the same number: another's file isn't taken.
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Self { file, path, written: 0, hasher, done: false }),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Ok(file) => return Ok(Self { file, path, written: 0, hasher, room: None, done: false }),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io(format!("create {}", path.display()), &error)),
             }
         }
     }
 
+    /// The same, whose bytes take of `room`, until it's dropped without a name.
+    pub(super) fn within(mut self, room: Option<Arc<Room>>) -> Self {
+        self.room = room;
+        self
+    }
+
     /// Appends all `frames`.
+    ///
+    /// # Errors
+    /// [`Kind::Full`] if there is no room for them; [`Kind::Local`] if the disk fails.
     pub(super) fn write(&mut self, frames: &[Bytes]) -> Result<()> {
+        let size = frames.iter().map(|frame| frame.len() as u64).sum();
+        if let Some(room) = &self.room {
+            room.take(self.path.parent().unwrap_or(Path::new(".")), size)?;
+        }
+        let written = self.append(frames);
+        if written.is_err() {
+            self.give_back(size);
+        }
+        written
+    }
+
+    fn give_back(&self, bytes: u64) {
+        if let Some(room) = &self.room {
+            room.give_back(bytes);
+        }
+    }
+
+    fn append(&mut self, frames: &[Bytes]) -> Result<()> {
         let mut slices: Vec<IoSlice<'_>> = frames.iter().map(|frame| IoSlice::new(frame)).collect();
         let mut rest = &mut slices[..];
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
             match self.file.write_vectored(rest) {
-                Ok(0) => return Err(self.cut_back(&std::io::ErrorKind::WriteZero.into())),
+                Ok(0) => return Err(self.cut_back(&ErrorKind::WriteZero.into())),
                 Ok(written) => IoSlice::advance_slices(&mut rest, written),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.cut_back(&error)),
             }
         }
@@ -133,37 +174,41 @@ impl Temp {
         Ok(())
     }
 
-    /// Syncs the file, then renames it to `path`. What is there already is replaced: it's either
-    /// the same, or broken. Who reads the old one goes on reading it.
-    pub(super) fn rename(&mut self, path: &Path) -> Result<()> {
+    /// Syncs the file, then gives it the name `to` below the root, in which it is. What is there already is
+    /// replaced: it's either the same, or broken. Who reads the old one goes on reading it.
+    pub(super) fn rename(&mut self, root: &Root, to: &Path) -> Result<()> {
         self.file.sync_all().map_err(|error| self.failed("write", &error))?;
-        let parent = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(|error| Error::io(format!("create {}", parent.display()), &error))?;
-        fs::rename(&self.path, path).map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
-        self.done = true;
-        sync_dir(parent)
+        let name = self.path.file_name().unwrap_or_default();
+        let renamed = root.rename(name, to);
+        // A rename that wasn't made durable may have been made.
+        self.done = renamed.is_ok() || !self.path.exists();
+        let replaced =
+            renamed.map_err(|error| Error::io(format!("create {}", root.path().join(to).display()), &error))?;
+        self.give_back(replaced);
+        Ok(())
     }
 
     /// As [`rename`](Self::rename), but what is there already stays.
-    pub(super) fn name_once(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn name_once(&mut self, root: &Root, to: &Path) -> Result<()> {
         self.file.sync_all().map_err(|error| self.failed("write", &error))?;
-        match fs::hard_link(&self.path, path) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        match fs::hard_link(&self.path, root.path().join(to)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             // Some file systems have no links; then two that make it at once may not see each other.
-            Err(_) => self.rename(path),
+            Err(_) => self.rename(root, to),
             Ok(()) => Ok(()),
         }
     }
 
-    fn check(&mut self, digest: &Digest) -> Result<()> {
-        let Some(hasher) = self.hasher.take() else { return Ok(()) };
+    /// Whether it could be checked, since a hash was kept.
+    fn check(&mut self, digest: &Digest) -> Result<bool> {
+        let Some(hasher) = self.hasher.take() else { return Ok(false) };
         let same_algorithm = matches!(
             (&hasher, digest),
             (Hasher::Sha256(_), Digest::Sha256(_)) | (Hasher::Sha512(_), Digest::Sha512(_))
         );
         let got = if same_algorithm { hasher.finish() } else { self.hash_again(digest)? };
         if got == *digest {
-            return Ok(());
+            return Ok(true);
         }
         Err(Error::new(Kind::Mismatch, format!("the bytes have the digest {got}, not {digest}")))
     }
@@ -191,12 +236,23 @@ impl Temp {
     }
 
     fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
-        Error::io(format!("{doing} {}", self.path.display()), error)
+        let made = Error::io(format!("{doing} {}", self.path.display()), error);
+        // What a push is answered by. A disk that is full is no fault of this program.
+        match (&self.room, error.kind()) {
+            (Some(_), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                tracing::error!("{made}");
+                full("the registry's disk is full".into())
+            }
+            _ => made,
+        }
     }
 }
 
 impl Drop for Temp {
     fn drop(&mut self) {
+        if !self.done {
+            self.give_back(self.written);
+        }
         if !self.done
             && let Err(error) = fs::remove_file(&self.path)
         {
@@ -205,13 +261,15 @@ impl Drop for Temp {
     }
 }
 
+/// The file of a blob or manifest, below the layout's directory.
+pub(super) fn blob_name(digest: &Digest) -> PathBuf {
+    // A `Digest` holds a known algorithm and a hash: nothing in here comes from outside as text.
+    Path::new("blobs").join(digest.algorithm()).join(digest.hex())
+}
+
 /// Makes a rename durable. Only Unix can sync a directory.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    if cfg!(unix) {
-        let synced = File::open(dir).and_then(|dir| dir.sync_all());
-        return synced.map_err(|error| Error::io(format!("sync {}", dir.display()), &error));
-    }
-    Ok(())
+pub(super) fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 /// Whether a file's name is that of a temporary one.

@@ -1,6 +1,6 @@
 //! Files of the layout as streams.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,7 +9,9 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 
 use super::CHUNK;
+use super::store::Stamp;
 use crate::content::Body;
+use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
 
@@ -18,12 +20,32 @@ use crate::pool::blocking;
 pub struct Stored {
     file: File,
     size: u64,
+    stamp: Stamp,
     name: Arc<str>,
 }
 
 impl Stored {
-    pub(super) fn new(file: File, size: u64, name: String) -> Self {
-        Self { file, size, name: name.into() }
+    pub(super) fn new(file: File, data: &Metadata, name: String) -> Self {
+        Self { file, size: data.len(), stamp: Stamp::of(data), name: name.into() }
+    }
+
+    /// What tells this state of the file from others.
+    pub(super) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Whether the file has this digest. Reads all of it.
+    pub(super) fn matches(&self, digest: &Digest) -> Result<bool> {
+        let failed = |error: &std::io::Error| Error::io(format!("read {}", self.name), error);
+        let (mut hasher, mut chunk) = (digest.hasher(), vec![0; CHUNK]);
+        let mut file = &self.file;
+        file.rewind().map_err(|error| failed(&error))?;
+        loop {
+            match file.read(&mut chunk).map_err(|error| failed(&error))? {
+                0 => return Ok(hasher.finish() == *digest),
+                read => hasher.update(&chunk[..read]),
+            }
+        }
     }
 
     /// The file's size.
@@ -47,9 +69,11 @@ impl Stored {
     }
 
     /// All of it; for files whose size was checked.
-    pub(super) fn read_all(mut self) -> Result<Bytes> {
+    pub(super) fn read_all(self) -> Result<Bytes> {
         let mut bytes = Vec::with_capacity(usize::try_from(self.size).unwrap_or(0));
-        self.file.read_to_end(&mut bytes).map_err(|error| Error::io(format!("read {}", self.name), &error))?;
+        // It may grow meanwhile: then its digest is another one.
+        let read = self.file.take(self.size).read_to_end(&mut bytes);
+        read.map_err(|error| Error::io(format!("read {}", self.name), &error))?;
         Ok(bytes.into())
     }
 }

@@ -1,25 +1,26 @@
 //! The directory itself: files, the index and its lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{File, Metadata};
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
-
-use bytes::Bytes;
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Layout;
+use super::checked::Checked;
 use super::dir;
-use super::graph::Referrer;
-use super::index::Index;
-use super::names::{Fit, REF_NAME, Scope, malformed, names};
-use super::partial::{Partial, Temp};
+use super::index::{Index, Listing};
+use super::members::Members;
+use super::names::Scope;
+use super::partial::{Partial, Temp, blob_name};
 use super::read::Stored;
-use crate::content::TagPage;
+use super::room::{Quota, Room};
+use super::root::{Root, leads_out};
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, MAX_MANIFEST, Manifest};
+use crate::memory;
 use crate::pool::blocking;
 use crate::reference::{RepositoryName, Target};
 
@@ -29,12 +30,15 @@ pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    dir: PathBuf,
+    root: Root,
     default_repository: RepositoryName,
     /// The index as it was last read, and what its file looked like then.
     index: Mutex<Option<(Stamp, Arc<Index>)>>,
     /// For manifests that were looked at: what they are about. Their content never changes.
-    subjects: Mutex<HashMap<Digest, Option<Arc<Referrer>>>>,
+    subjects: Mutex<HashMap<Digest, Option<Digest>>>,
+    members: OnceLock<Members>,
+    checked: OnceLock<Checked>,
+    room: Option<Arc<Room>>,
 }
 
 impl Store {
@@ -45,7 +49,7 @@ impl Store {
     pub async fn open(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         blocking(move || {
-            dir::check(&dir)?;
+            dir::check(&Root::following(&dir))?;
             Self::new(&dir)
         })
         .await
@@ -58,9 +62,39 @@ impl Store {
     pub async fn create(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         blocking(move || {
-            dir::make(&dir)?;
+            create_all(&dir)?;
+            dir::make(&Root::following(&dir))?;
             dir::sweep(&dir);
             Self::new(&dir)
+        })
+        .await
+    }
+
+    /// The layout in `dir` for a server. No name in it leads out of it, and what is read is verified. With a `quota`
+    /// it is made if there is none, and pushes may use so much.
+    ///
+    /// # Errors
+    /// As [`Layout::open`], or as [`Layout::create`] with a `quota`.
+    pub async fn serve(dir: &Path, quota: Option<Quota>) -> Result<Self> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            if quota.is_some() {
+                create_all(&dir)?;
+            }
+            let opened = dir.canonicalize().and_then(|real| Root::confined(&real));
+            let root = opened.map_err(|error| {
+                // Says what is there instead of a layout, if that is what is wrong.
+                let what = dir::check(&Root::following(&dir)).err();
+                what.unwrap_or_else(|| Error::io(format!("open {}", dir.display()), &error))
+            })?;
+            let Some(quota) = quota else {
+                dir::check(&root)?;
+                return Ok(Self::at(root, None));
+            };
+            dir::make(&root)?;
+            dir::sweep(root.path());
+            let room = Room::new(quota, root.path());
+            Ok(Self::at(root, Some(Arc::new(room))))
         })
         .await
     }
@@ -73,24 +107,33 @@ impl Store {
         let dir = dir.to_owned();
         blocking(move || {
             dir::check_make(&dir)?;
-            if dir.exists() { Self::new(&dir) } else { Ok(Self::at(dir)) }
+            if dir.exists() { Self::new(&dir) } else { Ok(Self::at(Root::following(&dir), None)) }
         })
         .await
     }
 
     fn new(dir: &Path) -> Result<Self> {
-        dir.canonicalize().map(Self::at).map_err(|error| Error::io(format!("open {}", dir.display()), &error))
+        let real = dir.canonicalize().map_err(|error| Error::io(format!("open {}", dir.display()), &error))?;
+        Ok(Self::at(Root::following(&real), None))
     }
 
-    fn at(dir: PathBuf) -> Self {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    fn at(root: Root, room: Option<Arc<Room>>) -> Self {
+        let name = root.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let default_repository = name.parse().unwrap_or_else(|_| RepositoryName::image());
-        Self(Arc::new(Inner { dir, default_repository, index: Mutex::default(), subjects: Mutex::default() }))
+        Self(Arc::new(Inner {
+            root,
+            default_repository,
+            index: Mutex::default(),
+            subjects: Mutex::default(),
+            members: OnceLock::new(),
+            checked: OnceLock::new(),
+            room,
+        }))
     }
 
     /// Where it is.
     pub fn dir(&self) -> &Path {
-        &self.0.dir
+        self.0.root.path()
     }
 
     /// The repository that entries with no more than a tag are in: the directory's name.
@@ -108,26 +151,18 @@ impl Store {
         Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
 
-    /// All repositories that have a tag, in the order of their bytes.
-    pub async fn repositories(&self) -> Result<Vec<RepositoryName>> {
-        self.work(|store| {
-            let index = store.index()?;
-            let default = || store.default_repository().clone();
-            let found = index.entries().flat_map(names).filter(|name| name.fit != Fit::Alias);
-            Ok(found.map(|name| name.repository.unwrap_or_else(default)).collect::<BTreeSet<_>>().into_iter().collect())
-        })
-        .await
-    }
-
     /// Begins a blob. With a `hasher`, [`Partial::commit`] checks the digest.
     pub async fn begin(&self, hasher: Option<Hasher>) -> Result<Partial> {
-        self.work(|store| Ok(Partial::new(store.clone(), Temp::new(store.dir(), hasher)?))).await
+        self.begin_for(None, hasher).await
     }
 
-    /// The file of a blob or manifest.
-    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        // A `Digest` holds a known algorithm and a hash: nothing in here comes from outside as text.
-        self.dir().join("blobs").join(digest.algorithm()).join(digest.hex())
+    /// The same, for a repository that it will belong to.
+    pub(super) async fn begin_for(&self, owner: Option<RepositoryName>, hasher: Option<Hasher>) -> Result<Partial> {
+        self.work(|store| Ok(Partial::new(store.clone(), store.temp(hasher)?, owner))).await
+    }
+
+    fn temp(&self, hasher: Option<Hasher>) -> Result<Temp> {
+        Ok(Temp::new(self.dir(), hasher)?.within(self.0.room.clone()))
     }
 
     pub(super) async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
@@ -157,39 +192,6 @@ impl Store {
         .await
     }
 
-    /// Up to `most` tags and names behind `after`, in the order of their bytes. The first page of the whole
-    /// directory has all malformed names.
-    pub(super) async fn page(
-        &self,
-        scope: &Scope,
-        after: Option<&str>,
-        most: usize,
-    ) -> Result<(TagPage, Option<String>)> {
-        let (scope, after) = (scope.clone(), after.map(str::to_owned));
-        self.work(move |store| {
-            let index = store.index()?;
-            let targets = index.entries().flat_map(|entry| scope.targets(entry, store.default_repository()));
-            let targets: BTreeMap<String, Target> = targets
-                .map(|(_, target)| (target.to_string(), target))
-                .filter(|(text, _)| after.as_ref() < Some(text))
-                .collect();
-            let (mut page, mut next) = (TagPage::default(), None);
-            if scope == Scope::Whole && after.is_none() {
-                page.malformed = index.entries().filter_map(malformed).collect();
-            }
-            for (at, (text, target)) in targets.into_iter().take(most).enumerate() {
-                next = (at + 1 == most).then_some(text);
-                match target {
-                    Target::Tag(tag) => page.tags.push(tag),
-                    Target::Name(name) => page.names.push(name),
-                    Target::Digest(_) => {}
-                }
-            }
-            Ok((page, next))
-        })
-        .await
-    }
-
     /// The one image of the directory. Signatures and lists of referrers don't count as images.
     pub(super) async fn only(&self) -> Result<Target> {
         self.work(|store| store.only_now()).await
@@ -200,23 +202,50 @@ impl Store {
         self.work(move |store| store.referrers_now(&scope, &subject)).await
     }
 
-    /// Stores `manifest`, then lists it in the index, under `name` where one is given.
-    pub(super) async fn put_manifest(&self, manifest: &Manifest, name: Option<String>) -> Result<()> {
-        let manifest = manifest.clone();
+    /// Stores `manifest`, then lists it in the index, by the name that `target` has here.
+    pub(super) async fn put_manifest(&self, scope: &Scope, manifest: &Manifest, target: &Target) -> Result<()> {
+        let partial = self.check_put(scope, manifest).await?;
+        let (scope, manifest, name) = (scope.clone(), manifest.clone(), scope.written(target));
         self.work(move |store| {
             let there = store.stored_now(&manifest.digest())?;
             let there = there.filter(|there| there.size() == manifest.descriptor().size).map(Stored::read_all);
             if there.transpose()?.is_none_or(|there| there != manifest.bytes()) {
-                let mut temp = Temp::new(store.dir(), None)?;
+                let mut temp = store.temp(None)?;
                 temp.write(std::slice::from_ref(manifest.bytes()))?;
-                temp.rename(&store.blob_path(&manifest.digest()))?;
+                temp.rename(store.root(), &blob_name(&manifest.digest()))?;
             }
-            store.change_index(|index| index.put(&manifest, name.as_deref()))
+            let repository = match &scope {
+                Scope::Whole => None,
+                Scope::Repository(repository) => Some(repository),
+            };
+            let listing = Listing { name: name.as_deref(), repository, partial };
+            store.change_index(|index| index.put(&manifest, listing))
         })
         .await
     }
 
-    async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+    /// Whether `manifest` is partial in this scope. Reads other manifests, so it takes a turn; the turn ends before
+    /// anything waits for the lock of the index.
+    ///
+    /// # Errors
+    /// As [`Store::check_referrer`].
+    async fn check_put(&self, scope: &Scope, manifest: &Manifest) -> Result<bool> {
+        let _turn = memory::reading_from_disk().await;
+        let (scope, manifest) = (scope.clone(), manifest.clone());
+        self.work(move |store| {
+            store.check_referrer(&scope, &manifest)?;
+            match &scope {
+                Scope::Whole => Ok(false),
+                Scope::Repository(repository) => store.is_partial(repository, &manifest),
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let store = self.clone();
         blocking(move || work(&store)).await
     }
@@ -224,28 +253,45 @@ impl Store {
 
 /// What blocks.
 impl Store {
-    pub(super) fn subjects(&self) -> &Mutex<HashMap<Digest, Option<Arc<Referrer>>>> {
+    pub(super) fn root(&self) -> &Root {
+        &self.0.root
+    }
+
+    pub(super) fn subjects(&self) -> &Mutex<HashMap<Digest, Option<Digest>>> {
         &self.0.subjects
     }
 
+    pub(super) fn members(&self) -> &Members {
+        self.0.members.get_or_init(Members::default)
+    }
+
+    pub(super) fn checked(&self) -> &Checked {
+        self.0.checked.get_or_init(Checked::default)
+    }
+
+    /// The file of a blob or manifest; `None` if there is none. What isn't a regular file, or leads out of a served
+    /// directory, is none: a push or a copy may put the right one in its place.
     pub(super) fn stored_now(&self, digest: &Digest) -> Result<Option<Stored>> {
-        let path = self.blob_path(digest);
-        let failed = |error: &std::io::Error| Error::io(format!("read {}", path.display()), error);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(&error)),
-        };
-        let data = file.metadata().map_err(|error| failed(&error))?;
-        Ok(data.is_file().then(|| Stored::new(file, data.len(), path.display().to_string())))
+        let name = blob_name(digest);
+        let path = || self.dir().join(&name).display().to_string();
+        match self.root().open(&name) {
+            Ok((file, data)) => Ok(Some(Stored::new(file, &data, path()))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::InvalidInput || leads_out(&error) => {
+                tracing::error!("{} is not used: {error}", path());
+                Ok(None)
+            }
+            Err(error) => Err(Error::io(format!("read {}", path()), &error)),
+        }
     }
 
     pub(super) fn manifest_now(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
         match target {
-            Target::Digest(digest) => self.read_manifest(digest, None),
+            Target::Digest(digest) if self.belongs(scope, digest)? => self.read_manifest(digest, None),
+            Target::Digest(_) => Ok(None),
             Target::Tag(_) | Target::Name(_) => {
                 let Some(entry) = self.entry(scope, target)? else { return Ok(None) };
-                let media_type = Some(entry.media_type.0.as_str());
+                let media_type = Some(&*entry.media_type);
                 self.read_manifest(&entry.digest, media_type)?.map(Some).ok_or_else(|| {
                     let dir = self.dir().display();
                     Error::new(Kind::Invalid, format!("{dir} lists {target} as {}, but lacks that blob", entry.digest))
@@ -264,99 +310,44 @@ impl Store {
         // OCI made a manifest's own `mediaType` optional: then the index knows it.
         let listed = match media_type {
             Some(_) => None,
-            None => self.index()?.entries().find(|entry| entry.digest == *digest).map(|entry| entry.media_type.clone()),
+            None => self.index()?.by_digest(digest).map(|entry| entry.media_type.clone()),
         };
-        let media_type = media_type.or(listed.as_ref().map(|listed| listed.0.as_str()));
+        let media_type = media_type.or(listed.as_deref());
         Manifest::read(stored.read_all()?, media_type, Some(*digest)).map(Some)
     }
 
-    /// The entry that fits best; the last of equals, since entries are added at the end.
-    fn entry(&self, scope: &Scope, target: &Target) -> Result<Option<Descriptor>> {
-        let index = self.index()?;
-        let mut fitting: Vec<(Fit, &Descriptor)> = Vec::new();
-        for entry in index.entries().rev() {
-            let targets = scope.targets(entry, self.default_repository()).into_iter();
-            let fits = targets.filter(|(_, other)| other == target);
-            fitting.extend(fits.map(|(fit, _)| fit).min().map(|fit| (fit, entry)));
-        }
-        fitting.sort_by_key(|(fit, _)| *fit);
-        let Some((best, entry)) = fitting.first().copied() else { return Ok(None) };
-        let rival = fitting.iter().find(|(fit, other)| *fit == best && other.digest != entry.digest);
-        if let (Scope::Whole, Fit::Read, Some((_, rival))) = (scope, best, rival) {
-            let error = format!("{target} is several images in {}", self.dir().display());
-            return Err(Error::new(Kind::Usage, error).hint(format!("it is {} and {}", title(entry), title(rival))));
-        }
-        Ok(Some(entry.clone()))
-    }
-
-    /// The index as it is now; read again only if its file is another one.
-    pub(super) fn index(&self) -> Result<Arc<Index>> {
-        let path = self.dir().join("index.json");
-        let failed = |error: std::io::Error| Error::io(format!("read {}", path.display()), &error);
-        let file = match File::open(&path) {
-            // Only planned, or in the making.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !dir::is_marked(self.dir()) => {
-                return Ok(Arc::new(Index::empty()));
-            }
-            other => other.map_err(failed)?,
-        };
-        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
-        if let Some((known, index)) = &*lock(&self.0.index)
-            && *known == stamp
-        {
-            return Ok(index.clone());
-        }
-        let mut bytes = Vec::new();
-        file.take(MAX_INDEX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > MAX_INDEX {
-            return Err(Error::new(Kind::Invalid, format!("{} is larger than {MAX_INDEX} bytes", path.display())));
-        }
-        let index = Arc::new(Index::parse(&bytes)?);
-        *lock(&self.0.index) = Some((stamp, index.clone()));
-        Ok(index)
-    }
-
-    /// Changes the index under the lock, which holds between threads and between processes.
-    fn change_index(&self, change: impl FnOnce(&mut Index) -> bool) -> Result<()> {
-        let _held = dir::hold(self.dir())?;
-        let mut index = Index::clone(&*self.index()?);
-        if !change(&mut index) {
-            return Ok(());
-        }
-        let mut temp = Temp::new(self.dir(), None)?;
-        temp.write(&[Bytes::from(index.to_bytes())])?;
-        let done = temp.rename(&self.dir().join("index.json"));
-        // Two writes within one tick of the file system's clock could look the same.
-        *lock(&self.0.index) = None;
-        done
+    pub(super) fn known_index(&self) -> &Mutex<Option<(Stamp, Arc<Index>)>> {
+        &self.0.index
     }
 }
 
 /// What tells one version of a file from the next. A rename makes a new inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     size: u64,
-    changed: Option<SystemTime>,
+    modified: (i64, i64),
+    /// Any program can set the time of a file's last modification, and none that of its last change.
+    changed: (i64, i64),
     inode: u64,
+    device: u64,
 }
 
 impl Stamp {
-    fn of(data: &Metadata) -> Self {
-        #[cfg(unix)]
-        let inode = std::os::unix::fs::MetadataExt::ino(data);
-        #[cfg(not(unix))]
-        let inode = 0;
-        Self { size: data.len(), changed: data.modified().ok(), inode }
+    pub(super) fn of(data: &Metadata) -> Self {
+        Self {
+            size: data.len(),
+            modified: (data.mtime(), data.mtime_nsec()),
+            changed: (data.ctime(), data.ctime_nsec()),
+            inode: data.ino(),
+            device: data.dev(),
+        }
     }
 }
 
-fn title(entry: &Descriptor) -> String {
-    entry.annotations.get(REF_NAME).cloned().unwrap_or_else(|| entry.digest.to_string())
+fn create_all(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|error| Error::io(format!("create {}", dir.display()), &error))
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// The largest `index.json` that is read: room for some hundred thousand images.
-const MAX_INDEX: u64 = 64 << 20;

@@ -178,16 +178,22 @@ async fn a_blob_of_the_wrong_size_is_not_trusted_and_mended() {
 }
 
 #[tokio::test]
-async fn blobs_are_mounted_within_the_directory_only() {
+async fn blobs_are_mounted_from_repositories_that_have_them() {
     let dir = Dir::new();
     let whole = dir.create().await;
-    store(&whole, b"shared").await;
-    let (a, b) = (whole.store.repository(&"a".into()), whole.store.repository(&"b".into()));
+    let [a, b, c] = ["a", "b", "c"].map(|name| whole.store.repository(&name.into()));
+    store(&a, b"shared").await;
     let blob = blob_of(b"shared");
-    assert!(matches!(b.start(&blob, Some(a.repository())).await, Ok(Started::Mounted)));
+    let start = async |to: &Layout, from: &Layout| to.start(&blob, Some(from.repository())).await;
+    assert!(matches!(start(&b, &c).await, Ok(Started::Session(_))), "c has no such blob");
+    assert!(!b.contains(&blob).await.expect("asks"));
+    assert!(matches!(start(&b, &a).await, Ok(Started::Mounted)));
+    assert!(b.contains(&blob).await.expect("asks") && !c.contains(&blob).await.expect("asks"));
     assert!(matches!(b.start(&blob_of(b"other"), Some(a.repository())).await, Ok(Started::Session(_))));
     let elsewhere = "ghcr.io/o/r".parse().expect("a repository");
     assert!(matches!(b.start(&blob, Some(&elsewhere)).await, Ok(Started::Session(_))));
+    // To the directory as a whole everything belongs.
+    assert!(matches!(start(&whole, &whole).await, Ok(Started::Mounted)));
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::save::save;
+pub use self::save::{read, save};
 
 use super::Shard;
 use super::prune::Plan;

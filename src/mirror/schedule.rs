@@ -23,6 +23,7 @@ use super::List;
 use crate::changes::Changes;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
+use crate::regular_file::{self, Links};
 use crate::retry::jitter;
 
 /// When runs begin.
@@ -60,7 +61,12 @@ pub struct File(pub PathBuf);
 impl Origin for File {
     async fn read(&self) -> Result<Vec<u8>> {
         let failed = |error| Error::unreadable(format!("read {}", self.0.display()), &error);
-        let file = tokio::fs::File::open(&self.0).await.map_err(failed)?;
+        // Read again and again, so it can't be a pipe: unlike the list of a single run.
+        let path = self.0.clone();
+        let opened = tokio::task::spawn_blocking(move || regular_file::open(&path, Links::Follow)).await;
+        let opened = opened.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let (file, _) = opened.map_err(failed)?;
+        let file = tokio::fs::File::from_std(file);
         let mut bytes = Vec::new();
         file.take(List::MAX_BYTES + 1).read_to_end(&mut bytes).await.map_err(failed)?;
         if bytes.len() as u64 > List::MAX_BYTES {

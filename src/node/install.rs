@@ -1,7 +1,7 @@
 //! Putting a `hosts.toml` in its place, and what was there back.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -9,11 +9,12 @@ use super::hosts::{MADE_DIRECTORY, Mirror, OURS, directory_name};
 use super::place::Place;
 use crate::atomic_file;
 use crate::error::{Error, Kind, Result, Side};
+use crate::regular_file::{self, Links};
 
 const FILE: &str = "hosts.toml";
 const BACKUP: &str = "hosts.toml.transload-backup";
 
-/// More than any hosts.toml of ours.
+/// The largest `hosts.toml` that is written, in bytes, and that is read back as ours.
 const LONGEST: u64 = 64 * 1024;
 
 /// What an installation found.
@@ -151,12 +152,15 @@ impl Current {
         if !metadata.is_file() {
             return Ok(Self::NoFile);
         }
-        let mut bytes = Vec::new();
-        File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
-        Ok(match String::from_utf8(bytes) {
-            Ok(text) if text.starts_with(OURS) => Self::Ours(text),
-            _ => Self::Foreign,
-        })
+        // Longer than any of ours, or not text: it's somebody else's.
+        match regular_file::read_text(path, Links::Refuse, LONGEST) {
+            Ok(text) if text.starts_with(OURS) => Ok(Self::Ours(text)),
+            Ok(_) => Ok(Self::Foreign),
+            Err(error) if matches!(error.kind(), io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidData) => {
+                Ok(Self::Foreign)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -175,6 +179,8 @@ fn back_up(directory: &Path) -> io::Result<()> {
 }
 
 fn replace(directory: &Path, text: &str) -> io::Result<()> {
+    // A longer one would be read as somebody else's, and never be removed.
+    regular_file::check_size(text.len() as u64, LONGEST)?;
     // For all to read: containerd may run under another user (rootless).
     atomic_file::write(&directory.join(FILE), Some(0o644), |to| to.write_all(text.as_bytes()))?;
     sync(directory)
@@ -188,4 +194,25 @@ fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
 /// Makes names last over a power cut.
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_never_longer_than_what_is_read_as_ours() {
+        let dir = std::env::temp_dir().join(format!("transload-install-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let of_length =
+            |length: u64| format!("{OURS}{}", "#".repeat(usize::try_from(length).expect("small") - OURS.len()));
+        replace(&dir, &of_length(LONGEST)).expect("written");
+        assert!(matches!(Current::read(&dir.join(FILE)), Ok(Current::Ours(text)) if text.len() as u64 == LONGEST));
+        assert_eq!(replace(&dir, &of_length(LONGEST + 1)).expect_err("too long").kind(), io::ErrorKind::FileTooLarge);
+        assert!(matches!(Current::read(&dir.join(FILE)), Ok(Current::Ours(_))), "it is as it was");
+        // One of somebody else may be of any length.
+        fs::write(dir.join(FILE), of_length(LONGEST + 1)).expect("written");
+        assert!(matches!(Current::read(&dir.join(FILE)), Ok(Current::Foreign)));
+        fs::remove_dir_all(dir).expect("removed");
+    }
 }

@@ -4,10 +4,10 @@
 //! being evicted. It holds one piece of one file in memory. What it drops is fetched again when it's
 //! asked for; whoever reads it at the moment reads on.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{ErrorKind, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::events::{Event, Observer};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::pool::blocking;
+use crate::regular_file::{self, Links};
 
 /// Number and bytes of what was read, and how much of it was dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -188,12 +189,12 @@ impl Reading {
 
 /// Opens a file without changing its time of access, where that may be done.
 pub(super) fn quietly(path: &Path) -> std::io::Result<File> {
-    let flags = i32::try_from(rustix::fs::OFlags::NOATIME.bits()).unwrap_or(0);
-    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+    let opened = match regular_file::open_with(path, Links::Refuse, rustix::fs::OFlags::NOATIME) {
         // Only its owner may.
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => File::open(path),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => regular_file::open(path, Links::Refuse),
         other => other,
-    }
+    };
+    opened.map(|(file, _)| file)
 }
 
 /// So many bytes a second, and no more after a break.

@@ -72,6 +72,25 @@ pub trait Backend: Send + Sync + 'static {
     /// it said so.
     fn begin(&self, place: &Place, like: Option<Digest>) -> impl Future<Output = Result<Self::Upload>> + Send;
 
+    /// Takes a blob over from the repository `from` (distribution spec, "Mounting a blob from another repository").
+    /// Whether the blob is in `place` now: that needs no `from` if it is there already, and a `from` that has the
+    /// blob if it isn't.
+    fn mount(
+        &self,
+        place: &Place,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> impl Future<Output = Result<bool>> + Send {
+        async move {
+            if self.blob(place, digest).await?.is_some() {
+                return Ok(true);
+            }
+            let Some(from) = from else { return Ok(false) };
+            let from = Place { name: from.clone(), ns: place.ns.clone() };
+            Ok(self.blob(&from, digest).await?.is_some())
+        }
+    }
+
     /// Stores a manifest, whose blobs were checked to be there, and lists it where it is about
     /// another. On return it's durable.
     fn put_manifest(

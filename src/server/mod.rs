@@ -84,7 +84,7 @@ impl<B: Backend> Server<B> {
         &self.backend
     }
 
-    /// Gives up uploads that were silent for an hour. Also done whenever one begins.
+    /// Gives up uploads that were silent for ten minutes. Also done whenever one begins.
     pub fn sweep(&self) {
         self.uploads.sweep();
     }

@@ -22,9 +22,8 @@ impl<B: Backend> Server<B> {
     /// A mount, a blob in one request, or a session (distribution spec, "Pushing Blobs").
     pub(super) async fn begin(&self, place: Place, begin: Begin, body: &mut Body) -> Answer {
         if let Some(digest) = begin.mount {
-            // `from` isn't needed: which repository has it makes no difference here.
-            let there = self.backend.blob(&place, &digest).await.map_err(|error| Refusal::backend(&error))?;
-            if there.is_some() {
+            let mounted = self.backend.mount(&place, &digest, begin.from.as_ref()).await;
+            if mounted.map_err(|error| Refusal::backend(&error))? {
                 return Ok(created(&place, "blobs", &digest));
             }
         }

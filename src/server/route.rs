@@ -53,6 +53,8 @@ pub enum Route {
 pub struct Begin {
     /// `?mount=`: the blob may be here already.
     pub mount: Option<Digest>,
+    /// `?from=`: the repository that it is mounted from.
+    pub from: Option<RepositoryName>,
     /// `?digest=`: the body is the whole blob.
     pub digest: Option<Digest>,
     /// `?digest-algorithm=`: a digest of the algorithm that will be used.
@@ -153,9 +155,8 @@ fn begin(method: &Method, place: Place, query: &Query) -> Result<Route, Refusal>
     if method != Method::POST {
         return Err(not_allowed("POST"));
     }
-    if let Some(from) = query.value("from") {
-        from.parse::<RepositoryName>().map_err(|error| name_invalid(&error))?;
-    }
+    let from = query.value("from").map(str::parse::<RepositoryName>).transpose();
+    let from = from.map_err(|error| name_invalid(&error))?;
     let like = match query.value("digest-algorithm") {
         None => None,
         Some("sha256") => Some(Digest::Sha256([0; 32])),
@@ -163,7 +164,7 @@ fn begin(method: &Method, place: Place, query: &Query) -> Result<Route, Refusal>
         Some(_) => return Err(digest_invalid("only sha256 and sha512 are known")),
     };
     let digest = |key| query.value(key).map(parse_digest).transpose();
-    Ok(Route::Begin(place, Begin { mount: digest("mount")?, digest: digest("digest")?, like }))
+    Ok(Route::Begin(place, Begin { mount: digest("mount")?, from, digest: digest("digest")?, like }))
 }
 
 fn upload(method: &Method, place: Place, id: &str, query: &Query) -> Result<Route, Refusal> {
@@ -321,7 +322,7 @@ mod tests {
             assert_eq!(asked(&Method::POST, path), Ok(Route::Begin(place("a"), Begin::default())));
             assert_eq!(get(path), Err((405, "UNSUPPORTED")));
         }
-        let begin = Begin { mount: Some(digest()), ..Begin::default() };
+        let begin = Begin { mount: Some(digest()), from: Some("x/y".into()), ..Begin::default() };
         let mount = format!("/v2/a/blobs/uploads/?mount={DIGEST}&from=x/y");
         assert_eq!(asked(&Method::POST, &mount), Ok(Route::Begin(place("a"), begin)));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::refusal::Refusal;
 use super::route::Place;
 
-/// All uploads of a server. Those that were silent for an hour are given up.
+/// All uploads of a server. Those that were silent for ten minutes are given up, or earlier if there are too many.
 pub(super) struct Uploads<U> {
     live: Mutex<HashMap<String, Entry<U>>>,
     secret: RandomState,
@@ -22,9 +23,54 @@ pub(super) struct Uploads<U> {
 
 struct Entry<U> {
     place: Place,
-    touched: Instant,
+    touched: Touched,
     /// `None` when it's over.
     upload: Arc<tokio::sync::Mutex<Option<U>>>,
+}
+
+/// When a request for an upload began or ended last.
+#[derive(Clone)]
+struct Touched(Arc<Mutex<Instant>>);
+
+impl Touched {
+    fn now() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn touch(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silent(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+/// An upload for one request alone. `None` when it's over.
+pub(super) struct Held<U> {
+    upload: OwnedMutexGuard<Option<U>>,
+    touched: Touched,
+}
+
+impl<U> Deref for Held<U> {
+    type Target = Option<U>;
+
+    fn deref(&self) -> &Option<U> {
+        &self.upload
+    }
+}
+
+impl<U> DerefMut for Held<U> {
+    fn deref_mut(&mut self) -> &mut Option<U> {
+        &mut self.upload
+    }
+}
+
+impl<U> Drop for Held<U> {
+    /// A request may take longer than an upload may be silent: the silence begins at its end.
+    fn drop(&mut self) {
+        self.touched.touch();
+    }
 }
 
 impl<U> Default for Uploads<U> {
@@ -38,14 +84,14 @@ impl<U> Uploads<U> {
     pub(super) fn add(&self, place: Place, upload: U) -> String {
         let id = self.id();
         let upload = Arc::new(tokio::sync::Mutex::new(Some(upload)));
-        self.lock().insert(id.clone(), Entry { place, touched: Instant::now(), upload });
+        self.lock().insert(id.clone(), Entry { place, touched: Touched::now(), upload });
         id
     }
 
     /// Whether one more may begin.
     pub(super) fn room(&self) -> Result<(), Refusal> {
         self.sweep();
-        if self.lock().len() < MOST {
+        if self.lock().len() < MOST || self.give_up_idle() {
             return Ok(());
         }
         Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many uploads are under way")
@@ -55,12 +101,12 @@ impl<U> Uploads<U> {
     /// The upload, for this request alone.
     ///
     /// A client that resumes may come before its broken request was noticed here: so it waits.
-    pub(super) async fn hold(&self, place: &Place, id: &str) -> Result<OwnedMutexGuard<Option<U>>, Refusal> {
+    pub(super) async fn hold(&self, place: &Place, id: &str) -> Result<Held<U>, Refusal> {
         let unknown = || Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "there is no such upload");
-        let upload = match self.lock().get_mut(id).filter(|entry| entry.place.name == place.name) {
+        let (upload, touched) = match self.lock().get(id).filter(|entry| entry.place.name == place.name) {
             Some(entry) => {
-                entry.touched = Instant::now();
-                entry.upload.clone()
+                entry.touched.touch();
+                (entry.upload.clone(), entry.touched.clone())
             }
             None => return Err(unknown()),
         };
@@ -68,7 +114,7 @@ impl<U> Uploads<U> {
             let message = "another request is writing to this upload";
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message).with(header::RETRY_AFTER, "1")
         })?;
-        if held.is_some() { Ok(held) } else { Err(unknown()) }
+        if held.is_some() { Ok(Held { upload: held, touched }) } else { Err(unknown()) }
     }
 
     /// Forgets an upload; what it stored is removed when nobody holds it any more.
@@ -84,7 +130,7 @@ impl<U> Uploads<U> {
             let mut live = self.lock();
             let old = |entry: &Entry<U>| {
                 let free = entry.upload.try_lock();
-                free.is_ok_and(|upload| upload.is_none() || entry.touched.elapsed() > STALE)
+                free.is_ok_and(|upload| upload.is_none() || entry.touched.silent() > STALE)
             };
             let ids: Vec<_> = live.iter().filter(|(_, entry)| old(entry)).map(|(id, _)| id.clone()).collect();
             ids.into_iter().filter_map(|id| live.remove_entry(&id)).collect()
@@ -93,6 +139,24 @@ impl<U> Uploads<U> {
         for (id, _) in stale {
             tracing::debug!("forgot upload {id}");
         }
+    }
+
+    /// Forgets the upload that was silent longest, if that is some time and no request holds it: so whoever begins
+    /// uploads and leaves them does not keep others from pushing. Whether there was one.
+    fn give_up_idle(&self) -> bool {
+        let given_up = {
+            let mut live = self.lock();
+            let idle = live.iter().filter(|(_, entry)| entry.upload.try_lock().is_ok());
+            let idle = idle.map(|(id, entry)| (entry.touched.silent(), id.clone()));
+            match idle.max() {
+                Some((silent, id)) if silent >= IDLE => live.remove_entry(&id),
+                _ => None,
+            }
+        };
+        if let Some((id, _)) = &given_up {
+            tracing::info!("gave up upload {id}: {MOST} uploads are under way, and it was silent longest");
+        }
+        given_up.is_some()
     }
 
     /// An id that nobody guesses who wasn't told: whoever knows it can write to the upload.
@@ -111,7 +175,9 @@ impl<U> Uploads<U> {
 /// The most uploads at one time: each has an open file.
 const MOST: usize = 256;
 /// How long an upload may be silent between two requests.
-const STALE: Duration = Duration::from_secs(60 * 60);
+const STALE: Duration = Duration::from_secs(10 * 60);
+/// After how long a silence an upload gives way to another, when there are too many.
+const IDLE: Duration = Duration::from_secs(30);
 /// How long a request waits for another one of the same upload.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -135,7 +201,9 @@ mod tests {
         uploads.sweep();
         assert!(uploads.hold(&place("a"), &silent).await.is_err());
         assert!(uploads.hold(&place("a"), &busy).await.is_ok());
+        tokio::time::advance(STALE).await;
         drop(guard);
+        uploads.sweep();
         assert!(uploads.hold(&place("a"), &held).await.is_ok());
     }
 
@@ -161,7 +229,11 @@ mod tests {
             uploads.add(place("a"), ());
         }
         assert_eq!(uploads.room().err().map(|r| r.status.as_u16()), Some(429));
+        tokio::time::advance(IDLE).await;
+        assert!(uploads.room().is_ok(), "the one that was silent longest gives way");
+        uploads.add(place("a"), ());
         tokio::time::advance(STALE + Duration::from_secs(1)).await;
-        assert!(uploads.room().is_ok());
+        uploads.sweep();
+        assert!(uploads.lock().is_empty());
     }
 }

@@ -51,7 +51,8 @@ pub(super) fn schema() -> Result<u8> {
 pub(in crate::cli) fn read(file: &str, defaults: &Defaults) -> Result<(List, String)> {
     let name = if file == "-" { "stdin" } else { file };
     let mut text = Vec::new();
-    // One byte more than there may be tells that there is more.
+    // One byte more than there may be tells that there is more. A list that the user names on the command line may
+    // be a pipe: `<(command)` or `/dev/stdin`.
     let result = match file {
         "-" => std::io::stdin().lock().take(List::MAX_BYTES + 1).read_to_end(&mut text),
         _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),

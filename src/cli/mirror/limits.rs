@@ -11,6 +11,7 @@ use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::schedule;
 use crate::registry::{Options, Sku};
+use crate::regular_file;
 
 /// The limits of registries, and of the run's time.
 #[derive(Clone, Debug, clap::Args)]
@@ -57,7 +58,7 @@ impl Args {
     fn accounts(&self) -> Result<Vec<Credential>> {
         let Some(path) = &self.hub_accounts else { return Ok(Vec::new()) };
         let named = path.display();
-        let text = std::fs::read_to_string(path)
+        let text = regular_file::read_named_text(path, MAX_ACCOUNTS)
             .map_err(|error| Error::unreadable(format!("read --hub-accounts {named}"), &error))?;
         let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty() && !line.starts_with('#'));
         lines
@@ -83,4 +84,6 @@ fn rate(text: &str) -> Result<(String, u32)> {
     Ok((crate::reference::registry_name(registry)?, number))
 }
 
+/// The largest file of accounts that is read, in bytes.
+const MAX_ACCOUNTS: u64 = 1 << 20;
 const HEADING: &str = "Limits";

@@ -97,7 +97,7 @@ impl RunArgs {
 
     fn failed(&self) -> Result<Option<Failed>> {
         let read = |path: &PathBuf| {
-            let bytes = std::fs::read(path)
+            let bytes = report::read(path)
                 .map_err(|error| Error::unreadable(format!("read --retry-failed {}", path.display()), &error))?;
             Failed::read(&path.display().to_string(), &bytes)
         };

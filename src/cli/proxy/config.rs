@@ -18,6 +18,7 @@ use crate::file_access::Files;
 use crate::proxy::rules::Rules;
 use crate::proxy::world::{Base, Spec, World};
 use crate::proxy::{Settings, cache, scrub};
+use crate::regular_file::{self, Links};
 use crate::server::Limits;
 
 #[derive(Deserialize)]
@@ -101,12 +102,13 @@ struct Bounds {
 /// [`Kind::Usage`], with the line; or why it can't be read.
 pub(super) fn load(path: &Path) -> Result<Plan> {
     let doing = || format!("read {}", path.display());
-    let size = std::fs::metadata(path).map_err(|error| Error::unreadable(doing(), &error))?.len();
-    if size > MAX_BYTES {
-        let what = format!("{} is larger than any configuration", path.display());
-        return Err(Error::new(Kind::Usage, what).on(Side::Local).hint("is it the right file?"));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| Error::unreadable(doing(), &error))?;
+    let text = regular_file::read_text(path, Links::Follow, MAX_BYTES).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::FileTooLarge {
+            let what = format!("{} is larger than any configuration", path.display());
+            return Error::new(Kind::Usage, what).on(Side::Local).hint("is it the right file?");
+        }
+        Error::unreadable(doing(), &error)
+    })?;
     read(&text, path).map_err(|error| error.hint("`transload proxy schema` says what a file may have"))
 }
 

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::aws_lc_rs};
 use super::plan::{At, Door, TlsFiles};
 use crate::cli::serve::bind;
 use crate::error::{Error, Kind, Result, Side};
+use crate::regular_file::{self, Links};
 use crate::server::{Access, Listener, Tls, Tokens, Users};
 
 /// An open listener.
@@ -74,7 +75,8 @@ impl Secrets {
 
 fn parse<T>(path: &Path, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     let doing = || format!("read {}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| Error::unreadable(doing(), &error))?;
+    let text =
+        regular_file::read_text(path, Links::Follow, MAX_FILE).map_err(|error| Error::unreadable(doing(), &error))?;
     read(&text).map_err(|error| error.doing(doing()).on(Side::Local))
 }
 
@@ -142,7 +144,10 @@ fn config(files: &TlsFiles) -> Result<ServerConfig> {
             builder.with_client_cert_verifier(verifier.map_err(|error| wrong(path, &error))?)
         }
     };
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| wrong(&files.key, &error))?;
+    let key = {
+        let pem = pem(&files.key)?;
+        PrivateKeyDer::from_pem_slice(&pem).map_err(|error| wrong(&files.key, &error))?
+    };
     let mut config = builder
         .with_single_cert(certificates(&files.certificate)?, key)
         .map_err(|error| wrong(&files.certificate, &error))?;
@@ -151,8 +156,9 @@ fn config(files: &TlsFiles) -> Result<ServerConfig> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let pem = pem(path)?;
     let read = || -> Result<Vec<_>, tokio_rustls::rustls::pki_types::pem::Error> {
-        CertificateDer::pem_file_iter(path)?.collect()
+        CertificateDer::pem_slice_iter(&pem).collect()
     };
     let found = read().map_err(|error| error.to_string());
     match found {
@@ -162,6 +168,15 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     }
     .map_err(|why| Error::new(Kind::Usage, format!("{}: {why}", path.display())).on(Side::Local).hint(PEM))
 }
+
+/// The bytes of a file of certificates or a key.
+fn pem(path: &Path) -> Result<Vec<u8>> {
+    regular_file::read(path, Links::Follow, MAX_FILE)
+        .map_err(|error| Error::new(Kind::Usage, format!("{}: {error}", path.display())).on(Side::Local).hint(PEM))
+}
+
+/// The largest file of a listener (certificates, key, tokens, users) that is read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
 
 const PEM: &str = "certificates and keys are files in PEM: the server's certificate before its authority's, its key not \
     encrypted";

@@ -21,6 +21,7 @@ use crate::cli::output;
 use crate::descriptor::Digest;
 use crate::error::{Error, Result};
 use crate::proxy::{Proxy, Settings};
+use crate::regular_file::{self, Links};
 use crate::server::{AccessLog, Limits};
 
 /// What is looked at.
@@ -154,7 +155,8 @@ fn marks(path: &Path, plan: &Plan) -> Marks {
         .chain(doors.chain(plan.auth.values()).chain(plan.write_auth.values()).map(PathBuf::as_path));
     let mark = |path: &Path| {
         let mut bytes = Vec::new();
-        std::fs::File::open(path).ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
+        let (file, _) = regular_file::open(path, Links::Follow).ok()?;
+        file.take(MOST).read_to_end(&mut bytes).ok()?;
         Some(Digest::of(&bytes))
     };
     files.map(|path| (path.to_owned(), mark(path))).collect()

@@ -48,19 +48,21 @@ impl Backend for Directory {
     }
 
     async fn manifest(&self, place: &Place, target: &Target) -> Result<Option<Manifest>> {
-        // A directory may hold both docker.io/a/b and ghcr.io/a/b, and a mirror be asked for the
-        // `a/b` of one of them.
-        if let Some(ns) = &place.ns
-            && let Ok(name) = place.name.below(ns)
-            && let Some(found) = self.manifest_in(&name, target).await?
-        {
-            return Ok(Some(found));
+        for name in names(place) {
+            if let Some(found) = self.manifest_in(&name, target).await? {
+                return Ok(Some(found));
+            }
         }
-        self.manifest_in(&place.name, target).await
+        Ok(None)
     }
 
     async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Stored>> {
-        self.store.repository(&place.name).stored(digest).await
+        for name in names(place) {
+            if let Some(found) = self.store.repository(&name).stored(digest).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
@@ -76,16 +78,41 @@ impl Backend for Directory {
     }
 
     async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
-        self.store.repository(&place.name).referrers(subject).await
+        let mut all: Vec<Descriptor> = Vec::new();
+        for name in names(place) {
+            let found = self.store.repository(&name).referrers(subject).await?;
+            all.extend(
+                found.into_iter().filter(|new| all.iter().all(|old| old.digest != new.digest)).collect::<Vec<_>>(),
+            );
+        }
+        Ok(all)
     }
 
-    async fn begin(&self, _: &Place, like: Option<Digest>) -> Result<Partial> {
-        self.store.begin(Some(like.unwrap_or(Digest::Sha256([0; 32])).hasher())).await
+    async fn begin(&self, place: &Place, like: Option<Digest>) -> Result<Partial> {
+        self.store.repository(&place.name).begin(like.unwrap_or(Digest::Sha256([0; 32]))).await
+    }
+
+    async fn mount(&self, place: &Place, digest: &Digest, from: Option<&RepositoryName>) -> Result<bool> {
+        let repository = self.store.repository(&place.name);
+        if repository.stored(digest).await?.is_some() {
+            return Ok(true);
+        }
+        match from {
+            Some(from) => repository.mount(digest, from).await,
+            None => Ok(false),
+        }
     }
 
     async fn put_manifest(&self, place: &Place, manifest: &Manifest, target: &Target) -> Result<()> {
         self.store.repository(&place.name).put_manifest(manifest, target).await.map(|_| ())
     }
+}
+
+/// The repositories of the directory that `place` may mean, the best first: it may hold both docker.io/a/b and
+/// ghcr.io/a/b, and a mirror be asked for the `a/b` of one of them.
+fn names(place: &Place) -> Vec<RepositoryName> {
+    let whole = place.ns.as_ref().and_then(|ns| place.name.below(ns).ok());
+    whole.into_iter().chain([place.name.clone()]).collect()
 }
 
 impl Blob for Stored {

@@ -30,6 +30,7 @@ use serde::Deserialize;
 
 use super::{Secret, process};
 use crate::error::{Error, Kind, Result, Side};
+use crate::regular_file::{self, Links};
 
 mod ask;
 mod settings;
@@ -290,10 +291,13 @@ fn read_principal(dir: &Path) -> Result<[Secret; 3]> {
     Ok(all)
 }
 
+/// The largest token file that is read, in bytes: Kubernetes' tokens have some 2 KiB.
+const MAX_TOKEN: u64 = 256 << 10;
+
 /// Read anew each time: Kubernetes replaces it before it expires, after an hour by default.
 fn read_token(file: &Path) -> Result<Secret> {
     let doing = || format!("read {}", file.display());
-    let text = std::fs::read_to_string(file).map_err(|error| Error::io(doing(), &error))?;
+    let text = regular_file::read_text(file, Links::Follow, MAX_TOKEN).map_err(|error| Error::io(doing(), &error))?;
     let token = text.trim();
     if token.is_empty() {
         return Err(Error::new(Kind::Invalid, "it is empty").doing(doing()).on(Side::Local));

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::atomic_file;
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 /// Writes `path` by `write`: into a file beside it, which then takes its name. So whoever reads it sees
 /// the report of this run or of the one before, and never half of one. What isn't a plain file
@@ -22,12 +23,59 @@ pub fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<(
         let mut buffered = BufWriter::new(file);
         return write(&mut buffered).and_then(|()| buffered.flush()).map_err(failed);
     }
-    atomic_file::write(&real, None, write).map_err(failed)
+    atomic_file::write(&real, None, |to| write(&mut Limited { to, left: MAX_REPORT })).map_err(failed)
 }
+
+/// Fails where a report becomes longer than what [`read`] accepts.
+struct Limited<'a> {
+    to: &'a mut dyn Write,
+    left: u64,
+}
+
+impl Write for Limited<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        regular_file::check_size(bytes.len() as u64, self.left).map_err(|_| too_long())?;
+        let written = self.to.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+fn too_long() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("the report has more than {MAX_REPORT} bytes"))
+}
+
+/// The bytes of a report that the user named: it may be a pipe.
+///
+/// # Errors
+/// Those of the system, or if it has more than 256 MiB.
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    regular_file::read_named(path, MAX_REPORT)
+}
+
+/// The largest report that is written or read, in bytes: some 500,000 images.
+const MAX_REPORT: u64 = 256 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_is_never_longer_than_what_is_read() {
+        let dir = std::env::temp_dir().join(format!("transload-report-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let path = dir.join("report.json");
+        save(&path, |to| to.write_all(b"old")).expect("a file");
+        let part = vec![b'x'; 1 << 20];
+        let error = save(&path, |to| (0..MAX_REPORT / (1 << 20) + 1).try_for_each(|_| to.write_all(&part)));
+        assert!(error.expect_err("too long").to_string().contains("more than"));
+        assert_eq!(read(&path).expect("reads"), b"old");
+        fs::remove_dir_all(dir).expect("removed");
+    }
 
     /// As two pods with one volume, each of them process 1.
     #[test]

@@ -16,13 +16,14 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::documents::{Tag, TagName};
+use super::documents::{MAX_TAG_FILE, Tag, TagName};
 use super::gc::{self, Content, Freed, Keeper, Wanted, What};
 use super::scan::{entries, parse};
 use super::shelf::Removal;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::reference::{Reference, Target, check_name, check_tag};
+use crate::regular_file::{self, Links};
 
 /// What a directory holds.
 #[derive(Debug)]
@@ -137,7 +138,10 @@ pub(in crate::proxy) fn tags(dir: &Path, part: u16) -> Result<Vec<Listed>> {
 pub(in crate::proxy) fn tag_files(dir: &Path, part: u16) -> Result<Vec<Tag>> {
     let files = entries(&dir.join("tags").join(format!("{part:02x}")))?;
     // One that was removed meanwhile, or makes no sense, is none to the proxy either.
-    let read = |path: PathBuf| fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Tag>(&bytes).ok());
+    let read = |path: PathBuf| {
+        let bytes = regular_file::read(&path, Links::Refuse, MAX_TAG_FILE).ok()?;
+        serde_json::from_slice::<Tag>(&bytes).ok()
+    };
     Ok(files.iter().filter_map(|file| read(file.path())).collect())
 }
 

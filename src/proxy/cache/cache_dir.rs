@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::temp::Temp;
 use crate::error::{Error, Kind, Result};
 use crate::file_access::Files;
+use crate::regular_file;
 
 /// The directory of a running proxy. Clones share it.
 #[derive(Clone, Debug)]
@@ -135,8 +136,10 @@ fn is_same_file(open: &File, path: &Path) -> bool {
 /// Takes the lock of the directory `dir`, whose file is `path`.
 pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
-    let file = file.map_err(|error| failed(&error))?;
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = regular_file::careful(&mut options).open(path).map_err(|error| failed(&error))?;
+    regular_file::check(&file).map_err(|error| failed(&error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {

@@ -15,12 +15,13 @@ use super::cache_dir::CacheDir;
 use super::repositories::Repositories;
 use super::shelf::{Removal, Shelf};
 use super::tags::TagFiles;
-use crate::descriptor::{Descriptor, Digest, MediaType};
+use crate::descriptor::{Descriptor, Digest, MAX_MEDIA_TYPE, MediaType};
 use crate::error::{Error, Result};
 use crate::file_access::OpenFile;
 use crate::manifest::{MAX_MANIFEST, Manifest};
 use crate::memory;
 use crate::pool::blocking;
+use crate::regular_file::{self, Links};
 
 /// Manifests by digest, and tags. Clones share them.
 #[derive(Clone, Debug)]
@@ -203,7 +204,7 @@ impl Documents {
             return Some(found);
         }
         let path = self.0.tags.join(name.file());
-        let read = blocking(move || match fs::read(&path) {
+        let read = blocking(move || match regular_file::read(&path, Links::Refuse, MAX_TAG_FILE) {
             Ok(bytes) => Ok(serde_json::from_slice::<Tag>(&bytes).ok()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(format!("read {}", path.display()), &error)),
@@ -272,7 +273,7 @@ impl Documents {
             self.0.shelf.discard(digest);
             Error::io(format!("read manifest {digest}"), &error)
         })?;
-        let media_type = fs::read_to_string(self.type_file(digest)).ok();
+        let media_type = regular_file::read_text(&self.type_file(digest), Links::Refuse, MAX_MEDIA_TYPE as u64).ok();
         match Manifest::read(Bytes::from(bytes), media_type.as_deref(), Some(*digest)) {
             Ok(manifest) => Ok(Some(manifest)),
             Err(error) => {
@@ -300,6 +301,8 @@ impl Documents {
     fn write_tag(&self, name: &TagName, tag: &Tag) -> Result<()> {
         let json = serde_json::to_vec(tag).unwrap_or_default();
         let path = self.0.tags.join(name.file());
+        regular_file::check_size(json.len() as u64, MAX_TAG_FILE)
+            .map_err(|error| Error::io(format!("write {}", path.display()), &error))?;
         let is_new = !path.exists();
         self.replace(&path, &json)?;
         if is_new { self.0.tag_files.added() } else { Ok(()) }
@@ -358,6 +361,8 @@ impl Weighter<Digest, Manifest> for ByBytes {
     }
 }
 
+/// The largest file of a tag that is read or written, in bytes.
+pub(super) const MAX_TAG_FILE: u64 = 16 << 10;
 /// Bytes of manifests in memory.
 const MEMORY: u64 = 16 << 20;
 const TAGS_IN_MEMORY: usize = 10_000;

@@ -1,17 +1,18 @@
 //! What of a cache's directory is too old, too much, or left over. All of it blocks.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::documents::{Tag, TagName};
+use super::documents::{MAX_TAG_FILE, Tag, TagName};
 use super::scan::{entries, parse};
 use super::shelf::Removal;
 use crate::descriptor::Digest;
 use crate::error::Result;
+use crate::regular_file::{self, Links};
 
 /// What is to go.
 #[derive(Clone, Copy, Debug, Default)]
@@ -154,7 +155,11 @@ impl Collector<'_> {
         let mut named = HashSet::new();
         for shard in entries(&self.dir.join("tags"))? {
             for file in entries(&shard.path())? {
-                let (Ok(bytes), Ok(metadata)) = (fs::read(file.path()), file.metadata()) else { continue };
+                let (Ok(bytes), Ok(metadata)) =
+                    (regular_file::read(&file.path(), Links::Refuse, MAX_TAG_FILE), file.metadata())
+                else {
+                    continue;
+                };
                 let Ok(tag) = serde_json::from_slice::<Tag>(&bytes) else { continue };
                 if self.is_old(metadata.modified().unwrap_or(self.now)) {
                     self.drop(Why::Unused, &What::Tag(file.path(), TagName::of(&tag)), metadata.len())?;

@@ -99,6 +99,7 @@ impl Shelf {
     /// [`Kind::Local`] where the system can't open any more files: that tells nothing of this one.
     pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<Stored>> {
         let path = self.path(digest, pin.size());
+        // The program itself wrote it: `open` takes a regular file only, and no link.
         let files = self.0.home.files();
         let file = files.open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
         match file {

@@ -4,13 +4,14 @@
 //! one knows.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Job;
 use crate::error::{Error, Kind, Result};
+use crate::regular_file::{self, Links};
 
 /// An image in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,11 +32,9 @@ pub(super) struct Saved {
 
 /// Reads the file; empty where there is none. Blocks.
 pub(super) fn load(file: &Path) -> Result<Vec<Saved>> {
-    let mut bytes = Vec::new();
-    let failed = |error: &std::io::Error| Error::io(format!("read {}", file.display()), error);
-    match File::open(file) {
+    let bytes = match regular_file::read(file, Links::Refuse, MAX_FILE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        opened => opened.and_then(|opened| opened.take(MAX_FILE).read_to_end(&mut bytes)).map_err(|e| failed(&e))?,
+        read => read.map_err(|error| Error::io(format!("read {}", file.display()), &error))?,
     };
     serde_json::from_slice(&bytes).map_err(|error| Error::new(Kind::Local, format!("{}: {error}", file.display())))
 }
@@ -44,13 +43,18 @@ pub(super) fn load(file: &Path) -> Result<Vec<Saved>> {
 pub(super) fn store(file: &Path, all: &[Saved]) -> Result<()> {
     let beside = file.with_extension("new");
     let bytes = serde_json::to_vec(all).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
-    let written = File::create(&beside).and_then(|mut to| {
+    let failed = |error: &std::io::Error| Error::io(format!("write {}", file.display()), error);
+    // What could not be read back would end all jobs.
+    regular_file::check_size(bytes.len() as u64, MAX_FILE).map_err(|error| failed(&error))?;
+    // What a killed process left; it may be another kind of file.
+    let _ = fs::remove_file(&beside);
+    let written = File::create_new(&beside).and_then(|mut to| {
         to.write_all(&bytes)?;
         to.sync_all()?;
         fs::rename(&beside, file)
     });
-    written.map_err(|error| Error::io(format!("write {}", file.display()), &error))
+    written.map_err(|error| failed(&error))
 }
 
-/// The most bytes that are read: more than a full queue has.
+/// The most bytes that are read and written: more than a full queue has.
 const MAX_FILE: u64 = 16 << 20;

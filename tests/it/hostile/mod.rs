@@ -7,6 +7,7 @@ mod connections;
 mod credentials;
 mod entra;
 mod images_of_others;
+mod images_of_others_serve;
 mod layout_limits;
 mod layout_links;
 mod lists;

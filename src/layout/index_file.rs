@@ -1,0 +1,92 @@
+//! The file `index.json`: read when it has changed, and replaced. All of it blocks.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::dir::{self, INDEX};
+use super::index::{Index, Listed, MAX_INDEX};
+use super::names::{Fit, REF_NAME, Scope};
+use super::partial::Temp;
+use super::store::{Stamp, Store, lock};
+use crate::error::{Error, Kind, Result};
+use crate::reference::Target;
+use crate::regular_file;
+
+impl Store {
+    /// The entry that fits best; the last of equals, since entries are added at the end.
+    pub(super) fn entry(&self, scope: &Scope, target: &Target) -> Result<Option<Listed>> {
+        let index = self.index()?;
+        let mut fitting: Vec<(Fit, &Listed)> = Vec::new();
+        for entry in self.listed(&index, scope).into_iter().rev() {
+            let targets = scope.targets(entry, self.default_repository()).into_iter();
+            let fits = targets.filter(|(_, other)| other == target);
+            fitting.extend(fits.map(|(fit, _)| fit).min().map(|fit| (fit, entry)));
+        }
+        fitting.sort_by_key(|(fit, _)| *fit);
+        let Some((best, entry)) = fitting.first().copied() else { return Ok(None) };
+        let rival = fitting.iter().find(|(fit, other)| *fit == best && other.digest != entry.digest);
+        if let (Scope::Whole, Fit::Read, Some((_, rival))) = (scope, best, rival) {
+            let error = format!("{target} is several images in {}", self.dir().display());
+            return Err(Error::new(Kind::Usage, error).hint(format!("it is {} and {}", title(entry), title(rival))));
+        }
+        Ok(Some(entry.clone()))
+    }
+
+    /// The entries in this scope, in the order of the file.
+    pub(super) fn listed<'a>(&self, index: &'a Index, scope: &Scope) -> Vec<&'a Listed> {
+        match scope {
+            Scope::Whole => index.entries().collect(),
+            Scope::Repository(name) => index.in_repository(name, self.default_repository()),
+        }
+    }
+
+    /// The index as it is now; read again only if its file is another one.
+    pub(super) fn index(&self) -> Result<Arc<Index>> {
+        let failed = |error: std::io::Error| Error::io(format!("read {}", self.dir().join(INDEX).display()), &error);
+        let (file, data) = match self.root().open(Path::new(INDEX)) {
+            // Only planned, or in the making.
+            Err(error) if error.kind() == ErrorKind::NotFound && !dir::is_marked(self.dir()) => {
+                return Ok(Arc::new(Index::empty()));
+            }
+            other => other.map_err(failed)?,
+        };
+        let stamp = Stamp::of(&data);
+        // Held until it is read: of many requests after a change one reads the file, and the others wait.
+        let mut known = lock(self.known_index());
+        if let Some((seen, index)) = &*known
+            && *seen == stamp
+        {
+            return Ok(index.clone());
+        }
+        let bytes = regular_file::read_open(&file, MAX_INDEX).map_err(|error| match error.kind() {
+            ErrorKind::FileTooLarge => failed(error).of_kind(Kind::Invalid),
+            _ => failed(error),
+        })?;
+        let index = Arc::new(Index::parse(&bytes.into())?);
+        *known = Some((stamp, index.clone()));
+        Ok(index)
+    }
+
+    /// Changes the index under the lock, which holds between threads and between processes.
+    pub(super) fn change_index(&self, change: impl FnOnce(&mut Index) -> bool) -> Result<()> {
+        let _held = dir::hold(self.root())?;
+        let mut index = self.index()?.copy();
+        if !change(&mut index) {
+            return Ok(());
+        }
+        let mut temp = Temp::new(self.dir(), None)?;
+        // Before anything is written: an index that is too large to be read would be the end of all images in it.
+        temp.write(&[Bytes::from(index.to_bytes()?)])?;
+        let done = temp.rename(self.root(), Path::new(INDEX));
+        // Two writes within one tick of the file system's clock could look the same.
+        *lock(self.known_index()) = None;
+        done
+    }
+}
+
+fn title(entry: &Listed) -> String {
+    entry.annotations.get(REF_NAME).map(str::to_owned).unwrap_or_else(|| entry.digest.to_string())
+}
