@@ -25,6 +25,7 @@ struct Inner {
     transient: bool,
     attempts: u32,
     spent: Duration,
+    reported: bool,
 }
 
 /// Which end of a copy an error belongs to.
@@ -88,6 +89,7 @@ impl Error {
             transient: matches!(kind, Kind::Network | Kind::Timeout),
             attempts: 0,
             spent: Duration::ZERO,
+            reported: false,
         }))
     }
 
@@ -170,6 +172,18 @@ impl Error {
         self
     }
 
+    /// Marks it as reported: whoever answers a request with it need not log it again.
+    #[must_use]
+    pub fn reported(mut self) -> Self {
+        self.0.reported = true;
+        self
+    }
+
+    /// Whether the log has it already.
+    pub fn is_reported(&self) -> bool {
+        self.0.reported
+    }
+
     /// What kind of error this is.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -212,7 +226,7 @@ impl Error {
     /// A copy for another waiter of the same work (an [`Error`] owns no live resource).
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        let Inner { kind, side, doing, what, hint, retry_after, transient, attempts, spent } = &*self.0;
+        let Inner { kind, side, doing, what, hint, retry_after, transient, attempts, spent, reported } = &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,
@@ -223,6 +237,7 @@ impl Error {
             transient: *transient,
             attempts: *attempts,
             spent: *spent,
+            reported: *reported,
         }))
     }
 }

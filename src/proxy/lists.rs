@@ -141,7 +141,11 @@ impl<O: Origins> Inner<O> {
             Err(error) if error.kind() != Kind::Interrupted => match old() {
                 Some((list, since)) => {
                     let (repository, age) = (&key.0.repository, since.elapsed().as_secs());
-                    tracing::warn!("{error}: a list of {repository} is served as it was {age} s ago");
+                    if error.is_reported() {
+                        tracing::info!("{error}: a list of {repository} is served as it was {age} s ago");
+                    } else {
+                        tracing::warn!("{error}: a list of {repository} is served as it was {age} s ago");
+                    }
                     self.rest(rest);
                     (Ok(Some(Arc::new(list))), How::Stale)
                 }

@@ -69,6 +69,8 @@ enum Ill {
     Limited(usize, u64),
     /// No answer comes.
     Silent,
+    /// Until then all fails.
+    Away(Instant),
 }
 
 #[derive(Clone)]
@@ -174,6 +176,9 @@ impl Source for Shop {
         });
         match ill {
             Some(Ill::Silent) => std::future::pending().await,
+            Some(Ill::Away(until)) if Instant::now() < until => {
+                return Err(Error::new(Kind::Network, format!("no way to {key}")));
+            }
             Some(Ill::Down(left)) if left > 0 => return Err(Error::new(Kind::Network, format!("no way to {key}"))),
             Some(Ill::Limited(left, seconds)) if left > 0 => {
                 return Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(seconds))));

@@ -134,7 +134,7 @@ impl Registry {
             accounts,
             pulls: Pulls::new(name, &options),
             throttle: Throttle::new(name, &options),
-            limiter: Limiter::new(options.concurrency),
+            limiter: Limiter::new(options.concurrency, options.longest_pause),
             largest_body: AtomicU64::new(u64::MAX),
             no_referrers: AtomicBool::new(false),
             sessions: Mutex::default(),

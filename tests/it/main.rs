@@ -41,6 +41,7 @@ mod proxy_lists;
 mod proxy_ops;
 mod proxy_reload;
 mod proxy_tags;
+mod proxy_upstreams;
 mod proxy_warm;
 mod proxy_writeback;
 mod readme;

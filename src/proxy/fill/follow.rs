@@ -119,7 +119,7 @@ impl<O: Origins> Follow<O> {
         if why.kind() != Kind::Local {
             return Err(why);
         }
-        let pass = self.inner.pass(ALONE_PATIENCE).await?;
+        let pass = self.inner.pass(&self.fill.spot, 0, ALONE_PATIENCE).await?;
         let rest = feed.open(self.at).await?;
         self.alone = Some(held(limited(rest.boxed(), self.end - self.at), pass));
         Ok(())

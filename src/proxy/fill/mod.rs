@@ -15,6 +15,7 @@
 
 mod follow;
 mod parallel;
+mod places;
 mod store;
 mod write;
 
@@ -28,6 +29,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
+use self::places::Places;
 use super::cache::{Pin, Stored};
 use super::events::{How, What};
 use super::world::Spot;
@@ -42,10 +44,10 @@ use crate::server::FilePipe;
 /// What is being fetched.
 pub(super) struct Fills<S> {
     running: Mutex<HashMap<Digest, Arc<Fill<S>>>>,
-    slots: Semaphore,
+    slots: Places,
     sides: Arc<Semaphore>,
     /// Bodies that are passed on uncached: each has a connection to the upstream of its own.
-    passes: Arc<Semaphore>,
+    passes: Places,
     /// That nothing can be written was said.
     told: std::sync::atomic::AtomicBool,
 }
@@ -99,9 +101,9 @@ impl<S> Fills<S> {
     pub(super) fn new(at_once: usize) -> Self {
         Self {
             running: Mutex::default(),
-            slots: Semaphore::new(at_once.max(1)),
+            slots: Places::new(at_once),
             sides: Arc::new(Semaphore::new(SIDE_READS)),
-            passes: Arc::new(Semaphore::new(at_once.max(1))),
+            passes: Places::new(at_once),
             told: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -184,6 +186,7 @@ impl<O: Origins> Inner<O> {
         begun: Instant,
         how: &mut How,
     ) -> Result<Option<Found<O::Source>>> {
+        let mut joined = false;
         loop {
             if let Some(stored) = self.stored(digest).await? {
                 return Ok(Some(Found::Hot(stored)));
@@ -202,6 +205,8 @@ impl<O: Origins> Inner<O> {
                     self.note_absent(spot, digest);
                     return Ok(None);
                 }
+                // It was asked for by someone whose patience was over before ours.
+                Err(error) if !begins && error.is_transient() && !std::mem::replace(&mut joined, true) => {}
                 Err(error) => return Err(upstreams_fault(error)),
             }
         }
@@ -277,12 +282,17 @@ impl<O: Origins> Inner<O> {
 
     /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
     async fn passed(&self, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
-        let pass = self.pass(PASS_PATIENCE).await?;
+        let mut pass = self.pass(spot, 0, PASS_PATIENCE).await?;
         let length = range.end - range.start;
         let part = if range.start == 0 { 0..blob.size } else { range.clone() };
         let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
             return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
         };
+        if tier > 0 {
+            // Not while it holds the first tier's: else each would wait for the other.
+            drop(pass);
+            pass = self.pass(spot, tier, PASS_PATIENCE).await?;
+        }
         let body = if range.start > 0 {
             self.counted(spot, tier, first)
         } else {
@@ -291,18 +301,17 @@ impl<O: Origins> Inner<O> {
         Ok(held(body, pass))
     }
 
-    /// A place among what is passed on, when there is one. What isn't cached is fetched for each client, and
+    /// A place among what is passed on from a tier's registry, when there is one. What isn't cached is fetched for each client, and
     /// with too many at once all would get too little of the upstream's line.
     ///
     /// # Errors
     /// [`Kind::Limited`] if there is none within `patience`.
-    async fn pass(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
-        let place = tokio::time::timeout(patience, self.fills.passes.clone().acquire_owned()).await;
+    async fn pass(&self, spot: &Spot, tier: usize, patience: Duration) -> Result<OwnedSemaphorePermit> {
+        let place = self.fills.passes.take(&spot.upstream.tiers[tier].registry, patience).await;
         let busy = || {
             Error::new(Kind::Limited, "too much is passed on uncached at once").transient(Some(Duration::from_secs(5)))
         };
-        // It's never closed.
-        place.ok().and_then(std::result::Result::ok).ok_or_else(busy)
+        place.ok_or_else(busy)
     }
 
     /// Bytes that go round the [`Feed`] are told too.
@@ -360,6 +369,8 @@ fn held(body: Body, place: OwnedSemaphorePermit) -> Body {
 
 /// Ranged reads at once beside what is being fetched.
 const SIDE_READS: usize = 32;
+/// How long a fill waits for a place: after it, its clients wait for one among what is passed on.
+const FILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits for a place among what is passed on: the upstream needs some of his patience too.
 const PASS_PATIENCE: Duration = Duration::from_secs(12);
 /// How long one waits who has the head, and some of the bytes: as long as a client may take nothing of them.

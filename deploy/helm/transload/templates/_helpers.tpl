@@ -158,6 +158,8 @@ capabilities:
 {{- $_ := set $config "listen-admin" "127.0.0.1:9091" -}}
 {{- end -}}
 {{- $_ := set $config "cache" (merge (default dict $config.cache) (dict "dir" "/var/cache/transload" "size" $proxy.cache.size)) -}}
+{{- $stop := dict "shutdown-delay" (int (include "transload.proxyShutdownDelay" .)) "drain-timeout" (int (include "transload.proxyDrainTimeout" .)) -}}
+{{- $_ := set $config "limits" (merge (default dict $config.limits) $stop) -}}
 {{- if not $config.upstreams -}}
 {{- $upstreams := list -}}
 {{- range $proxy.upstreams -}}
@@ -178,6 +180,26 @@ capabilities:
 {{- $_ := set $config "upstreams" $upstreams -}}
 {{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{/* Whether the kubelet itself can wait before it stops a container: PodLifecycleSleepAction, on since Kubernetes 1.30.
+     The image has no shell to sleep in. */}}
+{{- define "transload.kubeletSleeps" -}}
+{{- if and (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) (gt (int .Values.proxy.shutdownDelaySeconds) 0) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Seconds for which the proxy itself goes on accepting connections: none where the kubelet waits. */}}
+{{- define "transload.proxyShutdownDelay" -}}
+{{- ternary 0 (int .Values.proxy.shutdownDelaySeconds) (eq (include "transload.kubeletSleeps" .) "true") -}}
+{{- end -}}
+
+{{/* Seconds for requests that go on: what the delay leaves of the grace period, less some for the end itself. */}}
+{{- define "transload.proxyDrainTimeout" -}}
+{{- $left := sub (int .Values.proxy.terminationGracePeriodSeconds) (int .Values.proxy.shutdownDelaySeconds) 3 -}}
+{{- if lt $left 1 -}}
+{{- fail "proxy.terminationGracePeriodSeconds must be more than proxy.shutdownDelaySeconds and 3 seconds" -}}
+{{- end -}}
+{{- $left -}}
 {{- end -}}
 
 {{/* Where a node asks the proxy. */}}
