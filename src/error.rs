@@ -172,6 +172,12 @@ impl Error {
         self
     }
 
+    /// Marks a mismatch as worth another try: what was damaged on the way may come whole the next time.
+    #[must_use]
+    pub fn transient_if_damaged(self) -> Self {
+        if self.0.kind == Kind::Mismatch { self.transient(None) } else { self }
+    }
+
     /// Marks it as reported: whoever answers a request with it need not log it again.
     #[must_use]
     pub fn reported(mut self) -> Self {

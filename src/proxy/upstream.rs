@@ -195,7 +195,8 @@ impl<O: Origins> Upstreams<O> {
         match answer {
             Ok(Some(value)) => Answer::Found(value),
             Ok(None) => Answer::Absent,
-            Err(error) if !error.is_transient() => {
+            // What is damaged was asked for again already.
+            Err(error) if !error.is_transient() || matches!(error.kind(), Kind::Mismatch | Kind::Invalid) => {
                 Answer::Failed(if refused.is_some() { error.reported() } else { error })
             }
             Err(error) => {

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use http::Method;
 use http::header::{ACCEPT, HeaderMap, LINK};
 use reqwest::Url;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::Repo;
 use super::address::same_origin;
@@ -39,11 +41,10 @@ impl Repo {
     pub(super) async fn list_tags(&self, next: Option<&str>) -> Result<TagPage> {
         let first = format!("/v2/{}/tags/list?n={PAGE}", self.repository.name);
         let doing = format!("list the tags of {}", self.repository);
-        let call = self.call(Method::GET, next.unwrap_or(&first), &self.pull, doing.clone()).await?;
+        let call = self.call(Method::GET, next.unwrap_or(&first), &self.pull, doing).await?;
         let url = call.url.clone();
-        let (response, bytes) = self.registry.read(call, MAX_LIST).await?;
-        let page: TagsDocument = parse(&bytes).map_err(|error| error.doing(doing))?;
-        let next = next_page(&response.headers, &url).filter(|next| same_origin(next, &url) && *next != url);
+        let (page, next): (TagsDocument, _) = self.registry.read(call, MAX_LIST, page(&url)).await?;
+        let next = next.filter(|next| same_origin(next, &url) && *next != url);
         let next = next.map(|next| format!("{}?{}", next.path(), next.query().unwrap_or_default()));
         Ok(TagPage { tags: page.tags, next })
     }
@@ -79,7 +80,8 @@ impl Repo {
                 body: Payload::Empty,
                 doing: doing.clone(),
             };
-            let (head, bytes) = match self.registry.read(call.header(ACCEPT, MediaType::OCI_INDEX), MAX_LIST).await {
+            let call = call.header(ACCEPT, MediaType::OCI_INDEX);
+            let (page, after): (ReferrersPage, _) = match self.registry.read(call, MAX_LIST, page(&url)).await {
                 Ok(read) => read,
                 // 404 says that there is no API here (the spec has an empty list for no referrers); some
                 // registries say 400, 405 or even 403 to a path that they don't know. A passing fault says nothing.
@@ -93,8 +95,7 @@ impl Repo {
                 }
                 Err(error) => return Err(error),
             };
-            next = next_page(&head.headers, &url).filter(|next| same_origin(next, &url));
-            let page: ReferrersPage = parse(&bytes).map_err(|error| error.doing(doing.clone()))?;
+            next = after.filter(|next| same_origin(next, &url));
             listed.extend(page.manifests);
             if listed.len() > MAX_REFERRERS {
                 return Err(Error::new(Kind::Invalid, format!("more than {MAX_REFERRERS} referrers")).doing(doing));
@@ -113,9 +114,15 @@ impl Repo {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::new(Kind::Invalid, format!("the answer is not a list: {error}")))
+/// Reads a page of a list, and where the next one is. What is no list may be from something between the registry and
+/// us: it is asked again.
+fn page<T: DeserializeOwned>(base: &Url) -> impl Fn(&HeaderMap, Bytes) -> Result<(T, Option<Url>)> {
+    move |headers, bytes| {
+        let page = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::new(Kind::Invalid, format!("the answer is not a list: {error}")).transient(None)
+        })?;
+        Ok((page, next_page(headers, base)))
+    }
 }
 
 /// The target of `Link: <…>; rel="next"` (RFC 8288).

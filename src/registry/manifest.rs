@@ -40,11 +40,18 @@ impl Repo {
     pub(super) async fn get_manifest(&self, target: &Target, scope: &Scope) -> Result<Manifest> {
         let reference = self.repository.at(target.clone());
         let doing = format!("read manifest {reference}");
-        let call = self.call(Method::GET, &format!("manifests/{target}"), scope, doing.clone()).await?;
-        let (head, bytes) = self.registry.read(call.header(ACCEPT, MediaType::ACCEPT), MAX_MANIFEST).await?;
-        // By tag the header's digest is all there is to check the bytes by.
-        let expected = target.digest().or(digest(&head.headers));
-        Manifest::read(bytes, content_type(&head.headers), expected).map_err(|error| error.doing(doing))
+        let call = self.call(Method::GET, &format!("manifests/{target}"), scope, doing).await?;
+        let parse = |headers: &HeaderMap, bytes| {
+            // By tag the header's digest is all there is to check the bytes by.
+            let expected = target.digest().or(digest(headers));
+            let read = Manifest::read(bytes, content_type(headers), expected);
+            read.map_err(|error| match error.kind() {
+                // Without a digest nobody says that these are the registry's bytes.
+                Kind::Invalid if expected.is_none() => error.transient(None),
+                _ => error.transient_if_damaged(),
+            })
+        };
+        self.registry.read(call.header(ACCEPT, MediaType::ACCEPT), MAX_MANIFEST, parse).await
     }
 
     /// `PUT` of a manifest's bytes.

@@ -126,7 +126,8 @@ impl Answer {
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
             return serde_json::from_slice(&body)
-                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON"));
+                // What stands between is more likely to say this than the registry.
+                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON").transient(None));
         }
         let what = format!("the token endpoint answered {}", status.as_u16());
         Err(match status {

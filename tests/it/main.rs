@@ -35,6 +35,7 @@ mod proxy_bounds;
 mod proxy_clients;
 mod proxy_config;
 mod proxy_conformance;
+mod proxy_drain;
 mod proxy_errors;
 mod proxy_limits;
 mod proxy_lists;

@@ -327,13 +327,18 @@ impl<O: Origins> Inner<O> {
         blob: &Descriptor,
         part: Range<u64>,
     ) -> Result<Option<(O::Source, usize, Body)>> {
+        let believed = self.told_size(spot, &blob.digest) == Some(blob.size);
         let question = |source: O::Source| {
             let part = part.clone();
             async move {
                 // All of it needs no `Range`.
                 let body =
                     if part == (0..blob.size) { source.blob(blob, 0).await } else { source.part(blob, part).await };
-                body.map(Some)
+                body.map(Some).map_err(|error| match error.kind() {
+                    // Rather the manifest that says another size is wrong: the registry is asked for it.
+                    Kind::Mismatch if believed => error.permanent(),
+                    _ => error,
+                })
             }
         };
         let found = self.upstreams.ask(spot, self.settings.patience, question).await?;

@@ -195,7 +195,7 @@ capabilities:
 
 {{/* Seconds for requests that go on: what the delay leaves of the grace period, less some for the end itself. */}}
 {{- define "transload.proxyDrainTimeout" -}}
-{{- $left := sub (int .Values.proxy.terminationGracePeriodSeconds) (int .Values.proxy.shutdownDelaySeconds) 3 -}}
+{{- $left := sub (int .Values.proxy.terminationGracePeriodSeconds) (add (int .Values.proxy.shutdownDelaySeconds) 3) -}}
 {{- if lt $left 1 -}}
 {{- fail "proxy.terminationGracePeriodSeconds must be more than proxy.shutdownDelaySeconds and 3 seconds" -}}
 {{- end -}}
