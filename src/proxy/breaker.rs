@@ -47,6 +47,8 @@ struct Open {
     pause: Duration,
     /// One question is on its way.
     probing: bool,
+    /// What the last question came to.
+    cause: String,
 }
 
 /// The right to ask once. Dropped without [`learn`](Permit::learn), it says nothing of the registry.
@@ -86,10 +88,8 @@ impl Breaker {
             return Ok(Permit { breaker: self, probe: true });
         }
         let again = (!open.probing).then_some(rest);
-        let what = match again {
-            Some(rest) => format!("circuit open for {}, next try in {:.1} s", self.registry, rest.as_secs_f64()),
-            None => format!("circuit open for {}, it is being tried", self.registry),
-        };
+        let next = again.map_or("now".to_owned(), |rest| format!("in {:.1} s", rest.as_secs_f64()));
+        let what = format!("{} (circuit open for {}, next try {next})", open.cause, self.registry);
         let error = Error::new(Kind::Network, what).transient(Some(rest.max(SHORT))).reported();
         Err(Withheld { error, again })
     }
@@ -131,13 +131,15 @@ impl Breaker {
                 open.pause = (open.pause * 2).min(LONGEST_PAUSE);
                 open.until = now + open.pause;
                 open.probing = false;
+                open.cause = error.to_string();
             }
             // It was on its way when the circuit opened.
             Some(_) => {}
             None if state.faults >= FAULTS => {
                 tracing::error!("{error}; circuit open for {}: it is asked less until it answers", self.registry);
                 let until = now + FIRST_PAUSE;
-                state.open = Some(Open { since: now, until, pause: FIRST_PAUSE, probing: false });
+                let cause = error.to_string();
+                state.open = Some(Open { since: now, until, pause: FIRST_PAUSE, probing: false, cause });
             }
             None => {}
         }

@@ -80,8 +80,7 @@ impl Lately {
             got,
             size,
         };
-        let upstream =
-            |Health { registry, well, refusals }: Health| Upstream { registry, well, refusals };
+        let upstream = |Health { registry, well, refusals }: Health| Upstream { registry, well, refusals };
         Status {
             hit_ratio: if seen.requests == 0 { 0.0 } else { seen.hits as f64 / seen.requests as f64 },
             requests: seen.requests,

@@ -79,8 +79,13 @@ enum Answer<T> {
 
 impl<O: Origins> Upstreams<O> {
     pub(super) fn new(origins: O, world: World, observer: Arc<dyn Observer>) -> Self {
-        let upstreams =
-            Self { origins, world: RwLock::default(), registries: RwLock::default(), changed: Arc::default(), observer };
+        let upstreams = Self {
+            origins,
+            world: RwLock::default(),
+            registries: RwLock::default(),
+            changed: Arc::default(),
+            observer,
+        };
         upstreams.set_world(world);
         upstreams
     }

@@ -108,8 +108,7 @@ mod tests {
     async fn only_a_reader_that_waits_loses_its_patience() {
         let (to, mut from) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>>>(4);
         let frames = StreamBody::new(futures_util::stream::poll_fn(move |cx| from.poll_recv(cx)));
-        let mut body =
-            Incoming::new(reqwest::Body::wrap(frames), "r.io", Duration::from_secs(10), MinRate::default());
+        let mut body = Incoming::new(reqwest::Body::wrap(frames), "r.io", Duration::from_secs(10), MinRate::default());
         let frame = || Ok(Frame::data(Bytes::from_static(b"x")));
         let late = tokio::time::sleep(Duration::from_secs(9));
         let (got, _) = tokio::join!(body.frame(), async {
@@ -151,7 +150,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_crawls_is_given_up_after_a_minute() {
         let begun = Instant::now();
-        let (_, error) = drained(dripping(1000, Duration::from_secs(1), 1000, MinRate::default()), Duration::ZERO).await;
+        let (_, error) =
+            drained(dripping(1000, Duration::from_secs(1), 1000, MinRate::default()), Duration::ZERO).await;
         let error = error.expect("1,000 bytes a second are too few");
         assert!(error.is_transient() && error.kind() == Kind::Timeout, "{error}");
         assert!(error.to_string().contains("came from r.io in 60 s, less than 1024 a second"), "{error}");

@@ -204,7 +204,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn most_places_are_taken_and_never_more() {
-        let (limiter, running, most) = (Limiter::new(8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+        let (limiter, running, most) =
+            (Limiter::new(8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
         let ask = |nth: u64| {
             let (limiter, running, most) = (limiter.clone(), running.clone(), most.clone());
             async move {

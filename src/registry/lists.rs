@@ -118,9 +118,8 @@ impl Repo {
 /// us: it is asked again.
 fn page<T: DeserializeOwned>(base: &Url) -> impl Fn(&HeaderMap, Bytes) -> Result<(T, Option<Url>)> {
     move |headers, bytes| {
-        let page = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(Kind::Invalid, format!("the answer is not a list: {error}")).transient(None)
-        })?;
+        let page = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::new(Kind::Invalid, format!("the answer is not a list: {error}")).transient(None))?;
         Ok((page, next_page(headers, base)))
     }
 }

@@ -143,8 +143,7 @@ impl Repo {
         error: Error,
     ) -> Result<Option<(Session, Verified)>> {
         // Some say no more than 404 to a session that is gone.
-        let mut lost =
-            matches!(error.kind(), Kind::SessionLost | Kind::NotFound | Kind::TooLarge | Kind::Mismatch);
+        let mut lost = matches!(error.kind(), Kind::SessionLost | Kind::NotFound | Kind::TooLarge | Kind::Mismatch);
         let mut error = match error.kind() {
             // `DIGEST_INVALID`: the bytes that arrived there are not those that were verified here.
             Kind::SessionLost | Kind::NotFound | Kind::Mismatch => error.transient(None),

@@ -110,7 +110,11 @@ fn a_second_signal_ends_it_at_once() {
         stage.proxy.process.terminate();
         stage.unready();
         let begun = Instant::now();
-        if second == "TERM" { stage.proxy.process.terminate() } else { stage.proxy.process.interrupt() };
+        if second == "TERM" {
+            stage.proxy.process.terminate()
+        } else {
+            stage.proxy.process.interrupt()
+        };
         let Proxied { process, .. } = stage.proxy;
         let run = process.finish(LIMIT).exits(130);
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());

@@ -65,7 +65,8 @@ fn pulls_through(proxy: SocketAddr, image: &Image, back: impl FnOnce()) {
     for client in clients {
         let (reply, path) = client.join().expect("a client");
         let reply = reply.expect(200);
-        let wanted = image.blobs.iter().find(|blob| path.contains(&blob.digest)).map_or(image.bytes(), |blob| &blob.bytes);
+        let wanted =
+            image.blobs.iter().find(|blob| path.contains(&blob.digest)).map_or(image.bytes(), |blob| &blob.bytes);
         assert!(reply.whole && reply.body == wanted, "{path}");
     }
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
@@ -177,7 +178,8 @@ fn a_tier_that_refuses_the_proxy_is_reported_once_and_counted_and_shown() {
         let status = || http::get(at, "/status.json").expect(200).json();
         let refusals = |status: &serde_json::Value| {
             let all = status["upstreams"].as_array().expect("a list").clone();
-            all.into_iter().find(|upstream| upstream["registry"] == name.as_str()).expect("is there")["refusals"].clone()
+            all.into_iter().find(|upstream| upstream["registry"] == name.as_str()).expect("is there")["refusals"]
+                .clone()
         };
         assert_eq!(refusals(&status()), serde_json::json!({ reason: 4 }));
         // Once it is let in again, that is said too, and the next time is another one.

@@ -82,7 +82,8 @@ async fn who_is_held_back_hears_of_the_limit() {
 #[tokio::test(start_paused = true)]
 async fn an_outage_that_ends_in_time_is_waited_out() {
     for (seconds, tiers) in [(1, 1), (5, 1), (12, 1), (20, 1), (5, 2), (20, 2)] {
-        let bench = Bench::new(|settings| if tiers == 2 { two_tiers(settings, false) } else { at_once(settings) }).await;
+        let bench =
+            Bench::new(|settings| if tiers == 2 { two_tiers(settings, false) } else { at_once(settings) }).await;
         let repository = if tiers == 2 { "mirror/r" } else { "r" };
         bench.world.publish(repository, "v1", &manifest(1));
         let begun = Instant::now();
