@@ -80,7 +80,9 @@ impl<O: Origins> Follow<O> {
             // Marks it as seen: `changed` waits for what comes after this.
             let Progress { stage, at } = *self.progress.borrow_and_update();
             let there = at.min(self.end);
-            if self.at < there {
+            // Some of what came is wrong then: it may be here.
+            let damaged = stage == Stage::Failed && self.fill.why().kind() == Kind::Mismatch;
+            if self.at < there && !damaged {
                 self.aside = None;
                 return self.read(there).await;
             }
