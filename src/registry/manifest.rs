@@ -1,7 +1,9 @@
 //! Manifests: HEAD, GET, PUT.
 
+use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, Method};
+use serde::de::IgnoredAny;
 
 use super::Repo;
 use super::blob::length;
@@ -41,13 +43,16 @@ impl Repo {
         let reference = self.repository.at(target.clone());
         let doing = format!("read manifest {reference}");
         let call = self.call(Method::GET, &format!("manifests/{target}"), scope, doing).await?;
-        let parse = |headers: &HeaderMap, bytes| {
+        let parse = |headers: &HeaderMap, bytes: Bytes| {
             // By tag the header's digest is all there is to check the bytes by.
             let expected = target.digest().or(digest(headers));
-            let read = Manifest::read(bytes, content_type(headers), expected);
+            let read = Manifest::read(bytes.clone(), content_type(headers), expected);
             read.map_err(|error| match error.kind() {
-                // Without a digest nobody says that these are the registry's bytes.
-                Kind::Invalid if expected.is_none() => error.transient(None),
+                // Without a digest nobody says that these are the registry's bytes: a page of something between is not
+                // even JSON.
+                Kind::Invalid if expected.is_none() && serde_json::from_slice::<IgnoredAny>(&bytes).is_err() => {
+                    error.transient(None)
+                }
                 _ => error.transient_if_damaged(),
             })
         };
