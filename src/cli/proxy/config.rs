@@ -93,6 +93,10 @@ struct Bounds {
     fills: Option<Spanned<usize>>,
     head_timeout: Option<Spanned<Seconds>>,
     parallel_fetch: Option<Spanned<usize>>,
+    min_rate: Option<Spanned<Size>>,
+    min_rate_window: Option<Spanned<u64>>,
+    shutdown_delay: Option<Spanned<u64>>,
+    drain_timeout: Option<Spanned<u64>>,
 }
 
 /// Reads a file.
@@ -165,9 +169,27 @@ impl Reader<'_> {
         }
         self.at(&place, World::new(specs.clone()))?;
         let mut settings = Settings { scrub, ..Settings::new(specs, cache) };
+        let min_rate = file.limits.min_rate.as_ref();
+        let min_rate = min_rate.map(|rate| self.at(&rate.referenced, parse_bytes(&rate.value.0))).transpose()?;
+        let seconds = |value: Option<&Spanned<u64>>, range| {
+            value.map(|value| self.within(value, range).map(Duration::from_secs)).transpose()
+        };
+        let min_rate_window = seconds(file.limits.min_rate_window.as_ref(), 1..=3600)?;
+        let shutdown_delay = seconds(file.limits.shutdown_delay.as_ref(), 0..=3600)?.unwrap_or_default();
         let limits = self.limits(file.limits, &mut settings)?;
         let admin = file.listen_admin.map(|address| self.at(&address.referenced, address.value.parse())).transpose()?;
-        Ok(Plan { listen, settings, auth, write_auth, limits, access_log: file.logs.access, listen_admin: admin })
+        Ok(Plan {
+            listen,
+            settings,
+            auth,
+            write_auth,
+            limits,
+            min_rate,
+            min_rate_window,
+            shutdown_delay,
+            access_log: file.logs.access,
+            listen_admin: admin,
+        })
     }
 
     fn limits(&self, bounds: Bounds, settings: &mut Settings) -> Result<Limits> {
@@ -184,6 +206,9 @@ impl Reader<'_> {
                 return Err(fail(&self.name, place.line(), "`head-timeout` is not within 1 and 3600 seconds"));
             }
             limits.head = timeout.value.0;
+        }
+        if let Some(seconds) = bounds.drain_timeout {
+            limits.drain = Duration::from_secs(self.within(&seconds, 0..=86_400)?);
         }
         if let Some(fills) = bounds.fills {
             settings.fills = self.within(&fills, 1..=10_000)?;

@@ -15,6 +15,7 @@
 
 mod follow;
 mod parallel;
+mod places;
 mod store;
 mod write;
 
@@ -27,6 +28,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
+use self::places::Places;
 use super::cache::{Pin, Stored};
 use super::events::{How, What};
 use super::world::Spot;
@@ -42,10 +44,10 @@ use crate::server::FilePipe;
 /// What is being fetched.
 pub(super) struct Fills<S> {
     running: Mutex<HashMap<Digest, Arc<Fill<S>>>>,
-    slots: Semaphore,
+    slots: Places,
     sides: Arc<Semaphore>,
     /// Bodies that are passed on uncached: each has a connection to the upstream of its own.
-    passes: Arc<Semaphore>,
+    passes: Places,
     /// That nothing can be written was said.
     told: std::sync::atomic::AtomicBool,
 }
@@ -109,9 +111,9 @@ impl<S> Fills<S> {
     pub(super) fn new(at_once: usize) -> Self {
         Self {
             running: Mutex::default(),
-            slots: Semaphore::new(at_once.max(1)),
+            slots: Places::new(at_once),
             sides: Arc::new(Semaphore::new(SIDE_READS)),
-            passes: Arc::new(Semaphore::new(at_once.max(1))),
+            passes: Places::new(at_once),
             told: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -196,6 +198,7 @@ impl<O: Origins> Inner<O> {
     ) -> Result<Option<Found<O::Source>>> {
         // A record of the repository may know it, and its size: the same is done whether or not it's cached.
         let mut is_member = self.is_recorded_member(spot, digest).await;
+        let mut joined = false;
         loop {
             if is_member && let Some(stored) = self.stored(digest).await? {
                 return Ok(Some(Found::Hot(stored)));
@@ -221,6 +224,8 @@ impl<O: Origins> Inner<O> {
                     self.note_absent(spot, digest);
                     return Ok(None);
                 }
+                // It was asked for by someone whose patience was over before ours.
+                Err(error) if !begins && error.is_transient() && !std::mem::replace(&mut joined, true) => {}
                 Err(error) => return Err(upstreams_fault(error)),
             }
         }
@@ -292,12 +297,17 @@ impl<O: Origins> Inner<O> {
 
     /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
     async fn passed(&self, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
-        let pass = self.pass(PASS_PATIENCE).await?;
+        let mut pass = self.pass(spot, 0, PASS_PATIENCE).await?;
         let length = range.end - range.start;
         let part = if range.start == 0 { 0..blob.size } else { range.clone() };
         let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
             return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
         };
+        if tier > 0 {
+            // Not while it holds the first tier's: else each would wait for the other.
+            drop(pass);
+            pass = self.pass(spot, tier, PASS_PATIENCE).await?;
+        }
         let body = if range.start > 0 {
             self.counted(spot, tier, first)
         } else {
@@ -306,18 +316,17 @@ impl<O: Origins> Inner<O> {
         Ok(held(body, pass))
     }
 
-    /// A place among what is passed on, when there is one. What isn't cached is fetched for each client, and
+    /// A place among what is passed on from a tier's registry, when there is one. What isn't cached is fetched for each client, and
     /// with too many at once all would get too little of the upstream's line.
     ///
     /// # Errors
     /// [`Kind::Limited`] if there is none within `patience`.
-    async fn pass(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
-        let place = tokio::time::timeout(patience, self.fills.passes.clone().acquire_owned()).await;
+    async fn pass(&self, spot: &Spot, tier: usize, patience: Duration) -> Result<OwnedSemaphorePermit> {
+        let place = self.fills.passes.take(&spot.upstream.tiers[tier].registry, patience).await;
         let busy = || {
             Error::new(Kind::Limited, "too much is passed on uncached at once").transient(Some(Duration::from_secs(5)))
         };
-        // It's never closed.
-        place.ok().and_then(std::result::Result::ok).ok_or_else(busy)
+        place.ok_or_else(busy)
     }
 
     /// Bytes that go round the [`Feed`] are told too.
@@ -333,13 +342,18 @@ impl<O: Origins> Inner<O> {
         blob: &Descriptor,
         part: Range<u64>,
     ) -> Result<Option<(O::Source, usize, Body)>> {
+        let believed = self.told_size(spot, &blob.digest) == Some(blob.size);
         let question = |source: O::Source| {
             let part = part.clone();
             async move {
                 // All of it needs no `Range`.
                 let body =
                     if part == (0..blob.size) { source.blob(blob, 0).await } else { source.part(blob, part).await };
-                body.map(Some)
+                body.map(Some).map_err(|error| match error.kind() {
+                    // Rather the manifest that says another size is wrong: the registry is asked for it.
+                    Kind::Mismatch if believed => error.permanent(),
+                    _ => error,
+                })
             }
         };
         let found = self.upstreams.ask(spot, self.settings.patience, question).await?;
@@ -376,6 +390,8 @@ fn held(body: Body, place: OwnedSemaphorePermit) -> Body {
 
 /// Ranged reads at once beside what is being fetched.
 const SIDE_READS: usize = 32;
+/// How long a fill waits for a place: after it, its clients wait for one among what is passed on.
+const FILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits for a place among what is passed on: the upstream needs some of his patience too.
 const PASS_PATIENCE: Duration = Duration::from_secs(12);
 /// How long one waits who has the head, and some of the bytes: as long as a client may take nothing of them.
