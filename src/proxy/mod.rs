@@ -17,7 +17,7 @@
 //!
 //! # Where things are
 //! - [`cache`]: files, bounds, eviction, the start (the directory is drawn there), collecting
-//! - `fill`: fetching a blob: `fill` finds or begins one and sees it through, `follow` reads along,
+//! - `fill`: fetching a blob: `find` finds or begins one, `write` sees it through, `follow` reads along,
 //!   `parallel` fetches by several requests
 //! - `membership`: which repository holds which content: the access rule
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
