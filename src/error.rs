@@ -267,7 +267,8 @@ impl Error {
     /// A copy for another waiter of the same work (an [`Error`] owns no live resource).
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        let Inner { kind, side, doing, what, quote, hint, retry_after, transient, attempts, spent, reported } = &*self.0;
+        let Inner { kind, side, doing, what, quote, hint, retry_after, transient, attempts, spent, reported } =
+            &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,

@@ -148,7 +148,7 @@ impl<O: Origins> Upstreams<O> {
             changed.mark_unchanged();
             let (mut wait, mut probed) = (None, false);
             for tier in std::mem::take(&mut left) {
-                let base = &spot.upstream.tiers[tier].repository(&spot.repository);
+                let base = &spot.upstream.tiers[tier].repository(&spot.repository)?;
                 let source = self.origins.source(&spot.upstream.name, base)?;
                 errors.remove(&tier);
                 match self.ask_tier(base, patience, round, || question(source.clone())).await {

@@ -1,7 +1,8 @@
 //! Deletes: of a tag, as far as the registry can, and of a manifest.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::Method;
+use http::response::Parts;
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -55,7 +56,8 @@ impl Repo {
         let scope = Scope::delete(&self.repository);
         let call = self.call(Method::GET, self.acr_tag(tag), &scope, doing).await?;
         let parse = |_: &Parts, bytes: Bytes| {
-            let wrong = |error| Error::new(Kind::Invalid, "the answer is not about a tag").quoting(format!(": {error}"));
+            let wrong =
+                |error| Error::new(Kind::Invalid, "the answer is not about a tag").quoting(format!(": {error}"));
             serde_json::from_slice(&bytes).map_err(|error: serde_json::Error| wrong(error).transient(None))
         };
         let read = self.registry.read(call, 1 << 20, parse).await;

@@ -116,7 +116,6 @@ impl Repo {
             let read = self.registry.read(call, MAX_LIST, page).await;
             let (head, size, page): Page<ReferrersPage> = match read {
                 Ok(read) => read,
-                Ok(read) => read,
                 // 404 says that there is no API here (the spec has an empty list for no referrers); some
                 // registries say 400, 405 or even 403 to a path that they don't know. A passing fault says nothing.
                 Err(error)

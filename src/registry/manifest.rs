@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
+use http::response::Parts;
 use http::{HeaderValue, Method};
 use serde::de::IgnoredAny;
 
@@ -50,7 +51,9 @@ impl Repo {
             let read = Manifest::read(memory::own(&bytes), content_type(&head.headers), expected);
             read.map_err(|error| match error.kind() {
                 // Without a digest nobody says that these are the registry's bytes.
-                Kind::Invalid if expected.is_none() => error.transient(None),
+                Kind::Invalid if expected.is_none() && serde_json::from_slice::<IgnoredAny>(&bytes).is_err() => {
+                    error.transient(None)
+                }
                 _ => error.transient_if_damaged(),
             })
         };

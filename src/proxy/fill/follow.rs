@@ -1,6 +1,5 @@
 //! The readers of a blob that is being fetched.
 
-use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,9 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::{ALONE_PATIENCE, Begun, Fill, Found, Progress, Stage, held};
 use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 use crate::proxy::events::Event;
-use crate::proxy::reading::{self, CHUNK, Reader, Readers};
-use crate::proxy::{Inner, Origins};
+use crate::proxy::reading::{CHUNK, Reader, Readers};
+use crate::proxy::{Inner, Origins, cached_blob};
 use crate::retry::Budget;
 use crate::server::FilePipe;
 
@@ -177,12 +177,10 @@ impl<O: Origins> Follow<O> {
             let found = inner.blob_quietly(&spot, &digest).await.0?;
             match found.filter(|found| found.size() == size) {
                 Some(Found::Hot(stored)) => {
-                    let file = stored.file.try_clone().map_err(|error| Error::io("read from the cache", &error))?;
-                    if !same(&inner.readers, served, &old, &Arc::new(file)).await? {
+                    if !same(&inner.readers, served, &old, &stored.file).await? {
                         return Err(wrong);
                     }
-                    let reader = inner.readers.enter(None);
-                    self.alone = Some(reading::stored(stored, self.at..self.end, reader));
+                    self.alone = Some(cached_blob::read(inner, spot, stored, self.at..self.end, None));
                     return Ok(());
                 }
                 Some(Found::Filling(fill)) => {
@@ -228,7 +226,7 @@ impl<O: Origins> Follow<O> {
 }
 
 /// Whether two files have the same bytes there.
-async fn same(readers: &Readers, part: Range<u64>, one: &Arc<File>, other: &Arc<File>) -> Result<bool> {
+async fn same(readers: &Readers, part: Range<u64>, one: &OpenFile, other: &OpenFile) -> Result<bool> {
     let mut at = part.start;
     while at < part.end {
         let end = part.end.min(at + CHUNK as u64);

@@ -106,10 +106,11 @@ async fn while_the_circuit_is_open_one_question_probes_for_all_who_wait() {
     let until = Instant::now() + Duration::from_secs(14);
     for tag in &tags {
         bench.world.publish("r", tag, &manifest(1));
-        bench.world.fail("r", &Target::Tag(tag.clone()), Ill::Away(until));
+        bench.world.fail("r", &Target::Tag(tag.as_str().into()), Ill::Away(until));
     }
     let place = place("r");
-    let pulls = tags.iter().map(async |tag| bench.proxy.manifest(&place, &Target::Tag(tag.clone())).await.is_ok());
+    let pulls =
+        tags.iter().map(async |tag| bench.proxy.manifest(&place, &Target::Tag(tag.as_str().into())).await.is_ok());
     let asked = || bench.world.0.asked.load(Ordering::Relaxed);
     let count = async {
         // All had their first try, and the quick ones after it.
