@@ -52,6 +52,27 @@ def validate(document, where):
     check("validated", True)
 
 
+def check_shutdown():
+    """A pod that stops still answers while it is sent connections: the kubelet waits, or the proxy does."""
+    for version, sleeps in [("1.29.0", None), ("1.30.0", 5), ("1.36.1", 5)]:
+        for values in ("deployment", "users"):
+            documents = template("--values", str(CHART / f"ci/{values}.yaml"), "--kube-version", version,
+                                 "--set", "proxy.terminationGracePeriodSeconds=70")
+            pod = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "proxy")
+            container = pod["spec"]["containers"][0]
+            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds")
+            check(f"{version}: the kubelet sleeps {sleep}", sleep == sleeps)
+            flags = dict(argument[2:].split("=", 1) for argument in container["args"] if "=" in argument)
+            if "config" in flags:
+                config = next(document["data"]["proxy.yaml"] for document in documents if "proxy.yaml" in document.get("data", {}))
+                flags = yaml.safe_load(config)["limits"]
+            delay, drain = int(flags["shutdown-delay"]), int(flags["drain-timeout"])
+            check(f"{version}: the proxy waits {delay} s", delay == (0 if sleeps else 5))
+            check(f"{version}: {drain} s are left to drain", drain == 62)
+    documents = template("--set", "image.repository=r.io/transload", "--set", "proxy.shutdownDelaySeconds=0", "--kube-version", "1.36.0")
+    check("no delay is none", all("lifecycle" not in pod["spec"]["containers"][0] for _, pod in pod_specs(documents)))
+
+
 def template(*values):
     text = run(HELM, "template", "transload", str(CHART), "--namespace", "transload", *values).stdout
     return [document for document in yaml.safe_load_all(text) if document]
@@ -166,6 +187,7 @@ def check_refusals():
         ([image, "proxy.writeBack.existingSecret=w"], "nothing is written back"),
         ([image, "proxy.acceptOpenAccess=yes"], "acceptOpenAccess"),
         *((values, OPEN) for values in open_doors(image)),
+        ([image, "proxy.terminationGracePeriodSeconds=8"], "must be more than"),
     ]:
         flags = [part for value in values for part in ("--set", value)]
         done = run(HELM, "template", "t", str(CHART), *flags, code=1)
@@ -455,6 +477,7 @@ def main():
     check_refusals()
     check_open_door()
     check_principal()
+    check_shutdown()
     check_guide()
     if PROGRAM:
         check_program()

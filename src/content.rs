@@ -221,6 +221,17 @@ impl<S: Source> Feed<S> {
         Verified::resumed(body, &self.blob, 0, self.blob.digest.hasher(), 0, self.marks.clone())
     }
 
+    /// The verified bytes of the whole once more, after `error` if that is a mismatch: what came was damaged, and
+    /// nothing of it is gone on from.
+    ///
+    /// # Errors
+    /// `error` itself, if it is another one, or the budget is spent.
+    pub async fn again(&self, error: Error) -> Result<Verified> {
+        self.budget().retry(error.transient_if_damaged()).await?;
+        self.marks.clear();
+        self.open(0).await
+    }
+
     fn reader(&self, at: u64, body: Option<Body>) -> Reader<S> {
         Reader { holders: self.holders.clone(), now: 0, blob: self.blob.clone(), at, body }
     }

@@ -31,6 +31,7 @@ struct Inner {
     transient: bool,
     attempts: u32,
     spent: Duration,
+    reported: bool,
 }
 
 /// Which end of a copy an error belongs to.
@@ -99,6 +100,7 @@ impl Error {
             transient: matches!(kind, Kind::Network | Kind::Timeout),
             attempts: 0,
             spent: Duration::ZERO,
+            reported: false,
         }))
     }
 
@@ -214,6 +216,24 @@ impl Error {
         self
     }
 
+    /// Marks a mismatch as worth another try: what was damaged on the way may come whole the next time.
+    #[must_use]
+    pub fn transient_if_damaged(self) -> Self {
+        if self.0.kind == Kind::Mismatch { self.transient(None) } else { self }
+    }
+
+    /// Marks it as reported: whoever answers a request with it need not log it again.
+    #[must_use]
+    pub fn reported(mut self) -> Self {
+        self.0.reported = true;
+        self
+    }
+
+    /// Whether the log has it already.
+    pub fn is_reported(&self) -> bool {
+        self.0.reported
+    }
+
     /// What kind of error this is.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -256,7 +276,8 @@ impl Error {
     /// A copy for another waiter of the same work (an [`Error`] owns no live resource).
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        let Inner { kind, side, doing, what, quote, hint, retry_after, transient, attempts, spent } = &*self.0;
+        let Inner { kind, side, doing, what, quote, hint, retry_after, transient, attempts, spent, reported } =
+            &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,
@@ -268,6 +289,7 @@ impl Error {
             transient: *transient,
             attempts: *attempts,
             spent: *spent,
+            reported: *reported,
         }))
     }
 }

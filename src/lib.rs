@@ -50,7 +50,7 @@
 //! - **Places at both ends** of a transfer instead of one number of jobs: so a slow source keeps no other
 //!   one waiting, and huge blobs never take the last place. Images of a list wait in a lane for each source and
 //!   destination, for the same reason.
-//! - **The proxy's disk index is our own S3-FIFO**, not quick_cache's: it reserves room before a fetch, and
+//! - **The proxy's disk index is our own S3-FIFO**, not quick_cache's: it reserves room before bytes are written, and
 //!   never drops what is being read. quick_cache holds what is in memory.
 //! - **The proxy's blobs go to clients by sendfile(2)** (`server::sendfile`), under hyper: half of what a
 //!   blob from the disk cost, and no buffer for a client.

@@ -26,6 +26,8 @@ struct State {
     /// What may still be waited in all for `Retry-After` and backoff.
     patience: Duration,
     started: Instant,
+    /// The end of the wait after the last fault that was charged.
+    waiting_until: Option<Instant>,
 }
 
 impl Budget {
@@ -38,12 +40,15 @@ impl Budget {
             moved: 0,
             patience,
             started: Instant::now(),
+            waiting_until: None,
         })))
     }
 
     /// Asks to try again after `error`: waits as the server or the backoff says, then returns.
     ///
     /// A wait that the server asked for (`Retry-After`) costs patience, but no fault, unless it's none.
+    /// Faults of several requests for one piece of work at the same time are one fault: while one of them
+    /// waits, the others wait with it.
     ///
     /// # Errors
     /// `error` itself, with the number of attempts and the time spent, if it's final or the
@@ -54,6 +59,17 @@ impl Budget {
             None => return Err(self.give_up(error)),
         };
         tracing::warn!("{error}; trying again in {:.1} s", wait.as_secs_f64());
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// The same, for whoever reports the final error itself: a retry is no warning.
+    ///
+    /// # Errors
+    /// Those of [`retry`](Self::retry).
+    pub async fn retry_quietly(&self, error: Error) -> Result<()> {
+        let Some(wait) = self.decide(&error) else { return Err(self.give_up(error)) };
+        tracing::info!("{error}; trying again in {:.1} s", wait.as_secs_f64());
         tokio::time::sleep(wait).await;
         Ok(())
     }
@@ -90,9 +106,19 @@ impl Budget {
             Some(asked) => asked + jitter(Duration::from_millis(250)),
             None => {
                 let fault = state.most.saturating_sub(state.left).min(6);
-                jitter(LONGEST_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault)))
+                let most = LONGEST_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault));
+                // Not less than half: six faults then always outlast an outage of some seconds.
+                most / 2 + jitter(most / 2)
             }
         };
+        // Several connections break at once when the other end goes away.
+        if error.retry_after().is_none()
+            && let Some(left) = state.waiting_until.and_then(|until| until.checked_duration_since(Instant::now()))
+            && !left.is_zero()
+        {
+            state.attempts += 1;
+            return Some(left);
+        }
         // To be told to wait for nothing is no reason to go on for ever.
         let fault = error.retry_after().is_none_or(|asked| asked.is_zero());
         if wait > state.patience || (fault && state.left == 0) {
@@ -100,6 +126,7 @@ impl Budget {
         }
         if fault {
             state.left -= 1;
+            state.waiting_until = Some(Instant::now() + wait);
         }
         state.patience -= wait;
         state.attempts += 1;
@@ -170,6 +197,23 @@ mod tests {
         }
         budget.retry(fault()).await.expect("forgiven");
         budget.retry(fault()).await.expect_err("no progress since");
+    }
+
+    /// Four connections to one registry break together when it restarts: that is one fault, not four.
+    #[tokio::test(start_paused = true)]
+    async fn faults_at_the_same_time_are_one_fault() {
+        let budget = Budget::new(1, Duration::from_secs(60));
+        let all = futures_util::future::join_all((0..4).map(|_| budget.retry(fault()))).await;
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+        budget.retry(fault()).await.expect_err("a later fault is another one");
+    }
+
+    /// However the jitter falls, the six faults of a blob take longer than a registry's restart.
+    #[tokio::test(start_paused = true)]
+    async fn the_faults_of_a_blob_outlast_a_restart() {
+        let (budget, begun) = (Budget::default(), Instant::now());
+        while budget.retry(fault()).await.is_ok() {}
+        assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]

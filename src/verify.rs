@@ -152,6 +152,11 @@ impl Marks {
         marks.iter().rev().find(|(at, _)| *at <= offset).cloned()
     }
 
+    /// Forgets all of them: some of the bytes before them were wrong.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Keeps the state at `offset`, if the last one kept is far enough behind: 16 MiB, or a
     /// 256th of a blob so large that this would be many.
     fn note(&self, offset: u64, size: u64, hasher: &Hasher) {

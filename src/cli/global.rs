@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use crate::credentials::entra::EntraSettings;
 use crate::credentials::{Credential, Credentials, Settings};
 use crate::error::{Error, Kind, Result};
-use crate::registry::{Options, Registries};
+use crate::registry::{MinRate, Options, Registries};
 use crate::regular_file;
 
 /// Flags of all commands.
@@ -44,6 +44,13 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(super) idle_timeout: u64,
+    /// Give a connection up, and try again, when a blob comes with fewer bytes a second; 0 for no limit
+    #[arg(long, global = true, value_name = "SIZE", default_value = "1KiB", value_parser = parse_bytes, help_heading = GLOBAL)]
+    pub(super) min_rate: u64,
+    /// Of so many seconds of waiting for bytes --min-rate is the average
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(super) min_rate_window: u64,
 }
 
 /// How results are printed.
@@ -85,6 +92,7 @@ impl Global {
             resolve: Arc::new(self.resolve.iter().cloned().collect()),
             realms: self.allow_realm.clone(),
             idle: Duration::from_secs(self.idle_timeout),
+            min_rate: MinRate { bytes: self.min_rate, window: Duration::from_secs(self.min_rate_window) },
             ..Options::default()
         })
     }

@@ -173,8 +173,11 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         Command::Mirror(args) => args.stays(),
         _ => false,
     };
+    let again = interrupted_again();
     let result = tokio::select! {
         result = run => result,
+        // Whoever asks twice doesn't want to wait for the end of what is under way.
+        signal = again, if drains => return Err(Error::new(Kind::Interrupted, format!("interrupted again by {signal}"))),
         signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
             .hint("what was moved stays: the same command goes on from there")),
     };
@@ -205,6 +208,23 @@ fn asked_to_stop() -> impl Future<Output = ()> {
     let stop = interrupted();
     async move {
         let _ = stop.await;
+    }
+}
+
+/// Returns when the user or the system asks to stop for the second time, counted from the call on.
+fn interrupted_again() -> impl Future<Output = &'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let signals = signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok());
+    async {
+        let Some((mut int, mut term)) = signals else { return std::future::pending().await };
+        let mut next = async || {
+            tokio::select! {
+                _ = int.recv() => "SIGINT",
+                _ = term.recv() => "SIGTERM",
+            }
+        };
+        next().await;
+        next().await
     }
 }
 

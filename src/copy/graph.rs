@@ -279,7 +279,7 @@ async fn read_small<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<b
     loop {
         match read().await {
             Ok(bytes) => return Ok(Some(bytes)),
-            Err(error) => budget.retry(error.on(Side::Source)).await?,
+            Err(error) => budget.retry(error.transient_if_damaged().on(Side::Source)).await?,
         }
     }
 }

@@ -11,9 +11,10 @@ use super::turns::Turn;
 use super::{BLOB_PATIENCE, BlobStep, Engine, Outcome, Plan, Report};
 use crate::content::{Destination, Feed, Source, Started};
 use crate::descriptor::Descriptor;
-use crate::error::{Result, Side};
+use crate::error::{Kind, Result, Side};
 use crate::reference::Repository;
 use crate::retry::Budget;
+use crate::verify::Verified;
 
 impl Engine {
     /// Brings `blob` to the destination, unless it's there.
@@ -77,7 +78,7 @@ impl Engine {
                 let _place = self.place(source, destination.repository(), blob.size).await;
                 let feed = self.feed(source, blob);
                 let body = feed.open(0).await?;
-                destination.upload(session, &feed, body).await.map_err(|error| error.on(Side::Destination))?;
+                upload(destination, session, &feed, body).await?;
                 Ok(Outcome::Uploaded { bytes: blob.size, attempts: feed.budget().attempts() })
             }
         }
@@ -98,7 +99,7 @@ impl Engine {
         let start = async { destination.start(blob, None).await.map_err(|error| error.on(Side::Destination)) };
         let (started, body) = future::try_join(start, feed.open(0)).await?;
         if let Started::Session(session) = started {
-            destination.upload(session, &feed, body).await.map_err(|error| error.on(Side::Destination))?;
+            upload(destination, session, &feed, body).await?;
         }
         Ok(Outcome::Uploaded { bytes: blob.size, attempts: feed.budget().attempts() })
     }
@@ -149,6 +150,31 @@ impl Engine {
         let (observer, digest) = (self.observer.clone(), blob.digest);
         let moved = Arc::new(move |bytes| observer.moved(&digest, bytes));
         Feed::new(source.clone(), blob.clone(), Budget::new(self.retries, BLOB_PATIENCE), moved)
+    }
+}
+
+/// Sends the blob, and all of it once more where the source's bytes were damaged on the way.
+async fn upload<S: Source, D: Destination>(
+    destination: &D,
+    session: D::Session,
+    feed: &Feed<S>,
+    body: Verified,
+) -> Result<()> {
+    let (mut session, mut body) = (session, body);
+    loop {
+        let error = match destination.upload(session, feed, body).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error.on(Side::Destination),
+        };
+        if error.kind() != Kind::Mismatch || error.side() != Some(Side::Source) {
+            return Err(error);
+        }
+        // The former session is given up: it has some of the wrong bytes.
+        body = feed.again(error).await?;
+        session = match destination.start(feed.blob(), None).await.map_err(|error| error.on(Side::Destination))? {
+            Started::Mounted => return Ok(()),
+            Started::Session(session) => session,
+        };
     }
 }
 

@@ -27,30 +27,51 @@ pub use self::admin::{ADMIN_HEADER, Admin, Asked, chunked, json};
 
 /// Whether the program is of use now. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<Mutex<Option<String>>>);
+pub struct Health(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// Why it is of no use now.
+    why_not: Option<String>,
+    /// It stops, whatever else is found of it.
+    ends: bool,
+}
 
 impl Health {
     /// Not ready yet, and why.
     pub fn unready_since(why: &str) -> Self {
-        Self(Arc::new(Mutex::new(Some(why.to_owned()))))
+        Self(Arc::new(Mutex::new(State { why_not: Some(why.to_owned()), ends: false })))
     }
 
     /// It is of use.
     pub fn ready(&self) {
-        *self.lock() = None;
+        let mut state = self.lock();
+        if !state.ends {
+            state.why_not = None;
+        }
     }
 
     /// It isn't any more, and why: a line for people.
     pub fn unready(&self, why: impl Into<String>) {
-        *self.lock() = Some(why.into());
+        let mut state = self.lock();
+        if !state.ends {
+            state.why_not = Some(why.into());
+        }
+    }
+
+    /// The program stops: it is not ready from now on, whatever else is said.
+    pub fn ends(&self) {
+        let mut state = self.lock();
+        state.why_not = Some("it stops".to_owned());
+        state.ends = true;
     }
 
     /// Why it isn't ready; `None` if it is.
     pub fn why_not(&self) -> Option<String> {
-        self.lock().clone()
+        self.lock().why_not.clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -84,7 +84,7 @@ impl<O: Origins> Backend for Proxy<O> {
 
     async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
         let Some(spot) = self.find(place, What::Tags) else { return Ok(None) };
-        let (found, how) = self.0.tags(&spot).await;
+        let (found, how) = self.0.tags(&spot, after.is_some()).await;
         let Some(tags) = self.told(&spot, What::Tags, found, how)? else { return Ok(None) };
         let behind = |tag: &&Tag| after.is_none_or(|after| tag.as_str() > after);
         Ok(Some(tags.iter().filter(behind).take(most).cloned().collect()))

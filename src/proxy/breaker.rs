@@ -1,89 +1,110 @@
-//! When to leave an upstream alone. No I/O.
+//! The circuit breaker of an upstream registry: when to leave it alone. No I/O.
+//!
+//! ```text
+//!            FAULTS failures in a row            the pause is over
+//!   closed ───────────────────────────▶ open ───────────────────────▶ probing
+//!     ▲                                  ▲                               │
+//!     │                                  └── it fails: pause × 2 ────────┤
+//!     └───────────────────────── it is answered ─────────────────────────┘
+//! ```
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
 
-/// One registry's state: whether it's down, and whether it asked to be left alone.
+/// One registry's state: whether it is down, and whether it asked to be left alone.
 ///
-/// After [`FAULTS`] failures in a row nobody asks it for [`PAUSE`]; then one does, and the others go on
-/// when that went well. So a dead upstream costs its clients no waiting, and a sick one isn't killed.
+/// After [`FAULTS`] failures in a row nobody asks it for a pause of [`FIRST_PAUSE`]. Then one question probes it,
+/// and the others wait for the result. Each failed probe doubles the pause, up to [`LONGEST_PAUSE`]. So an outage of
+/// some seconds ends for the clients soon after it ends for the registry, and a sick registry is not overrun.
 #[derive(Debug)]
 pub(super) struct Breaker {
     registry: String,
     state: Mutex<State>,
+    /// Wakes those who wait: some breaker of the proxy changed its state.
+    changed: Arc<watch::Sender<()>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Failures in a row.
     faults: u32,
-    /// Nobody asks before this.
-    apart_until: Option<Instant>,
+    open: Option<Open>,
     /// It answered 429, with this as the end of the wait.
     limited_until: Option<Instant>,
 }
 
+/// The registry does not answer.
+#[derive(Debug)]
+struct Open {
+    since: Instant,
+    /// Nobody asks before this.
+    until: Instant,
+    pause: Duration,
+    /// One question is on its way.
+    probing: bool,
+    /// What the last question came to.
+    cause: String,
+}
+
+/// The right to ask once. Dropped without [`learn`](Permit::learn), it says nothing of the registry.
+#[derive(Debug)]
+pub(super) struct Permit<'a> {
+    breaker: &'a Breaker,
+    probe: bool,
+}
+
+/// Why the registry is not asked now.
+#[derive(Debug)]
+pub(super) struct Withheld {
+    /// What to say if nobody waits for the end of it.
+    pub(super) error: Error,
+    /// When to try again; `None` while a probe is on its way, whose end the breakers' signal tells.
+    pub(super) again: Option<Duration>,
+}
+
 impl Breaker {
-    pub(super) fn new(registry: &str) -> Self {
-        Self { registry: registry.to_owned(), state: Mutex::default() }
+    /// Of this registry; changes are signalled by `changed`.
+    pub(super) fn new(registry: &str, changed: Arc<watch::Sender<()>>) -> Self {
+        Self { registry: registry.to_owned(), state: Mutex::default(), changed }
     }
 
-    /// Whether it may be asked now.
+    /// Asks for the right to ask the registry.
     ///
     /// # Errors
-    /// [`Kind::Limited`] or [`Kind::Network`], with the time to wait.
-    pub(super) fn check(&self) -> Result<()> {
-        self.limit()?;
+    /// Why not now, and for how long.
+    pub(super) fn permit(&self) -> Result<Permit<'_>, Withheld> {
+        self.limit().map_err(|error| Withheld { again: error.retry_after(), error })?;
         let now = Instant::now();
         let mut state = self.lock();
-        match state.apart_until {
-            Some(until) if until > now => {
-                let what = format!("{} does not answer: it is not asked again so soon", self.registry);
-                Err(Error::new(Kind::Network, what).transient(Some(until - now)))
-            }
-            Some(_) => {
-                // This one tries; the others wait for how it ends.
-                state.apart_until = Some(now + PAUSE);
-                Ok(())
-            }
-            None => Ok(()),
+        let Some(open) = &mut state.open else { return Ok(Permit { breaker: self, probe: false }) };
+        let rest = open.until.saturating_duration_since(now);
+        if !open.probing && rest.is_zero() {
+            open.probing = true;
+            return Ok(Permit { breaker: self, probe: true });
         }
+        let again = (!open.probing).then_some(rest);
+        let next = again.map_or("now".to_owned(), |rest| format!("in {:.1} s", rest.as_secs_f64()));
+        let what = format!("{} (circuit open for {}, next try {next})", open.cause, self.registry);
+        let error = Error::new(Kind::Network, what).transient(Some(rest.max(SHORT))).reported();
+        Err(Withheld { error, again })
     }
 
-    /// Learns how asking it ended.
-    pub(super) fn learn<T>(&self, asked: &Result<T>) {
-        let mut state = self.lock();
-        let Err(error) = asked else {
-            *state = State::default();
-            return;
-        };
-        match error.kind() {
-            Kind::Limited => {
-                let wait = error.retry_after().unwrap_or(SHORT).clamp(SHORT, LONGEST);
-                state.limited_until = Some(Instant::now() + wait);
-            }
-            Kind::Network | Kind::Timeout | Kind::Registry if error.is_transient() => {
-                state.faults += 1;
-                if state.faults >= FAULTS {
-                    if state.apart_until.is_none() {
-                        tracing::error!("{error}; {} is left alone for a while", self.registry);
-                    }
-                    state.apart_until = Some(Instant::now() + PAUSE);
-                }
-            }
-            // It answered, though not with what was wanted.
-            _ => *state = State::default(),
-        }
-    }
-
-    /// Whether it's asked at all now.
+    /// Whether it is asked at all now.
     pub(super) fn is_well(&self) -> bool {
         let now = Instant::now();
         let state = self.lock();
-        ![state.apart_until, state.limited_until].into_iter().flatten().any(|until| until > now)
+        let paused = state.open.as_ref().is_some_and(|open| open.probing || open.until > now);
+        !paused && state.limited_until.is_none_or(|until| until <= now)
+    }
+
+    /// Whether it is known to be down: whatever fails then is no news.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().open.is_some()
     }
 
     /// Whether it asked to be left alone.
@@ -94,10 +115,41 @@ impl Breaker {
         let now = Instant::now();
         match self.lock().limited_until.filter(|until| *until > now) {
             Some(until) => {
-                let what = format!("{} wants to be asked less", self.registry);
-                Err(Error::new(Kind::Limited, what).transient(Some(until - now)))
+                let wait = until - now;
+                let what = format!("rate limited by {}, next try in {:.0} s", self.registry, wait.as_secs_f64().ceil());
+                Err(Error::new(Kind::Limited, what).transient(Some(wait)))
             }
             None => Ok(()),
+        }
+    }
+
+    fn failed(&self, state: &mut State, error: &Error, probe: bool) {
+        let now = Instant::now();
+        state.faults += 1;
+        match &mut state.open {
+            Some(open) if probe => {
+                open.pause = (open.pause * 2).min(LONGEST_PAUSE);
+                open.until = now + open.pause;
+                open.probing = false;
+                open.cause = error.to_string();
+            }
+            // It was on its way when the circuit opened.
+            Some(_) => {}
+            None if state.faults >= FAULTS => {
+                tracing::error!("{error}; circuit open for {}: it is asked less until it answers", self.registry);
+                let until = now + FIRST_PAUSE;
+                let cause = error.to_string();
+                state.open = Some(Open { since: now, until, pause: FIRST_PAUSE, probing: false, cause });
+            }
+            None => {}
+        }
+    }
+
+    fn answered(&self, state: &mut State) {
+        state.faults = 0;
+        if let Some(open) = state.open.take() {
+            let down = open.since.elapsed().as_secs();
+            tracing::warn!("circuit closed for {}: it answers again after {down} s", self.registry);
         }
     }
 
@@ -106,72 +158,161 @@ impl Breaker {
     }
 }
 
+impl Permit<'_> {
+    /// Learns how asking ended.
+    pub(super) fn learn<T>(mut self, asked: &Result<T>) {
+        let breaker = self.breaker;
+        let mut state = breaker.lock();
+        match asked.as_ref().map_err(|error| (error.kind(), error)) {
+            Err((Kind::Limited, error)) => {
+                breaker.answered(&mut state);
+                let wait = error.retry_after().unwrap_or(SHORT).clamp(SHORT, LONGEST_LIMIT);
+                state.limited_until = Some(Instant::now() + wait);
+            }
+            Err((Kind::Network | Kind::Timeout | Kind::Registry, error)) if error.is_transient() => {
+                breaker.failed(&mut state, error, self.probe);
+            }
+            // It answered, though perhaps not with what was wanted.
+            _ => {
+                breaker.answered(&mut state);
+                state.limited_until = None;
+            }
+        }
+        drop(state);
+        if std::mem::take(&mut self.probe) {
+            breaker.changed.send_replace(());
+        }
+    }
+}
+
+impl Drop for Permit<'_> {
+    /// A probe that was abandoned leaves its turn to the next one.
+    fn drop(&mut self) {
+        if self.probe {
+            if let Some(open) = &mut self.breaker.lock().open {
+                open.probing = false;
+            }
+            self.breaker.changed.send_replace(());
+        }
+    }
+}
+
+/// Failures in a row that open the circuit.
 const FAULTS: u32 = 5;
-const PAUSE: Duration = Duration::from_secs(10);
-/// For how long a registry that answers 429 is left alone: by default and at least, and at most.
+/// How long nobody asks after the circuit opened.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// And at most: less than half of a client's patience, so that each client that waits sees a probe or two.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// For how long a registry that answers 429 is left alone: by default and at least.
 const SHORT: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(120);
+/// And at most.
+const LONGEST_LIMIT: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn breaker() -> Breaker {
+        Breaker::new("r.io", Arc::new(watch::Sender::new(())))
+    }
+
     fn down() -> Result<()> {
         Err(Error::new(Kind::Network, "refused"))
     }
 
+    fn ask(breaker: &Breaker, answer: &Result<()>) {
+        breaker.permit().expect("may be asked").learn(answer);
+    }
+
+    fn opened() -> Breaker {
+        let breaker = breaker();
+        (0..FAULTS).for_each(|_| ask(&breaker, &down()));
+        breaker
+    }
+
+    /// How long nobody may ask.
+    fn rest(breaker: &Breaker) -> Option<Duration> {
+        breaker.permit().err().and_then(|withheld| withheld.again)
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn one_at_a_time_tries_what_is_down() {
-        let breaker = Breaker::new("r.io");
-        for _ in 0..FAULTS {
-            breaker.check().expect("is asked");
-            breaker.learn(&down());
+    async fn the_first_pause_is_a_second_and_each_failed_probe_doubles_it() {
+        let breaker = opened();
+        for seconds in [1, 2, 4, 8, 10, 10] {
+            assert_eq!(rest(&breaker), Some(Duration::from_secs(seconds)));
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            ask(&breaker, &down());
         }
-        assert_eq!(breaker.check().expect_err("left alone").kind(), Kind::Network);
-        tokio::time::sleep(PAUSE + SHORT).await;
-        breaker.check().expect("one tries");
-        breaker.check().expect_err("the others wait");
-        breaker.learn(&Ok(()));
-        breaker.check().expect("it is back");
-        breaker.check().expect("for all");
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        ask(&breaker, &Ok(()));
+        assert!(breaker.permit().is_ok() && !breaker.is_open(), "it is back");
+        (1..FAULTS).for_each(|_| ask(&breaker, &down()));
+        assert!(!breaker.is_open(), "faults are counted anew");
+        ask(&breaker, &down());
+        assert_eq!(rest(&breaker), Some(FIRST_PAUSE), "and pauses too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_question_probes_and_the_others_wait_for_its_end() {
+        let breaker = opened();
+        tokio::time::sleep(FIRST_PAUSE).await;
+        let mut changed = breaker.changed.subscribe();
+        let probe = breaker.permit().expect("the probe");
+        for _ in 0..10 {
+            assert!(breaker.permit().is_err_and(|withheld| withheld.again.is_none()), "one at a time");
+        }
+        // A client that leaves in the middle of it leaves its turn to the next one.
+        drop(probe);
+        assert!(changed.has_changed().expect("a sender"));
+        changed.mark_unchanged();
+        breaker.permit().expect("the next probe").learn(&Ok(()));
+        assert!(changed.has_changed().expect("a sender"));
+        assert!((0..10).all(|_| breaker.permit().is_ok()), "all go on");
+    }
+
+    /// Thousands of questions may be on their way when a registry goes down: their ends are one event.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_on_its_way_does_not_make_the_pause_longer() {
+        let breaker = breaker();
+        let permits: Vec<_> = (0..1000).map(|_| breaker.permit().expect("closed")).collect();
+        permits.into_iter().for_each(|permit| permit.learn(&down()));
+        assert_eq!(rest(&breaker), Some(FIRST_PAUSE));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_limit_is_waited_out() {
-        let breaker = Breaker::new("r.io");
-        let limited = Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(60)));
-        breaker.learn::<()>(&Err(limited));
+        let breaker = breaker();
+        ask(&breaker, &Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(60)))));
         tokio::time::sleep(Duration::from_secs(20)).await;
-        let error = breaker.check().expect_err("limited");
+        let error = breaker.permit().expect_err("limited").error;
         assert_eq!((error.kind(), error.retry_after()), (Kind::Limited, Some(Duration::from_secs(40))));
         assert!(!breaker.is_well());
         tokio::time::sleep(Duration::from_secs(41)).await;
-        breaker.check().expect("over");
+        assert!(breaker.permit().is_ok(), "over");
     }
 
-    /// Whatever a registry says: it's asked again the same hour.
+    /// Whatever a registry says: it is asked again the same hour.
     #[tokio::test(start_paused = true)]
     async fn no_registry_is_left_alone_for_ever() {
-        let breaker = Breaker::new("r.io");
-        let limited = Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(u64::MAX / 2)));
-        breaker.learn::<()>(&Err(limited));
-        breaker.check().expect_err("limited");
-        tokio::time::sleep(LONGEST + SHORT).await;
-        breaker.check().expect("asked again");
+        let breaker = breaker();
+        ask(&breaker, &Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(u64::MAX / 2)))));
+        assert!(breaker.permit().is_err(), "limited");
+        tokio::time::sleep(LONGEST_LIMIT + SHORT).await;
+        assert!(breaker.permit().is_ok(), "asked again");
     }
 
-    /// Nor what will be the same whoever asks how often; and faults count in a row only.
+    /// Nor is one that answers, whatever it answers; and faults count in a row only.
     #[test]
     fn what_is_not_there_is_no_fault() {
-        let breaker = Breaker::new("r.io");
+        let breaker = breaker();
         for error in [Error::new(Kind::NotFound, "no"), Error::new(Kind::Registry, "nonsense").permanent()] {
             let answered: Result<()> = Err(error);
-            (0..20).for_each(|_| breaker.learn(&answered));
+            (0..20).for_each(|_| ask(&breaker, &answered));
             assert!(breaker.is_well());
         }
         for _ in 0..5 {
-            (1..FAULTS).for_each(|_| breaker.learn(&down()));
-            breaker.learn(&Ok(()));
+            (1..FAULTS).for_each(|_| ask(&breaker, &down()));
+            ask(&breaker, &Ok(()));
         }
         assert!(breaker.is_well());
     }

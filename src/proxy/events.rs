@@ -104,6 +104,13 @@ pub enum Event<'a> {
         /// What went wrong, if it did.
         failed: Option<Kind>,
     },
+    /// A registry refused the proxy what it asked for, or can't be asked until somebody mends something.
+    Refused {
+        /// The registry.
+        registry: &'a str,
+        /// Why, in one word, such as `unauthorized` (401) or `denied` (403).
+        reason: &'static str,
+    },
     /// Bytes of a blob came from a registry.
     Moved {
         /// The registry.

@@ -2,7 +2,7 @@
 //! last had them.
 //!
 //! Who lists tags wants to know what is new, and who lists referrers whether there is a signature by now: so
-//! there is no TTL, and what is kept is given only where the upstream is down, silent or limited. It's kept in
+//! there is no TTL but for the further pages of a list that a client reads by pages, and what is kept is given only where the upstream is down, silent or limited. It's kept in
 //! memory, within a bound of bytes for each of the two; a proxy that starts while its upstream is down has none.
 
 use std::future::Future;
@@ -83,9 +83,17 @@ impl<T: Serialize + DeserializeOwned> Lists<T> {
 }
 
 impl<O: Origins> Inner<O> {
-    /// All tags of the upstream, in order; or those that it had.
-    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot) -> (Result<Option<Arc<Vec<Tag>>>>, How) {
+    /// All tags of the upstream, in order; or those that it had. For a further page that is the list that the first one
+    /// was cut from, within a tag's TTL: else each page would cost the upstream the whole list.
+    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot, further: bool) -> (Result<Option<Arc<Vec<Tag>>>>, How) {
         let key = (spot.clone(), None);
+        let fresh = spot.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl);
+        if let Some(kept) = self.lists.tags.kept.get(&key).filter(|kept| further && kept.since.elapsed() < fresh)
+            && !self.rests(self.key(spot, &("list", &key.1)))
+            && let Ok(list) = serde_json::from_slice(&kept.list)
+        {
+            return (Ok(Some(Arc::new(list))), How::Hit);
+        }
         self.list(
             |state| &state.tags,
             key,
@@ -144,7 +152,11 @@ impl<O: Origins> Inner<O> {
             Err(error) if error.kind() != Kind::Interrupted => match old() {
                 Some((list, since)) => {
                     let (repository, age) = (&key.0.repository, since.elapsed().as_secs());
-                    tracing::warn!("{error}: a list of {repository} is served as it was {age} s ago");
+                    if error.is_reported() {
+                        tracing::info!("{error}: a list of {repository} is served as it was {age} s ago");
+                    } else {
+                        tracing::warn!("{error}: a list of {repository} is served as it was {age} s ago");
+                    }
                     self.rest(rest);
                     (Ok(Some(Arc::new(list))), How::Stale)
                 }

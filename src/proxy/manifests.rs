@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quick_cache::sync::Cache as Memory;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::cache::{Tag, TagName};
 use super::events::{Event, How, What};
@@ -137,14 +137,21 @@ impl<O: Origins> Inner<O> {
             Ok(None) => return (Ok(None), How::Absent),
             Err(error) => return (Err(error), How::Failed),
         };
-        let (found, read) = self.by_digest(spot, &current).await;
-        if found.is_ok() || current == known.digest() {
-            return (found, if how == How::Hit { read } else { how });
-        }
-        // The tag has moved to what can't be read now.
-        match self.cache.documents.manifest(&known.digest()).await {
-            Some(old) => (Ok(Some(old)), How::Stale),
-            None => (found, How::Failed),
+        let moved = current != known.digest();
+        let old = if moved { self.cache.documents.manifest(&known.digest()).await } else { None };
+        let reading = self.by_digest(spot, &current);
+        let (found, read) = if old.is_some() {
+            let read = timeout(self.settings.stale_patience, reading).await;
+            let late = || Error::new(Kind::Timeout, format!("{current} did not come in time"));
+            read.unwrap_or_else(|_| (Err(late()), How::Failed))
+        } else {
+            reading.await
+        };
+        match (found, old) {
+            // The tag has moved to what can't be read now.
+            (Err(_), Some(old)) => (Ok(Some(old)), How::Stale),
+            (Err(error), None) if moved => (Err(error), How::Failed),
+            (found, _) => (found, if how == How::Hit { read } else { how }),
         }
     }
 
@@ -165,7 +172,11 @@ impl<O: Origins> Inner<O> {
         let patience = self.settings.stale_patience;
         match self.patiently(patience, async { self.look(spot, &target, patience).await.0 }).await {
             Err(error) if error.kind() != Kind::Interrupted => {
-                tracing::warn!("{error}: {tag} is served as it was {} s ago", age(&known).as_secs());
+                if error.is_reported() {
+                    tracing::info!("{error}: {tag} is served as it was {} s ago", age(&known).as_secs());
+                } else {
+                    tracing::warn!("{error}: {tag} is served as it was {} s ago", age(&known).as_secs());
+                }
                 self.rest(key);
                 (Ok(Some(known.descriptor())), How::Stale)
             }
@@ -337,7 +348,8 @@ impl<O: Origins> Inner<O> {
 pub(super) fn upstreams_fault(error: Error) -> Error {
     match error.kind() {
         Kind::Mismatch | Kind::Invalid | Kind::Unsupported | Kind::Refused | Kind::SessionLost | Kind::TooLarge => {
-            Error::new(Kind::Registry, error.to_string())
+            let made = Error::new(Kind::Registry, error.to_string());
+            if error.is_reported() { made.reported() } else { made }
         }
         _ => error,
     }

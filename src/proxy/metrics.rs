@@ -24,6 +24,7 @@ pub struct Metrics {
     answers: Family<[Label; 1], Counter>,
     asked: Family<[Label; 2], Counter>,
     took: Timed,
+    refused: Family<[Label; 2], Counter>,
     bytes: Family<[Label; 1], Counter>,
     sent: Family<[Label; 1], Counter>,
     fills: Gauge,
@@ -43,6 +44,7 @@ impl Metrics {
             answers: Family::default(),
             asked: Family::default(),
             took: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            refused: Family::default(),
             bytes: Family::default(),
             sent: Family::default(),
             fills: Gauge::default(),
@@ -58,6 +60,7 @@ impl Metrics {
             answers,
             asked,
             took,
+            refused,
             bytes,
             sent,
             fills,
@@ -73,6 +76,7 @@ impl Metrics {
         proxy.register("answers", "Answers to clients by their status, whatever was asked for", answers);
         proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
         proxy.register("upstream_seconds", "How long registries took to answer, up to the head", took);
+        proxy.register("upstream_refused", "Questions that registries refused to the proxy by the reason", refused);
         proxy.register("upstream_bytes", "Bytes of blobs that came from registries", bytes);
         proxy.register("sent_bytes", "Bytes of blobs that went to clients by what they came from", sent);
         proxy.register("fills", "Blobs that are being fetched into the cache", fills);
@@ -102,6 +106,10 @@ impl Observer for Metrics {
                 let result = failed.map_or(Cow::Borrowed("ok"), |kind| format!("{kind:?}").to_lowercase().into());
                 self.asked.get_or_create(&[registry(), ("result", result)]).inc();
                 self.took.get_or_create(&[registry()]).observe(took.as_secs_f64());
+            }
+            Event::Refused { registry, reason } => {
+                let registry = Cow::Owned((*registry).to_owned());
+                self.refused.get_or_create(&[("registry", registry), ("reason", (*reason).into())]).inc();
             }
             Event::Moved { registry, bytes } => {
                 let label = [("registry", Cow::Owned((*registry).to_owned()))];
@@ -232,6 +240,7 @@ mod tests {
             Event::Answered { status: 401 },
             asked(None),
             asked(Some(Kind::Limited)),
+            Event::Refused { registry: "r.io", reason: "denied" },
             Event::Moved { registry: "r.io", bytes: 4096 },
             Event::Sent { from: Tier::Disk, bytes: 1000 },
             Event::Sent { from: Tier::Disk, bytes: 24 },
@@ -254,6 +263,7 @@ mod tests {
             r#"transload_proxy_upstream_requests_total{registry="r.io",result="ok"} 1"#,
             r#"transload_proxy_upstream_requests_total{registry="r.io",result="limited"} 1"#,
             r#"transload_proxy_upstream_seconds_bucket{le="0.025",registry="r.io"} 2"#,
+            r#"transload_proxy_upstream_refused_total{registry="r.io",reason="denied"} 1"#,
             r#"transload_proxy_upstream_bytes_total{registry="r.io"} 4096"#,
             r#"transload_proxy_sent_bytes_total{from="disk"} 1024"#,
             r#"transload_proxy_sent_bytes_total{from="passed"} 7"#,

@@ -17,12 +17,12 @@
 //!
 //! # Where things are
 //! - [`cache`]: files, bounds, eviction, the start (the directory is drawn there), collecting
-//! - `fill`: fetching a blob: `fill` finds or begins one and sees it through, `follow` reads along,
+//! - `fill`: fetching a blob: `find` finds or begins one, `write` sees it through, `follow` reads along,
 //!   `parallel` fetches by several requests
 //! - `membership`: which repository holds which content: the access rule
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
-//! - `upstream`, `breaker`: asking registries; [`Origins`] is all that is known of them
+//! - `upstream`, `breaker`, `refusals`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
@@ -55,6 +55,7 @@ mod manifests;
 mod membership;
 pub mod metrics;
 mod reading;
+mod refusals;
 pub mod rules;
 pub mod scrub;
 pub mod status;
@@ -71,7 +72,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use through::Through;
-pub use upstream::Origins;
+pub use upstream::{Health, Origins};
 
 use self::cache::Cache;
 use self::events::{Event, How, Observer, What};
@@ -204,8 +205,8 @@ impl<O: Origins> Proxy<O> {
         &self.0.upstreams.origins
     }
 
-    /// The registries that are read from, and whether they answer.
-    pub fn health(&self) -> Vec<(String, bool)> {
+    /// How the registries do that are read from.
+    pub fn health(&self) -> Vec<Health> {
         self.0.upstreams.health()
     }
 

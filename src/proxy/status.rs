@@ -1,13 +1,13 @@
 //! What the status page shows: a static page, fed by one JSON document.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::events::{Event, How, Observer, What};
-use super::{Origins, Proxy};
+use super::{Health, Origins, Proxy};
 use crate::error::Kind;
 
 /// What happened lately, for people. Clones share it.
@@ -49,6 +49,8 @@ pub struct Status {
 struct Upstream {
     registry: String,
     well: bool,
+    /// Why it refuses the proxy, and for how many repositories, where it does.
+    refusals: BTreeMap<&'static str, usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -78,13 +80,14 @@ impl Lately {
             got,
             size,
         };
+        let upstream = |Health { registry, well, refusals }: Health| Upstream { registry, well, refusals };
         Status {
             hit_ratio: if seen.requests == 0 { 0.0 } else { seen.hits as f64 / seen.requests as f64 },
             requests: seen.requests,
             blobs: blobs as u64,
             bytes,
             bound: proxy.settings().cache.size,
-            upstreams: proxy.health().into_iter().map(|(registry, well)| Upstream { registry, well }).collect(),
+            upstreams: proxy.health().into_iter().map(upstream).collect(),
             filling: proxy.filling().into_iter().map(filling).collect(),
             most_pulled,
             errors: seen.errors.iter().rev().cloned().collect(),

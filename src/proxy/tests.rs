@@ -49,6 +49,8 @@ struct Content {
     open: (AtomicUsize, AtomicUsize),
     /// Each frame of a blob and each page of tags takes one, if there is a gate.
     gate: Mutex<Option<Arc<Semaphore>>>,
+    /// The gate is before this repository only.
+    gated: Mutex<Option<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,6 +72,8 @@ enum Ill {
     Limited(usize, u64),
     /// No answer comes.
     Silent,
+    /// Until then all fails.
+    Away(Instant),
 }
 
 #[derive(Clone)]
@@ -175,6 +179,9 @@ impl Source for Shop {
         });
         match ill {
             Some(Ill::Silent) => std::future::pending().await,
+            Some(Ill::Away(until)) if Instant::now() < until => {
+                return Err(Error::new(Kind::Network, format!("no way to {key}")));
+            }
             Some(Ill::Down(left)) if left > 0 => return Err(Error::new(Kind::Network, format!("no way to {key}"))),
             Some(Ill::Limited(left, seconds)) if left > 0 => {
                 return Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(seconds))));
@@ -197,7 +204,8 @@ impl Source for Shop {
         let fault = self.0.0.faults.lock().expect("lock").pop_front();
         let ends = self.0.0.ends.lock().expect("lock").get(&self.1).map(|at| Fault::BreakAt(*at));
         let fault = fault.or(ends).unwrap_or(Fault::None);
-        let gate = self.0.0.gate.lock().expect("lock").clone();
+        let gated = self.0.0.gated.lock().expect("lock").as_ref().is_none_or(|only| *only == self.1);
+        let gate = self.0.0.gate.lock().expect("lock").clone().filter(|_| gated);
         let frames: Vec<_> = content[usize::try_from(from).expect("small").min(content.len())..]
             .chunks(FRAME)
             .enumerate()
@@ -409,12 +417,13 @@ async fn readers_follow_one_writer_and_the_last_byte_waits_for_the_digest() {
     assert_eq!((bench.world.reads(), bench.cached()), (1, 1));
 }
 
-#[tokio::test]
-async fn what_is_wrong_is_cut_before_its_last_byte() {
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_each_time_is_cut_before_its_last_byte() {
     let bench = Bench::new(|_| {}).await;
     let content = content(2, 3 * FRAME);
     let digest = bench.world.put("r", &content);
-    bench.world.fault(Fault::Flip(10));
+    // As often as it is forgiven, and once more.
+    (0..7).for_each(|_| bench.world.fault(Fault::Flip(10)));
     let body = bench.body("r", &digest, None).await.expect("opens");
     let (got, error) = broken(body).await;
     assert_eq!(error.kind(), Kind::Mismatch);

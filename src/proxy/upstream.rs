@@ -5,16 +5,18 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Withheld};
 use super::events::{Event, Observer};
+use super::refusals::Refusals;
 use super::world::{Spot, World};
 use crate::content::Source;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
-use crate::retry::Budget;
+use crate::retry::{Budget, jitter};
 
 /// Gives the repositories that are read from. All that the proxy knows of registries.
 pub trait Origins: Send + Sync + 'static {
@@ -33,8 +35,28 @@ pub(super) struct Upstreams<O> {
     pub(super) origins: O,
     world: RwLock<Arc<World>>,
     /// Those of former worlds too: what is being fetched still asks them.
-    breakers: RwLock<BTreeMap<String, Arc<Breaker>>>,
+    registries: RwLock<BTreeMap<String, Arc<Registry>>>,
+    /// Some circuit breaker changed its state.
+    changed: Arc<watch::Sender<()>>,
     observer: Arc<dyn Observer>,
+}
+
+/// What is known of one registry.
+struct Registry {
+    name: String,
+    breaker: Breaker,
+    refusals: Refusals,
+}
+
+/// How a registry does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// The registry.
+    pub registry: String,
+    /// Whether it is asked now: it answers, and has set no limit that lasts.
+    pub well: bool,
+    /// Why it refuses the proxy, and for how many repositories, where it does.
+    pub refusals: BTreeMap<&'static str, usize>,
 }
 
 /// What one tier had.
@@ -45,9 +67,25 @@ pub(super) struct Found<S, T> {
     pub(super) value: T,
 }
 
+/// A tier's answer to a question.
+enum Answer<T> {
+    Found(T),
+    Absent,
+    /// No answer that another try would better.
+    Failed(Error),
+    /// Another try may go better: after this time, or when a breaker changes its state.
+    Later(Error, Option<Duration>),
+}
+
 impl<O: Origins> Upstreams<O> {
     pub(super) fn new(origins: O, world: World, observer: Arc<dyn Observer>) -> Self {
-        let upstreams = Self { origins, world: RwLock::default(), breakers: RwLock::default(), observer };
+        let upstreams = Self {
+            origins,
+            world: RwLock::default(),
+            registries: RwLock::default(),
+            changed: Arc::default(),
+            observer,
+        };
         upstreams.set_world(world);
         upstreams
     }
@@ -59,27 +97,37 @@ impl<O: Origins> Upstreams<O> {
 
     /// Requests from now on are of this world.
     pub(super) fn set_world(&self, world: World) {
-        let mut breakers = self.breakers.write().unwrap_or_else(PoisonError::into_inner);
-        for registry in world.registries() {
-            breakers.entry(registry.to_owned()).or_insert_with(|| Arc::new(Breaker::new(registry)));
+        let mut registries = self.registries.write().unwrap_or_else(PoisonError::into_inner);
+        for name in world.registries() {
+            let new = || Registry {
+                name: name.to_owned(),
+                breaker: Breaker::new(name, self.changed.clone()),
+                refusals: Refusals::new(name),
+            };
+            registries.entry(name.to_owned()).or_insert_with(|| Arc::new(new()));
         }
-        drop(breakers);
+        drop(registries);
         *self.world.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(world);
     }
 
-    /// The registries, and whether they answer.
-    pub(super) fn health(&self) -> Vec<(String, bool)> {
-        let (world, breakers) = (self.world(), self.breakers.read().unwrap_or_else(PoisonError::into_inner));
-        let well = |registry: &str| breakers.get(registry).is_none_or(|breaker| breaker.is_well());
-        world.registries().into_iter().map(|registry| (registry.to_owned(), well(registry))).collect()
+    /// How the registries do.
+    pub(super) fn health(&self) -> Vec<Health> {
+        let (world, known) = (self.world(), self.registries.read().unwrap_or_else(PoisonError::into_inner));
+        let health = |name: &str| Health {
+            registry: name.to_owned(),
+            well: known.get(name).is_none_or(|registry| registry.breaker.is_well()),
+            refusals: known.get(name).map(|registry| registry.refusals.reasons()).unwrap_or_default(),
+        };
+        world.registries().into_iter().map(health).collect()
     }
 
-    fn breaker(&self, registry: &str) -> Option<Arc<Breaker>> {
-        self.breakers.read().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
+    fn registry(&self, name: &str) -> Option<Arc<Registry>> {
+        self.registries.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Asks the tiers in turn, until one has it. A limit is waited out if that leaves time for an answer
-    /// within `patience`: that of the client who waits for it.
+    /// Asks the tiers in turn, until one has it. Those that fail are asked again, as long as that leaves time for an
+    /// answer within `patience`: that of the client who waits for it. A limit, or a pause of the circuit breaker, is
+    /// waited out within the same time.
     ///
     /// # Errors
     /// If no tier had it and one couldn't be asked, why.
@@ -92,71 +140,108 @@ impl<O: Origins> Upstreams<O> {
     where
         F: Future<Output = Result<Option<T>>>,
     {
-        let begun = Instant::now();
-        loop {
-            let error = match self.ask_once(spot, patience, &question).await {
-                Err(error) if error.kind() == Kind::Limited => error,
-                other => return other,
-            };
-            let left = patience.saturating_sub(begun.elapsed() + SPARE);
-            match error.retry_after() {
-                // A limit of no time at all is the breaker's to bound: it makes it a second.
-                Some(wait) if wait <= left && !left.is_zero() => tokio::time::sleep(wait).await,
-                _ => return Err(error),
+        let (begun, mut changed) = (Instant::now(), self.changed.subscribe());
+        let mut left: Vec<usize> = (0..spot.upstream.tiers.len()).collect();
+        // By tier: the first one's trouble is what its owner has to know.
+        let mut errors = BTreeMap::new();
+        for round in 0.. {
+            changed.mark_unchanged();
+            let (mut wait, mut probed) = (None, false);
+            for tier in std::mem::take(&mut left) {
+                let base = &spot.upstream.tiers[tier].repository(&spot.repository)?;
+                let source = self.origins.source(&spot.upstream.name, base)?;
+                errors.remove(&tier);
+                match self.ask_tier(base, patience, round, || question(source.clone())).await {
+                    Answer::Found(value) => return Ok(Some(Found { tier, source, value })),
+                    Answer::Absent => {}
+                    Answer::Failed(error) => drop(errors.insert(tier, error)),
+                    Answer::Later(error, again) => {
+                        errors.insert(tier, error);
+                        left.push(tier);
+                        probed |= again.is_none();
+                        wait = [wait, again].into_iter().flatten().min();
+                    }
+                }
             }
+            let rest = patience.saturating_sub(begun.elapsed() + SPARE);
+            if left.is_empty() || rest.is_zero() || (!probed && wait.is_some_and(|wait| wait > rest)) {
+                break;
+            }
+            let _ = timeout(wait.unwrap_or(rest).min(rest), changed.changed()).await;
         }
+        errors.into_values().next().map_or(Ok(None), Err)
     }
 
-    async fn ask_once<T, F>(
+    async fn ask_tier<T, F>(
         &self,
-        spot: &Spot,
+        repository: &Repository,
         patience: Duration,
-        question: &impl Fn(O::Source) -> F,
-    ) -> Result<Option<Found<O::Source, T>>>
+        round: u32,
+        question: impl Fn() -> F,
+    ) -> Answer<T>
     where
         F: Future<Output = Result<Option<T>>>,
     {
-        let mut failed = None;
-        for (tier, base) in spot.upstream.tiers.iter().enumerate() {
-            let source = self.origins.source(&spot.upstream.name, &base.repository(&spot.repository)?)?;
-            match self.ask_tier(&base.registry, patience, || question(source.clone())).await {
-                Ok(Some(value)) => return Ok(Some(Found { tier, source, value })),
-                Ok(None) => {}
-                // The first tier's trouble is what its owner has to know.
-                Err(error) => drop(failed.get_or_insert(error)),
+        let Some(registry) = self.registry(&repository.registry) else { return Answer::Absent };
+        let permit = match registry.breaker.permit() {
+            Ok(permit) => permit,
+            Err(Withheld { error, again }) => return Answer::Later(error, again),
+        };
+        let begun = Instant::now();
+        let answer = registry.answer(patience, question).await;
+        permit.learn(&answer);
+        let refused = registry.refusals.learn(&repository.name, &answer);
+        let (name, took) = (&*registry.name, begun.elapsed());
+        let failed = answer.as_ref().err().map(Error::kind);
+        self.observer.event(&Event::Asked { registry: name, took, failed });
+        if let Some(reason) = refused {
+            self.observer.event(&Event::Refused { registry: name, reason });
+        }
+        match answer {
+            Ok(Some(value)) => Answer::Found(value),
+            Ok(None) => Answer::Absent,
+            // What is damaged was asked for again already.
+            Err(error) if !error.is_transient() || matches!(error.kind(), Kind::Mismatch | Kind::Invalid) => {
+                Answer::Failed(if refused.is_some() { error.reported() } else { error })
+            }
+            Err(error) => {
+                let again = error.retry_after().unwrap_or_default().max(backoff(round));
+                // Of a registry that is known to be down the log has a line.
+                Answer::Later(if registry.breaker.is_open() { error.reported() } else { error }, Some(again))
             }
         }
-        failed.map_or(Ok(None), Err)
     }
+}
 
-    async fn ask_tier<T, F>(&self, registry: &str, patience: Duration, question: impl Fn() -> F) -> Result<Option<T>>
+impl Registry {
+    /// Asks a question, a few times at once: a connection that was reset is no outage.
+    async fn answer<T, F>(&self, patience: Duration, question: impl Fn() -> F) -> Result<Option<T>>
     where
         F: Future<Output = Result<Option<T>>>,
     {
-        let Some(breaker) = self.breaker(registry) else { return Ok(None) };
-        breaker.check()?;
-        let begun = Instant::now();
         let tries = async {
             let budget = Budget::new(RETRIES, patience.min(LIMIT));
             loop {
                 match question().await {
                     Err(error) if error.kind() == Kind::NotFound => return Ok(None),
-                    Err(error) => budget.retry(error).await?,
+                    Err(error) => budget.retry_quietly(error).await?,
                     other => return other,
                 }
             }
         };
-        let silent = || Error::new(Kind::Timeout, format!("no answer from {registry} in {} s", ANSWER.as_secs()));
-        let answer = match timeout(ANSWER, tries).await {
+        let silent = || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, ANSWER.as_secs()));
+        match timeout(ANSWER, tries).await {
             Ok(answer) => answer,
             // The client below holds requests back where another one was answered 429: no fault of this one.
-            Err(_) => Err(breaker.limit().err().unwrap_or_else(silent)),
-        };
-        breaker.learn(&answer);
-        let failed = answer.as_ref().err().map(Error::kind);
-        self.observer.event(&Event::Asked { registry, took: begun.elapsed(), failed });
-        answer
+            Err(_) => Err(self.breaker.limit().err().unwrap_or_else(silent)),
+        }
     }
+}
+
+/// How long to wait after this round of questions failed.
+fn backoff(round: u32) -> Duration {
+    let most = LONGEST_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(round.min(6)));
+    most / 2 + jitter(most / 2)
 }
 
 /// How long one registry may take for the head of its answer: two of them, within the 30 s that
@@ -166,5 +251,8 @@ const ANSWER: Duration = Duration::from_secs(12);
 const LIMIT: Duration = Duration::from_secs(10);
 /// Of a client's patience, what isn't spent on waiting for a limit's end: the answer takes some time too.
 const SPARE: Duration = Duration::from_secs(1);
-/// Faults that are forgiven to one question.
+/// Faults that are forgiven to one question before the next tier is asked: within half a second or so.
 const RETRIES: u32 = 2;
+/// Between two rounds of questions to all tiers, at first and at most.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(4);

@@ -196,8 +196,9 @@ impl Repo {
 /// Checks status, range and length of a blob's response. Returns how many bytes of it to skip: a
 /// server may ignore Range and send the whole (RFC 9110 §14.2).
 fn check_head(response: &Response, blob: &Descriptor, from: u64) -> Result<u64> {
-    let wrong =
-        |what: String| Err(Error::new(Kind::Mismatch, format!("blob {} is not as described: {what}", blob.digest)));
+    let wrong = |what: String| {
+        Err(Error::new(Kind::Mismatch, format!("blob {} is not as described: {what}", blob.digest)).transient(None))
+    };
     let headers = response.headers();
     let (start, total) = match response.status() {
         StatusCode::PARTIAL_CONTENT => match content_range(headers) {

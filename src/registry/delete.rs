@@ -1,6 +1,8 @@
 //! Deletes: of a tag, as far as the registry can, and of a manifest.
 
+use bytes::Bytes;
 use http::Method;
+use http::response::Parts;
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -52,11 +54,14 @@ impl Repo {
         }
         let doing = format!("read when {}:{tag} was written", self.repository);
         let scope = Scope::delete(&self.repository);
-        let call = self.call(Method::GET, self.acr_tag(tag), &scope, doing.clone()).await?;
-        let (_, bytes) = self.registry.read(call, 1 << 20).await.map_err(|error| self.forbidden(error))?;
-        let document: TagDocument = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(Kind::Invalid, "the answer is not about a tag").quoting(format!(": {error}")).doing(doing)
-        })?;
+        let call = self.call(Method::GET, self.acr_tag(tag), &scope, doing).await?;
+        let parse = |_: &Parts, bytes: Bytes| {
+            let wrong =
+                |error| Error::new(Kind::Invalid, "the answer is not about a tag").quoting(format!(": {error}"));
+            serde_json::from_slice(&bytes).map_err(|error: serde_json::Error| wrong(error).transient(None))
+        };
+        let read = self.registry.read(call, 1 << 20, parse).await;
+        let document: TagDocument = read.map_err(|error| self.forbidden(error))?;
         let TagAttributes { created_time, last_update_time, changeable_attributes } = document.tag;
         Ok(Some(TagState {
             written: last_update_time.or(created_time),

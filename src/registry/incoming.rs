@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::answer::transport_error;
+use super::min_rate::{MinRate, Watch};
 use crate::error::{Error, Kind, Result};
 
-/// A response's body that fails when nothing came for too long.
+/// A response's body that fails when nothing came for too long, or too little.
 ///
 /// The time runs only while somebody waits: a reader that is slow itself, since its destination is,
 /// finds the bytes where they are.
@@ -19,12 +20,61 @@ pub(super) struct Incoming {
     body: reqwest::Body,
     registry: String,
     patience: Duration,
-    waiting: Option<Pin<Box<Sleep>>>,
+    rate: Watch,
+    waiting: Option<Waiting>,
+}
+
+/// A wait for the next bytes.
+struct Waiting {
+    since: Instant,
+    /// Up to here it is in the rate's window.
+    noted: Instant,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Incoming {
-    pub(super) fn new(body: reqwest::Body, registry: &str, patience: Duration) -> Self {
-        Self { body, registry: registry.to_owned(), patience, waiting: None }
+    pub(super) fn new(body: reqwest::Body, registry: &str, patience: Duration, least: MinRate) -> Self {
+        Self { body, registry: registry.to_owned(), patience, rate: Watch::new(least), waiting: None }
+    }
+
+    /// A frame came, or the end.
+    fn came(&mut self, frame: Option<Result<Frame<Bytes>, reqwest::Error>>) -> Option<Result<Frame<Bytes>>> {
+        let waited = self.waiting.take().map(|waiting| waiting.noted.elapsed());
+        let frame = match frame? {
+            Ok(frame) => frame,
+            Err(error) => return Some(Err(transport_error(error, &self.registry))),
+        };
+        let length = frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
+        // A body that has come to its end is not given up.
+        let noted = self.rate.note(length, waited.unwrap_or_default(), &self.registry);
+        Some(if self.body.is_end_stream() { Ok(frame) } else { noted.map(|()| frame) })
+    }
+
+    /// Waits on. The error if that was too long, or brought too little.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        let now = Instant::now;
+        let due = |since: Instant, rate: &Watch, patience: Duration| {
+            let silent = since + patience;
+            rate.left().map_or(silent, |left| silent.min(now() + left))
+        };
+        let (patience, rate) = (self.patience, &mut self.rate);
+        let waiting = self.waiting.get_or_insert_with(|| {
+            let since = now();
+            let timer = Box::pin(tokio::time::sleep_until(due(since, rate, patience)));
+            Waiting { since, noted: since, timer }
+        });
+        while waiting.timer.as_mut().poll(cx).is_ready() {
+            if waiting.since.elapsed() >= patience {
+                let what = format!("nothing came from {} for {} s", self.registry, patience.as_secs());
+                return Poll::Ready(Error::new(Kind::Timeout, what));
+            }
+            if let Err(error) = rate.note(0, waiting.noted.elapsed(), &self.registry) {
+                return Poll::Ready(error);
+            }
+            waiting.noted = now();
+            waiting.timer.as_mut().reset(due(waiting.since, rate, patience));
+        }
+        Poll::Pending
     }
 }
 
@@ -34,16 +84,10 @@ impl Body for Incoming {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.waiting = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(|error| transport_error(error, &this.registry))));
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(this.came(frame)),
+            Poll::Pending => this.wait(cx).map(|error| Some(Err(error))),
         }
-        let waiting = this.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.patience)));
-        if waiting.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        let what = format!("nothing came from {} for {} s", this.registry, this.patience.as_secs());
-        Poll::Ready(Some(Err(Error::new(Kind::Timeout, what))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -64,7 +108,7 @@ mod tests {
     async fn only_a_reader_that_waits_loses_its_patience() {
         let (to, mut from) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>>>(4);
         let frames = StreamBody::new(futures_util::stream::poll_fn(move |cx| from.poll_recv(cx)));
-        let mut body = Incoming::new(reqwest::Body::wrap(frames), "r.io", Duration::from_secs(10));
+        let mut body = Incoming::new(reqwest::Body::wrap(frames), "r.io", Duration::from_secs(10), MinRate::default());
         let frame = || Ok(Frame::data(Bytes::from_static(b"x")));
         let late = tokio::time::sleep(Duration::from_secs(9));
         let (got, _) = tokio::join!(body.frame(), async {
@@ -78,5 +122,52 @@ mod tests {
         let error = body.frame().await.and_then(Result::err).expect("nothing comes");
         assert_eq!(error.kind(), Kind::Timeout);
         assert!(error.is_transient() && error.to_string().contains("nothing came from r.io for 10 s"), "{error}");
+    }
+
+    /// A body of frames of `size` bytes, of which one comes each `every` until there were `count`.
+    fn dripping(size: usize, every: Duration, count: usize, least: MinRate) -> Incoming {
+        let frames = futures_util::stream::unfold(0, move |nth| async move {
+            tokio::time::sleep(every).await;
+            (nth < count).then(|| (Ok::<_, Error>(Frame::data(Bytes::from(vec![0; size]))), nth + 1))
+        });
+        let body = reqwest::Body::wrap(StreamBody::new(Box::pin(frames)));
+        Incoming::new(body, "r.io", Duration::from_secs(30), least)
+    }
+
+    /// How many frames came, and how it ended.
+    async fn drained(mut body: Incoming, rest: Duration) -> (usize, Option<Error>) {
+        let mut frames = 0;
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Ok(_) => frames += 1,
+                Err(error) => return (frames, Some(error)),
+            }
+            tokio::time::sleep(rest).await;
+        }
+        (frames, None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_crawls_is_given_up_after_a_minute() {
+        let begun = Instant::now();
+        let (_, error) =
+            drained(dripping(1000, Duration::from_secs(1), 1000, MinRate::default()), Duration::ZERO).await;
+        let error = error.expect("1,000 bytes a second are too few");
+        assert!(error.is_transient() && error.kind() == Kind::Timeout, "{error}");
+        assert!(error.to_string().contains("came from r.io in 60 s, less than 1024 a second"), "{error}");
+        assert_eq!(begun.elapsed().as_secs(), 60);
+        for (size, bytes) in [(1100, 1024), (1, 0)] {
+            let least = MinRate { bytes, ..MinRate::default() };
+            let (frames, error) = drained(dripping(size, Duration::from_secs(1), 1000, least), Duration::ZERO).await;
+            assert!(frames == 1000 && error.is_none(), "{size}: {error:?}");
+        }
+    }
+
+    /// Of ten seconds the upstream takes one, and the reader nine.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_is_no_slow_upstream() {
+        let body = dripping(2000, Duration::from_secs(1), 200, MinRate::default());
+        let (frames, error) = drained(body, Duration::from_secs(9)).await;
+        assert!(frames == 200 && error.is_none(), "{error:?}");
     }
 }

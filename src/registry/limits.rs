@@ -28,6 +28,8 @@ struct State {
     halved: Option<Instant>,
     /// Bursts since an answer went well: each is followed by a longer silence.
     bursts: u32,
+    /// The longest of those.
+    longest: Duration,
 }
 
 /// A place among the running requests; given back on drop.
@@ -49,9 +51,9 @@ impl Drop for Waiting<'_> {
 }
 
 impl Limiter {
-    pub(super) fn new(most: usize) -> Arc<Self> {
+    pub(super) fn new(most: usize, longest: Duration) -> Arc<Self> {
         let most = most.max(1) as f64;
-        let state = State { limit: most, most, running: 0, paused: None, halved: None, bursts: 0 };
+        let state = State { limit: most, most, running: 0, paused: None, halved: None, bursts: 0, longest };
         Arc::new(Self { state: Mutex::new(state), freed: Notify::new() })
     }
 
@@ -117,7 +119,7 @@ impl Limiter {
             // It answers what was sent before the pause began.
             (None, Some(until)) if until > now => return state.paused,
             (None, _) => {
-                let half = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(state.bursts)) / 2;
+                let half = state.longest.min(FIRST_PAUSE * 2_u32.pow(state.bursts)) / 2;
                 state.bursts = (state.bursts + 1).min(16);
                 half + jitter(half)
             }
@@ -157,15 +159,16 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
     #[tokio::test(start_paused = true)]
     async fn halves_once_a_burst_then_grows() {
-        let limiter = Limiter::new(8);
+        let limiter = Limiter::new(8, LONGEST_BACKOFF);
         limiter.pushed_back(None);
         limiter.pushed_back(None);
         let held = [limiter.acquire().await, limiter.acquire().await, limiter.acquire().await, limiter.acquire().await];
@@ -181,7 +184,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn everyone_waits_out_a_pause() {
-        let limiter = Limiter::new(2);
+        let limiter = Limiter::new(2, LONGEST_BACKOFF);
         let begun = Instant::now();
         limiter.pushed_back(Some(Duration::from_secs(30)));
         let _permit = limiter.acquire().await;
@@ -190,7 +193,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_in_a_pause_passes_his_place_on() {
-        let limiter = Limiter::new(1);
+        let limiter = Limiter::new(1, LONGEST_BACKOFF);
         let held = limiter.acquire().await;
         let mut first = Box::pin(limiter.acquire());
         let mut second = Box::pin(limiter.acquire());
@@ -205,7 +208,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn most_places_are_taken_and_never_more() {
-        let (limiter, running, most) = (Limiter::new(8), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+        let (limiter, running, most) =
+            (Limiter::new(8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
         let ask = |nth: u64| {
             let (limiter, running, most) = (limiter.clone(), running.clone(), most.clone());
             async move {
@@ -227,7 +231,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_burst_is_followed_by_a_longer_silence() {
-        let limiter = Limiter::new(8);
+        let limiter = Limiter::new(8, LONGEST_BACKOFF);
         for burst in 0..12 {
             let begun = Instant::now();
             limiter.pushed_back(None);

@@ -2,10 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::header::{ACCEPT, HeaderMap};
+use http::response::Parts;
 use http::{Method, StatusCode};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::Repo;
 use super::endpoint::Endpoint;
@@ -51,15 +54,14 @@ impl TagList {
             return Ok(None);
         }
         let url = call.url.clone();
-        let (head, bytes) = repo.registry.read(call, MAX_LIST).await?;
-        self.pages.weigh(bytes.len()).map_err(|error| error.doing(doing.clone()))?;
-        let page: Result<TagsDocument> = parse(head.status, &bytes);
-        let TagsDocument { mut tags } = page.map_err(|error| error.doing(doing.clone()))?;
+        let (head, size, page): Page<TagsDocument> = repo.registry.read(call, MAX_LIST, page).await?;
+        self.pages.weigh(size).map_err(|error| error.doing(doing.clone()))?;
+        let TagsDocument { mut tags } = page;
         // The spec lets a registry omit the Link of a page that is full ("Listing Tags": "MAY"). One more or one
         // fewer is a whole list: a registry that ignores `n`, or that has no more.
         let full = tags.last().filter(|_| tags.len() == PAGE);
         let guess = full.map(|last| encode(&[("n", &PAGE.to_string()), ("last", last)]));
-        let taken = self.pages.take(&url, &head.headers, &mut tags, String::as_str, guess);
+        let taken = self.pages.take(&url, &head, &mut tags, String::as_str, guess);
         taken.map_err(|error| error.doing(doing))?;
         Ok(Some(TagPage::new(tags)))
     }
@@ -110,7 +112,9 @@ impl Repo {
                 body: Payload::Empty,
                 doing: doing.clone(),
             };
-            let (head, bytes) = match self.registry.read(call.header(ACCEPT, MediaType::OCI_INDEX), MAX_LIST).await {
+            let call = call.header(ACCEPT, MediaType::OCI_INDEX);
+            let read = self.registry.read(call, MAX_LIST, page).await;
+            let (head, size, page): Page<ReferrersPage> = match read {
                 Ok(read) => read,
                 // 404 says that there is no API here (the spec has an empty list for no referrers); some
                 // registries say 400, 405 or even 403 to a path that they don't know. A passing fault says nothing.
@@ -124,12 +128,11 @@ impl Repo {
                 }
                 Err(error) => return Err(error),
             };
-            pages.weigh(bytes.len()).map_err(|error| error.doing(doing.clone()))?;
-            let page: Result<ReferrersPage> = parse(head.status, &bytes);
-            let ReferrersPage { mut manifests } = page.map_err(|error| error.doing(doing.clone()))?;
+            pages.weigh(size).map_err(|error| error.doing(doing.clone()))?;
+            let ReferrersPage { mut manifests } = page;
             let keys: Vec<String> = manifests.iter().map(|listed| listed.digest.to_string()).collect();
             let mut keyed: Vec<_> = manifests.drain(..).zip(keys).collect();
-            let taken = pages.take(&url, &head.headers, &mut keyed, |(_, key)| key.as_str(), None);
+            let taken = pages.take(&url, &head, &mut keyed, |(_, key)| key.as_str(), None);
             taken.map_err(|error| error.doing(doing.clone()))?;
             listed.extend(keyed.into_iter().map(|(listed, _)| listed));
         }
@@ -146,13 +149,20 @@ impl Repo {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(status: StatusCode, bytes: &'a [u8]) -> Result<T> {
+/// A page's headers, its size in bytes, and what it has.
+type Page<T> = (HeaderMap, usize, T);
+
+/// Reads a page of a list. What is no list may be from something between the registry and us: it is asked again.
+fn page<T: DeserializeOwned>(head: &Parts, bytes: Bytes) -> Result<Page<T>> {
     // 206 is a part, and 202 or 204 is no list.
-    if status != StatusCode::OK {
-        return Err(Error::new(Kind::Registry, format!("the answer is not a list: its status is {}", status.as_u16())));
+    if head.status != StatusCode::OK {
+        let what = format!("the answer is not a list: its status is {}", head.status.as_u16());
+        return Err(Error::new(Kind::Invalid, what));
     }
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}")))
+    let parsed = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}")).transient(None)
+    });
+    Ok((head.headers.clone(), bytes.len(), parsed?))
 }
 
 /// Entries that a page of tags is asked to have: Docker Hub and distribution allow 1,000. ACR gives what it likes.

@@ -1,7 +1,10 @@
 //! Manifests: HEAD, GET, PUT.
 
+use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
+use http::response::Parts;
 use http::{HeaderValue, Method};
+use serde::de::IgnoredAny;
 
 use super::Repo;
 use super::blob::length;
@@ -40,12 +43,21 @@ impl Repo {
     pub(super) async fn get_manifest(&self, target: &Target, scope: &Scope) -> Result<Manifest> {
         let reference = self.repository.at(target.clone());
         let doing = format!("read manifest {reference}");
-        let call = self.call(Method::GET, self.at_manifest(target), scope, doing.clone()).await?;
-        let (head, bytes) = self.registry.read(call.header(ACCEPT, MediaType::ACCEPT), MAX_MANIFEST).await?;
-        // By tag the header's digest is all there is to check the bytes by.
-        let expected = target.digest().or(digest(&head.headers));
-        // The answer holds the room for being read until it is parsed.
-        Manifest::read(memory::own(&bytes), content_type(&head.headers), expected).map_err(|error| error.doing(doing))
+        let call = self.call(Method::GET, self.at_manifest(target), scope, doing).await?;
+        let parse = |head: &Parts, bytes: Bytes| {
+            // By tag the header's digest is all there is to check the bytes by.
+            let expected = target.digest().or(digest(&head.headers));
+            // The answer holds the room for being read until it is parsed.
+            let read = Manifest::read(memory::own(&bytes), content_type(&head.headers), expected);
+            read.map_err(|error| match error.kind() {
+                // Without a digest nobody says that these are the registry's bytes.
+                Kind::Invalid if expected.is_none() && serde_json::from_slice::<IgnoredAny>(&bytes).is_err() => {
+                    error.transient(None)
+                }
+                _ => error.transient_if_damaged(),
+            })
+        };
+        self.registry.read(call.header(ACCEPT, MediaType::ACCEPT), MAX_MANIFEST, parse).await
     }
 
     /// `PUT` of a manifest's bytes.

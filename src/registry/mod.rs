@@ -5,6 +5,7 @@
 //! - `auth`, `identity`, `token`, `beside`, `challenge`, `azure`: tokens and whom they are believed
 //! - `address`: where answers may lead us
 //! - `endpoint`: the URLs of the API, and which of them may be written to
+//! - `incoming`, `min_rate`: bodies that fail when they fall silent or crawl
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
 //! - `answer`: errors
 //! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists` (with
@@ -27,6 +28,7 @@ mod limits;
 mod link;
 mod lists;
 mod manifest;
+mod min_rate;
 mod pages;
 mod piece;
 mod pulls;
@@ -50,6 +52,7 @@ use tokio::time::Instant;
 
 pub use self::blob::Cached;
 pub use self::delete::TagState;
+pub use self::min_rate::MinRate;
 pub use self::quota::{AccountPulls, PullQuota};
 pub use self::rates::Sku;
 pub use self::transport::{Registry, is_loopback};
@@ -91,6 +94,10 @@ pub struct Options {
     /// How long a registry may be silent: before its answer, in the middle of a body that it sends,
     /// and of one that it takes.
     pub idle: Duration,
+    /// How much a body that it sends must bring.
+    pub min_rate: MinRate,
+    /// How long nobody asks at most after an answer of 429 or 503 without `Retry-After`.
+    pub longest_pause: Duration,
     /// Faults that are forgiven to a request without a streamed body.
     pub retries: u32,
     /// How long such a request may be waited for in all, between its attempts: as a registry asks by
@@ -126,6 +133,8 @@ impl Default for Options {
             chunk_size: None,
             concurrency: 32,
             idle: Duration::from_secs(60),
+            min_rate: MinRate::default(),
+            longest_pause: Duration::from_secs(60),
             retries: 5,
             patience: Duration::from_secs(5 * 60),
             keep_pulls: None,

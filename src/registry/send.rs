@@ -214,7 +214,7 @@ impl Registry {
         };
         let response: http::Response<reqwest::Body> =
             sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
-        let response = response.map(|body| Incoming::new(body, &self.name, self.options.idle));
+        let response = response.map(|body| Incoming::new(body, &self.name, self.options.idle, self.options.min_rate));
         tracing::debug!("{shown}: {}", response.status().as_u16());
         Ok(response)
     }

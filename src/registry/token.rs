@@ -129,7 +129,8 @@ impl Answer {
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
             let answer: Self = serde_json::from_slice(&body)
-                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON"))?;
+                // What stands between is more likely to say this than the registry.
+                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON").transient(None))?;
             // What isn't used is a secret all the same.
             [&answer.token, &answer.access_token, &answer.refresh_token]
                 .into_iter()

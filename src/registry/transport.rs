@@ -141,7 +141,7 @@ impl Registry {
             accounts,
             pulls: Pulls::new(name, &options),
             throttle: Throttle::new(name, &options),
-            limiter: Limiter::new(options.concurrency),
+            limiter: Limiter::new(options.concurrency, options.longest_pause),
             largest_body: AtomicU64::new(u64::MAX),
             no_referrers: AtomicBool::new(false),
             sessions: Mutex::default(),
@@ -236,15 +236,21 @@ impl Registry {
         }
     }
 
-    /// Makes the call and reads its small answer of at most `most` bytes, trying both again
-    /// together: a body may break off after a fine head.
-    pub(super) async fn read(&self, mut call: Call<'_>, most: u64) -> Result<(http::response::Parts, Bytes)> {
+    /// Makes the call and reads its small answer of at most `most` bytes by `parse`, trying all of it again
+    /// together: a body may break off after a fine head, and something between may damage it, or answer in the
+    /// registry's place.
+    pub(super) async fn read<T>(
+        &self,
+        mut call: Call<'_>,
+        most: u64,
+        parse: impl Fn(&http::response::Parts, Bytes) -> Result<T>,
+    ) -> Result<T> {
         let budget = Budget::new(self.options.retries, self.patience());
         loop {
             let read = async {
                 let (head, body) = self.call_once(call.again()).await?.into_parts();
                 let bytes = read_body(body, length(&head.headers), most).await;
-                bytes.map(|bytes| (head, bytes)).map_err(|error| error.doing(call.doing.clone()))
+                bytes.and_then(|bytes| parse(&head, bytes)).map_err(|error| error.doing(call.doing.clone()))
             };
             match read.await {
                 Ok(read) => return Ok(read),

@@ -20,11 +20,13 @@ use super::address::same_origin;
 use super::azure::is_acr;
 use super::endpoint::check_session;
 use super::piece::{Piece, Slot, watched};
+use super::token::Scope;
 use super::transport::{Call, Payload, Registry, Response};
 use crate::content::{Feed, Source, Started};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::Repository;
+use crate::retry::Budget;
 use crate::verify::Verified;
 
 /// An upload that a registry began.
@@ -149,9 +151,10 @@ impl Repo {
         error: Error,
     ) -> Result<Option<(Session, Verified)>> {
         // Some say no more than 404 to a session that is gone.
-        let mut lost = matches!(error.kind(), Kind::SessionLost | Kind::NotFound | Kind::TooLarge);
+        let mut lost = matches!(error.kind(), Kind::SessionLost | Kind::NotFound | Kind::TooLarge | Kind::Mismatch);
         let mut error = match error.kind() {
-            Kind::SessionLost | Kind::NotFound => error.transient(None),
+            // `DIGEST_INVALID`: the bytes that arrived there are not those that were verified here.
+            Kind::SessionLost | Kind::NotFound | Kind::Mismatch => error.transient(None),
             Kind::TooLarge => self.shrink(session.tried, error),
             Kind::Network if session.tried > DEFAULT_CHUNK => {
                 // Hung up in the middle of one large body: smaller ones from here on.
@@ -263,20 +266,29 @@ impl Registry {
     async fn abandon(&self, id: u64) {
         let session = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         if let Some((url, scope)) = session {
-            let doing = "delete an upload session".to_owned();
+            let deleted = tokio::time::timeout(DELETE_TIMEOUT, self.delete_session(url, &scope)).await;
+            if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, "no answer"))) {
+                tracing::debug!("{error}");
+            }
+        }
+    }
+
+    /// `DELETE` of a session, a few times where that fails: one that stays holds storage until the registry's own
+    /// cleaning finds it.
+    async fn delete_session(&self, url: Url, scope: &Scope) -> Result<()> {
+        let budget = Budget::new(DELETE_RETRIES, DELETE_TIMEOUT);
+        loop {
             let call = Call {
                 method: Method::DELETE,
-                url,
-                scope: &scope,
+                url: url.clone(),
+                scope,
                 headers: HeaderMap::new(),
                 body: Payload::Empty,
-                doing,
+                doing: "delete an upload session".to_owned(),
             };
-            if let Err(error) = tokio::time::timeout(Duration::from_secs(5), self.call_once(call))
-                .await
-                .unwrap_or_else(|_| Err(Error::new(Kind::Timeout, "no answer")))
-            {
-                tracing::debug!("{error}");
+            match self.call_once(call).await {
+                Ok(_) => return Ok(()),
+                Err(error) => budget.retry_quietly(error).await?,
             }
         }
     }
@@ -331,6 +343,9 @@ fn end_of_range(headers: &HeaderMap) -> Option<u64> {
 
 /// 16 MiB: ACR refuses single bodies from some 20 MB on, and counts each chunk as a write.
 const DEFAULT_CHUNK: u64 = 16 << 20;
+/// What the DELETE of an upload session may take in all, and how often it is tried again.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
+const DELETE_RETRIES: u32 = 3;
 /// Chunks are made no smaller than this, however large bodies are refused: nginx's own limit, if none is set.
 const LEAST_CHUNK: u64 = 1 << 20;
 

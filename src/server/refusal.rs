@@ -52,7 +52,7 @@ impl Refusal {
             // containerd, CRI-O, podman and Docker go on to their next host or mirror at once, and where there is
             // none, say that access was denied: Docker Hub answers so for what doesn't exist, too.
             Kind::Unauthorized | Kind::Denied => {
-                tracing::error!("{error}");
+                log(error);
                 Self::new(StatusCode::FORBIDDEN, "DENIED", UPSTREAM_DENIES)
             }
             // Not 413: clients would try again by smaller requests. Nor 507, which they would try again as it is. Other
@@ -63,7 +63,7 @@ impl Refusal {
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "the registry's storage failed"),
         };
         if made.status.is_server_error() {
-            tracing::error!("{error}");
+            log(error);
         }
         match error.retry_after() {
             Some(wait) => made.with(header::RETRY_AFTER, &wait.as_secs().max(1).to_string()),
@@ -90,6 +90,15 @@ impl Refusal {
             response.headers_mut().insert(name, value);
         }
         response
+    }
+}
+
+/// Logs an error that is not in the log yet: one upstream that is down fails thousands of requests.
+fn log(error: &Error) {
+    if error.is_reported() {
+        tracing::debug!("{error}");
+    } else {
+        tracing::error!("{error}");
     }
 }
 

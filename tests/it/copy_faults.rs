@@ -156,23 +156,40 @@ fn a_server_without_ranges_is_read_from_its_start_and_skipped() {
     assert_eq!(stage.reads(), [(None, 400_000), (Some("bytes=400000-".to_owned()), 1_000_000)]);
 }
 
+/// Damage on the way passes: it costs one attempt. The last byte is the one that an unguarded stream would have sent
+/// already.
 #[test]
-fn a_flipped_byte_is_found_and_nothing_is_stored() {
-    // The last byte is the one that an unguarded stream would have sent already.
+fn a_byte_that_was_flipped_on_the_way_costs_one_attempt() {
     for (seed, at) in [(7, 0), (8, 1_234_567), (9, 1_999_999)] {
         let stage = Stage::layer(seed, 2_000_000, Fault::FlipByteAt(at));
-        let run = stage.fails(&[]);
-        let digest = &stage.image.blobs[1].digest;
-        let error = format!(": blob {digest} is corrupt: its bytes have sha256:");
-        assert!(run.stderr.contains("error: source: cannot ") && run.stderr.contains(&error), "{}", run.stderr);
-        assert!(run.stderr.contains("hint: nothing of it was stored"), "{}", run.stderr);
-        assert_eq!(run.json()["images"][0]["error"]["kind"], "mismatch");
-        stage.assert_nothing_of_the_layer();
+        let run = stage.copies(&[]);
+        assert!(run.stderr.contains("is corrupt: its bytes have sha256:"), "{}", run.stderr);
+        assert_eq!(stage.reads().len(), 2);
+        stage.to.assert_no_open_uploads();
     }
 }
 
 #[test]
-fn a_flipped_byte_after_a_break_is_found_too() {
+fn a_byte_that_is_flipped_each_time_is_found_and_nothing_is_stored() {
+    for (seed, at) in [(7, 0), (9, 1_999_999)] {
+        let image = Image::single(seed, &[2_000_000]);
+        let rule = Rule::on("GET", &image.blobs[1].digest, Fault::FlipByteAt(at));
+        let stage = Stage::new(image, |front| front.rule(rule));
+        let run = stage.fails(&["--retries", "2"]);
+        let digest = &stage.image.blobs[1].digest;
+        let error = format!(": blob {digest} is corrupt: its bytes have sha256:");
+        assert!(run.stderr.contains("error: source: cannot ") && run.stderr.contains(&error), "{}", run.stderr);
+        assert!(run.stderr.contains("hint: nothing of it was stored"), "{}", run.stderr);
+        assert!(run.stderr.contains("after 3 attempts"), "{}", run.stderr);
+        assert_eq!(run.json()["images"][0]["error"]["kind"], "mismatch");
+        assert_eq!(stage.reads().len(), 3);
+        stage.assert_nothing_of_the_layer();
+    }
+}
+
+/// What was read before the break was right, and what came after it was not: nothing of it is gone on from.
+#[test]
+fn a_flipped_byte_after_a_break_is_read_again_from_the_beginning() {
     let image = Image::single(10, &[2_000_000]);
     let layer = image.blobs[1].digest.clone();
     let stage = Stage::new(image, |front| {
@@ -180,23 +197,52 @@ fn a_flipped_byte_after_a_break_is_found_too() {
             .rule(Rule::on("GET", &layer, Fault::TruncateAt(1_500_000)).once())
             .rule(Rule::on("GET", &layer, Fault::FlipByteAt(9)).nth(2..=2))
     });
-    let run = stage.fails(&[]);
+    stage.copies(&[]);
     assert_eq!(stage.from.struck(), 2);
-    assert!(run.stderr.contains("is corrupt: its bytes have sha256:"), "{}", run.stderr);
-    stage.assert_nothing_of_the_layer();
+    let begins: Vec<_> = stage.reads().into_iter().map(|(range, _)| range).collect();
+    assert_eq!(begins, [None, Some("bytes=1500000-".to_owned()), None]);
 }
 
 #[test]
-fn a_blob_of_another_length_is_refused() {
+fn a_wrong_length_once_costs_one_attempt_and_each_time_is_refused() {
     for (seed, by) in [(11, -3), (12, 5)] {
-        let stage = Stage::layer(seed, 100_000, Fault::WrongLength(by));
-        let run = stage.fails(&[]);
+        Stage::layer(seed, 100_000, Fault::WrongLength(by)).copies(&[]);
+        let image = Image::single(seed, &[100_000]);
+        let rule = Rule::on("GET", &image.blobs[1].digest, Fault::WrongLength(by));
+        let stage = Stage::new(image, |front| front.rule(rule));
+        let run = stage.fails(&["--retries", "1"]);
         let has = 100_000 + by;
         let told = format!("is not as described: the manifest says 100000 bytes, the registry {has}");
         assert!(run.stderr.contains(&told), "{}", run.stderr);
         assert!(run.stderr.contains("error: source: "), "{}", run.stderr);
         stage.assert_nothing_of_the_layer();
     }
+}
+
+/// A page that something before the registry writes in its place, with status 200.
+#[test]
+fn a_page_where_a_manifest_or_a_list_is_due_costs_one_attempt() {
+    let page = || Fault::page(200, "Please wait");
+    for fault in [Fault::FlipByteAt(30), page()] {
+        let rule = Rule::on("GET", "/manifests/", fault).once();
+        Stage::new(Image::single(13, &[5000]), |front| front.rule(rule)).copies(&[]);
+    }
+    let stage = Stage::new(Image::tiny(14), |front| front.rule(Rule::on("GET", "/tags/list", page()).once()));
+    let run = Tool::transload().args(&["tags", &format!("{}/a/b", stage.from.host())]).run().ok();
+    assert_eq!((run.stdout.trim(), stage.from.struck()), ("v1", 1));
+}
+
+/// The session of a blob that cannot be had is deleted, though the registry fails at first.
+#[test]
+fn the_delete_of_an_upload_session_is_tried_again() {
+    let image = Image::single(15, &[100_000]);
+    let rule = Rule::on("GET", &image.blobs[1].digest, Fault::FlipByteAt(9));
+    let stage = Stage::new(image, |front| front.rule(rule));
+    let to = Front::before(stage.to.addr()).rule(Rule::on("DELETE", "", Fault::status(503)).nth(1..=2)).start();
+    let from = format!("{}/a/b:v1", stage.from.host());
+    Tool::transload().args(&["copy", &from, to.host(), "--retries", "0"]).run().exits(1);
+    assert_eq!((to.count("DELETE", "/uploads/"), to.struck()), (3, 2));
+    stage.to.assert_no_open_uploads();
 }
 
 #[test]

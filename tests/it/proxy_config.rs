@@ -363,7 +363,7 @@ upstreams:
     allow: [library/*, team/**]
     deny: [library/nginx]
   - name: ghcr.io
-limits: { connections: 100, fills: 8, head-timeout: 30, parallel-fetch: 2 }
+limits: { connections: 100, fills: 8, head-timeout: 30, parallel-fetch: 2, min-rate: 2KiB, min-rate-window: 30, shutdown-delay: 5, drain-timeout: 50 }
 logs: { access: json }
 listen-admin: 127.0.0.1:9091
 ";

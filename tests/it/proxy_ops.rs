@@ -146,7 +146,7 @@ fn the_page_shows_what_goes_on() {
     wait_until("it's there", || status()["blobs"] == 1);
     let shown = status();
     assert_eq!((&shown["bytes"], &shown["bound"]), (&json!(config.bytes.len()), &json!(7 << 20)), "{shown}");
-    assert_eq!(shown["upstreams"], json!([{"registry": front.addr().to_string(), "well": true}]));
+    assert_eq!(shown["upstreams"], json!([{"registry": front.addr().to_string(), "well": true, "refusals": {}}]));
     front.add(Rule::on("*", "/manifests/v2", Fault::too_many(60)));
     http::get(at, "/v2/library/app/manifests/v2").expect(503);
     let shown = status();

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
@@ -94,6 +96,10 @@ struct Bounds {
     fills: Option<Spanned<usize>>,
     head_timeout: Option<Spanned<Seconds>>,
     parallel_fetch: Option<Spanned<usize>>,
+    min_rate: Option<Spanned<Size>>,
+    min_rate_window: Option<Spanned<Seconds>>,
+    shutdown_delay: Option<Spanned<Seconds>>,
+    drain_timeout: Option<Spanned<Seconds>>,
 }
 
 /// Reads a file.
@@ -167,9 +173,38 @@ impl Reader<'_> {
         }
         self.at(&place, World::new(specs.clone()))?;
         let mut settings = Settings { scrub, ..Settings::new(specs, cache) };
+        let min_rate = file.limits.min_rate.as_ref();
+        let min_rate = min_rate.map(|rate| self.at(&rate.referenced, parse_bytes(&rate.value.0))).transpose()?;
+        let seconds = |name, value: Option<&Spanned<Seconds>>, range| {
+            value.map(|value| self.seconds(name, value, range)).transpose()
+        };
+        let min_rate_window = seconds("min-rate-window", file.limits.min_rate_window.as_ref(), 1..=3600)?;
+        let shutdown_delay = seconds("shutdown-delay", file.limits.shutdown_delay.as_ref(), 0..=3600)?;
+        let shutdown_delay = shutdown_delay.unwrap_or_default();
         let limits = self.limits(file.limits, &mut settings)?;
         let admin = file.listen_admin.map(|address| self.at(&address.referenced, address.value.parse())).transpose()?;
-        Ok(Plan { listen, settings, auth, write_auth, limits, access_log: file.logs.access, listen_admin: admin })
+        Ok(Plan {
+            listen,
+            settings,
+            auth,
+            write_auth,
+            limits,
+            min_rate,
+            min_rate_window,
+            shutdown_delay,
+            access_log: file.logs.access,
+            listen_admin: admin,
+        })
+    }
+
+    /// The duration of the key `name`, which must be within these seconds.
+    fn seconds(&self, name: &str, value: &Spanned<Seconds>, range: RangeInclusive<u64>) -> Result<Duration> {
+        if range.contains(&value.value.0.as_secs()) {
+            return Ok(value.value.0);
+        }
+        let (from, to) = range.into_inner();
+        let what = format!("`{name}` is not within {from} and {to} seconds");
+        Err(fail(&self.name, value.referenced.line(), &what))
     }
 
     fn limits(&self, bounds: Bounds, settings: &mut Settings) -> Result<Limits> {
@@ -181,11 +216,10 @@ impl Reader<'_> {
             limits.per_address = Some(self.within(&connections, 1..=1_000_000)?);
         }
         if let Some(timeout) = bounds.head_timeout {
-            let place = timeout.referenced;
-            if !(1..=3600).contains(&timeout.value.0.as_secs()) {
-                return Err(fail(&self.name, place.line(), "`head-timeout` is not within 1 and 3600 seconds"));
-            }
-            limits.head = timeout.value.0;
+            limits.head = self.seconds("head-timeout", &timeout, 1..=3600)?;
+        }
+        if let Some(timeout) = bounds.drain_timeout {
+            limits.drain = self.seconds("drain-timeout", &timeout, 0..=86_400)?;
         }
         if let Some(fills) = bounds.fills {
             settings.fills = self.within(&fills, 1..=10_000)?;

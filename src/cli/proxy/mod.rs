@@ -83,6 +83,13 @@ pub(super) struct Args {
     /// milliseconds, how it was served, how it ended, and the client's name
     #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLines::Off)]
     access_log: AccessLines,
+    /// After SIGTERM, say at /readyz that it stops, and accept connections for so long before it drains: as long as
+    /// load balancers take to hear of it
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600), help_heading = "Operation")]
+    shutdown_delay: u64,
+    /// Then let requests go on for so long before their connections are cut
+    #[arg(long, value_name = "SECONDS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(0..=86400), help_heading = "Operation")]
+    drain_timeout: u64,
     #[command(flatten)]
     ops: ops::Args,
     #[command(flatten)]
@@ -137,7 +144,15 @@ impl Args {
             write_auth: self.write_auth(),
             auth: BTreeMap::new(),
             // Nodes may pull many images each, by several connections.
-            limits: Limits { connections: 4096, buffer: 64 << 10, ..Limits::default() },
+            limits: Limits {
+                connections: 4096,
+                buffer: 64 << 10,
+                drain: Duration::from_secs(self.drain_timeout),
+                ..Limits::default()
+            },
+            min_rate: None,
+            min_rate_window: None,
+            shutdown_delay: Duration::from_secs(self.shutdown_delay),
             access_log: self.access_log,
             listen_admin: self.ops.admin()?,
         })
@@ -205,7 +220,9 @@ Examples:
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 14] = [
+const BY_FILE: [&str; 16] = [
+    "shutdown_delay",
+    "drain_timeout",
     "listen_admin",
     "parallel_fetch",
     "access_log",

@@ -105,6 +105,11 @@ pub(super) struct Ops {
 type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
 
 impl Ops {
+    /// Whether the proxy is of use now.
+    pub(super) fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Where more figures can be shown.
     pub(super) fn registry(&mut self) -> &mut Registry {
         &mut self.registry
@@ -128,7 +133,7 @@ impl Ops {
         Live::register(&mut self.registry, PREFIX, move || {
             let (blobs, bytes) = proxy.cache().blobs.count();
             let restored = proxy.cache().dir().restored();
-            let up = proxy.health().into_iter().map(|(registry, well)| (Some(registry), u64::from(well))).collect();
+            let up = proxy.health().into_iter().map(|health| (Some(health.registry), u64::from(health.well))).collect();
             vec![
                 ("cache_blobs", "Blobs in the cache", vec![(None, blobs as u64)]),
                 ("cache_bytes", "Bytes of the blobs in the cache", vec![(None, bytes)]),

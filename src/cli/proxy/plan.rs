@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 
@@ -19,6 +20,12 @@ pub(super) struct Plan {
     /// And those for writing back to its durable tier.
     pub(super) write_auth: BTreeMap<String, PathBuf>,
     pub(super) limits: Limits,
+    /// Bytes a second that a blob must come with, and the seconds that this is the average of; if not as the flags of
+    /// all commands say.
+    pub(super) min_rate: Option<u64>,
+    pub(super) min_rate_window: Option<Duration>,
+    /// For how long connections are accepted after the stop signal.
+    pub(super) shutdown_delay: Duration,
     pub(super) access_log: AccessLines,
     /// Where orders are taken, if they have an address of their own.
     pub(super) listen_admin: Option<Loopback>,

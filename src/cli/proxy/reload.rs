@@ -116,7 +116,8 @@ impl Watch {
         let limits = |plan: &Plan| {
             let settings = &plan.settings;
             let Limits { connections, per_address, head, .. } = plan.limits;
-            (connections, per_address, head, settings.fills, settings.parallel)
+            let stop = (plan.shutdown_delay, plan.limits.drain);
+            (connections, per_address, head, settings.fills, settings.parallel, stop)
         };
         let cache = |plan: &Plan| {
             let Settings { cache, scrub, .. } = &plan.settings;
@@ -138,8 +139,8 @@ impl Watch {
         (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
         self.log.set(plan.access_log.form());
-        let listen_admin = self.plan.listen_admin.take();
-        self.plan = Plan { listen, settings, limits, listen_admin, ..plan };
+        let (listen_admin, shutdown_delay) = (self.plan.listen_admin.take(), self.plan.shutdown_delay);
+        self.plan = Plan { listen, settings, limits, listen_admin, shutdown_delay, ..plan };
         self.changes = Changes::since(seen);
         Ok(())
     }

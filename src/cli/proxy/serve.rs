@@ -18,11 +18,12 @@ use crate::content::Body;
 use crate::credentials::Credentials;
 use crate::descriptor::Digest;
 use crate::error::{Result, Side};
+use crate::ops::Health;
 use crate::pool::blocking;
 use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
-use crate::registry::{Options, Registries, Repo};
+use crate::registry::{MinRate, Options, Registries, Repo};
 use crate::server::{self, Access, AccessLog, Guarded, Handler, ResponseBody, Server};
 
 /// The registry client as the proxy's upstreams. Clones share it.
@@ -42,14 +43,14 @@ impl Upstreams {
     pub(super) fn registries(global: &Global, plan: &Plan) -> Result<Known> {
         let mut own = BTreeMap::new();
         for (name, file) in &plan.auth {
-            own.insert(name.clone(), Registries::new(adapt(options(global, Some(file))?)));
+            own.insert(name.clone(), Registries::new(adapt(options(global, Some(file))?, plan)));
         }
         let mut writing = BTreeMap::new();
         for spec in plan.settings.upstreams.iter().filter(|spec| spec.write_back) {
             let file = plan.write_auth.get(&spec.name).or_else(|| plan.auth.get(&spec.name));
             writing.insert(spec.name.clone(), Registries::new(options(global, file)?));
         }
-        let common = Registries::new(adapt(global.options()?));
+        let common = Registries::new(adapt(global.options()?, plan));
         Ok(Known { common, own, writing })
     }
 
@@ -81,8 +82,15 @@ fn options(global: &Global, file: Option<&PathBuf>) -> Result<Options> {
 }
 
 /// What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
-fn adapt(given: Options) -> Options {
+fn adapt(given: Options, plan: &Plan) -> Options {
+    let min_rate = MinRate {
+        bytes: plan.min_rate.unwrap_or(given.min_rate.bytes),
+        window: plan.min_rate_window.unwrap_or(given.min_rate.window),
+    };
     Options {
+        min_rate,
+        // Less than a client's patience, so that it is over for a client that waits.
+        longest_pause: Duration::from_secs(5),
         retries: 0,
         patience: Duration::ZERO,
         concurrency: 64,
@@ -142,7 +150,7 @@ async fn begin(args: Args, global: &Global, shutdown: impl Future<Output = ()>) 
         }
     };
     let ended = tokio::select! {
-        done = serve(doors, &server, &plan, &log, shutdown) => done,
+        done = serve(doors, &server, &plan, &log, stopping(shutdown, ops.health(), plan.shutdown_delay)) => done,
         () = watching => Ok(()),
         ended = ops.serve() => ended,
         () = writeback::run(&queue, server.backend()) => Ok(()),
@@ -170,6 +178,16 @@ impl<H: Handler> Handler for Counted<H> {
         self.1.backend().answered(response.status());
         response
     }
+}
+
+/// Ready when no more connections are to be accepted.
+///
+/// Whoever sends connections here, such as kube-proxy, hears later than the proxy that it stops (Kubernetes, "Pod
+/// Lifecycle", "Termination of Pods"): what comes in the meantime is still answered.
+async fn stopping(shutdown: impl Future<Output = ()>, health: Health, delay: Duration) {
+    shutdown.await;
+    health.ends();
+    tokio::time::sleep(delay).await;
 }
 
 /// At all of them, until `shutdown`; each then ends in its own time.

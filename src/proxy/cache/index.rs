@@ -3,7 +3,7 @@
 //! The policy is S3-FIFO counted in bytes (Yang et al., SOSP 2023): what is new waits in a small
 //! queue, and only what is asked for again there moves to the main one; what left the small queue is
 //! remembered for a while, and comes back into the main one. An index of our own and not a cache of
-//! a library's, since three things are wanted together: room is reserved before a blob is fetched
+//! a library's, since three things are wanted together: room is reserved before bytes are written
 //! (so that the bound also holds what is on its way), what is read stays, and single victims can be
 //! asked for when another program fills the disk.
 //!

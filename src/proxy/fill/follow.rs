@@ -7,12 +7,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{ALONE_PATIENCE, Begun, Fill, Progress, Stage, held};
+use super::{ALONE_PATIENCE, Begun, Fill, Found, Progress, Stage, held};
 use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
 use crate::proxy::events::Event;
-use crate::proxy::reading::Reader;
-use crate::proxy::{Inner, Origins};
+use crate::proxy::reading::{CHUNK, Reader, Readers};
+use crate::proxy::{Inner, Origins, cached_blob};
+use crate::retry::Budget;
 use crate::server::FilePipe;
 
 /// The bytes in `range`, as they get there. Whether it's read slowly, or not to its end, is nothing
@@ -26,12 +28,15 @@ pub(super) fn along<O: Origins>(
     let follow = Follow {
         reader: inner.readers.enter(pipe),
         progress: fill.progress.subscribe(),
+        start: range.start,
         at: range.start,
         end: range.end,
         aside: None,
         looked_aside: false,
+        served_aside: false,
         alone: None,
         unreadable: false,
+        budget: Budget::default(),
         inner,
         fill,
     };
@@ -43,12 +48,17 @@ struct Follow<O: Origins> {
     fill: Arc<Fill<O::Source>>,
     progress: watch::Receiver<Progress>,
     reader: Reader,
+    start: u64,
     at: u64,
     end: u64,
     /// A ranged read of the upstream beside the writer, for what is far ahead of it. Never of the
     /// last byte: that comes from the file, when all of it is right.
     aside: Option<(Body, OwnedSemaphorePermit)>,
     looked_aside: bool,
+    /// Some bytes came by it.
+    served_aside: bool,
+    /// For fetching all of it again, where it came damaged.
+    budget: Budget,
     /// The rest from the upstream, for nobody writes any more.
     alone: Option<Body>,
     /// The file cannot be read back, though the writer wrote it.
@@ -74,15 +84,27 @@ impl<O: Origins> Follow<O> {
             // Marks it as seen: `changed` waits for what comes after this.
             let Progress { stage, at } = *self.progress.borrow_and_update();
             let there = at.min(self.end);
-            if self.at < there && !self.unreadable {
+            // Some of what came is wrong then: it may be here.
+            let damaged = stage == Stage::Failed && self.fill.why().kind() == Kind::Mismatch;
+            if self.at < there && !damaged && !self.unreadable {
                 self.aside = None;
                 match self.read(there).await {
                     Err(error) if matches!(error.kind(), Kind::Local | Kind::Mismatch) => self.lose_file(&error),
                     read => return read,
                 }
             }
-            if stage == Stage::Failed || self.unreadable {
-                self.go_alone().await?;
+            if self.unreadable && !damaged {
+                let why = Error::new(Kind::Local, "the file of the cache cannot be read");
+                self.go_alone(why).await?;
+                continue;
+            }
+            if stage == Stage::Failed {
+                let why = self.fill.why();
+                match why.kind() {
+                    Kind::Local => self.go_alone(why).await?,
+                    Kind::Mismatch => self.again(why).await?,
+                    _ => return Err(why),
+                }
                 continue;
             }
             if !self.looked_aside && self.at - at > NEAR {
@@ -97,7 +119,10 @@ impl<O: Origins> Follow<O> {
             };
             tokio::select! {
                 next = aside.try_next() => match next {
-                    Ok(Some(bytes)) => return Ok(bytes),
+                    Ok(Some(bytes)) => {
+                        self.served_aside = true;
+                        return Ok(bytes);
+                    }
                     // At its end, or broken: the writer comes along.
                     Ok(None) => self.aside = None,
                     Err(error) => {
@@ -125,18 +150,61 @@ impl<O: Origins> Follow<O> {
         self.unreadable = true;
     }
 
-    /// When the writer failed: if that was the disk's fault, the rest is read past it, and the whole
-    /// is still verified (from the hash's last known state on).
-    async fn go_alone(&mut self) -> Result<()> {
-        let why = self.fill.why();
+    /// When the disk failed, the rest is read past it, and the whole is still verified (from the hash's last known
+    /// state on).
+    async fn go_alone(&mut self, why: Error) -> Result<()> {
         let Some(Begun { to: Some((_, feed)), .. }) = self.fill.begun.get() else { return Err(why) };
-        if why.kind() != Kind::Local && !self.unreadable {
-            return Err(why);
-        }
-        let pass = self.inner.pass(ALONE_PATIENCE).await?;
+        let pass = self.inner.pass(&self.fill.spot, 0, ALONE_PATIENCE).await?;
         let rest = feed.open(self.at).await?;
         self.alone = Some(held(limited(rest.boxed(), self.end - self.at), pass));
         Ok(())
+    }
+
+    /// When what came was damaged: along with another fetch of it, once that has come as far, and if it brings the
+    /// same bytes as this reader has passed on. They are right then, as the other fetch is verified before its end;
+    /// else some of them were wrong, and the answer is cut.
+    async fn again(&mut self, why: Error) -> Result<()> {
+        let Some(Begun { blob, to: Some((old, _)) }) = self.fill.begun.get() else { return Err(why) };
+        let (spot, digest, size, old) = (self.fill.spot.clone(), self.fill.digest, blob.size, old.clone());
+        let (inner, served) = (self.inner.clone(), self.start..self.at);
+        let mut why = why;
+        loop {
+            if self.served_aside {
+                return Err(why);
+            }
+            let wrong = why.duplicate();
+            self.budget.retry_quietly(why.transient_if_damaged()).await?;
+            let found = inner.blob_quietly(&spot, &digest).await.0?;
+            match found.filter(|found| found.size() == size) {
+                Some(Found::Hot(stored)) => {
+                    if !same(&inner.readers, served, &old, &stored.file).await? {
+                        return Err(wrong);
+                    }
+                    self.alone = Some(cached_blob::read(inner, spot, stored, self.at..self.end, None));
+                    return Ok(());
+                }
+                Some(Found::Filling(fill)) => {
+                    let mut progress = fill.progress.subscribe();
+                    let there = |now: &Progress| now.at >= served.end || now.stage == Stage::Failed;
+                    // Can't fail: the sender is in the fill.
+                    let failed = progress.wait_for(there).await.is_ok_and(|now| now.stage == Stage::Failed);
+                    if failed && fill.why().kind() == Kind::Mismatch {
+                        why = fill.why();
+                        continue;
+                    }
+                    let Some(Begun { to: Some((file, _)), .. }) = fill.begun.get() else { return Err(wrong) };
+                    if failed {
+                        return Err(fill.why());
+                    }
+                    if !same(&inner.readers, served, &old, file).await? {
+                        return Err(wrong);
+                    }
+                    (self.progress, self.fill, self.aside) = (progress, fill, None);
+                    return Ok(());
+                }
+                _ => return Err(wrong),
+            }
+        }
     }
 
     async fn look_aside(&mut self) {
@@ -155,6 +223,19 @@ impl<O: Origins> Follow<O> {
             Err(error) => tracing::info!("{error}: waiting for what is being fetched"),
         }
     }
+}
+
+/// Whether two files have the same bytes there.
+async fn same(readers: &Readers, part: Range<u64>, one: &OpenFile, other: &OpenFile) -> Result<bool> {
+    let mut at = part.start;
+    while at < part.end {
+        let end = part.end.min(at + CHUNK as u64);
+        if readers.read(one.clone(), at..end).await? != readers.read(other.clone(), at..end).await? {
+            return Ok(false);
+        }
+        at = end;
+    }
+    Ok(true)
 }
 
 /// How far ahead of the writer it's still waited for.

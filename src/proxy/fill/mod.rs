@@ -13,8 +13,10 @@
 //! that is given up in the middle of a blob is gone on from by those behind it, at the same byte. What came of a blob that none
 //! of them could end is dropped: that took seven faults at each without 32 MiB between them, and is no hiccup.
 
+mod find;
 mod follow;
 mod parallel;
+mod places;
 mod store;
 mod write;
 
@@ -27,25 +29,24 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
+use self::places::Places;
 use super::cache::{Pin, Stored};
-use super::events::{How, What};
 use super::world::Spot;
 use super::{Inner, Origins, cached_blob, manifests::upstreams_fault, patiently_since};
 use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
-use crate::pool::blocking;
 use crate::retry::Budget;
 use crate::server::FilePipe;
 
 /// What is being fetched.
 pub(super) struct Fills<S> {
     running: Mutex<HashMap<Digest, Arc<Fill<S>>>>,
-    slots: Semaphore,
+    slots: Places,
     sides: Arc<Semaphore>,
     /// Bodies that are passed on uncached: each has a connection to the upstream of its own.
-    passes: Arc<Semaphore>,
+    passes: Places,
     /// That nothing can be written was said.
     told: std::sync::atomic::AtomicBool,
 }
@@ -85,16 +86,6 @@ enum Stage {
     Failed,
 }
 
-/// Where a request for a blob got to.
-enum Boarding<S> {
-    /// Along with a fill, and whether it begins with this request.
-    On(Arc<Fill<S>>, bool),
-    /// The blob is cached.
-    Cached,
-    /// It's being fetched for another repository, and may not be for this one.
-    Foreign,
-}
-
 /// A blob that can be read, in one of three ways.
 pub(super) enum Found<S> {
     /// It's on the disk.
@@ -109,9 +100,9 @@ impl<S> Fills<S> {
     pub(super) fn new(at_once: usize) -> Self {
         Self {
             running: Mutex::default(),
-            slots: Semaphore::new(at_once.max(1)),
+            slots: Places::new(at_once),
             sides: Arc::new(Semaphore::new(SIDE_READS)),
-            passes: Arc::new(Semaphore::new(at_once.max(1))),
+            passes: Places::new(at_once),
             told: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -162,115 +153,6 @@ impl<S> Found<S> {
 }
 
 impl<O: Origins> Inner<O> {
-    /// The blob: from the disk, along with who is fetching it, or fetched from now on.
-    pub(super) async fn blob(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Result<Option<Found<O::Source>>> {
-        let (found, how) = self.blob_quietly(spot, digest).await;
-        let how = match &found {
-            Ok(Some(Found::Passed(..))) => How::Passed,
-            Ok(Some(_)) => how,
-            Ok(None) => How::Absent,
-            Err(_) => How::Failed,
-        };
-        self.served(spot, What::Blob, how);
-        found
-    }
-
-    /// The same, told to nobody.
-    pub(super) async fn blob_quietly(
-        self: &Arc<Self>,
-        spot: &Spot,
-        digest: &Digest,
-    ) -> (Result<Option<Found<O::Source>>>, How) {
-        let (mut how, begun) = (How::Hit, Instant::now());
-        let finding = self.find(spot, digest, begun, &mut how);
-        let found = patiently_since(begun, self.settings.patience, finding).await;
-        (found, how)
-    }
-
-    async fn find(
-        self: &Arc<Self>,
-        spot: &Spot,
-        digest: &Digest,
-        begun: Instant,
-        how: &mut How,
-    ) -> Result<Option<Found<O::Source>>> {
-        // A record of the repository may know it, and its size: the same is done whether or not it's cached.
-        let mut is_member = self.is_recorded_member(spot, digest).await;
-        loop {
-            if is_member && let Some(stored) = self.stored(digest).await? {
-                return Ok(Some(Found::Hot(stored)));
-            }
-            if self.is_absent(spot, digest) {
-                return Ok(None);
-            }
-            let (fill, begins) = match self.board(spot, digest, is_member) {
-                Boarding::On(fill, begins) => (fill, begins),
-                Boarding::Cached if is_member => continue,
-                Boarding::Cached | Boarding::Foreign => {
-                    is_member = self.confirm_blob(spot, digest).await?.is_some();
-                    continue;
-                }
-            };
-            *how = if begins { How::Miss } else { How::Coalesced };
-            match fill.opened().await {
-                Ok(Begun { blob, to: None }) => return Ok(Some(Found::Passed(blob.clone().into(), begun))),
-                Ok(_) => return Ok(Some(Found::Filling(fill.clone()))),
-                // Another's repository hasn't it, or may not be read: ours is asked too.
-                Err(_) if fill.spot != *spot => tokio::task::yield_now().await,
-                Err(error) if error.kind() == Kind::NotFound => {
-                    self.note_absent(spot, digest);
-                    return Ok(None);
-                }
-                Err(error) => return Err(upstreams_fault(error)),
-            }
-        }
-    }
-
-    async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
-        let Some(pin) = self.cache.blobs.pin(digest) else { return Ok(None) };
-        let (blobs, digest) = (self.cache.blobs.clone(), *digest);
-        blocking(move || blobs.open_pinned(&digest, pin)).await
-    }
-
-    /// Joins the fill of the blob, or begins one. What is cached, or being fetched for another repository, is only for
-    /// a repository that holds it.
-    fn board(self: &Arc<Self>, spot: &Spot, digest: &Digest, is_member: bool) -> Boarding<O::Source> {
-        let mut running = self.fills.lock();
-        // Under the lock: a fill leaves the list only after its blob is in the cache.
-        if self.cache.blobs.size_of(digest).is_some() {
-            return Boarding::Cached;
-        }
-        match running.get(digest) {
-            Some(fill) if is_member || fill.spot == *spot => return Boarding::On(fill.clone(), false),
-            Some(_) => return Boarding::Foreign,
-            None => {}
-        }
-        let fill = Arc::new(Fill::new(*digest, spot.clone()));
-        running.insert(*digest, fill.clone());
-        drop(running);
-        self.begin(fill.clone());
-        Boarding::On(fill, true)
-    }
-
-    /// How large a blob is, without fetching it.
-    pub(super) async fn blob_size(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> (Result<Option<u64>>, How) {
-        let is_member = self.is_recorded_member(spot, digest).await;
-        if is_member && let Some(size) = self.cache.blobs.size_of(digest) {
-            return (Ok(Some(size)), How::Hit);
-        }
-        let filling = self.fills.lock().get(digest).filter(|fill| is_member || fill.spot == *spot).cloned();
-        if let Some(size) = filling.and_then(|fill| Some(fill.begun.get()?.blob.size)) {
-            return (Ok(Some(size)), How::Passed);
-        }
-        (self.patiently(self.settings.patience, self.confirm_blob(spot, digest)).await, How::Passed)
-    }
-
-    pub(super) async fn ask_size(&self, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
-        let origins = &self.upstreams.origins;
-        let question = |source: O::Source| async move { origins.size_of(&source, digest).await };
-        Ok(self.upstreams.ask(spot, self.settings.patience, question).await?.map(|found| found.value))
-    }
-
     /// The bytes in `range` of what was found, to be sent on `pipe`'s connection if there is one.
     pub(super) async fn bytes(
         self: &Arc<Self>,
@@ -292,12 +174,17 @@ impl<O: Origins> Inner<O> {
 
     /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
     async fn passed(&self, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
-        let pass = self.pass(PASS_PATIENCE).await?;
+        let mut pass = self.pass(spot, 0, PASS_PATIENCE).await?;
         let length = range.end - range.start;
         let part = if range.start == 0 { 0..blob.size } else { range.clone() };
         let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
             return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
         };
+        if tier > 0 {
+            // Not while it holds the first tier's: else each would wait for the other.
+            drop(pass);
+            pass = self.pass(spot, tier, PASS_PATIENCE).await?;
+        }
         let body = if range.start > 0 {
             self.counted(spot, tier, first)
         } else {
@@ -306,18 +193,17 @@ impl<O: Origins> Inner<O> {
         Ok(held(body, pass))
     }
 
-    /// A place among what is passed on, when there is one. What isn't cached is fetched for each client, and
+    /// A place among what is passed on from a tier's registry, when there is one. What isn't cached is fetched for each client, and
     /// with too many at once all would get too little of the upstream's line.
     ///
     /// # Errors
     /// [`Kind::Limited`] if there is none within `patience`.
-    async fn pass(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
-        let place = tokio::time::timeout(patience, self.fills.passes.clone().acquire_owned()).await;
+    async fn pass(&self, spot: &Spot, tier: usize, patience: Duration) -> Result<OwnedSemaphorePermit> {
+        let place = self.fills.passes.take(&spot.upstream.tiers[tier].registry, patience).await;
         let busy = || {
             Error::new(Kind::Limited, "too much is passed on uncached at once").transient(Some(Duration::from_secs(5)))
         };
-        // It's never closed.
-        place.ok().and_then(std::result::Result::ok).ok_or_else(busy)
+        place.ok_or_else(busy)
     }
 
     /// Bytes that go round the [`Feed`] are told too.
@@ -333,13 +219,18 @@ impl<O: Origins> Inner<O> {
         blob: &Descriptor,
         part: Range<u64>,
     ) -> Result<Option<(O::Source, usize, Body)>> {
+        let believed = self.told_size(spot, &blob.digest) == Some(blob.size);
         let question = |source: O::Source| {
             let part = part.clone();
             async move {
                 // All of it needs no `Range`.
                 let body =
                     if part == (0..blob.size) { source.blob(blob, 0).await } else { source.part(blob, part).await };
-                body.map(Some)
+                body.map(Some).map_err(|error| match error.kind() {
+                    // Rather the manifest that says another size is wrong: the registry is asked for it.
+                    Kind::Mismatch if believed => error.permanent(),
+                    _ => error,
+                })
             }
         };
         let found = self.upstreams.ask(spot, self.settings.patience, question).await?;
@@ -376,6 +267,8 @@ fn held(body: Body, place: OwnedSemaphorePermit) -> Body {
 
 /// Ranged reads at once beside what is being fetched.
 const SIDE_READS: usize = 32;
+/// How long a fill waits for a place: after it, its clients wait for one among what is passed on.
+const FILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits for a place among what is passed on: the upstream needs some of his patience too.
 const PASS_PATIENCE: Duration = Duration::from_secs(12);
 /// How long one waits who has the head, and some of the bytes: as long as a client may take nothing of them.

@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::store::Writer;
-use super::{Begun, Fill, Progress, Stage, parallel};
+use super::{Begun, FILL_PATIENCE, Fill, Progress, Stage, parallel};
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
@@ -55,6 +55,7 @@ impl<O: Origins> Inner<O> {
                 match error.kind() {
                     Kind::NotFound => {}
                     Kind::Local => inner.uncached(&error),
+                    _ if error.is_reported() => tracing::debug!("{error}"),
                     _ => tracing::warn!("{error}"),
                 }
                 if fill.begun.get().is_some() {
@@ -68,7 +69,10 @@ impl<O: Origins> Inner<O> {
     }
 
     async fn fill(self: &Arc<Self>, fill: &Arc<Fill<O::Source>>) -> Result<()> {
-        let _slot = self.fills.slots.acquire().await;
+        let registry = |tier: usize| fill.spot.upstream.tiers[tier].registry.as_str();
+        let Some(mut place) = self.fills.slots.take(registry(0), FILL_PATIENCE).await else {
+            return self.crowded(fill, registry(0)).await;
+        };
         let told = self.told_size(&fill.spot, &fill.digest);
         let opened = match (told, self.open(fill, told).await) {
             (Some(told), Err(error)) if error.kind() == Kind::Mismatch => {
@@ -79,6 +83,15 @@ impl<O: Origins> Inner<O> {
             (_, opened) => opened,
         };
         let Some((blob, temp, tier, source, first)) = opened? else { return Ok(()) };
+        if tier > 0 {
+            // A place is of the registry that is read from; not while it holds another one.
+            drop(place);
+            let Some(other) = self.fills.slots.take(registry(tier), FILL_PATIENCE).await else {
+                return self.crowded(fill, registry(tier)).await;
+            };
+            place = other;
+        }
+        let _place = place;
         let feed = self.feed(&fill.spot, tier, source.clone(), &blob);
         let room = temp.room()?;
         let (body, written_from) = self.body(&feed, &source, first, &room)?;
@@ -131,6 +144,16 @@ impl<O: Origins> Inner<O> {
         let part = if self.is_parallel(size) { 0..parallel::piece(size, self.settings.parallel) } else { 0..size };
         let (source, tier, first) = self.open_part(&fill.spot, &blob, part).await?.ok_or_else(absent)?;
         Ok(Some((blob, temp, tier, source, first)))
+    }
+
+    /// Too much is being fetched from the registry: who wants this blob reads it past the cache.
+    async fn crowded(&self, fill: &Fill<O::Source>, registry: &str) -> Result<()> {
+        let absent = || Error::new(Kind::NotFound, "no tier has the blob");
+        let size = self.ask_size(&fill.spot, &fill.digest).await?.ok_or_else(absent)?;
+        tracing::info!("{}: no place among the fills from {registry}; streaming without caching", fill.digest);
+        let _ = fill.begun.set(Begun { blob: Descriptor::new(OCTETS, fill.digest, size), to: None });
+        fill.enter(Stage::Running);
+        Ok(())
     }
 
     /// Each reads it for himself, since it can't be cached.

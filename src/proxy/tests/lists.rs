@@ -9,8 +9,8 @@ async fn a_herd_asks_for_a_list_once() {
     let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
     let gate = bench.world.gate();
     // Its client leaves.
-    assert!(bench.proxy.0.tags(&spot).now_or_never().is_none());
-    let herd = futures_util::future::join_all((0..5).map(|_| bench.proxy.0.tags(&spot)));
+    assert!(bench.proxy.0.tags(&spot, false).now_or_never().is_none());
+    let herd = futures_util::future::join_all((0..5).map(|_| bench.proxy.0.tags(&spot, false)));
     let (herd, ()) = tokio::join!(herd, async { gate.add_permits(1) });
     for (found, how) in herd {
         assert_eq!((found.expect("a list").expect("tags").as_slice(), how), (&["v0".into()][..], How::Passed));
@@ -24,7 +24,7 @@ async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
     let bench = Bench::new(|_| {}).await;
     let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
     let list = async || {
-        let (found, how) = bench.proxy.0.tags(&spot).await;
+        let (found, how) = bench.proxy.0.tags(&spot, false).await;
         (found.expect("a list").expect("tags")[0].clone(), how)
     };
     assert_eq!(list().await, ("v0".into(), How::Passed));
@@ -45,4 +45,21 @@ async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
         }
     };
     assert_eq!((late, bench.world.0.lists.load(Ordering::Relaxed)), (("v2".into(), How::Stale), 4));
+}
+
+/// A client that reads a list by pages costs the upstream one list, not one for each page; a new reader is told of news.
+#[tokio::test(start_paused = true)]
+async fn pages_of_tags_are_cut_from_one_list() {
+    let bench = Bench::new(|_| {}).await;
+    let asked = || bench.world.0.lists.load(Ordering::Relaxed);
+    for nth in 1..=2 {
+        bench.proxy.tags(&place("r"), None, 1).await.expect("an answer").expect("is there");
+        for _ in 0..50 {
+            bench.proxy.tags(&place("r"), Some("v"), 1).await.expect("an answer").expect("is there");
+        }
+        assert_eq!(asked(), nth);
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench.proxy.tags(&place("r"), Some("v"), 1).await.expect("an answer").expect("is there");
+    assert_eq!(asked(), 3, "what is older than a tag's TTL is asked for again");
 }

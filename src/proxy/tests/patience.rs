@@ -78,12 +78,60 @@ async fn who_is_held_back_hears_of_the_limit() {
     assert_eq!(bench.tagged().await.expect_err("silent").kind(), Kind::Timeout);
 }
 
+/// The client would wait for 30 s: whatever is over before that is no reason to fail it.
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_ends_in_time_is_waited_out() {
+    for (seconds, tiers) in [(1, 1), (5, 1), (12, 1), (20, 1), (5, 2), (20, 2)] {
+        let bench =
+            Bench::new(|settings| if tiers == 2 { two_tiers(settings, false) } else { at_once(settings) }).await;
+        let repository = if tiers == 2 { "mirror/r" } else { "r" };
+        bench.world.publish(repository, "v1", &manifest(1));
+        let begun = Instant::now();
+        bench.world.fail(repository, &tag(), Ill::Away(begun + Duration::from_secs(seconds)));
+        assert_eq!(bench.tagged().await.expect("in time"), Some(manifest(1).digest()), "{seconds} s, {tiers} tiers");
+        assert!(since(begun) < 25, "{seconds} s: after {} s", since(begun));
+    }
+    let bench = Bench::new(at_once).await;
+    bench.world.fail("r", &tag(), Ill::Down(usize::MAX));
+    let begun = Instant::now();
+    assert_eq!(bench.tagged().await.expect_err("never back").kind(), Kind::Network);
+    assert!((20..=25).contains(&since(begun)), "{}", since(begun));
+}
+
+/// Many clients wait for one registry: it is asked by one of them at a time, and by all when it is back.
+#[tokio::test(start_paused = true)]
+async fn while_the_circuit_is_open_one_question_probes_for_all_who_wait() {
+    let bench = Bench::new(at_once).await;
+    let tags: Vec<_> = (0..200).map(|nth| format!("t{nth}")).collect();
+    let until = Instant::now() + Duration::from_secs(14);
+    for tag in &tags {
+        bench.world.publish("r", tag, &manifest(1));
+        bench.world.fail("r", &Target::Tag(tag.as_str().into()), Ill::Away(until));
+    }
+    let place = place("r");
+    let pulls =
+        tags.iter().map(async |tag| bench.proxy.manifest(&place, &Target::Tag(tag.as_str().into())).await.is_ok());
+    let asked = || bench.world.0.asked.load(Ordering::Relaxed);
+    let count = async {
+        // All had their first try, and the quick ones after it.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = asked();
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        asked() - before
+    };
+    let (pulls, between) = tokio::join!(futures_util::future::join_all(pulls), count);
+    assert!(pulls.into_iter().all(|ok| ok));
+    assert!(between <= 12, "{between} questions in 11 s of outage");
+}
+
 /// Whatever befalls one of them.
 #[tokio::test(start_paused = true)]
 async fn breakers_and_limits_are_each_upstreams_own() {
     for ill in [Ill::Down(usize::MAX), Ill::Limited(1, 60)] {
         let bench = Bench::new(|settings| {
             at_once(settings);
+            // Nobody waits for a second try.
+            settings.patience = Duration::from_secs(1);
             settings.upstreams.push("b.io".parse().expect("a spec"));
         })
         .await;
@@ -98,8 +146,8 @@ async fn breakers_and_limits_are_each_upstreams_own() {
         bench.proxy.manifest(&of_b("r"), &tag()).await.expect_err("left alone, whatever is asked for");
         assert_eq!(bench.world.0.asked.load(Ordering::Relaxed), asked, "{ill:?}");
         assert_eq!(bench.tagged().await.expect("well"), Some(manifest(1).digest()), "{ill:?}");
-        let health = [("a.io".to_owned(), true), ("b.io".to_owned(), false)];
-        assert_eq!(bench.proxy.health(), health, "{ill:?}");
+        let health = bench.proxy.health().into_iter().map(|health| (health.registry, health.well)).collect::<Vec<_>>();
+        assert_eq!(health, [("a.io".to_owned(), true), ("b.io".to_owned(), false)], "{ill:?}");
     }
 }
 

@@ -175,6 +175,8 @@ capabilities:
 {{- $_ := set $config "listen-admin" "127.0.0.1:9091" -}}
 {{- end -}}
 {{- $_ := set $config "cache" (merge (default dict $config.cache) (dict "dir" "/var/cache/transload" "size" $proxy.cache.size)) -}}
+{{- $stop := dict "shutdown-delay" (int (include "transload.proxyShutdownDelay" .)) "drain-timeout" (int (include "transload.proxyDrainTimeout" .)) -}}
+{{- $_ := set $config "limits" (merge (default dict $config.limits) $stop) -}}
 {{- if not $config.upstreams -}}
 {{- $upstreams := list -}}
 {{- range $proxy.upstreams -}}
@@ -242,6 +244,26 @@ proxy.service.type {{ $proxy.service.type }}
 {{- $users := ternary "" "set proxy.users.existingSecret, " (hasPrefix "proxy.hostIP" $outside) -}}
 {{- fail (printf "%s: whoever can reach it could pull everything that the proxy's identity can pull; %sgive each of proxy.upstreams an allow list, keep the proxy inside the cluster, or accept it: proxy.acceptOpenAccess=true" $outside $users) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Whether the kubelet itself can wait before it stops a container: PodLifecycleSleepAction, on since Kubernetes 1.30.
+     The image has no shell to sleep in. */}}
+{{- define "transload.kubeletSleeps" -}}
+{{- if and (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) (gt (int .Values.proxy.shutdownDelaySeconds) 0) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Seconds for which the proxy itself goes on accepting connections: none where the kubelet waits. */}}
+{{- define "transload.proxyShutdownDelay" -}}
+{{- ternary 0 (int .Values.proxy.shutdownDelaySeconds) (eq (include "transload.kubeletSleeps" .) "true") -}}
+{{- end -}}
+
+{{/* Seconds for requests that go on: what the delay leaves of the grace period, less some for the end itself. */}}
+{{- define "transload.proxyDrainTimeout" -}}
+{{- $left := sub (int .Values.proxy.terminationGracePeriodSeconds) (add (int .Values.proxy.shutdownDelaySeconds) 3) -}}
+{{- if lt $left 1 -}}
+{{- fail "proxy.terminationGracePeriodSeconds must be more than proxy.shutdownDelaySeconds and 3 seconds" -}}
+{{- end -}}
+{{- $left -}}
 {{- end -}}
 
 {{/* Where a node asks the proxy. */}}

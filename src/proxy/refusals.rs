@@ -1,0 +1,139 @@
+//! What a registry refuses to the proxy: reported once, not once for each request.
+//!
+//! A tier that refuses the proxy is passed over, and the next one is asked: clients see no difference, while all their
+//! pulls go elsewhere. So that is said in the log when it begins and when it ends, counted, and shown.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{Error, Kind, Result};
+
+/// The refusals of one registry.
+///
+/// A registry may refuse some repositories and not others: an answer from one says nothing of another. So each
+/// repository's refusal stands until that repository is answered, or until [`REMEMBERED`] after the last one.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    registry: String,
+    standing: Mutex<BTreeMap<String, Refusal>>,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    reason: &'static str,
+    last: Instant,
+}
+
+impl Refusals {
+    pub(super) fn new(registry: &str) -> Self {
+        Self { registry: registry.to_owned(), standing: Mutex::default() }
+    }
+
+    /// Learns how a question about a repository ended. The reason, if it was refused.
+    pub(super) fn learn<T>(&self, repository: &str, asked: &Result<T>) -> Option<&'static str> {
+        let mut standing = self.lock();
+        let before = !standing.is_empty();
+        standing.retain(|_, refusal| refusal.last.elapsed() < REMEMBERED);
+        let refused = match asked {
+            Ok(_) => {
+                standing.remove(repository);
+                None
+            }
+            Err(error) => reason(error).map(|reason| (reason, error)),
+        };
+        let Some((reason, error)) = refused else {
+            if before && standing.is_empty() {
+                tracing::warn!("{} no longer refuses this proxy", self.registry);
+            }
+            return None;
+        };
+        if standing.values().all(|refusal| refusal.reason != reason) {
+            let hint = error.hint_text().map(|hint| format!("; {hint}")).unwrap_or_default();
+            tracing::warn!("{} refuses this proxy ({reason}): {error}{hint}", self.registry);
+        }
+        if standing.len() < MAX_REPOSITORIES || standing.contains_key(repository) {
+            standing.insert(repository.to_owned(), Refusal { reason, last: Instant::now() });
+        }
+        Some(reason)
+    }
+
+    /// The reasons that stand now, each with how many repositories it is for.
+    pub(super) fn reasons(&self) -> BTreeMap<&'static str, usize> {
+        let mut reasons = BTreeMap::new();
+        for refusal in self.lock().values().filter(|refusal| refusal.last.elapsed() < REMEMBERED) {
+            *reasons.entry(refusal.reason).or_default() += 1;
+        }
+        reasons
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Refusal>> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why the registry, or the way to it, is of no use to this proxy until somebody does something about it. `None` for
+/// faults that pass, and for what is about the content.
+pub(super) fn reason(error: &Error) -> Option<&'static str> {
+    match error.kind() {
+        _ if error.is_transient() => None,
+        Kind::Unauthorized => Some("unauthorized"),
+        Kind::Denied => Some("denied"),
+        // A spent quota of pulls.
+        Kind::Limited => Some("limited"),
+        // A certificate that is not trusted, a name without an address.
+        Kind::Network => Some("unreachable"),
+        // A redirect to where the proxy must not go.
+        Kind::Refused => Some("refused"),
+        // Credentials that this machine cannot give.
+        Kind::Local | Kind::Usage => Some("local"),
+        _ => None,
+    }
+}
+
+/// A repository that nobody asks for any more is forgotten after this.
+const REMEMBERED: Duration = Duration::from_secs(10 * 60);
+/// Repositories that are kept for each registry: clients make up as many names as they like.
+const MAX_REPOSITORIES: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied() -> Result<()> {
+        Err(Error::new(Kind::Denied, "403"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_stands_until_the_same_repository_is_answered() {
+        let refusals = Refusals::new("r.io");
+        assert_eq!(refusals.learn("a", &denied()), Some("denied"));
+        assert_eq!(refusals.learn("b", &denied()), Some("denied"));
+        assert_eq!(refusals.learn("c", &Ok(())), None);
+        assert_eq!(refusals.reasons(), BTreeMap::from([("denied", 2)]));
+        refusals.learn("a", &Ok(()));
+        refusals.learn("b", &Err::<(), _>(Error::new(Kind::Network, "reset")));
+        assert_eq!(refusals.reasons(), BTreeMap::from([("denied", 1)]), "a passing fault is no answer");
+        tokio::time::sleep(REMEMBERED).await;
+        assert_eq!(refusals.reasons(), BTreeMap::new());
+    }
+
+    #[test]
+    fn so_many_repositories_are_kept() {
+        let refusals = Refusals::new("r.io");
+        for nth in 0..1000 {
+            assert!(refusals.learn(&nth.to_string(), &denied()).is_some());
+        }
+        assert_eq!(refusals.reasons(), BTreeMap::from([("denied", MAX_REPOSITORIES)]));
+    }
+
+    #[test]
+    fn what_is_about_the_content_is_no_refusal() {
+        for kind in [Kind::NotFound, Kind::Mismatch, Kind::Invalid, Kind::Registry, Kind::TooLarge] {
+            assert_eq!(reason(&Error::new(kind, "x").permanent()), None, "{kind:?}");
+        }
+        assert_eq!(reason(&Error::new(Kind::Unauthorized, "x").transient(None)), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! The least rate at which a body must come.
+
+use std::time::Duration;
+
+use crate::error::{Error, Kind, Result};
+
+/// A connection that brings less is given up, and its work tried again.
+///
+/// It is the average over a window of waiting: time in which a reader waits for bytes. A reader that is slow itself,
+/// since its client or its destination is, finds them in the connection's buffers, and does not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MinRate {
+    /// Bytes a second. 0 is no limit.
+    pub bytes: u64,
+    /// How much waiting the average is of.
+    pub window: Duration,
+}
+
+impl Default for MinRate {
+    /// 1 KiB/s over a minute.
+    fn default() -> Self {
+        Self { bytes: 1 << 10, window: Duration::from_secs(60) }
+    }
+}
+
+/// What one body brought in the current window.
+#[derive(Debug)]
+pub(super) struct Watch {
+    least: MinRate,
+    bytes: u64,
+    waited: Duration,
+}
+
+impl Watch {
+    pub(super) fn new(least: MinRate) -> Self {
+        Self { least, bytes: 0, waited: Duration::ZERO }
+    }
+
+    /// How much more waiting fills the window; `None` where there is no limit.
+    pub(super) fn left(&self) -> Option<Duration> {
+        (self.least.bytes > 0).then(|| self.least.window.saturating_sub(self.waited))
+    }
+
+    /// Notes what came from `registry`, and how long it was waited for.
+    ///
+    /// # Errors
+    /// [`Kind::Timeout`] if the window is full, and the rate in it was too low.
+    pub(super) fn note(&mut self, bytes: u64, waited: Duration, registry: &str) -> Result<()> {
+        self.bytes += bytes;
+        self.waited += waited;
+        if self.left().is_none_or(|left| !left.is_zero()) {
+            return Ok(());
+        }
+        let Self { least, bytes, waited } = std::mem::replace(self, Self::new(self.least));
+        if bytes as f64 >= least.bytes as f64 * waited.as_secs_f64() {
+            return Ok(());
+        }
+        let seconds = waited.as_secs_f64();
+        let what = format!("{bytes} bytes came from {registry} in {seconds:.0} s, less than {} a second", least.bytes);
+        Err(Error::new(Kind::Timeout, what))
+    }
+}

@@ -1,0 +1,194 @@
+//! `transload proxy`: upstreams that are away for a while, refuse the proxy, crawl, or damage what they send.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::proxy_blobs::{World, path_of};
+use super::support::background::Background;
+use super::support::proxied::{ops, shows};
+use super::support::{Fault, Front, Image, Proxied, Registry, Rule, http};
+
+/// How long an upstream is away in these tests.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// An address that refuses connections until it is opened. It is bound all the time, so no other test gets it.
+struct Door {
+    addr: SocketAddr,
+    open: Option<oneshot::Sender<()>>,
+    _background: Background,
+}
+
+impl Door {
+    /// Leads to `to`.
+    fn closed(to: SocketAddr) -> Self {
+        let (open, opened) = oneshot::channel();
+        let (tell, told) = std::sync::mpsc::channel();
+        let background = Background::spawn(move || async move {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+            tell.send(socket.local_addr().expect("an address")).expect("someone waits");
+            if opened.await.is_err() {
+                return;
+            }
+            let listener = socket.listen(1024).expect("listens");
+            let mut connections = JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                connections.spawn(async move {
+                    let mut server = TcpStream::connect(to).await?;
+                    copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Self { addr: told.recv().expect("an address"), open: Some(open), _background: background }
+    }
+
+    fn open(&mut self) {
+        let _ = self.open.take().map(|open| open.send(()));
+    }
+}
+
+/// Asks for all of an image at once, from when the upstream is away on, and has it come back after [`AWAY`].
+/// All of it is answered, whole, before containerd 2.3 would give up (30 s).
+fn pulls_through(proxy: SocketAddr, image: &Image, back: impl FnOnce()) {
+    let begun = Instant::now();
+    let mut paths = vec!["/v2/library/app/manifests/v1".to_owned()];
+    paths.extend(image.blobs.iter().map(path_of));
+    let clients: Vec<_> =
+        paths.into_iter().map(|path| std::thread::spawn(move || (http::get(proxy, &path), path))).collect();
+    std::thread::sleep(AWAY);
+    back();
+    for client in clients {
+        let (reply, path) = client.join().expect("a client");
+        let reply = reply.expect(200);
+        let wanted =
+            image.blobs.iter().find(|blob| path.contains(&blob.digest)).map_or(image.bytes(), |blob| &blob.bytes);
+        assert!(reply.whole && reply.body == wanted, "{path}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+}
+
+/// A node's pull waits for its head for 30 s: an upstream that restarts within that costs it only time.
+#[test]
+fn an_upstream_that_refuses_connections_for_five_seconds_fails_no_pull() {
+    let world = World::new(&[5000, 7000]);
+    let mut door = Door::closed(world.front.addr());
+    let proxy = Proxied::hub(door.addr, &[]);
+    pulls_through(proxy.addr(), &world.image, || door.open());
+}
+
+#[test]
+fn an_upstream_that_resets_connections_for_five_seconds_fails_no_pull() {
+    away_by(Fault::ResetRequestAfter(0));
+}
+
+#[test]
+fn an_upstream_that_answers_500_for_five_seconds_fails_no_pull() {
+    away_by(Fault::status(500));
+}
+
+#[test]
+fn an_upstream_that_answers_503_for_five_seconds_fails_no_pull() {
+    away_by(Fault::status(503));
+}
+
+#[test]
+fn an_upstream_that_is_silent_for_five_seconds_fails_no_pull() {
+    away_by(Fault::Stall);
+}
+
+fn away_by(fault: Fault) {
+    let world = World::new(&[5000, 7000]);
+    world.front.add(Rule::on("*", "/v2/", fault));
+    let proxy = Proxied::hub(world.front.addr(), &[]);
+    pulls_through(proxy.addr(), &world.image, || world.front.clear_rules());
+}
+
+/// The first tier gives way to the next one at once, and if that has not what is asked for, it is asked again.
+#[test]
+fn when_all_tiers_fail_the_first_one_is_asked_again() {
+    let original = Registry::start();
+    let world = World::new(&[5000]);
+    world.front.add(Rule::on("*", "/v2/", Fault::status(500)));
+    let proxy = two_tiers(original.addr(), world.front.addr());
+    pulls_through(proxy.addr(), &world.image, || world.front.clear_rules());
+    // And one that has it answers for a first one that is down.
+    world.front.add(Rule::on("*", "/v2/", Fault::status(500)));
+    Image::single(8, &[900]).push(original.addr(), "library/other", "v1");
+    let begun = Instant::now();
+    http::get(proxy.addr(), "/v2/library/other/manifests/v1").expect(200);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+fn two_tiers(original: SocketAddr, first: SocketAddr) -> Proxied {
+    let (upstream, name) = (format!("{original}={first}"), original.to_string());
+    let flags = ["--original", &name, "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0", "--tag-ttl", "0"];
+    Proxied::start(&upstream, &flags)
+}
+
+/// Each of many clients fails, and the log has one line for the outage and one for its end.
+#[test]
+fn an_outage_is_two_lines_in_the_log() {
+    let world = World::new(&[5000]);
+    let mut door = Door::closed(world.front.addr());
+    let proxy = Proxied::hub(door.addr, &[]);
+    let addr = proxy.addr();
+    let clients: Vec<_> = (0..60)
+        .map(|nth| std::thread::spawn(move || http::get(addr, &format!("/v2/library/app/manifests/t{nth}")).status))
+        .collect();
+    for client in clients {
+        let status = client.join().expect("a client");
+        assert!(matches!(status, 502 | 504), "{status}");
+    }
+    door.open();
+    http::get(addr, "/v2/library/app/manifests/v1").expect(200);
+    proxy.process.stderr.wait_line("circuit closed for ", Duration::from_secs(10));
+    let log = proxy.process.stderr.text();
+    let count = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((count("circuit open for"), count("circuit closed for")), (1, 1), "{log}");
+    let lines = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).count();
+    assert_eq!(lines, 2, "{log}");
+}
+
+/// The identity of the proxy lost its role: clients are served by the original, so it must be said.
+#[test]
+fn a_tier_that_refuses_the_proxy_is_reported_once_and_counted_and_shown() {
+    for (code, reason) in [(401, "unauthorized"), (403, "denied")] {
+        let (original, first) = (Registry::start(), Registry::start());
+        for seed in 0..4 {
+            for to in [&original, &first] {
+                Image::single(seed, &[900]).push(to.addr(), &format!("library/app{seed}"), "v1");
+            }
+        }
+        let front = Front::before(first.addr()).rule(Rule::on("*", "/v2/", Fault::status(code))).start();
+        let proxy = two_tiers(original.addr(), front.addr());
+        let pull = |nth: u8| http::get(proxy.addr(), &format!("/v2/library/app{nth}/manifests/v1")).expect(200);
+        (0..4).for_each(|nth| drop(pull(nth)));
+        let log = || proxy.process.stderr.text();
+        let count = |what: &str| log().lines().filter(|line| line.contains(what)).count();
+        let told = format!("refuses this proxy ({reason})");
+        assert_eq!(count(&told), 1, "{}", log());
+        assert_eq!(count("WARN") + count("ERROR"), 1, "{}", log());
+        let (at, name) = (ops(&proxy), front.addr().to_string());
+        shows(at, &format!("transload_proxy_upstream_refused_total{{registry=\"{name}\",reason=\"{reason}\"}} 4"));
+        let status = || http::get(at, "/status.json").expect(200).json();
+        let refusals = |status: &serde_json::Value| {
+            let all = status["upstreams"].as_array().expect("a list").clone();
+            all.into_iter().find(|upstream| upstream["registry"] == name.as_str()).expect("is there")["refusals"]
+                .clone()
+        };
+        assert_eq!(refusals(&status()), serde_json::json!({ reason: 4 }));
+        // Once it is let in again, that is said too, and the next time is another one.
+        front.clear_rules();
+        (0..4).for_each(|nth| drop(pull(nth)));
+        assert_eq!(refusals(&status()), serde_json::json!({}));
+        assert_eq!((count(&told), count("no longer refuses this proxy")), (1, 1), "{}", log());
+        front.add(Rule::on("*", "/v2/", Fault::status(code)));
+        pull(0);
+        assert_eq!(count(&told), 2, "{}", log());
+    }
+}
