@@ -276,7 +276,7 @@ impl Collector<'_> {
     }
 
     /// Whether what is written about a manifest is so old that the manifest has been written too.
-    fn is_settled(&self, metadata: &fs::Metadata) -> bool {
+    fn is_settled(&self, metadata: &std::fs::Metadata) -> bool {
         let age = metadata.modified().ok().and_then(|made| self.now.duration_since(made).ok());
         age.unwrap_or_default() > SETTLED
     }
