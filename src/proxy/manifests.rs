@@ -39,6 +39,10 @@ pub(super) struct State {
     absent: Memory<u64, Instant>,
     /// Tags and lists whose upstream couldn't be asked.
     resting: Memory<u64, Instant>,
+    /// When the question was asked whose answer is the newest that is stored, by a hash of repository and target.
+    noted: Memory<u64, Instant>,
+    /// Answers are stored one at a time, by the same hash.
+    noting: [tokio::sync::Mutex<()>; NOTING],
     hash: RandomState,
 }
 
@@ -49,6 +53,8 @@ impl State {
             looking: Flights::default(),
             absent: Memory::new(10_000),
             resting: Memory::new(10_000),
+            noted: Memory::new(10_000),
+            noting: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             hash: RandomState::new(),
         }
     }
@@ -217,7 +223,9 @@ impl<O: Origins> Inner<O> {
     }
 
     async fn look_up(&self, spot: &Spot, target: &Target, patience: Duration) -> Result<Option<Descriptor>> {
+        let asked = Asked::default();
         let question = |source: O::Source| {
+            asked.now();
             let target = target.clone();
             async move { source.resolve(&target).await }
         };
@@ -226,7 +234,7 @@ impl<O: Origins> Inner<O> {
             self.only_original(spot, target, found.tier);
             found.value
         });
-        self.note(spot, target, found.as_ref()).await;
+        self.note(spot, target, found.as_ref(), asked.last()).await;
         if let Some(found) = &found {
             self.record(spot, &found.digest).await;
         }
@@ -247,18 +255,20 @@ impl<O: Origins> Inner<O> {
     }
 
     async fn fetch(&self, spot: &Spot, target: &Target) -> Result<Option<Manifest>> {
+        let asked = Asked::default();
         let question = |source: O::Source| {
+            asked.now();
             let target = target.clone();
             async move { source.manifest(&target).await.map(Some) }
         };
         let found = self.upstreams.ask(spot, self.settings.patience, question).await.map_err(upstreams_fault)?;
         let Some(found) = found else {
-            self.note(spot, target, None).await;
+            self.note(spot, target, None, asked.last()).await;
             return Ok(None);
         };
         let _room = memory::caching(found.value.descriptor().size).map_err(|_| busy())?;
         self.cache.documents.put(&found.value).await;
-        self.note(spot, target, Some(found.value.descriptor())).await;
+        self.note(spot, target, Some(found.value.descriptor()), asked.last()).await;
         self.learn(spot, &found.value);
         self.write_record(spot, &found.value.digest()).await;
         self.only_original(spot, target, found.tier);
@@ -283,15 +293,22 @@ impl<O: Origins> Inner<O> {
         (result, if joined { How::Coalesced } else { How::Miss })
     }
 
-    /// Remembers what the upstream said.
-    async fn note(&self, spot: &Spot, target: &Target, found: Option<&Descriptor>) {
+    /// Remembers what the upstream said to a question that was asked at `asked`. An answer to an older question
+    /// replaces no newer one: a tag may have moved between them.
+    pub(super) async fn note(&self, spot: &Spot, target: &Target, found: Option<&Descriptor>, asked: Instant) {
         let key = self.key(spot, target);
         self.rested(key);
+        if let Some(found) = found {
+            self.admit(spot, &found.digest, Some(found.size));
+        }
+        // Held until the answer is stored, so that an older one cannot be stored after it.
+        let _turn = self.manifests.noting[usize::try_from(key).unwrap_or(0) % NOTING].lock().await;
+        if self.manifests.noted.get(&key).is_some_and(|newest| newest > asked) {
+            return;
+        }
+        self.manifests.noted.insert(key, asked);
         match found {
-            Some(found) => {
-                self.manifests.absent.remove(&key);
-                self.admit(spot, &found.digest, Some(found.size));
-            }
+            Some(_) => drop(self.manifests.absent.remove(&key)),
             None => self.manifests.absent.insert(key, Instant::now() + self.negative_ttl(spot)),
         }
         let Target::Tag(tag) = target else { return };
@@ -371,5 +388,26 @@ fn age(tag: &Tag) -> Duration {
 
 /// A moment so far away can still be computed.
 const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+/// When a question was asked last: it may be asked of several tiers, and again after a fault.
+struct Asked(std::sync::Mutex<Instant>);
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self(std::sync::Mutex::new(Instant::now()))
+    }
+}
+
+impl Asked {
+    fn now(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+    }
+
+    fn last(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Answers about tags that are stored at once.
+const NOTING: usize = 64;
 /// For how long a tag or a list whose upstream couldn't be asked is served without asking.
 const REST: Duration = Duration::from_secs(5);

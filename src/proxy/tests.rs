@@ -47,6 +47,8 @@ struct Content {
     slow: AtomicBool,
     /// Bodies that are open now, and the most that were.
     open: (AtomicUsize, AtomicUsize),
+    /// Answers to GETs of manifests wait for one, if there is a gate: what they say was looked up before.
+    late: Mutex<Option<Arc<Semaphore>>>,
     /// Each frame of a blob and each page of tags takes one, if there is a gate.
     gate: Mutex<Option<Arc<Semaphore>>>,
     /// The gate is before this repository only.
@@ -124,6 +126,31 @@ impl World {
 }
 
 impl Shop {
+    async fn lookup(&self, target: &Target) -> Result<Manifest> {
+        self.0.0.asked.fetch_add(1, Ordering::Relaxed);
+        let key = format!("{} {target}", self.1);
+        let ill = self.0.0.ill.lock().expect("lock").get_mut(&key).map(|ill| {
+            let before = *ill;
+            if let Ill::Down(left) | Ill::Limited(left, _) = ill {
+                *left = left.saturating_sub(1);
+            }
+            before
+        });
+        match ill {
+            Some(Ill::Silent) => std::future::pending().await,
+            Some(Ill::Away(until)) if Instant::now() < until => {
+                return Err(Error::new(Kind::Network, format!("no way to {key}")));
+            }
+            Some(Ill::Down(left)) if left > 0 => return Err(Error::new(Kind::Network, format!("no way to {key}"))),
+            Some(Ill::Limited(left, seconds)) if left > 0 => {
+                return Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(seconds))));
+            }
+            _ => {}
+        }
+        let all = self.0.0.manifests.lock().expect("lock");
+        all.get(&key).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no such manifest"))
+    }
+
     fn content(&self, digest: &Digest) -> Result<Bytes> {
         let found = self.0.0.blobs.lock().expect("lock").get(&(self.1.clone(), *digest)).cloned();
         found.ok_or_else(|| Error::new(Kind::NotFound, "no such blob"))
@@ -164,32 +191,16 @@ impl Origins for World {
 
 impl Source for Shop {
     async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
-        Ok(Some(self.manifest(target).await?.descriptor().clone()))
+        Ok(Some(self.lookup(target).await?.descriptor().clone()))
     }
 
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
-        self.0.0.asked.fetch_add(1, Ordering::Relaxed);
-        let key = format!("{} {target}", self.1);
-        let ill = self.0.0.ill.lock().expect("lock").get_mut(&key).map(|ill| {
-            let before = *ill;
-            if let Ill::Down(left) | Ill::Limited(left, _) = ill {
-                *left = left.saturating_sub(1);
-            }
-            before
-        });
-        match ill {
-            Some(Ill::Silent) => std::future::pending().await,
-            Some(Ill::Away(until)) if Instant::now() < until => {
-                return Err(Error::new(Kind::Network, format!("no way to {key}")));
-            }
-            Some(Ill::Down(left)) if left > 0 => return Err(Error::new(Kind::Network, format!("no way to {key}"))),
-            Some(Ill::Limited(left, seconds)) if left > 0 => {
-                return Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(seconds))));
-            }
-            _ => {}
+        let found = self.lookup(target).await?;
+        let late = self.0.0.late.lock().expect("lock").clone();
+        if let Some(late) = late {
+            late.acquire().await.expect("open").forget();
         }
-        let all = self.0.0.manifests.lock().expect("lock");
-        all.get(&key).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no such manifest"))
+        Ok(found)
     }
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {

@@ -7,7 +7,7 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::temp::Temp;
@@ -26,6 +26,8 @@ struct Inner {
     /// The system releases the lock, however the process ends. `None` where the directory cannot be written.
     lock: Mutex<Option<File>>,
     restored: AtomicU64,
+    /// The last temporary file could not be created.
+    failed: AtomicBool,
 }
 
 impl CacheDir {
@@ -35,7 +37,13 @@ impl CacheDir {
     /// # Errors
     /// [`Kind::Usage`] if another proxy uses it, [`Kind::Local`] if it cannot be created.
     pub(super) fn open(path: PathBuf, files: Files) -> Result<Self> {
-        let dir = Self(Arc::new(Inner { path, files, lock: Mutex::default(), restored: AtomicU64::new(0) }));
+        let dir = Self(Arc::new(Inner {
+            path,
+            files,
+            lock: Mutex::default(),
+            restored: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+        }));
         match dir.create() {
             Err(error) if error.kind() == Kind::Local && dir.path().is_dir() => {
                 tracing::error!("{error}: nothing new will be cached");
@@ -75,6 +83,12 @@ impl CacheDir {
     /// # Errors
     /// The system's. [`is_full`] tells whether the disk has no room for one more file.
     pub(super) fn temporary(&self) -> std::io::Result<Temp> {
+        let created = self.create_temporary();
+        self.0.failed.store(created.as_ref().is_err_and(|error| !is_full(error)), Ordering::Relaxed);
+        created
+    }
+
+    fn create_temporary(&self) -> std::io::Result<Temp> {
         match Temp::create(&self.fills(), &self.0.files) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let restored = self.create().map_err(|failed| std::io::Error::other(failed.to_string()));
@@ -92,6 +106,10 @@ impl CacheDir {
     /// # Errors
     /// Why not.
     pub fn check_writable(&self) -> Result<()> {
+        let access = rustix::fs::access(self.fills(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
+        if access.is_ok() && !self.0.failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         match self.temporary() {
             Err(error) if !is_full(&error) => Err(self.failed("create a file in", &error)),
             _ => Ok(()),

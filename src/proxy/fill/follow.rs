@@ -1,7 +1,7 @@
 //! The readers of a blob that is being fetched.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -155,9 +155,17 @@ impl<O: Origins> Follow<O> {
     async fn go_alone(&mut self, why: Error) -> Result<()> {
         let Some(Begun { to: Some((_, feed)), .. }) = self.fill.begun.get() else { return Err(why) };
         let pass = self.inner.pass(&self.fill.spot, 0, ALONE_PATIENCE).await?;
-        let rest = feed.open(self.at).await?;
-        self.alone = Some(held(limited(rest.boxed(), self.end - self.at), pass));
+        let unwritten = if self.at == 0 { self.take_unwritten() } else { None };
+        let rest = match unwritten {
+            Some(whole) => whole,
+            None => feed.open(self.at).await?.boxed(),
+        };
+        self.alone = Some(held(limited(rest, self.end - self.at), pass));
         Ok(())
+    }
+
+    fn take_unwritten(&self) -> Option<Body> {
+        self.fill.unwritten.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// When what came was damaged: along with another fetch of it, once that has come as far, and if it brings the

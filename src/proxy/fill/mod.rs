@@ -61,6 +61,8 @@ pub(super) struct Fill<S> {
     error: OnceLock<Error>,
     /// Once it's committed: it stays as long as someone follows.
     pin: OnceLock<Pin>,
+    /// The verified bytes of the whole, where none of them could be written: for one reader.
+    unwritten: Mutex<Option<Body>>,
 }
 
 /// What is known once the upstream answered.
@@ -125,7 +127,15 @@ impl<S> Fills<S> {
 impl<S> Fill<S> {
     fn new(digest: Digest, spot: Spot) -> Self {
         let progress = watch::Sender::new(Progress { stage: Stage::Opening, at: 0 });
-        Self { digest, spot, progress, begun: OnceLock::new(), error: OnceLock::new(), pin: OnceLock::new() }
+        Self {
+            digest,
+            spot,
+            progress,
+            begun: OnceLock::new(),
+            error: OnceLock::new(),
+            pin: OnceLock::new(),
+            unwritten: Mutex::default(),
+        }
     }
 
     /// Waits until the upstream answered. What it is then, or why not.

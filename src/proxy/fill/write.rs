@@ -1,12 +1,12 @@
 //! The writer: from the upstream into a file, to the end or to an error that all readers hear of.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 
 use super::store::Writer;
 use super::{Begun, FILL_PATIENCE, Fill, Progress, Stage, parallel};
@@ -18,7 +18,7 @@ use crate::pool::blocking;
 use crate::proxy::cache::{Room, Temp};
 use crate::proxy::events::Event;
 use crate::proxy::{Inner, Origins};
-use crate::verify::Verified;
+use crate::verify::{Check, Verified};
 
 /// Ends a fill, also when its task is dropped: its readers hear of it, and it leaves the list.
 struct Ending<O: Origins> {
@@ -202,8 +202,36 @@ impl<S: Source> Fill<S> {
         written_from: Option<Arc<AtomicU64>>,
         room: &Arc<Room>,
     ) -> Result<()> {
-        let (mut body, check) = body.apart();
-        let mut in_parts = written_from.is_some();
+        let (body, check) = body.apart();
+        let in_parts = written_from.is_some();
+        let mut received = Received { body, early: Vec::new(), in_parts, ended: false };
+        let done = self.store(feed, &mut received, check, written_from, room).await;
+        if done.as_ref().is_err_and(|error| error.kind() == Kind::Local) {
+            self.hand_over(feed, received);
+        }
+        done
+    }
+
+    /// Where nothing could be written, the first reader takes the open body, so that it is not requested twice.
+    fn hand_over(&self, feed: &Feed<S>, received: Received) {
+        let Received { body, early, in_parts, ended } = received;
+        // The parts of a blob go through the file.
+        if in_parts || ended || self.progress.borrow().at > 0 {
+            return;
+        }
+        if let Ok(whole) = feed.verified(stream::iter(early.into_iter().map(Ok)).chain(body).boxed()) {
+            *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = Some(whole.boxed());
+        }
+    }
+
+    async fn store(
+        self: &Arc<Self>,
+        feed: &Feed<S>,
+        received: &mut Received,
+        check: Check,
+        written_from: Option<Arc<AtomicU64>>,
+        room: &Arc<Room>,
+    ) -> Result<()> {
         let writer = |at, check, written_from| {
             let fill = self.clone();
             Writer::new(room.clone(), at, check, written_from, move |at| fill.reached(at))
@@ -213,24 +241,27 @@ impl<S: Source> Fill<S> {
         while at < feed.blob().size {
             // Room first: what is received waits in the connection else.
             writing.room().await?;
-            let gathered = match select(pin!(gather(&mut body)), pin!(writing.failed())).await {
+            let gathered = match select(pin!(gather(&mut received.body)), pin!(writing.failed())).await {
                 Either::Left((gathered, _)) => gathered,
                 Either::Right((error, _)) => return Err(error),
             };
             match gathered {
                 Ok(frames) => {
                     at += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+                    received.keep(&frames, self.progress.borrow().at);
                     writing.push(frames);
                 }
                 Err(error) => {
+                    received.ended = true;
                     // What came before it is good, if that isn't worse.
                     writing.idle().await?;
-                    if !in_parts || error.kind() != Kind::Unsupported {
+                    if !received.in_parts || error.kind() != Kind::Unsupported {
                         return Err(error);
                     }
                     tracing::info!("{error}: {} is fetched by one request", self.digest);
-                    in_parts = false;
-                    body = feed.open(at).await?.boxed();
+                    (received.in_parts, received.ended) = (false, false);
+                    received.early.clear();
+                    received.body = feed.open(at).await?.boxed();
                     writing = writer(at, None, None);
                 }
             }
@@ -253,6 +284,27 @@ impl<S: Source> Fill<S> {
 
     fn enter(&self, stage: Stage) {
         self.progress.send_modify(|progress| progress.stage = stage);
+    }
+}
+
+/// What comes from the upstream.
+struct Received {
+    body: Body,
+    /// The first frames, until the writer has written some.
+    early: Vec<Bytes>,
+    in_parts: bool,
+    /// The body has failed.
+    ended: bool,
+}
+
+impl Received {
+    /// Keeps frames as long as nothing is `written`: at most those that the writer lets wait.
+    fn keep(&mut self, frames: &[Bytes], written: u64) {
+        if written == 0 && !self.in_parts {
+            self.early.extend_from_slice(frames);
+        } else {
+            self.early = Vec::new();
+        }
     }
 }
 

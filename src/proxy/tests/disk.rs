@@ -115,8 +115,11 @@ async fn nobody_reads_a_file_whose_fsync_failed() {
     let content = content(10, 4 * FRAME);
     let digest = bench.world.put("r", &content);
     faults.plan(Call::Sync, Errno::IO, 0, 1);
+    let gate = bench.world.gate();
     let late = bench.body("r", &digest, None).await.expect("opens");
-    let whole = bench.get("r", &digest).await.expect("an answer");
+    let whole = bench.body("r", &digest, None).await.expect("joins");
+    gate.add_permits(1000);
+    let whole = all(whole).await.expect("an answer");
     bench.settled().await;
     let (reads, before) = (faults.count(Call::Read), bench.world.reads());
     assert!(all(late).await.expect("whole") == content && whole == content);
@@ -186,4 +189,22 @@ async fn cached_blobs_are_evicted_where_inodes_are_missing() {
     bench.get("r", &digests[31]).await.expect("an answer");
     bench.settled().await;
     assert!((1..29).contains(&bench.cached()), "{} are left", bench.cached());
+}
+
+/// Nothing could be written: the one client takes the body that is open. The first byte's room may be refused as well.
+#[tokio::test]
+async fn what_cannot_be_cached_is_requested_once() {
+    for call in [Call::Create, Call::Write] {
+        let faults = Faults::default();
+        let (bench, _) = bench(&faults).await;
+        faults.plan(call, Errno::NOSPC, 0, usize::MAX);
+        for nth in 1..=5 {
+            let content = content(nth, 9 * FRAME);
+            let digest = bench.world.put("r", &content);
+            bench.tell_size(digest, content.len() as u64).await;
+            assert!(bench.get("r", &digest).await.expect("an answer") == content, "{call:?}: other bytes");
+            bench.settled().await;
+            assert_eq!(bench.world.reads(), usize::from(nth), "{call:?}");
+        }
+    }
 }

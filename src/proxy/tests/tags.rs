@@ -140,3 +140,49 @@ async fn what_is_found_is_absent_no_more() {
     let found = Some(manifest(1).digest());
     assert_eq!((read.expect("in time"), bench.tagged().await.expect("an answer")), (found, found));
 }
+
+/// A GET of a tag that was asked before the tag moved, and is answered after a HEAD that saw the move.
+#[tokio::test]
+async fn an_answer_to_an_older_question_replaces_no_newer_one() {
+    let bench = Bench::new(|settings| settings.negative_ttl = Duration::ZERO).await;
+    let manifest = |name: &str| {
+        let text = serde_json::json!({"schemaVersion": 2, "layers": [], "annotations": {"name": name}}).to_string();
+        Manifest::read(text.into(), None, None).expect("a manifest")
+    };
+    let (old, new) = (manifest("old"), manifest("new"));
+    bench.world.publish("r", "v1", &old);
+    let late = Arc::new(Semaphore::new(0));
+    *bench.world.0.late.lock().expect("lock") = Some(late.clone());
+    let slow = tokio::spawn({
+        let proxy = bench.proxy.clone();
+        async move { proxy.manifest(&place("r"), &tag()).await.expect("answers").expect("is there").digest() }
+    });
+    while bench.world.0.asked.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    bench.world.publish("r", "v1", &new);
+    let head = bench.proxy.resolve(&place("r"), &tag()).await.expect("answers").expect("is there");
+    assert_eq!(head.digest, new.digest());
+    late.add_permits(1);
+    assert_eq!(slow.await.expect("no panic"), old.digest(), "its own question was older");
+    let head = bench.proxy.resolve(&place("r"), &tag()).await.expect("answers").expect("is there");
+    assert_eq!(head.digest, new.digest(), "the older answer is not the tag's for its TTL");
+}
+
+/// As before, where the tag was made between the two questions.
+#[tokio::test]
+async fn an_older_answer_that_a_tag_is_absent_hides_no_newer_one() {
+    let bench = Bench::new(|_| {}).await;
+    bench.world.publish(
+        "r",
+        "v1",
+        &Manifest::read(r#"{"schemaVersion":2,"layers":[]}"#.into(), None, None).expect("one"),
+    );
+    let (now, before) = (Instant::now(), Instant::now() - Duration::from_secs(1));
+    let (spot, target) = (bench.proxy.0.upstreams.world().spot("a.io", "r").expect("a spot"), tag());
+    let descriptor = Descriptor::new("x", Digest::of(b"x"), 1);
+    bench.proxy.0.note(&spot, &target, Some(&descriptor), now).await;
+    bench.proxy.0.note(&spot, &target, None, before).await;
+    let found = bench.proxy.resolve(&place("r"), &target).await.expect("answers").expect("is there");
+    assert_eq!(found.digest, descriptor.digest);
+}
