@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_report_is_never_longer_than_what_is_read() {
-        let dir = std::env::temp_dir().join(format!("transload-report-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("transload-report-limit-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory");
         let path = dir.join("report.json");
         save(&path, |to| to.write_all(b"old")).expect("a file");
