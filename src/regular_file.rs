@@ -24,7 +24,8 @@ pub(crate) enum Links {
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// Those of the system; [`io::ErrorKind::InvalidInput`] if it isn't a regular file.
+/// Those of the system, [`io::ErrorKind::IsADirectory`] among them; [`io::ErrorKind::InvalidInput`] if it is another
+/// kind of file that isn't a regular one.
 pub(crate) fn open(path: &Path, links: Links) -> io::Result<(File, Metadata)> {
     open_with(path, links, OFlags::empty())
 }
@@ -50,11 +51,13 @@ pub(crate) fn careful(options: &mut OpenOptions) -> &mut OpenOptions {
 /// What the open file is, if it is a regular one.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] if it is another kind of file.
+/// [`io::ErrorKind::IsADirectory`], or [`io::ErrorKind::InvalidInput`] if it is another kind of file.
 pub(crate) fn check(file: &File) -> io::Result<Metadata> {
     let metadata = file.metadata()?;
     match kind(metadata.file_type()) {
         None => Ok(metadata),
+        // What reading it would say.
+        Some(_) if metadata.is_dir() => Err(rustix::io::Errno::ISDIR.into()),
         Some(kind) => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is not a regular file, but {kind}"))),
     }
 }
@@ -157,9 +160,10 @@ mod tests {
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
         let socket = dir.join("socket");
         let _bound = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
-        for (path, kind) in [(&*pipe, "a named pipe"), (&*dir, "a directory"), (Path::new("/dev/zero"), "a device")] {
+        for (path, kind) in [(&*pipe, "a named pipe"), (&*dir, "Is a directory"), (Path::new("/dev/zero"), "a device")]
+        {
             let error = open(path, Links::Follow).expect_err("refused");
-            assert!(error.to_string().ends_with(kind), "{}: {error}", path.display());
+            assert!(error.to_string().contains(kind), "{}: {error}", path.display());
         }
         assert!(open(&socket, Links::Follow).is_err());
         let link = dir.join("link");

@@ -277,7 +277,9 @@ impl Store {
         match self.root().open(&name) {
             Ok((file, data)) => Ok(Some(Stored::new(file, &data, path()))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) if error.kind() == ErrorKind::InvalidInput || leads_out(&error) => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::IsADirectory) || leads_out(&error) =>
+            {
                 tracing::error!("{} is not used: {error}", path());
                 Ok(None)
             }

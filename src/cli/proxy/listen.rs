@@ -171,8 +171,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 
 /// The bytes of a file of certificates or a key.
 fn pem(path: &Path) -> Result<Vec<u8>> {
-    regular_file::read(path, Links::Follow, MAX_FILE)
-        .map_err(|error| Error::new(Kind::Usage, format!("{}: {error}", path.display())).on(Side::Local).hint(PEM))
+    regular_file::read(path, Links::Follow, MAX_FILE).map_err(|error| {
+        Error::new(Kind::Usage, format!("{} can't be used for TLS: {error}", path.display())).on(Side::Local).hint(PEM)
+    })
 }
 
 /// The largest file of a listener (certificates, key, tokens, users) that is read, in bytes.
