@@ -25,10 +25,27 @@
 //! ```
 //!
 //! # The order of knowledge
-//! printable, redact < error < atomic_file, go_names, pool, regular_file, descriptor < reference < manifest, retry
-//! < verify, content < {registry, layout, copy, server} < cli; credentials < registry; copy < mirror;
-//! server < {proxy, ops}; reference < node. `registry`, `layout`, `copy` and `server` never name each other:
-//! `tests/layering.rs` holds that.
+//! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, `changes`, [`file_access`],
+//!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
+//! - tools < [`descriptor`] < [`reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
+//!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
+//! - [`credentials`] < [`registry`]; [`copy`] < [`mirror`]; [`server`] < {[`proxy`], [`ops`]}; [`reference`] < {[`node`],
+//!   [`demo`]}.
+//!
+//! [`registry`], [`layout`], [`copy`] and [`server`] never name each other: `tests/layering.rs` holds that.
+//!
+//! # Input that is not trusted
+//! - **Names are checked types** ([`reference::Tag`], [`reference::RepositoryName`], [`descriptor::Digest`]): text from
+//!   outside becomes a part of a URL, a path or a reference only by parsing. URLs are built from them, segment by segment,
+//!   and `registry::endpoint` checks each write before it is sent.
+//! - **Memory has accounts**: one for each image (`copy::memory`), and a fixed room for large answers of the whole process
+//!   (`memory`). Every list is bounded in the registry client (`registry::lists`).
+//! - **Content belongs to repositories**, and a digest is no key: `proxy::membership`, `layout::members`.
+//! - **Files** that others may have put in place are opened by `regular_file`. The proxy's cache calls the disk through
+//!   [`file_access::FileAccess`], so that tests can make each call fail.
+//! - **Output** passes through `redact` (secrets) and `printable` (control characters).
+//!
+//! `SECURITY.md` states the promises, and `tests/it/hostile` attacks them.
 //!
 //! # Where we left the first design, and why
 //! - **A budget, not layers of retries** ([`retry::Budget`]): one for each blob, which bytes that

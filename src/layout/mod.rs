@@ -17,8 +17,12 @@
 //! is the tag, as skopeo and crane write it. A directory that is served holds several
 //! repositories; there it is `repository:tag`, which the spec's grammar of that annotation
 //! allows. What containerd, buildx and `docker save` write beside it, `io.containerd.image.name`,
-//! is read too. Content stands in the directory once, whatever repositories it belongs to: `members`
-//! says which these are.
+//! is read too. Content stands in the directory once, whatever repositories it belongs to; `members`
+//! decides which these are, and a digest alone opens nothing.
+//!
+//! # Limits
+//! Media types have at most 255 bytes, annotations 256 KiB, `index.json` 64 MiB and 500,000 entries. Writers keep the
+//! limits of readers, so what is written can be read again. Only regular files are opened.
 //!
 //! # Served
 //! [`Store::serve`] follows no link out of the directory (`root`), serves nothing that it hasn't hashed (`checked`),

@@ -40,8 +40,10 @@
 //!   and a client that has no last byte has no blob. A range from the middle of a blob that is still
 //!   being fetched is therefore unverified; so is one of a blob that isn't cached for want of room.
 //!   Its reader has the blob's digest, as we do.
-//! - No cached blob or manifest is served to a client because the client knows its digest: it is served under a
-//!   repository that holds it (`membership`), of an upstream and under rules as they are now.
+//! - No cached blob or manifest is served to a client only because the client knows its digest. It is served under a
+//!   repository that has it (`membership`), if the upstream and the rules as they are now allow that repository.
+//! - After a failed write nothing more of that file is written or announced. No complete answer has bytes of a file that
+//!   could not be written or read well ([`cache`], `cached_blob`).
 
 pub mod admin;
 mod backend;

@@ -52,6 +52,7 @@ fn what_was_pulled_is_counted() {
     // The README lists them all, and no others: dashboards and alerts are held to it.
     let mut listed = readme::metrics("transload_proxy_");
     assert!(listed.remove("transload_proxy_write_back"), "which the tests of writing back see");
+    assert!(listed.remove("transload_proxy_upstream_refused"), "which the test of refusals sees");
     assert_eq!(metrics_on(&page, "transload_proxy_"), listed);
 }
 

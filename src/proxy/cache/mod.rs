@@ -33,6 +33,8 @@
 //! - [`admin`]: looking at a directory and mending it from outside
 //!
 //! A directory that can't be written is used as it is: what it holds is served, all else is passed on.
+//! Content is written and read through [`file_access`](crate::file_access), so that tests can make each call fail. A file
+//! that can't be read, or has become short, is dropped.
 
 pub mod admin;
 mod cache_dir;
