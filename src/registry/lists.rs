@@ -8,7 +8,7 @@ use http::header::{ACCEPT, HeaderMap};
 use http::response::Parts;
 use http::{Method, StatusCode};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::Repo;
 use super::endpoint::Endpoint;
@@ -152,7 +152,7 @@ impl Repo {
 /// A page's headers, its size in bytes, and what it has.
 type Page<T> = (HeaderMap, usize, T);
 
-/// Reads a page of a list. What is no list may be from something between the registry and us: it is asked again.
+/// Reads a page of a list. What is not even JSON may be from something between the registry and us: it is asked again.
 fn page<T: DeserializeOwned>(head: &Parts, bytes: Bytes) -> Result<Page<T>> {
     // 206 is a part, and 202 or 204 is no list.
     if head.status != StatusCode::OK {
@@ -160,7 +160,8 @@ fn page<T: DeserializeOwned>(head: &Parts, bytes: Bytes) -> Result<Page<T>> {
         return Err(Error::new(Kind::Invalid, what));
     }
     let parsed = serde_json::from_slice(&bytes).map_err(|error| {
-        Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}")).transient(None)
+        let wrong = Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}"));
+        if serde_json::from_slice::<IgnoredAny>(&bytes).is_err() { wrong.transient(None) } else { wrong }
     });
     Ok((head.headers.clone(), bytes.len(), parsed?))
 }

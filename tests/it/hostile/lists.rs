@@ -236,23 +236,40 @@ fn a_list_of_referrers_without_an_end_is_an_error() {
     }
 }
 
-/// A list of referrers that is no longer than others by its entries, but whose entries have megabytes each.
+/// A list of referrers that is no longer than others by its entries, but whose entries have as large annotations as they may.
 #[test]
 fn a_list_of_referrers_is_bounded_by_its_bytes() {
-    let long = "x".repeat(5 << 20);
+    let long = "x".repeat(200 << 10);
     let registry = ScriptedServer::start(move |_, target| {
         let media_type = "application/vnd.oci.image.index.v1+json";
         if !target.contains("/referrers/") {
             return Scripted::json(&json!({"schemaVersion": 2, "manifests": []})).header("content-type", media_type);
         }
         let nth: u64 = parameter(target, "token").map_or(0, |token| token.parse().unwrap_or(0));
-        let digest = format!("sha256:{nth:064x}");
-        let entry = json!({"mediaType": media_type, "size": 2, "digest": digest, "annotations": {"a": long}});
+        let entry =
+            |digest: String| json!({"mediaType": media_type, "size": 2, "digest": digest, "annotations": {"a": long}});
+        let entries: Vec<_> = (0..26).map(|entry_of| entry(format!("sha256:{:064x}", 100 * nth + entry_of))).collect();
         let next = format!("<?token={}>; rel=next", nth + 1);
-        Scripted::json(&json!({"schemaVersion": 2, "manifests": [entry]})).header("link", &next)
+        Scripted::json(&json!({"schemaVersion": 2, "manifests": entries})).header("link", &next)
     });
     fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "more than 16777216 bytes");
     assert_eq!(registry.count("/referrers/"), 4);
+}
+
+/// A document that is past a limit came as the registry has it: to ask for it again is in vain.
+#[test]
+fn a_list_that_is_past_a_limit_is_asked_for_once() {
+    let registry = ScriptedServer::start(move |_, target| {
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        if !target.contains("/referrers/") {
+            return Scripted::json(&json!({"schemaVersion": 2, "manifests": []})).header("content-type", media_type);
+        }
+        let digest = format!("sha256:{:064x}", 1);
+        let entry = json!({"mediaType": "x".repeat(256), "size": 2, "digest": digest});
+        Scripted::json(&json!({"schemaVersion": 2, "manifests": [entry]}))
+    });
+    fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "255");
+    assert_eq!(registry.count("/referrers/"), 1);
 }
 
 /// A referrers list whose first page is well and whose second is not must not pass as the first page alone, nor as a
