@@ -44,7 +44,7 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(super) idle_timeout: u64,
-    /// Give a connection up, and try again, when a blob comes with fewer bytes a second; 0 for no limit
+    /// Give a connection up, and try again, when a blob comes, or is taken, at fewer bytes a second; 0 for no limit
     #[arg(long, global = true, value_name = "SIZE", default_value = "1KiB", value_parser = parse_bytes, help_heading = GLOBAL)]
     pub(super) min_rate: u64,
     /// Of so many seconds of waiting for bytes --min-rate is the average

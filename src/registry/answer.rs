@@ -90,7 +90,9 @@ fn of_status(
         _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
             Error::new(Kind::Registry, what).transient(wait)
         }
-        _ if code == "DIGEST_INVALID" => Error::new(Kind::Mismatch, what),
+        // The bytes that arrived there are not those that were announced.
+        _ if code == "DIGEST_INVALID" || code == "SIZE_INVALID" => Error::new(Kind::Mismatch, what),
+        _ if code == "MANIFEST_INVALID" && write => Error::new(Kind::Invalid, what),
         _ => Error::new(Kind::Registry, what),
     }
 }

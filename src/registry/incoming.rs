@@ -46,7 +46,7 @@ impl Incoming {
         };
         let length = frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
         // A body that has come to its end is not given up.
-        let noted = self.rate.note(length, waited.unwrap_or_default(), &self.registry);
+        let noted = self.rate.note(length, waited.unwrap_or_default(), FROM, &self.registry);
         Some(if self.body.is_end_stream() { Ok(frame) } else { noted.map(|()| frame) })
     }
 
@@ -68,7 +68,7 @@ impl Incoming {
                 let what = format!("nothing came from {} for {} s", self.registry, patience.as_secs());
                 return Poll::Ready(Error::new(Kind::Timeout, what));
             }
-            if let Err(error) = rate.note(0, waiting.noted.elapsed(), &self.registry) {
+            if let Err(error) = rate.note(0, waiting.noted.elapsed(), FROM, &self.registry) {
                 return Poll::Ready(error);
             }
             waiting.noted = now();
@@ -98,6 +98,9 @@ impl Body for Incoming {
         self.body.size_hint()
     }
 }
+
+/// The words before the registry in the error of a body that crawls.
+const FROM: &str = "came from";
 
 #[cfg(test)]
 mod tests {

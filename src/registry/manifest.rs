@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use super::Repo;
 use super::blob::length;
 use super::token::Scope;
-use super::transport::Payload;
+use super::transport::{Payload, Response};
 use crate::content::Pushed;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};
@@ -61,21 +61,43 @@ impl Repo {
     }
 
     /// `PUT` of a manifest's bytes.
+    ///
+    /// They were verified here: when the registry finds them wrong, they were damaged on their way, which costs one
+    /// attempt.
     pub(super) async fn send_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
         let reference = self.repository.at(at.clone());
         let doing = format!("write manifest {reference}");
         let call = self.call(Method::PUT, self.at_manifest(at), &self.push, doing.clone()).await?;
         let mut call = call.header(CONTENT_TYPE, manifest.descriptor().media_type.0.as_str());
         call.body = Payload::Bytes(manifest.bytes().clone());
-        let response = self.registry.call(call).await?;
-        match digest(response.headers()) {
-            Some(stored) if stored != manifest.digest() => Err(Error::new(
-                Kind::Mismatch,
-                format!("the registry stored {stored}, where {} was sent", manifest.digest()),
-            )
-            .doing(doing)),
-            _ => Ok(Pushed { lists_referrer: response.headers().contains_key("oci-subject") }),
+        let mut invalid = false;
+        let judge = |answered: Result<Response>| match answered {
+            Ok(response) => {
+                check_stored(&response, manifest.digest()).map(|()| response).map_err(|e| e.doing(doing.clone()))
+            }
+            // `MANIFEST_INVALID`: damage, or a kind of manifest that the registry never takes. So once more only.
+            Err(error) if error.kind() == Kind::Invalid && !std::mem::replace(&mut invalid, true) => {
+                Err(error.transient(None))
+            }
+            Err(error) => Err(error.transient_if_damaged()),
+        };
+        let response = self.registry.call_judged(&mut call, judge).await?;
+        Ok(Pushed { lists_referrer: response.headers().contains_key("oci-subject") })
+    }
+}
+
+/// The registry says which digest it stored, if it says so (distribution spec, "Pushing Manifests"). Another one
+/// means that it got other bytes: below a tag they look right to it.
+///
+/// # Errors
+/// [`Kind::Mismatch`], transient.
+fn check_stored(response: &Response, sent: Digest) -> Result<()> {
+    match digest(response.headers()) {
+        Some(stored) if stored != sent => {
+            let what = format!("the registry stored {stored}, where {sent} was sent");
+            Err(Error::new(Kind::Mismatch, what).transient(None))
         }
+        _ => Ok(()),
     }
 }
 

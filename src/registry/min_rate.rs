@@ -1,13 +1,14 @@
-//! The least rate at which a body must come.
+//! The least rate at which a body must come, or be taken.
 
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 
-/// A connection that brings less is given up, and its work tried again.
+/// A connection that brings less, or takes less, is given up, and its work tried again.
 ///
 /// It is the average over a window of waiting: time in which a reader waits for bytes. A reader that is slow itself,
 /// since its client or its destination is, finds them in the connection's buffers, and does not wait.
+/// For a body that is sent it is the time in which the destination has bytes to take and takes none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
     /// Bytes a second. 0 is no limit.
@@ -23,7 +24,7 @@ impl Default for MinRate {
     }
 }
 
-/// What one body brought in the current window.
+/// What moved of one body in the current window.
 #[derive(Debug)]
 pub(super) struct Watch {
     least: MinRate,
@@ -41,11 +42,12 @@ impl Watch {
         (self.least.bytes > 0).then(|| self.least.window.saturating_sub(self.waited))
     }
 
-    /// Notes what came from `registry`, and how long it was waited for.
+    /// Notes what moved, and how long it was waited for. `what` is the start of the error's sentence after the
+    /// number of bytes, as in "came from" `registry`.
     ///
     /// # Errors
     /// [`Kind::Timeout`] if the window is full, and the rate in it was too low.
-    pub(super) fn note(&mut self, bytes: u64, waited: Duration, registry: &str) -> Result<()> {
+    pub(super) fn note(&mut self, bytes: u64, waited: Duration, what: &str, registry: &str) -> Result<()> {
         self.bytes += bytes;
         self.waited += waited;
         if self.left().is_none_or(|left| !left.is_zero()) {
@@ -56,7 +58,8 @@ impl Watch {
             return Ok(());
         }
         let seconds = waited.as_secs_f64();
-        let what = format!("{bytes} bytes came from {registry} in {seconds:.0} s, less than {} a second", least.bytes);
-        Err(Error::new(Kind::Timeout, what))
+        let least = least.bytes;
+        let text = format!("{bytes} bytes {what} {registry} in {seconds:.0} s, less than {least} a second");
+        Err(Error::new(Kind::Timeout, text))
     }
 }

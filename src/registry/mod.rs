@@ -94,7 +94,7 @@ pub struct Options {
     /// How long a registry may be silent: before its answer, in the middle of a body that it sends,
     /// and of one that it takes.
     pub idle: Duration,
-    /// How much a body that it sends must bring.
+    /// The least rate of a body that it sends, or that it takes.
     pub min_rate: MinRate,
     /// How long nobody asks at most after an answer of 429 or 503 without `Retry-After`.
     pub longest_pause: Duration,

@@ -3,43 +3,53 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream as _, future};
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::min_rate::{MinRate, Watch};
 use super::transport::{COMMIT_TIMEOUT, Registry};
 use crate::error::{Error, Kind, Result, Side};
 use crate::verify::Verified;
 
-/// Runs `sending`, and stops it where nothing has moved for too long.
+/// Runs `sending`, and stops it where nothing has moved for too long, or too little.
 pub(super) async fn watched<T>(
     slot: &Slot,
     registry: &Registry,
     sending: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let idle = registry.options.idle;
-    let stalled = async {
-        let mut last = (slot.moved(), Instant::now());
-        loop {
-            tokio::time::sleep(idle / 10).await;
-            let (moved, waiting) = (slot.moved(), slot.waits_for_source());
-            if moved != last.0 || waiting {
-                last = (moved, Instant::now());
-            }
-            let patience = if slot.is_sent() { COMMIT_TIMEOUT.max(idle) } else { idle };
-            if last.1.elapsed() > patience {
-                return Error::new(
-                    Kind::Timeout,
-                    format!("{} took nothing and said nothing for {} s", registry.name, patience.as_secs()),
-                );
-            }
-        }
-    };
-    match future::select(std::pin::pin!(sending), std::pin::pin!(stalled)).await {
+    let given_up = given_up(slot, &registry.name, registry.options.idle, registry.options.min_rate);
+    match future::select(std::pin::pin!(sending), std::pin::pin!(given_up)).await {
         future::Either::Left((result, _)) => result,
         future::Either::Right((error, _)) => Err(error.on(Side::Destination)),
+    }
+}
+
+/// Waits until the destination has taken nothing for `idle`, or less than `least` in its window; says so.
+async fn given_up(slot: &Slot, registry: &str, idle: Duration, least: MinRate) -> Error {
+    let step = if least.bytes > 0 { idle.min(least.window) / 10 } else { idle / 10 };
+    let mut rate = Watch::new(least);
+    let (mut before, mut last) = (slot.taken(), Instant::now());
+    loop {
+        tokio::time::sleep(step).await;
+        let now = slot.taken();
+        if now.bytes != before.bytes || slot.waits_for_source() {
+            last = Instant::now();
+        }
+        let patience = if slot.is_sent() { COMMIT_TIMEOUT.max(idle) } else { idle };
+        if last.elapsed() > patience {
+            let what = format!("{registry} took nothing and said nothing for {} s", patience.as_secs());
+            return Error::new(Kind::Timeout, what);
+        }
+        let blocked = now.blocked.saturating_sub(before.blocked);
+        // When it has all of the body it checks and stores it: that is no slow transfer.
+        match rate.note(now.bytes - before.bytes, blocked, "were taken by", registry) {
+            Err(error) if !slot.is_sent() => return error,
+            _ => before = now,
+        }
     }
 }
 
@@ -51,9 +61,28 @@ pub(super) struct Slot(Arc<Mutex<Resting>>);
 struct Resting {
     stream: Option<Verified>,
     error: Option<Error>,
-    moved: u64,
+    taken: Taken,
+    /// Since when the destination has bytes to take, and has not asked for more.
+    blocked_since: Option<Instant>,
     waits: bool,
     sent: bool,
+}
+
+/// What the destination has taken so far.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    bytes: u64,
+    /// How long it had bytes to take, and took none. Time in which the source brings nothing is not in it.
+    blocked: Duration,
+}
+
+impl Resting {
+    /// The destination has taken all that it was given, and asks for more.
+    fn unblock(&mut self) {
+        if let Some(since) = self.blocked_since.take() {
+            self.taken.blocked += since.elapsed();
+        }
+    }
 }
 
 impl Slot {
@@ -65,8 +94,10 @@ impl Slot {
         self.lock().error.take()
     }
 
-    fn moved(&self) -> u64 {
-        self.lock().moved
+    fn taken(&self) -> Taken {
+        let resting = self.lock();
+        let now = resting.blocked_since.map_or(Duration::ZERO, |since| since.elapsed());
+        Taken { blocked: resting.taken.blocked + now, ..resting.taken }
     }
 
     fn waits_for_source(&self) -> bool {
@@ -114,6 +145,7 @@ impl http_body::Body for Piece {
         let this = self.get_mut();
         let held = this.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
         let Some(stream) = held.as_mut().filter(|_| this.left > 0) else { return Poll::Ready(None) };
+        this.slot.lock().unblock();
         let polled = Pin::new(&mut *stream).poll_next(cx);
         this.slot.lock().waits = polled.is_pending();
         match ready!(polled) {
@@ -123,10 +155,12 @@ impl http_body::Body for Piece {
                 }
                 this.left -= bytes.len() as u64;
                 let mut resting = this.slot.lock();
-                resting.moved += bytes.len() as u64;
+                resting.taken.bytes += bytes.len() as u64;
                 if this.left == 0 {
                     resting.sent = true;
                     resting.stream = held.take();
+                } else {
+                    resting.blocked_since = Some(Instant::now());
                 }
                 drop(resting);
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -147,5 +181,71 @@ impl http_body::Body for Piece {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::{Descriptor, Digest};
+    use futures_util::StreamExt as _;
+    use http_body_util::BodyExt as _;
+
+    /// A body of 300 frames of `size` bytes, of which the source brings one each `every`, and the destination takes
+    /// one and then rests for `rest`. The error if it was given up, and how long it took in seconds.
+    async fn sent(size: usize, every: Duration, rest: Duration, least: MinRate) -> (Option<Error>, u64) {
+        let all = vec![7; size * FRAMES];
+        let blob = Descriptor::new("application/octet-stream", Digest::of(&all), all.len() as u64);
+        let frames = futures_util::stream::iter(0..FRAMES).then(move |_| async move {
+            tokio::time::sleep(every).await;
+            Ok(Bytes::from(vec![7; size]))
+        });
+        let slot = Slot::default();
+        slot.put(Verified::new(frames.boxed(), &blob).expect("opens"));
+        let mut body = Piece::new(&slot, blob.size).expect("a stream is there");
+        let begun = Instant::now();
+        let taking = async {
+            while let Some(frame) = body.frame().await {
+                frame.expect("it is right");
+                tokio::time::sleep(rest).await;
+            }
+        };
+        let given_up = given_up(&slot, "r.io", Duration::from_secs(30), least);
+        let error = match future::select(std::pin::pin!(taking), std::pin::pin!(given_up)).await {
+            future::Either::Left(_) => None,
+            future::Either::Right((error, _)) => Some(error),
+        };
+        (error, begun.elapsed().as_secs())
+    }
+
+    const FRAMES: usize = 300;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_destination_that_takes_too_little_is_given_up_after_the_window() {
+        let (error, seconds) = sent(1000, Duration::ZERO, SECOND, MinRate::default()).await;
+        let error = error.expect("1,000 bytes a second are too few");
+        assert!(error.is_transient() && error.kind() == Kind::Timeout, "{error}");
+        assert!(error.to_string().contains("bytes were taken by r.io in 60 s, less than 1024 a second"), "{error}");
+        assert!((60..=63).contains(&seconds), "{seconds}");
+        for (size, bytes) in [(1100, 1024), (1, 0)] {
+            let least = MinRate { bytes, ..MinRate::default() };
+            let (error, seconds) = sent(size, Duration::ZERO, SECOND, least).await;
+            assert!(error.is_none() && seconds >= 299, "{size}: {error:?}");
+        }
+    }
+
+    /// The source brings 100 bytes a second, and the destination takes them at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_source_is_no_slow_destination() {
+        let (error, seconds) = sent(100, SECOND, Duration::ZERO, MinRate::default()).await;
+        assert!(error.is_none() && seconds >= 299, "{error:?}");
+    }
+
+    /// Of ten seconds for 2,000 bytes the source takes nine, and the destination one.
+    #[tokio::test(start_paused = true)]
+    async fn only_the_time_of_the_destination_counts() {
+        let (error, seconds) = sent(2000, SECOND * 9, SECOND, MinRate::default()).await;
+        assert!(error.is_none() && seconds >= 2699, "{error:?}");
     }
 }

@@ -227,9 +227,19 @@ impl Registry {
         if matches!(call.body, Payload::Stream(..)) {
             return self.call_once(call).await;
         }
+        self.call_judged(&mut call, |answered| answered).await
+    }
+
+    /// The same for a body that can be sent again; `judge` says which answers are errors, and which errors are
+    /// transient.
+    pub(super) async fn call_judged(
+        &self,
+        call: &mut Call<'_>,
+        mut judge: impl FnMut(Result<Response>) -> Result<Response>,
+    ) -> Result<Response> {
         let budget = Budget::new(self.options.retries, self.patience());
         loop {
-            match self.call_once(call.again()).await {
+            match judge(self.call_once(call.again()).await) {
                 Ok(response) => return Ok(response),
                 Err(error) => budget.retry(error).await?,
             }

@@ -1,7 +1,9 @@
 //! Faults of the source in the middle of a copy: gone on from, or told in full.
 
+use std::time::Duration;
+
 use super::support::front::Builder;
-use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, Tool, http};
+use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, TempDir, Tool, http};
 
 /// A source with one image behind a front that errs, and an empty registry to copy to.
 struct Stage {
@@ -333,4 +335,108 @@ fn a_source_that_hangs_up_on_a_slow_destination_is_opened_again() {
     stage.image.assert_at(stage.to.addr(), "a/b", "v1");
     assert_eq!(slow.count("PUT", "/uploads/"), 2, "one for each blob");
     assert!(stage.reads()[1].0.is_some(), "{:?}", stage.reads());
+}
+
+/// A least rate that a test can wait for.
+const RATE: [&str; 4] = ["--min-rate", "200KiB", "--min-rate-window", "1"];
+
+#[test]
+fn a_download_that_crawls_is_given_up_and_goes_on() {
+    let stage = Stage::layer(20, 2_000_000, Fault::Throttle(50_000));
+    let run = stage.copies(&RATE);
+    stage.assert_resumed(1..=1_000_000);
+    assert!(run.stderr.contains("less than 204800 a second; trying again in"), "{}", run.stderr);
+    assert_eq!(run.json()["images"][0]["retried"], 1);
+}
+
+/// Copies a layer to a destination that takes 50 kB a second of the first upload. The layer is larger than what the
+/// buffers of both systems take in.
+#[test]
+fn a_destination_that_crawls_costs_one_attempt() {
+    for mirror in [false, true] {
+        let stage = Stage::new(Image::single(21, &[40 << 20]), |front| front);
+        let slow = Rule::on("PUT", stage.hex(), Fault::Throttle(50_000)).once();
+        let to = Front::before(stage.to.addr()).rule(slow).start();
+        let from = format!("{}/a/b:v1", stage.from.host());
+        let run = if mirror {
+            let dir = TempDir::new();
+            let list = format!("images: [{{source: {from}, target: {}/a/b}}]\n", to.host());
+            Tool::transload().args(&["mirror", &dir.write("list.yaml", list)]).args(&RATE).run().ok()
+        } else {
+            Tool::transload().args(&["copy", &from, to.host()]).args(&RATE).run().ok()
+        };
+        assert_eq!((to.struck(), to.count("PUT", stage.hex())), (1, 2), "{}", run.stderr);
+        let told = format!("bytes were taken by {} in ", to.host());
+        assert!(run.stderr.contains(&told) && run.stderr.contains(" trying again in "), "{}", run.stderr);
+        stage.image.assert_at(stage.to.addr(), "a/b", "v1");
+        stage.to.assert_no_open_uploads();
+    }
+}
+
+/// The source breaks off, and takes four windows to answer again: in that time the destination has nothing to take.
+#[test]
+fn a_destination_that_waits_for_the_source_does_not_crawl() {
+    let image = Image::single(22, &[2_000_000]);
+    let layer = image.blobs[1].digest.clone();
+    let stage = Stage::new(image, |front| {
+        front
+            .rule(Rule::on("GET", &layer, Fault::TruncateAt(1_000_000)).once())
+            .rule(Rule::on("GET", &layer, Fault::Delay(Duration::from_secs(4))).nth(2..=2))
+    });
+    let run = stage.copies(&RATE);
+    stage.assert_resumed(1_000_000..=1_000_000);
+    assert_eq!(run.json()["images"][0]["retried"], 1, "{}", run.stderr);
+}
+
+/// A page that something before the token endpoint writes in its place, or damage.
+#[test]
+fn a_token_answer_that_is_not_json_costs_one_attempt() {
+    for fault in [Fault::page(200, "Please wait"), Fault::FlipByteAt(0), Fault::TruncateAt(20)] {
+        let rule = Rule::on("GET", "/token", fault).once();
+        let stage = Stage::new(Image::single(23, &[5000]), |front| front.hub(|_| {}).rule(rule));
+        stage.copies(&[]);
+        assert_eq!((stage.from.struck(), stage.from.count("GET", "/token")), (1, 2));
+    }
+}
+
+fn refused_with(code: &str) -> Fault {
+    let body = format!(r#"{{"errors":[{{"code":"{code}","message":"injected by the test"}}]}}"#);
+    Fault::Status { code: 400, retry_after: None, content_type: "application/json".to_owned(), body }
+}
+
+/// What is sent was verified: if the registry finds it wrong, it was damaged on its way.
+#[test]
+fn a_manifest_that_is_damaged_on_its_way_to_the_registry_costs_one_attempt() {
+    // By a tag, some bytes are as good to the registry as others: it says which ones it got.
+    let other = Fault::Header("docker-content-digest", Some(format!("sha256:{}", "0".repeat(64))));
+    for fault in [refused_with("DIGEST_INVALID"), refused_with("MANIFEST_INVALID"), other] {
+        let stage = Stage::new(Image::single(24, &[5000]), |front| front);
+        let to = Front::before(stage.to.addr()).rule(Rule::on("PUT", "/manifests/", fault).once()).start();
+        let run = Tool::transload().args(&["copy", &format!("{}/a/b:v1", stage.from.host()), to.host()]).run().ok();
+        assert_eq!((to.struck(), to.count("PUT", "/manifests/")), (1, 2), "{}", run.stderr);
+        stage.image.assert_at(stage.to.addr(), "a/b", "v1");
+    }
+}
+
+/// It may also be a kind of manifest that the registry never takes.
+#[test]
+fn a_manifest_that_is_invalid_twice_is_refused() {
+    let stage = Stage::new(Image::single(25, &[5000]), |front| front);
+    let to =
+        Front::before(stage.to.addr()).rule(Rule::on("PUT", "/manifests/", refused_with("MANIFEST_INVALID"))).start();
+    let run = Tool::transload().args(&["copy", &format!("{}/a/b:v1", stage.from.host()), to.host()]).run().exits(1);
+    assert_eq!(to.count("PUT", "/manifests/"), 2, "{}", run.stderr);
+    assert!(run.stderr.contains("answered 400 MANIFEST_INVALID"), "{}", run.stderr);
+}
+
+/// The same for a blob, whose bytes are verified on their way too.
+#[test]
+fn a_blob_that_is_damaged_on_its_way_to_the_registry_costs_one_attempt() {
+    for code in ["DIGEST_INVALID", "SIZE_INVALID"] {
+        let stage = Stage::new(Image::single(26, &[5000]), |front| front);
+        let to = Front::before(stage.to.addr()).rule(Rule::on("PUT", stage.hex(), refused_with(code)).once()).start();
+        let run = Tool::transload().args(&["copy", &format!("{}/a/b:v1", stage.from.host()), to.host()]).run().ok();
+        assert_eq!((to.struck(), to.count("PUT", stage.hex())), (1, 2), "{}", run.stderr);
+        stage.image.assert_at(stage.to.addr(), "a/b", "v1");
+    }
 }

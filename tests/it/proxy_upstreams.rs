@@ -1,5 +1,6 @@
 //! `transload proxy`: upstreams that are away for a while, refuse the proxy, crawl, or damage what they send.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::proxy_blobs::{World, path_of};
+use super::proxy_blobs::{World, path_of, wait_until};
 use super::support::background::Background;
 use super::support::proxied::{ops, shows};
 use super::support::{Fault, Front, Image, Proxied, Registry, Rule, http};
@@ -191,4 +192,77 @@ fn a_tier_that_refuses_the_proxy_is_reported_once_and_counted_and_shown() {
         pull(0);
         assert_eq!(count(&told), 2, "{}", log());
     }
+}
+
+/// How many fills of one registry there may be at once, if the configuration says nothing.
+const PLACES: usize = 64;
+
+/// Sends the request for a blob, and leaves its answer unread.
+fn begin(proxy: SocketAddr, path: &str) -> std::net::TcpStream {
+    let mut client = std::net::TcpStream::connect(proxy).expect("connects");
+    write!(client, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("sends");
+    client
+}
+
+/// All places for fills are taken by one registry that sends 300 bytes a second. Another registry has places of its
+/// own, while the clients of the first one wait and after they have left.
+#[test]
+fn a_registry_that_crawls_takes_no_place_of_another_one() {
+    let (behind, image) = (Registry::start(), Image::single(7, &[30_000; PLACES]));
+    image.push(behind.addr(), "app", "v1");
+    let crawling = Front::before(behind.addr()).rule(Rule::on("GET", "/blobs/", Fault::Throttle(300))).start();
+    let healthy = World::new(&[100_000, 100_000]);
+    let (crawls, is_well) = (format!("crawling.test={}", crawling.addr()), healthy.front.addr());
+    let proxy = Proxied::hub(is_well, &["--upstream", &crawls]);
+    let prompt = |layer: usize| {
+        let (blob, begun) = (&healthy.image.blobs[layer], Instant::now());
+        let reply = http::get(proxy.addr(), &path_of(blob)).expect(200);
+        assert!(reply.whole && reply.body == blob.bytes);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        // As a fill: it has a place, and is cached.
+        let name = blob.digest.trim_start_matches("sha256:");
+        wait_until("it is cached", || proxy.files("blobs").iter().any(|file| file.contains(name)));
+    };
+    let of = |digest: &str| format!("/v2/crawling.test/app/blobs/{digest}");
+    let clients: Vec<_> = image.blobs[1..].iter().map(|blob| begin(proxy.addr(), &of(&blob.digest))).collect();
+    wait_until("all are being fetched", || crawling.count("GET", "/blobs/") == PLACES);
+    prompt(1);
+    drop(clients);
+    prompt(2);
+    assert_eq!(crawling.struck(), PLACES);
+    assert!(proxy.files("fills").len() >= PLACES, "they crawl on: {:?}", proxy.files("fills"));
+}
+
+/// The client notices nothing: what came of the blob is right, and the second request asks for the rest.
+#[test]
+fn a_fill_that_crawls_is_given_up_and_goes_on_with_another_request() {
+    let world = World::new(&[2_000_000]);
+    world.front.add(Rule::on("GET", &world.layer().digest, Fault::Throttle(50_000)).once());
+    let proxy = Proxied::hub(world.front.addr(), &["--min-rate", "200KiB", "--min-rate-window", "1"]);
+    let reply = http::get(proxy.addr(), &world.path()).expect(200);
+    assert!(reply.whole && reply.body == world.layer().bytes);
+    assert_eq!(world.front.struck(), 1);
+    let log = world.front.log();
+    let ranges: Vec<_> =
+        log.iter().filter(|seen| seen.method == "GET").map(|seen| seen.header("range").map(str::to_owned)).collect();
+    let [None, Some(rest)] = &ranges[..] else { panic!("{ranges:?}") };
+    let from: usize = rest.trim_start_matches("bytes=").trim_end_matches('-').parse().expect("a range");
+    assert!((1..1_000_000).contains(&from), "{rest}");
+    proxy.process.stderr.wait_line("less than 204800 a second", Duration::from_secs(10));
+}
+
+/// Of a large blob several parts are fetched at once: each of them has to come at the rate.
+#[test]
+fn a_part_of_a_large_blob_that_crawls_is_fetched_again() {
+    let world = World::new(&[64 << 20]);
+    world.front.add(Rule::on("GET", &world.layer().digest, Fault::Throttle(50_000)).nth(2..=2));
+    let proxy = Proxied::hub(world.front.addr(), &["--min-rate", "200KiB", "--min-rate-window", "1"]);
+    super::proxy_blobs::pull_manifest(proxy.addr());
+    let begun = Instant::now();
+    let reply = http::get(proxy.addr(), &world.path()).expect(200);
+    assert!(reply.whole && reply.body == world.layer().bytes);
+    assert_eq!(world.front.struck(), 1);
+    // A part has more than the crawling one would bring in this time.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    proxy.process.stderr.wait_line("less than 204800 a second", Duration::from_secs(10));
 }

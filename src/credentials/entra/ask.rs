@@ -19,6 +19,9 @@ pub(super) struct Answer {
     pub(super) access_token: Option<String>,
     pub(super) error: Option<String>,
     pub(super) error_description: Option<String>,
+    /// The answer was no such JSON document: it was damaged, or something between wrote a page in its place.
+    #[serde(skip)]
+    pub(super) unreadable: bool,
 }
 
 impl Answer {
@@ -43,7 +46,8 @@ pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<(StatusCode
         }
         body.extend_from_slice(&chunk);
     }
-    let answer = serde_json::from_slice(&body).unwrap_or_default();
+    let unreadable = |_| Answer { unreadable: true, ..Answer::default() };
+    let answer = serde_json::from_slice(&body).unwrap_or_else(unreadable);
     Ok((response.status(), response.headers().clone(), answer))
 }
 

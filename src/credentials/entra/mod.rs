@@ -177,6 +177,10 @@ impl Entra {
                 Error::new(Kind::Unauthorized, format!("{host} refused {client}: {said}"))
                     .hint("look the AADSTS number up at https://login.microsoftonline.com/error")
             }
+            status if status.is_success() && answer.unreadable => {
+                let what = format!("the answer of {host} is not JSON: {said}");
+                Error::new(Kind::Registry, what).transient(retry_after(&headers))
+            }
             _ => Error::new(Kind::Registry, format!("{host} gave no token: {said}"))
                 .hint("check AZURE_AUTHORITY_HOST and AZURE_TENANT_ID"),
         })
@@ -473,7 +477,9 @@ mod tests {
     #[tokio::test]
     async fn what_entra_refuses() {
         let invalid = r#"{"error":"invalid_client","error_description":"AADSTS7000215: Invalid client secret hunter&2.\r\nTrace ID: 1"}"#;
-        let stand_in = StandIn::start(&[(401, invalid), (429, "slow down"), (503, ""), (307, ""), (200, "{}")]).await;
+        let stand_in =
+            StandIn::start(&[(401, invalid), (429, "slow down"), (503, ""), (307, ""), (200, "{}"), (200, "<html>")])
+                .await;
         let entra = entra(service_principal(&stand_in.url)).expect("settings");
         for (kind, transient, text) in [
             (Kind::Unauthorized, false, "AADSTS7000215: Invalid client secret ***."),
@@ -482,6 +488,7 @@ mod tests {
             // Not followed: the secret would go along.
             (Kind::Registry, false, "HTTP 307"),
             (Kind::Registry, false, "HTTP 200"),
+            (Kind::Registry, true, "is not JSON: HTTP 200"),
         ] {
             let error = entra.token().await.expect_err(text);
             assert!(error.to_string().contains(text) && !error.to_string().contains("Trace"), "{error}");
