@@ -13,6 +13,8 @@ static READING: Semaphore = Semaphore::const_new(READING_KIB as usize);
 static PUSHED: Semaphore = Semaphore::const_new(READING_KIB as usize);
 /// The room for large manifests on their way from an upstream into a proxy's cache.
 static CACHING: Semaphore = Semaphore::const_new(2 * READING_KIB as usize);
+/// The room for long lists of tags that a proxy reads for its clients.
+static LISTS: Semaphore = Semaphore::const_new(2 * READING_KIB as usize);
 
 /// Manifests that are read from a disk at once. That takes no longer for more of them.
 static DISK: Semaphore = Semaphore::const_new(8);
@@ -83,6 +85,33 @@ pub(crate) fn caching(bytes: u64) -> Result<Option<SemaphorePermit<'static>>, Tr
     if bytes <= SMALL as u64 { Ok(None) } else { CACHING.try_acquire_many(kib(bytes)).map(Some) }
 }
 
+/// The room that a list takes while it is collected page by page: none up to [`SMALL`] bytes.
+#[derive(Default)]
+pub(crate) struct Listing {
+    bytes: u64,
+    room: Option<SemaphorePermit<'static>>,
+}
+
+impl Listing {
+    /// Counts a page's entries of so many bytes.
+    ///
+    /// # Errors
+    /// If there is no room left: to wait would keep what was collected so far.
+    pub(crate) fn add(&mut self, bytes: u64) -> Result<(), TryAcquireError> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes <= SMALL as u64 {
+            return Ok(());
+        }
+        let held = self.room.as_ref().map_or(0, |room| u32::try_from(room.num_permits()).unwrap_or(u32::MAX));
+        let more = LISTS.try_acquire_many(kib(self.bytes).saturating_sub(held))?;
+        match &mut self.room {
+            Some(room) => room.merge(more),
+            None => self.room = Some(more),
+        }
+        Ok(())
+    }
+}
+
 fn kib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
@@ -138,6 +167,20 @@ mod tests {
         assert!(large().now_or_never().is_some(), "a copy holds no room");
         let _third = large().await;
         assert!(large().now_or_never().is_none(), "and a part holds that of all");
+    }
+
+    /// One test: the room is the process's.
+    #[test]
+    fn long_lists_have_room_together_and_short_ones_need_none() {
+        let (mut long, mut other, mut short) = (Listing::default(), Listing::default(), Listing::default());
+        for _ in 0..16 {
+            long.add(1 << 20).expect("room");
+            other.add(1 << 20).expect("room");
+        }
+        short.add(SMALL as u64).expect("a short list needs none");
+        assert!(short.add(1).is_err() && long.add(1).is_err(), "all of it is taken");
+        drop(long);
+        short.add(1 << 20).expect("a list that is over gives its room back");
     }
 
     #[test]

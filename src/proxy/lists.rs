@@ -26,6 +26,7 @@ use super::{Inner, Origins};
 use crate::content::Source as _;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
+use crate::memory::Listing;
 use crate::reference::{Rejected, Tag};
 
 /// What is asked for now, and what was answered.
@@ -176,8 +177,15 @@ impl<O: Origins> Inner<O> {
         let question = |source: O::Source| async move {
             let (mut tags, mut bytes) = (Vec::<Tag>::new(), 0_usize);
             let (mut pages, mut rejected) = (source.tags(), Rejected::default());
+            let mut room = Listing::default();
             while let Some(page) = pages.try_next().await? {
-                bytes += page.tags.iter().map(|tag| tag.len()).sum::<usize>();
+                let more = page.tags.iter().map(|tag| tag.len()).sum::<usize>();
+                // Not `Limited`: the upstream isn't, so its breaker must not learn of it.
+                room.add((more + page.tags.len() * size_of::<Tag>()) as u64).map_err(|_| {
+                    let what = format!("the list of the tags of {name} is long, and too many long ones are being read");
+                    Error::new(Kind::Invalid, what).hint("ask again later")
+                })?;
+                bytes += more;
                 tags.extend(page.tags);
                 rejected.add(page.malformed);
                 if bytes > MAX_BYTES {
