@@ -151,7 +151,10 @@ impl<O: Origins> Upstreams<O> {
                 let base = &spot.upstream.tiers[tier].repository(&spot.repository)?;
                 let source = self.origins.source(&spot.upstream.name, base)?;
                 errors.remove(&tier);
-                match self.ask_tier(base, patience, round, || question(source.clone())).await {
+                // Asked again, it must answer while the client still waits: else a limit would look like silence.
+                let rest = patience.saturating_sub(begun.elapsed() + SPARE);
+                let within = if round == 0 { ANSWER } else { ANSWER.min(rest) };
+                match self.ask_tier(base, patience, within, round, || question(source.clone())).await {
                     Answer::Found(value) => return Ok(Some(Found { tier, source, value })),
                     Answer::Absent => {}
                     Answer::Failed(error) => drop(errors.insert(tier, error)),
@@ -176,6 +179,7 @@ impl<O: Origins> Upstreams<O> {
         &self,
         repository: &Repository,
         patience: Duration,
+        within: Duration,
         round: u32,
         question: impl Fn() -> F,
     ) -> Answer<T>
@@ -188,7 +192,7 @@ impl<O: Origins> Upstreams<O> {
             Err(Withheld { error, again }) => return Answer::Later(error, again),
         };
         let begun = Instant::now();
-        let answer = registry.answer(patience, question).await;
+        let answer = registry.answer(patience, within, question).await;
         permit.learn(&answer);
         let refused = registry.refusals.learn(&repository.name, &answer);
         let (name, took) = (&*registry.name, begun.elapsed());
@@ -214,26 +218,34 @@ impl<O: Origins> Upstreams<O> {
 }
 
 impl Registry {
-    /// Asks a question, a few times at once: a connection that was reset is no outage.
-    async fn answer<T, F>(&self, patience: Duration, question: impl Fn() -> F) -> Result<Option<T>>
+    /// Asks a question, a few times at once: a connection that was reset is no outage. Ends `within` this time.
+    async fn answer<T, F>(&self, patience: Duration, within: Duration, question: impl Fn() -> F) -> Result<Option<T>>
     where
         F: Future<Output = Result<Option<T>>>,
     {
+        let limited = std::sync::Mutex::new(None);
         let tries = async {
             let budget = Budget::new(RETRIES, patience.min(LIMIT));
             loop {
                 match question().await {
                     Err(error) if error.kind() == Kind::NotFound => return Ok(None),
-                    Err(error) => budget.retry_quietly(error).await?,
+                    Err(error) => {
+                        let is_limit = error.kind() == Kind::Limited;
+                        *limited.lock().unwrap_or_else(PoisonError::into_inner) = is_limit.then(|| error.duplicate());
+                        budget.retry_quietly(error).await?;
+                    }
                     other => return other,
                 }
             }
         };
-        let silent = || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, ANSWER.as_secs()));
-        match timeout(ANSWER, tries).await {
+        let silent = || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, within.as_secs()));
+        match timeout(within, tries).await {
             Ok(answer) => answer,
-            // The client below holds requests back where another one was answered 429: no fault of this one.
-            Err(_) => Err(self.breaker.limit().err().unwrap_or_else(silent)),
+            // The client below holds requests back where this or another one was answered 429: that is no silence.
+            Err(_) => {
+                let limited = limited.lock().unwrap_or_else(PoisonError::into_inner).take();
+                Err(limited.or(self.breaker.limit().err()).unwrap_or_else(silent))
+            }
         }
     }
 }
