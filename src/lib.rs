@@ -27,9 +27,9 @@
 //! # The order of knowledge
 //! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, `changes`, [`file_access`],
 //!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
-//! - tools < [`descriptor`] < [`reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
+//! - tools < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
-//! - [`credentials`] < [`registry`]; [`copy`] < [`mirror`]; [`server`] < {[`proxy`], [`ops`]}; [`reference`] < {[`node`],
+//! - [`credentials`] < [`registry`]; [`copy`] < [`mirror`]; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
 //!   [`demo`]}.
 //!
 //! [`registry`], [`layout`], [`copy`] and [`server`] never name each other: `tests/layering.rs` holds that.

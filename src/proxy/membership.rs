@@ -17,7 +17,7 @@
 //! ```
 //!
 //! All of it is in memory, bounded; the record of a repository's manifests is on the disk
-//! ([`cache`](super::cache)), so that a warm cache works after a restart without its upstream. Rules decide before
+//! ([`super::cache`]), so that a warm cache works after a restart without its upstream. Rules decide before
 //! any of this: what is denied has no [`Spot`].
 //!
 //! Not evidence: a manifest's `subject`, and a foreign layer (a media type that is not distributed, or `urls`).

@@ -150,16 +150,22 @@ impl<O: Origins> Upstreams<O> {
             for tier in std::mem::take(&mut left) {
                 let base = &spot.upstream.tiers[tier].repository(&spot.repository)?;
                 let source = self.origins.source(&spot.upstream.name, base)?;
-                errors.remove(&tier);
                 // Asked again, it must answer while the client still waits: else a limit would look like silence.
                 let rest = patience.saturating_sub(begun.elapsed() + SPARE);
                 let within = if round == 0 { ANSWER } else { ANSWER.min(rest) };
+                if within.is_zero() {
+                    left.push(tier);
+                    continue;
+                }
+                let before = errors.remove(&tier);
                 match self.ask_tier(base, patience, within, round, || question(source.clone())).await {
                     Answer::Found(value) => return Ok(Some(Found { tier, source, value })),
                     Answer::Absent => {}
                     Answer::Failed(error) => drop(errors.insert(tier, error)),
                     Answer::Later(error, again) => {
-                        errors.insert(tier, error);
+                        // An answer that was cut short says less than the one before.
+                        let cut = error.kind() == Kind::Timeout && within < ANSWER;
+                        errors.insert(tier, before.filter(|_| cut).unwrap_or(error));
                         left.push(tier);
                         probed |= again.is_none();
                         wait = [wait, again].into_iter().flatten().min();

@@ -4,7 +4,7 @@
 //! (`cli::proxy`, which has the copy engine) takes some at once, of each repository one. What failed, or
 //! got on too slowly, is tried again later, with growing pauses, until it's there or its source is gone.
 //!
-//! Tries are bounded, and counted in the file before each begins ([`saved`]). An image whose copy ends the process three
+//! Tries are bounded, and counted in the file before each begins (`saved`). An image whose copy ends the process three
 //! times in a row, for example by its memory, is given up; until it has ended once, it is copied alone, so that
 //! no other image is suspected with it. What is given up is not queued again for a day.
 

@@ -100,7 +100,8 @@ impl Cache {
     /// has to go.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if another proxy uses it, [`Kind::Local`] if it can be neither made nor read.
+    /// [`Kind::Usage`](crate::error::Kind::Usage) if another proxy uses it, [`Kind::Local`](crate::error::Kind::Local) if it
+    /// can be neither made nor read.
     pub async fn open(
         settings: Settings,
         evicted: impl Fn(&Digest, u64) + Send + Sync + Clone + 'static,
