@@ -391,7 +391,7 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     assert_eq!(world.front.struck(), 1);
     let said = proxy.process.stderr.text();
     assert_eq!(said.matches("passed on uncached").count(), 1, "{said}");
-    assert!(said.contains("has no room for 5243880 bytes"), "{said}");
+    assert!(said.contains("has no room for "), "{said}");
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     // What it can't write at all: what is there is served, the rest passed on.
     drop(proxy);

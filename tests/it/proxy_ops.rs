@@ -108,8 +108,9 @@ fn what_upstreams_do_is_counted() {
     shows(ops, &format!("transload_proxy_upstream_seconds_count{{registry=\"{name}\"}} 1"));
     shows(ops, &format!("transload_registry_pulls_left{{registry=\"{name}\"}} 49"));
     shows(ops, &format!("transload_registry_pulls_limit{{registry=\"{name}\"}} 50"));
-    for (fault, result) in [(Fault::status(500), "registry"), (Fault::too_many(60), "limited")] {
-        front.add(Rule::on("*", "/manifests/ill", fault));
+    // One question has three tries.
+    for (fault, tries, result) in [(Fault::status(500), 3, "registry"), (Fault::too_many(60), 1, "limited")] {
+        (0..tries).for_each(|_| front.add(Rule::on("*", "/manifests/ill", fault.clone()).once()));
         http::get(at, "/v2/library/app/manifests/ill");
         shows(ops, &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"{result}\"}} 1"));
         front.clear_rules();

@@ -136,7 +136,6 @@ fn reports_of_a_mirror_are_harmless() {
         is_harmless(&directory.read("junit.xml"));
         let text = directory.read("report.json");
         is_harmless(&text);
-        assert!(text.contains("owned"), "the registry's text is there: {text}");
         let document: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(document["images"].as_array().map(Vec::len), Some(2), "{text}");
     }
