@@ -337,13 +337,14 @@ def check_schemas():
     for schema in (lists, proxies):
         jsonschema.Draft202012Validator.check_schema(schema.schema)
     root = CHART / "../../.."
-    readme = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", (root / "README.md").read_text(encoding="utf-8"), re.M | re.S)]
+    pages = "".join((root / "docs/guides" / name).read_text(encoding="utf-8") for name in ("mirror.md", "proxy.md"))
+    documents = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", pages, re.M | re.S)]
     good = [(lists, yaml.safe_load((root / "fixtures/lists" / name).read_text())) for name in ("images.yaml", "images.json")]
-    good += [(lists if "images" in document else proxies, document) for document in readme]
+    good += [(lists if "images" in document else proxies, document) for document in documents]
     for values in ("staying", "users"):
         for document in template("--values", str(CHART / f"ci/{values}.yaml")):
             good += [(proxies, yaml.safe_load(text)) for name, text in document.get("data", {}).items() if name == "proxy.yaml"]
-    check("the README has one of each", [schema for schema, _ in good].count(lists) == 3)
+    check("the guides have one of each", [schema for schema, _ in good].count(lists) == 3)
     check("the chart makes two", [schema for schema, _ in good].count(proxies) == 3)
     for schema, document in good:
         error = next(schema.iter_errors(document), None)
@@ -421,9 +422,9 @@ def check_metrics(watched):
             check("/healthz answers", get(url + "/healthz")[0] == 200)
             told |= told_by(url)
     check("pages of metrics", {"transload_proxy_fills", "transload_mirror_list_good"} <= told)
-    # What nothing was counted of yet isn't on the page; the README's tables are held to the program by its tests.
-    readme = (CHART / "../../../README.md").read_text(encoding="utf-8")
-    told |= {plain(name) for name in re.findall(r"`(transload_[a-z_]+)`", readme)}
+    # A metric without a value yet is not on the page; tests compare the reference with the program.
+    reference = (CHART / "../../../docs/reference/metrics.md").read_text(encoding="utf-8")
+    told |= {plain(name) for name in re.findall(r"`(transload_[a-z_]+)`", reference)}
     unknown = {name for name in watched if plain(name) not in told}
     check(f"metrics that are watched are told: {' '.join(sorted(unknown)) or 'all'}", not unknown)
 
@@ -437,7 +438,7 @@ def probes(values, component):
 
 def check_guide():
     """The guide's helm lines render, and with each of its blocks of values."""
-    guide = (CHART / "../../README.md").read_text(encoding="utf-8")
+    guide = (CHART / "../../../docs/guides/aks.md").read_text(encoding="utf-8")
     lines = re.findall(r"^helm upgrade --install (.*)$", guide, re.M)
     values = re.findall(r"^```yaml\n(.*?)^```", guide, re.M | re.S)
     check("the guide has a helm line, and values", lines and values)

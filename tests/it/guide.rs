@@ -1,4 +1,4 @@
-//! deploy/README.md tells the truth: its transload lines run, against look-alikes of Docker Hub and ACR.
+//! docs/guides/aks.md tells the truth: its transload lines run, against look-alikes of Docker Hub and ACR.
 //! Its `az` and `helm` lines are for deploy/check.sh.
 
 use base64::Engine as _;
@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 use transload::demo::persona::{Account, Grant};
 
-use super::readme::{PRINCIPAL, SECRET, World, blocks_of, file};
+use super::docs::{PRINCIPAL, SECRET, World, blocks_of, file};
 use super::support::transload;
 
 const PULLER: &str = "9e8d7c6b-1111-2222-3333-444455556666";
@@ -28,7 +28,7 @@ fn the_journey_runs() {
     transload(&["copy", fixture, &format!("oci:{}", world.home.join("images/transload"))]).ok();
 
     let mut ran = Vec::new();
-    for line in blocks_of("deploy/README.md", "console").concat() {
+    for line in blocks_of("docs/guides/aks.md", "console").concat() {
         let command = line.strip_prefix("$ ").unwrap_or_else(|| panic!("not a command: {line}"));
         let run = world.shell(&format!("PATH=\"$HOME/bin:$PATH\" && cd \"$HOME\" && {command}"));
         let run = run.env("CLIENT_ID", PRINCIPAL).env("CLIENT_SECRET", SECRET);
@@ -65,7 +65,7 @@ fn the_journey_runs() {
     // What is written back is by the one who may, in the namespace of the chart, by the name in its values.
     with(writer, push).ok();
     assert_eq!(writer["metadata"], serde_json::json!({ "name": "acr-write", "namespace": "transload" }));
-    let values = blocks_of("deploy/README.md", "yaml").concat().join("\n");
+    let values = blocks_of("docs/guides/aks.md", "yaml").concat().join("\n");
     let values: Value = serde_saphyr::from_str(&values).expect("YAML");
     assert_eq!(values["proxy"]["writeBack"]["existingSecret"], writer["metadata"]["name"]);
 }
@@ -76,7 +76,7 @@ fn the_addresses_agree() {
     let values: Value = serde_saphyr::from_str(&file("deploy/helm/transload/values.yaml")).expect("YAML");
     let service = &values["proxy"]["service"];
     let url = format!("http://{}:{}", service["clusterIP"].as_str().expect("an address"), service["port"]);
-    let guide = file("deploy/README.md");
+    let guide = file("docs/guides/aks.md");
     assert!(guide.contains(&format!("transload k8s hosts --proxy {url} --acr ")), "{url}");
     assert!(guide.contains(&format!("`{}`, in AKS's own service CIDR", service["clusterIP"].as_str().expect("one"))));
     let version = format!("myregistry.azurecr.io/transload:{}", env!("CARGO_PKG_VERSION"));

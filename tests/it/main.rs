@@ -45,7 +45,7 @@ mod proxy_tags;
 mod proxy_upstreams;
 mod proxy_warm;
 mod proxy_writeback;
-mod readme;
+mod docs;
 mod serve;
 mod support;
 mod support_test;

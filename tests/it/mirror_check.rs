@@ -187,11 +187,11 @@ fn a_large_list_is_checked_quickly_and_a_larger_one_refused() {
     assert!(run.stderr.contains("too large for a list"), "{run:?}");
 }
 
-/// The README's list, its keys and its placeholders.
+/// The guide's list, and the keys and placeholders of the reference.
 #[test]
-fn the_readme_is_right_about_lists() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("a README");
-    let list = readme.split("```yaml\nto:").nth(1).and_then(|rest| rest.split("```").next()).expect("a list");
+fn the_documents_are_right_about_lists() {
+    let guide = super::docs::file("docs/guides/mirror.md");
+    let list = guide.split("```yaml\nto:").nth(1).and_then(|rest| rest.split("```").next()).expect("a list");
     let list = &format!("to:{list}");
     let said = check(list, &[]).run().ok().stdout;
     assert_eq!(
@@ -203,12 +203,7 @@ fn the_readme_is_right_about_lists() {
          9  quay.io/prometheus/prometheus: versions >=2.50 <4, without *-distroless, the newest 5 -> \
          myregistry.azurecr.io/hub/monitoring/prometheus (linux/amd64, linux/arm64, with referrers)\n"
     );
-    let rows = |head: &str| -> Vec<(String, String)> {
-        let table = readme.split(&format!("\n| {head} | ")).nth(1).unwrap_or_else(|| panic!("no table of {head}"));
-        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
-        rows.filter_map(|row| row.trim_matches('|').split_once(" | ").map(|(a, b)| (a.trim().into(), b.into())))
-            .collect()
-    };
+    let rows = |head| super::docs::table("docs/reference/list.md", head);
     for (keys, _) in rows("key") {
         for key in keys.split('`').skip(1).step_by(2) {
             let value = if key == "newest" { "1" } else { "\"1\"" };

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::readme::{self, metrics_on};
+use super::docs::{self, metrics_on};
 use super::support::process::LIMIT;
 use super::support::{Image, Process, Registry, Run, TempDir, Tool, http};
 
@@ -74,10 +74,10 @@ fn it_tells_how_it_goes_and_reads_its_list_again() {
         assert!(metrics.lines().any(|shown| shown == line), "no {line} in\n{metrics}");
     }
     assert!(metrics.contains("\ntransload_mirror_next_run_timestamp_seconds "), "{metrics}");
-    // The README lists them all, and no others: dashboards and alerts are held to it.
-    assert_eq!(metrics_on(&metrics, "transload_mirror_"), readme::metrics("transload_mirror_"));
+    // docs/reference/metrics.md lists them all, and no others: dashboards and alerts are held to it.
+    assert_eq!(metrics_on(&metrics, "transload_mirror_"), docs::metrics("transload_mirror_"));
     let told = metrics_on(&metrics, "transload_registry_");
-    assert!(told.len() == 2 && told.is_subset(&readme::metrics("transload_registry_")), "{told:?}");
+    assert!(told.len() == 2 && told.is_subset(&docs::metrics("transload_registry_")), "{told:?}");
 
     stage.list(&["app:1", "app:2"]);
     process.hang_up();

@@ -510,11 +510,11 @@ fn the_schema_is_printed_and_right() {
     check(&FULL.replace("access: json", "access: xml")).exits(2);
 }
 
-/// The README's file: what it means as printed; and that a proxy runs by it, on free ports.
+/// The guide's file: what it means as printed; and that a proxy runs by it, on free ports.
 #[test]
-fn the_readme_has_a_file_that_works() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("a README");
-    let text = readme.split("```yaml\nlisten:").nth(1).and_then(|rest| rest.split("```").next()).expect("a file");
+fn the_guide_has_a_file_that_works() {
+    let guide = super::docs::file("docs/guides/proxy.md");
+    let text = guide.split("```yaml\nlisten:").nth(1).and_then(|rest| rest.split("```").next()).expect("a file");
     let text = format!("listen:{text}");
     let said = check(&text).ok().stdout;
     assert!(
@@ -536,4 +536,33 @@ fn the_readme_has_a_file_that_works() {
     let proxy = start(&world.dir.write("proxy.yaml", text));
     http::get(addr(&proxy, "http"), LIBRARY).expect(200);
     http::get(addr(&proxy, "http"), TEAM).expect(404);
+}
+
+/// The reference lists the keys of the schema, and no others.
+#[test]
+fn the_reference_has_all_keys() {
+    let schema = transload(&["proxy", "schema"]).ok().json();
+    let documented = |head: &str| {
+        let rows = super::docs::table("docs/reference/proxy-config.md", head);
+        let mut keys: Vec<String> =
+            rows.iter().flat_map(|row| row.0.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+        keys.sort();
+        keys
+    };
+    for (head, part) in [
+        ("key of `listen`", "listen"),
+        ("key of `cache`", "cache"),
+        ("key of `upstreams`", "upstream"),
+        ("key in `limits`", "limits"),
+        ("key of `logs`", "logs"),
+    ] {
+        let mut keys: Vec<String> =
+            schema["$defs"][part]["properties"].as_object().expect("properties").keys().cloned().collect();
+        keys.sort();
+        assert_eq!(documented(head), keys, "{part}");
+    }
+    let page = super::docs::file("docs/reference/proxy-config.md");
+    for key in schema["properties"].as_object().expect("properties").keys().filter(|key| !key.starts_with('$')) {
+        assert!(page.contains(&format!("`{key}`")), "{key}");
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::proxy_blobs::wait_until;
-use super::readme::{self, metrics_on};
+use super::docs::{self, metrics_on};
 use super::support::proxied::{ops, shows};
 use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http};
 
@@ -49,8 +49,8 @@ fn what_was_pulled_is_counted() {
     // Whoever comes before the file has its name reads along.
     let again = counted("blob", "hit") + counted("blob", "coalesced");
     assert!(again >= blobs && counted("manifest", "hit") >= 2, "{page}");
-    // The README lists them all, and no others: dashboards and alerts are held to it.
-    let mut listed = readme::metrics("transload_proxy_");
+    // docs/reference/metrics.md lists them all, and no others: dashboards and alerts are held to it.
+    let mut listed = docs::metrics("transload_proxy_");
     assert!(listed.remove("transload_proxy_write_back"), "which the tests of writing back see");
     assert!(listed.remove("transload_proxy_upstream_refused"), "which the test of refusals sees");
     assert_eq!(metrics_on(&page, "transload_proxy_"), listed);
