@@ -32,11 +32,11 @@ use stage::{REPOSITORY, Site, Stage, TAG, USER};
 use tale::Tale;
 use tally::{Kind as Seen, Tally};
 
-/// See it work: two registries on this machine, no network, no account
+/// Demonstrate transload with two registries on this machine, without network or account
 ///
-/// Starts a look-alike of Docker Hub that holds hello-world, and one of Azure Container Registry
-/// that is empty. Copies from one to the other, copies again, survives some trouble, pulls back
-/// and compares. Takes about a second, and leaves nothing behind.
+/// Starts a look-alike of Docker Hub with hello-world, and an empty look-alike of Azure Container Registry. Copies from
+/// one to the other, copies again, copies during faults, pulls back and compares. Takes about a second, and leaves
+/// nothing behind.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {}
 

@@ -16,38 +16,38 @@ use crate::regular_file;
 /// Flags of all commands.
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// Form of what is printed on stdout
+    /// Output format on stdout
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = GLOBAL)]
     pub(super) output: Format,
-    /// Print errors only
+    /// Print only errors
     #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = GLOBAL)]
     pub(super) quiet: bool,
-    /// Say what is done; twice for each request
+    /// Verbose; -vv logs requests
     #[arg(long, short, global = true, action = ArgAction::Count, help_heading = GLOBAL)]
     pub(super) verbose: u8,
-    /// Trust the certificates of this PEM file too (repeatable)
+    /// Also trust the certificates in this PEM file (repeatable)
     #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_CA_FILE", help_heading = GLOBAL)]
     pub(super) ca_file: Vec<PathBuf>,
-    /// Allow plain http or unverified TLS for this registry only (repeatable; loopback needs no flag)
+    /// Allow plain HTTP or unverified TLS for this registry (repeatable; not needed for loopback)
     #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = GLOBAL)]
     pub(super) insecure_registry: Vec<String>,
-    /// Connect to this address for a host, whatever DNS says (repeatable)
+    /// Connect to this address for a host instead of using DNS (repeatable)
     #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", env = "TRANSLOAD_RESOLVE", value_delimiter = ',', value_parser = parse_resolve, help_heading = GLOBAL)]
     pub(super) resolve: Vec<(String, SocketAddr)>,
-    /// Let this host of another site issue tokens for the credentials of a registry (repeatable)
+    /// Allow this host to issue tokens for registries of other sites (repeatable)
     #[arg(long, global = true, value_name = "HOST", help_heading = GLOBAL)]
     pub(super) allow_realm: Vec<String>,
-    /// Look for credentials in this file first: docker's or podman's, or a Kubernetes secret (repeatable)
+    /// Read credentials from this file first: of docker or podman, or a Kubernetes secret (repeatable)
     #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_AUTH_FILE", help_heading = GLOBAL)]
     pub(super) auth_file: Vec<PathBuf>,
-    /// Give a connection up, and try again, when nothing has moved on it for so long
+    /// Idle timeout of a connection before a retry
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(super) idle_timeout: u64,
-    /// Give a connection up, and try again, when a blob comes, or is taken, at fewer bytes a second; 0 for no limit
+    /// Minimum transfer rate of a blob, in bytes per second, before a retry; 0 for none
     #[arg(long, global = true, value_name = "SIZE", default_value = "1KiB", value_parser = parse_bytes, help_heading = GLOBAL)]
     pub(super) min_rate: u64,
-    /// Of so many seconds of waiting for bytes --min-rate is the average
+    /// Seconds over which --min-rate is averaged
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(super) min_rate_window: u64,
@@ -56,7 +56,7 @@ pub(super) struct Global {
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For people
+    /// Human-readable
     Text,
     /// One JSON document
     Json,

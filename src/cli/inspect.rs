@@ -24,15 +24,15 @@ pub(super) struct InspectArgs {
     /// The image: `nginx:1.27`, `ghcr.io/o/r@sha256:…`, `oci:DIR[:TAG]`
     #[arg(value_name = "REF")]
     image: String,
-    /// Only these platforms (each manifest that is read counts as a pull at Docker Hub)
+    /// Only these platforms (each manifest read is a pull at Docker Hub)
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     platform: Vec<Platform>,
-    /// List its referrers too: signatures, attestations, SBOMs
+    /// Also list referrers: signatures, attestations, SBOMs
     #[arg(long)]
     referrers: bool,
 }
 
-/// List the tags of a repository; exit code 3 if it lists names that are not tags
+/// List the tags of a repository; exits with 3 if it lists names that are not tags
 #[derive(Debug, clap::Args)]
 pub(super) struct TagsArgs {
     /// The repository: `nginx`, `ghcr.io/o/r`, `oci:DIR`

@@ -20,11 +20,10 @@ use crate::panics;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// Run again and again, so long from start to start, such as 90s, 6h or 1d; at once when the list's
-    /// file changes, and on SIGHUP
+    /// Repeat the run at this interval, such as 90s, 6h or 1d; also when the list changes, and on SIGHUP
     #[arg(long, value_name = "DURATION", value_parser = parse_interval, help_heading = HEADING)]
     interval: Option<Duration>,
-    /// Answer /healthz, /readyz and /metrics at this address, such as 127.0.0.1:9090
+    /// Serve /healthz, /readyz and /metrics at this address, such as 127.0.0.1:9090
     #[arg(long, value_name = "ADDRESS", requires = "interval", help_heading = HEADING)]
     listen_ops: Option<String>,
 }

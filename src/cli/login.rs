@@ -14,31 +14,31 @@ const LONGEST: u64 = 64 * 1024;
 
 /// Log in to a registry
 ///
-/// The credentials are tried at the registry, then kept where Docker keeps its own: by the
-/// credential helper that ~/.docker/config.json names, or else in that file. A password is read
-/// from the terminal or from stdin, never from an argument, which other users of the machine can see.
+/// Tries the credentials at the registry, then stores them where Docker does: in the credential helper that
+/// ~/.docker/config.json names, or else in that file. A password is read from the terminal or from stdin, never from an
+/// argument, because other users of the machine can see arguments.
 #[derive(Args, Clone, Debug)]
 pub struct Login {
     /// The registry, such as myregistry.azurecr.io, ghcr.io or docker.io
     pub registry: String,
 
-    /// The user; asked for at a terminal
+    /// User name; asked for at a terminal
     #[arg(long, short, value_name = "USER")]
     pub username: Option<String>,
 
-    /// Read the password, or an access token in its place, from stdin
+    /// Read the password or access token from stdin
     #[arg(long, requires = "username")]
     pub password_stdin: bool,
 
-    /// Log in to Azure Container Registry as the Azure identity that is found here
+    /// Log in to Azure Container Registry with the Azure identity of this machine
     ///
-    /// That is a service principal or workload identity from AZURE_* variables, a managed identity,
-    /// or the account of `az login`. What is kept lasts three hours, as with `az acr login`.
+    /// The identity is a service principal or workload identity from AZURE_* variables, a managed identity, or the account
+    /// of `az login`. The stored token is valid for three hours, as with `az acr login`.
     #[arg(long, conflicts_with_all = ["username", "password_stdin"])]
     pub azure: bool,
 }
 
-/// Remove the credentials that `login`, or `docker login`, keeps for a registry
+/// Remove the stored credentials of a registry, of `login` or `docker login`
 #[derive(Args, Clone, Debug)]
 pub struct Logout {
     /// The registry, such as myregistry.azurecr.io, ghcr.io or docker.io

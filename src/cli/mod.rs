@@ -29,7 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::registry::{Options, Registries};
 use global::Global;
 
-/// Copies container images from registry to registry: streamed, verified, in one step.
+/// Copies container images from registry to registry: streamed and verified, in one step.
 #[derive(Debug, Parser)]
 #[command(name = "transload", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {

@@ -26,34 +26,34 @@ enum What {
 /// Which registry's images are asked for where.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct MirrorArgs {
-    /// Whose images: docker.io, ghcr.io, … (repeatable)
+    /// Registry to mirror: docker.io, ghcr.io, … (repeatable)
     #[arg(long, value_name = "REGISTRY", default_value = "docker.io")]
     registry: Vec<String>,
 
-    /// The proxy as the node reaches it; nodes don't know the cluster's DNS, so by its address
+    /// URL of the proxy as the node reaches it: an address, because nodes do not use the cluster's DNS
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:30500")]
     proxy: String,
 
-    /// Registry with copies, asked after the proxy, such as myregistry.azurecr.io/docker.io
+    /// Registry with copies, used after the proxy, such as myregistry.azurecr.io/docker.io
     ///
-    /// {registry} stands for the name of the registry that is mirrored. The node must be able to pull from
-    /// it: containerd asks it with what the kubelet has for the original registry, or anonymously.
+    /// {registry} is replaced by the name of the mirrored registry. The node must be able to pull from it: containerd uses
+    /// the kubelet's credentials for the mirrored registry, or none.
     #[arg(long, value_name = "REGISTRY[/PREFIX]")]
     acr: Option<String>,
 
-    /// Never ask the original registry
+    /// Never use the mirrored registry itself
     #[arg(long)]
     no_original: bool,
 
-    /// How long a host may take to accept a connection, in milliseconds; containerd heeds it since 2.1
+    /// Milliseconds for a host to accept a connection; used by containerd 2.1 and newer
     #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=30_000))]
     dial_timeout: u64,
 }
 
-/// Write containerd's hosts.toml, so that the node asks the proxy first, then ACR, then the original
+/// Write containerd's hosts.toml, so that the node uses the proxy first, then ACR, then the registry itself
 ///
-/// What was there before is kept beside it, and restored by --uninstall. Nothing is changed where all
-/// is as it should be. containerd reads the file at each pull, and needs no restart.
+/// An existing file is kept beside it, and restored by --uninstall. A file that is already right is not changed. containerd
+/// reads the file at each pull, and needs no restart.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -67,7 +67,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", default_value = "/etc/containerd/certs.d")]
     certs_dir: PathBuf,
 
-    /// Remove it, and restore what was there before
+    /// Remove the file, and restore the one before it
     #[arg(long, conflicts_with_all = ["watch", "uninstall_on_exit"])]
     uninstall: bool,
 

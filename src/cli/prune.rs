@@ -20,27 +20,27 @@ use crate::{
 #[group(skip)]
 pub(super) struct Args {
     // Not with --retry-failed: a run over some images doesn't know what all the list holds.
-    /// Say which tags of the target repositories the list no longer holds; `--prune=delete` removes them
+    /// Print the tags of the target repositories that are not in the list; `--prune=delete` removes them
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan",
         conflicts_with = "retry_failed", help_heading = HEADING)]
     prune: Option<What>,
-    /// Tags that are younger stay; 0s asks for no age
+    /// Keep tags that are younger than this; 0s for no limit
     #[arg(long, value_name = "AGE", default_value = "7d", value_parser = schedule::duration, help_heading = HEADING)]
     prune_older_than: Duration,
-    /// Remove nothing at all if it would be more tags than so many [default: ten or a fifth, whichever is more,
-    /// of each repository and of all together]
+    /// Remove nothing if more than N tags would be removed [default: ten or a fifth, whichever is more, of each
+    /// repository and of all together]
     #[arg(long, value_name = "N", requires = "prune", help_heading = HEADING)]
     prune_most: Option<usize>,
-    /// Where a registry can't delete a tag alone, delete its manifest, unless a tag that stays needs it
+    /// If a registry cannot delete a single tag, delete its manifest, unless a remaining tag needs it
     #[arg(long, requires = "prune", help_heading = HEADING)]
     prune_manifests: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// Only say what would go
+    /// Only print what would be removed
     Plan,
-    /// Remove it
+    /// Remove the tags
     Delete,
 }
 

@@ -23,23 +23,23 @@ pub use directory::Directory;
 
 /// Serve a directory of images (an OCI image layout) as a registry
 ///
-/// Tags are in index.json as repository:tag, or in one repository named after the directory if
-/// another tool wrote them without. There is no authentication and no TLS. Links that lead out of the directory
+/// index.json names images as repository:tag. Tags without a repository, as other tools write them, are served in one
+/// repository that is named after the directory. There is no authentication and no TLS. Links that lead out of the directory
 /// are not followed, and each file is verified before it is served.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The directory; made if it doesn't exist and --writable is given
+    /// Directory; created with --writable if it does not exist
     pub dir: PathBuf,
-    /// Take pushes too, from whoever can connect
+    /// Accept pushes, from everyone who can connect
     #[arg(long)]
     pub writable: bool,
-    /// Where to listen: address and port; port 0 takes a free one
+    /// Address and port to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     pub listen: String,
-    /// Bytes that the directory may have at most, uploads included: pushes beyond are refused
+    /// Maximum size of the directory with uploads in progress; larger pushes are refused
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, requires = "writable")]
     pub max_size: Option<u64>,
-    /// Bytes to leave free on the disk: pushes that would take them are refused
+    /// Space to leave free on the disk; pushes that need it are refused
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     pub keep_free: u64,
 }

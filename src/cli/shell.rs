@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
 pub(super) struct CompletionsArgs {
-    /// Which shell
+    /// Shell
     shell: Shell,
 }
 
-/// Print the manual page (roff); of one command, if named
+/// Print the manual page (roff), of transload or of one command
 #[derive(Debug, clap::Args)]
 pub(super) struct ManArgs {
-    /// The command
+    /// Command
     command: Option<String>,
 }
 

@@ -20,45 +20,45 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{Artifact, Goal, Location, Rejected, Tag};
 use crate::registry::Registries;
 
-/// Copy an image, every platform of it, byte for byte
+/// Copy an image with all of its platforms
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// What to copy, then where to: `hello-world`, `ghcr.io/o/r:tag`, `ghcr.io/o/r@sha256:…`, `oci:DIR[:TAG]`;
-    /// a destination may be a registry alone, which keeps the repository's path and tag
+    /// The source, then one or more destinations: `hello-world`, `ghcr.io/o/r:tag`, `ghcr.io/o/r@sha256:…`,
+    /// `oci:DIR[:TAG]`. A destination that is only a registry keeps the path and the tag of the source
     #[arg(required = true, num_args = 1.., value_names = ["SRC", "DST"])]
     images: Vec<String>,
-    /// Copy these platforms only; the index stays as it is, and is sparse (repeatable, or by commas)
+    /// Copy only these platforms. The index keeps its digest and becomes sparse (repeatable, or comma-separated)
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     platform: Vec<Platform>,
-    /// Copy the one image of --platform instead of the index
+    /// Copy the image of --platform instead of the index
     #[arg(long, requires = "platform")]
     flatten: bool,
     /// Copy all tags of the repository
     #[arg(long)]
     all_tags: bool,
-    /// Copy signatures, attestations and other referrers too
+    /// Also copy signatures, attestations and other referrers
     #[arg(long)]
     referrers: bool,
-    /// Walk and repair the image although the destination's tag is the same
+    /// Check everything again even if the tags match, and repair it
     #[arg(long)]
     force: bool,
-    /// Only say what would be moved
+    /// Only print what would be copied
     #[arg(long)]
     dry_run: bool,
-    /// Copy foreign (not distributable) layers too
+    /// Also copy foreign (non-distributable) layers
     #[arg(long)]
     include_foreign: bool,
-    /// Leave out `library/` of Docker Hub's official images
+    /// Leave out `library/` of Docker's official images
     #[arg(long)]
     strip_library: bool,
-    /// Large blobs at once
+    /// Large blobs in parallel
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
-    /// How often a blob is tried again after a fault; large ones more, as long as they get on
+    /// Retries per blob; more while a large blob makes progress
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
     retries: u32,
-    /// Upload in chunks of this size, such as 16MiB (ACR: always; others: one request a blob)
+    /// Upload in chunks of this size, such as 16MiB (default: chunks for ACR, one request per blob for others)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(super) chunk_size: Option<u64>,
 }

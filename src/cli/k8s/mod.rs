@@ -14,7 +14,7 @@ use super::global::{Format, Global};
 use super::{node, output};
 use crate::error::Result;
 
-/// Print what a Kubernetes cluster needs to pull from a private registry
+/// Print Kubernetes objects for pulling from a private registry, and containerd's hosts.toml
 #[derive(Args, Clone, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]

@@ -13,19 +13,19 @@ pub(super) struct Args {
     /// The image, such as myregistry.azurecr.io/library/hello-world
     image: Reference,
 
-    /// The Secret with the registry's credentials, as `k8s secret` prints it (repeatable)
+    /// Name of the Secret with the credentials, as `k8s secret` prints it (repeatable)
     #[arg(long, value_name = "NAME", value_parser = name::subdomain)]
     secret: Vec<String>,
 
-    /// Name of the Pod; by default, from the image's
+    /// Name of the Pod [default: from the image]
     #[arg(long, value_parser = name::subdomain)]
     name: Option<String>,
 
-    /// Namespace, which must be the Secret's too; kubectl's own, if not given
+    /// Namespace of the Pod and the Secret [default: that of kubectl]
     #[arg(long, short, value_parser = name::label)]
     namespace: Option<String>,
 
-    /// Whether the image is started again once it has ended
+    /// When the container is started again after it ended
     #[arg(long, value_enum, default_value_t = Restart::Always)]
     restart: Restart,
 }

@@ -15,9 +15,8 @@ use crate::registry::azure::is_acr;
 
 /// Print a Secret with a registry's credentials, for imagePullSecrets
 ///
-/// The credentials are those that `transload login` keeps, or those given here: they aren't tried. A
-/// password comes from stdin or the terminal, never from an argument, which other users of the machine
-/// can see. What is printed holds the password; pass it on with a pipe: … | kubectl apply -f -
+/// Uses the credentials of `transload login`, or those given here, and does not try them. A password is read from stdin or
+/// the terminal, never from an argument. The output holds the password: pipe it to `kubectl apply -f -`.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Args {
     /// The registry, such as myregistry.azurecr.io
@@ -28,11 +27,11 @@ pub(super) struct Args {
     #[arg(long, value_parser = name::subdomain)]
     name: String,
 
-    /// Namespace; kubectl's own, if not given
+    /// Namespace [default: that of kubectl]
     #[arg(long, short, value_parser = name::label)]
     namespace: Option<String>,
 
-    /// The user; without one, the credentials of the stored login
+    /// User name [default: the stored login]
     #[arg(long, short, value_name = "USER")]
     username: Option<String>,
 

@@ -15,10 +15,10 @@ use crate::mirror::List;
 use crate::mirror::list::{Base, Defaults, Entry, Exact, Note, Place};
 use crate::reference::RegistryName;
 
-/// Say what a list means, without any network: which images, where to, and what of the file isn't done
+/// Explain a list without network access: images, targets, and what is ignored
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
-    /// The list: a file, or `-` for stdin
+    /// List of images: a file, or `-` for stdin
     #[arg(value_name = "FILE")]
     list: String,
     #[command(flatten)]

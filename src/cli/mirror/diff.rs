@@ -14,11 +14,11 @@ use crate::error::Result;
 use crate::mirror::run::{self, Action, Drift, Event, Job};
 use crate::registry::Registries;
 
-/// See which images of a list have drifted, without a transfer
+/// Show which images of a list differ at the destination, without a transfer
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(in crate::cli) struct Args {
-    /// The list: a file, or `-` for stdin
+    /// List of images: a file, or `-` for stdin
     list: String,
     #[command(flatten)]
     to: Where,

@@ -17,21 +17,21 @@ use crate::regular_file;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// Leave so many of Docker Hub's pulls unspent: when only these are left, its images wait for the
-    /// window to open again, or for --deadline; other sources go on
+    /// Reserve N of Docker Hub's pulls: when only these are left, its images wait until the limit resets, or
+    /// until --deadline; other sources continue
     #[arg(long, value_name = "N", help_heading = HEADING)]
     keep_pulls: Option<u64>,
-    /// End after this time, such as 2h: what hasn't begun by then is skipped, what isn't finished has failed,
-    /// and the next run goes on
+    /// End the run after this time, such as 2h. Images that have not started are skipped, images in progress
+    /// fail; the next run continues
     #[arg(long, value_name = "DURATION", value_parser = deadline, conflicts_with = "interval", help_heading = HEADING)]
     deadline: Option<(Duration, Instant)>,
-    /// The tier of the Azure registries, which have limits by the minute: basic, standard, premium
+    /// SKU of the Azure registries, which sets their request limits: basic, standard, premium
     #[arg(long, value_name = "SKU", help_heading = HEADING)]
     acr_sku: Option<Sku>,
-    /// At most so many requests a minute to a registry, such as ghcr.io=600 (repeatable)
+    /// Limit the requests per minute to a registry, such as ghcr.io=600 (repeatable)
     #[arg(long, value_name = "REGISTRY=N", value_parser = rate, help_heading = HEADING)]
     rate: Vec<(String, u32)>,
-    /// Accounts of Docker Hub to read with, each with pulls of its own: a file of lines USER:TOKEN
+    /// File with accounts of Docker Hub, one USER:TOKEN per line; each has its own pull limit
     #[arg(long, value_name = "FILE", env = "TRANSLOAD_HUB_ACCOUNTS", help_heading = HEADING)]
     hub_accounts: Option<PathBuf>,
 }

@@ -31,14 +31,14 @@ enum Action {
 /// Where to, as `mirror LIST` and `mirror check` have it.
 #[derive(Clone, Debug, clap::Args)]
 struct Where {
-    /// A destination: a registry and, where wanted, a path in it; instead of those of the list (repeatable)
+    /// Destination: a registry with an optional path. Replaces the destinations of the list (repeatable)
     #[arg(long, value_name = "REGISTRY[/PATH]")]
     to: Vec<Base>,
-    /// The path there, for images whose entry has no target of its own: of {registry}, {repository},
-    /// {namespace}, {name} and, behind a colon, {tag}
+    /// Path at the destination for entries without a target, made of {registry}, {repository}, {namespace},
+    /// {name} and, after a colon, {tag}
     #[arg(long, value_name = "TEMPLATE")]
     target: Option<Template>,
-    /// Leave out `library/` of Docker Hub's official images
+    /// Leave out `library/` of Docker's official images
     #[arg(long)]
     strip_library: bool,
 }
@@ -75,7 +75,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
 }
 
 const AFTER_HELP: &str = "\
-LIST is one reference a line, transload's YAML, or a file of skopeo sync, regsync, image-syncer or dregsy.
+LIST has one reference per line, or is transload's YAML, or a file of skopeo sync, regsync, image-syncer or dregsy.
 
 Examples:
   transload mirror images.yaml --to myregistry.azurecr.io/hub

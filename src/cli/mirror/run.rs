@@ -25,34 +25,34 @@ use crate::registry::{Options, Registries};
 /// What a run takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// The list: a file, or `-` for stdin
+    /// List of images: a file, or `-` for stdin
     #[arg(required = true)]
     list: Option<String>,
     #[command(flatten)]
     to: Where,
-    /// Only say what would be moved
+    /// Only print what would be copied
     #[arg(long)]
     dry_run: bool,
-    /// Walk and repair images although the destination's tag is the same
+    /// Check everything again even if the tags match, and repair it
     #[arg(long)]
     force: bool,
-    /// Large blobs at once, from each source and to each destination
+    /// Large blobs in parallel, for each source and each destination
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
-    /// How often a blob is tried again after a fault; large ones more, as long as they get on
+    /// Retries per blob; more while a large blob makes progress
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
     retries: u32,
-    /// Only this part of the list, stable by repository: 3/8 is the third of eight, /8 the one that
-    /// JOB_COMPLETION_INDEX says
+    /// Copy only this part of the list: 3/8 is the third of eight parts, /8 the part of JOB_COMPLETION_INDEX.
+    /// A repository stays in its part
     #[arg(long, value_name = "N/OF")]
     shard: Option<shard::Asked>,
-    /// Only the images that failed, or were skipped, in the run of this report
+    /// Copy only the images that failed or were skipped in this JSON report
     #[arg(long, value_name = "FILE")]
     retry_failed: Option<PathBuf>,
-    /// Write the report to this file too, as JSON
+    /// Also write the report to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Write the report to this file too, as JUnit's XML
+    /// Also write the report to this file, as JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     #[command(flatten)]

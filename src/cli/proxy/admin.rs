@@ -21,12 +21,12 @@ use crate::proxy::cache::{Freed, Removal, Sum, Wanted, Why};
 
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(in crate::cli) enum Action {
-    /// List what a cache holds: tags, and how much content; changes nothing
+    /// List the content of a cache: tags and sizes
     Ls(Place),
     /// Remove a tag, or a manifest or blob by its digest
     ///
-    /// What a tag meant stays until it has to make room, as other tags may have it in common. What a running
-    /// proxy is just reading stays.
+    /// The content of a tag stays until its space is needed, because other tags may share it. Content that a running
+    /// proxy is reading stays.
     Rm {
         #[command(flatten)]
         place: Place,
@@ -34,15 +34,15 @@ pub(in crate::cli) enum Action {
         #[arg(value_name = "REF|DIGEST")]
         what: String,
     },
-    /// Remove what was left over, and what is too much or too old
+    /// Remove leftovers, and content that is too large or too old
     ///
-    /// That is: files of fetches that were never completed, files that were cut short, what is beyond the
-    /// bounds (a running proxy's own), and what was not used for --older-than, as far as that is known: to a
-    /// running proxy since its start, before that by the file system, which may note reads once a day or never.
+    /// Removes files of incomplete fetches, truncated files, content beyond the limits (those of the running proxy with
+    /// --admin), and content that was not used for --older-than. A running proxy knows the uses since its start. Earlier
+    /// uses are the access times of the file system, which may be a day old or missing.
     Gc(Gc),
-    /// Read all content of a cache, and drop what isn't what its digest says; exits with 3 if there was any
+    /// Verify all content of a cache by digest, and remove what is corrupt; exits with 3 if anything was
     ///
-    /// A proxy may run meanwhile: it fetches again what was dropped.
+    /// A proxy may run at the same time: it fetches removed content again.
     Verify(Place),
 }
 
@@ -50,10 +50,10 @@ pub(in crate::cli) enum Action {
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "admin-place", required = true, multiple = false)]
 pub(in crate::cli) struct Place {
-    /// The directory of the cache
+    /// Cache directory
     #[arg(id = "admin-cache", long = "cache", value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// A running proxy: the address of its --listen-admin, or else of its --listen-ops, such as 127.0.0.1:9091
+    /// Running proxy: the address of its --listen-admin, or else of its --listen-ops, such as 127.0.0.1:9091
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
 }
@@ -62,16 +62,16 @@ pub(in crate::cli) struct Place {
 pub(in crate::cli) struct Gc {
     #[command(flatten)]
     place: Place,
-    /// Remove tags that were not checked, and content that was not used, for so long, such as 30d
+    /// Remove tags that were not checked, and content that was not used, for this time, such as 30d
     #[arg(long, value_name = "DURATION", value_parser = schedule::duration)]
     older_than: Option<Duration>,
-    /// Bytes of blobs to keep at most, the least lately used going first
+    /// Maximum size of the cache; the least recently used content is removed first
     #[arg(id = "gc-size", long = "cache-size", value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "admin")]
     size: Option<u64>,
-    /// Bytes to have free on the disk, likewise
+    /// Space to leave free on the disk
     #[arg(id = "gc-free", long = "keep-free", value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "admin")]
     keep_free: Option<u64>,
-    /// Only say what would be removed
+    /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
 }

@@ -9,10 +9,10 @@ use crate::cli::output;
 use crate::error::Result;
 use crate::proxy::world::Spec;
 
-/// Say what a configuration file means, without any network
+/// Explain a configuration file without network access
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CheckArgs {
-    /// The file
+    /// Configuration file
     file: PathBuf,
 }
 

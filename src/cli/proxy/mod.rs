@@ -36,58 +36,59 @@ pub(super) use warm::run as warm;
 
 /// Run a pull-through cache in front of registries
 ///
-/// Clients ask it as a mirror (containerd, podman, CRI-O, Docker) or by path: ADDRESS/docker.io/library/nginx.
-/// It answers from its directory, else from the upstream, storing while it streams. Credentials for
-/// upstreams are looked for as everywhere; those of clients are not looked at. A configuration file has more:
-/// TLS, client certificates, users, tokens, patterns; it's read again on SIGHUP and when it changes.
+/// Clients use it as a mirror (containerd, podman, CRI-O, Docker) or by path: ADDRESS/docker.io/library/nginx.
+/// It answers from its cache directory, else from the upstream, and stores the answer while it streams it. It finds
+/// credentials for upstreams as all commands do, and never forwards credentials of clients. A configuration file has
+/// more settings: TLS, client certificates, users, tokens, patterns. It is read again on SIGHUP and when it changes.
 #[derive(clap::Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = AFTER_HELP)]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
-    /// Read all of it from this file, instead of the flags below
+    /// Read the settings from this file instead of options
     #[arg(long, value_name = "FILE", conflicts_with_all = BY_FILE)]
     config: Option<PathBuf>,
-    /// Where to listen: address and port; port 0 takes a free one
+    /// Address and port to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     listen: String,
-    /// What clients may ask for, and where it's read from (repeatable); NAME alone is that registry itself
+    /// Registry that clients may pull from, and the registry that answers for it (repeatable); NAME alone is that
+    /// registry itself
     #[arg(long, value_name = "NAME=REGISTRY[/PREFIX]", required_unless_present = "config")]
     upstream: Vec<Spec>,
-    /// Read what the upstream of this name doesn't have from the registry NAME itself (repeatable)
+    /// Read what the upstream NAME does not have from the registry NAME itself (repeatable)
     #[arg(long, value_name = "NAME")]
     original: Vec<String>,
-    /// The directory of the cache; made if it doesn't exist
+    /// Cache directory; created if it does not exist
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     cache: Option<PathBuf>,
-    /// Bytes of blobs to keep at most
+    /// Maximum size of the cache
     #[arg(long, value_name = "SIZE", default_value = "50GiB", value_parser = parse_bytes)]
     cache_size: u64,
-    /// Bytes to leave free on the disk
+    /// Space to leave free on the disk
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     keep_free: u64,
-    /// Read so many bytes of the cache in a second, to find and drop what a broken disk has changed; once
-    /// through, it begins again after a day; or off
+    /// Bytes per second to read from the cache, to find and remove what a broken disk has changed; a full check
+    /// starts each day; or off
     #[arg(long, value_name = "RATE|off", default_value = "4MiB")]
     scrub: String,
-    /// Believe for so long what a tag is, before asking the upstream again
+    /// How long a cached tag stays fresh
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     tag_ttl: u64,
-    /// Believe for so long that something isn't there
+    /// How long "not found" stays fresh
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     negative_ttl: u64,
-    /// Fetch a blob of 64 MiB or more by so many requests at once
+    /// Parallel requests for a blob of 64 MiB or more
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
-    /// Tell each request on stdout, when its answer is out: time, client, user, method, path, ns, status, bytes,
+    /// Log requests on stdout when their answer is complete: time, client, user, method, path, ns, status, bytes,
     /// milliseconds, how it was served, how it ended, and the client's name
     #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLines::Off)]
     access_log: AccessLines,
-    /// After SIGTERM, say at /readyz that it stops, and accept connections for so long before it drains: as long as
-    /// load balancers take to hear of it
+    /// After SIGTERM, fail /readyz and accept connections for this time, so that load balancers notice, before
+    /// draining
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600), help_heading = "Operation")]
     shutdown_delay: u64,
-    /// Then let requests go on for so long before their connections are cut
+    /// After that, time for requests in progress before their connections are closed
     #[arg(long, value_name = "SECONDS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(0..=86400), help_heading = "Operation")]
     drain_timeout: u64,
     #[command(flatten)]

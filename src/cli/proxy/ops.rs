@@ -28,13 +28,12 @@ use crate::registry::Registries;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// Answer /healthz, /readyz, /metrics and, for people, a status page at this address, such as
-    /// 127.0.0.1:9090; on loopback also what `proxy ls`, `rm`, `gc` and `verify` ask by --admin, unless that
-    /// has an address of its own
+    /// Serve /healthz, /readyz, /metrics and a status page at this address, such as 127.0.0.1:9090; on loopback
+    /// also the requests of `proxy ls`, `rm`, `gc` and `verify --admin`, unless --listen-admin is set
     #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
     listen_ops: Option<String>,
-    /// Answer what `proxy ls`, `rm`, `gc` and `verify` ask by --admin at this address, and nothing else; it must
-    /// be on loopback, such as 127.0.0.1:9091
+    /// Serve only the requests of `proxy ls`, `rm`, `gc` and `verify --admin` at this loopback address, such as
+    /// 127.0.0.1:9091
     #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
     listen_admin: Option<String>,
 }

@@ -29,22 +29,20 @@ use crate::verify::Verified;
 
 /// Fill a running proxy with the images of a list, as if nodes had pulled them
 ///
-/// Its tags, manifests and blobs are asked for by path (/v2/docker.io/library/nginx/…), verified, and
-/// thrown away; of a blob that the proxy has, it's only asked whether it's there. Destinations of the
-/// list are nothing to it.
+/// Requests tags, manifests and blobs by path (/v2/docker.io/library/nginx/…), and verifies and discards the content. For
+/// a blob that the proxy has, only a HEAD is sent. Destinations in the list are ignored.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(in crate::cli) struct WarmArgs {
-    /// The list: a file, or `-` for stdin; in any form that `transload mirror` reads
+    /// List of images: a file, or `-` for stdin, in any format of `transload mirror`
     list: String,
-    /// The proxy: `HOST[:PORT]`, or a URL with http:// or https:// before that; credentials for it are
-    /// looked for as for a registry
+    /// The proxy: `HOST[:PORT]` or a URL with http:// or https://. Its credentials are found as for a registry
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000", value_parser = address)]
     proxy: Address,
-    /// Only these platforms, whatever the list says (repeatable, or with commas)
+    /// Only these platforms, in place of those of the list (repeatable, or comma-separated)
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     platform: Vec<Platform>,
-    /// Large blobs at once
+    /// Large blobs in parallel
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
 }

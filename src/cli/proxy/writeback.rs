@@ -16,10 +16,10 @@ use crate::proxy::writeback::{Done, Job, Queue};
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// Copy what only an original had into the upstream's first registry, in the background
+    /// Copy images that only --original had into the upstream's registry, in the background
     #[arg(long, requires = "original", help_heading = "Operation")]
     write_back: bool,
-    /// Look for the credentials of that in this file first
+    /// Read the credentials for --write-back from this file first
     #[arg(long, value_name = "FILE", requires = "write_back", help_heading = "Operation")]
     pub(super) write_back_auth_file: Option<PathBuf>,
 }
