@@ -254,7 +254,7 @@ def check_open_door():
         check(f"{inside}", services(*daemon, *inside) == {("ClusterIP", "http", "ops")})
     notes = [run(HELM, "install", "t", str(CHART), "--dry-run=client", *flags).stdout.split("NOTES:", 1)[1] for flags in (
         ["--values", str(CHART / "ci/minimal.yaml")], ["--values", str(CHART / "ci/outside.yaml")], ["--values", str(CHART / "ci/users.yaml")])]
-    check("the notes repeat what was accepted", "WARNING: proxy.service.type NodePort is open: whoever can reach it" in notes[0])
+    check("the notes repeat what was accepted", "WARNING: proxy.service.type NodePort is open: everyone who can reach it" in notes[0])
     check("and that alone", "WARNING" not in notes[1] + notes[2] and "transload-proxy-users at port 5443" in notes[1])
 
 

@@ -125,8 +125,7 @@ impl<O: Origins> Inner<O> {
         }
         match self.cache.documents.manifest(digest).await {
             Some(manifest) => {
-                self.learn(spot, &manifest);
-                self.record(spot, digest).await;
+                self.learn_cached(spot, &manifest).await;
                 (Ok(Some(manifest)), How::Hit)
             }
             None => self.read(spot, &target).await,

@@ -160,6 +160,22 @@ impl<O: Origins> Inner<O> {
         }
     }
 
+    /// The same for a manifest that is read from the cache, and has the disk remember it. A manifest that was recorded
+    /// before costs two lookups: one for itself, and one for the last content that it names, because memory drops what is
+    /// used least.
+    pub(super) async fn learn_cached(&self, spot: &Spot, manifest: &Manifest) {
+        let (membership, contents) = (&self.membership, manifest.contents());
+        let repository = membership.repository(spot);
+        let known = |digest: &Digest| membership.known.get(&membership.key(repository, digest));
+        let recorded = known(&manifest.descriptor().digest).is_some_and(|known| known.recorded);
+        let mut named = contents.blobs.iter().filter(|blob| is_evidence(blob)).chain(&contents.manifests);
+        if recorded && named.next_back().is_none_or(|last| known(&last.digest).is_some()) {
+            return;
+        }
+        self.learn(spot, manifest);
+        self.record(spot, &manifest.descriptor().digest).await;
+    }
+
     /// A list of the repository names these manifests.
     pub(super) fn learn_listed(&self, spot: &Spot, listed: &[Descriptor]) {
         let membership = &self.membership;
