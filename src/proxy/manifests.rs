@@ -218,7 +218,8 @@ impl<O: Origins> Inner<O> {
             async move { inner.look_up(&spot, &target, patience).await }
         };
         let flight = self.manifests.looking.join(&self.tasks, (spot.clone(), target.clone()), work);
-        self.landed(flight).await
+        // Boxed: an answer from the cache does not carry the state of a fetch.
+        Box::pin(self.landed(flight)).await
     }
 
     async fn look_up(&self, spot: &Spot, target: &Target, patience: Duration) -> Result<Option<Descriptor>> {
@@ -250,7 +251,8 @@ impl<O: Origins> Inner<O> {
             async move { inner.fetch(&spot, &target).await }
         };
         let flight = self.manifests.reading.join(&self.tasks, (spot.clone(), target.clone()), work);
-        self.landed(flight).await
+        // Boxed: an answer from the cache does not carry the state of a fetch.
+        Box::pin(self.landed(flight)).await
     }
 
     async fn fetch(&self, spot: &Spot, target: &Target) -> Result<Option<Manifest>> {

@@ -141,7 +141,9 @@ fn the_commands_of_the_readme_run() {
         let run = world.shell(&line).env("CLIENT_ID", PRINCIPAL).env("CLIENT_SECRET", SECRET).run();
         assert!(run.code == 0, "$ {command}\n{run:?}");
         assert!(!run.stderr.contains("WARN") && !run.stderr.contains("error"), "$ {command}\n{run:?}");
-        ran.push(command.split_whitespace().skip_while(|word| *word != "transload").nth(1).expect("a command").to_owned());
+        ran.push(
+            command.split_whitespace().skip_while(|word| *word != "transload").nth(1).expect("a command").to_owned(),
+        );
     }
     assert_eq!(ran, ["login", "copy", "copy", "inspect", "mirror", "mirror"]);
     let mirror = world.mirror.addr();
@@ -204,7 +206,9 @@ fn commands_and_options_in_all_pages_exist() {
     let mut seen = 0;
     for page in pages().iter().filter(|page| !page.ends_with("cli.md")) {
         let text = file(page);
-        let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("$ ").or(line.strip_prefix("transload ").map(|_| line)));
+        let lines = text
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("$ ").or(line.strip_prefix("transload ").map(|_| line)));
         let quoted = quoted(&text).into_iter().filter(|text| text.starts_with("transload ") && !text.contains('\n'));
         for line in lines.chain(quoted) {
             let Some((_, command)) = line.split_once("transload ") else { continue };
@@ -213,7 +217,10 @@ fn commands_and_options_in_all_pages_exist() {
             let path: Vec<&str> = words
                 .iter()
                 .copied()
-                .take_while(|word| word.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-') && !word.starts_with('-'))
+                .take_while(|word| {
+                    word.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-')
+                        && !word.starts_with('-')
+                })
                 .collect();
             // The longest of `proxy warm`, `proxy` that is a command; the rest are arguments.
             let section = (1..=path.len().min(2)).rev().find_map(|length| {
@@ -226,8 +233,12 @@ fn commands_and_options_in_all_pages_exist() {
             };
             for option in words.iter().filter(|word| word.starts_with("--")) {
                 let name = option.split(['=', '`', ',']).next().unwrap_or_default();
-                let global = reference.split("\n## Global options\n").nth(1).and_then(|rest| rest.split("\n## ").next());
-                assert!(has_flag(section, name) || has_flag(global.expect("global options"), name), "{page}: {line:?} has no {name}");
+                let global =
+                    reference.split("\n## Global options\n").nth(1).and_then(|rest| rest.split("\n## ").next());
+                assert!(
+                    has_flag(section, name) || has_flag(global.expect("global options"), name),
+                    "{page}: {line:?} has no {name}"
+                );
                 seen += 1;
             }
         }
@@ -238,12 +249,15 @@ fn commands_and_options_in_all_pages_exist() {
 /// docs/reference/cli.md is what the program's help says. `UPDATE_DOCS=1` writes the page.
 #[test]
 fn the_reference_of_commands_is_the_help_of_the_program() {
-    let mut page = "# Commands\n\nThis page is the output of `transload COMMAND --help`. A test keeps it equal to the program.\n".to_owned();
+    let mut page =
+        "# Commands\n\nThis page is the output of `transload COMMAND --help`. A test keeps it equal to the program.\n"
+            .to_owned();
     let top = transload(&["--help"]).ok().stdout;
     let (own, global) = top.split_once("Global options:\n").expect("global options");
     let (global, rest) = global.split_once("\nExit codes: ").expect("exit codes");
     page += &format!("\n```text\n{}\n\nExit codes: {}\n```\n", own.trim_end(), rest.trim_end());
-    page += &format!("\n## Global options\n\nAll commands have these options.\n\n```text\n{}\n```\n", global.trim_end());
+    page +=
+        &format!("\n## Global options\n\nAll commands have these options.\n\n```text\n{}\n```\n", global.trim_end());
     document(&mut page, &top, &[]);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/cli.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {
@@ -287,7 +301,11 @@ fn the_tables_of_options_and_exit_codes() {
         assert!(has_flag(&help, &words), "copy has no {words}");
         let name = words.split(' ').next().expect("a name").to_owned();
         // A default that is named: `number of … at the same time (4)`.
-        if let Some(default) = meaning.split_once('(').and_then(|(_, rest)| rest.split(')').next()).filter(|text| text.parse::<u32>().is_ok()) {
+        if let Some(default) = meaning
+            .split_once('(')
+            .and_then(|(_, rest)| rest.split(')').next())
+            .filter(|text| text.parse::<u32>().is_ok())
+        {
             let own = help.split(&format!("{name} <")).nth(1).expect("asserted above");
             let own = own.split("[default: ").nth(1).and_then(|rest| rest.split(']').next());
             assert_eq!(own, Some(default), "{name}");
@@ -296,7 +314,8 @@ fn the_tables_of_options_and_exit_codes() {
     }
     // And the other way round.
     let own = help.split("Global options").next().expect("options").lines();
-    let own = own.filter_map(|line| line.trim_start().strip_prefix("--")).map(|line| line.split(' ').next().expect("one"));
+    let own =
+        own.filter_map(|line| line.trim_start().strip_prefix("--")).map(|line| line.split(' ').next().expect("one"));
     let missing: Vec<&str> = own.filter(|name| !listed.contains(&format!("--{name}"))).collect();
     assert!(missing.is_empty(), "options of copy that {COPY} does not have: {missing:?}");
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::proxy_blobs::wait_until;
 use super::docs::{self, metrics_on};
+use super::proxy_blobs::wait_until;
 use super::support::proxied::{ops, shows};
 use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http};
 
