@@ -20,7 +20,7 @@ use support::{Front, Image, Proxied, Registry, Seen, TempDir, http};
 /// As many layers as a usual image has.
 const LAYERS: [usize; 8] = [20_000; 8];
 
-/// Reads a minute for one identity: Basic and Standard, Premium (PROTOCOL, ACR's limits of March 2026).
+/// Reads a minute for one identity: Basic and Standard, Premium (docs/protocol.md, section 2).
 const LIMITS: [(&str, f64); 2] = [("Standard", 5_000.0), ("Premium", 10_000.0)];
 
 fn main() {

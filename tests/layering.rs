@@ -1,4 +1,4 @@
-//! The order of knowledge: each module names only what stands before it (DESIGN: the engine knows
+//! The order of knowledge: each module names only modules that stand before it in the table below. The engine knows
 //! no HTTP, the registry client, the server and the engine never name each other).
 #![expect(clippy::unwrap_used, reason = "a test")]
 

@@ -1,7 +1,7 @@
 //! Which upstreams there are, and which one a request means. No I/O.
 //!
 //! The world is closed: what a client writes, in the path or as `?ns=`, is looked up here and never
-//! dialled (PROTOCOL D6: peers that dial it are open proxies into their own network).
+//! dialled (docs/protocol.md, section 4: peers that dial it are open proxies into their own network).
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};

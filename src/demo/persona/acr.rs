@@ -18,7 +18,7 @@ use super::mint::Mint;
 use super::wire::{self, Form};
 use super::{Answer, BodyRule, Broken, Note, Verdict, acr_uploads};
 
-/// Azure Container Registry, as PROTOCOL.md §1 and §4 have it.
+/// Azure Container Registry, as docs/protocol.md, section 2 have it.
 #[derive(Debug)]
 pub struct Acr {
     pub(super) config: AcrConfig,
@@ -184,7 +184,7 @@ impl Acr {
         })
     }
 
-    /// Every PATCH is a write; `Retry-After` counts down to the window's end (PROTOCOL.md §1.3).
+    /// Every PATCH is a write; `Retry-After` counts down to the window's end (docs/protocol.md, section 2).
     fn spend(&self, head: &Parts) -> Result<(), Answer> {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         let (most, window) = match head.method {

@@ -137,7 +137,7 @@ impl Uploads {
         };
         query.clone_into(&mut session.query);
         if let Step::Chunk { length, .. } = step {
-            // `0-0` may be no byte or one (PROTOCOL.md §4), so it is told apart by what was sent.
+            // `0-0` may be no byte or one (docs/protocol.md, section 2), so it is told apart by what was sent.
             let end =
                 response.headers.get(RANGE).and_then(|range| range.to_str().ok()?.split_once('-')?.1.parse().ok());
             session.taken = match end {

@@ -11,7 +11,7 @@ use super::config::EntraConfig;
 use super::mint::Mint;
 use super::wire::{self, Base, Form};
 
-/// Entra ID, as PROTOCOL.md §4 (Auth) has it.
+/// Entra ID, as docs/protocol.md, section 2 has it.
 #[derive(Debug)]
 pub struct Entra {
     config: EntraConfig,

@@ -13,7 +13,7 @@ use super::mint::Mint;
 use super::wire::{self, Base, Credential, Form};
 use super::{Answer, BodyRule, Note, Verdict};
 
-/// Docker Hub, as PROTOCOL.md §3 has it.
+/// Docker Hub, as docs/protocol.md, section 1 has it.
 #[derive(Debug)]
 pub struct Hub {
     config: HubConfig,
@@ -139,7 +139,7 @@ impl Hub {
         })
     }
 
-    /// Per address, for HEAD and for paying users too; not JSON (PROTOCOL.md §3).
+    /// Per address, for HEAD and for paying users too; not JSON (docs/protocol.md, section 1).
     fn abuse_limit(&self) -> Result<(), Answer> {
         let now = self.mint.now();
         let mut tally = self.tally();

@@ -1,6 +1,6 @@
 //! Tokens and signatures of the look-alikes, and the clock that lets them expire.
 //!
-//! The tokens have a JWT's shape, because clients read `exp` from ACR's (PROTOCOL.md §4). The
+//! The tokens have a JWT's shape, because clients read `exp` from ACR's (docs/protocol.md, section 2). The
 //! signature is a plain keyed hash: enough to tell forged from genuine, no security boundary.
 
 use std::hash::{BuildHasher as _, RandomState};

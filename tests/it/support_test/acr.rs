@@ -1,4 +1,4 @@
-//! The ACR look-alike behaves as PROTOCOL.md §1 and §4 have it.
+//! The ACR look-alike behaves as docs/protocol.md, section 2 have it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The Docker Hub look-alike behaves as PROTOCOL.md §3 has it.
+//! The Docker Hub look-alike behaves as docs/protocol.md, section 1 has it.
 
 use std::time::Duration;
 
