@@ -1,6 +1,7 @@
 //! `transload copy` beside `skopeo copy`, interleaved, medians: wall seconds, CPU seconds, peak
 //! memory, requests. Run by `cargo bench --bench copy [-- CASE…]`; needs Debian's docker-registry,
 //! skopeo and time. Absolute times on a shared machine mean nothing, ratios do.
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
 
 mod floor;

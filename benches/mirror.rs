@@ -1,6 +1,7 @@
 //! `transload mirror` beside `skopeo sync`, interleaved, medians: wall seconds, CPU seconds, peak
 //! memory, requests, bytes that the source gave. Run by `cargo bench --bench mirror [-- CASE…]`; needs
 //! Debian's docker-registry, skopeo and time. Absolute times on a shared machine mean nothing, ratios do.
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment")]
 #![expect(clippy::print_stdout, reason = "a benchmark's own output")]
 
 mod measure;

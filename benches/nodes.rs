@@ -6,6 +6,7 @@
 //! that each node takes. Then that many nodes take it through one, two and four running proxies, and what
 //! the look-alike sees is counted. How long it takes is computed, not measured: by ACR's published limits,
 //! with containerd's and the kubelet's ways to try again. Networks and disks are left out.
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment")]
 #![expect(clippy::print_stdout, reason = "a benchmark's own output")]
 
 #[path = "../tests/it/support/mod.rs"]

@@ -1,6 +1,7 @@
 //! `transload proxy` beside Debian's docker-registry in proxy mode and nginx with `proxy_cache`: cold (beside the
 //! least that it can cost, too), a herd, warm, small requests, a slow line. Run by `cargo bench --bench proxy [-- CASE…]`; needs Debian's
 //! docker-registry, nginx-light and wrk. Absolute times on a shared machine mean nothing, ratios do.
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark's own output and faults")]
 
 #[path = "floor/cache.rs"]

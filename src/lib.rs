@@ -93,6 +93,8 @@
 //! | metrics | prometheus-client |
 //! | logs | tracing, tracing-subscriber |
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment"))]
+
 mod atomic_file;
 mod changes;
 pub mod cli;

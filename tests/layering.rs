@@ -1,5 +1,5 @@
 //! The order of knowledge: each module names only modules that stand before it in the table below. The engine knows
-//! no HTTP, the registry client, the server and the engine never name each other).
+//! no HTTP; the registry client, the server and the engine never name each other.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::path::{Path, PathBuf};

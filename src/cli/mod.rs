@@ -3,6 +3,8 @@
 //!
 //! Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.
 
+#![expect(clippy::disallowed_methods, reason = "the command line reads the environment")]
+
 mod copy;
 mod demo;
 mod global;
