@@ -77,8 +77,8 @@ struct Shown {
 /// Runs `inspect`.
 pub(super) async fn inspect(args: &InspectArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let location: Location = args.image.parse()?;
-    let from = From::settle(location.clone()).await?;
-    let document = match &location {
+    let from = From::settle(location).await?;
+    let document = match from.location() {
         Location::Registry(reference, _) => {
             read(&registries.repository(&reference.repository)?, from.target(), args).await
         }

@@ -113,9 +113,9 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Usage`] with the list if there are several.
-    pub async fn choose(&self, tag: Option<&Tag>) -> Result<Target> {
-        match tag {
-            Some(tag) => Ok(Target::Tag(tag.clone())),
+    pub async fn choose(&self, name: Option<&Target>) -> Result<Target> {
+        match name {
+            Some(name) => Ok(name.clone()),
             None => self.store.only().await,
         }
     }

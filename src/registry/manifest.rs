@@ -49,9 +49,15 @@ impl Repo {
         let mut call = call.header(CONTENT_TYPE, manifest.descriptor().media_type.0.as_str());
         call.body = Payload::Bytes(manifest.bytes().clone());
         let mut invalid = false;
+        let far = names_addresses(manifest);
         let judge = |answered: Result<Response>| match answered {
             Ok(response) => {
                 check_stored(&response, manifest.digest()).map(|()| response).map_err(|e| e.doing(doing.clone()))
+            }
+            // docker-registry says 500 `UNKNOWN` to layers with `urls`, and will say so each time.
+            Err(error) if far && is_about_content(&error) => {
+                let error = error.hint(FOREIGN_HINT);
+                if std::mem::replace(&mut invalid, true) { Err(error.permanent()) } else { Err(error.transient(None)) }
             }
             // `MANIFEST_INVALID`: damage, or a kind of manifest that the registry never takes. So once more only.
             Err(error) if error.kind() == Kind::Invalid && !std::mem::replace(&mut invalid, true) => {
@@ -63,6 +69,19 @@ impl Repo {
         Ok(Pushed { lists_referrer: response.headers().contains_key("oci-subject") })
     }
 }
+
+/// Whether the manifest names layers that are elsewhere, by `urls` (foreign layers).
+fn names_addresses(manifest: &Manifest) -> bool {
+    manifest.contents().blobs.iter().any(|blob| !blob.urls.is_empty())
+}
+
+/// Whether a registry may have refused what the manifest says, rather than have failed.
+fn is_about_content(error: &Error) -> bool {
+    error.kind() == Kind::Invalid || (matches!(error.status(), Some(400 | 500)) && error.code() == Some("UNKNOWN"))
+}
+
+const FOREIGN_HINT: &str = "the image has foreign layers, which name addresses (urls): docker-registry takes them only if \
+                            its configuration allows these, by validation.manifests.urls.allow";
 
 /// The registry says which digest it stored, if it says so (distribution spec, "Pushing Manifests"). Another one
 /// means that it got other bytes: below a tag they look right to it.

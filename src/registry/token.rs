@@ -305,8 +305,32 @@ mod tests {
     /// Seconds until the token of this answer is renewed.
     fn renewed(answer: &str) -> u64 {
         let now = Instant::now();
-        let answer: Answer = serde_json::from_str(answer).expect("an answer");
+        let answer = Answer::parse(answer.as_bytes()).expect("an answer");
         (answer.token().expect("a token").renew - now).as_secs()
+    }
+
+    #[tokio::test]
+    async fn the_field_that_holds_a_token_is_taken() {
+        for answer in [
+            r#"{"token":"x"}"#,
+            r#"{"access_token":"x"}"#,
+            r#"{"token":"","access_token":"x"}"#,
+            r#"{"token":"x","access_token":""}"#,
+            r#"{"token":null,"access_token":"x","refresh_token":null,"expires_in":null}"#,
+            r#"{"token":{},"access_token":"x","issued_at":7,"scope":null}"#,
+            r#"{"Token":" ","Access_Token":"x"}"#,
+            r#"{"token":"x","access_token":"y"}"#,
+        ] {
+            let token = Answer::parse(answer.as_bytes()).and_then(Answer::token).expect(answer);
+            assert_eq!(token.value.reveal(), "x", "{answer}");
+        }
+        for answer in [r#"{}"#, r#"{"token":"","access_token":null}"#, r#"{"token":7}"#] {
+            let error = Answer::parse(answer.as_bytes()).and_then(Answer::token).expect_err(answer);
+            assert!(error.to_string().contains("gave no token"), "{answer}: {error}");
+        }
+        assert!(Answer::parse(b"[]").and_then(Answer::token).is_err_and(|error| error.is_transient()));
+        let empty = Answer::parse(br#"{"refresh_token":""}"#).expect("an answer");
+        assert!(empty.refresh_token.is_none(), "an exchange without a token");
     }
 
     #[tokio::test(start_paused = true)]

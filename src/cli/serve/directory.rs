@@ -10,7 +10,7 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Kind, Result};
 use crate::layout::{Partial, Store, Stored};
 use crate::manifest::Manifest;
-use crate::reference::{RepositoryName, Tag, Target};
+use crate::reference::{RepositoryName, Tag, Target, without_https_port};
 use crate::server::{Backend, Blob, FilePipe, Place, Upload};
 
 /// The backend of `transload serve`.
@@ -111,7 +111,7 @@ impl Backend for Directory {
 /// The repositories of the directory that `place` may mean, the best first: it may hold both docker.io/a/b and
 /// ghcr.io/a/b, and a mirror be asked for the `a/b` of one of them.
 fn names(place: &Place) -> Vec<RepositoryName> {
-    let whole = place.ns.as_ref().and_then(|ns| place.name.below(ns).ok());
+    let whole = place.ns.as_ref().and_then(|ns| place.name.below(without_https_port(ns)).ok());
     whole.into_iter().chain([place.name.clone()]).collect()
 }
 
