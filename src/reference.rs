@@ -575,6 +575,9 @@ mod tests {
         assert_eq!(splits("oci:lay"), ["lay|"]);
         assert_eq!(splits("oci:lay:nginx:1.13"), ["lay:nginx:1.13|", "lay:nginx|1.13", "lay|nginx:1.13"]);
         assert_eq!(splits("oci:/a:b/c"), ["/a:b/c|", "/a|b/c"]);
-        assert_eq!(splits("oci:l:r.io:5000/a/b:v1")[1..], ["l:r.io:5000/a/b|v1", "l:r.io|5000/a/b:v1", "l|r.io:5000/a/b:v1"]);
+        assert_eq!(
+            splits("oci:l:r.io:5000/a/b:v1")[1..],
+            ["l:r.io:5000/a/b|v1", "l:r.io|5000/a/b:v1", "l|r.io:5000/a/b:v1"]
+        );
     }
 }

@@ -178,7 +178,8 @@ impl Image {
 /// The layout directory that is meant, and the name of the image in it: the longest path that is one. If none is, what
 /// was read from the text.
 fn existing(directory: PathBuf, name: Option<Target>) -> (PathBuf, Option<Target>) {
-    let is_layout = |directory: &PathBuf| directory.join("index.json").exists() || directory.join("oci-layout").exists();
+    let is_layout =
+        |directory: &PathBuf| directory.join("index.json").exists() || directory.join("oci-layout").exists();
     let found = layout_splits(&directory, name.as_ref()).into_iter().find(|(directory, _)| is_layout(directory));
     found.unwrap_or((directory, name))
 }

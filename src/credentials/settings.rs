@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::file::https_spelling;
 use super::{ByVariable, Credential, Found, Secret};
 use crate::error::{Error, Kind, Result};
-use super::file::https_spelling;
 use crate::reference::registry_name;
 
 const PREFIX: &str = "TRANSLOAD_AUTH_";

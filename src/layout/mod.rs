@@ -126,6 +126,14 @@ impl Layout {
         self.store.manifest(&self.scope, target).await
     }
 
+    /// Stores a manifest under all of these targets. On an error it is listed under none of them.
+    ///
+    /// # Errors
+    /// As [`Destination::put_manifest`].
+    pub async fn put_as(&self, manifest: &Manifest, targets: &[Target]) -> Result<()> {
+        self.store.put_manifest(&self.scope, manifest, targets).await
+    }
+
     /// Up to `most` tags behind `after`, in the order of their bytes.
     pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
         Ok(self.store.page(&self.scope, after, most).await?.0.tags)
@@ -257,7 +265,7 @@ impl Destination for Layout {
     }
 
     async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
-        self.store.put_manifest(&self.scope, manifest, at).await?;
+        self.put_as(manifest, std::slice::from_ref(at)).await?;
         Ok(Pushed { lists_referrer: manifest.contents().subject.is_some() })
     }
 

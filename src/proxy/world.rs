@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use super::rules::Rules;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{DOCKER_HUB, RegistryName, Repository, RepositoryName, check_name, registry_name, without_https_port};
+use crate::reference::{
+    DOCKER_HUB, RegistryName, Repository, RepositoryName, check_name, registry_name, without_https_port,
+};
 use crate::server::Place;
 
 /// What is proxied under one name, and where it's read from.

@@ -97,10 +97,12 @@ mod tests {
 
     #[test]
     fn each_refusal_is_known_by_its_status_or_words() {
-        let firewall = "client with IP '20.1.2.3' is not allowed access. Refer https://aka.ms/acr/firewall to grant access";
+        let firewall =
+            "client with IP '20.1.2.3' is not allowed access. Refer https://aka.ms/acr/firewall to grant access";
         let disallowed = "The operation is disallowed on this registry, repository or image";
         let cached = "pushing to 'team/app' is not allowed since it is the target of cache rule 'hub'";
-        let upstream = "requested access to pull from source 'docker.io/library/x' for cache rule 'hub' has been denied";
+        let upstream =
+            "requested access to pull from source 'docker.io/library/x' for cache rule 'hub' has been denied";
         for (status, write, message, part) in [
             (403, true, firewall, "network-rule add --name corp --ip-address 20.1.2.3"),
             (403, false, "client with IP '2603:1::1' is not allowed access", "--ip-address 2603:1::1"),

@@ -195,10 +195,7 @@ mod tests {
     fn bodies_of_all_kinds_are_read() {
         for (body, expected) in [
             (r#"{"errors":[{"code":"DENIED","message":"no.","detail":{}}]}"#, "DENIED|no"),
-            (
-                "<html><head><title>413 Request Entity Too Large</title></head></html>",
-                "|413 Request Entity Too Large",
-            ),
+            ("<html><head><title>413 Request Entity Too Large</title></head></html>", "|413 Request Entity Too Large"),
             ("<html><body><h1>Blocked\n by policy</h1></body></html>", "|Blocked by policy"),
             ("Too Many Requests (HAP429)", "|Too Many Requests (HAP429)"),
             ("", "|"),
@@ -212,7 +209,10 @@ mod tests {
             (r#"{"errors":[{"code":404,"message":"not here"}]}"#, "404|not here"),
             (r#"{"message":"insufficient rights"}"#, "|insufficient rights"),
             (r#"{"Message":"insufficient rights"}"#, "|insufficient rights"),
-            (r#"{"error":"invalid_grant","error_description":"the token has expired"}"#, "invalid_grant|the token has expired"),
+            (
+                r#"{"error":"invalid_grant","error_description":"the token has expired"}"#,
+                "invalid_grant|the token has expired",
+            ),
             (r#"{"error":"immutable tag"}"#, "|immutable tag"),
             (r#"{"error":{"code":403,"message":"no access","status":"PERMISSION_DENIED"}}"#, "403|no access"),
             (r#"{"details":"incorrect username or password"}"#, "|incorrect username or password"),
@@ -257,13 +257,15 @@ mod tests {
             "MANIFEST_BLOB_UNKNOWN|blob unknown (sha256:1); UNKNOWN: unknown error; MANIFEST_BLOB_UNKNOWN: blob \
              unknown (sha256:2)"
         );
-        let same = r#"{"errors":[{"code":"UNKNOWN","message":"unknown error"},{"code":"UNKNOWN","message":"unknown error"}]}"#;
+        let same =
+            r#"{"errors":[{"code":"UNKNOWN","message":"unknown error"},{"code":"UNKNOWN","message":"unknown error"}]}"#;
         assert_eq!(said(same), "UNKNOWN|unknown error");
     }
 
     #[test]
     fn what_is_shown_is_bounded_and_printable() {
-        let many: Vec<Value> = (0..1000).map(|nth| serde_json::json!({"code": "X", "message": format!("no {nth}")})).collect();
+        let many: Vec<Value> =
+            (0..1000).map(|nth| serde_json::json!({"code": "X", "message": format!("no {nth}")})).collect();
         let text = said(&serde_json::json!({ "errors": many }).to_string());
         assert!(text.ends_with("; and 996 more errors"), "{text}");
         let long = serde_json::json!({"errors": [{"code": "x".repeat(9000), "message": "\u{1b}[2Jy\n".repeat(9000),

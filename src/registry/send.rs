@@ -55,8 +55,7 @@ impl Registry {
             let streamed = matches!(body, Payload::Stream(..));
             let once = body.next();
             let mark = self.pulls.mark(account);
-            let (response, end) =
-                self.followed(method.clone(), url.clone(), signed, once, &scope.repository).await?;
+            let (response, end) = self.followed(method.clone(), url.clone(), signed, once, &scope.repository).await?;
             if !same_origin(&url, &end) {
                 // Whatever it asks for: it's not the registry, and gets no credentials.
                 return Ok(Sent { response, storage: Some(origin(&end)) });

@@ -133,7 +133,8 @@ impl Registry {
             return Err(Error::new(Kind::Usage, format!("{name:?} is not the name of a registry")));
         }
         let host = if name == DOCKER_HUB { "registry-1.docker.io" } else { name };
-        let insecure = options.insecure.iter().any(|allowed| without_https_port(allowed) == name || allowed == split_port(name).0);
+        let insecure =
+            options.insecure.iter().any(|allowed| without_https_port(allowed) == name || allowed == split_port(name).0);
         let scheme = if is_loopback(split_port(name).0) && !insecure { "http" } else { "https" };
         let first_base = Url::parse(&format!("{scheme}://{host}"))
             .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;

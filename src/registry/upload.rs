@@ -47,6 +47,8 @@ pub struct Session {
     /// Where the last body was redirected to, and how often in a row.
     redirected: Option<Url>,
     redirects: u32,
+    /// From which origin bodies are redirected to the same path of which other one.
+    moved: Option<(Url, Url)>,
 }
 
 impl Repo {
@@ -58,7 +60,7 @@ impl Repo {
         let least = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
         let id = self.registry.next_session.fetch_add(1, Ordering::Relaxed);
         self.registry.remember(id, &url, self);
-        Ok(Session { id, url, at: 0, least: least.unwrap_or(0), tried: 0, redirected: None, redirects: 0 })
+        Ok(Session { id, url, at: 0, least: least.unwrap_or(0), tried: 0, redirected: None, redirects: 0, moved: None })
     }
 
     /// Sends a blob, resuming and restarting within the feed's budget.
@@ -114,7 +116,7 @@ impl Repo {
             };
             let last = method == Method::PUT;
             session.tried = length;
-            let mut url = session.redirected.take().unwrap_or_else(|| session.url.clone());
+            let mut url = session.redirected.take().unwrap_or_else(|| session.next());
             // A redirect repeats the query of the request that it answers.
             if last && !url.query_pairs().any(|(name, _)| name == "digest") {
                 // Behind whatever query the Location has: it is the registry's state.
@@ -274,7 +276,19 @@ impl Repo {
 
 impl Session {
     fn clone_state(&self) -> Self {
-        Self { url: self.url.clone(), redirected: self.redirected.clone(), ..*self }
+        Self { url: self.url.clone(), redirected: None, moved: None, ..*self }
+    }
+
+    /// Where the next body goes.
+    fn next(&self) -> Url {
+        let mut url = self.url.clone();
+        if let Some((_, to)) = self.moved.as_ref().filter(|(from, _)| same_origin(from, &self.url)) {
+            let set = url.set_scheme(to.scheme()).is_ok() && url.set_host(to.host_str()).is_ok();
+            if !set || url.set_port(to.port()).is_err() {
+                return self.url.clone();
+            }
+        }
+        url
     }
 
     /// Notes where a streamed body was redirected to. The error is transient, and costs an attempt: the source has to
@@ -288,6 +302,9 @@ impl Session {
             return Error::new(Kind::Registry, format!("it redirects an upload more than {MAX_REDIRECTS} times"));
         }
         let what = format!("the upload is redirected to {}", origin(&next));
+        // A front sends all on to another host, whose answers may name the front again: bodies go there at once then.
+        let same = asked.path() == next.path() && asked.query() == next.query();
+        self.moved = same.then(|| (asked.clone(), next.clone()));
         self.redirected = Some(next);
         Error::new(Kind::Registry, what).transient(Some(Duration::ZERO))
     }

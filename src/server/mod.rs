@@ -149,7 +149,7 @@ impl<B: Backend> Server<B> {
             Route::Manifest(place, target) => self.manifest(&place, &target, head).await,
             Route::Blob(place, digest) => self.blob(&place, digest, head).await,
             Route::Referrers(place, subject, kind) => self.referrers(&place, &subject, kind.as_deref()).await,
-            Route::PutManifest(place, target) => self.put_manifest(&place, &target, head, body).await,
+            Route::PutManifest(place, target, tags) => self.put_manifest(&place, target, tags, head, body).await,
             Route::Begin(place, begin) => self.begin(place, begin, body).await,
             Route::Status(place, id) => self.status(&place, &id).await,
             Route::Append(place, id) => self.append(&place, &id, head, body).await,

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::content::{Body, Destination as _, Source as _};
+use crate::content::{Body, Source as _};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Kind, Result};
 use crate::layout::{Partial, Store, Stored};
@@ -103,8 +103,8 @@ impl Backend for Directory {
         }
     }
 
-    async fn put_manifest(&self, place: &Place, manifest: &Manifest, target: &Target) -> Result<()> {
-        self.store.repository(&place.name).put_manifest(manifest, target).await.map(|_| ())
+    async fn put_manifest(&self, place: &Place, manifest: &Manifest, targets: &[Target]) -> Result<()> {
+        self.store.repository(&place.name).put_as(manifest, targets).await
     }
 }
 
