@@ -173,6 +173,9 @@ impl MediaType {
     /// OCI image index.
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+    /// OCI's artifact manifest.
+    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+
     /// What a request for any manifest says in `Accept`.
     pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
         application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
@@ -193,6 +196,21 @@ impl MediaType {
         self.0.starts_with("application/vnd.docker.distribution.manifest.v1")
     }
 
+    /// OCI's artifact manifest, of the release candidates of version 1.1.
+    pub fn is_artifact(&self) -> bool {
+        self.0 == Self::OCI_ARTIFACT
+    }
+
+    /// Whether an entry of an index with this type is a manifest, rather than a blob.
+    ///
+    /// Entries without a type, and of unknown types that are called manifest or index, such as
+    /// `application/vnd.cncf.oras.artifact.manifest.v1+json`, are manifests. All others are blobs, as go-containerregistry
+    /// and regclient have it: BuildKit's cache is an index whose entries are layers.
+    pub fn names_manifest(&self) -> bool {
+        let named = |word: &str| self.0.split(['.', '/', '+', '-']).any(|part| part == word);
+        self.0.is_empty() || named("manifest") || named("index")
+    }
+
     /// A layer that its owner doesn't allow to be distributed: Docker's "foreign" and OCI's
     /// (deprecated) "nondistributable" layers, such as Windows base layers.
     pub fn is_foreign_layer(&self) -> bool {
@@ -203,7 +221,7 @@ impl MediaType {
 
 impl<'de> Deserialize<'de> for MediaType {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+        let text: String = null_is_empty(deserializer)?;
         checked_type(&text).map_err(serde::de::Error::custom)?;
         Ok(Self(text))
     }
@@ -225,7 +243,9 @@ pub(crate) fn artifact_type<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
 
 /// Reads annotations of at most [`MAX_ANNOTATIONS`] bytes; `null` is none.
 pub(crate) fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    let read: BTreeMap<String, String> = null_is_empty(deserializer)?;
+    let read: BTreeMap<String, Option<String>> = null_is_empty(deserializer)?;
+    let read: BTreeMap<String, String> =
+        read.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect();
     let size: usize = read.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > MAX_ANNOTATIONS {
         let what = format!("annotations of {size} bytes, where {MAX_ANNOTATIONS} is the limit");
@@ -318,10 +338,10 @@ const ALLOCATION: usize = size_of::<String>() + 16;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux`, `windows`, …
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub os: String,
     /// `amd64`, `arm64`, …
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub architecture: String,
     /// `v7` of `arm/v7`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

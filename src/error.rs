@@ -32,6 +32,9 @@ struct Inner {
     attempts: u32,
     spent: Duration,
     reported: bool,
+    /// The HTTP status that a registry answered with, and the code in its error document.
+    status: Option<u16>,
+    code: Option<String>,
 }
 
 /// Which end of a copy an error belongs to.
@@ -101,6 +104,8 @@ impl Error {
             attempts: 0,
             spent: Duration::ZERO,
             reported: false,
+            status: None,
+            code: None,
         }))
     }
 
@@ -222,6 +227,14 @@ impl Error {
         if self.0.kind == Kind::Mismatch { self.transient(None) } else { self }
     }
 
+    /// Notes the HTTP status of a registry's answer, and the code of its error document.
+    #[must_use]
+    pub(crate) fn answered(mut self, status: u16, code: Option<String>) -> Self {
+        self.0.status = Some(status);
+        self.0.code = code;
+        self
+    }
+
     /// Marks it as reported: whoever answers a request with it need not log it again.
     #[must_use]
     pub fn reported(mut self) -> Self {
@@ -237,6 +250,16 @@ impl Error {
     /// What kind of error this is.
     pub fn kind(&self) -> Kind {
         self.0.kind
+    }
+
+    /// The HTTP status that a registry answered with; `None` if the error is no answer of a registry.
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.0.status
+    }
+
+    /// The code in a registry's error document, such as `NAME_UNKNOWN`.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.0.code.as_deref()
     }
 
     /// On which side it happened, where known.
@@ -276,8 +299,8 @@ impl Error {
     /// A copy for another waiter of the same work (an [`Error`] owns no live resource).
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        let Inner { kind, side, doing, what, quote, hint, retry_after, transient, attempts, spent, reported } =
-            &*self.0;
+        let Inner { kind, side, doing, what, quote, hint, retry_after, transient, .. } = &*self.0;
+        let Inner { attempts, spent, reported, status, code, .. } = &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,
@@ -290,6 +313,8 @@ impl Error {
             attempts: *attempts,
             spent: *spent,
             reported: *reported,
+            status: *status,
+            code: code.clone(),
         }))
     }
 }

@@ -8,7 +8,7 @@ mod spelling;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::descriptor::{Descriptor, Digest, MediaType, annotations, artifact_type, map_weight};
 use crate::error::{Error, Kind, Result};
@@ -40,7 +40,8 @@ struct Parts {
 pub struct Contents {
     /// Child manifests (of an index).
     pub manifests: Vec<Descriptor>,
-    /// Config and layers, or an artifact's blobs, in the order of the manifest.
+    /// Config and layers, an artifact's blobs, or the entries of an index that are no manifests, in the order of the
+    /// manifest.
     pub blobs: Vec<Descriptor>,
     /// Which of the blobs is its config.
     pub config: Option<Digest>,
@@ -131,13 +132,48 @@ struct Raw {
     #[serde(default, deserialize_with = "artifact_type")]
     artifact_type: Option<String>,
     config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    layers: List,
     /// An OCI 1.1 release candidate's "artifact manifest".
-    blobs: Option<Vec<Descriptor>>,
-    manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    blobs: List,
+    #[serde(default)]
+    manifests: List,
     subject: Option<Descriptor>,
     #[serde(default, deserialize_with = "annotations")]
     annotations: std::collections::BTreeMap<String, String>,
+}
+
+/// A list of descriptors. Go programs write `null` for an empty one, and read it so.
+#[derive(Default)]
+enum List {
+    #[default]
+    Absent,
+    Null,
+    Given(Vec<Descriptor>),
+}
+
+impl List {
+    fn is_given(&self) -> bool {
+        matches!(self, Self::Given(_))
+    }
+
+    fn is_mentioned(&self) -> bool {
+        !matches!(self, Self::Absent)
+    }
+
+    fn into_vec(self) -> Vec<Descriptor> {
+        match self {
+            Self::Given(listed) => listed,
+            Self::Absent | Self::Null => Vec::new(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Self::Null, Self::Given))
+    }
 }
 
 impl Raw {
@@ -149,39 +185,53 @@ impl Raw {
         }
         match content_type.map(MediaType::from) {
             Some(header) if header.is_index() || header.is_manifest() || header.is_schema1() => header,
-            _ if self.manifests.is_some() => MediaType::OCI_INDEX.into(),
+            _ if self.manifests.is_given() => MediaType::OCI_INDEX.into(),
+            _ if self.manifests.is_mentioned() && !self.is_image() => MediaType::OCI_INDEX.into(),
             _ => MediaType::OCI_MANIFEST.into(),
         }
+    }
+
+    /// Whether it has what an image has.
+    fn is_image(&self) -> bool {
+        self.layers.is_given() || self.config.is_some()
+    }
+
+    /// Whether it is a manifest at all: it names something, or its own `mediaType` says that it is one that may name
+    /// nothing. A config may not be missing in an image.
+    fn is_something(&self) -> bool {
+        let own = self.media_type.as_ref();
+        let may_be_empty =
+            own.is_some_and(|own| own.is_index() || (own.names_manifest() && !own.is_manifest() && !own.0.is_empty()));
+        self.is_image() || self.blobs.is_given() || self.manifests.is_mentioned() || may_be_empty
     }
 
     fn contents(self, media_type: &MediaType) -> Result<Contents> {
         // The distribution spec's "confused deputy" case: a document that is both would be read
         // as one by us and as the other by a runtime.
-        if self.manifests.is_some() && (self.layers.is_some() || self.config.is_some()) {
+        if self.manifests.is_given() && self.is_image() {
             return Err(Error::new(Kind::Invalid, "the manifest has both manifests and layers: it is ambiguous"));
         }
-        if media_type.is_index() != self.manifests.is_some() && (media_type.is_index() || media_type.is_manifest()) {
+        let is_list = self.manifests.is_given() || (media_type.is_index() && !self.is_image());
+        if media_type.is_index() != is_list && (media_type.is_index() || media_type.is_manifest()) {
             return Err(Error::new(
                 Kind::Invalid,
                 format!("the manifest calls itself {media_type} but has another form"),
             ));
         }
-        if self.manifests.is_none() && self.layers.is_none() && self.config.is_none() && self.blobs.is_none() {
+        if !self.is_something() {
             return Err(Error::new(
                 Kind::Invalid,
                 format!("a document of type {media_type} names no layers, config or manifests"),
             ));
         }
-        let manifests = self.manifests.unwrap_or_default();
+        // What an entry of an index is, its media type says.
+        let (manifests, listed): (Vec<_>, Vec<_>) =
+            self.manifests.into_vec().into_iter().partition(|entry| entry.media_type.names_manifest());
         let artifact_type =
             self.artifact_type.or_else(|| self.config.as_ref().map(|config| config.media_type.0.clone()));
         let config = self.config.as_ref().map(|config| config.digest);
-        let blobs: Vec<_> = self
-            .config
-            .into_iter()
-            .chain(self.layers.unwrap_or_default())
-            .chain(self.blobs.unwrap_or_default())
-            .collect();
+        let blobs: Vec<_> =
+            self.config.into_iter().chain(self.layers.into_vec()).chain(self.blobs.into_vec()).chain(listed).collect();
         if manifests.len().max(blobs.len()) > MAX_CHILDREN {
             return Err(Error::new(Kind::Invalid, format!("the manifest names more than {MAX_CHILDREN} parts")));
         }
@@ -241,7 +291,7 @@ mod tests {
     #[test]
     fn wrong_documents_are_refused() {
         let both = format!(r#"{{"manifests":[],"config":{},"layers":[]}}"#, descriptor("c", 1));
-        let huge = format!(r#"{{"manifests":[{}]}}"#, descriptor("m", MAX_MANIFEST + 1));
+        let huge = format!(r#"{{"manifests":[{}]}}"#, descriptor(MediaType::OCI_MANIFEST, MAX_MANIFEST + 1));
         let posing =
             format!(r#"{{"mediaType":"{}","config":{},"layers":[]}}"#, MediaType::OCI_INDEX, descriptor("c", 1));
         // To a Go program the second list, or the second digest, is the image's.
@@ -255,6 +305,12 @@ mod tests {
             &twins,
             "{}",
             "null",
+            r#"{"schemaVersion":2}"#,
+            r#"{"layers":null}"#,
+            r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#,
+            r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json","manifests":[]}"#,
+            r#"{"mediaType":"text/html"}"#,
+            r#"{"manifests":[null]}"#,
             r#"{"manifests":[{"digest":"sha256:x","size":1}]}"#,
             r#"{"layers":[{"size":-1}]}"#,
             &both,
@@ -264,6 +320,86 @@ mod tests {
             assert_eq!(read(wrong, None).expect_err(wrong).kind(), Kind::Invalid, "{wrong}");
         }
         assert_eq!(read(r#"{"schemaVersion":1,"fsLayers":[]}"#, None).expect_err("schema 1").kind(), Kind::Unsupported);
+    }
+
+    #[test]
+    fn null_is_an_empty_list() {
+        let config = descriptor("c", 1);
+        for (text, media_type, blobs) in [
+            (r#"{"manifests":null}"#.to_owned(), MediaType::OCI_INDEX, 0),
+            (format!(r#"{{"mediaType":"{}","manifests":null}}"#, MediaType::DOCKER_LIST), MediaType::DOCKER_LIST, 0),
+            (format!(r#"{{"mediaType":"{}","schemaVersion":2}}"#, MediaType::OCI_INDEX), MediaType::OCI_INDEX, 0),
+            (
+                format!(r#"{{"mediaType":null,"config":{config},"layers":null,"manifests":null}}"#),
+                MediaType::OCI_MANIFEST,
+                1,
+            ),
+            (
+                format!(r#"{{"config":{config},"layers":[],"annotations":null,"subject":null}}"#),
+                MediaType::OCI_MANIFEST,
+                1,
+            ),
+            (format!(r#"{{"config":{config},"annotations":{{"a":null}}}}"#), MediaType::OCI_MANIFEST, 1),
+        ] {
+            let manifest = read(&text, None).expect(&text);
+            assert_eq!(manifest.descriptor().media_type.0, media_type, "{text}");
+            assert_eq!((manifest.contents().blobs.len(), manifest.contents().manifests.len()), (blobs, 0), "{text}");
+        }
+        let nulls = descriptor("m", 1).replace(r#""m""#, "null").replace(
+            r#""size""#,
+            r#""platform":{"os":null,"architecture":null},"annotations":null,"urls":null,"size""#,
+        );
+        let manifest = read(&format!(r#"{{"manifests":[{nulls}]}}"#), None).expect(&nulls);
+        assert_eq!(manifest.contents().manifests.len(), 1, "without a type an entry is a manifest");
+    }
+
+    #[test]
+    fn artifact_manifests_may_have_no_blobs() {
+        let subject = descriptor(MediaType::OCI_MANIFEST, 7);
+        for (blobs, count) in
+            [("".to_owned(), 0), (r#","blobs":null"#.to_owned(), 0), (format!(r#","blobs":[{subject}]"#), 1)]
+        {
+            for media_type in [MediaType::OCI_ARTIFACT, "application/vnd.cncf.oras.artifact.manifest.v1+json"] {
+                let text = format!(r#"{{"mediaType":"{media_type}","artifactType":"a/b","subject":{subject}{blobs}}}"#);
+                let manifest = read(&text, Some(media_type)).expect(&text);
+                assert_eq!(manifest.contents().blobs.len(), count, "{text}");
+                assert_eq!(manifest.contents().artifact_type.as_deref(), Some("a/b"));
+                assert!(manifest.contents().subject.is_some() && !manifest.is_index(), "{text}");
+            }
+        }
+    }
+
+    /// BuildKit exports a cache as an index of layers and a config of its own.
+    #[test]
+    fn the_media_type_says_whether_an_entry_is_a_manifest() {
+        let manifests = [
+            MediaType::OCI_MANIFEST,
+            MediaType::OCI_INDEX,
+            MediaType::DOCKER_MANIFEST,
+            MediaType::DOCKER_LIST,
+            MediaType::OCI_ARTIFACT,
+            "application/vnd.cncf.oras.artifact.manifest.v1+json",
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            "",
+        ];
+        let blobs = [
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+            "application/vnd.buildkit.cacheconfig.v0",
+            "application/vnd.oci.image.config.v1+json",
+            "application/vnd.docker.container.image.v1+json",
+            "application/octet-stream",
+            "x",
+        ];
+        let listed: Vec<String> = blobs.iter().chain(&manifests).map(|media_type| descriptor(media_type, 9)).collect();
+        let manifest = read(&format!(r#"{{"manifests":[{}]}}"#, listed.join(",")), None).expect("an index");
+        let types = |found: &[Descriptor]| found.iter().map(|entry| entry.media_type.0.clone()).collect::<Vec<_>>();
+        assert_eq!(types(&manifest.contents().manifests), manifests);
+        assert_eq!(types(&manifest.contents().blobs), blobs);
+        assert!(manifest.is_index() && manifest.contents().config.is_none());
+        let large = format!(r#"{{"manifests":[{}]}}"#, descriptor(blobs[0], MAX_MANIFEST + 1));
+        assert!(read(&large, None).is_ok(), "a layer may be larger than a manifest");
     }
 
     #[test]

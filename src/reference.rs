@@ -164,8 +164,9 @@ impl FromStr for Reference {
 pub enum Location {
     /// In a registry; with the tag that was written beside a digest.
     Registry(Reference, Option<Tag>),
-    /// In an OCI image layout directory, under a tag where one is given.
-    Layout(PathBuf, Option<Tag>),
+    /// In an OCI image layout directory, under a name where one is given. Where the text has several colons, the
+    /// directory ends at the last one: whoever opens it knows better, by [`layout_splits`].
+    Layout(PathBuf, Option<Target>),
 }
 
 impl FromStr for Location {
@@ -173,8 +174,8 @@ impl FromStr for Location {
 
     fn from_str(text: &str) -> Result<Self> {
         if let Some(rest) = text.strip_prefix("oci:") {
-            let (directory, tag) = split_layout(rest)?;
-            return Ok(Self::Layout(directory, tag));
+            let (directory, name) = split_layout(rest)?;
+            return Ok(Self::Layout(directory, name));
         }
         let (reference, tag) = parse(text)?;
         Ok(Self::Registry(reference, tag))
@@ -185,7 +186,7 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(reference, _) => reference.fmt(f),
-            Self::Layout(directory, Some(tag)) => write!(f, "oci:{}:{tag}", directory.display()),
+            Self::Layout(directory, Some(name)) => write!(f, "oci:{}:{name}", directory.display()),
             Self::Layout(directory, None) => write!(f, "oci:{}", directory.display()),
         }
     }
@@ -208,8 +209,8 @@ pub enum Goal {
         /// The tag that was given.
         tag: Option<Tag>,
     },
-    /// An OCI image layout directory.
-    Layout(PathBuf, Option<Tag>),
+    /// An OCI image layout directory, and the image's name there; see [`Location::Layout`].
+    Layout(PathBuf, Option<Target>),
 }
 
 impl Goal {
@@ -267,9 +268,25 @@ impl FromStr for Goal {
     }
 }
 
-/// The registry's name as the user wrote it, in the form that everything else uses: lower case,
-/// Docker Hub's other names (`index.docker.io`, `registry-1.docker.io`) as `docker.io`.
+/// The name of a registry in the form that everything else uses: lower case, without the port that https has anyway,
+/// and `docker.io` for Docker Hub's other names (`index.docker.io`, `registry-1.docker.io`).
+///
+/// # Errors
+/// [`Kind::Usage`] if it is not a host with an optional port.
 pub fn registry_name(text: &str) -> Result<String> {
+    let written = registry_as_written(text)?;
+    let name = without_https_port(&written);
+    Ok(match name {
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DOCKER_HUB.to_owned(),
+        _ => name.to_owned(),
+    })
+}
+
+/// The name of a registry in lower case and with the port that was written: what other programs have in their files.
+///
+/// # Errors
+/// As [`registry_name`].
+pub fn registry_as_written(text: &str) -> Result<String> {
     let wrong = |why: &str| {
         Error::new(Kind::Usage, format!("{text:?} is not a registry: {why}"))
             .hint("write a host and, where needed, a port, such as myregistry.azurecr.io or 127.0.0.1:5000")
@@ -279,9 +296,11 @@ pub fn registry_name(text: &str) -> Result<String> {
     }
     let name = text.to_ascii_lowercase();
     let (host, port) = split_port(&name);
-    if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
-        return Err(wrong("its port is not a number from 1 to 65535"));
-    }
+    let port = match port.map(str::parse::<u16>) {
+        None => None,
+        Some(Ok(port)) if port > 0 => Some(port),
+        Some(_) => return Err(wrong("its port is not a number from 1 to 65535")),
+    };
     let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let good = match v6 {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
@@ -295,10 +314,19 @@ pub fn registry_name(text: &str) -> Result<String> {
     if !good {
         return Err(wrong("its host is malformed"));
     }
-    Ok(match name.as_str() {
-        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DOCKER_HUB.to_owned(),
-        _ => name,
-    })
+    // A port has many spellings, such as 05000.
+    Ok(port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
+/// The name without `:443`, where it means the same registry: a registry is asked by https.
+///
+/// Hosts on this machine are asked by http too, so their port says something. A host without a dot keeps its port, since
+/// it is no host to [`looks_like_host`] without one.
+pub fn without_https_port(registry: &str) -> &str {
+    let Some(host) = registry.strip_suffix(":443") else { return registry };
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    let local = host == "localhost" || address.is_ok_and(|ip| ip.to_canonical().is_loopback());
+    if local || !looks_like_host(host) { registry } else { host }
 }
 
 /// Host and port of `host[:port]`; an IPv6 host keeps its brackets.
@@ -409,17 +437,38 @@ pub fn looks_like_host(text: &str) -> bool {
         || port.is_some_and(|port| port.len() >= 2 && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// `DIR[:TAG]`; a path that exists with its colon isn't cut.
-fn split_layout(text: &str) -> Result<(PathBuf, Option<Tag>)> {
+/// `DIR[:NAME]`, cut at the last colon.
+fn split_layout(text: &str) -> Result<(PathBuf, Option<Target>)> {
     if text.is_empty() {
         return Err(Error::new(Kind::Usage, "\"oci:\" names no directory").hint("write oci:DIR or oci:DIR:TAG"));
     }
     match text.rsplit_once(':') {
-        Some((directory, tag)) if !directory.is_empty() && !tag.contains('/') => {
-            Ok((directory.into(), Some(tag.parse()?)))
+        Some((directory, name)) if !directory.is_empty() && !name.contains('/') => {
+            // What is said of a name that is neither is about tags: they are what most images have.
+            let target = name.parse().map(Target::Tag).or_else(|error| named(name).ok_or(error))?;
+            Ok((directory.into(), Some(target)))
         }
         _ => Ok((text.into(), None)),
     }
+}
+
+/// An image's name in a layout that is no tag.
+fn named(text: &str) -> Option<Target> {
+    text.parse().map(Target::Name).ok()
+}
+
+/// The directories that `DIR[:NAME]` may mean, the longest first, each with the name that is left: both a path and an
+/// image's name (`nginx:1.13`, `docker.io/library/nginx:1.13`) may have colons.
+pub fn layout_splits(directory: &std::path::Path, name: Option<&Target>) -> Vec<(PathBuf, Option<Target>)> {
+    let whole = (directory.to_owned(), name.cloned());
+    let Some(path) = directory.to_str() else { return vec![whole] };
+    let text = name.map_or_else(|| path.to_owned(), |name| format!("{path}:{name}"));
+    let cuts = text.rmatch_indices(':').filter(|(at, _)| *at > 0).filter_map(|(at, _)| {
+        let name = &text[at + 1..];
+        let target = name.parse().map(Target::Tag).ok().or_else(|| named(name))?;
+        Some((PathBuf::from(&text[..at]), Some(target)))
+    });
+    [(PathBuf::from(&text), None)].into_iter().chain(cuts).collect()
 }
 
 #[cfg(test)]
@@ -485,7 +534,50 @@ mod tests {
         assert_eq!(to("my.azurecr.io/x/y:v1", false).ok().flatten().as_deref(), Some("my.azurecr.io/x/y"));
         assert!(to("hello-world:latest", false).is_err());
         assert!(to(&format!("my.azurecr.io/x@sha256:{}", "0".repeat(64)), false).is_err());
-        assert_eq!("oci:dir/x:t".parse::<Goal>().ok(), Some(Goal::Layout("dir/x".into(), "t".parse().ok())));
+        let tag = |text: &str| text.parse().ok().map(Target::Tag);
+        assert_eq!("oci:dir/x:t".parse::<Goal>().ok(), Some(Goal::Layout("dir/x".into(), tag("t"))));
         assert_eq!("oci:/a:b/c".parse::<Goal>().ok(), Some(Goal::Layout("/a:b/c".into(), None)));
+    }
+
+    #[test]
+    fn the_port_of_https_says_nothing() {
+        for (written, meant) in [
+            ("r.example.com:443", "r.example.com"),
+            ("R.Example.com:0443", "r.example.com"),
+            ("x.azurecr.io:443", "x.azurecr.io"),
+            ("index.docker.io:443", "docker.io"),
+            ("[2001:db8::1]:443", "[2001:db8::1]"),
+            ("r.example.com:0080", "r.example.com:80"),
+            ("r.example.com:8443", "r.example.com:8443"),
+            // It has to stay where the host would be no host without it, and where http is spoken, too.
+            ("registry:443", "registry:443"),
+            ("127.0.0.1:443", "127.0.0.1:443"),
+            ("[::1]:443", "[::1]:443"),
+            ("localhost:443", "localhost:443"),
+        ] {
+            assert_eq!(registry_name(written).expect("a registry"), meant, "{written}");
+            let shown = shown(&format!("{written}/a/b:v1"));
+            assert_eq!(shown, format!("{meant}/a/b:v1"));
+            assert_eq!(shown.parse::<Reference>().expect("what is printed").to_string(), shown);
+        }
+        assert_eq!(registry_as_written("R.example.com:443").ok().as_deref(), Some("r.example.com:443"));
+    }
+
+    #[test]
+    fn a_layout_and_its_name_may_both_have_colons() {
+        let splits = |text: &str| {
+            let Ok(Location::Layout(directory, name)) = text.parse() else { panic!("{text}") };
+            let shown = |(directory, name): (PathBuf, Option<Target>)| {
+                format!("{}|{}", directory.display(), name.map(|name| name.to_string()).unwrap_or_default())
+            };
+            layout_splits(&directory, name.as_ref()).into_iter().map(shown).collect::<Vec<_>>()
+        };
+        assert_eq!(splits("oci:lay"), ["lay|"]);
+        assert_eq!(splits("oci:lay:nginx:1.13"), ["lay:nginx:1.13|", "lay:nginx|1.13", "lay|nginx:1.13"]);
+        assert_eq!(splits("oci:/a:b/c"), ["/a:b/c|", "/a|b/c"]);
+        assert_eq!(
+            splits("oci:l:r.io:5000/a/b:v1")[1..],
+            ["l:r.io:5000/a/b|v1", "l:r.io|5000/a/b:v1", "l|r.io:5000/a/b:v1"]
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::copy::{Engine, Options, Report};
 use crate::error::{Result, Side};
 use crate::layout::Layout;
-use crate::reference::{Goal, Location, RegistryName, Repository, RepositoryName, Tag, Target};
+use crate::reference::{Goal, Location, RegistryName, Repository, RepositoryName, Tag, Target, layout_splits};
 use crate::registry::Registries;
 
 /// A source that is settled: which manifest of what.
@@ -21,16 +21,23 @@ pub(super) struct From {
 impl From {
     /// Settles what the user named. A directory is looked at for its only image.
     pub(super) async fn settle(location: Location) -> Result<Self> {
+        let location = match location {
+            Location::Layout(directory, name) => {
+                let (directory, name) = existing(directory, name);
+                Location::Layout(directory, name)
+            }
+            registry @ Location::Registry(..) => registry,
+        };
         let (target, keep) = match &location {
             // `r:tag@sha256:…`: the digest says what, the tag where to.
             Location::Registry(reference, beside) => {
                 let keep = beside.clone().map_or_else(|| reference.target.clone(), Target::Tag);
                 (reference.target.clone(), keep)
             }
-            Location::Layout(directory, tag) => {
+            Location::Layout(directory, name) => {
                 let on_source = |error: crate::error::Error| error.on(Side::Source);
                 let layout = Layout::open(directory).await.map_err(on_source)?;
-                let target = layout.choose(tag.as_ref()).await.map_err(on_source)?;
+                let target = layout.choose(name.as_ref()).await.map_err(on_source)?;
                 let keep = match &target {
                     Target::Digest(_) => Target::Tag(Tag::latest()),
                     named => named.clone(),
@@ -39,6 +46,11 @@ impl From {
             }
         };
         Ok(Self { location, target, keep })
+    }
+
+    /// Where it is.
+    pub(super) fn location(&self) -> &Location {
+        &self.location
     }
 
     /// Which manifest is read.
@@ -52,7 +64,7 @@ impl From {
             Location::Registry(reference, _) => {
                 Location::Registry(reference.repository.at(Target::Tag(tag.clone())), None)
             }
-            Location::Layout(directory, _) => Location::Layout(directory.clone(), Some(tag.clone())),
+            Location::Layout(directory, _) => Location::Layout(directory.clone(), Some(Target::Tag(tag.clone()))),
         };
         Self { location, target: Target::Tag(tag.clone()), keep: Target::Tag(tag) }
     }
@@ -94,8 +106,16 @@ impl Image {
     /// # Errors
     /// [`Kind::Usage`](crate::error::Kind::Usage) if the destination cannot have the name that results.
     pub(super) fn new(from: From, goal: Goal, strip_library: bool) -> Result<Self> {
+        let goal = match goal {
+            Goal::Layout(directory, name) => {
+                let (directory, name) = existing(directory, name);
+                Goal::Layout(directory, name)
+            }
+            other => other,
+        };
         let asked = match &goal {
-            Goal::Repository { tag, .. } | Goal::Layout(_, tag) => tag.clone().map(Target::Tag),
+            Goal::Repository { tag, .. } => tag.clone().map(Target::Tag),
+            Goal::Layout(_, name) => name.clone(),
             Goal::Below { .. } => None,
         };
         let at = asked.unwrap_or_else(|| from.keep.clone());
@@ -153,6 +173,15 @@ impl Image {
         let copied = engine.copy(source, &self.from.target, destination, &self.at, options).await;
         copied.map_err(|error| error.doing(format!("copy {}", self.source())))
     }
+}
+
+/// The layout directory that is meant, and the name of the image in it: the longest path that is one. If none is, what
+/// was read from the text.
+fn existing(directory: PathBuf, name: Option<Target>) -> (PathBuf, Option<Target>) {
+    let is_layout =
+        |directory: &PathBuf| directory.join("index.json").exists() || directory.join("oci-layout").exists();
+    let found = layout_splits(&directory, name.as_ref()).into_iter().find(|(directory, _)| is_layout(directory));
+    found.unwrap_or((directory, name))
 }
 
 async fn open(directory: &std::path::Path) -> Result<Layout> {

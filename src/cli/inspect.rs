@@ -11,7 +11,7 @@ use super::image::From;
 use super::output::{self, field};
 use crate::content::Source;
 use crate::copy::Account;
-use crate::descriptor::{Descriptor, Platform, total};
+use crate::descriptor::{Descriptor, Digest, Platform, total};
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Layout;
 use crate::manifest::Manifest;
@@ -69,16 +69,18 @@ struct Shown {
     annotations: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
-    /// Config first, then layers. None of a child that wasn't read.
+    /// Config first, then layers; of an index the entries that are no manifests. None of a child that wasn't read.
     #[serde(skip_serializing_if = "Option::is_none")]
     blobs: Option<Vec<Descriptor>>,
+    #[serde(skip)]
+    config: Option<Digest>,
 }
 
 /// Runs `inspect`.
 pub(super) async fn inspect(args: &InspectArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let location: Location = args.image.parse()?;
-    let from = From::settle(location.clone()).await?;
-    let document = match &location {
+    let from = From::settle(location).await?;
+    let document = match from.location() {
         Location::Registry(reference, _) => {
             read(&registries.repository(&reference.repository)?, from.target(), args).await
         }
@@ -175,6 +177,7 @@ async fn look<S: Source>(source: &S, child: Descriptor, account: &Account) -> Re
             annotations: child.annotations,
             subject: None,
             blobs: None,
+            config: None,
         });
     }
     let target = Target::Digest(child.digest);
@@ -193,14 +196,20 @@ impl Shown {
             artifact_type: contents.artifact_type.clone().filter(|_| platform_less(manifest)),
             annotations: contents.annotations.clone(),
             subject: contents.subject.as_ref().map(|subject| subject.digest.to_string()),
-            blobs: (!manifest.is_index()).then(|| contents.blobs.clone()),
+            blobs: (!manifest.is_index() || !contents.blobs.is_empty()).then(|| contents.blobs.clone()),
+            config: contents.config,
         }
     }
 
     fn rows(&self, table: &mut String, indent: &str) {
         let Some(blobs) = &self.blobs else { return };
         for (at, blob) in blobs.iter().enumerate() {
-            let what = if at == 0 { "config" } else { "layer" };
+            // An artifact may have its config's bytes as a layer, too.
+            let what = match self.config {
+                Some(config) if at == 0 && config == blob.digest => "config",
+                Some(_) => "layer",
+                None => "blob",
+            };
             let _ = writeln!(
                 table,
                 "{indent}{what:<7} {} {:>10}  {}",

@@ -97,7 +97,7 @@ pub async fn login(
         asked(args.username.as_deref(), args.password_stdin, person)?
     };
     verify(&registry, &credential).await.map_err(|error| refused(error, &registry, &credential))?;
-    let kept = credentials::store(settings, &registry, &credential).await?;
+    let kept = credentials::store(settings, &args.registry, &credential).await?;
     match &credential {
         Credential::Basic { username, .. } => person.say(&format!("logged in to {registry} as {username}")),
         _ => {

@@ -240,8 +240,26 @@ pub(super) async fn only_child<S: Source>(source: &S, root: &Manifest, platforms
         .collect();
     match fitting[..] {
         [] => Err(missing(wanted, children.iter().filter_map(|child| child.platform.as_ref()))),
-        [child, ..] => Ok((*child).clone()),
+        [child, ref others @ ..] if others.iter().all(|other| other.digest == child.digest) => Ok((*child).clone()),
+        _ => Err(several(wanted, &fitting)),
     }
+}
+
+/// Several images of an index are for the wanted platform. Their variants and OS versions tell them apart.
+fn several(wanted: &Platform, fitting: &[&Descriptor]) -> Error {
+    let named = |child: &&Descriptor| match &child.platform {
+        Some(platform) => format!("{platform} ({})", child.digest.short()),
+        None => child.digest.to_string(),
+    };
+    let shown: Vec<String> = fitting.iter().take(MAX_SHOWN).map(named).collect();
+    let example = fitting.iter().filter_map(|child| child.platform.as_ref()).find(|offered| *offered != wanted);
+    let hint = match example {
+        Some(example) => format!("name one with its variant or OS version, such as --platform {example}"),
+        None => "name one by its digest, or leave out --flatten to copy all of them".to_owned(),
+    };
+    let count = fitting.len();
+    let what = format!("--flatten takes one image, and {count} are for {wanted}: {}", shown.join(", "));
+    Error::new(Kind::Usage, what).on(Side::Source).hint(hint)
 }
 
 /// An image without an index says its platform in its config.
@@ -322,5 +340,21 @@ mod tests {
         assert_eq!(left_out, [&amd, &of_amd]);
         let error = choose(&all, &["linux/s390x".parse().expect("a platform")]).expect_err("there is none");
         assert_eq!(error.hint_text(), Some("it has linux/amd64, linux/arm64/v8"));
+    }
+
+    #[test]
+    fn every_image_of_a_platform_is_chosen() {
+        let (v6, v7) = (child("v6", Some("linux/arm/v6"), None), child("v7", Some("linux/arm/v7"), None));
+        let old = child("2019", Some("windows/amd64:10.0.17763.1"), None);
+        let new = child("2022", Some("windows/amd64:10.0.20348.1"), None);
+        let all = [v6.clone(), old.clone(), v7.clone(), new.clone()];
+        let chosen = |platform: &str| {
+            let (chosen, _) = choose(&all, &[platform.parse().expect("a platform")]).expect("there are some");
+            chosen.into_iter().cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(chosen("linux/arm"), [v6.clone(), v7]);
+        assert_eq!(chosen("linux/arm/v6"), [v6]);
+        assert_eq!(chosen("windows/amd64"), [old, new.clone()]);
+        assert_eq!(chosen("windows/amd64:10.0.20348"), [new]);
     }
 }

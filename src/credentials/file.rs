@@ -33,7 +33,7 @@ use super::go_json::{fold, merge_map, set_string};
 use super::settings::named_file;
 use super::{Credential, DOCKER_HUB_KEY, Found, Secret};
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Repository, registry_name, split_port};
+use crate::reference::{DOCKER_HUB, Repository, registry_name, split_port, without_https_port};
 use crate::regular_file::{self, Links};
 
 /// Hand-made Kubernetes secrets come without padding.
@@ -50,6 +50,8 @@ pub(super) struct AuthFile {
     pub(super) path: PathBuf,
     entries: Vec<Entry>,
     helpers: BTreeMap<String, String>,
+    /// Keys of a registry with the port of https, by which Docker asks a helper.
+    with_port: Vec<String>,
     store: Option<String>,
 }
 
@@ -145,12 +147,16 @@ impl AuthFile {
         };
         let mut entries: Vec<Entry> =
             auths.into_iter().map(|(key, value)| Entry { scope: scope(&key), key, value }).collect();
-        // Of several keys for Docker Hub, Docker's own comes first.
-        entries.sort_by_key(|entry| entry.key != DOCKER_HUB_KEY);
+        // Of several keys for one registry, the one that Docker itself would use comes first.
+        entries.sort_by_key(|entry| (entry.key != DOCKER_HUB_KEY, entry.key != entry.scope));
+        let helpers = shape.helpers.unwrap_or_default();
+        let keys = entries.iter().map(|entry| &entry.key).chain(helpers.keys());
+        let with_port = keys.filter(|key| key.ends_with(":443") && scope(key) != **key).cloned().collect();
         Ok(Self {
             path: path.to_owned(),
             entries,
-            helpers: by_host(shape.helpers.unwrap_or_default()),
+            helpers: by_host(helpers),
+            with_port,
             store: shape.store.filter(|store| !store.is_empty()),
         })
     }
@@ -163,6 +169,16 @@ impl AuthFile {
             Some(own) => (!own.is_empty()).then_some(own),
             None => self.store.as_deref(),
         }
+    }
+
+    /// What a helper is asked for: as Docker does, and for Docker Hub then as podman does. Also by the name with the
+    /// port of https, where the file says that something was stored under it.
+    pub(super) fn servers<'a>(&'a self, registry: &'a str) -> Vec<&'a str> {
+        if registry == DOCKER_HUB {
+            return vec![DOCKER_HUB_KEY, DOCKER_HUB];
+        }
+        let spelled = self.with_port.iter().filter(|key| scope(key) == registry);
+        [registry].into_iter().chain(spelled.map(String::as_str)).collect()
     }
 
     /// What stands in the file itself for `repository`, the most specific entry first.
@@ -329,12 +345,28 @@ pub(super) fn scope(key: &str) -> String {
     }
 }
 
-/// `host/a/b`, `host/a`, `host`.
+/// The registry with the port of https, if that is another spelling of the same one.
+pub(super) fn https_spelling(registry: &str) -> Option<String> {
+    let spelled = format!("{registry}:443");
+    (without_https_port(&spelled) == registry).then_some(spelled)
+}
+
+/// `host/a/b`, `host/a`, `host`; then the same for the other spelling of the port of http: `host:80` and `host`.
 fn scopes(repository: &Repository) -> Vec<String> {
     let whole = repository.to_string();
     let cuts = whole.match_indices('/').map(|(at, _)| at).chain([whole.len()]);
     let mut scopes: Vec<String> = cuts.map(|at| whole[..at].to_owned()).collect();
     scopes.reverse();
+    if let Some(host) = repository.registry.strip_suffix(":80") {
+        let (without, path) = (host.to_owned(), &repository.name);
+        let cuts = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        let mut more: Vec<String> = cuts.map(|at| format!("{without}/{}", &path[..at])).collect();
+        more.reverse();
+        scopes.extend(more);
+        scopes.push(without);
+    } else if split_port(&repository.registry).1.is_none() {
+        scopes.push(format!("{}:80", repository.registry));
+    }
     scopes
 }
 
@@ -347,7 +379,7 @@ fn matches_stars(scope: &str, repository: &Repository) -> bool {
     }
     let (pattern, wanted_port) = split_port(pattern);
     let (host, port) = split_port(&repository.registry);
-    wanted_port == port
+    wanted_port.filter(|port| *port != "443") == port.filter(|port| *port != "443")
         && pattern.split('.').count() == host.split('.').count()
         && pattern.split('.').zip(host.split('.')).all(|(pattern, label)| match pattern.split_once('*') {
             Some((start, end)) => {

@@ -28,7 +28,7 @@ use serde::Deserialize;
 use crate::atomic_file;
 use crate::error::{Result, Side};
 use crate::redact;
-use crate::reference::{DOCKER_HUB, Repository};
+use crate::reference::Repository;
 
 pub mod entra;
 mod file;
@@ -272,7 +272,7 @@ impl Credentials {
 
     async fn search_file(&self, file: &AuthFile, repository: &Repository) -> Result<Option<Found>> {
         if let Some(name) = file.helper(&repository.registry) {
-            for server in servers(&repository.registry) {
+            for server in file.servers(&repository.registry) {
                 if let Some(credential) = self.0.helpers.find(name, server, &file.path).await? {
                     let origin = format!("docker-credential-{name}, named in {}", file.path.display());
                     return Ok(Some(Found { credential, origin }));
@@ -291,11 +291,6 @@ impl fmt::Debug for Credentials {
 
 fn is_past(token: &Secret) -> bool {
     token.expires().is_some_and(|expiry| expiry <= SystemTime::now())
-}
-
-/// What a helper is asked for: as Docker does, and for Docker Hub then as podman does.
-fn servers(registry: &str) -> Vec<&str> {
-    if registry == DOCKER_HUB { vec![DOCKER_HUB_KEY, DOCKER_HUB] } else { vec![registry] }
 }
 
 #[cfg(all(test, unix))]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::file::https_spelling;
 use super::{ByVariable, Credential, Found, Secret};
 use crate::error::{Error, Kind, Result};
 use crate::reference::registry_name;
@@ -127,7 +128,10 @@ pub fn variable_name(registry: &str) -> String {
 
 pub(super) fn from_variable(variables: &[ByVariable], registry: &str) -> Result<Option<Found>> {
     let wanted = variable_name(registry);
-    let Some(ByVariable { name, value }) = variables.iter().find(|have| have.name.eq_ignore_ascii_case(&wanted)) else {
+    let named = |name: &str| variables.iter().find(|have| have.name.eq_ignore_ascii_case(name));
+    // The same registry with the port that https has anyway.
+    let found = named(&wanted).or_else(|| named(&variable_name(&https_spelling(registry)?)));
+    let Some(ByVariable { name, value }) = found else {
         let near = variables.iter().find(|have| squeezed(&have.name) == squeezed(&wanted));
         if let Some(near) = near {
             tracing::warn!("{} is not used for {registry}: that would be {wanted}", near.name);

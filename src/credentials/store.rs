@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use super::file::{AUTHS, AuthFile, MAX_AUTH_FILE, encode, malformed, scope};
 use super::go_json::{Members, fold};
 use super::helper::Helpers;
-use super::{Credential, DOCKER_HUB_KEY, Secret, Settings, servers};
+use super::{Credential, DOCKER_HUB_KEY, Secret, Settings};
 use crate::atomic_file;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{DOCKER_HUB, registry_name};
+use crate::reference::{DOCKER_HUB, registry_as_written, registry_name};
 use crate::regular_file::{self, Links};
 
 /// The user that stands beside an identity token, as Azure's CLI writes it: podman passes over an
@@ -48,10 +48,12 @@ impl fmt::Display for StoredWhere {
 /// # Errors
 /// If the file can't be read, understood or written, or the helper fails.
 pub async fn store(settings: &Settings, registry: &str, credential: &Credential) -> Result<StoredWhere> {
+    let written = registry_as_written(registry)?;
     let registry = registry_name(registry)?;
     let doing = |error: Error| error.doing(format!("store the credentials of {registry}")).on(Side::Local);
     let mut config = Config::open(settings).map_err(doing)?;
-    let key = if registry == DOCKER_HUB { DOCKER_HUB_KEY } else { &registry };
+    // Docker finds an entry by the very name that an image's reference has.
+    let key = if registry == DOCKER_HUB { DOCKER_HUB_KEY } else { &written };
     let (entry, stored) = match config.parsed.helper(&registry) {
         Some(name) => {
             let (username, secret) = match credential {
@@ -85,7 +87,7 @@ pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StoredWher
     let mut erased = Vec::new();
     if let Some(name) = config.parsed.helper(&registry) {
         let helpers = Helpers::new(settings.helper_path.clone());
-        for server in servers(&registry) {
+        for server in config.parsed.servers(&registry) {
             if helpers.erase(name, server, &config.path).await.map_err(doing)? {
                 erased = vec![StoredWhere::Helper(name.to_owned())];
             }

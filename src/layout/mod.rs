@@ -113,9 +113,9 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Usage`] with the list if there are several.
-    pub async fn choose(&self, tag: Option<&Tag>) -> Result<Target> {
-        match tag {
-            Some(tag) => Ok(Target::Tag(tag.clone())),
+    pub async fn choose(&self, name: Option<&Target>) -> Result<Target> {
+        match name {
+            Some(name) => Ok(name.clone()),
             None => self.store.only().await,
         }
     }
@@ -124,6 +124,14 @@ impl Layout {
     pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
         let _turn = memory::reading_from_disk().await;
         self.store.manifest(&self.scope, target).await
+    }
+
+    /// Stores a manifest under all of these targets. On an error it is listed under none of them.
+    ///
+    /// # Errors
+    /// As [`Destination::put_manifest`].
+    pub async fn put_as(&self, manifest: &Manifest, targets: &[Target]) -> Result<()> {
+        self.store.put_manifest(&self.scope, manifest, targets).await
     }
 
     /// Up to `most` tags behind `after`, in the order of their bytes.
@@ -257,7 +265,7 @@ impl Destination for Layout {
     }
 
     async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
-        self.store.put_manifest(&self.scope, manifest, at).await?;
+        self.put_as(manifest, std::slice::from_ref(at)).await?;
         Ok(Pushed { lists_referrer: manifest.contents().subject.is_some() })
     }
 

@@ -202,10 +202,11 @@ impl Store {
         self.work(move |store| store.referrers_now(&scope, &subject)).await
     }
 
-    /// Stores `manifest`, then lists it in the index, by the name that `target` has here.
-    pub(super) async fn put_manifest(&self, scope: &Scope, manifest: &Manifest, target: &Target) -> Result<()> {
+    /// Stores `manifest`, then lists it in the index, by the names that `targets` have here: by all of them, or none.
+    pub(super) async fn put_manifest(&self, scope: &Scope, manifest: &Manifest, targets: &[Target]) -> Result<()> {
         let partial = self.check_put(scope, manifest).await?;
-        let (scope, manifest, name) = (scope.clone(), manifest.clone(), scope.written(target));
+        let names: Vec<_> = targets.iter().map(|target| scope.written(target)).collect();
+        let (scope, manifest) = (scope.clone(), manifest.clone());
         self.work(move |store| {
             let there = store.stored_now(&manifest.digest())?;
             let there = there.filter(|there| there.size() == manifest.descriptor().size).map(Stored::read_all);
@@ -218,8 +219,13 @@ impl Store {
                 Scope::Whole => None,
                 Scope::Repository(repository) => Some(repository),
             };
-            let listing = Listing { name: name.as_deref(), repository, partial };
-            store.change_index(|index| index.put(&manifest, listing))
+            store.change_index(|index| {
+                let put = |name: &Option<String>| {
+                    index.put(&manifest, Listing { name: name.as_deref(), repository, partial })
+                };
+                // All of them, whichever changes the index.
+                names.iter().map(put).fold(false, |changed, put| changed | put)
+            })
         })
         .await
     }

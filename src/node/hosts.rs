@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{DOCKER_HUB, check_name, registry_name, split_port};
+use crate::reference::{DOCKER_HUB, check_name, registry_as_written, split_port};
 
 /// The first line of each file of ours. What doesn't begin with it is somebody else's.
 pub(super) const OURS: &str =
@@ -39,7 +39,7 @@ impl Mirror {
     /// # Errors
     /// If `registry` isn't a registry's name.
     pub fn new(registry: &str) -> Result<Self> {
-        let registry = registry_name(registry)?;
+        let registry = registry_as_written(registry)?;
         let original = Some(original(&registry));
         Ok(Self { registry, proxy: None, acr: None, original, dial_timeout: Duration::from_millis(200) })
     }
@@ -50,7 +50,7 @@ impl Mirror {
     /// If it isn't `http://HOST[:PORT]` or `https://HOST[:PORT]`.
     pub fn proxy(mut self, url: &str) -> Result<Self> {
         let (scheme, host) = split_url(url).ok_or_else(|| not_a_url(url))?;
-        self.proxy = Some(format!("{scheme}://{}", registry_name(host).map_err(|_| not_a_url(url))?));
+        self.proxy = Some(format!("{scheme}://{}", registry_as_written(host).map_err(|_| not_a_url(url))?));
         Ok(self)
     }
 
@@ -133,7 +133,7 @@ impl Acr {
         let (scheme, bare) = split_url(text).unwrap_or(("https", text));
         let bare = bare.replace("{registry}", split_port(of).0);
         let (host, prefix) = bare.trim_end_matches('/').split_once('/').unwrap_or((bare.trim_end_matches('/'), ""));
-        let registry = registry_name(host).map_err(|_| wrong("the host is malformed"))?;
+        let registry = registry_as_written(host).map_err(|_| wrong("the host is malformed"))?;
         if !prefix.is_empty() {
             check_name(text, prefix).map_err(|_| wrong("the prefix is not a repository's name"))?;
         }

@@ -105,7 +105,7 @@ impl<O: Origins> Backend for Proxy<O> {
         Err(read_only())
     }
 
-    async fn put_manifest(&self, _: &Place, _: &Manifest, _: &Target) -> Result<()> {
+    async fn put_manifest(&self, _: &Place, _: &Manifest, _: &[Target]) -> Result<()> {
         Err(read_only())
     }
 }

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use super::rules::Rules;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{DOCKER_HUB, RegistryName, Repository, RepositoryName, check_name, registry_name};
+use crate::reference::{
+    DOCKER_HUB, RegistryName, Repository, RepositoryName, check_name, registry_name, without_https_port,
+};
 use crate::server::Place;
 
 /// What is proxied under one name, and where it's read from.
@@ -145,6 +147,8 @@ impl World {
     }
 
     fn named(&self, name: &str) -> Option<usize> {
+        // containerd asks for `ns=HOST:443` where the image's reference has the port.
+        let name = without_https_port(name);
         let name = if HUB_ALIASES.contains(&name) { DOCKER_HUB } else { name };
         self.0.iter().position(|spec| spec.name == name)
     }

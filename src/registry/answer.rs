@@ -1,15 +1,15 @@
 //! From a registry's answer, or the lack of one, to an error that says what to do.
 
 use http::{Method, StatusCode};
-use serde::Deserialize;
 
+use super::acr_refusals::{Refusal, abac_hint};
 use super::azure::is_acr;
+use super::error_document::{Explained, explain};
 use super::limits::retry_after;
-use super::token::Scope;
+use super::token::{Access, Scope};
 use super::transport::{Response, read_small};
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;
-use crate::{printable, redact};
 
 /// The error that a response with a status other than 2xx stands for.
 ///
@@ -26,18 +26,64 @@ pub(super) async fn error(
     let wait = retry_after(response.headers());
     let remaining = super::quota::PullQuota::from_headers(response.headers());
     let body = read_small(response, 64 << 10).await.unwrap_or_default();
-    let (code, message) = explain(&body);
-    let (known, quote) = said(code.as_deref(), message.as_deref());
+    let said = explain(&body);
+    let (known, quote) = quoted(&said);
     let what = format!("{registry} answered {}{known}", status.as_u16());
-    of_status(status, what, (code, message), Asked { registry, method, scope, user, wait, remaining }).quoting(quote)
+    let asked = Asked { registry, method, scope, user, wait, remaining };
+    let error = match refusal(status, &asked, &said) {
+        Some((kind, hint)) => Error::new(kind, what).hint(hint),
+        None => of_status(status, what, &said, asked),
+    };
+    error.answered(status.as_u16(), said.code).quoting(quote)
+}
+
+/// The error of a token endpoint. ACR says 400 and Harbor 403 to a wrong secret, the others 401.
+pub(super) fn token_error(
+    status: StatusCode,
+    body: &[u8],
+    wait: Option<std::time::Duration>,
+    (registry, user): (&str, Option<&str>),
+) -> Error {
+    let said = explain(body);
+    let what = format!("the token endpoint answered {}", status.as_u16());
+    let message = said.message.as_deref().unwrap_or_default();
+    let refusal = Refusal { registry, repository: "the repository", status, write: false, message };
+    let refused = is_acr(registry).then(|| refusal.explain()).flatten();
+    let error = match (refused, user) {
+        (Some((kind, hint)), _) => Error::new(kind, what).hint(hint),
+        _ if status == StatusCode::TOO_MANY_REQUESTS => Error::new(Kind::Limited, what).transient(wait),
+        _ if status.is_server_error() => Error::new(Kind::Registry, what).transient(wait),
+        (None, Some(user)) => {
+            let hint = format!(
+                "the password or token of '{user}' is not taken, or has expired: log in again by transload login {registry}"
+            );
+            Error::new(Kind::Unauthorized, what).hint(with_abac(hint, registry))
+        }
+        (None, None) => Error::new(Kind::Unauthorized, what).hint(login_first(registry)),
+    };
+    let (known, quote) = quoted(&said);
+    error.answered(status.as_u16(), said.code).quoting(format!("{known}{quote}"))
+}
+
+/// A refusal that only ACR has.
+fn refusal(status: StatusCode, asked: &Asked<'_>, said: &Explained) -> Option<(Kind, String)> {
+    let Asked { registry, method, scope, .. } = asked;
+    let refusal = Refusal {
+        registry,
+        repository: &scope.repository.name,
+        status,
+        write: !matches!(**method, Method::GET | Method::HEAD),
+        message: said.message.as_deref().unwrap_or_default(),
+    };
+    is_acr(registry).then(|| refusal.explain())?
 }
 
 /// What the registry said: a code of the specification, which is as good as our own words, and all else.
-fn said(code: Option<&str>, message: Option<&str>) -> (String, String) {
+fn quoted(Explained { code, message }: &Explained) -> (String, String) {
     match (code, message) {
-        (Some(code), Some(message)) if CODES.contains(&code) => (format!(" {code}"), format!(": {message}")),
+        (Some(code), Some(message)) if CODES.contains(&code.as_str()) => (format!(" {code}"), format!(": {message}")),
         (Some(code), Some(message)) => (String::new(), format!(" {code}: {message}")),
-        (Some(code), None) if CODES.contains(&code) => (format!(": {code}"), String::new()),
+        (Some(code), None) if CODES.contains(&code.as_str()) => (format!(": {code}"), String::new()),
         (Some(text), None) | (None, Some(text)) => (String::new(), format!(": {text}")),
         (None, None) => (String::new(), String::new()),
     }
@@ -56,10 +102,11 @@ struct Asked<'a> {
 fn of_status(
     status: StatusCode,
     what: String,
-    (code, message): (Option<String>, Option<String>),
+    Explained { code, message }: &Explained,
     Asked { registry, method, scope, user, wait, remaining }: Asked<'_>,
 ) -> Error {
     let who = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
+    let delete = scope.access == Access::Delete;
     // Nothing is written before something was read in the same repository: so reading is allowed.
     let write = !matches!(*method, Method::GET | Method::HEAD);
     let push = scope.pushes();
@@ -68,9 +115,17 @@ fn of_status(
         // Geo-replicas agree after a while only: what one took, another doesn't know yet. (400 by distribution's
         // table, 404 elsewhere.)
         _ if code == "MANIFEST_BLOB_UNKNOWN" && is_acr(registry) => Error::new(Kind::Registry, what).transient(wait),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if delete => {
+            let known = status == StatusCode::FORBIDDEN || user.is_some();
+            let kind = if known { Kind::Denied } else { Kind::Unauthorized };
+            Error::new(kind, what).hint(delete_hint(registry))
+        }
         // ACR gives a token for less than was asked, and then says 401 where others say 403.
         StatusCode::UNAUTHORIZED if user.is_some() && write => {
-            Error::new(Kind::Denied, what).hint(push_hint(registry, &who))
+            Error::new(Kind::Denied, what).hint(with_abac(push_hint(registry, &who), registry))
+        }
+        StatusCode::UNAUTHORIZED if user.is_some() => {
+            Error::new(Kind::Unauthorized, what).hint(with_abac(login_hint(registry, user, push), registry))
         }
         StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthorized, what).hint(login_hint(registry, user, push)),
         StatusCode::FORBIDDEN if write => Error::new(Kind::Denied, what).hint(push_hint(registry, &who)),
@@ -83,7 +138,7 @@ fn of_status(
         StatusCode::RANGE_NOT_SATISFIABLE => Error::new(Kind::SessionLost, what),
         StatusCode::PAYLOAD_TOO_LARGE => Error::new(Kind::TooLarge, what),
         StatusCode::TOO_MANY_REQUESTS => {
-            limited(what, registry, wait, remaining.is_some_and(|q| q.remaining == 0), &message)
+            limited(what, registry, wait, remaining.is_some_and(|q| q.remaining == 0), message)
         }
         StatusCode::REQUEST_TIMEOUT => Error::new(Kind::Timeout, what).transient(wait),
         _ if code == "MANIFEST_BLOB_UNKNOWN" || code == "MANIFEST_UNKNOWN" => Error::new(Kind::Registry, what),
@@ -209,51 +264,27 @@ fn both_hint(registry: &str, who: &str) -> String {
     }
 }
 
+/// What it takes to delete.
+fn delete_hint(registry: &str) -> &'static str {
+    if is_acr(registry) {
+        "to prune takes the right to delete: AcrDelete, Container Registry Repository Contributor, or a token with \
+         content/delete and metadata/read"
+    } else {
+        "to prune takes the right to delete: log in as one who has it"
+    }
+}
+
+/// The hint of a 401 to somebody who is known: at ACR it may also mean that the mode of the registry has changed.
+fn with_abac(hint: String, registry: &str) -> String {
+    if is_acr(registry) { format!("{hint}; {}", abac_hint(registry)) } else { hint }
+}
+
 fn pull_hint(registry: &str, who: &str) -> String {
     if is_acr(registry) {
         format!("{who} may not pull: it needs AcrPull or Container Registry Repository Reader, and an allowed address")
     } else {
         format!("{who} may not read this repository: log in as one who may, by transload login {registry}")
     }
-}
-
-#[derive(Deserialize)]
-struct Document {
-    errors: Vec<Entry>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    #[serde(default)]
-    code: Option<String>,
-    #[serde(default)]
-    message: Option<String>,
-}
-
-/// The error document's first code and message, else the body's first line of text.
-fn explain(body: &[u8]) -> (Option<String>, Option<String>) {
-    if let Ok(Document { errors }) = serde_json::from_slice::<Document>(body)
-        && let Some(Entry { code, message }) = errors.into_iter().next()
-    {
-        let safe = |text: Option<String>| text.map(|text| shorten(&text)).filter(|text| !text.is_empty());
-        return (safe(code), safe(message));
-    }
-    let text = String::from_utf8_lossy(body);
-    // ACR's front answers in HTML: its title says it all.
-    let line = match text.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>")) {
-        Some((title, _)) => title,
-        None if text.trim_start().starts_with(['<', '{']) => "",
-        None => text.lines().next().unwrap_or_default(),
-    };
-    (None, Some(shorten(line)).filter(|line| !line.is_empty()))
-}
-
-/// Text of a registry, fit to be shown: without our secrets, which are looked for before anything is cut, without
-/// control characters, and short.
-fn shorten(text: &str) -> String {
-    let redacted = redact::remote(text);
-    let short: String = redacted.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect();
-    printable::line(short.trim_end_matches('.')).into_owned()
 }
 
 /// The error codes of the distribution specification, and of registries that add to them: <https://distribution.github.io/distribution/spec/api/#errors-2>.
@@ -281,24 +312,3 @@ const CODES: [&str; 22] = [
     "UNKNOWN",
     "UNSUPPORTED",
 ];
-
-#[cfg(test)]
-mod tests {
-    use super::explain;
-
-    #[test]
-    fn bodies_of_all_kinds_are_read() {
-        let text = |body: &str| {
-            let (code, message) = explain(body.as_bytes());
-            format!("{}|{}", code.unwrap_or_default(), message.unwrap_or_default())
-        };
-        assert_eq!(text(r#"{"errors":[{"code":"DENIED","message":"no.","detail":{}}]}"#), "DENIED|no");
-        assert_eq!(
-            text("<html><head><title>413 Request Entity Too Large</title></head></html>"),
-            "|413 Request Entity Too Large"
-        );
-        assert_eq!(text("Too Many Requests (HAP429)"), "|Too Many Requests (HAP429)");
-        assert_eq!(text(""), "|");
-        assert_eq!(text(r#"{"errors":[]}"#), "|");
-    }
-}

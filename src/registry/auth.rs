@@ -5,7 +5,7 @@
 //! Sources: distribution's token and OAuth2 specifications, Docker Hub's and ACR's documents
 //! (`/oauth2/exchange` and `/oauth2/token`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::azure::is_acr;
 use super::beside::Beside;
 use super::challenge::{Challenge, realm_is_trusted};
+use super::location::joined;
 use super::token::{Access, Answer, FOREVER, Scope, Token, basic, bearer, form, post, refresh};
 use super::transport::{Payload, Registry};
 use crate::credentials::Credential;
@@ -56,6 +57,8 @@ pub(super) struct Auth {
     /// The account, where it isn't whoever is stored.
     given: Option<Credential>,
     tokens: Mutex<HashMap<(Repository, Access), Slot>>,
+    /// Where a token was answered with a Basic challenge: see [`Auth::challenged_by_basic`].
+    basic: Mutex<HashSet<(Repository, Access)>>,
     beside: Mutex<Beside>,
     /// An ACR refresh token that was had for an Entra token.
     pub(super) exchanged: tokio::sync::Mutex<Option<Token>>,
@@ -91,6 +94,7 @@ impl Auth {
             wanted: wanted.clone(),
             given,
             tokens: Mutex::default(),
+            basic: Mutex::default(),
             beside: Mutex::default(),
             exchanged: tokio::sync::Mutex::new(None),
             entra: OnceCell::new(),
@@ -118,6 +122,12 @@ impl Auth {
     /// The `Authorization` for a request of `scope`; none before the registry asked for one.
     pub(super) async fn authorization(&self, registry: &Registry, scope: &Scope) -> Result<Option<HeaderValue>> {
         let challenge = self.challenge().clone();
+        if matches!(challenge, Some(Challenge::Bearer { .. }))
+            && self.wants_basic(scope)
+            && let Some(Credential::Basic { username, password }) = self.credential(registry, scope).await?
+        {
+            return basic(&username, &password).map(Some);
+        }
         match challenge {
             None => Ok(None),
             Some(Challenge::Basic) => match self.credential(registry, scope).await? {
@@ -206,9 +216,15 @@ impl Auth {
         let Some(challenge) = challenge else { return false };
         let denied = matches!(&challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope" || error == "denied");
         let is_bearer = matches!(challenge, Challenge::Bearer { .. });
+        if !is_bearer && used.is_some_and(is_token) && matches!(*self.challenge(), Some(Challenge::Bearer { .. })) {
+            return self.challenged_by_basic(scope).await;
+        }
         let first = self.challenge().replace(challenge).is_none();
         if !is_bearer {
             return first || used.is_none();
+        }
+        if used.is_some_and(|used| !is_token(used)) {
+            self.prefer_tokens(scope);
         }
         let slot = self.slot(scope);
         let mut held = slot.lock().await;
@@ -227,6 +243,29 @@ impl Auth {
             *held = None;
         }
         used.is_none() || !denied
+    }
+
+    /// A token was answered with a Basic challenge: Harbor does so where it does not take the token (goharbor/harbor
+    /// issue 18856). It is answered once for each repository and access: by the password from then on, or by a new
+    /// token where there is no password.
+    async fn challenged_by_basic(&self, scope: &Scope) -> bool {
+        *self.slot(scope).lock().await = None;
+        let mut basic = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
+        if basic.len() >= MOST_TOKENS {
+            basic.clear();
+        }
+        basic.insert((scope.repository.clone(), scope.access))
+    }
+
+    fn wants_basic(&self, scope: &Scope) -> bool {
+        let basic = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
+        !basic.is_empty() && basic.contains(&(scope.repository.clone(), scope.access))
+    }
+
+    /// The password was answered with a Bearer challenge.
+    fn prefer_tokens(&self, scope: &Scope) {
+        let mut basic = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
+        basic.remove(&(scope.repository.clone(), scope.access));
     }
 
     async fn credential(&self, registry: &Registry, scope: &Scope) -> Result<Option<Credential>> {
@@ -282,7 +321,8 @@ impl Auth {
         service: Option<&str>,
     ) -> Result<Token> {
         let base = registry.base().await?.clone();
-        let mut realm = base.join(realm).map_err(|_| Error::new(Kind::Registry, "its token realm is not a URL"))?;
+        let mut realm =
+            joined(&base, realm).ok_or_else(|| Error::new(Kind::Registry, "its token realm is not a URL"))?;
         registry.policy().await?.check(&base, &realm)?;
         let mut credential = self.credential(registry, scope).await?;
         if credential.is_none() && is_acr(&registry.name) && realm_is_trusted(&base, &realm, &[]) {
@@ -364,6 +404,11 @@ impl Auth {
     }
 }
 
+/// Whether an `Authorization` holds a token.
+fn is_token(header: &HeaderValue) -> bool {
+    header.as_bytes().starts_with(b"Bearer ")
+}
+
 /// Tokens kept at once: each is a few kilobytes, and a list may have any number of repositories.
 const MOST_TOKENS: usize = 2048;
 
@@ -399,6 +444,22 @@ mod tests {
         assert!(auth.challenged(bearer(Some("invalid_token")), &scope, Some(&used)).await);
         assert!(!auth.challenged(bearer(Some("insufficient_scope")), &scope, Some(&used)).await);
         assert!(!auth.challenged(None, &scope, None).await);
+    }
+
+    #[tokio::test]
+    async fn a_basic_challenge_to_a_token_is_answered_once() {
+        let auth = Auth::new(&Arc::default(), None);
+        let scope = |name: &str| Scope::push(&format!("r.io/{name}").parse().expect("a repository"));
+        let bearer = || Some(Challenge::Bearer { realm: "https://t".into(), service: None, error: None });
+        let (token, password) = (HeaderValue::from_static("Bearer x"), HeaderValue::from_static("Basic x"));
+        assert!(auth.challenged(bearer(), &scope("a"), None).await);
+        assert!(auth.challenged(Some(Challenge::Basic), &scope("a"), Some(&token)).await);
+        assert!(auth.wants_basic(&scope("a")) && !auth.wants_basic(&scope("b")));
+        assert!(matches!(*auth.challenge(), Some(Challenge::Bearer { .. })), "others still use tokens");
+        // Neither is taken: no more attempts.
+        assert!(!auth.challenged(Some(Challenge::Basic), &scope("a"), Some(&token)).await);
+        assert!(auth.challenged(bearer(), &scope("a"), Some(&password)).await);
+        assert!(!auth.wants_basic(&scope("a")), "the password was not what it wants");
     }
 
     #[tokio::test]

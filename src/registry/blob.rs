@@ -33,6 +33,21 @@ pub enum Cached {
     Unknown,
 }
 
+impl Cached {
+    /// Reads `Cache-Status`. Of several caches the one that answered us comes last (RFC 9211, section 2).
+    pub(super) fn from_headers(headers: &HeaderMap) -> Self {
+        let status = headers.get("cache-status").and_then(|value| value.to_str().ok());
+        let mut words = status.and_then(|status| status.rsplit(',').next()).unwrap_or_default().split(';');
+        let (cache, words) = (words.next().unwrap_or_default(), words.map(str::trim).collect::<Vec<_>>());
+        match cache {
+            "" => Self::Unknown,
+            _ if words.contains(&"hit") => Self::Yes,
+            _ if words.contains(&"collapsed") => Self::Soon,
+            _ => Self::No,
+        }
+    }
+}
+
 impl Repo {
     /// `GET` of a blob's bytes from `from` on. Once: the feed that reads it has the budget.
     pub(super) async fn get_blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
@@ -66,42 +81,6 @@ impl Repo {
         Ok(limited(body_of(response, skip), part.end - part.start))
     }
 
-    /// `HEAD` of a blob, by those who pull: its size, `None` where it isn't.
-    ///
-    /// # Errors
-    /// [`Kind::Registry`] if the registry doesn't say how large the blob is.
-    pub async fn size_of(&self, digest: &Digest) -> Result<Option<u64>> {
-        let doing = format!("look for blob {digest}");
-        let call = self.call(Method::HEAD, self.at_blob(digest), &self.pull, doing.clone()).await?;
-        match self.registry.call(call).await {
-            Ok(response) => length(response.headers()).map(Some).ok_or_else(|| {
-                Error::new(Kind::Registry, "the registry does not say how large the blob is").doing(doing)
-            }),
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// `HEAD` of a blob at a cache, by those who pull: how the cache says that it has it.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`] if it isn't there.
-    pub async fn cached(&self, digest: &Digest) -> Result<Cached> {
-        let doing = format!("look for blob {digest}");
-        let call = self.call(Method::HEAD, self.at_blob(digest), &self.pull, doing).await?;
-        let response = self.registry.call(call).await?;
-        // Of several caches the one that answered us comes last (RFC 9211, section 2).
-        let status = response.headers().get("cache-status").and_then(|value| value.to_str().ok());
-        let mut words = status.and_then(|status| status.rsplit(',').next()).unwrap_or_default().split(';');
-        let (cache, words) = (words.next().unwrap_or_default(), words.map(str::trim).collect::<Vec<_>>());
-        Ok(match cache {
-            "" => Cached::Unknown,
-            _ if words.contains(&"hit") => Cached::Yes,
-            _ if words.contains(&"collapsed") => Cached::Soon,
-            _ => Cached::No,
-        })
-    }
-
     /// `GET` of a foreign layer from where its descriptor says (OCI image spec, "Descriptor Properties": `urls`).
     /// Without credentials, and not to addresses that a redirect mayn't lead to either.
     async fn elsewhere(&self, blob: &Descriptor, from: u64) -> Result<Response> {
@@ -119,18 +98,6 @@ impl Repo {
             }
         }
         Err(last)
-    }
-
-    /// `HEAD` of a blob.
-    pub(super) async fn head_blob(&self, blob: &Descriptor) -> Result<bool> {
-        let doing = format!("look for blob {}", blob.digest);
-        let call = self.call(Method::HEAD, self.at_blob(&blob.digest), &self.push, doing).await?;
-        match self.registry.call(call).await {
-            // A blob of another size can't have this digest: what is there is broken, so it's sent again.
-            Ok(response) => Ok(length(response.headers()).is_none_or(|length| length == blob.size)),
-            Err(error) if error.kind() == Kind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// `POST` of an upload, which asks for a mount too where there is something to mount from.
@@ -238,7 +205,7 @@ pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Start and total of `bytes 5-9/10`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = text.split_once('/')?;
     Some((range.split_once('-')?.0.trim().parse().ok()?, total.trim().parse().ok()))

@@ -61,7 +61,7 @@ impl Repo {
             serde_json::from_slice(&bytes).map_err(|error: serde_json::Error| wrong(error).transient(None))
         };
         let read = self.registry.read(call, 1 << 20, parse).await;
-        let document: TagDocument = read.map_err(|error| self.forbidden(error))?;
+        let document: TagDocument = read?;
         let TagAttributes { created_time, last_update_time, changeable_attributes } = document.tag;
         Ok(Some(TagState {
             written: last_update_time.or(created_time),
@@ -106,37 +106,22 @@ impl Repo {
         let call = self.call(Method::DELETE, at, &scope, doing).await?;
         match self.registry.call(call).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(()),
-            called => called.map(drop).map_err(|error| self.forbidden(error)),
+            called => called.map(drop),
         }
     }
 
     fn acr_tag<'a>(&'a self, tag: &'a Tag) -> Endpoint<'a> {
         Endpoint::AcrTag(&self.repository.name, tag)
     }
-
-    /// Says what it takes to delete, where the usual hint is about pushing.
-    fn forbidden(&self, error: Error) -> Error {
-        if !matches!(error.kind(), Kind::Denied | Kind::Unauthorized) {
-            return error;
-        }
-        if is_acr(&self.registry.name) {
-            return error.hint_instead(
-                "to prune takes the right to delete: AcrDelete, Container Registry Repository Contributor, or a \
-                 token with content/delete and metadata/read",
-            );
-        }
-        error.hint_instead("to prune takes the right to delete: log in as one who has it")
-    }
 }
 
 /// Whether the registry says that it doesn't do such a thing at all.
 fn is_unable(error: &Error) -> bool {
-    let said = error.to_string();
-    let status = |code: &str| said.contains(&format!(" answered {code}"));
-    match error.kind() {
+    match (error.kind(), error.status()) {
         // DIGEST_INVALID
-        Kind::Mismatch => status("400"),
-        Kind::Registry => status("405") || status("501") || (status("400") && said.contains("UNSUPPORTED")),
+        (Kind::Mismatch, status) => status == Some(400),
+        (Kind::Registry, Some(405 | 501)) => true,
+        (Kind::Registry, Some(400)) => error.code() == Some("UNSUPPORTED"),
         _ => false,
     }
 }

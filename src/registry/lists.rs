@@ -88,7 +88,7 @@ impl Repo {
         call.url.set_query(Some("n=1"));
         match self.registry.call_once(call).await {
             // NAME_UNKNOWN, not any 404: behind some paths a proxy answers for everything.
-            Err(error) => error.kind() == Kind::NotFound && error.to_string().contains("NAME_UNKNOWN"),
+            Err(error) => error.kind() == Kind::NotFound && error.code() == Some("NAME_UNKNOWN"),
             Ok(_) => false,
         }
     }

@@ -1,4 +1,4 @@
-//! Manifests: HEAD, GET, PUT.
+//! Manifests: GET, PUT.
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
@@ -7,38 +7,16 @@ use http::{HeaderValue, Method};
 use serde::de::IgnoredAny;
 
 use super::Repo;
-use super::blob::length;
 use super::token::Scope;
 use super::transport::{Payload, Response};
 use crate::content::Pushed;
-use crate::descriptor::{Descriptor, Digest, MediaType};
+use crate::descriptor::{Digest, MediaType};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_MANIFEST, Manifest};
 use crate::memory;
 use crate::reference::Target;
 
 impl Repo {
-    /// `HEAD` of a manifest: no pull for Docker Hub. `None` where it isn't.
-    pub(super) async fn head_manifest(&self, target: &Target, scope: &Scope) -> Result<Option<Descriptor>> {
-        let reference = self.repository.at(target.clone());
-        let call = self.call(Method::HEAD, self.at_manifest(target), scope, format!("look for {reference}")).await?;
-        let response = match self.registry.call(call.header(ACCEPT, MediaType::ACCEPT)).await {
-            Ok(response) => response,
-            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let headers = response.headers();
-        if let (Some(digest), Some(size)) = (digest(headers).or_else(|| target.digest()), length(headers)) {
-            return Ok(Some(Descriptor::new(content_type(headers).unwrap_or_default(), digest, size)));
-        }
-        // Docker-Content-Digest is a "should" only.
-        match self.get_manifest(target, scope).await {
-            Ok(manifest) => Ok(Some(manifest.descriptor().clone())),
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// `GET` of a manifest: a pull for Docker Hub.
     pub(super) async fn get_manifest(&self, target: &Target, scope: &Scope) -> Result<Manifest> {
         let reference = self.repository.at(target.clone());
@@ -71,9 +49,15 @@ impl Repo {
         let mut call = call.header(CONTENT_TYPE, manifest.descriptor().media_type.0.as_str());
         call.body = Payload::Bytes(manifest.bytes().clone());
         let mut invalid = false;
+        let far = names_addresses(manifest);
         let judge = |answered: Result<Response>| match answered {
             Ok(response) => {
                 check_stored(&response, manifest.digest()).map(|()| response).map_err(|e| e.doing(doing.clone()))
+            }
+            // docker-registry says 500 `UNKNOWN` to layers with `urls`, and will say so each time.
+            Err(error) if far && is_about_content(&error) => {
+                let error = error.hint(FOREIGN_HINT);
+                if std::mem::replace(&mut invalid, true) { Err(error.permanent()) } else { Err(error.transient(None)) }
             }
             // `MANIFEST_INVALID`: damage, or a kind of manifest that the registry never takes. So once more only.
             Err(error) if error.kind() == Kind::Invalid && !std::mem::replace(&mut invalid, true) => {
@@ -85,6 +69,19 @@ impl Repo {
         Ok(Pushed { lists_referrer: response.headers().contains_key("oci-subject") })
     }
 }
+
+/// Whether the manifest names layers that are elsewhere, by `urls` (foreign layers).
+fn names_addresses(manifest: &Manifest) -> bool {
+    manifest.contents().blobs.iter().any(|blob| !blob.urls.is_empty())
+}
+
+/// Whether a registry may have refused what the manifest says, rather than have failed.
+fn is_about_content(error: &Error) -> bool {
+    error.kind() == Kind::Invalid || (matches!(error.status(), Some(400 | 500)) && error.code() == Some("UNKNOWN"))
+}
+
+const FOREIGN_HINT: &str = "the image has foreign layers, which name addresses (urls): docker-registry takes them only if \
+                            its configuration allows these, by validation.manifests.urls.allow";
 
 /// The registry says which digest it stored, if it says so (distribution spec, "Pushing Manifests"). Another one
 /// means that it got other bytes: below a tag they look right to it.
@@ -101,10 +98,10 @@ fn check_stored(response: &Response, sent: Digest) -> Result<()> {
     }
 }
 
-fn digest(headers: &HeaderMap) -> Option<Digest> {
+pub(super) fn digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
 }
 
-fn content_type(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn content_type(headers: &HeaderMap) -> Option<&str> {
     headers.get(CONTENT_TYPE).map(HeaderValue::to_str)?.ok()
 }

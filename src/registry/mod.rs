@@ -7,12 +7,15 @@
 //! - `endpoint`: the URLs of the API, and which of them may be written to
 //! - `incoming`, `min_rate`: bodies that fail when they fall silent or crawl
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
-//! - `answer`: errors
+//! - `answer`, `error_document`, `acr_refusals`: errors
+//! - `redirect`, `location`: where a request goes on
+//! - `lookup`: what is there, also where HEAD is not supported
 //! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists` (with
 //!   `link` and `pages`): the operations
 //!
 //! [`Repo`] is one repository as a [`Source`] and [`Destination`].
 
+mod acr_refusals;
 mod address;
 mod answer;
 mod auth;
@@ -22,11 +25,14 @@ mod blob;
 mod challenge;
 mod delete;
 mod endpoint;
+mod error_document;
 mod identity;
 mod incoming;
 mod limits;
 mod link;
 mod lists;
+mod location;
+mod lookup;
 mod manifest;
 mod min_rate;
 mod pages;
@@ -34,6 +40,7 @@ mod piece;
 mod pulls;
 mod quota;
 mod rates;
+mod redirect;
 mod send;
 mod token;
 mod transport;

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderValue, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use reqwest::{Request, Url};
 use tokio::time::Instant;
@@ -14,14 +14,18 @@ use tokio::time::Instant;
 use super::address::{origin, same_origin};
 use super::answer;
 use super::challenge::Challenge;
+use super::endpoint::check_write;
 use super::incoming::Incoming;
 use super::limits::{Permit, retry_after};
+use super::location;
 use super::pulls::Pass;
 use super::quota::PullQuota;
 use super::rates::Class;
+use super::redirect;
 use super::token::Scope;
 use super::transport::{COMMIT_TIMEOUT, Call, Payload, Registry, Response};
 use crate::error::{Error, Kind, Result};
+use crate::reference::Repository;
 
 /// The response to a call, who asked, and the origin that it came from if redirects led elsewhere.
 pub(super) struct Sent {
@@ -49,12 +53,9 @@ impl Registry {
                 signed.insert(AUTHORIZATION, value.clone());
             }
             let streamed = matches!(body, Payload::Stream(..));
-            let once = match &body {
-                Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
-                _ => std::mem::replace(&mut body, Payload::Empty),
-            };
+            let once = body.next();
             let mark = self.pulls.mark(account);
-            let (response, end) = self.followed(method.clone(), url.clone(), signed, once).await?;
+            let (response, end) = self.followed(method.clone(), url.clone(), signed, once, &scope.repository).await?;
             if !same_origin(&url, &end) {
                 // Whatever it asks for: it's not the registry, and gets no credentials.
                 return Ok(Sent { response, storage: Some(origin(&end)) });
@@ -106,31 +107,32 @@ impl Registry {
         }
     }
 
-    /// Sends, and follows what GET and HEAD are redirected to.
+    /// Sends, and follows redirects (see [`redirect`]). A streamed body goes out once: its redirect is the answer.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] for a redirect to an address that may not be asked, and of a write to what is no part of
+    /// `repository`.
     async fn followed(
         &self,
         method: Method,
         mut url: Url,
         mut headers: HeaderMap,
         mut body: Payload,
+        repository: &Repository,
     ) -> Result<(Response, Url)> {
-        let follow = method == Method::GET || method == Method::HEAD;
+        let base = self.base().await?;
+        let streamed = matches!(body, Payload::Stream(..));
         for _ in 0..=MAX_REDIRECTS {
             let permit = self.admitted(&method, &url).await?;
-            let payload = std::mem::replace(&mut body, Payload::Empty);
-            let response = self.raw(method.clone(), url.clone(), headers.clone(), payload).await?;
+            let mut response = self.raw(method.clone(), url.clone(), headers.clone(), body.next()).await?;
             drop(permit);
-            let Some(location) =
-                response.headers().get(LOCATION).filter(|_| follow && response.status().is_redirection())
-            else {
+            location::note_origin(&mut response, &url);
+            let Some(next) = redirect::target(&method, &response, &url)? else { return Ok((response, url)) };
+            if streamed {
                 return Ok((response, url));
-            };
-            let next = location
-                .to_str()
-                .ok()
-                .and_then(|location| url.join(location).ok())
-                .ok_or_else(|| Error::new(Kind::Registry, "it redirects to what isn't a URL"))?;
+            }
             self.policy().await?.check(&url, &next)?;
+            check_write(&method, &next, base, repository)?;
             if !same_origin(&url, &next) {
                 headers.remove(AUTHORIZATION);
             }
@@ -234,6 +236,6 @@ pub(super) fn names_manifest(url: &Url) -> bool {
     url.path().rsplit('/').nth(1) == Some("manifests")
 }
 
-const MAX_REDIRECTS: u32 = 5;
+pub(super) const MAX_REDIRECTS: u32 = 5;
 /// How often a call is signed: without a token, with one, and with a new one if that expired on the way.
 const SIGNATURES: u32 = 3;

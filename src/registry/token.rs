@@ -8,19 +8,20 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
+use http::Method;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use http::{Method, StatusCode};
 use reqwest::Url;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::answer::login_first;
+use super::answer::token_error;
 use super::azure::is_acr;
 use super::limits::retry_after;
 use super::transport::{Payload, Registry, Response, read_small};
 use crate::credentials::Secret;
 use crate::error::{Error, Kind, Result};
+use crate::go_names::fold;
 use crate::reference::{Repository, RepositoryName};
 
 /// What a token is for. One token has few scopes: one that gathered every repository's made ACR
@@ -111,15 +112,14 @@ impl fmt::Debug for Token {
     }
 }
 
-/// A token endpoint's answer. `token` and `access_token` are the same thing by two names.
-#[derive(Default, Deserialize)]
+/// A token endpoint's answer.
+#[derive(Default)]
 pub(super) struct Answer {
-    pub(super) token: Option<String>,
-    pub(super) access_token: Option<String>,
+    /// `token` or `access_token`: the same thing by two names. Some write both, and leave one empty.
+    token: Option<String>,
     pub(super) refresh_token: Option<String>,
     /// A number, or text with a number: both are seen (RFC 6749 §5.1 says a number).
-    #[serde(default)]
-    pub(super) expires_in: Value,
+    expires_in: Value,
 }
 
 impl Answer {
@@ -128,37 +128,42 @@ impl Answer {
         let wait = retry_after(response.headers());
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
-            let answer: Self = serde_json::from_slice(&body)
-                // What stands between is more likely to say this than the registry.
-                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON").transient(None))?;
-            // What isn't used is a secret all the same.
-            [&answer.token, &answer.access_token, &answer.refresh_token]
-                .into_iter()
-                .flatten()
-                .for_each(|text| drop(Secret::new(text.as_str())));
-            return Ok(answer);
+            return Self::parse(&body);
         }
-        let what = format!("the token endpoint answered {}", status.as_u16());
-        Err(match status {
-            StatusCode::TOO_MANY_REQUESTS => Error::new(Kind::Limited, what).transient(wait),
-            _ if status.is_server_error() => Error::new(Kind::Registry, what).transient(wait),
-            // ACR and Harbor say 400 or 403 to a wrong secret, the others 401.
-            _ => match user {
-                Some(user) => Error::new(Kind::Unauthorized, what).hint(format!(
-                    "the password or token of '{user}' is not taken, or has expired: log in again by transload login {}",
-                    registry.name
-                )),
-                None => Error::new(Kind::Unauthorized, what).hint(login_first(&registry.name)),
-            },
-        })
+        Err(token_error(status, &body, wait, (&registry.name, user)))
+    }
+
+    /// Reads the document as Go programs do: names in any letter case, `null` as if it were not there. A value that is
+    /// empty, or of another type, is not there either.
+    fn parse(body: &[u8]) -> Result<Self> {
+        let document: Map<String, Value> = serde_json::from_slice(body)
+            // What stands between is more likely to say this than the registry.
+            .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON").transient(None))?;
+        let mut answer = Self::default();
+        let mut access_token = None;
+        for (name, value) in document {
+            let field = match fold(&name).as_str() {
+                "token" => &mut answer.token,
+                "access_token" => &mut access_token,
+                "refresh_token" => &mut answer.refresh_token,
+                "expires_in" => {
+                    answer.expires_in = value;
+                    continue;
+                }
+                _ => continue,
+            };
+            if let Value::String(text) = value {
+                // What isn't used is a secret all the same.
+                drop(Secret::new(text.as_str()));
+                *field = Some(text).filter(|text| !text.trim().is_empty());
+            }
+        }
+        answer.token = answer.token.or(access_token);
+        Ok(answer)
     }
 
     pub(super) fn token(self) -> Result<Token> {
-        let value = self
-            .token
-            .or(self.access_token)
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| Error::new(Kind::Registry, "the token endpoint gave no token"))?;
+        let value = self.token.ok_or_else(|| Error::new(Kind::Registry, "the token endpoint gave no token"))?;
         // 60 s where nothing is said (distribution's token specification); ACR says it in the token only.
         let life = number(&self.expires_in).and_then(lifetime).or_else(|| jwt_life(&value)).unwrap_or(MIN_LIFE);
         Ok(Token { renew: renewal(life), value: Secret::new(value) })
@@ -300,8 +305,32 @@ mod tests {
     /// Seconds until the token of this answer is renewed.
     fn renewed(answer: &str) -> u64 {
         let now = Instant::now();
-        let answer: Answer = serde_json::from_str(answer).expect("an answer");
+        let answer = Answer::parse(answer.as_bytes()).expect("an answer");
         (answer.token().expect("a token").renew - now).as_secs()
+    }
+
+    #[tokio::test]
+    async fn the_field_that_holds_a_token_is_taken() {
+        for answer in [
+            r#"{"token":"x"}"#,
+            r#"{"access_token":"x"}"#,
+            r#"{"token":"","access_token":"x"}"#,
+            r#"{"token":"x","access_token":""}"#,
+            r#"{"token":null,"access_token":"x","refresh_token":null,"expires_in":null}"#,
+            r#"{"token":{},"access_token":"x","issued_at":7,"scope":null}"#,
+            r#"{"Token":" ","Access_Token":"x"}"#,
+            r#"{"token":"x","access_token":"y"}"#,
+        ] {
+            let token = Answer::parse(answer.as_bytes()).and_then(Answer::token).expect(answer);
+            assert_eq!(token.value.reveal(), "x", "{answer}");
+        }
+        for answer in [r#"{}"#, r#"{"token":"","access_token":null}"#, r#"{"token":7}"#] {
+            let error = Answer::parse(answer.as_bytes()).and_then(Answer::token).expect_err(answer);
+            assert!(error.to_string().contains("gave no token"), "{answer}: {error}");
+        }
+        assert!(Answer::parse(b"[]").and_then(Answer::token).is_err_and(|error| error.is_transient()));
+        let empty = Answer::parse(br#"{"refresh_token":""}"#).expect("an answer");
+        assert!(empty.refresh_token.is_none(), "an exchange without a token");
     }
 
     #[tokio::test(start_paused = true)]

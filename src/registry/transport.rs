@@ -22,15 +22,17 @@ use super::blob::length;
 use super::endpoint::{Endpoint, check_write};
 use super::incoming::Incoming;
 use super::limits::{Limiter, retry_after};
+use super::lookup::WithoutHead;
 use super::pulls::{Pass, Pulls};
 use super::quota::{AccountPulls, PullQuota};
 use super::rates::{Class, Throttle};
+use super::redirect;
 use super::send::{Sent, names_manifest};
 use super::token::{Access, Scope};
 use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
 use crate::memory::Collected;
-use crate::reference::{DOCKER_HUB, RegistryName, Repository, split_port};
+use crate::reference::{DOCKER_HUB, RegistryName, Repository, split_port, without_https_port};
 use crate::retry::Budget;
 
 /// A response whose body hasn't been read.
@@ -58,6 +60,8 @@ pub struct Registry {
     pub(super) largest_body: AtomicU64,
     /// Learned: there is no referrers API here.
     pub(super) no_referrers: AtomicBool,
+    /// Learned: for what there is no HEAD here.
+    pub(super) without_head: WithoutHead,
     pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
     pub(super) next_session: AtomicU64,
     /// Uploads whose session isn't known yet.
@@ -85,13 +89,20 @@ pub(super) enum Payload {
     Stream(reqwest::Body, u64),
 }
 
+impl Payload {
+    /// The body to be sent now; what can be sent again stays.
+    pub(super) fn next(&mut self) -> Self {
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(bytes.clone()),
+            other => std::mem::replace(other, Self::Empty),
+        }
+    }
+}
+
 impl Call<'_> {
     /// The call once more. A streamed body goes with the first one.
     fn again(&mut self) -> Self {
-        let body = match &mut self.body {
-            Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
-            other => std::mem::replace(other, Payload::Empty),
-        };
+        let body = self.body.next();
         Self {
             method: self.method.clone(),
             url: self.url.clone(),
@@ -122,7 +133,8 @@ impl Registry {
             return Err(Error::new(Kind::Usage, format!("{name:?} is not the name of a registry")));
         }
         let host = if name == DOCKER_HUB { "registry-1.docker.io" } else { name };
-        let insecure = options.insecure.iter().any(|allowed| allowed == name || allowed == split_port(name).0);
+        let insecure =
+            options.insecure.iter().any(|allowed| without_https_port(allowed) == name || allowed == split_port(name).0);
         let scheme = if is_loopback(split_port(name).0) && !insecure { "http" } else { "https" };
         let first_base = Url::parse(&format!("{scheme}://{host}"))
             .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;
@@ -144,6 +156,7 @@ impl Registry {
             limiter: Limiter::new(options.concurrency, options.longest_pause),
             largest_body: AtomicU64::new(u64::MAX),
             no_referrers: AtomicBool::new(false),
+            without_head: WithoutHead::default(),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(0),
             starting: Mutex::default(),
@@ -304,11 +317,16 @@ impl Registry {
     /// Makes the call as this account.
     async fn attempt(&self, call: Call<'_>, account: usize, pass: Option<Pass<'_>>) -> Result<Response> {
         let (method, scope) = (call.method.clone(), call.scope);
+        let streamed = matches!(call.body, Payload::Stream(..));
         let class = Class::of(&method, call.url.path());
         let Sent { response, storage } = self.signed(call, account, pass).await?;
         let status = response.status();
         if status.is_success() {
             self.limiter.went_well();
+            return Ok(response);
+        }
+        if streamed && redirect::keeps_method(status) {
+            // Whoever has the stream opens it again, and sends it to where this leads.
             return Ok(response);
         }
         let asked = retry_after(response.headers());
@@ -317,6 +335,10 @@ impl Registry {
         {
             // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
             let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
+            if !matches!(method, Method::GET | Method::HEAD) {
+                let hint = format!("credentials are never sent on to another host: name {storage} itself");
+                return Err(Error::new(Kind::Denied, what).hint(hint));
+            }
             return Err(Error::new(Kind::Registry, what).transient(None));
         }
         let user = self.account(account).username();

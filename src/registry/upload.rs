@@ -11,15 +11,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future;
-use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE};
-use http::{HeaderValue, Method};
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE};
+use http::{HeaderValue, Method, StatusCode};
 use reqwest::Url;
 
 use super::Repo;
-use super::address::same_origin;
+use super::address::{origin, same_origin};
 use super::azure::is_acr;
 use super::endpoint::check_session;
+use super::location::{self, answered_by};
 use super::piece::{Piece, Slot, watched};
+use super::redirect;
+use super::send::MAX_REDIRECTS;
 use super::token::Scope;
 use super::transport::{Call, Payload, Registry, Response};
 use crate::content::{Feed, Source, Started};
@@ -41,17 +44,23 @@ pub struct Session {
     least: u64,
     /// The length of the last body that was tried, in bytes.
     tried: u64,
+    /// Where the last body was redirected to, and how often in a row.
+    redirected: Option<Url>,
+    redirects: u32,
+    /// From which origin bodies are redirected to the same path of which other one.
+    moved: Option<(Url, Url)>,
 }
 
 impl Repo {
     /// The session that a 202 describes.
     pub(super) async fn session(&self, response: &Response) -> Result<Session> {
         let base = self.registry.base().await?;
-        let url = location(response.headers(), base, base, &self.repository)?;
+        let asked = answered_by(response).unwrap_or(base);
+        let url = session_url(response.headers(), asked, base, &self.repository)?;
         let least = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
         let id = self.registry.next_session.fetch_add(1, Ordering::Relaxed);
         self.registry.remember(id, &url, self);
-        Ok(Session { id, url, at: 0, least: least.unwrap_or(0), tried: 0 })
+        Ok(Session { id, url, at: 0, least: least.unwrap_or(0), tried: 0, redirected: None, redirects: 0, moved: None })
     }
 
     /// Sends a blob, resuming and restarting within the feed's budget.
@@ -76,6 +85,14 @@ impl Repo {
                 return Err(error);
             }
             drop(slot);
+            if session.redirected.is_some() {
+                if let Err(error) = feed.budget().retry(error).await {
+                    self.cancel(&session).await;
+                    return Err(error);
+                }
+                body = feed.open(session.at).await?;
+                continue;
+            }
             match self.recover(session, feed, error).await? {
                 Some(recovered) => (session, body) = recovered,
                 None => return Ok(()),
@@ -99,11 +116,13 @@ impl Repo {
             };
             let last = method == Method::PUT;
             session.tried = length;
-            let mut url = session.url.clone();
-            if last {
+            let mut url = session.redirected.take().unwrap_or_else(|| session.next());
+            // A redirect repeats the query of the request that it answers.
+            if last && !url.query_pairs().any(|(name, _)| name == "digest") {
                 // Behind whatever query the Location has: it is the registry's state.
                 url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
             }
+            let asked = url.clone();
             let mut headers = HeaderMap::new();
             if length > 0 {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -122,19 +141,26 @@ impl Repo {
             let sending = self.registry.call_once(call);
             // Without a body to watch, the transport itself bounds the wait for the answer.
             let response = if length == 0 { sending.await? } else { watched(slot, &self.registry, sending).await? };
+            if redirect::keeps_method(response.status()) {
+                return Err(session.redirect(&response, &asked).doing(doing));
+            }
+            session.redirects = 0;
+            let before = session.at;
             session.at += length;
             if last {
                 return Ok(());
             }
             let base = self.registry.base().await?;
-            match location(response.headers(), &session.url, base, &self.repository) {
+            match session_url(response.headers(), answered_by(&response).unwrap_or(&asked), base, &self.repository) {
                 Ok(url) => session.url = url,
+                // ECR answers 201 to a PATCH; a Location beside it may be that of the blob.
+                Err(_) if response.status() == StatusCode::CREATED => {}
                 Err(error) if error.kind() == Kind::Refused => return Err(error.doing(doing)),
                 // Without a new one the old one holds.
                 Err(_) => {}
             }
             self.registry.remember(session.id, &session.url, self);
-            if let Some(has) = end_of_range(response.headers()).filter(|has| *has != session.at) {
+            if let Some(has) = taken_in_part(response.headers(), before, session.at) {
                 let what = format!("the registry took {has} bytes, where {} were sent", session.at);
                 session.at = has;
                 return Err(Error::new(Kind::Registry, what).transient(None).doing(doing));
@@ -212,7 +238,8 @@ impl Repo {
         let response = self.registry.call_once(call).await?;
         session.at = end_of_range(response.headers()).filter(|end| *end > 1).unwrap_or(0);
         let base = self.registry.base().await?;
-        if let Ok(url) = location(response.headers(), &session.url, base, &self.repository) {
+        let asked = answered_by(&response).unwrap_or(&session.url);
+        if let Ok(url) = session_url(response.headers(), asked, base, &self.repository) {
             session.url = url;
             self.registry.remember(session.id, &session.url, self);
         }
@@ -249,7 +276,37 @@ impl Repo {
 
 impl Session {
     fn clone_state(&self) -> Self {
-        Self { url: self.url.clone(), ..*self }
+        Self { url: self.url.clone(), redirected: None, moved: None, ..*self }
+    }
+
+    /// Where the next body goes.
+    fn next(&self) -> Url {
+        let mut url = self.url.clone();
+        if let Some((_, to)) = self.moved.as_ref().filter(|(from, _)| same_origin(from, &self.url)) {
+            let set = url.set_scheme(to.scheme()).is_ok() && url.set_host(to.host_str()).is_ok();
+            if !set || url.set_port(to.port()).is_err() {
+                return self.url.clone();
+            }
+        }
+        url
+    }
+
+    /// Notes where a streamed body was redirected to. The error is transient, and costs an attempt: the source has to
+    /// be opened again. A registry that redirects again and again ends that.
+    fn redirect(&mut self, response: &Response, asked: &Url) -> Error {
+        let Some(next) = location::of(response.headers(), asked) else {
+            return Error::new(Kind::Registry, "it redirects an upload to what isn't a URL");
+        };
+        self.redirects += 1;
+        if self.redirects > MAX_REDIRECTS {
+            return Error::new(Kind::Registry, format!("it redirects an upload more than {MAX_REDIRECTS} times"));
+        }
+        let what = format!("the upload is redirected to {}", origin(&next));
+        // A front sends all on to another host, whose answers may name the front again: bodies go there at once then.
+        let same = asked.path() == next.path() && asked.query() == next.query();
+        self.moved = same.then(|| (asked.clone(), next.clone()));
+        self.redirected = Some(next);
+        Error::new(Kind::Registry, what).transient(Some(Duration::ZERO))
     }
 }
 
@@ -312,21 +369,13 @@ impl Registry {
     }
 }
 
-/// The session's URL from `Location`, which may be relative (ACR's is, with a query) to the URL that was
-/// `asked`.
+/// The session's URL from `Location`, which may be relative to the URL that answered (ACR's is, with a query).
 ///
 /// # Errors
 /// [`Kind::Registry`] if there is none, [`Kind::Refused`] as [`check_session`].
-fn location(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Repository) -> Result<Url> {
+fn session_url(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Repository) -> Result<Url> {
     let wrong = || Error::new(Kind::Registry, "the registry began an upload without a Location to send it to");
-    let text = headers.get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
-    let mut url = asked.join(text).map_err(|_| wrong())?;
-    // A registry behind a proxy that ends TLS often calls itself http: its host by https is what is meant.
-    if asked.scheme() == "https" && url.scheme() == "http" && url.host_str() == asked.host_str() && url.port().is_none()
-    {
-        let _ = url.set_scheme("https");
-        let _ = url.set_port(asked.port());
-    }
+    let url = location::of(headers, asked).ok_or_else(wrong)?;
     check_session(&url, base, repository)?;
     if !same_origin(&url, base) {
         tracing::debug!("the upload goes to another host, without credentials");
@@ -334,10 +383,22 @@ fn location(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Repositor
     Ok(url)
 }
 
+/// How many bytes the registry has by the `Range` of its answer to a chunk, if that means that it took a part of the
+/// chunk. The chunk brought the upload from `before` to `after` bytes.
+///
+/// The distribution spec has the end of all that it took. Some answer otherwise after they took the whole chunk: ECR
+/// with the end of the first chunk (aws/containers-roadmap issue 2831), zot with the length of this chunk
+/// (distribution-spec issue 580), others with one byte more, or with `0-0`. What is not within the chunk says nothing;
+/// if the chunk was lost, the next one is answered with 416, or the digest is wrong.
+fn taken_in_part(headers: &HeaderMap, before: u64, after: u64) -> Option<u64> {
+    end_of_range(headers).filter(|has| *has > before.max(1) && *has < after)
+}
+
 /// How many bytes there are by `Range: 0-9` (inclusive; some write `bytes=0-9`).
 fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RANGE)?.to_str().ok()?;
-    let end: u64 = text.trim_start_matches("bytes=").split_once('-')?.1.trim().parse().ok()?;
+    let text = text.trim_start().trim_start_matches("bytes").trim_start_matches(['=', ' ']);
+    let end: u64 = text.split_once('-')?.1.trim().parse().ok()?;
     end.checked_add(1)
 }
 
@@ -352,6 +413,7 @@ const LEAST_CHUNK: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::LOCATION;
 
     fn headers(name: http::HeaderName, value: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(name, HeaderValue::from_static(value))])
@@ -361,7 +423,7 @@ mod tests {
     fn locations_are_relative_absolute_or_wrongly_plain() {
         let base = Url::parse("https://r.azurecr.io/v2/").expect("a URL");
         let repository = "r.azurecr.io/a".parse().expect("a repository");
-        let read = |headers: &HeaderMap| location(headers, &base, &base, &repository);
+        let read = |headers: &HeaderMap| session_url(headers, &base, &base, &repository);
         let at = |text| read(&headers(LOCATION, text)).map(|url| url.to_string()).ok();
         assert_eq!(
             at("/v2/a/blobs/uploads/1?_nouploadcache=false&_state=x"),
@@ -377,6 +439,19 @@ mod tests {
     fn ranges_are_inclusive() {
         assert_eq!(end_of_range(&headers(RANGE, "0-9")), Some(10));
         assert_eq!(end_of_range(&headers(RANGE, "bytes=0-9")), Some(10));
+        assert_eq!(end_of_range(&headers(RANGE, "bytes 0-9")), Some(10));
         assert_eq!(end_of_range(&headers(RANGE, "x")), None);
+    }
+
+    #[test]
+    fn only_a_part_of_the_chunk_that_was_sent_is_gone_on_from() {
+        let took = |range, before, after| taken_in_part(&headers(RANGE, range), before, after);
+        assert_eq!(took("0-14", 10, 20), Some(15));
+        // All of it, as the specification says; then ECR, zot, one byte too many, and nothing.
+        for (range, before, after) in
+            [("0-19", 10, 20), ("0-9", 10, 20), ("0-4", 15, 20), ("0-20", 10, 20), ("0-0", 0, 20), ("x", 0, 20)]
+        {
+            assert_eq!(took(range, before, after), None, "{range}");
+        }
     }
 }

@@ -91,13 +91,13 @@ pub trait Backend: Send + Sync + 'static {
         }
     }
 
-    /// Stores a manifest, whose blobs were checked to be there, and lists it where it is about
-    /// another. On return it's durable.
+    /// Stores a manifest, whose blobs were checked to be there, under all of `targets`, and lists it where it is about
+    /// another. On return it's durable; after an error it is under none of the targets.
     fn put_manifest(
         &self,
         place: &Place,
         manifest: &Manifest,
-        target: &Target,
+        targets: &[Target],
     ) -> impl Future<Output = Result<()>> + Send;
 }
 

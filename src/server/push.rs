@@ -14,7 +14,7 @@ use crate::content::Body;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind};
 use crate::manifest::{MAX_MANIFEST, Manifest};
-use crate::reference::Target;
+use crate::reference::{Tag, Target};
 
 type Answer = Result<Response<ResponseBody>, Refusal>;
 
@@ -76,11 +76,24 @@ impl<B: Backend> Server<B> {
         Ok(respond::empty(StatusCode::NO_CONTENT))
     }
 
-    pub(super) async fn put_manifest(&self, place: &Place, target: &Target, head: &Parts, body: &mut Body) -> Answer {
-        let manifest = read_manifest(target, head, body).await?;
+    /// Stores a manifest under `target`, and under `tags` too (distribution spec 1.1.1+dev, end-7b).
+    pub(super) async fn put_manifest(
+        &self,
+        place: &Place,
+        target: Target,
+        tags: Vec<Tag>,
+        head: &Parts,
+        body: &mut Body,
+    ) -> Answer {
+        let manifest = read_manifest(&target, head, body).await?;
         self.check_parts(place, &manifest).await?;
-        self.backend.put_manifest(place, &manifest, target).await.map_err(|error| Refusal::backend(&error))?;
+        let targets: Vec<Target> = [target].into_iter().chain(tags.iter().cloned().map(Target::Tag)).collect();
+        self.backend.put_manifest(place, &manifest, &targets).await.map_err(|error| Refusal::backend(&error))?;
         let mut response = created(place, "manifests", &manifest.digest());
+        for tag in &tags {
+            // A header for each tag. Clients push the tags that are not confirmed one by one.
+            respond::add(response.headers_mut(), HeaderName::from_static("oci-tag"), tag);
+        }
         if let Some(subject) = &manifest.contents().subject {
             // Spec, "Pushing Manifests with Subject": it's listed, nobody else needs to.
             set(response.headers_mut(), HeaderName::from_static("oci-subject"), &subject.digest.to_string());

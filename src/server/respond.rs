@@ -53,6 +53,14 @@ pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
+/// Adds a header beside others of its name, unless the value can't stand in one.
+pub(super) fn add(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    match HeaderValue::from_str(value) {
+        Ok(value) => drop(headers.append(name, value)),
+        Err(_) => tracing::warn!("{value:?} cannot be sent as {name}"),
+    }
+}
+
 /// Says which content this is.
 pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
     let etag = etag(digest);

@@ -7,7 +7,7 @@ use http::{Method, StatusCode, header};
 
 use super::refusal::Refusal;
 use crate::descriptor::Digest;
-use crate::reference::{RepositoryName, Target};
+use crate::reference::{RepositoryName, Tag, Target};
 
 /// Which repository is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +34,8 @@ pub enum Route {
     Blob(Place, Digest),
     /// `GET /v2/<name>/referrers/<digest>?artifactType=`.
     Referrers(Place, Digest, Option<String>),
-    /// `PUT /v2/<name>/manifests/<reference>`.
-    PutManifest(Place, Target),
+    /// `PUT /v2/<name>/manifests/<reference>`; with a digest also `?tag=<tag>`, for each of these tags.
+    PutManifest(Place, Target, Vec<Tag>),
     /// `POST /v2/<name>/blobs/uploads/`.
     Begin(Place, Begin),
     /// `GET` of an upload's location.
@@ -78,7 +78,7 @@ impl Route {
             Self::Tags(place, _) | Self::Manifest(place, _) | Self::Blob(place, _) | Self::Referrers(place, ..) => {
                 place.ns.as_deref()
             }
-            Self::PutManifest(place, _) | Self::Begin(place, _) | Self::Status(place, _) => place.ns.as_deref(),
+            Self::PutManifest(place, ..) | Self::Begin(place, _) | Self::Status(place, _) => place.ns.as_deref(),
             Self::Append(place, _) | Self::Finish(place, ..) | Self::Cancel(place, _) => place.ns.as_deref(),
         }
     }
@@ -115,7 +115,7 @@ pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, 
             reading(method)?;
             Ok(Route::Tags(query.place(name)?, query.page()?))
         }
-        [name @ .., "manifests", reference] => manifest(method, query.place(name)?, reference),
+        [name @ .., "manifests", reference] => manifest(method, query.place(name)?, reference, &query),
         [name @ .., "blobs", "uploads"] | [name @ .., "blobs", "uploads", ""] => {
             begin(method, query.place(name)?, &query)
         }
@@ -134,7 +134,7 @@ pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, 
     }
 }
 
-fn manifest(method: &Method, place: Place, reference: &str) -> Result<Route, Refusal> {
+fn manifest(method: &Method, place: Place, reference: &str, query: &Query) -> Result<Route, Refusal> {
     let target = match reference.parse() {
         _ if reference.contains(':') => Target::Digest(parse_digest(reference)?),
         Ok(tag) => Target::Tag(tag),
@@ -146,7 +146,11 @@ fn manifest(method: &Method, place: Place, reference: &str) -> Result<Route, Ref
     };
     match *method {
         Method::GET | Method::HEAD => Ok(Route::Manifest(place, target)),
-        Method::PUT => Ok(Route::PutManifest(place, target)),
+        Method::PUT => {
+            // Only a push by digest names tags in its query (distribution spec 1.1.1+dev, end-7b).
+            let tags = if target.digest().is_some() { query.tags()? } else { Vec::new() };
+            Ok(Route::PutManifest(place, target, tags))
+        }
         _ => Err(not_allowed("GET, HEAD, PUT")),
     }
 }
@@ -215,7 +219,8 @@ impl Query {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             // In a query a `+` is a space, or the `+` of `image.config.v1+json`, which clients
             // forget to escape. No value that is known here has a space in it.
-            Some((decode(key)?, decode(value)?))
+            // A value that is not well encoded stays as it is: it is no tag, digest or name.
+            Some((decode(key)?, decode(value).unwrap_or_else(|| value.to_owned())))
         });
         Self(pairs.collect())
     }
@@ -223,6 +228,24 @@ impl Query {
     /// A value that isn't empty.
     fn value(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.as_str())
+    }
+
+    /// The tags of a push by digest, each once.
+    fn tags(&self) -> Result<Vec<Tag>, Refusal> {
+        let mut tags: Vec<Tag> = Vec::new();
+        for (_, text) in self.0.iter().filter(|(key, _)| key == "tag") {
+            let tag = text.parse().map_err(|error: crate::error::Error| {
+                Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", error.to_string())
+            })?;
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+            if tags.len() > MAX_PUSH_TAGS {
+                let message = format!("a push names at most {MAX_PUSH_TAGS} tags");
+                return Err(Refusal::new(StatusCode::URI_TOO_LONG, "UNSUPPORTED", message));
+            }
+        }
+        Ok(tags)
     }
 
     fn place(&self, name: &[&str]) -> Result<Place, Refusal> {
@@ -259,6 +282,8 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
+/// Tags that one push of a manifest may name.
+const MAX_PUSH_TAGS: usize = 100;
 /// The length of an upload's id: 128 bits in hexadecimal.
 pub(super) const ID_LENGTH: usize = 32;
 
@@ -342,6 +367,30 @@ mod tests {
     }
 
     #[test]
+    fn a_push_by_digest_may_name_tags() {
+        let put = |path: &str| asked(&Method::PUT, &format!("/v2/a/manifests/{path}"));
+        let to = |tags: &[&str]| {
+            let tags = tags.iter().map(|tag| Tag::from(*tag)).collect();
+            Ok(Route::PutManifest(place("a"), Target::Digest(digest()), tags))
+        };
+        assert_eq!(put(DIGEST), to(&[]));
+        assert_eq!(
+            put(&format!("{DIGEST}?tag=v1&tag=v1.0&x=y&tag=v1&ns=docker.io&tag=latest")).map(|route| text_of(&route)),
+            to(&["v1", "v1.0", "latest"]).map(|route| text_of(&route))
+        );
+        assert_eq!(put(&format!("{DIGEST}?tag=v%31")), to(&["v1"]));
+        for wrong in ["", ".x", "a/b", "%ff", "a%2Fb", "a+b", "..%2f..%2fx", "v1&tag="] {
+            assert_eq!(put(&format!("{DIGEST}?tag={wrong}")), Err((400, "MANIFEST_INVALID")), "{wrong}");
+        }
+        let tags = |count: usize| (0..count).map(|nth| format!("&tag=v{nth}")).collect::<String>();
+        assert!(put(&format!("{DIGEST}?{}", tags(MAX_PUSH_TAGS))).is_ok());
+        assert_eq!(put(&format!("{DIGEST}?{}", tags(MAX_PUSH_TAGS + 1))), Err((414, "UNSUPPORTED")));
+        // By tag, the query says nothing.
+        let tagged = Route::PutManifest(place("a"), Target::Tag("v1".into()), Vec::new());
+        assert_eq!(put("v1?tag=v2"), Ok(tagged));
+    }
+
+    #[test]
     fn what_cannot_be() {
         for (path, answer) in [
             ("/", (404, "NAME_UNKNOWN")),
@@ -383,8 +432,10 @@ mod tests {
             Route::Base | Route::Catalog(_) => vec![],
             Route::Tags(place, _) | Route::Blob(place, _) | Route::Referrers(place, ..) => vec![place.name.to_string()],
             Route::Begin(place, _) => vec![place.name.to_string()],
-            Route::Manifest(place, target) | Route::PutManifest(place, target) => {
-                vec![place.name.to_string(), target.to_string()]
+            Route::Manifest(place, target) => vec![place.name.to_string(), target.to_string()],
+            Route::PutManifest(place, target, tags) => {
+                let tags = tags.iter().map(ToString::to_string);
+                [place.name.to_string(), target.to_string()].into_iter().chain(tags).collect()
             }
             Route::Status(place, id) | Route::Append(place, id) | Route::Cancel(place, id) => {
                 vec![place.name.to_string(), id.clone()]

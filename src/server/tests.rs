@@ -107,10 +107,11 @@ impl Backend for Memory {
         self.state().uploads += 1;
         Ok(Taken(self.clone(), Vec::new()))
     }
-    async fn put_manifest(&self, _: &Place, manifest: &Manifest, target: &Target) -> Result<()> {
+    async fn put_manifest(&self, _: &Place, manifest: &Manifest, targets: &[Target]) -> Result<()> {
         let mut state = self.state();
         state.manifests.insert(manifest.digest(), manifest.clone());
-        state.tags.extend(target.tag().map(|tag| (tag.to_string(), manifest.digest())));
+        let tags = targets.iter().filter_map(Target::tag);
+        state.tags.extend(tags.map(|tag| (tag.to_string(), manifest.digest())));
         Ok(())
     }
 }

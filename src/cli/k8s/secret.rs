@@ -10,7 +10,7 @@ use super::super::output;
 use super::name;
 use crate::credentials::{Credential, Credentials, Secret, pull_secret};
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{DOCKER_HUB, Repository, registry_name};
+use crate::reference::{DOCKER_HUB, Repository, registry_as_written, registry_name};
 use crate::registry::azure::is_acr;
 
 /// Print a Secret with a registry's credentials, for imagePullSecrets
@@ -48,7 +48,9 @@ pub(super) async fn document(args: &Args, global: &Global) -> Result<Value> {
         None => stored(&registry, global).await?,
     };
     let (username, password) = for_kubelet(&registry, credential)?;
-    let config = pull_secret(&registry, &username, &password);
+    // The kubelet finds an entry by the very port that an image's reference has.
+    let key = if registry == DOCKER_HUB { registry } else { registry_as_written(&args.registry)? };
+    let config = pull_secret(&key, &username, &password);
     let mut metadata = json!({ "name": args.name });
     if let Some(namespace) = &args.namespace {
         metadata["namespace"] = json!(namespace);

@@ -5,12 +5,12 @@
 
 use std::ops::Range;
 
-use crate::content::{Body, Destination as _, Source as _};
+use crate::content::{Body, Source as _};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Kind, Result};
 use crate::layout::{Partial, Store, Stored};
 use crate::manifest::Manifest;
-use crate::reference::{RepositoryName, Tag, Target};
+use crate::reference::{RepositoryName, Tag, Target, without_https_port};
 use crate::server::{Backend, Blob, FilePipe, Place, Upload};
 
 /// The backend of `transload serve`.
@@ -103,15 +103,15 @@ impl Backend for Directory {
         }
     }
 
-    async fn put_manifest(&self, place: &Place, manifest: &Manifest, target: &Target) -> Result<()> {
-        self.store.repository(&place.name).put_manifest(manifest, target).await.map(|_| ())
+    async fn put_manifest(&self, place: &Place, manifest: &Manifest, targets: &[Target]) -> Result<()> {
+        self.store.repository(&place.name).put_as(manifest, targets).await
     }
 }
 
 /// The repositories of the directory that `place` may mean, the best first: it may hold both docker.io/a/b and
 /// ghcr.io/a/b, and a mirror be asked for the `a/b` of one of them.
 fn names(place: &Place) -> Vec<RepositoryName> {
-    let whole = place.ns.as_ref().and_then(|ns| place.name.below(ns).ok());
+    let whole = place.ns.as_ref().and_then(|ns| place.name.below(without_https_port(ns)).ok());
     whole.into_iter().chain([place.name.clone()]).collect()
 }
 
