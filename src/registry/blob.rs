@@ -14,6 +14,7 @@ use super::endpoint::Endpoint;
 use super::token::Scope;
 use super::transport::{Call, Response};
 use super::upload::Session;
+use super::web_page;
 use crate::content::{Body, Started, limited};
 use crate::descriptor::{Descriptor, Digest, MAX_SIZE};
 use crate::error::{Error, Kind, Result};
@@ -49,6 +50,7 @@ impl Repo {
             }
             other => other?,
         };
+        self.refuse_page(&response, blob).map_err(|error| error.doing(doing.clone()))?;
         let skip = check_head(&response, blob, from).map_err(|error| error.doing(doing))?;
         Ok(body_of(response, skip))
     }
@@ -59,6 +61,7 @@ impl Repo {
         let call = self.call(Method::GET, self.at_blob(&blob.digest), &self.pull, doing.clone()).await?;
         let range = format!("bytes={}-{}", part.start, part.end.saturating_sub(1));
         let response = self.registry.call_once(call.header(RANGE, range)).await?;
+        self.refuse_page(&response, blob).map_err(|error| error.doing(doing.clone()))?;
         let skip = check_head(&response, blob, part.start).map_err(|error| error.doing(doing))?;
         if response.status() != StatusCode::PARTIAL_CONTENT && part.start > 0 {
             return Err(Error::new(Kind::Unsupported, "the registry knows no ranges"));
@@ -124,13 +127,24 @@ impl Repo {
     /// `HEAD` of a blob.
     pub(super) async fn head_blob(&self, blob: &Descriptor) -> Result<bool> {
         let doing = format!("look for blob {}", blob.digest);
-        let call = self.call(Method::HEAD, self.at_blob(&blob.digest), &self.push, doing).await?;
+        let call = self.call(Method::HEAD, self.at_blob(&blob.digest), &self.push, doing.clone()).await?;
         match self.registry.call(call).await {
             // A blob of another size can't have this digest: what is there is broken, so it's sent again.
-            Ok(response) => Ok(length(response.headers()).is_none_or(|length| length == blob.size)),
+            Ok(response) => self
+                .refuse_page(&response, blob)
+                .map_err(|error| error.doing(doing))
+                .map(|()| length(response.headers()).is_none_or(|length| length == blob.size)),
             Err(error) if error.kind() == Kind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Refuses a web page in the place of a blob. Storage may label a blob as one, but then its size is right.
+    fn refuse_page(&self, response: &Response, blob: &Descriptor) -> Result<()> {
+        if response.status() == StatusCode::PARTIAL_CONTENT || length(response.headers()) == Some(blob.size) {
+            return Ok(());
+        }
+        web_page::instead_of(&self.registry.name, response).map_or(Ok(()), Err)
     }
 
     /// `POST` of an upload, which asks for a mount too where there is something to mount from.

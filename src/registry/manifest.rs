@@ -10,6 +10,7 @@ use super::Repo;
 use super::blob::length;
 use super::token::Scope;
 use super::transport::{Payload, Response};
+use super::web_page;
 use crate::content::Pushed;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};
@@ -27,6 +28,9 @@ impl Repo {
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        if let Some(page) = web_page::instead_of(&self.registry.name, &response) {
+            return Err(page.doing(format!("look for {reference}")));
+        }
         let headers = response.headers();
         if let (Some(digest), Some(size)) = (digest(headers).or_else(|| target.digest()), length(headers)) {
             return Ok(Some(Descriptor::new(content_type(headers).unwrap_or_default(), digest, size)));

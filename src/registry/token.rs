@@ -19,6 +19,7 @@ use super::answer::login_first;
 use super::azure::is_acr;
 use super::limits::retry_after;
 use super::transport::{Payload, Registry, Response, read_small};
+use super::web_page;
 use crate::credentials::Secret;
 use crate::error::{Error, Kind, Result};
 use crate::reference::{Repository, RepositoryName};
@@ -126,17 +127,24 @@ impl Answer {
     pub(super) async fn read(response: Response, registry: &Registry, user: Option<&str>) -> Result<Self> {
         let status = response.status();
         let wait = retry_after(response.headers());
+        let page = web_page::instead_of("the token endpoint", &response).filter(|_| web_page::stands_in(status));
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
-            let answer: Self = serde_json::from_slice(&body)
+            let answer: Self = serde_json::from_slice(&body).map_err(|_| {
                 // What stands between is more likely to say this than the registry.
-                .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON").transient(None))?;
+                page.unwrap_or_else(|| {
+                    Error::new(Kind::Registry, "the token endpoint's answer is not JSON").transient(None)
+                })
+            })?;
             // What isn't used is a secret all the same.
             [&answer.token, &answer.access_token, &answer.refresh_token]
                 .into_iter()
                 .flatten()
                 .for_each(|text| drop(Secret::new(text.as_str())));
             return Ok(answer);
+        }
+        if let Some(page) = page {
+            return Err(page);
         }
         let what = format!("the token endpoint answered {}", status.as_u16());
         Err(match status {
