@@ -200,18 +200,16 @@ impl Proxy {
                 format!("correct them in {variable}; characters such as @ : / # are written as %40 %3A %2F %23"),
             );
         }
-        self.refusal("wants a user name and a password (407)")
-            .hint(format!("add them to {variable}, as in http://USER:PASSWORD@{}", self.address()))
+        self.refusal("wants a user name and a password (407)").hint(format!(
+            "put USER:PASSWORD@ before the host in {variable}; other characters than letters and digits as %XX"
+        ))
     }
 
     /// The same of a SOCKS proxy.
     pub(super) fn wants_user_by_socks(&self, fault: impl fmt::Display) -> Error {
         let variable = &self.variable;
         self.refusal(fault).hint(format!(
-            "{variable} names user and password as in {}://USER:PASSWORD@{}; characters such as @ : / # are written as \
-             %40 %3A %2F %23",
-            self.scheme,
-            self.address()
+            "put USER:PASSWORD@ before the host in {variable}; other characters than letters and digits as %XX"
         ))
     }
 
