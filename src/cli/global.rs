@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use crate::credentials::entra::EntraSettings;
 use crate::credentials::{Credential, Credentials, Settings};
 use crate::error::{Error, Kind, Result};
-use crate::registry::{MinRate, Options, Registries};
+use crate::registry::{MinRate, Options, Proxies, Registries, Trust};
 use crate::regular_file;
 
 /// Flags of all commands.
@@ -78,17 +78,18 @@ impl Global {
 
     /// How registries are asked, by these flags and the environment.
     pub(super) fn options(&self) -> Result<Options> {
-        let mut ca = Vec::new();
+        let mut trust = Trust::from_environment(std::env::vars_os());
         for file in &self.ca_file {
             let pem = regular_file::read_named(file, MAX_CA_FILE)
                 .map_err(|error| Error::unreadable(format!("read --ca-file {}", file.display()), &error))?;
-            ca.push(pem);
+            trust.add_file(file, &pem)?;
         }
         Ok(Options {
             credentials: Credentials::load(&self.settings()?)?,
             entra: Some(EntraSettings::from_environment(std::env::vars_os())),
             insecure: self.insecure_registry.clone(),
-            ca,
+            trust: Arc::new(trust),
+            proxies: Proxies::from_environment(std::env::vars_os()),
             resolve: Arc::new(self.resolve.iter().cloned().collect()),
             realms: self.allow_realm.clone(),
             idle: Duration::from_secs(self.idle_timeout),

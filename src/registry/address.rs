@@ -6,6 +6,7 @@
 //! that are connected to, so a name that resolves differently the second time gains nothing.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -21,6 +22,8 @@ pub(super) struct Policy {
     /// The registry's own host, which may be anywhere.
     own: Arc<str>,
     overrides: Arc<HashMap<String, SocketAddr>>,
+    /// Hosts, with or without a port, that the user allows to be asked by plain http or with any certificate.
+    insecure: Arc<[String]>,
     /// In which network the registry is, as far as its own addresses have told: [`UNKNOWN`], [`PRIVATE`], [`PUBLIC`].
     network: Arc<AtomicU8>,
 }
@@ -31,7 +34,25 @@ impl Policy {
         let own = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let private = allow_private || is_this_machine(&own) || literal(base).is_some_and(|ip| !is_public(ip));
         let network = if private { PRIVATE } else { UNKNOWN };
-        Self { network: Arc::new(AtomicU8::new(network)), own: own.into(), overrides }
+        Self { network: Arc::new(AtomicU8::new(network)), own: own.into(), overrides, insecure: Arc::default() }
+    }
+
+    /// The same with hosts that the user called insecure: steps from https to http are allowed there.
+    #[must_use]
+    pub(super) fn with_insecure(self, insecure: &[String]) -> Self {
+        Self { insecure: insecure.into(), ..self }
+    }
+
+    /// Whether the user allows plain http and any certificate at this host. An IPv6 address has no brackets.
+    pub(super) fn is_insecure(&self, host: &str, port: u16) -> bool {
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let with_port = format!("{host}:{port}");
+        self.insecure.iter().any(|allowed| *allowed == host || *allowed == with_port)
+    }
+
+    /// Where a host is by the user's own word.
+    pub(super) fn given_address(&self, host: &str) -> Option<SocketAddr> {
+        self.overrides.get(host).or_else(|| self.overrides.get(&format!("[{host}]"))).copied()
     }
 
     /// Whether `to`, which a response from `from` named, may be asked at all.
@@ -40,24 +61,30 @@ impl Policy {
     /// [`Kind::Refused`] for a step from https to http, other schemes, and private addresses.
     pub(super) fn check(&self, from: &Url, to: &Url) -> Result<()> {
         let refused = |why: &str| {
-            Err(Error::new(
-                Kind::Refused,
-                format!("{} sends us to {}, which is refused: {why}", host(from), origin(to)),
-            ))
+            Error::new(Kind::Refused, format!("{} sends us to {}, which is refused: {why}", host(from), origin(to)))
         };
+        let port = to.port_or_known_default().unwrap_or_default();
         match to.scheme() {
             "https" => {}
-            "http" if from.scheme() == "http" => {}
-            "http" => return refused("it would leave https"),
-            _ => return refused("it is neither http nor https"),
+            "http" if from.scheme() == "http" || self.is_insecure(host(to).trim_matches(['[', ']']), port) => {}
+            "http" => {
+                return Err(refused("it would leave https").hint(format!(
+                    "if that host may be asked by plain http, allow it by --insecure-registry {}:{port}",
+                    host(to)
+                )));
+            }
+            _ => return Err(refused("it is neither http nor https")),
         }
+        let given = self.given_address(host(to)).is_some();
         let network = self.network.load(Ordering::Relaxed);
-        if network != PRIVATE && is_this_machine(host(to)) && !self.overrides.contains_key(host(to)) {
-            return Err(private(host(to)));
+        if network != PRIVATE && is_this_machine(host(to)) && !given {
+            let own = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            return Err(private(host(to)).hint(allow_by_resolve(host(to), own, port)));
         }
         match literal(to) {
-            Some(ip) if !self.may_reach(&ip.to_string(), ip) => {
-                refused("it is a private address, and the registry is a public one")
+            Some(ip) if !self.may_reach(&ip.to_string(), ip) && (!given || keeps_secrets(ip)) => {
+                let why = "it is a private address, and the registry is a public one";
+                Err(refused(why).hint(allow_by_resolve(host(to), ip, port)))
             }
             _ => Ok(()),
         }
@@ -66,9 +93,7 @@ impl Policy {
     fn may_reach(&self, name: &str, ip: IpAddr) -> bool {
         // Even from a private network nothing but the registry itself is reached by link-local
         // addresses: that's where a cloud's metadata service is.
-        name == &*self.own
-            || is_public(ip)
-            || (self.network.load(Ordering::Relaxed) == PRIVATE && !is_link_local(ip) && !is_of_the_cloud(ip))
+        name == &*self.own || is_public(ip) || (self.network.load(Ordering::Relaxed) == PRIVATE && !keeps_secrets(ip))
     }
 
     /// Learns from the registry's own addresses in which network it is: in a private one only if all of them are, at
@@ -96,6 +121,28 @@ impl Policy {
         Ok(allowed)
     }
 
+    /// The addresses to connect to for a host and port.
+    ///
+    /// # Errors
+    /// Whether a rule forbids them, with the option that allows them, or the resolver failed.
+    pub(super) async fn addresses_of(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Lookup> {
+        if let Some(address) = self.given_address(host) {
+            return Ok(vec![address]);
+        }
+        // An address as it stands was checked where it came from.
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(Lookup::Failed)?.collect();
+        let first = found.first().map(SocketAddr::ip);
+        self.allowed(host, found).map_err(|error| {
+            Lookup::Refused(match first {
+                Some(first) => error.hint(allow_by_resolve(host, first, port)),
+                None => error,
+            })
+        })
+    }
+
     async fn addresses(self, name: String) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
         if let Some(address) = self.overrides.get(&name) {
             return Ok(vec![*address]);
@@ -120,6 +167,28 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
 /// Scheme, host and port: all of a URL that may be shown. Paths and queries may hold signatures.
 pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
+}
+
+/// Why a name has no address to connect to.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    /// It has, but a rule forbids them.
+    Refused(Error),
+    /// The resolver found none.
+    Failed(io::Error),
+}
+
+/// What to type so that a host is asked although a rule refuses its address.
+fn allow_by_resolve(host: &str, ip: IpAddr, port: u16) -> String {
+    if keeps_secrets(ip) {
+        return "nothing allows it: clouds give secrets to their machines at such addresses".to_owned();
+    }
+    format!("if it may be asked, allow it by --resolve {host}={}", SocketAddr::new(ip, port))
+}
+
+/// Whether it is an address at which a cloud gives secrets to its machines.
+fn keeps_secrets(ip: IpAddr) -> bool {
+    is_link_local(ip) || is_of_the_cloud(ip)
 }
 
 fn private(name: &str) -> Error {

@@ -6,8 +6,10 @@ use super::acr_refusals::{Refusal, abac_hint};
 use super::azure::is_acr;
 use super::error_document::{Explained, explain};
 use super::limits::retry_after;
+use super::network::find_source;
 use super::token::{Access, Scope};
 use super::transport::{Response, read_small};
+use super::web_page::{self, CameFrom};
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;
 
@@ -25,8 +27,13 @@ pub(super) async fn error(
     let status = response.status();
     let wait = retry_after(response.headers());
     let remaining = super::quota::PullQuota::from_headers(response.headers());
+    let page = web_page::media_type(response.headers()).filter(|_| web_page::stands_in(status));
+    let from = response.extensions().get::<CameFrom>().cloned();
     let body = read_small(response, 64 << 10).await.unwrap_or_default();
     let said = explain(&body);
+    if let Some(page) = page.filter(|_| said.code.is_none()) {
+        return web_page::error(registry, from.as_ref(), status, &page, said.message.as_deref());
+    }
     let (known, quote) = quoted(&said);
     let what = format!("{registry} answered {}{known}", status.as_u16());
     let asked = Asked { registry, method, scope, user, wait, remaining };
@@ -152,36 +159,12 @@ fn of_status(
     }
 }
 
-/// The error for an exchange that got no response. Never shows the URL: it may hold a signature.
-pub(super) fn transport_error(error: reqwest::Error, registry: &str) -> Error {
-    let error = error.without_url();
-    if let Some(own) = own_error(&error) {
-        return own;
+/// The error for an exchange that broke off. Those of connections are made by [`super::network`].
+pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), registry: &str) -> Error {
+    if let Some(own) = find_source::<Error>(error) {
+        return own.duplicate();
     }
-    let chain = root_cause(&error);
-    if chain.contains("certificate") || chain.contains("InvalidCertificate") || chain.contains("UnknownIssuer") {
-        return Error::new(Kind::Network, format!("the TLS certificate of {registry} is not trusted: {chain}"))
-            .permanent()
-            .hint("give its issuer's certificate by --ca-file, or allow it by --insecure-registry");
-    }
-    if chain.contains("failed to lookup address") && !chain.contains("Temporary failure") {
-        return Error::new(Kind::Network, format!("{registry} has no address: {chain}"))
-            .permanent()
-            .hint("is the registry's name spelled right, and does this machine resolve it?");
-    }
-    if error.is_timeout() {
-        return Error::new(Kind::Timeout, format!("{registry} cannot be reached in time: {chain}"));
-    }
-    if chain.contains("InvalidMessage")
-        || chain.contains("received corrupt message")
-        || chain.contains("wrong version number")
-    {
-        return Error::new(Kind::Network, format!("{registry} does not speak TLS: {chain}"))
-            .permanent()
-            .hint(format!("if it is plain http, allow that by --insecure-registry {registry}"));
-    }
-    let made = Error::new(Kind::Network, format!("{registry}: {chain}"));
-    if error.is_connect() { made.hint("is the registry up, and reachable from here?") } else { made }
+    Error::new(Kind::Network, format!("{registry}: {}", root_cause(error)))
 }
 
 /// The innermost cause, which says more than the layers around it.
@@ -191,19 +174,6 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
         inner = source;
     }
     inner.to_string()
-}
-
-/// An error of ours that went through the HTTP library: a refused address, a source that failed
-/// in the middle of an upload.
-fn own_error(error: &reqwest::Error) -> Option<Error> {
-    let mut inner: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = inner {
-        if let Some(own) = error.downcast_ref::<Error>() {
-            return Some(own.duplicate());
-        }
-        inner = error.source();
-    }
-    None
 }
 
 fn limited(

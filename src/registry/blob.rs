@@ -14,6 +14,7 @@ use super::endpoint::Endpoint;
 use super::token::Scope;
 use super::transport::{Call, Response};
 use super::upload::Session;
+use super::web_page;
 use crate::content::{Body, Started, limited};
 use crate::descriptor::{Descriptor, Digest, MAX_SIZE};
 use crate::error::{Error, Kind, Result};
@@ -64,6 +65,7 @@ impl Repo {
             }
             other => other?,
         };
+        self.refuse_page(&response, Some(blob.size)).map_err(|error| error.doing(doing.clone()))?;
         let skip = check_head(&response, blob, from).map_err(|error| error.doing(doing))?;
         Ok(body_of(response, skip))
     }
@@ -74,6 +76,7 @@ impl Repo {
         let call = self.call(Method::GET, self.at_blob(&blob.digest), &self.pull, doing.clone()).await?;
         let range = format!("bytes={}-{}", part.start, part.end.saturating_sub(1));
         let response = self.registry.call_once(call.header(RANGE, range)).await?;
+        self.refuse_page(&response, Some(blob.size)).map_err(|error| error.doing(doing.clone()))?;
         let skip = check_head(&response, blob, part.start).map_err(|error| error.doing(doing))?;
         if response.status() != StatusCode::PARTIAL_CONTENT && part.start > 0 {
             return Err(Error::new(Kind::Unsupported, "the registry knows no ranges"));
@@ -98,6 +101,15 @@ impl Repo {
             }
         }
         Err(last)
+    }
+
+    /// Refuses a web page in the place of a blob. Storage may label a blob as one, but then its size is right.
+    pub(super) fn refuse_page(&self, response: &Response, size: Option<u64>) -> Result<()> {
+        let found = length(response.headers());
+        if response.status() == StatusCode::PARTIAL_CONTENT || found.is_some() && found == size {
+            return Ok(());
+        }
+        web_page::instead_of(&self.registry.name, response).map_or(Ok(()), Err)
     }
 
     /// `POST` of an upload, which asks for a mount too where there is something to mount from.

@@ -169,7 +169,7 @@ fn decoded(path: &str) -> Option<String> {
 }
 
 /// Decodes once. A `%` that begins no escape stays.
-fn percent_decoded(text: &str) -> Option<String> {
+pub(super) fn percent_decoded(text: &str) -> Option<String> {
     let hex = |byte: Option<&u8>| {
         byte.and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
     };

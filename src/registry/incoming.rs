@@ -42,7 +42,7 @@ impl Incoming {
         let waited = self.waiting.take().map(|waiting| waiting.noted.elapsed());
         let frame = match frame? {
             Ok(frame) => frame,
-            Err(error) => return Some(Err(transport_error(error, &self.registry))),
+            Err(error) => return Some(Err(transport_error(&error, &self.registry))),
         };
         let length = frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
         // A body that has come to its end is not given up.

@@ -13,6 +13,7 @@ use super::blob::{Cached, content_range, length};
 use super::manifest::{content_type, digest};
 use super::token::Scope;
 use super::transport::Response;
+use super::web_page;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Target;
@@ -57,6 +58,9 @@ impl Repo {
             }
             Err(error) => return Err(error),
         };
+        if let Some(page) = web_page::instead_of(&self.registry.name, &response) {
+            return Err(page.doing(format!("look for {reference}")));
+        }
         let headers = response.headers();
         if let (Some(digest), Some(size)) = (digest(headers).or_else(|| target.digest()), length(headers)) {
             return Ok(Some(Descriptor::new(content_type(headers).unwrap_or_default(), digest, size)));
@@ -75,7 +79,7 @@ impl Repo {
 
     /// Whether a blob is at the destination. One that cannot be looked up is not, so it is sent.
     pub(super) async fn head_blob(&self, blob: &Descriptor) -> Result<bool> {
-        Ok(match self.look_for_blob(&blob.digest, &self.push).await? {
+        Ok(match self.look_for_blob(&blob.digest, &self.push, Some(blob.size)).await? {
             // A blob of another size can't have this digest: what is there is broken, so it's sent again.
             Found::There(size) => size.is_none_or(|size| size == blob.size),
             Found::Absent => false,
@@ -91,7 +95,7 @@ impl Repo {
     /// # Errors
     /// [`Kind::Registry`] if the registry doesn't say how large the blob is.
     pub async fn size_of(&self, digest: &Digest) -> Result<Option<u64>> {
-        match self.look_for_blob(digest, &self.pull).await? {
+        match self.look_for_blob(digest, &self.pull, None).await? {
             Found::There(Some(size)) => Ok(Some(size)),
             Found::There(None) => {
                 let error = Error::new(Kind::Registry, "the registry does not say how large the blob is");
@@ -102,15 +106,21 @@ impl Repo {
         }
     }
 
-    async fn look_for_blob(&self, digest: &Digest, scope: &Scope) -> Result<Found> {
+    /// `size` is that of the blob, in bytes, if it is known: an answer with it is no web page.
+    async fn look_for_blob(&self, digest: &Digest, scope: &Scope, size: Option<u64>) -> Result<Found> {
         let without = &self.registry.without_head.blobs;
         if without.load(Ordering::Relaxed) {
             return self.ask_for_a_byte(digest, scope).await;
         }
         let doing = format!("look for blob {digest}");
-        let call = self.call(Method::HEAD, self.at_blob(digest), scope, doing).await?;
+        let call = self.call(Method::HEAD, self.at_blob(digest), scope, doing.clone()).await?;
         match self.registry.call(call).await {
-            Ok(response) => Ok(Found::There(length(response.headers()))),
+            Ok(response) => {
+                if size.is_some() {
+                    self.refuse_page(&response, size).map_err(|error| error.doing(doing))?;
+                }
+                Ok(Found::There(length(response.headers())))
+            }
             Err(error) if error.kind() == Kind::NotFound => Ok(Found::Absent),
             Err(error) if is_unsupported(&error) => {
                 tracing::debug!("{}: blobs are looked for by GET: {error}", self.registry.name);

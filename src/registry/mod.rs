@@ -4,10 +4,11 @@
 //! - `transport`, `send`: one registry and calls to it; a request's way out
 //! - `auth`, `identity`, `token`, `beside`, `challenge`, `azure`: tokens and whom they are believed
 //! - `address`: where answers may lead us
+//! - `network`: the way there: proxies, certificates, connections
 //! - `endpoint`: the URLs of the API, and which of them may be written to
 //! - `incoming`, `min_rate`: bodies that fail when they fall silent or crawl
 //! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
-//! - `answer`, `error_document`, `acr_refusals`: errors
+//! - `answer`, `error_document`, `acr_refusals`: errors; `web_page`: pages in the place of an answer
 //! - `redirect`, `location`: where a request goes on
 //! - `lookup`: what is there, also where HEAD is not supported
 //! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists` (with
@@ -35,6 +36,7 @@ mod location;
 mod lookup;
 mod manifest;
 mod min_rate;
+mod network;
 mod pages;
 mod piece;
 mod pulls;
@@ -45,6 +47,7 @@ mod send;
 mod token;
 mod transport;
 mod upload;
+mod web_page;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -60,6 +63,7 @@ use tokio::time::Instant;
 pub use self::blob::Cached;
 pub use self::delete::TagState;
 pub use self::min_rate::MinRate;
+pub use self::network::{Proxies, Trust};
 pub use self::quota::{AccountPulls, PullQuota};
 pub use self::rates::Sku;
 pub use self::transport::{Registry, is_loopback};
@@ -69,7 +73,7 @@ pub(crate) use answer::root_cause;
 use self::address::Policy;
 use self::endpoint::Endpoint;
 use self::token::Scope;
-use self::transport::{Call, Payload};
+use self::transport::{Call, Payload, read_small};
 use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPages};
 use crate::credentials::entra::{Entra, EntraSettings};
 use crate::credentials::{Credential, Credentials, Secret};
@@ -88,8 +92,10 @@ pub struct Options {
     pub entra: Option<EntraSettings>,
     /// Registries (`host` or `host:port`) that may be plain http or have unverified TLS.
     pub insecure: Vec<String>,
-    /// Certificates (PEM) of issuers to trust besides the system's.
-    pub ca: Vec<Vec<u8>>,
+    /// Which certificates are trusted.
+    pub trust: Arc<Trust>,
+    /// The proxies that lead to registries.
+    pub proxies: Proxies,
     /// Where a host is, whatever DNS says.
     pub resolve: Arc<HashMap<String, SocketAddr>>,
     /// Hosts of other sites that may be given credentials for a token.
@@ -134,7 +140,8 @@ impl Default for Options {
             credentials: Credentials::anonymous(),
             entra: None,
             insecure: Vec::new(),
-            ca: Vec::new(),
+            trust: Arc::default(),
+            proxies: Proxies::default(),
             resolve: Arc::default(),
             realms: Vec::new(),
             chunk_size: None,
@@ -166,51 +173,13 @@ impl Options {
         let Some(settings) = &self.entra else { return Ok(None) };
         let authority =
             Url::parse("https://login.microsoftonline.com").unwrap_or_else(|_| unreachable!("a constant URL"));
-        let builder = self.trusting(reqwest::Client::builder().dns_resolver(Policy::new(
-            &authority,
-            self.resolve.clone(),
-            true,
-        )))?;
+        self.proxies.check(&authority)?;
+        let builder = reqwest::Client::builder()
+            .dns_resolver(Policy::new(&authority, self.resolve.clone(), true))
+            .tls_backend_preconfigured(network::library_tls(&self.trust)?)
+            .no_proxy()
+            .proxy(self.proxies.as_library_proxy());
         Entra::new(settings.clone(), builder).map(Some)
-    }
-
-    /// Adds the certificates to trust.
-    fn trusting(&self, builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder> {
-        let mut own = Vec::new();
-        for pem in &self.ca {
-            let wrong = |error| Error::new(Kind::Local, format!("a CA file has no usable certificates: {error}"));
-            own.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(wrong)?);
-        }
-        if has_system_roots() {
-            return Ok(builder.tls_certs_merge(own));
-        }
-        // An image without a CA store ("from scratch"): Mozilla's roots are built in.
-        let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
-        let mozilla = roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
-        Ok(builder.tls_certs_only(own.into_iter().chain(mozilla)))
-    }
-
-    fn client(&self, policy: Policy, insecure: bool, loopback: bool) -> Result<reqwest::Client> {
-        let broken =
-            |error: reqwest::Error| Error::new(Kind::Local, format!("the HTTP client cannot be set up: {error}"));
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("transload/", env!("CARGO_PKG_VERSION")))
-            // Blobs cost 20-50 % less CPU by HTTP/1.1 than by HTTP/2, and share no window with each other.
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(Duration::from_secs(15))
-            .tcp_keepalive(Duration::from_secs(30))
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(self.concurrency)
-            .dns_resolver(policy)
-            .tls_danger_accept_invalid_certs(insecure);
-        if loopback {
-            // As Go's clients: what is on this machine is never asked through HTTP_PROXY.
-            builder = builder.no_proxy();
-        }
-        let builder = self.trusting(builder)?;
-        builder.build().map_err(broken)
     }
 }
 
@@ -305,7 +274,15 @@ impl Repo {
     /// [`Kind::Unauthorized`] if the credentials aren't taken.
     pub async fn ping(&self) -> Result<()> {
         let call = self.call(Method::GET, Endpoint::Base, &self.pull, "reach the registry").await?;
-        self.registry.call(call).await.map(drop)
+        let (head, body) = self.registry.call(call).await?.into_parts();
+        if let Some(page) = web_page::instead(&self.registry.name, &head) {
+            // Quay labels its answer "true" as HTML.
+            let body = read_small(http::Response::new(body), 1 << 20).await?;
+            if body.trim_ascii_start().starts_with(b"<") {
+                return Err(page.doing("reach the registry"));
+            }
+        }
+        Ok(())
     }
 
     /// A call to an endpoint.
@@ -404,17 +381,4 @@ impl Destination for Repo {
     async fn listed_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
         Ok(self.list_referrers(subject, &self.push).await?.listed)
     }
-}
-
-/// The places where Linux distributions keep their certificates, as Go's crypto/x509 lists them.
-fn has_system_roots() -> bool {
-    const FILES: [&str; 6] = [
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-        "/etc/ssl/ca-bundle.pem",
-        "/etc/pki/tls/cacert.pem",
-        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-        "/etc/ssl/cert.pem",
-    ];
-    !cfg!(target_os = "linux") || FILES.iter().any(|file| std::path::Path::new(file).exists())
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderValue};
-use http::{HeaderMap, Method, StatusCode};
-use reqwest::{Request, Url};
+use http::{HeaderMap, Method, Request, StatusCode};
+use reqwest::Url;
 use tokio::time::Instant;
 
 use super::address::{origin, same_origin};
@@ -23,7 +23,7 @@ use super::quota::PullQuota;
 use super::rates::Class;
 use super::redirect;
 use super::token::Scope;
-use super::transport::{COMMIT_TIMEOUT, Call, Payload, Registry, Response};
+use super::transport::{COMMIT_TIMEOUT, Call, Payload, Registry, Response, uri};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 
@@ -186,7 +186,9 @@ impl Registry {
     /// A streamed body's progress is watched by its owner: here only the others' waits are bounded.
     async fn raw(&self, method: Method, url: Url, headers: HeaderMap, body: Payload) -> Result<Response> {
         let shown = format!("{method} {}{}", origin(&url), url.path());
-        let mut request = Request::new(method.clone(), url);
+        let mut request = Request::new(reqwest::Body::default());
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri(&url)?;
         *request.headers_mut() = headers;
         let streamed = matches!(body, Payload::Stream(..));
         let empty = matches!(method, Method::POST | Method::PUT | Method::PATCH);
@@ -195,15 +197,16 @@ impl Registry {
                 request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
             }
             Payload::Empty => {}
-            Payload::Bytes(bytes) => *request.body_mut() = Some(bytes.into()),
+            Payload::Bytes(bytes) => *request.body_mut() = bytes.into(),
             Payload::Stream(body, length) => {
                 // ACR refuses chunked transfer coding (CONTENT_LENGTH_INVALID; harbor#23016).
                 request.headers_mut().insert(CONTENT_LENGTH, length.into());
-                *request.body_mut() = Some(body);
+                *request.body_mut() = body;
             }
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let sending = self.http().await?.execute(request);
+        let explain = |error: &(dyn std::error::Error + 'static)| answer::transport_error(error, &self.name);
+        let sending = self.http().await?.send(request, explain);
         let sent = if streamed {
             sending.await
         } else {
@@ -214,9 +217,7 @@ impl Registry {
                 || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
             tokio::time::timeout(patience, sending).await.map_err(|_| late())?
         };
-        let response: http::Response<reqwest::Body> =
-            sent.map_err(|error| answer::transport_error(error, &self.name))?.into();
-        let response = response.map(|body| Incoming::new(body, &self.name, self.options.idle, self.options.min_rate));
+        let response = sent?.map(|body| Incoming::new(body, &self.name, self.options.idle, self.options.min_rate));
         tracing::debug!("{shown}: {}", response.status().as_u16());
         Ok(response)
     }

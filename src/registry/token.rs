@@ -19,6 +19,7 @@ use super::answer::token_error;
 use super::azure::is_acr;
 use super::limits::retry_after;
 use super::transport::{Payload, Registry, Response, read_small};
+use super::web_page;
 use crate::credentials::Secret;
 use crate::error::{Error, Kind, Result};
 use crate::go_names::fold;
@@ -126,9 +127,14 @@ impl Answer {
     pub(super) async fn read(response: Response, registry: &Registry, user: Option<&str>) -> Result<Self> {
         let status = response.status();
         let wait = retry_after(response.headers());
+        let page = web_page::instead_of("the token endpoint", &response).filter(|_| web_page::stands_in(status));
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
-            return Self::parse(&body);
+            // What stands between is more likely to say this than the registry.
+            return Self::parse(&body).map_err(|error| page.unwrap_or(error));
+        }
+        if let Some(page) = page {
+            return Err(page);
         }
         Err(token_error(status, &body, wait, (&registry.name, user)))
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
 use reqwest::Url;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Options;
-use super::address::Policy;
+use super::address::{Policy, origin};
 use super::answer;
 use super::auth::Auth;
 use super::blob::length;
@@ -23,12 +23,14 @@ use super::endpoint::{Endpoint, check_write};
 use super::incoming::Incoming;
 use super::limits::{Limiter, retry_after};
 use super::lookup::WithoutHead;
+use super::network::{self, HttpClient};
 use super::pulls::{Pass, Pulls};
 use super::quota::{AccountPulls, PullQuota};
 use super::rates::{Class, Throttle};
 use super::redirect;
 use super::send::{Sent, names_manifest};
 use super::token::{Access, Scope};
+use super::web_page::{self, CameFrom};
 use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
 use crate::memory::Collected;
@@ -49,7 +51,7 @@ pub struct Registry {
     /// Unverified TLS and plain http were allowed for it.
     insecure: bool,
     pub(super) options: Arc<Options>,
-    http: OnceCell<reqwest::Client>,
+    http: OnceCell<HttpClient>,
     policy: OnceCell<Policy>,
     /// The stored one, and those that were given.
     accounts: Vec<Auth>,
@@ -135,7 +137,8 @@ impl Registry {
         let host = if name == DOCKER_HUB { "registry-1.docker.io" } else { name };
         let insecure =
             options.insecure.iter().any(|allowed| without_https_port(allowed) == name || allowed == split_port(name).0);
-        let scheme = if is_loopback(split_port(name).0) && !insecure { "http" } else { "https" };
+        // Of a registry on this machine, until it has been asked.
+        let scheme = if is_loopback(split_port(name).0) { "http" } else { "https" };
         let first_base = Url::parse(&format!("{scheme}://{host}"))
             .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;
         // Further ones, who read.
@@ -203,14 +206,47 @@ impl Registry {
         self.account(0).mounted_from(&from.name);
     }
 
+    /// Where the registry is asked. What is not decided yet is asked for, without credentials.
     pub(super) async fn base(&self) -> Result<&Url> {
-        self.base.get_or_try_init(|| self.find_base()).await
+        if !self.is_on_this_machine() {
+            return self.base.get_or_try_init(|| self.find_base()).await;
+        }
+        match self.base.get_or_try_init(|| self.probe_scheme()).await {
+            Ok(base) => Ok(base),
+            // The request itself will say what is wrong, and may be tried again; then the question is asked again.
+            Err(error) if error.is_transient() => Ok(&self.first_base),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same call at the scheme that was found since it was made: the registry may not have been there then.
+    async fn at_its_scheme(&self, url: &mut Url) -> Result<()> {
+        let base = self.base().await?;
+        let same = url.host_str() == base.host_str() && url.port_or_known_default() == base.port_or_known_default();
+        if self.is_on_this_machine() && same && url.scheme() != base.scheme() {
+            let _ = url.set_scheme(base.scheme());
+        }
+        Ok(())
+    }
+
+    fn is_on_this_machine(&self) -> bool {
+        is_loopback(split_port(&self.name).0)
     }
 
     /// Whether nobody else can read what is sent: by TLS with a verified certificate, or on this machine.
     pub(super) async fn is_private_to_us(&self) -> Result<bool> {
         let verified = !self.insecure && self.base().await?.scheme() == "https";
-        Ok(verified || is_loopback(split_port(&self.name).0))
+        Ok(verified || self.is_on_this_machine())
+    }
+
+    /// A registry on this machine is named without a scheme. Plain http is used only if the port speaks no TLS: never
+    /// since a certificate is wrong.
+    async fn probe_scheme(&self) -> Result<Url> {
+        let mut base = self.first_base.clone();
+        let scheme = if self.http().await?.speaks_tls().await? { "https" } else { "http" };
+        tracing::debug!("{} is asked by {scheme}", self.name);
+        let _ = base.set_scheme(scheme);
+        Ok(base)
     }
 
     /// A registry that the user called insecure is asked by https first, as Docker does.
@@ -220,8 +256,10 @@ impl Registry {
         }
         let mut plain = self.first_base.clone();
         let _ = plain.set_scheme("http");
-        let probe = self.http().await?.get(Endpoint::Base.url(&self.first_base)?);
-        match tokio::time::timeout(PROBE_TIMEOUT, probe.send()).await {
+        let mut probe = http::Request::new(reqwest::Body::default());
+        *probe.uri_mut() = uri(&Endpoint::Base.url(&self.first_base)?)?;
+        let explain = |error: &(dyn std::error::Error + 'static)| answer::transport_error(error, &self.name);
+        match tokio::time::timeout(PROBE_TIMEOUT, self.http().await?.send(probe, explain)).await {
             Ok(Ok(_)) => Ok(self.first_base.clone()),
             _ => Ok(plain),
         }
@@ -273,7 +311,10 @@ impl Registry {
             let read = async {
                 let (head, body) = self.call_once(call.again()).await?.into_parts();
                 let bytes = read_body(body, length(&head.headers), most).await;
-                bytes.and_then(|bytes| parse(&head, bytes)).map_err(|error| error.doing(call.doing.clone()))
+                let parsed = bytes.and_then(|bytes| parse(&head, bytes));
+                parsed
+                    .map_err(|error| web_page::instead(&self.name, &head).unwrap_or(error))
+                    .map_err(|error| error.doing(call.doing.clone()))
             };
             match read.await {
                 Ok(read) => return Ok(read),
@@ -288,6 +329,7 @@ impl Registry {
     pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
         let began = Instant::now();
         let doing = std::mem::take(&mut call.doing);
+        self.at_its_scheme(&mut call.url).await.map_err(|error| error.doing(doing.clone()))?;
         check_write(&call.method, &call.url, self.base().await?, &call.scope.repository)
             .map_err(|error| error.doing(doing.clone()))?;
         let (name, push) = (call.scope.repository.name.as_str(), call.scope.access != Access::Pull);
@@ -319,8 +361,11 @@ impl Registry {
         let (method, scope) = (call.method.clone(), call.scope);
         let streamed = matches!(call.body, Payload::Stream(..));
         let class = Class::of(&method, call.url.path());
-        let Sent { response, storage } = self.signed(call, account, pass).await?;
+        let Sent { mut response, storage } = self.signed(call, account, pass).await?;
         let status = response.status();
+        if let Some(origin) = &storage {
+            response.extensions_mut().insert(CameFrom(origin.clone()));
+        }
         if status.is_success() {
             self.limiter.went_well();
             return Ok(response);
@@ -333,6 +378,12 @@ impl Registry {
         if let Some(storage) = &storage
             && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         {
+            if let Some(page) = web_page::instead_of(&self.name, &response).filter(|_| web_page::stands_in(status)) {
+                return Err(page);
+            }
+            if status == StatusCode::UNAUTHORIZED && response.headers().contains_key(WWW_AUTHENTICATE) {
+                return Err(self.sent_to_another_registry(storage, scope));
+            }
             // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
             let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
             if !matches!(method, Method::GET | Method::HEAD) {
@@ -360,6 +411,17 @@ impl Registry {
         }
     }
 
+    /// The registry leads to one that wants credentials of its own, which are never given on a redirect.
+    fn sent_to_another_registry(&self, other: &str, scope: &Scope) -> Error {
+        let host = other.split_once("://").map_or(other, |(_, host)| host);
+        let what = format!("{} sends us to {other}, another registry, which wants a token of its own (401)", self.name);
+        Error::new(Kind::Refused, what).hint(format!(
+            "credentials are never given to where a registry sends us: name that registry in the reference, as in \
+             {host}/{}",
+            scope.repository.name
+        ))
+    }
+
     /// Asks by a HEAD, which is free, what an account has left.
     async fn ask_quota(&self, url: Url, scope: &Scope, headers: &HeaderMap, account: usize) {
         let call = Call {
@@ -380,15 +442,29 @@ impl Registry {
         self.policy.get().ok_or_else(|| Error::new(Kind::Local, "the client has no address policy"))
     }
 
-    pub(super) async fn http(&self) -> Result<&reqwest::Client> {
+    pub(super) async fn http(&self) -> Result<&HttpClient> {
         self.http
             .get_or_try_init(|| async {
                 let policy = Policy::new(&self.first_base, self.options.resolve.clone(), false);
+                let policy = policy.with_insecure(&self.options.insecure);
                 let policy = self.policy.get_or_init(|| async { policy }).await.clone();
-                self.options.client(policy, self.insecure, is_loopback(split_port(&self.name).0))
+                HttpClient::new(network::Settings {
+                    registry: &self.name,
+                    base: &self.first_base,
+                    policy,
+                    proxies: &self.options.proxies,
+                    trust: &self.options.trust,
+                    insecure: self.insecure,
+                    idle: self.options.concurrency,
+                })
             })
             .await
     }
+}
+
+/// As the HTTP client takes it.
+pub(super) fn uri(url: &Url) -> Result<http::Uri> {
+    url.as_str().parse().map_err(|_| Error::new(Kind::Registry, format!("{} is no address for HTTP", origin(url))))
 }
 
 /// Reads a small body to its end.

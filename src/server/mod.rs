@@ -150,7 +150,9 @@ impl<B: Backend> Server<B> {
             Route::Catalog(page) => Box::pin(self.catalog(&page)).await,
             Route::Tags(place, page) => Box::pin(self.tags(&place, &page)).await,
             Route::Referrers(place, subject, kind) => Box::pin(self.referrers(&place, &subject, kind.as_deref())).await,
-            Route::PutManifest(place, target, tags) => Box::pin(self.put_manifest(&place, target, tags, head, body)).await,
+            Route::PutManifest(place, target, tags) => {
+                Box::pin(self.put_manifest(&place, target, tags, head, body)).await
+            }
             Route::Begin(place, begin) => Box::pin(self.begin(place, begin, body)).await,
             Route::Status(place, id) => Box::pin(self.status(&place, &id)).await,
             Route::Append(place, id) => Box::pin(self.append(&place, &id, head, body)).await,

@@ -22,8 +22,8 @@ pub(super) fn options(front: &Front) -> Options {
     let flags = front.flags();
     let names = flags.iter().filter_map(|flag| flag.split_once('='));
     let resolve = names.map(|(name, at)| (name.to_owned(), at.parse().expect("an address"))).collect();
-    let ca = front.ca_file().map(|file| std::fs::read(file).expect("the authority"));
-    Options { resolve: Arc::new(resolve), ca: ca.into_iter().collect(), ..Options::default() }
+    let trust = Arc::new(front.trust());
+    Options { resolve: Arc::new(resolve), trust, ..Options::default() }
 }
 
 /// Docker Hub with so many images, `acme/0` and so on.

@@ -30,6 +30,7 @@ mod mirror_prune;
 mod mirror_pulls;
 mod mirror_run;
 mod mirror_stay;
+mod networks;
 mod node;
 mod node_containerd;
 mod proxy_admin;

@@ -38,10 +38,14 @@ fn plain() -> Registries {
 
 /// Registries that know the look-alike and this user of it.
 fn knowing(acr: &Front, user: &str, password: &str) -> Registries {
-    let ca = std::fs::read(acr.ca_file().expect("TLS")).expect("a certificate");
     let resolve = HashMap::from([(acr.host().to_owned(), acr.addr())]);
     let credentials = Credentials::fixed(acr.host(), Credential::basic(user, password)).expect("a registry");
-    Registries::new(registry::Options { credentials, ca: vec![ca], resolve: Arc::new(resolve), ..Default::default() })
+    Registries::new(registry::Options {
+        credentials,
+        trust: Arc::new(acr.trust()),
+        resolve: Arc::new(resolve),
+        ..Default::default()
+    })
 }
 
 fn tags(registry: &Registry, repository: &str) -> Vec<String> {

@@ -89,6 +89,10 @@ fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) -> std::io
     let mut reader = BufReader::new(&stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;
+    if !line.trim_end().ends_with("HTTP/1.1") {
+        // The beginning of a TLS handshake: a client looks whether TLS is spoken here.
+        return Ok(());
+    }
     let mut parts = line.split(' ').map(str::to_owned);
     let mut asked = Asked { method: parts.next().unwrap_or_default(), ..Asked::default() };
     asked.target = parts.next().unwrap_or_default();

@@ -180,6 +180,16 @@ impl Front {
         self.authority.as_ref().map(|directory| directory.join("ca.pem"))
     }
 
+    /// The same for the registry client.
+    pub fn trust(&self) -> transload::registry::Trust {
+        let mut trust = transload::registry::Trust::default();
+        if let Some(file) = self.ca_file() {
+            let pem = std::fs::read(&file).expect("the authority");
+            trust.add_file(file.as_ref(), &pem).expect("a certificate");
+        }
+        trust
+    }
+
     /// `--ca-file FILE --resolve NAME=ADDRESS …`, nothing without TLS.
     pub fn flags(&self) -> Vec<String> {
         let Some(file) = self.ca_file() else {

@@ -8,10 +8,12 @@
 #![allow(dead_code, unused_imports, reason = "support stands ready; not every run of the tests uses all of it")]
 
 pub mod background;
+pub mod certificates;
 pub mod containerd;
 pub mod dir;
 pub mod fake_registry;
 pub mod faults;
+pub mod forward_proxy;
 pub mod front;
 pub mod front_body;
 pub mod front_log;
@@ -30,12 +32,14 @@ pub mod push;
 pub mod registry;
 pub mod scripted;
 pub mod serving;
+pub mod socks_proxy;
 pub mod tls;
 pub mod wire;
 
 pub use dir::TempDir;
 pub use fake_registry::FakeRegistry;
 pub use faults::{Fault, Rule};
+pub use forward_proxy::ForwardProxy;
 pub use front::Front;
 pub use front_log::Seen;
 pub use images::Image;
@@ -46,3 +50,4 @@ pub use proxy::Proxy;
 pub use registry::Registry;
 pub use scripted::{Scripted, ScriptedServer};
 pub use serving::Serving;
+pub use socks_proxy::SocksProxy;

@@ -88,6 +88,10 @@ async fn serve(
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await?);
+            // The beginning of a TLS handshake: a client looks whether TLS is spoken here.
+            if head == [22] {
+                return Ok(());
+            }
         }
         let head = String::from_utf8_lossy(&head).into_owned();
         let mut words = head.split(' ');

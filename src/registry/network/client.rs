@@ -1,0 +1,158 @@
+//! An HTTP client for one registry and the hosts that it sends us to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::header::{HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, USER_AGENT};
+use http::{Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use reqwest::{Body, Url};
+
+use super::connector::{Connector, Shared, Target, TlsConfigs};
+use super::proxies::Proxies;
+use super::trust::{Roots, Trust};
+use super::verifier::{self, ClientCertificate};
+use super::{find_source, probe};
+use crate::error::{Error, Result};
+use crate::registry::address::Policy;
+
+/// A client with a pool of connections. Clones share it.
+#[derive(Clone, Debug)]
+pub(in crate::registry) struct HttpClient {
+    client: Client<Connector, Body>,
+    shared: Arc<Shared>,
+}
+
+/// What a client is made of.
+pub(in crate::registry) struct Settings<'a> {
+    /// The registry as users name it.
+    pub(in crate::registry) registry: &'a str,
+    /// Where it is asked.
+    pub(in crate::registry) base: &'a Url,
+    pub(in crate::registry) policy: Policy,
+    pub(in crate::registry) proxies: &'a Proxies,
+    pub(in crate::registry) trust: &'a Trust,
+    /// No certificate is verified.
+    pub(in crate::registry) insecure: bool,
+    /// Connections that may wait for the next request, for each host.
+    pub(in crate::registry) idle: usize,
+}
+
+impl HttpClient {
+    /// # Errors
+    /// If certificates that are configured cannot be read.
+    pub(in crate::registry) fn new(settings: Settings<'_>) -> Result<Self> {
+        let Settings { registry, base, policy, proxies, trust, insecure, idle } = settings;
+        let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
+        let own = Target { host, port: base.port_or_known_default().unwrap_or(443) };
+        let tls = tls(trust, registry, &own, insecure)?;
+        let answered = AtomicBool::new(false);
+        let (registry, proxies) = (registry.to_owned(), proxies.clone());
+        let shared = Arc::new(Shared { registry, own, policy, proxies, tls, answered });
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(idle)
+            .build(Connector::new(shared.clone()));
+        Ok(Self { client, shared })
+    }
+
+    /// Sends a request, up to the head of the response.
+    ///
+    /// # Errors
+    /// Our own ones are final. An error of the exchange is given to `explain`, which makes one of it.
+    pub(in crate::registry) async fn send(
+        &self,
+        mut request: Request<Body>,
+        explain: impl FnOnce(&(dyn std::error::Error + 'static)) -> Error,
+    ) -> Result<Response<Body>> {
+        let uri = request.uri().clone();
+        request.headers_mut().entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+        // A tunnel is signed when it is made.
+        let forwarding = match uri.scheme_str() {
+            Some("http") => {
+                let port = uri.port_u16().unwrap_or(80);
+                let proxy = self.shared.proxies.for_host(false, uri.host().unwrap_or_default(), port)?;
+                proxy.filter(|proxy| proxy.forwards())
+            }
+            _ => None,
+        };
+        if let Some(value) = forwarding.as_ref().and_then(|proxy| proxy.authorization()) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, value);
+        }
+        let response = self.client.request(request).await.map_err(|error| match find_source::<Error>(&error) {
+            Some(own) => own.duplicate(),
+            None => self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| explain(&error)),
+        })?;
+        if let Some(proxy) = forwarding.filter(|_| response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
+            let schemes = response.headers().get_all(PROXY_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+            let schemes: Vec<&str> = schemes.filter_map(|value| value.split(' ').next()).collect();
+            return Err(proxy.wants_user(&schemes.join(", ")));
+        }
+        self.shared.answered.store(true, Ordering::Relaxed);
+        Ok(response.map(Body::wrap))
+    }
+
+    /// Whether the registry's own port speaks TLS.
+    ///
+    /// # Errors
+    /// If it cannot be reached, or stays silent.
+    pub(in crate::registry) async fn speaks_tls(&self) -> Result<bool> {
+        let stream = self.shared.dial_own().await?;
+        probe::speaks_tls(stream, &self.shared.own.host, PROBE_TIMEOUT).await
+    }
+}
+
+fn tls(trust: &Trust, registry: &str, own: &Target, insecure: bool) -> Result<TlsConfigs> {
+    const HTTP: &[&[u8]] = &[b"http/1.1"];
+    let roots = trust.roots()?;
+    let files = trust.own_files(&names(registry, own))?;
+    let (certificate, none) = (ClientCertificate::new(files.identity), ClientCertificate::new(None));
+    let trusted = if files.authorities.is_empty() {
+        roots.clone()
+    } else {
+        let mut with_own = Roots::clone(&roots);
+        with_own.add(files.authorities);
+        Arc::new(with_own)
+    };
+    let verified = (!insecure).then_some(&trusted);
+    let config =
+        |roots, client: &Arc<ClientCertificate>, alpn| verifier::config(roots, client.clone(), alpn).map(Arc::new);
+    Ok(TlsConfigs {
+        own: config(verified, &certificate, HTTP)?,
+        other: config(verified, &none, HTTP)?,
+        unverified: config(None, &none, HTTP)?,
+        proxy: config(Some(&roots), &none, &[])?,
+        certificate,
+        none,
+    })
+}
+
+/// The names of a registry's directory in `certs.d`: as users write it, with and without the port of https, and the
+/// host that is asked.
+fn names(registry: &str, own: &Target) -> Vec<String> {
+    let mut names = vec![registry.to_owned()];
+    let host = if own.host.contains(':') { format!("[{}]", own.host) } else { own.host.clone() };
+    if own.port == 443 {
+        names.extend([format!("{registry}:443"), host.clone()]);
+    }
+    names.push(format!("{host}:{}", own.port));
+    let mut seen = std::collections::HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
+}
+
+/// TLS for requests that go not to a registry but to an identity service.
+///
+/// # Errors
+/// If certificates that are configured cannot be read.
+pub(in crate::registry) fn library_tls(trust: &Trust) -> Result<tokio_rustls::rustls::ClientConfig> {
+    verifier::config(Some(&trust.roots()?), ClientCertificate::new(None), &[b"http/1.1"])
+}
+
+const AGENT: &str = concat!("transload/", env!("CARGO_PKG_VERSION"));
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a registry on this machine may take to answer the beginning of a TLS handshake.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

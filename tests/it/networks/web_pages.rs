@@ -1,0 +1,116 @@
+//! Web pages in the place of a registry's answer: captive portals, login pages, block pages.
+
+use super::failed_at_once;
+use crate::support::fake_registry::Answer;
+use crate::support::{FakeRegistry, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool};
+
+const PAGE: &str = "<html><head><title>Sign in to Example Wi-Fi</title></head></html>";
+
+/// A server that answers so to what has `part` in its path, and otherwise as a registry with one image.
+fn portal(part: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> (FakeRegistry, Registry) {
+    let behind = Registry::start();
+    Image::single(1, &[3000]).push(behind.addr(), "app", "v1");
+    let at = behind.addr();
+    let front = FakeRegistry::start(move |asked| {
+        if asked.target.contains(part) {
+            return answer();
+        }
+        let reply = crate::support::http::send(at, &asked.method, &asked.target, &[("accept", "*/*")], b"");
+        let mut answer = Answer::new(reply.status, &reply.body);
+        for name in ["content-type", "docker-content-digest"] {
+            if let Some(value) = reply.header(name) {
+                answer = answer.with(name, value);
+            }
+        }
+        answer
+    });
+    (front, behind)
+}
+
+fn page(status: u16) -> Answer {
+    Answer::new(status, PAGE).with("content-type", "text/html; charset=utf-8")
+}
+
+/// Copies the image out of it.
+fn copied(from: &FakeRegistry) -> Run {
+    let to = Registry::start();
+    Tool::transload().args(&["copy", &format!("{}/app:v1", from.addr()), &to.addr().to_string()]).run()
+}
+
+/// Whatever is asked for, and whatever the status, the page is called one, with status and type, at once.
+#[test]
+fn a_page_in_the_place_of_an_answer_is_called_one() {
+    for part in ["/manifests/", "/blobs/"] {
+        for status in [200, 403, 511] {
+            let (front, _behind) = portal(part, move || page(status));
+            let said = format!("answered {status} with a web page (text/html)");
+            failed_at_once(copied(&front), &[&said, "no answer of a registry"]);
+        }
+    }
+    for status in [200, 403, 511] {
+        let (front, _behind) = portal("/", move || page(status));
+        let said = format!("answered {status} with a web page (text/html)");
+        let at = front.addr().to_string();
+        failed_at_once(Tool::transload().args(&["tags", &format!("{at}/app")]).run(), &[&said]);
+        let login = Tool::transload().args(&["login", &at, "-u", "me", "--password-stdin"]).stdin("pw");
+        failed_at_once(login.run(), &[&said]);
+    }
+    let (front, _behind) = portal("/tags/", || page(403));
+    let run = Tool::transload().args(&["tags", &format!("{}/app", front.addr())]).run();
+    failed_at_once(run, &["Sign in to Example Wi-Fi"]);
+}
+
+/// A login page at another host, to which all is redirected.
+#[test]
+fn a_redirect_to_a_login_page_is_called_one() {
+    let login = FakeRegistry::start(|_| page(200));
+    let target = format!("http://{}/login?from=x", login.addr());
+    for part in ["/manifests/", "/blobs/"] {
+        let target = target.clone();
+        let (front, _behind) = portal(part, move || Answer::new(302, "").with("location", &target));
+        let said = format!("sends us to http://{}, which answered 200 with a web page (text/html)", login.addr());
+        failed_at_once(copied(&front), &[&said]);
+    }
+}
+
+/// The token endpoint is behind the page, not the registry.
+#[test]
+fn a_page_at_the_token_endpoint_is_called_one() {
+    for status in [200, 302, 403, 511] {
+        let tokens = FakeRegistry::start(move |_| page(status));
+        let challenge = format!("Bearer realm=\"http://{}/token\",service=\"x\"", tokens.addr());
+        let front = FakeRegistry::start(move |_| Answer::new(401, "").with("www-authenticate", &challenge));
+        let run = Tool::transload().args(&["tags", &format!("{}/app", front.addr())]).run();
+        failed_at_once(run, &[&format!("the token endpoint answered {status} with a web page (text/html)")]);
+    }
+}
+
+/// Labels alone are no error: some registries call their empty answers HTML, and storage may call a blob so.
+#[test]
+fn a_label_alone_is_no_error() {
+    let files = TempDir::new();
+    let quay = FakeRegistry::start(|_| Answer::new(200, "true").with("content-type", "text/html; charset=utf-8"));
+    let at = quay.addr().to_string();
+    let login = Tool::transload().args(&["login", &at, "-u", "me", "--password-stdin"]).stdin("pw");
+    login.env("DOCKER_CONFIG", &files.join("docker")).run().ok();
+
+    let behind = Registry::start();
+    let image = Image::single(1, &[3000]);
+    image.push(behind.addr(), "app", "v1");
+    let at = behind.addr();
+    let front = FakeRegistry::start(move |asked| {
+        let reply = crate::support::http::send(at, &asked.method, &asked.target, &[("accept", "*/*")], b"");
+        let labelled = if asked.target.contains("/blobs/") { Some("text/html") } else { reply.header("content-type") };
+        let mut answer = Answer::new(reply.status, &reply.body);
+        if let Some(digest) = reply.header("docker-content-digest") {
+            answer = answer.with("docker-content-digest", digest);
+        }
+        answer.with("content-type", labelled.unwrap_or("text/plain"))
+    });
+    copied(&front).ok();
+    // A proxy before a registry has pages for its own passing faults: those are tried again as ever.
+    let rule = Rule::on("GET", "/tags/", Fault::page(502, "Bad Gateway")).once();
+    let front = Front::before(behind.addr()).rule(rule).start();
+    Tool::transload().args(&["tags", &format!("{}/app", front.addr())]).run().ok();
+    assert_eq!(front.struck(), 1);
+}
