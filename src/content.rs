@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -151,11 +152,14 @@ pub struct Pushed {
 }
 
 /// One blob on its way: opens the source where it's needed, goes on after faults, counts bytes.
+#[derive(Clone)]
 pub struct Feed<S> {
     /// At least one; each is given up for the next one.
     holders: Vec<Holder<S>>,
     blob: Descriptor,
     marks: Marks,
+    /// How often the whole came damaged.
+    damaged: Arc<AtomicU32>,
 }
 
 /// Who has the blob.
@@ -170,7 +174,8 @@ impl<S: Source> Feed<S> {
     /// The feed of `blob` from `source`, which spends of `budget` and tells `moved` how many
     /// bytes came.
     pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
-        Self { holders: vec![Holder { source, budget, moved }], blob, marks: Marks::default() }
+        let holders = vec![Holder { source, budget, moved }];
+        Self { holders, blob, marks: Marks::default(), damaged: Arc::default() }
     }
 
     /// Where the budgets before it are spent, `source` is gone on from, at the same byte: what a blob is is its
@@ -225,8 +230,11 @@ impl<S: Source> Feed<S> {
     /// nothing of it is gone on from.
     ///
     /// # Errors
-    /// `error` itself, if it is another one, or the budget is spent.
+    /// `error` itself, if it is another one, the budget is spent, or the blob came damaged [`MAX_DAMAGED`] times.
     pub async fn again(&self, error: Error) -> Result<Verified> {
+        if error.kind() == Kind::Mismatch && self.damaged.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DAMAGED {
+            return Err(self.budget().give_up(error));
+        }
         self.budget().retry(error.transient_if_damaged()).await?;
         self.marks.clear();
         self.open(0).await
@@ -236,6 +244,10 @@ impl<S: Source> Feed<S> {
         Reader { holders: self.holders.clone(), now: 0, blob: self.blob.clone(), at, body }
     }
 }
+
+/// How often a blob is read whole before its holder is taken to have it damaged: what is damaged in transit comes right
+/// the next time, and what is damaged where it is stored never does.
+pub const MAX_DAMAGED: u32 = 3;
 
 /// The first `left` bytes of `body`.
 pub(crate) fn limited(body: Body, left: u64) -> Body {

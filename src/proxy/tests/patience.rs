@@ -131,7 +131,7 @@ async fn breakers_and_limits_are_each_upstreams_own() {
         let bench = Bench::new(|settings| {
             at_once(settings);
             // Nobody waits for a second try.
-            settings.patience = Duration::from_secs(1);
+            settings.upstream_timeout = Duration::from_secs(1);
             settings.upstreams.push("b.io".parse().expect("a spec"));
         })
         .await;

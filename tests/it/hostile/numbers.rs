@@ -81,7 +81,7 @@ fn a_retry_after_may_be_any_number() {
             assert!(run.stderr.contains("429"), "{wait}: {}", run.stderr);
             assert!(run.took < Duration::from_secs(20), "{wait}: {:?}", run.took);
         }
-        let proxy = Proxied::hub(registry.addr(), &[]);
+        let proxy = Proxied::hub(registry.addr(), &["--upstream-timeout", "3"]);
         let reply = http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(503);
         let told = reply.header("retry-after").and_then(|told| told.parse::<u64>().ok());
         assert!(told.is_none_or(|told| told <= 24 * 3600), "{wait}: {told:?}");
