@@ -215,6 +215,11 @@ impl<S: Source> Feed<S> {
         Verified::resumed(body, &self.blob, from, hasher, at, self.marks.clone())
     }
 
+    /// The bytes from `at` on, not verified: for whoever verifies the whole that they are a part of.
+    pub(crate) async fn unverified(&self, at: u64) -> Result<Body> {
+        Ok(self.reader(at, None).opened().await?.into_body())
+    }
+
     /// The verified bytes of the whole, where `first` is what the source was opened with already.
     pub fn begun(&self, first: Body) -> Result<Verified> {
         self.verified(self.reader(0, Some(first)).into_body())

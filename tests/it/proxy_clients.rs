@@ -272,7 +272,7 @@ fn clients_get_an_error_rather_than_what_is_wrong() {
             let registry = Registry::start();
             image.push(registry.addr(), "library/app", "v1");
             let front = Front::before(registry.addr()).rule(Rule::on("*", path, fault.clone())).start();
-            let proxy = Proxied::hub(front.addr(), &["--upstream-timeout", "3", "--negative-ttl", "2"]);
+            let proxy = Proxied::hub(front.addr(), &["--upstream-timeout", "1", "--negative-ttl", "2"]);
             let (run, digests) = client.pull(&proxy, "library/app");
             assert_ne!(run.code, 0, "{client:?}, {fault:?}: {run:?}");
             assert!(!digests.contains(image.digest()), "{client:?}, {fault:?}: {digests}");

@@ -208,7 +208,7 @@ fn a_dead_upstream_is_left_alone() {
     clients(5..30);
     let log = world.front.log();
     let probes: Vec<_> = log.chunk_by(|one, next| one.path == next.path).collect();
-    assert!((2..=3).contains(&probes.len()), "{} probes in 5 s: {log:?}", probes.len());
+    assert!((1..=3).contains(&probes.len()), "{} probes in 5 s: {log:?}", probes.len());
     // A question is asked three times at once before its registry counts as failing.
     assert!(probes.iter().all(|probe| probe.len() <= 3), "{log:?}");
     for pair in probes.windows(2) {

@@ -73,13 +73,14 @@ pub(super) fn ordered<S: Source>(
     (stream::try_unfold(ordered, Ordered::next).boxed(), written_from)
 }
 
-/// The bytes of `body` in order, and by one request those behind where its parts are given up.
+/// The bytes of `body` in order, and by one request those behind where its parts are given up. They are verified with the
+/// whole, which begins with `body`.
 pub(super) fn or_by_one_request<S: Source>(feed: Feed<S>, body: Body) -> Body {
     stream::try_unfold((feed, body, 0_u64), |(feed, mut body, at)| async move {
         let next = match body.try_next().await {
             Err(error) if error.kind() == Kind::Unsupported => {
                 tracing::info!("{error}: {} is fetched by one request", feed.blob().digest);
-                body = feed.open(at).await?.boxed();
+                body = feed.unverified(at).await?;
                 body.try_next().await?
             }
             next => next?,

@@ -377,7 +377,7 @@ fn clients_that_ask_for_many_long_lists_at_once_get_them_within_the_memory_of_a_
         http::get(at, &format!("/v2/evil/app{nth}/{list}"))
     };
     let asked: Vec<u16> = std::thread::scope(|scope| {
-        let asking: Vec<_> = (0..40).map(|nth| scope.spawn(move || ask(nth).status)).collect();
+        let asking: Vec<_> = (0..24).map(|nth| scope.spawn(move || ask(nth).status)).collect();
         asking.into_iter().map(|asked| asked.join().expect("a client")).collect()
     });
     peak.assert_below(LISTS_PEAK);

@@ -141,26 +141,30 @@ fn lists_that_the_command_line_names_may_be_pipes() {
 /// The command waits for somebody to write to a pipe that it was given. A signal ends it all the same.
 #[test]
 fn a_command_that_waits_for_a_pipe_ends_by_a_signal() {
-    let pipe_at = |home: &TempDir| pipe(&home.path().join("pipe"));
-    for args in [
+    let cases = [
         &["mirror", "list.txt", "--to", "127.0.0.1:1/x", "--retry-failed", "pipe"][..],
         &["mirror", "pipe", "--to", "127.0.0.1:1/x"],
         &["mirror", "list.txt", "--to", "127.0.0.1:1/x", "--interval", "1h", "--retry-failed", "pipe"],
         &["diff", "pipe", "--to", "127.0.0.1:1/x"],
         &["inspect", "127.0.0.1:1/app:v1", "--ca-file", "pipe"],
         &["inspect", "127.0.0.1:1/app:v1", "--auth-file", "pipe"],
-    ] {
-        let tool = Tool::transload().file("list.txt", "127.0.0.1:1/app:v1\n").args(args);
-        pipe_at(tool.home());
-        let process = tool.spawn();
-        wait_until("it waits for the pipe", || waits_in_open(process.id()));
-        process.terminate();
-        let begun = Instant::now();
-        let run = process.finish(Duration::from_secs(20));
-        // Killed by the signal, or ended by itself because of it.
-        assert!(matches!(run.code, 130 | -1), "{args:?}: {run:?}");
-        assert!(begun.elapsed() < Duration::from_secs(6), "{args:?}: {:?}", begun.elapsed());
-    }
+    ];
+    std::thread::scope(|scope| cases.map(|args| scope.spawn(move || ends_by_a_signal(args))).map(|case| case.join()))
+        .into_iter()
+        .for_each(|case| case.expect("it ends"));
+}
+
+fn ends_by_a_signal(args: &[&str]) {
+    let tool = Tool::transload().file("list.txt", "127.0.0.1:1/app:v1\n").args(args);
+    pipe(&tool.home().path().join("pipe"));
+    let process = tool.spawn();
+    wait_until("it waits for the pipe", || waits_in_open(process.id()));
+    process.terminate();
+    let begun = Instant::now();
+    let run = process.finish(Duration::from_secs(30));
+    // Killed by the signal, or ended by itself because of it.
+    assert!(matches!(run.code, 130 | -1), "{args:?}: {run:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{args:?}: {:?}", begun.elapsed());
 }
 
 /// Whether the first thread of a process waits for the other end of a pipe. Needs the kernel's word for where it waits.
