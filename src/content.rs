@@ -237,7 +237,7 @@ impl<S: Source> Feed<S> {
     /// # Errors
     /// `error` itself, if it is another one, the budget is spent, or the blob came damaged [`MAX_DAMAGED`] times.
     pub async fn again(&self, error: Error) -> Result<Verified> {
-        if error.kind() == Kind::Mismatch && self.damaged.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DAMAGED {
+        if is_damaged_for_good(&error, &self.damaged) {
             return Err(self.budget().give_up(error));
         }
         self.budget().retry(error.transient_if_damaged()).await?;
@@ -246,13 +246,19 @@ impl<S: Source> Feed<S> {
     }
 
     fn reader(&self, at: u64, body: Option<Body>) -> Reader<S> {
-        Reader { holders: self.holders.clone(), now: 0, blob: self.blob.clone(), at, body }
+        let (holders, damaged) = (self.holders.clone(), self.damaged.clone());
+        Reader { holders, now: 0, blob: self.blob.clone(), at, body, damaged }
     }
 }
 
 /// How often a blob is read whole before its holder is taken to have it damaged: what is damaged in transit comes right
 /// the next time, and what is damaged where it is stored never does.
 pub const MAX_DAMAGED: u32 = 3;
+
+/// Counts an error that says that the blob is not what it should be. Whether that happened too often.
+fn is_damaged_for_good(error: &Error, damaged: &AtomicU32) -> bool {
+    error.kind() == Kind::Mismatch && damaged.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DAMAGED
+}
 
 /// The first `left` bytes of `body`.
 pub(crate) fn limited(body: Body, left: u64) -> Body {
@@ -277,6 +283,8 @@ struct Reader<S> {
     blob: Descriptor,
     at: u64,
     body: Option<Body>,
+    /// The feed's.
+    damaged: Arc<AtomicU32>,
 }
 
 impl<S: Source> Reader<S> {
@@ -324,15 +332,21 @@ impl<S: Source> Reader<S> {
 
     /// Waits until it may be tried again, by this one who has it or by the next.
     async fn retry(&mut self, error: Error) -> Result<()> {
-        let spent = match self.holders[self.now].budget.retry(self.told(error)).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error.on(Side::Source),
+        let (budget, told) = (&self.holders[self.now].budget, self.told(error));
+        let spent = if is_damaged_for_good(&told, &self.damaged) {
+            budget.give_up(told)
+        } else {
+            match budget.retry(told).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error.on(Side::Source),
+            }
         };
         if self.now + 1 == self.holders.len() {
             return Err(spent);
         }
         tracing::warn!("{spent}; going on from byte {} of it elsewhere", self.at);
         self.now += 1;
+        self.damaged.store(0, Ordering::Relaxed);
         Ok(())
     }
 

@@ -176,7 +176,7 @@ fn what_is_corrupt_is_cut_and_never_stored() {
 #[test]
 fn a_corrupt_blob_alone() {
     let world = World::new(&[MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "1"]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::FlipByteAt(10)));
     pull_manifest(proxy.addr());
     for _ in 0..2 {
@@ -187,6 +187,7 @@ fn a_corrupt_blob_alone() {
     assert_eq!(proxy.files("blobs"), Vec::<String>::new());
     assert_eq!(proxy.files("fills"), Vec::<String>::new());
     world.front.clear_rules();
+    wait_until("it is asked for again", || http::get(proxy.addr(), &world.path()).status == 200);
     assert!(http::get(proxy.addr(), &world.path()).expect(200).body == world.layer().bytes);
 }
 

@@ -184,7 +184,7 @@ fn names_in_a_layout_are_printed_harmlessly() {
 fn neither_an_upstream_nor_a_client_writes_lines_of_the_proxys_log() {
     for answer in [Answer::error(403, EVIL, EVIL), Answer::error(404, EVIL, EVIL), Answer::error(429, EVIL, EVIL)] {
         let upstream = refusing(answer);
-        let proxy = Proxied::hub(upstream.addr(), &["-vv"]);
+        let proxy = Proxied::hub(upstream.addr(), &["-vv", "--upstream-timeout", "1"]);
         let agent = "agent\u{9b}31m\u{202e}";
         let path = "/v2/library/app/manifests/v1%0d%0aforged:%1b[2J?ns=docker.io%0aforged%1b";
         http::send(proxy.addr(), "GET", path, &[("user-agent", agent)], b"");
