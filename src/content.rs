@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -151,11 +152,14 @@ pub struct Pushed {
 }
 
 /// One blob on its way: opens the source where it's needed, goes on after faults, counts bytes.
+#[derive(Clone)]
 pub struct Feed<S> {
     /// At least one; each is given up for the next one.
     holders: Vec<Holder<S>>,
     blob: Descriptor,
     marks: Marks,
+    /// How often the whole came damaged.
+    damaged: Arc<AtomicU32>,
 }
 
 /// Who has the blob.
@@ -170,7 +174,8 @@ impl<S: Source> Feed<S> {
     /// The feed of `blob` from `source`, which spends of `budget` and tells `moved` how many
     /// bytes came.
     pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
-        Self { holders: vec![Holder { source, budget, moved }], blob, marks: Marks::default() }
+        let holders = vec![Holder { source, budget, moved }];
+        Self { holders, blob, marks: Marks::default(), damaged: Arc::default() }
     }
 
     /// Where the budgets before it are spent, `source` is gone on from, at the same byte: what a blob is is its
@@ -210,6 +215,11 @@ impl<S: Source> Feed<S> {
         Verified::resumed(body, &self.blob, from, hasher, at, self.marks.clone())
     }
 
+    /// The bytes from `at` on, not verified: for whoever verifies the whole that they are a part of.
+    pub(crate) async fn unverified(&self, at: u64) -> Result<Body> {
+        Ok(self.reader(at, None).opened().await?.into_body())
+    }
+
     /// The verified bytes of the whole, where `first` is what the source was opened with already.
     pub fn begun(&self, first: Body) -> Result<Verified> {
         self.verified(self.reader(0, Some(first)).into_body())
@@ -225,16 +235,29 @@ impl<S: Source> Feed<S> {
     /// nothing of it is gone on from.
     ///
     /// # Errors
-    /// `error` itself, if it is another one, or the budget is spent.
+    /// `error` itself, if it is another one, the budget is spent, or the blob came damaged [`MAX_DAMAGED`] times.
     pub async fn again(&self, error: Error) -> Result<Verified> {
+        if is_damaged_for_good(&error, &self.damaged) {
+            return Err(self.budget().give_up(error));
+        }
         self.budget().retry(error.transient_if_damaged()).await?;
         self.marks.clear();
         self.open(0).await
     }
 
     fn reader(&self, at: u64, body: Option<Body>) -> Reader<S> {
-        Reader { holders: self.holders.clone(), now: 0, blob: self.blob.clone(), at, body }
+        let (holders, damaged) = (self.holders.clone(), self.damaged.clone());
+        Reader { holders, now: 0, blob: self.blob.clone(), at, body, damaged }
     }
+}
+
+/// How often a blob is read whole before its holder is taken to have it damaged: what is damaged in transit comes right
+/// the next time, and what is damaged where it is stored never does.
+pub const MAX_DAMAGED: u32 = 3;
+
+/// Counts an error that says that the blob is not what it should be. Whether that happened too often.
+fn is_damaged_for_good(error: &Error, damaged: &AtomicU32) -> bool {
+    error.kind() == Kind::Mismatch && damaged.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DAMAGED
 }
 
 /// The first `left` bytes of `body`.
@@ -260,6 +283,8 @@ struct Reader<S> {
     blob: Descriptor,
     at: u64,
     body: Option<Body>,
+    /// The feed's.
+    damaged: Arc<AtomicU32>,
 }
 
 impl<S: Source> Reader<S> {
@@ -307,15 +332,21 @@ impl<S: Source> Reader<S> {
 
     /// Waits until it may be tried again, by this one who has it or by the next.
     async fn retry(&mut self, error: Error) -> Result<()> {
-        let spent = match self.holders[self.now].budget.retry(self.told(error)).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error.on(Side::Source),
+        let (budget, told) = (&self.holders[self.now].budget, self.told(error));
+        let spent = if is_damaged_for_good(&told, &self.damaged) {
+            budget.give_up(told)
+        } else {
+            match budget.retry(told).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error.on(Side::Source),
+            }
         };
         if self.now + 1 == self.holders.len() {
             return Err(spent);
         }
         tracing::warn!("{spent}; going on from byte {} of it elsewhere", self.at);
         self.now += 1;
+        self.damaged.store(0, Ordering::Relaxed);
         Ok(())
     }
 

@@ -63,6 +63,8 @@ pub enum Kind {
     Limited,
     /// Bytes that don't match their digest or size.
     Mismatch,
+    /// The same content had the wrong digest several times: its holder is not asked for it for a while.
+    Damaged,
     /// A form of image that transload doesn't copy, or a registry that can't take it.
     Unsupported,
     /// Content that can't be parsed, or is past a bound.

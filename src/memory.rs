@@ -13,8 +13,8 @@ static READING: Semaphore = Semaphore::const_new(READING_KIB as usize);
 static PUSHED: Semaphore = Semaphore::const_new(READING_KIB as usize);
 /// The room for large manifests on their way from an upstream into a proxy's cache.
 static CACHING: Semaphore = Semaphore::const_new(2 * READING_KIB as usize);
-/// The room for long lists of tags that a proxy reads for its clients.
-static LISTS: Semaphore = Semaphore::const_new(2 * READING_KIB as usize);
+/// The room for long lists of tags and of referrers that a proxy reads for its clients.
+static LISTS: Semaphore = Semaphore::const_new(LISTS_KIB as usize);
 
 /// Manifests that are read from a disk at once. That takes no longer for more of them.
 static DISK: Semaphore = Semaphore::const_new(8);
@@ -85,8 +85,8 @@ pub(crate) fn caching(bytes: u64) -> Result<Option<SemaphorePermit<'static>>, Tr
     if bytes <= SMALL as u64 { Ok(None) } else { CACHING.try_acquire_many(kib(bytes)).map(Some) }
 }
 
-/// The room that a list takes while it is collected page by page: none up to [`SMALL`] bytes.
-#[derive(Default)]
+/// The room that a list takes while it is collected page by page, and until it is dropped: none up to [`SMALL`] bytes.
+#[derive(Debug, Default)]
 pub(crate) struct Listing {
     bytes: u64,
     room: Option<SemaphorePermit<'static>>,
@@ -103,7 +103,8 @@ impl Listing {
             return Ok(());
         }
         let held = self.room.as_ref().map_or(0, |room| u32::try_from(room.num_permits()).unwrap_or(u32::MAX));
-        let more = LISTS.try_acquire_many(kib(self.bytes).saturating_sub(held))?;
+        // One that takes more than there is takes all of it: its reader has a limit of its own.
+        let more = LISTS.try_acquire_many(kib(self.bytes).min(LISTS_KIB).saturating_sub(held))?;
         match &mut self.room {
             Some(room) => room.merge(more),
             None => self.room = Some(more),
@@ -141,6 +142,7 @@ impl AsRef<[u8]> for Roomed {
 pub(crate) const SMALL: usize = 128 << 10;
 /// Room for large answers: four manifests of 4 MiB at once.
 const READING_KIB: u32 = 16 << 10;
+const LISTS_KIB: u32 = 2 * READING_KIB;
 
 #[cfg(test)]
 mod tests {
@@ -181,6 +183,11 @@ mod tests {
         assert!(short.add(1).is_err() && long.add(1).is_err(), "all of it is taken");
         drop(long);
         short.add(1 << 20).expect("a list that is over gives its room back");
+        drop((other, short));
+        let mut longest = Listing::default();
+        longest.add(1 << 40).expect("alone it has all the room");
+        longest.add(1 << 40).expect("which is all it can take");
+        assert!(Listing::default().add(1 << 20).is_err());
     }
 
     #[test]

@@ -22,10 +22,12 @@ mod prune;
 pub mod serve;
 mod shell;
 mod told;
+mod watchdog;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{Error, Kind, Result};
 use crate::registry::{Options, Registries};
@@ -91,7 +93,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The whole command line, for completions, the manual and the tests of the README.
+/// The whole command line, for completions, the manual and the tests of the documents.
 pub fn command() -> clap::Command {
     Cli::command()
 }
@@ -176,6 +178,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         _ => false,
     };
     let again = interrupted_again();
+    watchdog::start();
     let result = tokio::select! {
         result = run => result,
         // Whoever asks twice doesn't want to wait for the end of what is under way.
@@ -194,13 +197,33 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
 /// Returns when the user or the system asks to stop.
 /// From the call on, not from the first poll: what is done in between isn't cut off.
 fn interrupted() -> impl Future<Output = &'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let signals = signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok());
+    let signals = Signals::new();
     async {
-        let Some((mut int, mut term)) = signals else { return std::future::pending().await };
+        let Some(mut signals) = signals else { return std::future::pending().await };
+        let signal = signals.next().await;
+        watchdog::seen();
+        signal
+    }
+}
+
+/// The signals that ask a program to stop.
+struct Signals {
+    int: Signal,
+    term: Signal,
+}
+
+impl Signals {
+    /// Those that come from the call on. `None` if the system gives none.
+    fn new() -> Option<Self> {
+        let (int, term) = (signal(SignalKind::interrupt()).ok()?, signal(SignalKind::terminate()).ok()?);
+        Some(Self { int, term })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = int.recv() => "SIGINT",
-            _ = term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+            _ = self.term.recv() => "SIGTERM",
         }
     }
 }
@@ -215,18 +238,12 @@ fn asked_to_stop() -> impl Future<Output = ()> {
 
 /// Returns when the user or the system asks to stop for the second time, counted from the call on.
 fn interrupted_again() -> impl Future<Output = &'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let signals = signal(SignalKind::interrupt()).ok().zip(signal(SignalKind::terminate()).ok());
+    let signals = Signals::new();
     async {
-        let Some((mut int, mut term)) = signals else { return std::future::pending().await };
-        let mut next = async || {
-            tokio::select! {
-                _ = int.recv() => "SIGINT",
-                _ = term.recv() => "SIGTERM",
-            }
-        };
-        next().await;
-        next().await
+        let Some(mut signals) = signals else { return std::future::pending().await };
+        signals.next().await;
+        watchdog::seen();
+        signals.next().await
     }
 }
 

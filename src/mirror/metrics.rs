@@ -1,4 +1,4 @@
-//! What a mirror that stays tells Prometheus. The README lists it.
+//! What a mirror that stays tells Prometheus. docs/reference/metrics.md lists it.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;

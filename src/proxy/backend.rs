@@ -15,7 +15,7 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
-use crate::server::{Backend, Blob, FilePipe, Place, Upload};
+use crate::server::{Backend, Blob, FilePipe, Place, Referrers, Upload};
 
 /// A blob that can be read.
 pub struct Content<O: Origins> {
@@ -87,7 +87,7 @@ impl<O: Origins> Backend for Proxy<O> {
         let (found, how) = self.0.tags(&spot, after.is_some()).await;
         let Some(tags) = self.told(&spot, What::Tags, found, how)? else { return Ok(None) };
         let behind = |tag: &&Tag| after.is_none_or(|after| tag.as_str() > after);
-        Ok(Some(tags.iter().filter(behind).take(most).cloned().collect()))
+        Ok(Some((*tags).as_ref().iter().filter(behind).take(most).cloned().collect()))
     }
 
     /// None: what could be asked for isn't known.
@@ -95,10 +95,11 @@ impl<O: Origins> Backend for Proxy<O> {
         Ok(Vec::new())
     }
 
-    async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let Some(spot) = self.find(place, What::Referrers) else { return Ok(Vec::new()) };
+    async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Arc<Referrers>> {
+        let Some(spot) = self.find(place, What::Referrers) else { return Ok(Arc::new([])) };
         let (found, how) = self.0.referrers(&spot, subject).await;
-        Ok(self.told(&spot, What::Referrers, found, how)?.map_or_else(Vec::new, Arc::unwrap_or_clone))
+        let none: Arc<Referrers> = Arc::new([]);
+        Ok(self.told(&spot, What::Referrers, found, how)?.map_or(none, |listed| listed as Arc<Referrers>))
     }
 
     async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {

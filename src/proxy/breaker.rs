@@ -19,11 +19,12 @@ use crate::error::{Error, Kind, Result};
 /// One registry's state: whether it is down, and whether it asked to be left alone.
 ///
 /// After [`FAULTS`] failures in a row nobody asks it for a pause of [`FIRST_PAUSE`]. Then one question probes it,
-/// and the others wait for the result. Each failed probe doubles the pause, up to [`LONGEST_PAUSE`]. So an outage of
+/// and the others wait for the result. Each failed probe doubles the pause, up to a maximum. So an outage of
 /// some seconds ends for the clients soon after it ends for the registry, and a sick registry is not overrun.
 #[derive(Debug)]
 pub(super) struct Breaker {
     registry: String,
+    longest_pause: Duration,
     state: Mutex<State>,
     /// Wakes those who wait: some breaker of the proxy changed its state.
     changed: Arc<watch::Sender<()>>,
@@ -68,9 +69,9 @@ pub(super) struct Withheld {
 }
 
 impl Breaker {
-    /// Of this registry; changes are signalled by `changed`.
-    pub(super) fn new(registry: &str, changed: Arc<watch::Sender<()>>) -> Self {
-        Self { registry: registry.to_owned(), state: Mutex::default(), changed }
+    /// Of this registry; changes are signalled by `changed`, and no pause is longer than `longest_pause`.
+    pub(super) fn new(registry: &str, changed: Arc<watch::Sender<()>>, longest_pause: Duration) -> Self {
+        Self { registry: registry.to_owned(), longest_pause, state: Mutex::default(), changed }
     }
 
     /// Asks for the right to ask the registry.
@@ -128,7 +129,7 @@ impl Breaker {
         state.faults += 1;
         match &mut state.open {
             Some(open) if probe => {
-                open.pause = (open.pause * 2).min(LONGEST_PAUSE);
+                open.pause = (open.pause * 2).min(self.longest_pause);
                 open.until = now + open.pause;
                 open.probing = false;
                 open.cause = error.to_string();
@@ -137,9 +138,9 @@ impl Breaker {
             Some(_) => {}
             None if state.faults >= FAULTS => {
                 tracing::error!("{error}; circuit open for {}: it is asked less until it answers", self.registry);
-                let until = now + FIRST_PAUSE;
-                let cause = error.to_string();
-                state.open = Some(Open { since: now, until, pause: FIRST_PAUSE, probing: false, cause });
+                let pause = FIRST_PAUSE.min(self.longest_pause);
+                let (until, cause) = (now + pause, error.to_string());
+                state.open = Some(Open { since: now, until, pause, probing: false, cause });
             }
             None => {}
         }
@@ -201,8 +202,6 @@ impl Drop for Permit<'_> {
 const FAULTS: u32 = 5;
 /// How long nobody asks after the circuit opened.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// And at most: less than half of a client's patience, so that each client that waits sees a probe or two.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// For how long a registry that answers 429 is left alone: by default and at least.
 const SHORT: Duration = Duration::from_secs(1);
 /// And at most.
@@ -212,8 +211,10 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(120);
 mod tests {
     use super::*;
 
+    const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
     fn breaker() -> Breaker {
-        Breaker::new("r.io", Arc::new(watch::Sender::new(())))
+        Breaker::new("r.io", Arc::new(watch::Sender::new(())), LONGEST_PAUSE)
     }
 
     fn down() -> Result<()> {

@@ -38,8 +38,34 @@ pub(super) struct State {
 
 #[derive(Debug)]
 struct Lists<T> {
-    asking: Flights<Key, Option<Arc<Vec<T>>>>,
+    asking: Flights<Key, Option<Arc<Listed<T>>>>,
     kept: Memory<Key, Kept, ByBytes>,
+}
+
+/// A list, with its room in memory until those who asked have their answers.
+#[derive(Debug)]
+pub(in crate::proxy) struct Listed<T> {
+    entries: Vec<T>,
+    _room: Listing,
+}
+
+impl<T> Listed<T> {
+    pub(super) fn into_entries(self) -> Vec<T> {
+        self.entries
+    }
+}
+
+impl<T> AsRef<[T]> for Listed<T> {
+    fn as_ref(&self) -> &[T] {
+        &self.entries
+    }
+}
+
+impl<T> From<Vec<T>> for Listed<T> {
+    /// A list that was kept: it is read by one thread, for one answer.
+    fn from(entries: Vec<T>) -> Self {
+        Self { entries, _room: Listing::default() }
+    }
 }
 
 /// Of which repository, and about which manifest.
@@ -75,7 +101,7 @@ impl<T: Serialize + DeserializeOwned> Lists<T> {
     }
 
     /// Keeps what the upstream said; that there is none, too.
-    fn keep(&self, key: Key, list: Option<&Vec<T>>) {
+    fn keep(&self, key: Key, list: Option<&[T]>) {
         match list.and_then(|list| serde_json::to_vec(list).ok()) {
             Some(list) => self.kept.insert(key, Kept { list: list.into(), since: Instant::now() }),
             None => drop(self.kept.remove(&key)),
@@ -86,14 +112,14 @@ impl<T: Serialize + DeserializeOwned> Lists<T> {
 impl<O: Origins> Inner<O> {
     /// All tags of the upstream, in order; or those that it had. For a further page that is the list that the first one
     /// was cut from, within a tag's TTL: else each page would cost the upstream the whole list.
-    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot, further: bool) -> (Result<Option<Arc<Vec<Tag>>>>, How) {
+    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot, further: bool) -> (Result<Option<Arc<Listed<Tag>>>>, How) {
         let key = (spot.clone(), None);
         let fresh = spot.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl);
         if let Some(kept) = self.lists.tags.kept.get(&key).filter(|kept| further && kept.since.elapsed() < fresh)
             && !self.rests(self.key(spot, &("list", &key.1)))
-            && let Ok(list) = serde_json::from_slice(&kept.list)
+            && let Ok(list) = serde_json::from_slice::<Vec<Tag>>(&kept.list)
         {
-            return (Ok(Some(Arc::new(list))), How::Hit);
+            return (Ok(Some(Arc::new(list.into()))), How::Hit);
         }
         self.list(
             |state| &state.tags,
@@ -108,7 +134,7 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         spot: &Spot,
         subject: &Digest,
-    ) -> (Result<Option<Arc<Vec<Descriptor>>>>, How) {
+    ) -> (Result<Option<Arc<Listed<Descriptor>>>>, How) {
         let (key, subject) = ((spot.clone(), Some(*subject)), *subject);
         let ask = move |inner: Arc<Self>, (spot, _), patience| async move {
             inner.ask_referrers(&spot, &subject, patience).await.map(Some)
@@ -121,21 +147,23 @@ impl<O: Origins> Inner<O> {
         which: fn(&State) -> &Lists<T>,
         key: Key,
         ask: impl FnOnce(Arc<Self>, Key, Duration) -> F,
-    ) -> (Result<Option<Arc<Vec<T>>>>, How)
+    ) -> (Result<Option<Arc<Listed<T>>>>, How)
     where
         T: Serialize + DeserializeOwned + Send + Sync + 'static,
-        F: Future<Output = Result<Option<Vec<T>>>> + Send + 'static,
+        F: Future<Output = Result<Option<Listed<T>>>> + Send + 'static,
     {
         let lists = which(&self.lists);
-        let old = || lists.kept.get(&key).and_then(|kept| Some((serde_json::from_slice(&kept.list).ok()?, kept.since)));
+        let old = || {
+            let kept = lists.kept.get(&key)?;
+            Some((Listed::from(serde_json::from_slice::<Vec<T>>(&kept.list).ok()?), kept.since))
+        };
         let rest = self.key(&key.0, &("list", &key.1));
         if self.rests(rest)
             && let Some((list, _)) = old()
         {
             return (Ok(Some(Arc::new(list))), How::Stale);
         }
-        let patience =
-            if lists.kept.contains_key(&key) { self.settings.stale_patience } else { self.settings.patience };
+        let patience = if lists.kept.contains_key(&key) { self.timeouts.stale } else { self.timeouts.request };
         // By a task: a client that has waited long enough doesn't end the question, and the registry's
         // breaker learns how it ended.
         let work = || {
@@ -143,7 +171,7 @@ impl<O: Origins> Inner<O> {
             let asked = ask(inner.clone(), key.clone(), patience);
             async move {
                 let found = asked.await?;
-                which(&inner.lists).keep(key, found.as_ref());
+                which(&inner.lists).keep(key, found.as_ref().map(AsRef::as_ref));
                 inner.rested(rest);
                 Ok(found.map(Arc::new))
             }
@@ -168,7 +196,7 @@ impl<O: Origins> Inner<O> {
     }
 
     /// All tags of the upstream, in order, as it has them now.
-    pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Vec<Tag>>> {
+    pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Listed<Tag>>> {
         let name = format!("{}/{}", spot.upstream.name, spot.repository);
         let name = &name;
         // Of all tiers and tries together.
@@ -180,11 +208,7 @@ impl<O: Origins> Inner<O> {
             let mut room = Listing::default();
             while let Some(page) = pages.try_next().await? {
                 let more = page.tags.iter().map(|tag| tag.len()).sum::<usize>();
-                // Not `Limited`: the upstream isn't, so its breaker must not learn of it.
-                room.add((more + page.tags.len() * size_of::<Tag>()) as u64).map_err(|_| {
-                    let what = format!("the list of the tags of {name} is long, and too many long ones are being read");
-                    Error::new(Kind::Invalid, what).hint("ask again later")
-                })?;
+                room.add((more + page.tags.len() * size_of::<Tag>()) as u64).map_err(|_| crowded("tags", name))?;
                 bytes += more;
                 tags.extend(page.tags);
                 rejected.add(page.malformed);
@@ -203,7 +227,7 @@ impl<O: Origins> Inner<O> {
             // Each registry has an order of its own.
             tags.sort_unstable();
             tags.dedup();
-            Ok(Some(tags))
+            Ok(Some(Listed { entries: tags, _room: room }))
         };
         let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
         Ok(found.map(|found| found.value))
@@ -215,13 +239,21 @@ impl<O: Origins> Inner<O> {
         spot: &Spot,
         subject: &Digest,
         patience: Duration,
-    ) -> Result<Vec<Descriptor>> {
+    ) -> Result<Listed<Descriptor>> {
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
         let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
-        let listed = found.map_or_else(Vec::new, |found| found.value);
-        self.learn_listed(spot, &listed);
-        Ok(listed)
+        let (entries, mut room) = (found.map_or_else(Vec::new, |found| found.value), Listing::default());
+        let weight = entries.iter().map(Descriptor::weight).sum();
+        room.add(weight).map_err(|_| crowded("referrers", &format!("{}/{}", spot.upstream.name, spot.repository)))?;
+        self.learn_listed(spot, &entries);
+        Ok(Listed { entries, _room: room })
     }
+}
+
+/// Too much memory is taken by lists. Not `Limited`: the upstream isn't, so its breaker must not learn of it.
+fn crowded(entries: &str, name: &str) -> Error {
+    let what = format!("the list of the {entries} of {name} is long, and too many long ones are being read");
+    Error::new(Kind::Invalid, what).hint("ask again later")
 }
 
 /// Pages of tags that are read for one client request: 100,000 tags of a registry with full pages. A longer list is

@@ -81,7 +81,7 @@ impl<O: Origins> Inner<O> {
                 {
                     return (Ok(Some(manifest.descriptor().clone())), How::Hit);
                 }
-                self.look(spot, target, self.settings.patience).await
+                self.look(spot, target, self.timeouts.request).await
             }
             Target::Tag(tag) => self.tag(spot, tag).await,
             Target::Name(_) => (Ok(None), How::Absent),
@@ -117,7 +117,7 @@ impl<O: Origins> Inner<O> {
         let target = Target::Digest(*digest);
         if !self.is_recorded_member(spot, digest).await && self.cache.documents.has(digest) {
             // Another repository's, as far as is known. It's not fetched again if this one holds it too.
-            match self.look(spot, &target, self.settings.patience).await {
+            match self.look(spot, &target, self.timeouts.request).await {
                 (Ok(Some(found)), _) if found.digest == *digest => {}
                 (Ok(_), _) => return (Ok(None), How::Absent),
                 (Err(error), _) => return (Err(error), How::Failed),
@@ -146,7 +146,7 @@ impl<O: Origins> Inner<O> {
         let old = if moved { self.cache.documents.manifest(&known.digest()).await } else { None };
         let reading = self.by_digest(spot, &current);
         let (found, read) = if old.is_some() {
-            let read = timeout(self.settings.stale_patience, reading).await;
+            let read = timeout(self.timeouts.stale, reading).await;
             let late = || Error::new(Kind::Timeout, format!("{current} did not come in time"));
             read.unwrap_or_else(|_| (Err(late()), How::Failed))
         } else {
@@ -169,12 +169,12 @@ impl<O: Origins> Inner<O> {
             return (Ok(Some(known.descriptor())), How::Hit);
         }
         let target = Target::Tag(tag.clone());
-        let Some(known) = known else { return self.look(spot, &target, self.settings.patience).await };
+        let Some(known) = known else { return self.look(spot, &target, self.timeouts.request).await };
         let key = self.key(spot, &target);
         if self.rests(key) {
             return (Ok(Some(known.descriptor())), How::Stale);
         }
-        let patience = self.settings.stale_patience;
+        let patience = self.timeouts.stale;
         match self.patiently(patience, async { self.look(spot, &target, patience).await.0 }).await {
             Err(error) if error.kind() != Kind::Interrupted => {
                 if error.is_reported() {
@@ -262,7 +262,7 @@ impl<O: Origins> Inner<O> {
             let target = target.clone();
             async move { source.manifest(&target).await.map(Some) }
         };
-        let found = self.upstreams.ask(spot, self.settings.patience, question).await.map_err(upstreams_fault)?;
+        let found = self.upstreams.ask(spot, self.timeouts.request, question).await.map_err(upstreams_fault)?;
         let Some(found) = found else {
             self.note(spot, target, None, asked.last()).await;
             return Ok(None);
@@ -290,7 +290,7 @@ impl<O: Origins> Inner<O> {
             joined = with;
             result
         };
-        let result = self.patiently(self.settings.patience, flown).await;
+        let result = self.patiently(self.timeouts.request, flown).await;
         (result, if joined { How::Coalesced } else { How::Miss })
     }
 

@@ -1,4 +1,4 @@
-//! What the proxy tells Prometheus. The README lists it.
+//! What the proxy tells Prometheus. docs/reference/metrics.md lists it.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -22,7 +22,7 @@
 //! - `membership`: which repository holds which content: the access rule
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
-//! - `upstream`, `breaker`, `refusals`: asking registries; [`Origins`] is all that is known of them
+//! - `upstream`, `breaker`, `refusals`, `timeouts`: asking registries; [`Origins`] is all that is known of them
 //! - [`world`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
@@ -63,6 +63,7 @@ pub mod scrub;
 pub mod status;
 mod tasks;
 mod through;
+mod timeouts;
 mod upstream;
 pub mod world;
 pub mod writeback;
@@ -93,10 +94,9 @@ pub struct Settings {
     pub tag_ttl: Duration,
     /// For how long it's believed that something isn't there.
     pub negative_ttl: Duration,
-    /// How long a client waits for what isn't cached: less than the 30 s that containerd does.
-    pub patience: Duration,
-    /// How long it waits for news of what is cached, but may be old.
-    pub stale_patience: Duration,
+    /// How long a client's request may wait for the upstreams before it is answered with an error: less than the 30 s
+    /// that containerd waits for the head of an answer.
+    pub upstream_timeout: Duration,
     /// Requests at once for one large blob.
     pub parallel: usize,
     /// From which size on (in bytes) a blob is large.
@@ -115,8 +115,7 @@ impl Settings {
             cache,
             tag_ttl: Duration::from_secs(60),
             negative_ttl: Duration::from_secs(10),
-            patience: Duration::from_secs(25),
-            stale_patience: Duration::from_secs(3),
+            upstream_timeout: timeouts::DEFAULT_REQUEST,
             parallel: 4,
             parallel_from: 64 << 20,
             fills: 64,
@@ -133,6 +132,7 @@ struct Ending<O: Origins>(Arc<Inner<O>>);
 
 struct Inner<O: Origins> {
     settings: Settings,
+    timeouts: timeouts::Timeouts,
     cache: Cache,
     upstreams: upstream::Upstreams<O>,
     manifests: manifests::State,
@@ -156,9 +156,11 @@ impl<O: Origins> Proxy<O> {
             move |digest: &crate::descriptor::Digest, bytes| observer.event(&Event::Evicted { digest, bytes })
         };
         let cache = Cache::open(settings.cache.clone(), evicted).await?;
+        let timeouts = timeouts::Timeouts::new(settings.upstream_timeout);
         let inner = Arc::new(Inner {
             cache,
-            upstreams: upstream::Upstreams::new(origins, world, observer.clone()),
+            timeouts,
+            upstreams: upstream::Upstreams::new(origins, world, observer.clone(), timeouts),
             manifests: manifests::State::new(),
             membership: membership::State::new(),
             lists: lists::State::new(),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
+use super::lists::Listed;
 use super::tasks::as_write_back;
 use super::world::Spot;
 use super::{Inner, Origins, Proxy};
@@ -65,14 +66,15 @@ impl<O: Origins> Source for Through<O> {
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        self.inner.ask_referrers(&self.spot, subject, self.inner.settings.patience).await
+        let listed = self.inner.ask_referrers(&self.spot, subject, self.inner.timeouts.request).await?;
+        Ok(listed.into_entries())
     }
 
     fn tags(&self) -> TagPages {
         let through = self.clone();
         let all = async move {
-            let tags = through.inner.ask_tags(&through.spot, through.inner.settings.patience).await?;
-            Ok(TagPage { tags: tags.unwrap_or_default(), ..TagPage::default() })
+            let tags = through.inner.ask_tags(&through.spot, through.inner.timeouts.request).await?;
+            Ok(TagPage { tags: tags.map(Listed::into_entries).unwrap_or_default(), ..TagPage::default() })
         };
         stream::once(all).boxed()
     }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::breaker::{Breaker, Withheld};
 use super::events::{Event, Observer};
 use super::refusals::Refusals;
+use super::timeouts::Timeouts;
 use super::world::{Spot, World};
 use crate::content::Source;
 use crate::descriptor::Digest;
@@ -38,6 +39,7 @@ pub(super) struct Upstreams<O> {
     registries: RwLock<BTreeMap<String, Arc<Registry>>>,
     /// Some circuit breaker changed its state.
     changed: Arc<watch::Sender<()>>,
+    timeouts: Timeouts,
     observer: Arc<dyn Observer>,
 }
 
@@ -46,6 +48,7 @@ struct Registry {
     name: String,
     breaker: Breaker,
     refusals: Refusals,
+    timeouts: Timeouts,
 }
 
 /// How a registry does.
@@ -78,12 +81,13 @@ enum Answer<T> {
 }
 
 impl<O: Origins> Upstreams<O> {
-    pub(super) fn new(origins: O, world: World, observer: Arc<dyn Observer>) -> Self {
+    pub(super) fn new(origins: O, world: World, observer: Arc<dyn Observer>, timeouts: Timeouts) -> Self {
         let upstreams = Self {
             origins,
             world: RwLock::default(),
             registries: RwLock::default(),
             changed: Arc::default(),
+            timeouts,
             observer,
         };
         upstreams.set_world(world);
@@ -101,8 +105,9 @@ impl<O: Origins> Upstreams<O> {
         for name in world.registries() {
             let new = || Registry {
                 name: name.to_owned(),
-                breaker: Breaker::new(name, self.changed.clone()),
+                breaker: Breaker::new(name, self.changed.clone(), self.timeouts.longest_pause),
                 refusals: Refusals::new(name),
+                timeouts: self.timeouts,
             };
             registries.entry(name.to_owned()).or_insert_with(|| Arc::new(new()));
         }
@@ -125,12 +130,7 @@ impl<O: Origins> Upstreams<O> {
         self.registries.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Asks the tiers in turn, until one has it. Those that fail are asked again, as long as that leaves time for an
-    /// answer within `patience`: that of the client who waits for it. A limit, or a pause of the circuit breaker, is
-    /// waited out within the same time.
-    ///
-    /// # Errors
-    /// If no tier had it and one couldn't be asked, why.
+    /// [`Self::ask_where`] for what every tier may be asked.
     pub(super) async fn ask<T, F>(
         &self,
         spot: &Spot,
@@ -140,7 +140,27 @@ impl<O: Origins> Upstreams<O> {
     where
         F: Future<Output = Result<Option<T>>>,
     {
+        self.ask_where(spot, patience, |_| Ok(()), question).await
+    }
+
+    /// Asks the tiers in turn, until one has it. Those that fail are asked again, as long as that leaves time for an
+    /// answer within `patience`: that of the client who waits for it. A limit, or a pause of the circuit breaker, is
+    /// waited out within the same time. A repository that `may_ask` refuses is passed over.
+    ///
+    /// # Errors
+    /// If no tier had it and one couldn't be asked, why.
+    pub(super) async fn ask_where<T, F>(
+        &self,
+        spot: &Spot,
+        patience: Duration,
+        may_ask: impl Fn(&Repository) -> Result<()>,
+        question: impl Fn(O::Source) -> F,
+    ) -> Result<Option<Found<O::Source, T>>>
+    where
+        F: Future<Output = Result<Option<T>>>,
+    {
         let (begun, mut changed) = (Instant::now(), self.changed.subscribe());
+        let Timeouts { registry: answer, reserve, .. } = self.timeouts;
         let mut left: Vec<usize> = (0..spot.upstream.tiers.len()).collect();
         // By tier: the first one's trouble is what its owner has to know.
         let mut errors = BTreeMap::new();
@@ -149,10 +169,14 @@ impl<O: Origins> Upstreams<O> {
             let (mut wait, mut probed) = (None, false);
             for tier in std::mem::take(&mut left) {
                 let base = &spot.upstream.tiers[tier].repository(&spot.repository)?;
+                if let Err(error) = may_ask(base) {
+                    errors.insert(tier, error);
+                    continue;
+                }
                 let source = self.origins.source(&spot.upstream.name, base)?;
                 // Asked again, it must answer while the client still waits: else a limit would look like silence.
-                let rest = patience.saturating_sub(begun.elapsed() + SPARE);
-                let within = if round == 0 { ANSWER } else { ANSWER.min(rest) };
+                let rest = patience.saturating_sub(begun.elapsed() + reserve);
+                let within = if round == 0 { answer } else { answer.min(rest) };
                 if within.is_zero() {
                     left.push(tier);
                     continue;
@@ -164,7 +188,7 @@ impl<O: Origins> Upstreams<O> {
                     Answer::Failed(error) => drop(errors.insert(tier, error)),
                     Answer::Later(error, again) => {
                         // An answer that was cut short says less than the one before.
-                        let cut = error.kind() == Kind::Timeout && within < ANSWER;
+                        let cut = error.kind() == Kind::Timeout && within < answer;
                         errors.insert(tier, before.filter(|_| cut).unwrap_or(error));
                         left.push(tier);
                         probed |= again.is_none();
@@ -172,7 +196,7 @@ impl<O: Origins> Upstreams<O> {
                     }
                 }
             }
-            let rest = patience.saturating_sub(begun.elapsed() + SPARE);
+            let rest = patience.saturating_sub(begun.elapsed() + reserve);
             if left.is_empty() || rest.is_zero() || (!probed && wait.is_some_and(|wait| wait > rest)) {
                 break;
             }
@@ -215,11 +239,20 @@ impl<O: Origins> Upstreams<O> {
                 Answer::Failed(if refused.is_some() { error.reported() } else { error })
             }
             Err(error) => {
-                let again = error.retry_after().unwrap_or_default().max(backoff(round));
+                let again = error.retry_after().unwrap_or_default().max(self.backoff(round));
                 // Of a registry that is known to be down the log has a line.
                 Answer::Later(if registry.breaker.is_open() { error.reported() } else { error }, Some(again))
             }
         }
+    }
+}
+
+impl<O> Upstreams<O> {
+    /// How long to wait after this round of questions failed.
+    fn backoff(&self, round: u32) -> Duration {
+        let Timeouts { first_backoff, longest_backoff, .. } = self.timeouts;
+        let most = longest_backoff.min(first_backoff * 2_u32.pow(round.min(6)));
+        most / 2 + jitter(most / 2)
     }
 }
 
@@ -231,7 +264,7 @@ impl Registry {
     {
         let limited = std::sync::Mutex::new(None);
         let tries = async {
-            let budget = Budget::new(RETRIES, patience.min(LIMIT));
+            let budget = Budget::new(RETRIES, patience.min(self.timeouts.limit));
             loop {
                 match question().await {
                     Err(error) if error.kind() == Kind::NotFound => return Ok(None),
@@ -256,21 +289,5 @@ impl Registry {
     }
 }
 
-/// How long to wait after this round of questions failed.
-fn backoff(round: u32) -> Duration {
-    let most = LONGEST_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(round.min(6)));
-    most / 2 + jitter(most / 2)
-}
-
-/// How long one registry may take for the head of its answer: two of them, within the 30 s that
-/// containerd waits for ours.
-const ANSWER: Duration = Duration::from_secs(12);
-/// The longest limit (429) that is waited out before the next tier is asked: it leaves time for the answer.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Of a client's patience, what isn't spent on waiting for a limit's end: the answer takes some time too.
-const SPARE: Duration = Duration::from_secs(1);
 /// Faults that are forgiven to one question before the next tier is asked: within half a second or so.
 const RETRIES: u32 = 2;
-/// Between two rounds of questions to all tiers, at first and at most.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(4);

@@ -18,6 +18,7 @@ use super::transport::{Call, Payload};
 use crate::content::{TagPage, TagPages};
 use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};
 use crate::error::{Error, Kind, Result};
+use crate::memory::Listing;
 use crate::reference::Target;
 
 /// The referrers of a manifest.
@@ -100,7 +101,7 @@ impl Repo {
             return self.tagged_referrers(subject, scope).await;
         }
         let doing = format!("list the referrers of {}@{subject}", self.repository);
-        let mut listed: Vec<Descriptor> = Vec::new();
+        let (mut listed, mut room) = (Vec::<Descriptor>::new(), Listing::default());
         let mut pages = Pages::new(None, REFERRERS);
         let mut url = Endpoint::Referrers(&self.repository.name, subject).url(self.registry.base().await?)?;
         while pages.turn(&mut url).map_err(|error| error.doing(doing.clone()))? {
@@ -130,6 +131,7 @@ impl Repo {
             };
             pages.weigh(size).map_err(|error| error.doing(doing.clone()))?;
             let ReferrersPage { mut manifests } = page;
+            self.take_room(&mut room, &manifests).map_err(|error| error.doing(doing.clone()))?;
             let keys: Vec<String> = manifests.iter().map(|listed| listed.digest.to_string()).collect();
             let mut keyed: Vec<_> = manifests.drain(..).zip(keys).collect();
             let taken = pages.take(&url, &head, &mut keyed, |(_, key)| key.as_str(), None);
@@ -141,11 +143,27 @@ impl Repo {
 
     async fn tagged_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Referrers> {
         let listed = match self.get_manifest(&Target::Tag(subject.referrers_tag()), scope).await {
-            Ok(index) => index.contents().manifests.clone(),
+            Ok(index) => {
+                let manifests = &index.contents().manifests;
+                self.take_room(&mut Listing::default(), manifests)?;
+                manifests.clone()
+            }
             Err(error) if error.kind() == Kind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
         Ok(Referrers { listed })
+    }
+
+    /// Takes room for the descriptors of a page, where all lists share it.
+    fn take_room(&self, room: &mut Listing, page: &[Descriptor]) -> Result<()> {
+        if !self.registry.options.share_list_room {
+            return Ok(());
+        }
+        // Not `Limited`: the registry isn't, so whoever counts its limits must not learn of it.
+        room.add(page.iter().map(Descriptor::weight).sum()).map_err(|_| {
+            let what = "the list is long, and too many long ones are being read";
+            Error::new(Kind::Invalid, what).hint("ask again later")
+        })
     }
 }
 

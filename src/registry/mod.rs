@@ -109,6 +109,9 @@ pub struct Options {
     pub idle: Duration,
     /// The least rate of a body that it sends, or that it takes.
     pub min_rate: MinRate,
+    /// All lists of referrers that are being read share one room in memory, and one that finds none left is refused: for
+    /// whoever reads lists for any number of clients.
+    pub share_list_room: bool,
     /// How long nobody asks at most after an answer of 429 or 503 without `Retry-After`.
     pub longest_pause: Duration,
     /// Faults that are forgiven to a request without a streamed body.
@@ -148,6 +151,7 @@ impl Default for Options {
             concurrency: 32,
             idle: Duration::from_secs(60),
             min_rate: MinRate::default(),
+            share_list_room: false,
             longest_pause: Duration::from_secs(60),
             retries: 5,
             patience: Duration::from_secs(5 * 60),

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::route::Place;
 use super::sendfile::FilePipe;
@@ -10,6 +11,9 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::Result;
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
+
+/// A list of referrers: however it is kept, answering from it takes no copy.
+pub type Referrers = dyn AsRef<[Descriptor]> + Send + Sync;
 
 /// Content behind the distribution API: a directory, or a proxy's cache with its upstreams.
 ///
@@ -66,7 +70,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<RepositoryName>>> + Send;
 
     /// The manifests that are about `subject`.
-    fn referrers(&self, place: &Place, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
+    fn referrers(&self, place: &Place, subject: &Digest) -> impl Future<Output = Result<Arc<Referrers>>> + Send;
 
     /// Begins an upload. `like` is of the algorithm that the client said its digest will have, if
     /// it said so.

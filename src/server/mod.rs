@@ -45,7 +45,7 @@ use crate::content::Body;
 use crate::error::Error;
 
 pub use access::{AccessLog, Form};
-pub use backend::{Backend, Blob, Upload};
+pub use backend::{Backend, Blob, Referrers, Upload};
 pub use guard::{Access, Guarded, Tokens};
 pub use incoming::incoming;
 pub use listen::{Listener, Tls};

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, Method, Response, StatusCode, header};
+use serde::Serialize;
 use serde_json::json;
 
 use super::backend::{Backend, Blob as _};
@@ -12,7 +13,7 @@ use super::respond::{self, set};
 use super::route::{Page, Place};
 use super::sendfile::FilePipe;
 use super::{ResponseBody, Server};
-use crate::descriptor::{Digest, MediaType};
+use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::reference::Target;
 
 type Answer = Result<Response<ResponseBody>, Refusal>;
@@ -137,11 +138,12 @@ impl<B: Backend> Server<B> {
     /// Referrers"): a 404 would say that there is no such API.
     pub(super) async fn referrers(&self, place: &Place, subject: &Digest, kind: Option<&str>) -> Answer {
         let found = self.backend.referrers(place, subject).await.map_err(|error| Refusal::backend(&error))?;
-        let listed: Vec<_> = found
-            .into_iter()
-            .filter(|entry| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind)))
-            .collect();
-        let list = json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": listed}).to_string();
+        let is_wanted = |entry: &&Descriptor| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind));
+        let manifests = (*found).as_ref().iter().filter(is_wanted).collect();
+        let list = Index { schema_version: 2, media_type: MediaType::OCI_INDEX, manifests };
+        // It can't fail: these are texts and numbers.
+        let list = serde_json::to_vec(&list).unwrap_or_default();
+        drop(found);
         let mut response = json_of(self.large.list(list.into())?);
         set(response.headers_mut(), header::CONTENT_TYPE, MediaType::OCI_INDEX);
         if kind.is_some() {
@@ -149,6 +151,15 @@ impl<B: Backend> Server<B> {
         }
         Ok(response)
     }
+}
+
+/// An index of what is listed, which takes no copy of it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Index<'a> {
+    schema_version: u8,
+    media_type: &'a str,
+    manifests: Vec<&'a Descriptor>,
 }
 
 fn no_manifest(target: &Target) -> Refusal {

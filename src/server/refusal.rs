@@ -58,6 +58,8 @@ impl Refusal {
             // Not 413: clients would try again by smaller requests. Nor 507, which they would try again as it is. Other
             // registries too say so of a quota that is used up.
             Kind::Full => Self::new(StatusCode::FORBIDDEN, "DENIED", error.own_text()),
+            // A gateway's fault, and the text has nothing that the upstream wrote.
+            Kind::Damaged => Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", error.own_text()),
             Kind::Network | Kind::Registry => Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the upstream failed"),
             Kind::Interrupted => Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the server is ending"),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "the registry's storage failed"),

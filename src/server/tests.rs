@@ -91,17 +91,16 @@ impl Backend for Memory {
         let all = ["a/b", "c"].into_iter().filter(|name| after.is_none_or(|after| *name > after));
         Ok(all.take(most).map(Into::into).collect())
     }
-    async fn referrers(&self, _: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
+    async fn referrers(&self, _: &Place, subject: &Digest) -> Result<Arc<Referrers>> {
         let state = self.state();
         let about =
             state.manifests.values().filter(|m| m.contents().subject.as_ref().map(|s| s.digest) == Some(*subject));
-        Ok(about
-            .map(|manifest| {
-                let mut entry = manifest.descriptor().clone();
-                entry.artifact_type.clone_from(&manifest.contents().artifact_type);
-                entry
-            })
-            .collect())
+        let entries = about.map(|manifest| {
+            let mut entry = manifest.descriptor().clone();
+            entry.artifact_type.clone_from(&manifest.contents().artifact_type);
+            entry
+        });
+        Ok(Arc::new(entries.collect::<Vec<_>>()))
     }
     async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<Taken> {
         self.state().uploads += 1;

@@ -19,6 +19,7 @@ mod hostile;
 mod inspect;
 mod interrupt;
 mod k8s;
+mod killed;
 mod limits_acr;
 mod limits_hub;
 mod login;

@@ -134,7 +134,7 @@ fn filled_with_ops(flags: &[&str]) -> (Registry, Proxied, Image, SocketAddr) {
 
 #[test]
 fn a_running_proxys_cache_is_listed_and_thinned() {
-    let (registry, proxy, image, at) = filled_with_ops(&[]);
+    let (registry, proxy, image, at) = filled_with_ops(&["--upstream-timeout", "1"]);
     let at = at.to_string();
     let run = |command: &str, more: &[&str]| {
         transload(&[&["proxy", command, "--admin", &at, "--output", "json"], more].concat())

@@ -176,7 +176,7 @@ fn what_is_corrupt_is_cut_and_never_stored() {
 #[test]
 fn a_corrupt_blob_alone() {
     let world = World::new(&[MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "1"]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::FlipByteAt(10)));
     pull_manifest(proxy.addr());
     for _ in 0..2 {
@@ -187,6 +187,7 @@ fn a_corrupt_blob_alone() {
     assert_eq!(proxy.files("blobs"), Vec::<String>::new());
     assert_eq!(proxy.files("fills"), Vec::<String>::new());
     world.front.clear_rules();
+    wait_until("it is asked for again", || http::get(proxy.addr(), &world.path()).status == 200);
     assert!(http::get(proxy.addr(), &world.path()).expect(200).body == world.layer().bytes);
 }
 
@@ -377,6 +378,10 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     world.front.add(Rule::on("GET", "/blobs/", Fault::StallAfter(MIB as u64)).once());
     pull_manifest(proxy.addr());
     let mut clients = [1, 1].map(|_| begun(proxy.addr(), &world.path()));
+    wait_until("all that has come is on the disk", || {
+        let fills = std::fs::read_dir(disk.0.join("cache/fills")).into_iter().flatten().flatten();
+        fills.map(|file| file.metadata().map_or(0, |file| file.len())).sum::<u64>() == MIB as u64
+    });
     // It has written some, and what is left of the disk is too little for another one, which is passed on.
     let other = &world.image.blobs[2];
     assert!(http::get(proxy.addr(), &path_of(other)).expect(200).body == other.bytes);
@@ -391,7 +396,7 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     assert_eq!(world.front.struck(), 1);
     let said = proxy.process.stderr.text();
     assert_eq!(said.matches("passed on uncached").count(), 1, "{said}");
-    assert!(said.contains("has no room for "), "{said}");
+    assert!(said.contains("the cache has no room for 5243880 bytes"), "{said}");
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     // What it can't write at all: what is there is served, the rest passed on.
     drop(proxy);
@@ -403,6 +408,32 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     let said = proxy.process.stderr.text();
     assert!(said.contains("Read-only file system") && said.contains("nothing new will be cached"), "{said}");
+}
+
+/// By the time its first bytes come, something else has taken the disk. The blob is large enough to be fetched in parts;
+/// the client gets all of it, and no byte is requested twice.
+#[test]
+fn no_byte_of_a_large_blob_that_cannot_be_cached_is_requested_twice() {
+    let world = World::new(&[64 * MIB]);
+    let disk = Disk::new("size=70m");
+    let dir = disk.0.join("cache");
+    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir]);
+    pull_manifest(proxy.addr());
+    let digest = &world.layer().digest;
+    world.front.add(Rule::on("GET", digest, Fault::Delay(Duration::from_secs(2))).once());
+    let (addr, path) = (proxy.addr(), world.path());
+    let client = std::thread::spawn(move || http::get(addr, &path).expect(200));
+    world.front.wait_for("for the blob", |seen| seen.method == "GET" && seen.path.contains(digest));
+    let taken = std::fs::write(disk.0.join("other"), vec![1; 80 * MIB]);
+    assert_eq!(taken.map_err(|error| error.kind()), Err(std::io::ErrorKind::StorageFull));
+    let reply = client.join().expect("a client");
+    assert!(reply.whole && reply.body == world.layer().bytes);
+    let log = world.front.log();
+    let asked: Vec<_> = log.iter().filter(|seen| seen.method == "GET" && seen.path.contains(digest)).collect();
+    let ranges: Vec<_> = asked.iter().map(|seen| seen.header("range").unwrap_or_default().to_owned()).collect();
+    assert_eq!(asked.iter().map(|seen| seen.sent()).sum::<u64>(), 64 * MIB as u64, "{ranges:?}");
+    assert_eq!((ranges.len(), ranges[0].starts_with("bytes=0-")), (2, true), "{ranges:?}");
+    assert!(proxy.process.stderr.text().contains("the cache has no room for"), "{}", proxy.process.stderr.text());
 }
 
 /// A client that got the answer's beginning.

@@ -1,5 +1,6 @@
 //! `transload proxy` with real clients.
 
+use super::proxy_blobs::wait_until;
 use super::support::containerd::Containerd;
 use super::support::layer::sha256;
 use super::support::{Fault, Front, Image, Proxied, Registry, Rule, Run, TempDir, Tool, http, skopeo};
@@ -271,7 +272,7 @@ fn clients_get_an_error_rather_than_what_is_wrong() {
             let registry = Registry::start();
             image.push(registry.addr(), "library/app", "v1");
             let front = Front::before(registry.addr()).rule(Rule::on("*", path, fault.clone())).start();
-            let proxy = Proxied::hub(front.addr(), &[]);
+            let proxy = Proxied::hub(front.addr(), &["--upstream-timeout", "1", "--negative-ttl", "2"]);
             let (run, digests) = client.pull(&proxy, "library/app");
             assert_ne!(run.code, 0, "{client:?}, {fault:?}: {run:?}");
             assert!(!digests.contains(image.digest()), "{client:?}, {fault:?}: {digests}");
@@ -283,6 +284,8 @@ fn clients_get_an_error_rather_than_what_is_wrong() {
                     let hex = layer.split(':').nth(1).expect("hex");
                     assert!(!proxy.files("blobs").iter().any(|file| file.contains(hex)), "kept what is wrong");
                     front.clear_rules();
+                    let path = format!("/v2/library/app/blobs/{layer}");
+                    wait_until("it is asked for again", || http::get(proxy.addr(), &path).status == 200);
                     client.pulls_all(&proxy, &image, "mended");
                 }
                 _ => {}

@@ -363,7 +363,7 @@ upstreams:
     allow: [library/*, team/**]
     deny: [library/nginx]
   - name: ghcr.io
-limits: { connections: 100, fills: 8, head-timeout: 30, parallel-fetch: 2, min-rate: 2KiB, min-rate-window: 30, shutdown-delay: 5, drain-timeout: 50 }
+limits: { connections: 100, fills: 8, head-timeout: 30, upstream-timeout: 20, parallel-fetch: 2, min-rate: 2KiB, min-rate-window: 30, shutdown-delay: 5, drain-timeout: 50 }
 logs: { access: json }
 listen-admin: 127.0.0.1:9091
 ";
@@ -389,7 +389,7 @@ fn check_says_what_a_file_means() {
          what that lacks is copied into myregistry.azurecr.io, with the credentials of push.json\n\
          ghcr.io is read from ghcr.io\n  \
          a tag is believed for 60 s, that something is absent for 10 s\n\
-         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head\n\
+         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head, 20 s for the upstreams\n\
          tells each request on stdout as Json\n"
     );
 }

@@ -136,7 +136,7 @@ fn two_tiers(original: SocketAddr, first: SocketAddr) -> Proxied {
 fn an_outage_is_two_lines_in_the_log() {
     let world = World::new(&[5000]);
     let mut door = Door::closed(world.front.addr());
-    let proxy = Proxied::hub(door.addr, &[]);
+    let proxy = Proxied::hub(door.addr, &["--upstream-timeout", "5"]);
     let addr = proxy.addr();
     let clients: Vec<_> = (0..60)
         .map(|nth| std::thread::spawn(move || http::get(addr, &format!("/v2/library/app/manifests/t{nth}")).status))
@@ -265,4 +265,35 @@ fn a_part_of_a_large_blob_that_crawls_is_fetched_again() {
     // A part has more than the crawling one would bring in this time.
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     proxy.process.stderr.wait_line("less than 204800 a second", Duration::from_secs(10));
+}
+
+/// A blob that is damaged where the upstream stores it. The first pull fetches it three times, and fails within seconds;
+/// those after it fail at once, are told why, and cost the upstream nothing. Once it is mended, it is served.
+#[test]
+fn a_blob_that_an_upstream_always_damages_fails_soon_and_then_at_once() {
+    let world = World::new(&[900_000, 20_000]);
+    let layer = world.layer().digest.clone();
+    world.front.add(Rule::on("GET", &layer, Fault::FlipByteAt(1000)));
+    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "6"]);
+    super::proxy_blobs::pull_manifest(proxy.addr());
+    let begun = Instant::now();
+    if let Ok(reply) = http::try_send(proxy.addr(), "GET", &world.path(), &[], &[]) {
+        assert!(!reply.whole && reply.body.len() < 900_000, "{}", reply.status);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(world.front.count("GET", &layer), 3);
+    let begun = Instant::now();
+    for _ in 0..20 {
+        let reply = http::get(proxy.addr(), &world.path()).expect(502);
+        let said = reply.text();
+        assert!(said.contains(&layer) && said.contains("do not have that digest (3 times)"), "{said}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(world.front.count("GET", &layer), 3, "it is not asked again");
+    // Other blobs of the same repository are.
+    http::get(proxy.addr(), &path_of(&world.image.blobs[2])).expect(200);
+    world.front.clear_rules();
+    wait_until("it is asked for again", || http::get(proxy.addr(), &world.path()).status == 200);
+    assert!(http::get(proxy.addr(), &world.path()).expect(200).body == world.layer().bytes);
+    assert_eq!(world.front.count("GET", &layer), 4);
 }

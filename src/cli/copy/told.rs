@@ -13,7 +13,7 @@ use crate::copy::{Ended, Entry, Report, Summary, Use};
 use crate::error::{Error, Result};
 use crate::registry::Registries;
 
-/// The document that `--output json` prints. The README describes it.
+/// The document that `--output json` prints. docs/reference/json.md describes it.
 #[derive(Serialize)]
 struct Document {
     /// Grows when a field changes its meaning.

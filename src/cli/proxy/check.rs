@@ -79,10 +79,11 @@ fn text(plan: &Plan) -> String {
     }
     let _ = writeln!(
         text,
-        "at most {} connections at each address, {} fetches at once, {} s for a request's head",
+        "at most {} connections at each address, {} fetches at once, {} s for a request's head, {} s for the upstreams",
         plan.limits.connections,
         settings.fills,
-        plan.limits.head.as_secs()
+        plan.limits.head.as_secs(),
+        settings.upstream_timeout.as_secs()
     );
     if let Some(connections) = plan.limits.per_address {
         let _ = writeln!(text, "at most {connections} connections of each client address");

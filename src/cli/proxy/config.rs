@@ -95,6 +95,7 @@ struct Bounds {
     connections_per_client: Option<Spanned<usize>>,
     fills: Option<Spanned<usize>>,
     head_timeout: Option<Spanned<Seconds>>,
+    upstream_timeout: Option<Spanned<Seconds>>,
     parallel_fetch: Option<Spanned<usize>>,
     min_rate: Option<Spanned<Size>>,
     min_rate_window: Option<Spanned<Seconds>>,
@@ -217,6 +218,9 @@ impl Reader<'_> {
         }
         if let Some(timeout) = bounds.head_timeout {
             limits.head = self.seconds("head-timeout", &timeout, 1..=3600)?;
+        }
+        if let Some(timeout) = bounds.upstream_timeout {
+            settings.upstream_timeout = self.seconds("upstream-timeout", &timeout, 1..=600)?;
         }
         if let Some(timeout) = bounds.drain_timeout {
             limits.drain = self.seconds("drain-timeout", &timeout, 0..=86_400)?;

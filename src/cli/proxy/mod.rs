@@ -77,6 +77,10 @@ pub(super) struct Args {
     /// How long "not found" stays fresh
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     negative_ttl: u64,
+    /// How long a client's request may wait for the upstreams, with all retries, before it gets an error (504).
+    /// containerd waits 30 s for the head of a response
+    #[arg(long, value_name = "SECONDS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=600))]
+    upstream_timeout: u64,
     /// Parallel requests for a blob of 64 MiB or more
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
@@ -182,6 +186,7 @@ impl Args {
         Ok(Settings {
             tag_ttl: Duration::from_secs(self.tag_ttl),
             negative_ttl: Duration::from_secs(self.negative_ttl),
+            upstream_timeout: Duration::from_secs(self.upstream_timeout),
             parallel: self.parallel_fetch.into(),
             scrub: scrub::rate(&self.scrub, parse_bytes)?,
             ..Settings::new(upstreams, cache)
@@ -221,7 +226,8 @@ Examples:
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 16] = [
+const BY_FILE: [&str; 17] = [
+    "upstream_timeout",
     "shutdown_delay",
     "drain_timeout",
     "listen_admin",

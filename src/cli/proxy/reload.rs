@@ -117,7 +117,7 @@ impl Watch {
             let settings = &plan.settings;
             let Limits { connections, per_address, head, .. } = plan.limits;
             let stop = (plan.shutdown_delay, plan.limits.drain);
-            (connections, per_address, head, settings.fills, settings.parallel, stop)
+            (connections, per_address, head, settings.fills, settings.parallel, settings.upstream_timeout, stop)
         };
         let cache = |plan: &Plan| {
             let Settings { cache, scrub, .. } = &plan.settings;
@@ -138,6 +138,7 @@ impl Watch {
             (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
         (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
         (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
+        settings.upstream_timeout = self.plan.settings.upstream_timeout;
         self.log.set(plan.access_log.form());
         let (listen_admin, shutdown_delay) = (self.plan.listen_admin.take(), self.plan.shutdown_delay);
         self.plan = Plan { listen, settings, limits, listen_admin, shutdown_delay, ..plan };

@@ -89,8 +89,9 @@ fn adapt(given: Options, plan: &Plan) -> Options {
     };
     Options {
         min_rate,
-        // Less than a client's patience, so that it is over for a client that waits.
-        longest_pause: Duration::from_secs(5),
+        share_list_room: true,
+        // Less than the time that a client waits, so that it is over for a client that does.
+        longest_pause: Duration::from_secs(5).min(plan.settings.upstream_timeout / 5),
         retries: 0,
         patience: Duration::ZERO,
         concurrency: 64,

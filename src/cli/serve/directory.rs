@@ -4,6 +4,7 @@
 //! the other also without a directory.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::content::{Body, Source as _};
 use crate::descriptor::{Descriptor, Digest};
@@ -11,7 +12,7 @@ use crate::error::{Kind, Result};
 use crate::layout::{Partial, Store, Stored};
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target, without_https_port};
-use crate::server::{Backend, Blob, FilePipe, Place, Upload};
+use crate::server::{Backend, Blob, FilePipe, Place, Referrers, Upload};
 
 /// The backend of `transload serve`.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl Backend for Directory {
         Ok(all.filter(|name| after.is_none_or(|after| name.as_str() > after)).take(most).collect())
     }
 
-    async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Vec<Descriptor>> {
+    async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Arc<Referrers>> {
         let mut all: Vec<Descriptor> = Vec::new();
         for name in names(place) {
             let found = self.store.repository(&name).referrers(subject).await?;
@@ -85,7 +86,7 @@ impl Backend for Directory {
                 found.into_iter().filter(|new| all.iter().all(|old| old.digest != new.digest)).collect::<Vec<_>>(),
             );
         }
-        Ok(all)
+        Ok(Arc::new(all))
     }
 
     async fn begin(&self, place: &Place, like: Option<Digest>) -> Result<Partial> {

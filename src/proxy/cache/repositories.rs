@@ -8,7 +8,7 @@
 //! is synced. Files are bounded by the disk space they take together, since clients choose the names. All of it blocks.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::time::SystemTime;
 use super::scan::entries;
 use crate::descriptor::Digest;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, Links};
 
 /// The records of all repositories.
 #[derive(Debug)]
@@ -68,7 +69,10 @@ impl Repositories {
             kept.extend(new);
             self.replace(&path, name, &kept).map_err(|error| failed(&error))?;
         } else {
-            let mut file = OpenOptions::new().append(true).open(&path).map_err(|error| failed(&error))?;
+            let mut options = OpenOptions::new();
+            let opened = regular_file::careful(options.append(true)).open(&path);
+            let mut file = opened.map_err(|error| failed(&error))?;
+            regular_file::check(&file).map_err(|error| failed(&error))?;
             // Also where there is nothing new: records that are in use are thinned last.
             file.set_modified(SystemTime::now()).map_err(|error| failed(&error))?;
             file.write_all(lines(&new).as_bytes()).map_err(|error| failed(&error))?;
@@ -84,7 +88,9 @@ impl Repositories {
     fn replace(&self, path: &Path, name: &str, manifests: &[Digest]) -> std::io::Result<()> {
         super::make_dir(path.parent().unwrap_or(&self.dir))?;
         let beside = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        // What a killed process left; it may be another kind of file.
+        let _ = fs::remove_file(&beside);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         file.write_all(format!("{name}{}", lines(manifests)).as_bytes())?;
         fs::rename(&beside, path)
     }
@@ -119,7 +125,8 @@ impl Repositories {
 /// The repository that a record names, and its manifests.
 pub(super) fn read(path: &Path) -> Option<(String, Vec<Digest>)> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_RECORD).read_to_string(&mut text));
+    let read =
+        regular_file::open(path, Links::Refuse).and_then(|(file, _)| file.take(MAX_RECORD).read_to_string(&mut text));
     if let Err(error) = read {
         if error.kind() != ErrorKind::NotFound {
             tracing::warn!("read {}: {error}: the upstream is asked again", path.display());
@@ -249,7 +256,7 @@ mod tests {
             records.add(&name, &[digest(1)], |_| true).expect("written");
             // The file system's clock has larger steps than these.
             let then = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + nth);
-            let file = File::options().append(true).open(records.path(&name));
+            let file = fs::File::options().append(true).open(records.path(&name));
             let _ = file.and_then(|file| file.set_modified(then));
         }
         let left: Vec<u64> = (0..17).filter(|nth| !records.manifests(&format!("n{nth}")).is_empty()).collect();

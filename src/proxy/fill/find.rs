@@ -51,7 +51,7 @@ impl<O: Origins> Inner<O> {
     ) -> (Result<Option<Found<O::Source>>>, How) {
         let (mut how, begun) = (How::Hit, Instant::now());
         let finding = self.find(spot, digest, begun, &mut how);
-        let found = patiently_since(begun, self.settings.patience, finding).await;
+        let found = patiently_since(begun, self.timeouts.request, finding).await;
         (found, how)
     }
 
@@ -137,12 +137,12 @@ impl<O: Origins> Inner<O> {
         if let Some(size) = filling.and_then(|fill| Some(fill.begun.get()?.blob.size)) {
             return (Ok(Some(size)), How::Passed);
         }
-        (self.patiently(self.settings.patience, self.confirm_blob(spot, digest)).await, How::Passed)
+        (self.patiently(self.timeouts.request, self.confirm_blob(spot, digest)).await, How::Passed)
     }
 
     pub(in crate::proxy) async fn ask_size(&self, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
         let origins = &self.upstreams.origins;
         let question = |source: O::Source| async move { origins.size_of(&source, digest).await };
-        Ok(self.upstreams.ask(spot, self.settings.patience, question).await?.map(|found| found.value))
+        Ok(self.upstreams.ask(spot, self.timeouts.request, question).await?.map(|found| found.value))
     }
 }

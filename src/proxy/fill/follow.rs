@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{ALONE_PATIENCE, Begun, Fill, Found, Progress, Stage, held};
+use super::{ALONE_PATIENCE, Begun, Fill, Found, Progress, Stage, damage, held};
 use crate::content::{Body, limited};
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
@@ -25,6 +26,7 @@ pub(super) fn along<O: Origins>(
     range: Range<u64>,
     pipe: Option<FilePipe>,
 ) -> Body {
+    let tiers = u32::try_from(fill.spot.upstream.tiers.len()).unwrap_or(1);
     let follow = Follow {
         reader: inner.readers.enter(pipe),
         progress: fill.progress.subscribe(),
@@ -36,7 +38,7 @@ pub(super) fn along<O: Origins>(
         served_aside: false,
         alone: None,
         unreadable: false,
-        budget: Budget::default(),
+        budget: Budget::new(damage::MAX_FAILURES * tiers - 1, RETRYING),
         inner,
         fill,
     };
@@ -246,5 +248,7 @@ async fn same(readers: &Readers, part: Range<u64>, one: &OpenFile, other: &OpenF
     Ok(true)
 }
 
+/// The longest time that a reader spends on waiting between fetches of a blob that comes damaged.
+const RETRYING: Duration = Duration::from_secs(60);
 /// How far ahead of the writer it's still waited for.
 const NEAR: u64 = 8 << 20;

@@ -13,6 +13,7 @@
 //! that is given up in the middle of a blob is gone on from by those behind it, at the same byte. What came of a blob that none
 //! of them could end is dropped: that took seven faults at each without 32 MiB between them, and is no hiccup.
 
+mod damage;
 mod find;
 mod follow;
 mod parallel;
@@ -29,6 +30,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
+use self::damage::Damage;
 use self::places::Places;
 use super::cache::{Pin, Stored};
 use super::world::Spot;
@@ -37,6 +39,7 @@ use crate::content::{Body, Feed, Source, limited};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
+use crate::reference::Repository;
 use crate::retry::Budget;
 use crate::server::FilePipe;
 
@@ -47,6 +50,7 @@ pub(super) struct Fills<S> {
     sides: Arc<Semaphore>,
     /// Bodies that are passed on uncached: each has a connection to the upstream of its own.
     passes: Places,
+    damage: Damage,
     /// That nothing can be written was said.
     told: std::sync::atomic::AtomicBool,
 }
@@ -105,6 +109,7 @@ impl<S> Fills<S> {
             slots: Places::new(at_once),
             sides: Arc::new(Semaphore::new(SIDE_READS)),
             passes: Places::new(at_once),
+            damage: Damage::default(),
             told: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -176,15 +181,15 @@ impl<O: Origins> Inner<O> {
             Found::Filling(fill) => Ok(follow::along(self.clone(), fill, range, pipe)),
             Found::Passed(blob, begun) => {
                 // What finding it took is of the same patience: a client waits for one head.
-                let passed = patiently_since(begun, self.settings.patience, self.passed(spot, &blob, range));
+                let passed = patiently_since(begun, self.timeouts.request, self.passed(spot, &blob, range));
                 passed.await.map_err(upstreams_fault)
             }
         }
     }
 
     /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
-    async fn passed(&self, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
-        let mut pass = self.pass(spot, 0, PASS_PATIENCE).await?;
+    async fn passed(self: &Arc<Self>, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
+        let mut pass = self.pass(spot, 0, self.timeouts.pass_place).await?;
         let length = range.end - range.start;
         let part = if range.start == 0 { 0..blob.size } else { range.clone() };
         let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
@@ -193,12 +198,17 @@ impl<O: Origins> Inner<O> {
         if tier > 0 {
             // Not while it holds the first tier's: else each would wait for the other.
             drop(pass);
-            pass = self.pass(spot, tier, PASS_PATIENCE).await?;
+            pass = self.pass(spot, tier, self.timeouts.pass_place).await?;
         }
         let body = if range.start > 0 {
             self.counted(spot, tier, first)
         } else {
-            limited(self.feed(spot, tier, source, blob).begun(first)?.boxed(), length)
+            let (inner, spot, digest) = (self.clone(), spot.clone(), blob.digest);
+            let whole = self.feed(&spot, tier, source, blob).begun(first)?;
+            let whole = whole.inspect_err(move |error| {
+                inner.learn_fetched(&spot, tier, &digest, &Err::<(), _>(error.duplicate()));
+            });
+            limited(whole.boxed(), length)
         };
         Ok(held(body, pass))
     }
@@ -243,8 +253,17 @@ impl<O: Origins> Inner<O> {
                 })
             }
         };
-        let found = self.upstreams.ask(spot, self.settings.patience, question).await?;
+        let ttl = spot.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl);
+        let may_ask = |repository: &Repository| self.fills.damage.check(repository, &blob.digest, ttl);
+        let found = self.upstreams.ask_where(spot, self.timeouts.request, may_ask, question).await?;
         Ok(found.map(|found| (found.source, found.tier, found.value)))
+    }
+
+    /// Notes how fetching a whole blob from a tier ended.
+    fn learn_fetched<T>(&self, spot: &Spot, tier: usize, digest: &Digest, fetched: &Result<T>) {
+        if let Ok(repository) = spot.upstream.tiers[tier].repository(&spot.repository) {
+            self.fills.damage.learn(&repository, digest, fetched);
+        }
     }
 
     fn feed(&self, spot: &Spot, tier: usize, source: O::Source, blob: &Descriptor) -> Feed<O::Source> {
@@ -277,9 +296,5 @@ fn held(body: Body, place: OwnedSemaphorePermit) -> Body {
 
 /// Ranged reads at once beside what is being fetched.
 const SIDE_READS: usize = 32;
-/// How long a fill waits for a place: after it, its clients wait for one among what is passed on.
-const FILL_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client waits for a place among what is passed on: the upstream needs some of his patience too.
-const PASS_PATIENCE: Duration = Duration::from_secs(12);
 /// How long one waits who has the head, and some of the bytes: as long as a client may take nothing of them.
 const ALONE_PATIENCE: Duration = Duration::from_secs(120);

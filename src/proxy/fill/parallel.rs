@@ -2,7 +2,8 @@
 //!
 //! It begins with one request, for the first piece. While that brings bytes faster than we take them,
 //! more of them would only cost more: each byte passes through memory, hashed on its way into the file. So a
-//! second one is for all the rest. Once one is waited for, what is left is split among lanes:
+//! second one is for all the rest. Once one is waited for, what is left is split among lanes. That needs a file that can
+//! be written, so nothing is split before some bytes are in it:
 //!
 //! ```text
 //! pieces   0        1        2        3        4        5 …
@@ -38,7 +39,8 @@ pub(super) fn piece(size: u64, lanes: usize) -> u64 {
 }
 
 /// The blob's bytes in order, and from which offset on they are in the file before they come out here:
-/// [`u64::MAX`] as long as one request is enough. `first` is the body of the first piece.
+/// [`u64::MAX`] as long as one request is enough. `first` is the body of the first piece. Nothing is split among lanes
+/// before `is_written` says that the file has some of the bytes.
 ///
 /// Dropped, it ends its requests.
 pub(super) fn ordered<S: Source>(
@@ -48,6 +50,7 @@ pub(super) fn ordered<S: Source>(
     room: Arc<Room>,
     lanes: usize,
     readers: Readers,
+    is_written: impl Fn() -> bool + Send + 'static,
 ) -> (Body, Arc<AtomicU64>) {
     let blob = feed.blob().clone();
     let piece = piece(blob.size, lanes);
@@ -62,11 +65,32 @@ pub(super) fn ordered<S: Source>(
         room,
         readers,
         written_from: written_from.clone(),
+        is_written: Box::new(is_written),
         body: Some(first),
         pace: Pace::default(),
         split: None,
     };
     (stream::try_unfold(ordered, Ordered::next).boxed(), written_from)
+}
+
+/// The bytes of `body` in order, and by one request those behind where its parts are given up. They are verified with the
+/// whole, which begins with `body`.
+pub(super) fn or_by_one_request<S: Source>(feed: Feed<S>, body: Body) -> Body {
+    stream::try_unfold((feed, body, 0_u64), |(feed, mut body, at)| async move {
+        let next = match body.try_next().await {
+            Err(error) if error.kind() == Kind::Unsupported => {
+                tracing::info!("{error}: {} is fetched by one request", feed.blob().digest);
+                body = feed.unverified(at).await?;
+                body.try_next().await?
+            }
+            next => next?,
+        };
+        Ok(next.map(|bytes| {
+            let at = at + bytes.len() as u64;
+            (bytes, (feed, body, at))
+        }))
+    })
+    .boxed()
 }
 
 /// How fast a connection brings bytes while it's waited for.
@@ -207,6 +231,7 @@ struct Ordered<S> {
     room: Arc<Room>,
     readers: Readers,
     written_from: Arc<AtomicU64>,
+    is_written: Box<dyn Fn() -> bool + Send>,
     /// The only request, as long as there is one: to `until`.
     body: Option<Body>,
     until: u64,
@@ -283,7 +308,7 @@ impl<S: Source> Ordered<S> {
         let end = self.at + length;
         within(end, self.until)?;
         self.fetch.got(length);
-        if self.pace.is_slow(length, waited) && end < self.fetch.blob.size {
+        if self.pace.is_slow(length, waited) && end < self.fetch.blob.size && (self.is_written)() {
             self.split = Some(self.split(end));
         }
         Ok(Some(bytes))

@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 
 use super::store::Writer;
-use super::{Begun, FILL_PATIENCE, Fill, Progress, Stage, parallel};
+use super::{Begun, Fill, Progress, Stage, parallel};
 use crate::content::{Body, Feed, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
@@ -70,7 +70,7 @@ impl<O: Origins> Inner<O> {
 
     async fn fill(self: &Arc<Self>, fill: &Arc<Fill<O::Source>>) -> Result<()> {
         let registry = |tier: usize| fill.spot.upstream.tiers[tier].registry.as_str();
-        let Some(mut place) = self.fills.slots.take(registry(0), FILL_PATIENCE).await else {
+        let Some(mut place) = self.fills.slots.take(registry(0), self.timeouts.fill_place).await else {
             return self.crowded(fill, registry(0)).await;
         };
         let told = self.told_size(&fill.spot, &fill.digest);
@@ -86,7 +86,7 @@ impl<O: Origins> Inner<O> {
         if tier > 0 {
             // A place is of the registry that is read from; not while it holds another one.
             drop(place);
-            let Some(other) = self.fills.slots.take(registry(tier), FILL_PATIENCE).await else {
+            let Some(other) = self.fills.slots.take(registry(tier), self.timeouts.fill_place).await else {
                 return self.crowded(fill, registry(tier)).await;
             };
             place = other;
@@ -94,12 +94,14 @@ impl<O: Origins> Inner<O> {
         let _place = place;
         let feed = self.feed(&fill.spot, tier, source.clone(), &blob);
         let room = temp.room()?;
-        let (body, written_from) = self.body(&feed, &source, first, &room)?;
+        let (body, written_from) = self.body(fill, &feed, &source, first, &room)?;
         self.observer.event(&Event::FillBegan { digest: &fill.digest, size: blob.size });
         let _ = fill.begun.set(Begun { blob: blob.clone(), to: Some((temp.file(), feed)) });
         fill.enter(Stage::Running);
         let Some(Begun { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
-        fill.run(feed, body, written_from, &room).await?;
+        let fetched = fill.run(feed, body, written_from, &room).await;
+        self.learn_fetched(&fill.spot, tier, &fill.digest, &fetched);
+        fetched?;
         // By its bytes, which are right: the repository holds it.
         self.admit(&fill.spot, &fill.digest, Some(blob.size));
         fill.enter(Stage::Whole);
@@ -171,6 +173,7 @@ impl<O: Origins> Inner<O> {
     /// The bytes to verify, and from where on they are in the file already when they come, if they are fetched in parts.
     fn body(
         &self,
+        fill: &Fill<O::Source>,
         feed: &Feed<O::Source>,
         source: &O::Source,
         first: Body,
@@ -178,7 +181,9 @@ impl<O: Origins> Inner<O> {
     ) -> Result<(Verified, Option<Arc<AtomicU64>>)> {
         if self.is_parallel(feed.blob().size) {
             let lanes = self.settings.parallel;
-            let (body, from) = parallel::ordered(feed, source, first, room.clone(), lanes, self.readers.clone());
+            let (readers, progress) = (self.readers.clone(), fill.progress.subscribe());
+            let is_written = move || progress.borrow().at > 0;
+            let (body, from) = parallel::ordered(feed, source, first, room.clone(), lanes, readers, is_written);
             return Ok((feed.verified(body)?, Some(from)));
         }
         Ok((feed.begun(first)?, None))
@@ -215,11 +220,15 @@ impl<S: Source> Fill<S> {
     /// Where nothing could be written, the first reader takes the open body, so that it is not requested twice.
     fn hand_over(&self, feed: &Feed<S>, received: Received) {
         let Received { body, early, in_parts, ended } = received;
-        // The parts of a blob go through the file.
-        if in_parts || ended || self.progress.borrow().at > 0 {
+        if ended || self.progress.borrow().at > 0 {
             return;
         }
-        if let Ok(whole) = feed.verified(stream::iter(early.into_iter().map(Ok)).chain(body).boxed()) {
+        let mut whole = stream::iter(early.into_iter().map(Ok)).chain(body).boxed();
+        if in_parts {
+            // It is one request still: nothing is split before bytes are written.
+            whole = parallel::or_by_one_request(feed.clone(), whole);
+        }
+        if let Ok(whole) = feed.verified(whole) {
             *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = Some(whole.boxed());
         }
     }
@@ -300,7 +309,7 @@ struct Received {
 impl Received {
     /// Keeps frames as long as nothing is `written`: at most those that the writer lets wait.
     fn keep(&mut self, frames: &[Bytes], written: u64) {
-        if written == 0 && !self.in_parts {
+        if written == 0 {
             self.early.extend_from_slice(frames);
         } else {
             self.early = Vec::new();

@@ -208,3 +208,45 @@ async fn what_cannot_be_cached_is_requested_once() {
         }
     }
 }
+
+/// A blob that is fetched in parts, likewise: each byte is requested once. Where the parts are given up for another tier,
+/// the rest comes from that one.
+#[tokio::test(start_paused = true)]
+async fn what_would_be_fetched_in_parts_and_cannot_be_cached_is_requested_once() {
+    let large = |settings: &mut Settings| (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
+    let (content, first) = (content(11, 20 << 20), 8 << 20);
+    for (tiers, size) in [(1, true), (1, false), (2, true)] {
+        let faults = Faults::default();
+        let files = faults.files();
+        let bench = Bench::new(|settings| {
+            if tiers == 2 {
+                two_tiers(settings, false);
+            }
+            large(settings);
+            settings.cache.files = files;
+        })
+        .await;
+        // Slow enough to be split, if there were a file for the parts.
+        bench.world.0.slow.store(true, Ordering::Relaxed);
+        faults.plan(Call::Write, Errno::NOSPC, 0, usize::MAX);
+        let names = if tiers == 2 { vec!["mirror/r", "r"] } else { vec!["r"] };
+        let digests: Vec<_> = names.iter().map(|name| bench.world.put(name, &content)).collect();
+        if size {
+            bench.tell_size(digests[0], content.len() as u64).await;
+        }
+        if tiers == 2 {
+            bench.world.ends("mirror/r", first);
+        }
+        assert!(bench.get("r", &digests[0]).await.expect("an answer") == content, "other bytes");
+        bench.settled().await;
+        let opened = bench.world.0.opened.lock().expect("lock").clone();
+        let at = |name: &str, from: u64| (name.to_owned(), from);
+        let (begun, last) = (&opened[..2], opened.last().expect("some"));
+        if tiers == 1 {
+            assert_eq!(opened, [at("r", 0), at("r", first)]);
+        } else {
+            assert!(begun == [at("mirror/r", 0), at("mirror/r", first)] && *last == at("r", first), "{opened:?}");
+            assert_eq!(opened.iter().filter(|(_, from)| *from < first).count(), 1, "{opened:?}");
+        }
+    }
+}

@@ -382,3 +382,60 @@ async fn who_finds_no_room_in_the_middle_goes_on_uncached() {
     bench.settled().await;
     assert!(bench.cached() <= 1 && bench.proxy.cache().blobs.count().1 <= 16 * MIB as u64);
 }
+
+/// Damage that does not pass is found by three fetches; after them the registry is asked no more for a while.
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_is_damaged_each_time_fails_soon_and_then_at_once() {
+    let bench = Bench::new(|_| {}).await;
+    let content = content(8, 5 * FRAME);
+    let digest = bench.world.put("r", &content);
+    (0..100).for_each(|_| bench.world.fault(Fault::Flip(10)));
+    let begun = Instant::now();
+    assert_eq!(bench.get("r", &digest).await.expect_err("damaged").kind(), Kind::Mismatch);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(bench.get("r", &digest).await.expect_err("known").kind(), Kind::Damaged);
+    }
+    assert_eq!((bench.world.reads(), begun.elapsed().as_millis()), (3, 0));
+    // Later one fetch looks again.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bench.get("r", &digest).await.expect_err("damaged");
+    bench.get("r", &digest).await.expect_err("known");
+    assert_eq!(bench.world.reads(), 4);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bench.world.0.faults.lock().expect("lock").clear();
+    assert!(bench.get("r", &digest).await.expect("mended") == content);
+}
+
+/// The durable tier has it damaged, and the original has it whole: the client gets it, and so do those after it.
+#[tokio::test(start_paused = true)]
+async fn a_tier_that_has_a_blob_damaged_gives_way_to_the_next() {
+    let bench = Bench::new(|settings| {
+        two_tiers(settings, false);
+        settings.negative_ttl = Duration::from_secs(10);
+    })
+    .await;
+    let content = content(9, 5 * FRAME);
+    let digest = bench.world.put("mirror/r", &content);
+    bench.world.put("r", &content);
+    (0..3).for_each(|_| bench.world.fault(Fault::Flip(10)));
+    assert!(bench.get("r", &digest).await.expect("from the next tier") == content);
+    let opened = bench.world.0.opened.lock().expect("lock").clone();
+    let tiers: Vec<_> = opened.iter().map(|(repository, _)| repository.as_str()).collect();
+    assert_eq!(tiers, ["mirror/r", "mirror/r", "mirror/r", "r"]);
+    bench.settled().await;
+    assert_eq!(bench.cached(), 1);
+}
+
+/// What is passed on uncached is remembered too. Each client is cut, until the registry is asked no more.
+#[tokio::test(start_paused = true)]
+async fn damage_of_what_is_only_passed_on_is_remembered_too() {
+    let bench = Bench::new(|settings| settings.cache.size = 10).await;
+    let digest = bench.world.put("r", &content(10, 5 * FRAME));
+    (0..100).for_each(|_| bench.world.fault(Fault::Flip(10)));
+    for expected in [Kind::Mismatch, Kind::Mismatch, Kind::Mismatch, Kind::Damaged, Kind::Damaged] {
+        assert_eq!(bench.get("r", &digest).await.expect_err("damaged").kind(), expected);
+    }
+    assert_eq!(bench.world.reads(), 3);
+}

@@ -3,13 +3,12 @@
 //! A JSON list, replaced by rename. A try is counted here before it begins: if the process does not survive it, the next
 //! one knows.
 
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Job;
+use crate::atomic_file;
 use crate::error::{Error, Kind, Result};
 use crate::regular_file::{self, Links};
 
@@ -39,22 +38,38 @@ pub(super) fn load(file: &Path) -> Result<Vec<Saved>> {
     serde_json::from_slice(&bytes).map_err(|error| Error::new(Kind::Local, format!("{}: {error}", file.display())))
 }
 
-/// Writes another file, and renames it: a process may be killed at any moment. Blocks.
+/// Replaces the file as a whole: a process may be killed at any moment. Only its owner may read it, since it names
+/// private repositories. Blocks.
 pub(super) fn store(file: &Path, all: &[Saved]) -> Result<()> {
-    let beside = file.with_extension("new");
     let bytes = serde_json::to_vec(all).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
     let failed = |error: &std::io::Error| Error::io(format!("write {}", file.display()), error);
     // What could not be read back would end all jobs.
     regular_file::check_size(bytes.len() as u64, MAX_FILE).map_err(|error| failed(&error))?;
-    // What a killed process left; it may be another kind of file.
-    let _ = fs::remove_file(&beside);
-    let written = File::create_new(&beside).and_then(|mut to| {
-        to.write_all(&bytes)?;
-        to.sync_all()?;
-        fs::rename(&beside, file)
-    });
-    written.map_err(|error| failed(&error))
+    atomic_file::write(file, Some(0o600), |to| to.write_all(&bytes)).map_err(|error| failed(&error))
 }
 
 /// The most bytes that are read and written: more than a full queue has.
 const MAX_FILE: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn only_its_owner_reads_the_file_whatever_was_there() {
+        let dir = std::env::temp_dir().join(format!("transload-saved-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let file = dir.join("write-back.json");
+        let mode = || fs::metadata(&file).expect("the file").permissions().mode() & 0o777;
+        store(&file, &[]).expect("written");
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("its owner");
+        store(&file, &[]).expect("written");
+        assert_eq!(mode(), 0o600);
+        assert_eq!(fs::read_dir(&dir).expect("a directory").count(), 1, "nothing else is left");
+        fs::remove_dir_all(dir).expect("removed");
+    }
+}

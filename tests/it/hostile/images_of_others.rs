@@ -108,6 +108,15 @@ fn assert_withheld(at: SocketAddr, path: &str, status: u16) {
     }
 }
 
+/// The same where the upstream cannot be asked: an error, of a connection or of the time that the client waited.
+fn assert_unconfirmed(at: SocketAddr, path: &str) {
+    for (method, headers) in [("GET", &[][..]), ("HEAD", &[]), ("GET", &[("range", "bytes=0-9")])] {
+        let reply = http::send(at, method, path, headers, &[]);
+        assert!(matches!(reply.status, 502 | 504), "{method} {path}: {}", reply.status);
+        assert_eq!((reply.header("cache-status"), reply.header("docker-content-digest")), (None, None), "{path}");
+    }
+}
+
 /// The attacker asks the public repository for each manifest and blob of the private one. An unknown digest costs the
 /// upstream one `HEAD`, and no more while the answer is remembered.
 #[test]
@@ -263,9 +272,9 @@ fn another_registry_behind_the_same_name_is_another_upstream() {
     let cache = proxy.kill();
     let unreachable = front.addr();
     drop(front);
-    let proxy = Proxied::start_in(cache, &format!("a.test={unreachable}"), &[]);
+    let proxy = Proxied::start_in(cache, &format!("a.test={unreachable}"), &["--upstream-timeout", "1"]);
     for path in [&tag_of(PRIVATE), &world.secrets_under(PRIVATE)[0]] {
-        assert_withheld(proxy.addr(), path, 502);
+        assert_unconfirmed(proxy.addr(), path);
     }
     // Back at the first one all of it is as warm as before.
     let proxy = world.proxy_in(proxy.kill());
@@ -308,14 +317,27 @@ fn an_upstream_that_cannot_be_asked_confirms_nothing() {
     let cache = proxy.kill();
     let (at, secret) = (world.front.addr(), world.secret.clone());
     drop(world);
-    let proxy = Proxied::start_in(cache, &format!("a.test={at}"), &[]);
+    let proxy = Proxied::start_in(cache, &format!("a.test={at}"), &["--upstream-timeout", "1"]);
     for path in paths(&secret, PRIVATE).iter().chain([&tag_of(PRIVATE), &tag_of(PUBLIC)]) {
         http::get(proxy.addr(), path).expect(200);
     }
-    // Each waits for the upstream for as long as a client does.
-    for path in paths(&secret, PUBLIC).iter().take(2) {
-        assert_withheld(proxy.addr(), path, 502);
-    }
+    let (unknown_tag, blob) = (format!("/v2/{PUBLIC}/manifests/v2"), &secret.blobs[0].digest);
+    let manifests = [secret.digest(), &secret.manifests[0].digest];
+    let manifests = manifests.map(|digest| format!("/v2/{PUBLIC}/manifests/{digest}"));
+    let lists = ["tags/list".to_owned(), format!("referrers/{}", secret.digest())];
+    // Each waits for the upstream: together they wait once.
+    std::thread::scope(|scope| {
+        let at = proxy.addr();
+        for path in manifests.into_iter().chain([unknown_tag, format!("/v2/{PUBLIC}/blobs/{blob}")]) {
+            scope.spawn(move || assert_unconfirmed(at, &path));
+        }
+        for list in lists {
+            scope.spawn(move || {
+                let status = http::get(at, &format!("/v2/{PUBLIC}/{list}")).status;
+                assert!(matches!(status, 502 | 504), "{list}: {status}");
+            });
+        }
+    });
 }
 
 /// A cache of a former version has no records. Its tags are the evidence, so that it stays warm.

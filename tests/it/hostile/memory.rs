@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::fake_registry::{Answer, Asked};
 use crate::support::layer::sha256;
 use crate::support::process::LIMIT;
 use crate::support::proxied::{ops, shows};
-use crate::support::{Fault, Front, Image, Process, Proxied, Registry, Rule, Run, TempDir, Tool, http};
+use crate::support::{FakeRegistry, Fault, Front, Image, Process, Proxied, Registry, Rule, Run, TempDir, Tool, http};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -337,6 +338,76 @@ fn clients_that_ask_for_many_large_manifests_at_once_get_them_within_the_memory_
     }
     peak.assert_below(180);
 }
+
+/// Entries of a page, and pages of a list of referrers.
+const ENTRIES: usize = 2000;
+const PAGES: usize = 5;
+
+/// A registry whose every repository has long lists. It makes each page anew, and keeps none. A referrer has forty empty
+/// annotations: 400 bytes of JSON, which take several times as much when they are parsed.
+fn with_long_lists() -> FakeRegistry {
+    let annotations: HashMap<_, _> = (0..40).map(|nth| (format!("a{nth}"), "")).collect();
+    let annotations = json!(annotations).to_string();
+    FakeRegistry::start(move |asked: &Asked| {
+        let (path, query) = asked.target.split_once('?').unwrap_or((asked.target.as_str(), ""));
+        let page: usize = query.split("page=").nth(1).and_then(|page| page.parse().ok()).unwrap_or(0);
+        let body = if path.ends_with("/tags/list") {
+            let tags: Vec<_> = (0..5 * ENTRIES).map(|nth| format!("\"v{page}-{nth:095}\"")).collect();
+            format!("{{\"name\":\"app\",\"tags\":[{}]}}", tags.join(","))
+        } else {
+            let entry = |nth: usize| {
+                let digest = format!("sha256:{:064x}", ENTRIES * page + nth);
+                format!(
+                    "{{\"mediaType\":\"{MANIFEST}\",\"digest\":\"{digest}\",\"size\":9,\"annotations\":{annotations}}}"
+                )
+            };
+            let entries: Vec<_> = (0..ENTRIES).map(entry).collect();
+            format!("{{\"schemaVersion\":2,\"mediaType\":\"{INDEX}\",\"manifests\":[{}]}}", entries.join(","))
+        };
+        let answer = Answer::new(200, body).with("content-type", INDEX);
+        if page + 1 == PAGES {
+            return answer;
+        }
+        answer.with("link", &format!("<{path}?page={}>; rel=\"next\"", page + 1))
+    })
+}
+
+/// The attack: many clients ask a proxy at once for long lists, each of another repository.
+#[test]
+fn clients_that_ask_for_many_long_lists_at_once_get_them_within_the_memory_of_a_proxy() {
+    let registry = with_long_lists();
+    let proxy = Proxied::start(&format!("docker.io={}", registry.addr()), &[]);
+    let (peak, at, subject) = (Peak::of(&proxy.process), proxy.addr(), format!("sha256:{:064x}", 1));
+    let ask = |nth: usize| {
+        let list = if nth % 4 == 0 { "tags/list".to_owned() } else { format!("referrers/{subject}") };
+        http::get(at, &format!("/v2/evil/app{nth}/{list}"))
+    };
+    let asked: Vec<u16> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..16).map(|nth| scope.spawn(move || ask(nth).status)).collect();
+        asking.into_iter().map(|asked| asked.join().expect("a client")).collect()
+    });
+    peak.assert_below(LISTS_PEAK);
+    assert!(asked.iter().all(|status| [200, 502, 503, 504].contains(status)), "{asked:?}");
+    // Who was refused asks again, and gets all of it.
+    for nth in [0, 1] {
+        let deadline = Instant::now() + LIMIT;
+        let whole = loop {
+            let reply = ask(nth);
+            if reply.status == 200 {
+                break reply;
+            }
+            assert!(Instant::now() < deadline, "{nth}: {}", reply.text());
+        };
+        let pages = if nth == 0 { 1000 } else { ENTRIES * PAGES };
+        let list = whole.json();
+        assert_eq!(list["tags"].as_array().or(list["manifests"].as_array()).map(Vec::len), Some(pages));
+    }
+    peak.assert_below(LISTS_PEAK);
+    eprintln!("peak {} MiB, {asked:?}", peak.0.load(Ordering::Relaxed));
+}
+
+/// In MiB: what the proxy may take for all of them.
+const LISTS_PEAK: u64 = 220;
 
 /// The attack: an image whose copy kills the proxy, whatever it is that does it; the killed proxy is started again by
 /// its supervisor. After three times the image is given up, and a pull does not bring it back.

@@ -160,7 +160,8 @@ fn clients_of_the_proxy_do_not_get_the_upstreams_text() {
         let upstream = registry(bearer, by_repository(answers));
         let dir = TempDir::new();
         let auth = auth_file(&dir, &upstream.addr().to_string());
-        let proxy = Proxied::hub(upstream.addr(), &["--auth-file", &auth, "-vv"]);
+        let flags = ["--auth-file", &auth, "-vv", "--upstream-timeout", "2"];
+        let proxy = Proxied::hub(upstream.addr(), &flags);
         for nth in 0..count {
             for path in ["manifests/v1", "tags/list", &format!("blobs/sha256:{}", "a".repeat(64))] {
                 let path = format!("/v2/library/app{nth}/{path}");
@@ -174,7 +175,7 @@ fn clients_of_the_proxy_do_not_get_the_upstreams_text() {
     }
     for (status, code) in [(404, "MANIFEST_UNKNOWN"), (429, "TOOMANYREQUESTS"), (403, "DENIED"), (500, "UNKNOWN")] {
         let upstream = FakeRegistry::start(move |_| Answer::error(status, code, "send your password to evil.example"));
-        let proxy = Proxied::hub(upstream.addr(), &[]);
+        let proxy = Proxied::hub(upstream.addr(), &["--upstream-timeout", "1"]);
         let reply = http::get(proxy.addr(), "/v2/library/app/manifests/v1");
         assert!(reply.status >= 400 && !reply.text().contains("evil.example"), "{reply:?} {}", reply.text());
     }

@@ -2,8 +2,9 @@
 //! no end.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::proxy_blobs::wait_until;
 use crate::support::layout::{self, link, pipe};
 use crate::support::process::LIMIT;
 use crate::support::{Image, Proxied, Registry, Run, Serving, TempDir, Tool, http};
@@ -137,6 +138,43 @@ fn lists_that_the_command_line_names_may_be_pipes() {
     tool(r#""$0" mirror check - "$@""#).ok();
 }
 
+/// The command waits for somebody to write to a pipe that it was given. A signal ends it all the same.
+#[test]
+fn a_command_that_waits_for_a_pipe_ends_by_a_signal() {
+    let cases = [
+        &["mirror", "list.txt", "--to", "127.0.0.1:1/x", "--retry-failed", "pipe"][..],
+        &["mirror", "pipe", "--to", "127.0.0.1:1/x"],
+        &["mirror", "list.txt", "--to", "127.0.0.1:1/x", "--interval", "1h", "--retry-failed", "pipe"],
+        &["diff", "pipe", "--to", "127.0.0.1:1/x"],
+        &["inspect", "127.0.0.1:1/app:v1", "--ca-file", "pipe"],
+        &["inspect", "127.0.0.1:1/app:v1", "--auth-file", "pipe"],
+    ];
+    std::thread::scope(|scope| cases.map(|args| scope.spawn(move || ends_by_a_signal(args))).map(|case| case.join()))
+        .into_iter()
+        .for_each(|case| case.expect("it ends"));
+}
+
+fn ends_by_a_signal(args: &[&str]) {
+    let tool = Tool::transload().file("list.txt", "127.0.0.1:1/app:v1\n").args(args);
+    pipe(&tool.home().path().join("pipe"));
+    let process = tool.spawn();
+    wait_until("it waits for the pipe", || waits_in_open(process.id()));
+    process.terminate();
+    let begun = Instant::now();
+    let run = process.finish(Duration::from_secs(30));
+    // Killed by the signal, or ended by itself because of it.
+    assert!(matches!(run.code, 130 | -1), "{args:?}: {run:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{args:?}: {:?}", begun.elapsed());
+}
+
+/// Whether the first thread of a process waits for the other end of a pipe. Needs the kernel's word for where it waits.
+fn waits_in_open(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/task/{process}/wchan")).is_ok_and(|at| at.contains("fifo"))
+        || std::fs::read_to_string(format!("/proc/{process}/task/{process}/syscall"))
+            // openat(2), on x86-64 and on ARM64.
+            .is_ok_and(|call| ["257 ", "56 "].iter().any(|number| call.starts_with(number)))
+}
+
 /// A proxy's configuration, and a file that it names, are pipes.
 #[test]
 fn a_proxys_configuration_is_not_waited_for() {
@@ -170,6 +208,13 @@ fn a_proxy_does_not_wait_for_pipes_in_its_cache() {
     let tags = files("tags");
     assert_eq!(tags.len(), 1);
     tags.iter().for_each(|file| pipe(&cache.path().join("cache").join(file)));
+    let records = files("repositories");
+    assert!(!records.is_empty());
+    for file in &records {
+        let path = cache.path().join("cache").join(file);
+        pipe(&path);
+        pipe(&path.with_extension("new"));
+    }
     let all = [files("blobs"), files("manifests")].concat();
     let paths: Vec<_> = all.iter().map(|file| cache.path().join("cache").join(file)).collect();
     let second = Proxied::start_in(cache, &format!("docker.io={}", registry.addr()), &[]);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::fake_registry::{Answer, Asked};
 use crate::support::images::{Document, OCI_INDEX, OCI_MANIFEST};
-use crate::support::{FakeRegistry, Image, Proxied, Run, TempDir, Tool, http, transload};
+use crate::support::{FakeRegistry, Image, Proxied, Registry, Run, TempDir, Tool, http, transload};
 
 /// Sets a terminal's title, clears the screen, turns the text's direction, begins a line of its own, and hides text:
 /// C0, C1, bidirectional marks, separators, tag characters.
@@ -122,20 +122,36 @@ fn what_a_registry_says_in_an_error_stays_in_its_line() {
     }
 }
 
+/// A registry whose manifests may be looked up by `HEAD`, and are refused with this answer when they are read. The
+/// answer to a `HEAD` has no body, so a text that is to be printed must come with one to a `GET`.
+fn refusing_to_read(answer: Answer) -> FakeRegistry {
+    let digest = Image::single(1, &[1000]).digest().to_owned();
+    FakeRegistry::start(move |asked: &Asked| {
+        if asked.method == "GET" && asked.target.contains("/manifests/") {
+            return answer.clone();
+        }
+        Answer::new(200, "{}").with("content-type", OCI_MANIFEST).with("docker-content-digest", &digest)
+    })
+}
+
 /// Reports are read by people and by CI systems; XML can't even have most control characters.
 #[test]
 fn reports_of_a_mirror_are_harmless() {
-    let registry = refusing(Answer::error(403, EVIL, EVIL));
+    let (registry, destination) = (refusing_to_read(Answer::error(403, EVIL, EVIL)), Registry::start());
     let directory = TempDir::new();
     let list = directory.write("images.txt", format!("{}/app:v1\n{}/b:v1\n", registry.addr(), registry.addr()));
     let (report, junit) = (directory.join("report.json"), directory.join("junit.xml"));
-    let to = format!("{}/x", registry.addr());
+    let to = format!("{}/x", destination.addr());
     let args = ["mirror", &list, "--to", &to, "--retries", "0", "--report", &report, "--junit", &junit];
     for output in ["text", "json"] {
         all_harmless(&Tool::transload().args(&args).args(&["--output", output]).run().exits(1));
-        is_harmless(&directory.read("junit.xml"));
+        let junit = directory.read("junit.xml");
+        is_harmless(&junit);
         let text = directory.read("report.json");
         is_harmless(&text);
+        for text in [&junit, &text] {
+            assert!(text.contains("owned"), "the registry's text is there: {text}");
+        }
         let document: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(document["images"].as_array().map(Vec::len), Some(2), "{text}");
     }
@@ -168,7 +184,7 @@ fn names_in_a_layout_are_printed_harmlessly() {
 fn neither_an_upstream_nor_a_client_writes_lines_of_the_proxys_log() {
     for answer in [Answer::error(403, EVIL, EVIL), Answer::error(404, EVIL, EVIL), Answer::error(429, EVIL, EVIL)] {
         let upstream = refusing(answer);
-        let proxy = Proxied::hub(upstream.addr(), &["-vv"]);
+        let proxy = Proxied::hub(upstream.addr(), &["-vv", "--upstream-timeout", "1"]);
         let agent = "agent\u{9b}31m\u{202e}";
         let path = "/v2/library/app/manifests/v1%0d%0aforged:%1b[2J?ns=docker.io%0aforged%1b";
         http::send(proxy.addr(), "GET", path, &[("user-agent", agent)], b"");

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::TempDir;
 
-/// Longer than anything takes on a busy machine, shorter than a CI job's patience. A client that tries a damaged blob
-/// again and again takes more than a minute.
-pub const LIMIT: Duration = Duration::from_secs(240);
+/// Longer than anything takes on a busy machine, shorter than a CI job's patience.
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs `transload` to its end.
 pub fn transload(args: &[&str]) -> Run {
