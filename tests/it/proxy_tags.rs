@@ -64,7 +64,7 @@ fn an_old_tag_is_looked_at_once_for_all_and_follows_the_upstream() {
     world.front.add(Rule::on("HEAD", "/manifests/", Fault::Delay(Duration::from_millis(500))));
     let addr = proxy.addr();
     let clients: Vec<_> = (0..10).map(|_| std::thread::spawn(move || http::get(addr, TAG).expect(200))).collect();
-    clients.into_iter().for_each(|client| drop(client.join().expect("a client")));
+    clients.into_iter().for_each(|client| client.join().expect("a client"));
     assert_eq!((world.front.count("HEAD", TAG), world.front.count("GET", "")), (1, 0));
     // It moves.
     world.front.clear_rules();
@@ -199,7 +199,7 @@ fn a_dead_upstream_is_left_alone() {
     let clients = |tags: std::ops::Range<usize>| {
         let (addr, path) = (proxy.addr(), |tag: usize| format!("/v2/library/app/manifests/t{tag}"));
         let ask = |tag| std::thread::spawn(move || assert!(matches!(http::get(addr, &path(tag)).status, 502 | 504)));
-        tags.map(ask).collect::<Vec<_>>().into_iter().for_each(|client| drop(client.join().expect("a client")));
+        tags.map(ask).collect::<Vec<_>>().into_iter().for_each(|client| client.join().expect("a client"));
     };
     // Five failures open the circuit. When these clients have given up, it had time for its longest pause.
     clients(0..5);
