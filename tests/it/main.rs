@@ -11,6 +11,7 @@ mod copy_security;
 mod demo;
 mod entra;
 mod fixtures;
+mod foreign_lists;
 mod guide;
 mod hostile;
 mod inspect;
