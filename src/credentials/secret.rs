@@ -65,11 +65,15 @@ mod tests {
     fn manifests_hold_a_file() {
         let encoded = BASE64.encode("{\"auths\": {}}");
         for text in [
-            format!("apiVersion: v1\nkind: Secret\ndata:\n  .dockerconfigjson: {encoded}\ntype: kubernetes.io/dockerconfigjson\n"),
+            format!(
+                "apiVersion: v1\nkind: Secret\ndata:\n  .dockerconfigjson: {encoded}\ntype: kubernetes.io/dockerconfigjson\n"
+            ),
             format!("---\napiVersion: v1\ndata:\n  .dockercfg: {encoded}\nkind: Secret\n"),
             format!("kind: Secret\ndata:\n  .dockerconfigjson: >-\n    {}\n    {}\n", &encoded[..8], &encoded[8..]),
             "kind: Secret\nstringData:\n  .dockerconfigjson: '{\"auths\": {}}'\n".to_owned(),
-            format!("{{\"kind\": \"Secret\", \"apiVersion\": \"v1\", \"data\": {{\".dockerconfigjson\": \"{encoded}\"}}}}"),
+            format!(
+                "{{\"kind\": \"Secret\", \"apiVersion\": \"v1\", \"data\": {{\".dockerconfigjson\": \"{encoded}\"}}}}"
+            ),
         ] {
             let read = read(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
             assert_eq!(read.as_deref(), Some("{\"auths\": {}}"), "{text}");
@@ -78,7 +82,9 @@ mod tests {
 
     #[test]
     fn other_files_are_none() {
-        for text in ["{\"auths\": {}}", "{\"kind\": \"x\"}", "kind: ConfigMap\ndata: {a: b}\n", "{", "", "\u{0}", "a: [b"] {
+        for text in
+            ["{\"auths\": {}}", "{\"kind\": \"x\"}", "kind: ConfigMap\ndata: {a: b}\n", "{", "", "\u{0}", "a: [b"]
+        {
             assert!(read(text).is_ok_and(|read| read.is_none()), "{text}");
         }
     }

@@ -57,18 +57,34 @@ fn a_mistake_of_form_is_told_with_its_line_and_the_right_form() {
 #[test]
 fn what_is_unambiguous_is_read() {
     for (list, expected) in [
-        ("nginx:1\rredis:7\r", "1  docker.io/library/nginx:1 -> a.io/library/nginx:1\n2  docker.io/library/redis:7 -> a.io/library/redis:7\n"),
-        ("        image: nginx:1\n      - image: \"quay.io/a/b:2\"\n", "1  docker.io/library/nginx:1 -> a.io/library/nginx:1\n2  quay.io/a/b:2 -> a.io/a/b:2\n"),
-        ("nginx:1 => b.io/nginx\nredis:7 -> b.io/redis\n", "1  docker.io/library/nginx:1 -> b.io/nginx:1\n2  docker.io/library/redis:7 -> b.io/redis:7\n"),
+        (
+            "nginx:1\rredis:7\r",
+            "1  docker.io/library/nginx:1 -> a.io/library/nginx:1\n2  docker.io/library/redis:7 -> a.io/library/redis:7\n",
+        ),
+        (
+            "        image: nginx:1\n      - image: \"quay.io/a/b:2\"\n",
+            "1  docker.io/library/nginx:1 -> a.io/library/nginx:1\n2  quay.io/a/b:2 -> a.io/a/b:2\n",
+        ),
+        (
+            "nginx:1 => b.io/nginx\nredis:7 -> b.io/redis\n",
+            "1  docker.io/library/nginx:1 -> b.io/nginx:1\n2  docker.io/library/redis:7 -> b.io/redis:7\n",
+        ),
         ("--platform=linux/arm64 nginx:1\n", "1  docker.io/library/nginx:1 -> a.io/library/nginx:1 (linux/arm64/v8)\n"),
         ("--platform linux/amd64 nginx:1\n", "1  docker.io/library/nginx:1 -> a.io/library/nginx:1 (linux/amd64)\n"),
         ("oci://ghcr.io/o/x:1\n", "1  ghcr.io/o/x:1 -> a.io/o/x:1\n"),
-        ("// a list\n{\"images\": [\"nginx:1\"] /* all */}\n", "2  docker.io/library/nginx:1 -> a.io/library/nginx:1\n"),
+        (
+            "// a list\n{\"images\": [\"nginx:1\"] /* all */}\n",
+            "2  docker.io/library/nginx:1 -> a.io/library/nginx:1\n",
+        ),
     ] {
         let fixed = list.contains("b.io");
         let run = check(list, if fixed { &[] } else { &["--to", "a.io"] }).ok();
         let rows = run.stdout.split_once('\n').map_or("", |(_, rows)| rows);
-        assert_eq!(rows.replace("linux/arm64/v8", "linux/arm64"), expected.replace("linux/arm64/v8", "linux/arm64"), "{list}");
+        assert_eq!(
+            rows.replace("linux/arm64/v8", "linux/arm64"),
+            expected.replace("linux/arm64/v8", "linux/arm64"),
+            "{list}"
+        );
     }
 }
 
@@ -77,12 +93,15 @@ fn what_is_unambiguous_is_read() {
 fn utf_16_is_told_by_its_name() {
     let tool = Tool::transload();
     let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-    for (name, bytes) in [("marked", [b"\xff\xfe".to_vec(), wide("nginx:1\r\n")].concat()), ("plain", wide("nginx:1\r\n"))] {
+    for (name, bytes) in
+        [("marked", [b"\xff\xfe".to_vec(), wide("nginx:1\r\n")].concat()), ("plain", wide("nginx:1\r\n"))]
+    {
         std::fs::write(tool.home().join(name), bytes).expect("a file");
     }
     let home = tool.home().path().to_owned();
     for name in ["marked", "plain"] {
-        let run = Tool::transload().args(&["mirror", "check", home.join(name).to_str().expect("a path")]).run().exits(2);
+        let run =
+            Tool::transload().args(&["mirror", "check", home.join(name).to_str().expect("a path")]).run().exits(2);
         assert!(run.stderr.contains(": it is UTF-16\nhint: save it as UTF-8"), "{run:?}");
     }
 }
@@ -104,7 +123,12 @@ fn destinations_without_effect_are_an_error() {
     for flags in [&["--to", "a.io"][..], &["--target", "{name}"]] {
         let run = check(STEP, flags).exits(2);
         let flag = flags[0];
-        assert!(run.stderr.contains(&format!("stdin: {flag} has no effect: all entries name their own registry, such as b.io/a/b")), "{run:?}");
+        assert!(
+            run.stderr.contains(&format!(
+                "stdin: {flag} has no effect: all entries name their own registry, such as b.io/a/b"
+            )),
+            "{run:?}"
+        );
         assert!(run.stderr.contains(&format!("leave {flag} out")) && run.stderr.contains("--keep-targets"), "{run:?}");
     }
     let run = Tool::transload().args(&["mirror", "-", "--to", "a.io", "--dry-run"]).stdin(STEP).run().exits(2);
@@ -117,7 +141,10 @@ fn destinations_without_effect_are_an_error() {
         assert_eq!(json["to"], serde_json::json!([]));
     }
     let mixed = check("nginx:1\nredis:7 b.io/redis\n", &["--to", "a.io"]).ok();
-    assert!(mixed.stdout.contains("note: 1 of 2 entries name their own registry: they go there, and not to a.io\n"), "{mixed:?}");
+    assert!(
+        mixed.stdout.contains("note: 1 of 2 entries name their own registry: they go there, and not to a.io\n"),
+        "{mixed:?}"
+    );
 }
 
 #[test]
@@ -134,7 +161,10 @@ fn variables_of_the_environment_are_put_into_templates_only() {
 #[test]
 fn images_that_are_listed_twice_are_told_in_numbers() {
     let run = check("nginx:1\nredis:7\nnginx:1\n", &["--to", "a.io"]).ok();
-    assert!(run.stdout.contains("note: line 3: the image is at line 1 already: of 3 images in the list 2 are different\n"), "{run:?}");
+    assert!(
+        run.stdout.contains("note: line 3: the image is at line 1 already: of 3 images in the list 2 are different\n"),
+        "{run:?}"
+    );
 }
 
 #[test]
@@ -143,7 +173,8 @@ fn a_file_of_credentials_that_has_nothing_for_the_registry_is_named() {
     let at = registry.addr().to_string();
     let other = r#"{"auths": {"a.example.org": {"auth": "dTpw"}, "b.example.org": {"auth": "dTpw"}}}"#;
     let source = format!("{at}/x:1");
-    let run = Tool::transload().file("other.json", other).args(&["inspect", &source, "--auth-file", "other.json"]).run();
+    let run =
+        Tool::transload().file("other.json", other).args(&["inspect", &source, "--auth-file", "other.json"]).run();
     assert_ne!(run.code, 0, "{run:?}");
     let hint = run.stderr.lines().find(|line| line.starts_with("hint: ")).unwrap_or_default();
     let said = format!("other.json (--auth-file) has nothing for {at}, only for a.example.org, b.example.org; ");
@@ -153,7 +184,8 @@ fn a_file_of_credentials_that_has_nothing_for_the_registry_is_named() {
     let run = Tool::transload().args(&["inspect", &source]).run();
     assert!(!run.stderr.contains("--auth-file"), "{run:?}");
     let wrong = format!(r#"{{"auths": {{"{at}": {{"auth": "YWxpY2U6d3Jvbmc="}}}}}}"#);
-    let run = Tool::transload().file("wrong.json", &wrong).args(&["inspect", &source, "--auth-file", "wrong.json"]).run();
+    let run =
+        Tool::transload().file("wrong.json", &wrong).args(&["inspect", &source, "--auth-file", "wrong.json"]).run();
     assert!(!run.stderr.contains("has nothing for"), "{run:?}");
 }
 

@@ -94,9 +94,9 @@ fn destinations(list: &List, name: &str, to: &Where) -> Result<Vec<Base>> {
                 let places = first.places(&[], Some("TAG")).unwrap_or_default();
                 let example = places.first().map_or(String::new(), |(place, _)| format!(", such as {place}"));
                 let what = format!("{flag} has no effect: all entries name their own registry{example}");
-                return Err(Error::new(Kind::Usage, format!("{name}: {what}"))
-                    .on(Side::Local)
-                    .hint(format!("leave {flag} out to copy there, or give --keep-targets; or change the targets in the list")));
+                return Err(Error::new(Kind::Usage, format!("{name}: {what}")).on(Side::Local).hint(format!(
+                    "leave {flag} out to copy there, or give --keep-targets; or change the targets in the list"
+                )));
             }
             Ok(Vec::new())
         }
@@ -159,7 +159,8 @@ impl Document {
         let fixed = list.entries.iter().filter(|entry| !entry.needs_destination()).count();
         if !known.is_empty() && fixed > 0 {
             let of = list.entries.len();
-            let text = format!("{fixed} of {of} entries name their own registry: they go there, and not to {}", known[0]);
+            let text =
+                format!("{fixed} of {of} entries name their own registry: they go there, and not to {}", known[0]);
             notes.insert(0, Note { line: 0, text });
         }
         notes.extend(list.repeated(to)?);

@@ -44,8 +44,11 @@ fn dregsys_tags() {
     for (tags, of, expected) in [
         ("[]", releases, releases),
         ("['semver: >=1.31.0 <1.31.9']", releases, "1.31.0 1.31.8"),
-        (r"['semver: >=1.31.0 <1.31.9', 'regex: 1\.26\.[0-9]-(glibc|musl)', '1.29.4', latest]", releases,
-            "1.31.0 1.31.8 1.26.1-glibc 1.29.4 latest"),
+        (
+            r"['semver: >=1.31.0 <1.31.9', 'regex: 1\.26\.[0-9]-(glibc|musl)', '1.29.4', latest]",
+            releases,
+            "1.31.0 1.31.8 1.26.1-glibc 1.29.4 latest",
+        ),
         (r"['regex: !1\..*']", releases, "latest"),
         (r"['regex: ^1\.3.*$']", releases, "1.30.0 1.31.0 1.31.8 1.31.9 1.31-alpine"),
         ("['semver: 1.31.x']", releases, "1.31.0 1.31.8 1.31.9"),
@@ -53,8 +56,11 @@ fn dregsys_tags() {
         // Tags that are versions to no rule of dregsy's.
         ("['semver: >=1.20.0']", "1.21.0 1.21-alpine3.18 2-alpine 3.9-slim 1.2.3.4 3.14rc1 v1_amd64 v2", "1.21.0 v2"),
         // What is named is not for `keep`.
-        ("['semver: >=2.0.0', 'keep: .+-(alpine|buster)']", "2.0.0 2.1.0-alpine 2.2.0-buster 1.0.0-alpine",
-            "2.1.0-alpine 2.2.0-buster"),
+        (
+            "['semver: >=2.0.0', 'keep: .+-(alpine|buster)']",
+            "2.0.0 2.1.0-alpine 2.2.0-buster 1.0.0-alpine",
+            "2.1.0-alpine 2.2.0-buster",
+        ),
         ("[latest, 'semver: >=2.0.0', 'keep: .+-alpine']", "2.1.0-alpine 2.2.0 latest", "2.1.0-alpine latest"),
         ("[a, 'keep: b.+']", "a b", "a"),
         ("['keep: 1.*', 'keep: .*9']", releases, "1.31.9"),
@@ -62,8 +68,11 @@ fn dregsys_tags() {
         ("['keep: latest 2']", "latest edge 1.0.0 2.0.0 3.0.0 1.5-alpine", "1.5-alpine 2.0.0 3.0.0 edge latest"),
         ("['keep: latest 2']", "a b c", "b c"),
         ("['regex: r.*', 'keep: latest 1']", "r9 r10 x", "r9"),
-        ("[glibc-tests, 'semver: >=1.34.0 <=1.36.0', 'keep: latest 2']", "1.33.0 1.34.0 1.35.0 1.36.0",
-            "glibc-tests 1.35.0 1.36.0"),
+        (
+            "[glibc-tests, 'semver: >=1.34.0 <=1.36.0', 'keep: latest 2']",
+            "1.33.0 1.34.0 1.35.0 1.36.0",
+            "glibc-tests 1.35.0 1.36.0",
+        ),
         ("['1.0.0', '2.0.0', qa, 'keep: latest 1']", "9.9.9", "2.0.0 qa"),
         ("['keep: latest 5', 'keep: latest 1']", "1.0.0 2.0.0", "2.0.0"),
         ("['keep: latest 0']", "1.0.0 2.0.0", "1.0.0 2.0.0"),
@@ -99,7 +108,11 @@ fn regsyncs_tags() {
         (r#"tags: {semverRange: [">=1.0.0 <2.0.0", ">=4.0.0"]}"#, "1.5.0 2.5.0 4.1", "1.5.0 4.1"),
         (r#"tags: {semverRange: [">=3.5"], allow: ["v.*"]}"#, alpine, "v3.5"),
         (r#"tags: {semverRange: [""]}"#, alpine, alpine),
-        (r#"tagSets: [{allow: [edge]}, {semverRange: ["=3.10"]}], tags: {allow: [latest]}"#, alpine, "edge 3.10 latest"),
+        (
+            r#"tagSets: [{allow: [edge]}, {semverRange: ["=3.10"]}], tags: {allow: [latest]}"#,
+            alpine,
+            "edge 3.10 latest",
+        ),
         (r#"tags: {allow: ["1\\.0|latest"]}"#, "1.0 1.0-alpine latest my-latest 2", "1.0 1.0-alpine latest my-latest"),
         (r#"tags: {allow: ["(1\\.0|latest)"]}"#, "1.0 1.0-alpine latest my-latest 2", "1.0 latest"),
         (r#"tags: {allow: [""]}"#, alpine, ""),
@@ -116,7 +129,7 @@ fn skopeos_tags() {
         ("images: {x: []}", "a b", "a b"),
         ("images: {x: }", "a b", "a b"),
         ("images: {x: [\"1.0\", a]}", "1.0 a b", "1.0 a"),
-        ("images-by-tag-regex: {x: ^1\\.13\\.[12]-alpine-perl$}", "1.13.1-alpine-perl 1.13.1", "1.13.1-alpine-perl"),
+        ("images-by-tag-regex: {x: '^1\\.13\\.[12]-alpine-perl$'}", "1.13.1-alpine-perl 1.13.1", "1.13.1-alpine-perl"),
         ("images-by-tag-regex: {x: alpine}", "1-alpine 2-alpine3 x", "1-alpine 2-alpine3"),
         ("images-by-semver: {x: '>= 3.12.0'}", "3.11 3.12 3.13.1 3.13-rc1 edge 20240101", "3.12 3.13.1 20240101"),
         ("images-by-semver: {x: '>=1.20.0'}", "1.21 1.21-alpine3.18 2-alpine 1.2.3.4 3.14rc1 v1_amd64 v2", "1.21 v2"),
@@ -185,21 +198,18 @@ fn skopeo_passes_over_a_registry_without_images() {
 fn regsyncs_templates_are_evaluated() {
     let environment: Environment = |name| (name == "REGISTRY").then(|| "r.example.org".to_owned());
     let defaults = Defaults { environment: Some(environment), ..Defaults::default() };
-    let step = |source: &str, target: &str| format!("sync:\n- source: '{source}'\n  target: '{target}'\n  type: image\n");
+    let step =
+        |source: &str, target: &str| format!("sync:\n- source: '{source}'\n  target: '{target}'\n  type: image\n");
     for (source, target, expected) in [
         ("nginx:1", "{{env \"REGISTRY\"}}/nginx:1", "r.example.org/nginx:1"),
         ("quay.io/a/b:1", "{{ env \"REGISTRY\" }}/{{ .Sync.Source }}", "r.example.org/quay.io/a/b:1"),
         ("{{env \"REGISTRY\"}}/a:1", "b.io/{{.Sync.Source}}", "b.io/r.example.org/a:1"),
-        ("A/b:1", "b.io/{{ .Sync.Source | lower }}", ""),
+        ("a.io/b:V1", "b.io/{{ .Sync.Source | lower }}", "b.io/a.io/b:v1"),
         ("a/b:1", "{{ env \"NONE\" | default \"c.io\" }}/b:1", "c.io/b:1"),
         ("a/b:1", "b.io/x:{{ index (split .Sync.Source \":\") 1 }}", "b.io/x:1"),
     ] {
-        let read = List::read_with(&step(source, target), "list", &defaults);
-        if expected.is_empty() {
-            assert!(read.is_err(), "a source has no capitals");
-            continue;
-        }
-        let list = read.unwrap_or_else(|error| panic!("{target}: {error}"));
+        let list = List::read_with(&step(source, target), "list", &defaults);
+        let list = list.unwrap_or_else(|error| panic!("{target}: {error}"));
         let (repository, tag) = list.entries[0].places(&[], Some("1")).expect("places").remove(0);
         assert_eq!(format!("{repository}:{}", tag.map(String::from).unwrap_or_default()), expected, "{target}");
     }
@@ -257,7 +267,17 @@ fn tls_settings_are_noted() {
     ] {
         assert!(notes(&list).iter().any(|note| note == wanted), "{wanted}: {:?}", notes(&list));
     }
-    assert_eq!(notes(&format!("creds: [{{registry: c.io, tls: enabled}}]\n{step}")).len(), 1, "only that creds aren't used");
+    assert_eq!(
+        notes(&format!("creds: [{{registry: c.io, tls: enabled}}]\n{step}")).len(),
+        1,
+        "only that creds aren't used"
+    );
+}
+
+#[test]
+fn tags_beside_an_image_are_noted() {
+    let said = notes("sync:\n- {source: a.io/x, target: b.io/x, type: image, tags: {allow: ['1']}}\n");
+    assert!(said.len() == 1 && said[0].contains("`tags` are for a repository"), "{said:?}");
 }
 
 #[test]
@@ -265,7 +285,10 @@ fn images_that_are_there_twice_are_counted() {
     let list = read("nginx:1\nredis:7\nnginx:1\nnginx:1 web/nginx\n");
     let to = ["a.io".parse().expect("a base")];
     let note = list.repeated(&to).expect("places").expect("a note");
-    assert_eq!((note.line, note.text.as_str()), (3, "the image is at line 1 already: of 4 images in the list 3 are different"));
+    assert_eq!(
+        (note.line, note.text.as_str()),
+        (3, "the image is at line 1 already: of 4 images in the list 3 are different")
+    );
     assert_eq!(read("nginx:1\nredis:7\n").repeated(&to).expect("places"), None);
 }
 
@@ -273,7 +296,10 @@ fn images_that_are_there_twice_are_counted() {
 fn a_host_without_a_path_is_noted() {
     for line in ["ghcr.io", "registry.k8s.io\nnginx", "localhost:5000"] {
         let said = notes(&format!("{line}\n"));
-        assert!(line.contains(':') || said.iter().any(|note| note.starts_with("1: ") && note.contains("a path is missing")), "{said:?}");
+        assert!(
+            line.contains(':') || said.iter().any(|note| note.starts_with("1: ") && note.contains("a path is missing")),
+            "{said:?}"
+        );
     }
     assert!(notes("nginx:1\nghcr.io/a/b:1\n").is_empty());
 }

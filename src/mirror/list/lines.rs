@@ -61,7 +61,8 @@ fn entry(line: usize, said: &str, reader: &mut Reader<'_>) -> Result<()> {
             (None, template) => Aim::Below(template),
         };
         if !to.contains(['/', '{']) && !looks_like_host(to) {
-            let text = format!("{to:?} is the repository that the image goes to; a tag is written as {}:{to}", entry.source);
+            let text =
+                format!("{to:?} is the repository that the image goes to; a tag is written as {}:{to}", entry.source);
             reader.note(line, text);
         }
     }

@@ -11,24 +11,26 @@ pub(super) fn explain(error: &Yaml, text: &str, name: &str) -> Error {
     let error = error.without_snippet();
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).unwrap_or_default();
     if let Some(line) = unrendered(text) {
-        return fail(name, line, "a template was not rendered").hint(
-            "render it first, and give what comes out: helm template … | transload mirror check -, or the like",
-        );
+        return fail(name, line, "a template was not rendered")
+            .hint("render it first, and give what comes out: helm template … | transload mirror check -, or the like");
     }
     match error {
         Yaml::MultipleDocuments { .. } => {
             fail(name, second_document(text).unwrap_or(line), "another YAML document begins; a list is one document")
                 .hint("take the line --- out if both are one list, or keep each document in a file of its own")
         }
-        Yaml::Budget { .. } | Yaml::AliasReplayLimitExceeded { .. } | Yaml::AliasReplayStackDepthExceeded { .. }
+        Yaml::Budget { .. }
+        | Yaml::AliasReplayLimitExceeded { .. }
+        | Yaml::AliasReplayStackDepthExceeded { .. }
         | Yaml::AliasExpansionLimitExceeded { .. } => {
             fail(name, line, "it is nested too deeply, or its aliases make too much of it")
                 .hint("write what the aliases stand for, or cut the list in several")
         }
         Yaml::UnknownAnchor { .. } => fail(name, line, "an alias (*) has no anchor (&) of its name before it")
             .hint("put a value that begins with * in quotes, as \"*\""),
-        Yaml::RecursiveReferencesRequireWeakTypes { .. } => fail(name, line, "an alias stands in its own anchor")
-            .hint("write what it stands for"),
+        Yaml::RecursiveReferencesRequireWeakTypes { .. } => {
+            fail(name, line, "an alias stands in its own anchor").hint("write what it stands for")
+        }
         Yaml::AliasError { error, .. } => explain(error, text, name),
         _ => by_text(text, line, name),
     }
@@ -42,7 +44,8 @@ fn second_document(text: &str) -> Option<usize> {
         if content && (line.starts_with("---") || trimmed == "...") {
             return Some(index + 1);
         }
-        content |= !trimmed.is_empty() && !trimmed.starts_with('#') && !line.starts_with("---") && !line.starts_with('%');
+        content |=
+            !trimmed.is_empty() && !trimmed.starts_with('#') && !line.starts_with("---") && !line.starts_with('%');
     }
     None
 }
@@ -71,8 +74,16 @@ fn by_text(text: &str, line: usize, name: &str) -> Error {
         let value = content.split_once(": ").map_or(content, |(_, value)| value);
         let value = value.strip_prefix("- ").unwrap_or(value).trim();
         if value.starts_with(['@', '`', '%', '*', '&', '!', '|', '>', ',']) {
-            return fail(name, line, format!("a value begins with {:?}, which means something else to YAML", &value[..1]))
-                .hint("put the value in quotes");
+            return fail(
+                name,
+                line,
+                format!("a value begins with {:?}, which means something else to YAML", &value[..1]),
+            )
+            .hint("put the value in quotes");
+        }
+        if value.starts_with(['{', '[']) {
+            return fail(name, line, "between these brackets is something that ends them, or begins others")
+                .hint("put texts that have brackets, commas or colons in them in quotes");
         }
         if value.contains(": ") || (content.contains(": ") && value.ends_with(':')) {
             return fail(name, line, "there are two colons with a space in one line")
@@ -111,9 +122,7 @@ fn unclosed(text: &str) -> Option<(usize, char)> {
             ('\\', Some('"')) => _ = chars.next(),
             (_, Some(end)) if c == end => _ = open.pop(),
             (_, Some(_)) => {}
-            ('#', None) if [' ', '\n', '\t'].contains(&before) => {
-                while chars.next_if(|c| *c != '\n').is_some() {}
-            }
+            ('#', None) if [' ', '\n', '\t'].contains(&before) => while chars.next_if(|c| *c != '\n').is_some() {},
             ('"' | '\'', None) if begins => open.push((line, c)),
             ('[' | '{', None) if begins => open.push((line, c)),
             (']', None) => _ = open.pop_if(|(_, c)| *c == '['),

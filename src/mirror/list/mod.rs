@@ -31,12 +31,12 @@ mod version;
 
 use std::collections::BTreeSet;
 
-pub(in crate::mirror) use place::Made;
-pub use place::{Base, Claims, Place, Template};
 pub use dialect::Dialect;
-pub use read::{Defaults, Environment};
 pub use latest::Latest;
 pub use pattern::Pattern;
+pub(in crate::mirror) use place::Made;
+pub use place::{Base, Claims, Place, Template};
+pub use read::{Defaults, Environment};
 pub use select::{Chooser, Select, TagSet, Versions};
 
 use crate::descriptor::{Digest, Platform};

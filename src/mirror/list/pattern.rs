@@ -102,18 +102,17 @@ impl Pattern {
             let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
             Error::new(Kind::Usage, format!("{:?} is not a pattern: {last}", self.written)).hint(hint)
         };
-        let engine =
-            match self.kind {
-                Form::Glob => GlobBuilder::new(&self.text)
-                    .build()
-                    .map(|glob| Engine::Glob(glob.compile_matcher()))
-                    .map_err(|error| wrong(&error.kind(), "a glob has *, ?, [abc] and {one,other}"))?,
-                Form::Regex => RegexBuilder::new(&self.text)
-                    .size_limit(REGEX_BYTES)
-                    .build()
-                    .map(Engine::Regex)
-                    .map_err(|error| wrong(&error, "a regular expression as Go and Rust have them: no look-around"))?,
-            };
+        let engine = match self.kind {
+            Form::Glob => GlobBuilder::new(&self.text)
+                .build()
+                .map(|glob| Engine::Glob(glob.compile_matcher()))
+                .map_err(|error| wrong(&error.kind(), "a glob has *, ?, [abc] and {one,other}"))?,
+            Form::Regex => RegexBuilder::new(&self.text)
+                .size_limit(REGEX_BYTES)
+                .build()
+                .map(Engine::Regex)
+                .map_err(|error| wrong(&error, "a regular expression as Go and Rust have them: no look-around"))?,
+        };
         Ok(Matcher { engine, inverted: self.inverted })
     }
 }

@@ -74,7 +74,10 @@ impl<'a> Reader<'a> {
             && entry.source.is_docker_hub()
             && looks_like_host(name)
         {
-            let text = format!("{name} is read as an image of Docker Hub, {}: for that registry, a path is missing", entry.source);
+            let text = format!(
+                "{name} is read as an image of Docker Hub, {}: for that registry, a path is missing",
+                entry.source
+            );
             self.note(entry.line, text);
         }
         if self.entries.len() == MAX_ENTRIES {
@@ -260,6 +263,7 @@ pub(super) fn plain(text: &str) -> Result<&str> {
         return Err(Error::new(Kind::Usage, format!("{text:?} has a variable, and none are put in here"))
             .hint("put its value in first: envsubst < FILE | transload mirror check -, or the like"));
     }
-    let bare = text.strip_prefix("oci://").filter(|bare| bare.split_once('/').is_some_and(|(host, _)| looks_like_host(host)));
+    let bare =
+        text.strip_prefix("oci://").filter(|bare| bare.split_once('/').is_some_and(|(host, _)| looks_like_host(host)));
     Ok(bare.unwrap_or(text))
 }

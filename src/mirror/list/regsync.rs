@@ -136,12 +136,7 @@ impl Step {
     }
 }
 
-fn step(
-    node: &Node,
-    mut step: Step,
-    undone: &mut Vec<(usize, String)>,
-    reader: &mut Reader<'_>,
-) -> Result<()> {
+fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: &mut Reader<'_>) -> Result<()> {
     let mut sets = Vec::new();
     let mut platforms = Vec::new();
     for (key, value) in reader.fields(node, "a step")? {
@@ -198,6 +193,10 @@ fn picked(
     let kind = node.field("type").and_then(Node::text).unwrap_or_default();
     match kind {
         "image" => {
+            if !sets.is_empty() {
+                let text = "`tags` are for a repository: of `type: image`, regsync copies the image of `source` alone";
+                reader.note(line, text);
+            }
             let (source, exact) = reader.reference(line, text)?;
             let exact = exact.unwrap_or_else(|| Exact { tag: Some(Tag::latest()), digest: None });
             Ok((source, Pick { exact: [exact].into(), select: None }))
@@ -268,10 +267,17 @@ fn ends(
         match evaluate(text, &Scope { field: &field, variable: &environment }) {
             Ok(made) => {
                 if let Some(variable) = made.unset.first() {
-                    let empty = made.text.starts_with('/') || made.text.ends_with([':', '/']) || made.text.contains("//");
+                    let empty =
+                        made.text.starts_with('/') || made.text.ends_with([':', '/']) || made.text.contains("//");
                     if empty || made.text.is_empty() {
                         return Err(reader
-                            .fail(line, format!("{:?} is what is left of {text:?}: the environment has no {variable}", made.text))
+                            .fail(
+                                line,
+                                format!(
+                                    "{:?} is what is left of {text:?}: the environment has no {variable}",
+                                    made.text
+                                ),
+                            )
                             .hint(format!("set it, as in {variable}=… transload mirror …")));
                     }
                     reader.note(line, format!("the environment has no {variable}: it is empty, as in regsync"));

@@ -104,8 +104,7 @@ fn tokens(action: &str) -> Result<VecDeque<Token>, String> {
             }
             _ if c == '.' || c == '_' || c.is_ascii_alphanumeric() => {
                 let mut end = at + c.len_utf8();
-                while let Some((next, _)) =
-                    chars.next_if(|(_, c)| *c == '.' || *c == '_' || c.is_ascii_alphanumeric())
+                while let Some((next, _)) = chars.next_if(|(_, c)| *c == '.' || *c == '_' || c.is_ascii_alphanumeric())
                 {
                     end = next + 1;
                 }
@@ -200,9 +199,7 @@ fn call(name: &str, arguments: Vec<Value>, scope: &Scope<'_>, unset: &mut Vec<St
             Value::Text(items.get(*at).cloned().ok_or_else(|| format!("`index {at}` is past the end"))?)
         }
         ("json", [Value::Text(text)]) => Value::Text(serde_json::Value::from(text.as_str()).to_string()),
-        ("print", _) => {
-            Value::Text(arguments.into_iter().map(Value::text).collect::<Result<Vec<_>, _>>()?.concat())
-        }
+        ("print", _) => Value::Text(arguments.into_iter().map(Value::text).collect::<Result<Vec<_>, _>>()?.concat()),
         ("printf", [Value::Text(format), rest @ ..]) => Value::Text(printf(format, rest.to_vec()).ok_or_else(wrong)?),
         ("env" | "default" | "lower" | "upper" | "split" | "join" | "index" | "json" | "printf", _) => {
             return Err(wrong());

@@ -313,7 +313,8 @@ fn destinations_each_once_and_defaults_of_the_command_line() {
         places(&list, &["a.io/p", "b.io", "a.io/p/"]),
         ["a.io/p/library/nginx:1", "b.io/library/nginx:1", "x.io/redis:2"]
     );
-    let defaults = Defaults { target: Some("{name}".parse().expect("a template")), strip_library: true };
+    let defaults =
+        Defaults { target: Some("{name}".parse().expect("a template")), strip_library: true, environment: None };
     let own = "defaults: {target: '{registry}/{name}', strip-library: false}\nimages:\n- nginx:1\n- {source: 'redis:1', target: '{repository}'}\n";
     for (text, expected) in [
         ("nginx:1\nredis:1 {repository}", ["a.io/nginx:1", "a.io/redis:1"]),

@@ -115,7 +115,8 @@ pub(super) fn image_value(line: &str) -> Option<&str> {
     let value = value.split(" #").next().unwrap_or_default().trim_end();
     let quoted = |quote| value.strip_prefix(quote).and_then(|value| value.strip_suffix(quote));
     let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
-    (!value.is_empty() && !value.starts_with(['{', '[', '&', '*', '|', '>']) || value.starts_with("{{")).then_some(value)
+    (!value.is_empty() && !value.starts_with(['{', '[', '&', '*', '|', '>']) || value.starts_with("{{"))
+        .then_some(value)
 }
 
 /// The line of the first template that was not rendered, from 1: `{{ .Values.image }}`, `{% if x %}`.

@@ -77,9 +77,9 @@ impl Constraints {
 
     pub(super) fn contain(&self, version: &Semver) -> bool {
         let released = version.early.is_empty();
-        self.0.iter().any(|group| {
-            (released || group.early) && group.all.iter().all(|comparison| comparison.holds(version))
-        })
+        self.0
+            .iter()
+            .any(|group| (released || group.early) && group.all.iter().all(|comparison| comparison.holds(version)))
     }
 }
 
@@ -151,7 +151,8 @@ impl Comparison {
         let end = rest.find(|c: char| is_space(c) || c == ',').unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         let Some((with, open)) = partial(word) else {
-            let why = if word.is_empty() { "a version is missing".to_owned() } else { format!("{word:?} is no version") };
+            let why =
+                if word.is_empty() { "a version is missing".to_owned() } else { format!("{word:?} is no version") };
             return refused(why, FORM);
         };
         Ok((Self { operator, with, open }, after))
@@ -251,7 +252,18 @@ mod tests {
             assert_eq!((read.numbers, read.early.as_str()), (numbers, early), "{tag}");
         }
         for tag in [
-            "latest", "", "v", "V1", "1.2.3.4", "3.14rc1", "v1_amd64", "1.2.3-01", "1.2-a_b", "1.2-", "1.", "1..2",
+            "latest",
+            "",
+            "v",
+            "V1",
+            "1.2.3.4",
+            "3.14rc1",
+            "v1_amd64",
+            "1.2.3-01",
+            "1.2-a_b",
+            "1.2-",
+            "1.",
+            "1..2",
             "99999999999999999999",
         ] {
             assert_eq!(version(tag), None, "{tag}");
@@ -310,8 +322,26 @@ mod tests {
     #[test]
     fn what_skopeo_refuses() {
         for range in [
-            "", " ", "||", "1 ||", "latest", ">=", ">=1.2 &&", "1.2.3.4", "==1.2", "!1.2", "1.2.y", ">1.2<2", "1 -", "[1,2)",
-            "~^1", ">1.2 - 1.4", "1.2 - >1.4", "1.2,,1.3", "1.2,", "1.2-01",
+            "",
+            " ",
+            "||",
+            "1 ||",
+            "latest",
+            ">=",
+            ">=1.2 &&",
+            "1.2.3.4",
+            "==1.2",
+            "!1.2",
+            "1.2.y",
+            ">1.2<2",
+            "1 -",
+            "[1,2)",
+            "~^1",
+            ">1.2 - 1.4",
+            "1.2 - >1.4",
+            "1.2,,1.3",
+            "1.2,",
+            "1.2-01",
         ] {
             assert!(Constraints::parse(range).is_err(), "{range:?} is taken");
         }
