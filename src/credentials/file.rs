@@ -7,7 +7,8 @@
 //! ```
 //! A key is a host (Docker), a host and a namespace (`quay.io/team`, containers-auth.json(5)), a
 //! host with stars (`*.azurecr.io`, Kubernetes), or the URL of an old API (`https://host/v1/`).
-//! The older `.dockercfg` is what stands in `auths`, without the rest.
+//! The older `.dockercfg` is what stands in `auths`, without the rest. The manifest of a Kubernetes Secret that
+//! holds one of both is read as what it holds.
 //!
 //! The names of all fields match in any case, by Go's rule ([`super::go_json`]): Docker Desktop 2.0.0.3 wrote
 //! `credSstore`. So do the hosts in keys, which are DNS names.
@@ -30,6 +31,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::go_json::{fold, merge_map, set_string};
+use super::secret::within;
 use super::settings::named_file;
 use super::{Credential, DOCKER_HUB_KEY, Found, Secret};
 use crate::error::{Error, Kind, Result, Side};
@@ -37,7 +39,7 @@ use crate::reference::{DOCKER_HUB, Repository, registry_name, split_port, withou
 use crate::regular_file::{self, Links};
 
 /// Hand-made Kubernetes secrets come without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
@@ -140,6 +142,8 @@ impl AuthFile {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
         // Docker takes an empty file for one without entries.
         let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+        let within = within(path, bytes)?;
+        let bytes = within.as_deref().unwrap_or(bytes);
         let shape: Shape = serde_json::from_slice(bytes).map_err(|error| malformed(path, &error))?;
         let auths = match shape.auths {
             Some(auths) => auths,
@@ -179,6 +183,23 @@ impl AuthFile {
         }
         let spelled = self.with_port.iter().filter(|key| scope(key) == registry);
         [registry].into_iter().chain(spelled.map(String::as_str)).collect()
+    }
+
+    /// Whether anything in the file is for this registry, by its host alone.
+    pub(super) fn knows(&self, registry: &str) -> bool {
+        self.helper(registry).is_some()
+            || self.entries.iter().any(|entry| {
+                let host = entry.scope.split('/').next().unwrap_or_default();
+                host == registry || host.contains('*')
+            })
+    }
+
+    /// The registries that the file's entries are for, each once.
+    pub(super) fn registries(&self) -> Vec<&str> {
+        let mut hosts: Vec<&str> = self.entries.iter().filter_map(|entry| entry.scope.split('/').next()).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
     }
 
     /// What stands in the file itself for `repository`, the most specific entry first.

@@ -35,6 +35,7 @@ mod file;
 mod go_json;
 mod helper;
 mod process;
+mod secret;
 mod settings;
 mod store;
 #[cfg(test)]
@@ -157,6 +158,8 @@ struct Inner {
     given: Vec<(String, Found)>,
     by_variable: Vec<ByVariable>,
     files: Vec<Watched>,
+    /// So many of the files, the first ones, were named by `--auth-file`.
+    named: usize,
     helpers: Helpers,
 }
 
@@ -174,6 +177,7 @@ impl Credentials {
             given: Vec::new(),
             by_variable: Vec::new(),
             files: Vec::new(),
+            named: 0,
             helpers: Helpers::new(None),
         }))
     }
@@ -212,6 +216,7 @@ impl Credentials {
             given: settings.given.clone(),
             by_variable: settings.by_variable.clone(),
             files,
+            named: settings.auth_files.len(),
             helpers: Helpers::new(settings.helper_path.clone()),
         })))
     }
@@ -240,6 +245,28 @@ impl Credentials {
             None => tracing::debug!("{repository}: no credentials, asking anonymously"),
         }
         Ok(found)
+    }
+
+    /// For hints, when a registry refuses somebody without credentials: the files of `--auth-file` that have
+    /// nothing for it, and what they are for. `None` without such files, or if one has something.
+    pub fn not_for(&self, registry: &str) -> Option<String> {
+        let mut said = Vec::new();
+        for watched in self.0.files.iter().take(self.0.named) {
+            let Some(file) = watched.current() else { continue };
+            if file.knows(registry) {
+                return None;
+            }
+            let path = file.path.display();
+            said.push(match &file.registries()[..] {
+                [] => format!("{path} (--auth-file) has no entry"),
+                known => {
+                    let shown = known.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+                    let more = if known.len() > 3 { ", …" } else { "" };
+                    format!("{path} (--auth-file) has nothing for {registry}, only for {shown}{more}")
+                }
+            });
+        }
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
     /// Drops what helpers answered, so that the next search asks them again: for when a registry

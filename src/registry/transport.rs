@@ -351,8 +351,21 @@ impl Registry {
                 _ => false,
             };
             if !next {
-                return Err(error.doing(doing));
+                return Err(self.without_credentials(error, account).doing(doing));
             }
+        }
+    }
+
+    /// Says, where somebody without credentials was refused, which file of `--auth-file` has none for here.
+    fn without_credentials(&self, error: Error, account: usize) -> Error {
+        let refused = matches!(error.kind(), Kind::Unauthorized | Kind::Denied);
+        if !refused || self.account(account).username().is_some() {
+            return error;
+        }
+        match (self.options.credentials.not_for(&self.name), error.hint_text().map(str::to_owned)) {
+            (Some(files), Some(hint)) => error.hint_instead(format!("{files}; {hint}")),
+            (Some(files), None) => error.hint(files),
+            (None, _) => error,
         }
     }
 

@@ -206,9 +206,11 @@ fn commands_and_options_in_all_pages_exist() {
     let mut seen = 0;
     for page in pages().iter().filter(|page| !page.ends_with("cli.md")) {
         let text = file(page);
-        let lines = text
-            .lines()
-            .filter_map(|line| line.trim_start().strip_prefix("$ ").or(line.strip_prefix("transload ").map(|_| line)));
+        let mut in_block = false;
+        let lines = text.lines().filter_map(|line| {
+            in_block ^= line.starts_with("```");
+            line.strip_prefix("$ ").or(Some(line).filter(|line| in_block && line.starts_with("transload ")))
+        });
         let quoted = quoted(&text).into_iter().filter(|text| text.starts_with("transload ") && !text.contains('\n'));
         for line in lines.chain(quoted) {
             let Some((_, command)) = line.split_once("transload ") else { continue };

@@ -14,6 +14,7 @@ mod demo;
 mod docs;
 mod entra;
 mod fixtures;
+mod foreign_lists;
 mod guide;
 mod hostile;
 mod inspect;

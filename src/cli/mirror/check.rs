@@ -10,7 +10,7 @@ use super::super::global::{Format, Global};
 use super::super::output;
 use super::Where;
 use crate::descriptor::Platform;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result, Side};
 use crate::mirror::List;
 use crate::mirror::list::{Base, Defaults, Entry, Exact, Note, Place};
 use crate::reference::RegistryName;
@@ -28,7 +28,7 @@ pub(super) struct CheckArgs {
 /// Runs `check`.
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
     let (list, name) = read(&args.list, &args.to.defaults())?;
-    let known = if args.to.to.is_empty() { list.to.clone() } else { args.to.to.clone() };
+    let known = destinations(&list, &name, &args.to)?;
     // Without a destination a list can be checked all the same.
     let somewhere = [Base { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
@@ -58,7 +58,7 @@ pub(in crate::cli) fn read(file: &str, defaults: &Defaults) -> Result<(List, Str
         _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
     };
     result.map_err(|error| Error::unreadable(format!("read {name}"), &error))?;
-    let list = List::read_with(&String::from_utf8_lossy(&text), name, defaults)?;
+    let list = List::read_bytes(&text, name, defaults)?;
     Ok((list, name.to_owned()))
 }
 
@@ -70,13 +70,39 @@ pub(super) fn open(file: &str, to: &Where) -> Result<(List, Vec<Base>)> {
 
 /// The same for bytes that were read already.
 pub(super) fn parsed(bytes: &[u8], name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
-    checked(List::read_with(&String::from_utf8_lossy(bytes), name, &to.defaults())?, name, to)
+    checked(List::read_bytes(bytes, name, &to.defaults())?, name, to)
 }
 
 fn checked(list: List, name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
-    let to = if to.to.is_empty() { list.to.clone() } else { to.to.clone() };
+    let to = destinations(&list, name, to)?;
     list.check(&to, name)?;
     Ok((list, to))
+}
+
+/// The run's destinations: those of the command line, else the list's; none where no entry goes to them.
+///
+/// # Errors
+/// If the command line names destinations or a path, and all entries name their own: the run would write to
+/// those, which is hardly meant.
+fn destinations(list: &List, name: &str, to: &Where) -> Result<Vec<Base>> {
+    let mut fixed = list.entries.iter().filter(|entry| !entry.needs_destination());
+    let some = list.entries.iter().any(Entry::needs_destination);
+    match fixed.next() {
+        Some(first) if !some => {
+            let flag = if !to.to.is_empty() { "--to" } else { "--target" };
+            if (!to.to.is_empty() || to.target.is_some()) && !to.keep_targets {
+                let places = first.places(&[], Some("TAG")).unwrap_or_default();
+                let example = places.first().map_or(String::new(), |(place, _)| format!(", such as {place}"));
+                let what = format!("{flag} has no effect: all entries name their own registry{example}");
+                return Err(Error::new(Kind::Usage, format!("{name}: {what}")).on(Side::Local).hint(format!(
+                    "leave {flag} out to copy there, or give --keep-targets; or change the targets in the list"
+                )));
+            }
+            Ok(Vec::new())
+        }
+        _ if to.to.is_empty() => Ok(list.to.clone()),
+        _ => Ok(to.to.clone()),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -130,6 +156,14 @@ impl Document {
             let text = "no destination is known: give --to, here and to a run".to_owned();
             notes.insert(0, Note { line: 0, text });
         }
+        let fixed = list.entries.iter().filter(|entry| !entry.needs_destination()).count();
+        if !known.is_empty() && fixed > 0 {
+            let of = list.entries.len();
+            let text =
+                format!("{fixed} of {of} entries name their own registry: they go there, and not to {}", known[0]);
+            notes.insert(0, Note { line: 0, text });
+        }
+        notes.extend(list.repeated(to)?);
         notes.extend(list.overlaps(to)?);
         Ok(Self {
             schema: 1,

@@ -41,11 +41,18 @@ struct Where {
     /// Leave out `library/` of Docker's official images
     #[arg(long)]
     strip_library: bool,
+    /// Copy to the registries that entries name themselves, although --to or --target is given
+    #[arg(long)]
+    keep_targets: bool,
 }
 
 impl Where {
     fn defaults(&self) -> Defaults {
-        Defaults { target: self.target.clone(), strip_library: self.strip_library }
+        Defaults {
+            target: self.target.clone(),
+            strip_library: self.strip_library,
+            environment: Some(|name| std::env::var(name).ok()),
+        }
     }
 }
 

@@ -14,13 +14,19 @@
 //!         platform: linux/arm64
 //!       - from: test/another-image
 //! ```
-//! Its patterns are for the whole tag, `!` before one inverts it. A tag need fit one of them, and each `keep:`.
+//! A tag need fit one of them, and each `keep:`; tags that are named are copied whatever `keep:` says, save for
+//! `keep: latest`, which counts them. A pattern gets the `^` and `$` that it lacks; `!` before it inverts it.
+//!
+//! Rules: <https://github.com/xelalexv/dregsy#tag-filtering>, and
+//! <https://github.com/xelalexv/dregsy/blob/master/internal/pkg/tags/tagset.go>.
+
+use std::collections::BTreeSet;
 
 use super::node::{Key, Node};
 use super::own::tag;
-use super::read::Reader;
+use super::reader::Reader;
 use super::skopeo::repository;
-use super::{Aim, Dialect, Entry, Exact, Pattern, Pick, Select, TagSet, Template, Versions};
+use super::{Aim, Dialect, Entry, Exact, Latest, Pattern, Pick, Select, TagSet, Template, Versions};
 use crate::error::{Error, Result};
 use crate::reference::Repository;
 
@@ -28,7 +34,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, _) in reader.fields(root, "the file")? {
         match key.text.as_str() {
             "tasks" => {}
-            "relay" | "skopeo" | "docker" | "lister" | "watch" => {
+            "relay" | "skopeo" | "docker" | "lister" | "watch" | "dockerhost" | "api-version" => {
                 reader.note(key.line, format!("`{}` isn't used: it is about dregsy itself", key.text));
             }
             other if other.starts_with("x-") => {}
@@ -58,22 +64,25 @@ fn registry<'n>(task: &'n Node, side: &str, reader: &mut Reader<'_>) -> Result<&
     let Some(node) = task.field(side) else {
         return Err(reader.fail(task.line, format!("a task without a `{side}`")));
     };
-    let mut registry = None;
+    let (mut registry, mut insecure) = (None, None);
     for (key, value) in reader.fields(node, &format!("`{side}`"))? {
         match key.text.as_str() {
             "registry" => registry = Some(reader.text(value, "`registry`")?),
             "auth" | "auth-refresh" => {
                 reader.note(key.line, format!("`{}` isn't used: transload login keeps credentials", key.text));
             }
-            "skip-tls-verify" if reader.boolean(value, "`skip-tls-verify`")? => {
-                reader.note(key.line, "`skip-tls-verify` isn't done: give --insecure-registry");
-            }
-            "skip-tls-verify" => {}
+            "skip-tls-verify" => insecure = reader.boolean(value, "`skip-tls-verify`")?.then_some(key.line),
             "lister" => reader.note(key.line, "`lister` isn't used: repositories must be named"),
             _ => ignored(key, reader),
         }
     }
-    registry.ok_or_else(|| reader.fail(node.line, format!("`{side}` has no `registry`")))
+    let registry = registry.ok_or_else(|| reader.fail(node.line, format!("`{side}` has no `registry`")))?;
+    // For a public ECR registry an account may stand before it.
+    let registry = registry.rsplit_once('@').map_or(registry, |(_, registry)| registry);
+    if let Some(line) = insecure {
+        reader.note(line, format!("`skip-tls-verify` isn't done: give --insecure-registry {registry}"));
+    }
+    Ok(registry)
 }
 
 fn mapping(node: &Node, source: &str, target: &str, reader: &mut Reader<'_>) -> Result<()> {
@@ -148,50 +157,63 @@ fn mapped(from: &str, to: Option<(usize, &str)>, line: usize, reader: &Reader<'_
 /// `tags` and `digests`: which images; all tags without any.
 fn tags(node: &Node, source: &Repository, pick: &mut Pick, reader: &mut Reader<'_>) -> Result<()> {
     let mut select = Select::default();
+    let mut named = BTreeSet::new();
+    let mut count = 0;
     for (line, text) in node.field("tags").map_or(Ok(Vec::new()), |node| reader.texts(node, "`tags`"))? {
-        let whole = |text: &str| match text.trim().strip_prefix('!') {
-            Some(text) => Pattern::whole_regex(text).map(Pattern::inverted),
-            None => Pattern::whole_regex(text.trim()),
-        };
-        let mut set = TagSet::default();
-        match text.split_once(':') {
+        match text.trim().split_once(':') {
             Some(("semver", range)) => {
-                set.versions.push(reader.at(line, Versions::parse(range.trim(), Dialect::Plain))?)
+                let versions = vec![reader.at(line, Versions::parse(range.trim(), Dialect::Dregsy))?];
+                select.sets.push(TagSet { versions, ..TagSet::default() });
             }
-            Some(("regex", pattern)) => set.patterns.push(reader.at(line, whole(pattern))?),
-            Some(("keep", rest)) => match rest.trim().strip_prefix("latest ").map(|count| count.trim().parse()) {
-                Some(Ok(count)) if count > 0 => select.newest = count,
-                Some(_) => return Err(reader.fail(line, format!("{text:?} keeps no number of tags"))),
-                None => select.keep.push(reader.at(line, whole(rest))?),
+            Some(("regex", text)) => {
+                let patterns = vec![pattern(line, text, reader)?];
+                select.sets.push(TagSet { patterns, ..TagSet::default() });
+            }
+            Some(("keep", rest)) => match limit(line, rest, reader)? {
+                Some(limit) => count = limit,
+                None => select.keep.push(pattern(line, rest, reader)?),
             },
-            _ => {
-                pick.exact.insert(tag(line, text, &source.to_string(), reader)?);
-            }
-        }
-        if set != TagSet::default() {
-            select.sets.push(set);
+            _ => _ = named.insert(tag(line, text.trim(), &source.to_string(), reader)?),
         }
     }
-    let verbatim = !pick.exact.is_empty();
-    // `keep:` is for those too.
-    pick.exact
-        .retain(|exact: &Exact| exact.tag.as_ref().is_none_or(|tag| select.keep.iter().all(|keep| keep.matches(tag))));
     for (line, text) in node.field("digests").map_or(Ok(Vec::new()), |node| reader.texts(node, "`digests`"))? {
         let digest = text.parse().map_err(|error: Error| reader.fail(line, error.to_string()))?;
         pick.exact.insert(Exact { tag: None, digest: Some(digest) });
     }
-    if select.newest > 0 && verbatim {
-        return Err(reader
-            .fail(node.line, "`keep: latest` beside tags by name can't be done")
-            .hint("put the tags in a mapping of their own, or in a regex"));
+    let selects = !select.sets.is_empty() || (named.is_empty() && pick.exact.is_empty());
+    match (count, selects) {
+        (0, _) => pick.exact.extend(named),
+        (count, true) => select.latest = Some(Latest { count, named }),
+        (count, false) => pick.exact.extend(Latest { count, named }.of_named()),
     }
-    if !select.sets.is_empty() || (!verbatim && pick.exact.is_empty()) || select.newest > 0 {
+    if selects {
         pick.select = Some(select);
     }
-    if pick.exact.is_empty() && pick.select.is_none() {
-        return Err(reader.fail(node.line, "nothing is left of a mapping's tags: `keep` fits none of them"));
-    }
     Ok(())
+}
+
+/// What follows `regex:` and `keep:`.
+fn pattern(line: usize, text: &str, reader: &mut Reader<'_>) -> Result<Pattern> {
+    let text = text.trim();
+    let (inverted, text) = text.strip_prefix('!').map_or((false, text), |text| (true, text));
+    let pattern = reader.at(line, Pattern::anchored(text))?;
+    reader.remark(line, &pattern);
+    Ok(if inverted { pattern.inverted() } else { pattern })
+}
+
+/// The number of `keep: latest N`; 0 is no limit. `None` for a pattern.
+fn limit(line: usize, rest: &str, reader: &Reader<'_>) -> Result<Option<usize>> {
+    let text = rest.trim();
+    let Some(count) = text.strip_prefix("latest").filter(|count| count.starts_with([' ', '\t'])) else {
+        return Ok(None);
+    };
+    match count.trim().parse() {
+        // Without the space it is a pattern to dregsy, which no tag fits.
+        Ok(count) if rest.starts_with([' ', '\t']) => Ok(Some(count)),
+        _ => Err(reader
+            .fail(line, format!("\"keep:{rest}\" keeps no number of tags"))
+            .hint("write it with its spaces, as in keep: latest 5")),
+    }
 }
 
 fn ignored(key: &Key, reader: &mut Reader<'_>) {

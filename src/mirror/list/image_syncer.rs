@@ -7,20 +7,24 @@
 //! quay.io/coreos/kube-rbac-proxy:/^v1/: registry.example.com/c/proxy         # tags by regular expression
 //! quay.io/coreos/kube-rbac-proxy@sha256:…: registry.example.com/d/proxy:v1
 //! ```
-//! A destination may name as many tags as its source does: they go together in their order.
+//! A destination may name as many tags as its source does: they go together in their order. Variables of the
+//! environment are put into destinations.
+//!
+//! Rules: <https://github.com/AliyunContainerService/image-syncer#configure-files>, and
+//! <https://github.com/AliyunContainerService/image-syncer/blob/master/pkg/utils/url.go>.
 
 use super::node::{Key, Node, Value};
-use super::read::Reader;
+use super::reader::Reader;
 use super::{Aim, Entry, Exact, Pattern, Pick, Select, TagSet, Template};
 use crate::error::Result;
 use crate::reference::{Repository, Tag};
 
 pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     let Some(images) = root.field("images") else { return rules(root, reader) };
-    for (key, _) in reader.fields(root, "the file")? {
+    for (key, value) in reader.fields(root, "the file")? {
         match key.text.as_str() {
             "images" => {}
-            "auth" => reader.note(key.line, "`auth` isn't used: transload login keeps credentials"),
+            "auth" => credentials(key, value, reader)?,
             other => {
                 reader.note(key.line, format!("`{other}` is nothing that image-syncer is known to have: it is ignored"))
             }
@@ -29,18 +33,36 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     rules(images, reader)
 }
 
+/// `auth`: nothing of it is used; plain http must be allowed otherwise.
+fn credentials(key: &Key, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
+    reader.note(key.line, "`auth` isn't used: transload login keeps credentials");
+    for (registry, node) in reader.fields(node, "`auth`")? {
+        let insecure = node.field("insecure");
+        if let Some(value) = insecure
+            && reader.boolean(value, "`insecure`")?
+        {
+            // The key may have a path.
+            let host = registry.text.split('/').next().unwrap_or_default();
+            reader.note(value.line, format!("`insecure: true` isn't done: give --insecure-registry {host}"));
+        }
+    }
+    Ok(())
+}
+
 fn rules(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (source, destinations) in reader.fields(node, "`images`")? {
         let from = Named::parse(&source.text).filter(|from| !from.repository.is_empty());
         let from = from.ok_or_else(|| reader.fail(source.line, format!("{:?} is no source", source.text)))?;
-        let repository: Repository = reader.at(source.line, from.repository.parse())?;
+        let repository = reader.repository(source.line, from.repository)?;
         let texts = match &destinations.value {
             // Older versions take their default registry then.
+            Value::Null => Vec::new(),
             Value::Text(text) if text.is_empty() => Vec::new(),
             _ => reader.texts(destinations, "a destination")?,
         };
         if texts.is_empty() {
-            let mut entry = reader.entry(source.line, repository.clone(), from.pick(source.line, reader)?);
+            let pick = from.pick(source.line, reader)?;
+            let mut entry = reader.entry(source.line, repository.clone(), pick);
             if reader.defaults.target.is_none() {
                 reader.note(
                     source.line,
@@ -66,9 +88,7 @@ fn rule(
     (line, text): (usize, &str),
     reader: &mut Reader<'_>,
 ) -> Result<()> {
-    if text.contains('$') {
-        return Err(reader.fail(line, format!("{text:?} has a variable, and none are put in")).hint("write it out"));
-    }
+    let text = &reader.expanded(line, text)?;
     let to = Named::parse(text).ok_or_else(|| reader.fail(line, format!("{text:?} is no destination")))?;
     let target: Repository = reader.at(line, to.repository.parse())?;
     let entry = |pick: Pick, tag: Option<&str>, reader: &Reader<'_>| Entry {
@@ -125,7 +145,10 @@ enum Which<'a> {
 impl<'a> Named<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         if let Some((repository, digest)) = text.split_once('@') {
-            return Some(Self { repository, which: Which::Digest(digest) });
+            // Of a tag and a digest the digest counts.
+            let name = repository.rfind('/').map_or(0, |at| at + 1);
+            let end = repository[name..].find(':').map_or(repository.len(), |at| name + at);
+            return Some(Self { repository: &repository[..end], which: Which::Digest(digest) });
         }
         if let Some((repository, rest)) = text.split_once(":/") {
             return Some(Self { repository, which: Which::Regex(rest.strip_suffix('/')?) });
@@ -140,12 +163,14 @@ impl<'a> Named<'a> {
         }
     }
 
-    fn pick(&self, line: usize, reader: &Reader<'_>) -> Result<Pick> {
+    fn pick(&self, line: usize, reader: &mut Reader<'_>) -> Result<Pick> {
         let select = |sets| Pick { exact: [].into(), select: Some(Select { sets, ..Select::default() }) };
         Ok(match &self.which {
             Which::All => select(Vec::new()),
             Which::Regex(text) => {
-                let patterns = vec![reader.at(line, Pattern::regex(text))?];
+                let pattern = reader.at(line, Pattern::regex(text))?;
+                reader.remark(line, &pattern);
+                let patterns = vec![pattern];
                 select(vec![TagSet { patterns, ..TagSet::default() }])
             }
             Which::Digest(digest) => {

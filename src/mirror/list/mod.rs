@@ -9,26 +9,35 @@
 //! A list of another tool is taken as it is: what it says that changes nothing about which images are
 //! copied (credentials, schedules, hooks) becomes a [`Note`]; what would, and can't be done, is an error.
 
+mod dialect;
 mod dregsy;
 mod image_syncer;
+mod latest;
 mod lines;
+mod malformed;
 mod node;
 mod own;
+mod pattern;
 mod place;
 mod range;
 mod read;
+mod reader;
 mod regsync;
 mod select;
 mod skopeo;
+mod template;
+mod text;
 mod version;
 
 use std::collections::BTreeSet;
 
+pub use dialect::Dialect;
+pub use latest::Latest;
+pub use pattern::Pattern;
 pub(in crate::mirror) use place::Made;
 pub use place::{Base, Claims, Place, Template};
-pub use range::Dialect;
-pub use read::Defaults;
-pub use select::{Chooser, Pattern, Select, TagSet, Versions};
+pub use read::{Defaults, Environment};
+pub use select::{Chooser, Select, TagSet, Versions};
 
 use crate::descriptor::{Digest, Platform};
 use crate::reference::{RegistryName, Repository, Tag};
@@ -143,5 +152,7 @@ impl std::fmt::Display for Exact {
     }
 }
 
+#[cfg(test)]
+mod foreign_tests;
 #[cfg(test)]
 mod tests;

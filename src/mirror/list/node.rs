@@ -1,10 +1,13 @@
 //! YAML and JSON as a tree in which each value knows its line, and scalars are the text that was written:
 //! a tag `1.10` is no number.
 
+use std::collections::HashMap;
+
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
-use super::read::{MAX_ENTRIES, fail};
+use super::malformed::explain;
+use super::read::MAX_ENTRIES;
 use crate::error::Result;
 
 /// A value.
@@ -34,14 +37,8 @@ pub(super) struct Key {
 impl Node {
     /// Reads a document. `name` is the file's, for errors.
     pub(super) fn parse(text: &str, name: &str) -> Result<Self> {
-        let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
-            let line = error.location().map_or(0, |location| line(&location));
-            let message = error.without_snippet().to_string();
-            // It says the place in its own way.
-            let message = message.lines().next().unwrap_or_default();
-            let message = message.split(" at line ").next().unwrap_or_default().trim_end_matches(',');
-            fail(name, line, format!("the YAML is malformed: {message}"))
-        })?;
+        let raw: Spanned<Raw> =
+            serde_saphyr::from_str_with_options(text, options()).map_err(|error| explain(&error, text, name))?;
         Ok(Self::of(raw, text))
     }
 
@@ -63,6 +60,34 @@ impl Node {
             ),
         };
         Self { line, value }
+    }
+
+    /// Of equal keys of a mapping leaves the last, as Go's YAML version 2 and JSON do; returns the keys that went,
+    /// each with the line of the one that stays.
+    pub(super) fn keep_last_keys(&mut self) -> Vec<(Key, usize)> {
+        let mut gone = Vec::new();
+        match &mut self.value {
+            Value::Map(fields) => {
+                let last: HashMap<String, usize> =
+                    fields.iter().enumerate().map(|(at, (key, _))| (key.text.clone(), at)).collect();
+                let mut stays: Vec<(Key, Self)> = Vec::with_capacity(last.len());
+                let lines: Vec<usize> = fields.iter().map(|(key, _)| key.line).collect();
+                for (at, (key, value)) in std::mem::take(fields).into_iter().enumerate() {
+                    match last.get(&key.text) {
+                        Some(last) if *last != at => {
+                            let line = lines.get(*last).copied().unwrap_or_default();
+                            gone.push((key, line));
+                        }
+                        _ => stays.push((key, value)),
+                    }
+                }
+                *fields = stays;
+                gone.extend(fields.iter_mut().flat_map(|(_, value)| value.keep_last_keys()));
+            }
+            Value::List(items) => gone.extend(items.iter_mut().flat_map(Self::keep_last_keys)),
+            Value::Null | Value::Text(_) => {}
+        }
+        gone
     }
 
     /// The text of a scalar.
@@ -208,6 +233,8 @@ fn options() -> serde_saphyr::Options {
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 200_000, max_replay_stack_depth: 8 },
         with_snippet: false,
+        // Which of them counts, the form of the list says.
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
     }
 }
 
@@ -271,7 +298,6 @@ mod tests {
         let deep = format!("a: {}1{}", "[".repeat(100), "]".repeat(100));
         for (text, line, why) in [
             ("a: 1\nb: [1\nc: 2\n", "list.yaml:", ""),
-            ("a: 1\nb: 2\na: 3\n", "list.yaml:3: ", "duplicate"),
             ("a: b: c\n", "list.yaml:1: ", ""),
             ("a: *x\n", "list.yaml:1: ", ""),
             ("a: 1\n---\nb: 1\n", "list.yaml:", ""),

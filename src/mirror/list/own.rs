@@ -15,7 +15,7 @@
 
 use super::node::{Key, Node, Value};
 use super::place::target;
-use super::read::Reader;
+use super::reader::Reader;
 use super::{Aim, Dialect, Entry, Exact, Pattern, Pick, Select, TagSet, Template, Versions};
 use crate::descriptor::Platform;
 use crate::error::{Error, Result};
@@ -155,7 +155,7 @@ fn mapping(node: &Node, fields: &[(Key, Node)], defaults: &Common, reader: &Read
             "exclude" => exclude.extend(patterns(value, "`exclude`", Pattern::glob, reader)?),
             "exclude-regex" => exclude.extend(patterns(value, "`exclude-regex`", Pattern::regex, reader)?),
             "semver" => {
-                set.versions.extend(patterns(value, "`semver`", |text| Versions::parse(text, Dialect::Npm), reader)?)
+                set.versions.extend(patterns(value, "`semver`", |text| Versions::parse(text, Dialect::Own), reader)?)
             }
             "newest" => newest = count(value, reader)?,
             _ => {}
@@ -177,7 +177,7 @@ fn mapping(node: &Node, fields: &[(Key, Node)], defaults: &Common, reader: &Read
     }
     if selects {
         let sets = if set == TagSet::default() { Vec::new() } else { vec![set] };
-        pick.select = Some(Select { sets, keep: Vec::new(), exclude, newest });
+        pick.select = Some(Select { sets, exclude, newest, ..Select::default() });
     } else if pick.exact.is_empty() {
         pick.exact.insert(latest());
     }
@@ -221,7 +221,7 @@ pub(super) fn tag(line: usize, text: &str, repository: &str, reader: &Reader<'_>
         let hint = error.as_ref().and_then(Error::hint_text).unwrap_or("write a tag, a digest, or tag@digest");
         made.hint(hint)
     };
-    let (found, exact) = super::read::reference(&joined).map_err(|error| wrong(Some(error)))?;
+    let (found, exact) = super::reader::reference(&joined).map_err(|error| wrong(Some(error)))?;
     exact.filter(|_| found.to_string() == repository).ok_or_else(|| wrong(None))
 }
 

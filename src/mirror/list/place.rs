@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry as Slot;
 use std::fmt;
 use std::str::FromStr;
 
+use super::version::version;
 use super::{Aim, Entry, Exact, List, Note};
 use crate::error::{Error, Kind, Result};
 use crate::reference::{RegistryName, Repository, RepositoryName, Tag, check_name, check_tag, looks_like_host};
@@ -162,7 +163,12 @@ fn fill(text: &str, source: &Repository, strip_library: bool) -> String {
 /// What stands before the first slash is a registry by Docker's rule; but a name alone is never Docker
 /// Hub's: who means that writes `docker.io/…`.
 pub(super) fn target(text: &str) -> Result<(Option<RegistryName>, Template)> {
-    let bare = text.strip_prefix("docker://").unwrap_or(text);
+    let bare = super::reader::plain(text)?;
+    let bare = bare.strip_prefix("docker://").unwrap_or(bare);
+    if !bare.contains('/') && version(bare).is_some() && bare.parse::<std::net::IpAddr>().is_err() {
+        return Err(Error::new(Kind::Usage, format!("{text:?} is a version, where a target stands"))
+            .hint(format!("write a tag behind the image's name, as in nginx:{bare}")));
+    }
     if bare.contains("://") || bare.starts_with("oci:") {
         return Err(Error::new(Kind::Usage, format!("{text:?} is no place in a registry"))
             .hint("write a path, or a registry and a path, such as myregistry.azurecr.io/web/nginx"));
@@ -275,6 +281,33 @@ impl List {
             }
         }
         Ok(())
+    }
+
+    /// A note where images stand in the list more than once, with the same destination: how many entries and
+    /// images there are, and where the first of them is.
+    ///
+    /// # Errors
+    /// As [`Entry::places`].
+    pub fn repeated(&self, to: &[Base]) -> Result<Option<Note>> {
+        let mut seen: HashMap<(&Repository, String, Vec<Place>), usize> = HashMap::new();
+        let (mut images, mut first) = (0, None);
+        for entry in &self.entries {
+            for exact in &entry.pick.exact {
+                images += 1;
+                let key = (&entry.source, exact.to_string(), entry.places(to, exact.tag.as_deref())?);
+                match seen.entry(key) {
+                    Slot::Vacant(free) => _ = free.insert(entry.line),
+                    Slot::Occupied(other) => _ = first.get_or_insert((entry.line, *other.get())),
+                }
+            }
+        }
+        Ok(first.map(|(line, other)| Note {
+            line,
+            text: format!(
+                "the image is at line {other} already: of {images} images in the list {} are different",
+                seen.len()
+            ),
+        }))
     }
 
     /// Entries of different sources that may write the same tags, since patterns pick theirs.

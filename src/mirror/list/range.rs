@@ -1,7 +1,8 @@
-//! Ranges of versions: `>=1.25`, `^1.2 || ~2.1`, `1.2 - 1.4`, `1.x`.
+//! Ranges of versions in transload's own lists: `>=1.25`, `^1.2 || ~2.1`, `1.2 - 1.4`, `1.x`.
 //!
-//! The grammar is npm's, which Go's Masterminds/semver (skopeo, Helm) takes too: alternatives by `||`,
-//! what must hold together by spaces or commas; `=`, `!=`, `>`, `>=`, `<`, `<=`, `~`, `^`, `x` and `*`.
+//! The grammar is npm's: alternatives by `||`, what must hold together by spaces or commas; `=`, `!=`, `>`,
+//! `>=`, `<`, `<=`, `~`, `^`, `x` and `*`. A range that lacks numbers means all that they could be (`=1.2` is
+//! `1.2.x`), and early versions fit only where the range names one. Other tools' ranges: `dialect`.
 
 use std::ops::Bound;
 
@@ -10,22 +11,10 @@ use semver::Prerelease;
 use super::version::{PARTS, Suffix, Version, identifiers, numbers};
 use crate::error::{Error, Kind, Result};
 
-/// How a range is to be understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// As npm and Masterminds: a range that lacks numbers means all that they could be (`=1.2` is
-    /// `1.2.x`), and early versions fit only where the range names one.
-    Npm,
-    /// As regsync and blang/semver (dregsy): numbers that lack are 0, and whatever follows the numbers
-    /// is an early version, which fits by its order.
-    Plain,
-}
-
 /// A range of versions.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Range {
     alternatives: Vec<Alternative>,
-    dialect: Dialect,
 }
 
 /// What must hold together.
@@ -49,20 +38,20 @@ type Point = ([u64; PARTS], Prerelease);
 
 impl Range {
     /// Reads a range.
-    pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Self> {
-        let alternatives = text.split("||").map(|part| alternative(part, dialect)).collect::<Option<Vec<_>>>();
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let alternatives = text.split("||").map(alternative).collect::<Option<Vec<_>>>();
         let alternatives = alternatives.ok_or_else(|| {
             Error::new(Kind::Usage, format!("{text:?} is not a range of versions"))
                 .hint("write such as \">=1.25 <2\", \"^1.2\", \"~1.2.3\", \"1.2 - 1.4\", \"1.x || 2.x\"")
         })?;
-        Ok(Self { alternatives, dialect })
+        Ok(Self { alternatives })
     }
 
     /// Whether a version is in it. `named`: a pattern picked the tag too, so that a variant
     /// (`1.27-alpine`) counts as the version that it is built of.
     pub(super) fn contains(&self, version: &Version, named: bool) -> bool {
         self.alternatives.iter().any(|alternative| {
-            let by_order = self.dialect == Dialect::Plain || alternative.early;
+            let by_order = alternative.early;
             let early = match &version.suffix {
                 Suffix::None => Prerelease::EMPTY,
                 Suffix::Early(early) | Suffix::Variant(early) if by_order => early.clone(),
@@ -90,7 +79,7 @@ struct Partial {
     early: Prerelease,
 }
 
-fn alternative(text: &str, dialect: Dialect) -> Option<Alternative> {
+fn alternative(text: &str) -> Option<Alternative> {
     // `>= 1.2` is one comparison, `>=1.2 <2` are two.
     let mut words: Vec<String> = Vec::new();
     for word in text.split([' ', '\t', ',']).filter(|word| !word.is_empty()) {
@@ -108,14 +97,14 @@ fn alternative(text: &str, dialect: Dialect) -> Option<Alternative> {
         {
             let (from, to) = (partial(word)?, partial(to)?);
             early |= !from.early.is_empty() || !to.early.is_empty();
-            spans.push(Span { low: Bound::Included(from.low()), high: to.end(dialect), not: false });
+            spans.push(Span { low: Bound::Included(from.low()), high: to.end(), not: false });
             rest = after;
             continue;
         }
         let at = word.find(|c: char| !"=!<>~^".contains(c)).unwrap_or(word.len());
         let version = partial(&word[at..])?;
         early |= !version.early.is_empty();
-        spans.push(span(&word[..at], &version, dialect)?);
+        spans.push(span(&word[..at], &version)?);
         rest = after;
     }
     // npm's empty range is everything; here it is rather a slip, and `*` says it.
@@ -145,8 +134,8 @@ impl Partial {
     }
 
     /// Whether it lacks numbers that could be anything.
-    fn is_open(&self, dialect: Dialect) -> bool {
-        self.written == 0 || (dialect == Dialect::Npm && self.written < 3 && self.early.is_empty())
+    fn is_open(&self) -> bool {
+        self.written == 0 || (self.written < 3 && self.early.is_empty())
     }
 
     /// Where the next one begins if number `at` is raised. The very first pre-release (`-0`) of it is
@@ -159,21 +148,21 @@ impl Partial {
     }
 
     /// The end of all that it may be.
-    fn end(&self, dialect: Dialect) -> Bound<Point> {
+    fn end(&self) -> Bound<Point> {
         match self.written {
             0 => Bound::Unbounded,
-            written if self.is_open(dialect) => self.raised(written - 1),
+            written if self.is_open() => self.raised(written - 1),
             _ => Bound::Included(self.low()),
         }
     }
 }
 
-fn span(operator: &str, version: &Partial, dialect: Dialect) -> Option<Span> {
-    let open = version.is_open(dialect);
+fn span(operator: &str, version: &Partial) -> Option<Span> {
+    let open = version.is_open();
     let low = || Bound::Included(version.low());
     let (low, high) = match operator {
-        "" | "=" | "==" | "!=" | "!" => (low(), version.end(dialect)),
-        ">" if open => match version.end(dialect) {
+        "" | "=" | "==" | "!=" | "!" => (low(), version.end()),
+        ">" if open => match version.end() {
             // `>1.2` begins where `1.2.x` ends; nothing is above `*`.
             Bound::Excluded((numbers, _)) => (Bound::Included((numbers, Prerelease::EMPTY)), Bound::Unbounded),
             _ => return None,
@@ -181,29 +170,29 @@ fn span(operator: &str, version: &Partial, dialect: Dialect) -> Option<Span> {
         ">" => (Bound::Excluded(version.low()), Bound::Unbounded),
         ">=" | "=>" => (low(), Bound::Unbounded),
         "<" => (Bound::Unbounded, Bound::Excluded(version.low())),
-        "<=" | "=<" => (Bound::Unbounded, version.end(dialect)),
-        "~" | "~>" => (low(), tilde(version, dialect)),
-        "^" => (low(), caret(version, dialect)),
+        "<=" | "=<" => (Bound::Unbounded, version.end()),
+        "~" | "~>" => (low(), tilde(version)),
+        "^" => (low(), caret(version)),
         _ => return None,
     };
     Some(Span { low, high, not: operator.starts_with('!') })
 }
 
 /// `~1.2.3` may raise the patch, `~1.2` too, `~1` the minor.
-fn tilde(version: &Partial, dialect: Dialect) -> Bound<Point> {
+fn tilde(version: &Partial) -> Bound<Point> {
     match version.written {
         0 => Bound::Unbounded,
-        1 if dialect == Dialect::Npm => version.raised(0),
+        1 => version.raised(0),
         _ => version.raised(1),
     }
 }
 
 /// `^1.2.3` may raise all behind the first number that isn't 0.
-fn caret(version: &Partial, dialect: Dialect) -> Bound<Point> {
+fn caret(version: &Partial) -> Bound<Point> {
     if version.written == 0 {
         return Bound::Unbounded;
     }
-    let last = if dialect == Dialect::Npm { version.written.min(3) - 1 } else { 2 };
+    let last = version.written.min(3) - 1;
     let first = version.numbers[..3].iter().position(|number| *number != 0);
     version.raised(first.unwrap_or(last).min(last))
 }
@@ -219,8 +208,8 @@ mod tests {
     use super::super::version::version;
     use super::*;
 
-    fn fits(range: &str, dialect: Dialect, tag: &str, named: bool) -> bool {
-        let range = Range::parse(range, dialect).unwrap_or_else(|error| panic!("{range}: {error}"));
+    fn fits(range: &str, tag: &str, named: bool) -> bool {
+        let range = Range::parse(range).unwrap_or_else(|error| panic!("{range}: {error}"));
         version(tag).is_some_and(|version| range.contains(&version, named))
     }
 
@@ -252,39 +241,20 @@ mod tests {
             ("<2.0.0", "1.9", "2.0.0-rc1"),
         ] {
             for tag in inside.split(' ') {
-                assert!(fits(range, Dialect::Npm, tag, false), "{tag} is in {range}");
+                assert!(fits(range, tag, false), "{tag} is in {range}");
             }
             for tag in outside.split(' ') {
-                assert!(!fits(range, Dialect::Npm, tag, false), "{tag} is not in {range}");
+                assert!(!fits(range, tag, false), "{tag} is not in {range}");
             }
         }
     }
 
     #[test]
     fn variants_where_a_pattern_names_them() {
-        assert!(fits(">=1.25", Dialect::Npm, "1.26-alpine", true));
-        assert!(fits("<=1.26.0", Dialect::Npm, "1.26-alpine", true), "as the version that it is built of");
-        assert!(!fits(">=1.25", Dialect::Npm, "1.26-rc1", true), "early is early");
-        assert!(!fits(">=1.27", Dialect::Npm, "1.26-alpine", true));
-    }
-
-    #[test]
-    fn ranges_as_regsync_and_dregsy_have_them() {
-        for (range, inside, outside) in [
-            (">=3.5.1 <4.0", "3.5.1 3.9 3.6-alpine 4.0-rc1", "3.5.0 4.0 3.5.1-rc1"),
-            ("1.25", "1.25 1.25.0", "1.25.1"),
-            (">1.25", "1.25.1", "1.25"),
-            ("<=1.25", "1.25", "1.25.1"),
-            ("~1", "1.0.9", "1.1"),
-            ("1.31.0 || !1.2.3", "1.31.0 1.2.4", "1.2.3"),
-        ] {
-            for tag in inside.split(' ') {
-                assert!(fits(range, Dialect::Plain, tag, false), "{tag} is in {range}");
-            }
-            for tag in outside.split(' ') {
-                assert!(!fits(range, Dialect::Plain, tag, false), "{tag} is not in {range}");
-            }
-        }
+        assert!(fits(">=1.25", "1.26-alpine", true));
+        assert!(fits("<=1.26.0", "1.26-alpine", true), "as the version that it is built of");
+        assert!(!fits(">=1.25", "1.26-rc1", true), "early is early");
+        assert!(!fits(">=1.27", "1.26-alpine", true));
     }
 
     #[test]
@@ -292,7 +262,7 @@ mod tests {
         for wrong in
             ["", "||", "1.2 ||", "latest", ">=", ">=1.2 &&", "1.2.3.4.5", "=>=1", "1.2.y", ">*", "1 -", "[1,2)"]
         {
-            let error = Range::parse(wrong, Dialect::Npm).err().unwrap_or_else(|| panic!("{wrong:?} is no range"));
+            let error = Range::parse(wrong).err().unwrap_or_else(|| panic!("{wrong:?} is no range"));
             assert_eq!(error.exit_code(), 2);
         }
     }
@@ -300,14 +270,13 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "[0-9x*.<>=!~^| ,vr-]{0,24}") {
-            let _ = Range::parse(&text, Dialect::Npm);
-            let _ = Range::parse(&text, Dialect::Plain);
+            let _ = Range::parse(&text);
         }
 
         #[test]
         fn opposites(a in 0u64..9, b in 0u64..9, c in 0u64..9, x in 0u64..9, y in 0u64..9, z in 0u64..9) {
             let tag = format!("{x}.{y}.{z}");
-            let fits = |operator: &str| fits(&format!("{operator}{a}.{b}.{c}"), Dialect::Npm, &tag, false);
+            let fits = |operator: &str| fits(&format!("{operator}{a}.{b}.{c}"), &tag, false);
             prop_assert_eq!(fits(">="), !fits("<"));
             prop_assert_eq!(fits(">"), !fits("<="));
             prop_assert_eq!(fits("="), !fits("!="));

@@ -14,10 +14,14 @@
 //!     tags: { allow: ["3\\.\\d+"], deny: ["3\\.0"], semverRange: [">=3.5"] }
 //!     referrers: true
 //! ```
-//! Its patterns are for the whole tag. `tags` and each of `tagSets` are sets; a tag need be in one.
+//! `tags` and each of `tagSets` are sets; a tag need be in one. Each pattern stands between `^` and `$`.
+//!
+//! Rules: <https://regclient.org/usage/regsync/>, and
+//! <https://github.com/regclient/regclient/blob/main/pkg/regsync/root.go>.
 
 use super::node::{Key, Node};
-use super::read::Reader;
+use super::reader::Reader;
+use super::template::{Scope, evaluate};
 use super::{Aim, Dialect, Entry, Exact, Pattern, Pick, Select, TagSet, Template, Versions};
 use crate::error::Result;
 use crate::reference::{RegistryName, Tag};
@@ -27,10 +31,10 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, value) in reader.fields(root, "the file")? {
         match key.text.as_str() {
             "version" => match value.text() {
-                Some("1") => {}
+                Some("0" | "1") => {}
                 _ => return Err(reader.fail(value.line, "only version 1 of regsync's files is known")),
             },
-            "creds" => reader.note(key.line, "`creds` aren't used: transload login keeps credentials"),
+            "creds" => credentials(key, value, reader)?,
             "defaults" => {
                 for (key, value) in reader.fields(value, "`defaults`")? {
                     if defaults.common(key, value, reader)? {
@@ -48,7 +52,52 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
         }
     }
     let steps = root.field("sync").map_or(Ok(&[][..]), |node| reader.items(node, "`sync`"))?;
-    steps.iter().try_for_each(|node| step(node, defaults.clone(), reader))
+    let mut undone = Vec::new();
+    for node in steps {
+        step(node, defaults.clone(), &mut undone, reader)?;
+    }
+    let Some((first, why)) = undone.first() else { return Ok(()) };
+    let lines: Vec<String> = undone.iter().map(|(line, _)| line.to_string()).collect();
+    let what = match &lines[..] {
+        [_] => format!("this template can't be evaluated: {why}"),
+        [all @ .., last] => {
+            format!("the templates at lines {} and {last} can't be evaluated; the first: {why}", all.join(", "))
+        }
+        [] => return Ok(()),
+    };
+    Err(reader.fail(*first, what).hint(
+        "write them out; of templates, .Sync and the functions env, default, lower, upper, split, join, index, json, \
+         print and printf are known",
+    ))
+}
+
+/// `creds`: nothing of it is used; what of it changes how a registry is asked is told.
+fn credentials(key: &Key, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
+    reader.note(key.line, "`creds` aren't used: transload login keeps credentials");
+    for node in reader.items(node, "`creds`")? {
+        let text = |name: &str| node.field(name).and_then(Node::text);
+        let registry = text("registry").unwrap_or("HOST");
+        for (key, value) in reader.fields(node, "an item of `creds`")? {
+            match (key.text.as_str(), value.text()) {
+                ("tls", Some(tls @ ("disabled" | "insecure"))) => {
+                    reader.note(key.line, format!("`tls: {tls}` isn't done: give --insecure-registry {registry}"));
+                }
+                ("scheme", Some("http")) => {
+                    reader.note(key.line, format!("`scheme: http` isn't done: give --insecure-registry {registry}"));
+                }
+                ("hostname", Some(host)) if host != registry => {
+                    reader.note(key.line, format!("`hostname` isn't used: {registry} is asked itself, and not {host}"));
+                }
+                ("regcert", _) => reader.note(key.line, "`regcert` isn't read: give --ca-file"),
+                ("mirrors", _) => reader.note(key.line, format!("`mirrors` aren't used: {registry} is asked itself")),
+                ("pathPrefix", _) => {
+                    reader.note(key.line, "`pathPrefix` isn't used: write the path in `source` and `target`");
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What a step says, after `defaults`.
@@ -87,7 +136,7 @@ impl Step {
     }
 }
 
-fn step(node: &Node, mut step: Step, reader: &mut Reader<'_>) -> Result<()> {
+fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: &mut Reader<'_>) -> Result<()> {
     let mut sets = Vec::new();
     let mut platforms = Vec::new();
     for (key, value) in reader.fields(node, "a step")? {
@@ -121,8 +170,9 @@ fn step(node: &Node, mut step: Step, reader: &mut Reader<'_>) -> Result<()> {
             }
         }
     }
-    let (source, pick) = source(node, sets, reader)?;
-    let (registry, template) = aim(node, &pick, reader)?;
+    let Some([source, target]) = ends(node, undone, reader)? else { return Ok(()) };
+    let (source, pick) = picked(node, (source.0, &source.1), sets, reader)?;
+    let (registry, template) = aim((target.0, &target.1), &pick, reader)?;
     let entry = Entry {
         target: Aim::Fixed(vec![(registry, template)]),
         strip_library: false,
@@ -134,17 +184,25 @@ fn step(node: &Node, mut step: Step, reader: &mut Reader<'_>) -> Result<()> {
 }
 
 /// What is copied: by `type`.
-fn source(node: &Node, sets: Vec<TagSet>, reader: &Reader<'_>) -> Result<(crate::reference::Repository, Pick)> {
-    let (line, text) = place(node, "source", reader)?;
+fn picked(
+    node: &Node,
+    (line, text): (usize, &str),
+    sets: Vec<TagSet>,
+    reader: &mut Reader<'_>,
+) -> Result<(crate::reference::Repository, Pick)> {
     let kind = node.field("type").and_then(Node::text).unwrap_or_default();
     match kind {
         "image" => {
+            if !sets.is_empty() {
+                let text = "`tags` are for a repository: of `type: image`, regsync copies the image of `source` alone";
+                reader.note(line, text);
+            }
             let (source, exact) = reader.reference(line, text)?;
             let exact = exact.unwrap_or_else(|| Exact { tag: Some(Tag::latest()), digest: None });
             Ok((source, Pick { exact: [exact].into(), select: None }))
         }
         "repository" => {
-            let source = reader.at(line, text.parse())?;
+            let source = reader.repository(line, text)?;
             Ok((source, Pick { exact: [].into(), select: Some(Select { sets, ..Select::default() }) }))
         }
         "registry" => Err(reader
@@ -158,9 +216,8 @@ fn source(node: &Node, sets: Vec<TagSet>, reader: &Reader<'_>) -> Result<(crate:
 }
 
 /// Where to: `target`, a repository for a repository, an image for an image.
-fn aim(node: &Node, pick: &Pick, reader: &Reader<'_>) -> Result<(RegistryName, Template)> {
-    let (line, text) = place(node, "target", reader)?;
-    let (target, exact) = reader.reference(line, text)?;
+fn aim((line, text): (usize, &str), pick: &Pick, reader: &Reader<'_>) -> Result<(RegistryName, Template)> {
+    let (target, exact) = reader.at(line, super::reader::reference(text))?;
     let tag = match exact {
         Some(Exact { digest: Some(_), .. }) => {
             return Err(reader.fail(line, "a target takes a tag, not a digest"));
@@ -178,40 +235,100 @@ fn aim(node: &Node, pick: &Pick, reader: &Reader<'_>) -> Result<(RegistryName, T
     Ok((target.registry, Template::literal(&target.name, tag.as_deref())))
 }
 
-/// `source` or `target`: a reference that is written out.
+/// `source` and `target`, their templates evaluated; `None` where one can't be, which `undone` holds then.
+fn ends(
+    node: &Node,
+    undone: &mut Vec<(usize, String)>,
+    reader: &mut Reader<'_>,
+) -> Result<Option<[(usize, String); 2]>> {
+    let (source_line, source) = place(node, "source", reader)?;
+    let (target_line, target) = place(node, "target", reader)?;
+    let (mut texts, before) = (Vec::new(), undone.len());
+    for (line, text) in [(source_line, source), (target_line, target)] {
+        if !text.contains("{{") {
+            texts.push((line, text.to_owned()));
+            continue;
+        }
+        // regsync evaluates `source` first, and `target` sees what came out.
+        let source = texts.first().map_or(source, |(_, source)| source);
+        let field = |path: &str| match path {
+            ".Sync.Source" => Some(source.to_owned()),
+            ".Sync.Target" => Some(target.to_owned()),
+            _ => {
+                let known = ["Type", "Platform", "Backup", "Schedule"];
+                let name = path.strip_prefix(".Sync.").filter(|name| known.contains(name))?;
+                Some(node.field(&name.to_lowercase()).and_then(Node::text).unwrap_or_default().to_owned())
+            }
+        };
+        let Some(environment) = reader.defaults.environment else {
+            undone.push((line, "there is no environment".to_owned()));
+            continue;
+        };
+        match evaluate(text, &Scope { field: &field, variable: &environment }) {
+            Ok(made) => {
+                if let Some(variable) = made.unset.first() {
+                    let empty =
+                        made.text.starts_with('/') || made.text.ends_with([':', '/']) || made.text.contains("//");
+                    if empty || made.text.is_empty() {
+                        return Err(reader
+                            .fail(
+                                line,
+                                format!(
+                                    "{:?} is what is left of {text:?}: the environment has no {variable}",
+                                    made.text
+                                ),
+                            )
+                            .hint(format!("set it, as in {variable}=… transload mirror …")));
+                    }
+                    reader.note(line, format!("the environment has no {variable}: it is empty, as in regsync"));
+                }
+                texts.push((line, made.text.trim().to_owned()));
+            }
+            Err(why) => undone.push((line, why)),
+        }
+    }
+    let [source, target] = &texts[..] else { return Ok(None) };
+    let ends = [source.clone(), target.clone()];
+    for (name, (line, text)) in [("source", source), ("target", target)] {
+        if text.starts_with("ocidir://") {
+            return Err(reader
+                .fail(*line, format!("`{name}` is a directory, and a list is of registries' images"))
+                .hint("transload copy copies from and to directories, as oci:DIR"));
+        }
+    }
+    Ok((undone.len() == before).then_some(ends))
+}
+
+/// `source` or `target`, as it is written.
 fn place<'n>(node: &'n Node, name: &str, reader: &Reader<'_>) -> Result<(usize, &'n str)> {
     let Some(value) = node.field(name) else {
         return Err(reader.fail(node.line, format!("a step without `{name}`")));
     };
-    let text = reader.text(value, &format!("`{name}`"))?;
-    if text.contains("{{") {
-        return Err(reader
-            .fail(value.line, format!("`{name}` is a template, and none are evaluated"))
-            .hint("write it out"));
-    }
-    if text.starts_with("ocidir://") {
-        return Err(reader
-            .fail(value.line, format!("`{name}` is a directory, and a list is of registries' images"))
-            .hint("transload copy copies from and to directories, as oci:DIR"));
-    }
-    Ok((value.line, text))
+    Ok((value.line, reader.text(value, &format!("`{name}`"))?))
 }
 
 /// `tags`, or one of `tagSets`; `None` without a condition.
 fn set(node: &Node, reader: &mut Reader<'_>) -> Result<Option<TagSet>> {
     let mut set = TagSet::default();
     for (key, value) in reader.fields(node, "tags")? {
-        let texts = reader.texts(value, &format!("`{}`", key.text))?;
-        for (line, text) in texts {
+        for (line, text) in reader.texts_or_empty(value, &format!("`{}`", key.text))? {
             match key.text.as_str() {
-                "allow" => set.patterns.push(reader.at(line, Pattern::whole_regex(text))?),
-                "deny" => set.exclude.push(reader.at(line, Pattern::whole_regex(text))?),
-                "semverRange" => set.versions.push(reader.at(line, Versions::parse(text, Dialect::Plain))?),
+                "allow" => set.patterns.push(pattern(line, text, reader)?),
+                "deny" => set.exclude.push(pattern(line, text, reader)?),
+                // An empty one is passed over.
+                "semverRange" if text.is_empty() => {}
+                "semverRange" => set.versions.push(reader.at(line, Versions::parse(text, Dialect::Regsync))?),
                 _ => ignored(key, reader),
             }
         }
     }
     Ok((set != TagSet::default()).then_some(set))
+}
+
+fn pattern(line: usize, text: &str, reader: &mut Reader<'_>) -> Result<Pattern> {
+    let pattern = reader.at(line, Pattern::enclosed(text))?;
+    reader.remark(line, &pattern);
+    Ok(pattern)
 }
 
 fn ignored(key: &Key, reader: &mut Reader<'_>) {

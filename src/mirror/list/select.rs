@@ -7,13 +7,12 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 
-use globset::{GlobBuilder, GlobMatcher};
-use regex::{Regex, RegexBuilder};
-
-use super::range::{Dialect, Range};
-use super::version::{Age, version};
+use super::dialect::{Dialect, Range};
+use super::latest::{Held, Latest};
+use super::pattern::{Matcher, Pattern};
+use super::version::Age;
 use super::{Exact, Pick};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::reference::{Artifact, Tag};
 
 /// Which tags, by what they look like.
@@ -30,6 +29,8 @@ pub struct Select {
     /// Versions are newer than tags that are none; then the higher is newer, and a version newer than its
     /// variants (`1.27-alpine`), those than its early versions (`1.27-rc1`). Each tag counts.
     pub newest: usize,
+    /// Or so many as dregsy's `keep: latest` leaves.
+    pub latest: Option<Latest>,
 }
 
 /// A set of tags.
@@ -39,7 +40,7 @@ pub struct TagSet {
     pub patterns: Vec<Pattern>,
     /// And any of these ranges must hold the tag's version; without one, it need be none.
     ///
-    /// `1.27` is 1.27.0 here, and `v1` is 1.0.0. What comes before a version (`-rc1`) is in a range only if
+    /// What is a version follows each range's [`Dialect`]. In transload's own, `1.27` is 1.27.0, and `v1` is 1.0.0. What comes before a version (`-rc1`) is in a range only if
     /// that names such a one (`>=1.27.0-0`). Other suffixes are variants (`-alpine`): they are in a range
     /// only if `patterns` name them too, and count as the version that they are built of.
     pub versions: Vec<Versions>,
@@ -47,95 +48,11 @@ pub struct TagSet {
     pub exclude: Vec<Pattern>,
 }
 
-/// A pattern of tags, known to be well formed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
-    text: String,
-    kind: Form,
-    /// It matches what `text` doesn't.
-    inverted: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Glob,
-    Regex { whole: bool },
-}
-
 /// A range of versions, known to be well formed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Versions {
     text: String,
     dialect: Dialect,
-}
-
-impl Pattern {
-    /// `1.27*`, `[0-9]*-{alpine,slim}`: the whole tag must fit.
-    pub fn glob(text: &str) -> Result<Self> {
-        let pattern = Self { text: text.to_owned(), kind: Form::Glob, inverted: false };
-        if text.contains(['/', ':', '@']) {
-            return Err(Error::new(Kind::Usage, format!("{text:?} fits no tag"))
-                .hint("a pattern is for the tag alone; the repository stands in `source`"));
-        }
-        pattern.compile().map(|_| pattern)
-    }
-
-    /// `^v1\.2[0-9]`: a regular expression that is searched in the tag.
-    pub fn regex(text: &str) -> Result<Self> {
-        let pattern = Self { text: text.to_owned(), kind: Form::Regex { whole: false }, inverted: false };
-        pattern.compile().map(|_| pattern)
-    }
-
-    /// A regular expression for the whole tag, as regsync and dregsy mean them.
-    pub fn whole_regex(text: &str) -> Result<Self> {
-        let pattern = Self { text: text.to_owned(), kind: Form::Regex { whole: true }, inverted: false };
-        pattern.compile().map(|_| pattern)
-    }
-
-    /// What this doesn't match.
-    #[must_use]
-    pub fn inverted(self) -> Self {
-        Self { inverted: !self.inverted, ..self }
-    }
-
-    /// Whether a single tag matches; many are better matched by [`Pick::chooser`].
-    pub fn matches(&self, tag: &str) -> bool {
-        self.compile().is_ok_and(|matcher| matcher.matches(tag))
-    }
-
-    fn compile(&self) -> Result<Matcher> {
-        let wrong = |error: &dyn fmt::Display, hint| {
-            // Their own words span lines, with a caret under the place.
-            let text = error.to_string();
-            let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            Error::new(Kind::Usage, format!("{:?} is not a pattern: {last}", self.text)).hint(hint)
-        };
-        let engine =
-            match self.kind {
-                Form::Glob => GlobBuilder::new(&self.text)
-                    .build()
-                    .map(|glob| Engine::Glob(glob.compile_matcher()))
-                    .map_err(|error| wrong(&error.kind(), "a glob has *, ?, [abc] and {one,other}"))?,
-                Form::Regex { whole } => {
-                    let text = if whole { format!("^(?:{})$", self.text) } else { self.text.clone() };
-                    RegexBuilder::new(&text).size_limit(REGEX_BYTES).build().map(Engine::Regex).map_err(|error| {
-                        wrong(&error, "a regular expression as Go and Rust have them: no look-around")
-                    })?
-                }
-            };
-        Ok(Matcher { engine, inverted: self.inverted })
-    }
-}
-
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let not = if self.inverted { "not " } else { "" };
-        match self.kind {
-            Form::Glob => write!(f, "{not}{}", self.text),
-            Form::Regex { whole: false } => write!(f, "{not}/{}/", self.text),
-            Form::Regex { whole: true } => write!(f, "{not}/^{}$/", self.text),
-        }
-    }
 }
 
 impl Versions {
@@ -164,6 +81,7 @@ impl fmt::Display for Select {
         parts.extend((!self.keep.is_empty()).then(|| format!("that fit {}", list(&self.keep, " and "))));
         parts.extend((!self.exclude.is_empty()).then(|| format!("without {}", list(&self.exclude, ", "))));
         parts.extend((self.newest > 0).then(|| format!("the newest {}", self.newest)));
+        parts.extend(self.latest.as_ref().map(Latest::to_string));
         f.write_str(&parts.join(", "))
     }
 }
@@ -197,7 +115,8 @@ impl Pick {
     /// Only for patterns that weren't checked when they were made: none of a list that was read.
     pub fn chooser(&self) -> Result<Chooser<'_>> {
         let rules = self.select.as_ref().map(Rules::of).transpose()?;
-        Ok(Chooser { pick: self, rules, newest: BinaryHeap::new() })
+        let latest = self.select.as_ref().and_then(|select| select.latest.as_ref()).map(Held::new);
+        Ok(Chooser { pick: self, rules, newest: BinaryHeap::new(), latest })
     }
 
     /// All that is picked of a repository with these tags: the exact ones, and those that fit.
@@ -218,6 +137,8 @@ pub struct Chooser<'a> {
     rules: Option<Rules>,
     /// The oldest of them first.
     newest: BinaryHeap<Reverse<Age>>,
+    /// Where `keep: latest` of dregsy chooses among them.
+    latest: Option<Held>,
 }
 
 impl Chooser<'_> {
@@ -228,6 +149,9 @@ impl Chooser<'_> {
         let exact = Exact { tag: Some(tag.clone()), digest: None };
         if self.pick.exact.range(&exact..).next().is_some_and(|known| known.tag == exact.tag) {
             return None;
+        }
+        if let Some(latest) = &mut self.latest {
+            return latest.offer(exact);
         }
         if rules.newest == 0 {
             return Some(exact);
@@ -245,8 +169,10 @@ impl Chooser<'_> {
 
     /// What was held back: the newest tags, the newest first.
     pub fn finish(self) -> Vec<Exact> {
+        let held = self.latest.map_or(Vec::new(), Held::finish);
         let ages = self.newest.into_sorted_vec();
-        ages.into_iter().map(|Reverse(age)| Exact { tag: Some(age.into_tag()), digest: None }).collect()
+        let newest = ages.into_iter().map(|Reverse(age)| Exact { tag: Some(age.into_tag()), digest: None });
+        newest.chain(held).collect()
     }
 }
 
@@ -264,18 +190,6 @@ struct Set {
     patterns: Vec<Matcher>,
     versions: Vec<Range>,
     exclude: Vec<Matcher>,
-}
-
-#[derive(Debug)]
-struct Matcher {
-    engine: Engine,
-    inverted: bool,
-}
-
-#[derive(Debug)]
-enum Engine {
-    Glob(GlobMatcher),
-    Regex(Regex),
 }
 
 impl Rules {
@@ -312,24 +226,10 @@ impl Set {
     fn fit(&self, tag: &str) -> bool {
         let any = |patterns: &[Matcher]| patterns.iter().any(|pattern| pattern.matches(tag));
         let named = !self.patterns.is_empty();
-        let in_range =
-            || version(tag).is_some_and(|version| self.versions.iter().any(|range| range.contains(&version, named)));
+        let in_range = || self.versions.iter().any(|range| range.contains(tag, named));
         (!named || any(&self.patterns)) && (self.versions.is_empty() || in_range()) && !any(&self.exclude)
     }
 }
-
-impl Matcher {
-    fn matches(&self, tag: &str) -> bool {
-        let found = match &self.engine {
-            Engine::Glob(glob) => glob.is_match(tag),
-            Engine::Regex(regex) => regex.is_match(tag),
-        };
-        found != self.inverted
-    }
-}
-
-/// What a compiled regular expression may take; one of a list is tried on each tag.
-const REGEX_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -356,7 +256,7 @@ mod tests {
     }
 
     fn versions(range: &str) -> TagSet {
-        let versions = vec![Versions::parse(range, Dialect::Npm).expect("a range")];
+        let versions = vec![Versions::parse(range, Dialect::Own).expect("a range")];
         TagSet { versions, ..TagSet::default() }
     }
 
@@ -376,10 +276,10 @@ mod tests {
         let regex = |text: &str| TagSet { patterns: vec![Pattern::regex(text).expect("a regex")], ..TagSet::default() };
         assert_eq!(chosen(one(regex(r"2[67]$")), TAGS), "1.26 1.27");
         let whole =
-            |text: &str| TagSet { patterns: vec![Pattern::whole_regex(text).expect("a regex")], ..TagSet::default() };
-        assert_eq!(chosen(one(whole(r"1\.2[67]|latest")), TAGS), "latest 1.26 1.27");
+            |text: &str| TagSet { patterns: vec![Pattern::enclosed(text).expect("a regex")], ..TagSet::default() };
+        assert_eq!(chosen(one(whole(r"(1\.2[67]|latest)")), TAGS), "latest 1.26 1.27");
         let not = TagSet {
-            patterns: vec![Pattern::whole_regex(r"1.*|v1.*").expect("a regex").inverted()],
+            patterns: vec![Pattern::enclosed(r"(1.*|v1.*)").expect("a regex").inverted()],
             ..TagSet::default()
         };
         assert_eq!(chosen(one(not), TAGS), "latest bookworm stable-alpine");
@@ -398,9 +298,9 @@ mod tests {
     fn sets_keep_and_exclude() {
         let select = Select {
             sets: vec![versions(">=1.27"), globs(&["latest", "*alpine"])],
-            keep: vec![Pattern::whole_regex("[^v].*").expect("a regex")],
+            keep: vec![Pattern::enclosed("[^v].*").expect("a regex")],
             exclude: vec![Pattern::glob("stable*").expect("a glob")],
-            newest: 0,
+            ..Select::default()
         };
         assert_eq!(
             select.to_string(),
@@ -447,21 +347,6 @@ mod tests {
         }
         for image in ["sha256-1234", "sha-0123456789abcdef", &format!("v1-{hex}"), &format!("sha256-{hex}x")] {
             assert_eq!(chosen(Select::default(), image), image);
-        }
-    }
-
-    #[test]
-    fn what_is_no_pattern() {
-        for (error, why) in [
-            (Pattern::glob("[a").err(), "unclosed"),
-            (Pattern::glob("nginx:1.*").err(), "fits no tag"),
-            (Pattern::regex("(?=a)").err(), "look-around"),
-            (Pattern::regex("(((((((a{100}){100}){100})))))").err(), "size limit"),
-        ] {
-            let error = error.expect(why);
-            assert!(error.to_string().contains(why), "{error}");
-            assert!(!error.to_string().contains('\n'), "{error}");
-            assert_eq!(error.exit_code(), 2);
         }
     }
 

@@ -11,10 +11,12 @@
 //!   tls-verify: true
 //!   cert-dir: /home/john/certs
 //! ```
+//! Rules: <https://github.com/containers/skopeo/blob/main/docs/skopeo-sync.1.md>, and
+//! <https://github.com/containers/skopeo/blob/main/cmd/skopeo/sync.go>.
 
 use super::node::{Key, Node};
 use super::own::tag;
-use super::read::Reader;
+use super::reader::Reader;
 use super::{Aim, Dialect, Pattern, Pick, Select, TagSet, Template, Versions};
 use crate::error::Result;
 use crate::reference::{DOCKER_HUB, Repository};
@@ -29,14 +31,20 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     }
     reader.note(0, "all platforms are copied, as by skopeo sync --all");
     for (registry, node) in reader.fields(root, "the file")? {
+        if IMAGES.iter().all(|name| node.field(name).is_none_or(is_empty)) {
+            reader.note(registry.line, format!("{} has no images: it is passed over, as by skopeo", registry.text));
+        }
         for (key, value) in reader.fields(node, "a registry")? {
             match key.text.as_str() {
                 "images" => images(&registry.text, value, reader)?,
-                "images-by-tag-regex" => selected(&registry.text, key, value, reader, |text| {
-                    Ok(TagSet { patterns: vec![Pattern::regex(text)?], ..TagSet::default() })
+                "images-by-tag-regex" => selected(&registry.text, key, value, reader, |line, text, reader| {
+                    let pattern = reader.at(line, Pattern::regex(text))?;
+                    reader.remark(line, &pattern);
+                    Ok(TagSet { patterns: vec![pattern], ..TagSet::default() })
                 })?,
-                "images-by-semver" => selected(&registry.text, key, value, reader, |text| {
-                    Ok(TagSet { versions: vec![Versions::parse(text, Dialect::Npm)?], ..TagSet::default() })
+                "images-by-semver" => selected(&registry.text, key, value, reader, |line, text, reader| {
+                    let versions = vec![reader.at(line, Versions::parse(text, Dialect::Skopeo))?];
+                    Ok(TagSet { versions, ..TagSet::default() })
                 })?,
                 "credentials" => reader.note(key.line, "`credentials` aren't used: transload login keeps them"),
                 "tls-verify" if reader.boolean(value, "`tls-verify`")? => {}
@@ -74,16 +82,21 @@ fn selected(
     key: &Key,
     node: &Node,
     reader: &mut Reader<'_>,
-    set: impl Fn(&str) -> Result<TagSet>,
+    set: impl Fn(usize, &str, &mut Reader<'_>) -> Result<TagSet>,
 ) -> Result<()> {
     for (repository, condition) in reader.fields(node, &format!("`{}`", key.text))? {
         let source = source(registry, repository, reader)?;
         let text = reader.text(condition, "a repository's condition")?;
-        let set = reader.at(condition.line, set(text))?;
+        let set = set(condition.line, text, reader)?;
         let select = Select { sets: vec![set], ..Select::default() };
         add(repository.line, source, Pick { exact: [].into(), select: Some(select) }, reader)?;
     }
     Ok(())
+}
+
+/// Nothing, or a list or mapping without items.
+fn is_empty(node: &Node) -> bool {
+    node.is_null() || node.fields().is_some_and(<[_]>::is_empty) || node.items().is_some_and(<[_]>::is_empty)
 }
 
 fn add(line: usize, source: Repository, pick: Pick, reader: &mut Reader<'_>) -> Result<()> {

@@ -1,0 +1,135 @@
+//! What is wrong with a text that is no YAML, in a sentence, and what to write instead.
+
+use serde_saphyr::Error as Yaml;
+
+use super::read::fail;
+use super::text::unrendered;
+use crate::error::Error;
+
+/// The error of a file, in place of the parser's.
+pub(super) fn explain(error: &Yaml, text: &str, name: &str) -> Error {
+    let error = error.without_snippet();
+    let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).unwrap_or_default();
+    if let Some(line) = unrendered(text) {
+        return fail(name, line, "a template was not rendered")
+            .hint("render it first, and give what comes out: helm template … | transload mirror check -, or the like");
+    }
+    match error {
+        Yaml::MultipleDocuments { .. } => {
+            fail(name, second_document(text).unwrap_or(line), "another YAML document begins; a list is one document")
+                .hint("take the line --- out if both are one list, or keep each document in a file of its own")
+        }
+        Yaml::Budget { .. }
+        | Yaml::AliasReplayLimitExceeded { .. }
+        | Yaml::AliasReplayStackDepthExceeded { .. }
+        | Yaml::AliasExpansionLimitExceeded { .. } => {
+            fail(name, line, "it is nested too deeply, or its aliases make too much of it")
+                .hint("write what the aliases stand for, or cut the list in several")
+        }
+        Yaml::UnknownAnchor { .. } => fail(name, line, "an alias (*) has no anchor (&) of its name before it")
+            .hint("put a value that begins with * in quotes, as \"*\""),
+        Yaml::RecursiveReferencesRequireWeakTypes { .. } => {
+            fail(name, line, "an alias stands in its own anchor").hint("write what it stands for")
+        }
+        Yaml::AliasError { error, .. } => explain(error, text, name),
+        _ => by_text(text, line, name),
+    }
+}
+
+/// The line where a second document begins.
+fn second_document(text: &str) -> Option<usize> {
+    let mut content = false;
+    for (index, line) in text.lines().enumerate() {
+        let trimmed = line.trim();
+        if content && (line.starts_with("---") || trimmed == "...") {
+            return Some(index + 1);
+        }
+        content |=
+            !trimmed.is_empty() && !trimmed.starts_with('#') && !line.starts_with("---") && !line.starts_with('%');
+    }
+    None
+}
+
+/// Looks at the line, and at what of the file is open there.
+fn by_text(text: &str, line: usize, name: &str) -> Error {
+    let lines: Vec<&str> = text.lines().collect();
+    let at = |line: usize| line.checked_sub(1).and_then(|index| lines.get(index)).copied().unwrap_or_default();
+    let json = text.trim_start().starts_with('{');
+    // The parser finds some faults at the line after.
+    for line in [line, line.saturating_sub(1)] {
+        let content = at(line);
+        if !json && content.starts_with(|c: char| c.is_whitespace()) && indent(content).contains('\t') {
+            return fail(name, line, "the line begins with a tab, and YAML is indented by spaces")
+                .hint("put spaces in place of the tab");
+        }
+    }
+    if let Some((line, open)) = unclosed(text) {
+        return fail(name, line, format!("the {open} here is never closed")).hint(match open {
+            '[' | '{' => "close it, and put values that have brackets in them in quotes",
+            _ => "close it; a quote in a quoted text is written twice ('') or after a backslash (\\\")",
+        });
+    }
+    for line in [line, line.saturating_sub(1)] {
+        let content = at(line).trim();
+        let value = content.split_once(": ").map_or(content, |(_, value)| value);
+        let value = value.strip_prefix("- ").unwrap_or(value).trim();
+        if value.starts_with(['@', '`', '%', '*', '&', '!', '|', '>', ',']) {
+            return fail(
+                name,
+                line,
+                format!("a value begins with {:?}, which means something else to YAML", &value[..1]),
+            )
+            .hint("put the value in quotes");
+        }
+        if value.starts_with(['{', '[']) {
+            return fail(name, line, "between these brackets is something that ends them, or begins others")
+                .hint("put texts that have brackets, commas or colons in them in quotes");
+        }
+        if value.contains(": ") || (content.contains(": ") && value.ends_with(':')) {
+            return fail(name, line, "there are two colons with a space in one line")
+                .hint("put the value in quotes, or begin a new line for the second key");
+        }
+        let quoted = |quote: char| value.starts_with(quote) && value[1..].contains(quote) && !value.ends_with(quote);
+        if quoted('"') || quoted('\'') {
+            return fail(name, line, "something follows a text in quotes")
+                .hint("put the whole value in quotes, or none of it");
+        }
+    }
+    let what = if json { "this is no JSON" } else { "this is no YAML" };
+    fail(name, line, format!("{what}: the line does not continue what stands before it")).hint(if json {
+        "between values there is a comma, and all names and texts are in quotes"
+    } else {
+        "indent it as the line before; a key is followed by a colon and a space, an item begins with - and a space"
+    })
+}
+
+fn indent(line: &str) -> &str {
+    &line[..line.len() - line.trim_start().len()]
+}
+
+/// The first bracket or quote that is open at the end, and its line.
+fn unclosed(text: &str) -> Option<(usize, char)> {
+    let mut open: Vec<(usize, char)> = Vec::new();
+    let mut line = 1;
+    let mut before = '\n';
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let quote = open.last().map(|(_, c)| *c).filter(|c| ['"', '\''].contains(c));
+        // Only where a value begins are these more than text.
+        let begins = [' ', '\n', '[', '{', ',', ':', '\t'].contains(&before);
+        match (c, quote) {
+            ('\n', _) => line += 1,
+            ('\\', Some('"')) => _ = chars.next(),
+            (_, Some(end)) if c == end => _ = open.pop(),
+            (_, Some(_)) => {}
+            ('#', None) if [' ', '\n', '\t'].contains(&before) => while chars.next_if(|c| *c != '\n').is_some() {},
+            ('"' | '\'', None) if begins => open.push((line, c)),
+            ('[' | '{', None) if begins => open.push((line, c)),
+            (']', None) => _ = open.pop_if(|(_, c)| *c == '['),
+            ('}', None) => _ = open.pop_if(|(_, c)| *c == '{'),
+            _ => {}
+        }
+        before = c;
+    }
+    open.first().copied()
+}
