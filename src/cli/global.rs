@@ -28,7 +28,8 @@ pub(super) struct Global {
     /// Trust the certificates of this PEM file too (repeatable)
     #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_CA_FILE", help_heading = GLOBAL)]
     pub(super) ca_file: Vec<PathBuf>,
-    /// Allow plain http or unverified TLS for this registry only (repeatable; loopback needs no flag)
+    /// Allow plain http or unverified TLS for this registry, or for storage that a registry sends us to (repeatable;
+    /// plain http on loopback needs no flag)
     #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = GLOBAL)]
     pub(super) insecure_registry: Vec<String>,
     /// Connect to this address for a host, whatever DNS says (repeatable)

@@ -46,7 +46,8 @@ impl HttpClient {
     pub(in crate::registry) fn new(settings: Settings<'_>) -> Result<Self> {
         let Settings { registry, base, policy, proxies, trust, insecure, idle } = settings;
         let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
-        let own = Target { host, port: base.port_or_known_default().unwrap_or(443) };
+        let port = base.port_or_known_default().unwrap_or(443);
+        let own = Target { host, port, is_explicit: base.port().is_some() };
         let tls = tls(trust, registry, &own, insecure)?;
         let answered = AtomicBool::new(false);
         let (registry, proxies) = (registry.to_owned(), proxies.clone());
