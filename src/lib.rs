@@ -72,13 +72,17 @@
 //! - **The proxy's blobs go to clients by sendfile(2)** (`server::sendfile`), under hyper: half of what a
 //!   blob from the disk cost, and no buffer for a client.
 //! - **Entra without azure_identity**: its evidence is in [`credentials::entra`].
+//! - **Connections are our own, under hyper's pool** (`registry::network`): reqwest says neither with which status a
+//!   proxy refused a tunnel, nor which certificate of which host is wrong; it has one client certificate for all hosts, and
+//!   one address rule for registries and proxies. CONNECT and SOCKS 5 are 100 lines each.
 //! - **Sources are `Clone + 'static`**: a request's body must be, and it holds the source to go on.
 //!
 //! # Dependencies
 //! | for | crate |
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
-//! | client | reqwest (rustls): proxies, pools and TLS kept by others; webpki-root-certs where the image has no CA store |
+//! | client | hyper-util: the pool and HTTP/1.1; tower-service, the trait of its connections, which are ours (`registry::network` says why); tokio-rustls; webpki-root-certs where the image has no CA store; rustls-native-certs where certificates are not in files (not on Linux) |
+//! | client of identity services | reqwest, by the same proxies and certificates; its `Url` and `Body` everywhere |
 //! | token realms | psl: the public suffix list, compiled in (1 crate of data and 1 of types, MIT or Apache-2.0): which hosts have one owner is nothing to guess, and nothing to ask the network for |
 //! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
 //! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer anew |

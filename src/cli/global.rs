@@ -28,7 +28,8 @@ pub(super) struct Global {
     /// Also trust the certificates in this PEM file (repeatable)
     #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_CA_FILE", help_heading = GLOBAL)]
     pub(super) ca_file: Vec<PathBuf>,
-    /// Allow plain HTTP or unverified TLS for this registry (repeatable; not needed for loopback)
+    /// Allow plain HTTP or unverified TLS for this registry, or for storage that a registry redirects to (repeatable;
+    /// plain HTTP on loopback needs no flag)
     #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = GLOBAL)]
     pub(super) insecure_registry: Vec<String>,
     /// Connect to this address for a host instead of using DNS (repeatable)

@@ -121,14 +121,11 @@ impl Policy {
         Ok(allowed)
     }
 
-    /// The addresses to connect to for a host and port.
+    /// The addresses of a host to connect to, where the user does not say them.
     ///
     /// # Errors
     /// Whether a rule forbids them, with the option that allows them, or the resolver failed.
     pub(super) async fn addresses_of(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Lookup> {
-        if let Some(address) = self.given_address(host) {
-            return Ok(vec![address]);
-        }
         // An address as it stands was checked where it came from.
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
@@ -471,10 +468,43 @@ mod tests {
         let policy = Policy::new(&url("https://registry.example.com"), Arc::default(), false);
         assert!(policy.clone().addresses("localhost".into()).await.is_err());
         assert!(policy.clone().addresses("localhost.".into()).await.is_err());
+        let Err(Lookup::Refused(refused)) = policy.addresses_of("localhost", 8443).await else { panic!("refused") };
+        assert!(refused.hint_text().is_some_and(|hint| hint.contains("--resolve localhost=")), "{refused}");
+        let secret = policy.check(&url("https://registry.example.com"), &url("https://169.254.169.254/x"));
+        let hint = secret.expect_err("refused").hint_text().map(str::to_owned);
+        assert!(hint.is_some_and(|hint| hint.starts_with("nothing allows it")));
         let overrides =
             Arc::new(HashMap::from([("cdn.example.com".to_owned(), SocketAddr::from(([127, 0, 0, 1], 9)))]));
         let policy = Policy::new(&url("https://registry.example.com"), overrides, false);
         assert_eq!(policy.addresses("cdn.example.com".into()).await.map(|a| a.len()).ok(), Some(1));
+    }
+
+    /// The user's own word: plain http at a host, and the address of a host.
+    #[test]
+    fn what_the_user_allows_is_followed() {
+        let from = url("https://registry.example.com");
+        let insecure = ["minio.test:9000".to_owned(), "other.test".to_owned(), "[fd00::1]:9000".to_owned()];
+        let policy = Policy::new(&from, Arc::default(), true).with_insecure(&insecure);
+        for (to, allowed) in [
+            ("http://minio.test:9000/x", true),
+            ("http://minio.test/x", false),
+            ("http://other.test:1234/x", true),
+            ("http://[fd00::1]:9000/x", true),
+            ("http://a.test/x", false),
+        ] {
+            let checked = policy.check(&from, &url(to));
+            assert_eq!(checked.is_ok(), allowed, "{to}");
+            let hint = checked.err().and_then(|error| error.hint_text().map(str::to_owned));
+            assert!(allowed || hint.is_some_and(|hint| hint.contains("--insecure-registry ")), "{to}");
+        }
+        let given = |host: &str| {
+            let overrides = HashMap::from([(host.to_owned(), SocketAddr::from(([10, 0, 0, 5], 443)))]);
+            Policy::new(&from, Arc::new(overrides), false)
+        };
+        assert!(given("10.0.0.5").check(&from, &url("https://10.0.0.5/x")).is_ok());
+        assert!(given("[fd00::5]").check(&from, &url("https://[fd00::5]/x")).is_ok());
+        assert!(given("10.0.0.5").check(&from, &url("https://10.0.0.6/x")).is_err());
+        assert!(given("169.254.169.254").check(&from, &url("https://169.254.169.254/x")).is_err());
     }
 
     #[test]

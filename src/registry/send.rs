@@ -24,6 +24,7 @@ use super::rates::Class;
 use super::redirect;
 use super::token::Scope;
 use super::transport::{COMMIT_TIMEOUT, Call, Payload, Registry, Response, uri};
+use super::web_page::CameFrom;
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 
@@ -55,9 +56,11 @@ impl Registry {
             let streamed = matches!(body, Payload::Stream(..));
             let once = body.next();
             let mark = self.pulls.mark(account);
-            let (response, end) = self.followed(method.clone(), url.clone(), signed, once, &scope.repository).await?;
+            let (mut response, end) = self.followed(method.clone(), url.clone(), signed, once, &scope.repository).await?;
             if !same_origin(&url, &end) {
                 // Whatever it asks for: it's not the registry, and gets no credentials.
+                let from = CameFrom { origin: origin(&end), is_registry: end.path().starts_with("/v2/") };
+                response.extensions_mut().insert(from);
                 return Ok(Sent { response, storage: Some(origin(&end)) });
             }
             if response.status() != StatusCode::UNAUTHORIZED || !ours {
@@ -217,7 +220,9 @@ impl Registry {
                 || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
             tokio::time::timeout(patience, sending).await.map_err(|_| late())?
         };
-        let response = sent?.map(|body| Incoming::new(body, &self.name, self.options.idle, self.options.min_rate));
+        let sent = sent?;
+        self.answered_at(&url);
+        let response = sent.map(|body| Incoming::new(body, &self.name, self.options.idle, self.options.min_rate));
         tracing::debug!("{shown}: {}", response.status().as_u16());
         Ok(response)
     }

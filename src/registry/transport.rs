@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Options;
-use super::address::{Policy, origin};
+use super::address::{Policy, origin, same_origin};
 use super::answer;
 use super::auth::Auth;
 use super::blob::length;
@@ -48,6 +48,8 @@ pub struct Registry {
     /// Where it's asked: `https://registry-1.docker.io`.
     base: OnceCell<Url>,
     first_base: Url,
+    /// It was silent when it was asked whether it speaks TLS: until then it is not asked again.
+    silent_until: Mutex<Option<Instant>>,
     /// Unverified TLS and plain http were allowed for it.
     insecure: bool,
     pub(super) options: Arc<Options>,
@@ -150,6 +152,7 @@ impl Registry {
             name: name.to_owned(),
             base: OnceCell::new(),
             first_base,
+            silent_until: Mutex::default(),
             insecure,
             http: OnceCell::new(),
             policy: OnceCell::new(),
@@ -211,11 +214,27 @@ impl Registry {
         if !self.is_on_this_machine() {
             return self.base.get_or_try_init(|| self.find_base()).await;
         }
+        let silent_until = || self.silent_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.base.get().is_none() && silent_until().is_some_and(|until| Instant::now() < until) {
+            return Ok(&self.first_base);
+        }
         match self.base.get_or_try_init(|| self.probe_scheme()).await {
             Ok(base) => Ok(base),
             // The request itself will say what is wrong, and may be tried again; then the question is asked again.
-            Err(error) if error.is_transient() => Ok(&self.first_base),
+            Err(error) if error.is_transient() => {
+                if error.kind() == Kind::Timeout {
+                    *silent_until() = Some(Instant::now() + SILENCE);
+                }
+                Ok(&self.first_base)
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The registry answered at this URL. One on this machine that answers by http has said enough.
+    pub(super) fn answered_at(&self, url: &Url) {
+        if !self.base.initialized() && self.is_on_this_machine() && same_origin(url, &self.first_base) {
+            let _ = self.base.set(self.first_base.clone());
         }
     }
 
@@ -307,16 +326,22 @@ impl Registry {
         parse: impl Fn(&http::response::Parts, Bytes) -> Result<T>,
     ) -> Result<T> {
         let budget = Budget::new(self.options.retries, self.patience());
+        let mut pages = 0;
         loop {
             let read = async {
                 let (head, body) = self.call_once(call.again()).await?.into_parts();
                 let bytes = read_body(body, length(&head.headers), most).await;
                 let parsed = bytes.and_then(|bytes| parse(&head, bytes));
-                parsed
-                    .map_err(|error| web_page::instead(&self.name, &head).unwrap_or(error))
-                    .map_err(|error| error.doing(call.doing.clone()))
+                parsed.map_err(|error| match web_page::instead(&self.name, &head) {
+                    Some(page) => {
+                        pages += 1;
+                        // A second page is one that stays.
+                        if pages > 1 { page.permanent() } else { page }
+                    }
+                    None => error,
+                })
             };
-            match read.await {
+            match read.await.map_err(|error| error.doing(call.doing.clone())) {
                 Ok(read) => return Ok(read),
                 Err(error) => budget.retry(error).await?,
             }
@@ -374,11 +399,8 @@ impl Registry {
         let (method, scope) = (call.method.clone(), call.scope);
         let streamed = matches!(call.body, Payload::Stream(..));
         let class = Class::of(&method, call.url.path());
-        let Sent { mut response, storage } = self.signed(call, account, pass).await?;
+        let Sent { response, storage } = self.signed(call, account, pass).await?;
         let status = response.status();
-        if let Some(origin) = &storage {
-            response.extensions_mut().insert(CameFrom(origin.clone()));
-        }
         if status.is_success() {
             self.limiter.went_well();
             return Ok(response);
@@ -394,7 +416,8 @@ impl Registry {
             if let Some(page) = web_page::instead_of(&self.name, &response).filter(|_| web_page::stands_in(status)) {
                 return Err(page);
             }
-            if status == StatusCode::UNAUTHORIZED && response.headers().contains_key(WWW_AUTHENTICATE) {
+            let other_registry = response.extensions().get::<CameFrom>().is_some_and(|from| from.is_registry);
+            if other_registry && response.headers().contains_key(WWW_AUTHENTICATE) {
                 return Err(self.sent_to_another_registry(storage, scope));
             }
             // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
@@ -535,3 +558,5 @@ const LEAST_WAIT: Duration = Duration::from_millis(100);
 /// What may be waited for a request without a streamed body, where the run has a deadline.
 const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a registry on this machine that was silent is not asked again whether it speaks TLS.
+const SILENCE: Duration = Duration::from_secs(30);

@@ -9,9 +9,13 @@ use http::{HeaderMap, StatusCode};
 
 use crate::error::{Error, Kind};
 
-/// The origin that a response came from, where redirects led away from the registry.
+/// Where a response came from, if redirects led away from the registry.
 #[derive(Clone, Debug)]
-pub(super) struct CameFrom(pub(super) String);
+pub(super) struct CameFrom {
+    pub(super) origin: String,
+    /// It is the API of another registry, by its path.
+    pub(super) is_registry: bool,
+}
 
 /// The media type of a response, if it is that of a web page.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
@@ -38,13 +42,16 @@ pub(super) fn error(
 ) -> Error {
     let status = status.as_u16();
     let what = match from {
-        Some(CameFrom(origin)) => {
+        Some(CameFrom { origin, .. }) => {
             format!("{registry} sends us to {origin}, which answered {status} with a web page ({media_type})")
         }
         None => format!("{registry} answered {status} with a web page ({media_type})"),
     };
     let kind = if status == 403 { Kind::Denied } else { Kind::Registry };
-    Error::new(kind, what).permanent().quoting(title.map(|title| format!(": {title}")).unwrap_or_default()).hint(
+    let made = Error::new(kind, what);
+    // What stands between may say "please wait" once, and let the next request through.
+    let made = if (200..300).contains(&status) && from.is_none() { made.transient(None) } else { made };
+    made.quoting(title.map(|title| format!(": {title}")).unwrap_or_default()).hint(
         "this is no answer of a registry: a login page of the network, or a proxy that blocks the host, answers in its \
          place; open the registry's address in a browser to see the page",
     )

@@ -46,7 +46,8 @@ impl HttpClient {
     pub(in crate::registry) fn new(settings: Settings<'_>) -> Result<Self> {
         let Settings { registry, base, policy, proxies, trust, insecure, idle } = settings;
         let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
-        let own = Target { host, port: base.port_or_known_default().unwrap_or(443) };
+        let port = base.port_or_known_default().unwrap_or(443);
+        let own = Target { host, port, is_explicit: base.port().is_some() };
         let tls = tls(trust, registry, &own, insecure)?;
         let answered = AtomicBool::new(false);
         let (registry, proxies) = (registry.to_owned(), proxies.clone());
@@ -110,21 +111,23 @@ fn tls(trust: &Trust, registry: &str, own: &Target, insecure: bool) -> Result<Tl
     let roots = trust.roots()?;
     let files = trust.own_files(&names(registry, own))?;
     let (certificate, none) = (ClientCertificate::new(files.identity), ClientCertificate::new(None));
+    let for_all = verifier::by_roots(&roots)?;
     let trusted = if files.authorities.is_empty() {
-        roots.clone()
+        for_all.clone()
     } else {
         let mut with_own = Roots::clone(&roots);
         with_own.add(files.authorities);
-        Arc::new(with_own)
+        verifier::by_roots(&Arc::new(with_own))?
     };
-    let verified = (!insecure).then_some(&trusted);
-    let config =
-        |roots, client: &Arc<ClientCertificate>, alpn| verifier::config(roots, client.clone(), alpn).map(Arc::new);
+    let verified = if insecure { verifier::accept_all() } else { trusted };
+    let config = |verifier, client: &Arc<ClientCertificate>, alpn| {
+        verifier::config(verifier, client.clone(), alpn).map(Arc::new)
+    };
     Ok(TlsConfigs {
-        own: config(verified, &certificate, HTTP)?,
+        own: config(verified.clone(), &certificate, HTTP)?,
         other: config(verified, &none, HTTP)?,
-        unverified: config(None, &none, HTTP)?,
-        proxy: config(Some(&roots), &none, &[])?,
+        unverified: config(verifier::accept_all(), &none, HTTP)?,
+        proxy: config(for_all, &none, &[])?,
         certificate,
         none,
     })
@@ -149,7 +152,7 @@ fn names(registry: &str, own: &Target) -> Vec<String> {
 /// # Errors
 /// If certificates that are configured cannot be read.
 pub(in crate::registry) fn library_tls(trust: &Trust) -> Result<tokio_rustls::rustls::ClientConfig> {
-    verifier::config(Some(&trust.roots()?), ClientCertificate::new(None), &[b"http/1.1"])
+    verifier::config(verifier::by_roots(&trust.roots()?)?, ClientCertificate::new(None), &[b"http/1.1"])
 }
 
 const AGENT: &str = concat!("transload/", env!("CARGO_PKG_VERSION"));

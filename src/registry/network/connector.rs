@@ -57,23 +57,31 @@ pub(super) struct TlsConfigs {
 }
 
 /// A host and port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Target {
     /// A name or an address, an IPv6 one without brackets.
     pub(super) host: String,
     pub(super) port: u16,
+    /// The port stands in the URL. Then it holds also where the user says at which address the host is.
+    pub(super) is_explicit: bool,
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        self.host == other.host && self.port == other.port
+    }
 }
 
 impl Target {
     fn of(uri: &Uri) -> Option<Self> {
         let host = uri.host()?.trim_matches(['[', ']']).to_ascii_lowercase();
         let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        Some(Self { host, port: uri.port_u16().unwrap_or(default) })
+        Some(Self { host, port: uri.port_u16().unwrap_or(default), is_explicit: uri.port_u16().is_some() })
     }
 
     /// As CONNECT names it.
     fn authority(&self) -> String {
-        let Self { host, port } = self;
+        let Self { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 }
@@ -168,8 +176,16 @@ impl Shared {
         Ok(Box::new(stream))
     }
 
+    async fn lookup(&self, target: &Target) -> Result<Vec<SocketAddr>, Lookup> {
+        match self.policy.given_address(&target.host) {
+            Some(address) if target.is_explicit => Ok(vec![SocketAddr::new(address.ip(), target.port)]),
+            Some(address) => Ok(vec![address]),
+            None => self.policy.addresses_of(&target.host, target.port).await,
+        }
+    }
+
     async fn addresses(&self, target: &Target) -> Result<Vec<SocketAddr>> {
-        match self.policy.addresses_of(&target.host, target.port).await {
+        match self.lookup(target).await {
             Ok(addresses) => Ok(addresses),
             Err(Lookup::Refused(error)) => Err(error),
             Err(Lookup::Failed(error)) => Err(no_address(&self.name(target), &error)),
@@ -233,12 +249,12 @@ impl Shared {
             Ok(io) => Ok(Stream::plain(io)),
             Err(error) => {
                 let made = self.explain(&error, peer);
-                Err(match proxy {
-                    Some(proxy) => made.unwrap_or_else(|| {
-                        Error::new(Kind::Network, format!("{name}, through the proxy {proxy}: {error}"))
-                    }),
-                    None => made.unwrap_or_else(|| Error::new(Kind::Network, format!("{name}: {error}"))),
-                })
+                let through = proxy.map(|proxy| format!(", through the proxy {proxy}")).unwrap_or_default();
+                Err(made.unwrap_or_else(|| {
+                    Error::new(Kind::Network, format!("{name}{through}: {error}")).hint(format!(
+                        "does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"
+                    ))
+                }))
             }
         }
     }
@@ -284,7 +300,7 @@ fn no_address(name: &str, error: &io::Error) -> Error {
 /// A stream to the proxy itself. The user named it, so it may be at any address.
 async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
     let addresses = match shared.policy.given_address(&proxy.host) {
-        Some(address) => vec![address],
+        Some(address) => vec![SocketAddr::new(address.ip(), proxy.port)],
         None => tokio::net::lookup_host((proxy.host.as_str(), proxy.port))
             .await
             .map_err(|error| proxy.fault(format!("has no address: {error}")).hint(proxy.hint()))?
@@ -296,7 +312,12 @@ async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
     if proxy.scheme != Scheme::Https {
         return Ok(Box::new(stream));
     }
-    handshake(&shared.tls.proxy, Box::new(stream), &proxy.host).await.map_err(|error| {
+    let shaken = handshake(&shared.tls.proxy, Box::new(stream), &proxy.host);
+    let silent = |_| {
+        let seconds = HANDSHAKE_TIMEOUT.as_secs();
+        proxy.fault(format!("did not answer the TLS handshake in {seconds} s: does it speak TLS?")).hint(proxy.hint())
+    };
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await.map_err(silent)?.map_err(|error| {
         let name = format!("the proxy {proxy}");
         let peer = Peer { name: &name, host: &proxy.host, client: &shared.tls.none };
         match find_source::<TlsError>(&error) {

@@ -43,7 +43,8 @@ pub(super) async fn speaks_tls<S: AsyncRead + AsyncWrite + Unpin>(
 /// The first message of a handshake.
 fn hello(host: &str) -> Result<Vec<u8>> {
     let broken = |error: &dyn std::fmt::Display| Error::new(Kind::Local, format!("TLS cannot be set up: {error}"));
-    let config: ClientConfig = verifier::config(None, ClientCertificate::new(None), &[b"http/1.1", END_OF_HEAD])?;
+    let config: ClientConfig =
+        verifier::config(verifier::accept_all(), ClientCertificate::new(None), &[b"http/1.1", END_OF_HEAD])?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| broken(&error))?;
     let mut connection = ClientConnection::new(Arc::new(config), name).map_err(|error| broken(&error))?;
     let mut hello = Vec::new();

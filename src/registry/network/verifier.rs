@@ -20,27 +20,34 @@ use super::der::Facts;
 use super::trust::Roots;
 use crate::error::{Error, Kind, Result};
 
-/// A client's TLS: certificates by `roots`, all of them if `None`. `client` answers a request for a certificate.
-pub(super) fn config(
-    roots: Option<&Arc<Roots>>,
-    client: Arc<ClientCertificate>,
-    alpn: &[&[u8]],
-) -> Result<ClientConfig> {
-    let broken = |error: &dyn fmt::Display| Error::new(Kind::Local, format!("TLS cannot be set up: {error}"));
+/// Decides about the certificates of servers.
+pub(super) type ServerVerifier = Arc<dyn ServerCertVerifier>;
+
+/// Accepts what these certificates vouch for.
+pub(super) fn by_roots(roots: &Arc<Roots>) -> Result<ServerVerifier> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier: Arc<dyn ServerCertVerifier> = match roots {
-        Some(roots) => {
-            let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.store.clone()), provider.clone());
-            let chains = chains.build().map_err(|error| broken(&error))?;
-            Arc::new(Verifier { chains, roots: roots.clone() })
-        }
-        None => Arc::new(AcceptAll(provider.clone())),
-    };
+    let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.store.clone()), provider);
+    let chains = chains.build().map_err(|error| broken(&error))?;
+    Ok(Arc::new(Verifier { chains, roots: roots.clone() }))
+}
+
+/// Accepts every certificate.
+pub(super) fn accept_all() -> ServerVerifier {
+    Arc::new(AcceptAll(Arc::new(aws_lc_rs::default_provider())))
+}
+
+/// A client's TLS. `client` answers a request for a certificate.
+pub(super) fn config(verifier: ServerVerifier, client: Arc<ClientCertificate>, alpn: &[&[u8]]) -> Result<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| broken(&error))?.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = builder.with_client_cert_resolver(client);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+fn broken(error: &dyn fmt::Display) -> Error {
+    Error::new(Kind::Local, format!("TLS cannot be set up: {error}"))
 }
 
 /// The common verification, and besides it certificates that are trusted as themselves.

@@ -39,8 +39,7 @@ fn storage_at_a_private_address_can_be_allowed() {
     image.push(behind.addr(), "a/b", "v1");
     let front = Front::before(behind.addr()).name(PUBLIC).name("localhost").tls().start();
     let port = front.addr().port();
-    let to = Registry::start();
-    let copy = || {
+    let copy = |to: &Registry| {
         let args = ["copy", &format!("{PUBLIC}/a/b:v1"), &to.addr().to_string()];
         Tool::transload().args(&args).args(&front.flags_only(PUBLIC))
     };
@@ -50,15 +49,16 @@ fn storage_at_a_private_address_can_be_allowed() {
         ("169.254.169.254", None),
     ] {
         front.clear_rules();
+        let to = Registry::start();
         for blob in &image.blobs {
             let path = format!("/v2/a/b/blobs/{}", blob.digest);
             front.add(Rule::on("GET", &path, Fault::Redirect(format!("https://{host}:{port}{path}"))).host(PUBLIC));
         }
         let hint = allow.as_ref().map_or("nothing allows it".to_owned(), |allow| format!("--resolve {allow}"));
-        failed_at_once(copy().run(), &["private address", &hint]);
+        failed_at_once(copy(&to).run(), &["private address", &hint]);
         match allow {
-            Some(allow) => drop(copy().args(&["--resolve", &allow, "--force"]).run().ok()),
-            None => drop(copy().args(&["--resolve", &format!("{host}=127.0.0.1:{port}"), "--force"]).run().exits(1)),
+            Some(allow) => drop(copy(&to).args(&["--resolve", &allow]).run().ok()),
+            None => drop(copy(&to).args(&["--resolve", &format!("{host}=127.0.0.1:{port}")]).run().exits(1)),
         }
     }
 }
