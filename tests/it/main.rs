@@ -46,6 +46,7 @@ mod proxy_upstreams;
 mod proxy_warm;
 mod proxy_writeback;
 mod readme;
+mod registries;
 mod serve;
 mod support;
 mod support_test;
