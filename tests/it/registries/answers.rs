@@ -51,13 +51,7 @@ fn the_reason_of_a_token_endpoint_is_shown() {
             Answer::error(401, "UNAUTHORIZED", "no").with("www-authenticate", &challenge)
         });
         let run = transload(&["inspect", &format!("{}/app:v1", registry.addr())]).exits(1);
-        assert!(
-            run.stderr.contains(&format!("the token endpoint answered 403 {says}"))
-                || run.stderr.contains(&format!("the token endpoint answered 403: {says}"))
-                || run.stderr.contains(says),
-            "{}",
-            run.stderr
-        );
+        assert!(run.stderr.contains("the token endpoint answered 403") && run.stderr.contains(says), "{}", run.stderr);
     }
 }
 
@@ -107,7 +101,7 @@ fn an_error_document_cannot_flood_or_forge_the_terminal() {
 /// tried twice, and the hint says what to configure.
 #[test]
 fn a_registry_that_refuses_foreign_layers_is_explained() {
-    let (from, to) = (Registry::start(), Registry::start());
+    let to = Registry::start();
     let image = Image::foreign(583);
     let directory = crate::support::TempDir::new();
     let source = crate::support::layout::write(&directory, "lay", &image, "v1");
@@ -115,7 +109,6 @@ fn a_registry_that_refuses_foreign_layers_is_explained() {
     let run = transload(&["copy", &format!("oci:{}", source.display()), &format!("{}/win:v1", front.addr())]).exits(1);
     assert!(run.stderr.contains("validation.manifests.urls.allow"), "{}", run.stderr);
     assert_eq!(front.count("PUT", "/manifests/"), 2, "{}", run.stderr);
-    drop(from);
 }
 
 const ADMIN: (&str, &str) = ("TRANSLOAD_AUTH_MYREGISTRY_AZURECR_IO", "admin:admin-secret");

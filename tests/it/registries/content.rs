@@ -38,7 +38,8 @@ fn an_index_of_layers_is_copied() {
         }
         let stored = format!("oci:{}", directory.join("cache"));
         transload(&["copy", &source, &format!("{stored}:latest")]).ok();
-        let served = Serving::start(TempDir::new().path(), &["--writable"]);
+        let shelf = TempDir::new();
+        let served = Serving::start(shelf.path(), &["--writable"]);
         transload(&["copy", &stored, &format!("{}/cache:latest", served.addr())]).ok();
         image.assert_at(served.addr(), "cache", "latest");
         let shown = transload(&["inspect", &source]).ok().stdout;

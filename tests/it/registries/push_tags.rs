@@ -6,14 +6,14 @@ use crate::support::{Image, Serving, TempDir};
 struct World {
     served: Serving,
     image: Image,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl World {
     fn new(flags: &[&str]) -> Self {
         let directory = TempDir::new();
         let served = Serving::start(directory.path(), flags);
-        Self { served, image: Image::single(571, &[900]), _directory: directory }
+        Self { served, image: Image::single(571, &[900]), directory }
     }
 
     /// With the image's blobs.
@@ -98,7 +98,9 @@ fn tags_are_set_by_no_push_that_is_refused() {
     assert!(reply.text().contains("MANIFEST_BLOB_UNKNOWN"), "{}", reply.text());
     world.put(&format!("sha256:{}?tag=v1", "0".repeat(64))).expect(400);
     world.get("v1").expect(404);
-    let read_only = World::new(&[]);
+    let World { served, image, directory } = World::writable();
+    drop(served);
+    let read_only = World { served: Serving::start(directory.path(), &[]), image, directory };
     read_only.by_digest("tag=v1").expect(405);
     read_only.get("v1").expect(404);
 }
