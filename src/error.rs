@@ -237,6 +237,13 @@ impl Error {
         self
     }
 
+    /// The same error with what `other`, which is about the same answer, knows of its reason.
+    #[must_use]
+    pub(crate) fn explained_by(self, other: Self) -> Self {
+        let Inner { doing, side, .. } = *self.0;
+        Self(Box::new(Inner { doing, side, ..*other.0 }))
+    }
+
     /// Marks it as reported: whoever answers a request with it need not log it again.
     #[must_use]
     pub fn reported(mut self) -> Self {

@@ -216,8 +216,10 @@ impl Auth {
         let Some(challenge) = challenge else { return false };
         let denied = matches!(&challenge, Challenge::Bearer { error: Some(error), .. } if error == "insufficient_scope" || error == "denied");
         let is_bearer = matches!(challenge, Challenge::Bearer { .. });
-        if !is_bearer && used.is_some_and(is_token) && matches!(*self.challenge(), Some(Challenge::Bearer { .. })) {
-            return self.challenged_by_basic(scope).await;
+        if let Some(used) = used.filter(|_| !is_bearer)
+            && matches!(*self.challenge(), Some(Challenge::Bearer { .. }))
+        {
+            return is_token(used) && self.challenged_by_basic(scope).await;
         }
         let first = self.challenge().replace(challenge).is_none();
         if !is_bearer {
@@ -458,6 +460,7 @@ mod tests {
         assert!(matches!(*auth.challenge(), Some(Challenge::Bearer { .. })), "others still use tokens");
         // Neither is taken: no more attempts.
         assert!(!auth.challenged(Some(Challenge::Basic), &scope("a"), Some(&token)).await);
+        assert!(!auth.challenged(Some(Challenge::Basic), &scope("a"), Some(&password)).await);
         assert!(auth.challenged(bearer(), &scope("a"), Some(&password)).await);
         assert!(!auth.wants_basic(&scope("a")), "the password was not what it wants");
     }

@@ -9,7 +9,9 @@ use http::header::{ACCEPT, RANGE};
 use http::{Method, StatusCode};
 
 use super::Repo;
+use super::azure::is_acr;
 use super::blob::{Cached, content_range, length};
+use super::endpoint::Endpoint;
 use super::manifest::{content_type, digest};
 use super::token::Scope;
 use super::transport::Response;
@@ -56,7 +58,7 @@ impl Repo {
                 without.store(true, Ordering::Relaxed);
                 return self.read_descriptor(target, scope).await;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(self.with_reason(error, self.at_manifest(target), scope).await),
         };
         if let Some(page) = web_page::instead_of(&self.registry.name, &response) {
             return Err(page.doing(format!("look for {reference}")));
@@ -127,7 +129,21 @@ impl Repo {
                 without.store(true, Ordering::Relaxed);
                 self.ask_for_a_byte(digest, scope).await
             }
-            Err(error) => Err(error),
+            Err(error) => Err(self.with_reason(error, self.at_blob(digest), scope).await),
+        }
+    }
+
+    /// The error of a `HEAD` that ACR answered with 403, with the reason, such as its firewall's: the answer to a HEAD has
+    /// no body, that to a GET has.
+    async fn with_reason(&self, error: Error, at: Endpoint<'_>, scope: &Scope) -> Error {
+        if error.status() != Some(403) || !is_acr(&self.registry.name) {
+            return error;
+        }
+        let asked = async { self.registry.call_once(self.call(Method::GET, at, scope, "").await?).await };
+        match asked.await {
+            // What is not refused any more, or in another way, says nothing of this refusal.
+            Err(explained) if explained.status() == Some(403) => error.explained_by(explained),
+            _ => error,
         }
     }
 

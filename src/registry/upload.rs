@@ -435,6 +435,26 @@ mod tests {
         assert_eq!(read(&HeaderMap::new()).err().map(|e| e.kind()), Some(Kind::Registry));
     }
 
+    /// A front sends each body on to another host, whose Locations name the front: bodies go there at once.
+    #[test]
+    fn bodies_follow_a_redirect_that_keeps_the_path() {
+        let url = |text: &str| Url::parse(text).expect("a URL");
+        let mut session = Session {
+            id: 0,
+            url: url("https://front.io/v2/a/blobs/uploads/1?x=2"),
+            at: 0,
+            least: 0,
+            tried: 0,
+            redirected: None,
+            redirects: 0,
+            moved: Some((url("https://front.io/v2/a"), url("https://other.io:8443/v2/a"))),
+        };
+        assert_eq!(session.next().as_str(), "https://other.io:8443/v2/a/blobs/uploads/1?x=2");
+        session.url = url("https://third.io/v2/a/blobs/uploads/1");
+        assert_eq!(session.next(), session.url, "it is no Location at the front");
+        assert!(session.clone_state().moved.is_none(), "a session that is gone on with after a fault is asked anew");
+    }
+
     #[test]
     fn ranges_are_inclusive() {
         assert_eq!(end_of_range(&headers(RANGE, "0-9")), Some(10));

@@ -51,6 +51,7 @@ mod proxy_tags;
 mod proxy_upstreams;
 mod proxy_warm;
 mod proxy_writeback;
+mod registries;
 mod serve;
 mod support;
 mod support_test;

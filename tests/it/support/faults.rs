@@ -21,6 +21,8 @@ pub enum Fault {
     Demand(&'static str),
     /// 307 to this URL.
     Redirect(String),
+    /// This status, and the same path and query at this origin as the `Location`: a front that sends all on.
+    SendOn(u16, String),
     /// Every token so far is invalid from now on; then the persona answers as ever.
     ExpireTokens,
     /// Waits, then goes on as ever.

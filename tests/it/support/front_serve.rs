@@ -92,8 +92,10 @@ impl Connection {
 
     async fn turn(&self, request: Request<Incoming>) -> Result<Response<FrontBody>, Cut> {
         let (mut head, body) = request.into_parts();
-        let entry = self.shared.enter(Seen::new(self.number, self.side, &head));
-        if let Some(answer) = self.fault_before(&entry).await? {
+        let seen = Seen::new(self.number, self.side, &head);
+        let target = seen.target();
+        let entry = self.shared.enter(seen);
+        if let Some(answer) = self.fault_before(&entry, &target).await? {
             self.linger(&entry, body);
             entry.answered(answer.status().as_u16());
             return Ok(answer);
@@ -125,7 +127,7 @@ impl Connection {
     }
 
     /// Faults that come before anything else.
-    async fn fault_before(&self, entry: &Entry<'_>) -> Result<Option<Response<FrontBody>>, Cut> {
+    async fn fault_before(&self, entry: &Entry<'_>, target: &str) -> Result<Option<Response<FrontBody>>, Cut> {
         let Some(fault) = &entry.fault else {
             return Ok(None);
         };
@@ -158,6 +160,13 @@ impl Connection {
                 let mut answer = Response::new(empty());
                 *answer.status_mut() = StatusCode::TEMPORARY_REDIRECT;
                 answer.headers_mut().insert("location", to.parse().expect("a header's value"));
+                return Ok(Some(answer));
+            }
+            Fault::SendOn(status, to) => {
+                let mut answer = Response::new(empty());
+                *answer.status_mut() = StatusCode::from_u16(*status).expect("a status");
+                let location = format!("{to}{target}");
+                answer.headers_mut().insert("location", location.parse().expect("a header's value"));
                 return Ok(Some(answer));
             }
             Fault::ExpireTokens => self.shared.persona.revoke(),

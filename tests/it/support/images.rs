@@ -214,7 +214,7 @@ impl Image {
         Self::index_of(PLATFORMS.iter().take(n).zip(0_u64..).map(child).collect(), docker)
     }
 
-    pub(super) fn of(blobs: Vec<Blob>, manifest: Document) -> Self {
+    pub fn of(blobs: Vec<Blob>, manifest: Document) -> Self {
         Self { blobs, manifests: vec![manifest] }
     }
 }
@@ -224,7 +224,7 @@ impl Blob {
         Self { digest: sha256(&bytes), bytes }
     }
 
-    pub(super) fn descriptor(&self, media_type: &str) -> Value {
+    pub fn descriptor(&self, media_type: &str) -> Value {
         json!({"mediaType": media_type, "digest": self.digest, "size": self.bytes.len()})
     }
 }
