@@ -163,8 +163,7 @@ impl<O: Origins> Inner<O> {
         {
             return (Ok(Some(Arc::new(list))), How::Stale);
         }
-        let patience =
-            if lists.kept.contains_key(&key) { self.timeouts.stale } else { self.timeouts.request };
+        let patience = if lists.kept.contains_key(&key) { self.timeouts.stale } else { self.timeouts.request };
         // By a task: a client that has waited long enough doesn't end the question, and the registry's
         // breaker learns how it ended.
         let work = || {

@@ -73,7 +73,7 @@ pub(super) struct Args {
     /// Believe for so long what a tag is, before asking the upstream again
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     tag_ttl: u64,
-    /// Believe for so long that something isn't there
+    /// Believe for so long that something isn't there, or that an upstream sends a blob with wrong bytes each time
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     negative_ttl: u64,
     /// How long a client's request may wait for the upstreams, with all retries, before it gets an error (504).

@@ -125,8 +125,8 @@ impl Repositories {
 /// The repository that a record names, and its manifests.
 pub(super) fn read(path: &Path) -> Option<(String, Vec<Digest>)> {
     let mut text = String::new();
-    let read = regular_file::open(path, Links::Refuse)
-        .and_then(|(file, _)| file.take(MAX_RECORD).read_to_string(&mut text));
+    let read =
+        regular_file::open(path, Links::Refuse).and_then(|(file, _)| file.take(MAX_RECORD).read_to_string(&mut text));
     if let Err(error) = read {
         if error.kind() != ErrorKind::NotFound {
             tracing::warn!("read {}: {error}: the upstream is asked again", path.display());
