@@ -181,7 +181,8 @@ fn a_corrupt_blob_alone() {
     pull_manifest(proxy.addr());
     for _ in 0..2 {
         if let Ok(reply) = http::try_send(proxy.addr(), "GET", &world.path(), &[], &[]) {
-            assert!(!reply.whole && reply.body.len() < world.layer().bytes.len(), "{}", reply.status);
+            let cut = !reply.whole && reply.body.len() < world.layer().bytes.len();
+            assert!(cut || reply.status == 502, "{}", reply.status);
         }
     }
     assert_eq!(proxy.files("blobs"), Vec::<String>::new());

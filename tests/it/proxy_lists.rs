@@ -89,7 +89,8 @@ fn lists_are_the_upstreams_while_it_answers_and_old_ones_while_it_does_not() {
     world.tags("").expect(404);
     world.front.clear_rules();
     world.front.add(Rule::on("*", "/v2/", Fault::status(502)));
-    world.tags("").expect(502);
+    let status = world.tags("").status;
+    assert!(matches!(status, 502 | 504), "{status}");
 }
 
 #[test]
