@@ -181,7 +181,8 @@ fn a_corrupt_blob_alone() {
     pull_manifest(proxy.addr());
     for _ in 0..2 {
         if let Ok(reply) = http::try_send(proxy.addr(), "GET", &world.path(), &[], &[]) {
-            assert!(!reply.whole && reply.body.len() < world.layer().bytes.len(), "{}", reply.status);
+            let cut = !reply.whole && reply.body.len() < world.layer().bytes.len();
+            assert!(cut || reply.status == 502, "{}", reply.status);
         }
     }
     assert_eq!(proxy.files("blobs"), Vec::<String>::new());
@@ -410,7 +411,7 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     assert!(said.contains("Read-only file system") && said.contains("nothing new will be cached"), "{said}");
 }
 
-/// By the time its first bytes come, something else has taken the disk. The blob is large enough to be fetched in parts;
+/// By the time its first bytes come, the disk has no room any more. The blob is large enough to be fetched in parts;
 /// the client gets all of it, and no byte is requested twice.
 #[test]
 fn no_byte_of_a_large_blob_that_cannot_be_cached_is_requested_twice() {
@@ -424,8 +425,7 @@ fn no_byte_of_a_large_blob_that_cannot_be_cached_is_requested_twice() {
     let (addr, path) = (proxy.addr(), world.path());
     let client = std::thread::spawn(move || http::get(addr, &path).expect(200));
     world.front.wait_for("for the blob", |seen| seen.method == "GET" && seen.path.contains(digest));
-    let taken = std::fs::write(disk.0.join("other"), vec![1; 80 * MIB]);
-    assert_eq!(taken.map_err(|error| error.kind()), Err(std::io::ErrorKind::StorageFull));
+    mount(&["-o", "remount,size=1m", &disk.0.join("")]);
     let reply = client.join().expect("a client");
     assert!(reply.whole && reply.body == world.layer().bytes);
     let log = world.front.log();

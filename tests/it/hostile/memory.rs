@@ -328,7 +328,8 @@ fn clients_that_ask_for_many_large_manifests_at_once_get_them_within_the_memory_
         asking.into_iter().map(|asked| asked.join().expect("a client")).collect()
     });
     peak.assert_below(180);
-    assert!(asked.iter().all(|status| [200, 503, 504].contains(status)), "{asked:?}");
+    // On a slow machine the registry may be too slow for the proxy, too.
+    assert!(asked.iter().all(|status| [200, 502, 503, 504].contains(status)), "{asked:?}");
     // Who was refused asks again.
     for digest in &images {
         let deadline = Instant::now() + LIMIT;
@@ -403,11 +404,10 @@ fn clients_that_ask_for_many_long_lists_at_once_get_them_within_the_memory_of_a_
         assert_eq!(list["tags"].as_array().or(list["manifests"].as_array()).map(Vec::len), Some(pages));
     }
     peak.assert_below(LISTS_PEAK);
-    eprintln!("peak {} MiB, {asked:?}", peak.0.load(Ordering::Relaxed));
 }
 
 /// In MiB: what the proxy may take for all of them.
-const LISTS_PEAK: u64 = 220;
+const LISTS_PEAK: u64 = 200;
 
 /// The attack: an image whose copy kills the proxy, whatever it is that does it; the killed proxy is started again by
 /// its supervisor. After three times the image is given up, and a pull does not bring it back.

@@ -96,7 +96,8 @@ fn by_repository(answers: Vec<Answer>) -> impl Fn(&Asked) -> Answer {
 /// terminal, to reports or to JUnit's XML, which CI systems keep for everybody.
 #[test]
 fn a_registry_that_echoes_our_credentials_gets_them_into_no_output() {
-    for (bearer, sent) in [(false, PASSWORD), (false, PAIR), (true, TOKEN), (true, &TOKEN[..40]), (true, REFRESH)] {
+    let forms = [(false, PASSWORD), (false, PAIR), (true, TOKEN), (true, &TOKEN[..40]), (true, REFRESH)];
+    let echoed = |(bearer, sent): (bool, &str)| {
         let answers = echoes(&format!("[{sent}]"));
         let registry = registry(bearer, by_repository(answers.clone()));
         let (at, dir) = (registry.addr(), TempDir::new());
@@ -115,7 +116,11 @@ fn a_registry_that_echoes_our_credentials_gets_them_into_no_output() {
             keeps_secrets("mirror", text);
         }
         assert!(run.stdout.contains("***"), "{}", run.stdout);
-    }
+    };
+    // Answers with a limit are waited out: by all at the same time.
+    std::thread::scope(|scope| forms.map(|form| scope.spawn(move || echoed(form))).map(|form| form.join()))
+        .into_iter()
+        .for_each(|form| form.expect("all of it holds"));
 }
 
 /// Data may repeat a secret, too: a tag, an annotation.
