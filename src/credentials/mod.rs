@@ -290,7 +290,7 @@ impl fmt::Debug for Credentials {
 }
 
 fn is_past(token: &Secret) -> bool {
-    token.expires().is_some_and(|expiry| expiry <= SystemTime::now())
+    token.expires().is_some_and(|expiry| expiry <= crate::clock::now())
 }
 
 /// What a helper is asked for: as Docker does, and for Docker Hub then as podman does.
