@@ -94,7 +94,7 @@ fn is_abandoned(path: &Path, evidence: Evidence) -> io::Result<bool> {
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let locked = file.try_lock();
-    let old = file.metadata()?.modified()?.elapsed().is_ok_and(|age| age > OLD);
+    let old = file.metadata()?.modified().map(crate::clock::age)?.is_some_and(|age| age > OLD);
     let abandoned = match locked {
         Err(fs::TryLockError::WouldBlock) => false,
         // A file system without locks.

@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 pub(crate) mod faults;
+#[cfg(debug_assertions)]
+pub mod random_faults;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The order of knowledge
-//! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, `changes`, [`file_access`],
+//! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, `changes`, `clock`, [`file_access`],
 //!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
 //! - tools < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
@@ -102,6 +102,7 @@
 mod atomic_file;
 mod changes;
 pub mod cli;
+mod clock;
 pub mod content;
 pub mod copy;
 pub mod credentials;

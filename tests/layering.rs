@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const TOOLS: &[&str] = &[
     "atomic_file",
     "changes",
+    "clock",
     "error",
     "file_access",
     "go_names",
@@ -24,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &["printable", "redact"]),
     ("atomic_file", TOOLS),
     ("changes", TOOLS),
+    ("clock", TOOLS),
     ("file_access", TOOLS),
     ("go_names", TOOLS),
     ("memory", TOOLS),

@@ -7,6 +7,7 @@
 
 mod copy;
 mod demo;
+mod faults;
 mod global;
 mod image;
 mod inspect;
@@ -70,6 +71,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    faults::shift_clock();
     // The demo makes trouble on purpose; warnings of it would only frighten.
     let calm = matches!(cli.command, Command::Demo(_));
     progress::init_logs(&cli.global, calm);

@@ -317,7 +317,7 @@ impl fmt::Debug for Credentials {
 }
 
 fn is_past(token: &Secret) -> bool {
-    token.expires().is_some_and(|expiry| expiry <= SystemTime::now())
+    token.expires().is_some_and(|expiry| expiry <= crate::clock::now())
 }
 
 #[cfg(all(test, unix))]

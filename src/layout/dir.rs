@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::index::Index;
 use super::partial::{Temp, is_temporary, sync_dir};
 use super::root::Root;
+use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::regular_file;
 
@@ -113,8 +114,8 @@ pub(super) fn hold(root: &Root) -> Result<File> {
 pub(super) fn sweep(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name().to_string_lossy())) {
-        let changed = entry.metadata().and_then(|data| data.modified()).unwrap_or(SystemTime::now());
-        let old = changed.elapsed().is_ok_and(|age| age > STALE);
+        let changed = entry.metadata().and_then(|data| data.modified()).unwrap_or_else(|_| clock::now());
+        let old = clock::age(changed).is_some_and(|age| age > STALE);
         if old && fs::remove_file(entry.path()).is_ok() {
             tracing::info!("removed {}, left by a run that was killed", entry.path().display());
         }

@@ -105,7 +105,7 @@ impl Metrics {
 
     /// The next run is due in so long.
     pub fn next(&self, wait: Duration) {
-        self.next.set(seconds(Timestamp::now()) + wait.as_secs_f64());
+        self.next.set(seconds(crate::clock::timestamp()) + wait.as_secs_f64());
     }
 
     /// Whether the list as it is now can be used.

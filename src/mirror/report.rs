@@ -59,7 +59,7 @@ pub struct Which {
 impl Run {
     /// A run that begins now. `registries` is what they were asked until now: nothing in the first run.
     pub fn begin(shard: Option<&Shard>, dry_run: bool, registries: &[Use]) -> Self {
-        let started = Timestamp::now();
+        let started = crate::clock::timestamp();
         Self {
             schema: SCHEMA,
             started,
@@ -111,7 +111,7 @@ impl Run {
     /// Ends the run: puts its images in the order of the list, and counts what `registries` were asked
     /// since it began.
     pub fn finish(&mut self, took: Duration, registries: Vec<Use>) {
-        self.ended = Timestamp::now();
+        self.ended = crate::clock::timestamp();
         self.summary.seconds = took.as_secs_f64();
         self.registries = registries;
         for used in &mut self.registries {

@@ -11,7 +11,7 @@
 use std::future::Future;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use quick_cache::sync::Cache as Memory;
 use tokio::time::{Instant, timeout};
@@ -379,7 +379,7 @@ fn busy() -> Error {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    crate::clock::unix_seconds()
 }
 
 /// How long ago a tag was checked. A clock that was set back makes it old, not young for ever.

@@ -115,7 +115,7 @@ impl Lately {
         if seen.errors.len() == SHOWN {
             seen.errors.pop_front();
         }
-        seen.errors.push_back(Trouble { when: Timestamp::now(), what });
+        seen.errors.push_back(Trouble { when: crate::clock::timestamp(), what });
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {

@@ -150,7 +150,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         text.parse().map_or(Duration::MAX, Duration::from_secs)
     } else {
         let then = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-        Duration::try_from(then.duration_since(jiff::Timestamp::now())).unwrap_or_default()
+        Duration::try_from(then.duration_since(crate::clock::timestamp())).unwrap_or_default()
     };
     Some(wait.min(LONGEST_WAIT))
 }

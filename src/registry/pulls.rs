@@ -176,7 +176,7 @@ impl Pulls {
 
     fn gone(&self) -> Error {
         let window = Duration::from_secs(self.window());
-        let again = jiff::Timestamp::now()
+        let again = crate::clock::timestamp()
             .checked_add(window)
             .map_or_else(|_| String::new(), |at| format!(", at {} at the latest", at.strftime("%F %H:%M UTC")));
         let hint = match (self.given, self.registry == DOCKER_HUB) {

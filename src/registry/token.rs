@@ -193,7 +193,7 @@ pub(super) fn jwt_life(token: &str) -> Option<Duration> {
     }
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?.trim_end_matches('=')).ok()?;
     let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    let issued = number(&claims.iat).unwrap_or(jiff::Timestamp::now().as_second() as f64);
+    let issued = number(&claims.iat).unwrap_or(crate::clock::timestamp().as_second() as f64);
     lifetime(number(&claims.exp)? - issued)
 }
 

@@ -223,7 +223,7 @@ impl Drop for Line {
         if let Some(log) = &self.log
             && let Some(form) = log.form()
         {
-            log.line(form, form::line(self, form, jiff::Timestamp::now()));
+            log.line(form, form::line(self, form, crate::clock::timestamp()));
         } else if tracing::enabled!(target: TARGET, tracing::Level::INFO) {
             tracing::info!(target: TARGET, "{}", form::brief(self));
         }

@@ -328,7 +328,7 @@ mod tests {
             held.note(&event);
             let registries = Registries::new(Options::default());
             let open = |repository: &Repository| registries.repository(repository);
-            let plan = plan(&held.claims, open, &prune::Options::default(), jiff::Timestamp::now()).await;
+            let plan = plan(&held.claims, open, &prune::Options::default(), crate::clock::timestamp()).await;
             assert_eq!(plan.repositories[0].spared.as_deref(), Some(why));
             assert_eq!(registries.known().len(), 0);
         }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
@@ -118,7 +118,7 @@ async fn listing(place: &Place) -> Result<Listing> {
 }
 
 fn ls(found: &Listing, global: &Global) -> Result<u8> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = crate::clock::unix_seconds();
     let names = found.tags.iter().map(|tag| (format!("{}/{}:{}", tag.upstream, tag.repository, tag.tag), tag));
     let counted = |(count, bytes): (usize, u64)| json!({ "count": count, "bytes": bytes });
     match global.output {

@@ -14,9 +14,9 @@ use serde_saphyr::{Location, Spanned};
 
 use super::plan::{AccessLines, At, Door, Plan, TlsFiles};
 use super::scalars::{Seconds, Size};
+use crate::cli::faults::cache_files;
 use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
-use crate::file_access::Files;
 use crate::proxy::rules::Rules;
 use crate::proxy::world::{Base, Spec, World};
 use crate::proxy::{Settings, cache, scrub};
@@ -150,7 +150,7 @@ impl Reader<'_> {
             dir: self.dir.join(file.cache.dir),
             size: size(file.cache.size, 50 << 30)?,
             keep_free: size(file.cache.keep_free, 1 << 30)?,
-            files: Files::default(),
+            files: cache_files(),
         };
         let scrub = match file.cache.scrub {
             None => Some(scrub::RATE),

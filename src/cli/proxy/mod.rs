@@ -24,8 +24,8 @@ use self::listen::Open;
 use self::plan::{AccessLines, At, Door, Plan};
 use super::global::parse_bytes;
 use super::output::note;
+use crate::cli::faults::cache_files;
 use crate::error::{Error, Kind, Result};
-use crate::file_access::Files;
 use crate::proxy::world::{Base, Spec};
 use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
@@ -182,7 +182,7 @@ impl Args {
         }
         self.write_back.mark(&mut upstreams);
         let dir = self.cache.clone().unwrap_or_default();
-        let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free, files: Files::default() };
+        let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free, files: cache_files() };
         Ok(Settings {
             tag_ttl: Duration::from_secs(self.tag_ttl),
             negative_ttl: Duration::from_secs(self.negative_ttl),

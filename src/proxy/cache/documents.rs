@@ -257,7 +257,7 @@ impl Documents {
     /// When a manifest was asked for last, as far as that is known. What is in memory was lately.
     pub(super) fn used(&self, digest: &Digest) -> Option<SystemTime> {
         if self.0.manifests.peek(digest).is_some() {
-            return Some(SystemTime::now());
+            return Some(crate::clock::now());
         }
         self.0.shelf.used(digest)
     }

@@ -106,7 +106,7 @@ pub(super) enum What<'a> {
 /// Removes what is wanted to go from `dir`.
 pub(super) fn collect(dir: &Path, wanted: &Wanted, keeper: &dyn Keeper) -> Result<Freed> {
     let freed = Freed { dry_run: wanted.dry_run, ..Freed::default() };
-    let mut gc = Collector { dir, wanted, keeper, now: SystemTime::now(), freed };
+    let mut gc = Collector { dir, wanted, keeper, now: crate::clock::now(), freed };
     for left in entries(&dir.join("fills"))? {
         if left.file_name().to_str().is_some_and(|name| !keeper.writes(name)) {
             let size = left.metadata().map_or(0, |metadata| metadata.len());

@@ -95,7 +95,7 @@ impl Index {
         // Racing hits may lose one: it's a hint.
         let hits = entry.hits.load(Ordering::Relaxed);
         entry.hits.store(hits.saturating_add(1).min(MOST_HITS), Ordering::Relaxed);
-        entry.used.store(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(), Ordering::Relaxed);
+        entry.used.store(crate::clock::unix_seconds(), Ordering::Relaxed);
         Some(Pin::new(entry.clone()))
     }
 

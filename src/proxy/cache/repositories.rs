@@ -74,7 +74,7 @@ impl Repositories {
             let mut file = opened.map_err(|error| failed(&error))?;
             regular_file::check(&file).map_err(|error| failed(&error))?;
             // Also where there is nothing new: records that are in use are thinned last.
-            file.set_modified(SystemTime::now()).map_err(|error| failed(&error))?;
+            file.set_modified(crate::clock::now()).map_err(|error| failed(&error))?;
             file.write_all(lines(&new).as_bytes()).map_err(|error| failed(&error))?;
         }
         let growth = space(&path).saturating_sub(before);

@@ -39,7 +39,7 @@ pub(super) fn line(line: &Line, form: Form, now: Timestamp) -> String {
 
 /// That so many lines are missing.
 pub(super) fn lost(form: Form, count: u64) -> String {
-    let now = Timestamp::now();
+    let now = crate::clock::timestamp();
     match form {
         Form::Text => format!("{now:.3} {count} lines were lost\n"),
         Form::Json => format!("{{\"time\":\"{now:.3}\",\"lost\":{count}}}\n"),

@@ -15,6 +15,8 @@ pub enum Fault {
     Status { code: u16, retry_after: Option<u64>, content_type: String, body: String },
     /// 200 with this page of a list, and where the next one is.
     Page { body: String, next: Option<String> },
+    /// This status, with a `Retry-After` that is a date so many seconds from now, or before.
+    RetryAt { code: u16, seconds: i64 },
     /// 429 with a `Retry-After` that counts down from the first hit; after that, nothing.
     CountDown(Duration),
     /// 401 with this `WWW-Authenticate`.
@@ -42,6 +44,8 @@ pub enum Fault {
     /// The answer's body ends after exactly so many bytes, short of the `Content-Length`, and the
     /// connection is closed.
     TruncateAt(u64),
+    /// The answer has no `Content-Length`, and its body ends properly after so many bytes.
+    EndAt(u64),
     /// All bits of this byte of the answer's body are inverted.
     FlipByteAt(u64),
     /// A correct answer, but by so many bytes longer (zeros) or shorter than the real one.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use transload::demo::persona::{Acr, AcrConfig, Hub, HubConfig, Persona};
 
 use super::background::{Background, listen};
-use super::front_log::{Seen, Shared};
+use super::front_log::{Chooser, Seen, Shared};
 use super::front_serve::{Listen, serve};
 use super::process::LIMIT;
-use super::{Rule, TempDir, tls};
+use super::{Fault, Rule, TempDir, tls};
 
 /// A running front. Stops on Drop; connections that are open then are cut.
 #[derive(Debug)]
@@ -262,6 +262,21 @@ impl Front {
 
     pub fn clear_rules(&self) {
         self.shared.rules().clear();
+    }
+
+    /// Lets `choose` decide which fault each request meets, where no rule applies.
+    pub fn choose(&self, choose: impl Fn(&Seen) -> Option<Fault> + Send + 'static) {
+        *self.shared.chooser() = Some(Chooser(Box::new(choose)));
+    }
+
+    /// Whether new connections are refused, on both ports.
+    pub fn refuse(&self, refusing: bool) {
+        self.shared.refusing.send_replace(refusing);
+    }
+
+    /// Requests go to this registry from now on.
+    pub fn lead_to(&self, upstream: SocketAddr) {
+        self.shared.lead_to(upstream);
     }
 
     pub fn persona(&self) -> &Persona {

@@ -56,6 +56,7 @@ impl Plan {
                 plan.reset = true;
             }
             Some(&Fault::TruncateAt(bytes)) => plan.cut = Some(bytes),
+            Some(&Fault::EndAt(bytes)) => plan.end = Some(bytes),
             Some(&Fault::StallAfter(bytes)) => plan.stall = Some(bytes),
             Some(&Fault::FlipByteAt(byte)) => plan.flip = Some(byte),
             Some(&Fault::Throttle(rate)) => plan.rate = Some(rate),

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
+use tokio::sync::watch;
 use transload::demo::persona::Persona;
 
 use super::{Fault, Rule};
@@ -80,12 +81,24 @@ impl Seen {
     }
 }
 
+/// Chooses the fault of each request, where no rule applies.
+pub struct Chooser(pub Box<dyn Fn(&Seen) -> Option<Fault> + Send>);
+
+impl std::fmt::Debug for Chooser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Chooser")
+    }
+}
+
 /// What all connections of a front share.
 #[derive(Debug)]
 pub struct Shared {
     /// Whether a request's body is read after an early answer.
     pub linger: bool,
-    pub upstream: SocketAddr,
+    upstream: Mutex<SocketAddr>,
+    /// Whether connections are refused.
+    pub refusing: watch::Sender<bool>,
+    chooser: Mutex<Option<Chooser>>,
     pub persona: Persona,
     rules: Mutex<Vec<Rule>>,
     log: Mutex<Vec<Seen>>,
@@ -100,7 +113,9 @@ impl Shared {
     pub fn new(upstream: SocketAddr, persona: Persona, rules: Vec<Rule>, linger: bool) -> Self {
         Self {
             linger,
-            upstream,
+            upstream: Mutex::new(upstream),
+            refusing: watch::Sender::new(false),
+            chooser: Mutex::default(),
             persona,
             rules: Mutex::new(rules),
             log: Mutex::default(),
@@ -119,6 +134,10 @@ impl Shared {
             let struck = rule.strike(&seen);
             seen.fault = seen.fault.take().or(struck);
         }
+        drop(rules);
+        if seen.fault.is_none() {
+            seen.fault = self.chooser().as_ref().and_then(|chooser| (chooser.0)(&seen));
+        }
         let entry = Entry {
             shared: self,
             received: Arc::clone(&seen.received),
@@ -128,6 +147,18 @@ impl Shared {
         };
         self.log().push(seen);
         entry
+    }
+
+    pub fn upstream(&self) -> SocketAddr {
+        *self.upstream.lock().expect("no panic while held")
+    }
+
+    pub fn lead_to(&self, upstream: SocketAddr) {
+        *self.upstream.lock().expect("no panic while held") = upstream;
+    }
+
+    pub fn chooser(&self) -> MutexGuard<'_, Option<Chooser>> {
+        self.chooser.lock().expect("no panic while held")
     }
 
     pub fn open(&self) -> Open {

@@ -35,12 +35,25 @@ pub struct Listen {
 
 /// Accepts connections for ever.
 pub async fn serve(listen: Listen, shared: Arc<Shared>) {
-    let listener = tokio::net::TcpListener::from_std(listen.listener).expect("a listener");
+    let mut listener = tokio::net::TcpListener::from_std(listen.listener).expect("a listener");
+    let addr = listener.local_addr().expect("an address");
+    let mut refusing = shared.refusing.subscribe();
     let acceptor = listen.acceptor.map(TlsAcceptor::from);
     let mut connections = JoinSet::new();
     loop {
-        let Ok((tcp, _)) = listener.accept().await else {
-            continue;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => Some(accepted),
+            _ = refusing.wait_for(|refusing| *refusing) => None,
+        };
+        let tcp = match accepted {
+            Some(Ok((tcp, _))) => tcp,
+            Some(Err(_)) => continue,
+            None => {
+                drop(listener);
+                drop(refusing.wait_for(|refusing| !refusing).await);
+                listener = listen_again(addr).await;
+                continue;
+            }
         };
         while connections.try_join_next().is_some() {}
         let (wire, control) = Wire::new(tcp);
@@ -64,6 +77,16 @@ pub async fn serve(listen: Listen, shared: Arc<Shared>) {
                 }
             }
         });
+    }
+}
+
+/// Takes the port again. Connections of others may hold it for a moment.
+async fn listen_again(addr: std::net::SocketAddr) -> tokio::net::TcpListener {
+    loop {
+        match tokio::net::TcpListener::bind(addr).await {
+            Ok(listener) => return listener,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+        }
     }
 }
 
@@ -117,7 +140,9 @@ impl Connection {
         } else {
             let length = body.size_hint().exact().or_else(|| length(&head.headers));
             let plan = Plan::of_answer(entry.fault.as_ref(), length);
-            if let Some(length) = length {
+            if matches!(entry.fault, Some(Fault::EndAt(_))) {
+                head.headers.remove(CONTENT_LENGTH);
+            } else if let Some(length) = length {
                 let length = plan.end.unwrap_or(length) + plan.append;
                 head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
@@ -148,6 +173,15 @@ impl Connection {
                 if let Some(seconds) = retry_after {
                     headers.insert("retry-after", HeaderValue::from(*seconds));
                 }
+                return Ok(Some(answer));
+            }
+            Fault::RetryAt { code, seconds } => {
+                let mut answer = Response::new(empty());
+                *answer.status_mut() = StatusCode::from_u16(*code).expect("a status code");
+                let then = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(*seconds);
+                // IMF-fixdate (RFC 9110 §5.6.7).
+                let date = then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+                answer.headers_mut().insert("retry-after", date.parse().expect("a header's value"));
                 return Ok(Some(answer));
             }
             Fault::Demand(challenge) => {
@@ -248,7 +282,7 @@ impl Connection {
         head: request::Parts,
         body: impl FnOnce(Arc<Control>) -> FrontBody,
     ) -> Result<Response<FrontBody>, Cut> {
-        send(self.shared.upstream, self.secure, head, body).await
+        send(self.shared.upstream(), self.secure, head, body).await
     }
 
     async fn forward_whole(&self, forward: &Forward, body: Bytes) -> Result<Response<FrontBody>, Cut> {
