@@ -64,7 +64,7 @@ fn an_old_tag_is_looked_at_once_for_all_and_follows_the_upstream() {
     world.front.add(Rule::on("HEAD", "/manifests/", Fault::Delay(Duration::from_millis(500))));
     let addr = proxy.addr();
     let clients: Vec<_> = (0..10).map(|_| std::thread::spawn(move || http::get(addr, TAG).expect(200))).collect();
-    clients.into_iter().for_each(|client| client.join().expect("a client"));
+    clients.into_iter().for_each(|client| drop(client.join().expect("a client")));
     assert_eq!((world.front.count("HEAD", TAG), world.front.count("GET", "")), (1, 0));
     // It moves.
     world.front.clear_rules();
