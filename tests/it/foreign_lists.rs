@@ -34,6 +34,13 @@ fn a_mistake_of_form_is_told_with_its_line_and_the_right_form() {
         ("images:\n- *nginx\n", "stdin:2: an alias (*) has no anchor", "in quotes"),
         ("images:\n- \"a\" b\n", "stdin:2: something follows a text in quotes", "put the whole value in quotes"),
         ("images:\n  - nginx\n redis\n", "stdin:3: ", "indent"),
+        ("images:\n  - source: nginx\n   tags: [a]\n", "stdin:3: ", "indent"),
+        (
+            "images:\n- nginx:1\n  - redis:7\n",
+            "stdin:2: \"nginx:1 - redis:7\" is more than one reference",
+            "same column",
+        ),
+        ("a.io:\n  images-by-tag-regex: {x: ^1[12]$}\n", "stdin:2: between these brackets", "in quotes"),
         ("{\"images\": [\"nginx\" \"redis\"]}", "stdin:1: ", "comma"),
         ("REPOSITORY TAG IMAGE\n", "stdin:1: 3 words", "docker images --format"),
         ("--all nginx\n", "stdin:1: \"--all\" is no option of a line", "--platform="),

@@ -163,7 +163,7 @@ fn errors_point_at_the_line_and_end_with_2() {
         ("nginx:1 a.io/nginx\nredis:1\nquay.io/nginx:1 nginx\n", "a.io", "stdin:3: quay.io/nginx:1 would overwrite"),
         ("a.io/x:1\n", "a.io", "stdin:1: a.io/x would be copied onto itself"),
         ("nginx\n\u{fffd}\n", "a.io", "stdin:2: "),
-        ("images: [*a]\n", "a.io", "stdin:1: the YAML is malformed"),
+        ("images: [*a]\n", "a.io", "stdin:1: an alias (*) has no anchor"),
         ("", "a.io", "stdin: it names no images"),
     ] {
         let run = check(list, &["--to", to]).run().exits(2);

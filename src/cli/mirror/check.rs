@@ -33,7 +33,7 @@ pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
     let somewhere = [Base { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
     list.check(to, &name)?;
-    let document = Document::of(&list, &known, to)?;
+    let document = Document::of(&list, &known, to, !args.to.to.is_empty())?;
     match global.output {
         Format::Json => output::print_json(&document),
         Format::Text => output::print(&document.text(&name)),
@@ -150,14 +150,15 @@ struct Remark {
 }
 
 impl Document {
-    fn of(list: &List, known: &[Base], to: &[Base]) -> Result<Self> {
+    /// `given`: the destinations are those of the command line.
+    fn of(list: &List, known: &[Base], to: &[Base], given: bool) -> Result<Self> {
         let mut notes = list.notes.clone();
         if known.is_empty() && list.entries.iter().any(Entry::needs_destination) {
             let text = "no destination is known: give --to, here and to a run".to_owned();
             notes.insert(0, Note { line: 0, text });
         }
         let fixed = list.entries.iter().filter(|entry| !entry.needs_destination()).count();
-        if !known.is_empty() && fixed > 0 {
+        if given && !known.is_empty() && fixed > 0 {
             let of = list.entries.len();
             let text =
                 format!("{fixed} of {of} entries name their own registry: they go there, and not to {}", known[0]);

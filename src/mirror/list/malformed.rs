@@ -1,6 +1,7 @@
 //! What is wrong with a text that is no YAML, in a sentence, and what to write instead.
 
 use serde_saphyr::Error as Yaml;
+use serde_saphyr::budget::BudgetBreach;
 
 use super::read::fail;
 use super::text::unrendered;
@@ -15,7 +16,7 @@ pub(super) fn explain(error: &Yaml, text: &str, name: &str) -> Error {
             .hint("render it first, and give what comes out: helm template … | transload mirror check -, or the like");
     }
     match error {
-        Yaml::MultipleDocuments { .. } => {
+        Yaml::MultipleDocuments { .. } | Yaml::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
             fail(name, second_document(text).unwrap_or(line), "another YAML document begins; a list is one document")
                 .hint("take the line --- out if both are one list, or keep each document in a file of its own")
         }
@@ -81,7 +82,8 @@ fn by_text(text: &str, line: usize, name: &str) -> Error {
             )
             .hint("put the value in quotes");
         }
-        if value.starts_with(['{', '[']) {
+        let within = value.get(1..).unwrap_or_default();
+        if !json && value.starts_with(['{', '[']) && (within.contains(['{', '[']) || !within.ends_with(['}', ']'])) {
             return fail(name, line, "between these brackets is something that ends them, or begins others")
                 .hint("put texts that have brackets, commas or colons in them in quotes");
         }

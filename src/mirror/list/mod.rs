@@ -9,6 +9,7 @@
 //! A list of another tool is taken as it is: what it says that changes nothing about which images are
 //! copied (credentials, schedules, hooks) becomes a [`Note`]; what would, and can't be done, is an error.
 
+mod claims;
 mod dialect;
 mod dregsy;
 mod image_syncer;
@@ -31,11 +32,12 @@ mod version;
 
 use std::collections::BTreeSet;
 
+pub use claims::Claims;
 pub use dialect::Dialect;
 pub use latest::Latest;
 pub use pattern::Pattern;
 pub(in crate::mirror) use place::Made;
-pub use place::{Base, Claims, Place, Template};
+pub use place::{Base, Place, Template};
 pub use read::{Defaults, Environment};
 pub use select::{Chooser, Select, TagSet, Versions};
 

@@ -259,6 +259,10 @@ pub(super) fn plain(text: &str) -> Result<&str> {
             "render it first, and give what comes out: helm template … | transload mirror check -, or the like",
         ));
     }
+    if text.contains(char::is_whitespace) {
+        return Err(Error::new(Kind::Usage, format!("{text:?} is more than one reference"))
+            .hint("begin each item at the same column, with - and a space before it; a comment begins with #"));
+    }
     if text.contains('$') {
         return Err(Error::new(Kind::Usage, format!("{text:?} has a variable, and none are put in here"))
             .hint("put its value in first: envsubst < FILE | transload mirror check -, or the like"));
