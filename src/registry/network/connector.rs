@@ -224,7 +224,7 @@ impl Shared {
         if proxy.scheme != Scheme::Socks5 {
             return Ok((by_name, target.port));
         }
-        match self.policy.addresses_of(&target.host, target.port).await {
+        match self.lookup(target).await {
             Ok(addresses) => Ok(addresses
                 .first()
                 .map_or((by_name, target.port), |address| (socks::Host::Address(address.ip()), address.port()))),
