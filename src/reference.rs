@@ -275,11 +275,15 @@ impl FromStr for Goal {
 /// [`Kind::Usage`] if it is not a host with an optional port.
 pub fn registry_name(text: &str) -> Result<String> {
     let written = registry_as_written(text)?;
-    let name = without_https_port(&written);
-    Ok(match name {
-        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DOCKER_HUB.to_owned(),
-        _ => name.to_owned(),
-    })
+    Ok(of_docker_hub(without_https_port(&written)).to_owned())
+}
+
+/// `docker.io` for the other names of Docker Hub.
+fn of_docker_hub(name: &str) -> &str {
+    match name {
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DOCKER_HUB,
+        other => other,
+    }
 }
 
 /// The name of a registry in lower case and with the port that was written: what other programs have in their files.
@@ -315,7 +319,7 @@ pub fn registry_as_written(text: &str) -> Result<String> {
         return Err(wrong("its host is malformed"));
     }
     // A port has many spellings, such as 05000.
-    Ok(port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+    Ok(port.map_or_else(|| of_docker_hub(host).to_owned(), |port| format!("{host}:{port}")))
 }
 
 /// The name without `:443`, where it means the same registry: a registry is asked by https.

@@ -128,6 +128,7 @@ fn prune(plan: &Plan) -> String {
     let young = if young > 0 { format!("; {young} more are too young, or of unknown age") } else { String::new() };
     text + &match removing {
         true => format!("{} removed{young}\n", output::count(plan.gone(), "obsolete tag")),
+        false if plan.going() == 0 => format!("no tags to prune{young}\n"),
         false => format!("{}, which --prune=delete removes{young}\n", output::count(plan.going(), "obsolete tag")),
     }
 }

@@ -1,6 +1,7 @@
 //! From a registry's answer, or the lack of one, to an error that says what to do.
 
 use http::{Method, StatusCode};
+use http_body_util::BodyExt as _;
 
 use super::acr_refusals::{Refusal, abac_hint};
 use super::azure::is_acr;
@@ -8,7 +9,7 @@ use super::error_document::{Explained, explain};
 use super::limits::retry_after;
 use super::network::find_source;
 use super::token::{Access, Scope};
-use super::transport::{Response, read_small};
+use super::transport::{Response, SMALL_TIMEOUT};
 use super::web_page::{self, CameFrom};
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;
@@ -29,7 +30,7 @@ pub(super) async fn error(
     let remaining = super::quota::PullQuota::from_headers(response.headers());
     let page = web_page::media_type(response.headers()).filter(|_| web_page::stands_in(status));
     let from = response.extensions().get::<CameFrom>().cloned();
-    let body = read_small(response, 64 << 10).await.unwrap_or_default();
+    let body = beginning(response).await;
     let said = explain(&body);
     if let Some(page) = page.filter(|_| said.code.is_none()) {
         return web_page::error(registry, from.as_ref(), status, &page, said.message.as_deref());
@@ -42,6 +43,25 @@ pub(super) async fn error(
         None => of_status(status, what, &said, asked),
     };
     error.answered(status.as_u16(), said.code).quoting(quote)
+}
+
+/// As much of an error's body as came, up to [`MAX_BODY`]: a page that is long or breaks off may say why at its
+/// beginning.
+async fn beginning(response: Response) -> Vec<u8> {
+    let (mut body, mut bytes) = (response.into_body(), Vec::new());
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Ok(data) = frame.into_data() else { continue };
+            let room = MAX_BODY - bytes.len();
+            bytes.extend_from_slice(&data[..data.len().min(room)]);
+            if bytes.len() == MAX_BODY {
+                break;
+            }
+        }
+    };
+    // What came in time is enough.
+    let _ = tokio::time::timeout(SMALL_TIMEOUT, reading).await;
+    bytes
 }
 
 /// The error of a token endpoint. ACR says 400 and Harbor 403 to a wrong secret, the others 401.
@@ -256,6 +276,9 @@ fn pull_hint(registry: &str, who: &str) -> String {
         format!("{who} may not read this repository: log in as one who may, by transload login {registry}")
     }
 }
+
+/// The most bytes of an error's body that are read.
+const MAX_BODY: usize = 64 << 10;
 
 /// The error codes of the distribution specification, and of registries that add to them: <https://distribution.github.io/distribution/spec/api/#errors-2>.
 const CODES: [&str; 22] = [

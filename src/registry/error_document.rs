@@ -235,7 +235,7 @@ mod tests {
             (r#"{"message":"it does not match the schema"}"#, "invalid (it does not match the schema)"),
             (r#""sha256:52bf""#, "invalid (sha256:52bf)"),
             (r#"{"digest":"sha256:52bf"}"#, "invalid (digest sha256:52bf)"),
-            (r#"[{"Type":"repository","Class":"","Action":"push"}]"#, "invalid (Action push, Type repository)"),
+            (r#"[{"Action":"push","Class":"","Type":"repository"}]"#, "invalid (Action push, Type repository)"),
             (r#"{"a":{"b":{"reason":"deep"}}}"#, "invalid (a b deep)"),
             (r#"{"a":{"b":{"c":{"d":{"e":{"f":"too deep"}}}}}}"#, "invalid"),
             ("7", "invalid (7)"),

@@ -75,9 +75,11 @@ fn names_addresses(manifest: &Manifest) -> bool {
     manifest.contents().blobs.iter().any(|blob| !blob.urls.is_empty())
 }
 
-/// Whether a registry may have refused what the manifest says, rather than have failed.
+/// Whether a registry may have refused what the manifest says, rather than have failed. docker-registry says 500 to it,
+/// with the errors that it found.
 fn is_about_content(error: &Error) -> bool {
-    error.kind() == Kind::Invalid || (matches!(error.status(), Some(400 | 500)) && error.code() == Some("UNKNOWN"))
+    let found = matches!(error.code(), Some("UNKNOWN" | "MANIFEST_BLOB_UNKNOWN" | "MANIFEST_INVALID"));
+    error.kind() == Kind::Invalid || (found && matches!(error.status(), Some(400 | 404 | 500)))
 }
 
 const FOREIGN_HINT: &str = "the image has foreign layers, which name addresses (urls): docker-registry takes them only if \

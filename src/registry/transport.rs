@@ -552,7 +552,7 @@ pub fn is_loopback(host: &str) -> bool {
 /// How long it may take to answer when it has all of a blob: it hashes and stores the blob meanwhile.
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a small answer may take in all, however evenly it trickles.
-const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// What is waited at least where a 429 said nothing.
 const LEAST_WAIT: Duration = Duration::from_millis(100);
 /// What may be waited for a request without a streamed body, where the run has a deadline.

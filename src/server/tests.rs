@@ -437,11 +437,16 @@ async fn manifests_are_checked() {
     assert!(memory.state().manifests.is_empty());
 
     // An index needs one of its children.
-    let index = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, descriptor(b"missing"), descriptor(&text));
+    let child = |content: &[u8]| descriptor(content).replace("x/y", MediaType::OCI_MANIFEST);
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, child(b"missing"), child(&text));
     let missing = refused("v1", MediaType::OCI_INDEX, index.as_bytes()).await;
     assert_eq!(missing, (404, "MANIFEST_BLOB_UNKNOWN".into()));
     assert_eq!(put(&server, &Digest::of(&text).to_string(), MediaType::OCI_MANIFEST, &text).await.status, 201);
     assert_eq!(put(&server, "v1", MediaType::OCI_INDEX, index.as_bytes()).await.status, 201);
+    // Of its entries that are no manifests, it needs all.
+    let cache = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, descriptor(b"{}"), descriptor(b"missing"));
+    let missing = refused("v1", MediaType::OCI_INDEX, cache.as_bytes()).await;
+    assert_eq!(missing, (404, "MANIFEST_BLOB_UNKNOWN".into()));
     // What may not be distributed needn't be here.
     let foreign = descriptor(b"windows").replace("x/y", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
     let windows = format!(r#"{{"schemaVersion":2,"config":{},"layers":[{foreign}]}}"#, descriptor(b"{}"));

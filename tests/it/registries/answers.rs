@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::fake_registry::Answer;
-use crate::support::{FakeRegistry, Fault, Front, Image, Registry, Rule, Run, Tool, transload};
+use crate::support::{FakeRegistry, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool, layout, transload};
 
 /// Token endpoints write the token into either field, and lifetimes as they like.
 #[test]
@@ -89,7 +89,7 @@ fn the_reason_is_shown_wherever_a_registry_puts_it() {
 /// An error document may be long and hold control characters: what is shown is bounded and printable.
 #[test]
 fn an_error_document_cannot_flood_or_forge_the_terminal() {
-    let errors: Vec<Value> = (0..500)
+    let errors: Vec<Value> = (0..50)
         .map(|nth| json!({"code": "X", "message": format!("\u{1b}[2J{nth}\nerror: forged {}", "y".repeat(900))}))
         .collect();
     let run = pushed(400, &json!({ "errors": errors }).to_string());
@@ -97,18 +97,38 @@ fn an_error_document_cannot_flood_or_forge_the_terminal() {
     assert!(run.stderr.len() < 4000 && !run.stderr.contains("\nerror: forged"), "{}", run.stderr);
 }
 
-/// A real docker-registry refuses layers with `urls` by 500 "unknown error". That is about the image, not a fault: it is
-/// tried twice, and the hint says what to configure.
+/// docker-registry refuses layers with `urls` by 500 and errors that do not name them: these are its answers where the
+/// layer is there and where it is not. It is about the image, not a fault: it is tried twice, and the hint says what to
+/// configure.
 #[test]
 fn a_registry_that_refuses_foreign_layers_is_explained() {
-    let to = Registry::start();
-    let image = Image::foreign(583);
-    let directory = crate::support::TempDir::new();
-    let source = crate::support::layout::write(&directory, "lay", &image, "v1");
-    let front = Front::before(to.addr()).start();
-    let run = transload(&["copy", &format!("oci:{}", source.display()), &format!("{}/win:v1", front.addr())]).exits(1);
-    assert!(run.stderr.contains("validation.manifests.urls.allow"), "{}", run.stderr);
-    assert_eq!(front.count("PUT", "/manifests/"), 2, "{}", run.stderr);
+    let unknown = json!({"code": "UNKNOWN", "message": "unknown error", "detail": {}});
+    let absent = json!({"code": "MANIFEST_BLOB_UNKNOWN", "message": "blob unknown to registry", "detail": "sha256:1"});
+    for errors in [vec![unknown.clone(), unknown.clone()], vec![unknown, absent]] {
+        let (directory, to) = (TempDir::new(), Registry::start());
+        let source = layout::write(&directory, "lay", &Image::foreign(583), "v1");
+        let body = json!({ "errors": errors }).to_string();
+        let fault = Fault::Status { code: 500, retry_after: None, content_type: "application/json".to_owned(), body };
+        let front = Front::before(to.addr()).rule(Rule::on("PUT", "/manifests/", fault)).start();
+        let goal = format!("{}/win:v1", front.addr());
+        let run = transload(&["copy", &format!("oci:{}", source.display()), &goal]).exits(1);
+        assert!(run.stderr.contains("validation.manifests.urls.allow"), "{}", run.stderr);
+        assert_eq!(front.count("PUT", "/manifests/"), 2, "{}", run.stderr);
+    }
+}
+
+/// The same answer for an image without such layers is a fault of the registry, and says nothing of them.
+#[test]
+fn an_unknown_error_about_another_image_is_no_foreign_layer() {
+    let run = pushed(400, r#"{"errors":[{"code":"UNKNOWN","message":"unknown error"}]}"#);
+    assert!(!run.stderr.contains("foreign"), "{}", run.stderr);
+}
+
+/// A page that is longer than what is read of it still shows its title.
+#[test]
+fn the_title_of_a_long_page_is_shown() {
+    let run = pushed(400, &format!("<html><head><title>Blocked by policy</title></head>{}", "x".repeat(200_000)));
+    assert!(run.stderr.contains("answered 400: Blocked by policy"), "{}", run.stderr);
 }
 
 const ADMIN: (&str, &str) = ("TRANSLOAD_AUTH_MYREGISTRY_AZURECR_IO", "admin:admin-secret");

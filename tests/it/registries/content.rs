@@ -162,26 +162,26 @@ fn images_of_a_directory_are_chosen_by_names_with_colons() {
     let (from, to, directory) = (Registry::start(), Registry::start(), TempDir::new());
     let names = ["nginx:1.13", "redis:1.13", "docker.io/library/app:1.13", "r.io:5000/a/b:v1"];
     for (name, seed) in names.iter().zip(561..) {
-        let image = Image::single(seed, &[900]);
+        let image = Image::single(seed, &[3000]);
         image.push(from.addr(), "app", &format!("v{seed}"));
         let source = format!("docker://{}/app:v{seed}", from.addr());
         let goal = format!("oci:{}:{name}", directory.join("lay"));
         skopeo(&["--insecure-policy", "copy", "-q", "--src-tls-verify=false", &source, &goal]).ok();
     }
     std::fs::rename(directory.join("lay"), directory.join("lay:1")).expect("renamed");
-    layout::write(&directory, "lay", &Image::single(560, &[900]), "1");
+    layout::write(&directory, "lay", &Image::single(560, &[3000]), "1");
     let goal = format!("{}/out:x", to.addr());
     let run = transload(&["copy", &format!("oci:{}", directory.join("lay:1")), &goal]).exits(2);
     assert!(run.stderr.contains(&format!("oci:{}:nginx:1.13", directory.join("lay:1"))), "{}", run.stderr);
     for (name, seed) in names.iter().zip(561..) {
         let source = format!("oci:{}:{name}", directory.join("lay:1"));
         transload(&["copy", &source, &goal]).ok();
-        Image::single(seed, &[900]).assert_at(to.addr(), "out", "x");
+        Image::single(seed, &[3000]).assert_at(to.addr(), "out", "x");
         transload(&["inspect", &source]).ok();
     }
     // A destination that is there is found in the same way.
     let into = format!("oci:{}:nginx:1.14", directory.join("lay:1"));
     transload(&["copy", &format!("{}/app:v561", from.addr()), &into]).ok();
     transload(&["copy", &into, &goal]).ok();
-    Image::single(561, &[900]).assert_at(to.addr(), "out", "x");
+    Image::single(561, &[3000]).assert_at(to.addr(), "out", "x");
 }
