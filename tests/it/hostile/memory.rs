@@ -380,7 +380,7 @@ fn clients_that_ask_for_many_long_lists_at_once_get_them_within_the_memory_of_a_
     let proxy = Proxied::start(&format!("docker.io={}", registry.addr()), &[]);
     let (peak, at, subject) = (Peak::of(&proxy.process), proxy.addr(), format!("sha256:{:064x}", 1));
     let ask = |nth: usize| {
-        let list = if nth % 4 == 0 { "tags/list".to_owned() } else { format!("referrers/{subject}") };
+        let list = if nth.is_multiple_of(4) { "tags/list".to_owned() } else { format!("referrers/{subject}") };
         http::get(at, &format!("/v2/evil/app{nth}/{list}"))
     };
     let asked: Vec<u16> = std::thread::scope(|scope| {

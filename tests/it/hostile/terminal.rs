@@ -114,7 +114,7 @@ fn what_a_registry_says_in_an_error_stays_in_its_line() {
         let registry = refusing(answer.clone());
         let name = format!("{}/app:v1", registry.addr());
         for flag in ["-q", "-vv"] {
-            let run = transload(&["inspect", &name, flag, "--idle-timeout", "5", "--retries", "1"]).exits(1);
+            let run = transload(&["inspect", &name, flag, "--idle-timeout", "5"]).exits(1);
             all_harmless(&run);
             let errors = run.stderr.lines().filter(|line| line.starts_with("error:")).count();
             assert_eq!(errors, 1, "{answer:?}: {}", run.stderr);
