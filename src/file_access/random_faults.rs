@@ -31,10 +31,10 @@ impl RandomFaults {
         if number % 10_000 >= self.rate() {
             return Ok(());
         }
-        let error = ERRORS[(number >> 32) as usize % ERRORS.len()];
+        let (name, error) = ERRORS[(number >> 32) as usize % ERRORS.len()];
         let log = OpenOptions::new().create(true).append(true).open(self.dir.join("faults"));
         // A fault that is not counted is still a fault.
-        drop(log.and_then(|mut log| log.write_all(format!("{call} {error:?}\n").as_bytes())));
+        drop(log.and_then(|mut log| log.write_all(format!("{call} {name}\n").as_bytes())));
         Err(error.into())
     }
 
@@ -109,7 +109,7 @@ impl FileAccess for RandomFaults {
 }
 
 /// What a broken disk, a full disk and a used-up quota return.
-const ERRORS: [Errno; 3] = [Errno::IO, Errno::NOSPC, Errno::DQUOT];
+const ERRORS: [(&str, Errno); 3] = [("EIO", Errno::IO), ("ENOSPC", Errno::NOSPC), ("EDQUOT", Errno::DQUOT)];
 
 /// The increment of splitmix64.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;

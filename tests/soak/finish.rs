@@ -27,7 +27,6 @@ pub(crate) fn check(world: &World) {
     if world.report.has_violation() {
         return;
     }
-    world.source_front.wait_idle();
     pull_all(world, &world.proxy, false);
     pull_all(world, &world.small_proxy, true);
     complete(world);
@@ -78,7 +77,6 @@ fn pull_all(world: &World, service: &Service, small: bool) {
 
 /// Every copy and the mirror complete now, and leave no upload session open.
 fn complete(world: &World) {
-    world.target_front.wait_idle();
     world.target.reset_log();
     for serve in [false, true] {
         for tagged in &world.truth.tags {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::support::Image;
-use super::support::images::{Blob, Document};
+use super::support::images::Document;
 
 /// A tag and the images that it may name: more than one if it moves.
 pub(crate) struct Tagged {
@@ -23,7 +23,6 @@ impl Tagged {
 /// All images of the source.
 pub(crate) struct Truth {
     pub(crate) tags: Vec<Tagged>,
-    blobs: BTreeMap<String, Blob>,
     manifests: BTreeMap<String, Document>,
 }
 
@@ -43,10 +42,9 @@ impl Truth {
             one("team/large", "v1", Image::single(8, &[LARGE])),
         ];
         let images = || tags.iter().flat_map(|tagged| &tagged.images);
-        let blobs = images().flat_map(|image| &image.blobs).map(|blob| (blob.digest.clone(), blob.clone()));
         let manifests = images().flat_map(|image| &image.manifests);
         let manifests = manifests.map(|manifest| (manifest.digest.clone(), manifest.clone()));
-        Self { blobs: blobs.collect(), manifests: manifests.collect(), tags }
+        Self { manifests: manifests.collect(), tags }
     }
 
     /// Puts all of it into the source.
@@ -56,10 +54,6 @@ impl Truth {
                 image.push(to, tagged.repository, tagged.tag);
             }
         }
-    }
-
-    pub(crate) fn blob(&self, digest: &str) -> Option<&[u8]> {
-        self.blobs.get(digest).map(|blob| &blob.bytes[..])
     }
 
     pub(crate) fn manifest(&self, digest: &str) -> Option<&[u8]> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::checks;
-use super::images::{LARGE, MOVING, Tagged};
+use super::images::{LARGE, Tagged};
 use super::random::Random;
 use super::support::{Run, Tool};
 use super::world::{MIRROR, World};
@@ -130,11 +130,6 @@ fn judge(world: &World, what: &str, run: &Run, check: impl FnOnce() -> Result<()
         1 | 3 | 130 | 143 | -1 => {}
         _ => world.report.violation(format!("{what} exited with {code}: {stderr}")),
     }
-}
-
-/// Whether a tag may have been replaced meanwhile.
-pub(crate) fn moves(tagged: &Tagged) -> bool {
-    tagged.tag == MOVING
 }
 
 /// A program that is asked to stop does so within this time.
