@@ -227,9 +227,9 @@ async fn a_delete_of_a_locked_tag_in_acr_says_how_to_unlock_it() {
     use transload::credentials::{Credential, Credentials};
     let registry = Registry::start();
     let front = acr(&registry, "DELETE", "", 405, &denied("The operation is disallowed"));
-    let ca = std::path::Path::new(front.ca_file().expect("TLS"));
+    let ca = front.ca_file().expect("TLS");
     let mut trust = transload::registry::Trust::default();
-    trust.add_file(ca, &std::fs::read(ca).expect("a certificate")).expect("PEM");
+    trust.add_file(ca.as_ref(), &std::fs::read(&ca).expect("a certificate")).expect("PEM");
     let resolve = std::collections::HashMap::from([(front.host().to_owned(), front.addr())]);
     let credentials = Credentials::fixed(front.host(), Credential::basic("admin", "admin-secret")).expect("a registry");
     let options = transload::registry::Options {
