@@ -449,7 +449,7 @@ impl Registry {
                 let policy = Policy::new(&self.first_base, self.options.resolve.clone(), false);
                 let policy = policy.with_insecure(&self.options.insecure);
                 let policy = self.policy.get_or_init(|| async { policy }).await.clone();
-                HttpClient::new(network::Settings {
+                Ok(HttpClient::new(network::Settings {
                     registry: &self.name,
                     base: &self.first_base,
                     policy,
@@ -457,7 +457,7 @@ impl Registry {
                     trust: &self.options.trust,
                     insecure: self.insecure,
                     idle: self.options.concurrency,
-                })
+                }))
             })
             .await
     }
