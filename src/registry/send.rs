@@ -209,7 +209,7 @@ impl Registry {
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
         let explain = |error: &(dyn std::error::Error + 'static)| answer::transport_error(error, &self.name);
-        let sending = self.http().await?.send(request, explain);
+        let sending = Box::pin(self.http().await?.send(request, explain));
         let sent = if streamed {
             sending.await
         } else {

@@ -212,13 +212,13 @@ impl Registry {
     /// Where the registry is asked. What is not decided yet is asked for, without credentials.
     pub(super) async fn base(&self) -> Result<&Url> {
         if !self.is_on_this_machine() {
-            return self.base.get_or_try_init(|| self.find_base()).await;
+            return self.base.get_or_try_init(|| Box::pin(self.find_base())).await;
         }
         let silent_until = || self.silent_until.lock().unwrap_or_else(PoisonError::into_inner);
         if self.base.get().is_none() && silent_until().is_some_and(|until| Instant::now() < until) {
             return Ok(&self.first_base);
         }
-        match self.base.get_or_try_init(|| self.probe_scheme()).await {
+        match self.base.get_or_try_init(|| Box::pin(self.probe_scheme())).await {
             Ok(base) => Ok(base),
             // The request itself will say what is wrong, and may be tried again; then the question is asked again.
             Err(error) if error.is_transient() => {
@@ -484,7 +484,7 @@ impl Registry {
                 let policy = Policy::new(&self.first_base, self.options.resolve.clone(), false);
                 let policy = policy.with_insecure(&self.options.insecure);
                 let policy = self.policy.get_or_init(|| async { policy }).await.clone();
-                HttpClient::new(network::Settings {
+                Ok(HttpClient::new(network::Settings {
                     registry: &self.name,
                     base: &self.first_base,
                     policy,
@@ -492,7 +492,7 @@ impl Registry {
                     trust: &self.options.trust,
                     insecure: self.insecure,
                     idle: self.options.concurrency,
-                })
+                }))
             })
             .await
     }

@@ -1,7 +1,7 @@
 //! An HTTP client for one registry and the hosts that it sends us to.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::{HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, USER_AGENT};
@@ -33,7 +33,7 @@ pub(in crate::registry) struct Settings<'a> {
     pub(in crate::registry) base: &'a Url,
     pub(in crate::registry) policy: Policy,
     pub(in crate::registry) proxies: &'a Proxies,
-    pub(in crate::registry) trust: &'a Trust,
+    pub(in crate::registry) trust: &'a Arc<Trust>,
     /// No certificate is verified.
     pub(in crate::registry) insecure: bool,
     /// Connections that may wait for the next request, for each host.
@@ -41,23 +41,21 @@ pub(in crate::registry) struct Settings<'a> {
 }
 
 impl HttpClient {
-    /// # Errors
-    /// If certificates that are configured cannot be read.
-    pub(in crate::registry) fn new(settings: Settings<'_>) -> Result<Self> {
+    /// A client that has no connection yet.
+    pub(in crate::registry) fn new(settings: Settings<'_>) -> Self {
         let Settings { registry, base, policy, proxies, trust, insecure, idle } = settings;
         let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
         let port = base.port_or_known_default().unwrap_or(443);
         let own = Target { host, port, is_explicit: base.port().is_some() };
-        let tls = tls(trust, registry, &own, insecure)?;
-        let answered = AtomicBool::new(false);
-        let (registry, proxies) = (registry.to_owned(), proxies.clone());
-        let shared = Arc::new(Shared { registry, own, policy, proxies, tls, answered });
+        let (registry, proxies, trust) = (registry.to_owned(), proxies.clone(), trust.clone());
+        let (tls, answered) = (OnceLock::new(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { registry, own, policy, proxies, tls, trust, insecure, answered });
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(idle)
             .build(Connector::new(shared.clone()));
-        Ok(Self { client, shared })
+        Self { client, shared }
     }
 
     /// Sends a request, up to the head of the response.
@@ -106,31 +104,35 @@ impl HttpClient {
     }
 }
 
-fn tls(trust: &Trust, registry: &str, own: &Target, insecure: bool) -> Result<TlsConfigs> {
-    const HTTP: &[&[u8]] = &[b"http/1.1"];
-    let roots = trust.roots()?;
-    let files = trust.own_files(&names(registry, own))?;
-    let (certificate, none) = (ClientCertificate::new(files.identity), ClientCertificate::new(None));
-    let for_all = verifier::by_roots(&roots)?;
-    let trusted = if files.authorities.is_empty() {
-        for_all.clone()
-    } else {
-        let mut with_own = Roots::clone(&roots);
-        with_own.add(files.authorities);
-        verifier::by_roots(&Arc::new(with_own))?
-    };
-    let verified = if insecure { verifier::accept_all() } else { trusted };
-    let config = |verifier, client: &Arc<ClientCertificate>, alpn| {
-        verifier::config(verifier, client.clone(), alpn).map(Arc::new)
-    };
-    Ok(TlsConfigs {
-        own: config(verified.clone(), &certificate, HTTP)?,
-        other: config(verified, &none, HTTP)?,
-        unverified: config(verifier::accept_all(), &none, HTTP)?,
-        proxy: config(for_all, &none, &[])?,
-        certificate,
-        none,
-    })
+impl TlsConfigs {
+    /// # Errors
+    /// If certificates that are configured cannot be read.
+    pub(super) fn new(trust: &Trust, registry: &str, own: &Target, insecure: bool) -> Result<Self> {
+        const HTTP: &[&[u8]] = &[b"http/1.1"];
+        let roots = trust.roots()?;
+        let files = trust.own_files(&names(registry, own))?;
+        let (certificate, none) = (ClientCertificate::new(files.identity), ClientCertificate::new(None));
+        let for_all = verifier::by_roots(&roots)?;
+        let trusted = if files.authorities.is_empty() {
+            for_all.clone()
+        } else {
+            let mut with_own = Roots::clone(&roots);
+            with_own.add(files.authorities);
+            verifier::by_roots(&Arc::new(with_own))?
+        };
+        let verified = if insecure { verifier::accept_all() } else { trusted };
+        let config = |verifier, client: &Arc<ClientCertificate>, alpn| {
+            verifier::config(verifier, client.clone(), alpn).map(Arc::new)
+        };
+        Ok(Self {
+            own: config(verified.clone(), &certificate, HTTP)?,
+            other: config(verified, &none, HTTP)?,
+            unverified: config(verifier::accept_all(), &none, HTTP)?,
+            proxy: config(for_all, &none, &[])?,
+            certificate,
+            none,
+        })
+    }
 }
 
 /// The names of a registry's directory in `certs.d`: as users write it, with and without the port of https, and the

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::dial::dial;
 use super::find_source;
 use super::proxies::{Proxies, Proxy, Scheme};
 use super::tls_error::{self, Peer};
+use super::trust::Trust;
 use super::verifier::ClientCertificate;
 use super::{socks, tunnel};
 use crate::error::{Error, Kind, Result};
@@ -39,7 +40,11 @@ pub(super) struct Shared {
     pub(super) own: Target,
     pub(super) policy: Policy,
     pub(super) proxies: Proxies,
-    pub(super) tls: TlsConfigs,
+    /// Made for the first connection with TLS: it takes some time to read all certificates of a system.
+    pub(super) tls: OnceLock<Result<TlsConfigs>>,
+    pub(super) trust: Arc<Trust>,
+    /// No certificate is verified.
+    pub(super) insecure: bool,
     /// The registry answered at least once: a later fault is none of the client certificate.
     pub(super) answered: AtomicBool,
 }
@@ -119,6 +124,13 @@ impl Service<Uri> for Connector {
 }
 
 impl Shared {
+    /// # Errors
+    /// If certificates that are configured cannot be read.
+    fn tls(&self) -> Result<&TlsConfigs> {
+        let made = self.tls.get_or_init(|| TlsConfigs::new(&self.trust, &self.registry, &self.own, self.insecure));
+        made.as_ref().map_err(Error::duplicate)
+    }
+
     async fn connect(&self, uri: &Uri) -> Result<Stream> {
         let target = Target::of(uri).ok_or_else(|| Error::new(Kind::Usage, "there is no host in a URL"))?;
         let https = uri.scheme_str() == Some("https");
@@ -235,13 +247,13 @@ impl Shared {
 
     /// TLS with a host, on a stream that leads there.
     async fn secured(&self, io: Box<dyn Io>, target: &Target, proxy: Option<&Arc<Proxy>>) -> Result<Stream> {
-        let own = *target == self.own;
-        let (config, client) = if own {
-            (&self.tls.own, &self.tls.certificate)
+        let tls = self.tls()?;
+        let (config, client) = if *target == self.own {
+            (&tls.own, &tls.certificate)
         } else if self.policy.is_insecure(&target.host, target.port) {
-            (&self.tls.unverified, &self.tls.none)
+            (&tls.unverified, &tls.none)
         } else {
-            (&self.tls.other, &self.tls.none)
+            (&tls.other, &tls.none)
         };
         let name = self.name(target);
         let peer = Peer { name: &name, host: &target.host, client };
@@ -276,7 +288,8 @@ impl Shared {
     /// certificate only after the client thinks that the handshake is done.
     pub(super) fn explain_exchange(&self, error: &(dyn std::error::Error + 'static), uri: &Uri) -> Option<Error> {
         let target = Target::of(uri).filter(|_| uri.scheme_str() == Some("https"))?;
-        let client = if target == self.own { &self.tls.certificate } else { &self.tls.none };
+        let tls = self.tls().ok()?;
+        let client = if target == self.own { &tls.certificate } else { &tls.none };
         self.explain(error, Peer { name: &self.name(&target), host: &target.host, client })
     }
 
@@ -312,14 +325,15 @@ async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
     if proxy.scheme != Scheme::Https {
         return Ok(Box::new(stream));
     }
-    let shaken = handshake(&shared.tls.proxy, Box::new(stream), &proxy.host);
+    let tls = shared.tls()?;
+    let shaken = handshake(&tls.proxy, Box::new(stream), &proxy.host);
     let silent = |_| {
         let seconds = HANDSHAKE_TIMEOUT.as_secs();
         proxy.fault(format!("did not answer the TLS handshake in {seconds} s: does it speak TLS?")).hint(proxy.hint())
     };
     tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await.map_err(silent)?.map_err(|error| {
         let name = format!("the proxy {proxy}");
-        let peer = Peer { name: &name, host: &proxy.host, client: &shared.tls.none };
+        let peer = Peer { name: &name, host: &proxy.host, client: &tls.none };
         match find_source::<TlsError>(&error) {
             Some(tls) => tls_error::explain(tls, peer).hint_instead(format!(
                 "{}; the issuer of the proxy's certificate is trusted by --ca-file",
