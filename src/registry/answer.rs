@@ -6,6 +6,7 @@ use http_body_util::BodyExt as _;
 use super::acr_refusals::{Refusal, abac_hint};
 use super::azure::is_acr;
 use super::error_document::{Explained, explain};
+use super::identity::IDENTITY;
 use super::limits::retry_after;
 use super::network::find_source;
 use super::token::{Access, Scope};
@@ -84,7 +85,7 @@ pub(super) fn token_error(
             let hint = format!(
                 "the password or token of '{user}' is not taken, or has expired: log in again by transload login {registry}"
             );
-            Error::new(Kind::Unauthorized, what).hint(with_abac(hint, registry))
+            Error::new(Kind::Unauthorized, what).hint(with_abac(hint, registry, Some(user)))
         }
         (None, None) => Error::new(Kind::Unauthorized, what).hint(login_first(registry)),
     };
@@ -149,10 +150,10 @@ fn of_status(
         }
         // ACR gives a token for less than was asked, and then says 401 where others say 403.
         StatusCode::UNAUTHORIZED if user.is_some() && write => {
-            Error::new(Kind::Denied, what).hint(with_abac(push_hint(registry, &who), registry))
+            Error::new(Kind::Denied, what).hint(with_abac(push_hint(registry, &who), registry, user))
         }
         StatusCode::UNAUTHORIZED if user.is_some() => {
-            Error::new(Kind::Unauthorized, what).hint(with_abac(login_hint(registry, user, push), registry))
+            Error::new(Kind::Unauthorized, what).hint(with_abac(login_hint(registry, user, push), registry, user))
         }
         StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthorized, what).hint(login_hint(registry, user, push)),
         StatusCode::FORBIDDEN if write => Error::new(Kind::Denied, what).hint(push_hint(registry, &who)),
@@ -264,9 +265,10 @@ fn delete_hint(registry: &str) -> &'static str {
     }
 }
 
-/// The hint of a 401 to somebody who is known: at ACR it may also mean that the mode of the registry has changed.
-fn with_abac(hint: String, registry: &str) -> String {
-    if is_acr(registry) { format!("{hint}; {}", abac_hint(registry)) } else { hint }
+/// The hint of a 401 to somebody who is known: at ACR it may also mean that the mode of the registry has changed since
+/// the login. The Entra identity was exchanged by this run.
+fn with_abac(hint: String, registry: &str, user: Option<&str>) -> String {
+    if is_acr(registry) && user != Some(IDENTITY) { format!("{hint}; {}", abac_hint(registry)) } else { hint }
 }
 
 fn pull_hint(registry: &str, who: &str) -> String {

@@ -115,4 +115,4 @@ const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
 const WITHOUT_TLS: &str = "leave out --insecure-registry, and give the certificate's issuer by --ca-file where it is \
                            not a public one; or log in with a user name and a password by transload login";
 /// The identity's name in messages.
-const IDENTITY: &str = "the Entra identity";
+pub(super) const IDENTITY: &str = "the Entra identity";

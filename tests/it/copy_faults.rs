@@ -291,7 +291,7 @@ fn a_manifest_that_never_comes_is_told_with_the_attempts() {
     let run = stage.fails(&[]);
     assert_eq!(stage.from.struck(), 6);
     assert!(run.stderr.contains("error: source: cannot read manifest"), "{}", run.stderr);
-    assert!(run.stderr.contains(" answered 502 (after 6 attempts in "), "{}", run.stderr);
+    assert!(run.stderr.contains(" answered 502: Bad Gateway (after 6 attempts in "), "{}", run.stderr);
 }
 
 #[test]
