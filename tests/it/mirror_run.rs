@@ -368,8 +368,9 @@ fn tags_of_one_image_cost_it_once() {
         let (from, to) = (source.addr(), front.host());
         let list = format!("images: [{{source: {from}/app, glob: 'v*', target: [{to}/one, {to}/two]}}]\n");
         let list = directory.write("list.yaml", list);
-        let run =
-            |more: &[&str]| report(&mirror(&list, "unused.example", &[&["--output", "json"], more].concat()).ok());
+        let run = |more: &[&str]| {
+            report(&mirror(&list, "unused.example", &[&["--keep-targets", "--output", "json"], more].concat()).ok())
+        };
         let dry = run(&["--dry-run"]);
         assert_eq!((&dry["summary"]["planned"], &dry["summary"]["pulls"]), (&json!(10), &json!(5 + children)), "{dry}");
         source.reset_log();

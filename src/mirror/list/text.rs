@@ -11,9 +11,10 @@ use crate::error::Result;
 /// For UTF-16, which Windows' tools write.
 pub(super) fn decode<'b>(bytes: &'b [u8], name: &str) -> Result<Cow<'b, str>> {
     let marked = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
-    // Without its mark: each second byte of plain text is 0.
-    let halves = bytes.iter().take(64).skip(1).step_by(2).all(|byte| *byte == 0) && bytes.len() > 3
-        || bytes.iter().take(64).step_by(2).all(|byte| *byte == 0) && bytes.len() > 3;
+    // Without its mark: each second byte of plain text is 0, and the others are not.
+    let head = &bytes[..bytes.len().min(64)];
+    let zeros = |from: usize| head.len() > 3 && head.iter().skip(from).step_by(2).all(|byte| *byte == 0);
+    let halves = zeros(0) != zeros(1);
     if marked || halves {
         return Err(fail(name, 0, "it is UTF-16").hint(
             "save it as UTF-8; in PowerShell, Out-File -Encoding utf8 writes such files, and > in version 5 does not",
