@@ -260,6 +260,17 @@ fn is_damaged_for_good(error: &Error, damaged: &AtomicU32) -> bool {
     error.kind() == Kind::Mismatch && damaged.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DAMAGED
 }
 
+/// `body` without its first `bytes`, which are still read.
+pub(crate) fn skipping(body: Body, mut bytes: u64) -> Body {
+    let rest = body.try_filter_map(move |mut frame: Bytes| {
+        let skipped = usize::try_from(bytes).unwrap_or(usize::MAX).min(frame.len());
+        bytes -= skipped as u64;
+        drop(frame.split_to(skipped));
+        std::future::ready(Ok((!frame.is_empty()).then_some(frame)))
+    });
+    rest.boxed()
+}
+
 /// The first `left` bytes of `body`.
 pub(crate) fn limited(body: Body, left: u64) -> Body {
     stream::try_unfold((body, left), |(mut body, left)| async move {

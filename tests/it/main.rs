@@ -46,6 +46,7 @@ mod proxy_errors;
 mod proxy_limits;
 mod proxy_lists;
 mod proxy_ops;
+mod proxy_ranges;
 mod proxy_reload;
 mod proxy_tags;
 mod proxy_upstreams;

@@ -110,7 +110,8 @@ impl Client<'_> {
 
     fn range(&self, tagged: &Tagged, blob: &Blob, random: &mut Random) {
         let size = blob.bytes.len() as u64;
-        let (from, length) = (random.below(size), 1 + random.below(300_000));
+        let from = random.below(size);
+        let length = if random.percent(40) { size } else { 1 + random.below(300_000) };
         let last = (from + length - 1).min(size - 1);
         let path = path(tagged, "blobs", &blob.digest, random);
         let range = format!("bytes={from}-{last}");
@@ -123,7 +124,11 @@ impl Client<'_> {
             }
             _ => (&blob.bytes[..], None),
         };
-        if reply.body != wanted || reply.header("content-range") != told.as_deref() {
+        if reply.body != wanted && reply.status == 206 && last < size - 1 && reply.body.len() == wanted.len() {
+            // Bytes from the middle of a blob are not verified while it is fetched, or if it cannot be cached
+            // (SECURITY.md). The last byte is the promise.
+            self.world.report.count("range from the middle with other bytes, which nobody verifies");
+        } else if reply.body != wanted || reply.header("content-range") != told.as_deref() {
             self.wrong(&path, &format!("not what {range} asked for"), &reply);
         }
     }

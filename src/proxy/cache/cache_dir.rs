@@ -122,17 +122,24 @@ impl CacheDir {
     }
 
     fn create(&self) -> Result<()> {
-        for part in PARTS {
+        let created = PARTS.iter().try_for_each(|part| {
             let path = self.0.path.join(part);
             let created = self.0.files.create_dir_all(&path);
-            created.map_err(|error| Error::io(format!("create {}", path.display()), &error))?;
+            created.map_err(|error| Error::io(format!("create {}", path.display()), &error))
+        });
+        // Also if a part could not be created: the disk may fail once only, and then the directory is written to.
+        if created.is_ok() || self.0.path.is_dir() {
+            self.take_lock()?;
         }
+        created
+    }
+
+    fn take_lock(&self) -> Result<()> {
         let path = self.0.path.join("lock");
         let mut held = self.lock();
-        if held.as_ref().is_some_and(|lock| is_same_file(lock, &path)) {
-            return Ok(());
+        if !held.as_ref().is_some_and(|lock| is_same_file(lock, &path)) {
+            *held = Some(take_lock(&self.0.path, &path)?);
         }
-        *held = Some(take_lock(&self.0.path, &path)?);
         Ok(())
     }
 

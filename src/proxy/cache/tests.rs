@@ -48,6 +48,21 @@ fn names(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
+/// A disk that fails once at the start must not leave the directory without its lock, since it is written to later.
+#[tokio::test]
+async fn a_directory_that_could_not_be_created_completely_is_locked_and_swept() {
+    let dir = Dir::new();
+    drop(dir.open(1 << 20).await.expect("opens"));
+    fs::write(dir.0.join("fills/1-0"), b"cut").expect("written");
+    let faults = Faults::default();
+    faults.plan(Call::CreateDir, Errno::IO, 2, 1);
+    let settings = Settings { dir: dir.0.clone(), size: 1 << 20, keep_free: 0, files: faults.files() };
+    let _cache = Cache::open(settings, |_, _| {}).await.expect("opens");
+    assert_eq!(names(&dir.0.join("fills")), 0);
+    let refused = dir.open(1 << 20).await.expect_err("it is in use");
+    assert_eq!(refused.kind(), Kind::Usage, "{refused}");
+}
+
 #[tokio::test]
 async fn only_whole_files_are_found_again() {
     let dir = Dir::new();

@@ -35,7 +35,7 @@ use self::places::Places;
 use super::cache::{Pin, Stored};
 use super::world::Spot;
 use super::{Inner, Origins, cached_blob, manifests::upstreams_fault, patiently_since};
-use crate::content::{Body, Feed, Source, limited};
+use crate::content::{Body, Feed, Source, limited, skipping};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
@@ -187,11 +187,13 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// The upstream's bytes, uncached. The whole, and what begins it, is verified.
+    /// The upstream's bytes, uncached. Verified are the whole, what begins it, and what ends it: for that all before it is
+    /// read too. A range from the middle is not verified.
     async fn passed(self: &Arc<Self>, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
         let mut pass = self.pass(spot, 0, self.timeouts.pass_place).await?;
         let length = range.end - range.start;
-        let part = if range.start == 0 { 0..blob.size } else { range.clone() };
+        let is_middle = range.start > 0 && range.end < blob.size;
+        let part = if is_middle { range.clone() } else { 0..blob.size };
         let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
             return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
         };
@@ -200,7 +202,7 @@ impl<O: Origins> Inner<O> {
             drop(pass);
             pass = self.pass(spot, tier, self.timeouts.pass_place).await?;
         }
-        let body = if range.start > 0 {
+        let body = if is_middle {
             self.counted(spot, tier, first)
         } else {
             let (inner, spot, digest) = (self.clone(), spot.clone(), blob.digest);
@@ -208,7 +210,7 @@ impl<O: Origins> Inner<O> {
             let whole = whole.inspect_err(move |error| {
                 inner.learn_fetched(&spot, tier, &digest, &Err::<(), _>(error.duplicate()));
             });
-            limited(whole.boxed(), length)
+            limited(skipping(whole.boxed(), range.start), length)
         };
         Ok(held(body, pass))
     }
