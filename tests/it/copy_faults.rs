@@ -189,6 +189,20 @@ fn a_byte_that_is_flipped_each_time_is_found_and_nothing_is_stored() {
     }
 }
 
+/// Damage that does not pass is no matter of more retries: a large blob would be read whole seven times.
+#[test]
+fn a_blob_that_is_wrong_each_time_is_read_three_times_at_most() {
+    for fault in [Fault::FlipByteAt(7), Fault::WrongLength(-3)] {
+        let image = Image::single(16, &[100_000]);
+        let rule = Rule::on("GET", &image.blobs[1].digest, fault);
+        let stage = Stage::new(image, |front| front.rule(rule));
+        let run = stage.fails(&[]);
+        assert!(run.stderr.contains("after 3 attempts"), "{}", run.stderr);
+        assert_eq!(stage.from.struck(), 3);
+        stage.assert_nothing_of_the_layer();
+    }
+}
+
 /// What was read before the break was right, and what came after it was not: nothing of it is gone on from.
 #[test]
 fn a_flipped_byte_after_a_break_is_read_again_from_the_beginning() {
