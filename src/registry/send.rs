@@ -56,7 +56,8 @@ impl Registry {
             let streamed = matches!(body, Payload::Stream(..));
             let once = body.next();
             let mark = self.pulls.mark(account);
-            let (mut response, end) = self.followed(method.clone(), url.clone(), signed, once, &scope.repository).await?;
+            let (mut response, end) =
+                self.followed(method.clone(), url.clone(), signed, once, &scope.repository).await?;
             if !same_origin(&url, &end) {
                 // Whatever it asks for: it's not the registry, and gets no credentials.
                 let from = CameFrom { origin: origin(&end), is_registry: end.path().starts_with("/v2/") };
