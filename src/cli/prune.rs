@@ -62,7 +62,8 @@ impl Args {
         let options =
             Options { older_than: self.prune_older_than, most: self.prune_most, manifests: self.prune_manifests };
         let open = |repository: &Repository| registries.repository(repository);
-        let Some(mut plan) = within(deadline, prune::plan(claims, open, &options, crate::clock::timestamp())).await else {
+        let Some(mut plan) = within(deadline, prune::plan(claims, open, &options, crate::clock::timestamp())).await
+        else {
             return Plan::default().late();
         };
         if self.prune == Some(What::Delete)

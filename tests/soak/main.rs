@@ -48,7 +48,9 @@ fn nothing_breaks_under_faults() {
     std::thread::scope(|scope| {
         for number in 0..CLIENTS {
             let world = &world;
-            scope.spawn(move || world.guarded("client", || clients::run(world, Random::of(seed, &format!("c{number}")))));
+            scope.spawn(move || {
+                world.guarded("client", || clients::run(world, Random::of(seed, &format!("c{number}"))))
+            });
         }
         for number in 0..world::COPIES {
             let world = &world;

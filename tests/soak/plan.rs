@@ -19,7 +19,10 @@ pub(crate) enum Event {
     HangUpProxy,
     HangUpMirror,
     /// A front takes no connections for so long.
-    Refuse { source: bool, millis: u64 },
+    Refuse {
+        source: bool,
+        millis: u64,
+    },
     /// The source's tag gets its next image.
     MoveTag,
     /// All programs' wall clocks are off by so many seconds from now on.
