@@ -54,8 +54,8 @@ pub(crate) fn holds(world: &World, name: &str, prefix: &str, tagged: &Tagged) ->
 }
 
 pub(crate) fn mirrored(world: &World) -> Result<(), String> {
-    let tags = world.truth.tags.iter().filter(|tagged| !is_large(tagged));
-    tags.map(|tagged| holds(world, "target", "mirrored", tagged)).collect()
+    let mut tags = world.truth.tags.iter().filter(|tagged| !is_large(tagged));
+    tags.try_for_each(|tagged| holds(world, "target", "mirrored", tagged))
 }
 
 /// False if the destination does not have the tag.
