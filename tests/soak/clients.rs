@@ -94,7 +94,10 @@ impl Client<'_> {
         let reply = http::try_send(self.at, "GET", &path, &[], &[]);
         let Some(reply) = self.complete("blob", &path, reply) else { return false };
         if sha256(&reply.body) != blob.digest {
-            self.wrong(&path, "other bytes", &reply);
+            let differ = |(at, (got, wanted)): (usize, (&u8, &u8))| (got != wanted).then_some(at);
+            let differing: Vec<usize> = reply.body.iter().zip(&blob.bytes).enumerate().filter_map(differ).collect();
+            let (number, first, last) = (differing.len(), differing.first(), differing.last());
+            self.wrong(&path, &format!("{number} other bytes, from {first:?} to {last:?}"), &reply);
         }
         true
     }
@@ -145,7 +148,8 @@ impl Client<'_> {
         };
         match reply.status {
             200 | 206 => {}
-            429 | 502..=504 => {
+            // 401 and 403: an upstream that refuses a token or a link is believed.
+            401 | 403 | 429 | 502..=504 => {
                 report.count(format!("pull answered {}", reply.status));
                 return None;
             }

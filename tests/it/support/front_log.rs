@@ -82,7 +82,9 @@ impl Seen {
 }
 
 /// Chooses the fault of each request, where no rule applies.
-pub struct Chooser(pub Box<dyn Fn(&Seen) -> Option<Fault> + Send>);
+pub struct Chooser(pub Choice);
+
+type Choice = Box<dyn Fn(&Seen) -> Option<Fault> + Send>;
 
 impl std::fmt::Debug for Chooser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
