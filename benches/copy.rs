@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use measure::Sample;
-use support::{Front, Image, Link, Registry};
+use support::{Front, Image, Registry, SlowLink};
 
 struct Case {
     name: &'static str,
@@ -106,7 +106,7 @@ fn once(case: &Case, tool: &str, source: &Registry) -> Sample {
         Way::Far => {
             let rtt = Duration::from_millis(40);
             let (from, to) =
-                (Link::start(source.addr(), rtt, 25 << 20), Link::start(destination.addr(), rtt, 25 << 20));
+                (SlowLink::start(source.addr(), rtt, 25 << 20), SlowLink::start(destination.addr(), rtt, 25 << 20));
             copy(&flags, from.addr(), to.addr())
         }
         Way::Tls => {

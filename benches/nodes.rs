@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use support::containerd::Containerd;
-use support::{Front, Image, Proxied, Registry, Seen, TempDir, http};
+use support::{Front, Image, ProxyProcess, Registry, SeenRequest, TempDir, http};
 
 /// As many layers as a usual image has.
 const LAYERS: [usize; 8] = [20_000; 8];
@@ -69,7 +69,7 @@ fn look_alike(behind: &Registry) -> Front {
 }
 
 /// What a real containerd asks ACR for.
-fn route(behind: &Registry) -> Vec<Seen> {
+fn route(behind: &Registry) -> Vec<SeenRequest> {
     let acr = look_alike(behind);
     let certs = TempDir::new();
     let host = format!("http://{}", acr.addr());
@@ -81,12 +81,12 @@ fn route(behind: &Registry) -> Vec<Seen> {
 
 /// Takes the route for each node, some at a time, each node through one of the replicas; returns how many
 /// requests that were.
-fn pull_through(acr: &Front, route: &[Seen], nodes: usize, replicas: usize) -> usize {
+fn pull_through(acr: &Front, route: &[SeenRequest], nodes: usize, replicas: usize) -> usize {
     let upstream = format!("docker.io={}/docker.io", acr.addr());
-    let proxies: Vec<Proxied> = (0..replicas).map(|_| Proxied::start(&upstream, &[])).collect();
-    let at: Vec<SocketAddr> = proxies.iter().map(Proxied::addr).collect();
+    let proxies: Vec<ProxyProcess> = (0..replicas).map(|_| ProxyProcess::start(&upstream, &[])).collect();
+    let at: Vec<SocketAddr> = proxies.iter().map(ProxyProcess::addr).collect();
     // What was refused is asked for again with a token: the proxy asks nobody for one.
-    let route: Vec<&Seen> = route.iter().filter(|seen| is_read(seen) && seen.status != Some(401)).collect();
+    let route: Vec<&SeenRequest> = route.iter().filter(|seen| is_read(seen) && seen.status != Some(401)).collect();
     let (next, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..64 {
@@ -139,20 +139,20 @@ fn throttled(nodes: usize, reads: usize, limit: f64) -> (f64, usize) {
 }
 
 /// A read as ACR counts it: of its API, not of its storage.
-fn is_read(seen: &Seen) -> bool {
+fn is_read(seen: &SeenRequest) -> bool {
     seen.path.starts_with("/v2/")
 }
 
-fn is_token(seen: &Seen) -> bool {
+fn is_token(seen: &SeenRequest) -> bool {
     seen.path.starts_with("/oauth2/")
 }
 
-fn blobs(log: &[Seen]) -> usize {
+fn blobs(log: &[SeenRequest]) -> usize {
     log.iter().filter(|seen| !is_read(seen) && !is_token(seen)).count()
 }
 
-fn summary(route: &[Seen]) -> String {
-    let part = |what: &str, such: &dyn Fn(&Seen) -> bool| {
+fn summary(route: &[SeenRequest]) -> String {
+    let part = |what: &str, such: &dyn Fn(&SeenRequest) -> bool| {
         let count = route.iter().filter(|seen| such(seen)).count();
         format!("{count} {what}")
     };

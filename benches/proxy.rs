@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Front, Image, Link, Process, Proxied, Registry, TempDir, Tool};
+use support::{Front, Image, Process, ProxyProcess, Registry, SlowLink, TempDir, Tool};
 
 const CASES: [&str; 6] = ["cold", "herd", "warm", "clients", "small", "slow"];
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -50,7 +50,7 @@ impl Server {
     }
 
     fn transload(upstream: SocketAddr) -> Self {
-        let proxy = Proxied::hub(upstream, &["--quiet"]);
+        let proxy = ProxyProcess::hub(upstream, &["--quiet"]);
         Self { name: "transload", addr: proxy.addr(), pids: vec![proxy.process.id()], _running: Box::new(proxy) }
     }
 
@@ -213,7 +213,8 @@ fn herd() {
             let counted = make(front.addr());
             download(counted.addr, TAG);
             at_once(20, counted.addr, &path);
-            let sent: u64 = front.log().iter().filter(|s| s.path.contains("/blobs/")).map(support::Seen::sent).sum();
+            let sent: u64 =
+                front.log().iter().filter(|s| s.path.contains("/blobs/")).map(support::SeenRequest::sent).sum();
             // The time without the front, which would be the bottleneck.
             let server = make(registry.addr());
             download(server.addr, TAG);
@@ -288,7 +289,7 @@ fn small() {
 
 fn slow() {
     let (registry, image, path) = upstream(256 << 20);
-    let link = Link::start(registry.addr(), Duration::from_millis(40), 25 << 20);
+    let link = SlowLink::start(registry.addr(), Duration::from_millis(40), 25 << 20);
     println!("| server | wall s | MiB/s |\n|---|---|---|");
     for server in Server::all(link.addr()) {
         download(server.addr, TAG);

@@ -94,14 +94,14 @@ fn is_abandoned(path: &Path, evidence: Evidence) -> io::Result<bool> {
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let locked = file.try_lock();
-    let old = file.metadata()?.modified().map(crate::clock::age)?.is_some_and(|age| age > OLD);
+    let old = file.metadata()?.modified().map(crate::clock::age)?.is_some_and(|age| age > STALE_AFTER);
     let abandoned = match locked {
         Err(fs::TryLockError::WouldBlock) => false,
         // A file system without locks.
         Err(fs::TryLockError::Error(_)) => old,
         Ok(()) => match evidence {
             Evidence::Lock => true,
-            Evidence::Process(id) => old || !lives(id),
+            Evidence::Process(id) => old || !process_exists(id),
             Evidence::Age => old,
         },
     };
@@ -111,7 +111,7 @@ fn is_abandoned(path: &Path, evidence: Evidence) -> io::Result<bool> {
     Ok(abandoned)
 }
 
-fn lives(process: i32) -> bool {
+fn process_exists(process: i32) -> bool {
     let Some(id) = rustix::process::Pid::from_raw(process) else { return false };
     rustix::process::test_kill_process(id) != Err(rustix::io::Errno::SRCH)
 }
@@ -142,7 +142,7 @@ fn create(path: &Path, mode: Option<u32>) -> io::Result<(PathBuf, File)> {
 }
 
 /// No writer needs so long.
-const OLD: Duration = Duration::from_secs(10 * 60);
+const STALE_AFTER: Duration = Duration::from_secs(10 * 60);
 const MAX_TRIES: u32 = 8;
 
 #[cfg(test)]

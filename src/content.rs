@@ -11,15 +11,13 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
+use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
-use crate::reference::{LayoutName, Malformed, Repository, Tag, Target, tags_of};
+use crate::reference::{LayoutName, Malformed, Repository, Tag, Target, parse_tags};
 use crate::retry::Budget;
-use crate::verify::{Marks, Verified};
-
-/// The bytes of a blob as they arrive, not yet verified.
-pub type Body = BoxStream<'static, Result<Bytes>>;
+use crate::verify::{HashCheckpoints, Verified};
 
 /// Something that images are read from: one repository of a registry, or a directory.
 ///
@@ -43,8 +41,8 @@ pub trait Source: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Kind::Unsupported`] if the holder can't give a part that isn't at the blob's beginning.
-    fn part(&self, blob: &Descriptor, part: Range<u64>) -> impl Future<Output = Result<Body>> + Send {
-        async move { Ok(limited(self.blob(blob, part.start).await?, part.end - part.start)) }
+    fn blob_range(&self, blob: &Descriptor, part: Range<u64>) -> impl Future<Output = Result<Body>> + Send {
+        async move { Ok(take_bytes(self.blob(blob, part.start).await?, part.end - part.start)) }
     }
 
     /// Which repository this is, where blobs can be mounted from it: for a destination in the same registry.
@@ -79,21 +77,21 @@ pub trait Destination: Clone + Send + Sync + 'static {
     }
 
     /// What `target` is here; `None` if it isn't there.
-    fn find(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+    fn resolve_existing(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
 
     /// A manifest that is here.
-    fn stored(&self, digest: &Digest) -> impl Future<Output = Result<Manifest>> + Send;
+    fn existing_manifest(&self, digest: &Digest) -> impl Future<Output = Result<Manifest>> + Send;
 
     /// Whether the blob is here.
-    fn contains(&self, blob: &Descriptor) -> impl Future<Output = Result<bool>> + Send;
+    fn has_blob(&self, blob: &Descriptor) -> impl Future<Output = Result<bool>> + Send;
 
     /// Begins an upload, asking for a mount from the repository `from` of the same registry where
     /// one is given. One request answers both.
-    fn start(
+    fn start_upload(
         &self,
         blob: &Descriptor,
         from: Option<&Repository>,
-    ) -> impl Future<Output = Result<Started<Self::Session>>> + Send;
+    ) -> impl Future<Output = Result<UploadStart<Self::Session>>> + Send;
 
     /// Sends the blob, resuming by the destination's own word of what it has. `body` is the
     /// feed opened at 0. On return the blob is stored, or its session was given up.
@@ -105,7 +103,7 @@ pub trait Destination: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<()>> + Send;
 
     /// Stores the manifest's bytes under its digest, and under the tag where `at` is one.
-    fn put_manifest(&self, manifest: &Manifest, at: &Target) -> impl Future<Output = Result<Pushed>> + Send;
+    fn put_manifest(&self, manifest: &Manifest, at: &Target) -> impl Future<Output = Result<PushReceipt>> + Send;
 
     /// The manifests that are listed here as naming `subject`, and the tag that lists them where
     /// the destination hasn't the referrers API.
@@ -130,13 +128,13 @@ pub struct TagPage {
 impl TagPage {
     /// A page of what a holder lists as its tags.
     pub fn new<T: AsRef<str>>(listed: impl IntoIterator<Item = T>) -> Self {
-        let (tags, malformed) = tags_of(listed);
+        let (tags, malformed) = parse_tags(listed);
         Self { tags, names: Vec::new(), malformed }
     }
 }
 
 /// How an upload began.
-pub enum Started<S> {
+pub enum UploadStart<S> {
     /// It's over: the registry mounted the blob.
     Mounted,
     /// The session to send the bytes to.
@@ -145,7 +143,7 @@ pub enum Started<S> {
 
 /// What a destination said of a manifest it took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pushed {
+pub struct PushReceipt {
     /// It keeps the list of referrers itself (`OCI-Subject` in the answer). If not, the client
     /// must maintain the tag schema's index (distribution spec, "Pushing Manifests with Subject").
     pub lists_referrer: bool,
@@ -155,16 +153,16 @@ pub struct Pushed {
 #[derive(Clone)]
 pub struct Feed<S> {
     /// At least one; each is given up for the next one.
-    holders: Vec<Holder<S>>,
+    holders: Vec<BlobHolder<S>>,
     blob: Descriptor,
-    marks: Marks,
+    checkpoints: HashCheckpoints,
     /// How often the whole came damaged.
     damaged: Arc<AtomicU32>,
 }
 
 /// Who has the blob.
 #[derive(Clone)]
-struct Holder<S> {
+struct BlobHolder<S> {
     source: S,
     budget: Budget,
     moved: Arc<dyn Fn(u64) + Send + Sync>,
@@ -174,20 +172,20 @@ impl<S: Source> Feed<S> {
     /// The feed of `blob` from `source`, which spends of `budget` and tells `moved` how many
     /// bytes came.
     pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
-        let holders = vec![Holder { source, budget, moved }];
-        Self { holders, blob, marks: Marks::default(), damaged: Arc::default() }
+        let holders = vec![BlobHolder { source, budget, moved }];
+        Self { holders, blob, checkpoints: HashCheckpoints::default(), damaged: Arc::default() }
     }
 
     /// Where the budgets before it are spent, `source` is gone on from, at the same byte: what a blob is is its
     /// digest's word, not its holder's.
     #[must_use]
-    pub fn or(mut self, source: S, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
-        self.holders.push(Holder { source, budget, moved });
+    pub fn with_fallback(mut self, source: S, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
+        self.holders.push(BlobHolder { source, budget, moved });
         self
     }
 
     /// Whether there is someone to go on from when the first one is given up.
-    pub fn has_others(&self) -> bool {
+    pub fn has_fallback(&self) -> bool {
         self.holders.len() > 1
     }
 
@@ -202,17 +200,17 @@ impl<S: Source> Feed<S> {
     }
 
     /// Who is told of bytes that came from there.
-    pub fn moved(&self) -> Arc<dyn Fn(u64) + Send + Sync> {
+    pub fn progress(&self) -> Arc<dyn Fn(u64) + Send + Sync> {
         self.holders[0].moved.clone()
     }
 
     /// The verified bytes from `at` on. Reads again from the last known state of the hash at or
     /// before it, so that the digest of the whole is still checked.
     pub async fn open(&self, at: u64) -> Result<Verified> {
-        let mark = self.marks.before(at);
+        let mark = self.checkpoints.before(at);
         let (from, hasher) = mark.unwrap_or_else(|| (0, self.blob.digest.hasher()));
         let body = self.reader(from, None).opened().await?.into_body();
-        Verified::resumed(body, &self.blob, from, hasher, at, self.marks.clone())
+        Verified::resumed(body, &self.blob, from, hasher, at, self.checkpoints.clone())
     }
 
     /// The bytes from `at` on, not verified: for whoever verifies the whole that they are a part of.
@@ -221,14 +219,14 @@ impl<S: Source> Feed<S> {
     }
 
     /// The verified bytes of the whole, where `first` is what the source was opened with already.
-    pub fn begun(&self, first: Body) -> Result<Verified> {
+    pub fn verify_first(&self, first: Body) -> Result<Verified> {
         self.verified(self.reader(0, Some(first)).into_body())
     }
 
     /// Verifies the whole of a `body` that somebody else put together from the source, so that
     /// [`open`](Self::open) can go on from what is hashed.
     pub fn verified(&self, body: Body) -> Result<Verified> {
-        Verified::resumed(body, &self.blob, 0, self.blob.digest.hasher(), 0, self.marks.clone())
+        Verified::resumed(body, &self.blob, 0, self.blob.digest.hasher(), 0, self.checkpoints.clone())
     }
 
     /// The verified bytes of the whole once more, after `error` if that is a mismatch: what came was damaged, and
@@ -236,18 +234,18 @@ impl<S: Source> Feed<S> {
     ///
     /// # Errors
     /// `error` itself, if it is another one, the budget is spent, or the blob came damaged [`MAX_DAMAGED`] times.
-    pub async fn again(&self, error: Error) -> Result<Verified> {
+    pub async fn reopen_after(&self, error: Error) -> Result<Verified> {
         if is_damaged_for_good(&error, &self.damaged) {
             return Err(self.budget().give_up(error));
         }
         self.budget().retry(error.transient_if_damaged()).await?;
-        self.marks.clear();
+        self.checkpoints.clear();
         self.open(0).await
     }
 
-    fn reader(&self, at: u64, body: Option<Body>) -> Reader<S> {
+    fn reader(&self, at: u64, body: Option<Body>) -> BlobReader<S> {
         let (holders, damaged) = (self.holders.clone(), self.damaged.clone());
-        Reader { holders, now: 0, blob: self.blob.clone(), at, body, damaged }
+        BlobReader { holders, now: 0, blob: self.blob.clone(), at, body, damaged }
     }
 }
 
@@ -272,7 +270,7 @@ pub(crate) fn skipping(body: Body, mut bytes: u64) -> Body {
 }
 
 /// The first `left` bytes of `body`.
-pub(crate) fn limited(body: Body, left: u64) -> Body {
+pub(crate) fn take_bytes(body: Body, left: u64) -> Body {
     stream::try_unfold((body, left), |(mut body, left)| async move {
         if left == 0 {
             return Ok(None);
@@ -287,8 +285,8 @@ pub(crate) fn limited(body: Body, left: u64) -> Body {
 }
 
 /// Reads a blob to its end, opening it again where it broke off.
-struct Reader<S> {
-    holders: Vec<Holder<S>>,
+struct BlobReader<S> {
+    holders: Vec<BlobHolder<S>>,
     /// Who is read from.
     now: usize,
     blob: Descriptor,
@@ -298,7 +296,7 @@ struct Reader<S> {
     damaged: Arc<AtomicU32>,
 }
 
-impl<S: Source> Reader<S> {
+impl<S: Source> BlobReader<S> {
     /// Opens the source, trying again within the budget.
     async fn opened(mut self) -> Result<Self> {
         while self.body.is_none() && self.at < self.blob.size {
@@ -325,7 +323,7 @@ impl<S: Source> Reader<S> {
                 Ok(Some(bytes)) if bytes.is_empty() => continue,
                 Ok(Some(bytes)) => {
                     self.at += bytes.len() as u64;
-                    let Holder { budget, moved, .. } = &self.holders[self.now];
+                    let BlobHolder { budget, moved, .. } = &self.holders[self.now];
                     budget.progress(bytes.len() as u64);
                     moved(bytes.len() as u64);
                     return Ok(Some((bytes, self)));
@@ -343,7 +341,7 @@ impl<S: Source> Reader<S> {
 
     /// Waits until it may be tried again, by this one who has it or by the next.
     async fn retry(&mut self, error: Error) -> Result<()> {
-        let (budget, told) = (&self.holders[self.now].budget, self.told(error));
+        let (budget, told) = (&self.holders[self.now].budget, self.with_hint(error));
         let spent = if is_damaged_for_good(&told, &self.damaged) {
             budget.give_up(told)
         } else {
@@ -361,7 +359,7 @@ impl<S: Source> Reader<S> {
         Ok(())
     }
 
-    fn told(&self, error: Error) -> Error {
+    fn with_hint(&self, error: Error) -> Error {
         error.doing(format!("read blob {}", self.blob.digest)).on(Side::Source)
     }
 }

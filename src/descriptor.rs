@@ -222,12 +222,12 @@ impl MediaType {
 impl<'de> Deserialize<'de> for MediaType {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text: String = null_is_empty(deserializer)?;
-        checked_type(&text).map_err(serde::de::Error::custom)?;
+        check_type(&text).map_err(serde::de::Error::custom)?;
         Ok(Self(text))
     }
 }
 
-fn checked_type(text: &str) -> Result<(), String> {
+fn check_type(text: &str) -> Result<(), String> {
     if text.len() <= MAX_MEDIA_TYPE {
         return Ok(());
     }
@@ -237,7 +237,7 @@ fn checked_type(text: &str) -> Result<(), String> {
 /// Reads an artifact type, which has the form of a media type; `null` is none.
 pub(crate) fn artifact_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
-    text.as_deref().map_or(Ok(()), checked_type).map_err(serde::de::Error::custom)?;
+    text.as_deref().map_or(Ok(()), check_type).map_err(serde::de::Error::custom)?;
     Ok(text)
 }
 
@@ -281,7 +281,7 @@ pub struct Descriptor {
     /// The content's digest.
     pub digest: Digest,
     /// The content's size in bytes: a bound for whoever reads it. At most [`MAX_SIZE`].
-    #[serde(deserialize_with = "a_size")]
+    #[serde(deserialize_with = "deserialize_size")]
     pub size: u64,
     /// For what platform the content is (entries of an index).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -459,7 +459,7 @@ pub(crate) fn total(sizes: impl IntoIterator<Item = u64>) -> u64 {
     sizes.into_iter().fold(0, u64::saturating_add)
 }
 
-fn a_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+fn deserialize_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let size = u64::deserialize(deserializer)?;
     if size > MAX_SIZE {
         return Err(serde::de::Error::custom(format!("a size of {size} bytes is more than content can have")));

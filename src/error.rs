@@ -155,12 +155,12 @@ impl Error {
 
     /// Says anew what was being done, by whoever knows better what the user is about.
     #[must_use]
-    pub fn rather(mut self, doing: impl Into<String>) -> Self {
+    pub fn replace_context(mut self, doing: impl Into<String>) -> Self {
         self.0.doing = Some(clean(doing.into()));
         self
     }
 
-    /// Says anew what the user can do, as [`Self::rather`].
+    /// Says anew what the user can do, as [`Self::replace_context`].
     #[must_use]
     pub fn hint_instead(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(clean(hint.into()));
@@ -178,7 +178,7 @@ impl Error {
     /// user without any secret, and left out by [`own_text`](Self::own_text).
     #[must_use]
     pub(crate) fn quoting(mut self, quote: impl Into<String>) -> Self {
-        self.0.quote = Some(clean(redact::remote(&quote.into()))).filter(|quote| !quote.is_empty());
+        self.0.quote = Some(clean(redact::redact_remote(&quote.into()))).filter(|quote| !quote.is_empty());
         self
     }
 
@@ -358,7 +358,7 @@ impl std::error::Error for Error {}
 
 /// Without secrets and control characters.
 fn clean(text: String) -> String {
-    let redacted = match redact::own(&text) {
+    let redacted = match redact::redact_own(&text) {
         Cow::Borrowed(_) => text,
         Cow::Owned(redacted) => redacted,
     };

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The order of knowledge
-//! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, `changes`, `clock`, [`file_access`],
+//! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, [`body`], `change_detector`, `clock`, [`file_access`],
 //!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
 //! - tools < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
@@ -37,10 +37,10 @@
 //! # Input that is not trusted
 //! - **Names are checked types** ([`reference::Tag`], [`reference::RepositoryName`], [`descriptor::Digest`]): text from
 //!   outside becomes a part of a URL, a path or a reference only by parsing. URLs are built from them, segment by segment,
-//!   and `registry::endpoint` checks each write before it is sent.
+//!   and `registry::urls` checks each write before it is sent.
 //! - **Memory has accounts**: one for each image (`copy::memory`), and a fixed room for large answers of the whole process
-//!   (`memory`). Every list is bounded in the registry client (`registry::lists`).
-//! - **Content belongs to repositories**, and a digest is no key: `proxy::membership`, `layout::members`.
+//!   (`memory`). Every list is bounded in the registry client (`registry::endpoints::lists`).
+//! - **Content belongs to repositories**, and a digest is no key: `proxy::membership`, `layout::membership`.
 //! - **Files** that others may have put in place are opened by `regular_file`. The proxy's cache calls the disk through
 //!   [`file_access::FileAccess`], so that tests can make each call fail.
 //! - **Output** passes through `redact` (secrets) and `printable` (control characters).
@@ -52,7 +52,7 @@
 //!   arrive for good refill, so that a number of faults that suits a small blob doesn't doom a large one.
 //!   `Retry-After` costs patience, no fault.
 //! - **[`content::Feed`]** carries a blob: it opens the source where the destination wants to go on, from
-//!   the last known state of the hash ([`verify::Marks`]), so the whole is verified whatever was resumed.
+//!   the last known state of the hash ([`verify::HashCheckpoints`]), so the whole is verified whatever was resumed.
 //! - **The directory of who holds which blob is in [`copy`]**, not in a mirror above it: one image with
 //!   several destinations or tags needs it already. So are its turns: of an image under several tags the first one
 //!   brings all, and the others wait, and write their tags. Who reads has no turn to write: a source that is held back
@@ -100,7 +100,8 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment"))]
 
 mod atomic_file;
-mod changes;
+pub mod body;
+mod change_detector;
 pub mod cli;
 mod clock;
 pub mod content;

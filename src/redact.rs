@@ -5,8 +5,8 @@
 //!                                          ◀── own ───── errors, logs, everything that is printed
 //! ```
 //! A registry can put our `Authorization` header into its error message; without this it would go on to stderr, to
-//! reports and to the proxy's clients. A secret is known for as long as a [`Kept`] of it lives, and the last
-//! [`RECENT`] for longer, since an answer may come after the secret was replaced. What a registry encodes in a way
+//! reports and to the proxy's clients. A secret is known for as long as a [`KeptSecret`] of it lives, and the last
+//! [`MAX_FORGOTTEN`] for longer, since an answer may come after the secret was replaced. What a registry encodes in a way
 //! that isn't usual can't be recognized.
 
 use std::borrow::Cow;
@@ -17,7 +17,7 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock, Weak};
 
 /// A secret that is known to be one. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Kept(Arc<Entry>);
+pub(crate) struct KeptSecret(Arc<Entry>);
 
 #[derive(Debug)]
 struct Entry(String);
@@ -27,7 +27,7 @@ struct Register {
     /// By the hash of their text.
     known: HashMap<u64, Weak<Entry>>,
     /// What is looked for, by the first characters.
-    forms: HashMap<[char; KEY], Vec<Form>>,
+    forms: HashMap<[char; KEY_LENGTH], Vec<Form>>,
     recent: VecDeque<Arc<Entry>>,
     /// Forms since those of forgotten secrets were removed last.
     added: usize,
@@ -53,12 +53,12 @@ struct Seen {
 static REGISTER: LazyLock<RwLock<Register>> = LazyLock::new(RwLock::default);
 
 /// Registers a secret. The same text is registered once.
-pub(crate) fn keep(secret: String) -> Kept {
+pub(crate) fn register(secret: String) -> KeptSecret {
     let mut hasher = DefaultHasher::new();
     secret.hash(&mut hasher);
     let hash = hasher.finish();
     let same = |register: &Register| {
-        register.known.get(&hash).and_then(Weak::upgrade).filter(|entry| entry.0 == secret).map(Kept)
+        register.known.get(&hash).and_then(Weak::upgrade).filter(|entry| entry.0 == secret).map(KeptSecret)
     };
     if let Some(kept) = same(&REGISTER.read().unwrap_or_else(PoisonError::into_inner)) {
         return kept;
@@ -69,14 +69,14 @@ pub(crate) fn keep(secret: String) -> Kept {
     for form in forms(&entry.0) {
         register.add(form, &entry);
     }
-    if register.recent.len() == RECENT {
+    if register.recent.len() == MAX_FORGOTTEN {
         register.recent.pop_front();
     }
     register.recent.push_back(entry.clone());
-    Kept(entry)
+    KeptSecret(entry)
 }
 
-impl Kept {
+impl KeptSecret {
     /// Registers another text by which this secret is sent, such as `user:password` in Base64.
     pub(crate) fn also(&self, text: &str) {
         let mut register = REGISTER.write().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +86,7 @@ impl Kept {
     }
 }
 
-impl Deref for Kept {
+impl Deref for KeptSecret {
     type Target = str;
 
     fn deref(&self) -> &str {
@@ -95,15 +95,15 @@ impl Deref for Kept {
 }
 
 /// Our own text without secrets of eight characters and more. Shorter ones are no rarer than our words: where `test` is a
-/// password, `registry/test` must stay readable. Our texts hold them only if a registry wrote them, see [`remote`].
-pub(crate) fn own(text: &str) -> Cow<'_, str> {
-    without_user(mask(text, OWN_MIN))
+/// password, `registry/test` must stay readable. Our texts hold them only if a registry wrote them, see [`redact_remote`].
+pub(crate) fn redact_own(text: &str) -> Cow<'_, str> {
+    without_user(mask(text, MIN_OWN_SECRET))
 }
 
 /// Someone else's text without any secret of four characters and more, and without what looks like one: tokens behind
 /// `Bearer` and `Basic`, signatures of URLs.
-pub(crate) fn remote(text: &str) -> String {
-    let masked = without_user(mask(text, KEY));
+pub(crate) fn redact_remote(text: &str) -> String {
+    let masked = without_user(mask(text, KEY_LENGTH));
     without_values(&masked)
 }
 
@@ -118,7 +118,7 @@ impl Register {
         let is_token = text.bytes().all(is_token);
         forms.push(Form { text, of: Arc::downgrade(of), is_token });
         self.added += 1;
-        if self.added >= SWEEP {
+        if self.added >= SWEEP_INTERVAL {
             self.added = 0;
             self.known.retain(|_, entry| entry.strong_count() > 0);
             self.forms.retain(|_, forms| {
@@ -138,7 +138,7 @@ impl Register {
     /// Where there are secrets.
     fn cuts(&self, text: &[Seen], min: usize, cuts: &mut Vec<(usize, usize)>) {
         let mut at = 0;
-        while at + KEY <= text.len() {
+        while at + KEY_LENGTH <= text.len() {
             match self.found(&text[at..], min) {
                 Some(length) => {
                     cuts.push((text[at].from, text[at + length - 1].to));
@@ -155,7 +155,7 @@ impl Form {
         let mut form = self.text.chars();
         let same = form.by_ref().zip(text).take_while(|(a, b)| a == b).count();
         // Registries cut what they quote.
-        (same == self.text.chars().count() || self.is_token && same >= PARTIAL).then_some(same)
+        (same == self.text.chars().count() || self.is_token && same >= PREFIX_LENGTH).then_some(same)
     }
 }
 
@@ -266,7 +266,7 @@ fn without_values(text: &str) -> String {
                 None if after.starts_with("\": \"") => 4,
                 None => continue,
             };
-            let (from, least) = (at + name.len() + gap, if name.ends_with(' ') { LEAST_TOKEN } else { LEAST_VALUE });
+            let (from, least) = (at + name.len() + gap, if name.ends_with(' ') { MIN_TOKEN } else { MIN_VALUE });
             let length = lower[from..].bytes().take_while(|byte| is_token(*byte) || *byte == b'%').count();
             if before.is_none_or(|c| !c.is_ascii_alphanumeric()) && length >= least {
                 cut.push((from, from + length));
@@ -303,8 +303,8 @@ fn canonical(c: char) -> char {
     if c == ' ' { '+' } else { c.to_ascii_lowercase() }
 }
 
-fn key(mut text: impl Iterator<Item = char>) -> Option<[char; KEY]> {
-    let mut key = ['\0'; KEY];
+fn key(mut text: impl Iterator<Item = char>) -> Option<[char; KEY_LENGTH]> {
+    let mut key = ['\0'; KEY_LENGTH];
     for place in &mut key {
         *place = text.next()?;
     }
@@ -319,14 +319,14 @@ fn is_token(byte: u8) -> bool {
 /// What stands in a secret's place.
 const MASK: &str = "***";
 /// Shorter secrets aren't looked for. As `user:password` in Base64 they are longer.
-const KEY: usize = 4;
-const OWN_MIN: usize = 8;
+const KEY_LENGTH: usize = 4;
+const MIN_OWN_SECRET: usize = 8;
 /// So much of a token is enough to recognize it.
-const PARTIAL: usize = 24;
-const RECENT: usize = 512;
-const SWEEP: usize = 4096;
-const LEAST_VALUE: usize = 8;
-const LEAST_TOKEN: usize = 20;
+const PREFIX_LENGTH: usize = 24;
+const MAX_FORGOTTEN: usize = 512;
+const SWEEP_INTERVAL: usize = 4096;
+const MIN_VALUE: usize = 8;
+const MIN_TOKEN: usize = 20;
 /// What secrets stand behind. Those with a space have no `=`.
 const NAMES: [&str; 17] = [
     "bearer ",
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_found_however_it_is_written() {
-        let kept = keep("s3cr3t/+ \"&<x".to_owned());
+        let kept = register("s3cr3t/+ \"&<x".to_owned());
         for text in [
             "s3cr3t/+ \"&<x",
             "S3CR3T/+ \"&<X",
@@ -365,58 +365,61 @@ mod tests {
             "s3cr3t/+ &quot;&#x26;<x",
             "s3cr3t%2F+ \"&<x",
         ] {
-            assert_eq!(own(&format!("a {text} b")), "a *** b", "{text}");
+            assert_eq!(redact_own(&format!("a {text} b")), "a *** b", "{text}");
         }
         assert_eq!(&*kept, "s3cr3t/+ \"&<x");
     }
 
     #[test]
     fn a_cut_token_is_found() {
-        let _kept = keep("eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1c2VyLTEyMzQifQ.c2lnbmF0dXJl".to_owned());
-        assert_eq!(own("(eyJhbGciOiJub25lIn0.eyJzdWIiOi...)"), "(***...)");
-        assert_eq!(own("eyJhbGciOiJub25lIn0"), "eyJhbGciOiJub25lIn0", "too little to know it");
+        let _kept = register("eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1c2VyLTEyMzQifQ.c2lnbmF0dXJl".to_owned());
+        assert_eq!(redact_own("(eyJhbGciOiJub25lIn0.eyJzdWIiOi...)"), "(***...)");
+        assert_eq!(redact_own("eyJhbGciOiJub25lIn0"), "eyJhbGciOiJub25lIn0", "too little to know it");
     }
 
     #[test]
     fn short_secrets_are_masked_in_texts_of_others_only() {
-        let _kept = keep("tést5".to_owned());
-        assert_eq!((own("a/tést5:1").as_ref(), remote("no tést5!").as_str()), ("a/tést5:1", "no ***!"));
-        let _tiny = keep("abc".to_owned());
-        assert_eq!(remote("abc"), "abc");
+        let _kept = register("tést5".to_owned());
+        assert_eq!((redact_own("a/tést5:1").as_ref(), redact_remote("no tést5!").as_str()), ("a/tést5:1", "no ***!"));
+        let _tiny = register("abc".to_owned());
+        assert_eq!(redact_remote("abc"), "abc");
     }
 
     #[test]
     fn the_pair_is_known_for_as_long_as_its_password() {
-        let kept = keep("a-pässword".to_owned());
+        let kept = register("a-pässword".to_owned());
         kept.also("dXNlcjphLXDDpHNzd29yZA==");
-        assert_eq!(own("Basic dXNlcjphLXDDpHNzd29yZA== is wrong"), "Basic *** is wrong");
-        assert_eq!(own("dXNlcjphLXDDpHNzd29yZA"), "***");
+        assert_eq!(redact_own("Basic dXNlcjphLXDDpHNzd29yZA== is wrong"), "Basic *** is wrong");
+        assert_eq!(redact_own("dXNlcjphLXDDpHNzd29yZA"), "***");
     }
 
     #[test]
     fn signatures_and_users_in_urls_are_masked() {
-        assert_eq!(own("at https://me:pw@host/x?a=b"), "at https://***@host/x?a=b");
+        assert_eq!(redact_own("at https://me:pw@host/x?a=b"), "at https://***@host/x?a=b");
         assert_eq!(
-            remote("GET https://h/b?se=2026-01-01&sig=abcdEFGH%2F12%3D&sp=r failed"),
+            redact_remote("GET https://h/b?se=2026-01-01&sig=abcdEFGH%2F12%3D&sp=r failed"),
             "GET https://h/b?se=2026-01-01&sig=***&sp=r failed"
         );
-        assert_eq!(remote("X-Amz-Signature=0123456789abcdef"), "X-Amz-Signature=***");
-        assert_eq!(remote("{\"token\":\"0123456789\"}"), "{\"token\":\"***\"}");
-        assert_eq!(remote("got 'Authorization: Bearer 0123456789abcdefghij'"), "got 'Authorization: Bearer ***'");
+        assert_eq!(redact_remote("X-Amz-Signature=0123456789abcdef"), "X-Amz-Signature=***");
+        assert_eq!(redact_remote("{\"token\":\"0123456789\"}"), "{\"token\":\"***\"}");
+        assert_eq!(
+            redact_remote("got 'Authorization: Bearer 0123456789abcdefghij'"),
+            "got 'Authorization: Bearer ***'"
+        );
         for text in ["Bearer authentication is required", "invalid token", "error=\"invalid_token\"", "design=12345678"]
         {
-            assert_eq!(remote(text), text);
+            assert_eq!(redact_remote(text), text);
         }
     }
 
     /// Tokens are renewed for months.
     #[test]
     fn forgotten_secrets_cost_no_memory() {
-        for nth in 0..3 * SWEEP {
-            keep(format!("a renewed token {nth}"));
+        for nth in 0..3 * SWEEP_INTERVAL {
+            register(format!("a renewed token {nth}"));
         }
         let register = REGISTER.read().expect("no panic");
-        assert!(register.recent.len() <= RECENT && register.known.len() < 2 * SWEEP);
-        assert!(register.forms.values().map(Vec::len).sum::<usize>() < 2 * SWEEP);
+        assert!(register.recent.len() <= MAX_FORGOTTEN && register.known.len() < 2 * SWEEP_INTERVAL);
+        assert!(register.forms.values().map(Vec::len).sum::<usize>() < 2 * SWEEP_INTERVAL);
     }
 }

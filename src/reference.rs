@@ -15,8 +15,8 @@ use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 
 pub use artifact::Artifact;
-use checked::Outside;
-pub use checked::{LayoutName, Malformed, RegistryName, Rejected, RepositoryName, Tag, tags_of};
+use checked::QuotedText;
+pub use checked::{LayoutName, Malformed, RegistryName, RejectedTags, RepositoryName, Tag, parse_tags};
 
 /// The name under which Docker Hub's images are known.
 pub const DOCKER_HUB: &str = "docker.io";
@@ -161,7 +161,7 @@ impl FromStr for Reference {
 
 /// What a user may name as the source of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Location {
+pub enum SourceLocation {
     /// In a registry; with the tag that was written beside a digest.
     Registry(Reference, Option<Tag>),
     /// In an OCI image layout directory, under a name where one is given. Where the text has several colons, the
@@ -169,7 +169,7 @@ pub enum Location {
     Layout(PathBuf, Option<Target>),
 }
 
-impl FromStr for Location {
+impl FromStr for SourceLocation {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -182,7 +182,7 @@ impl FromStr for Location {
     }
 }
 
-impl fmt::Display for Location {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(reference, _) => reference.fmt(f),
@@ -194,7 +194,7 @@ impl fmt::Display for Location {
 
 /// What a user may name as the destination of a copy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Goal {
+pub enum DestinationLocation {
     /// A registry, or a path in it that ends in `/`: the source's own path is kept below it.
     Below {
         /// The registry.
@@ -209,11 +209,11 @@ pub enum Goal {
         /// The tag that was given.
         tag: Option<Tag>,
     },
-    /// An OCI image layout directory, and the image's name there; see [`Location::Layout`].
+    /// An OCI image layout directory, and the image's name there; see [`SourceLocation::Layout`].
     Layout(PathBuf, Option<Target>),
 }
 
-impl Goal {
+impl DestinationLocation {
     /// Where an image of `source` goes: the repository. `None` for a layout directory.
     ///
     /// # Errors
@@ -227,7 +227,7 @@ impl Goal {
     }
 }
 
-impl FromStr for Goal {
+impl FromStr for DestinationLocation {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -347,7 +347,7 @@ pub fn check_tag(tag: &str) -> Result<()> {
     if first && tag.len() <= 128 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
         return Ok(());
     }
-    Err(Error::new(Kind::Usage, format!("{} is not a tag", Outside(tag))).hint(checked::TAG_HINT))
+    Err(Error::new(Kind::Usage, format!("{} is not a tag", QuotedText(tag))).hint(checked::TAG_HINT))
 }
 
 /// The reference, and the tag that stood beside a digest.
@@ -407,8 +407,8 @@ pub fn check_name(text: &str, name: &str) -> Result<()> {
         return Err(wrong("its repository name is longer than 255 characters".into(), "shorten it"));
     }
     for part in name.split('/') {
-        let edges = part.bytes().next().zip(part.bytes().last()).is_some_and(|(a, z)| plain(a) && plain(z));
-        let inside = part.bytes().all(|b| plain(b) || b"._-".contains(&b));
+        let edges = part.bytes().next().zip(part.bytes().last()).is_some_and(|(a, z)| is_plain(a) && is_plain(z));
+        let inside = part.bytes().all(|b| is_plain(b) || b"._-".contains(&b));
         let separators = !part.contains("..")
             && !part.contains("___")
             && !part.contains("._")
@@ -429,7 +429,7 @@ pub fn check_name(text: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn plain(byte: u8) -> bool {
+fn is_plain(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit()
 }
 
@@ -529,7 +529,8 @@ mod tests {
     fn goals() {
         let source: Reference = "hello-world".parse().expect("a reference");
         let to = |text: &str, strip| {
-            text.parse::<Goal>().and_then(|goal| Ok(goal.repository(&source.repository, strip)?.map(|r| r.to_string())))
+            text.parse::<DestinationLocation>()
+                .and_then(|goal| Ok(goal.repository(&source.repository, strip)?.map(|r| r.to_string())))
         };
         assert_eq!(to("my.azurecr.io", false).ok().flatten().as_deref(), Some("my.azurecr.io/library/hello-world"));
         assert_eq!(to("my.azurecr.io", true).ok().flatten().as_deref(), Some("my.azurecr.io/hello-world"));
@@ -539,8 +540,14 @@ mod tests {
         assert!(to("hello-world:latest", false).is_err());
         assert!(to(&format!("my.azurecr.io/x@sha256:{}", "0".repeat(64)), false).is_err());
         let tag = |text: &str| text.parse().ok().map(Target::Tag);
-        assert_eq!("oci:dir/x:t".parse::<Goal>().ok(), Some(Goal::Layout("dir/x".into(), tag("t"))));
-        assert_eq!("oci:/a:b/c".parse::<Goal>().ok(), Some(Goal::Layout("/a:b/c".into(), None)));
+        assert_eq!(
+            "oci:dir/x:t".parse::<DestinationLocation>().ok(),
+            Some(DestinationLocation::Layout("dir/x".into(), tag("t")))
+        );
+        assert_eq!(
+            "oci:/a:b/c".parse::<DestinationLocation>().ok(),
+            Some(DestinationLocation::Layout("/a:b/c".into(), None))
+        );
     }
 
     #[test]
@@ -570,7 +577,7 @@ mod tests {
     #[test]
     fn a_layout_and_its_name_may_both_have_colons() {
         let splits = |text: &str| {
-            let Ok(Location::Layout(directory, name)) = text.parse() else { panic!("{text}") };
+            let Ok(SourceLocation::Layout(directory, name)) = text.parse() else { panic!("{text}") };
             let shown = |(directory, name): (PathBuf, Option<Target>)| {
                 format!("{}|{}", directory.display(), name.map(|name| name.to_string()).unwrap_or_default())
             };

@@ -36,7 +36,7 @@ pub(crate) fn open_with(path: &Path, links: Links, flags: OFlags) -> io::Result<
         Links::Follow => OFlags::empty(),
         Links::Refuse => OFlags::NOFOLLOW,
     };
-    let flags = i32::try_from((CAREFUL | follow | flags).bits()).unwrap_or(0);
+    let flags = i32::try_from((SAFE_OPEN_FLAGS | follow | flags).bits()).unwrap_or(0);
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = check(&file)?;
     Ok((file, metadata))
@@ -44,8 +44,8 @@ pub(crate) fn open_with(path: &Path, links: Links, flags: OFlags) -> io::Result<
 
 /// Has `options` neither wait for the other end of a pipe nor follow a link, whatever else they ask for. [`check`]
 /// the file that is opened.
-pub(crate) fn careful(options: &mut OpenOptions) -> &mut OpenOptions {
-    options.custom_flags(i32::try_from((CAREFUL | OFlags::NOFOLLOW).bits()).unwrap_or(0))
+pub(crate) fn with_safe_flags(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.custom_flags(i32::try_from((SAFE_OPEN_FLAGS | OFlags::NOFOLLOW).bits()).unwrap_or(0))
 }
 
 /// What the open file is, if it is a regular one.
@@ -140,7 +140,7 @@ fn kind(of: FileType) -> Option<&'static str> {
 }
 
 /// Not to wait for the other end of a pipe, and not to make a terminal the controlling one of this process.
-pub(crate) const CAREFUL: OFlags = OFlags::NONBLOCK.union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+pub(crate) const SAFE_OPEN_FLAGS: OFlags = OFlags::NONBLOCK.union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 #[cfg(test)]
 mod tests {

@@ -79,7 +79,7 @@ impl Budget {
     pub fn progress(&self, bytes: u64) {
         let mut state = self.lock();
         state.moved += bytes;
-        if state.moved >= REGAIN {
+        if state.moved >= BYTES_PER_REGAINED_FAULT {
             state.moved = 0;
             state.left = (state.left + 1).min(state.most);
         }
@@ -106,7 +106,7 @@ impl Budget {
             Some(asked) => asked + jitter(Duration::from_millis(250)),
             None => {
                 let fault = state.most.saturating_sub(state.left).min(6);
-                let most = LONGEST_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault));
+                let most = MAX_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault));
                 // Not less than half: six faults then always outlast an outage of some seconds.
                 most / 2 + jitter(most / 2)
             }
@@ -154,8 +154,8 @@ pub fn jitter(most: Duration) -> Duration {
 }
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(300);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
-const REGAIN: u64 = 32 << 20;
+const MAX_BACKOFF: Duration = Duration::from_secs(15);
+const BYTES_PER_REGAINED_FAULT: u64 = 32 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -193,7 +193,7 @@ mod tests {
         let budget = Budget::new(1, Duration::from_secs(1000));
         for _ in 0..10 {
             budget.retry(fault()).await.expect("forgiven");
-            budget.progress(REGAIN);
+            budget.progress(BYTES_PER_REGAINED_FAULT);
         }
         budget.retry(fault()).await.expect("forgiven");
         budget.retry(fault()).await.expect_err("no progress since");

@@ -12,28 +12,28 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
-use crate::content::Body;
+use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result, Side};
 
 /// A stream of a blob's bytes whose last frame comes only if the whole is right.
 pub struct Verified {
     body: Body,
-    check: Check,
+    check: ContentCheck,
     /// Where the reader wants to begin: what is before it is hashed, not given out.
     begin: u64,
     /// Hashed frames that were put back.
     pending: VecDeque<Bytes>,
 }
 
-/// What verifies a blob's bytes, for who takes the body [`apart`](Verified::apart) to hash elsewhere.
-pub struct Check {
+/// What verifies a blob's bytes, for who takes the body [`apart`](Verified::into_parts) to hash elsewhere.
+pub struct ContentCheck {
     digest: Digest,
     size: u64,
     /// Hashed, up to here.
     read: u64,
     hasher: Option<Hasher>,
-    marks: Marks,
+    checkpoints: HashCheckpoints,
 }
 
 impl Verified {
@@ -43,20 +43,28 @@ impl Verified {
     /// [`Kind::Mismatch`] for an empty blob whose digest isn't that of nothing: such a body is
     /// never polled, so it's checked here.
     pub fn new(body: Body, blob: &Descriptor) -> Result<Self> {
-        Self::resumed(body, blob, 0, blob.digest.hasher(), 0, Marks::default())
+        Self::resumed(body, blob, 0, blob.digest.hasher(), 0, HashCheckpoints::default())
     }
 
     /// Goes on with a `body` that starts at offset `from`, where the hash had the state `hasher`,
     /// and gives out what comes from offset `begin` on.
-    pub fn resumed(body: Body, blob: &Descriptor, from: u64, hasher: Hasher, begin: u64, marks: Marks) -> Result<Self> {
-        let mut check = Check { digest: blob.digest, size: blob.size, read: from, hasher: Some(hasher), marks };
-        check.at_end()?;
+    pub fn resumed(
+        body: Body,
+        blob: &Descriptor,
+        from: u64,
+        hasher: Hasher,
+        begin: u64,
+        checkpoints: HashCheckpoints,
+    ) -> Result<Self> {
+        let mut check =
+            ContentCheck { digest: blob.digest, size: blob.size, read: from, hasher: Some(hasher), checkpoints };
+        check.finish()?;
         Ok(Self { body, check, begin, pending: VecDeque::new() })
     }
 
     /// The body as it comes, not verified, and what verifies it: for who hashes on another thread than the one that
     /// receives. Of a stream that begins where its body does.
-    pub fn apart(self) -> (Body, Check) {
+    pub fn into_parts(self) -> (Body, ContentCheck) {
         debug_assert!(self.begin <= self.check.read && self.pending.is_empty());
         (self.body, self.check)
     }
@@ -77,7 +85,7 @@ impl Verified {
     }
 }
 
-impl Check {
+impl ContentCheck {
     /// Hashes the next bytes.
     ///
     /// # Errors
@@ -90,13 +98,13 @@ impl Check {
             return Err(self.wrong(format!("the source sent more than the {} bytes that the manifest says", self.size)));
         }
         if let Some(hasher) = &mut self.hasher {
-            self.marks.note(start, self.size, hasher);
+            self.checkpoints.note(start, self.size, hasher);
             hasher.update(bytes);
         }
-        self.at_end()
+        self.finish()
     }
 
-    fn at_end(&mut self) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
         if self.read < self.size {
             return Ok(());
         }
@@ -143,13 +151,13 @@ impl Stream for Verified {
 
 /// States of a blob's hash at offsets on the way, so that it can be resumed there.
 #[derive(Clone, Default)]
-pub struct Marks(Arc<Mutex<Vec<(u64, Hasher)>>>);
+pub struct HashCheckpoints(Arc<Mutex<Vec<(u64, Hasher)>>>);
 
-impl Marks {
+impl HashCheckpoints {
     /// The last mark at or before `offset`.
     pub fn before(&self, offset: u64) -> Option<(u64, Hasher)> {
-        let marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        marks.iter().rev().find(|(at, _)| *at <= offset).cloned()
+        let checkpoints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        checkpoints.iter().rev().find(|(at, _)| *at <= offset).cloned()
     }
 
     /// Forgets all of them: some of the bytes before them were wrong.
@@ -164,9 +172,9 @@ impl Marks {
         if offset == 0 {
             return;
         }
-        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if offset >= marks.last().map_or(0, |(at, _)| *at) + step {
-            marks.push((offset, hasher.clone()));
+        let mut checkpoints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset >= checkpoints.last().map_or(0, |(at, _)| *at) + step {
+            checkpoints.push((offset, hasher.clone()));
         }
     }
 }
@@ -229,18 +237,19 @@ mod tests {
         let content = vec![7; 40 * MIB];
         let blob = blob(&content);
         let frames: Vec<&[u8]> = content.chunks(MIB).collect();
-        let marks = Marks::default();
+        let checkpoints = HashCheckpoints::default();
         let hasher = blob.digest.hasher();
-        let whole = Verified::resumed(body(&frames), &blob, 0, hasher, 0, marks.clone()).expect("opens");
+        let whole = Verified::resumed(body(&frames), &blob, 0, hasher, 0, checkpoints.clone()).expect("opens");
         assert!(drain(whole).await.1.is_none());
-        let at = |offset: usize| marks.before(offset as u64).map(|(at, _)| at as usize / MIB);
+        let at = |offset: usize| checkpoints.before(offset as u64).map(|(at, _)| at as usize / MIB);
         assert_eq!(
             [1, 16 * MIB - 1, 16 * MIB, 32 * MIB - 1, 40 * MIB].map(at),
             [None, None, Some(16), Some(16), Some(32)]
         );
         // The state is that of the bytes before it.
-        let (from, hasher) = marks.before(40 * MIB as u64).expect("a mark");
-        let rest = Verified::resumed(body(&frames[32..]), &blob, from, hasher, from, Marks::default()).expect("opens");
+        let (from, hasher) = checkpoints.before(40 * MIB as u64).expect("a mark");
+        let rest = Verified::resumed(body(&frames[32..]), &blob, from, hasher, from, HashCheckpoints::default())
+            .expect("opens");
         let (out, error) = drain(rest).await;
         assert!(out.len() == 8 * MIB && error.is_none(), "{error:?}");
     }
@@ -255,7 +264,7 @@ mod tests {
             let mut hasher = blob.digest.hasher();
             hasher.update(&content[..from]);
             let frames: Vec<&[u8]> = content[from..].chunks(size).collect();
-            let verified = Verified::resumed(body(&frames), &blob, from as u64, hasher, at as u64, Marks::default()).expect("opens");
+            let verified = Verified::resumed(body(&frames), &blob, from as u64, hasher, at as u64, HashCheckpoints::default()).expect("opens");
             let (out, error) = futures_util::FutureExt::now_or_never(drain(verified)).expect("is ready");
             prop_assert!(error.is_none());
             prop_assert_eq!(&out[..], &content[at..]);

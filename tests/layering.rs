@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 /// Small tools that every other module may name. They name each other and `error` only.
 const TOOLS: &[&str] = &[
     "atomic_file",
-    "changes",
+    "body",
+    "change_detector",
     "clock",
     "error",
     "file_access",
@@ -24,7 +25,8 @@ const TOOLS: &[&str] = &[
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &["printable", "redact"]),
     ("atomic_file", TOOLS),
-    ("changes", TOOLS),
+    ("body", TOOLS),
+    ("change_detector", TOOLS),
     ("clock", TOOLS),
     ("file_access", TOOLS),
     ("go_names", TOOLS),

@@ -10,9 +10,9 @@
 //! directory, which is removed at the end.
 
 mod front;
+mod render;
 mod scratch;
 mod stage;
-mod tale;
 mod tally;
 
 use std::path::Path;
@@ -20,16 +20,17 @@ use std::time::Instant;
 
 use clap::Parser as _;
 
+use self::tally::Fault;
 use super::global::Global;
 use super::{Cli, Command, copy, output};
 use crate::content::Source as _;
 use crate::demo::fixtures::HELLO_WORLD;
 use crate::error::{Error, Kind, Result};
 use crate::registry::{Options, Registries};
-use front::{Trouble, What};
+use front::PlannedFault;
+use render::DemoOutput;
 use scratch::Scratch;
-use stage::{REPOSITORY, Site, Stage, TAG, USER};
-use tale::Tale;
+use stage::{DemoRegistry, REPOSITORY, Stage, TAG, USER};
 use tally::{Kind as Seen, Tally};
 
 /// Demonstrate transload with two registries on this machine, without network or account
@@ -46,31 +47,32 @@ pub(super) async fn run(_: &Args, global: &Global) -> Result<u8> {
     // Dropped last: what writes into it is gone by then.
     let scratch = Scratch::new()?;
     let (stage, listeners) = Stage::set(scratch.path()).await?;
-    let mut tale = Tale::new(global);
+    let mut demo_output = DemoOutput::new(global);
     let played = tokio::select! {
-        played = Box::pin(play(&stage, &mut tale, scratch.path())) => played,
+        played = Box::pin(run_steps(&stage, &mut demo_output, scratch.path())) => played,
         served = listeners.serve() => served,
     };
     if let Err(error) = played {
         // Whatever it is, the user didn't ask for it: never the exit code of a usage error.
-        tale.check(false, "the command failed");
-        tale.end(global);
-        output::error(&error);
+        demo_output.check(false, "the command failed");
+        demo_output.finish(global);
+        output::print_error(&error);
         return Ok(1);
     }
-    let time = output::time(begun.elapsed());
-    if tale.held() {
-        tale.say(&format!("\n{} All comparisons held; {time}. Now for real:{FOR_REAL}", tale.bold("Done.")));
+    let time = output::format_duration(begun.elapsed());
+    if demo_output.all_passed() {
+        demo_output
+            .print(&format!("\n{} All comparisons held; {time}. Now for real:{NEXT_STEPS}", demo_output.bold("Done.")));
     } else {
-        tale.say(&format!("\n{} Not every comparison held; {time}.", tale.bold("Failed.")));
+        demo_output.print(&format!("\n{} Not every comparison held; {time}.", demo_output.bold("Failed.")));
     }
-    tale.end(global);
-    Ok(u8::from(!tale.held()))
+    demo_output.finish(global);
+    Ok(u8::from(!demo_output.all_passed()))
 }
 
-async fn play(stage: &Stage, tale: &mut Tale, scratch: &Path) -> Result<()> {
+async fn run_steps(stage: &Stage, demo_output: &mut DemoOutput, scratch: &Path) -> Result<()> {
     let Stage { hub, acr, poor, .. } = stage;
-    tale.say(&format!(
+    demo_output.print(&format!(
         "Registries in this process, on loopback. No network, no account, and nothing stays behind.\n\n  \
          {:5}  {}  like Docker Hub: anonymous tokens, blobs by redirect to a CDN, 100 pulls in 6 h\n  \
          {:5}  {}  like Azure Container Registry: user '{USER}', strict uploads, empty\n  \
@@ -78,95 +80,98 @@ async fn play(stage: &Stage, tale: &mut Tale, scratch: &Path) -> Result<()> {
         hub.name, hub.address, acr.name, acr.address, poor.name, poor.address
     ));
     let image = format!("{}/{REPOSITORY}", hub.address);
-    copies(stage, tale, &image).await?;
-    copies_again(stage, tale, &image).await?;
-    brings_referrers(stage, tale, &image).await?;
-    survives(stage, tale, &image).await?;
-    pulls_back(stage, tale, &scratch.join("back")).await
+    step_copy(stage, demo_output, &image).await?;
+    step_copy_unchanged(stage, demo_output, &image).await?;
+    step_referrers(stage, demo_output, &image).await?;
+    step_faults(stage, demo_output, &image).await?;
+    step_pull_back(stage, demo_output, &scratch.join("back")).await
 }
 
-async fn copies(stage: &Stage, tale: &mut Tale, image: &str) -> Result<()> {
+async fn step_copy(stage: &Stage, demo_output: &mut DemoOutput, image: &str) -> Result<()> {
     let words = ["copy", image, &stage.acr.address];
-    let (hub, acr) = typed(stage, &stage.acr, tale, "Copy hello-world, every platform of it", &words).await?;
-    same_digest(stage, &stage.acr, tale).await?;
+    let (hub, acr) =
+        run_command(stage, &stage.acr, demo_output, "Copy hello-world, every platform of it", &words).await?;
+    check_same_digest(stage, &stage.acr, demo_output).await?;
     let blobs = hub.distinct(Seen::BlobRead);
     let once = blobs == hub.count(Seen::BlobRead) && blobs == acr.count(Seen::BlobWritten);
-    tale.check(once && blobs > 0, format!("each of the {blobs} blobs was read once and stored once"));
+    demo_output.check(once && blobs > 0, format!("each of the {blobs} blobs was read once and stored once"));
     Ok(())
 }
 
-async fn copies_again(stage: &Stage, tale: &mut Tale, image: &str) -> Result<()> {
+async fn step_copy_unchanged(stage: &Stage, demo_output: &mut DemoOutput, image: &str) -> Result<()> {
     let before = stage.pulls();
     let words = ["copy", image, &stage.acr.address];
-    let (hub, acr) = typed(stage, &stage.acr, tale, "Copy it again: nothing to do", &words).await?;
+    let (hub, acr) = run_command(stage, &stage.acr, demo_output, "Copy it again: nothing to do", &words).await?;
     let asked = hub.asked() + acr.asked();
     let heads = hub.count(Seen::Head) + acr.count(Seen::Head);
-    tale.check(
+    demo_output.check(
         asked == 2 && heads == 2 && stage.pulls() == before,
         format!("{asked} requests beside those for tokens, both HEAD, and no pull counted"),
     );
     Ok(())
 }
 
-async fn brings_referrers(stage: &Stage, tale: &mut Tale, image: &str) -> Result<()> {
+async fn step_referrers(stage: &Stage, demo_output: &mut DemoOutput, image: &str) -> Result<()> {
     let words = ["copy", image, &stage.acr.address, "--referrers"];
-    typed(stage, &stage.acr, tale, "Bring what refers to it: an SBOM", &words).await?;
+    run_command(stage, &stage.acr, demo_output, "Bring what refers to it: an SBOM", &words).await?;
     let name = REPOSITORY.parse()?;
-    let about = |site: &Site| {
+    let about = |site: &DemoRegistry| {
         let repository = site.store.repository(&name);
         async move { repository.referrers(&stage.digest).await }
     };
     let (here, there) = (about(&stage.hub).await?, about(&stage.acr).await?);
     let digests = |list: &[crate::descriptor::Descriptor]| list.iter().map(|entry| entry.digest).collect::<Vec<_>>();
-    tale.check(!here.is_empty() && digests(&here) == digests(&there), "ACR lists the same referrer of the image");
+    demo_output
+        .check(!here.is_empty() && digests(&here) == digests(&there), "ACR lists the same referrer of the image");
     Ok(())
 }
 
-async fn survives(stage: &Stage, tale: &mut Tale, image: &str) -> Result<()> {
-    let expire = |at| Trouble { at, what: What::TokensExpire };
-    stage.hub.front.order(&[expire(4)]);
-    stage.poor.front.order(&[Trouble { at: 2, what: What::SessionIsLost }, expire(7)]);
+async fn step_faults(stage: &Stage, demo_output: &mut DemoOutput, image: &str) -> Result<()> {
+    let expire = |at| PlannedFault { at, what: Fault::TokensExpire };
+    stage.hub.front.plan_faults(&[expire(4)]);
+    stage.poor.front.plan_faults(&[PlannedFault { at: 2, what: Fault::SessionIsLost }, expire(7)]);
     let words = ["copy", image, &stage.poor.address];
     let title = "Copy it to the other, while tokens expire at both ends and an upload is lost";
-    let (hub, poor) = typed(stage, &stage.poor, tale, title, &words).await?;
-    let struck = hub.has_struck(What::TokensExpire)
-        && poor.has_struck(What::TokensExpire)
-        && poor.has_struck(What::SessionIsLost);
-    tale.check(struck, "all three happened in the middle of the copy");
-    same_digest(stage, &stage.poor, tale).await
+    let (hub, poor) = run_command(stage, &stage.poor, demo_output, title, &words).await?;
+    let struck = hub.has_fault(Fault::TokensExpire)
+        && poor.has_fault(Fault::TokensExpire)
+        && poor.has_fault(Fault::SessionIsLost);
+    demo_output.check(struck, "all three happened in the middle of the copy");
+    check_same_digest(stage, &stage.poor, demo_output).await
 }
 
-async fn pulls_back(stage: &Stage, tale: &mut Tale, back: &Path) -> Result<()> {
+async fn step_pull_back(stage: &Stage, demo_output: &mut DemoOutput, back: &Path) -> Result<()> {
     let from = format!("{}/{REPOSITORY}", stage.acr.address);
     let to = format!("oci:{}", back.display());
-    typed(stage, &stage.acr, tale, "Pull it back, and compare", &["copy", &from, &to, "--referrers"]).await?;
+    run_command(stage, &stage.acr, demo_output, "Pull it back, and compare", &["copy", &from, &to, "--referrers"])
+        .await?;
     let blobs = HELLO_WORLD.iter().filter(|file| file.path.starts_with("blobs/"));
     let all = blobs.clone().count();
     let same = blobs.filter(|file| std::fs::read(back.join(file.path)).is_ok_and(|read| read == file.bytes)).count();
-    tale.check(same == all, format!("{same} of {all} manifests and blobs came back byte for byte"));
+    demo_output.check(same == all, format!("{same} of {all} manifests and blobs came back byte for byte"));
     Ok(())
 }
 
-async fn same_digest(stage: &Stage, site: &Site, tale: &mut Tale) -> Result<()> {
+async fn check_same_digest(stage: &Stage, site: &DemoRegistry, demo_output: &mut DemoOutput) -> Result<()> {
     let there = site.digest(REPOSITORY).await?;
     let what = format!("{REPOSITORY}:{TAG} is {}:{}… at {} as at the Hub", there.algorithm(), there.short(), site.name);
-    tale.check(there == stage.digest, what);
+    demo_output.check(there == stage.digest, what);
     Ok(())
 }
 
 /// Runs a command as if it had been typed, and returns what the Hub and `site` saw of it. As a
 /// program would, it begins without any token.
-async fn typed(
+async fn run_command(
     stage: &Stage,
-    site: &Site,
-    tale: &mut Tale,
+    site: &DemoRegistry,
+    demo_output: &mut DemoOutput,
     title: &'static str,
     words: &[&str],
 ) -> Result<(Tally, Tally)> {
-    tale.step(title, &format!("transload {}", words.join(" ")));
+    demo_output.step(title, &format!("transload {}", words.join(" ")));
     let mut line = vec!["transload"];
     line.extend(words);
-    if !tale.is_aloud() {
+    if !demo_output.is_text() {
         line.push("--quiet");
     }
     let wrong = |error: clap::Error| Error::new(Kind::Usage, error.to_string());
@@ -178,15 +183,15 @@ async fn typed(
     let before = stage.pulls();
     let code = Box::pin(copy::run(args, &cli.global, &registries)).await?;
     let (hub, other) = (stage.hub.front.take_tally(), site.front.take_tally());
-    tale.counted_by_hub(stage.hub.name, &hub, stage.pulls() - before);
-    tale.counted_by(site.name, &other);
+    demo_output.counted_by_hub(stage.hub.name, &hub, stage.pulls() - before);
+    demo_output.counted_by(site.name, &other);
     if code != 0 {
-        tale.check(false, format!("exit code {code}"));
+        demo_output.check(false, format!("exit code {code}"));
     }
     Ok((hub, other))
 }
 
-const FOR_REAL: &str = "
+const NEXT_STEPS: &str = "
 
   transload login myregistry.azurecr.io --username NAME --password-stdin < password.txt
   transload copy hello-world myregistry.azurecr.io";

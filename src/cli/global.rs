@@ -17,39 +17,39 @@ use crate::regular_file;
 #[derive(Debug, Args)]
 pub(super) struct Global {
     /// Output format on stdout
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = GLOBAL)]
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = HELP_HEADING)]
     pub(super) output: Format,
     /// Print only errors
-    #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = GLOBAL)]
+    #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = HELP_HEADING)]
     pub(super) quiet: bool,
     /// Verbose; -vv logs requests
-    #[arg(long, short, global = true, action = ArgAction::Count, help_heading = GLOBAL)]
+    #[arg(long, short, global = true, action = ArgAction::Count, help_heading = HELP_HEADING)]
     pub(super) verbose: u8,
     /// Also trust the certificates in this PEM file (repeatable)
-    #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_CA_FILE", help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_CA_FILE", help_heading = HELP_HEADING)]
     pub(super) ca_file: Vec<PathBuf>,
     /// Allow plain HTTP or unverified TLS for this registry, or for storage that a registry redirects to (repeatable;
     /// plain HTTP on loopback needs no flag)
-    #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = HELP_HEADING)]
     pub(super) insecure_registry: Vec<String>,
     /// Connect to this address for a host instead of using DNS (repeatable)
-    #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", env = "TRANSLOAD_RESOLVE", value_delimiter = ',', value_parser = parse_resolve, help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "HOST=ADDRESS:PORT", env = "TRANSLOAD_RESOLVE", value_delimiter = ',', value_parser = parse_resolve, help_heading = HELP_HEADING)]
     pub(super) resolve: Vec<(String, SocketAddr)>,
     /// Allow this host to issue tokens for registries of other sites (repeatable)
-    #[arg(long, global = true, value_name = "HOST", help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "HOST", help_heading = HELP_HEADING)]
     pub(super) allow_realm: Vec<String>,
     /// Read credentials from this file first: of docker or podman, or a Kubernetes secret (repeatable)
-    #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_AUTH_FILE", help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_AUTH_FILE", help_heading = HELP_HEADING)]
     pub(super) auth_file: Vec<PathBuf>,
     /// Idle timeout of a connection before a retry
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = HELP_HEADING,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(super) idle_timeout: u64,
     /// Minimum transfer rate of a blob, in bytes per second, before a retry; 0 for none
-    #[arg(long, global = true, value_name = "SIZE", default_value = "1KiB", value_parser = parse_bytes, help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "SIZE", default_value = "1KiB", value_parser = parse_bytes, help_heading = HELP_HEADING)]
     pub(super) min_rate: u64,
     /// Seconds over which --min-rate is averaged
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = GLOBAL,
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = HELP_HEADING,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(super) min_rate_window: u64,
 }
@@ -128,4 +128,4 @@ fn parse_resolve(text: &str) -> Result<(String, SocketAddr)> {
     Ok((host.to_ascii_lowercase(), address.parse().map_err(|_| wrong())?))
 }
 
-pub(super) const GLOBAL: &str = "Global options";
+pub(super) const HELP_HEADING: &str = "Global options";

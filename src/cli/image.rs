@@ -5,39 +5,41 @@ use std::path::PathBuf;
 use crate::copy::{Engine, Options, Report};
 use crate::error::{Result, Side};
 use crate::layout::Layout;
-use crate::reference::{Goal, Location, RegistryName, Repository, RepositoryName, Tag, Target, layout_splits};
+use crate::reference::{
+    DestinationLocation, RegistryName, Repository, RepositoryName, SourceLocation, Tag, Target, layout_splits,
+};
 use crate::registry::Registries;
 
 /// A source that is settled: which manifest of what.
 #[derive(Clone, Debug)]
-pub(super) struct From {
-    location: Location,
+pub(super) struct SourceImage {
+    location: SourceLocation,
     /// Which manifest is read.
     target: Target,
     /// Under what it's written, unless the destination says otherwise.
     keep: Target,
 }
 
-impl From {
+impl SourceImage {
     /// Settles what the user named. A directory is looked at for its only image.
-    pub(super) async fn settle(location: Location) -> Result<Self> {
+    pub(super) async fn resolve(location: SourceLocation) -> Result<Self> {
         let location = match location {
-            Location::Layout(directory, name) => {
+            SourceLocation::Layout(directory, name) => {
                 let (directory, name) = existing(directory, name);
-                Location::Layout(directory, name)
+                SourceLocation::Layout(directory, name)
             }
-            registry @ Location::Registry(..) => registry,
+            registry @ SourceLocation::Registry(..) => registry,
         };
         let (target, keep) = match &location {
             // `r:tag@sha256:…`: the digest says what, the tag where to.
-            Location::Registry(reference, beside) => {
+            SourceLocation::Registry(reference, beside) => {
                 let keep = beside.clone().map_or_else(|| reference.target.clone(), Target::Tag);
                 (reference.target.clone(), keep)
             }
-            Location::Layout(directory, name) => {
+            SourceLocation::Layout(directory, name) => {
                 let on_source = |error: crate::error::Error| error.on(Side::Source);
                 let layout = Layout::open(directory).await.map_err(on_source)?;
-                let target = layout.choose(name.as_ref()).await.map_err(on_source)?;
+                let target = layout.select_target(name.as_ref()).await.map_err(on_source)?;
                 let keep = match &target {
                     Target::Digest(_) => Target::Tag(Tag::latest()),
                     named => named.clone(),
@@ -49,7 +51,7 @@ impl From {
     }
 
     /// Where it is.
-    pub(super) fn location(&self) -> &Location {
+    pub(super) fn location(&self) -> &SourceLocation {
         &self.location
     }
 
@@ -61,10 +63,12 @@ impl From {
     /// Another tag of the same repository.
     pub(super) fn with_tag(&self, tag: Tag) -> Self {
         let location = match &self.location {
-            Location::Registry(reference, _) => {
-                Location::Registry(reference.repository.at(Target::Tag(tag.clone())), None)
+            SourceLocation::Registry(reference, _) => {
+                SourceLocation::Registry(reference.repository.at(Target::Tag(tag.clone())), None)
             }
-            Location::Layout(directory, _) => Location::Layout(directory.clone(), Some(Target::Tag(tag.clone()))),
+            SourceLocation::Layout(directory, _) => {
+                SourceLocation::Layout(directory.clone(), Some(Target::Tag(tag.clone())))
+            }
         };
         Self { location, target: Target::Tag(tag.clone()), keep: Target::Tag(tag) }
     }
@@ -72,8 +76,8 @@ impl From {
     /// The repository; for a directory, one by its name.
     fn repository(&self) -> Result<Repository> {
         match &self.location {
-            Location::Registry(reference, _) => Ok(reference.repository.clone()),
-            Location::Layout(directory, _) => {
+            SourceLocation::Registry(reference, _) => Ok(reference.repository.clone()),
+            SourceLocation::Layout(directory, _) => {
                 let name = directory.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase());
                 let name = name.as_deref().unwrap_or("image").parse::<RepositoryName>();
                 let name = name.map_err(|error| {
@@ -87,46 +91,46 @@ impl From {
 
 /// An image to be copied.
 #[derive(Clone, Debug)]
-pub(super) struct Image {
-    from: From,
-    to: End,
+pub(super) struct CopyRequest {
+    from: SourceImage,
+    to: ImageEnd,
     at: Target,
 }
 
 /// Where an image goes.
 #[derive(Clone, Debug)]
-enum End {
+enum ImageEnd {
     Repository(Repository),
     Directory(PathBuf),
 }
 
-impl Image {
+impl CopyRequest {
     /// An image of `from` for `goal`.
     ///
     /// # Errors
     /// [`Kind::Usage`](crate::error::Kind::Usage) if the destination cannot have the name that results.
-    pub(super) fn new(from: From, goal: Goal, strip_library: bool) -> Result<Self> {
+    pub(super) fn new(from: SourceImage, goal: DestinationLocation, strip_library: bool) -> Result<Self> {
         let goal = match goal {
-            Goal::Layout(directory, name) => {
+            DestinationLocation::Layout(directory, name) => {
                 let (directory, name) = existing(directory, name);
-                Goal::Layout(directory, name)
+                DestinationLocation::Layout(directory, name)
             }
             other => other,
         };
         let asked = match &goal {
-            Goal::Repository { tag, .. } => tag.clone().map(Target::Tag),
-            Goal::Layout(_, name) => name.clone(),
-            Goal::Below { .. } => None,
+            DestinationLocation::Repository { tag, .. } => tag.clone().map(Target::Tag),
+            DestinationLocation::Layout(_, name) => name.clone(),
+            DestinationLocation::Below { .. } => None,
         };
         let at = asked.unwrap_or_else(|| from.keep.clone());
         let to = match goal {
-            Goal::Layout(directory, _) => End::Directory(directory),
-            Goal::Repository { repository, .. } => End::Repository(repository),
-            Goal::Below { registry, prefix } => {
-                End::Repository(from.repository()?.below(registry, &prefix, strip_library)?)
+            DestinationLocation::Layout(directory, _) => ImageEnd::Directory(directory),
+            DestinationLocation::Repository { repository, .. } => ImageEnd::Repository(repository),
+            DestinationLocation::Below { registry, prefix } => {
+                ImageEnd::Repository(from.repository()?.below(registry, &prefix, strip_library)?)
             }
         };
-        if let End::Repository(_) = to {
+        if let ImageEnd::Repository(_) = to {
             at.in_registry()?;
         }
         Ok(Self { from, to, at })
@@ -138,32 +142,32 @@ impl Image {
 
     pub(super) fn destination(&self) -> String {
         match &self.to {
-            End::Directory(directory) => format!("oci:{}:{}", directory.display(), self.at),
-            End::Repository(repository) => repository.at(self.at.clone()).to_string(),
+            ImageEnd::Directory(directory) => format!("oci:{}:{}", directory.display(), self.at),
+            ImageEnd::Repository(repository) => repository.at(self.at.clone()).to_string(),
         }
     }
 
     /// Copies it.
     pub(super) async fn copy(&self, registries: &Registries, engine: &Engine, options: &Options) -> Result<Report> {
         match (&self.from.location, &self.to) {
-            (Location::Registry(reference, _), End::Directory(directory)) => {
+            (SourceLocation::Registry(reference, _), ImageEnd::Directory(directory)) => {
                 let source = registries.repository(&reference.repository)?;
-                self.between(engine, &source, &create(directory, options).await?, options).await
+                self.copy_between(engine, &source, &create(directory, options).await?, options).await
             }
-            (Location::Registry(reference, _), End::Repository(to)) => {
+            (SourceLocation::Registry(reference, _), ImageEnd::Repository(to)) => {
                 let source = registries.repository(&reference.repository)?;
-                self.between(engine, &source, &registries.repository(to)?, options).await
+                self.copy_between(engine, &source, &registries.repository(to)?, options).await
             }
-            (Location::Layout(from, _), End::Directory(directory)) => {
-                self.between(engine, &open(from).await?, &create(directory, options).await?, options).await
+            (SourceLocation::Layout(from, _), ImageEnd::Directory(directory)) => {
+                self.copy_between(engine, &open(from).await?, &create(directory, options).await?, options).await
             }
-            (Location::Layout(from, _), End::Repository(to)) => {
-                self.between(engine, &open(from).await?, &registries.repository(to)?, options).await
+            (SourceLocation::Layout(from, _), ImageEnd::Repository(to)) => {
+                self.copy_between(engine, &open(from).await?, &registries.repository(to)?, options).await
             }
         }
     }
 
-    async fn between<S: crate::content::Source, D: crate::content::Destination>(
+    async fn copy_between<S: crate::content::Source, D: crate::content::Destination>(
         &self,
         engine: &Engine,
         source: &S,

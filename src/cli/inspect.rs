@@ -7,15 +7,15 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
 use super::global::{Format, Global};
-use super::image::From;
-use super::output::{self, field};
+use super::image::SourceImage;
+use super::output::{self, format_field};
 use crate::content::Source;
 use crate::copy::Account;
 use crate::descriptor::{Descriptor, Digest, Platform, total};
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::Layout;
 use crate::manifest::Manifest;
-use crate::reference::{Location, Rejected, Repository, Target};
+use crate::reference::{RejectedTags, Repository, SourceLocation, Target};
 use crate::registry::Registries;
 
 /// Show an image: platforms, layers, sizes, digests, annotations, referrers
@@ -47,17 +47,17 @@ struct Document {
     schema: u32,
     reference: String,
     #[serde(flatten)]
-    root: Shown,
+    root: ManifestSummary,
     /// The children of an index.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    manifests: Vec<Shown>,
+    manifests: Vec<ManifestSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     referrers: Option<Vec<Descriptor>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct ManifestSummary {
     digest: String,
     media_type: String,
     size: u64,
@@ -78,13 +78,13 @@ struct Shown {
 
 /// Runs `inspect`.
 pub(super) async fn inspect(args: &InspectArgs, global: &Global, registries: &Registries) -> Result<u8> {
-    let location: Location = args.image.parse()?;
-    let from = From::settle(location).await?;
+    let location: SourceLocation = args.image.parse()?;
+    let from = SourceImage::resolve(location).await?;
     let document = match from.location() {
-        Location::Registry(reference, _) => {
-            read(&registries.repository(&reference.repository)?, from.target(), args).await
+        SourceLocation::Registry(reference, _) => {
+            read_image(&registries.repository(&reference.repository)?, from.target(), args).await
         }
-        Location::Layout(directory, _) => read(&Layout::open(directory).await?, from.target(), args).await,
+        SourceLocation::Layout(directory, _) => read_image(&Layout::open(directory).await?, from.target(), args).await,
     };
     let document = document.map_err(|error| error.on(Side::Source))?;
     match global.output {
@@ -97,25 +97,25 @@ pub(super) async fn inspect(args: &InspectArgs, global: &Global, registries: &Re
 /// Runs `tags`: a line each as they come, page by page; or one JSON document.
 pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let listed = match args.repository.strip_prefix("oci:") {
-        Some(directory) => list(&Layout::open(directory.as_ref()).await?, global).await,
+        Some(directory) => print_tags(&Layout::open(directory.as_ref()).await?, global).await,
         None => {
             let repository: Repository = args.repository.parse()?;
-            list(&registries.repository(&repository)?, global).await
+            print_tags(&registries.repository(&repository)?, global).await
         }
     };
     let rejected = listed.map_err(|error| error.on(Side::Source))?;
     Ok(match rejected.error(&args.repository) {
         Some(error) => {
-            output::failure("some tags", &error);
+            output::print_image_error("some tags", &error);
             3
         }
         None => 0,
     })
 }
 
-async fn list<S: Source>(source: &S, global: &Global) -> Result<Rejected> {
+async fn print_tags<S: Source>(source: &S, global: &Global) -> Result<RejectedTags> {
     let mut all: Vec<String> = Vec::new();
-    let mut rejected = Rejected::default();
+    let mut rejected = RejectedTags::default();
     let mut pages = source.tags();
     while let Some(page) = pages.try_next().await? {
         let longer = page.names.len();
@@ -126,7 +126,7 @@ async fn list<S: Source>(source: &S, global: &Global) -> Result<Rejected> {
             names.sort();
         }
         if matches!(global.output, Format::Text) {
-            output::print(&names.iter().fold(String::new(), |text, name| text + &field(name) + "\n"));
+            output::print(&names.iter().fold(String::new(), |text, name| text + &format_field(name) + "\n"));
         } else {
             all.append(&mut names);
         }
@@ -142,7 +142,7 @@ async fn list<S: Source>(source: &S, global: &Global) -> Result<Rejected> {
     Ok(rejected)
 }
 
-async fn read<S: Source>(source: &S, target: &Target, args: &InspectArgs) -> Result<Document> {
+async fn read_image<S: Source>(source: &S, target: &Target, args: &InspectArgs) -> Result<Document> {
     let root = source.manifest(target).await.map_err(|error| match error.kind() {
         Kind::NotFound => error.hint("transload tags REPOSITORY lists what there is"),
         _ => error,
@@ -158,17 +158,23 @@ async fn read<S: Source>(source: &S, target: &Target, args: &InspectArgs) -> Res
     }
     let account = Account::alone();
     account.root(&root).await?;
-    let look = |child| look(source, child, &account);
-    let manifests = stream::iter(children).map(look).buffered(AT_ONCE).try_collect().await?;
+    let look = |child| read_child(source, child, &account);
+    let manifests = stream::iter(children).map(look).buffered(CONCURRENT_READS).try_collect().await?;
     let referrers = if args.referrers { Some(source.referrers(&root.digest()).await?) } else { None };
-    Ok(Document { schema: 1, reference: args.image.clone(), root: Shown::of(&root, None), manifests, referrers })
+    Ok(Document {
+        schema: 1,
+        reference: args.image.clone(),
+        root: ManifestSummary::of(&root, None),
+        manifests,
+        referrers,
+    })
 }
 
 /// A child, with its layers if it's an image. Attestations aren't read: that would cost pulls.
-async fn look<S: Source>(source: &S, child: Descriptor, account: &Account) -> Result<Shown> {
+async fn read_child<S: Source>(source: &S, child: Descriptor, account: &Account) -> Result<ManifestSummary> {
     let is_image = child.platform.as_ref().is_none_or(|platform| !platform.is_unknown());
     if !is_image || child.media_type.is_index() {
-        return Ok(Shown {
+        return Ok(ManifestSummary {
             digest: child.digest.to_string(),
             media_type: child.media_type.0,
             size: child.size,
@@ -182,10 +188,10 @@ async fn look<S: Source>(source: &S, child: Descriptor, account: &Account) -> Re
     }
     let target = Target::Digest(child.digest);
     let manifest = account.child((&child.digest, child.size), source.manifest(&target)).await?;
-    Ok(Shown::of(&manifest, child.platform))
+    Ok(ManifestSummary::of(&manifest, child.platform))
 }
 
-impl Shown {
+impl ManifestSummary {
     fn of(manifest: &Manifest, platform: Option<Platform>) -> Self {
         let contents = manifest.contents();
         Self {
@@ -214,8 +220,8 @@ impl Shown {
                 table,
                 "{indent}{what:<7} {} {:>10}  {}",
                 blob.digest,
-                output::bytes(blob.size),
-                field(&blob.media_type)
+                output::format_bytes(blob.size),
+                format_field(&blob.media_type)
             );
         }
     }
@@ -226,8 +232,8 @@ impl Shown {
             .map(|total| {
                 format!(
                     ", {} in {}",
-                    output::bytes(total),
-                    output::count(self.blobs.as_ref().map_or(0, Vec::len), "blob")
+                    output::format_bytes(total),
+                    output::count_noun(self.blobs.as_ref().map_or(0, Vec::len), "blob")
                 )
             })
             .unwrap_or_default()
@@ -237,28 +243,34 @@ impl Shown {
 impl Document {
     fn table(&self) -> String {
         let mut table = String::new();
-        let _ = writeln!(table, "{}", field(&self.reference));
-        let kind = field(&self.root.media_type);
+        let _ = writeln!(table, "{}", format_field(&self.reference));
+        let kind = format_field(&self.root.media_type);
         let _ = writeln!(table, "digest  {}\ntype    {kind}{}", self.root.digest, self.root.total());
         if let Some(kind) = &self.root.artifact_type {
-            let _ = writeln!(table, "kind    {}", field(kind));
+            let _ = writeln!(table, "kind    {}", format_field(kind));
         }
         if let Some(subject) = &self.root.subject {
             let _ = writeln!(table, "subject {subject}");
         }
         for (key, value) in &self.root.annotations {
-            let _ = writeln!(table, "note    {}={}", field(key), field(value));
+            let _ = writeln!(table, "note    {}={}", format_field(key), format_field(value));
         }
         self.root.rows(&mut table, "");
         for child in &self.manifests {
             let platform = child.platform.as_deref().unwrap_or("no platform");
             let name = if platform == "unknown/unknown" { "attestation" } else { platform };
-            let _ = writeln!(table, "\n{}\n  digest  {}{}", field(name), child.digest, child.total());
+            let _ = writeln!(table, "\n{}\n  digest  {}{}", format_field(name), child.digest, child.total());
             child.rows(&mut table, "  ");
         }
         for (at, referrer) in self.referrers.iter().flatten().enumerate() {
             let kind = referrer.artifact_type.as_deref().unwrap_or("unknown kind");
-            let _ = writeln!(table, "{}referrer {} {}", if at == 0 { "\n" } else { "" }, referrer.digest, field(kind));
+            let _ = writeln!(
+                table,
+                "{}referrer {} {}",
+                if at == 0 { "\n" } else { "" },
+                referrer.digest,
+                format_field(kind)
+            );
         }
         if self.referrers.as_ref().is_some_and(Vec::is_empty) {
             table += "\nno referrers\n";
@@ -274,4 +286,4 @@ fn platform_less(manifest: &Manifest) -> bool {
 }
 
 /// Manifests that are read at once.
-const AT_ONCE: usize = 8;
+const CONCURRENT_READS: usize = 8;

@@ -8,11 +8,11 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use super::{interrupted, output, serve};
+use super::{interrupt_signal, output, serve};
 use crate::error::{Error, Kind, Result, Side};
 use crate::mirror::metrics::Metrics;
-use crate::mirror::report::Run;
-use crate::mirror::schedule::{self, Event, File, Schedule};
+use crate::mirror::report::RunReport;
+use crate::mirror::schedule::{self, Event, ListFile, Schedule};
 use crate::ops::{self, Health};
 use crate::panics;
 
@@ -21,16 +21,16 @@ use crate::panics;
 #[group(skip)]
 pub(super) struct Args {
     /// Repeat the run at this interval, such as 90s, 6h or 1d; also when the list changes, and on SIGHUP
-    #[arg(long, value_name = "DURATION", value_parser = parse_interval, help_heading = HEADING)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_interval, help_heading = HELP_HEADING)]
     interval: Option<Duration>,
     /// Serve /healthz, /readyz and /metrics at this address, such as 127.0.0.1:9090
-    #[arg(long, value_name = "ADDRESS", requires = "interval", help_heading = HEADING)]
+    #[arg(long, value_name = "ADDRESS", requires = "interval", help_heading = HELP_HEADING)]
     listen_ops: Option<String>,
 }
 
 impl Args {
     /// Whether it stays: then it ends by itself when it's asked to stop, see [`Self::run`].
-    pub(super) fn stays(&self) -> bool {
+    pub(super) fn is_scheduled(&self) -> bool {
         self.interval.is_some()
     }
 
@@ -44,7 +44,7 @@ impl Args {
         &self,
         file: &Path,
         parse: impl Fn(&[u8]) -> Result<L>,
-        mut once: impl AsyncFnMut(&L, &Metrics) -> Result<Run>,
+        mut once: impl AsyncFnMut(&L, &Metrics) -> Result<RunReport>,
     ) -> Result<u8> {
         if file == Path::new("-") {
             return Err(Error::new(Kind::Usage, "--interval reads its list again, which stdin can't give")
@@ -57,17 +57,17 @@ impl Args {
         };
         let (hangup, mut registry) = (Notify::new(), Registry::default());
         let state = State::new(Metrics::new(&mut registry));
-        let run = async |list: &L| match panics::caught(Box::pin(once(list, &state.metrics))).await {
-            Ok(run) => state.metrics.ran(&run),
-            Err(error) => output::error(&error),
+        let run = async |list: &L| match panics::catch_panic(Box::pin(once(list, &state.metrics))).await {
+            Ok(run) => state.metrics.run_finished(&run),
+            Err(error) => output::print_error(&error),
         };
-        let schedule = Schedule::new(self.interval.unwrap_or(LEAST));
+        let schedule = Schedule::new(self.interval.unwrap_or(MIN_INTERVAL));
         let stop = async {
-            let signal = interrupted().await;
+            let signal = interrupt_signal().await;
             output::note(&format!("{signal}: stopping; what was moved stays"));
         };
-        let origin = File(file.to_owned());
-        let runs = schedule::run_every(&schedule, &origin, parse, run, &hangup, stop, |event| state.tell(&event));
+        let origin = ListFile(file.to_owned());
+        let runs = schedule::run_every(&schedule, &origin, parse, run, &hangup, stop, |event| state.on_event(&event));
         let ops = async {
             match listener {
                 Some(listener) => {
@@ -79,7 +79,7 @@ impl Args {
         tokio::select! {
             ended = runs => ended.map(|()| 0),
             ended = ops => ended.map(|()| 0),
-            () = hangups(&hangup) => Ok(0),
+            () = forward_hangups(&hangup) => Ok(0),
         }
     }
 }
@@ -102,36 +102,36 @@ struct State {
 
 impl State {
     fn new(metrics: Metrics) -> Self {
-        Self { metrics, health: Health::unready_since(NOT_YET), seen: std::sync::Mutex::default() }
+        Self { metrics, health: Health::unready_from_start(NOT_READY_REASON), seen: std::sync::Mutex::default() }
     }
 
-    fn tell(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match event {
             Event::Loaded => seen.1 = None,
             Event::Rejected(error) => {
-                output::error(error);
+                output::print_error(error);
                 output::note("the list as it is now is not taken; the last good one is kept");
                 seen.1 = Some(format!("the list as it is now is not taken: {error}"));
             }
             Event::Begun => tracing::info!("a run begins"),
             Event::Ended => seen.0 = true,
             Event::Next(wait) => {
-                self.metrics.next(*wait);
-                tracing::info!("the next run is due in {}", output::time(*wait));
+                self.metrics.next_run_in(*wait);
+                tracing::info!("the next run is due in {}", output::format_duration(*wait));
             }
         }
-        self.metrics.list(seen.1.is_none());
+        self.metrics.list_read(seen.1.is_none());
         match &*seen {
-            (_, Some(why)) => self.health.unready(why.as_str()),
-            (false, None) => self.health.unready(NOT_YET),
-            (true, None) => self.health.ready(),
+            (_, Some(why)) => self.health.set_unready(why.as_str()),
+            (false, None) => self.health.set_unready(NOT_READY_REASON),
+            (true, None) => self.health.set_ready(),
         }
     }
 }
 
 /// Passes each SIGHUP on. Never ready.
-async fn hangups(notify: &Notify) {
+async fn forward_hangups(notify: &Notify) {
     use tokio::signal::unix::{SignalKind, signal};
     if let Ok(mut hangup) = signal(SignalKind::hangup()) {
         while hangup.recv().await.is_some() {
@@ -142,17 +142,17 @@ async fn hangups(notify: &Notify) {
 }
 
 fn parse_interval(text: &str) -> Result<Duration> {
-    let every = schedule::duration(text)?;
-    if every < LEAST {
+    let every = schedule::parse_duration(text)?;
+    if every < MIN_INTERVAL {
         return Err(Error::new(Kind::Usage, format!("{text} is too short an interval"))
             .hint("each run asks the registries for every tag: take a second at least, and hours rather"));
     }
     Ok(every)
 }
 
-const LEAST: Duration = Duration::from_secs(1);
-const NOT_YET: &str = "the first run is not done yet";
-const HEADING: &str = "Staying";
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+const NOT_READY_REASON: &str = "the first run is not done yet";
+const HELP_HEADING: &str = "Staying";
 
 #[cfg(test)]
 mod tests {
@@ -171,11 +171,11 @@ mod tests {
             Event::Loaded,
             Event::Next(Duration::from_secs(5)),
         ] {
-            state.tell(&event);
-            told.push(state.health.why_not().unwrap_or_default());
+            state.on_event(&event);
+            told.push(state.health.unready_reason().unwrap_or_default());
         }
         let bad = "the list as it is now is not taken: line 3: what is this?";
-        assert_eq!(told, [NOT_YET, NOT_YET, bad, bad, "", ""]);
+        assert_eq!(told, [NOT_READY_REASON, NOT_READY_REASON, bad, bad, "", ""]);
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
 use clap::Args;
 
-use crate::credentials::{self, Credential, Secret, Settings, StoredWhere};
+use crate::credentials::{self, Credential, Secret, Settings, StorageLocation};
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, registry_name};
 use crate::registry::azure::is_acr;
 
 /// More than any password or token that comes by stdin.
-const LONGEST: u64 = 64 * 1024;
+const MAX_STDIN_BYTES: u64 = 64 * 1024;
 
 /// Log in to a registry
 ///
@@ -46,7 +46,7 @@ pub struct Logout {
 }
 
 /// The person at the other end.
-pub trait Person {
+pub trait Prompter {
     /// Whether somebody is there to be asked.
     fn is_there(&self) -> bool;
 
@@ -86,7 +86,7 @@ pub struct Console;
 pub async fn login(
     args: &Login,
     settings: &Settings,
-    person: &mut impl Person,
+    person: &mut impl Prompter,
     verify: impl AsyncFn(&str, &Credential) -> Result<()>,
     azure: impl AsyncFn(&str) -> Result<Secret>,
 ) -> Result<()> {
@@ -94,9 +94,9 @@ pub async fn login(
     let credential = if args.azure {
         Credential::RefreshToken(azure(&registry).await?)
     } else {
-        asked(args.username.as_deref(), args.password_stdin, person)?
+        prompted_credential(args.username.as_deref(), args.password_stdin, person)?
     };
-    verify(&registry, &credential).await.map_err(|error| refused(error, &registry, &credential))?;
+    verify(&registry, &credential).await.map_err(|error| login_refused(error, &registry, &credential))?;
     let kept = credentials::store(settings, &args.registry, &credential).await?;
     match &credential {
         Credential::Basic { username, .. } => person.say(&format!("logged in to {registry} as {username}")),
@@ -106,9 +106,9 @@ pub async fn login(
         }
     }
     match kept {
-        StoredWhere::Helper(_) => person.say(&format!("the credentials are kept by {kept}")),
+        StorageLocation::Helper(_) => person.say(&format!("the credentials are kept by {kept}")),
         // As Docker does: <https://docs.docker.com/reference/cli/docker/login/#default-behavior>
-        StoredWhere::File(_) => person.say(&format!(
+        StorageLocation::File(_) => person.say(&format!(
             "warning: the credentials are kept unencrypted in {kept}; \
              to change that, see https://docs.docker.com/go/credential-store/"
         )),
@@ -120,7 +120,7 @@ pub async fn login(
 ///
 /// # Errors
 /// If what is kept can't be removed.
-pub async fn logout(args: &Logout, settings: &Settings, person: &mut impl Person) -> Result<()> {
+pub async fn logout(args: &Logout, settings: &Settings, person: &mut impl Prompter) -> Result<()> {
     let registry = registry_name(&args.registry)?;
     let erased = credentials::erase(settings, &registry).await?;
     if erased.is_empty() {
@@ -133,8 +133,8 @@ pub async fn logout(args: &Logout, settings: &Settings, person: &mut impl Person
 }
 
 /// What a registry's refusal means to whoever logs in: not that a login is missing.
-fn refused(error: Error, registry: &str, credential: &Credential) -> Error {
-    let error = error.rather(format!("log in to {registry}"));
+fn login_refused(error: Error, registry: &str, credential: &Credential) -> Error {
+    let error = error.replace_context(format!("log in to {registry}"));
     match credential {
         Credential::Basic { username, .. } if error.kind() == Kind::Unauthorized => {
             let more = if is_acr(registry) {
@@ -151,16 +151,20 @@ fn refused(error: Error, registry: &str, credential: &Credential) -> Error {
 }
 
 /// A user and a password, from where the flags say, or else from the person.
-pub(super) fn asked(username: Option<&str>, from_stdin: bool, person: &mut impl Person) -> Result<Credential> {
-    let username = user(username, person)?;
-    Ok(Credential::Basic { username, password: password(from_stdin, person)? })
+pub(super) fn prompted_credential(
+    username: Option<&str>,
+    from_stdin: bool,
+    person: &mut impl Prompter,
+) -> Result<Credential> {
+    let username = prompt_username(username, person)?;
+    Ok(Credential::Basic { username, password: prompt_password(from_stdin, person)? })
 }
 
-fn user(given: Option<&str>, person: &mut impl Person) -> Result<String> {
+fn prompt_username(given: Option<&str>, person: &mut impl Prompter) -> Result<String> {
     let username = match given {
         Some(username) => username.to_owned(),
         None if person.is_there() => person.ask("Username: ").map_err(|error| Error::io("ask for the user", &error))?,
-        None => return Err(nobody_there()),
+        None => return Err(no_terminal()),
     };
     let username = username.trim();
     // HTTP's Basic scheme ends the user at the first colon (RFC 7617, section 2).
@@ -170,13 +174,13 @@ fn user(given: Option<&str>, person: &mut impl Person) -> Result<String> {
     Ok(username.to_owned())
 }
 
-fn password(from_stdin: bool, person: &mut impl Person) -> Result<Secret> {
+fn prompt_password(from_stdin: bool, person: &mut impl Prompter) -> Result<Secret> {
     let read = if from_stdin {
         person.stdin()
     } else if person.is_there() {
         person.ask_secretly("Password: ")
     } else {
-        return Err(nobody_there());
+        return Err(no_terminal());
     };
     let read = read.map_err(|error| Error::io("read the password", &error))?;
     // What `echo` adds; spaces may be meant.
@@ -191,13 +195,13 @@ fn password(from_stdin: bool, person: &mut impl Person) -> Result<Secret> {
     Ok(Secret::new(password))
 }
 
-fn nobody_there() -> Error {
+fn no_terminal() -> Error {
     Error::new(Kind::Usage, "stdin is not a terminal, so nobody can be asked for a user and a password")
         .on(Side::Local)
         .hint("pass --username USER --password-stdin, or --azure")
 }
 
-impl Person for Console {
+impl Prompter for Console {
     fn is_there(&self) -> bool {
         io::stdin().is_terminal()
     }
@@ -217,7 +221,7 @@ impl Person for Console {
 
     fn stdin(&mut self) -> io::Result<String> {
         let mut text = String::new();
-        io::stdin().lock().take(LONGEST).read_to_string(&mut text)?;
+        io::stdin().lock().take(MAX_STDIN_BYTES).read_to_string(&mut text)?;
         Ok(text)
     }
 
@@ -251,7 +255,7 @@ mod tests {
         said: Vec<String>,
     }
 
-    impl Person for Script {
+    impl Prompter for Script {
         fn is_there(&self) -> bool {
             self.there
         }

@@ -20,9 +20,9 @@ mod output;
 mod progress;
 mod proxy;
 mod prune;
+mod render;
 pub mod serve;
 mod shell;
-mod told;
 mod watchdog;
 
 use std::process::ExitCode;
@@ -81,15 +81,15 @@ pub fn main() -> ExitCode {
         runtime.shutdown_background();
         code
     }) {
-        Ok(code) => match output::lost() {
+        Ok(code) => match output::output_error() {
             Some(error) if code == 0 => {
-                output::error(error);
+                output::print_error(error);
                 ExitCode::from(error.exit_code())
             }
             _ => ExitCode::from(code),
         },
         Err(error) => {
-            output::error(&error);
+            output::print_error(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -105,20 +105,20 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
         // Before the user's credentials are read: a broken file of theirs is nothing to it.
         return tokio::select! {
             result = Box::pin(demo::run(args, &cli.global)) => result,
-            signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
+            signal = interrupt_signal() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
         };
     }
     if let Command::Node(command) = &cli.command {
         // Has to do with no registry. It stops by itself, in the middle of no file.
-        return node::run(command, interrupted()).await;
+        return node::run(command, interrupt_signal()).await;
     }
     if let Command::Mirror(args) = &cli.command
-        && let Some(done) = args.offline(&cli.global)
+        && let Some(done) = args.run_offline(&cli.global)
     {
         return done;
     }
     if let Command::Proxy(args) = &cli.command
-        && let Some(done) = args.offline()
+        && let Some(done) = args.run_offline()
     {
         return done;
     }
@@ -127,7 +127,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     {
         return tokio::select! {
             result = Box::pin(proxy::admin(action, &cli.global)) => result,
-            signal = interrupted() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
+            signal = interrupt_signal() => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))),
         };
     }
     let options = cli.global.options()?;
@@ -162,12 +162,12 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             Command::Completions(args) => shell::completions(args),
             Command::Man(args) => shell::man(args),
             // Its own way to stop: what is being served is ended first.
-            Command::Serve(args) => Box::pin(serve::run(args.clone(), asked_to_stop())).await.map(|()| 0),
+            Command::Serve(args) => Box::pin(serve::run(args.clone(), stop_signal())).await.map(|()| 0),
             Command::Proxy(args) if args.warm().is_some() => {
                 Box::pin(proxy::warm(args, &cli.global, &registries)).await
             }
             Command::Proxy(args) => {
-                Box::pin(proxy::run((**args).clone(), &cli.global, asked_to_stop())).await.map(|()| 0)
+                Box::pin(proxy::run((**args).clone(), &cli.global, stop_signal())).await.map(|()| 0)
             }
             // Run above.
             Command::Demo(_) | Command::Node(_) => Ok(0),
@@ -176,29 +176,29 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let drains = match &cli.command {
         Command::Serve(_) => true,
         Command::Proxy(args) => args.warm().is_none(),
-        Command::Mirror(args) => args.stays(),
+        Command::Mirror(args) => args.is_scheduled(),
         _ => false,
     };
-    let again = interrupted_again();
+    let again = second_interrupt();
     watchdog::start();
     let result = tokio::select! {
         result = run => result,
         // Whoever asks twice doesn't want to wait for the end of what is under way.
         signal = again, if drains => return Err(Error::new(Kind::Interrupted, format!("interrupted again by {signal}"))),
-        signal = interrupted(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
+        signal = interrupt_signal(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
             .hint("what was moved stays: the same command goes on from there")),
     };
     tokio::select! {
-        () = registries.abandon() => {}
+        () = registries.abandon_uploads() => {}
         // Whoever asks again doesn't want to wait for that.
-        _ = interrupted() => {}
+        _ = interrupt_signal() => {}
     }
     result
 }
 
 /// Returns when the user or the system asks to stop.
 /// From the call on, not from the first poll: what is done in between isn't cut off.
-fn interrupted() -> impl Future<Output = &'static str> {
+fn interrupt_signal() -> impl Future<Output = &'static str> {
     let signals = Signals::new();
     async {
         let Some(mut signals) = signals else { return std::future::pending().await };
@@ -231,15 +231,15 @@ impl Signals {
 }
 
 /// The same, from the call on: a signal that comes while the listeners are opened is not lost.
-fn asked_to_stop() -> impl Future<Output = ()> {
-    let stop = interrupted();
+fn stop_signal() -> impl Future<Output = ()> {
+    let stop = interrupt_signal();
     async move {
         let _ = stop.await;
     }
 }
 
 /// Returns when the user or the system asks to stop for the second time, counted from the call on.
-fn interrupted_again() -> impl Future<Output = &'static str> {
+fn second_interrupt() -> impl Future<Output = &'static str> {
     let signals = Signals::new();
     async {
         let Some(mut signals) = signals else { return std::future::pending().await };
@@ -255,8 +255,8 @@ fn interrupted_again() -> impl Future<Output = &'static str> {
 /// A block that is mapped by itself makes it so when it's freed: blocks of its size aren't mapped by themselves any more,
 /// and twice as much stays at a heap's end (mallopt(3), "M_MMAP_THRESHOLD"). No page of it is touched.
 fn keep_freed_memory() {
-    const MOST: usize = 4 << 20;
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(MOST)));
+    const RETAINED_HEAP: usize = 4 << 20;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(RETAINED_HEAP)));
 }
 
 /// A runtime with threads for the command.

@@ -8,18 +8,18 @@ use clap::Subcommand;
 
 use super::output::note;
 use crate::error::Result;
-use crate::node::{self, Acr, Installed, Mirror, Place, Reads, Removed, Was};
+use crate::node::{self, Acr, ConfigPathUse, InstallOutcome, Installed, Mirror, RemoveOutcome, RootDir};
 use crate::regular_file::{self, Links};
 
 /// Set up a Kubernetes node
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    what: What,
+    what: NodeAction,
 }
 
 #[derive(Clone, Debug, Subcommand)]
-enum What {
+enum NodeAction {
     InstallMirror(Args),
 }
 
@@ -102,9 +102,9 @@ impl MirrorArgs {
 
 /// Runs it; in watch mode, until `stop`.
 pub(super) async fn run(command: &Command, stop: impl Future<Output = &'static str>) -> Result<u8> {
-    let What::InstallMirror(args) = &command.what;
+    let NodeAction::InstallMirror(args) = &command.what;
     let mirrors = args.mirror.mirrors()?;
-    let place = Place::new(&args.root)?;
+    let place = RootDir::new(&args.root)?;
     let all: Vec<(Mirror, Installed)> = mirrors
         .into_iter()
         .map(|mirror| {
@@ -116,7 +116,7 @@ pub(super) async fn run(command: &Command, stop: impl Future<Output = &'static s
         return uninstall(&all);
     }
     for (mirror, installed) in &all {
-        told(installed, installed.write(mirror)?, false);
+        report_install(installed, installed.write(mirror)?, false);
     }
     warn_of_config(args);
     if !args.watch {
@@ -124,7 +124,7 @@ pub(super) async fn run(command: &Command, stop: impl Future<Output = &'static s
     }
     let signal = tokio::select! {
         signal = stop => signal,
-        never = watch(&all, Duration::from_secs(args.every)) => match never {},
+        never = watch_forever(&all, Duration::from_secs(args.every)) => match never {},
     };
     note(&format!("{signal}: {}", if args.uninstall_on_exit { "uninstalling" } else { "the files stay" }));
     if args.uninstall_on_exit { uninstall(&all) } else { Ok(0) }
@@ -132,7 +132,7 @@ pub(super) async fn run(command: &Command, stop: impl Future<Output = &'static s
 
 /// Puts back what somebody has changed. A failure is told, and tried again: without us, a pull would
 /// only go another way.
-async fn watch(all: &[(Mirror, Installed)], every: Duration) -> std::convert::Infallible {
+async fn watch_forever(all: &[(Mirror, Installed)], every: Duration) -> std::convert::Infallible {
     let mut last = vec![String::new(); all.len()];
     loop {
         tokio::time::sleep(every).await;
@@ -140,11 +140,11 @@ async fn watch(all: &[(Mirror, Installed)], every: Duration) -> std::convert::In
             match installed.write(mirror) {
                 Ok(was) => {
                     last.clear();
-                    told(installed, was, true);
+                    report_install(installed, was, true);
                 }
                 // Once for each reason, not once for each look.
                 Err(error) if *last != error.to_string() => {
-                    super::output::error(&error);
+                    super::output::print_error(&error);
                     *last = error.to_string();
                 }
                 Err(_) => {}
@@ -160,27 +160,29 @@ fn uninstall(all: &[(Mirror, Installed)]) -> Result<u8> {
         let path = installed.path();
         let path = path.display();
         match installed.remove() {
-            Ok(Removed::Restored) => note(&format!("{path}: restored what was there before")),
-            Ok(Removed::Gone) => note(&format!("{path}: removed")),
-            Ok(Removed::Nothing) => note(&format!("{path}: nothing to remove")),
-            Ok(Removed::Foreign) => note(&format!("{path}: not ours any more, and left as it is")),
+            Ok(RemoveOutcome::Restored) => note(&format!("{path}: restored what was there before")),
+            Ok(RemoveOutcome::Gone) => note(&format!("{path}: removed")),
+            Ok(RemoveOutcome::Nothing) => note(&format!("{path}: nothing to remove")),
+            Ok(RemoveOutcome::Foreign) => note(&format!("{path}: not ours any more, and left as it is")),
             Err(error) => failed.push(error),
         }
     }
     let last = failed.pop();
-    failed.iter().for_each(super::output::error);
+    failed.iter().for_each(super::output::print_error);
     last.map_or(Ok(0), Err)
 }
 
-fn told(installed: &Installed, was: Was, again: bool) {
+fn report_install(installed: &Installed, was: InstallOutcome, again: bool) {
     let path = installed.path();
     let path = path.display();
     match was {
-        Was::Same if again => {}
-        Was::Same => note(&format!("{path}: as it should be")),
-        Was::Ours => note(&format!("{path}: updated")),
-        Was::Nothing => note(&format!("{path}: written")),
-        Was::Foreign => note(&format!("{path}: written; what was there is kept beside it, and no longer in force")),
+        InstallOutcome::Same if again => {}
+        InstallOutcome::Same => note(&format!("{path}: as it should be")),
+        InstallOutcome::Ours => note(&format!("{path}: updated")),
+        InstallOutcome::Nothing => note(&format!("{path}: written")),
+        InstallOutcome::Foreign => {
+            note(&format!("{path}: written; what was there is kept beside it, and no longer in force"))
+        }
     }
 }
 
@@ -195,14 +197,16 @@ fn warn_of_config(args: &Args) {
         Err(error) => return note(&format!("warning: cannot read {}: {error}", config.display())),
     };
     let (file, certs) = (config.display(), args.certs_dir.display());
-    let write = format!("config_path = \"{certs}\" in [{}], and restart containerd", node::table(&text));
-    let what = match node::reads(&text, &args.certs_dir) {
-        Reads::Yes => return,
-        Reads::None => {
+    let write = format!("config_path = \"{certs}\" in [{}], and restart containerd", node::registry_table(&text));
+    let what = match node::config_path_use(&text, &args.certs_dir) {
+        ConfigPathUse::Yes => return,
+        ConfigPathUse::None => {
             format!("has no config_path, and most versions of containerd don't read {certs} then: write {write}")
         }
-        Reads::Another(path) => format!("has config_path {path}, and {certs} isn't read: give --certs-dir {path}"),
-        Reads::OneOfSeveral(list) => {
+        ConfigPathUse::Another(path) => {
+            format!("has config_path {path}, and {certs} isn't read: give --certs-dir {path}")
+        }
+        ConfigPathUse::OneOfSeveral(list) => {
             format!("has several directories ({list}), of which containerd 2.1 and 2.2 read none: write {write}")
         }
     };

@@ -10,63 +10,63 @@ use crate::error::Error;
 use crate::{printable, redact};
 
 /// Why something could not be printed, if so.
-static LOST: OnceLock<Error> = OnceLock::new();
+static OUTPUT_ERROR: OnceLock<Error> = OnceLock::new();
 
 /// Prints lines on stdout, without secrets and control characters. A text of someone else's within them must be a
-/// [`field`], or its newlines make lines of their own.
+/// [`format_field`], or its newlines make lines of their own.
 pub(super) fn print(text: &str) {
-    print_exact(&printable::lines(&redact::own(text)));
+    print_exact(&printable::lines(&redact::redact_own(text)));
 }
 
 /// A text of someone else's, such as a tag or an annotation, as a part of one line.
-pub(super) fn field(text: impl std::fmt::Display) -> String {
+pub(super) fn format_field(text: impl std::fmt::Display) -> String {
     printable::line(&text.to_string()).into_owned()
 }
 
 /// Prints text on stdout as it is, which must be our own: the manual, a document that holds a secret on purpose.
-/// A reader that has gone is no error (`transload … | head`); a full disk is one, that [`lost`] tells at the end: what
+/// A reader that has gone is no error (`transload … | head`); a full disk is one, that [`output_error`] tells at the end: what
 /// the command does is worth more than what it says.
 pub(super) fn print_exact(text: &str) {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            LOST.get_or_init(|| Error::io("write to stdout", &error));
+            OUTPUT_ERROR.get_or_init(|| Error::io("write to stdout", &error));
         }
         _ => {}
     }
 }
 
 /// The first error of [`print_exact`].
-pub(super) fn lost() -> Option<&'static Error> {
-    LOST.get()
+pub(super) fn output_error() -> Option<&'static Error> {
+    OUTPUT_ERROR.get()
 }
 
 /// Prints a document on stdout. Strings keep all their characters: those that a terminal would obey are written as
 /// `\uXXXX`. Secrets are replaced.
 pub(super) fn print_json(document: &impl serde::Serialize) {
     if let Ok(text) = serde_json::to_string_pretty(document) {
-        print_exact(&(printable::json(&redact::own(&text)) + "\n"));
+        print_exact(&(printable::json(&redact::redact_own(&text)) + "\n"));
     }
 }
 
 /// Prints a line on stderr.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", printable::lines(&redact::own(text)));
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable::lines(&redact::redact_own(text)));
 }
 
 /// Says at once that an image failed; also why, unless a table at the end will.
-pub(super) fn failed(image: &str, error: &Error, table: bool) {
-    if table { note(&format!("failed: {image}")) } else { failure(image, error) }
+pub(super) fn print_failed_image(image: &str, error: &Error, table: bool) {
+    if table { note(&format!("failed: {image}")) } else { print_image_error(image, error) }
 }
 
 /// Prints the error of one image among several.
-pub(super) fn failure(image: &str, error: &Error) {
+pub(super) fn print_image_error(image: &str, error: &Error) {
     let hint = error.hint_text().map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
     note(&format!("failed: {image}: {error}{hint}"));
 }
 
 /// Prints an error, and what to do about it.
-pub(super) fn error(error: &Error) {
+pub(super) fn print_error(error: &Error) {
     note(&format!("error: {error}"));
     if let Some(hint) = error.hint_text() {
         note(&format!("hint: {hint}"));
@@ -74,7 +74,7 @@ pub(super) fn error(error: &Error) {
 }
 
 /// `1.5 MiB`.
-pub(super) fn bytes(count: u64) -> String {
+pub(super) fn format_bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if count < 1024 {
         return format!("{count} B");
@@ -89,7 +89,7 @@ pub(super) fn bytes(count: u64) -> String {
 }
 
 /// `0.42 s`, `12 s`, `3 min 5 s`.
-pub(super) fn time(duration: Duration) -> String {
+pub(super) fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     match seconds {
         ..10.0 => format!("{seconds:.2} s"),
@@ -99,7 +99,7 @@ pub(super) fn time(duration: Duration) -> String {
 }
 
 /// `1 blob`, `2 blobs`.
-pub(super) fn count(number: usize, noun: &str) -> String {
+pub(super) fn count_noun(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
@@ -109,12 +109,12 @@ mod tests {
 
     #[test]
     fn sizes_and_times_for_people() {
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(1024 * 1024 - 1), "1.0 MiB");
-        assert_eq!(bytes(5 << 30), "5.0 GiB");
-        assert_eq!(time(Duration::from_millis(420)), "0.42 s");
-        assert_eq!(time(Duration::from_secs(185)), "3 min 5 s");
-        assert_eq!(count(1, "blob"), "1 blob");
+        assert_eq!(format_bytes(1023), "1023 B");
+        assert_eq!(format_bytes(1536), "1.5 KiB");
+        assert_eq!(format_bytes(1024 * 1024 - 1), "1.0 MiB");
+        assert_eq!(format_bytes(5 << 30), "5.0 GiB");
+        assert_eq!(format_duration(Duration::from_millis(420)), "0.42 s");
+        assert_eq!(format_duration(Duration::from_secs(185)), "3 min 5 s");
+        assert_eq!(count_noun(1, "blob"), "1 blob");
     }
 }

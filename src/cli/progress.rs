@@ -70,7 +70,7 @@ impl Observer for Bars {
     }
 
     fn started(&self, blob: &Descriptor) {
-        if blob.size < WORTH_A_BAR {
+        if blob.size < MIN_BYTES_FOR_BAR {
             return;
         }
         // Hidden until it's added: a bar of its own would draw on stderr by itself.
@@ -106,17 +106,17 @@ pub(super) fn init_logs(global: &Global, calm: bool) {
     // Only fails where a subscriber is set already.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(|| AroundBars)
+        .with_writer(|| StderrAroundBars)
         .with_ansi(colour)
-        .event_format(Line)
+        .event_format(LogLine)
         .try_init();
 }
 
 /// An event as one line: its level, its message, its fields. Whatever they hold, it stays one line, and has neither
 /// secrets nor control characters: registries and clients write parts of most messages.
-struct Line;
+struct LogLine;
 
-impl<S, N> FormatEvent<S, N> for Line
+impl<S, N> FormatEvent<S, N> for LogLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -137,14 +137,14 @@ where
         }
         let mut text = String::new();
         context.field_format().format_fields(Writer::new(&mut text), event)?;
-        writeln!(to, "{}", printable::line(&redact::own(&text)))
+        writeln!(to, "{}", printable::line(&redact::redact_own(&text)))
     }
 }
 
 /// Stderr, with the bars taken away while a line is written.
-struct AroundBars;
+struct StderrAroundBars;
 
-impl Write for AroundBars {
+impl Write for StderrAroundBars {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         let write = || std::io::stderr().write_all(line);
         match BARS.get() {
@@ -165,4 +165,4 @@ fn style(template: &str) -> ProgressStyle {
 
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 /// Smaller blobs come and go faster than one can read.
-const WORTH_A_BAR: u64 = 1 << 20;
+const MIN_BYTES_FOR_BAR: u64 = 1 << 20;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::error::{Kind, Result};
-use crate::mirror::prune::{self, Claims, Options, Plan, Shelf};
+use crate::mirror::prune::{self, KeepSet, Options, Plan, PruneTarget};
 use crate::mirror::schedule;
 use crate::registry::{Registries, Repo};
 use crate::{
@@ -22,22 +22,22 @@ pub(super) struct Args {
     // Not with --retry-failed: a run over some images doesn't know what all the list holds.
     /// Print the tags of the target repositories that are not in the list; `--prune=delete` removes them
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan",
-        conflicts_with = "retry_failed", help_heading = HEADING)]
-    prune: Option<What>,
+        conflicts_with = "retry_failed", help_heading = HELP_HEADING)]
+    prune: Option<Untagged>,
     /// Keep tags that are younger than this; 0s for no limit
-    #[arg(long, value_name = "AGE", default_value = "7d", value_parser = schedule::duration, help_heading = HEADING)]
+    #[arg(long, value_name = "AGE", default_value = "7d", value_parser = schedule::parse_duration, help_heading = HELP_HEADING)]
     prune_older_than: Duration,
     /// Remove nothing if more than N tags would be removed [default: ten or a fifth, whichever is more, of each
     /// repository and of all together]
-    #[arg(long, value_name = "N", requires = "prune", help_heading = HEADING)]
+    #[arg(long, value_name = "N", requires = "prune", help_heading = HELP_HEADING)]
     prune_most: Option<usize>,
     /// If a registry cannot delete a single tag, delete its manifest, unless a remaining tag needs it
-    #[arg(long, requires = "prune", help_heading = HEADING)]
+    #[arg(long, requires = "prune", help_heading = HELP_HEADING)]
     prune_manifests: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum What {
+enum Untagged {
     /// Only print what would be removed
     Plan,
     /// Remove the tags
@@ -54,7 +54,7 @@ impl Args {
     /// Ends by the deadline.
     pub(super) async fn run(
         &self,
-        claims: &Claims,
+        keep_set: &KeepSet,
         registries: &Registries,
         dry_run: bool,
         deadline: Option<Instant>,
@@ -62,22 +62,23 @@ impl Args {
         let options =
             Options { older_than: self.prune_older_than, most: self.prune_most, manifests: self.prune_manifests };
         let open = |repository: &Repository| registries.repository(repository);
-        let Some(mut plan) = within(deadline, prune::plan(claims, open, &options, crate::clock::timestamp())).await
+        let Some(mut plan) =
+            before_deadline(deadline, prune::plan(keep_set, open, &options, crate::clock::timestamp())).await
         else {
-            return Plan::default().late();
+            return Plan::default().with_deadline_passed();
         };
-        if self.prune == Some(What::Delete)
+        if self.prune == Some(Untagged::Delete)
             && !dry_run
-            && within(deadline, prune::carry_out(&mut plan, open, &options)).await.is_none()
+            && before_deadline(deadline, prune::execute(&mut plan, open, &options)).await.is_none()
         {
-            plan = plan.late();
+            plan = plan.with_deadline_passed();
         }
         plan
     }
 }
 
 /// What comes of it until the deadline, which nothing begins after.
-async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+async fn before_deadline<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) if deadline <= Instant::now() => None,
         Some(deadline) => tokio::time::timeout_at(deadline, work).await.ok(),
@@ -85,20 +86,20 @@ async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> 
     }
 }
 
-impl Shelf for Repo {
+impl PruneTarget for Repo {
     async fn tags(&self) -> Result<Vec<Tag>> {
         prune::all_tags(self).await
     }
 
-    async fn holds(&self, target: &Target) -> Result<Vec<Digest>> {
-        prune::holds(self, target).await
+    async fn digests_of(&self, target: &Target) -> Result<Vec<Digest>> {
+        prune::digests_of(self, target).await
     }
 
-    async fn written(&self, tag: &Tag) -> Result<Option<Timestamp>> {
+    async fn written_at(&self, tag: &Tag) -> Result<Option<Timestamp>> {
         match self.tag_state(tag).await {
             // A locked one couldn't be deleted, and whoever locked it meant it.
             Ok(Some(state)) => Ok(state.written.filter(|_| !state.locked)),
-            Ok(None) => prune::created(self, tag).await,
+            Ok(None) => prune::creation_time(self, tag).await,
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -113,4 +114,4 @@ impl Shelf for Repo {
     }
 }
 
-const HEADING: &str = "Pruning";
+const HELP_HEADING: &str = "Pruning";

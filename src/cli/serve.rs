@@ -1,6 +1,6 @@
 //! `transload serve`: a directory of images as a registry.
 
-mod directory;
+mod layout_backend;
 
 use std::future::Future;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -16,10 +16,10 @@ use super::output::note;
 use crate::content::Source as _;
 use crate::error::{Error, Kind, Result, Side};
 use crate::layout::{Quota, Store};
-use crate::reference::Rejected;
+use crate::reference::RejectedTags;
 use crate::server::{self, Limits, Server};
 
-pub use directory::Directory;
+pub use layout_backend::LayoutBackend;
 
 /// Serve a directory of images (an OCI image layout) as a registry
 ///
@@ -54,20 +54,20 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
     let listener = bind(&args.listen).await?;
     let address = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
     announce(&args, address);
-    warn_of_names(&store).await;
-    let server = Arc::new(Server::new(Directory::new(store, args.writable)));
+    warn_about_names(&store).await;
+    let server = Arc::new(Server::new(LayoutBackend::new(store, args.writable)));
     tokio::select! {
         done = server::run(listener, server.clone(), Limits::default(), shutdown) => done,
-        () = sweep(&server) => Ok(()),
+        () = sweep_periodically(&server) => Ok(()),
     }
 }
 
 /// Says once which images of the directory have names that cannot be served. What cannot be read is told
 /// to whoever asks for it.
-async fn warn_of_names(store: &Store) {
-    let mut rejected = Rejected::default();
+async fn warn_about_names(store: &Store) {
+    let mut rejected = RejectedTags::default();
     // The first page has all of them.
-    if let Ok(Some(page)) = store.whole().tags().try_next().await {
+    if let Ok(Some(page)) = store.layout().tags().try_next().await {
         rejected.add(page.malformed);
     }
     if let Some(error) = rejected.error(&store.dir().display()) {
@@ -97,7 +97,7 @@ fn announce(args: &Args, address: SocketAddr) {
 }
 
 /// Gives up uploads that nobody goes on with. Never ready.
-async fn sweep(server: &Server<Directory>) {
+async fn sweep_periodically(server: &Server<LayoutBackend>) {
     loop {
         tokio::time::sleep(Duration::from_secs(60)).await;
         server.sweep();

@@ -27,7 +27,7 @@ pub(super) fn start() {
             tokio::time::sleep(GRACE).await;
             if !SEEN.swap(false, Ordering::SeqCst) {
                 let error = Error::new(Kind::Interrupted, format!("interrupted by {signal}"));
-                output::error(&error);
+                output::print_error(&error);
                 std::process::exit(error.exit_code().into());
             }
         }

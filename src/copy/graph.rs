@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::BytesMut;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Account, Engine, Options, Turn};
+use super::{Account, Engine, ManifestLock, Options};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
@@ -38,7 +38,7 @@ enum Child {
 
 /// The digests of an image's manifests: what is left of a graph when its manifests are given back.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct ManifestDigests {
     /// All manifests that are at the destination now.
     pub(super) digests: Vec<Digest>,
     /// Those of them that are indexes, and whose children weren't read.
@@ -57,7 +57,7 @@ pub(super) struct Walk<'a> {
 
 impl Walk<'_> {
     /// Walks from `root`, which was read from that side.
-    pub(super) async fn graph<S: Source, D: Destination>(
+    pub(super) async fn run<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
@@ -106,22 +106,22 @@ impl Walk<'_> {
         look: bool,
     ) -> Result<Child> {
         let target = Target::Digest(child.digest);
-        let turn = match self.knows {
-            Some(engine) => match engine.turn(destination, child.digest).await {
+        let manifest_lock = match self.knows {
+            Some(engine) => match engine.lock_manifest(destination, child.digest).await {
                 None => return Ok(Child::Present(Box::new(child))),
-                turn => turn,
+                manifest_lock => manifest_lock,
             },
             None => None,
         };
         if look {
-            let found = destination.find(&target).await.map_err(|error| error.on(Side::Destination))?;
+            let found = destination.resolve_existing(&target).await.map_err(|error| error.on(Side::Destination))?;
             if found.is_some() {
-                turn.into_iter().for_each(Turn::done);
+                manifest_lock.into_iter().for_each(ManifestLock::finish);
                 return Ok(Child::Present(Box::new(child)));
             }
         }
         // Not held while the source is asked, which may take hours.
-        drop(turn);
+        drop(manifest_lock);
         let read = async { source.manifest(&target).await.map_err(|error| missing_child(error.on(Side::Source))) };
         self.account.child((&child.digest, child.size), read).await.map(Child::Read)
     }
@@ -143,9 +143,9 @@ impl Graph {
     }
 
     /// What is left of it without its manifests.
-    pub(super) fn held(self) -> Held {
+    pub(super) fn into_digests(self) -> ManifestDigests {
         let unread = self.present.iter().filter(|found| found.media_type.is_index()).map(|found| found.digest);
-        Held { digests: self.digests().collect(), unread: unread.collect() }
+        ManifestDigests { digests: self.digests().collect(), unread: unread.collect() }
     }
 
     /// The children of a level that weren't `seen` yet, as far as they are wanted; notes the others.
@@ -160,7 +160,7 @@ impl Graph {
     ) -> Result<Vec<Descriptor>> {
         let mut wanted = Vec::new();
         for manifest in level {
-            let (chosen, left_out) = choose(&manifest.contents().manifests, platforms)?;
+            let (chosen, left_out) = select_platforms(&manifest.contents().manifests, platforms)?;
             self.left_out.extend(left_out.into_iter().cloned());
             let platforms = chosen.iter().filter_map(|child| child.platform.clone());
             self.platforms.extend(platforms.filter(|platform| !platform.is_unknown()));
@@ -198,7 +198,7 @@ impl Graph {
 }
 
 /// The children for the wanted platforms with the attestations about those, and the others.
-fn choose<'a>(
+fn select_platforms<'a>(
     children: &'a [Descriptor],
     platforms: &[Platform],
 ) -> Result<(Vec<&'a Descriptor>, Vec<&'a Descriptor>)> {
@@ -251,7 +251,7 @@ fn several(wanted: &Platform, fitting: &[&Descriptor]) -> Error {
         Some(platform) => format!("{platform} ({})", child.digest.short()),
         None => child.digest.to_string(),
     };
-    let shown: Vec<String> = fitting.iter().take(MAX_SHOWN).map(named).collect();
+    let shown: Vec<String> = fitting.iter().take(MAX_PLATFORMS_IN_ERROR).map(named).collect();
     let example = fitting.iter().filter_map(|child| child.platform.as_ref()).find(|offered| *offered != wanted);
     let hint = match example {
         Some(example) => format!("name one with its variant or OS version, such as --platform {example}"),
@@ -304,7 +304,7 @@ async fn read_small<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<b
 
 fn missing<'a>(wanted: &Platform, offered: impl Iterator<Item = &'a Platform>) -> Error {
     let offered = offered.filter(|platform| !platform.is_unknown()).map(ToString::to_string);
-    let mut offered: Vec<String> = offered.take(MAX_SHOWN).collect();
+    let mut offered: Vec<String> = offered.take(MAX_PLATFORMS_IN_ERROR).collect();
     offered.dedup();
     Error::new(Kind::NotFound, format!("the image has no platform {wanted}")).on(Side::Source).hint(format!(
         "it has {}",
@@ -313,7 +313,7 @@ fn missing<'a>(wanted: &Platform, offered: impl Iterator<Item = &'a Platform>) -
 }
 
 /// Platforms that an error names.
-const MAX_SHOWN: usize = 50;
+const MAX_PLATFORMS_IN_ERROR: usize = 50;
 
 #[cfg(test)]
 mod tests {
@@ -335,10 +335,11 @@ mod tests {
         let of_amd = child("att1", Some("unknown/unknown"), Some(&amd));
         let of_arm = child("att2", Some("unknown/unknown"), Some(&arm));
         let all = [amd.clone(), arm.clone(), of_amd.clone(), of_arm.clone()];
-        let (chosen, left_out) = choose(&all, &["linux/arm64".parse().expect("a platform")]).expect("there is one");
+        let (chosen, left_out) =
+            select_platforms(&all, &["linux/arm64".parse().expect("a platform")]).expect("there is one");
         assert_eq!(chosen, [&arm, &of_arm]);
         assert_eq!(left_out, [&amd, &of_amd]);
-        let error = choose(&all, &["linux/s390x".parse().expect("a platform")]).expect_err("there is none");
+        let error = select_platforms(&all, &["linux/s390x".parse().expect("a platform")]).expect_err("there is none");
         assert_eq!(error.hint_text(), Some("it has linux/amd64, linux/arm64/v8"));
     }
 
@@ -349,7 +350,7 @@ mod tests {
         let new = child("2022", Some("windows/amd64:10.0.20348.1"), None);
         let all = [v6.clone(), old.clone(), v7.clone(), new.clone()];
         let chosen = |platform: &str| {
-            let (chosen, _) = choose(&all, &[platform.parse().expect("a platform")]).expect("there are some");
+            let (chosen, _) = select_platforms(&all, &[platform.parse().expect("a platform")]).expect("there are some");
             chosen.into_iter().cloned().collect::<Vec<_>>()
         };
         assert_eq!(chosen("linux/arm"), [v6.clone(), v7]);

@@ -8,7 +8,7 @@
 //!  larger ones (up to 64 MiB)         ── one at a time: the lane
 //! ```
 //! Images of ordinary size don't wait for a large one. There is no deadlock: whoever has the lane needs nothing more of
-//! the pool, so it ends; and the turn to read a manifest ([`super::turns`]) is always taken before memory is.
+//! the pool, so it ends; and the turn to read a manifest ([`super::locks`]) is always taken before memory is.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,11 +32,11 @@ pub(super) struct Memory {
 #[derive(Debug)]
 pub(crate) struct Account {
     memory: Option<Memory>,
-    held: Mutex<Held>,
+    held: Mutex<AccountedManifests>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct AccountedManifests {
     bytes: u64,
     pool: Option<OwnedSemaphorePermit>,
     lane: Option<OwnedSemaphorePermit>,

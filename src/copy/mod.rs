@@ -14,18 +14,18 @@
 //!    referrers         on request: signatures, attestations, SBOMs
 //! ```
 
-mod directory;
-mod finished;
+mod blob_locations;
+mod concurrency;
+mod document;
 mod graph;
+mod locks;
 mod memory;
-mod places;
+mod mount_candidates;
 mod plan;
 mod referrers;
 mod report;
-mod root;
-mod tally;
+mod resolve;
 mod transfer;
-mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,18 +33,19 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
 use tokio::time::Instant;
 
-pub use self::directory::Directory;
-use self::finished::Finished;
+pub use self::blob_locations::BlobLocations;
+use self::concurrency::{SMALL_SLOTS_PER_LARGE, TransferSlots};
+pub use self::document::{CopyResult, Entry, Failure, Quota, RegistryUsage, Summary};
 pub use self::graph::Graph;
-use self::graph::{Held, Walk};
+use self::graph::{ManifestDigests, Walk};
+use self::locks::{ManifestLock, ManifestLocks};
 pub(crate) use self::memory::Account;
 use self::memory::Memory;
-use self::places::{Places, SMALL_FOR_LARGE};
+use self::mount_candidates::MountCandidates;
 pub use self::plan::{BlobStep, Plan};
-pub use self::report::{Observer, Outcome, Report, Silent, Status};
-use self::root::Root;
-pub use self::tally::{Ended, Entry, Failure, Platforms, Quota, Summary, Use};
-use self::turns::{Turn, Turns};
+pub use self::report::Platforms;
+pub use self::report::{NoObserver, Observer, Outcome, Report, Status};
+use self::resolve::ResolvedRoot;
 
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
@@ -71,10 +72,10 @@ pub struct Options {
 
 /// What all copies of a run share: which repository holds which blob, and how much runs at once.
 pub struct Engine {
-    directory: Directory,
-    turns: Turns,
-    places: Places,
-    finished: Finished,
+    blob_locations: BlobLocations,
+    locks: ManifestLocks,
+    slots: TransferSlots,
+    mount_candidates: MountCandidates,
     memory: Memory,
     jobs: usize,
     /// Fewer requests rather than fewer round trips.
@@ -90,14 +91,14 @@ impl Engine {
     pub fn new(jobs: usize, observer: Arc<dyn Observer>) -> Self {
         let jobs = jobs.max(1);
         Self {
-            directory: Directory::default(),
-            turns: Turns::default(),
-            places: Places::new(jobs),
-            finished: Finished::default(),
+            blob_locations: BlobLocations::default(),
+            locks: ManifestLocks::default(),
+            slots: TransferSlots::new(jobs),
+            mount_candidates: MountCandidates::default(),
             memory: Memory::default(),
             jobs,
             thrifty: false,
-            retries: RETRIES,
+            retries: BLOB_RETRIES,
             observer,
         }
     }
@@ -131,16 +132,16 @@ impl Engine {
         options: &Options,
     ) -> Result<Report> {
         let begun = Instant::now();
-        let (root, pulls) = self.root(source, target, destination, at, options).await?;
+        let (root, pulls) = self.resolve_root(source, target, destination, at, options).await?;
         let mut report = Report { pulls, ..Report::default() };
         let held = match root {
-            Root::Same(root) => {
+            ResolvedRoot::Same(root) => {
                 let graph = Graph::present(*root.clone());
                 self.unchanged(destination, &root, &graph, &mut report);
-                graph.held()
+                graph.into_digests()
             }
-            Root::Read(root, from) => {
-                Box::pin(self.image(source, destination, (root, from), at, options, &mut report)).await?
+            ResolvedRoot::Read(root, from) => {
+                Box::pin(self.copy_image(source, destination, (root, from), at, options, &mut report)).await?
             }
         };
         // No turn is held any more, and no manifest: what refers to an image may hold it too, and would wait for this.
@@ -152,7 +153,7 @@ impl Engine {
     }
 
     /// Copies the image with this root. Gives back which manifests it has.
-    async fn image<S: Source, D: Destination>(
+    async fn copy_image<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
@@ -160,26 +161,26 @@ impl Engine {
         at: &Target,
         options: &Options,
         report: &mut Report,
-    ) -> Result<Held> {
+    ) -> Result<ManifestDigests> {
         let account = self.memory.account();
         let digest = root.digest();
         let (_alone, root) = if memory::is_small(&root) {
-            (self.reading(source, destination, digest).await, root)
+            (self.lock_source(source, destination, digest).await, root)
         } else {
             // Many may wait: none of them keeps a large manifest meanwhile.
             drop(root);
-            let alone = self.reading(source, destination, digest).await;
+            let alone = self.lock_source(source, destination, digest).await;
             account.wait_for_lane().await;
             let root = match from {
-                Side::Destination => destination.stored(&digest).await,
+                Side::Destination => destination.existing_manifest(&digest).await,
                 _ => source.manifest(&Target::Digest(digest)).await,
             };
             report.pulls += usize::from(from == Side::Source);
             (alone, root.map_err(|error| error.on(from))?)
         };
         account.root(&root).await?;
-        let walk = Walk { account: &account, jobs: self.jobs * SMALL_FOR_LARGE, knows: self.knows() };
-        let graph = walk.graph(source, destination, (root, from), options).await?;
+        let walk = Walk { account: &account, jobs: self.jobs * SMALL_SLOTS_PER_LARGE, knows: self.knows() };
+        let graph = walk.run(source, destination, (root, from), options).await?;
         report.pulls += graph.pulls;
         match &graph.manifests[..] {
             [root] if from == Side::Destination => {
@@ -188,41 +189,41 @@ impl Engine {
             _ => {
                 let plan = Plan::new(&graph, options)?;
                 report.planned(&graph, &plan);
-                self.write(source, destination, &plan, at, options, report).await?;
+                self.write_image(source, destination, &plan, at, options, report).await?;
             }
         }
-        Ok(graph.held())
+        Ok(graph.into_digests())
     }
 
     /// The turn to write a manifest, unless this run knows that it's there.
-    async fn turn<D: Destination>(&self, destination: &D, manifest: Digest) -> Option<Turn<'_>> {
+    async fn lock_manifest<D: Destination>(&self, destination: &D, manifest: Digest) -> Option<ManifestLock<'_>> {
         let here = destination.repository();
-        self.turns.take(&here.registry, self.directory.number(here), manifest).await
+        self.locks.acquire(&here.registry, self.blob_locations.id_of(here), manifest).await
     }
 
     /// The turn to read what a manifest names and to bring it from this source's registry, unless this run knows
     /// that it's there. Of an image's tags the first one does, and the others find it there. Another source's wait
     /// for the writing alone: one that is held back, as Docker Hub is without pulls, holds up none of them.
-    async fn reading<S: Source, D: Destination>(
+    async fn lock_source<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
         manifest: Digest,
-    ) -> Option<Turn<'_>> {
+    ) -> Option<ManifestLock<'_>> {
         let (from, here) = (source.origin().map_or("", |origin| &origin.registry), destination.repository());
-        self.turns.take(&format!("{from} for {here}"), self.directory.number(here), manifest).await
+        self.locks.acquire(&format!("{from} for {here}"), self.blob_locations.id_of(here), manifest).await
     }
 
     fn unchanged<D: Destination>(&self, destination: &D, root: &Descriptor, graph: &Graph, report: &mut Report) {
         if self.thrifty {
-            let number = self.directory.number(destination.repository());
-            self.finished.note(destination, number, root.digest);
+            let number = self.blob_locations.id_of(destination.repository());
+            self.mount_candidates.add_image(destination, number, root.digest);
         }
         report.unchanged(root, graph);
     }
 
     /// Does what is planned in its root's turn, or only looks.
-    async fn write<S: Source, D: Destination>(
+    async fn write_image<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
@@ -232,15 +233,15 @@ impl Engine {
         report: &mut Report,
     ) -> Result<()> {
         let Some(root) = plan.waves.last().and_then(|last| last.first()) else { return Ok(()) };
-        let turn = self.turn(destination, root.digest()).await;
+        let manifest_lock = self.lock_manifest(destination, root.digest()).await;
         self.observer.planned(plan.blobs.len(), plan.bytes());
         if options.dry_run {
-            self.look(source, destination, plan, report).await?;
+            self.find_present(source, destination, plan, report).await?;
         } else {
-            self.blobs(source, destination, plan, report).await?;
-            self.manifests(destination, plan, at).await?;
+            self.copy_blobs(source, destination, plan, report).await?;
+            self.put_manifests(destination, plan, at).await?;
         }
-        turn.into_iter().for_each(Turn::done);
+        manifest_lock.into_iter().for_each(ManifestLock::finish);
         Ok(())
     }
 
@@ -250,7 +251,7 @@ impl Engine {
         self.thrifty.then_some(self)
     }
 
-    async fn blobs<S: Source, D: Destination>(
+    async fn copy_blobs<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
@@ -262,7 +263,7 @@ impl Engine {
                 let outcome = self.transfer(source, destination, step).await?;
                 Ok::<_, Error>((step, outcome))
             })
-            .buffer_unordered(self.jobs * (SMALL_FOR_LARGE + 1))
+            .buffer_unordered(self.jobs * (SMALL_SLOTS_PER_LARGE + 1))
             .try_for_each(|(step, outcome)| {
                 report.add(&step.blob, &outcome);
                 future::ready(Ok(()))
@@ -271,29 +272,29 @@ impl Engine {
     }
 
     /// Writes the manifests, each after all that it names.
-    async fn manifests<D: Destination>(&self, destination: &D, plan: &Plan, at: &Target) -> Result<()> {
+    async fn put_manifests<D: Destination>(&self, destination: &D, plan: &Plan, at: &Target) -> Result<()> {
         let Some((last, waves)) = plan.waves.split_last() else { return Ok(()) };
         for wave in waves {
             stream::iter(wave)
                 .map(|manifest| self.put_child(destination, manifest))
-                .buffer_unordered(self.jobs * SMALL_FOR_LARGE)
+                .buffer_unordered(self.jobs * SMALL_SLOTS_PER_LARGE)
                 .try_for_each(|()| future::ready(Ok(())))
                 .await?;
         }
         for root in last {
-            self.put(destination, root, at.clone()).await.map_err(|error| self.sparse(error, plan))?;
+            self.put(destination, root, at.clone()).await.map_err(|error| self.explain_sparse(error, plan))?;
         }
         Ok(())
     }
 
     /// Writes a child, unless it's there.
     async fn put_child<D: Destination>(&self, destination: &D, child: &Manifest) -> Result<()> {
-        let turn = self.turn(destination, child.digest()).await;
-        if turn.is_none() && self.thrifty {
+        let manifest_lock = self.lock_manifest(destination, child.digest()).await;
+        if manifest_lock.is_none() && self.thrifty {
             return Ok(());
         }
         self.put(destination, child, Target::Digest(child.digest())).await?;
-        turn.into_iter().for_each(Turn::done);
+        manifest_lock.into_iter().for_each(ManifestLock::finish);
         Ok(())
     }
 
@@ -306,7 +307,7 @@ impl Engine {
     }
 
     /// Registries may refuse an index of which they don't hold all children.
-    fn sparse(&self, error: Error, plan: &Plan) -> Error {
+    fn explain_sparse(&self, error: Error, plan: &Plan) -> Error {
         if plan.sparse && matches!(error.kind(), Kind::Registry | Kind::NotFound | Kind::Invalid) {
             return error.hint(
                 "this registry takes no index without all of its platforms: copy all, or one by transload copy --platform with --flatten",
@@ -316,6 +317,6 @@ impl Engine {
     }
 }
 
-const RETRIES: u32 = 8;
+const BLOB_RETRIES: u32 = 8;
 /// What a blob may be waited for in all, faults and `Retry-After` together.
 const BLOB_PATIENCE: Duration = Duration::from_secs(30 * 60);

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 
-use super::graph::{Held, Walk};
-use super::places::SMALL_FOR_LARGE;
+use super::concurrency::SMALL_SLOTS_PER_LARGE;
+use super::graph::{ManifestDigests, Walk};
 use super::{Engine, Options, Plan, Report};
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, MediaType};
@@ -22,7 +22,7 @@ impl Engine {
         &self,
         source: &S,
         destination: &D,
-        image: Held,
+        image: ManifestDigests,
         options: &Options,
         report: &mut Report,
     ) -> Result<usize> {
@@ -32,12 +32,12 @@ impl Engine {
         while !level.is_empty() {
             level.retain(|subject| seen.insert(*subject));
             let mut listing = stream::iter(std::mem::take(&mut level))
-                .map(|subject| look_for(source, destination, subject))
-                .buffered(self.jobs * SMALL_FOR_LARGE);
+                .map(|subject| find_referrers(source, destination, subject))
+                .buffered(self.jobs * SMALL_SLOTS_PER_LARGE);
             let mut found = Vec::new();
             while let Some(more) = listing.try_next().await? {
                 found.extend(more);
-                within(seen.len() + found.len())?;
+                check_subject_count(seen.len() + found.len())?;
             }
             drop(listing);
             for referrer in found {
@@ -60,15 +60,16 @@ impl Engine {
     ) -> Result<()> {
         let Referrer { target, digest, size, of, listed } = referrer;
         let there = async || {
-            let there = destination.find(target).await.map_err(|error| error.on(Side::Destination))?;
+            let there = destination.resolve_existing(target).await.map_err(|error| error.on(Side::Destination))?;
             Ok::<_, Error>(there.is_some_and(|there| there.digest == *digest))
         };
         if !options.force && *listed && there().await? {
             return Ok(());
         }
         // Another tag of the image may be bringing it.
-        let alone = self.reading(source, destination, *digest).await;
-        let listed = async || Ok::<_, Error>(*listed || holds(&lists(destination, of).await?, digest));
+        let alone = self.lock_source(source, destination, *digest).await;
+        let listed =
+            async || Ok::<_, Error>(*listed || contains_digest(&listed_referrers(destination, of).await?, digest));
         if alone.is_none() && (options.dry_run || (listed().await? && there().await?)) {
             return Ok(());
         }
@@ -80,11 +81,11 @@ impl Engine {
         report.pulls += 1;
         let whole = Options { platforms: Vec::new(), flatten: false, ..options.clone() };
         let walk = Walk { account: &account, jobs: self.jobs, knows: self.knows() };
-        let graph = walk.graph(source, destination, (root, Side::Source), &whole).await?;
+        let graph = walk.run(source, destination, (root, Side::Source), &whole).await?;
         report.pulls += graph.pulls;
         report.manifests += graph.manifests.len();
         let plan = Plan::new(&graph, &whole)?;
-        self.write(source, destination, &plan, target, options, report).await
+        self.write_image(source, destination, &plan, target, options, report).await
     }
 
     /// Adds `referrer` to the tag schema's index of `subject`, at a destination without the
@@ -98,10 +99,10 @@ impl Engine {
         subject: &Descriptor,
         referrer: &Manifest,
     ) -> Result<()> {
-        let alone = self.directory.holders(&format!("referrers of {}", destination.repository()), subject.digest);
+        let alone = self.blob_locations.holders(&format!("referrers of {}", destination.repository()), subject.digest);
         let _alone = alone.lock().await;
-        let mut listed = lists(destination, &subject.digest).await?;
-        if holds(&listed, &referrer.digest()) {
+        let mut listed = listed_referrers(destination, &subject.digest).await?;
+        if contains_digest(&listed, &referrer.digest()) {
             return Ok(());
         }
         let mut entry = referrer.descriptor().clone();
@@ -134,14 +135,14 @@ struct Referrer {
 async fn subjects<S: Source, D: Destination>(
     source: &S,
     destination: &D,
-    image: Held,
+    image: ManifestDigests,
     report: &mut Report,
 ) -> Result<Vec<Digest>> {
-    let Held { digests: mut all, unread: mut indexes } = image;
+    let ManifestDigests { digests: mut all, unread: mut indexes } = image;
     let mut seen: HashSet<Digest> = all.iter().copied().collect();
     for _ in 0..MAX_DEPTH {
         for index in std::mem::take(&mut indexes) {
-            let index = match destination.stored(&index).await {
+            let index = match destination.existing_manifest(&index).await {
                 // In a dry run it would only be there, and a sparse index may lack it.
                 Err(error) if error.kind() == Kind::NotFound => {
                     report.pulls += 1;
@@ -155,14 +156,14 @@ async fn subjects<S: Source, D: Destination>(
                 all.push(child.digest);
                 indexes.extend(child.media_type.is_index().then_some(child.digest));
             }
-            within(all.len())?;
+            check_subject_count(all.len())?;
         }
     }
     Ok(all)
 }
 
 /// Refuses more manifests than an image and what refers to it may have.
-fn within(subjects: usize) -> Result<()> {
+fn check_subject_count(subjects: usize) -> Result<()> {
     if subjects > MAX_SUBJECTS {
         let what = format!("the image and its referrers have more than {MAX_SUBJECTS} manifests");
         return Err(Error::new(Kind::Invalid, what).on(Side::Source));
@@ -171,13 +172,17 @@ fn within(subjects: usize) -> Result<()> {
 }
 
 /// What refers to `subject`: by the API or the tag schema, and by cosign's tags.
-async fn look_for<S: Source, D: Destination>(source: &S, destination: &D, subject: Digest) -> Result<Vec<Referrer>> {
+async fn find_referrers<S: Source, D: Destination>(
+    source: &S,
+    destination: &D,
+    subject: Digest,
+) -> Result<Vec<Referrer>> {
     let listed = source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?;
     // Their digests alone: descriptors may be long.
     let listed: Vec<(Digest, u64)> = listed.iter().map(|referrer| (referrer.digest, referrer.size)).collect();
     let known: HashSet<Digest> = match listed.is_empty() {
         true => HashSet::new(),
-        false => lists(destination, &subject).await?.iter().map(|known| known.digest).collect(),
+        false => listed_referrers(destination, &subject).await?.iter().map(|known| known.digest).collect(),
     };
     let mut found: Vec<Referrer> = listed
         .into_iter()
@@ -201,11 +206,11 @@ async fn look_for<S: Source, D: Destination>(source: &S, destination: &D, subjec
 }
 
 /// What the destination lists as referring to `subject`.
-async fn lists<D: Destination>(destination: &D, subject: &Digest) -> Result<Vec<Descriptor>> {
+async fn listed_referrers<D: Destination>(destination: &D, subject: &Digest) -> Result<Vec<Descriptor>> {
     destination.listed_referrers(subject).await.map_err(|error| error.on(Side::Destination))
 }
 
-fn holds(listed: &[Descriptor], digest: &Digest) -> bool {
+fn contains_digest(listed: &[Descriptor], digest: &Digest) -> bool {
     listed.iter().any(|known| known.digest == *digest)
 }
 

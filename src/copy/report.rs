@@ -2,8 +2,11 @@
 
 use serde::Serialize;
 
-use super::{Graph, Plan, Platforms};
+use super::{Graph, Plan};
 use crate::descriptor::{Descriptor, Digest};
+use serde::Serializer;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What became of one image.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -85,9 +88,9 @@ pub trait Observer: Send + Sync {
 
 /// An observer that doesn't care.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Silent;
+pub struct NoObserver;
 
-impl Observer for Silent {}
+impl Observer for NoObserver {}
 
 impl Report {
     /// About how many requests it takes to copy what a dry run found: at the source each manifest and blob;
@@ -136,3 +139,40 @@ impl Report {
         }
     }
 }
+
+/// The platforms of an image. Shared by all images that have the same: a list has thousands of images,
+/// and a handful of such sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Platforms(Arc<BTreeSet<String>>);
+
+impl Platforms {
+    /// Those that were written, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    /// Whether they are the same in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<T: ToString> FromIterator<T> for Platforms {
+    fn from_iter<I: IntoIterator<Item = T>>(platforms: I) -> Self {
+        // A report keeps them to its end: an index can name thousands, of any length.
+        let texts = platforms.into_iter().map(|platform| platform.to_string());
+        let texts: BTreeSet<String> = texts.filter(|text| text.len() <= MAX_PLATFORM).collect();
+        Self(Arc::new(texts.into_iter().take(MAX_PLATFORMS).collect()))
+    }
+}
+
+impl Serialize for Platforms {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+/// Platforms that are told of an image, and the bytes of each: nobody has longer ones.
+pub(super) const MAX_PLATFORMS: usize = 200;
+
+pub(super) const MAX_PLATFORM: usize = 128;

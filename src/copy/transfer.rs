@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use futures_util::future;
 
-use super::directory::Number;
-use super::places::{Place, SMALL};
-use super::turns::Turn;
+use super::blob_locations::RepositoryId;
+use super::concurrency::{SMALL_BLOB, TransferSlot};
+use super::locks::ManifestLock;
 use super::{BLOB_PATIENCE, BlobStep, Engine, Outcome, Plan, Report};
-use crate::content::{Destination, Feed, Source, Started};
+use crate::content::{Destination, Feed, Source, UploadStart};
 use crate::descriptor::Descriptor;
 use crate::error::{Kind, Result, Side};
 use crate::reference::Repository;
@@ -26,19 +26,19 @@ impl Engine {
     ) -> Result<Outcome> {
         let blob = &step.blob;
         let here = destination.repository();
-        let number = self.directory.number(here);
-        let holders = self.directory.holders(&here.registry, blob.digest);
+        let number = self.blob_locations.id_of(here);
+        let holders = self.blob_locations.holders(&here.registry, blob.digest);
         // Whoever waits for a blob that another one brings needs no place for that.
         let mut held = holders.lock().await;
         let outcome = if held.contains(&number) {
             Outcome::Present
-        } else if let Some(from) = self.holder(&held).or_else(|| beside(source, here).cloned()) {
+        } else if let Some(from) = self.holder(&held).or_else(|| sibling_repository(source, here).cloned()) {
             // It's complete over there, so others needn't wait for this.
             drop(held);
             // Those that bring it into this repository do: it's one request then, and docker-registry writes its
             // link anew at each, while a manifest that needs it may be checked (400 `DIGEST_INVALID`).
             // No turn to have would only say that there's a manifest of this digest.
-            let _alone = self.turns.take(&here.to_string(), number, blob.digest).await;
+            let _alone = self.locks.acquire(&here.to_string(), number, blob.digest).await;
             let mounted = holders.lock().await.contains(&number);
             if mounted {
                 Outcome::Present
@@ -56,13 +56,13 @@ impl Engine {
         Ok(outcome)
     }
 
-    fn holder(&self, held: &[Number]) -> Option<Repository> {
-        held.first().and_then(|number| self.directory.repository(*number))
+    fn holder(&self, held: &[RepositoryId]) -> Option<Repository> {
+        held.first().and_then(|number| self.blob_locations.repository(*number))
     }
 
-    async fn place<S: Source>(&self, source: &S, here: &Repository, size: u64) -> Place<'_> {
+    async fn acquire_slot<S: Source>(&self, source: &S, here: &Repository, size: u64) -> TransferSlot<'_> {
         let from = source.origin().map_or("", |origin| &origin.registry);
-        self.places.take(from, &here.registry, size).await
+        self.slots.acquire(from, &here.registry, size).await
     }
 
     async fn mount<S: Source, D: Destination>(
@@ -72,10 +72,10 @@ impl Engine {
         blob: &Descriptor,
         from: Repository,
     ) -> Result<Outcome> {
-        match destination.start(blob, Some(&from)).await.map_err(|error| error.on(Side::Destination))? {
-            Started::Mounted => Ok(Outcome::Mounted { from: from.to_string() }),
-            Started::Session(session) => {
-                let _place = self.place(source, destination.repository(), blob.size).await;
+        match destination.start_upload(blob, Some(&from)).await.map_err(|error| error.on(Side::Destination))? {
+            UploadStart::Mounted => Ok(Outcome::Mounted { from: from.to_string() }),
+            UploadStart::Session(session) => {
+                let _place = self.acquire_slot(source, destination.repository(), blob.size).await;
                 let feed = self.feed(source, blob);
                 let body = feed.open(0).await?;
                 upload(destination, session, &feed, body).await?;
@@ -86,35 +86,35 @@ impl Engine {
 
     async fn bring<S: Source, D: Destination>(&self, source: &S, destination: &D, step: &BlobStep) -> Result<Outcome> {
         let blob = &step.blob;
-        let ask = !step.fresh || blob.size > SMALL;
-        if ask && holds(destination, blob).await? {
+        let ask = !step.fresh || blob.size > SMALL_BLOB;
+        if ask && is_present(destination, blob).await? {
             return Ok(Outcome::Present);
         }
         let here = destination.repository();
-        if let Some(from) = self.elsewhere(here, blob).await {
+        if let Some(from) = self.other_holder(here, blob).await {
             return self.mount(source, destination, blob, from).await;
         }
-        let _place = self.place(source, here, blob.size).await;
+        let _place = self.acquire_slot(source, here, blob.size).await;
         let feed = self.feed(source, blob);
-        let start = async { destination.start(blob, None).await.map_err(|error| error.on(Side::Destination)) };
+        let start = async { destination.start_upload(blob, None).await.map_err(|error| error.on(Side::Destination)) };
         let (started, body) = future::try_join(start, feed.open(0)).await?;
-        if let Started::Session(session) = started {
+        if let UploadStart::Session(session) = started {
             upload(destination, session, &feed, body).await?;
         }
         Ok(Outcome::Uploaded { bytes: blob.size, attempts: feed.budget().attempts() })
     }
 
     /// A repository where a finished image has this blob, if it's large enough to look for.
-    async fn elsewhere(&self, here: &Repository, blob: &Descriptor) -> Option<Repository> {
-        if !self.thrifty || blob.size <= SMALL {
+    async fn other_holder(&self, here: &Repository, blob: &Descriptor) -> Option<Repository> {
+        if !self.thrifty || blob.size <= SMALL_BLOB {
             return None;
         }
-        let number = self.finished.holder(&here.registry, &blob.digest).await?;
-        self.directory.repository(number).filter(|from| from != here)
+        let number = self.mount_candidates.holder(&here.registry, &blob.digest).await?;
+        self.blob_locations.repository(number).filter(|from| from != here)
     }
 
     /// Says what [`Engine::transfer`] would do with each blob.
-    pub(super) async fn look<S: Source, D: Destination>(
+    pub(super) async fn find_present<S: Source, D: Destination>(
         &self,
         source: &S,
         destination: &D,
@@ -122,15 +122,15 @@ impl Engine {
         report: &mut Report,
     ) -> Result<()> {
         let here = destination.repository();
-        let number = self.directory.number(here);
+        let number = self.blob_locations.id_of(here);
         for step in &plan.blobs {
-            let holders = self.directory.holders(&here.registry, step.blob.digest);
+            let holders = self.blob_locations.holders(&here.registry, step.blob.digest);
             let mut held = holders.lock().await;
-            let outcome = if held.contains(&number) || holds(destination, &step.blob).await? {
+            let outcome = if held.contains(&number) || is_present(destination, &step.blob).await? {
                 Outcome::Present
-            } else if let Some(from) = self.holder(&held).as_ref().or(beside(source, here)) {
+            } else if let Some(from) = self.holder(&held).as_ref().or(sibling_repository(source, here)) {
                 Outcome::Mounted { from: from.to_string() }
-            } else if let Some(from) = self.elsewhere(here, &step.blob).await {
+            } else if let Some(from) = self.other_holder(here, &step.blob).await {
                 Outcome::Mounted { from: from.to_string() }
             } else {
                 Outcome::Uploaded { bytes: step.blob.size, attempts: 0 }
@@ -140,7 +140,7 @@ impl Engine {
         }
         // And the children are there for the tags that come after.
         for child in plan.waves.iter().rev().skip(1).flatten() {
-            self.turns.take(&here.registry, number, child.digest()).await.into_iter().for_each(Turn::done);
+            self.locks.acquire(&here.registry, number, child.digest()).await.into_iter().for_each(ManifestLock::finish);
         }
         Ok(())
     }
@@ -170,11 +170,12 @@ async fn upload<S: Source, D: Destination>(
             return Err(error);
         }
         // The former session is given up: it has some of the wrong bytes.
-        body = feed.again(error).await?;
-        session = match destination.start(feed.blob(), None).await.map_err(|error| error.on(Side::Destination))? {
-            Started::Mounted => return Ok(()),
-            Started::Session(session) => session,
-        };
+        body = feed.reopen_after(error).await?;
+        session =
+            match destination.start_upload(feed.blob(), None).await.map_err(|error| error.on(Side::Destination))? {
+                UploadStart::Mounted => return Ok(()),
+                UploadStart::Session(session) => session,
+            };
     }
 }
 
@@ -182,14 +183,14 @@ async fn upload<S: Source, D: Destination>(
 ///
 /// Where no image is yet, what is small is sent rather than looked for. What is large may be there
 /// all the same: from a run that was interrupted before it wrote a tag.
-async fn holds<D: Destination>(destination: &D, blob: &Descriptor) -> Result<bool> {
-    if blob.size <= SMALL && destination.is_new().await {
+async fn is_present<D: Destination>(destination: &D, blob: &Descriptor) -> Result<bool> {
+    if blob.size <= SMALL_BLOB && destination.is_new().await {
         return Ok(false);
     }
-    destination.contains(blob).await.map_err(|error| error.on(Side::Destination))
+    destination.has_blob(blob).await.map_err(|error| error.on(Side::Destination))
 }
 
 /// The source's repository, if it is another one of the destination's registry: what it has can be mounted.
-fn beside<'a, S: Source>(source: &'a S, here: &Repository) -> Option<&'a Repository> {
+fn sibling_repository<'a, S: Source>(source: &'a S, here: &Repository) -> Option<&'a Repository> {
     source.origin().filter(|origin| origin.registry == here.registry && *origin != here)
 }

@@ -33,7 +33,7 @@ use serde_json::{Map, Value};
 use super::go_json::{fold, merge_map, set_string};
 use super::secret::within;
 use super::settings::named_file;
-use super::{Credential, DOCKER_HUB_KEY, Found, Secret};
+use super::{Credential, DOCKER_HUB_KEY, LocatedCredential, Secret};
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, Repository, registry_name, split_port, without_https_port};
 use crate::regular_file::{self, Links};
@@ -206,7 +206,7 @@ impl AuthFile {
     ///
     /// # Errors
     /// If that entry is broken.
-    pub(super) fn entry(&self, repository: &Repository) -> Result<Option<Found>> {
+    pub(super) fn entry(&self, repository: &Repository) -> Result<Option<LocatedCredential>> {
         for scope in scopes(repository) {
             for entry in self.entries.iter().filter(|entry| entry.scope == scope) {
                 if let Some(found) = self.read(entry)? {
@@ -222,33 +222,33 @@ impl AuthFile {
         Ok(None)
     }
 
-    fn read(&self, entry: &Entry) -> Result<Option<Found>> {
+    fn read(&self, entry: &Entry) -> Result<Option<LocatedCredential>> {
         let credential = credential(&entry.value).map_err(|why| {
             // Not what serde says: that would show the value.
             Error::new(Kind::Invalid, format!("the entry {:?} in {} {why}", entry.key, self.path.display()))
                 .hint("log in again, or remove the entry")
         })?;
         let origin = || self.path.display().to_string();
-        Ok(credential.map(|credential| Found { credential, origin: origin() }))
+        Ok(credential.map(|credential| LocatedCredential { credential, origin: origin() }))
     }
 }
 
 /// A file that is read again when it has changed.
-pub(super) struct Watched {
+pub(super) struct WatchedFile {
     path: PathBuf,
     /// `None` where it can't change: the environment, a pipe.
-    seen: Option<Mutex<Seen>>,
+    seen: Option<Mutex<SeenFile>>,
     first: Option<Arc<AuthFile>>,
 }
 
-struct Seen {
+struct SeenFile {
     stamp: Option<Stamp>,
     file: Option<Arc<AuthFile>>,
 }
 
 type Stamp = (SystemTime, u64);
 
-impl Watched {
+impl WatchedFile {
     /// A file that the user named: it must be there.
     pub(super) fn named(path: &Path) -> Result<Self> {
         let path = named_file(path);
@@ -268,7 +268,7 @@ impl Watched {
                 if error.kind() != io::ErrorKind::NotFound {
                     tracing::warn!("credentials in {} are not used: {error}", path.display());
                 }
-                let seen = Seen { stamp: None, file: None };
+                let seen = SeenFile { stamp: None, file: None };
                 Ok(Self { path: path.to_owned(), seen: Some(Mutex::new(seen)), first: None })
             }
         }
@@ -290,7 +290,7 @@ impl Watched {
         if !metadata.is_file() {
             return Ok(Ok(Self::fixed(file)));
         }
-        let seen = Seen { stamp: stamp(&metadata), file: Some(Arc::new(file)) };
+        let seen = SeenFile { stamp: stamp(&metadata), file: Some(Arc::new(file)) };
         Ok(Ok(Self { path: path.to_owned(), seen: Some(Mutex::new(seen)), first: None }))
     }
 
@@ -303,7 +303,7 @@ impl Watched {
         let now = match std::fs::metadata(&self.path) {
             Ok(metadata) => stamp(&metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                *seen = Seen { stamp: None, file: None };
+                *seen = SeenFile { stamp: None, file: None };
                 return None;
             }
             Err(_) => return seen.file.clone(),
@@ -468,13 +468,15 @@ mod tests {
     fn look_up(file: &AuthFile, repository: &str) -> String {
         match file.entry(&repository.parse().expect("a repository")) {
             Ok(None) => "-".to_owned(),
-            Ok(Some(Found { credential: Credential::Basic { username, password }, .. })) => {
+            Ok(Some(LocatedCredential { credential: Credential::Basic { username, password }, .. })) => {
                 format!("{username}:{}", password.reveal())
             }
-            Ok(Some(Found { credential: Credential::RefreshToken(token), .. })) => {
+            Ok(Some(LocatedCredential { credential: Credential::RefreshToken(token), .. })) => {
                 format!("refresh {}", token.reveal())
             }
-            Ok(Some(Found { credential: Credential::Bearer(token), .. })) => format!("bearer {}", token.reveal()),
+            Ok(Some(LocatedCredential { credential: Credential::Bearer(token), .. })) => {
+                format!("bearer {}", token.reveal())
+            }
             Err(error) => format!("error: {error}"),
         }
     }
@@ -678,10 +680,10 @@ mod tests {
         let scratch = Scratch::new();
         let one = r#"{"auths": {"a.io": {"auth": "dTox"}}}"#;
         let path = scratch.path("config.json");
-        let watched = Watched::at_default(&path).expect("none yet");
+        let watched = WatchedFile::at_default(&path).expect("none yet");
         assert!(watched.current().is_none());
         scratch.write("config.json", one);
-        let now = |watched: &Watched| watched.current().map_or("gone".into(), |file| look_up(&file, "a.io/a"));
+        let now = |watched: &WatchedFile| watched.current().map_or("gone".into(), |file| look_up(&file, "a.io/a"));
         assert_eq!(now(&watched), "u:1");
         // Longer by a byte: a clock's tick may be too coarse for this test.
         scratch.write("config.json", &format!("{} ", one.replace("dTox", "dToy")));
@@ -701,7 +703,7 @@ mod tests {
         let (done, wait) = std::sync::mpsc::channel();
         let reader = pipe.clone();
         std::thread::spawn(move || {
-            let watched = Watched::named(&reader).expect("read");
+            let watched = WatchedFile::named(&reader).expect("read");
             std::thread::sleep(std::time::Duration::from_millis(20));
             let twice = [watched.current(), watched.current()];
             let _ = done.send(twice.map(|file| file.map(|file| look_up(&file, "a.io/a"))));
@@ -715,11 +717,11 @@ mod tests {
     fn a_named_file_must_be_there() {
         let scratch = Scratch::new();
         let missing = scratch.path("missing.json");
-        let error = Watched::named(&missing).err().expect("missing").to_string();
+        let error = WatchedFile::named(&missing).err().expect("missing").to_string();
         assert!(error.contains("missing.json"), "{error}");
         // A mounted secret, named by its directory.
         scratch.write("secret/.dockerconfigjson", r#"{"auths": {"a.io": {"auth": "dTpw"}}}"#);
-        let watched = Watched::named(&scratch.path("secret")).expect("there");
+        let watched = WatchedFile::named(&scratch.path("secret")).expect("there");
         assert_eq!(look_up(&watched.current().expect("read"), "a.io/a"), "u:p");
     }
 }

@@ -20,11 +20,11 @@ use super::process::{self, Output};
 use crate::error::{Error, Kind, Result, Side};
 
 /// A helper asks a keychain or a cloud; one that waits for a person would wait forever.
-const LIMIT: Duration = Duration::from_secs(10);
+const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer counts. Helpers hand out tokens that last from about an hour (gcloud) on.
-const FRESH: Duration = Duration::from_secs(300);
+const ANSWER_TTL: Duration = Duration::from_secs(300);
 /// How long a failure counts: long enough that a list of images isn't held up by each.
-const SORE: Duration = Duration::from_secs(30);
+const FAILURE_TTL: Duration = Duration::from_secs(30);
 
 /// Runs helpers, and remembers for some minutes what they answered.
 pub(super) struct Helpers {
@@ -75,7 +75,7 @@ impl Answered {
 
 impl Helpers {
     pub(super) fn new(path: Option<OsString>) -> Self {
-        Self { path, limit: LIMIT, answers: Mutex::default() }
+        Self { path, limit: HELPER_TIMEOUT, answers: Mutex::default() }
     }
 
     /// What `docker-credential-{name}`, named in `file`, knows of `server`, now or a short while ago.
@@ -83,13 +83,13 @@ impl Helpers {
         let key = (name.to_owned(), server.to_owned());
         let mut answers = self.answers.lock().await;
         if let Some(Answer { at, result }) = answers.get(&key) {
-            let lasts = if result.is_ok() { FRESH } else { SORE };
+            let lasts = if result.is_ok() { ANSWER_TTL } else { FAILURE_TTL };
             if at.elapsed() < lasts {
-                return copy(result);
+                return copy_result(result);
             }
         }
         let result = self.get(name, server, file).await;
-        let answer = Answer { at: Instant::now(), result: copy(&result) };
+        let answer = Answer { at: Instant::now(), result: copy_result(&result) };
         answers.insert(key, answer);
         result
     }
@@ -109,13 +109,14 @@ impl Helpers {
         file: &Path,
     ) -> Result<()> {
         let message = Message { server, username, secret };
-        let input = serde_json::to_vec(&message).map_err(|_| failed(name, file, "cannot be told the credentials"))?;
+        let input =
+            serde_json::to_vec(&message).map_err(|_| helper_failed(name, file, "cannot be told the credentials"))?;
         let output = self.run(name, "store", &input, file).await?;
         if output.status.success() {
             return Ok(());
         }
         // Should it repeat what it was told.
-        Err(failed(name, file, &format!("failed to store: {}", output.complaint().replace(secret, "***"))))
+        Err(helper_failed(name, file, &format!("failed to store: {}", output.complaint().replace(secret, "***"))))
     }
 
     /// Has the helper drop what it knows of `server`; whether there was something.
@@ -129,20 +130,21 @@ impl Helpers {
         if output.status.success() {
             return Ok(true);
         }
-        Err(failed(name, file, &format!("failed to erase: {}", output.complaint())))
+        Err(helper_failed(name, file, &format!("failed to erase: {}", output.complaint())))
     }
 
     async fn get(&self, name: &str, server: &str, file: &Path) -> Result<Option<Credential>> {
         let output = self.run(name, "get", server.as_bytes(), file).await?;
         if !output.status.success() {
-            if says_nothing_found(&output.stdout) || says_nothing_found(&output.stderr) {
+            if is_not_found(&output.stdout) || is_not_found(&output.stderr) {
                 return Ok(None);
             }
-            return Err(failed(name, file, &format!("failed for {server}: {}", output.complaint())));
+            return Err(helper_failed(name, file, &format!("failed for {server}: {}", output.complaint())));
         }
         // What was printed is a secret: neither it nor serde's message may be shown.
-        let answer = Answered::read(&output.stdout)
-            .ok_or_else(|| failed(name, file, &format!("gave an answer for {server} that isn't its protocol's")))?;
+        let answer = Answered::read(&output.stdout).ok_or_else(|| {
+            helper_failed(name, file, &format!("gave an answer for {server} that isn't its protocol's"))
+        })?;
         // Some answer so, with success, where they know nothing (docker-credential-helpers#220).
         let secret = answer.secret.filter(|secret| !secret.is_empty());
         Ok(secret.map(|secret| from_pair(answer.username.unwrap_or_default(), secret)))
@@ -151,7 +153,8 @@ impl Helpers {
     async fn run(&self, name: &str, action: &str, input: &[u8], file: &Path) -> Result<Output> {
         let program = self.look_up(name, file)?;
         process::run(&program, &[action], input, self.limit).await.map_err(|why| {
-            failed(name, file, &why).hint("unlock the keychain that it uses, or give credentials with --auth-file")
+            helper_failed(name, file, &why)
+                .hint("unlock the keychain that it uses, or give credentials with --auth-file")
         })
     }
 
@@ -165,7 +168,7 @@ impl Helpers {
         }
         let program = format!("docker-credential-{name}{}", std::env::consts::EXE_SUFFIX);
         process::look_up(self.path.as_deref(), &program).ok_or_else(|| {
-            failed(name, file, "is not installed").hint(format!(
+            helper_failed(name, file, "is not installed").hint(format!(
                 "install {program} to a directory in PATH, remove it from {}, or give credentials with --auth-file",
                 file.display()
             ))
@@ -173,7 +176,7 @@ impl Helpers {
     }
 }
 
-fn copy(result: &Result<Option<Credential>>) -> Result<Option<Credential>> {
+fn copy_result(result: &Result<Option<Credential>>) -> Result<Option<Credential>> {
     match result {
         Ok(credential) => Ok(credential.clone()),
         Err(error) => Err(error.duplicate()),
@@ -181,11 +184,11 @@ fn copy(result: &Result<Option<Credential>>) -> Result<Option<Credential>> {
 }
 
 /// The helpers print this to stdout, and end with 1.
-fn says_nothing_found(bytes: &[u8]) -> bool {
+fn is_not_found(bytes: &[u8]) -> bool {
     String::from_utf8_lossy(bytes).contains("credentials not found in native keychain")
 }
 
-fn failed(name: &str, file: &Path, what: &str) -> Error {
+fn helper_failed(name: &str, file: &Path, what: &str) -> Error {
     Error::new(Kind::Local, format!("docker-credential-{name}, named in {}, {what}", file.display())).on(Side::Local)
 }
 
@@ -359,13 +362,13 @@ printf '{"Username":"u","Secret":"p"}'"#,
         }
         assert_eq!(asked("failed"), 1);
         for answer in helpers.answers.lock().await.values_mut() {
-            answer.at -= SORE;
+            answer.at -= FAILURE_TTL;
         }
         find(&helpers, "broken", "a.io").await.expect_err("broken");
         find(&helpers, "x", "a.io").await.expect("an answer");
         assert_eq!((asked("failed"), asked("asked")), (2, 3), "failures are tried again sooner");
         for answer in helpers.answers.lock().await.values_mut() {
-            answer.at -= FRESH;
+            answer.at -= ANSWER_TTL;
         }
         find(&helpers, "x", "a.io").await.expect("an answer");
         assert_eq!(asked("asked"), 4);

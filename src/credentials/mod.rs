@@ -42,9 +42,9 @@ mod store;
 pub(crate) mod testing;
 
 pub use settings::{Settings, variable_name};
-pub use store::{StoredWhere, erase, pull_secret, store};
+pub use store::{StorageLocation, erase, pull_secret, store};
 
-use file::{AuthFile, Watched};
+use file::{AuthFile, WatchedFile};
 use helper::Helpers;
 
 /// The key under which Docker keeps Docker Hub's credentials, a fossil of the first registry API.
@@ -54,12 +54,12 @@ const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 /// A password or token. It is never printed: what prints it shows `***`, and so does all that is printed while it is
 /// known, whoever wrote it.
 #[derive(Clone)]
-pub struct Secret(redact::Kept);
+pub struct Secret(redact::KeptSecret);
 
 impl Secret {
     /// Wraps `secret`.
     pub fn new(secret: impl Into<String>) -> Self {
-        Self(redact::keep(secret.into()))
+        Self(redact::register(secret.into()))
     }
 
     /// Says that the secret is also sent in this form, which then isn't printed either: `user:password` in Base64.
@@ -140,7 +140,7 @@ impl Credential {
 
 /// A credential, and where it was found, for what is said when the registry refuses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct LocatedCredential {
     /// The credential.
     pub credential: Credential,
     /// As in "the credentials from …": a file, a helper, a variable.
@@ -155,9 +155,9 @@ pub struct Found {
 pub struct Credentials(Arc<Inner>);
 
 struct Inner {
-    given: Vec<(String, Found)>,
-    by_variable: Vec<ByVariable>,
-    files: Vec<Watched>,
+    given: Vec<(String, LocatedCredential)>,
+    by_variable: Vec<VariableCredential>,
+    files: Vec<WatchedFile>,
     /// So many of the files, the first ones, were named by `--auth-file`.
     named: usize,
     helpers: Helpers,
@@ -165,7 +165,7 @@ struct Inner {
 
 /// A variable `TRANSLOAD_AUTH_<HOST>`: the host can't be read back from its name, only compared.
 #[derive(Clone)]
-struct ByVariable {
+struct VariableCredential {
     name: String,
     value: Secret,
 }
@@ -188,7 +188,7 @@ impl Credentials {
     /// If `registry` isn't a registry's name.
     pub fn fixed(registry: &str, credential: Credential) -> Result<Self> {
         let mut settings = Settings::default();
-        settings.give(registry, credential, "the caller")?;
+        settings.add(registry, credential, "the caller")?;
         Self::load(&settings)
     }
 
@@ -200,17 +200,17 @@ impl Credentials {
     pub fn load(settings: &Settings) -> Result<Self> {
         let mut files = Vec::new();
         for path in &settings.auth_files {
-            files.push(Watched::named(path)?);
+            files.push(WatchedFile::named(path)?);
         }
         if let Some(text) = &settings.docker_auth_config {
-            files.push(Watched::fixed(AuthFile::parse(Path::new("DOCKER_AUTH_CONFIG"), text.reveal().as_bytes())?));
+            files.push(WatchedFile::fixed(AuthFile::parse(Path::new("DOCKER_AUTH_CONFIG"), text.reveal().as_bytes())?));
         }
         if let Some(path) = &settings.docker_config {
             // What a `login` that was killed left beside it holds a password.
             atomic_file::remove_abandoned(&std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()));
         }
         for path in settings.docker_config.iter().chain(&settings.containers_auth) {
-            files.push(Watched::at_default(path)?);
+            files.push(WatchedFile::at_default(path)?);
         }
         Ok(Self(Arc::new(Inner {
             given: settings.given.clone(),
@@ -235,7 +235,7 @@ impl Credentials {
     ///
     /// # Errors
     /// As [`find`](Self::find).
-    pub async fn locate(&self, repository: &Repository) -> Result<Option<Found>> {
+    pub async fn locate(&self, repository: &Repository) -> Result<Option<LocatedCredential>> {
         let found = self
             .search(repository)
             .await
@@ -275,7 +275,7 @@ impl Credentials {
         self.0.helpers.forget().await;
     }
 
-    async fn search(&self, repository: &Repository) -> Result<Option<Found>> {
+    async fn search(&self, repository: &Repository) -> Result<Option<LocatedCredential>> {
         let registry = repository.registry.as_str();
         if let Some((_, found)) = self.0.given.iter().find(|(given, _)| given == registry) {
             return Ok(Some(found.clone()));
@@ -287,7 +287,9 @@ impl Credentials {
             let Some(file) = watched.current() else { continue };
             match self.search_file(&file, repository).await? {
                 // `az acr login` leaves one behind each time, good for three hours.
-                Some(Found { credential: Credential::RefreshToken(token), origin }) if is_past(&token) => {
+                Some(LocatedCredential { credential: Credential::RefreshToken(token), origin })
+                    if is_expired(&token) =>
+                {
                     tracing::warn!("the login to {registry} in {origin} has expired, and is not used");
                 }
                 Some(found) => return Ok(Some(found)),
@@ -297,12 +299,12 @@ impl Credentials {
         Ok(None)
     }
 
-    async fn search_file(&self, file: &AuthFile, repository: &Repository) -> Result<Option<Found>> {
+    async fn search_file(&self, file: &AuthFile, repository: &Repository) -> Result<Option<LocatedCredential>> {
         if let Some(name) = file.helper(&repository.registry) {
             for server in file.servers(&repository.registry) {
                 if let Some(credential) = self.0.helpers.find(name, server, &file.path).await? {
                     let origin = format!("docker-credential-{name}, named in {}", file.path.display());
-                    return Ok(Some(Found { credential, origin }));
+                    return Ok(Some(LocatedCredential { credential, origin }));
                 }
             }
         }
@@ -316,7 +318,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-fn is_past(token: &Secret) -> bool {
+fn is_expired(token: &Secret) -> bool {
     token.expires().is_some_and(|expiry| expiry <= crate::clock::now())
 }
 
@@ -337,7 +339,7 @@ mod tests {
             Credential::Bearer(Secret::new("hunter2")),
         ];
         for credential in all {
-            let found = Found { credential, origin: "a file".into() };
+            let found = LocatedCredential { credential, origin: "a file".into() };
             let printed = format!("{found:?} {:#?}", found.credential);
             assert!(printed.contains("***") && !printed.contains("hunter2"), "{printed}");
         }
@@ -357,8 +359,8 @@ mod tests {
         settings.auth_files = vec![file("one.json", "b25lOnA="), file("two.json", "dHdvOnA=")];
         settings.docker_config = Some(file("docker.json", "ZG9ja2VyOnA="));
         settings.containers_auth = vec![file("run.json", "cnVuOnA="), file("home.json", "aG9tZTpw")];
-        settings.give("a.io", Credential::basic("environment", "p"), "the environment").expect("a registry");
-        settings.give("a.io", Credential::basic("flag", "p"), "a flag").expect("a registry");
+        settings.add("a.io", Credential::basic("environment", "p"), "the environment").expect("a registry");
+        settings.add("a.io", Credential::basic("flag", "p"), "a flag").expect("a registry");
 
         let mut seen = Vec::new();
         // Each time without what won.

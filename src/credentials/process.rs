@@ -15,7 +15,7 @@ use crate::{printable, redact};
 /// The most bytes that a program may print to one of its outputs: more than any token has.
 const MAX_OUTPUT: usize = 1 << 20;
 /// How long a program's children may hold its outputs open after it has ended.
-const LINGER: Duration = Duration::from_millis(500);
+const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
 /// What a program printed, and how it ended.
 pub(super) struct Output {
@@ -83,7 +83,7 @@ async fn talk(child: &mut Child, input: &[u8]) -> io::Result<(Output, bool)> {
                 talked?;
                 (child.wait().await?, true)
             }
-            status = child.wait() => match tokio::time::timeout(LINGER, talked).await {
+            status = child.wait() => match tokio::time::timeout(OUTPUT_GRACE, talked).await {
                 Ok(talked) => {
                     talked?;
                     (status?, true)
@@ -146,7 +146,7 @@ pub(super) fn look_up(path: Option<&OsStr>, program: &str) -> Option<PathBuf> {
 
 /// A line of someone else's, fit to stand in a message.
 pub(super) fn printable(line: &str) -> String {
-    let safe: String = redact::remote(line).chars().take(300).collect();
+    let safe: String = redact::redact_remote(line).chars().take(300).collect();
     printable::line(&safe).into_owned()
 }
 

@@ -5,11 +5,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::file::https_spelling;
-use super::{ByVariable, Credential, Found, Secret};
+use super::{Credential, LocatedCredential, Secret, VariableCredential};
 use crate::error::{Error, Kind, Result};
 use crate::reference::registry_name;
 
-const PREFIX: &str = "TRANSLOAD_AUTH_";
+const VARIABLE_PREFIX: &str = "TRANSLOAD_AUTH_";
 
 /// Where credentials are looked for. The default looks nowhere.
 #[derive(Clone, Debug, Default)]
@@ -24,8 +24,8 @@ pub struct Settings {
     pub helper_path: Option<OsString>,
     /// The content of `DOCKER_AUTH_CONFIG`.
     pub(super) docker_auth_config: Option<Secret>,
-    pub(super) given: Vec<(String, Found)>,
-    pub(super) by_variable: Vec<ByVariable>,
+    pub(super) given: Vec<(String, LocatedCredential)>,
+    pub(super) by_variable: Vec<VariableCredential>,
 }
 
 impl Settings {
@@ -67,7 +67,7 @@ impl Settings {
             if !host.eq_ignore_ascii_case("FILE")
                 && let Some(value) = text(&all, name)?
             {
-                settings.by_variable.push(ByVariable { name: name.to_owned(), value: Secret::new(value) });
+                settings.by_variable.push(VariableCredential { name: name.to_owned(), value: Secret::new(value) });
             }
         }
         Ok(settings)
@@ -77,8 +77,8 @@ impl Settings {
     ///
     /// # Errors
     /// If `registry` isn't a registry's name.
-    pub fn give(&mut self, registry: &str, credential: Credential, origin: &str) -> Result<()> {
-        let found = Found { credential, origin: origin.to_owned() };
+    pub fn add(&mut self, registry: &str, credential: Credential, origin: &str) -> Result<()> {
+        let found = LocatedCredential { credential, origin: origin.to_owned() };
         // In front: what is given later, such as a flag after the environment, wins.
         self.given.insert(0, (registry_name(registry)?, found));
         Ok(())
@@ -95,7 +95,7 @@ impl Settings {
         match (registry, username, password) {
             (Some(registry), Some(username), Some(password)) => {
                 let credential = Credential::basic(username, password);
-                self.give(registry, credential, "TRANSLOAD_USERNAME and TRANSLOAD_PASSWORD")
+                self.add(registry, credential, "TRANSLOAD_USERNAME and TRANSLOAD_PASSWORD")
             }
             (_, None, None) => Ok(()),
             (_, None, Some(_)) => Err(wrong("TRANSLOAD_PASSWORD is set, but TRANSLOAD_USERNAME is not")),
@@ -113,7 +113,7 @@ impl Settings {
 /// hosts share a variable, and none is sent another's password.
 /// <https://developer.hashicorp.com/terraform/cli/config/config-file#environment-variable-credentials>
 pub fn variable_name(registry: &str) -> String {
-    let mut name = PREFIX.to_owned();
+    let mut name = VARIABLE_PREFIX.to_owned();
     for character in registry.chars() {
         match character {
             '.' | ':' => name.push('_'),
@@ -126,13 +126,13 @@ pub fn variable_name(registry: &str) -> String {
     name
 }
 
-pub(super) fn from_variable(variables: &[ByVariable], registry: &str) -> Result<Option<Found>> {
+pub(super) fn from_variable(variables: &[VariableCredential], registry: &str) -> Result<Option<LocatedCredential>> {
     let wanted = variable_name(registry);
     let named = |name: &str| variables.iter().find(|have| have.name.eq_ignore_ascii_case(name));
     // The same registry with the port that https has anyway.
     let found = named(&wanted).or_else(|| named(&variable_name(&https_spelling(registry)?)));
-    let Some(ByVariable { name, value }) = found else {
-        let near = variables.iter().find(|have| squeezed(&have.name) == squeezed(&wanted));
+    let Some(VariableCredential { name, value }) = found else {
+        let near = variables.iter().find(|have| without_separators(&have.name) == without_separators(&wanted));
         if let Some(near) = near {
             tracing::warn!("{} is not used for {registry}: that would be {wanted}", near.name);
         }
@@ -140,7 +140,7 @@ pub(super) fn from_variable(variables: &[ByVariable], registry: &str) -> Result<
     };
     match value.reveal().split_once(':') {
         Some((username, password)) if !username.is_empty() && !password.is_empty() => {
-            Ok(Some(Found { credential: Credential::basic(username, password), origin: name.clone() }))
+            Ok(Some(LocatedCredential { credential: Credential::basic(username, password), origin: name.clone() }))
         }
         _ => Err(Error::new(Kind::Usage, format!("{name} is not of the form user:password"))),
     }
@@ -148,11 +148,11 @@ pub(super) fn from_variable(variables: &[ByVariable], registry: &str) -> Result<
 
 fn prefixed(name: &str) -> Option<&str> {
     // Windows knows no case in names of variables.
-    let (start, host) = name.split_at_checked(PREFIX.len())?;
-    (start.eq_ignore_ascii_case(PREFIX) && !host.is_empty()).then_some(host)
+    let (start, host) = name.split_at_checked(VARIABLE_PREFIX.len())?;
+    (start.eq_ignore_ascii_case(VARIABLE_PREFIX) && !host.is_empty()).then_some(host)
 }
 
-fn squeezed(name: &str) -> String {
+fn without_separators(name: &str) -> String {
     name.split('_').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("_").to_ascii_uppercase()
 }
 
@@ -164,7 +164,7 @@ fn text<'a>(all: &'a BTreeMap<OsString, OsString>, name: &str) -> Result<Option<
     }
 }
 
-impl std::fmt::Debug for ByVariable {
+impl std::fmt::Debug for VariableCredential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)
     }

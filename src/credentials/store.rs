@@ -24,14 +24,14 @@ const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Where credentials are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoredWhere {
+pub enum StorageLocation {
     /// By `docker-credential-{0}`.
     Helper(String),
     /// In this file, readable by whoever can read the file.
     File(PathBuf),
 }
 
-impl fmt::Display for StoredWhere {
+impl fmt::Display for StorageLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Helper(name) => write!(f, "docker-credential-{name}"),
@@ -47,7 +47,7 @@ impl fmt::Display for StoredWhere {
 ///
 /// # Errors
 /// If the file can't be read, understood or written, or the helper fails.
-pub async fn store(settings: &Settings, registry: &str, credential: &Credential) -> Result<StoredWhere> {
+pub async fn store(settings: &Settings, registry: &str, credential: &Credential) -> Result<StorageLocation> {
     let written = registry_as_written(registry)?;
     let registry = registry_name(registry)?;
     let doing = |error: Error| error.doing(format!("store the credentials of {registry}")).on(Side::Local);
@@ -67,9 +67,9 @@ pub async fn store(settings: &Settings, registry: &str, credential: &Credential)
             let helpers = Helpers::new(settings.helper_path.clone());
             helpers.store(name, key, username, secret.reveal(), &config.path).await.map_err(doing)?;
             // Docker leaves the bare name behind; a password from before must not stay.
-            (json!({}), StoredWhere::Helper(name.to_owned()))
+            (json!({}), StorageLocation::Helper(name.to_owned()))
         }
-        None => (entry(credential), StoredWhere::File(config.path.clone())),
+        None => (entry(credential), StorageLocation::File(config.path.clone())),
     };
     config.replace(&registry, Some((key, entry)));
     config.save().map_err(doing)?;
@@ -80,7 +80,7 @@ pub async fn store(settings: &Settings, registry: &str, credential: &Credential)
 ///
 /// # Errors
 /// As [`store`].
-pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StoredWhere>> {
+pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StorageLocation>> {
     let registry = registry_name(registry)?;
     let doing = |error: Error| error.doing(format!("remove the credentials of {registry}")).on(Side::Local);
     let mut config = Config::open(settings).map_err(doing)?;
@@ -89,7 +89,7 @@ pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StoredWher
         let helpers = Helpers::new(settings.helper_path.clone());
         for server in config.parsed.servers(&registry) {
             if helpers.erase(name, server, &config.path).await.map_err(doing)? {
-                erased = vec![StoredWhere::Helper(name.to_owned())];
+                erased = vec![StorageLocation::Helper(name.to_owned())];
             }
         }
     }
@@ -97,7 +97,7 @@ pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StoredWher
     if config.replace(&registry, None) {
         config.save().map_err(doing)?;
         if held_secret {
-            erased.push(StoredWhere::File(config.path.clone()));
+            erased.push(StorageLocation::File(config.path.clone()));
         }
     }
     Ok(erased)
@@ -254,7 +254,7 @@ esac"#;
         let scratch = Scratch::new();
         let settings = scratch.settings();
         let kept = store(&settings, "A.io:5000", &Credential::basic("u", "p:q")).await.expect("stored");
-        assert_eq!(kept, StoredWhere::File(scratch.path("docker/config.json")));
+        assert_eq!(kept, StorageLocation::File(scratch.path("docker/config.json")));
         assert_eq!(mode(&scratch.path("docker")), 0o700);
         assert_eq!(mode(&scratch.path("docker/config.json")), 0o600);
         assert_eq!(find(&settings, "a.io:5000/x").await, Some(Credential::basic("u", "p:q")));
@@ -288,7 +288,7 @@ esac"#;
         let order: Vec<_> = ["zeta", "z.io", "a.io/ns", "y.io", "alpha"].map(|key| after.find(key)).into();
         assert!(order.is_sorted() && order.iter().all(Option::is_some), "{after}");
 
-        assert_eq!(erase(&settings, "a.io").await.expect("erased"), [StoredWhere::File(path)]);
+        assert_eq!(erase(&settings, "a.io").await.expect("erased"), [StorageLocation::File(path)]);
         assert_eq!(find(&settings, "a.io/x").await, None);
         assert_eq!(find(&settings, "z.io/x").await, Some(Credential::basic("u", "p")));
         assert_eq!(erase(&settings, "a.io").await.expect("nothing to erase"), []);
@@ -311,7 +311,7 @@ esac"#;
         scratch.write("docker/config.json", r#"{"auths": {"a.io": {"auth": "dTpvbGQ="}}, "credsStore": "keeper"}"#);
         let settings = scratch.settings();
         let kept = store(&settings, "a.io", &Credential::basic("u", "p")).await.expect("stored");
-        assert_eq!(kept, StoredWhere::Helper("keeper".into()));
+        assert_eq!(kept, StorageLocation::Helper("keeper".into()));
         assert_eq!(scratch.read("kept"), r#"{"ServerURL":"a.io","Username":"u","Secret":"p"}"#);
         let text = scratch.read("docker/config.json");
         assert!(text.contains("\"a.io\": {}") && !text.contains("dTpvbGQ="), "the old password is gone: {text}");
@@ -323,7 +323,7 @@ esac"#;
         store(&settings, "a.io", &Credential::RefreshToken(Secret::new("t"))).await.expect("stored");
         assert_eq!(find(&settings, "a.io/x").await, Some(Credential::RefreshToken(Secret::new("t"))));
 
-        assert_eq!(erase(&settings, "a.io").await.expect("erased"), [StoredWhere::Helper("keeper".into())]);
+        assert_eq!(erase(&settings, "a.io").await.expect("erased"), [StorageLocation::Helper("keeper".into())]);
         assert_eq!(find(&settings, "a.io/x").await, None);
         assert!(!scratch.read("docker/config.json").contains("a.io"));
         assert_eq!(erase(&settings, "a.io").await.expect("nothing to erase"), []);
@@ -341,7 +341,7 @@ esac"#;
         scratch.write("docker/config.json", before);
         let settings = scratch.settings();
         let kept = store(&settings, "a.io", &Credential::basic("u", "hunter2")).await.expect("stored");
-        assert_eq!(kept, StoredWhere::Helper("keeper".into()));
+        assert_eq!(kept, StorageLocation::Helper("keeper".into()));
         let text = scratch.read("docker/config.json");
         for secret in ["hunter2", "aHVudGVyMg", "dTpvbGQ=", "old", &encode("u", "hunter2")] {
             assert!(!text.contains(secret), "{secret} in {text}");
@@ -354,11 +354,11 @@ esac"#;
 
         scratch.write("docker/config.json", &before.replace("keeper", ""));
         let kept = store(&settings, "a.io", &Credential::basic("u", "p")).await.expect("stored");
-        assert_eq!(kept, StoredWhere::File(scratch.path("docker/config.json")));
+        assert_eq!(kept, StorageLocation::File(scratch.path("docker/config.json")));
         assert_eq!(find(&settings, "a.io/x").await, Some(Credential::basic("u", "p")));
         assert!(!scratch.read("docker/config.json").contains("dTpvbGQ="), "an old password would be left");
         let erased = erase(&settings, "a.io").await.expect("erased");
-        assert_eq!(erased, [StoredWhere::File(scratch.path("docker/config.json"))]);
+        assert_eq!(erased, [StorageLocation::File(scratch.path("docker/config.json"))]);
         assert_eq!(find(&settings, "a.io/x").await, None);
         assert_eq!(scratch.read("docker/config.json").matches("io\"").count(), 1, "z.io alone");
         assert_eq!(find(&settings, "z.io/x").await, Some(Credential::basic("u", "z")));

@@ -3,17 +3,18 @@
 
 use std::collections::HashSet;
 
-use super::index::{Listed, MAX_ENTRIES};
+use super::entry::ParsedEntry;
+use super::index_json::MAX_ENTRIES;
 use super::names::{Scope, malformed};
 use super::store::{Store, lock};
-use super::{SHOWN, listed};
+use super::{MAX_NAMES_IN_ERROR, join_names};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_MANIFEST, Manifest};
 use crate::reference::{Artifact, Target};
 
 impl Store {
-    pub(super) fn only_now(&self) -> Result<Target> {
+    pub(super) fn only_blocking(&self) -> Result<Target> {
         let index = self.index()?;
         let (mut named, mut unnamed, mut bad) = (Vec::new(), Vec::new(), Vec::new());
         for entry in index.entries() {
@@ -41,8 +42,9 @@ impl Store {
             (None, _) => Err(Error::new(Kind::NotFound, format!("{} has no image", self.dir().display()))),
             (Some(last), false) => {
                 let dir = self.dir().display();
-                let names: Vec<_> = found.iter().chain([&last]).take(SHOWN + 1).map(Target::to_string).collect();
-                Err(Error::new(Kind::Usage, format!("{dir} has several images: {}", listed(&names)))
+                let names: Vec<_> =
+                    found.iter().chain([&last]).take(MAX_NAMES_IN_ERROR + 1).map(Target::to_string).collect();
+                Err(Error::new(Kind::Usage, format!("{dir} has several images: {}", join_names(&names)))
                     .hint(format!("write which one: oci:{dir}:{}", names[0])))
             }
         }
@@ -58,7 +60,7 @@ impl Store {
     /// thousands of times, at each depth.
     fn is_whole_but(&self, manifest: &Manifest, depth: usize, seen: &mut HashSet<Digest>) -> Result<bool> {
         for blob in manifest.contents().blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
-            if self.stored_now(&blob.digest)?.is_none_or(|stored| stored.size() != blob.size) {
+            if self.open_blob_blocking(&blob.digest)?.is_none_or(|stored| stored.size() != blob.size) {
                 return Ok(false);
             }
         }
@@ -82,25 +84,25 @@ impl Store {
         Ok(present > 0 || children.is_empty())
     }
 
-    pub(super) fn referrers_now(&self, scope: &Scope, subject: &Digest) -> Result<Vec<Descriptor>> {
+    pub(super) fn referrers_blocking(&self, scope: &Scope, subject: &Digest) -> Result<Vec<Descriptor>> {
         let index = self.index()?;
         let mut found = Vec::new();
         let mut seen = HashSet::new();
-        let mut size = LIST_HEAD;
+        let mut size = LIST_OVERHEAD;
         for entry in self.candidates(&index, scope, subject)? {
             if self.subject(entry)? == Some(*subject)
                 && seen.insert(entry.digest)
                 && let Some(manifest) = self.read_manifest(&entry.digest, Some(&entry.media_type))?
             {
                 let referrer = as_referrer(&manifest);
-                size += size_in_list(&referrer);
-                check_list(subject, size, Kind::Invalid)?;
+                size += referrer_size(&referrer);
+                check_referrers_size(subject, size, Kind::Invalid)?;
                 found.push(referrer);
             }
         }
         // Distribution spec, "Referrers Tag Schema".
         let list = Target::Tag(subject.referrers_tag());
-        if let Some(list) = self.manifest_now(scope, &list)? {
+        if let Some(list) = self.manifest_blocking(scope, &list)? {
             found.extend(list.contents().manifests.iter().filter(|entry| seen.insert(entry.digest)).cloned());
         }
         Ok(found)
@@ -112,14 +114,14 @@ impl Store {
     /// [`Kind::Full`].
     pub(super) fn check_referrer(&self, scope: &Scope, manifest: &Manifest) -> Result<()> {
         let Some(subject) = &manifest.contents().subject else { return Ok(()) };
-        let mut all = self.referrers_now(scope, &subject.digest)?;
+        let mut all = self.referrers_blocking(scope, &subject.digest)?;
         all.retain(|other| other.digest != manifest.digest());
-        let size: u64 = all.iter().chain([&as_referrer(manifest)]).map(size_in_list).sum();
-        check_list(&subject.digest, LIST_HEAD + size, Kind::Full)
+        let size: u64 = all.iter().chain([&as_referrer(manifest)]).map(referrer_size).sum();
+        check_referrers_size(&subject.digest, LIST_OVERHEAD + size, Kind::Full)
     }
 
     /// What the manifest with this digest is about. Each is read once.
-    pub(super) fn subject(&self, entry: &Listed) -> Result<Option<Digest>> {
+    pub(super) fn subject(&self, entry: &ParsedEntry) -> Result<Option<Digest>> {
         let digest = &entry.digest;
         if let Some(known) = lock(self.subjects()).get(digest) {
             return Ok(*known);
@@ -152,12 +154,12 @@ fn as_referrer(manifest: &Manifest) -> Descriptor {
 }
 
 /// Bytes of an entry in a list, with the comma.
-fn size_in_list(entry: &Descriptor) -> u64 {
+fn referrer_size(entry: &Descriptor) -> u64 {
     serde_json::to_vec(entry).map_or(0, |text| text.len() as u64 + 1)
 }
 
 /// A list of referrers is an index, and no larger than one that is read (distribution spec, "Listing Referrers").
-fn check_list(subject: &Digest, size: u64, kind: Kind) -> Result<()> {
+fn check_referrers_size(subject: &Digest, size: u64, kind: Kind) -> Result<()> {
     if size <= MAX_MANIFEST {
         return Ok(());
     }
@@ -165,10 +167,10 @@ fn check_list(subject: &Digest, size: u64, kind: Kind) -> Result<()> {
 }
 
 /// Bytes of a list besides its entries.
-const LIST_HEAD: u64 = 128;
+const LIST_OVERHEAD: u64 = 128;
 
 /// The name by which the whole directory has the entry: the tag of `oci:DIR:TAG`, or a longer one.
-fn whole_target(entry: &Listed) -> Option<Target> {
+fn whole_target(entry: &ParsedEntry) -> Option<Target> {
     Scope::Whole.targets(entry, "").into_iter().min().map(|(_, target)| target)
 }
 

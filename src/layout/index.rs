@@ -10,9 +10,12 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use super::document::Document;
-use super::names::{self, CONTAINERD_NAME, PARTIAL, REF_NAME, REPOSITORY};
-use super::room::full;
+use super::entry::{Entry, ParsedEntry};
+use super::entry::{INCOMPLETE, PUSHED_TO, REF_NAME};
+use super::index_json::IndexJson;
+use super::index_json::MAX_ENTRIES;
+use super::names;
+use super::quota::quota_exceeded;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -20,8 +23,6 @@ use crate::reference::RepositoryName;
 
 /// The largest `index.json` that is read, and that is written, in bytes.
 pub(super) const MAX_INDEX: u64 = 64 << 20;
-/// The most entries that one has: more than fit, as the smallest that means something has some 150 bytes.
-pub(super) const MAX_ENTRIES: usize = 500_000;
 
 /// The roots of a layout.
 #[derive(Debug)]
@@ -30,69 +31,12 @@ pub(super) struct Index {
     id: u64,
     fields: Vec<(String, Bytes)>,
     entries: Vec<Entry>,
-    lookup: OnceLock<Lookup>,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    raw: Bytes,
-    /// `None` if it can't be read, such as one with another hash algorithm.
-    known: Option<Listed>,
-}
-
-/// What is looked for in an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Listed {
-    pub(super) media_type: Arc<str>,
-    pub(super) digest: Digest,
-    pub(super) annotations: Annotations,
-    has_artifact_type: bool,
-}
-
-/// Those annotations of an entry that mean something here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Annotations {
-    known: [Option<Box<str>>; KNOWN.len()],
-    has_others: bool,
-}
-
-impl Annotations {
-    /// The annotation `key`, one of [`KNOWN`].
-    pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.known[KNOWN.iter().position(|known| *known == key)?].as_deref()
-    }
-
-    /// Whether the entry has no annotation at all.
-    pub(super) fn is_empty(&self) -> bool {
-        !self.has_others && self.known.iter().all(Option::is_none)
-    }
-
-    /// Whether this is an entry without a name, which a push to `repository` made.
-    fn is_push_to(&self, repository: &RepositoryName) -> bool {
-        let named = self.get(REF_NAME).is_some() || self.get(CONTAINERD_NAME).is_some();
-        self.get(REPOSITORY) == Some(repository.as_str()) && !named && !self.has_others
-    }
-}
-
-/// The annotations that mean something here.
-const KNOWN: [&str; 4] = [REF_NAME, CONTAINERD_NAME, REPOSITORY, PARTIAL];
-
-impl From<&Descriptor> for Listed {
-    fn from(entry: &Descriptor) -> Self {
-        let known = KNOWN.map(|key| entry.annotations.get(key).map(|value| value.as_str().into()));
-        let has_others = entry.annotations.keys().any(|key| !KNOWN.contains(&key.as_str()));
-        Self {
-            media_type: entry.media_type.0.as_str().into(),
-            digest: entry.digest,
-            annotations: Annotations { known, has_others },
-            has_artifact_type: entry.artifact_type.is_some(),
-        }
-    }
+    lookup: OnceLock<EntryPositions>,
 }
 
 /// Where an entry stands.
 #[derive(Clone, Debug, Default)]
-struct Lookup {
+struct EntryPositions {
     /// By repository: the entries that have a name in it, or were pushed to it.
     homes: HashMap<Box<str>, Vec<u32>>,
     /// Those that say nothing of a repository.
@@ -102,7 +46,7 @@ struct Lookup {
 
 /// How a manifest is listed.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Listing<'a> {
+pub(super) struct ListingScope<'a> {
     /// The `ref.name`.
     pub(super) name: Option<&'a str>,
     /// The repository that it was pushed to, where the directory has several.
@@ -132,12 +76,12 @@ impl Index {
     /// # Errors
     /// [`Kind::Invalid`] if it isn't an index, or has more than [`MAX_ENTRIES`] entries.
     pub(super) fn parse(bytes: &Bytes) -> Result<Self> {
-        let read: Document<'_> = serde_json::from_slice(bytes)
+        let read: IndexJson<'_> = serde_json::from_slice(bytes)
             .map_err(|error| Error::new(Kind::Invalid, format!("index.json is malformed: {error}")))?;
         let mut types: HashSet<Arc<str>> = HashSet::new();
         let entries = read.entries.into_iter().map(|raw| {
             let known = serde_json::from_str::<Descriptor>(raw.get()).ok().map(|entry| {
-                let mut listed = Listed::from(&entry);
+                let mut listed = ParsedEntry::from(&entry);
                 // Most entries have one of a few types, which are kept once.
                 match types.get(&listed.media_type) {
                     Some(same) => listed.media_type = same.clone(),
@@ -158,7 +102,7 @@ impl Index {
     /// [`Kind::Full`] if there are more than a reader accepts.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
         if self.entries.len() > MAX_ENTRIES {
-            return Err(full(format!("index.json lists at most {MAX_ENTRIES} manifests")));
+            return Err(quota_exceeded(format!("index.json lists at most {MAX_ENTRIES} manifests")));
         }
         let mut text = b"{".to_vec();
         for (key, value) in &self.fields {
@@ -175,7 +119,7 @@ impl Index {
         }
         text.extend(b"\n  ]\n}\n");
         if text.len() as u64 > MAX_INDEX {
-            return Err(full(format!("index.json has at most {MAX_INDEX} bytes")));
+            return Err(quota_exceeded(format!("index.json has at most {MAX_INDEX} bytes")));
         }
         Ok(text)
     }
@@ -186,17 +130,17 @@ impl Index {
     }
 
     /// The entries, in the order of the file.
-    pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = &Listed> {
+    pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = &ParsedEntry> {
         self.entries.iter().filter_map(|entry| entry.known.as_ref())
     }
 
     /// The entries that have a name in `repository`, or were pushed to it, in the order of the file. Those with a bare
     /// tag, or that say nothing of a repository, are in the `default` one.
-    pub(super) fn in_repository(&self, repository: &RepositoryName, default: &RepositoryName) -> Vec<&Listed> {
+    pub(super) fn in_repository(&self, repository: &RepositoryName, default: &RepositoryName) -> Vec<&ParsedEntry> {
         let lookup = self.lookup();
         let mut places: Vec<u32> = lookup.homes.get(repository.as_str()).into_iter().flatten().copied().collect();
         if repository == default {
-            places.extend(lookup.homes.get(names::BARE).into_iter().flatten().chain(&lookup.loose));
+            places.extend(lookup.homes.get(names::NO_REPOSITORY).into_iter().flatten().chain(&lookup.loose));
             places.sort_unstable();
             places.dedup();
         }
@@ -204,27 +148,27 @@ impl Index {
     }
 
     /// The entries that say nothing of a repository.
-    pub(super) fn loose(&self) -> Vec<&Listed> {
+    pub(super) fn loose(&self) -> Vec<&ParsedEntry> {
         self.at(&self.lookup().loose)
     }
 
     /// The first entry of this manifest.
-    pub(super) fn by_digest(&self, digest: &Digest) -> Option<&Listed> {
+    pub(super) fn by_digest(&self, digest: &Digest) -> Option<&ParsedEntry> {
         self.lookup().by_digest.get(digest).and_then(|at| self.entries.get(*at as usize)?.known.as_ref())
     }
 
-    fn at(&self, places: &[u32]) -> Vec<&Listed> {
+    fn at(&self, places: &[u32]) -> Vec<&ParsedEntry> {
         places.iter().filter_map(|at| self.entries.get(*at as usize)?.known.as_ref()).collect()
     }
 
-    fn lookup(&self) -> &Lookup {
+    fn lookup(&self) -> &EntryPositions {
         self.lookup.get_or_init(|| {
-            let mut lookup = Lookup::default();
+            let mut lookup = EntryPositions::default();
             // At most MAX_ENTRIES, and one more while one is added.
             for (entry, at) in self.entries.iter().zip(0_u32..) {
                 let Some(entry) = &entry.known else { continue };
                 lookup.by_digest.entry(entry.digest).or_insert(at);
-                let homes = names::homes(entry);
+                let homes = names::pushed_repositories(entry);
                 if homes.is_empty() {
                     lookup.loose.push(at);
                 }
@@ -240,7 +184,7 @@ impl Index {
     ///
     /// An image's children are written before their index, so they come in here as roots first;
     /// their index takes them out again. What remains are the roots.
-    pub(super) fn put(&mut self, manifest: &Manifest, listing: Listing<'_>) -> bool {
+    pub(super) fn put(&mut self, manifest: &Manifest, listing: ListingScope<'_>) -> bool {
         let added = entry(manifest, listing);
         let changed = !self.is_listed(&added, listing) && {
             self.replace(&added, listing);
@@ -253,9 +197,9 @@ impl Index {
         changed || dropped
     }
 
-    fn is_listed(&self, added: &Descriptor, listing: Listing<'_>) -> bool {
+    fn is_listed(&self, added: &Descriptor, listing: ListingScope<'_>) -> bool {
         match listing {
-            Listing { name: Some(name), .. } => {
+            ListingScope { name: Some(name), .. } => {
                 let mut same = self.entries.iter().filter(|old| is_named(old, name));
                 // Another tool may have left two of one name: then both give way.
                 let is_same = same
@@ -263,15 +207,15 @@ impl Index {
                     .is_some_and(|old| serde_json::from_slice::<Descriptor>(&old.raw).is_ok_and(|old| old == *added));
                 is_same && same.next().is_none()
             }
-            Listing { repository: Some(repository), partial, .. } => self.entries().any(|old| {
-                is_home(old, &added.digest, repository) && old.annotations.get(PARTIAL).is_some() == partial
+            ListingScope { repository: Some(repository), partial, .. } => self.entries().any(|old| {
+                is_entry_of(old, &added.digest, repository) && old.annotations.get(INCOMPLETE).is_some() == partial
             }),
-            Listing { repository: None, .. } => self.entries().any(|old| old.digest == added.digest),
+            ListingScope { repository: None, .. } => self.entries().any(|old| old.digest == added.digest),
         }
     }
 
     /// Adds the entry in place of those that it stands for.
-    fn replace(&mut self, added: &Descriptor, listing: Listing<'_>) {
+    fn replace(&mut self, added: &Descriptor, listing: ListingScope<'_>) {
         let mut superseded = Vec::new();
         self.entries.retain(|old| {
             let Some(known) = &old.known else { return true };
@@ -288,8 +232,9 @@ impl Index {
         // A registry keeps a manifest whose tag moved on: who asked for the tag a moment ago asks for its digest now.
         if let Some(repository) = listing.repository {
             for old in superseded.iter().filter_map(|raw| without_name(raw, repository)) {
-                let same =
-                    |entry: &Listed| old.known.as_ref().is_some_and(|old| is_home(entry, &old.digest, repository));
+                let same = |entry: &ParsedEntry| {
+                    old.known.as_ref().is_some_and(|old| is_entry_of(entry, &old.digest, repository))
+                };
                 if !self.entries().any(same) {
                     self.entries.push(old);
                 }
@@ -306,7 +251,7 @@ impl Index {
             !entry.known.as_ref().is_some_and(|known| {
                 let is_bare = match repository {
                     Some(repository) => {
-                        known.annotations.is_push_to(repository) && known.annotations.get(PARTIAL).is_none()
+                        known.annotations.is_push_to(repository) && known.annotations.get(INCOMPLETE).is_none()
                     }
                     None => known.annotations.is_empty(),
                 };
@@ -317,46 +262,38 @@ impl Index {
     }
 }
 
-impl From<&Descriptor> for Entry {
-    fn from(entry: &Descriptor) -> Self {
-        // Writing a descriptor to memory can't fail.
-        let raw = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
-        Self { raw, known: Some(Listed::from(entry)) }
-    }
-}
-
 fn is_named(entry: &Entry, name: &str) -> bool {
     entry.known.as_ref().is_some_and(|known| known.annotations.get(REF_NAME) == Some(name))
 }
 
-fn is_home(entry: &Listed, digest: &Digest, repository: &RepositoryName) -> bool {
-    entry.digest == *digest && names::homes(entry).iter().any(|home| *home == **repository)
+fn is_entry_of(entry: &ParsedEntry, digest: &Digest, repository: &RepositoryName) -> bool {
+    entry.digest == *digest && names::pushed_repositories(entry).iter().any(|home| *home == **repository)
 }
 
 /// The entry that lost its name, as one that was pushed to `repository` by digest.
 fn without_name(raw: &[u8], repository: &RepositoryName) -> Option<Entry> {
     let mut entry: Descriptor = serde_json::from_slice(raw).ok()?;
-    let partial = entry.annotations.remove(PARTIAL);
+    let partial = entry.annotations.remove(INCOMPLETE);
     entry.annotations.clear();
-    entry.annotations.insert(REPOSITORY.into(), repository.to_string());
-    entry.annotations.extend(partial.map(|partial| (PARTIAL.to_owned(), partial)));
+    entry.annotations.insert(PUSHED_TO.into(), repository.to_string());
+    entry.annotations.extend(partial.map(|partial| (INCOMPLETE.to_owned(), partial)));
     Some(Entry::from(&entry))
 }
 
-fn entry(manifest: &Manifest, listing: Listing<'_>) -> Descriptor {
+fn entry(manifest: &Manifest, listing: ListingScope<'_>) -> Descriptor {
     let mut entry = manifest.descriptor().clone();
     if manifest.contents().subject.is_some() {
         entry.artifact_type = Some(manifest.contents().artifact_type.clone().unwrap_or_default());
     }
     match listing {
-        Listing { name: Some(name), .. } => drop(entry.annotations.insert(REF_NAME.into(), name.to_owned())),
-        Listing { repository: Some(repository), .. } => {
-            entry.annotations.insert(REPOSITORY.into(), repository.to_string());
+        ListingScope { name: Some(name), .. } => drop(entry.annotations.insert(REF_NAME.into(), name.to_owned())),
+        ListingScope { repository: Some(repository), .. } => {
+            entry.annotations.insert(PUSHED_TO.into(), repository.to_string());
         }
-        Listing { .. } => {}
+        ListingScope { .. } => {}
     }
     if listing.partial {
-        entry.annotations.insert(PARTIAL.into(), "true".into());
+        entry.annotations.insert(INCOMPLETE.into(), "true".into());
     }
     entry
 }
@@ -369,7 +306,7 @@ mod tests {
     use crate::layout::tests::{image, index_of, referrer};
 
     fn put(index: &mut Index, manifest: &Manifest, name: Option<&str>) -> bool {
-        index.put(manifest, Listing { name, ..Listing::default() })
+        index.put(manifest, ListingScope { name, ..ListingScope::default() })
     }
 
     fn written(index: &Index) -> Vec<u8> {

@@ -6,20 +6,23 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::dir::{self, INDEX};
-use super::index::{Index, Listed, MAX_INDEX};
-use super::names::{Fit, REF_NAME, Scope};
-use super::partial::Temp;
-use super::store::{Stamp, Store, lock};
+use super::directory::{self, INDEX_FILE};
+use super::entry::ParsedEntry;
+use super::entry::REF_NAME;
+use super::file_stream::FileVersion;
+use super::index::{Index, MAX_INDEX};
+use super::names::{NameMatch, Scope};
+use super::store::{Store, lock};
+use super::upload::TempFile;
 use crate::error::{Error, Kind, Result};
 use crate::reference::Target;
 use crate::regular_file;
 
 impl Store {
     /// The entry that fits best; the last of equals, since entries are added at the end.
-    pub(super) fn entry(&self, scope: &Scope, target: &Target) -> Result<Option<Listed>> {
+    pub(super) fn entry(&self, scope: &Scope, target: &Target) -> Result<Option<ParsedEntry>> {
         let index = self.index()?;
-        let mut fitting: Vec<(Fit, &Listed)> = Vec::new();
+        let mut fitting: Vec<(NameMatch, &ParsedEntry)> = Vec::new();
         for entry in self.listed(&index, scope).into_iter().rev() {
             let targets = scope.targets(entry, self.default_repository()).into_iter();
             let fits = targets.filter(|(_, other)| other == target);
@@ -28,15 +31,19 @@ impl Store {
         fitting.sort_by_key(|(fit, _)| *fit);
         let Some((best, entry)) = fitting.first().copied() else { return Ok(None) };
         let rival = fitting.iter().find(|(fit, other)| *fit == best && other.digest != entry.digest);
-        if let (Scope::Whole, Fit::Read, Some((_, rival))) = (scope, best, rival) {
+        if let (Scope::Whole, NameMatch::Read, Some((_, rival))) = (scope, best, rival) {
             let error = format!("{target} is several images in {}", self.dir().display());
-            return Err(Error::new(Kind::Usage, error).hint(format!("it is {} and {}", title(entry), title(rival))));
+            return Err(Error::new(Kind::Usage, error).hint(format!(
+                "it is {} and {}",
+                entry_title(entry),
+                entry_title(rival)
+            )));
         }
         Ok(Some(entry.clone()))
     }
 
     /// The entries in this scope, in the order of the file.
-    pub(super) fn listed<'a>(&self, index: &'a Index, scope: &Scope) -> Vec<&'a Listed> {
+    pub(super) fn listed<'a>(&self, index: &'a Index, scope: &Scope) -> Vec<&'a ParsedEntry> {
         match scope {
             Scope::Whole => index.entries().collect(),
             Scope::Repository(name) => index.in_repository(name, self.default_repository()),
@@ -45,15 +52,16 @@ impl Store {
 
     /// The index as it is now; read again only if its file is another one.
     pub(super) fn index(&self) -> Result<Arc<Index>> {
-        let failed = |error: std::io::Error| Error::io(format!("read {}", self.dir().join(INDEX).display()), &error);
-        let (file, data) = match self.root().open(Path::new(INDEX)) {
+        let failed =
+            |error: std::io::Error| Error::io(format!("read {}", self.dir().join(INDEX_FILE).display()), &error);
+        let (file, data) = match self.root().open(Path::new(INDEX_FILE)) {
             // Only planned, or in the making.
-            Err(error) if error.kind() == ErrorKind::NotFound && !dir::is_marked(self.dir()) => {
+            Err(error) if error.kind() == ErrorKind::NotFound && !directory::has_layout_file(self.dir()) => {
                 return Ok(Arc::new(Index::empty()));
             }
             other => other.map_err(failed)?,
         };
-        let stamp = Stamp::of(&data);
+        let stamp = FileVersion::of(&data);
         // Held until it is read: of many requests after a change one reads the file, and the others wait.
         let mut known = lock(self.known_index());
         if let Some((seen, index)) = &*known
@@ -72,21 +80,21 @@ impl Store {
 
     /// Changes the index under the lock, which holds between threads and between processes.
     pub(super) fn change_index(&self, change: impl FnOnce(&mut Index) -> bool) -> Result<()> {
-        let _held = dir::hold(self.root())?;
+        let _held = directory::lock(self.root())?;
         let mut index = self.index()?.copy();
         if !change(&mut index) {
             return Ok(());
         }
-        let mut temp = Temp::new(self.dir(), None)?;
+        let mut temp = TempFile::new(self.dir(), None)?;
         // Before anything is written: an index that is too large to be read would be the end of all images in it.
         temp.write(&[Bytes::from(index.to_bytes()?)])?;
-        let done = temp.rename(self.root(), Path::new(INDEX));
+        let done = temp.rename(self.root(), Path::new(INDEX_FILE));
         // Two writes within one tick of the file system's clock could look the same.
         *lock(self.known_index()) = None;
         done
     }
 }
 
-fn title(entry: &Listed) -> String {
+fn entry_title(entry: &ParsedEntry) -> String {
     entry.annotations.get(REF_NAME).map(str::to_owned).unwrap_or_else(|| entry.digest.to_string())
 }

@@ -17,7 +17,7 @@
 //! is the tag, as skopeo and crane write it. A directory that is served holds several
 //! repositories; there it is `repository:tag`, which the spec's grammar of that annotation
 //! allows. What containerd, buildx and `docker save` write beside it, `io.containerd.image.name`,
-//! is read too. Content stands in the directory once, whatever repositories it belongs to; `members`
+//! is read too. Content stands in the directory once, whatever repositories it belongs to; `membership`
 //! decides which these are, and a digest alone opens nothing.
 //!
 //! # Limits
@@ -25,33 +25,35 @@
 //! limits of readers, so what is written can be read again. Only regular files are opened.
 //!
 //! # Served
-//! [`Store::serve`] follows no link out of the directory (`root`), serves nothing that it hasn't hashed (`checked`),
-//! and takes pushes up to a [`Quota`] (`room`).
+//! [`Store::serve`] follows no link out of the directory (`root_dir`), serves nothing that it hasn't hashed (`verified_files`),
+//! and takes pushes up to a [`Quota`] (`quota`).
 //!
 //! # Referrers
 //! A manifest with a subject stands in `index.json` even without a name, as in oras, so that it
 //! is found again; lists by the tag schema (`sha256-<hex>`), as regclient writes them, are read.
 
-mod checked;
-mod dir;
-mod document;
+mod directory;
+mod entry;
+mod file_stream;
 mod graph;
 mod index;
 mod index_file;
-mod members;
+mod index_json;
+mod listing;
+mod membership;
 mod names;
-mod partial;
-mod read;
-mod room;
-mod root;
+mod quota;
+mod root_dir;
 mod store;
-mod tags;
+mod upload;
+mod verified_files;
 
 use std::path::Path;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPages};
+use crate::body::Body;
+use crate::content::{Destination, Feed, PushReceipt, Source, TagPages, UploadStart};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -59,11 +61,11 @@ use crate::memory;
 use crate::reference::{RegistryName, Repository, RepositoryName, Tag, Target};
 use crate::verify::Verified;
 
+pub use file_stream::StoredBlob;
 pub use names::Scope;
-pub use partial::Partial;
-pub use read::Stored;
-pub use room::Quota;
+pub use quota::Quota;
 pub use store::Store;
+pub use upload::BlobUpload;
 
 /// A handle to a layout directory, or to one repository in it.
 #[derive(Clone, Debug)]
@@ -79,7 +81,7 @@ impl Layout {
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Unsupported`] for another version of it.
     pub async fn open(dir: &Path) -> Result<Self> {
-        Ok(Store::open(dir).await?.whole())
+        Ok(Store::open(dir).await?.layout())
     }
 
     /// The layout in `dir`, made if there is none.
@@ -87,7 +89,7 @@ impl Layout {
     /// # Errors
     /// [`Kind::Usage`] if `dir` holds other things, [`Kind::Local`] if it can't be written.
     pub async fn create(dir: &Path) -> Result<Self> {
-        Ok(Store::create(dir).await?.whole())
+        Ok(Store::create(dir).await?.layout())
     }
 
     /// The layout that [`Layout::create`] would find or make in `dir`, to be read only: for a dry run.
@@ -95,7 +97,7 @@ impl Layout {
     /// # Errors
     /// As [`Layout::create`], as far as can be seen without writing.
     pub async fn planned(dir: &Path) -> Result<Self> {
-        Ok(Store::planned(dir).await?.whole())
+        Ok(Store::planned(dir).await?.layout())
     }
 
     pub(crate) fn new(store: Store, scope: Scope) -> Self {
@@ -113,7 +115,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Usage`] with the list if there are several.
-    pub async fn choose(&self, name: Option<&Target>) -> Result<Target> {
+    pub async fn select_target(&self, name: Option<&Target>) -> Result<Target> {
         match name {
             Some(name) => Ok(name.clone()),
             None => self.store.only().await,
@@ -122,7 +124,7 @@ impl Layout {
 
     /// The manifest, verified; `None` if it isn't there.
     pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
-        let _turn = memory::reading_from_disk().await;
+        let _turn = memory::disk_read_permit().await;
         self.store.manifest(&self.scope, target).await
     }
 
@@ -141,10 +143,10 @@ impl Layout {
 
     /// The blob or manifest as a file, whatever its size; `None` if it isn't there. Of one of several repositories,
     /// only what belongs to it, and is verified: the first time that takes as long as to hash it.
-    pub async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
+    pub async fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
         match &self.scope {
-            Scope::Whole => self.store.stored(digest).await,
-            scope @ Scope::Repository(_) => self.store.served(scope, digest).await,
+            Scope::Whole => self.store.open_blob(digest).await,
+            scope @ Scope::Repository(_) => self.store.verified_blob(scope, digest).await,
         }
     }
 
@@ -152,8 +154,8 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory can't be written to.
-    pub async fn begin(&self, like: Digest) -> Result<Partial> {
-        self.store.begin_for(self.owner(), Some(like.hasher())).await
+    pub async fn create_upload(&self, like: Digest) -> Result<BlobUpload> {
+        self.store.create_upload_for(self.owner(), Some(like.hasher())).await
     }
 
     /// Takes the blob over from the repository `from` of the same directory. Whether it's there.
@@ -161,11 +163,11 @@ impl Layout {
     /// # Errors
     /// [`Kind::Local`] if the directory can't be read.
     pub async fn mount(&self, digest: &Digest, from: &RepositoryName) -> Result<bool> {
-        if self.store.repository(from).stored(digest).await?.is_none() {
+        if self.store.repository(from).open_blob(digest).await?.is_none() {
             return Ok(false);
         }
         if let Some(owner) = self.owner() {
-            self.store.uploaded(&owner, *digest);
+            self.store.note_upload(&owner, *digest);
         }
         Ok(true)
     }
@@ -186,12 +188,12 @@ impl Source for Layout {
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
         match self.lookup(target).await? {
             Some(manifest) => Ok(manifest),
-            None => Err(self.missing(target).await),
+            None => Err(self.not_found(target).await),
         }
     }
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
-        let stored = self.stored(&blob.digest).await?.ok_or_else(|| {
+        let stored = self.open_blob(&blob.digest).await?.ok_or_else(|| {
             Error::new(Kind::NotFound, format!("blob {} is not in {}", blob.digest, self.store.dir().display()))
         })?;
         if stored.size() != blob.size {
@@ -202,14 +204,14 @@ impl Source for Layout {
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let _turn = memory::reading_from_disk().await;
+        let _turn = memory::disk_read_permit().await;
         self.store.referrers(&self.scope, subject).await
     }
 
     fn tags(&self) -> TagPages {
         let pages = stream::try_unfold((self.clone(), Some(None::<String>)), async |(layout, after)| {
             let Some(after) = after else { return Ok(None) };
-            let (page, after) = layout.store.page(&layout.scope, after.as_deref(), PAGE).await?;
+            let (page, after) = layout.store.page(&layout.scope, after.as_deref(), TAGS_PER_PAGE).await?;
             Ok(Some((page, (layout, after.map(Some)))))
         });
         pages.boxed()
@@ -217,7 +219,7 @@ impl Source for Layout {
 }
 
 impl Destination for Layout {
-    type Session = Partial;
+    type Session = BlobUpload;
 
     fn repository(&self) -> &Repository {
         &self.repository
@@ -230,43 +232,43 @@ impl Destination for Layout {
 
     /// What is here *and whole*: unlike a registry, a directory that someone else filled, or that
     /// was copied in part, may lack what its manifests name. So a second copy repairs it.
-    async fn find(&self, target: &Target) -> Result<Option<Descriptor>> {
+    async fn resolve_existing(&self, target: &Target) -> Result<Option<Descriptor>> {
         self.store.find_whole(&self.scope, target).await
     }
 
-    async fn stored(&self, digest: &Digest) -> Result<Manifest> {
+    async fn existing_manifest(&self, digest: &Digest) -> Result<Manifest> {
         self.manifest(&Target::Digest(*digest)).await
     }
 
-    async fn contains(&self, blob: &Descriptor) -> Result<bool> {
-        let stored = self.stored(&blob.digest).await?;
+    async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
+        let stored = self.open_blob(&blob.digest).await?;
         Ok(stored.is_some_and(|stored| stored.size() == blob.size))
     }
 
-    async fn start(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Partial>> {
+    async fn start_upload(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<UploadStart<BlobUpload>> {
         if let Some(from) = from.filter(|from| from.registry == self.repository.registry) {
             let is_mounted = match &self.scope {
-                Scope::Whole => self.contains(blob).await?,
+                Scope::Whole => self.has_blob(blob).await?,
                 Scope::Repository(_) => self.mount(&blob.digest, &from.name).await?,
             };
             if is_mounted {
-                return Ok(Started::Mounted);
+                return Ok(UploadStart::Mounted);
             }
         }
-        Ok(Started::Session(self.store.begin_for(self.owner(), None).await?))
+        Ok(UploadStart::Session(self.store.create_upload_for(self.owner(), None).await?))
     }
 
     /// Writes to a temporary file, which gets its name when all is there. Dropped before, or
     /// failed, it leaves nothing behind.
-    async fn upload<S: Source>(&self, session: Partial, feed: &Feed<S>, mut body: Verified) -> Result<()> {
+    async fn upload<S: Source>(&self, session: BlobUpload, feed: &Feed<S>, mut body: Verified) -> Result<()> {
         session.append(&mut body).await?;
         // `Verified` gave out its last frame only after digest and size agreed.
         session.commit(feed.blob().digest).await
     }
 
-    async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
+    async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<PushReceipt> {
         self.put_as(manifest, std::slice::from_ref(at)).await?;
-        Ok(Pushed { lists_referrer: manifest.contents().subject.is_some() })
+        Ok(PushReceipt { lists_referrer: manifest.contents().subject.is_some() })
     }
 
     async fn listed_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
@@ -275,33 +277,35 @@ impl Destination for Layout {
 }
 
 impl Layout {
-    async fn missing(&self, target: &Target) -> Error {
+    async fn not_found(&self, target: &Target) -> Error {
         let dir = self.store.dir().display();
         let error = Error::new(Kind::NotFound, format!("{target} is not in {dir}"));
-        match self.tags_page(None, SHOWN + 1).await {
-            Ok(tags) if target.tag().is_some() && !tags.is_empty() => error.hint(format!("it has {}", listed(&tags))),
+        match self.tags_page(None, MAX_NAMES_IN_ERROR + 1).await {
+            Ok(tags) if target.tag().is_some() && !tags.is_empty() => {
+                error.hint(format!("it has {}", join_names(&tags)))
+            }
             _ => error,
         }
     }
 }
 
 /// `a, b, c and more`.
-fn listed<T: std::fmt::Display>(names: &[T]) -> String {
-    let more = if names.len() > SHOWN { " and more" } else { "" };
-    let shown: Vec<String> = names.iter().take(SHOWN).map(T::to_string).collect();
+fn join_names<T: std::fmt::Display>(names: &[T]) -> String {
+    let more = if names.len() > MAX_NAMES_IN_ERROR { " and more" } else { "" };
+    let shown: Vec<String> = names.iter().take(MAX_NAMES_IN_ERROR).map(T::to_string).collect();
     format!("{}{more}", shown.join(", "))
 }
 
-/// Frames of `body`, gathered to at least [`CHUNK`] bytes, or to its end; empty at the end.
+/// Frames of `body`, gathered to at least [`IO_CHUNK`] bytes, or to its end; empty at the end.
 ///
 /// An error comes after what came before it: whoever keeps a partial upload keeps all of it.
-async fn gather<B>(body: &mut B, failed: &mut Option<Error>) -> Vec<bytes::Bytes>
+async fn collect_frames<B>(body: &mut B, failed: &mut Option<Error>) -> Vec<bytes::Bytes>
 where
     B: futures_util::TryStream<Ok = bytes::Bytes, Error = Error> + Unpin + Send,
 {
     let mut frames = Vec::new();
     let mut size = 0;
-    while size < CHUNK && failed.is_none() {
+    while size < IO_CHUNK && failed.is_none() {
         match body.try_next().await {
             Ok(Some(frame)) => {
                 size += frame.len();
@@ -318,11 +322,11 @@ where
 ///
 /// Measured on a relay: 1 MiB costs 0.28-0.42 CPU s/GiB, tokio's file in its own small steps a
 /// multiple of that. Half of it, since each connection of a server holds one.
-const CHUNK: usize = 512 << 10;
+const IO_CHUNK: usize = 512 << 10;
 /// Tags of one page.
-const PAGE: usize = 1000;
+const TAGS_PER_PAGE: usize = 1000;
 /// How many names an error lists.
-const SHOWN: usize = 10;
+const MAX_NAMES_IN_ERROR: usize = 10;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Under which names an entry of `index.json` can be asked for. No I/O.
 
-use super::index::Listed;
+use super::entry::ParsedEntry;
+use super::entry::{CONTAINERD_NAME, PUSHED_TO, REF_NAME};
 use crate::reference::{LayoutName, Malformed, Reference, RepositoryName, Tag, Target};
 
 /// What tags mean.
@@ -26,15 +27,15 @@ impl Scope {
 
     /// The tags that `entry` has here (for the whole directory, full names too), each with how well it fits:
     /// what was written by the same rule wins over what is only read. `default` is the repository of bare tags.
-    pub(super) fn targets(&self, entry: &Listed, default: &str) -> Vec<(Fit, Target)> {
+    pub(super) fn targets(&self, entry: &ParsedEntry, default: &str) -> Vec<(NameMatch, Target)> {
         let exact = match (self, entry.annotations.get(REF_NAME)) {
-            (Self::Whole, Some(whole)) => whole_name(whole).map(|target| (Fit::Exact, target)),
+            (Self::Whole, Some(whole)) => whole_name(whole).map(|target| (NameMatch::Exact, target)),
             _ => None,
         };
         let others = names(entry).into_iter().filter_map(|name| match (self, &name.repository) {
-            (Self::Whole, _) => Some((Fit::Read, name.tag)),
+            (Self::Whole, _) => Some((NameMatch::Read, name.tag)),
             (Self::Repository(here), Some(there)) if here.as_str() == there.as_str() => Some((name.fit, name.tag)),
-            (Self::Repository(here), None) if here.as_str() == default => Some((Fit::Read, name.tag)),
+            (Self::Repository(here), None) if here.as_str() == default => Some((NameMatch::Read, name.tag)),
             (Self::Repository(_), _) => None,
         });
         exact.into_iter().chain(others.map(|(fit, tag)| (fit, Target::Tag(tag)))).collect()
@@ -47,14 +48,14 @@ fn whole_name(text: &str) -> Option<Target> {
 }
 
 /// The `ref.name` of an entry, if it is neither a tag nor what the image spec allows there (annotations.md).
-pub(super) fn malformed(entry: &Listed) -> Option<Malformed> {
+pub(super) fn malformed(entry: &ParsedEntry) -> Option<Malformed> {
     let text = entry.annotations.get(REF_NAME).filter(|text| !text.is_empty())?;
     whole_name(text).is_none().then(|| Malformed::new(text))
 }
 
 /// How well a name fits what was asked; the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fit {
+pub(super) enum NameMatch {
     /// The `ref.name`, as this program writes it.
     Exact,
     /// Another tool's name for the same.
@@ -69,41 +70,42 @@ pub(super) struct Name {
     /// `None` for a bare tag.
     pub(super) repository: Option<RepositoryName>,
     pub(super) tag: Tag,
-    pub(super) fit: Fit,
+    pub(super) fit: NameMatch,
 }
 
 /// All names of `entry`.
-pub(super) fn names(entry: &Listed) -> Vec<Name> {
+pub(super) fn names(entry: &ParsedEntry) -> Vec<Name> {
     let mut names = Vec::new();
     if let Some(text) = entry.annotations.get(REF_NAME) {
         if let Ok(tag) = text.parse() {
-            names.push(Name { repository: None, tag, fit: Fit::Exact });
+            names.push(Name { repository: None, tag, fit: NameMatch::Exact });
         } else {
-            names.extend(full(text, Fit::Exact));
+            names.extend(full_names(text, NameMatch::Exact));
         }
     }
     if let Some(text) = entry.annotations.get(CONTAINERD_NAME) {
-        names.extend(full(text, Fit::Read));
+        names.extend(full_names(text, NameMatch::Read));
     }
     names
 }
 
-/// The repositories in which `entry` has a name, or to which it was pushed; [`BARE`] for a bare tag.
-pub(super) fn homes(entry: &Listed) -> Vec<String> {
-    let pushed = entry.annotations.get(REPOSITORY).map(|repository| full(&format!("{repository}:x"), Fit::Exact));
+/// The repositories in which `entry` has a name, or to which it was pushed; [`NO_REPOSITORY`] for a bare tag.
+pub(super) fn pushed_repositories(entry: &ParsedEntry) -> Vec<String> {
+    let pushed =
+        entry.annotations.get(PUSHED_TO).map(|repository| full_names(&format!("{repository}:x"), NameMatch::Exact));
     let all = names(entry).into_iter().chain(pushed.into_iter().flatten());
     let mut homes: Vec<String> =
-        all.map(|name| name.repository.map_or_else(|| BARE.to_owned(), String::from)).collect();
+        all.map(|name| name.repository.map_or_else(|| NO_REPOSITORY.to_owned(), String::from)).collect();
     homes.sort_unstable();
     homes.dedup();
     homes
 }
 
 /// What stands for the repository of a bare tag: no repository has this name.
-pub(super) const BARE: &str = "";
+pub(super) const NO_REPOSITORY: &str = "";
 
 /// `repository:tag` as it stands, and without the registry that it begins with.
-fn full(text: &str, fit: Fit) -> Vec<Name> {
+fn full_names(text: &str, fit: NameMatch) -> Vec<Name> {
     let Some((repository, tag)) = text.rsplit_once(':') else { return Vec::new() };
     let Ok(tag) = tag.parse::<Tag>() else { return Vec::new() };
     let mut names = Vec::new();
@@ -111,39 +113,27 @@ fn full(text: &str, fit: Fit) -> Vec<Name> {
         names.push(Name { repository: Some(repository), tag, fit });
     }
     if let Ok(Reference { repository: parsed, target: Target::Tag(tag) }) = text.parse() {
-        names.push(Name { repository: Some(parsed.name), tag, fit: Fit::Alias });
+        names.push(Name { repository: Some(parsed.name), tag, fit: NameMatch::Alias });
     }
     names
 }
-
-/// The image spec's annotation for an entry's name (annotations.md).
-pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The full name, as containerd, buildx and `docker save` write it.
-pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
-
-/// To which repository of a served directory a manifest was pushed by digest. Ours, as the spec has none.
-pub(super) const REPOSITORY: &str = "io.transload.repository";
-/// `true` for a manifest of which the repository lacks something: children of a sparse index, or layers that their
-/// owner doesn't allow to be distributed. Others may push those to other repositories, and what a manifest merely
-/// names doesn't become the repository's by that. Ours too.
-pub(super) const PARTIAL: &str = "io.transload.partial";
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::descriptor::{Descriptor, Digest};
 
-    fn entry(annotations: &[(&str, &str)]) -> Listed {
+    fn entry(annotations: &[(&str, &str)]) -> ParsedEntry {
         let mut entry = Descriptor::new("x", Digest::of(b"x"), 1);
         entry.annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Listed::from(&entry)
+        ParsedEntry::from(&entry)
     }
 
     fn named(name: &str) -> Scope {
         Scope::Repository(name.into())
     }
 
-    fn tags(scope: &Scope, annotations: &[(&str, &str)]) -> Vec<(Fit, String)> {
+    fn tags(scope: &Scope, annotations: &[(&str, &str)]) -> Vec<(NameMatch, String)> {
         let mut targets = scope.targets(&entry(annotations), "images");
         targets.sort();
         targets.into_iter().map(|(fit, target)| (fit, target.to_string())).collect()
@@ -153,14 +143,14 @@ mod tests {
     fn what_is_written_is_read_as_exact() {
         for scope in [Scope::Whole, named("a/b")] {
             let written = scope.written(&Target::Tag("v1".into())).expect("a name");
-            assert_eq!(tags(&scope, &[(REF_NAME, &written)])[0], (Fit::Exact, "v1".into()), "{scope:?}");
+            assert_eq!(tags(&scope, &[(REF_NAME, &written)])[0], (NameMatch::Exact, "v1".into()), "{scope:?}");
         }
     }
 
     #[test]
     fn bare_tags_are_in_the_default_repository() {
         let bare: &[(&str, &str)] = &[(REF_NAME, "1.27")];
-        assert_eq!(tags(&named("images"), bare), [(Fit::Read, "1.27".into())]);
+        assert_eq!(tags(&named("images"), bare), [(NameMatch::Read, "1.27".into())]);
         assert_eq!(tags(&named("other"), bare), []);
     }
 
@@ -168,11 +158,11 @@ mod tests {
     fn containerds_names_are_read_with_and_without_the_registry() {
         let built: &[(&str, &str)] = &[(REF_NAME, "1.27"), (CONTAINERD_NAME, "docker.io/library/nginx:1.27")];
         let at = |name: &str| tags(&named(name), built);
-        assert_eq!(at("docker.io/library/nginx"), [(Fit::Read, "1.27".into())]);
-        assert_eq!(at("library/nginx"), [(Fit::Alias, "1.27".into())]);
+        assert_eq!(at("docker.io/library/nginx"), [(NameMatch::Read, "1.27".into())]);
+        assert_eq!(at("library/nginx"), [(NameMatch::Alias, "1.27".into())]);
         assert_eq!(at("nginx"), []);
         let port: &[(&str, &str)] = &[(REF_NAME, "localhost:5000/x:v1")];
-        assert_eq!(tags(&named("x"), port), [(Fit::Alias, "v1".into())]);
+        assert_eq!(tags(&named("x"), port), [(NameMatch::Alias, "v1".into())]);
     }
 
     #[test]

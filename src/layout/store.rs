@@ -1,27 +1,26 @@
 //! The directory itself: files, the index and its lock.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Layout;
-use super::checked::Checked;
-use super::dir;
-use super::index::{Index, Listing};
-use super::members::Members;
+use super::directory;
+use super::file_stream::FileVersion;
+use super::file_stream::StoredBlob;
+use super::index::{Index, ListingScope};
+use super::membership::MembershipCache;
 use super::names::Scope;
-use super::partial::{Partial, Temp, blob_name};
-use super::read::Stored;
-use super::room::{Quota, Room};
-use super::root::{Root, leads_out};
+use super::quota::{Quota, QuotaUsage};
+use super::root_dir::{RootDir, is_escape};
+use super::upload::{BlobUpload, TempFile, blob_name};
+use super::verified_files::VerifiedFiles;
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MAX_DEPTH, MAX_MANIFEST, Manifest};
 use crate::memory;
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 use crate::reference::{RepositoryName, Target};
 
 /// A layout directory. A clone is a handle to the same.
@@ -30,15 +29,15 @@ pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    root: Root,
+    root: RootDir,
     default_repository: RepositoryName,
     /// The index as it was last read, and what its file looked like then.
-    index: Mutex<Option<(Stamp, Arc<Index>)>>,
+    index: Mutex<Option<(FileVersion, Arc<Index>)>>,
     /// For manifests that were looked at: what they are about. Their content never changes.
     subjects: Mutex<HashMap<Digest, Option<Digest>>>,
-    members: OnceLock<Members>,
-    checked: OnceLock<Checked>,
-    room: Option<Arc<Room>>,
+    members: OnceLock<MembershipCache>,
+    checked: OnceLock<VerifiedFiles>,
+    room: Option<Arc<QuotaUsage>>,
 }
 
 impl Store {
@@ -48,8 +47,8 @@ impl Store {
     /// As [`Layout::open`].
     pub async fn open(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
-        blocking(move || {
-            dir::check(&Root::following(&dir))?;
+        run_blocking(move || {
+            directory::check_layout(&RootDir::following(&dir))?;
             Self::new(&dir)
         })
         .await
@@ -61,10 +60,10 @@ impl Store {
     /// As [`Layout::create`].
     pub async fn create(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
-        blocking(move || {
+        run_blocking(move || {
             create_all(&dir)?;
-            dir::make(&Root::following(&dir))?;
-            dir::sweep(&dir);
+            directory::create_layout(&RootDir::following(&dir))?;
+            directory::remove_stale_uploads(&dir);
             Self::new(&dir)
         })
         .await
@@ -77,23 +76,23 @@ impl Store {
     /// As [`Layout::open`], or as [`Layout::create`] with a `quota`.
     pub async fn serve(dir: &Path, quota: Option<Quota>) -> Result<Self> {
         let dir = dir.to_owned();
-        blocking(move || {
+        run_blocking(move || {
             if quota.is_some() {
                 create_all(&dir)?;
             }
-            let opened = dir.canonicalize().and_then(|real| Root::confined(&real));
+            let opened = dir.canonicalize().and_then(|real| RootDir::confined(&real));
             let root = opened.map_err(|error| {
                 // Says what is there instead of a layout, if that is what is wrong.
-                let what = dir::check(&Root::following(&dir)).err();
+                let what = directory::check_layout(&RootDir::following(&dir)).err();
                 what.unwrap_or_else(|| Error::io(format!("open {}", dir.display()), &error))
             })?;
             let Some(quota) = quota else {
-                dir::check(&root)?;
+                directory::check_layout(&root)?;
                 return Ok(Self::at(root, None));
             };
-            dir::make(&root)?;
-            dir::sweep(root.path());
-            let room = Room::new(quota, root.path());
+            directory::create_layout(&root)?;
+            directory::remove_stale_uploads(root.path());
+            let room = QuotaUsage::new(quota, root.path());
             Ok(Self::at(root, Some(Arc::new(room))))
         })
         .await
@@ -105,19 +104,19 @@ impl Store {
     /// As [`Layout::create`], as far as can be seen without writing.
     pub async fn planned(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
-        blocking(move || {
-            dir::check_make(&dir)?;
-            if dir.exists() { Self::new(&dir) } else { Ok(Self::at(Root::following(&dir), None)) }
+        run_blocking(move || {
+            directory::check_creatable(&dir)?;
+            if dir.exists() { Self::new(&dir) } else { Ok(Self::at(RootDir::following(&dir), None)) }
         })
         .await
     }
 
     fn new(dir: &Path) -> Result<Self> {
         let real = dir.canonicalize().map_err(|error| Error::io(format!("open {}", dir.display()), &error))?;
-        Ok(Self::at(Root::following(&real), None))
+        Ok(Self::at(RootDir::following(&real), None))
     }
 
-    fn at(root: Root, room: Option<Arc<Room>>) -> Self {
+    fn at(root: RootDir, room: Option<Arc<QuotaUsage>>) -> Self {
         let name = root.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let default_repository = name.parse().unwrap_or_else(|_| RepositoryName::image());
         Self(Arc::new(Inner {
@@ -142,7 +141,7 @@ impl Store {
     }
 
     /// The directory as one repository.
-    pub fn whole(&self) -> Layout {
+    pub fn layout(&self) -> Layout {
         Layout::new(self.clone(), Scope::Whole)
     }
 
@@ -151,35 +150,39 @@ impl Store {
         Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
 
-    /// Begins a blob. With a `hasher`, [`Partial::commit`] checks the digest.
-    pub async fn begin(&self, hasher: Option<Hasher>) -> Result<Partial> {
-        self.begin_for(None, hasher).await
+    /// Begins a blob. With a `hasher`, [`BlobUpload::commit`] checks the digest.
+    pub async fn create_upload(&self, hasher: Option<Hasher>) -> Result<BlobUpload> {
+        self.create_upload_for(None, hasher).await
     }
 
     /// The same, for a repository that it will belong to.
-    pub(super) async fn begin_for(&self, owner: Option<RepositoryName>, hasher: Option<Hasher>) -> Result<Partial> {
-        self.work(|store| Ok(Partial::new(store.clone(), store.temp(hasher)?, owner))).await
+    pub(super) async fn create_upload_for(
+        &self,
+        owner: Option<RepositoryName>,
+        hasher: Option<Hasher>,
+    ) -> Result<BlobUpload> {
+        self.run_blocking(|store| Ok(BlobUpload::new(store.clone(), store.temp(hasher)?, owner))).await
     }
 
-    fn temp(&self, hasher: Option<Hasher>) -> Result<Temp> {
-        Ok(Temp::new(self.dir(), hasher)?.within(self.0.room.clone()))
+    fn temp(&self, hasher: Option<Hasher>) -> Result<TempFile> {
+        Ok(TempFile::new(self.dir(), hasher)?.with_quota(self.0.room.clone()))
     }
 
-    pub(super) async fn stored(&self, digest: &Digest) -> Result<Option<Stored>> {
+    pub(super) async fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
         let digest = *digest;
-        self.work(move |store| store.stored_now(&digest)).await
+        self.run_blocking(move |store| store.open_blob_blocking(&digest)).await
     }
 
     pub(super) async fn manifest(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
         let (scope, target) = (scope.clone(), target.clone());
-        self.work(move |store| store.manifest_now(&scope, &target)).await
+        self.run_blocking(move |store| store.manifest_blocking(&scope, &target)).await
     }
 
     /// The descriptor of `target`, if all that it needs is here.
     pub(super) async fn find_whole(&self, scope: &Scope, target: &Target) -> Result<Option<Descriptor>> {
         let (scope, target) = (scope.clone(), target.clone());
-        self.work(move |store| {
-            let found = store.manifest_now(&scope, &target).and_then(|found| match found {
+        self.run_blocking(move |store| {
+            let found = store.manifest_blocking(&scope, &target).and_then(|found| match found {
                 Some(manifest) if store.is_whole(&manifest, MAX_DEPTH)? => Ok(Some(manifest.descriptor().clone())),
                 _ => Ok(None),
             });
@@ -194,12 +197,12 @@ impl Store {
 
     /// The one image of the directory. Signatures and lists of referrers don't count as images.
     pub(super) async fn only(&self) -> Result<Target> {
-        self.work(|store| store.only_now()).await
+        self.run_blocking(|store| store.only_blocking()).await
     }
 
     pub(super) async fn referrers(&self, scope: &Scope, subject: &Digest) -> Result<Vec<Descriptor>> {
         let (scope, subject) = (scope.clone(), *subject);
-        self.work(move |store| store.referrers_now(&scope, &subject)).await
+        self.run_blocking(move |store| store.referrers_blocking(&scope, &subject)).await
     }
 
     /// Stores `manifest`, then lists it in the index, by the names that `targets` have here: by all of them, or none.
@@ -207,9 +210,9 @@ impl Store {
         let partial = self.check_put(scope, manifest).await?;
         let names: Vec<_> = targets.iter().map(|target| scope.written(target)).collect();
         let (scope, manifest) = (scope.clone(), manifest.clone());
-        self.work(move |store| {
-            let there = store.stored_now(&manifest.digest())?;
-            let there = there.filter(|there| there.size() == manifest.descriptor().size).map(Stored::read_all);
+        self.run_blocking(move |store| {
+            let there = store.open_blob_blocking(&manifest.digest())?;
+            let there = there.filter(|there| there.size() == manifest.descriptor().size).map(StoredBlob::read_all);
             if there.transpose()?.is_none_or(|there| there != manifest.bytes()) {
                 let mut temp = store.temp(None)?;
                 temp.write(std::slice::from_ref(manifest.bytes()))?;
@@ -221,7 +224,7 @@ impl Store {
             };
             store.change_index(|index| {
                 let put = |name: &Option<String>| {
-                    index.put(&manifest, Listing { name: name.as_deref(), repository, partial })
+                    index.put(&manifest, ListingScope { name: name.as_deref(), repository, partial })
                 };
                 // All of them, whichever changes the index.
                 names.iter().map(put).fold(false, |changed, put| changed | put)
@@ -236,9 +239,9 @@ impl Store {
     /// # Errors
     /// As [`Store::check_referrer`].
     async fn check_put(&self, scope: &Scope, manifest: &Manifest) -> Result<bool> {
-        let _turn = memory::reading_from_disk().await;
+        let _turn = memory::disk_read_permit().await;
         let (scope, manifest) = (scope.clone(), manifest.clone());
-        self.work(move |store| {
+        self.run_blocking(move |store| {
             store.check_referrer(&scope, &manifest)?;
             match &scope {
                 Scope::Whole => Ok(false),
@@ -248,18 +251,18 @@ impl Store {
         .await
     }
 
-    pub(super) async fn work<T: Send + 'static>(
+    pub(super) async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let store = self.clone();
-        blocking(move || work(&store)).await
+        run_blocking(move || work(&store)).await
     }
 }
 
 /// What blocks.
 impl Store {
-    pub(super) fn root(&self) -> &Root {
+    pub(super) fn root(&self) -> &RootDir {
         &self.0.root
     }
 
@@ -267,24 +270,24 @@ impl Store {
         &self.0.subjects
     }
 
-    pub(super) fn members(&self) -> &Members {
-        self.0.members.get_or_init(Members::default)
+    pub(super) fn members(&self) -> &MembershipCache {
+        self.0.members.get_or_init(MembershipCache::default)
     }
 
-    pub(super) fn checked(&self) -> &Checked {
-        self.0.checked.get_or_init(Checked::default)
+    pub(super) fn checked(&self) -> &VerifiedFiles {
+        self.0.checked.get_or_init(VerifiedFiles::default)
     }
 
     /// The file of a blob or manifest; `None` if there is none. What isn't a regular file, or leads out of a served
     /// directory, is none: a push or a copy may put the right one in its place.
-    pub(super) fn stored_now(&self, digest: &Digest) -> Result<Option<Stored>> {
+    pub(super) fn open_blob_blocking(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
         let name = blob_name(digest);
         let path = || self.dir().join(&name).display().to_string();
         match self.root().open(&name) {
-            Ok((file, data)) => Ok(Some(Stored::new(file, &data, path()))),
+            Ok((file, data)) => Ok(Some(StoredBlob::new(file, &data, path()))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error)
-                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::IsADirectory) || leads_out(&error) =>
+                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::IsADirectory) || is_escape(&error) =>
             {
                 tracing::error!("{} is not used: {error}", path());
                 Ok(None)
@@ -293,9 +296,9 @@ impl Store {
         }
     }
 
-    pub(super) fn manifest_now(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
+    pub(super) fn manifest_blocking(&self, scope: &Scope, target: &Target) -> Result<Option<Manifest>> {
         match target {
-            Target::Digest(digest) if self.belongs(scope, digest)? => self.read_manifest(digest, None),
+            Target::Digest(digest) if self.is_member(scope, digest)? => self.read_manifest(digest, None),
             Target::Digest(_) => Ok(None),
             Target::Tag(_) | Target::Name(_) => {
                 let Some(entry) = self.entry(scope, target)? else { return Ok(None) };
@@ -312,7 +315,7 @@ impl Store {
     /// The manifest with this digest; `None` if there is no such file, or one that is too large
     /// to be a manifest.
     pub(super) fn read_manifest(&self, digest: &Digest, media_type: Option<&str>) -> Result<Option<Manifest>> {
-        let Some(stored) = self.stored_now(digest)?.filter(|stored| stored.size() <= MAX_MANIFEST) else {
+        let Some(stored) = self.open_blob_blocking(digest)?.filter(|stored| stored.size() <= MAX_MANIFEST) else {
             return Ok(None);
         };
         // OCI made a manifest's own `mediaType` optional: then the index knows it.
@@ -324,31 +327,8 @@ impl Store {
         Manifest::read(stored.read_all()?, media_type, Some(*digest)).map(Some)
     }
 
-    pub(super) fn known_index(&self) -> &Mutex<Option<(Stamp, Arc<Index>)>> {
+    pub(super) fn known_index(&self) -> &Mutex<Option<(FileVersion, Arc<Index>)>> {
         &self.0.index
-    }
-}
-
-/// What tells one version of a file from the next. A rename makes a new inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    size: u64,
-    modified: (i64, i64),
-    /// Any program can set the time of a file's last modification, and none that of its last change.
-    changed: (i64, i64),
-    inode: u64,
-    device: u64,
-}
-
-impl Stamp {
-    pub(super) fn of(data: &Metadata) -> Self {
-        Self {
-            size: data.len(),
-            modified: (data.mtime(), data.mtime_nsec()),
-            changed: (data.ctime(), data.ctime_nsec()),
-            inode: data.ino(),
-            device: data.dev(),
-        }
     }
 }
 

@@ -113,7 +113,7 @@ fn tag(text: &str) -> Target {
 
 async fn send<S: Source>(from: S, blob: Descriptor, to: &Layout) -> Result<()> {
     let feed = Feed::new(from, blob.clone(), Budget::new(0, std::time::Duration::ZERO), Arc::new(|_| {}));
-    let Started::Session(session) = to.start(&blob, None).await? else { panic!("nothing to mount from") };
+    let UploadStart::Session(session) = to.start_upload(&blob, None).await? else { panic!("nothing to mount from") };
     let body = feed.open(0).await?;
     to.upload(session, &feed, body).await
 }
@@ -138,9 +138,9 @@ async fn an_image_goes_from_directory_to_directory() {
     let target = two.create().await;
     let read = source.manifest(&tag("v1")).await.expect("reads");
     for blob in &read.contents().blobs {
-        assert!(!target.contains(blob).await.expect("asks"));
+        assert!(!target.has_blob(blob).await.expect("asks"));
         send(source.clone(), blob.clone(), &target).await.expect("sent");
-        assert!(target.contains(blob).await.expect("asks"));
+        assert!(target.has_blob(blob).await.expect("asks"));
     }
     put(&target, &read, Some("v2")).await;
 
@@ -150,7 +150,7 @@ async fn an_image_goes_from_directory_to_directory() {
     assert_eq!(entry["mediaType"], MediaType::OCI_MANIFEST);
     assert_eq!(std::fs::read(two.blob(&Digest::of(b"a layer"))).expect("a blob"), b"a layer");
     let again = Layout::open(&two.0).await.expect("opens");
-    assert_eq!(again.find(&tag("v2")).await.expect("asks").map(|d| d.digest), Some(read.digest()));
+    assert_eq!(again.resolve_existing(&tag("v2")).await.expect("asks").map(|d| d.digest), Some(read.digest()));
     assert_eq!(again.resolve(&tag("v1")).await.expect("asks"), None);
 }
 
@@ -161,7 +161,7 @@ async fn wrong_bytes_leave_nothing() {
     let error = send(Frames { frames: vec![b"hello ", b"wOrld"] }, blob_of(b"hello world"), &layout).await;
     assert_eq!(error.expect_err("mismatch").kind(), Kind::Mismatch);
     assert_eq!(dir.files(), ["blobs", "index.json", "oci-layout"]);
-    assert!(layout.stored(&Digest::of(b"hello world")).await.expect("asks").is_none());
+    assert!(layout.open_blob(&Digest::of(b"hello world")).await.expect("asks").is_none());
 }
 
 #[tokio::test]
@@ -171,10 +171,10 @@ async fn a_blob_of_the_wrong_size_is_not_trusted_and_mended() {
     let blob = blob_of(b"whole");
     std::fs::create_dir_all(dir.blob(&blob.digest).parent().expect("a parent")).expect("made");
     std::fs::write(dir.blob(&blob.digest), b"who").expect("written");
-    assert!(!layout.contains(&blob).await.expect("asks"));
+    assert!(!layout.has_blob(&blob).await.expect("asks"));
     assert_eq!(layout.blob(&blob, 0).await.err().map(|e| e.kind()), Some(Kind::Mismatch));
     store(&layout, b"whole").await;
-    assert!(layout.contains(&blob).await.expect("asks"));
+    assert!(layout.has_blob(&blob).await.expect("asks"));
 }
 
 #[tokio::test]
@@ -184,32 +184,32 @@ async fn blobs_are_mounted_from_repositories_that_have_them() {
     let [a, b, c] = ["a", "b", "c"].map(|name| whole.store.repository(&name.into()));
     store(&a, b"shared").await;
     let blob = blob_of(b"shared");
-    let start = async |to: &Layout, from: &Layout| to.start(&blob, Some(from.repository())).await;
-    assert!(matches!(start(&b, &c).await, Ok(Started::Session(_))), "c has no such blob");
-    assert!(!b.contains(&blob).await.expect("asks"));
-    assert!(matches!(start(&b, &a).await, Ok(Started::Mounted)));
-    assert!(b.contains(&blob).await.expect("asks") && !c.contains(&blob).await.expect("asks"));
-    assert!(matches!(b.start(&blob_of(b"other"), Some(a.repository())).await, Ok(Started::Session(_))));
+    let start = async |to: &Layout, from: &Layout| to.start_upload(&blob, Some(from.repository())).await;
+    assert!(matches!(start(&b, &c).await, Ok(UploadStart::Session(_))), "c has no such blob");
+    assert!(!b.has_blob(&blob).await.expect("asks"));
+    assert!(matches!(start(&b, &a).await, Ok(UploadStart::Mounted)));
+    assert!(b.has_blob(&blob).await.expect("asks") && !c.has_blob(&blob).await.expect("asks"));
+    assert!(matches!(b.start_upload(&blob_of(b"other"), Some(a.repository())).await, Ok(UploadStart::Session(_))));
     let elsewhere = "ghcr.io/o/r".parse().expect("a repository");
-    assert!(matches!(b.start(&blob, Some(&elsewhere)).await, Ok(Started::Session(_))));
+    assert!(matches!(b.start_upload(&blob, Some(&elsewhere)).await, Ok(UploadStart::Session(_))));
     // To the directory as a whole everything belongs.
-    assert!(matches!(start(&whole, &whole).await, Ok(Started::Mounted)));
+    assert!(matches!(start(&whole, &whole).await, Ok(UploadStart::Mounted)));
 }
 
 #[tokio::test]
 async fn which_image_is_meant() {
     let dir = Dir::new();
     let layout = dir.create().await;
-    assert_eq!(layout.choose(None).await.err().map(|e| e.kind()), Some(Kind::NotFound));
+    assert_eq!(layout.select_target(None).await.err().map(|e| e.kind()), Some(Kind::NotFound));
     let (one, two) = (image("1"), image("2"));
     put(&layout, &one, None).await;
-    assert_eq!(layout.choose(None).await.ok(), Some(Target::Digest(one.digest())));
+    assert_eq!(layout.select_target(None).await.ok(), Some(Target::Digest(one.digest())));
     put(&layout, &one, Some("v1")).await;
     put(&layout, &referrer(&one, "sbom"), None).await;
     put(&layout, &two, Some(&format!("{}.sig", one.digest().referrers_tag()))).await;
-    assert_eq!(layout.choose(None).await.ok(), Some(tag("v1")), "signatures aren't images");
+    assert_eq!(layout.select_target(None).await.ok(), Some(tag("v1")), "signatures aren't images");
     put(&layout, &two, Some("v2")).await;
-    let error = layout.choose(None).await.expect_err("two");
+    let error = layout.select_target(None).await.expect_err("two");
     assert_eq!(error.kind(), Kind::Usage);
     assert!(error.to_string().contains("v1, v2"), "{error}");
     let error = layout.manifest(&tag("v3")).await.expect_err("missing");
@@ -225,7 +225,7 @@ async fn found_is_what_is_whole() {
     let both = index_of(&[&one, &two]);
     put(&layout, &one, None).await;
     put(&layout, &both, Some("v1")).await;
-    let found = async |target: &Target| layout.find(target).await.expect("asks").is_some();
+    let found = async |target: &Target| layout.resolve_existing(target).await.expect("asks").is_some();
     assert!(!found(&Target::Digest(one.digest())).await, "its blobs are missing");
     assert!(!found(&tag("v1")).await, "a child lacks its blobs");
     store(&layout, b"{}").await;
@@ -253,7 +253,7 @@ async fn a_manifest_that_is_named_often_is_read_once() {
         inner = index_of(&[&inner; 30]);
         put(&layout, &inner, None).await;
     }
-    let found = layout.find(&Target::Digest(inner.digest())).await.expect("asks");
+    let found = layout.resolve_existing(&Target::Digest(inner.digest())).await.expect("asks");
     assert_eq!(found.map(|found| found.digest), Some(inner.digest()));
 }
 
@@ -347,7 +347,7 @@ async fn a_listed_manifest_that_is_missing_is_said() {
             std::fs::write(dir.blob(&image("1").digest()), broken).expect("written");
             assert_eq!(layout.manifest(&tag("v1")).await.expect_err("corrupt").kind(), Kind::Mismatch);
         }
-        assert_eq!(layout.find(&tag("v1")).await.expect("no error: a copy mends it"), None);
+        assert_eq!(layout.resolve_existing(&tag("v1")).await.expect("no error: a copy mends it"), None);
         put(&layout, &image("1"), Some("v1")).await;
         assert!(layout.manifest(&tag("v1")).await.is_ok());
     }
@@ -362,7 +362,7 @@ async fn a_push_is_hashed_and_keeps_what_came_before_a_fault() {
         hasher.update(text);
         hasher.finish()
     };
-    let begin = async || layout.store.begin(Some(Digest::of(b"").hasher())).await.expect("begins");
+    let begin = async || layout.store.create_upload(Some(Digest::of(b"").hasher())).await.expect("begins");
     let frames = |end: Option<Error>| {
         let parts = [b"he", b"ll"].map(|frame| Ok(Bytes::from_static(frame)));
         stream::iter(parts.into_iter().chain(end.map(Err)).collect::<Vec<_>>())
@@ -392,12 +392,12 @@ async fn a_push_is_hashed_and_keeps_what_came_before_a_fault() {
 async fn reads_from_anywhere_in_chunks() {
     let dir = Dir::new();
     let layout = dir.create().await;
-    let content: &'static [u8] = (0..CHUNK * 2 + 3).map(|n| (n % 251) as u8).collect::<Vec<_>>().leak();
+    let content: &'static [u8] = (0..IO_CHUNK * 2 + 3).map(|n| (n % 251) as u8).collect::<Vec<_>>().leak();
     store(&layout, content).await;
-    for from in [0, 1, CHUNK - 1, CHUNK, content.len() - 1, content.len()] {
+    for from in [0, 1, IO_CHUNK - 1, IO_CHUNK, content.len() - 1, content.len()] {
         let body = layout.blob(&blob_of(content), from as u64).await.expect("opens");
         let frames: Vec<Bytes> = body.try_collect().await.expect("reads");
-        assert!(frames.iter().all(|frame| !frame.is_empty() && frame.len() <= CHUNK));
+        assert!(frames.iter().all(|frame| !frame.is_empty() && frame.len() <= IO_CHUNK));
         assert!(frames.concat() == content[from..], "{from}");
     }
 }

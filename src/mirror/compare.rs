@@ -2,13 +2,13 @@
 
 use futures_util::future;
 
-use super::run::{Drift, Job};
+use super::job::{Drift, Job};
 use crate::content::{Destination, Source};
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::Target;
 
 pub(super) async fn compare<S: Source, D: Destination>(job: &Job, source: &S, destination: &D) -> Result<Drift> {
-    let there = async { destination.find(&job.at).await.map_err(|error| error.on(Side::Destination)) };
+    let there = async { destination.resolve_existing(&job.at).await.map_err(|error| error.on(Side::Destination)) };
     let here = async {
         match &job.read {
             Target::Digest(digest) => Ok(Some(*digest)),

@@ -9,8 +9,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::report::Run;
-use crate::copy::{Observer, Use};
+use super::report::RunReport;
+use crate::copy::{Observer, RegistryUsage};
 use crate::descriptor::Digest;
 
 type Label = [(&'static str, String); 1];
@@ -66,7 +66,7 @@ impl Metrics {
     }
 
     /// A run ended.
-    pub fn ran(&self, run: &Run) {
+    pub fn run_finished(&self, run: &RunReport) {
         let summary = run.summary();
         self.runs.inc();
         let numbers = [
@@ -90,7 +90,7 @@ impl Metrics {
         run.registries().iter().for_each(|used| self.used(used));
     }
 
-    fn used(&self, used: &Use) {
+    fn used(&self, used: &RegistryUsage) {
         let label = [("registry", used.name.clone())];
         self.requests.get_or_create(&label).inc_by(used.requests);
         self.pulls.get_or_create(&label).inc_by(used.pulls);
@@ -104,12 +104,12 @@ impl Metrics {
     }
 
     /// The next run is due in so long.
-    pub fn next(&self, wait: Duration) {
+    pub fn next_run_in(&self, wait: Duration) {
         self.next.set(seconds(crate::clock::timestamp()) + wait.as_secs_f64());
     }
 
     /// Whether the list as it is now can be used.
-    pub fn list(&self, good: bool) {
+    pub fn list_read(&self, good: bool) {
         self.list_good.set(i64::from(good));
     }
 }
@@ -129,30 +129,30 @@ mod tests {
     use super::*;
     use crate::copy::{Quota, Report};
     use crate::error::{Error, Kind};
-    use crate::mirror::report::Which;
+    use crate::mirror::report::ImageId;
 
     #[test]
     fn runs_add_up_and_the_last_one_stands() {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        let which = || Which { source: "docker.io/a:1".into(), destination: "r.io/a:1".into(), line: 1 };
+        let which = || ImageId { source: "docker.io/a:1".into(), destination: "r.io/a:1".into(), line: 1 };
         let quota = Quota { limit: 100, remaining: 7, window: 21600, source: None };
         let hub = |requests| {
             let name = "docker.io".into();
-            Use { name, requests, pulls: requests / 2, pull_quota: Some(quota.clone()) }
+            RegistryUsage { name, requests, pulls: requests / 2, pull_quota: Some(quota.clone()) }
         };
         for (before, after, failed) in [(0, 5, false), (5, 8, true)] {
-            let mut run = Run::begin(None, false, &[hub(before)]);
+            let mut run = RunReport::start(None, false, &[hub(before)]);
             run.add(which(), Ok(Report { bytes_moved: 1000, bytes_saved: 1, pulls: 2, ..Report::default() }));
             if failed {
                 run.add(which(), Err(&Error::new(Kind::Network, "reset")));
             }
             run.finish(Duration::from_millis(1500), vec![hub(after)]);
-            metrics.ran(&run);
+            metrics.run_finished(&run);
         }
         metrics.moved(&Digest::of(b"x"), 4096);
-        metrics.list(true);
-        metrics.next(Duration::from_secs(60));
+        metrics.list_read(true);
+        metrics.next_run_in(Duration::from_secs(60));
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
         for line in [

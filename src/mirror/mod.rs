@@ -13,16 +13,17 @@
 //! ```
 
 mod compare;
-mod lanes;
+pub mod job;
 pub mod list;
 pub mod metrics;
 pub mod prune;
-mod reading;
+mod queues;
 pub mod report;
-mod rivals;
 pub mod run;
 pub mod schedule;
 pub mod shard;
+mod shared_source;
+mod tag_conflicts;
 
 pub use list::List;
 pub use shard::Shard;

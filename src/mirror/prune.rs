@@ -8,15 +8,15 @@
 //!  Plan ── printed; with the user's word: carry_out
 //! ```
 //! What guards against removing too much, each with a test of its own:
-//! - only repositories are looked at that the list names as targets: [`Claims`] has no other way in;
-//! - none in which an image failed, or whose source's tags could not be listed: [`Claims::doubt`];
+//! - only repositories are looked at that the list names as targets: [`KeepSet`] has no other way in;
+//! - none in which an image failed, or whose source's tags could not be listed: [`KeepSet::keep_all`];
 //! - none for which the list picks nothing: a filter that is wrong looks like that;
 //! - no tag that is younger than [`Options::older_than`], or whose age is unknown;
 //! - not one in the whole run, if it would be more than [`Options::most`];
 //! - signatures and lists of referrers go with the last image that they are about, and with none else.
 
-mod act;
-mod look;
+mod execute;
+mod inspect;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -26,10 +26,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
-pub use self::act::carry_out;
-pub use self::look::{all_tags, created, holds};
+pub use self::execute::execute;
+pub use self::inspect::{all_tags, creation_time, digests_of};
 
-use super::list::{Base, Entry};
+use super::list::{DestinationBase, Entry};
 use super::{List, Shard};
 use crate::copy::Failure;
 use crate::descriptor::Digest;
@@ -56,13 +56,13 @@ impl Default for Options {
 }
 
 /// One repository of a destination, as far as pruning goes.
-pub trait Shelf: Send + Sync {
+pub trait PruneTarget: Send + Sync {
     /// All tags. An error if something is listed that is none.
     fn tags(&self) -> impl Future<Output = Result<Vec<Tag>>> + Send;
     /// The digest of the manifest, then those of all manifests below it. Empty if it isn't there.
-    fn holds(&self, target: &Target) -> impl Future<Output = Result<Vec<Digest>>> + Send;
+    fn digests_of(&self, target: &Target) -> impl Future<Output = Result<Vec<Digest>>> + Send;
     /// When the tag was written, as far as the registry tells; else when its image was made.
-    fn written(&self, tag: &Tag) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
+    fn written_at(&self, tag: &Tag) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
     /// Deletes the tag, and nothing else. `false` if the registry can't; a tag that is gone is no error.
     fn delete_tag(&self, tag: &Tag) -> impl Future<Output = Result<bool>> + Send;
     /// Deletes the manifest and all its tags. One that is gone is no error.
@@ -72,49 +72,51 @@ pub trait Shelf: Send + Sync {
 /// What the list holds in each target repository. Repositories that were never named here are never
 /// looked at.
 #[derive(Clone, Debug, Default)]
-pub struct Claims(BTreeMap<Repository, Claim>);
+pub struct KeepSet(BTreeMap<Repository, RepositoryKeepSet>);
 
 #[derive(Clone, Debug, Default)]
-struct Claim {
+struct RepositoryKeepSet {
     tags: BTreeSet<Tag>,
     /// Images without a tag.
     digests: BTreeSet<Digest>,
     doubt: Option<String>,
 }
 
-impl Claims {
+impl KeepSet {
     /// Of a run over `list` to these destinations: names every repository that its entries go to, and doubts
     /// those that another shard's images go to as well.
     ///
     /// # Errors
     /// If an entry has no place to go to.
-    pub fn of_list(list: &List, to: &[Base], shard: Option<&Shard>) -> Result<Self> {
-        let mut claims = Self::default();
-        let is_ours = |entry: &&Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
+    pub fn of_list(list: &List, to: &[DestinationBase], shard: Option<&Shard>) -> Result<Self> {
+        let mut keep_set = Self::default();
+        let is_ours = |entry: &&Entry| shard.is_none_or(|shard| shard.contains(&entry.source));
         let (ours, others): (Vec<&Entry>, Vec<&Entry>) = list.entries.iter().partition(is_ours);
         for entry in ours {
             for target in targets(entry, to)? {
-                claims.of(&target);
+                keep_set.of(&target);
             }
         }
         // What only other shards name is none of this one's business.
         for entry in others {
             for target in targets(entry, to)? {
-                if claims.0.contains_key(&target) {
-                    claims
-                        .doubt(&target, format!("images of {}, which is in another shard, go there too", entry.source));
+                if keep_set.0.contains_key(&target) {
+                    keep_set.keep_all(
+                        &target,
+                        format!("images of {}, which is in another shard, go there too", entry.source),
+                    );
                 }
             }
         }
-        Ok(claims)
+        Ok(keep_set)
     }
 
     /// The list holds this there. To be said of every image, also of those that are unchanged.
-    pub fn hold(&mut self, target: &Repository, at: &Target) {
-        let claim = self.of(target);
+    pub fn keep(&mut self, target: &Repository, at: &Target) {
+        let kept_here = self.of(target);
         match at {
-            Target::Tag(tag) => drop(claim.tags.insert(tag.clone())),
-            Target::Digest(digest) => drop(claim.digests.insert(*digest)),
+            Target::Tag(tag) => drop(kept_here.tags.insert(tag.clone())),
+            Target::Digest(digest) => drop(kept_here.digests.insert(*digest)),
             // No registry has these.
             Target::Name(_) => {}
         }
@@ -122,24 +124,24 @@ impl Claims {
 
     /// It isn't known what all the list holds there, so nothing of it may go: its source couldn't be listed,
     /// an image failed, or images of another shard go there too.
-    pub fn doubt(&mut self, target: &Repository, why: impl Into<String>) {
+    pub fn keep_all(&mut self, target: &Repository, why: impl Into<String>) {
         self.of(target).doubt.get_or_insert_with(|| why.into());
     }
 
     /// It isn't known what all this entry's images are: nothing may go of any repository that they go to.
-    pub fn doubt_entry(&mut self, entry: &Entry, to: &[Base], why: &str) {
+    pub fn keep_all_of_entry(&mut self, entry: &Entry, to: &[DestinationBase], why: &str) {
         for target in targets(entry, to).unwrap_or_default() {
-            self.doubt(&target, why);
+            self.keep_all(&target, why);
         }
     }
 
-    fn of(&mut self, target: &Repository) -> &mut Claim {
+    fn of(&mut self, target: &Repository) -> &mut RepositoryKeepSet {
         self.0.entry(target.clone()).or_default()
     }
 }
 
 /// The repositories that an entry's images go to: they don't depend on the tag.
-fn targets(entry: &Entry, to: &[Base]) -> Result<Vec<Repository>> {
+fn targets(entry: &Entry, to: &[DestinationBase]) -> Result<Vec<Repository>> {
     Ok(entry.places(to, Some("any"))?.into_iter().map(|(repository, _)| repository).collect())
 }
 
@@ -147,7 +149,7 @@ fn targets(entry: &Entry, to: &[Base]) -> Result<Vec<Repository>> {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Plan {
     /// The repositories, by name.
-    pub repositories: Vec<Part>,
+    pub repositories: Vec<RepositoryPlan>,
     /// Why nothing may be removed, if so.
     pub refused: Option<Failure>,
     /// Whether it was carried out.
@@ -156,13 +158,13 @@ pub struct Plan {
 
 /// What would go of one repository.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Part {
+pub struct RepositoryPlan {
     /// Which one.
     pub repository: String,
     /// How many tags of images are there.
     pub tags: usize,
     /// The tags that go, in order; those of signatures behind the images'.
-    pub going: Vec<Going>,
+    pub going: Vec<TagDeletion>,
     /// How many tags stay though the list doesn't hold them, since they're too young or of unknown age.
     pub young: usize,
     /// Why nothing of it may go.
@@ -179,7 +181,7 @@ pub struct Part {
 
 /// A tag that goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Going {
+pub struct TagDeletion {
     /// The tag.
     pub tag: Tag,
     /// The digest that it had.
@@ -197,17 +199,17 @@ pub struct Going {
 impl Plan {
     /// A plan that wasn't made, or carried out, in time: what isn't gone stays.
     #[must_use]
-    pub fn late(self) -> Self {
-        Self { refused: self.refused.or_else(|| Some(Failure::from(&super::run::late()))), ..self }
+    pub fn with_deadline_passed(self) -> Self {
+        Self { refused: self.refused.or_else(|| Some(Failure::from(&super::run::deadline_passed()))), ..self }
     }
 
     /// How many tags go, companions too.
-    pub fn going(&self) -> usize {
+    pub fn planned_deletions(&self) -> usize {
         self.repositories.iter().map(|part| part.going.len()).sum()
     }
 
     /// How many went.
-    pub fn gone(&self) -> usize {
+    pub fn deletions(&self) -> usize {
         self.repositories.iter().flat_map(|part| &part.going).filter(|going| going.gone).count()
     }
 
@@ -220,19 +222,20 @@ impl Plan {
 /// Finds out what would go. Changes nothing.
 ///
 /// `open` gives the shelf of a repository. What fails with one repository is noted there, and spares it.
-pub async fn plan<S: Shelf>(
-    claims: &Claims,
+pub async fn plan<S: PruneTarget>(
+    keep_set: &KeepSet,
     open: impl Fn(&Repository) -> Result<S>,
     options: &Options,
     now: Timestamp,
 ) -> Plan {
     let open = &open;
-    let repositories: Vec<Part> = stream::iter(&claims.0)
-        .map(|(repository, claim)| async move {
-            let mut part = Part { repository: repository.to_string(), ..Part::default() };
-            part.spared = spared(claim);
+    let repositories: Vec<RepositoryPlan> = stream::iter(&keep_set.0)
+        .map(|(repository, kept_here)| async move {
+            let mut part = RepositoryPlan { repository: repository.to_string(), ..RepositoryPlan::default() };
+            part.spared = skip_reason(kept_here);
             if part.spared.is_none()
-                && let Err(error) = panics::caught(look(open(repository), claim, options, now, &mut part)).await
+                && let Err(error) =
+                    panics::catch_panic(plan_repository(open(repository), kept_here, options, now, &mut part)).await
             {
                 part.going.clear();
                 let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
@@ -240,41 +243,41 @@ pub async fn plan<S: Shelf>(
             }
             part
         })
-        .buffered(REPOSITORIES)
+        .buffered(CONCURRENT_REPOSITORIES)
         .collect()
         .await;
-    let refused = too_many(&repositories, options).as_ref().map(Failure::from);
+    let refused = check_limit(&repositories, options).as_ref().map(Failure::from);
     Plan { repositories, refused, done: false }
 }
 
-fn spared(claim: &Claim) -> Option<String> {
+fn skip_reason(kept_here: &RepositoryKeepSet) -> Option<String> {
     let nothing = || "the list picks no tag for it: check its filters".to_owned();
-    claim.doubt.clone().or_else(|| claim.tags.is_empty().then(nothing))
+    kept_here.doubt.clone().or_else(|| kept_here.tags.is_empty().then(nothing))
 }
 
-async fn look<S: Shelf>(
-    shelf: Result<S>,
-    claim: &Claim,
+async fn plan_repository<S: PruneTarget>(
+    remote: Result<S>,
+    kept_here: &RepositoryKeepSet,
     options: &Options,
     now: Timestamp,
-    part: &mut Part,
+    part: &mut RepositoryPlan,
 ) -> Result<()> {
-    let shelf = &shelf?;
-    let there = shelf.tags().await?;
+    let remote = &remote?;
+    let there = remote.tags().await?;
     let (companions, images): (Vec<Tag>, Vec<Tag>) = there.into_iter().partition(|tag| Artifact::of(tag).is_some());
     part.tags = images.len();
-    let (held, loose): (Vec<Tag>, Vec<Tag>) = images.into_iter().partition(|tag| claim.tags.contains(tag));
-    part.pinned.clone_from(&claim.digests);
+    let (held, loose): (Vec<Tag>, Vec<Tag>) = images.into_iter().partition(|tag| kept_here.tags.contains(tag));
+    part.pinned.clone_from(&kept_here.digests);
     let (mut staying, mut going) = (held, Vec::new());
     let mut ages = stream::iter(loose)
         .map(|tag| async move {
-            let written = if options.older_than.is_zero() { None } else { shelf.written(&tag).await? };
+            let written = if options.older_than.is_zero() { None } else { remote.written_at(&tag).await? };
             Ok::<_, Error>((tag, written))
         })
-        .buffered(AT_ONCE);
+        .buffered(CONCURRENT_READS);
     while let Some((tag, written)) = ages.try_next().await? {
         if is_old(written, options.older_than, now) {
-            going.push(Going { tag, digest: None, written, companion: false, gone: false, stayed: None });
+            going.push(TagDeletion { tag, digest: None, written, companion: false, gone: false, stayed: None });
         } else {
             part.young += 1;
             staying.push(tag);
@@ -284,16 +287,22 @@ async fn look<S: Shelf>(
     going.sort_by(|a, b| a.tag.cmp(&b.tag));
     part.going = going;
     // Tags the list holds by their form (`sha256-….sig` written out as an image) are the user's own affair.
-    let companions = companions.into_iter().filter(|tag| !claim.tags.contains(tag)).collect();
-    accompany(shelf, &staying, companions, part).await?;
+    let companions = companions.into_iter().filter(|tag| !kept_here.tags.contains(tag)).collect();
+    plan_companions(remote, &staying, companions, part).await?;
     part.staying = staying;
     Ok(())
 }
 
 /// Adds the companions of those that go, unless something that stays has them too.
-async fn accompany<S: Shelf>(shelf: &S, staying: &[Tag], companions: Vec<Tag>, part: &mut Part) -> Result<()> {
+async fn plan_companions<S: PruneTarget>(
+    remote: &S,
+    staying: &[Tag],
+    companions: Vec<Tag>,
+    part: &mut RepositoryPlan,
+) -> Result<()> {
     let mut lost = BTreeSet::new();
-    let held: Vec<Vec<Digest>> = contents(shelf, part.going.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
+    let held: Vec<Vec<Digest>> =
+        tag_contents(remote, part.going.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
     for (going, digests) in part.going.iter_mut().zip(held) {
         going.digest = digests.first().copied();
         lost.extend(digests);
@@ -307,19 +316,23 @@ async fn accompany<S: Shelf>(shelf: &S, staying: &[Tag], companions: Vec<Tag>, p
         return Ok(());
     }
     let staying = staying.iter().cloned().map(Target::Tag).chain(part.pinned.iter().copied().map(Target::Digest));
-    for digest in contents(shelf, staying).await?.into_iter().flatten() {
+    for digest in tag_contents(remote, staying).await?.into_iter().flatten() {
         lost.remove(&digest);
     }
     let named = names(&lost);
     for tag in companions.into_iter().filter(|tag| is_lost(tag, &named)) {
-        part.going.push(Going { tag, digest: None, written: None, companion: true, gone: false, stayed: None });
+        part.going.push(TagDeletion { tag, digest: None, written: None, companion: true, gone: false, stayed: None });
     }
     Ok(())
 }
 
 /// What each holds, in their order.
-async fn contents<S: Shelf>(shelf: &S, targets: impl Iterator<Item = Target>) -> Result<Vec<Vec<Digest>>> {
-    stream::iter(targets).map(async |target| shelf.holds(&target).await).buffered(AT_ONCE).try_collect().await
+async fn tag_contents<S: PruneTarget>(remote: &S, targets: impl Iterator<Item = Target>) -> Result<Vec<Vec<Digest>>> {
+    stream::iter(targets)
+        .map(async |target| remote.digests_of(&target).await)
+        .buffered(CONCURRENT_READS)
+        .try_collect()
+        .await
 }
 
 /// Times before containers are no times: reproducible builds write the beginning of 1970 or of 1980.
@@ -327,12 +340,12 @@ fn is_old(written: Option<Timestamp>, older_than: Duration, now: Timestamp) -> b
     if older_than.is_zero() {
         return true;
     }
-    let Some(written) = written.filter(|written| *written >= FIRST_CONTAINER) else { return false };
+    let Some(written) = written.filter(|written| *written >= FIRST_PLAUSIBLE_TIME) else { return false };
     Duration::try_from(now.duration_since(written)).is_ok_and(|age| age > older_than)
 }
 
-fn too_many(parts: &[Part], options: &Options) -> Option<Error> {
-    let images = |part: &Part| part.going.iter().filter(|going| !going.companion).count();
+fn check_limit(parts: &[RepositoryPlan], options: &Options) -> Option<Error> {
+    let images = |part: &RepositoryPlan| part.going.iter().filter(|going| !going.companion).count();
     let all: usize = parts.iter().map(images).sum();
     let refused = |what: String| {
         let error = Error::new(Kind::Refused, format!("{what}: nothing is removed"));
@@ -341,9 +354,11 @@ fn too_many(parts: &[Part], options: &Options) -> Option<Error> {
     if let Some(most) = options.most {
         return (all > most).then(|| refused(format!("{all} tags would go, and --prune-most allows {most}")));
     }
-    let is_much = |number: usize, of: usize| number > FEW.max(of / SHARE);
+    let is_much = |number: usize, of: usize| number > FREE_DELETIONS.max(of / MAX_SHARE);
     let much = |number: usize, of: usize, whose: &str| {
-        refused(format!("{number} of {of} tags of {whose} would go, which is more than {FEW} and than a fifth of them"))
+        refused(format!(
+            "{number} of {of} tags of {whose} would go, which is more than {FREE_DELETIONS} and than a fifth of them"
+        ))
     };
     if let Some(part) = parts.iter().find(|part| is_much(images(part), part.tags)) {
         return Some(much(images(part), part.tags, &part.repository));
@@ -352,13 +367,13 @@ fn too_many(parts: &[Part], options: &Options) -> Option<Error> {
     is_much(all, there).then(|| much(all, there, "all these repositories"))
 }
 
-const AT_ONCE: usize = 16;
+const CONCURRENT_READS: usize = 16;
 /// Repositories that are looked at, at once.
-const REPOSITORIES: usize = 8;
-const FEW: usize = 10;
-const SHARE: usize = 5;
+const CONCURRENT_REPOSITORIES: usize = 8;
+const FREE_DELETIONS: usize = 10;
+const MAX_SHARE: usize = 5;
 /// Docker was first shown in March 2013.
-const FIRST_CONTAINER: Timestamp = Timestamp::constant(1_356_998_400, 0);
+const FIRST_PLAUSIBLE_TIME: Timestamp = Timestamp::constant(1_356_998_400, 0);
 
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,10 @@
 //!                                           │
 //!                                Failed::read <── --retry-failed
 //! ```
-//! One line of a list of 10,000 images takes some 400 bytes: see [`Run::add`].
+//! One line of a list of 10,000 images takes some 400 bytes: see [`RunReport::add`].
 
 mod junit;
-mod safe;
+mod redacting_writer;
 mod save;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,12 +21,12 @@ pub use self::save::{read, save};
 
 use super::Shard;
 use super::prune::Plan;
-use crate::copy::{Ended, Entry, Platforms, Report, Summary, Use};
+use crate::copy::{CopyResult, Entry, Platforms, RegistryUsage, Report, Summary};
 use crate::error::{Error, Kind, Result, Side};
 
 /// A run over a list, as far as it came.
 #[derive(Clone, Debug, Serialize)]
-pub struct Run {
+pub struct RunReport {
     /// Grows when a field changes its meaning.
     schema: u32,
     started: Timestamp,
@@ -35,19 +35,19 @@ pub struct Run {
     shard: Option<String>,
     images: Vec<Entry>,
     summary: Summary,
-    registries: Vec<Use>,
+    registries: Vec<RegistryUsage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prune: Option<Plan>,
     /// What the registries had been asked before: in interval mode they live longer than a run.
     #[serde(skip)]
-    before: BTreeMap<String, Use>,
+    before: BTreeMap<String, RegistryUsage>,
     #[serde(skip)]
     platforms: BTreeSet<Platforms>,
 }
 
 /// Which image of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Which {
+pub struct ImageId {
     /// `registry/repository:tag`, or with `@digest`.
     pub source: String,
     /// Where to; empty where a repository's tags aren't known, so that `source` is all of them.
@@ -56,12 +56,12 @@ pub struct Which {
     pub line: usize,
 }
 
-impl Run {
+impl RunReport {
     /// A run that begins now. `registries` is what they were asked until now: nothing in the first run.
-    pub fn begin(shard: Option<&Shard>, dry_run: bool, registries: &[Use]) -> Self {
+    pub fn start(shard: Option<&Shard>, dry_run: bool, registries: &[RegistryUsage]) -> Self {
         let started = crate::clock::timestamp();
         Self {
-            schema: SCHEMA,
+            schema: SCHEMA_VERSION,
             started,
             ended: started,
             dry_run,
@@ -76,28 +76,28 @@ impl Run {
     }
 
     /// Notes how an image ended. Its platforms are kept once for all images that have the same.
-    pub fn add(&mut self, which: Which, mut result: Result<Report, &Error>) {
+    pub fn add(&mut self, which: ImageId, mut result: Result<Report, &Error>) {
         if let Ok(report) = &mut result {
             match self.platforms.get(&report.platforms) {
                 Some(known) => report.platforms = known.clone(),
                 None => drop(self.platforms.insert(report.platforms.clone())),
             }
         }
-        self.push(which, Ended::new(result, self.dry_run));
+        self.push(which, CopyResult::new(result, self.dry_run));
     }
 
     /// Notes an image of which nothing was moved: the deadline came before its turn, or before there were
     /// pulls for it.
-    pub fn skip(&mut self, which: Which, why: &Error) {
-        self.push(which, Ended::skipped(why));
+    pub fn skip(&mut self, which: ImageId, why: &Error) {
+        self.push(which, CopyResult::skipped(why));
     }
 
-    fn push(&mut self, which: Which, ended: Ended) {
+    fn push(&mut self, which: ImageId, ended: CopyResult) {
         self.summary.add(&ended);
         if let Some(report) = ended.report().filter(|_| self.dry_run) {
             *self.summary.requests_planned.get_or_insert(0) += report.requests_planned();
         }
-        let Which { mut source, mut destination, line } = which;
+        let ImageId { mut source, mut destination, line } = which;
         source.shrink_to_fit();
         destination.shrink_to_fit();
         self.images.push(Entry { source, destination, line: u32::try_from(line).ok(), ended });
@@ -110,7 +110,7 @@ impl Run {
 
     /// Ends the run: puts its images in the order of the list, and counts what `registries` were asked
     /// since it began.
-    pub fn finish(&mut self, took: Duration, registries: Vec<Use>) {
+    pub fn finish(&mut self, took: Duration, registries: Vec<RegistryUsage>) {
         self.ended = crate::clock::timestamp();
         self.summary.seconds = took.as_secs_f64();
         self.registries = registries;
@@ -150,7 +150,7 @@ impl Run {
     }
 
     /// What the registries were asked in this run.
-    pub fn registries(&self) -> &[Use] {
+    pub fn registries(&self) -> &[RegistryUsage] {
         &self.registries
     }
 
@@ -161,7 +161,7 @@ impl Run {
 
     /// How many tags were removed.
     pub fn pruned(&self) -> usize {
-        self.prune.as_ref().map_or(0, Plan::gone)
+        self.prune.as_ref().map_or(0, Plan::deletions)
     }
 
     /// 0 if all is done, 3 if some images failed or were skipped, or what was to be pruned; 1 if all were.
@@ -181,7 +181,7 @@ impl Run {
     /// Those of `to`.
     pub fn json(&self, to: &mut dyn std::io::Write) -> std::io::Result<()> {
         use std::io::Write as _;
-        let mut safe = safe::Lines::new(to);
+        let mut safe = redacting_writer::RedactingWriter::new(to);
         serde_json::to_writer_pretty(&mut safe, self)?;
         safe.write_all(b"\n")
     }
@@ -197,9 +197,9 @@ impl Run {
 
 /// What failed, or was skipped, in a run before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Failed(BTreeSet<(String, String)>);
+pub struct PreviousFailures(BTreeSet<(String, String)>);
 
-impl Failed {
+impl PreviousFailures {
     /// Reads the document of a run. `name` is the file's, for errors.
     ///
     /// # Errors
@@ -215,8 +215,8 @@ impl Failed {
         }
         let document: Document = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
         match document.schema {
-            Some(SCHEMA) => {}
-            Some(other) => return Err(wrong(format!("its schema is {other}, where {SCHEMA} is known here"))),
+            Some(SCHEMA_VERSION) => {}
+            Some(other) => return Err(wrong(format!("its schema is {other}, where {SCHEMA_VERSION} is known here"))),
             None => return Err(wrong("it has no \"schema\"".into())),
         }
         let Some(images) = document.images.filter(|_| document.started.is_some()) else {
@@ -277,7 +277,7 @@ fn registry(reference: &str) -> &str {
     reference.split('/').next().unwrap_or(reference)
 }
 
-const SCHEMA: u32 = 1;
+const SCHEMA_VERSION: u32 = 1;
 
 #[cfg(test)]
 mod tests;

@@ -20,19 +20,19 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future, st
 use tokio::time::Instant;
 
 use super::compare::compare;
-use super::lanes::Lanes;
-use super::list::{Base, Claims, Entry, Exact, List, Made};
-use super::reading::{Reading, Shared, Shelf};
-use super::rivals::Rivals;
+use super::job::{Drift, Job};
+use super::list::{Claims, DestinationBase, Entry, List, RenderedDestination, SelectedImage};
+use super::queues::RegistryQueues;
+use super::shared_source::{ImageReads, ManifestCache, SharedSource};
+use super::tag_conflicts::TagConflicts;
 use crate::content::{Destination, Source};
 use crate::copy::{Engine, Report};
-use crate::descriptor::{Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
 use crate::panics;
-use crate::reference::{Rejected, Repository, Target};
+use crate::reference::{RejectedTags, Repository, Target};
 
 /// Where a run finds the repositories that its list names.
-pub trait Places: Sync {
+pub trait Repositories: Sync {
     /// A repository to read.
     type Source: Source;
     /// A repository to write.
@@ -43,27 +43,6 @@ pub trait Places: Sync {
 
     /// The repository as a destination.
     fn destination(&self, repository: &Repository) -> Result<Self::Destination>;
-}
-
-/// One image of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Job {
-    /// The line of the list that asks for it, from 1.
-    pub line: usize,
-    /// Where it's read.
-    pub source: Repository,
-    /// What is read: the tag, or the digest that it's pinned to.
-    pub read: Target,
-    /// Where it's written.
-    pub destination: Repository,
-    /// Under what.
-    pub at: Target,
-    /// Only these platforms.
-    pub platforms: Vec<Platform>,
-    /// With its referrers.
-    pub referrers: bool,
-    /// What should be the tag there and is none: such a job is only reported.
-    pub no_tag: Option<String>,
 }
 
 /// What a run does with each image.
@@ -114,64 +93,33 @@ pub enum Event {
     },
 }
 
-/// How a destination's tag stands to its source's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Drift {
-    /// It's the same.
-    None,
-    /// The destination hasn't it.
-    Missing(Digest),
-    /// It's another image.
-    Differs {
-        /// At the source.
-        here: Digest,
-        /// At the destination.
-        there: Digest,
-    },
-}
-
-impl Job {
-    /// The source as users write it.
-    pub fn from(&self) -> String {
-        self.source.at(self.read.clone()).to_string()
-    }
-
-    /// The destination as users write it.
-    pub fn to(&self) -> String {
-        match &self.no_tag {
-            Some(text) => format!("{}:{}", self.destination, text.escape_debug()),
-            None => self.destination.at(self.at.clone()).to_string(),
-        }
-    }
-}
-
 /// Runs over those entries of `list` that `wanted` holds for, and those of their images; tells `ended` of each.
 ///
 /// An image's failure stops no other, nor does a panic in it. Dropping the future stops all.
-pub async fn run<P: Places>(
+pub async fn run<P: Repositories>(
     list: &List,
-    to: &[Base],
+    to: &[DestinationBase],
     places: &P,
     engine: &Engine,
     options: &Options,
     wanted: &(dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
     ended: &(dyn Fn(Event) + Sync),
 ) {
-    let (rivals, entries) = Rivals::of(&list.entries, to, |entry| wanted(entry, None));
-    let (claims, shelf) = (Mutex::default(), Arc::default());
-    let run = Run { to, places, engine, options, wanted, ended, rivals, claims, shelf };
-    let mut sources: BTreeMap<&str, Vec<Asked<'_>>> = BTreeMap::new();
+    let (conflicts, entries) = TagConflicts::of(&list.entries, to, |entry| wanted(entry, None));
+    let (claims, manifests) = (Mutex::default(), Arc::default());
+    let run = RunContext { to, places, engine, options, wanted, ended, conflicts, claims, manifests };
+    let mut sources: BTreeMap<&str, Vec<WantedEntry<'_>>> = BTreeMap::new();
     for (number, entry) in entries.into_iter().enumerate() {
         let goes = entry.places(to, Some("any")).unwrap_or_default();
         let goes = goes.into_iter().map(|(repository, _)| repository.registry.into()).collect::<BTreeSet<String>>();
-        let asked = Asked { number, entry, goes: goes.into_iter().collect() };
+        let asked = WantedEntry { number, entry, goes: goes.into_iter().collect() };
         sources.entry(&entry.source.registry).or_default().push(asked);
     }
-    future::join_all(sources.into_values().map(|entries| run.source(entries).boxed_local())).await;
+    future::join_all(sources.into_values().map(|entries| run.run_source(entries).boxed_local())).await;
 }
 
 /// An entry of the run.
-struct Asked<'a> {
+struct WantedEntry<'a> {
     number: usize,
     entry: &'a Entry,
     /// The registries that its images go to.
@@ -179,74 +127,75 @@ struct Asked<'a> {
 }
 
 /// An image that waits for its turn.
-struct Turn {
+struct QueuedImage {
     job: Job,
     /// With its other destinations, as far as they are about as far.
-    reading: Arc<Reading>,
+    reads: Arc<ImageReads>,
 }
 
 /// What the sources of a run share.
-struct Run<'a, P> {
-    to: &'a [Base],
+struct RunContext<'a, P> {
+    to: &'a [DestinationBase],
     places: &'a P,
     engine: &'a Engine,
     options: &'a Options,
     wanted: &'a (dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
     ended: &'a (dyn Fn(Event) + Sync),
     /// Whose tags may meet.
-    rivals: Rivals,
+    conflicts: TagConflicts,
     /// Which image goes to which destination tag.
     claims: Mutex<Claims>,
     /// What they have read.
-    shelf: Arc<Shelf>,
+    manifests: Arc<ManifestCache>,
 }
 
-impl<P: Places> Run<'_, P> {
+impl<P: Repositories> RunContext<'_, P> {
     /// All images of one source.
-    async fn source(&self, entries: Vec<Asked<'_>>) {
-        let lanes = &Lanes::new(entries.iter().map(|asked| &asked.goes[..]));
+    async fn run_source(&self, entries: Vec<WantedEntry<'_>>) {
+        let queues = &RegistryQueues::new(entries.iter().map(|asked| &asked.goes[..]));
         // Its own future for each entry: one that waits for room in the lanes stops no other's request.
-        let expand = stream::iter(&entries).for_each_concurrent(LISTINGS, async |asked| {
-            self.rivals.turn(asked.number).await;
-            self.expand(asked.entry, lanes).await;
-            self.rivals.done(asked.number);
-            lanes.filled(&asked.goes);
+        let expand = stream::iter(&entries).for_each_concurrent(CONCURRENT_LISTINGS, async |asked| {
+            self.conflicts.wait_for_turn(asked.number).await;
+            self.expand(asked.entry, queues).await;
+            self.conflicts.finish(asked.number);
+            queues.source_finished(&asked.goes);
         });
-        let work = lanes.names().into_iter().map(|registry| {
-            let turns = stream::unfold(registry, async |registry| Some((lanes.next(&registry).await?, registry)));
-            turns.for_each_concurrent(WINDOW, |turn| self.image(turn).boxed_local())
+        let work = queues.names().into_iter().map(|registry| {
+            let queued_images =
+                stream::unfold(registry, async |registry| Some((queues.next(&registry).await?, registry)));
+            queued_images.for_each_concurrent(CONCURRENT_IMAGES, |queued| self.run_image(queued).boxed_local())
         });
         future::join(expand, future::join_all(work)).await;
     }
 
     /// Queues an entry's images.
-    async fn expand(&self, entry: &Entry, lanes: &Lanes<Turn>) {
-        let images = AssertUnwindSafe(self.images(entry, lanes)).catch_unwind().await;
-        let Err(undone) = images.unwrap_or_else(|panic| Err(panics::error(&*panic).into())) else { return };
+    async fn expand(&self, entry: &Entry, queues: &RegistryQueues<QueuedImage>) {
+        let images = AssertUnwindSafe(self.queue_images(entry, queues)).catch_unwind().await;
+        let Err(undone) = images.unwrap_or_else(|panic| Err(panics::panic_error(&*panic).into())) else { return };
         let (line, source) = (entry.line, entry.source.clone());
         (self.ended)(match undone {
-            Undone::Failed(error) => {
+            NotDone::Failed(error) => {
                 let error = error.doing(format!("mirror {source}"));
                 Event::Unknown { line, source, error, skipped: false }
             }
             // Of a list of tags nothing is moved.
-            Undone::Cut(error) | Undone::Skipped(error) => Event::Unknown { line, source, error, skipped: true },
+            NotDone::Cut(error) | NotDone::Skipped(error) => Event::Unknown { line, source, error, skipped: true },
         });
     }
 
     /// Queues the images that an entry names, then those that it picks from the repository's tags, as
     /// the pages of their list arrive.
-    async fn images(&self, entry: &Entry, lanes: &Lanes<Turn>) -> Result<(), Undone> {
+    async fn queue_images(&self, entry: &Entry, queues: &RegistryQueues<QueuedImage>) -> Result<(), NotDone> {
         for exact in &entry.pick.exact {
-            self.queue(entry, exact, lanes).await?;
+            self.queue(entry, exact, queues).await?;
         }
-        if !entry.pick.needs_list() {
+        if !entry.pick.needs_tag_list() {
             return Ok(());
         }
         let source = self.places.source(&entry.source)?;
         let mut chooser = entry.pick.chooser()?;
         let mut pages = source.tags();
-        let mut rejected = Rejected::default();
+        let mut rejected = RejectedTags::default();
         loop {
             // What is queued already isn't cut off with it.
             let page = async { pages.try_next().await.map_err(|error| error.on(Side::Source)) };
@@ -254,24 +203,24 @@ impl<P: Places> Run<'_, P> {
             rejected.add(page.malformed);
             for tag in page.tags {
                 if let Some(exact) = chooser.offer(tag) {
-                    self.queue(entry, &exact, lanes).await?;
+                    self.queue(entry, &exact, queues).await?;
                 }
             }
         }
         for exact in chooser.finish() {
-            self.queue(entry, &exact, lanes).await?;
+            self.queue(entry, &exact, queues).await?;
         }
         rejected.error(&entry.source).map_or(Ok(()), |error| Err(error.on(Side::Source).into()))
     }
 
     /// Queues an image for each of its destinations. One that can't be, or is another image's, fails alone.
-    async fn queue(&self, entry: &Entry, exact: &Exact, lanes: &Lanes<Turn>) -> Result<()> {
+    async fn queue(&self, entry: &Entry, exact: &SelectedImage, queues: &RegistryQueues<QueuedImage>) -> Result<()> {
         let read = exact.digest.map(Target::Digest).or_else(|| exact.tag.clone().map(Target::Tag));
         let Some(read) = read else { return Ok(()) };
         let places = entry.each_place(self.to, exact.tag.as_deref())?;
-        lanes.wanted().await;
-        let reading = Arc::new(Reading::new(&self.shelf, &entry.source));
-        for Made { repository: destination, tag, text } in places {
+        queues.until_low().await;
+        let reads = Arc::new(ImageReads::new(&self.manifests, &entry.source));
+        for RenderedDestination { repository: destination, tag, text } in places {
             let at = tag.as_ref().ok().cloned().flatten().map_or_else(|| read.clone(), Target::Tag);
             let no_tag = text.filter(|_| tag.is_err());
             let claimed = tag.and_then(|tag| {
@@ -293,7 +242,7 @@ impl<P: Places> Run<'_, P> {
                 continue;
             }
             match claimed {
-                Ok(_) => self.line_up(job, &reading, lanes),
+                Ok(_) => self.enqueue(job, &reads, queues),
                 Err(error) => self.fail(Box::new(job), error),
             }
         }
@@ -302,13 +251,13 @@ impl<P: Places> Run<'_, P> {
 
     /// Puts an image at the end of its lane. Where that lags behind, what is read for other destinations would have to
     /// be kept for too many images: those there are read for themselves.
-    fn line_up(&self, job: Job, reading: &Arc<Reading>, lanes: &Lanes<Turn>) {
+    fn enqueue(&self, job: Job, reads: &Arc<ImageReads>, queues: &RegistryQueues<QueuedImage>) {
         let registry = job.destination.registry.clone();
-        let reading = match lanes.length(&registry) {
-            0..KEPT => reading.clone(),
-            _ => Arc::new(Reading::new(&self.shelf, &job.source)),
+        let reads = match queues.len_of(&registry) {
+            0..MAX_PREREAD_IMAGES => reads.clone(),
+            _ => Arc::new(ImageReads::new(&self.manifests, &job.source)),
         };
-        lanes.push(&registry, Turn { job, reading });
+        queues.push(&registry, QueuedImage { job, reads });
     }
 
     fn fail(&self, job: Box<Job>, error: Error) {
@@ -316,34 +265,34 @@ impl<P: Places> Run<'_, P> {
         (self.ended)(Event::Failed(job, error));
     }
 
-    async fn image(&self, Turn { job, reading }: Turn) {
-        let done = self.within_deadline(panics::caught(self.act(&job, reading))).await;
+    async fn run_image(&self, QueuedImage { job, reads }: QueuedImage) {
+        let done = self.within_deadline(panics::catch_panic(self.perform(&job, reads))).await;
         let job = Box::new(job);
         match done {
             Ok(Done::Copied(report)) => (self.ended)(Event::Copied(job, report)),
             Ok(Done::Compared(drift)) => (self.ended)(Event::Compared(job, drift)),
-            Err(Undone::Skipped(error)) => (self.ended)(Event::Skipped(job, error)),
-            Err(Undone::Failed(error) | Undone::Cut(error)) => self.fail(job, error),
+            Err(NotDone::Skipped(error)) => (self.ended)(Event::Skipped(job, error)),
+            Err(NotDone::Failed(error) | NotDone::Cut(error)) => self.fail(job, error),
         }
     }
 
     /// Does `work` unless the deadline has passed, and ends it when it comes.
-    async fn within_deadline<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T, Undone> {
+    async fn within_deadline<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T, NotDone> {
         let Some(deadline) = self.options.deadline else { return Ok(work.await?) };
         if Instant::now() >= deadline {
-            return Err(Undone::Skipped(late()));
+            return Err(NotDone::Skipped(deadline_passed()));
         }
         // Who waits until the deadline by himself says better than we can what for.
-        match tokio::time::timeout_at(deadline + GRACE, work).await {
+        match tokio::time::timeout_at(deadline + DEADLINE_GRACE, work).await {
             // Who waited for pulls until the deadline has moved nothing yet: its manifests come first.
-            Ok(Err(error)) if error.is_quota() && Instant::now() >= deadline => Err(Undone::Skipped(error)),
+            Ok(Err(error)) if error.is_quota() && Instant::now() >= deadline => Err(NotDone::Skipped(error)),
             Ok(done) => Ok(done?),
-            Err(_) => Err(Undone::Cut(late())),
+            Err(_) => Err(NotDone::Cut(deadline_passed())),
         }
     }
 
-    async fn act(&self, job: &Job, reading: Arc<Reading>) -> Result<Done> {
-        let source = Shared::new(self.places.source(&job.source)?, reading);
+    async fn perform(&self, job: &Job, reads: Arc<ImageReads>) -> Result<Done> {
+        let source = SharedSource::new(self.places.source(&job.source)?, reads);
         let destination = self.places.destination(&job.destination)?;
         let Action::Copy { dry_run, force } = self.options.action else {
             return compare(job, &source, &destination).await.map(Done::Compared);
@@ -367,7 +316,7 @@ enum Done {
 }
 
 /// Why something isn't done.
-enum Undone {
+enum NotDone {
     Failed(Error),
     /// Broken off by the deadline.
     Cut(Error),
@@ -375,22 +324,22 @@ enum Undone {
     Skipped(Error),
 }
 
-impl From<Error> for Undone {
+impl From<Error> for NotDone {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
 /// The deadline came first.
-pub(super) fn late() -> Error {
+pub(super) fn deadline_passed() -> Error {
     Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here")
 }
 
 /// Images on their way from one source to one registry that are worked on at once: most of them wait for blobs that
 /// others bring, or for a place.
-const WINDOW: usize = 48;
+const CONCURRENT_IMAGES: usize = 48;
 /// Images in a lane for which is kept what others read of them.
-const KEPT: usize = 64;
+const MAX_PREREAD_IMAGES: usize = 64;
 /// Repositories of one source whose tags are listed at once.
-const LISTINGS: usize = 4;
-const GRACE: Duration = Duration::from_millis(200);
+const CONCURRENT_LISTINGS: usize = 4;
+const DEADLINE_GRACE: Duration = Duration::from_millis(200);

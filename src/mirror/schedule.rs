@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::List;
-use crate::changes::Changes;
+use crate::change_detector::ChangeDetector;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
 use crate::regular_file::{self, Links};
@@ -39,26 +39,26 @@ pub struct Schedule {
 impl Schedule {
     /// Every so often.
     pub fn new(every: Duration) -> Self {
-        Self { every, poll: POLL }
+        Self { every, poll: POLL_INTERVAL }
     }
 
     /// The time to the next run: within 3 % of the interval.
     fn spread(&self) -> Duration {
-        self.every.mul_f64(1.0 - SPREAD) + jitter(self.every.mul_f64(2.0 * SPREAD))
+        self.every.mul_f64(1.0 - JITTER_SHARE) + jitter(self.every.mul_f64(2.0 * JITTER_SHARE))
     }
 }
 
 /// What a list is read from.
-pub trait Origin: Send + Sync {
+pub trait ListOrigin: Send + Sync {
     /// Its bytes as they are now.
     fn read(&self) -> impl Future<Output = Result<Vec<u8>>> + Send;
 }
 
 /// A file with a list.
 #[derive(Clone, Debug)]
-pub struct File(pub PathBuf);
+pub struct ListFile(pub PathBuf);
 
-impl Origin for File {
+impl ListOrigin for ListFile {
     async fn read(&self) -> Result<Vec<u8>> {
         let failed = |error| Error::unreadable(format!("read {}", self.0.display()), &error);
         // Read again and again, so it can't be a pipe: unlike the list of a single run.
@@ -99,7 +99,7 @@ pub enum Event<'a> {
 /// # Errors
 /// If the list can't be read or parsed in the beginning. Later the last good one is kept, and `tell` hears
 /// of it.
-pub async fn run_every<L, O: Origin>(
+pub async fn run_every<L, O: ListOrigin>(
     schedule: &Schedule,
     origin: &O,
     parse: impl Fn(&[u8]) -> Result<L>,
@@ -111,7 +111,7 @@ pub async fn run_every<L, O: Origin>(
     let bytes = origin.read().await?;
     let mut list = parse(&bytes)?;
     let current = Digest::of(&bytes);
-    let mut watch = Watch { origin, parse, tell: &tell, current, changes: Changes::since(current) };
+    let mut watch = ListWatcher { origin, parse, tell: &tell, current, changes: ChangeDetector::starting_at(current) };
     tell(Event::Loaded);
     let mut shutdown = pin!(shutdown);
     loop {
@@ -137,17 +137,17 @@ pub async fn run_every<L, O: Origin>(
 }
 
 /// The list as it was seen.
-struct Watch<'a, O, P, T> {
+struct ListWatcher<'a, O, P, T> {
     origin: &'a O,
     parse: P,
     tell: &'a T,
     /// That of the list in use.
     current: Digest,
     /// What was taken or rejected last, and what is new.
-    changes: Changes<Digest>,
+    changes: ChangeDetector<Digest>,
 }
 
-impl<L, O: Origin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> Watch<'_, O, P, T> {
+impl<L, O: ListOrigin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> ListWatcher<'_, O, P, T> {
     /// Waits until a run is due: by the time, a new list or a notice. Returns the list if there's another one.
     async fn wait(&mut self, due: Instant, poll: Duration, hangup: &Notify) -> Option<L> {
         let mut ticks = interval(poll);
@@ -156,13 +156,13 @@ impl<L, O: Origin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> Watch<'_, O, P, 
             tokio::select! {
                 biased;
                 () = hangup.notified() => {
-                    if let Ok(list) = self.look(true).await {
+                    if let Ok(list) = self.check_list(true).await {
                         return list;
                     }
                 }
                 () = sleep_until(due) => return None,
                 _ = ticks.tick() => {
-                    if let Ok(Some(list)) = self.look(false).await {
+                    if let Ok(Some(list)) = self.check_list(false).await {
                         return Some(list);
                     }
                 }
@@ -175,18 +175,18 @@ impl<L, O: Origin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> Watch<'_, O, P, 
     ///
     /// # Errors
     /// Told already, when it's first seen.
-    async fn look(&mut self, ready: bool) -> Result<Option<L>, Told> {
+    async fn check_list(&mut self, ready: bool) -> Result<Option<L>, ReportedError> {
         let bytes = match self.origin.read().await {
             Ok(bytes) => bytes,
             Err(error) => {
-                if self.changes.lose() || ready {
+                if self.changes.observe_missing() || ready {
                     (self.tell)(Event::Rejected(&error));
                 }
-                return Err(Told);
+                return Err(ReportedError);
             }
         };
         let digest = Digest::of(&bytes);
-        if !self.changes.look(digest, ready) {
+        if !self.changes.observe(digest, ready) {
             return Ok(None);
         }
         match (self.parse)(&bytes) {
@@ -197,20 +197,20 @@ impl<L, O: Origin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> Watch<'_, O, P, 
             }
             Err(error) => {
                 (self.tell)(Event::Rejected(&error));
-                Err(Told)
+                Err(ReportedError)
             }
         }
     }
 }
 
 /// An error that was told.
-struct Told;
+struct ReportedError;
 
 /// A duration as users write it: `90s`, `6h`, `1h30m`, `7d`, `2 weeks`; also ISO 8601.
 ///
 /// # Errors
 /// [`Kind::Usage`] for anything else, also for months, whose length isn't known, and for less than nothing.
-pub fn duration(text: &str) -> Result<Duration> {
+pub fn parse_duration(text: &str) -> Result<Duration> {
     let wrong = |why: String| {
         Error::new(Kind::Usage, format!("{text:?} is not a duration: {why}"))
             .hint("write it such as 90s, 15m, 6h or 7d")
@@ -221,8 +221,8 @@ pub fn duration(text: &str) -> Result<Duration> {
     Duration::try_from(signed).map_err(|_| wrong("it is less than nothing".into()))
 }
 
-const POLL: Duration = Duration::from_secs(5);
-const SPREAD: f64 = 0.03;
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+const JITTER_SHARE: f64 = 0.03;
 
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ pub struct Shard {
 
 /// What a user said of shards: `3/8` is the third of eight; `/8` leaves open which one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct ShardSpec {
     /// From 1.
     number: Option<u32>,
     of: u32,
@@ -34,12 +34,12 @@ impl Shard {
     }
 
     /// Whether images of this source repository are in the shard.
-    pub fn holds(&self, source: &Repository) -> bool {
-        place(source, self.of) == self.index
+    pub fn contains(&self, source: &Repository) -> bool {
+        shard_index(source, self.of) == self.index
     }
 }
 
-impl Asked {
+impl ShardSpec {
     /// The shard. `completion_index` is what Kubernetes calls an indexed Job's pod
     /// (`JOB_COMPLETION_INDEX`, from 0), and only used where the number was left open.
     ///
@@ -65,7 +65,7 @@ impl Asked {
     }
 }
 
-impl FromStr for Asked {
+impl FromStr for ShardSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -75,8 +75,8 @@ impl FromStr for Asked {
         };
         let (number, of) = text.split_once('/').ok_or_else(|| wrong("it has no '/'"))?;
         let of = of.parse::<u32>().map_err(|_| wrong("how many shards there are isn't a number"))?;
-        if of == 0 || of > MOST {
-            return Err(wrong(&format!("there can be 1 to {MOST} shards")));
+        if of == 0 || of > MAX_SHARDS {
+            return Err(wrong(&format!("there can be 1 to {MAX_SHARDS} shards")));
         }
         if number.is_empty() {
             return Ok(Self { number: None, of });
@@ -98,7 +98,7 @@ impl fmt::Display for Shard {
 
 /// The shard of a repository, from 0. By sha256: Rust's own hashes differ between releases, and machines of
 /// one run may have different ones.
-fn place(source: &Repository, of: u32) -> u32 {
+fn shard_index(source: &Repository, of: u32) -> u32 {
     let hash = match Digest::of(source.to_string().as_bytes()) {
         Digest::Sha256([a, b, c, d, e, f, g, h, ..]) => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
         Digest::Sha512(_) => 0,
@@ -106,7 +106,7 @@ fn place(source: &Repository, of: u32) -> u32 {
     u32::try_from(hash % u64::from(of)).unwrap_or(0)
 }
 
-const MOST: u32 = 10_000;
+const MAX_SHARDS: u32 = 10_000;
 
 #[cfg(test)]
 mod tests {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     fn shard(text: &str) -> Shard {
-        text.parse::<Asked>().and_then(|asked| asked.settle(None)).expect("a shard")
+        text.parse::<ShardSpec>().and_then(|asked| asked.settle(None)).expect("a shard")
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
             let shards: Vec<Shard> = (1..=of).map(|number| shard(&format!("{number}/{of}"))).collect();
             let mut sizes = vec![0; of];
             for repository in &repositories {
-                let holders: Vec<usize> = (0..of).filter(|at| shards[*at].holds(repository)).collect();
+                let holders: Vec<usize> = (0..of).filter(|at| shards[*at].contains(repository)).collect();
                 assert_eq!(holders.len(), 1, "{repository} of {of}");
                 sizes[holders[0]] += 1;
             }
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn repositories_stay_where_they_are() {
         let places = ["library/nginx", "library/redis", "library/postgres", "grafana/grafana", "prom/prometheus"]
-            .map(|name| place(&repository(name), 8) + 1);
+            .map(|name| shard_index(&repository(name), 8) + 1);
         assert_eq!(places, GOLDEN);
     }
 
@@ -159,7 +159,7 @@ mod tests {
             ("1/2/3", "isn't a number"),
             ("1/10001", "1 to 10000"),
         ] {
-            let error = text.parse::<Asked>().expect_err(text);
+            let error = text.parse::<ShardSpec>().expect_err(text);
             assert!(error.to_string().contains(why), "{text}: {error}");
             assert_eq!(error.exit_code(), 2);
         }
@@ -168,14 +168,14 @@ mod tests {
 
     #[test]
     fn kubernetes_counts_from_nought() {
-        let asked: Asked = "/8".parse().expect("shards");
+        let asked: ShardSpec = "/8".parse().expect("shards");
         assert_eq!(asked.settle(Some("0")).expect("a shard"), shard("1/8"));
         assert_eq!(asked.settle(Some("7")).expect("a shard"), shard("8/8"));
         for (index, why) in [(None, "is not set"), (Some("8"), "from 0"), (Some("x"), "from 0")] {
             let error = asked.settle(index).expect_err("no such shard");
             assert!(error.to_string().contains(why), "{error}");
         }
-        let numbered: Asked = "2/8".parse().expect("a shard");
+        let numbered: ShardSpec = "2/8".parse().expect("a shard");
         assert_eq!(numbered.settle(Some("5")).expect("a shard"), shard("2/8"), "the user's word goes first");
     }
 

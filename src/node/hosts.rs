@@ -9,11 +9,11 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, check_name, registry_as_written, split_port};
 
 /// The first line of each file of ours. What doesn't begin with it is somebody else's.
-pub(super) const OURS: &str =
+pub(super) const FILE_HEADER: &str =
     "# Written by transload node install-mirror; --uninstall restores what was here before.\n";
 
 /// The second line, where the directory was made for the file, and goes with it.
-pub(super) const MADE_DIRECTORY: &str = "# The directory was made for this file.\n";
+pub(super) const DIRECTORY_MARKER: &str = "# The directory was made for this file.\n";
 
 /// Where a node asks for one registry's images: the proxy, then ACR, then the registry itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Mirror {
     /// If `registry` isn't a registry's name.
     pub fn new(registry: &str) -> Result<Self> {
         let registry = registry_as_written(registry)?;
-        let original = Some(original(&registry));
+        let original = Some(upstream_url(&registry));
         Ok(Self { registry, proxy: None, acr: None, original, dial_timeout: Duration::from_millis(200) })
     }
 
@@ -157,7 +157,7 @@ pub fn directory_name(registry: &str) -> String {
 }
 
 /// The URL of a registry itself: plain http on loopback, as everywhere.
-fn original(registry: &str) -> String {
+fn upstream_url(registry: &str) -> String {
     let (host, _) = split_port(registry);
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     match registry {

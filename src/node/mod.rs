@@ -2,7 +2,7 @@
 //!
 //! containerd reads, at each pull, `certs.d/<registry>/hosts.toml`: which hosts to ask for that
 //! registry's images, in order. [`Mirror`] renders one (pure), [`Installed`] puts it there and takes it
-//! away again. [`reads`] says whether containerd looks there at all (pure).
+//! away again. [`config_path_use`] says whether containerd looks there at all (pure).
 //!
 //! ```text
 //! /etc/containerd/certs.d/
@@ -14,12 +14,12 @@
 //!
 //! Knows nothing of Kubernetes, and talks to nobody.
 
-mod config;
+mod containerd_config;
 mod hosts;
 mod install;
-mod place;
+mod root_dir;
 
-pub use config::{Reads, reads, table};
+pub use containerd_config::{ConfigPathUse, config_path_use, registry_table};
 pub use hosts::{Acr, Mirror, directory_name};
-pub use install::{Installed, Removed, Was};
-pub use place::Place;
+pub use install::{InstallOutcome, Installed, RemoveOutcome};
+pub use root_dir::RootDir;

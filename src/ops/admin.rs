@@ -17,16 +17,16 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 
 use super::text;
-use crate::content::Body;
+use crate::body::Body;
 use crate::printable;
-use crate::server::{ResponseBody, whole};
+use crate::server::{ResponseBody, buffered};
 
 /// Does what is asked.
-pub type Admin = Arc<dyn Fn(Asked) -> BoxFuture<'static, Response<ResponseBody>> + Send + Sync>;
+pub type AdminHandler = Arc<dyn Fn(AdminRequest) -> BoxFuture<'static, Response<ResponseBody>> + Send + Sync>;
 
 /// A request that may be answered.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct AdminRequest {
     /// How.
     pub method: Method,
     /// By which path.
@@ -35,15 +35,15 @@ pub struct Asked {
     pub query: String,
 }
 
-pub(super) async fn answer(admin: &Admin, alone: bool, head: &Parts) -> Response<ResponseBody> {
-    if let Some(why) = refused(alone, &head.headers) {
+pub(super) async fn answer(admin: &AdminHandler, alone: bool, head: &Parts) -> Response<ResponseBody> {
+    if let Some(why) = refusal_reason(alone, &head.headers) {
         return text(StatusCode::FORBIDDEN, &format!("{why}\n"));
     }
     let (path, query) = (head.uri.path().to_owned(), head.uri.query().unwrap_or_default().to_owned());
-    admin(Asked { method: head.method.clone(), path, query }).await
+    admin(AdminRequest { method: head.method.clone(), path, query }).await
 }
 
-fn refused(alone: bool, headers: &HeaderMap) -> Option<&'static str> {
+fn refusal_reason(alone: bool, headers: &HeaderMap) -> Option<&'static str> {
     if !alone {
         return Some(
             "/admin/ is answered on loopback only: it can have an address of its own there, by --listen-admin",
@@ -52,7 +52,7 @@ fn refused(alone: bool, headers: &HeaderMap) -> Option<&'static str> {
     if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
         return Some("/admin/ is not for browsers");
     }
-    if !headers.get(HOST).and_then(|host| host.to_str().ok()).is_some_and(is_here) {
+    if !headers.get(HOST).and_then(|host| host.to_str().ok()).is_some_and(is_loopback_host) {
         return Some("/admin/ is asked by the names of this machine only: 127.0.0.1, [::1], localhost");
     }
     if !headers.contains_key(ADMIN_HEADER) {
@@ -62,7 +62,7 @@ fn refused(alone: bool, headers: &HeaderMap) -> Option<&'static str> {
 }
 
 /// Whether a host, perhaps with a port, is this machine by its name.
-fn is_here(host: &str) -> bool {
+fn is_loopback_host(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -75,7 +75,7 @@ fn is_here(host: &str) -> bool {
 /// An answer of one document.
 pub fn json(status: StatusCode, document: &impl serde::Serialize) -> Response<ResponseBody> {
     let text = serde_json::to_string(document).unwrap_or_default();
-    whole(status, "application/json", Bytes::from(printable::json(&text).into_owned()))
+    buffered(status, "application/json", Bytes::from(printable::json(&text).into_owned()))
 }
 
 /// An answer of documents, one a line, that come as they are made. An error cuts it before its end.
@@ -98,7 +98,7 @@ mod tests {
             let headers = headers
                 .iter()
                 .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
-            refused(true, &headers.collect())
+            refusal_reason(true, &headers.collect())
         };
         for host in ["127.0.0.1:9090", "localhost", "LOCALHOST:1", "[::1]:9090", "127.9.9.9", "[::ffff:127.0.0.1]:1"] {
             assert_eq!(told(&[("host", host), ("x-transload-admin", "1")]), None, "{host}");
@@ -113,6 +113,6 @@ mod tests {
         {
             assert!(told(&[("host", "localhost"), ("x-transload-admin", "1"), (page, value)]).is_some(), "{page}");
         }
-        assert!(refused(false, &HeaderMap::new()).is_some_and(|why| why.contains("loopback only")));
+        assert!(refusal_reason(false, &HeaderMap::new()).is_some_and(|why| why.contains("loopback only")));
     }
 }

@@ -19,11 +19,11 @@ use http::{Method, Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
-use crate::content::Body;
+use crate::body::Body;
 use crate::error::Result;
-use crate::server::{self, Handler, Limits, ResponseBody, whole};
+use crate::server::{self, Handler, Limits, ResponseBody, buffered};
 
-pub use self::admin::{ADMIN_HEADER, Admin, Asked, chunked, json};
+pub use self::admin::{ADMIN_HEADER, AdminHandler, AdminRequest, chunked, json};
 
 /// Whether the program is of use now. Clones share it.
 #[derive(Clone, Debug)]
@@ -39,12 +39,12 @@ struct State {
 
 impl Health {
     /// Not ready yet, and why.
-    pub fn unready_since(why: &str) -> Self {
+    pub fn unready_from_start(why: &str) -> Self {
         Self(Arc::new(Mutex::new(State { why_not: Some(why.to_owned()), ends: false })))
     }
 
     /// It is of use.
-    pub fn ready(&self) {
+    pub fn set_ready(&self) {
         let mut state = self.lock();
         if !state.ends {
             state.why_not = None;
@@ -52,7 +52,7 @@ impl Health {
     }
 
     /// It isn't any more, and why: a line for people.
-    pub fn unready(&self, why: impl Into<String>) {
+    pub fn set_unready(&self, why: impl Into<String>) {
         let mut state = self.lock();
         if !state.ends {
             state.why_not = Some(why.into());
@@ -67,7 +67,7 @@ impl Health {
     }
 
     /// Why it isn't ready; `None` if it is.
-    pub fn why_not(&self) -> Option<String> {
+    pub fn unready_reason(&self) -> Option<String> {
         self.lock().why_not.clone()
     }
 
@@ -99,23 +99,23 @@ pub async fn serve_with(
     health: Health,
     metrics: Arc<Registry>,
     pages: impl Fn(&str) -> Option<Page> + Send + Sync + 'static,
-    admin: Option<Admin>,
+    admin: Option<AdminHandler>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let alone = is_alone(&listener);
-    server::run(listener, Ops { health, metrics, pages, admin, alone }, limits(), shutdown).await
+    let alone = is_loopback_only(&listener);
+    server::run(listener, OpsHandler { health, metrics, pages, admin, alone }, limits(), shutdown).await
 }
 
 /// What may be done to the program, at an address of its own; nothing else is answered there.
 ///
 /// # Errors
 /// Those of [`server::run`].
-pub async fn serve_admin(listener: TcpListener, admin: Admin, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let alone = is_alone(&listener);
-    server::run(listener, Orders { admin, alone }, limits(), shutdown).await
+pub async fn serve_admin(listener: TcpListener, admin: AdminHandler, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let alone = is_loopback_only(&listener);
+    server::run(listener, AdminServer { admin, alone }, limits(), shutdown).await
 }
 
-fn is_alone(listener: &TcpListener) -> bool {
+fn is_loopback_only(listener: &TcpListener) -> bool {
     listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
 }
 
@@ -134,21 +134,21 @@ fn limits() -> Limits {
 /// A page: its media type, and its content.
 pub type Page = (&'static str, Bytes);
 
-struct Ops<P> {
+struct OpsHandler<P> {
     health: Health,
     metrics: Arc<Registry>,
     pages: P,
-    admin: Option<Admin>,
+    admin: Option<AdminHandler>,
     /// Only this machine can connect.
     alone: bool,
 }
 
-struct Orders {
-    admin: Admin,
+struct AdminServer {
+    admin: AdminHandler,
     alone: bool,
 }
 
-impl<P: Fn(&str) -> Option<Page> + Send + Sync + 'static> Handler for Ops<P> {
+impl<P: Fn(&str) -> Option<Page> + Send + Sync + 'static> Handler for OpsHandler<P> {
     async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let response = match &self.admin {
             Some(admin) if request.uri().path().starts_with("/admin/") => {
@@ -156,13 +156,13 @@ impl<P: Fn(&str) -> Option<Page> + Send + Sync + 'static> Handler for Ops<P> {
             }
             _ => self.answer(request.method(), request.uri().path()),
         };
-        guarded(response)
+        with_security_headers(response)
     }
 }
 
-impl Handler for Orders {
+impl Handler for AdminServer {
     async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
-        guarded(match request.uri().path() {
+        with_security_headers(match request.uri().path() {
             path if path.starts_with("/admin/") => {
                 admin::answer(&self.admin, self.alone, &request.into_parts().0).await
             }
@@ -172,15 +172,15 @@ impl Handler for Orders {
 }
 
 /// Says to browsers what isn't theirs.
-fn guarded(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+fn with_security_headers(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
-impl<P: Fn(&str) -> Option<Page>> Ops<P> {
+impl<P: Fn(&str) -> Option<Page>> OpsHandler<P> {
     fn answer(&self, method: &Method, path: &str) -> Response<ResponseBody> {
         let page = (self.pages)(path);
         if page.is_none() && !matches!(path, "/healthz" | "/readyz" | "/metrics") {
@@ -192,19 +192,19 @@ impl<P: Fn(&str) -> Option<Page>> Ops<P> {
             return refused;
         }
         if let Some((kind, content)) = page {
-            return whole(StatusCode::OK, kind, content);
+            return buffered(StatusCode::OK, kind, content);
         }
         match path {
             // That this is answered at all says it: the runtime turns.
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => match self.health.why_not() {
+            "/readyz" => match self.health.unready_reason() {
                 None => text(StatusCode::OK, "ok\n"),
                 Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{why}\n")),
             },
             _ => {
                 let mut page = String::new();
                 match prometheus_client::encoding::text::encode(&mut page, &self.metrics) {
-                    Ok(()) => whole(StatusCode::OK, OPEN_METRICS, Bytes::from(page)),
+                    Ok(()) => buffered(StatusCode::OK, OPEN_METRICS, Bytes::from(page)),
                     Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
                 }
             }
@@ -213,11 +213,11 @@ impl<P: Fn(&str) -> Option<Page>> Ops<P> {
 }
 
 fn text(status: StatusCode, said: &str) -> Response<ResponseBody> {
-    whole(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(said.as_bytes()))
+    buffered(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(said.as_bytes()))
 }
 
 /// A page needs nothing from elsewhere, and nobody may put it into another one.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -231,7 +231,7 @@ mod tests {
     async fn probes_and_metrics_are_answered() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (health, counter) = (Health::unready_since("the first run is not done"), Counter::<u64>::default());
+        let (health, counter) = (Health::unready_from_start("the first run is not done"), Counter::<u64>::default());
         let mut metrics = Registry::default();
         metrics.register("things", "Things that were seen", counter.clone());
         counter.inc_by(3);
@@ -249,9 +249,9 @@ mod tests {
             let plain = || "text/plain; charset=utf-8".to_owned();
             assert_eq!(get(Method::GET, "/healthz").await, (200, plain(), "ok\n".into()));
             assert_eq!(get(Method::GET, "/readyz").await, (503, plain(), "the first run is not done\n".into()));
-            health.ready();
+            health.set_ready();
             assert_eq!(get(Method::GET, "/readyz?x=y").await, (200, plain(), "ok\n".into()));
-            health.unready("the list is broken");
+            health.set_unready("the list is broken");
             assert_eq!(get(Method::GET, "/readyz").await.2, "the list is broken\n");
             assert_eq!(get(Method::HEAD, "/healthz").await.0, 200);
             assert_eq!(get(Method::POST, "/healthz").await.0, 405);

@@ -6,22 +6,22 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::StatusCode;
 
-use super::events::{Event, How, Observer, Tier, UNKNOWN, What};
-use super::fill::Found;
-use super::world::Spot;
+use super::events::{BytesOrigin, CacheOutcome, Event, Observer, RequestKind, UNKNOWN_UPSTREAM};
+use super::fill::ReadableBlob;
+use super::upstreams::UpstreamRepository;
 use super::{Inner, Origins, Proxy};
-use crate::content::Body;
+use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
-use crate::server::{Backend, Blob, FilePipe, Place, Referrers, Upload};
+use crate::server::{Backend, Blob, FilePipe, Referrers, RepositoryPath, Upload};
 
 /// A blob that can be read.
-pub struct Content<O: Origins> {
+pub struct BlobContent<O: Origins> {
     inner: Arc<Inner<O>>,
-    spot: Spot,
-    found: Found<O::Source>,
+    repo: UpstreamRepository,
+    found: ReadableBlob<O::Source>,
 }
 
 /// There are none: the proxy takes no pushes.
@@ -29,7 +29,7 @@ pub struct Content<O: Origins> {
 pub enum NoUpload {}
 
 impl<O: Origins> Backend for Proxy<O> {
-    type Blob = Content<O>;
+    type Blob = BlobContent<O>;
     type Upload = NoUpload;
 
     fn is_writable(&self) -> bool {
@@ -40,29 +40,29 @@ impl<O: Origins> Backend for Proxy<O> {
         true
     }
 
-    async fn resolve(&self, place: &Place, target: &Target) -> Result<Option<Descriptor>> {
-        match self.find(place, What::Manifest) {
-            Some(spot) => self.0.resolve(&spot, target).await,
+    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Descriptor>> {
+        match self.upstream_repository(repository, RequestKind::Manifest) {
+            Some(repo) => self.0.resolve(&repo, target).await,
             None => Ok(None),
         }
     }
 
-    async fn manifest(&self, place: &Place, target: &Target) -> Result<Option<Manifest>> {
-        match self.find(place, What::Manifest) {
-            Some(spot) => self.0.manifest(&spot, target).await,
+    async fn manifest(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
+        match self.upstream_repository(repository, RequestKind::Manifest) {
+            Some(repo) => self.0.manifest(&repo, target).await,
             None => Ok(None),
         }
     }
 
-    async fn size_of(&self, place: &Place, digest: &Digest) -> Result<Option<u64>> {
-        let Some(spot) = self.find(place, What::Head) else { return Ok(None) };
-        let (found, how) = self.0.blob_size(&spot, digest).await;
-        self.told(&spot, What::Head, found, how)
+    async fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<u64>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Head) else { return Ok(None) };
+        let (found, how) = self.0.blob_size(&repo, digest).await;
+        self.report(&repo, RequestKind::Head, found, how)
     }
 
-    fn cache_status(&self, place: &Place, digest: &Digest) -> Option<&'static str> {
+    fn cache_status(&self, repository: &RepositoryPath, digest: &Digest) -> Option<&'static str> {
         // What is cached for others is nobody's business.
-        if !self.0.upstreams.world().find(place).is_some_and(|spot| self.0.is_member(&spot, digest)) {
+        if !self.0.upstreams.upstreams().find(repository).is_some_and(|repo| self.0.is_member(&repo, digest)) {
             return Some("transload; fwd=miss");
         }
         // In this order: a fill leaves its list only after its blob is in the cache.
@@ -76,16 +76,16 @@ impl<O: Origins> Backend for Proxy<O> {
         })
     }
 
-    async fn blob(&self, place: &Place, digest: &Digest) -> Result<Option<Content<O>>> {
-        let Some(spot) = self.find(place, What::Blob) else { return Ok(None) };
-        let found = self.0.blob(&spot, digest).await?;
-        Ok(found.map(|found| Content { inner: self.0.clone(), spot, found }))
+    async fn blob(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<BlobContent<O>>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Blob) else { return Ok(None) };
+        let found = self.0.blob(&repo, digest).await?;
+        Ok(found.map(|found| BlobContent { inner: self.0.clone(), repo, found }))
     }
 
-    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
-        let Some(spot) = self.find(place, What::Tags) else { return Ok(None) };
-        let (found, how) = self.0.tags(&spot, after.is_some()).await;
-        let Some(tags) = self.told(&spot, What::Tags, found, how)? else { return Ok(None) };
+    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Tags) else { return Ok(None) };
+        let (found, how) = self.0.tags(&repo, after.is_some()).await;
+        let Some(tags) = self.report(&repo, RequestKind::Tags, found, how)? else { return Ok(None) };
         let behind = |tag: &&Tag| after.is_none_or(|after| tag.as_str() > after);
         Ok(Some((*tags).as_ref().iter().filter(behind).take(most).cloned().collect()))
     }
@@ -95,84 +95,90 @@ impl<O: Origins> Backend for Proxy<O> {
         Ok(Vec::new())
     }
 
-    async fn referrers(&self, place: &Place, subject: &Digest) -> Result<Arc<Referrers>> {
-        let Some(spot) = self.find(place, What::Referrers) else { return Ok(Arc::new([])) };
-        let (found, how) = self.0.referrers(&spot, subject).await;
+    async fn referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Referrers) else { return Ok(Arc::new([])) };
+        let (found, how) = self.0.referrers(&repo, subject).await;
         let none: Arc<Referrers> = Arc::new([]);
-        Ok(self.told(&spot, What::Referrers, found, how)?.map_or(none, |listed| listed as Arc<Referrers>))
+        Ok(self.report(&repo, RequestKind::Referrers, found, how)?.map_or(none, |listed| listed as Arc<Referrers>))
     }
 
-    async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<NoUpload> {
+    async fn start_upload(&self, _: &RepositoryPath, _: Option<Digest>) -> Result<NoUpload> {
         Err(read_only())
     }
 
-    async fn put_manifest(&self, _: &Place, _: &Manifest, _: &[Target]) -> Result<()> {
+    async fn put_manifest(&self, _: &RepositoryPath, _: &Manifest, _: &[Target]) -> Result<()> {
         Err(read_only())
     }
 }
 
 impl<O: Origins> Proxy<O> {
     /// A client was answered: counts it.
-    pub fn answered(&self, status: StatusCode) {
+    pub fn report_status(&self, status: StatusCode) {
         self.0.observer.event(&Event::Answered { status: status.as_u16() });
     }
 
     /// What is asked, if it's of this world.
-    fn find(&self, place: &Place, what: What) -> Option<Spot> {
-        let found = self.0.upstreams.world().find(place);
+    fn upstream_repository(&self, repository: &RepositoryPath, what: RequestKind) -> Option<UpstreamRepository> {
+        let found = self.0.upstreams.upstreams().find(repository);
         if found.is_none() {
             // Without the name: clients make up as many as they like.
-            let (upstream, repository, how) = (UNKNOWN, "", How::Absent);
+            let (upstream, repository, how) = (UNKNOWN_UPSTREAM, "", CacheOutcome::Absent);
             self.0.observer.event(&Event::Served { upstream, repository, what, how });
         }
         found
     }
 
     /// Says how what was asked for was answered.
-    fn told<T>(&self, spot: &Spot, what: What, found: Result<Option<T>>, how: How) -> Result<Option<T>> {
+    fn report<T>(
+        &self,
+        repo: &UpstreamRepository,
+        what: RequestKind,
+        found: Result<Option<T>>,
+        how: CacheOutcome,
+    ) -> Result<Option<T>> {
         let how = match &found {
             Ok(Some(_)) => how,
-            Ok(None) => How::Absent,
-            Err(_) => How::Failed,
+            Ok(None) => CacheOutcome::Absent,
+            Err(_) => CacheOutcome::Failed,
         };
-        self.0.served(spot, what, how);
+        self.0.report_served(repo, what, how);
         found
     }
 }
 
-impl<O: Origins> Blob for Content<O> {
+impl<O: Origins> Blob for BlobContent<O> {
     fn size(&self) -> u64 {
         self.found.size()
     }
 
     async fn read(self, range: Range<u64>, pipe: Option<FilePipe>) -> Result<Body> {
         let from = match &self.found {
-            Found::Hot(_) => Tier::Disk,
-            Found::Filling(_) => Tier::Fill,
-            Found::Passed(..) => Tier::Passed,
+            ReadableBlob::Hot(_) => BytesOrigin::Disk,
+            ReadableBlob::Filling(_) => BytesOrigin::Fill,
+            ReadableBlob::Passed(..) => BytesOrigin::Passed,
         };
-        let mut sent = Sent { from, bytes: 0, observer: self.inner.observer.clone() };
-        let body = self.inner.bytes(&self.spot, self.found, range, pipe).await?;
+        let mut sent = SentCounter { from, bytes: 0, observer: self.inner.observer.clone() };
+        let body = self.inner.bytes(&self.repo, self.found, range, pipe).await?;
         Ok(body.inspect_ok(move |bytes| sent.add(bytes.len() as u64)).boxed())
     }
 }
 
 /// Counts what goes to a client, and tells it when that is much, or all.
-struct Sent {
-    from: Tier,
+struct SentCounter {
+    from: BytesOrigin,
     bytes: u64,
     observer: Arc<dyn Observer>,
 }
 
-impl Sent {
+impl SentCounter {
     fn add(&mut self, bytes: u64) {
         self.bytes += bytes;
-        if self.bytes >= MUCH {
-            self.tell();
+        if self.bytes >= COUNT_INTERVAL {
+            self.report();
         }
     }
 
-    fn tell(&mut self) {
+    fn report(&mut self) {
         let (from, bytes) = (self.from, std::mem::take(&mut self.bytes));
         if bytes > 0 {
             self.observer.event(&Event::Sent { from, bytes });
@@ -180,9 +186,9 @@ impl Sent {
     }
 }
 
-impl Drop for Sent {
+impl Drop for SentCounter {
     fn drop(&mut self) {
-        self.tell();
+        self.report();
     }
 }
 
@@ -205,4 +211,4 @@ fn read_only() -> Error {
 }
 
 /// Sent to one client before it's counted: so that a long pull shows while it goes on.
-const MUCH: u64 = 16 << 20;
+const COUNT_INTERVAL: u64 = 16 << 20;

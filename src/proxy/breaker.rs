@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 
 /// One registry's state: whether it is down, and whether it asked to be left alone.
 ///
-/// After [`FAULTS`] failures in a row nobody asks it for a pause of [`FIRST_PAUSE`]. Then one question probes it,
+/// After [`FAILURES_TO_OPEN`] failures in a row nobody asks it for a pause of [`MIN_OPEN`]. Then one question probes it,
 /// and the others wait for the result. Each failed probe doubles the pause, up to a maximum. So an outage of
 /// some seconds ends for the clients soon after it ends for the registry, and a sick registry is not overrun.
 #[derive(Debug)]
@@ -34,14 +34,14 @@ pub(super) struct Breaker {
 struct State {
     /// Failures in a row.
     faults: u32,
-    open: Option<Open>,
+    open: Option<OpenCircuit>,
     /// It answered 429, with this as the end of the wait.
     limited_until: Option<Instant>,
 }
 
 /// The registry does not answer.
 #[derive(Debug)]
-struct Open {
+struct OpenCircuit {
     since: Instant,
     /// Nobody asks before this.
     until: Instant,
@@ -52,7 +52,7 @@ struct Open {
     cause: String,
 }
 
-/// The right to ask once. Dropped without [`learn`](Permit::learn), it says nothing of the registry.
+/// The right to ask once. Dropped without [`learn`](Permit::record), it says nothing of the registry.
 #[derive(Debug)]
 pub(super) struct Permit<'a> {
     breaker: &'a Breaker,
@@ -61,7 +61,7 @@ pub(super) struct Permit<'a> {
 
 /// Why the registry is not asked now.
 #[derive(Debug)]
-pub(super) struct Withheld {
+pub(super) struct NotAllowed {
     /// What to say if nobody waits for the end of it.
     pub(super) error: Error,
     /// When to try again; `None` while a probe is on its way, whose end the breakers' signal tells.
@@ -78,8 +78,8 @@ impl Breaker {
     ///
     /// # Errors
     /// Why not now, and for how long.
-    pub(super) fn permit(&self) -> Result<Permit<'_>, Withheld> {
-        self.limit().map_err(|error| Withheld { again: error.retry_after(), error })?;
+    pub(super) fn permit(&self) -> Result<Permit<'_>, NotAllowed> {
+        self.limit().map_err(|error| NotAllowed { again: error.retry_after(), error })?;
         let now = Instant::now();
         let mut state = self.lock();
         let Some(open) = &mut state.open else { return Ok(Permit { breaker: self, probe: false }) };
@@ -91,12 +91,12 @@ impl Breaker {
         let again = (!open.probing).then_some(rest);
         let next = again.map_or("now".to_owned(), |rest| format!("in {:.1} s", rest.as_secs_f64()));
         let what = format!("{} (circuit open for {}, next try {next})", open.cause, self.registry);
-        let error = Error::new(Kind::Network, what).transient(Some(rest.max(SHORT))).reported();
-        Err(Withheld { error, again })
+        let error = Error::new(Kind::Network, what).transient(Some(rest.max(MIN_RATE_LIMIT_PAUSE))).reported();
+        Err(NotAllowed { error, again })
     }
 
     /// Whether it is asked at all now.
-    pub(super) fn is_well(&self) -> bool {
+    pub(super) fn is_healthy(&self) -> bool {
         let now = Instant::now();
         let state = self.lock();
         let paused = state.open.as_ref().is_some_and(|open| open.probing || open.until > now);
@@ -136,11 +136,11 @@ impl Breaker {
             }
             // It was on its way when the circuit opened.
             Some(_) => {}
-            None if state.faults >= FAULTS => {
+            None if state.faults >= FAILURES_TO_OPEN => {
                 tracing::error!("{error}; circuit open for {}: it is asked less until it answers", self.registry);
-                let pause = FIRST_PAUSE.min(self.longest_pause);
+                let pause = MIN_OPEN.min(self.longest_pause);
                 let (until, cause) = (now + pause, error.to_string());
-                state.open = Some(Open { since: now, until, pause, probing: false, cause });
+                state.open = Some(OpenCircuit { since: now, until, pause, probing: false, cause });
             }
             None => {}
         }
@@ -161,13 +161,16 @@ impl Breaker {
 
 impl Permit<'_> {
     /// Learns how asking ended.
-    pub(super) fn learn<T>(mut self, asked: &Result<T>) {
+    pub(super) fn record<T>(mut self, asked: &Result<T>) {
         let breaker = self.breaker;
         let mut state = breaker.lock();
         match asked.as_ref().map_err(|error| (error.kind(), error)) {
             Err((Kind::Limited, error)) => {
                 breaker.answered(&mut state);
-                let wait = error.retry_after().unwrap_or(SHORT).clamp(SHORT, LONGEST_LIMIT);
+                let wait = error
+                    .retry_after()
+                    .unwrap_or(MIN_RATE_LIMIT_PAUSE)
+                    .clamp(MIN_RATE_LIMIT_PAUSE, MAX_RATE_LIMIT_PAUSE);
                 state.limited_until = Some(Instant::now() + wait);
             }
             Err((Kind::Network | Kind::Timeout | Kind::Registry, error)) if error.is_transient() => {
@@ -199,13 +202,13 @@ impl Drop for Permit<'_> {
 }
 
 /// Failures in a row that open the circuit.
-const FAULTS: u32 = 5;
+const FAILURES_TO_OPEN: u32 = 5;
 /// How long nobody asks after the circuit opened.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MIN_OPEN: Duration = Duration::from_secs(1);
 /// For how long a registry that answers 429 is left alone: by default and at least.
-const SHORT: Duration = Duration::from_secs(1);
+const MIN_RATE_LIMIT_PAUSE: Duration = Duration::from_secs(1);
 /// And at most.
-const LONGEST_LIMIT: Duration = Duration::from_secs(120);
+const MAX_RATE_LIMIT_PAUSE: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
@@ -222,12 +225,12 @@ mod tests {
     }
 
     fn ask(breaker: &Breaker, answer: &Result<()>) {
-        breaker.permit().expect("may be asked").learn(answer);
+        breaker.permit().expect("may be asked").record(answer);
     }
 
     fn opened() -> Breaker {
         let breaker = breaker();
-        (0..FAULTS).for_each(|_| ask(&breaker, &down()));
+        (0..FAILURES_TO_OPEN).for_each(|_| ask(&breaker, &down()));
         breaker
     }
 
@@ -247,16 +250,16 @@ mod tests {
         tokio::time::sleep(LONGEST_PAUSE).await;
         ask(&breaker, &Ok(()));
         assert!(breaker.permit().is_ok() && !breaker.is_open(), "it is back");
-        (1..FAULTS).for_each(|_| ask(&breaker, &down()));
+        (1..FAILURES_TO_OPEN).for_each(|_| ask(&breaker, &down()));
         assert!(!breaker.is_open(), "faults are counted anew");
         ask(&breaker, &down());
-        assert_eq!(rest(&breaker), Some(FIRST_PAUSE), "and pauses too");
+        assert_eq!(rest(&breaker), Some(MIN_OPEN), "and pauses too");
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_question_probes_and_the_others_wait_for_its_end() {
         let breaker = opened();
-        tokio::time::sleep(FIRST_PAUSE).await;
+        tokio::time::sleep(MIN_OPEN).await;
         let mut changed = breaker.changed.subscribe();
         let probe = breaker.permit().expect("the probe");
         for _ in 0..10 {
@@ -266,7 +269,7 @@ mod tests {
         drop(probe);
         assert!(changed.has_changed().expect("a sender"));
         changed.mark_unchanged();
-        breaker.permit().expect("the next probe").learn(&Ok(()));
+        breaker.permit().expect("the next probe").record(&Ok(()));
         assert!(changed.has_changed().expect("a sender"));
         assert!((0..10).all(|_| breaker.permit().is_ok()), "all go on");
     }
@@ -276,8 +279,8 @@ mod tests {
     async fn what_was_on_its_way_does_not_make_the_pause_longer() {
         let breaker = breaker();
         let permits: Vec<_> = (0..1000).map(|_| breaker.permit().expect("closed")).collect();
-        permits.into_iter().for_each(|permit| permit.learn(&down()));
-        assert_eq!(rest(&breaker), Some(FIRST_PAUSE));
+        permits.into_iter().for_each(|permit| permit.record(&down()));
+        assert_eq!(rest(&breaker), Some(MIN_OPEN));
     }
 
     #[tokio::test(start_paused = true)]
@@ -287,7 +290,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(20)).await;
         let error = breaker.permit().expect_err("limited").error;
         assert_eq!((error.kind(), error.retry_after()), (Kind::Limited, Some(Duration::from_secs(40))));
-        assert!(!breaker.is_well());
+        assert!(!breaker.is_healthy());
         tokio::time::sleep(Duration::from_secs(41)).await;
         assert!(breaker.permit().is_ok(), "over");
     }
@@ -298,7 +301,7 @@ mod tests {
         let breaker = breaker();
         ask(&breaker, &Err(Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(u64::MAX / 2)))));
         assert!(breaker.permit().is_err(), "limited");
-        tokio::time::sleep(LONGEST_LIMIT + SHORT).await;
+        tokio::time::sleep(MAX_RATE_LIMIT_PAUSE + MIN_RATE_LIMIT_PAUSE).await;
         assert!(breaker.permit().is_ok(), "asked again");
     }
 
@@ -309,12 +312,12 @@ mod tests {
         for error in [Error::new(Kind::NotFound, "no"), Error::new(Kind::Registry, "nonsense").permanent()] {
             let answered: Result<()> = Err(error);
             (0..20).for_each(|_| ask(&breaker, &answered));
-            assert!(breaker.is_well());
+            assert!(breaker.is_healthy());
         }
         for _ in 0..5 {
-            (1..FAULTS).for_each(|_| ask(&breaker, &down()));
+            (1..FAILURES_TO_OPEN).for_each(|_| ask(&breaker, &down()));
             ask(&breaker, &Ok(()));
         }
-        assert!(breaker.is_well());
+        assert!(breaker.is_healthy());
     }
 }

@@ -10,33 +10,33 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::cache::Stored;
+use super::cache::StoredContent;
 use super::events::Event;
-use super::fill::Found;
-use super::reading::Reader;
-use super::world::Spot;
+use super::file_stream::FileReader;
+use super::fill::ReadableBlob;
+use super::upstreams::UpstreamRepository;
 use super::{Inner, Origins};
-use crate::content::Body;
+use crate::body::Body;
 use crate::error::{Error, Kind, Result};
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 use crate::server::FilePipe;
 
 /// The bytes in `range` of a cached blob, to be sent on `pipe`'s connection if there is one.
-pub(super) fn read<O: Origins>(
+pub(super) fn stream<O: Origins>(
     inner: Arc<Inner<O>>,
-    spot: Spot,
-    stored: Stored,
+    repo: UpstreamRepository,
+    stored: StoredContent,
     range: Range<u64>,
     pipe: Option<FilePipe>,
 ) -> Body {
     let reader = inner.readers.enter(pipe.clone());
-    let cached = CachedBlob { inner, spot, source: BlobSource::File(stored, reader), pipe, rest: range, recoveries: 0 };
+    let cached = CachedBlob { inner, repo, source: BlobSource::File(stored, reader), pipe, rest: range, recoveries: 0 };
     stream::try_unfold(cached, CachedBlob::next).boxed()
 }
 
 struct CachedBlob<O: Origins> {
     inner: Arc<Inner<O>>,
-    spot: Spot,
+    repo: UpstreamRepository,
     source: BlobSource,
     pipe: Option<FilePipe>,
     /// What is still to be sent.
@@ -45,7 +45,7 @@ struct CachedBlob<O: Origins> {
 }
 
 enum BlobSource {
-    File(Stored, Reader),
+    File(StoredContent, FileReader),
     /// A new fetch of the blob.
     Fetch(Body),
 }
@@ -65,7 +65,7 @@ impl<O: Origins> CachedBlob<O> {
             let error = match &mut self.source {
                 BlobSource::File(stored, reader) => match reader.some(&stored.file, self.rest.clone()).await {
                     Err(error) => error,
-                    read => return read,
+                    stream => return stream,
                 },
                 BlobSource::Fetch(body) => {
                     let next = body.try_next().await?;
@@ -84,19 +84,19 @@ impl<O: Origins> CachedBlob<O> {
         self.inner.observer.event(&Event::CacheReadFailed { digest: &digest });
         let (blobs, file) = (self.inner.cache.blobs.clone(), stored.file.clone());
         let size = stored.pin.size();
-        blocking(move || Ok(blobs.discard_file(&digest, size, &file))).await?;
+        run_blocking(move || Ok(blobs.discard_file(&digest, size, &file))).await?;
         self.recoveries += 1;
         if self.recoveries > MAX_RECOVERIES {
             return Err(why);
         }
-        let found = self.inner.blob_quietly(&self.spot, &digest).await.0?;
+        let found = self.inner.blob_silently(&self.repo, &digest).await.0?;
         let absent = || Error::new(Kind::NotFound, format!("no upstream has blob {digest} any more"));
         let found = found.filter(|found| found.size() == size).ok_or_else(absent)?;
         self.source = match found {
-            Found::Hot(stored) => BlobSource::File(stored, self.inner.readers.enter(self.pipe.clone())),
+            ReadableBlob::Hot(stored) => BlobSource::File(stored, self.inner.readers.enter(self.pipe.clone())),
             other => {
                 let (rest, pipe) = (self.rest.clone(), self.pipe.clone());
-                BlobSource::Fetch(Box::pin(self.inner.bytes(&self.spot, other, rest, pipe)).await?)
+                BlobSource::Fetch(Box::pin(self.inner.bytes(&self.repo, other, rest, pipe)).await?)
             }
         };
         Ok(())

@@ -29,7 +29,7 @@ impl Observer for Vec<std::sync::Arc<dyn Observer>> {
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum What {
+pub enum RequestKind {
     /// A manifest or what a tag is.
     Manifest,
     /// A blob.
@@ -43,11 +43,11 @@ pub enum What {
 }
 
 /// Instead of names of upstreams that clients make up.
-pub const UNKNOWN: &str = "unknown";
+pub const UNKNOWN_UPSTREAM: &str = "unknown";
 
 /// How a request was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum How {
+pub enum CacheOutcome {
     /// From the cache.
     Hit,
     /// From the upstream; it's cached now.
@@ -66,7 +66,7 @@ pub enum How {
 
 /// What a client's bytes of a blob came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Tier {
+pub enum BytesOrigin {
     /// From a file of the cache.
     Disk,
     /// Along with a fetch into the cache.
@@ -86,14 +86,14 @@ pub enum Event<'a> {
     },
     /// A request was served, or not.
     Served {
-        /// The upstream's name; [`UNKNOWN`] where there is none for what was asked for.
+        /// The upstream's name; [`UNKNOWN_UPSTREAM`] where there is none for what was asked for.
         upstream: &'a str,
         /// The repository there.
         repository: &'a str,
         /// What was asked for.
-        what: What,
+        what: RequestKind,
         /// And how it was served.
-        how: How,
+        how: CacheOutcome,
     },
     /// A registry was asked, up to the head of its answer.
     Asked {
@@ -121,7 +121,7 @@ pub enum Event<'a> {
     /// Bytes of a blob went to a client.
     Sent {
         /// From there.
-        from: Tier,
+        from: BytesOrigin,
         /// How many.
         bytes: u64,
     },

@@ -18,16 +18,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::events::How;
-use super::manifests::upstreams_fault;
-use super::tasks::Flights;
-use super::world::Spot;
+use super::events::CacheOutcome;
+use super::tasks::SingleFlight;
+use super::tiers::blame_upstream;
+use super::upstreams::UpstreamRepository;
 use super::{Inner, Origins};
 use crate::content::Source as _;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
-use crate::memory::Listing;
-use crate::reference::{Rejected, Tag};
+use crate::memory::ListReservation;
+use crate::reference::{RejectedTags, Tag};
 
 /// What is asked for now, and what was answered.
 #[derive(Debug)]
@@ -38,15 +38,15 @@ pub(super) struct State {
 
 #[derive(Debug)]
 struct Lists<T> {
-    asking: Flights<Key, Option<Arc<Listed<T>>>>,
-    kept: Memory<Key, Kept, ByBytes>,
+    asking: SingleFlight<Key, Option<Arc<Listed<T>>>>,
+    kept: Memory<Key, CachedList, ByteWeigher>,
 }
 
 /// A list, with its room in memory until those who asked have their answers.
 #[derive(Debug)]
 pub(in crate::proxy) struct Listed<T> {
     entries: Vec<T>,
-    _room: Listing,
+    _room: ListReservation,
 }
 
 impl<T> Listed<T> {
@@ -64,46 +64,46 @@ impl<T> AsRef<[T]> for Listed<T> {
 impl<T> From<Vec<T>> for Listed<T> {
     /// A list that was kept: it is read by one thread, for one answer.
     fn from(entries: Vec<T>) -> Self {
-        Self { entries, _room: Listing::default() }
+        Self { entries, _room: ListReservation::default() }
     }
 }
 
 /// Of which repository, and about which manifest.
-type Key = (Spot, Option<Digest>);
+type Key = (UpstreamRepository, Option<Digest>);
 
 #[derive(Clone, Debug)]
-struct Kept {
+struct CachedList {
     /// As JSON: it's smaller than the list, and its weight is its length.
     list: Bytes,
     since: Instant,
 }
 
 #[derive(Clone, Debug)]
-struct ByBytes;
+struct ByteWeigher;
 
-impl Weighter<Key, Kept> for ByBytes {
-    fn weight(&self, (spot, _): &Key, kept: &Kept) -> u64 {
-        (kept.list.len() + spot.repository.len()) as u64 + OVERHEAD
+impl Weighter<Key, CachedList> for ByteWeigher {
+    fn weight(&self, (repo, _): &Key, kept: &CachedList) -> u64 {
+        (kept.list.len() + repo.repository.len()) as u64 + ENTRY_OVERHEAD
     }
 }
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { tags: Lists::new(BOUND), referrers: Lists::new(BOUND) }
+        Self { tags: Lists::new(MAX_CACHED_BYTES), referrers: Lists::new(MAX_CACHED_BYTES) }
     }
 }
 
 impl<T: Serialize + DeserializeOwned> Lists<T> {
     fn new(bound: u64) -> Self {
         // So few that it's one shard: in many, each has a part of the bound, and no long list fits.
-        let kept = Memory::with_weighter(32, bound, ByBytes);
-        Self { asking: Flights::default(), kept }
+        let kept = Memory::with_weighter(32, bound, ByteWeigher);
+        Self { asking: SingleFlight::default(), kept }
     }
 
     /// Keeps what the upstream said; that there is none, too.
     fn keep(&self, key: Key, list: Option<&[T]>) {
         match list.and_then(|list| serde_json::to_vec(list).ok()) {
-            Some(list) => self.kept.insert(key, Kept { list: list.into(), since: Instant::now() }),
+            Some(list) => self.kept.insert(key, CachedList { list: list.into(), since: Instant::now() }),
             None => drop(self.kept.remove(&key)),
         }
     }
@@ -112,19 +112,23 @@ impl<T: Serialize + DeserializeOwned> Lists<T> {
 impl<O: Origins> Inner<O> {
     /// All tags of the upstream, in order; or those that it had. For a further page that is the list that the first one
     /// was cut from, within a tag's TTL: else each page would cost the upstream the whole list.
-    pub(super) async fn tags(self: &Arc<Self>, spot: &Spot, further: bool) -> (Result<Option<Arc<Listed<Tag>>>>, How) {
-        let key = (spot.clone(), None);
-        let fresh = spot.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl);
+    pub(super) async fn tags(
+        self: &Arc<Self>,
+        repo: &UpstreamRepository,
+        further: bool,
+    ) -> (Result<Option<Arc<Listed<Tag>>>>, CacheOutcome) {
+        let key = (repo.clone(), None);
+        let fresh = repo.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl);
         if let Some(kept) = self.lists.tags.kept.get(&key).filter(|kept| further && kept.since.elapsed() < fresh)
-            && !self.rests(self.key(spot, &("list", &key.1)))
+            && !self.is_backed_off(self.key(repo, &("list", &key.1)))
             && let Ok(list) = serde_json::from_slice::<Vec<Tag>>(&kept.list)
         {
-            return (Ok(Some(Arc::new(list.into()))), How::Hit);
+            return (Ok(Some(Arc::new(list.into()))), CacheOutcome::Hit);
         }
         self.list(
             |state| &state.tags,
             key,
-            |inner, (spot, _), patience| async move { inner.ask_tags(&spot, patience).await },
+            |inner, (repo, _), patience| async move { inner.ask_tags(&repo, patience).await },
         )
         .await
     }
@@ -132,12 +136,12 @@ impl<O: Origins> Inner<O> {
     /// What is about `subject` at the upstream; or was.
     pub(super) async fn referrers(
         self: &Arc<Self>,
-        spot: &Spot,
+        repo: &UpstreamRepository,
         subject: &Digest,
-    ) -> (Result<Option<Arc<Listed<Descriptor>>>>, How) {
-        let (key, subject) = ((spot.clone(), Some(*subject)), *subject);
-        let ask = move |inner: Arc<Self>, (spot, _), patience| async move {
-            inner.ask_referrers(&spot, &subject, patience).await.map(Some)
+    ) -> (Result<Option<Arc<Listed<Descriptor>>>>, CacheOutcome) {
+        let (key, subject) = ((repo.clone(), Some(*subject)), *subject);
+        let ask = move |inner: Arc<Self>, (repo, _), patience| async move {
+            inner.ask_referrers(&repo, &subject, patience).await.map(Some)
         };
         self.list(|state| &state.referrers, key, ask).await
     }
@@ -147,7 +151,7 @@ impl<O: Origins> Inner<O> {
         which: fn(&State) -> &Lists<T>,
         key: Key,
         ask: impl FnOnce(Arc<Self>, Key, Duration) -> F,
-    ) -> (Result<Option<Arc<Listed<T>>>>, How)
+    ) -> (Result<Option<Arc<Listed<T>>>>, CacheOutcome)
     where
         T: Serialize + DeserializeOwned + Send + Sync + 'static,
         F: Future<Output = Result<Option<Listed<T>>>> + Send + 'static,
@@ -158,10 +162,10 @@ impl<O: Origins> Inner<O> {
             Some((Listed::from(serde_json::from_slice::<Vec<T>>(&kept.list).ok()?), kept.since))
         };
         let rest = self.key(&key.0, &("list", &key.1));
-        if self.rests(rest)
+        if self.is_backed_off(rest)
             && let Some((list, _)) = old()
         {
-            return (Ok(Some(Arc::new(list))), How::Stale);
+            return (Ok(Some(Arc::new(list))), CacheOutcome::Stale);
         }
         let patience = if lists.kept.contains_key(&key) { self.timeouts.stale } else { self.timeouts.request };
         // By a task: a client that has waited long enough doesn't end the question, and the registry's
@@ -172,12 +176,12 @@ impl<O: Origins> Inner<O> {
             async move {
                 let found = asked.await?;
                 which(&inner.lists).keep(key, found.as_ref().map(AsRef::as_ref));
-                inner.rested(rest);
+                inner.end_back_off(rest);
                 Ok(found.map(Arc::new))
             }
         };
         let flight = lists.asking.join(&self.tasks, key.clone(), work);
-        match self.patiently(patience, async { flight.await.0 }).await {
+        match self.with_patience(patience, async { flight.await.0 }).await {
             Err(error) if error.kind() != Kind::Interrupted => match old() {
                 Some((list, since)) => {
                     let (repository, age) = (&key.0.repository, since.elapsed().as_secs());
@@ -186,34 +190,34 @@ impl<O: Origins> Inner<O> {
                     } else {
                         tracing::warn!("{error}: a list of {repository} is served as it was {age} s ago");
                     }
-                    self.rest(rest);
-                    (Ok(Some(Arc::new(list))), How::Stale)
+                    self.back_off(rest);
+                    (Ok(Some(Arc::new(list))), CacheOutcome::Stale)
                 }
-                None => (Err(error), How::Failed),
+                None => (Err(error), CacheOutcome::Failed),
             },
-            answered => (answered, How::Passed),
+            answered => (answered, CacheOutcome::Passed),
         }
     }
 
     /// All tags of the upstream, in order, as it has them now.
-    pub(super) async fn ask_tags(&self, spot: &Spot, patience: Duration) -> Result<Option<Listed<Tag>>> {
-        let name = format!("{}/{}", spot.upstream.name, spot.repository);
+    pub(super) async fn ask_tags(&self, repo: &UpstreamRepository, patience: Duration) -> Result<Option<Listed<Tag>>> {
+        let name = format!("{}/{}", repo.upstream.name, repo.repository);
         let name = &name;
         // Of all tiers and tries together.
         let read = AtomicUsize::new(0);
         let read = &read;
         let question = |source: O::Source| async move {
             let (mut tags, mut bytes) = (Vec::<Tag>::new(), 0_usize);
-            let (mut pages, mut rejected) = (source.tags(), Rejected::default());
-            let mut room = Listing::default();
+            let (mut pages, mut rejected) = (source.tags(), RejectedTags::default());
+            let mut room = ListReservation::default();
             while let Some(page) = pages.try_next().await? {
                 let more = page.tags.iter().map(|tag| tag.len()).sum::<usize>();
                 room.add((more + page.tags.len() * size_of::<Tag>()) as u64).map_err(|_| crowded("tags", name))?;
                 bytes += more;
                 tags.extend(page.tags);
                 rejected.add(page.malformed);
-                if bytes > MAX_BYTES {
-                    let what = format!("the list of the tags of {name} has more than {MAX_BYTES} bytes");
+                if bytes > MAX_TAGS_BYTES {
+                    let what = format!("the list of the tags of {name} has more than {MAX_TAGS_BYTES} bytes");
                     return Err(Error::new(Kind::Invalid, what));
                 }
                 if read.fetch_add(1, Ordering::Relaxed) >= MAX_PAGES {
@@ -229,23 +233,23 @@ impl<O: Origins> Inner<O> {
             tags.dedup();
             Ok(Some(Listed { entries: tags, _room: room }))
         };
-        let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
+        let found = self.upstreams.ask(repo, patience, question).await.map_err(blame_upstream)?;
         Ok(found.map(|found| found.value))
     }
 
     /// What is about `subject` at the upstream now.
     pub(super) async fn ask_referrers(
         &self,
-        spot: &Spot,
+        repo: &UpstreamRepository,
         subject: &Digest,
         patience: Duration,
     ) -> Result<Listed<Descriptor>> {
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
-        let found = self.upstreams.ask(spot, patience, question).await.map_err(upstreams_fault)?;
-        let (entries, mut room) = (found.map_or_else(Vec::new, |found| found.value), Listing::default());
+        let found = self.upstreams.ask(repo, patience, question).await.map_err(blame_upstream)?;
+        let (entries, mut room) = (found.map_or_else(Vec::new, |found| found.value), ListReservation::default());
         let weight = entries.iter().map(Descriptor::weight).sum();
-        room.add(weight).map_err(|_| crowded("referrers", &format!("{}/{}", spot.upstream.name, spot.repository)))?;
-        self.learn_listed(spot, &entries);
+        room.add(weight).map_err(|_| crowded("referrers", &format!("{}/{}", repo.upstream.name, repo.repository)))?;
+        self.learn_listed(repo, &entries);
         Ok(Listed { entries, _room: room })
     }
 }
@@ -260,20 +264,20 @@ fn crowded(entries: &str, name: &str) -> Error {
 /// an error, as a part of a list would look like the whole.
 const MAX_PAGES: usize = 100;
 /// Of the tags that are read for one client request: as many of 128 characters each.
-const MAX_BYTES: usize = 13 << 20;
+const MAX_TAGS_BYTES: usize = 13 << 20;
 /// Bytes of lists that are kept, for each of the two kinds.
-const BOUND: u64 = 4 << 20;
+const MAX_CACHED_BYTES: u64 = 4 << 20;
 /// What an entry takes besides its list and its name, about.
-const OVERHEAD: u64 = 160;
+const ENTRY_OVERHEAD: u64 = 160;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::world::Spec;
+    use crate::proxy::upstreams::UpstreamConfig;
 
     fn key(repository: &str) -> Key {
-        let upstream: Arc<Spec> = Arc::new("docker.io".parse().expect("a spec"));
-        (Spot { upstream, repository: repository.into() }, None)
+        let upstream: Arc<UpstreamConfig> = Arc::new("docker.io".parse().expect("a spec"));
+        (UpstreamRepository { upstream, repository: repository.into() }, None)
     }
 
     fn tags(bytes: usize) -> Vec<String> {

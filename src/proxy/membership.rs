@@ -2,7 +2,7 @@
 //!
 //! The cache stores content by its digest, whoever brought it. A digest is no password: it stands in logs, lock files
 //! and manifests. So content is served under a repository only if it belongs to that repository, which is an upstream
-//! (its name, and the registries behind it) and a name there ([`Spot`]). It belongs there if
+//! (its name, and the registries behind it) and a name there ([`UpstreamRepository`]). It belongs there if
 //!
 //! - a tag of the repository was this manifest,
 //! - a manifest or a list of referrers of the repository names it,
@@ -18,7 +18,7 @@
 //!
 //! All of it is in memory, bounded; the record of a repository's manifests is on the disk
 //! ([`super::cache`]), so that a warm cache works after a restart without its upstream. Rules decide before
-//! any of this: what is denied has no [`Spot`].
+//! any of this: what is denied has no [`UpstreamRepository`].
 //!
 //! Not evidence: a manifest's `subject`, and a foreign layer (a media type that is not distributed, or `urls`).
 //! Registries accept both without having the content, so anybody who may push could name any digest there.
@@ -31,31 +31,32 @@ use std::time::Duration;
 use quick_cache::sync::Cache as Memory;
 use tokio::time::Instant;
 
-use super::cache::{self, Tag};
-use super::tasks::Flights;
-use super::world::{Spot, World};
-use super::{Inner, Origins, manifests::upstreams_fault};
+use super::cache::{self, CachedTag};
+use super::tasks::SingleFlight;
+use super::tiers::blame_upstream;
+use super::upstreams::{UpstreamRepository, Upstreams};
+use super::{Inner, Origins};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 
 /// What is known of repositories' content.
 #[derive(Debug)]
 pub(super) struct State {
     /// By a keyed hash of repository and digest. With 64 bits that nobody outside can compute, a collision would have
     /// to be met by chance.
-    known: Memory<u64, Known>,
+    known: Memory<u64, KnownContent>,
     /// When a repository's record was read, by the hash of the repository.
     loaded: Memory<u64, Instant>,
-    loading: Flights<Spot, ()>,
-    confirming: Flights<(Spot, Digest), Option<u64>>,
+    loading: SingleFlight<UpstreamRepository, ()>,
+    confirming: SingleFlight<(UpstreamRepository, Digest), Option<u64>>,
     hash: RandomState,
 }
 
 /// Content of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Known {
+struct KnownContent {
     /// In bytes, if somebody said so.
     size: Option<u64>,
     /// It's a manifest in the repository's record.
@@ -67,28 +68,28 @@ impl State {
         Self {
             known: Memory::new(MAX_KNOWN),
             loaded: Memory::new(MAX_LOADED),
-            loading: Flights::default(),
-            confirming: Flights::default(),
+            loading: SingleFlight::default(),
+            confirming: SingleFlight::default(),
             hash: RandomState::new(),
         }
     }
 
-    fn repository(&self, spot: &Spot) -> u64 {
-        self.hash.hash_one(spot)
+    fn repository(&self, repo: &UpstreamRepository) -> u64 {
+        self.hash.hash_one(repo)
     }
 
     fn key(&self, repository: u64, digest: &Digest) -> u64 {
         self.hash.hash_one((repository, digest))
     }
 
-    fn known(&self, spot: &Spot, digest: &Digest) -> Option<Known> {
-        self.known.get(&self.key(self.repository(spot), digest))
+    fn known(&self, repo: &UpstreamRepository, digest: &Digest) -> Option<KnownContent> {
+        self.known.get(&self.key(self.repository(repo), digest))
     }
 
     /// Adds content, or changes its size.
     fn add(&self, key: u64, size: Option<u64>) {
         let known = self.known.get(&key);
-        let next = Known { size, recorded: known.is_some_and(|known| known.recorded) };
+        let next = KnownContent { size, recorded: known.is_some_and(|known| known.recorded) };
         if known != Some(next) {
             self.known.insert(key, next);
         }
@@ -96,23 +97,23 @@ impl State {
 
     fn mark_recorded(&self, key: u64) {
         let size = self.known.get(&key).and_then(|known| known.size);
-        self.known.insert(key, Known { size, recorded: true });
+        self.known.insert(key, KnownContent { size, recorded: true });
     }
 }
 
 impl<O: Origins> Inner<O> {
     /// Whether the content is known to belong to the repository. Looks into memory only.
-    pub(super) fn is_member(&self, spot: &Spot, digest: &Digest) -> bool {
-        self.membership.known(spot, digest).is_some()
+    pub(super) fn is_member(&self, repo: &UpstreamRepository, digest: &Digest) -> bool {
+        self.membership.known(repo, digest).is_some()
     }
 
     /// The same; reads the repository's record first, if that was not done lately. Asks no upstream.
-    pub(super) async fn is_recorded_member(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> bool {
-        if self.is_member(spot, digest) {
+    pub(super) async fn is_recorded_member(self: &Arc<Self>, repo: &UpstreamRepository, digest: &Digest) -> bool {
+        if self.is_member(repo, digest) {
             return true;
         }
-        self.load(spot).await;
-        self.is_member(spot, digest)
+        self.load(repo).await;
+        self.is_member(repo, digest)
     }
 
     /// How large a blob is, if the repository holds it: the upstream is asked, once for all who wait.
@@ -120,40 +121,44 @@ impl<O: Origins> Inner<O> {
     /// # Errors
     /// Why the upstream could not be asked; [`Kind::Registry`] if it has the blob in another size than the cache, which
     /// is no confirmation.
-    pub(super) async fn confirm_blob(self: &Arc<Self>, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
-        if self.is_absent(spot, digest) {
+    pub(super) async fn confirm_blob(
+        self: &Arc<Self>,
+        repo: &UpstreamRepository,
+        digest: &Digest,
+    ) -> Result<Option<u64>> {
+        if self.is_absent(repo, digest) {
             return Ok(None);
         }
         let work = || {
-            let (inner, spot, digest) = (self.clone(), spot.clone(), *digest);
-            async move { inner.ask_whether_there(&spot, &digest).await }
+            let (inner, repo, digest) = (self.clone(), repo.clone(), *digest);
+            async move { inner.ask_whether_there(&repo, &digest).await }
         };
-        self.membership.confirming.join(&self.tasks, (spot.clone(), *digest), work).await.0
+        self.membership.confirming.join(&self.tasks, (repo.clone(), *digest), work).await.0
     }
 
-    async fn ask_whether_there(&self, spot: &Spot, digest: &Digest) -> Result<Option<u64>> {
-        let Some(size) = self.ask_size(spot, digest).await.map_err(upstreams_fault)? else {
-            self.note_absent(spot, digest);
+    async fn ask_whether_there(&self, repo: &UpstreamRepository, digest: &Digest) -> Result<Option<u64>> {
+        let Some(size) = self.ask_size(repo, digest).await.map_err(blame_upstream)? else {
+            self.note_absent(repo, digest);
             return Ok(None);
         };
         if let Some(cached) = self.cache.blobs.size_of(digest).filter(|cached| *cached != size) {
             let what = format!("the upstream says that blob {digest} has {size} bytes: it has {cached}");
             return Err(Error::new(Kind::Registry, what));
         }
-        self.admit(spot, digest, Some(size));
+        self.admit(repo, digest, Some(size));
         Ok(Some(size))
     }
 
     /// The content belongs to the repository.
-    pub(super) fn admit(&self, spot: &Spot, digest: &Digest, size: Option<u64>) {
+    pub(super) fn admit(&self, repo: &UpstreamRepository, digest: &Digest, size: Option<u64>) {
         let membership = &self.membership;
-        membership.add(membership.key(membership.repository(spot), digest), size);
+        membership.add(membership.key(membership.repository(repo), digest), size);
     }
 
     /// A manifest belongs to the repository, and so does what it names.
-    pub(super) fn learn(&self, spot: &Spot, manifest: &Manifest) {
+    pub(super) fn learn(&self, repo: &UpstreamRepository, manifest: &Manifest) {
         let (membership, contents) = (&self.membership, manifest.contents());
-        let repository = membership.repository(spot);
+        let repository = membership.repository(repo);
         let own = std::iter::once(manifest.descriptor());
         for named in own.chain(&contents.manifests).chain(contents.blobs.iter().filter(|blob| is_evidence(blob))) {
             membership.add(membership.key(repository, &named.digest), Some(named.size));
@@ -163,23 +168,23 @@ impl<O: Origins> Inner<O> {
     /// The same for a manifest that is read from the cache, and has the disk remember it. A manifest that was recorded
     /// before costs two lookups: one for itself, and one for the last content that it names, because memory drops what is
     /// used least.
-    pub(super) async fn learn_cached(&self, spot: &Spot, manifest: &Manifest) {
+    pub(super) async fn learn_cached(&self, repo: &UpstreamRepository, manifest: &Manifest) {
         let (membership, contents) = (&self.membership, manifest.contents());
-        let repository = membership.repository(spot);
+        let repository = membership.repository(repo);
         let known = |digest: &Digest| membership.known.get(&membership.key(repository, digest));
         let recorded = known(&manifest.descriptor().digest).is_some_and(|known| known.recorded);
         let mut named = contents.blobs.iter().filter(|blob| is_evidence(blob)).chain(&contents.manifests);
         if recorded && named.next_back().is_none_or(|last| known(&last.digest).is_some()) {
             return;
         }
-        self.learn(spot, manifest);
-        self.record(spot, &manifest.descriptor().digest).await;
+        self.learn(repo, manifest);
+        self.record(repo, &manifest.descriptor().digest).await;
     }
 
     /// A list of the repository names these manifests.
-    pub(super) fn learn_listed(&self, spot: &Spot, listed: &[Descriptor]) {
+    pub(super) fn learn_listed(&self, repo: &UpstreamRepository, listed: &[Descriptor]) {
         let membership = &self.membership;
-        let repository = membership.repository(spot);
+        let repository = membership.repository(repo);
         // A list that is longer would only drive out what others need.
         for named in listed.iter().take(MAX_LISTED) {
             membership.add(membership.key(repository, &named.digest), Some(named.size));
@@ -187,20 +192,20 @@ impl<O: Origins> Inner<O> {
     }
 
     /// Has the disk remember that a manifest belongs to the repository, if it does not yet.
-    pub(super) async fn record(&self, spot: &Spot, digest: &Digest) {
-        let key = self.membership.key(self.membership.repository(spot), digest);
+    pub(super) async fn record(&self, repo: &UpstreamRepository, digest: &Digest) {
+        let key = self.membership.key(self.membership.repository(repo), digest);
         if self.membership.known.get(&key).is_some_and(|known| known.recorded) {
             return;
         }
-        self.write_record(spot, digest).await;
+        self.write_record(repo, digest).await;
     }
 
     /// The same for a manifest that was just fetched: its record may have gone with the manifest before.
-    pub(super) async fn write_record(&self, spot: &Spot, digest: &Digest) {
-        self.membership.mark_recorded(self.membership.key(self.membership.repository(spot), digest));
-        let (documents, name, digest) = (self.cache.documents.clone(), spot.record_name(), *digest);
-        let recorded = blocking(move || {
-            documents.record(&name, &[digest]);
+    pub(super) async fn write_record(&self, repo: &UpstreamRepository, digest: &Digest) {
+        self.membership.mark_recorded(self.membership.key(self.membership.repository(repo), digest));
+        let (manifest_store, name, digest) = (self.cache.manifest_store.clone(), repo.record_name(), *digest);
+        let recorded = run_blocking(move || {
+            manifest_store.record(&name, &[digest]);
             Ok(())
         });
         // A failure was logged; the upstream is asked after a restart.
@@ -208,43 +213,43 @@ impl<O: Origins> Inner<O> {
     }
 
     /// How large a blob is by a manifest of its repository. That may be a lie, for this repository alone.
-    pub(super) fn told_size(&self, spot: &Spot, digest: &Digest) -> Option<u64> {
-        self.membership.known(spot, digest)?.size
+    pub(super) fn told_size(&self, repo: &UpstreamRepository, digest: &Digest) -> Option<u64> {
+        self.membership.known(repo, digest)?.size
     }
 
     /// The size was wrong. The blob still belongs to the repository.
-    pub(super) fn forget_size(&self, spot: &Spot, digest: &Digest) {
-        let key = self.membership.key(self.membership.repository(spot), digest);
+    pub(super) fn forget_size(&self, repo: &UpstreamRepository, digest: &Digest) {
+        let key = self.membership.key(self.membership.repository(repo), digest);
         if self.membership.known.get(&key).is_some() {
             self.membership.add(key, None);
         }
     }
 
     /// Reads the repository's record and the manifests that it lists, unless that was done lately.
-    async fn load(self: &Arc<Self>, spot: &Spot) {
-        let repository = self.membership.repository(spot);
+    async fn load(self: &Arc<Self>, repo: &UpstreamRepository) {
+        let repository = self.membership.repository(repo);
         let is_late = |loaded: Instant| loaded.elapsed() < RELOAD_AFTER;
         if self.membership.loaded.get(&repository).is_some_and(is_late) {
             return;
         }
         let work = || {
-            let (inner, spot) = (self.clone(), spot.clone());
+            let (inner, repo) = (self.clone(), repo.clone());
             async move {
-                inner.read_record(&spot).await;
+                inner.read_record(&repo).await;
                 inner.membership.loaded.insert(repository, Instant::now());
                 Ok(())
             }
         };
         // An error means that the proxy is ending: then nothing is known of the repository.
-        let _ = self.membership.loading.join(&self.tasks, spot.clone(), work).await;
+        let _ = self.membership.loading.join(&self.tasks, repo.clone(), work).await;
     }
 
-    async fn read_record(self: &Arc<Self>, spot: &Spot) {
-        let (inner, spot) = (self.clone(), spot.clone());
-        let read = blocking(move || {
+    async fn read_record(self: &Arc<Self>, repo: &UpstreamRepository) {
+        let (inner, repo) = (self.clone(), repo.clone());
+        let read = run_blocking(move || {
             let membership = &inner.membership;
-            let repository = membership.repository(&spot);
-            let recorded = inner.cache.documents.recorded(&spot.record_name());
+            let repository = membership.repository(&repo);
+            let recorded = inner.cache.manifest_store.recorded(&repo.record_name());
             for digest in &recorded {
                 membership.mark_recorded(membership.key(repository, digest));
             }
@@ -253,8 +258,8 @@ impl<O: Origins> Inner<O> {
             let mut seen: HashSet<Digest> = left.iter().copied().collect();
             let mut bytes = 0;
             while let Some(digest) = left.pop_front().filter(|_| bytes < MAX_READ_BYTES) {
-                let Some(manifest) = inner.cache.documents.look_through(&digest) else { continue };
-                inner.learn(&spot, &manifest);
+                let Some(manifest) = inner.cache.manifest_store.look_through(&digest) else { continue };
+                inner.learn(&repo, &manifest);
                 bytes += manifest.bytes().len();
                 let room = MAX_READ.saturating_sub(seen.len());
                 let children = manifest.contents().manifests.iter().map(|child| child.digest);
@@ -266,19 +271,21 @@ impl<O: Origins> Inner<O> {
     }
 
     /// Makes the records of a cache that has none, from its tags: a former version kept no records.
-    pub(super) async fn make_records(self: &Arc<Self>, world: Arc<World>) {
+    pub(super) async fn make_records(self: &Arc<Self>, upstreams: Arc<Upstreams>) {
         let inner = self.clone();
-        let made = blocking(move || {
+        let made = run_blocking(move || {
             let mut found: BTreeMap<String, Vec<Digest>> = BTreeMap::new();
             for part in 0..256 {
-                for tag in cache::admin::tag_files(inner.cache.dir().path(), part)? {
-                    let spot = tag.place().and_then(|(upstream, repository)| world.unruled(upstream, repository));
-                    if let Some(spot) = spot.filter(|spot| is_of(&tag, spot)) {
-                        found.entry(spot.record_name()).or_default().push(tag.digest());
+                for tag in cache::offline::tag_files(inner.cache.dir().path(), part)? {
+                    let repo = tag
+                        .upstream_and_repository()
+                        .and_then(|(upstream, repository)| upstreams.repository_unchecked(upstream, repository));
+                    if let Some(repo) = repo.filter(|repo| is_tag_of(&tag, repo)) {
+                        found.entry(repo.record_name()).or_default().push(tag.digest());
                     }
                 }
             }
-            found.iter().for_each(|(name, manifests)| inner.cache.documents.record(name, manifests));
+            found.iter().for_each(|(name, manifests)| inner.cache.manifest_store.record(name, manifests));
             Ok(())
         });
         if let Err(error) = made.await {
@@ -288,8 +295,8 @@ impl<O: Origins> Inner<O> {
 }
 
 /// Whether the tag was read from the registries that are behind the upstream's name now.
-pub(super) fn is_of(tag: &Tag, spot: &Spot) -> bool {
-    tag.tiers().is_none_or(|tiers| spot.upstream.is_read_from(tiers))
+pub(super) fn is_tag_of(tag: &CachedTag, repo: &UpstreamRepository) -> bool {
+    tag.tiers().is_none_or(|tiers| repo.upstream.is_read_from(tiers))
 }
 
 /// Whether a manifest that names this blob shows that its repository holds it. Registries take a manifest with a

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::events::{Event, How, Observer, Tier, What};
+use super::events::{BytesOrigin, CacheOutcome, Event, Observer, RequestKind};
 
 type Label = (&'static str, Cow<'static, str>);
 type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
@@ -43,7 +43,7 @@ impl Metrics {
             requests: Family::default(),
             answers: Family::default(),
             asked: Family::default(),
-            took: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            took: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS)),
             refused: Family::default(),
             bytes: Family::default(),
             sent: Family::default(),
@@ -71,7 +71,7 @@ impl Metrics {
             corrupt,
             read_errors,
         } = made.clone();
-        let proxy = registry.sub_registry_with_prefix(PREFIX);
+        let proxy = registry.sub_registry_with_prefix(NAME_PREFIX);
         proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
         proxy.register("answers", "Answers to clients by their status, whatever was asked for", answers);
         proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
@@ -137,50 +137,50 @@ impl Observer for Metrics {
 }
 
 /// How a request was served, in one word.
-pub fn name(how: How) -> &'static str {
+pub fn name(how: CacheOutcome) -> &'static str {
     match how {
-        How::Hit => "hit",
-        How::Miss => "miss",
-        How::Coalesced => "coalesced",
-        How::Stale => "stale",
-        How::Passed => "passed",
-        How::Absent => "absent",
-        How::Failed => "failed",
+        CacheOutcome::Hit => "hit",
+        CacheOutcome::Miss => "miss",
+        CacheOutcome::Coalesced => "coalesced",
+        CacheOutcome::Stale => "stale",
+        CacheOutcome::Passed => "passed",
+        CacheOutcome::Absent => "absent",
+        CacheOutcome::Failed => "failed",
     }
 }
 
-fn kind(what: What) -> &'static str {
+fn kind(what: RequestKind) -> &'static str {
     match what {
-        What::Manifest => "manifest",
-        What::Blob => "blob",
-        What::Head => "head",
-        What::Tags => "tags",
-        What::Referrers => "referrers",
+        RequestKind::Manifest => "manifest",
+        RequestKind::Blob => "blob",
+        RequestKind::Head => "head",
+        RequestKind::Tags => "tags",
+        RequestKind::Referrers => "referrers",
     }
 }
 
-fn tier(from: Tier) -> &'static str {
+fn tier(from: BytesOrigin) -> &'static str {
     match from {
-        Tier::Disk => "disk",
-        Tier::Fill => "fill",
-        Tier::Passed => "passed",
+        BytesOrigin::Disk => "disk",
+        BytesOrigin::Fill => "fill",
+        BytesOrigin::Passed => "passed",
     }
 }
 
 /// Figures that are looked up whenever someone asks for the page.
-pub struct Live<F>(F);
+pub struct LiveMetrics<F>(F);
 
-/// What a [`Live`] shows: a name, what it means, and its values by registry, or one without.
-pub type Shown = (&'static str, &'static str, Vec<(Option<String>, u64)>);
+/// What a [`LiveMetrics`] shows: a name, what it means, and its values by registry, or one without.
+pub type MetricFamily = (&'static str, &'static str, Vec<(Option<String>, u64)>);
 
-impl<F: Fn() -> Vec<Shown> + Send + Sync + 'static> Live<F> {
+impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> LiveMetrics<F> {
     /// Has `registry` show what `look` finds, with names that begin with `prefix`.
     pub fn register(registry: &mut Registry, prefix: &str, look: F) {
         registry.sub_registry_with_prefix(prefix).register_collector(Box::new(Self(look)));
     }
 }
 
-impl<F: Fn() -> Vec<Shown> + Send + Sync + 'static> Collector for Live<F> {
+impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> Collector for LiveMetrics<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, values) in (self.0)() {
             // A family that says nothing yet is left out.
@@ -200,15 +200,15 @@ impl<F: Fn() -> Vec<Shown> + Send + Sync + 'static> Collector for Live<F> {
     }
 }
 
-impl<F> fmt::Debug for Live<F> {
+impl<F> fmt::Debug for LiveMetrics<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Live").finish_non_exhaustive()
     }
 }
 
 /// What all names of the proxy's figures begin with.
-pub const PREFIX: &str = "transload_proxy";
-const SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0];
+pub const NAME_PREFIX: &str = "transload_proxy";
+const LATENCY_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0];
 
 #[cfg(test)]
 mod tests {
@@ -222,7 +222,7 @@ mod tests {
     fn events_are_counted() {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        Live::register(&mut registry, PREFIX, || {
+        LiveMetrics::register(&mut registry, NAME_PREFIX, || {
             vec![
                 ("cache_bytes", "Bytes", vec![(None, 77)]),
                 ("pulls_left", "Pulls", vec![(Some("a".into()), 1), (Some("b".into()), 2)]),
@@ -231,20 +231,20 @@ mod tests {
             ]
         });
         let digest = &Digest::of(b"x");
-        let served = |how| Event::Served { upstream: "docker.io", repository: "a", what: What::Blob, how };
+        let served = |how| Event::Served { upstream: "docker.io", repository: "a", what: RequestKind::Blob, how };
         let asked = |failed| Event::Asked { registry: "r.io", took: Duration::from_millis(20), failed };
         for event in [
-            served(How::Hit),
-            served(How::Hit),
-            served(How::Coalesced),
+            served(CacheOutcome::Hit),
+            served(CacheOutcome::Hit),
+            served(CacheOutcome::Coalesced),
             Event::Answered { status: 401 },
             asked(None),
             asked(Some(Kind::Limited)),
             Event::Refused { registry: "r.io", reason: "denied" },
             Event::Moved { registry: "r.io", bytes: 4096 },
-            Event::Sent { from: Tier::Disk, bytes: 1000 },
-            Event::Sent { from: Tier::Disk, bytes: 24 },
-            Event::Sent { from: Tier::Passed, bytes: 7 },
+            Event::Sent { from: BytesOrigin::Disk, bytes: 1000 },
+            Event::Sent { from: BytesOrigin::Disk, bytes: 24 },
+            Event::Sent { from: BytesOrigin::Passed, bytes: 7 },
             Event::FillBegan { digest, size: 5000 },
             Event::FillBegan { digest, size: 5000 },
             Event::FillEnded { digest, failed: None },

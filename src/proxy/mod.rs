@@ -6,9 +6,9 @@
 //!                                               │  world: ?ns= or path ─▶ upstream + repository, or 404
 //!                    ┌──────────────────────────┴───────────────┐
 //!                manifests ───── membership: may the repository have it? ───── fill ◀── side reads, what isn't cached
-//!      fresh? known? stale? absent?                one writer per blob │ any number of readers (fill::follow)
+//!      fresh? known? stale? absent?                one writer per blob │ any number of readers (fill::reader)
 //!          │            │                                  │           │
-//!   cache::documents  Flights                        cache::blobs    tasks: they outlive the client
+//!   cache::manifest_store  Flights                        cache::blobs    tasks: they outlive the client
 //!                       └───────────┬──────────────────────┘
 //!                        upstream: tier by tier, breaker each
 //!                                   │
@@ -22,15 +22,15 @@
 //! - `membership`: which repository holds which content: the access rule
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
-//! - `upstream`, `breaker`, `refusals`, `timeouts`: asking registries; [`Origins`] is all that is known of them
-//! - [`world`], [`rules`]: which upstreams there are; what a request means
+//! - `tiers`, `breaker`, `refusals`, `timeouts`: asking registries; [`Origins`] is all that is known of them
+//! - [`upstreams`], [`rules`]: which upstreams there are; what a request means
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
-//! - [`admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
+//! - [`cache_admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
 //! - [`scrub`]: reads the cache in the background, and drops what is corrupt
 //! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
-//! - `through`: the proxy as a source for the copying into the durable tier
+//! - `cached_source`: the proxy as a source for the copying into the durable tier
 //! - `cached_blob`: a cached blob as a stream, which goes on from the upstream where its file fails
-//! - `tasks`: work that belongs to the proxy; `reading`: files as streams; `backend`: the front
+//! - `tasks`: work that belongs to the proxy; `file_stream`: files as streams; `backend`: the front
 //!
 //! # What is never done
 //! - Nothing that a client writes is dialled, and no client's `Authorization` is looked at.
@@ -45,27 +45,27 @@
 //! - After a failed write nothing more of that file is written or announced. No complete answer has bytes of a file that
 //!   could not be written or read well ([`cache`], `cached_blob`).
 
-pub mod admin;
 mod backend;
 mod breaker;
 pub mod cache;
+pub mod cache_admin;
 mod cached_blob;
+mod cached_source;
 pub mod events;
+mod file_stream;
 mod fill;
 mod lists;
 mod manifests;
 mod membership;
 pub mod metrics;
-mod reading;
 mod refusals;
 pub mod rules;
 pub mod scrub;
 pub mod status;
 mod tasks;
-mod through;
+mod tiers;
 mod timeouts;
-mod upstream;
-pub mod world;
+pub mod upstreams;
 pub mod writeback;
 
 use std::fmt;
@@ -74,12 +74,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use through::Through;
-pub use upstream::{Health, Origins};
+pub use cached_source::CachedSource;
+pub use tiers::{Health, Origins};
 
 use self::cache::Cache;
-use self::events::{Event, How, Observer, What};
-use self::world::{Spec, Spot, World};
+use self::events::{CacheOutcome, Event, Observer, RequestKind};
+use self::upstreams::{UpstreamConfig, UpstreamRepository, Upstreams};
 use crate::error::{Error, Kind, Result};
 use crate::server;
 
@@ -87,7 +87,7 @@ use crate::server;
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where images are read from.
-    pub upstreams: Vec<Spec>,
+    pub upstreams: Vec<UpstreamConfig>,
     /// The cache.
     pub cache: cache::Settings,
     /// For how long a tag is believed before it's asked for again.
@@ -109,7 +109,7 @@ pub struct Settings {
 
 impl Settings {
     /// The defaults, for these upstreams and this cache.
-    pub fn new(upstreams: Vec<Spec>, cache: cache::Settings) -> Self {
+    pub fn new(upstreams: Vec<UpstreamConfig>, cache: cache::Settings) -> Self {
         Self {
             upstreams,
             cache,
@@ -125,22 +125,22 @@ impl Settings {
 }
 
 /// The proxy. Dropped, it ends what it fetches; what was committed stays.
-pub struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<Ending<O>>);
+pub struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<ProxyGuard<O>>);
 
 /// What all clones of a proxy share: with the last of them its tasks end.
-struct Ending<O: Origins>(Arc<Inner<O>>);
+struct ProxyGuard<O: Origins>(Arc<Inner<O>>);
 
 struct Inner<O: Origins> {
     settings: Settings,
     timeouts: timeouts::Timeouts,
     cache: Cache,
-    upstreams: upstream::Upstreams<O>,
+    upstreams: tiers::Tiers<O>,
     manifests: manifests::State,
     membership: membership::State,
     lists: lists::State,
     fills: fill::Fills<O::Source>,
     tasks: tasks::Tasks,
-    readers: reading::Readers,
+    readers: file_stream::FileReaders,
     observer: Arc<dyn Observer>,
 }
 
@@ -148,9 +148,9 @@ impl<O: Origins> Proxy<O> {
     /// Opens the cache. No upstream is asked before a client asks: so it starts while they are down.
     ///
     /// # Errors
-    /// See [`World::new`] and [`Cache::open`].
+    /// See [`Upstreams::new`] and [`Cache::open`].
     pub async fn open(settings: Settings, origins: O, observer: Arc<dyn Observer>) -> Result<Self> {
-        let world = World::new(settings.upstreams.clone())?;
+        let upstreams = Upstreams::new(settings.upstreams.clone())?;
         let evicted = {
             let observer = observer.clone();
             move |digest: &crate::descriptor::Digest, bytes| observer.event(&Event::Evicted { digest, bytes })
@@ -160,24 +160,24 @@ impl<O: Origins> Proxy<O> {
         let inner = Arc::new(Inner {
             cache,
             timeouts,
-            upstreams: upstream::Upstreams::new(origins, world, observer.clone(), timeouts),
+            upstreams: tiers::Tiers::new(origins, upstreams, observer.clone(), timeouts),
             manifests: manifests::State::new(),
             membership: membership::State::new(),
             lists: lists::State::new(),
             fills: fill::Fills::new(settings.fills),
             tasks: tasks::Tasks::new(),
-            readers: reading::Readers::default(),
+            readers: file_stream::FileReaders::default(),
             observer,
             settings,
         });
         if inner.cache.lacks_records() {
-            inner.make_records(inner.upstreams.world()).await;
+            inner.make_records(inner.upstreams.upstreams()).await;
         }
         if let Some(rate) = inner.settings.scrub {
-            let (shelves, observer) = (scrub::shelves(&inner.cache), inner.observer.clone());
-            inner.tasks.spawn(scrub::run(shelves, rate, observer));
+            let (stores, observer) = (scrub::stores(&inner.cache), inner.observer.clone());
+            inner.tasks.spawn(scrub::run(stores, rate, observer));
         }
-        Ok(Self(inner.clone(), Arc::new(Ending(inner))))
+        Ok(Self(inner.clone(), Arc::new(ProxyGuard(inner))))
     }
 
     /// How it behaves.
@@ -191,16 +191,16 @@ impl<O: Origins> Proxy<O> {
     }
 
     /// What can be done to the cache from outside.
-    pub fn admin(&self) -> admin::Admin {
-        admin::Admin::new(&self.0.cache, self.0.observer.clone())
+    pub fn admin(&self) -> cache_admin::CacheAdmin {
+        cache_admin::CacheAdmin::new(&self.0.cache, self.0.observer.clone())
     }
 
     /// What is asked for from now on is looked for in these upstreams; what is being fetched goes on.
     ///
     /// # Errors
-    /// See [`World::new`]; nothing has changed then.
-    pub fn set_upstreams(&self, specs: Vec<Spec>) -> Result<()> {
-        self.0.upstreams.set_world(World::new(specs)?);
+    /// See [`Upstreams::new`]; nothing has changed then.
+    pub fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
+        self.0.upstreams.set_upstreams(Upstreams::new(specs)?);
         Ok(())
     }
 
@@ -221,30 +221,34 @@ impl<O: Origins> Proxy<O> {
 }
 
 impl<O: Origins> Inner<O> {
-    fn served(&self, spot: &Spot, what: What, how: How) {
-        let (upstream, repository) = (&*spot.upstream.name, &*spot.repository);
-        say(how);
+    fn report_served(&self, repo: &UpstreamRepository, what: RequestKind, how: CacheOutcome) {
+        let (upstream, repository) = (&*repo.upstream.name, &*repo.repository);
+        report_outcome(how);
         self.observer.event(&Event::Served { upstream, repository, what, how });
     }
 
     /// Waits for `work` as long as a client does.
-    async fn patiently<T>(&self, patience: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-        patiently_since(Instant::now(), patience, work).await
+    async fn with_patience<T>(&self, patience: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+        with_patience_since(Instant::now(), patience, work).await
     }
 }
 
 /// Waits for `work` as long as a client does who has waited since `begun`.
-async fn patiently_since<T>(begun: Instant, patience: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn with_patience_since<T>(
+    begun: Instant,
+    patience: Duration,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
     tokio::time::timeout_at(begun + patience, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Tells the request that is being answered.
-fn say(how: How) {
-    server::say(server::Served { how: metrics::name(how), stale: how == How::Stale });
+fn report_outcome(how: CacheOutcome) {
+    server::record(server::Served { how: metrics::name(how), stale: how == CacheOutcome::Stale });
 }
 
-impl<O: Origins> Drop for Ending<O> {
+impl<O: Origins> Drop for ProxyGuard<O> {
     fn drop(&mut self) {
         // They hold the rest, and would go on.
         self.0.tasks.abort();

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 /// The refusals of one registry.
 ///
 /// A registry may refuse some repositories and not others: an answer from one says nothing of another. So each
-/// repository's refusal stands until that repository is answered, or until [`REMEMBERED`] after the last one.
+/// repository's refusal stands until that repository is answered, or until [`FORGET_AFTER`] after the last one.
 #[derive(Debug)]
 pub(super) struct Refusals {
     registry: String,
@@ -33,10 +33,10 @@ impl Refusals {
     }
 
     /// Learns how a question about a repository ended. The reason, if it was refused.
-    pub(super) fn learn<T>(&self, repository: &str, asked: &Result<T>) -> Option<&'static str> {
+    pub(super) fn record<T>(&self, repository: &str, asked: &Result<T>) -> Option<&'static str> {
         let mut standing = self.lock();
         let before = !standing.is_empty();
-        standing.retain(|_, refusal| refusal.last.elapsed() < REMEMBERED);
+        standing.retain(|_, refusal| refusal.last.elapsed() < FORGET_AFTER);
         let refused = match asked {
             Ok(_) => {
                 standing.remove(repository);
@@ -63,7 +63,7 @@ impl Refusals {
     /// The reasons that stand now, each with how many repositories it is for.
     pub(super) fn reasons(&self) -> BTreeMap<&'static str, usize> {
         let mut reasons = BTreeMap::new();
-        for refusal in self.lock().values().filter(|refusal| refusal.last.elapsed() < REMEMBERED) {
+        for refusal in self.lock().values().filter(|refusal| refusal.last.elapsed() < FORGET_AFTER) {
             *reasons.entry(refusal.reason).or_default() += 1;
         }
         reasons
@@ -94,7 +94,7 @@ pub(super) fn reason(error: &Error) -> Option<&'static str> {
 }
 
 /// A repository that nobody asks for any more is forgotten after this.
-const REMEMBERED: Duration = Duration::from_secs(10 * 60);
+const FORGET_AFTER: Duration = Duration::from_secs(10 * 60);
 /// Repositories that are kept for each registry: clients make up as many names as they like.
 const MAX_REPOSITORIES: usize = 100;
 
@@ -109,14 +109,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_stands_until_the_same_repository_is_answered() {
         let refusals = Refusals::new("r.io");
-        assert_eq!(refusals.learn("a", &denied()), Some("denied"));
-        assert_eq!(refusals.learn("b", &denied()), Some("denied"));
-        assert_eq!(refusals.learn("c", &Ok(())), None);
+        assert_eq!(refusals.record("a", &denied()), Some("denied"));
+        assert_eq!(refusals.record("b", &denied()), Some("denied"));
+        assert_eq!(refusals.record("c", &Ok(())), None);
         assert_eq!(refusals.reasons(), BTreeMap::from([("denied", 2)]));
-        refusals.learn("a", &Ok(()));
-        refusals.learn("b", &Err::<(), _>(Error::new(Kind::Network, "reset")));
+        refusals.record("a", &Ok(()));
+        refusals.record("b", &Err::<(), _>(Error::new(Kind::Network, "reset")));
         assert_eq!(refusals.reasons(), BTreeMap::from([("denied", 1)]), "a passing fault is no answer");
-        tokio::time::sleep(REMEMBERED).await;
+        tokio::time::sleep(FORGET_AFTER).await;
         assert_eq!(refusals.reasons(), BTreeMap::new());
     }
 
@@ -124,7 +124,7 @@ mod tests {
     fn so_many_repositories_are_kept() {
         let refusals = Refusals::new("r.io");
         for nth in 0..1000 {
-            assert!(refusals.learn(&nth.to_string(), &denied()).is_some());
+            assert!(refusals.record(&nth.to_string(), &denied()).is_some());
         }
         assert_eq!(refusals.reasons(), BTreeMap::from([("denied", MAX_REPOSITORIES)]));
     }

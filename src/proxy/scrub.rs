@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::cache::{Cache, Shelf};
+use super::cache::{Cache, ContentStore};
 use super::events::{Event, Observer};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 use crate::regular_file::{self, Links};
 
 /// Number and bytes of what was read, and how much of it was dropped.
@@ -29,35 +29,35 @@ pub(super) struct Scrubbed {
     pub(super) dropped: usize,
 }
 
-/// A pass after the other, for ever, at `rate` bytes a second and at most one in [`INTERVAL`].
-pub(super) async fn run(shelves: [Shelf; 2], rate: u64, observer: Arc<dyn Observer>) {
-    let mut pace = Pace::new(rate);
+/// A pass after the other, for ever, at `parse_rate` bytes a second and at most one in [`PASS_INTERVAL`].
+pub(super) async fn run(stores: [ContentStore; 2], rate: u64, observer: Arc<dyn Observer>) {
+    let mut pace = RateLimiter::new(rate);
     loop {
         let begun = Instant::now();
         let tell = |digest: &Digest| observer.event(&Event::Corrupt { digest });
         let read = |bytes| observer.event(&Event::Scrubbed { bytes });
-        let done = pass(&shelves, Some(&mut pace), read, tell).await;
+        let done = scrub_pass(&stores, Some(&mut pace), read, tell).await;
         tracing::info!("scrubbed {} files, {} MiB; dropped {}", done.files, done.bytes >> 20, done.dropped);
-        sleep_until(begun + INTERVAL).await;
+        sleep_until(begun + PASS_INTERVAL).await;
     }
 }
 
 /// What the scrubber goes through.
-pub(super) fn shelves(cache: &Cache) -> [Shelf; 2] {
-    [cache.blobs.clone(), cache.documents.shelf().clone()]
+pub(super) fn stores(cache: &Cache) -> [ContentStore; 2] {
+    [cache.blobs.clone(), cache.manifest_store.shelf().clone()]
 }
 
 /// Reads all of it once. Begins anywhere: a proxy that is restarted often must get to the end too.
-pub(super) async fn pass(
-    shelves: &[Shelf; 2],
-    mut pace: Option<&mut Pace>,
+pub(super) async fn scrub_pass(
+    stores: &[ContentStore; 2],
+    mut pace: Option<&mut RateLimiter>,
     read: impl Fn(u64) + Sync,
     mut dropped: impl FnMut(&Digest),
 ) -> Scrubbed {
     let mut done = Scrubbed::default();
     let first = RandomState::new().hash_one(0) as u8;
     for nth in 0..=u8::MAX {
-        let part = part(shelves, first.wrapping_add(nth), pace.as_deref_mut(), &read, &mut dropped).await;
+        let part = scrub_part(stores, first.wrapping_add(nth), pace.as_deref_mut(), &read, &mut dropped).await;
         done.files += part.files;
         done.bytes += part.bytes;
         done.dropped += part.dropped;
@@ -66,17 +66,17 @@ pub(super) async fn pass(
 }
 
 /// Reads a 256th of it.
-pub(super) async fn part(
-    shelves: &[Shelf; 2],
+pub(super) async fn scrub_part(
+    stores: &[ContentStore; 2],
     part: u8,
-    mut pace: Option<&mut Pace>,
+    mut pace: Option<&mut RateLimiter>,
     read: &(impl Fn(u64) + Sync),
     mut dropped: impl FnMut(&Digest),
 ) -> Scrubbed {
     let mut done = Scrubbed::default();
-    for shelf in shelves {
-        for (digest, size) in shelf.shard(part) {
-            let Some(good) = check(shelf, digest, size, pace.as_deref_mut(), read).await else { continue };
+    for store in stores {
+        for (digest, size) in store.shard(part) {
+            let Some(good) = check_file(store, digest, size, pace.as_deref_mut(), read).await else { continue };
             done.files += 1;
             done.bytes += size;
             if !good {
@@ -89,17 +89,17 @@ pub(super) async fn part(
 }
 
 /// Whether the file was good; a bad one is gone then. `None` if it left the cache meanwhile, or can't be judged.
-async fn check(
-    shelf: &Shelf,
+async fn check_file(
+    store: &ContentStore,
     digest: Digest,
     size: u64,
-    mut pace: Option<&mut Pace>,
+    mut pace: Option<&mut RateLimiter>,
     read: &(impl Fn(u64) + Sync),
 ) -> Option<bool> {
-    let mut reading = Reading::open(shelf, digest, size).await?;
+    let mut reading = FileCheck::open(store, digest, size).await?;
     let good = loop {
         // What was evicted needs no check, and its room is held by the open file.
-        if shelf.size_of(&digest) != Some(size) {
+        if store.size_of(&digest) != Some(size) {
             return None;
         }
         let (next, count) = reading.next().await?;
@@ -121,8 +121,8 @@ async fn check(
     if good {
         return Some(true);
     }
-    let (shelf, inode) = (shelf.clone(), reading.inode);
-    let gone = blocking(move || Ok(shelf.discard_same(&digest, size, inode))).await.unwrap_or(false);
+    let (store, inode) = (store.clone(), reading.inode);
+    let gone = run_blocking(move || Ok(store.discard_same(&digest, size, inode))).await.unwrap_or(false);
     if gone {
         tracing::error!("{digest} has other bytes on the disk than its digest says: dropped, to be fetched again");
     }
@@ -130,7 +130,7 @@ async fn check(
 }
 
 /// A file that is read, and its hash so far.
-struct Reading {
+struct FileCheck {
     file: File,
     inode: u64,
     digest: Digest,
@@ -139,10 +139,10 @@ struct Reading {
     buffer: Vec<u8>,
 }
 
-impl Reading {
-    async fn open(shelf: &Shelf, digest: Digest, size: u64) -> Option<Self> {
-        let (shelf, path) = (shelf.clone(), shelf.path(&digest, size));
-        let opened = blocking(move || match quietly(&path) {
+impl FileCheck {
+    async fn open(store: &ContentStore, digest: Digest, size: u64) -> Option<Self> {
+        let (store, path) = (store.clone(), store.path(&digest, size));
+        let opened = run_blocking(move || match open_without_atime(&path) {
             Ok(file) => {
                 let inode =
                     file.metadata().map_err(|error| Error::io(format!("read {}", path.display()), &error))?.ino();
@@ -150,7 +150,7 @@ impl Reading {
             }
             // Somebody removed it: who asks for it must not be promised it.
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                shelf.discard(&digest);
+                store.discard(&digest);
                 Ok(None)
             }
             Err(error) => Err(Error::io(format!("read {}", path.display()), &error)),
@@ -158,13 +158,13 @@ impl Reading {
         let (file, inode) = opened.await.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()?;
         let hasher = digest.hasher();
         // One byte more than there should be tells a file that grew.
-        let piece = usize::try_from(size + 1).unwrap_or(PIECE).min(PIECE);
+        let piece = usize::try_from(size + 1).unwrap_or(READ_SIZE).min(READ_SIZE);
         Some(Self { file, inode, digest, hasher, size: 0, buffer: vec![0; piece] })
     }
 
     /// Reads the next piece: how many bytes, 0 at the end.
     async fn next(mut self) -> Option<(Self, Result<u64>)> {
-        let read = blocking(move || {
+        let read = run_blocking(move || {
             let count = loop {
                 match self.file.read(&mut self.buffer) {
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -188,7 +188,7 @@ impl Reading {
 }
 
 /// Opens a file without changing its time of access, where that may be done.
-pub(super) fn quietly(path: &Path) -> std::io::Result<File> {
+pub(super) fn open_without_atime(path: &Path) -> std::io::Result<File> {
     let opened = match regular_file::open_with(path, Links::Refuse, rustix::fs::OFlags::NOATIME) {
         // Only its owner may.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => regular_file::open(path, Links::Refuse),
@@ -199,12 +199,12 @@ pub(super) fn quietly(path: &Path) -> std::io::Result<File> {
 
 /// So many bytes a second, and no more after a break.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateLimiter {
     rate: u64,
     due: Instant,
 }
 
-impl Pace {
+impl RateLimiter {
     /// So many bytes a second from now on.
     pub(super) fn new(rate: u64) -> Self {
         Self { rate: rate.max(1), due: Instant::now() }
@@ -221,10 +221,10 @@ impl Pace {
 ///
 /// # Errors
 /// [`Kind::Usage`] if `bytes` doesn't read the text.
-pub fn rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
+pub fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
     match text {
         "off" => return Ok(None),
-        "on" => return Ok(Some(RATE)),
+        "on" => return Ok(Some(DEFAULT_RATE)),
         _ => {}
     }
     match bytes(text) {
@@ -237,7 +237,7 @@ pub fn rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u6
 }
 
 /// What a proxy reads of its cache in a second, where nobody says otherwise: 50 GiB in four hours.
-pub const RATE: u64 = 4 << 20;
+pub const DEFAULT_RATE: u64 = 4 << 20;
 /// From the start of a pass to that of the next one, at least.
-const INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
-const PIECE: usize = 256 << 10;
+const PASS_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+const READ_SIZE: usize = 256 << 10;

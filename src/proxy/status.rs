@@ -6,25 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::events::{Event, How, Observer, What};
+use super::events::{CacheOutcome, Event, Observer, RequestKind};
 use super::{Health, Origins, Proxy};
 use crate::error::Kind;
 
 /// What happened lately, for people. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Lately(Arc<Mutex<Seen>>);
+pub struct RecentActivity(Arc<Mutex<Counters>>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Counters {
     hits: u64,
     requests: u64,
     pulled: HashMap<String, u64>,
-    errors: VecDeque<Trouble>,
+    errors: VecDeque<RecentError>,
 }
 
 /// An error, for people.
 #[derive(Clone, Debug, Serialize)]
-struct Trouble {
+struct RecentError {
     when: Timestamp,
     what: String,
 }
@@ -41,8 +41,8 @@ pub struct Status {
     bound: u64,
     upstreams: Vec<Upstream>,
     filling: Vec<Filling>,
-    most_pulled: Vec<Pulled>,
-    errors: Vec<Trouble>,
+    most_pulled: Vec<PulledRepository>,
+    errors: Vec<RecentError>,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,19 +61,19 @@ struct Filling {
 }
 
 #[derive(Debug, Serialize)]
-struct Pulled {
+struct PulledRepository {
     image: String,
     times: u64,
 }
 
-impl Lately {
+impl RecentActivity {
     /// What the page shows of `proxy`.
     pub fn status<O: Origins>(&self, proxy: &Proxy<O>) -> Status {
         let seen = self.lock();
-        let mut most_pulled: Vec<Pulled> =
-            seen.pulled.iter().map(|(image, times)| Pulled { image: image.clone(), times: *times }).collect();
+        let mut most_pulled: Vec<PulledRepository> =
+            seen.pulled.iter().map(|(image, times)| PulledRepository { image: image.clone(), times: *times }).collect();
         most_pulled.sort_by(|a, b| (b.times, &a.image).cmp(&(a.times, &b.image)));
-        most_pulled.truncate(SHOWN);
+        most_pulled.truncate(MAX_LINES);
         let (blobs, bytes) = proxy.cache().blobs.count();
         let filling = |(digest, got, size): (crate::descriptor::Digest, u64, Option<u64>)| Filling {
             digest: digest.to_string(),
@@ -94,17 +94,19 @@ impl Lately {
         }
     }
 
-    fn served(&self, upstream: &str, repository: &str, what: What, how: How) {
+    fn served(&self, upstream: &str, repository: &str, what: RequestKind, how: CacheOutcome) {
         // Lists are always asked for, and a `HEAD` of a blob fetches none: neither says what the cache is worth.
-        if matches!(how, How::Absent | How::Failed) || !matches!(what, What::Manifest | What::Blob) {
+        if matches!(how, CacheOutcome::Absent | CacheOutcome::Failed)
+            || !matches!(what, RequestKind::Manifest | RequestKind::Blob)
+        {
             return;
         }
         let mut seen = self.lock();
         seen.requests += 1;
-        seen.hits += u64::from(matches!(how, How::Hit | How::Stale));
-        if what == What::Manifest {
+        seen.hits += u64::from(matches!(how, CacheOutcome::Hit | CacheOutcome::Stale));
+        if what == RequestKind::Manifest {
             let image = format!("{upstream}/{repository}");
-            if seen.pulled.len() < KEPT || seen.pulled.contains_key(&image) {
+            if seen.pulled.len() < MAX_REPOSITORIES || seen.pulled.contains_key(&image) {
                 *seen.pulled.entry(image).or_default() += 1;
             }
         }
@@ -112,18 +114,18 @@ impl Lately {
 
     fn trouble(&self, what: String) {
         let mut seen = self.lock();
-        if seen.errors.len() == SHOWN {
+        if seen.errors.len() == MAX_LINES {
             seen.errors.pop_front();
         }
-        seen.errors.push_back(Trouble { when: crate::clock::timestamp(), what });
+        seen.errors.push_back(RecentError { when: crate::clock::timestamp(), what });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, Counters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Observer for Lately {
+impl Observer for RecentActivity {
     fn event(&self, event: &Event<'_>) {
         match event {
             Event::Served { upstream, repository, what, how } => self.served(upstream, repository, *what, *how),
@@ -141,9 +143,9 @@ impl Observer for Lately {
 /// The page, with nothing from elsewhere.
 pub const PAGE: &str = include_str!("status/page.html");
 /// Repositories that are counted, which clients make up: those of the first so many.
-const KEPT: usize = 10_000;
+const MAX_REPOSITORIES: usize = 10_000;
 /// Lines of a list on the page.
-const SHOWN: usize = 20;
+const MAX_LINES: usize = 20;
 
 #[cfg(test)]
 mod tests {
@@ -157,13 +159,13 @@ mod tests {
 
     #[test]
     fn lists_are_bounded() {
-        let lately = Lately::default();
-        for nth in 0..KEPT + 50 {
-            lately.served("docker.io", &format!("app{nth}"), What::Manifest, How::Miss);
-            lately.trouble(nth.to_string());
+        let recent = RecentActivity::default();
+        for nth in 0..MAX_REPOSITORIES + 50 {
+            recent.served("docker.io", &format!("app{nth}"), RequestKind::Manifest, CacheOutcome::Miss);
+            recent.trouble(nth.to_string());
         }
-        let seen = lately.lock();
-        assert_eq!((seen.pulled.len(), seen.errors.len()), (KEPT, SHOWN));
-        assert_eq!(seen.errors.back().map(|last| last.what.clone()), Some((KEPT + 49).to_string()));
+        let seen = recent.lock();
+        assert_eq!((seen.pulled.len(), seen.errors.len()), (MAX_REPOSITORIES, MAX_LINES));
+        assert_eq!(seen.errors.back().map(|last| last.what.clone()), Some((MAX_REPOSITORIES + 49).to_string()));
     }
 }

@@ -28,7 +28,7 @@ impl Tasks {
         // Reaped, so that the set doesn't grow.
         while tasks.try_join_next().is_some() {}
         // Clients that ask and leave can't heap them up.
-        if tasks.len() < MOST {
+        if tasks.len() < MAX_FLIGHTS {
             tasks.spawn(work);
         }
     }
@@ -43,24 +43,24 @@ impl Tasks {
 
 /// Work under way by its key: who asks for the same meanwhile gets the same answer.
 #[derive(Debug)]
-pub(super) struct Flights<K, V>(Arc<Mutex<Running<K, V>>>);
+pub(super) struct SingleFlight<K, V>(Arc<Mutex<Running<K, V>>>);
 
 type Running<K, V> = HashMap<K, watch::Receiver<Option<Landed<V>>>>;
 type Landed<V> = Result<V, Arc<Error>>;
 
-impl<K, V> Default for Flights<K, V> {
+impl<K, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Flights<K, V> {
+impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> SingleFlight<K, V> {
     /// What `work` comes to, or what the same work that is under way already does; and whether it was that.
     pub(super) async fn join<F>(&self, tasks: &Tasks, key: K, work: impl FnOnce() -> F) -> (Result<V>, bool)
     where
         F: Future<Output = Result<V>> + Send + 'static,
     {
-        let (mut landed, joined) = self.board(tasks, key, work);
+        let (mut landed, joined) = self.join_or_start(tasks, key, work);
         let result = match landed.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(Ok(value))) => Ok(value.clone()),
             Ok(Some(Err(error))) => Err(error.duplicate()),
@@ -70,7 +70,12 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
         (result, joined)
     }
 
-    fn board<F>(&self, tasks: &Tasks, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<Landed<V>>>, bool)
+    fn join_or_start<F>(
+        &self,
+        tasks: &Tasks,
+        key: K,
+        work: impl FnOnce() -> F,
+    ) -> (watch::Receiver<Option<Landed<V>>>, bool)
     where
         F: Future<Output = Result<V>> + Send + 'static,
     {
@@ -80,14 +85,14 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
         }
         let (land, landed) = watch::channel(None);
         running.insert(key.clone(), landed.clone());
-        // Before anything that can panic: `Over` takes the lock.
+        // Before anything that can panic: `FlightGuard` takes the lock.
         drop(running);
-        let over = Over { flights: self.0.clone(), key };
+        let over = FlightGuard { flights: self.0.clone(), key };
         let (work, quiet) = (work(), is_write_back());
         let work = async move { if quiet { as_write_back(work).await } else { work.await } };
         tasks.spawn(async move {
             let over = over;
-            let result = panics::caught(work).await.map_err(Arc::new);
+            let result = panics::catch_panic(work).await.map_err(Arc::new);
             // Off the board first: who comes later asks anew.
             drop(over);
             land.send_replace(Some(result));
@@ -97,12 +102,12 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
 }
 
 /// Takes a flight off the board, also when its task is dropped.
-struct Over<K: Eq + Hash, V> {
+struct FlightGuard<K: Eq + Hash, V> {
     flights: Arc<Mutex<Running<K, V>>>,
     key: K,
 }
 
-impl<K: Eq + Hash, V> Drop for Over<K, V> {
+impl<K: Eq + Hash, V> Drop for FlightGuard<K, V> {
     fn drop(&mut self) {
         lock(&self.flights).remove(&self.key);
     }
@@ -123,7 +128,7 @@ pub(super) fn is_write_back() -> bool {
     WRITE_BACK.try_with(|()| ()).is_ok()
 }
 
-const MOST: usize = 10_000;
+const MAX_FLIGHTS: usize = 10_000;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -137,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_works_and_all_get_it() {
-        let (tasks, flights) = (Tasks::new(), Flights::<u8, u8>::default());
+        let (tasks, flights) = (Tasks::new(), SingleFlight::<u8, u8>::default());
         let (ran, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let work = || {
             let (ran, gate) = (ran.clone(), gate.clone());
@@ -164,7 +169,7 @@ mod tests {
     /// All who wait get an error, and whoever asks next begins anew.
     #[tokio::test]
     async fn a_panic_is_an_answer_too() {
-        let (tasks, flights) = (Tasks::new(), Flights::<u8, u8>::default());
+        let (tasks, flights) = (Tasks::new(), SingleFlight::<u8, u8>::default());
         let panics = || async {
             tokio::task::yield_now().await;
             panic!("by a test")
@@ -181,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_is_told() {
-        let (tasks, flights) = (Tasks::new(), Flights::<u8, u8>::default());
+        let (tasks, flights) = (Tasks::new(), SingleFlight::<u8, u8>::default());
         let waits = flights.join(&tasks, 1, std::future::pending);
         let ends = async {
             tokio::task::yield_now().await;

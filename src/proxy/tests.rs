@@ -10,12 +10,13 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::content::{Body, Source, TagPage, TagPages};
+use crate::body::Body;
+use crate::content::{Source, TagPage, TagPages};
 use crate::descriptor::{Descriptor, Digest};
 use crate::file_access::Files;
 use crate::manifest::Manifest;
 use crate::reference::{Repository, Target};
-use crate::server::{Backend as _, Blob as _, Place};
+use crate::server::{Backend as _, Blob as _, RepositoryPath};
 
 /// What a registry of these tests has, by repository and digest; and how it behaves.
 #[derive(Clone, Default)]
@@ -347,7 +348,8 @@ fn at_once(settings: &mut Settings) {
 /// As `mirror/r` first, else as `r`.
 fn two_tiers(settings: &mut Settings, write_back: bool) {
     at_once(settings);
-    let base = |registry: &str, prefix: &str| world::Base { registry: registry.into(), prefix: prefix.to_owned() };
+    let base =
+        |registry: &str, prefix: &str| upstreams::RegistryPath { registry: registry.into(), prefix: prefix.to_owned() };
     settings.upstreams[0].tiers = vec![base("my.io", "mirror"), base("a.io", "")];
     settings.upstreams[0].write_back = write_back;
 }
@@ -362,8 +364,8 @@ fn manifest(nth: u8) -> Manifest {
     Manifest::read(text.into(), None, None).expect("a manifest")
 }
 
-fn place(repository: &str) -> Place {
-    Place { name: repository.into(), ns: Some("a.io".to_owned()) }
+fn place(repository: &str) -> RepositoryPath {
+    RepositoryPath { name: repository.into(), ns: Some("a.io".to_owned()) }
 }
 
 /// How many bytes came before the error that ends it.

@@ -29,11 +29,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::saved::Saved;
+use self::saved::SavedJob;
 use super::events::{Event, Observer};
 use crate::error::{Error, Kind, Result, Side};
 use crate::panics;
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 use crate::reference::{RegistryName, RepositoryName, Target};
 
 /// One image to be copied.
@@ -86,7 +86,7 @@ impl Job {
 
 /// How a copy ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Done {
+pub enum CopyOutcome {
     /// It was copied.
     Copied,
     /// The durable tier had it.
@@ -108,7 +108,7 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    jobs: Vec<Waiting>,
+    jobs: Vec<WaitingJob>,
     /// The same.
     known: HashSet<Job>,
     /// The bytes of their strings.
@@ -119,7 +119,7 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingJob {
     job: Job,
     tries: u32,
     /// The last ones of them that began and did not end.
@@ -128,7 +128,7 @@ struct Waiting {
     running: bool,
 }
 
-impl Waiting {
+impl WaitingJob {
     fn new(job: Job) -> Self {
         Self { job, tries: 0, unended: 0, due: Instant::now(), running: false }
     }
@@ -140,35 +140,39 @@ impl Waiting {
 }
 
 impl State {
-    fn of(saved: Vec<Saved>) -> Self {
+    fn of(saved: Vec<SavedJob>) -> Self {
         let mut state = Self::default();
-        for Saved { job, tries, unended, given_up } in saved {
+        for SavedJob { job, tries, unended, given_up } in saved {
             match given_up {
                 Some(at) => drop(state.given_up.insert(job, at)),
-                None => drop(state.add(Waiting { tries, unended, ..Waiting::new(job) })),
+                None => drop(state.add(WaitingJob { tries, unended, ..WaitingJob::new(job) })),
             }
         }
         state
     }
 
-    fn saved(&self) -> Vec<Saved> {
-        let waiting = self.jobs.iter().map(|waiting| Saved {
+    fn saved(&self) -> Vec<SavedJob> {
+        let waiting = self.jobs.iter().map(|waiting| SavedJob {
             job: waiting.job.clone(),
             tries: waiting.tries,
             unended: waiting.unended,
             given_up: None,
         });
-        let given_up =
-            self.given_up.iter().map(|(job, at)| Saved { job: job.clone(), tries: 0, unended: 0, given_up: Some(*at) });
+        let given_up = self.given_up.iter().map(|(job, at)| SavedJob {
+            job: job.clone(),
+            tries: 0,
+            unended: 0,
+            given_up: Some(*at),
+        });
         waiting.chain(given_up).collect()
     }
 
     fn has_room(&self, job: &Job) -> bool {
-        self.jobs.len() < BOUND && self.bytes + job.size() <= MAX_BYTES
+        self.jobs.len() < MAX_WAITING && self.bytes + job.size() <= MAX_NAME_BYTES
     }
 
     /// Adds a job, if there is room.
-    fn add(&mut self, waiting: Waiting) -> bool {
+    fn add(&mut self, waiting: WaitingJob) -> bool {
         let fits = self.has_room(&waiting.job) && self.known.insert(waiting.job.clone());
         if fits {
             self.bytes += waiting.job.size();
@@ -178,7 +182,7 @@ impl State {
         fits
     }
 
-    fn remove(&mut self, job: &Job) -> Option<Waiting> {
+    fn remove(&mut self, job: &Job) -> Option<WaitingJob> {
         let at = self.jobs.iter().position(|waiting| waiting.job == *job)?;
         self.known.remove(job);
         self.bytes -= job.size();
@@ -190,7 +194,7 @@ impl State {
     fn is_given_up(&mut self, job: &Job) -> bool {
         let Some(at) = self.given_up.get(job) else { return false };
         // A clock that was set back makes it old.
-        let lately = now().checked_sub(*at).is_some_and(|age| age < FORGET_GIVEN_UP.as_secs());
+        let lately = now().checked_sub(*at).is_some_and(|age| age < GIVEN_UP_TTL.as_secs());
         if !lately {
             self.given_up.remove(job);
         }
@@ -213,13 +217,13 @@ impl Queue {
     /// The queue that `dir` keeps, with its figures shown by `registry`. One that can't be read is told
     /// and begun anew: its images come again when they are pulled again.
     pub fn open(dir: &Path, registry: &mut Registry) -> Self {
-        let file = dir.join(FILE);
+        let file = dir.join(QUEUE_FILE);
         let saved = saved::load(&file).unwrap_or_else(|error| {
             tracing::warn!("{error}: the write-back queue begins anew");
             Vec::new()
         });
         let (ended, waiting) = (Family::default(), Gauge::default());
-        let proxy = registry.sub_registry_with_prefix(super::metrics::PREFIX);
+        let proxy = registry.sub_registry_with_prefix(super::metrics::NAME_PREFIX);
         proxy.register("write_back", "Images for the durable tier by how it ended", ended.clone());
         proxy.register("write_back_waiting", "Images that wait for the durable tier", waiting.clone());
         let saved = saved.into_iter().filter(|saved| saved.job.is_valid()).collect();
@@ -227,11 +231,11 @@ impl Queue {
         let queue = Self(Arc::new(Inner { file, state, changed: Notify::new(), ended, waiting }));
         let deadly: Vec<Job> = {
             let state = queue.lock();
-            let deadly = state.jobs.iter().filter(|waiting| waiting.unended >= MAX_UNENDED);
+            let deadly = state.jobs.iter().filter(|waiting| waiting.unended >= MAX_CRASHES);
             deadly.map(|waiting| waiting.job.clone()).collect()
         };
         for job in deadly {
-            queue.give_up(&job, &format!("the proxy was killed {MAX_UNENDED} times while it was copied"));
+            queue.give_up(&job, &format!("the proxy was killed {MAX_CRASHES} times while it was copied"));
         }
         queue.count(&queue.lock());
         queue
@@ -239,21 +243,24 @@ impl Queue {
 
     /// Has `copy` copy what is in the queue, for ever; it counts the bytes that it moved. Dropped, what is
     /// left is kept, and what was running counts as not tried. A panic in a copy is that copy's failure.
-    pub async fn run<F: Future<Output = Result<Done>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
+    pub async fn run<F: Future<Output = Result<CopyOutcome>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
         let mut running = FuturesUnordered::new();
-        let _stopping = Stopping(self);
+        let _stopping = StopGuard(self);
         loop {
             self.save().await;
             let changed = self.0.changed.notified();
-            let next = if running.len() < AT_ONCE { self.next() } else { None };
+            let next = if running.len() < CONCURRENT_COPIES { self.next() } else { None };
             let until = match next {
                 Some((job, None)) => {
                     if !self.save().await {
-                        self.ended(&job, Err(Error::new(Kind::Local, "its try cannot be counted in the queue's file")));
+                        self.finish(
+                            &job,
+                            Err(Error::new(Kind::Local, "its try cannot be counted in the queue's file")),
+                        );
                         continue;
                     }
                     let moved = Arc::new(AtomicU64::new(0));
-                    let copied = in_time(panics::caught(copy(job.clone(), moved.clone())), moved);
+                    let copied = with_time_limit(panics::catch_panic(copy(job.clone(), moved.clone())), moved);
                     running.push(async move { (job, copied.await) });
                     continue;
                 }
@@ -267,7 +274,7 @@ impl Queue {
                 }
             };
             tokio::select! {
-                Some((job, result)) = running.next(), if !running.is_empty() => self.ended(&job, result),
+                Some((job, result)) = running.next(), if !running.is_empty() => self.finish(&job, result),
                 () = changed => {}
                 () = due => {}
             }
@@ -290,7 +297,7 @@ impl Queue {
             return;
         }
         if !state.has_room(&job) {
-            self.told("dropped");
+            self.count_result("dropped");
             // What fails again and again makes room for what may not.
             let idle = state.jobs.iter().filter(|waiting| waiting.tries > 0 && !waiting.running);
             let worst = idle.max_by_key(|waiting| waiting.tries).map(|waiting| waiting.job.clone());
@@ -299,7 +306,7 @@ impl Queue {
                 None => return,
             }
         }
-        if !state.add(Waiting::new(job)) {
+        if !state.add(WaitingJob::new(job)) {
             return;
         }
         self.count(&state);
@@ -315,7 +322,7 @@ impl Queue {
         if running.iter().any(|waiting| waiting.is_suspect()) {
             return None;
         }
-        let may = |waiting: &Waiting| match waiting.is_suspect() {
+        let may = |waiting: &WaitingJob| match waiting.is_suspect() {
             true => running.is_empty(),
             false => !running.iter().any(|one| one.job.is_beside(&waiting.job)),
         };
@@ -333,18 +340,18 @@ impl Queue {
         Some((job, None))
     }
 
-    fn ended(&self, job: &Job, result: Result<Done>) {
+    fn finish(&self, job: &Job, result: Result<CopyOutcome>) {
         let what = format!("{}/{} {}", job.upstream, job.repository, job.target);
         let mut most = MAX_TRIES;
         let gone = match result {
             Ok(done) => {
                 tracing::info!("{what} is in the durable tier");
-                self.told(if done == Done::Copied { "copied" } else { "present" });
+                self.count_result(if done == CopyOutcome::Copied { "copied" } else { "present" });
                 true
             }
             Err(error) => {
                 tracing::warn!("{what} was not copied into the durable tier: {error}");
-                self.told("failed");
+                self.count_result("failed");
                 // The image itself is at fault, unless something between sent something else.
                 if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Internal) {
                     most = MAX_TRIES_INVALID;
@@ -375,7 +382,7 @@ impl Queue {
     fn give_up(&self, job: &Job, why: &str) {
         let Job { upstream, repository, target } = job;
         tracing::error!("{upstream}/{repository} {target} is not copied into the durable tier any more: {why}");
-        self.told("given-up");
+        self.count_result("given-up");
         let mut state = self.lock();
         state.remove(job);
         state.give_up(job.clone());
@@ -391,7 +398,7 @@ impl Queue {
             state.saved()
         };
         let file = self.0.file.clone();
-        let stored = blocking(move || match saved::store(&file, &saved) {
+        let stored = run_blocking(move || match saved::store(&file, &saved) {
             Ok(()) => Ok(true),
             Err(error) => {
                 tracing::warn!("{error}: a restart forgets what was to be copied into the durable tier");
@@ -402,7 +409,7 @@ impl Queue {
         stored.await.unwrap_or(false)
     }
 
-    fn told(&self, result: &'static str) {
+    fn count_result(&self, result: &'static str) {
         self.0.ended.get_or_create(&[("result", result.into())]).inc();
     }
 
@@ -416,9 +423,9 @@ impl Queue {
 }
 
 /// The orderly end of [`Queue::run`]: tries that it cuts off count for nothing.
-struct Stopping<'a>(&'a Queue);
+struct StopGuard<'a>(&'a Queue);
 
-impl Drop for Stopping<'_> {
+impl Drop for StopGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         for waiting in state.jobs.iter_mut().filter(|waiting| waiting.running) {
@@ -446,11 +453,14 @@ impl Observer for Queue {
 }
 
 /// Gives a copy up that moves less than it should: one that hangs holds a place.
-async fn in_time(copy: impl Future<Output = Result<Done>>, moved: Arc<AtomicU64>) -> Result<Done> {
+async fn with_time_limit(
+    copy: impl Future<Output = Result<CopyOutcome>>,
+    moved: Arc<AtomicU64>,
+) -> Result<CopyOutcome> {
     let begun = Instant::now();
     let late = async {
         loop {
-            let until = begun + GRACE + Duration::from_secs(moved.load(Ordering::Relaxed) / SLOWEST);
+            let until = begun + MIN_COPY_TIME + Duration::from_secs(moved.load(Ordering::Relaxed) / MIN_RATE);
             if until <= Instant::now() {
                 return;
             }
@@ -467,7 +477,7 @@ async fn in_time(copy: impl Future<Output = Result<Done>>, moved: Arc<AtomicU64>
 }
 
 fn pause(tries: u32) -> Duration {
-    LEAST.saturating_mul(1 << tries.min(16)).min(MOST)
+    MIN_PAUSE.saturating_mul(1 << tries.min(16)).min(MAX_PAUSE)
 }
 
 fn now() -> u64 {
@@ -475,26 +485,26 @@ fn now() -> u64 {
 }
 
 /// The file in the cache's directory.
-const FILE: &str = "write-back.json";
+const QUEUE_FILE: &str = "write-back.json";
 /// Images that wait at most, and the bytes of their names.
-const BOUND: usize = 10_000;
-const MAX_BYTES: usize = 4 << 20;
+const MAX_WAITING: usize = 10_000;
+const MAX_NAME_BYTES: usize = 4 << 20;
 /// Tries of one image: with the pauses between them, about a day.
 const MAX_TRIES: u32 = 300;
 /// Tries of an image that can't be copied as it is.
 const MAX_TRIES_INVALID: u32 = 8;
 /// Tries in a row that ended the process.
-const MAX_UNENDED: u32 = 3;
+const MAX_CRASHES: u32 = 3;
 /// For how long an image that was given up isn't queued again, and how many of those are remembered.
-const FORGET_GIVEN_UP: Duration = Duration::from_secs(24 * 3600);
+const GIVEN_UP_TTL: Duration = Duration::from_secs(24 * 3600);
 const MAX_GIVEN_UP: usize = 1000;
 /// Images that are copied at once.
-const AT_ONCE: usize = 4;
+const CONCURRENT_COPIES: usize = 4;
 /// What an image may take however small it is, and how many bytes of it give it another second.
-const GRACE: Duration = Duration::from_secs(300);
-const SLOWEST: u64 = 64 << 10;
-const LEAST: Duration = Duration::from_secs(1);
-const MOST: Duration = Duration::from_secs(300);
+const MIN_COPY_TIME: Duration = Duration::from_secs(300);
+const MIN_RATE: u64 = 64 << 10;
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
@@ -532,7 +542,7 @@ mod tests {
         let queue = open();
         assert_eq!(queue.len(), 2, "kept");
         let works = |job: Job, _| async move {
-            if job.target == "v1" { Ok(Done::Copied) } else { Err(Error::new(Kind::NotFound, "gone")) }
+            if job.target == "v1" { Ok(CopyOutcome::Copied) } else { Err(Error::new(Kind::NotFound, "gone")) }
         };
         let _ = tokio::time::timeout(Duration::from_secs(5), queue.run(works)).await;
         assert!(queue.is_empty());
@@ -557,16 +567,16 @@ mod tests {
                     // Slow, but not too slow: for longer than the grace.
                     "slow" => {
                         for _ in 0..600 {
-                            moved.fetch_add(SLOWEST, Ordering::Relaxed);
+                            moved.fetch_add(MIN_RATE, Ordering::Relaxed);
                             tokio::time::sleep(Duration::from_secs(1)).await;
                         }
-                        Ok(Done::Copied)
+                        Ok(CopyOutcome::Copied)
                     }
-                    _ => Ok(Done::Copied),
+                    _ => Ok(CopyOutcome::Copied),
                 }
             }
         };
-        let _ = tokio::time::timeout(GRACE - LEAST, queue.run(copy)).await;
+        let _ = tokio::time::timeout(MIN_COPY_TIME - MIN_PAUSE, queue.run(copy)).await;
         assert_eq!(queue.len(), 3, "two run, and one waits for the same repository");
         drop(queue);
         let queue = Queue::open(Path::new("/nonexistent"), &mut Registry::default());
@@ -581,8 +591,8 @@ mod tests {
         let of = |name: &str| -> Vec<u64> {
             log.iter().filter(|(image, _)| image == name).map(|(_, at)| at - begun_again).collect()
         };
-        assert_eq!((of("slow:v1").len(), of("hangs:v2")), (1, vec![GRACE.as_secs()]));
-        assert_eq!(of("hangs:v1"), [0, GRACE.as_secs() + 1, 2 * GRACE.as_secs() + 3]);
+        assert_eq!((of("slow:v1").len(), of("hangs:v2")), (1, vec![MIN_COPY_TIME.as_secs()]));
+        assert_eq!(of("hangs:v1"), [0, MIN_COPY_TIME.as_secs() + 1, 2 * MIN_COPY_TIME.as_secs() + 3]);
     }
 
     /// Pulls come first: of all that waits some is copied at once, and of each repository one.
@@ -603,12 +613,12 @@ mod tests {
             async move {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 running.lock().expect("alone").retain(|name| *name != job.repository);
-                Ok(Done::Copied)
+                Ok(CopyOutcome::Copied)
             }
         };
         let _ = tokio::time::timeout(Duration::from_secs(60), queue.run(copy)).await;
         assert!(queue.is_empty());
-        assert_eq!(most.into_inner(), AT_ONCE as u64);
+        assert_eq!(most.into_inner(), CONCURRENT_COPIES as u64);
     }
 
     fn dir(name: &str) -> PathBuf {
@@ -629,7 +639,7 @@ mod tests {
                 let dies = job.repository == killed;
                 async move {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    if dies { std::future::pending().await } else { Ok(Done::Copied) }
+                    if dies { std::future::pending().await } else { Ok(CopyOutcome::Copied) }
                 }
             };
             owned.run(copy).await;
@@ -674,7 +684,7 @@ mod tests {
         let queue = open(&mut Registry::default());
         pulled_of(&queue, "kills", "v1");
         assert_eq!(queue.len(), 1, "over a restart too");
-        queue.lock().given_up.values_mut().for_each(|at| *at -= FORGET_GIVEN_UP.as_secs());
+        queue.lock().given_up.values_mut().for_each(|at| *at -= GIVEN_UP_TTL.as_secs());
         pulled_of(&queue, "kills", "v1");
         assert_eq!(queue.len(), 2);
         let _ = fs::remove_dir_all(&dir);
@@ -690,7 +700,7 @@ mod tests {
             let _ = tokio::time::timeout(Duration::from_secs(9), queue.run(|_, _| std::future::pending())).await;
             assert_eq!(queue.len(), 1);
         }
-        let saved = saved::load(&dir.join(FILE)).expect("reads");
+        let saved = saved::load(&dir.join(QUEUE_FILE)).expect("reads");
         assert_eq!((saved.len(), saved[0].tries, saved[0].unended), (1, 0, 0));
         let _ = fs::remove_dir_all(&dir);
     }
@@ -724,13 +734,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_try_that_cannot_be_counted_is_not_made() {
         let dir = dir("stuck");
-        fs::create_dir_all(dir.join(FILE).join("in the way")).expect("a directory");
+        fs::create_dir_all(dir.join(QUEUE_FILE).join("in the way")).expect("a directory");
         let queue = Queue::open(&dir, &mut Registry::default());
         pulled(&queue, "v1");
         let tried = AtomicU64::new(0);
         let copy = |_, _| {
             tried.fetch_add(1, Ordering::Relaxed);
-            async { Ok(Done::Copied) }
+            async { Ok(CopyOutcome::Copied) }
         };
         let _ = tokio::time::timeout(Duration::from_secs(60), queue.run(copy)).await;
         assert_eq!((tried.load(Ordering::Relaxed), queue.len()), (0, 1));
@@ -747,9 +757,9 @@ mod tests {
         let (job, _) = queue.next().expect("one");
         assert_eq!(job.target().expect("a digest"), Target::Digest(digest));
         let gone = |side| Err(Error::new(Kind::NotFound, "gone").on(side));
-        queue.ended(&job, gone(Side::Destination));
+        queue.finish(&job, gone(Side::Destination));
         assert_eq!(queue.len(), 1);
-        queue.ended(&job, gone(Side::Source));
+        queue.finish(&job, gone(Side::Source));
         assert!(queue.is_empty());
     }
 
@@ -762,17 +772,17 @@ mod tests {
             prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
             assert!(page.lines().any(|shown| shown == line), "no {line} in\n{page}");
         };
-        (0..=BOUND).for_each(|n| pulled(&queue, &format!("v{n}")));
-        assert_eq!(queue.len(), BOUND);
+        (0..=MAX_WAITING).for_each(|n| pulled(&queue, &format!("v{n}")));
+        assert_eq!(queue.len(), MAX_WAITING);
         shows("transload_proxy_write_back_total{result=\"dropped\"} 1");
         let (job, _) = queue.next().expect("one");
-        queue.ended(&job, Err(Error::new(Kind::Network, "down")));
+        queue.finish(&job, Err(Error::new(Kind::Network, "down")));
         pulled(&queue, "new");
         shows("transload_proxy_write_back_total{result=\"dropped\"} 2");
         shows("transload_proxy_write_back_total{result=\"failed\"} 1");
-        shows(&format!("transload_proxy_write_back_waiting {BOUND}"));
+        shows(&format!("transload_proxy_write_back_waiting {MAX_WAITING}"));
         let state = queue.lock();
-        assert!(state.jobs.len() == BOUND && state.jobs.iter().any(|waiting| waiting.job.target == "new"));
+        assert!(state.jobs.len() == MAX_WAITING && state.jobs.iter().any(|waiting| waiting.job.target == "new"));
         assert!(!state.jobs.iter().any(|waiting| waiting.job == job));
     }
 }

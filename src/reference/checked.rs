@@ -139,7 +139,7 @@ impl FromStr for LayoutName {
         if good {
             return Ok(Self(text.to_owned()));
         }
-        Err(Error::new(Kind::Invalid, format!("{} is not the name of an image in a layout", Outside(text))))
+        Err(Error::new(Kind::Invalid, format!("{} is not the name of an image in a layout", QuotedText(text))))
     }
 }
 
@@ -151,7 +151,7 @@ pub struct Malformed(String);
 impl Malformed {
     /// Keeps as much of `text` as a report needs.
     pub fn new(text: &str) -> Self {
-        Self(Outside(text).to_string())
+        Self(QuotedText(text).to_string())
     }
 }
 
@@ -163,16 +163,16 @@ impl fmt::Display for Malformed {
 
 /// The malformed tags of one list, for one report at its end.
 #[derive(Debug, Default)]
-pub struct Rejected {
+pub struct RejectedTags {
     first: Vec<Malformed>,
     count: usize,
 }
 
-impl Rejected {
+impl RejectedTags {
     /// Adds those of a page.
     pub fn add(&mut self, page: Vec<Malformed>) {
         self.count += page.len();
-        let room = REPORTED.saturating_sub(self.first.len());
+        let room = MAX_REPORTED_TAGS.saturating_sub(self.first.len());
         self.first.extend(page.into_iter().take(room));
     }
 
@@ -202,7 +202,7 @@ impl Rejected {
 }
 
 /// Reads each text as a tag; what is none goes into the second list.
-pub fn tags_of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Tag>, Vec<Malformed>) {
+pub fn parse_tags<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Tag>, Vec<Malformed>) {
     let (mut tags, mut malformed) = (Vec::new(), Vec::new());
     for text in texts {
         match text.as_ref().parse() {
@@ -213,12 +213,12 @@ pub fn tags_of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Tag>, 
     (tags, malformed)
 }
 
-/// Prints text as a quoted literal, at most [`SHOWN`] characters of it.
-pub(super) struct Outside<'a>(pub(super) &'a str);
+/// Prints text as a quoted literal, at most [`MAX_SHOWN_CHARS`] characters of it.
+pub(super) struct QuotedText<'a>(pub(super) &'a str);
 
-impl fmt::Display for Outside<'_> {
+impl fmt::Display for QuotedText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.char_indices().nth(SHOWN) {
+        match self.0.char_indices().nth(MAX_SHOWN_CHARS) {
             Some((end, _)) => write!(f, "{:?}… ({} bytes)", &self.0[..end], self.0.len()),
             None => write!(f, "{:?}", self.0),
         }
@@ -326,12 +326,12 @@ checked_text!(Tag, RepositoryName, RegistryName, LayoutName);
 /// A registry's host, a repository's name and a tag, with room to spare.
 const MAX_LAYOUT_NAME: usize = 1024;
 /// Malformed tags of a list that a message shows.
-const REPORTED: usize = 10;
+const MAX_REPORTED_TAGS: usize = 10;
 /// What a tag may be.
 pub(super) const TAG_HINT: &str =
     "a tag has up to 128 letters, digits, '.', '_' and '-', and begins with none of '.' and '-'";
 /// Characters of a malformed text that a message shows.
-const SHOWN: usize = 160;
+const MAX_SHOWN_CHARS: usize = 160;
 
 #[cfg(test)]
 mod tests {
@@ -381,15 +381,15 @@ mod tests {
 
     #[test]
     fn the_malformed_tags_of_a_list_are_one_short_report() {
-        let mut rejected = Rejected::default();
+        let mut rejected = RejectedTags::default();
         assert!(rejected.error(&"r.io/a").is_none());
-        let (tags, malformed) = tags_of(["v1", "../x"]);
+        let (tags, malformed) = parse_tags(["v1", "../x"]);
         assert_eq!(tags, ["v1"]);
         rejected.add(malformed);
         let report = rejected.error(&"r.io/a").expect("a report").to_string();
         assert_eq!(report, "r.io/a lists \"../x\", which is not a tag: it is left out");
         let many: Vec<String> = (0..100_000).map(|nth| format!("{nth}/{}", "x".repeat(300))).collect();
-        rejected.add(tags_of(&many).1);
+        rejected.add(parse_tags(&many).1);
         let report = rejected.error(&"r.io/a").expect("a report").to_string();
         assert!(report.contains("100001 names") && report.contains("99991 more") && report.len() < 4000, "{report}");
     }

@@ -165,7 +165,7 @@ fn text_entry(text: &str) -> Entry {
 /// Text of a registry, fit to be shown: without our secrets, which are looked for before anything is cut, without
 /// control characters, and short.
 fn shorten(text: &str) -> String {
-    let redacted = redact::remote(text);
+    let redacted = redact::redact_remote(text);
     let short: String = redacted.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MAX_TEXT).collect();
     printable::line(short.trim_end_matches('.')).into_owned()
 }

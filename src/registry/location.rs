@@ -4,7 +4,7 @@ use http::HeaderMap;
 use http::header::LOCATION;
 use reqwest::Url;
 
-use super::transport::Response;
+use super::client::Response;
 
 /// The URL that an answer came from, after redirects. In the answer's extensions.
 #[derive(Clone, Debug)]

@@ -9,12 +9,13 @@ use http::header::{ACCEPT, RANGE};
 use http::{Method, StatusCode};
 
 use super::Repo;
+use super::auth::scope::Scope;
 use super::azure::is_acr;
-use super::blob::{Cached, content_range, length};
-use super::endpoint::Endpoint;
-use super::manifest::{content_type, digest};
-use super::token::Scope;
-use super::transport::Response;
+use super::client::Response;
+use super::client::length;
+use super::endpoints::blob::{Cached, content_range};
+use super::endpoints::manifest::{content_type, digest};
+use super::urls::Endpoint;
 use super::web_page;
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};

@@ -26,19 +26,19 @@ impl Default for MinRate {
 
 /// What moved of one body in the current window.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct RateWatch {
     least: MinRate,
     bytes: u64,
     waited: Duration,
 }
 
-impl Watch {
+impl RateWatch {
     pub(super) fn new(least: MinRate) -> Self {
         Self { least, bytes: 0, waited: Duration::ZERO }
     }
 
     /// How much more waiting fills the window; `None` where there is no limit.
-    pub(super) fn left(&self) -> Option<Duration> {
+    pub(super) fn time_left(&self) -> Option<Duration> {
         (self.least.bytes > 0).then(|| self.least.window.saturating_sub(self.waited))
     }
 
@@ -47,10 +47,10 @@ impl Watch {
     ///
     /// # Errors
     /// [`Kind::Timeout`] if the window is full, and the rate in it was too low.
-    pub(super) fn note(&mut self, bytes: u64, waited: Duration, what: &str, registry: &str) -> Result<()> {
+    pub(super) fn record(&mut self, bytes: u64, waited: Duration, what: &str, registry: &str) -> Result<()> {
         self.bytes += bytes;
         self.waited += waited;
-        if self.left().is_none_or(|left| !left.is_zero()) {
+        if self.time_left().is_none_or(|left| !left.is_zero()) {
             return Ok(());
         }
         let Self { least, bytes, waited } = std::mem::replace(self, Self::new(self.least));

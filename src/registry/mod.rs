@@ -1,52 +1,37 @@
 //! Everything that talks HTTP to a registry: the client side of the OCI distribution spec, as Docker
 //! Hub, ACR and the others really answer it.
 //!
-//! - `transport`, `send`: one registry and calls to it; a request's way out
-//! - `auth`, `identity`, `token`, `beside`, `challenge`, `azure`: tokens and whom they are believed
-//! - `address`: where answers may lead us
-//! - `network`: the way there: proxies, certificates, connections
-//! - `endpoint`: the URLs of the API, and which of them may be written to
-//! - `incoming`, `min_rate`: bodies that fail when they fall silent or crawl
-//! - `limits`, `rates`, `pulls` with `quota`: requests at once, requests a minute, pulls
-//! - `answer`, `error_document`, `acr_refusals`: errors; `web_page`: pages in the place of an answer
-//! - `redirect`, `location`: where a request goes on
-//! - `lookup`: what is there, also where HEAD is not supported
-//! - `blob`, `upload` (with `piece`, a slice of the stream as a body), `manifest`, `lists` (with
-//!   `link` and `pages`): the operations
+//! - `client`, `call`, `transport`: one registry, a request to it, and how it is sent
+//! - `auth`: tokens (`token`, `scope`), challenges (`challenge`), ACR's token exchange (`acr_exchange`), and the scopes
+//!   for mounts (`mount_scopes`)
+//! - `address`: which addresses a registry's answers may lead to
+//! - `urls`: the URLs of the API, and which of them may be written to
+//! - `idle_timeout`, `min_rate`: bodies that fail when they are silent or too slow
+//! - `limits`: requests in flight (`parallelism`), requests per minute (`rate_limit`), pulls (`pull_limit`, and the
+//!   bookkeeping in `pull_ledger`)
+//! - `error`: from a response to an error
+//! - `endpoints`: blobs, uploads, manifests, lists and deletes; one file for each kind of request
 //!
 //! [`Repo`] is one repository as a [`Source`] and [`Destination`].
 
 mod acr_refusals;
 mod address;
-mod answer;
 mod auth;
 pub mod azure;
-mod beside;
-mod blob;
-mod challenge;
-mod delete;
-mod endpoint;
+mod call;
+mod client;
+mod endpoints;
+mod error;
 mod error_document;
-mod identity;
-mod incoming;
+mod idle_timeout;
 mod limits;
-mod link;
-mod lists;
 mod location;
 mod lookup;
-mod manifest;
 mod min_rate;
 mod network;
-mod pages;
-mod piece;
-mod pulls;
-mod quota;
-mod rates;
 mod redirect;
-mod send;
-mod token;
 mod transport;
-mod upload;
+mod urls;
 mod web_page;
 
 use std::collections::{BTreeMap, HashMap};
@@ -60,21 +45,23 @@ use reqwest::Url;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-pub use self::blob::Cached;
-pub use self::delete::TagState;
+pub use self::client::{Registry, is_loopback};
+pub use self::endpoints::blob::Cached;
+pub use self::endpoints::delete::TagState;
+pub use self::endpoints::upload::UploadSession;
+pub use self::limits::pull_ledger::{AccountPulls, PullQuota};
+pub use self::limits::rate_limit::Sku;
 pub use self::min_rate::MinRate;
 pub use self::network::{Proxies, Trust};
-pub use self::quota::{AccountPulls, PullQuota};
-pub use self::rates::Sku;
-pub use self::transport::{Registry, is_loopback};
-pub use self::upload::Session;
-pub(crate) use answer::root_cause;
+pub(crate) use error::root_cause;
 
 use self::address::Policy;
-use self::endpoint::Endpoint;
-use self::token::Scope;
-use self::transport::{Call, Payload, read_small};
-use crate::content::{Body, Destination, Feed, Pushed, Source, Started, TagPages};
+use self::auth::scope::Scope;
+use self::call::{Call, Payload};
+use self::client::read_small;
+use self::urls::Endpoint;
+use crate::body::Body;
+use crate::content::{Destination, Feed, PushReceipt, Source, TagPages, UploadStart};
 use crate::credentials::entra::{Entra, EntraSettings};
 use crate::credentials::{Credential, Credentials, Secret};
 use crate::descriptor::{Descriptor, Digest};
@@ -239,7 +226,7 @@ impl Registries {
             return Err(Error::new(Kind::Usage, format!("{name} is not an Azure Container Registry"))
                 .hint("--azure is for registries such as myregistry.azurecr.io"));
         }
-        self.registry(name)?.exchanged().await
+        self.registry(name)?.acr_refresh_token().await
     }
 
     /// Those that were used, by name.
@@ -249,7 +236,7 @@ impl Registries {
     }
 
     /// Deletes all upload sessions that are still open, within a few seconds: after an interrupt.
-    pub async fn abandon(&self) {
+    pub async fn abandon_uploads(&self) {
         let all = self.known().into_iter().map(|(_, registry)| async move { registry.abandon_all().await });
         let _ = tokio::time::timeout(Duration::from_secs(5), futures_util::future::join_all(all)).await;
     }
@@ -326,7 +313,7 @@ impl Source for Repo {
         self.get_blob(blob, from).await
     }
 
-    async fn part(&self, blob: &Descriptor, part: Range<u64>) -> Result<Body> {
+    async fn blob_range(&self, blob: &Descriptor, part: Range<u64>) -> Result<Body> {
         self.get_part(blob, part).await
     }
 
@@ -344,7 +331,7 @@ impl Source for Repo {
 }
 
 impl Destination for Repo {
-    type Session = Session;
+    type Session = UploadSession;
 
     fn repository(&self) -> &Repository {
         &self.repository
@@ -358,27 +345,27 @@ impl Destination for Repo {
         self.new.get() == Some(&true)
     }
 
-    async fn find(&self, target: &Target) -> Result<Option<Descriptor>> {
+    async fn resolve_existing(&self, target: &Target) -> Result<Option<Descriptor>> {
         self.head_manifest(target, &self.push).await
     }
 
-    async fn stored(&self, digest: &Digest) -> Result<Manifest> {
+    async fn existing_manifest(&self, digest: &Digest) -> Result<Manifest> {
         self.get_manifest(&Target::Digest(*digest), &self.push).await
     }
 
-    async fn contains(&self, blob: &Descriptor) -> Result<bool> {
+    async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
         self.head_blob(blob).await
     }
 
-    async fn start(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<Started<Session>> {
+    async fn start_upload(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<UploadStart<UploadSession>> {
         self.start_upload(blob, from).await
     }
 
-    async fn upload<S: Source>(&self, session: Session, feed: &Feed<S>, body: Verified) -> Result<()> {
+    async fn upload<S: Source>(&self, session: UploadSession, feed: &Feed<S>, body: Verified) -> Result<()> {
         self.send_blob(session, feed, body).await
     }
 
-    async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<Pushed> {
+    async fn put_manifest(&self, manifest: &Manifest, at: &Target) -> Result<PushReceipt> {
         self.send_manifest(manifest, at).await
     }
 

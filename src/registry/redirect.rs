@@ -7,8 +7,8 @@ use http::{Method, StatusCode};
 use reqwest::Url;
 
 use super::address::origin;
+use super::client::Response;
 use super::location;
-use super::transport::Response;
 use crate::error::{Error, Kind, Result};
 
 /// Whether the request is to be sent once more, with its method and body.

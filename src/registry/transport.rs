@@ -1,562 +1,257 @@
-//! One registry, and calls to it: what is shared by all who talk to it, who asks, what is tried again.
+//! A request's way out: signed, within the limits, redirected, counted.
+//!
+//! Redirects are followed here and not by the HTTP library, since `Authorization` must go to the
+//! registry's own origin only, and not every address may be followed (see [`super::address`]).
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue, WWW_AUTHENTICATE};
-use http::{HeaderMap, Method, StatusCode};
-use http_body_util::BodyExt as _;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderValue};
+use http::{HeaderMap, Method, Request, StatusCode};
 use reqwest::Url;
-use tokio::sync::OnceCell;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Options;
-use super::address::{Policy, origin, same_origin};
-use super::answer;
-use super::auth::Auth;
-use super::blob::length;
-use super::endpoint::{Endpoint, check_write};
-use super::incoming::Incoming;
-use super::limits::{Limiter, retry_after};
-use super::lookup::WithoutHead;
-use super::network::{self, HttpClient};
-use super::pulls::{Pass, Pulls};
-use super::quota::{AccountPulls, PullQuota};
-use super::rates::{Class, Throttle};
+use super::address::{origin, same_origin};
+use super::auth::challenge::Challenge;
+use super::auth::scope::Scope;
+use super::call::names_manifest;
+use super::call::{Call, Payload};
+use super::client::{COMMIT_TIMEOUT, Registry, Response, uri};
+use super::error;
+use super::idle_timeout::TimedBody;
+use super::limits::parallelism::{Permit, retry_after};
+use super::limits::pull_ledger::PullQuota;
+use super::limits::pull_limit::PullPermit;
+use super::limits::rate_limit::Class;
+use super::location;
 use super::redirect;
-use super::send::{Sent, names_manifest};
-use super::token::{Access, Scope};
-use super::web_page::{self, CameFrom};
-use crate::credentials::Credential;
+use super::urls::check_write;
+use super::web_page::CameFrom;
 use crate::error::{Error, Kind, Result};
-use crate::memory::Collected;
-use crate::reference::{DOCKER_HUB, RegistryName, Repository, split_port, without_https_port};
-use crate::retry::Budget;
+use crate::reference::Repository;
 
-/// A response whose body hasn't been read.
-pub(super) type Response = http::Response<Incoming>;
-
-/// One registry: everything that is shared by all who talk to it in this run.
-#[derive(Debug)]
-pub struct Registry {
-    /// As users name it: `docker.io`.
-    pub(super) name: String,
-    /// Where it's asked: `https://registry-1.docker.io`.
-    base: OnceCell<Url>,
-    first_base: Url,
-    /// It was silent when it was asked whether it speaks TLS: until then it is not asked again.
-    silent_until: Mutex<Option<Instant>>,
-    /// Unverified TLS and plain http were allowed for it.
-    insecure: bool,
-    pub(super) options: Arc<Options>,
-    http: OnceCell<HttpClient>,
-    policy: OnceCell<Policy>,
-    /// The stored one, and those that were given.
-    accounts: Vec<Auth>,
-    pub(super) pulls: Pulls,
-    pub(super) throttle: Throttle,
-    pub(super) limiter: Arc<Limiter>,
-    /// Learned: bodies of uploads that are larger (in bytes) are refused here.
-    pub(super) largest_body: AtomicU64,
-    /// Learned: there is no referrers API here.
-    pub(super) no_referrers: AtomicBool,
-    /// Learned: for what there is no HEAD here.
-    pub(super) without_head: WithoutHead,
-    pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
-    pub(super) next_session: AtomicU64,
-    /// Uploads whose session isn't known yet.
-    pub(super) starting: Mutex<JoinSet<()>>,
-    pub(super) requests: AtomicU64,
-}
-
-/// One request to be made.
-pub(super) struct Call<'a> {
-    pub(super) method: Method,
-    pub(super) url: Url,
-    pub(super) scope: &'a Scope,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Payload,
-    /// What to say when it fails, as in "cannot {doing}".
-    pub(super) doing: String,
-}
-
-/// A request's body.
-pub(super) enum Payload {
-    Empty,
-    /// Can be sent again.
-    Bytes(Bytes),
-    /// Can be sent once.
-    Stream(reqwest::Body, u64),
-}
-
-impl Payload {
-    /// The body to be sent now; what can be sent again stays.
-    pub(super) fn next(&mut self) -> Self {
-        match self {
-            Self::Bytes(bytes) => Self::Bytes(bytes.clone()),
-            other => std::mem::replace(other, Self::Empty),
-        }
-    }
-}
-
-impl Call<'_> {
-    /// The call once more. A streamed body goes with the first one.
-    fn again(&mut self) -> Self {
-        let body = self.body.next();
-        Self {
-            method: self.method.clone(),
-            url: self.url.clone(),
-            scope: self.scope,
-            headers: self.headers.clone(),
-            body,
-            doing: self.doing.clone(),
-        }
-    }
-
-    /// Whether Docker Hub counts it as a pull: a GET of a manifest does, a HEAD doesn't.
-    fn costs_pull(&self) -> bool {
-        self.method == Method::GET && names_manifest(&self.url)
-    }
-
-    pub(super) fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
-        if let Ok(value) = value.try_into() {
-            self.headers.insert(name, value);
-        }
-        self
-    }
+/// The response to a call, who asked, and the origin that it came from if redirects led elsewhere.
+pub(super) struct Sent {
+    pub(super) response: Response,
+    pub(super) storage: Option<String>,
 }
 
 impl Registry {
-    pub(super) fn new(name: &str, options: Arc<Options>) -> Result<Self> {
-        // A directory's pseudo registry, and text that was not checked, must not become a host.
-        if name.parse::<RegistryName>()? != *name {
-            return Err(Error::new(Kind::Usage, format!("{name:?} is not the name of a registry")));
+    /// Signs the call as `account`, answers challenges, and sends it. `pull_permit` is the pull that it costs.
+    pub(super) async fn send_signed(
+        &self,
+        call: Call<'_>,
+        account: usize,
+        pull_permit: Option<PullPermit<'_>>,
+    ) -> Result<Sent> {
+        let Call { method, url, scope, headers, mut body, .. } = call;
+        let base = self.base().await?.clone();
+        let auth = self.account(account);
+        // A session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
+        let ours = same_origin(&base, &url);
+        if !ours {
+            self.policy().await?.check(&base, &url)?;
         }
-        let host = if name == DOCKER_HUB { "registry-1.docker.io" } else { name };
-        let insecure =
-            options.insecure.iter().any(|allowed| without_https_port(allowed) == name || allowed == split_port(name).0);
-        // Of a registry on this machine, until it has been asked.
-        let scheme = if is_loopback(split_port(name).0) { "http" } else { "https" };
-        let first_base = Url::parse(&format!("{scheme}://{host}"))
-            .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;
-        // Further ones, who read.
-        let given: &[Credential] = if name == DOCKER_HUB { &options.hub_accounts } else { &[] };
-        let wanted = Arc::default();
-        let accounts =
-            [None].into_iter().chain(given.iter().cloned().map(Some)).map(|given| Auth::new(&wanted, given)).collect();
-        Ok(Self {
-            name: name.to_owned(),
-            base: OnceCell::new(),
-            first_base,
-            silent_until: Mutex::default(),
-            insecure,
-            http: OnceCell::new(),
-            policy: OnceCell::new(),
-            accounts,
-            pulls: Pulls::new(name, &options),
-            throttle: Throttle::new(name, &options),
-            limiter: Limiter::new(options.concurrency, options.longest_pause),
-            largest_body: AtomicU64::new(u64::MAX),
-            no_referrers: AtomicBool::new(false),
-            without_head: WithoutHead::default(),
-            sessions: Mutex::default(),
-            next_session: AtomicU64::new(0),
-            starting: Mutex::default(),
-            requests: AtomicU64::new(0),
-            options,
+        let mut pull_permit = pull_permit;
+        for attempt in 1..=MAX_SIGNATURES {
+            let turn = if ours { auth.first_request().await } else { None };
+            let signature = if ours { self.authorization(account, scope).await? } else { None };
+            let mut signed = headers.clone();
+            if let Some(value) = &signature {
+                signed.insert(AUTHORIZATION, value.clone());
+            }
+            let streamed = matches!(body, Payload::Stream(..));
+            let once = body.next();
+            let mark = self.pulls.mark(account);
+            let (mut response, end) =
+                self.send_following_redirects(method.clone(), url.clone(), signed, once, &scope.repository).await?;
+            if !same_origin(&url, &end) {
+                // Whatever it asks for: it's not the registry, and gets no credentials.
+                let from = CameFrom { origin: origin(&end), is_registry: end.path().starts_with("/v2/") };
+                response.extensions_mut().insert(from);
+                return Ok(Sent { response, storage: Some(origin(&end)) });
+            }
+            if response.status() != StatusCode::UNAUTHORIZED || !ours {
+                if ours {
+                    self.record_answer(account, mark, &url, &response, pull_permit.as_mut());
+                }
+                return Ok(Sent { response, storage: None });
+            }
+            let challenge = Challenge::from_headers(response.headers());
+            let again = auth.on_challenge(challenge, scope, signature.as_ref()).await;
+            drop(turn);
+            if streamed && again {
+                // The stream is spent; whoever feeds it asks the session where to go on.
+                return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
+                    .transient(Some(Duration::ZERO)));
+            }
+            if attempt == MAX_SIGNATURES || !again {
+                if let Some(pull_permit) = &mut pull_permit {
+                    pull_permit.answered(false);
+                }
+                return Ok(Sent { response, storage: None });
+            }
+        }
+        Err(Error::new(Kind::Unauthorized, "the registry keeps asking for credentials"))
+    }
+
+    /// The account's `Authorization`. An account of several whose password isn't taken is not used again.
+    async fn authorization(&self, account: usize, scope: &Scope) -> Result<Option<HeaderValue>> {
+        let auth = self.account(account);
+        auth.authorization(self, scope).await.inspect_err(|error| {
+            if error.kind() == Kind::Unauthorized && !error.is_transient() && self.pulls.refuse(account) {
+                let who = auth.username().unwrap_or_default();
+                tracing::warn!("{}: going on without the account '{who}': {error}", self.name);
+            }
         })
     }
 
-    /// Requests made so far, each redirect and token request counted.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
-
-    /// The pull quota that the registry (Docker Hub) last told; of several accounts, their sum. None if
-    /// it told no limit.
-    pub fn quota(&self) -> Option<PullQuota> {
-        self.pulls.quota()
-    }
-
-    /// Manifests read (by GET) so far: what Docker Hub counts as pulls.
-    pub fn pulls(&self) -> u64 {
-        self.pulls.count()
-    }
-
-    /// The pulls and the quota of each account that was used.
-    pub fn account_pulls(&self) -> Vec<AccountPulls> {
-        self.pulls.accounts(|index| self.account(index).username())
-    }
-
-    /// An ACR refresh token for the Entra identity.
-    pub(super) async fn exchanged(&self) -> Result<crate::credentials::Secret> {
-        let base = self.base().await?;
-        let token = self.account(0).exchange(self, base, self.account(0).service().as_deref()).await?;
-        token.ok_or_else(|| Error::new(Kind::Unauthorized, "there is no Azure identity here"))
-    }
-
-    /// An account: the stored one, if there's none of this number.
-    pub(super) fn account(&self, index: usize) -> &Auth {
-        self.accounts.get(index).unwrap_or(&self.accounts[0])
-    }
-
-    /// A blob was mounted from this repository.
-    pub(super) fn mounted_from(&self, from: &Repository) {
-        self.account(0).mounted_from(&from.name);
-    }
-
-    /// Where the registry is asked. What is not decided yet is asked for, without credentials.
-    pub(super) async fn base(&self) -> Result<&Url> {
-        if !self.is_on_this_machine() {
-            return self.base.get_or_try_init(|| Box::pin(self.find_base())).await;
+    /// What an answer of the registry itself says of an account's pulls.
+    fn record_answer(
+        &self,
+        account: usize,
+        mark: u64,
+        url: &Url,
+        response: &Response,
+        pull_permit: Option<&mut PullPermit<'_>>,
+    ) {
+        let success = response.status().is_success();
+        let quota = PullQuota::from_headers(response.headers());
+        if quota.is_some() || (success && names_manifest(url)) {
+            self.pulls.learn(account, mark, quota);
         }
-        let silent_until = || self.silent_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.base.get().is_none() && silent_until().is_some_and(|until| Instant::now() < until) {
-            return Ok(&self.first_base);
-        }
-        match self.base.get_or_try_init(|| Box::pin(self.probe_scheme())).await {
-            Ok(base) => Ok(base),
-            // The request itself will say what is wrong, and may be tried again; then the question is asked again.
-            Err(error) if error.is_transient() => {
-                if error.kind() == Kind::Timeout {
-                    *silent_until() = Some(Instant::now() + SILENCE);
-                }
-                Ok(&self.first_base)
-            }
-            Err(error) => Err(error),
+        if let Some(pull_permit) = pull_permit {
+            pull_permit.answered(success);
         }
     }
 
-    /// The registry answered at this URL. One on this machine that answers by http has said enough.
-    pub(super) fn answered_at(&self, url: &Url) {
-        if !self.base.initialized() && self.is_on_this_machine() && same_origin(url, &self.first_base) {
-            let _ = self.base.set(self.first_base.clone());
-        }
-    }
-
-    /// The same call at the scheme that was found since it was made: the registry may not have been there then.
-    async fn at_its_scheme(&self, url: &mut Url) -> Result<()> {
-        let base = self.base().await?;
-        let same = url.host_str() == base.host_str() && url.port_or_known_default() == base.port_or_known_default();
-        if self.is_on_this_machine() && same && url.scheme() != base.scheme() {
-            let _ = url.set_scheme(base.scheme());
-        }
-        Ok(())
-    }
-
-    fn is_on_this_machine(&self) -> bool {
-        is_loopback(split_port(&self.name).0)
-    }
-
-    /// Whether nobody else can read what is sent: by TLS with a verified certificate, or on this machine.
-    pub(super) async fn is_private_to_us(&self) -> Result<bool> {
-        let verified = !self.insecure && self.base().await?.scheme() == "https";
-        Ok(verified || self.is_on_this_machine())
-    }
-
-    /// A registry on this machine is named without a scheme. Plain http is used only if the port speaks no TLS: never
-    /// since a certificate is wrong.
-    async fn probe_scheme(&self) -> Result<Url> {
-        let mut base = self.first_base.clone();
-        let scheme = if self.http().await?.speaks_tls().await? { "https" } else { "http" };
-        tracing::debug!("{} is asked by {scheme}", self.name);
-        let _ = base.set_scheme(scheme);
-        Ok(base)
-    }
-
-    /// A registry that the user called insecure is asked by https first, as Docker does.
-    async fn find_base(&self) -> Result<Url> {
-        if !self.insecure {
-            return Ok(self.first_base.clone());
-        }
-        let mut plain = self.first_base.clone();
-        let _ = plain.set_scheme("http");
-        let mut probe = http::Request::new(reqwest::Body::default());
-        *probe.uri_mut() = uri(&Endpoint::Base.url(&self.first_base)?)?;
-        let explain = |error: &(dyn std::error::Error + 'static)| answer::transport_error(error, &self.name);
-        match tokio::time::timeout(PROBE_TIMEOUT, self.http().await?.send(probe, explain)).await {
-            Ok(Ok(_)) => Ok(self.first_base.clone()),
-            _ => Ok(plain),
-        }
-    }
-
-    /// What may be waited in all for one small request.
-    fn patience(&self) -> Duration {
-        if self.options.deadline.is_some() { LONG_PATIENCE } else { self.options.patience }
-    }
-
-    /// Makes the call, trying again within a budget of its own; a streamed body goes out once.
+    /// Sends, and follows redirects (see [`redirect`]). A streamed body goes out once: its redirect is the answer.
     ///
     /// # Errors
-    /// What [`answer::error`] makes of statuses other than 2xx.
-    pub(super) async fn call(&self, mut call: Call<'_>) -> Result<Response> {
-        if matches!(call.body, Payload::Stream(..)) {
-            return self.call_once(call).await;
+    /// [`Kind::Refused`] for a redirect to an address that may not be asked, and of a write to what is no part of
+    /// `repository`.
+    async fn send_following_redirects(
+        &self,
+        method: Method,
+        mut url: Url,
+        mut headers: HeaderMap,
+        mut body: Payload,
+        repository: &Repository,
+    ) -> Result<(Response, Url)> {
+        let base = self.base().await?;
+        let streamed = matches!(body, Payload::Stream(..));
+        for _ in 0..=MAX_REDIRECTS {
+            let permit = self.acquire_permits(&method, &url).await?;
+            let mut response = self.send_once(method.clone(), url.clone(), headers.clone(), body.next()).await?;
+            drop(permit);
+            location::note_origin(&mut response, &url);
+            let Some(next) = redirect::target(&method, &response, &url)? else { return Ok((response, url)) };
+            if streamed {
+                return Ok((response, url));
+            }
+            self.policy().await?.check(&url, &next)?;
+            check_write(&method, &next, base, repository)?;
+            if !same_origin(&url, &next) {
+                headers.remove(AUTHORIZATION);
+            }
+            tracing::debug!("redirected to {}", origin(&next));
+            url = next;
         }
-        self.call_judged(&mut call, |answered| answered).await
+        Err(Error::new(Kind::Registry, format!("it redirects more than {MAX_REDIRECTS} times")))
     }
 
-    /// The same for a body that can be sent again; `judge` says which answers are errors, and which errors are
-    /// transient.
-    pub(super) async fn call_judged(
+    /// Waits for a place among the requests that run, and for the minute to have room for one more. Who
+    /// waits for the minute holds no place meanwhile. No request's own time runs yet.
+    async fn acquire_permits(&self, method: &Method, url: &Url) -> Result<Permit> {
+        // What storage elsewhere gives isn't counted by the registry.
+        if !same_origin(self.base().await?, url) {
+            return Ok(self.limiter.acquire().await);
+        }
+        let class = Class::of(method, url.path());
+        loop {
+            self.rate_limit.wait(class).await;
+            let permit = self.limiter.acquire().await;
+            if self.rate_limit.take(class) {
+                return Ok(permit);
+            }
+        }
+    }
+
+    /// One request to a token endpoint.
+    pub(super) async fn ask_token(
         &self,
-        call: &mut Call<'_>,
-        mut judge: impl FnMut(Result<Response>) -> Result<Response>,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Payload,
     ) -> Result<Response> {
-        let budget = Budget::new(self.options.retries, self.patience());
         loop {
-            match judge(self.call_once(call.again()).await) {
-                Ok(response) => return Ok(response),
-                Err(error) => budget.retry(error).await?,
+            self.limiter.wait_for_pause().await;
+            self.rate_limit.wait(Class::Token).await;
+            if self.rate_limit.take(Class::Token) {
+                break;
             }
         }
-    }
-
-    /// Makes the call and reads its small answer of at most `most` bytes by `parse`, trying all of it again
-    /// together: a body may break off after a fine head, and something between may damage it, or answer in the
-    /// registry's place.
-    pub(super) async fn read<T>(
-        &self,
-        mut call: Call<'_>,
-        most: u64,
-        parse: impl Fn(&http::response::Parts, Bytes) -> Result<T>,
-    ) -> Result<T> {
-        let budget = Budget::new(self.options.retries, self.patience());
-        let mut pages = 0;
-        loop {
-            let read = async {
-                let (head, body) = self.call_once(call.again()).await?.into_parts();
-                let bytes = read_body(body, length(&head.headers), most).await;
-                let parsed = bytes.and_then(|bytes| parse(&head, bytes));
-                parsed.map_err(|error| match web_page::instead(&self.name, &head) {
-                    Some(page) => {
-                        pages += 1;
-                        // A second page is one that stays.
-                        if pages > 1 { page.permanent() } else { page }
-                    }
-                    None => error,
-                })
-            };
-            match read.await.map_err(|error| error.doing(call.doing.clone())) {
-                Ok(read) => return Ok(read),
-                Err(error) => budget.retry(error).await?,
-            }
+        let response = self.send_once(method, url, headers, body).await?;
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            self.on_push_back(Class::Token, retry_after(response.headers()));
         }
+        Ok(response)
     }
 
-    /// Makes the call once, as who may; where the pulls of one account are spent or it may not read, as the next.
+    /// One HTTP exchange, up to the response's head; counts it.
     ///
-    /// Waits for a pull where one is needed and none is left, and somebody wants to wait.
-    pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
-        let began = Instant::now();
-        let doing = std::mem::take(&mut call.doing);
-        self.at_its_scheme(&mut call.url).await.map_err(|error| error.doing(doing.clone()))?;
-        check_write(&call.method, &call.url, self.base().await?, &call.scope.repository)
-            .map_err(|error| error.doing(doing.clone()))?;
-        let (name, push) = (call.scope.repository.name.as_str(), call.scope.access != Access::Pull);
-        loop {
-            let pass = if call.costs_pull() {
-                let ask = |account| Box::pin(self.ask_quota(call.url.clone(), call.scope, &call.headers, account));
-                Some(self.pulls.reserve(name, push, began, ask).await.map_err(|error| error.doing(doing.clone()))?)
-            } else {
-                None
-            };
-            let account = pass.as_ref().map_or_else(|| self.pulls.choose(name, push), |pass| pass.account);
-            let error = match Box::pin(self.attempt(call.again(), account, pass)).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            };
-            let next = match error.kind() {
-                _ if error.is_quota() => self.pulls.spend(account),
-                Kind::Unauthorized | Kind::Denied if !error.is_transient() => self.pulls.deny(name, account),
-                _ => false,
-            };
-            if !next {
-                return Err(self.without_credentials(error, account).doing(doing));
+    /// A streamed body's progress is watched by its owner: here only the others' waits are bounded.
+    async fn send_once(&self, method: Method, url: Url, headers: HeaderMap, body: Payload) -> Result<Response> {
+        let shown = format!("{method} {}{}", origin(&url), url.path());
+        let mut request = Request::new(reqwest::Body::default());
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri(&url)?;
+        *request.headers_mut() = headers;
+        let streamed = matches!(body, Payload::Stream(..));
+        let empty = matches!(method, Method::POST | Method::PUT | Method::PATCH);
+        match body {
+            Payload::Empty if empty => {
+                request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            Payload::Empty => {}
+            Payload::Bytes(bytes) => *request.body_mut() = bytes.into(),
+            Payload::Stream(body, length) => {
+                // ACR refuses chunked transfer coding (CONTENT_LENGTH_INVALID; harbor#23016).
+                request.headers_mut().insert(CONTENT_LENGTH, length.into());
+                *request.body_mut() = body;
             }
         }
-    }
-
-    /// Says, where somebody without credentials was refused, which file of `--auth-file` has none for here.
-    fn without_credentials(&self, error: Error, account: usize) -> Error {
-        let refused = matches!(error.kind(), Kind::Unauthorized | Kind::Denied);
-        if !refused || self.account(account).username().is_some() {
-            return error;
-        }
-        match (self.options.credentials.not_for(&self.name), error.hint_text().map(str::to_owned)) {
-            (Some(files), Some(hint)) => error.hint_instead(format!("{files}; {hint}")),
-            (Some(files), None) => error.hint(files),
-            (None, _) => error,
-        }
-    }
-
-    /// Makes the call as this account.
-    async fn attempt(&self, call: Call<'_>, account: usize, pass: Option<Pass<'_>>) -> Result<Response> {
-        let (method, scope) = (call.method.clone(), call.scope);
-        let streamed = matches!(call.body, Payload::Stream(..));
-        let class = Class::of(&method, call.url.path());
-        let Sent { response, storage } = self.signed(call, account, pass).await?;
-        let status = response.status();
-        if status.is_success() {
-            self.limiter.went_well();
-            return Ok(response);
-        }
-        if streamed && redirect::keeps_method(status) {
-            // Whoever has the stream opens it again, and sends it to where this leads.
-            return Ok(response);
-        }
-        let asked = retry_after(response.headers());
-        if let Some(storage) = &storage
-            && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-        {
-            if let Some(page) = web_page::instead_of(&self.name, &response).filter(|_| web_page::stands_in(status)) {
-                return Err(page);
-            }
-            let other_registry = response.extensions().get::<CameFrom>().is_some_and(|from| from.is_registry);
-            if other_registry && response.headers().contains_key(WWW_AUTHENTICATE) {
-                return Err(self.sent_to_another_registry(storage, scope));
-            }
-            // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
-            let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
-            if !matches!(method, Method::GET | Method::HEAD) {
-                let hint = format!("credentials are never sent on to another host: name {storage} itself");
-                return Err(Error::new(Kind::Denied, what).hint(hint));
-            }
-            return Err(Error::new(Kind::Registry, what).transient(None));
-        }
-        let user = self.account(account).username();
-        let error = answer::error(response, &self.name, &method, scope, user.as_deref()).await;
-        let until = match status {
-            // Only pulls have to wait for pulls.
-            _ if error.is_quota() => None,
-            StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.pushed_back(class, asked),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.limiter.pushed_back(asked),
-            _ => None,
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let explain = |error: &(dyn std::error::Error + 'static)| error::transport_error(error, &self.name);
+        let sending = Box::pin(self.http().await?.send(request, explain));
+        let sent = if streamed {
+            sending.await
+        } else {
+            // What is written is also checked and stored before the answer comes.
+            let idle = self.options.idle;
+            let patience = if method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
+            let late =
+                || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
+            tokio::time::timeout(patience, sending).await.map_err(|_| late())?
         };
-        // Who has time leaves the registry alone as long as it takes, rather than give up after a few tries.
-        match until {
-            Some(until) if self.options.deadline.is_some() && asked.is_none() => {
-                let wait = until.saturating_duration_since(Instant::now());
-                Err(error.transient(Some(wait.max(LEAST_WAIT))))
-            }
-            _ => Err(error),
+        let sent = sent?;
+        self.answered_at(&url);
+        let response = sent.map(|body| TimedBody::new(body, &self.name, self.options.idle, self.options.min_rate));
+        tracing::debug!("{shown}: {}", response.status().as_u16());
+        Ok(response)
+    }
+
+    /// The registry answered 429 or 503 to a request of the class: that class waits where it has limits by
+    /// the minute, else everything. Says until when.
+    pub(super) fn on_push_back(&self, class: Class, wait: Option<Duration>) -> Option<Instant> {
+        if wait.is_some() && self.rate_limit.on_rate_limited(class, wait) {
+            return None;
         }
-    }
-
-    /// The registry leads to one that wants credentials of its own, which are never given on a redirect.
-    fn sent_to_another_registry(&self, other: &str, scope: &Scope) -> Error {
-        let host = other.split_once("://").map_or(other, |(_, host)| host);
-        let what = format!("{} sends us to {other}, another registry, which wants a token of its own (401)", self.name);
-        Error::new(Kind::Refused, what).hint(format!(
-            "credentials are never given to where a registry sends us: name that registry in the reference, as in \
-             {host}/{}",
-            scope.repository.name
-        ))
-    }
-
-    /// Asks by a HEAD, which is free, what an account has left.
-    async fn ask_quota(&self, url: Url, scope: &Scope, headers: &HeaderMap, account: usize) {
-        let call = Call {
-            method: Method::HEAD,
-            url,
-            scope,
-            headers: headers.clone(),
-            body: Payload::Empty,
-            doing: String::new(),
-        };
-        if let Err(error) = self.attempt(call, account, None).await {
-            tracing::debug!("{}: what is left of the pulls is not known: {error}", self.name);
-        }
-    }
-
-    pub(super) async fn policy(&self) -> Result<&Policy> {
-        self.http().await?;
-        self.policy.get().ok_or_else(|| Error::new(Kind::Local, "the client has no address policy"))
-    }
-
-    pub(super) async fn http(&self) -> Result<&HttpClient> {
-        self.http
-            .get_or_try_init(|| async {
-                let policy = Policy::new(&self.first_base, self.options.resolve.clone(), false);
-                let policy = policy.with_insecure(&self.options.insecure);
-                let policy = self.policy.get_or_init(|| async { policy }).await.clone();
-                Ok(HttpClient::new(network::Settings {
-                    registry: &self.name,
-                    base: &self.first_base,
-                    policy,
-                    proxies: &self.options.proxies,
-                    trust: &self.options.trust,
-                    insecure: self.insecure,
-                    idle: self.options.concurrency,
-                }))
-            })
-            .await
+        self.limiter.on_push_back(wait)
     }
 }
 
-/// As the HTTP client takes it.
-pub(super) fn uri(url: &Url) -> Result<http::Uri> {
-    url.as_str().parse().map_err(|_| Error::new(Kind::Registry, format!("{} is no address for HTTP", origin(url))))
-}
-
-/// Reads a small body to its end.
-///
-/// # Errors
-/// [`Kind::Invalid`] for more than `most` bytes: the size is never taken on trust.
-pub(super) async fn read_small(response: Response, most: u64) -> Result<Bytes> {
-    let expected = length(response.headers());
-    read_body(response.into_body(), expected, most).await
-}
-
-/// Reads a body that claims to have `expected` bytes. A large one waits for its turn before most of it is read; that
-/// takes no time of [`SMALL_TIMEOUT`].
-async fn read_body(mut body: Incoming, expected: Option<u64>, most: u64) -> Result<Bytes> {
-    let too_large = || Error::new(Kind::Invalid, format!("the answer has more than {most} bytes"));
-    if expected.is_some_and(|expected| expected > most) {
-        return Err(too_large());
-    }
-    let mut bytes = Collected::new(most);
-    loop {
-        let reading = async {
-            while let Some(frame) = body.frame().await {
-                let Ok(data) = frame?.into_data() else { continue };
-                if !bytes.fits(&data) {
-                    return Err(too_large());
-                }
-                if bytes.must_wait(&data) {
-                    return Ok(Some(data));
-                }
-                bytes.add(&data);
-            }
-            Ok(None)
-        };
-        let slow = || Error::new(Kind::Timeout, format!("the answer did not end in {} s", SMALL_TIMEOUT.as_secs()));
-        let Some(data) = tokio::time::timeout(SMALL_TIMEOUT, reading).await.map_err(|_| slow())?? else {
-            return Ok(bytes.finish());
-        };
-        bytes.wait(expected).await;
-        bytes.add(&data);
-    }
-}
-
-/// Whether a host as written is this machine: plain http needs no flag there, as in Docker.
-pub fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-/// How long it may take to answer when it has all of a blob: it hashes and stores the blob meanwhile.
-pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long a small answer may take in all, however evenly it trickles.
-pub(super) const SMALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// What is waited at least where a 429 said nothing.
-const LEAST_WAIT: Duration = Duration::from_millis(100);
-/// What may be waited for a request without a streamed body, where the run has a deadline.
-const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a registry on this machine that was silent is not asked again whether it speaks TLS.
-const SILENCE: Duration = Duration::from_secs(30);
+pub(super) const MAX_REDIRECTS: u32 = 5;
+/// How often a call is signed: without a token, with one, and with a new one if that expired on the way.
+const MAX_SIGNATURES: u32 = 3;

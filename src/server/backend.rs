@@ -4,9 +4,9 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::route::Place;
+use super::route::RepositoryPath;
 use super::sendfile::FilePipe;
-use crate::content::Body;
+use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::Result;
 use crate::manifest::Manifest;
@@ -34,30 +34,46 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// What `target` is, for `HEAD`; `None` if it isn't there.
-    fn resolve(&self, place: &Place, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+    fn resolve(
+        &self,
+        repository: &RepositoryPath,
+        target: &Target,
+    ) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
 
     /// The manifest; `None` if it isn't there.
-    fn manifest(&self, place: &Place, target: &Target) -> impl Future<Output = Result<Option<Manifest>>> + Send;
+    fn manifest(
+        &self,
+        repository: &RepositoryPath,
+        target: &Target,
+    ) -> impl Future<Output = Result<Option<Manifest>>> + Send;
 
     /// How large the blob is, for `HEAD`; `None` if it isn't there. Never fetches it.
-    fn size_of(&self, place: &Place, digest: &Digest) -> impl Future<Output = Result<Option<u64>>> + Send {
-        async move { Ok(self.blob(place, digest).await?.map(|blob| blob.size())) }
+    fn size_of(
+        &self,
+        repository: &RepositoryPath,
+        digest: &Digest,
+    ) -> impl Future<Output = Result<Option<u64>>> + Send {
+        async move { Ok(self.blob(repository, digest).await?.map(|blob| blob.size())) }
     }
 
     /// What the answer to a `HEAD` of a blob says as `Cache-Status` (RFC 9211), where this is a cache. Asked for a blob
     /// that [`size_of`](Self::size_of) has found there.
-    fn cache_status(&self, _place: &Place, _digest: &Digest) -> Option<&'static str> {
+    fn cache_status(&self, _place: &RepositoryPath, _digest: &Digest) -> Option<&'static str> {
         None
     }
 
     /// The blob, to be read; `None` if it isn't there.
-    fn blob(&self, place: &Place, digest: &Digest) -> impl Future<Output = Result<Option<Self::Blob>>> + Send;
+    fn blob(
+        &self,
+        repository: &RepositoryPath,
+        digest: &Digest,
+    ) -> impl Future<Output = Result<Option<Self::Blob>>> + Send;
 
     /// Up to `most` tags behind `after`, in the order of their bytes; `None` if there is no such
     /// repository.
     fn tags(
         &self,
-        place: &Place,
+        repository: &RepositoryPath,
         after: Option<&str>,
         most: usize,
     ) -> impl Future<Output = Result<Option<Vec<Tag>>>> + Send;
@@ -70,27 +86,35 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<RepositoryName>>> + Send;
 
     /// The manifests that are about `subject`.
-    fn referrers(&self, place: &Place, subject: &Digest) -> impl Future<Output = Result<Arc<Referrers>>> + Send;
+    fn referrers(
+        &self,
+        repository: &RepositoryPath,
+        subject: &Digest,
+    ) -> impl Future<Output = Result<Arc<Referrers>>> + Send;
 
     /// Begins an upload. `like` is of the algorithm that the client said its digest will have, if
     /// it said so.
-    fn begin(&self, place: &Place, like: Option<Digest>) -> impl Future<Output = Result<Self::Upload>> + Send;
+    fn start_upload(
+        &self,
+        repository: &RepositoryPath,
+        like: Option<Digest>,
+    ) -> impl Future<Output = Result<Self::Upload>> + Send;
 
     /// Takes a blob over from the repository `from` (distribution spec, "Mounting a blob from another repository").
-    /// Whether the blob is in `place` now: that needs no `from` if it is there already, and a `from` that has the
+    /// Whether the blob is in `repository` now: that needs no `from` if it is there already, and a `from` that has the
     /// blob if it isn't.
     fn mount(
         &self,
-        place: &Place,
+        repository: &RepositoryPath,
         digest: &Digest,
         from: Option<&RepositoryName>,
     ) -> impl Future<Output = Result<bool>> + Send {
         async move {
-            if self.blob(place, digest).await?.is_some() {
+            if self.blob(repository, digest).await?.is_some() {
                 return Ok(true);
             }
             let Some(from) = from else { return Ok(false) };
-            let from = Place { name: from.clone(), ns: place.ns.clone() };
+            let from = RepositoryPath { name: from.clone(), ns: repository.ns.clone() };
             Ok(self.blob(&from, digest).await?.is_some())
         }
     }
@@ -99,7 +123,7 @@ pub trait Backend: Send + Sync + 'static {
     /// another. On return it's durable; after an error it is under none of the targets.
     fn put_manifest(
         &self,
-        place: &Place,
+        repository: &RepositoryPath,
         manifest: &Manifest,
         targets: &[Target],
     ) -> impl Future<Output = Result<()>> + Send;

@@ -2,7 +2,7 @@
 //! further client needs its place.
 //!
 //! ```text
-//! accept ─▶ Connections::enter ─▶ Place ─▶ New ─▶ Head ─▶ Busy ─▶ Answered ─▶ Idle ─▶ Head …
+//! accept ─▶ Connections::admit ─▶ Place ─▶ New ─▶ Head ─▶ Busy ─▶ Answered ─▶ Idle ─▶ Head …
 //!              │ full: closes the connection that has been idle longest
 //! ```
 //! A connection in the middle of a request's body or of an answer is never closed for another one.
@@ -24,7 +24,7 @@ struct Shared {
     max: usize,
     /// Of one client address, if that is limited.
     max_per_address: Option<usize>,
-    open: Mutex<Open>,
+    open: Mutex<OpenConnections>,
     /// A connection ended or became idle. Only the task that accepts waits for it.
     changed: Notify,
     /// Whether a client waits for a place, which is what makes `changed` worth a wake-up.
@@ -32,14 +32,14 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     next: u64,
-    slots: HashMap<u64, Arc<Slot>>,
+    slots: HashMap<u64, Arc<Connection>>,
 }
 
 /// One connection, as the listener sees it.
 #[derive(Debug)]
-struct Slot {
+struct Connection {
     accepted: Instant,
     address: Option<IpAddr>,
     /// The [`State`] in the low bits, and since when: milliseconds after `accepted`.
@@ -66,16 +66,16 @@ enum State {
 
 /// A connection's place among the others. Dropping it frees the place.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     number: u64,
-    slot: Arc<Slot>,
+    connection: Arc<Connection>,
     shared: Arc<Shared>,
 }
 
 /// A handle that reports what a connection does. Clones are for the same connection.
 #[derive(Clone, Debug)]
 pub(super) struct Activity {
-    slot: Arc<Slot>,
+    connection: Arc<Connection>,
     shared: Arc<Shared>,
 }
 
@@ -99,13 +99,13 @@ impl Connections {
     /// closed; if all are busy, this waits. `None` if `peer` has as many busy connections as one address may have.
     ///
     /// Cancel safe. Only one task may wait in here.
-    pub(super) async fn enter(&self, peer: Option<SocketAddr>) -> Option<Place> {
+    pub(super) async fn admit(&self, peer: Option<SocketAddr>) -> Option<ConnectionSlot> {
         let address = peer.map(|peer| peer.ip().to_canonical());
         loop {
             {
                 let mut open = self.0.lock();
-                let own = |slot: &Slot| address.is_some() && slot.address == address;
-                let count = || open.slots.values().filter(|slot| own(slot)).count();
+                let own = |connection: &Connection| address.is_some() && connection.address == address;
+                let count = || open.slots.values().filter(|connection| own(connection)).count();
                 match self.0.max_per_address {
                     Some(max) if count() >= max => {
                         if !open.make_room(own) {
@@ -131,14 +131,14 @@ impl Connections {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Open> {
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Open {
-    fn add(&mut self, address: Option<IpAddr>, shared: &Arc<Shared>) -> Place {
-        let slot = Arc::new(Slot {
+impl OpenConnections {
+    fn add(&mut self, address: Option<IpAddr>, shared: &Arc<Shared>) -> ConnectionSlot {
+        let connection = Arc::new(Connection {
             accepted: Instant::now(),
             address,
             activity: AtomicU64::new(State::New as u64),
@@ -146,24 +146,26 @@ impl Open {
         });
         let number = self.next;
         self.next += 1;
-        self.slots.insert(number, slot.clone());
-        Place { number, slot, shared: shared.clone() }
+        self.slots.insert(number, connection.clone());
+        ConnectionSlot { number, connection, shared: shared.clone() }
     }
 
     /// Closes one idle connection among those that `such` accepts. `true` if one is closing now.
-    fn make_room(&self, such: impl Fn(&Slot) -> bool) -> bool {
+    fn make_room(&self, such: impl Fn(&Connection) -> bool) -> bool {
         let now = Instant::now();
-        let candidates = || self.slots.values().filter(|slot| such(slot));
+        let candidates = || self.slots.values().filter(|connection| such(connection));
         // One at a time: the place of a closing connection is free in a moment.
-        if candidates().any(|slot| slot.state().0 == State::Closing) {
+        if candidates().any(|connection| connection.state().0 == State::Closing) {
             return true;
         }
         // A candidate may become busy while this looks at it.
         for _ in 0..4 {
-            let worst = candidates().filter_map(|slot| Some((slot.rank(now)?, slot))).max_by_key(|(rank, _)| *rank);
+            let worst = candidates()
+                .filter_map(|connection| Some((connection.rank(now)?, connection)))
+                .max_by_key(|(rank, _)| *rank);
             match worst {
                 None => return false,
-                Some((rank, slot)) if slot.close(rank.seen) => return true,
+                Some((rank, connection)) if connection.close(rank.seen) => return true,
                 Some(_) => {}
             }
         }
@@ -173,17 +175,17 @@ impl Open {
 
 /// How far a connection is from being of use: the greatest is closed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
+struct ClosePriority {
     class: u8,
     idle: Duration,
     /// The activity that this was computed from.
     seen: u64,
 }
 
-impl Slot {
+impl Connection {
     fn state(&self) -> (State, u64) {
         let seen = self.activity.load(Ordering::Acquire);
-        let state = match seen & MASK {
+        let state = match seen & STATE_MASK {
             0 => State::New,
             1 => State::Idle,
             2 => State::Head,
@@ -195,13 +197,13 @@ impl Slot {
     }
 
     fn set(&self, state: State) {
-        let millis = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX >> BITS);
-        self.activity.store(millis << BITS | state as u64, Ordering::Release);
+        let millis = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX >> STATE_BITS);
+        self.activity.store(millis << STATE_BITS | state as u64, Ordering::Release);
     }
 
     /// `None` for a connection that may not be closed. Those that are idle for less than a second have no class:
     /// the next bytes of an honest client are on their way.
-    fn rank(&self, now: Instant) -> Option<Rank> {
+    fn rank(&self, now: Instant) -> Option<ClosePriority> {
         let (state, seen) = self.state();
         let class = match state {
             State::New => 3,
@@ -209,14 +211,14 @@ impl Slot {
             State::Head => 1,
             State::Busy | State::Answered | State::Closing => return None,
         };
-        let idle = now.saturating_duration_since(self.accepted + Duration::from_millis(seen >> BITS));
-        let class = if idle < GRACE { 0 } else { class };
-        Some(Rank { class, idle, seen })
+        let idle = now.saturating_duration_since(self.accepted + Duration::from_millis(seen >> STATE_BITS));
+        let class = if idle < IDLE_GRACE { 0 } else { class };
+        Some(ClosePriority { class, idle, seen })
     }
 
     /// Closes it, unless it did something since `seen`.
     fn close(&self, seen: u64) -> bool {
-        let closing = seen & !MASK | State::Closing as u64;
+        let closing = seen & !STATE_MASK | State::Closing as u64;
         let closed = self.activity.compare_exchange(seen, closing, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if closed {
             self.closed.notify_one();
@@ -225,13 +227,13 @@ impl Slot {
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     pub(super) fn activity(&self) -> Activity {
-        Activity { slot: self.slot.clone(), shared: self.shared.clone() }
+        Activity { connection: self.connection.clone(), shared: self.shared.clone() }
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.shared.lock().slots.remove(&self.number);
         self.shared.changed.notify_one();
@@ -241,12 +243,12 @@ impl Drop for Place {
 impl Activity {
     /// Bytes arrived. `false` if the connection is being closed, and they must not be looked at.
     pub(super) fn received(&self) -> bool {
-        let (state, seen) = self.slot.state();
+        let (state, seen) = self.connection.state();
         match state {
             State::New | State::Idle => {
-                let millis = u64::try_from(self.slot.accepted.elapsed().as_millis()).unwrap_or(0);
-                let head = millis << BITS | State::Head as u64;
-                self.slot.activity.compare_exchange(seen, head, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                let millis = u64::try_from(self.connection.accepted.elapsed().as_millis()).unwrap_or(0);
+                let head = millis << STATE_BITS | State::Head as u64;
+                self.connection.activity.compare_exchange(seen, head, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             }
             State::Head | State::Busy | State::Answered => true,
             State::Closing => false,
@@ -256,14 +258,14 @@ impl Activity {
     /// A request's head is complete: the connection is busy until what this returns is dropped and the answer is
     /// flushed.
     pub(super) fn busy(&self) -> Busy {
-        self.slot.set(State::Busy);
+        self.connection.set(State::Busy);
         Busy(self.clone())
     }
 
     /// All that was written is with the kernel.
     pub(super) fn flushed(&self) {
-        if self.slot.state().0 == State::Answered {
-            self.slot.set(State::Idle);
+        if self.connection.state().0 == State::Answered {
+            self.connection.set(State::Idle);
             if self.shared.full.load(Ordering::Acquire) {
                 self.shared.changed.notify_one();
             }
@@ -272,61 +274,63 @@ impl Activity {
 
     /// Whether no byte of a request has arrived.
     pub(super) fn is_new(&self) -> bool {
-        self.slot.state().0 == State::New
+        self.connection.state().0 == State::New
     }
 
     /// Ready when the place is wanted for another client.
     pub(super) async fn closed(&self) {
-        self.slot.closed.notified().await;
+        self.connection.closed.notified().await;
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.slot.set(State::Answered);
+        self.0.connection.set(State::Answered);
     }
 }
 
-/// The bits of [`Slot::activity`] that are the state.
-const BITS: u32 = 3;
-const MASK: u64 = (1 << BITS) - 1;
+/// The bits of [`Connection::activity`] that are the state.
+const STATE_BITS: u32 = 3;
+const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
 /// A connection that is idle for less is closed only if all others are busy or as young.
-const GRACE: Duration = Duration::from_secs(1);
+const IDLE_GRACE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn is_closing(place: &Place) -> bool {
-        place.slot.state().0 == State::Closing
+    fn is_closing(slot: &ConnectionSlot) -> bool {
+        slot.connection.state().0 == State::Closing
     }
 
     /// As if this had happened `ago`.
-    fn at(place: &Place, state: State, ago: Duration, now: Instant) {
-        let slot = &place.slot;
-        let since = (now - ago).saturating_duration_since(slot.accepted).as_millis();
-        slot.activity.store((u64::try_from(since).expect("short")) << BITS | state as u64, Ordering::Release);
+    fn at(slot: &ConnectionSlot, state: State, ago: Duration, now: Instant) {
+        let connection = &slot.connection;
+        let since = (now - ago).saturating_duration_since(connection.accepted).as_millis();
+        connection
+            .activity
+            .store((u64::try_from(since).expect("short")) << STATE_BITS | state as u64, Ordering::Release);
     }
 
-    fn place(open: &mut Open, shared: &Arc<Shared>, state: State, ago: u64) -> Place {
-        let mut place = open.add(None, shared);
+    fn place(open: &mut OpenConnections, shared: &Arc<Shared>, state: State, ago: u64) -> ConnectionSlot {
+        let mut slot = open.add(None, shared);
         let now = Instant::now();
-        let slot = Slot {
+        let connection = Connection {
             accepted: now.checked_sub(Duration::from_secs(1000)).expect("the machine is up for that long"),
             address: None,
             activity: AtomicU64::new(0),
             closed: Notify::new(),
         };
-        place.slot = Arc::new(slot);
-        open.slots.insert(place.number, place.slot.clone());
-        at(&place, state, Duration::from_millis(ago), now);
-        place
+        slot.connection = Arc::new(connection);
+        open.slots.insert(slot.number, slot.connection.clone());
+        at(&slot, state, Duration::from_millis(ago), now);
+        slot
     }
 
     #[tokio::test]
     async fn silent_connections_go_first_then_idle_ones_then_slow_heads_and_busy_ones_never() {
         let shared = Connections::new(9, None).0;
-        let mut open = Open::default();
+        let mut open = OpenConnections::default();
         let busy = place(&mut open, &shared, State::Busy, 900_000);
         let answered = place(&mut open, &shared, State::Answered, 900_000);
         let order = [
@@ -351,23 +355,23 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_becomes_busy_is_not_closed() {
         let connections = Connections::new(1, None);
-        let place = connections.enter(None).await.expect("a place");
-        let seen = place.slot.state().1;
-        let _busy = place.activity().busy();
-        assert!(!place.slot.close(seen));
+        let slot = connections.admit(None).await.expect("a place");
+        let seen = slot.connection.state().1;
+        let _busy = slot.activity().busy();
+        assert!(!slot.connection.close(seen));
         // And what is being closed reads nothing more.
-        let other = Connections::new(1, None).enter(None).await.expect("a place");
-        assert!(other.slot.close(other.slot.state().1) && !other.activity().received());
+        let other = Connections::new(1, None).admit(None).await.expect("a place");
+        assert!(other.connection.close(other.connection.state().1) && !other.activity().received());
     }
 
     #[tokio::test]
     async fn an_address_has_its_own_limit() {
         let connections = Connections::new(9, Some(1));
         let peer = |text: &str| Some(text.parse::<SocketAddr>().expect("an address"));
-        let first = connections.enter(peer("10.0.0.1:1")).await.expect("a place");
+        let first = connections.admit(peer("10.0.0.1:1")).await.expect("a place");
         let _busy = first.activity().busy();
-        assert!(connections.enter(peer("10.0.0.1:2")).await.is_none(), "its only connection is busy");
-        assert!(connections.enter(peer("10.0.0.2:1")).await.is_some());
-        assert!(connections.enter(None).await.is_some(), "a Unix socket has no address");
+        assert!(connections.admit(peer("10.0.0.1:2")).await.is_none(), "its only connection is busy");
+        assert!(connections.admit(peer("10.0.0.2:1")).await.is_some());
+        assert!(connections.admit(None).await.is_some(), "a Unix socket has no address");
     }
 }

@@ -12,14 +12,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
-use super::access::AccessLog;
-use super::sendfile::{FilePipe, Piped};
+use super::access_log::AccessLog;
+use super::sendfile::{FilePipe, PipedStream};
 
 /// Where connections come in.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
-    tls: Option<Tls>,
+    tls: Option<TlsConfig>,
     log: Option<AccessLog>,
 }
 
@@ -31,7 +31,7 @@ enum Socket {
 
 /// What TLS is spoken with. Clones share it; what is set holds for the next connection.
 #[derive(Clone, Debug)]
-pub struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
+pub struct TlsConfig(Arc<RwLock<Arc<ServerConfig>>>);
 
 /// A connection on which nothing was said yet.
 pub(super) enum Connected {
@@ -41,14 +41,14 @@ pub(super) enum Connected {
 
 /// A connection.
 pub(super) enum Stream {
-    Tcp(Piped),
+    Tcp(PipedStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Listener {
     /// TLS over TCP.
-    pub fn tls(listener: TcpListener, tls: Tls) -> Self {
+    pub fn tls(listener: TcpListener, tls: TlsConfig) -> Self {
         Self { socket: Socket::Tcp(listener), tls: Some(tls), log: None }
     }
 
@@ -88,7 +88,7 @@ impl From<UnixListener> for Listener {
     }
 }
 
-impl Tls {
+impl TlsConfig {
     /// With this.
     pub fn new(config: ServerConfig) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(config))))
@@ -108,7 +108,7 @@ impl Connected {
         }
         Ok(match (self, acceptor) {
             (Self::Tcp(stream), Some(acceptor)) => Stream::Tls(Box::new(acceptor.accept(stream).await?)),
-            (Self::Tcp(stream), None) => Stream::Tcp(Piped::new(stream)),
+            (Self::Tcp(stream), None) => Stream::Tcp(PipedStream::new(stream)),
             (Self::Unix(stream), _) => Stream::Unix(stream),
         })
     }

@@ -9,29 +9,29 @@
 //! [`Server::handle`] takes and gives plain `http` types, so that it can be called in process, and
 //! so that something may stand before it: `transload demo` puts the manners of Docker Hub and of
 //! Azure there. Nothing here buffers a blob. Who may ask is for `listen` (TLS, client certificates) and
-//! `guard` (tokens, `users`); without them it belongs on loopback or in a cluster's network.
+//! `auth` (tokens, `users`); without them it belongs on loopback or in a cluster's network.
 
-mod access;
+mod access_log;
+mod auth;
 mod backend;
 mod connections;
-mod guard;
-mod head;
-mod incoming;
-mod large;
+mod head_filter;
+mod head_parser;
+mod large_responses;
 mod listen;
 mod pull;
 mod push;
 mod range;
 mod refusal;
+mod request_body;
 mod respond;
 mod route;
 mod run;
 mod sendfile;
 mod served;
-mod stall;
 mod uploads;
 mod users;
-mod watched;
+mod write_timeout;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -41,20 +41,20 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 
-use crate::content::Body;
+use crate::body::Body;
 use crate::error::Error;
 
-pub use access::{AccessLog, Form};
+pub use access_log::{AccessLog, Form};
+pub use auth::{AccessControl, Guarded, Tokens};
 pub use backend::{Backend, Blob, Referrers, Upload};
-pub use guard::{Access, Guarded, Tokens};
-pub use incoming::incoming;
-pub use listen::{Listener, Tls};
+pub use listen::{Listener, TlsConfig};
 pub use refusal::Refusal;
-pub use respond::{streamed, whole};
-pub use route::{Begin, Page, Place, Route, route};
+pub use request_body::request_body;
+pub use respond::{buffered, streamed};
+pub use route::{BeginUpload, PageQuery, RepositoryPath, Route, route};
 pub use run::{Limits, Peer, run};
 pub use sendfile::FilePipe;
-pub use served::{Served, say};
+pub use served::{Served, record};
 pub use users::Users;
 
 /// The body of an answer.
@@ -70,13 +70,13 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Server<B: Backend> {
     backend: B,
     uploads: uploads::Uploads<B::Upload>,
-    large: large::Large,
+    large: large_responses::LargeResponses,
 }
 
 impl<B: Backend> Server<B> {
     /// A server of what `backend` holds.
     pub fn new(backend: B) -> Self {
-        Self { backend, uploads: uploads::Uploads::default(), large: large::Large::default() }
+        Self { backend, uploads: uploads::Uploads::default(), large: large_responses::LargeResponses::default() }
     }
 
     /// What it serves.
@@ -96,11 +96,11 @@ impl<B: Backend> Server<B> {
         // A push to a registry that takes none is answered before anything else is looked at: a session's
         // name, for one, is that of whatever registry the client thinks this is.
         let pushes = !matches!(head.method, Method::GET | Method::HEAD) && !self.backend.is_writable();
-        let routed = if pushes { Err(read_only()) } else { route(&head.method, head.uri.path(), head.uri.query()) };
+        let routed = if pushes { Err(not_writable()) } else { route(&head.method, head.uri.path(), head.uri.query()) };
         let answered = match routed {
             Ok(route) => {
                 namespace = route.namespace().filter(|_| self.backend.knows_namespaces()).map(str::to_owned);
-                let (answer, said) = served::hear(self.answer(route, &head, &mut body)).await;
+                let (answer, said) = served::capture(self.answer(route, &head, &mut body)).await;
                 served = said;
                 answer
             }
@@ -112,13 +112,13 @@ impl<B: Backend> Server<B> {
                 // Who is still sending would lose the answer to a reset connection; who waits for
                 // "100 Continue" sends nothing.
                 if !head.headers.contains_key(header::EXPECT) {
-                    incoming::discard(&mut body).await;
+                    request_body::discard(&mut body).await;
                 }
                 refusal.into_response()
             }
         };
         if head.method == Method::HEAD {
-            respond::no_body(&mut response);
+            respond::remove_body(&mut response);
         }
         let good = !response.status().is_client_error() && !response.status().is_server_error();
         let headers = response.headers_mut();
@@ -139,30 +139,32 @@ impl<B: Backend> Server<B> {
 
     async fn answer(&self, route: Route, head: &Parts, body: &mut Body) -> Result<Response<ResponseBody>, Refusal> {
         if route.is_write() && !self.backend.is_writable() {
-            return Err(read_only());
+            return Err(not_writable());
         }
         // A future is copied into its box. Those of uploads have up to 60 KB: each route has a box of its own, so that a pull
         // does not pay for them.
         match route {
-            Route::Base => Ok(respond::whole(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))),
-            Route::Manifest(place, target) => Box::pin(self.manifest(&place, &target, head)).await,
-            Route::Blob(place, digest) => Box::pin(self.blob(&place, digest, head)).await,
+            Route::Base => Ok(respond::buffered(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))),
+            Route::Manifest(repository, target) => Box::pin(self.manifest(&repository, &target, head)).await,
+            Route::Blob(repository, digest) => Box::pin(self.blob(&repository, digest, head)).await,
             Route::Catalog(page) => Box::pin(self.catalog(&page)).await,
-            Route::Tags(place, page) => Box::pin(self.tags(&place, &page)).await,
-            Route::Referrers(place, subject, kind) => Box::pin(self.referrers(&place, &subject, kind.as_deref())).await,
-            Route::PutManifest(place, target, tags) => {
-                Box::pin(self.put_manifest(&place, target, tags, head, body)).await
+            Route::Tags(repository, page) => Box::pin(self.tags(&repository, &page)).await,
+            Route::Referrers(repository, subject, kind) => {
+                Box::pin(self.referrers(&repository, &subject, kind.as_deref())).await
             }
-            Route::Begin(place, begin) => Box::pin(self.begin(place, begin, body)).await,
-            Route::Status(place, id) => Box::pin(self.status(&place, &id)).await,
-            Route::Append(place, id) => Box::pin(self.append(&place, &id, head, body)).await,
-            Route::Finish(place, id, digest) => Box::pin(self.finish(&place, &id, digest, head, body)).await,
-            Route::Cancel(place, id) => Box::pin(self.cancel(&place, &id)).await,
+            Route::PutManifest(repository, target, tags) => {
+                Box::pin(self.put_manifest(&repository, target, tags, head, body)).await
+            }
+            Route::Begin(repository, begin) => Box::pin(self.begin(repository, begin, body)).await,
+            Route::Status(repository, id) => Box::pin(self.status(&repository, &id)).await,
+            Route::Append(repository, id) => Box::pin(self.append(&repository, &id, head, body)).await,
+            Route::Finish(repository, id, digest) => Box::pin(self.finish(&repository, &id, digest, head, body)).await,
+            Route::Cancel(repository, id) => Box::pin(self.cancel(&repository, &id)).await,
         }
     }
 }
 
-fn read_only() -> Refusal {
+fn not_writable() -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only")
         .with(header::ALLOW, "GET, HEAD")
 }

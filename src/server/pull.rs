@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::backend::{Backend, Blob as _};
-use super::range::{self, Wanted};
+use super::range::{self, RequestedRange};
 use super::refusal::Refusal;
 use super::respond::{self, set};
-use super::route::{Page, Place};
+use super::route::{PageQuery, RepositoryPath};
 use super::sendfile::FilePipe;
 use super::{ResponseBody, Server};
 use crate::descriptor::{Descriptor, Digest, MediaType};
@@ -19,46 +19,47 @@ use crate::reference::Target;
 type Answer = Result<Response<ResponseBody>, Refusal>;
 
 impl<B: Backend> Server<B> {
-    pub(super) async fn manifest(&self, place: &Place, target: &Target, head: &Parts) -> Answer {
+    pub(super) async fn manifest(&self, repository: &RepositoryPath, target: &Target, head: &Parts) -> Answer {
         let (descriptor, bytes) = if head.method == Method::HEAD {
             // A proxy asks its upstream by `HEAD` too, which Docker Hub doesn't count as a pull.
-            let found = self.backend.resolve(place, target).await.map_err(|error| Refusal::backend(&error))?;
+            let found = self.backend.resolve(repository, target).await.map_err(|error| Refusal::backend(&error))?;
             (found.ok_or_else(|| no_manifest(target))?, Bytes::new())
         } else {
-            let found = self.backend.manifest(place, target).await.map_err(|error| Refusal::backend(&error))?;
+            let found = self.backend.manifest(repository, target).await.map_err(|error| Refusal::backend(&error))?;
             let found = found.ok_or_else(|| no_manifest(target))?;
             let bytes = self.large.manifest(&found.digest(), found.bytes().clone())?;
             (found.descriptor().clone(), bytes)
         };
-        let mut response = if respond::is_known(&head.headers, &descriptor.digest) {
-            respond::empty(StatusCode::NOT_MODIFIED)
+        let mut response = if respond::matches_etag(&head.headers, &descriptor.digest) {
+            respond::empty_response(StatusCode::NOT_MODIFIED)
         } else {
-            let mut response = respond::whole(StatusCode::OK, &descriptor.media_type.0, bytes);
+            let mut response = respond::buffered(StatusCode::OK, &descriptor.media_type.0, bytes);
             response.headers_mut().insert(header::CONTENT_LENGTH, descriptor.size.into());
             response
         };
-        respond::name(response.headers_mut(), &descriptor.digest);
+        respond::set_content_digest(response.headers_mut(), &descriptor.digest);
         Ok(response)
     }
 
-    pub(super) async fn blob(&self, place: &Place, digest: Digest, head: &Parts) -> Answer {
-        let unknown =
-            || Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", place.name));
+    pub(super) async fn blob(&self, repository: &RepositoryPath, digest: Digest, head: &Parts) -> Answer {
+        let unknown = || {
+            Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", repository.name))
+        };
         let (size, blob) = if head.method == Method::HEAD {
             // A proxy must not fetch it for that.
-            let found = self.backend.size_of(place, &digest).await.map_err(|error| Refusal::backend(&error))?;
+            let found = self.backend.size_of(repository, &digest).await.map_err(|error| Refusal::backend(&error))?;
             (found.ok_or_else(unknown)?, None)
         } else {
-            let found = self.backend.blob(place, &digest).await.map_err(|error| Refusal::backend(&error))?;
+            let found = self.backend.blob(repository, &digest).await.map_err(|error| Refusal::backend(&error))?;
             let blob = found.ok_or_else(unknown)?;
             (blob.size(), Some(blob))
         };
         let (status, part) = match self.wanted(&digest, size, head) {
             // Whatever part is asked for (RFC 9110, 13.2.2).
-            _ if respond::is_known(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
-            Wanted::Whole => (StatusCode::OK, 0..size),
-            Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
-            Wanted::Beyond => {
+            _ if respond::matches_etag(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
+            RequestedRange::Whole => (StatusCode::OK, 0..size),
+            RequestedRange::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+            RequestedRange::Beyond => {
                 let message = format!("the blob has {size} bytes");
                 return Err(Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
                     .with(header::CONTENT_RANGE, &format!("bytes */{size}")));
@@ -72,10 +73,10 @@ impl<B: Backend> Server<B> {
                 respond::streamed(status, length, body)
             }
             _ => {
-                let mut response = respond::empty(status);
+                let mut response = respond::empty_response(status);
                 if head.method == Method::HEAD {
                     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-                    if let Some(cached) = self.backend.cache_status(place, &digest) {
+                    if let Some(cached) = self.backend.cache_status(repository, &digest) {
                         set(response.headers_mut(), HeaderName::from_static("cache-status"), cached);
                     }
                 }
@@ -88,63 +89,67 @@ impl<B: Backend> Server<B> {
         }
         set(headers, header::ACCEPT_RANGES, "bytes");
         set(headers, header::CONTENT_TYPE, "application/octet-stream");
-        respond::name(headers, &digest);
+        respond::set_content_digest(headers, &digest);
         Ok(response)
     }
 
     /// `If-Range` with anything but this content's own tag asks for the whole (RFC 9110, 13.1.5); so does
     /// `HEAD`, which has no range (14.2).
-    fn wanted(&self, digest: &Digest, size: u64, head: &Parts) -> Wanted {
+    fn wanted(&self, digest: &Digest, size: u64, head: &Parts) -> RequestedRange {
         if head.method == Method::HEAD {
-            return Wanted::Whole;
+            return RequestedRange::Whole;
         }
         let text = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
         match text(header::IF_RANGE) {
-            Some(tag) if tag != respond::etag(digest) => Wanted::Whole,
-            _ => range::wanted(text(header::RANGE), size),
+            Some(tag) if tag != respond::etag(digest) => RequestedRange::Whole,
+            _ => range::parse_range(text(header::RANGE), size),
         }
     }
 
-    pub(super) async fn tags(&self, place: &Place, page: &Page) -> Answer {
-        let most = entries(page);
-        let found = self.backend.tags(place, page.after.as_deref(), most + 1).await;
+    pub(super) async fn tags(&self, repository: &RepositoryPath, page: &PageQuery) -> Answer {
+        let most = page_size(page);
+        let found = self.backend.tags(repository, page.after.as_deref(), most + 1).await;
         let found = found.map_err(|error| Refusal::backend(&error))?;
         let mut tags = found.ok_or_else(|| {
-            let message = format!("there is no repository {}", place.name);
+            let message = format!("there is no repository {}", repository.name);
             Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
         })?;
-        let next = cut(&mut tags, most);
-        let mut response = json_of(self.large.list(json!({"name": place.name, "tags": tags}).to_string().into())?);
+        let next = truncate_page(&mut tags, most);
+        let mut response =
+            json_response(self.large.list(json!({"name": repository.name, "tags": tags}).to_string().into())?);
         if let Some(last) = next {
-            let ns = place.ns.as_ref().map_or_else(String::new, |ns| format!("&ns={}", escape(ns)));
-            link(&mut response, &format!("/v2/{}/tags/list?n={most}&last={}{ns}", place.name, escape(&last)));
+            let ns = repository.ns.as_ref().map_or_else(String::new, |ns| format!("&ns={}", escape(ns)));
+            set_next_link(
+                &mut response,
+                &format!("/v2/{}/tags/list?n={most}&last={}{ns}", repository.name, escape(&last)),
+            );
         }
         Ok(response)
     }
 
-    pub(super) async fn catalog(&self, page: &Page) -> Answer {
-        let most = entries(page);
+    pub(super) async fn catalog(&self, page: &PageQuery) -> Answer {
+        let most = page_size(page);
         let found = self.backend.repositories(page.after.as_deref(), most + 1).await;
         let mut names = found.map_err(|error| Refusal::backend(&error))?;
-        let next = cut(&mut names, most);
-        let mut response = json_of(self.large.list(json!({"repositories": names}).to_string().into())?);
+        let next = truncate_page(&mut names, most);
+        let mut response = json_response(self.large.list(json!({"repositories": names}).to_string().into())?);
         if let Some(last) = next {
-            link(&mut response, &format!("/v2/_catalog?n={most}&last={}", escape(&last)));
+            set_next_link(&mut response, &format!("/v2/_catalog?n={most}&last={}", escape(&last)));
         }
         Ok(response)
     }
 
     /// Always an index, an empty one if nothing is about `subject` (distribution spec, "Listing
     /// Referrers"): a 404 would say that there is no such API.
-    pub(super) async fn referrers(&self, place: &Place, subject: &Digest, kind: Option<&str>) -> Answer {
-        let found = self.backend.referrers(place, subject).await.map_err(|error| Refusal::backend(&error))?;
+    pub(super) async fn referrers(&self, repository: &RepositoryPath, subject: &Digest, kind: Option<&str>) -> Answer {
+        let found = self.backend.referrers(repository, subject).await.map_err(|error| Refusal::backend(&error))?;
         let is_wanted = |entry: &&Descriptor| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind));
         let manifests = (*found).as_ref().iter().filter(is_wanted).collect();
         let list = Index { schema_version: 2, media_type: MediaType::OCI_INDEX, manifests };
         // It can't fail: these are texts and numbers.
         let list = serde_json::to_vec(&list).unwrap_or_default();
         drop(found);
-        let mut response = json_of(self.large.list(list.into())?);
+        let mut response = json_response(self.large.list(list.into())?);
         set(response.headers_mut(), header::CONTENT_TYPE, MediaType::OCI_INDEX);
         if kind.is_some() {
             set(response.headers_mut(), HeaderName::from_static("oci-filters-applied"), "artifactType");
@@ -166,22 +171,22 @@ fn no_manifest(target: &Target) -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} is not here"))
 }
 
-fn json_of(text: Bytes) -> Response<ResponseBody> {
-    respond::whole(StatusCode::OK, "application/json", text)
+fn json_response(text: Bytes) -> Response<ResponseBody> {
+    respond::buffered(StatusCode::OK, "application/json", text)
 }
 
-fn entries(page: &Page) -> usize {
-    page.most.unwrap_or(MOST).min(MOST)
+fn page_size(page: &PageQuery) -> usize {
+    page.most.unwrap_or(MAX_PAGE).min(MAX_PAGE)
 }
 
 /// Cuts one too many off. If there was one, gives the last that remains, for the next page.
-fn cut<T: std::fmt::Display>(list: &mut Vec<T>, most: usize) -> Option<String> {
+fn truncate_page<T: std::fmt::Display>(list: &mut Vec<T>, most: usize) -> Option<String> {
     let more = list.len() > most;
     list.truncate(most);
     if more { list.last().map(T::to_string) } else { None }
 }
 
-fn link(response: &mut Response<ResponseBody>, to: &str) {
+fn set_next_link(response: &mut Response<ResponseBody>, to: &str) {
     set(response.headers_mut(), header::LINK, &format!("<{to}>; rel=\"next\""));
 }
 
@@ -193,4 +198,4 @@ fn escape(text: &str) -> String {
 }
 
 /// The most entries of a page of tags or repositories, and of one that doesn't say how many.
-const MOST: usize = 1000;
+const MAX_PAGE: usize = 1000;

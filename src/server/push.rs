@@ -8,9 +8,9 @@ use http::{HeaderName, Response, StatusCode, header};
 use super::backend::{Backend, Blob as _, Upload};
 use super::refusal::Refusal;
 use super::respond::{self, DOCKER_CONTENT_DIGEST, set};
-use super::route::{Begin, Place};
-use super::{ResponseBody, Server, incoming, range};
-use crate::content::Body;
+use super::route::{BeginUpload, RepositoryPath};
+use super::{ResponseBody, Server, range, request_body};
+use crate::body::Body;
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind};
 use crate::manifest::{MAX_MANIFEST, Manifest};
@@ -20,76 +20,77 @@ type Answer = Result<Response<ResponseBody>, Refusal>;
 
 impl<B: Backend> Server<B> {
     /// A mount, a blob in one request, or a session (distribution spec, "Pushing Blobs").
-    pub(super) async fn begin(&self, place: Place, begin: Begin, body: &mut Body) -> Answer {
+    pub(super) async fn begin(&self, repository: RepositoryPath, begin: BeginUpload, body: &mut Body) -> Answer {
         if let Some(digest) = begin.mount {
-            let mounted = self.backend.mount(&place, &digest, begin.from.as_ref()).await;
+            let mounted = self.backend.mount(&repository, &digest, begin.from.as_ref()).await;
             if mounted.map_err(|error| Refusal::backend(&error))? {
-                return Ok(created(&place, "blobs", &digest));
+                return Ok(created_response(&repository, "blobs", &digest));
             }
         }
-        self.uploads.room()?;
+        self.uploads.check_capacity()?;
         let like = begin.digest.or(begin.like);
-        let mut upload = self.backend.begin(&place, like).await.map_err(|error| Refusal::backend(&error))?;
+        let mut upload =
+            self.backend.start_upload(&repository, like).await.map_err(|error| Refusal::backend(&error))?;
         if let Some(digest) = begin.digest {
             upload.append(body).await.map_err(|error| Refusal::body(&error))?;
             upload.commit(digest).await.map_err(|error| Refusal::body(&error))?;
-            return Ok(created(&place, "blobs", &digest));
+            return Ok(created_response(&repository, "blobs", &digest));
         }
-        let id = self.uploads.add(place.clone(), upload);
-        Ok(session(StatusCode::ACCEPTED, &place, &id, 0))
+        let id = self.uploads.add(repository.clone(), upload);
+        Ok(session_response(StatusCode::ACCEPTED, &repository, &id, 0))
     }
 
-    pub(super) async fn status(&self, place: &Place, id: &str) -> Answer {
-        let mut held = self.uploads.hold(place, id).await?;
+    pub(super) async fn status(&self, repository: &RepositoryPath, id: &str) -> Answer {
+        let mut held = self.uploads.lock_upload(repository, id).await?;
         let size = size(&mut held).await?;
-        Ok(session(StatusCode::NO_CONTENT, place, id, size))
+        Ok(session_response(StatusCode::NO_CONTENT, repository, id, size))
     }
 
-    pub(super) async fn append(&self, place: &Place, id: &str, head: &Parts, body: &mut Body) -> Answer {
-        let mut held = self.uploads.hold(place, id).await?;
-        let size = take(&mut held, place, id, head, body).await?;
-        Ok(session(StatusCode::ACCEPTED, place, id, size))
+    pub(super) async fn append(&self, repository: &RepositoryPath, id: &str, head: &Parts, body: &mut Body) -> Answer {
+        let mut held = self.uploads.lock_upload(repository, id).await?;
+        let size = append_body(&mut held, repository, id, head, body).await?;
+        Ok(session_response(StatusCode::ACCEPTED, repository, id, size))
     }
 
     /// With the last chunk, or with none.
     pub(super) async fn finish(
         &self,
-        place: &Place,
+        repository: &RepositoryPath,
         id: &str,
         digest: Digest,
         head: &Parts,
         body: &mut Body,
     ) -> Answer {
-        let mut held = self.uploads.hold(place, id).await?;
-        take(&mut held, place, id, head, body).await?;
-        let Some(upload) = held.take() else { return Err(gone()) };
+        let mut held = self.uploads.lock_upload(repository, id).await?;
+        append_body(&mut held, repository, id, head, body).await?;
+        let Some(upload) = held.take() else { return Err(unknown_upload()) };
         // From here on the session is over, whatever comes: wrong bytes don't become right.
         self.uploads.remove(id);
         upload.commit(digest).await.map_err(|error| Refusal::body(&error))?;
-        Ok(created(place, "blobs", &digest))
+        Ok(created_response(repository, "blobs", &digest))
     }
 
-    pub(super) async fn cancel(&self, place: &Place, id: &str) -> Answer {
-        let mut held = self.uploads.hold(place, id).await?;
+    pub(super) async fn cancel(&self, repository: &RepositoryPath, id: &str) -> Answer {
+        let mut held = self.uploads.lock_upload(repository, id).await?;
         *held = None;
         self.uploads.remove(id);
-        Ok(respond::empty(StatusCode::NO_CONTENT))
+        Ok(respond::empty_response(StatusCode::NO_CONTENT))
     }
 
     /// Stores a manifest under `target`, and under `tags` too (distribution spec 1.1.1+dev, end-7b).
     pub(super) async fn put_manifest(
         &self,
-        place: &Place,
+        repository: &RepositoryPath,
         target: Target,
         tags: Vec<Tag>,
         head: &Parts,
         body: &mut Body,
     ) -> Answer {
         let manifest = read_manifest(&target, head, body).await?;
-        self.check_parts(place, &manifest).await?;
+        self.check_parts(repository, &manifest).await?;
         let targets: Vec<Target> = [target].into_iter().chain(tags.iter().cloned().map(Target::Tag)).collect();
-        self.backend.put_manifest(place, &manifest, &targets).await.map_err(|error| Refusal::backend(&error))?;
-        let mut response = created(place, "manifests", &manifest.digest());
+        self.backend.put_manifest(repository, &manifest, &targets).await.map_err(|error| Refusal::backend(&error))?;
+        let mut response = created_response(repository, "manifests", &manifest.digest());
         for tag in &tags {
             // A header for each tag. Clients push the tags that are not confirmed one by one.
             respond::add(response.headers_mut(), HeaderName::from_static("oci-tag"), tag);
@@ -104,39 +105,39 @@ impl<B: Backend> Server<B> {
     /// All blobs must be here, save those that their owner forbids to distribute. Of an index's
     /// children one must be: a sparse index, an image for some of its platforms, is taken. A
     /// subject may be missing (spec, "Pushing Manifests with Subject").
-    async fn check_parts(&self, place: &Place, manifest: &Manifest) -> Result<(), Refusal> {
+    async fn check_parts(&self, repository: &RepositoryPath, manifest: &Manifest) -> Result<(), Refusal> {
         let mut checked = HashSet::new();
         for blob in manifest.contents().blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
             if !checked.insert(blob.digest) {
                 continue;
             }
-            let there = self.backend.blob(place, &blob.digest).await.map_err(|error| Refusal::backend(&error))?;
+            let there = self.backend.blob(repository, &blob.digest).await.map_err(|error| Refusal::backend(&error))?;
             match there.map(|there| there.size()) {
                 Some(size) if size == blob.size => {}
                 Some(size) => {
                     let message = format!("blob {} has {size} bytes, the manifest says {}", blob.digest, blob.size);
                     return Err(Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message));
                 }
-                None => return Err(missing(format!("blob {} is not here", blob.digest))),
+                None => return Err(missing_content(format!("blob {} is not here", blob.digest))),
             }
         }
         for child in &manifest.contents().manifests {
             let child = Target::Digest(child.digest);
-            if self.backend.resolve(place, &child).await.map_err(|error| Refusal::backend(&error))?.is_some() {
+            if self.backend.resolve(repository, &child).await.map_err(|error| Refusal::backend(&error))?.is_some() {
                 return Ok(());
             }
         }
         match manifest.contents().manifests.as_slice() {
             [] => Ok(()),
-            _ => Err(missing("none of the manifests that the index lists is here".into())),
+            _ => Err(missing_content("none of the manifests that the index lists is here".into())),
         }
     }
 }
 
 /// Appends the body, if it's the chunk that is due. Says how large the upload is then.
-async fn take<U: Upload>(
+async fn append_body<U: Upload>(
     held: &mut Option<U>,
-    place: &Place,
+    repository: &RepositoryPath,
     id: &str,
     head: &Parts,
     body: &mut Body,
@@ -147,9 +148,9 @@ async fn take<U: Upload>(
             return refusal;
         }
         // Spec, "Pushing a blob in chunks": out of order; these say where to go on.
-        refusal.with(header::LOCATION, &location(place, id)).with(header::RANGE, &stored(at))
+        refusal.with(header::LOCATION, &session_location(repository, id)).with(header::RANGE, &stored_range(at))
     })?;
-    let Some(upload) = held.as_mut() else { return Err(gone()) };
+    let Some(upload) = held.as_mut() else { return Err(unknown_upload()) };
     if let Err(error) = upload.append(body).await {
         // A client that broke off may go on. Where the storage failed, the disk is full, most
         // likely: what this upload holds of it must not stay for as long as a silent one may.
@@ -163,7 +164,7 @@ async fn take<U: Upload>(
 
 fn check_chunk(head: &Parts, at: u64) -> Result<(), Refusal> {
     let Some(value) = head.headers.get(header::CONTENT_RANGE) else { return Ok(()) };
-    let chunk = value.to_str().ok().and_then(range::chunk).ok_or_else(|| {
+    let chunk = value.to_str().ok().and_then(range::parse_chunk_range).ok_or_else(|| {
         let message = "Content-Range is not <first>-<last>";
         Refusal::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
     })?;
@@ -181,7 +182,7 @@ fn check_chunk(head: &Parts, at: u64) -> Result<(), Refusal> {
 
 async fn read_manifest(target: &Target, head: &Parts, body: &mut Body) -> Result<Manifest, Refusal> {
     let most = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
-    let read = incoming::read_all(body, most).await.map_err(|error| Refusal::body(&error))?;
+    let read = request_body::read_all(body, most).await.map_err(|error| Refusal::body(&error))?;
     let bytes = read.ok_or_else(|| {
         let message = format!("a manifest has at most {MAX_MANIFEST} bytes");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
@@ -203,43 +204,43 @@ async fn read_manifest(target: &Target, head: &Parts, body: &mut Body) -> Result
 }
 
 async fn size<U: Upload>(held: &mut Option<U>) -> Result<u64, Refusal> {
-    let Some(upload) = held else { return Err(gone()) };
+    let Some(upload) = held else { return Err(unknown_upload()) };
     upload.size().await.map_err(|error| Refusal::backend(&error))
 }
 
-fn created(place: &Place, kind: &str, digest: &Digest) -> Response<ResponseBody> {
-    let mut response = respond::empty(StatusCode::CREATED);
+fn created_response(repository: &RepositoryPath, kind: &str, digest: &Digest) -> Response<ResponseBody> {
+    let mut response = respond::empty_response(StatusCode::CREATED);
     let headers = response.headers_mut();
-    set(headers, header::LOCATION, &format!("/v2/{}/{kind}/{digest}", place.name));
+    set(headers, header::LOCATION, &format!("/v2/{}/{kind}/{digest}", repository.name));
     set(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
     response
 }
 
 /// How a session stands. The location is relative, as Azure's is: which name this server has for
 /// its clients, it can't know.
-fn session(status: StatusCode, place: &Place, id: &str, size: u64) -> Response<ResponseBody> {
-    let mut response = respond::empty(status);
+fn session_response(status: StatusCode, repository: &RepositoryPath, id: &str, size: u64) -> Response<ResponseBody> {
+    let mut response = respond::empty_response(status);
     let headers = response.headers_mut();
-    set(headers, header::LOCATION, &location(place, id));
-    set(headers, header::RANGE, &stored(size));
+    set(headers, header::LOCATION, &session_location(repository, id));
+    set(headers, header::RANGE, &stored_range(size));
     set(headers, HeaderName::from_static("docker-upload-uuid"), id);
     response
 }
 
-fn location(place: &Place, id: &str) -> String {
-    format!("/v2/{}/blobs/uploads/{id}", place.name)
+fn session_location(repository: &RepositoryPath, id: &str) -> String {
+    format!("/v2/{}/blobs/uploads/{id}", repository.name)
 }
 
 /// Nothing is `0-0` too, as in every registry: Docker's client insists on a range.
-fn stored(size: u64) -> String {
+fn stored_range(size: u64) -> String {
     format!("0-{}", size.saturating_sub(1))
 }
 
-fn gone() -> Refusal {
+fn unknown_upload() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "the upload is over")
 }
 
-fn missing(message: String) -> Refusal {
+fn missing_content(message: String) -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
 }
 

@@ -4,7 +4,7 @@ use std::ops::{Range, RangeInclusive};
 
 /// What part of a blob a request wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum RequestedRange {
     /// All of it: 200.
     Whole,
     /// These bytes: 206.
@@ -16,24 +16,26 @@ pub(super) enum Wanted {
 /// Reads a `Range` header for content of `size` bytes (RFC 9110, 14.1-14.2).
 ///
 /// What isn't understood, and more than one range, is answered by the whole, as the RFC allows.
-pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
-    let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else { return Wanted::Whole };
+pub(super) fn parse_range(header: Option<&str>, size: u64) -> RequestedRange {
+    let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else {
+        return RequestedRange::Whole;
+    };
     let Some((first, last)) = spec.split_once('-').map(|(first, last)| (first.trim(), last.trim())) else {
-        return Wanted::Whole;
+        return RequestedRange::Whole;
     };
     let range = match (number(first), number(last)) {
         // The last bytes.
         (None, Some(count)) if first.is_empty() => size.saturating_sub(count)..size,
         (Some(first), None) if last.is_empty() => first..size,
         (Some(first), Some(last)) if first <= last => first..size.min(last.saturating_add(1)),
-        _ => return Wanted::Whole,
+        _ => return RequestedRange::Whole,
     };
-    if range.is_empty() { Wanted::Beyond } else { Wanted::Part(range) }
+    if range.is_empty() { RequestedRange::Beyond } else { RequestedRange::Part(range) }
 }
 
 /// Reads the `Content-Range` of an uploaded chunk: `<first>-<last>` (distribution spec, "Pushing
 /// a blob in chunks"). RFC 9110's own form, `bytes <first>-<last>/*`, is understood too.
-pub(super) fn chunk(header: &str) -> Option<RangeInclusive<u64>> {
+pub(super) fn parse_chunk_range(header: &str) -> Option<RangeInclusive<u64>> {
     let spec = header.trim();
     let spec = spec.strip_prefix("bytes ").or_else(|| spec.strip_prefix("bytes=")).unwrap_or(spec);
     let spec = spec.split_once('/').map_or(spec, |(range, _)| range);
@@ -56,42 +58,42 @@ mod tests {
     #[test]
     fn the_forms_of_a_range() {
         for (header, expected) in [
-            ("bytes=0-", Wanted::Part(0..10)),
-            ("bytes=3-5", Wanted::Part(3..6)),
-            ("bytes=9-9", Wanted::Part(9..10)),
-            ("bytes=5-99", Wanted::Part(5..10)),
-            ("bytes=-4", Wanted::Part(6..10)),
-            ("bytes=-99", Wanted::Part(0..10)),
-            ("bytes=10-", Wanted::Beyond),
-            ("bytes=-0", Wanted::Beyond),
-            ("bytes=0-18446744073709551615", Wanted::Part(0..10)),
-            ("bytes=5-3", Wanted::Whole),
-            ("bytes=0-1,3-4", Wanted::Whole),
-            ("bytes=+1-2", Wanted::Whole),
-            ("bytes=-", Wanted::Whole),
-            ("bytes=99999999999999999999-", Wanted::Whole),
-            ("lines=1-2", Wanted::Whole),
-            ("", Wanted::Whole),
+            ("bytes=0-", RequestedRange::Part(0..10)),
+            ("bytes=3-5", RequestedRange::Part(3..6)),
+            ("bytes=9-9", RequestedRange::Part(9..10)),
+            ("bytes=5-99", RequestedRange::Part(5..10)),
+            ("bytes=-4", RequestedRange::Part(6..10)),
+            ("bytes=-99", RequestedRange::Part(0..10)),
+            ("bytes=10-", RequestedRange::Beyond),
+            ("bytes=-0", RequestedRange::Beyond),
+            ("bytes=0-18446744073709551615", RequestedRange::Part(0..10)),
+            ("bytes=5-3", RequestedRange::Whole),
+            ("bytes=0-1,3-4", RequestedRange::Whole),
+            ("bytes=+1-2", RequestedRange::Whole),
+            ("bytes=-", RequestedRange::Whole),
+            ("bytes=99999999999999999999-", RequestedRange::Whole),
+            ("lines=1-2", RequestedRange::Whole),
+            ("", RequestedRange::Whole),
         ] {
-            assert_eq!(wanted(Some(header), 10), expected, "{header}");
+            assert_eq!(parse_range(Some(header), 10), expected, "{header}");
         }
-        assert_eq!(wanted(None, 10), Wanted::Whole);
-        assert_eq!(wanted(Some("bytes=0-"), 0), Wanted::Beyond);
+        assert_eq!(parse_range(None, 10), RequestedRange::Whole);
+        assert_eq!(parse_range(Some("bytes=0-"), 0), RequestedRange::Beyond);
     }
 
     #[test]
     fn the_forms_of_a_chunk() {
-        assert_eq!(chunk("0-9"), Some(0..=9));
-        assert_eq!(chunk("bytes 3-3/*"), Some(3..=3));
+        assert_eq!(parse_chunk_range("0-9"), Some(0..=9));
+        assert_eq!(parse_chunk_range("bytes 3-3/*"), Some(3..=3));
         for wrong in ["", "-", "3-", "-3", "3-2", "a-b", "+1-2", "0-18446744073709551615"] {
-            assert_eq!(chunk(wrong), None, "{wrong}");
+            assert_eq!(parse_chunk_range(wrong), None, "{wrong}");
         }
     }
 
     proptest! {
         #[test]
         fn a_part_is_within_the_content(header in "(bytes=)?[0-9-]{0,24}|.{0,20}", size in any::<u64>()) {
-            if let Wanted::Part(range) = wanted(Some(&header), size) {
+            if let RequestedRange::Part(range) = parse_range(Some(&header), size) {
                 prop_assert!(range.start < range.end && range.end <= size);
             }
         }
@@ -99,8 +101,8 @@ mod tests {
         #[test]
         fn what_is_asked_is_given(first in any::<u64>(), length in 1..1000_u64, size in any::<u64>()) {
             let last = first.saturating_add(length - 1);
-            let expected = if first < size { Wanted::Part(first..size.min(last.saturating_add(1))) } else { Wanted::Beyond };
-            prop_assert_eq!(wanted(Some(&format!("bytes={first}-{last}")), size), expected);
+            let expected = if first < size { RequestedRange::Part(first..size.min(last.saturating_add(1))) } else { RequestedRange::Beyond };
+            prop_assert_eq!(parse_range(Some(&format!("bytes={first}-{last}")), size), expected);
         }
     }
 }

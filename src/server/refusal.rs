@@ -87,7 +87,7 @@ impl Refusal {
 
     pub(super) fn into_response(self) -> Response<ResponseBody> {
         let body = serde_json::json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
-        let mut response = respond::whole(self.status, "application/json", Bytes::from(body.to_string()));
+        let mut response = respond::buffered(self.status, "application/json", Bytes::from(body.to_string()));
         for (name, value) in self.headers {
             response.headers_mut().insert(name, value);
         }

@@ -7,11 +7,11 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 
 use super::ResponseBody;
-use crate::content::Body;
+use crate::body::Body;
 use crate::descriptor::Digest;
 
 /// An answer whose body is at hand.
-pub fn whole(status: StatusCode, content_type: &str, body: Bytes) -> Response<ResponseBody> {
+pub fn buffered(status: StatusCode, content_type: &str, body: Bytes) -> Response<ResponseBody> {
     let length = body.len() as u64;
     let mut response = Response::new(Full::new(body).map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
@@ -31,7 +31,7 @@ pub fn streamed(status: StatusCode, length: u64, body: Body) -> Response<Respons
 }
 
 /// An answer without a body.
-pub(super) fn empty(status: StatusCode) -> Response<ResponseBody> {
+pub(super) fn empty_response(status: StatusCode) -> Response<ResponseBody> {
     let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
     if status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
@@ -41,7 +41,7 @@ pub(super) fn empty(status: StatusCode) -> Response<ResponseBody> {
 }
 
 /// Makes it the answer to a `HEAD`: its headers stay, also that of the length.
-pub(super) fn no_body(response: &mut Response<ResponseBody>) {
+pub(super) fn remove_body(response: &mut Response<ResponseBody>) {
     *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
 }
 
@@ -62,14 +62,14 @@ pub(super) fn add(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 /// Says which content this is.
-pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
+pub(super) fn set_content_digest(headers: &mut HeaderMap, digest: &Digest) {
     let etag = etag(digest);
     set(headers, DOCKER_CONTENT_DIGEST, etag.trim_matches('"'));
     set(headers, header::ETAG, &etag);
 }
 
 /// Whether the client has the content already (RFC 9110, 13.1.2).
-pub(super) fn is_known(headers: &HeaderMap, digest: &Digest) -> bool {
+pub(super) fn matches_etag(headers: &HeaderMap, digest: &Digest) -> bool {
     let Some(known) = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else { return false };
     let etag = etag(digest);
     known.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)

@@ -11,7 +11,7 @@ use crate::reference::{RepositoryName, Tag, Target};
 
 /// Which repository is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct RepositoryPath {
     /// The repository's name.
     pub name: RepositoryName,
     /// The registry that containerd asks its mirror for: `?ns=docker.io` (distribution spec,
@@ -25,32 +25,32 @@ pub enum Route {
     /// `GET /v2/`: is this a registry?
     Base,
     /// `GET /v2/_catalog`.
-    Catalog(Page),
+    Catalog(PageQuery),
     /// `GET /v2/<name>/tags/list`.
-    Tags(Place, Page),
+    Tags(RepositoryPath, PageQuery),
     /// `GET` or `HEAD /v2/<name>/manifests/<reference>`.
-    Manifest(Place, Target),
+    Manifest(RepositoryPath, Target),
     /// `GET` or `HEAD /v2/<name>/blobs/<digest>`.
-    Blob(Place, Digest),
+    Blob(RepositoryPath, Digest),
     /// `GET /v2/<name>/referrers/<digest>?artifactType=`.
-    Referrers(Place, Digest, Option<String>),
+    Referrers(RepositoryPath, Digest, Option<String>),
     /// `PUT /v2/<name>/manifests/<reference>`; with a digest also `?tag=<tag>`, for each of these tags.
-    PutManifest(Place, Target, Vec<Tag>),
+    PutManifest(RepositoryPath, Target, Vec<Tag>),
     /// `POST /v2/<name>/blobs/uploads/`.
-    Begin(Place, Begin),
+    Begin(RepositoryPath, BeginUpload),
     /// `GET` of an upload's location.
-    Status(Place, String),
+    Status(RepositoryPath, String),
     /// `PATCH` of an upload's location.
-    Append(Place, String),
+    Append(RepositoryPath, String),
     /// `PUT` of an upload's location with `?digest=`.
-    Finish(Place, String, Digest),
+    Finish(RepositoryPath, String, Digest),
     /// `DELETE` of an upload's location.
-    Cancel(Place, String),
+    Cancel(RepositoryPath, String),
 }
 
 /// How an upload begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Begin {
+pub struct BeginUpload {
     /// `?mount=`: the blob may be here already.
     pub mount: Option<Digest>,
     /// `?from=`: the repository that it is mounted from.
@@ -63,7 +63,7 @@ pub struct Begin {
 
 /// Which part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
+pub struct PageQuery {
     /// `?n=`: how many at most.
     pub most: Option<usize>,
     /// `?last=`: those behind it.
@@ -75,11 +75,16 @@ impl Route {
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::Base | Self::Catalog(_) => None,
-            Self::Tags(place, _) | Self::Manifest(place, _) | Self::Blob(place, _) | Self::Referrers(place, ..) => {
-                place.ns.as_deref()
+            Self::Tags(repository, _)
+            | Self::Manifest(repository, _)
+            | Self::Blob(repository, _)
+            | Self::Referrers(repository, ..) => repository.ns.as_deref(),
+            Self::PutManifest(repository, ..) | Self::Begin(repository, _) | Self::Status(repository, _) => {
+                repository.ns.as_deref()
             }
-            Self::PutManifest(place, ..) | Self::Begin(place, _) | Self::Status(place, _) => place.ns.as_deref(),
-            Self::Append(place, _) | Self::Finish(place, ..) | Self::Cancel(place, _) => place.ns.as_deref(),
+            Self::Append(repository, _) | Self::Finish(repository, ..) | Self::Cancel(repository, _) => {
+                repository.ns.as_deref()
+            }
         }
     }
 
@@ -103,16 +108,16 @@ pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, 
     let query = Query::parse(query.unwrap_or_default());
     let path = path.strip_prefix("/v2").ok_or_else(unknown)?;
     if path.is_empty() || path == "/" {
-        return reading(method).map(|()| Route::Base);
+        return check_read_method(method).map(|()| Route::Base);
     }
     let path = path.strip_prefix('/').ok_or_else(unknown)?;
     let parts: Option<Vec<String>> = path.split('/').map(decode).collect();
     let parts = parts.ok_or_else(unknown)?;
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     match parts.as_slice() {
-        ["_catalog"] => reading(method).and_then(|()| query.page()).map(Route::Catalog),
+        ["_catalog"] => check_read_method(method).and_then(|()| query.page()).map(Route::Catalog),
         [name @ .., "tags", "list"] => {
-            reading(method)?;
+            check_read_method(method)?;
             Ok(Route::Tags(query.place(name)?, query.page()?))
         }
         [name @ .., "manifests", reference] => manifest(method, query.place(name)?, reference, &query),
@@ -121,12 +126,12 @@ pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, 
         }
         [name @ .., "blobs", "uploads", id] => upload(method, query.place(name)?, id, &query),
         [name @ .., "blobs", digest] => {
-            let place = query.place(name)?;
-            reading(method)?;
-            Ok(Route::Blob(place, parse_digest(digest)?))
+            let repository = query.place(name)?;
+            check_read_method(method)?;
+            Ok(Route::Blob(repository, parse_digest(digest)?))
         }
         [name @ .., "referrers", digest] => {
-            reading(method)?;
+            check_read_method(method)?;
             let kind = query.value("artifactType").map(str::to_owned);
             Ok(Route::Referrers(query.place(name)?, parse_digest(digest)?, kind))
         }
@@ -134,7 +139,7 @@ pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, 
     }
 }
 
-fn manifest(method: &Method, place: Place, reference: &str, query: &Query) -> Result<Route, Refusal> {
+fn manifest(method: &Method, repository: RepositoryPath, reference: &str, query: &Query) -> Result<Route, Refusal> {
     let target = match reference.parse() {
         _ if reference.contains(':') => Target::Digest(parse_digest(reference)?),
         Ok(tag) => Target::Tag(tag),
@@ -145,17 +150,17 @@ fn manifest(method: &Method, place: Place, reference: &str, query: &Query) -> Re
         Err(_) => return Err(Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "this is not a tag")),
     };
     match *method {
-        Method::GET | Method::HEAD => Ok(Route::Manifest(place, target)),
+        Method::GET | Method::HEAD => Ok(Route::Manifest(repository, target)),
         Method::PUT => {
             // Only a push by digest names tags in its query (distribution spec 1.1.1+dev, end-7b).
             let tags = if target.digest().is_some() { query.tags()? } else { Vec::new() };
-            Ok(Route::PutManifest(place, target, tags))
+            Ok(Route::PutManifest(repository, target, tags))
         }
         _ => Err(not_allowed("GET, HEAD, PUT")),
     }
 }
 
-fn begin(method: &Method, place: Place, query: &Query) -> Result<Route, Refusal> {
+fn begin(method: &Method, repository: RepositoryPath, query: &Query) -> Result<Route, Refusal> {
     if method != Method::POST {
         return Err(not_allowed("POST"));
     }
@@ -168,28 +173,28 @@ fn begin(method: &Method, place: Place, query: &Query) -> Result<Route, Refusal>
         Some(_) => return Err(digest_invalid("only sha256 and sha512 are known")),
     };
     let digest = |key| query.value(key).map(parse_digest).transpose();
-    Ok(Route::Begin(place, Begin { mount: digest("mount")?, from, digest: digest("digest")?, like }))
+    Ok(Route::Begin(repository, BeginUpload { mount: digest("mount")?, from, digest: digest("digest")?, like }))
 }
 
-fn upload(method: &Method, place: Place, id: &str, query: &Query) -> Result<Route, Refusal> {
+fn upload(method: &Method, repository: RepositoryPath, id: &str, query: &Query) -> Result<Route, Refusal> {
     let well_formed = id.len() == ID_LENGTH && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if !well_formed {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "there is no such upload"));
     }
     let id = id.to_owned();
     match *method {
-        Method::GET => Ok(Route::Status(place, id)),
-        Method::PATCH => Ok(Route::Append(place, id)),
-        Method::DELETE => Ok(Route::Cancel(place, id)),
+        Method::GET => Ok(Route::Status(repository, id)),
+        Method::PATCH => Ok(Route::Append(repository, id)),
+        Method::DELETE => Ok(Route::Cancel(repository, id)),
         Method::PUT => match query.value("digest") {
-            Some(digest) => Ok(Route::Finish(place, id, parse_digest(digest)?)),
+            Some(digest) => Ok(Route::Finish(repository, id, parse_digest(digest)?)),
             None => Err(digest_invalid("a PUT that ends an upload says ?digest=")),
         },
         _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
     }
 }
 
-fn reading(method: &Method) -> Result<(), Refusal> {
+fn check_read_method(method: &Method) -> Result<(), Refusal> {
     if matches!(*method, Method::GET | Method::HEAD) { Ok(()) } else { Err(not_allowed("GET, HEAD")) }
 }
 
@@ -248,16 +253,16 @@ impl Query {
         Ok(tags)
     }
 
-    fn place(&self, name: &[&str]) -> Result<Place, Refusal> {
+    fn place(&self, name: &[&str]) -> Result<RepositoryPath, Refusal> {
         let name = name.join("/").parse().map_err(|error| name_invalid(&error))?;
-        Ok(Place { name, ns: self.value("ns").map(str::to_owned) })
+        Ok(RepositoryPath { name, ns: self.value("ns").map(str::to_owned) })
     }
 
-    fn page(&self) -> Result<Page, Refusal> {
+    fn page(&self) -> Result<PageQuery, Refusal> {
         let wrong =
             |_| Refusal::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", "n is not a number of entries");
         let most = self.value("n").map(str::parse).transpose().map_err(wrong)?;
-        Ok(Page { most, after: self.value("last").map(str::to_owned) })
+        Ok(PageQuery { most, after: self.value("last").map(str::to_owned) })
     }
 }
 
@@ -294,8 +299,8 @@ mod tests {
 
     const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    fn place(name: &str) -> Place {
-        Place { name: name.into(), ns: None }
+    fn place(name: &str) -> RepositoryPath {
+        RepositoryPath { name: name.into(), ns: None }
     }
 
     fn get(path: &str) -> Result<Route, (u16, &'static str)> {
@@ -318,7 +323,9 @@ mod tests {
         for name in ["a", "a/b/c", "tags/list", "manifests/manifests", "a/blobs/uploads", "_catalog/x"] {
             let expected = if name.starts_with('_') { None } else { Some(place(name)) };
             let of = |route: Result<Route, _>| match route {
-                Ok(Route::Tags(place, _) | Route::Manifest(place, _) | Route::Blob(place, _)) => Some(place),
+                Ok(Route::Tags(repository, _) | Route::Manifest(repository, _) | Route::Blob(repository, _)) => {
+                    Some(repository)
+                }
                 _ => None,
             };
             assert_eq!(of(get(&format!("/v2/{name}/tags/list"))), expected, "{name}");
@@ -344,26 +351,26 @@ mod tests {
         assert_eq!(asked(&Method::GET, "/v2/a/blobs/uploads/../../x"), Err((404, "NAME_UNKNOWN")));
         assert_eq!(asked(&Method::GET, "/v2/a/blobs/uploads/..%2Fx"), Err((404, "BLOB_UPLOAD_UNKNOWN")));
         for path in ["/v2/a/blobs/uploads", "/v2/a/blobs/uploads/"] {
-            assert_eq!(asked(&Method::POST, path), Ok(Route::Begin(place("a"), Begin::default())));
+            assert_eq!(asked(&Method::POST, path), Ok(Route::Begin(place("a"), BeginUpload::default())));
             assert_eq!(get(path), Err((405, "UNSUPPORTED")));
         }
-        let begin = Begin { mount: Some(digest()), from: Some("x/y".into()), ..Begin::default() };
+        let begin = BeginUpload { mount: Some(digest()), from: Some("x/y".into()), ..BeginUpload::default() };
         let mount = format!("/v2/a/blobs/uploads/?mount={DIGEST}&from=x/y");
         assert_eq!(asked(&Method::POST, &mount), Ok(Route::Begin(place("a"), begin)));
     }
 
     #[test]
     fn queries() {
-        let page = Page { most: Some(3), after: Some("v1+x".into()) };
+        let page = PageQuery { most: Some(3), after: Some("v1+x".into()) };
         assert_eq!(get("/v2/a/tags/list?last=v1%2Bx&n=3&n=4"), Ok(Route::Tags(place("a"), page)));
         assert_eq!(get("/v2/_catalog?n=-1"), Err((400, "PAGINATION_NUMBER_INVALID")));
         let kind = Some("application/vnd.x+json".to_owned());
         let path = format!("/v2/a/referrers/{DIGEST}?artifactType=application/vnd.x+json");
         assert_eq!(get(&path), Ok(Route::Referrers(place("a"), digest(), kind)));
-        let Ok(Route::Manifest(place, _)) = get("/v2/library/x/manifests/v1?ns=docker.io") else {
+        let Ok(Route::Manifest(repository, _)) = get("/v2/library/x/manifests/v1?ns=docker.io") else {
             panic!("a manifest")
         };
-        assert_eq!(place.ns.as_deref(), Some("docker.io"));
+        assert_eq!(repository.ns.as_deref(), Some("docker.io"));
     }
 
     #[test]
@@ -430,17 +437,19 @@ mod tests {
     fn text_of(route: &Route) -> Vec<String> {
         match route {
             Route::Base | Route::Catalog(_) => vec![],
-            Route::Tags(place, _) | Route::Blob(place, _) | Route::Referrers(place, ..) => vec![place.name.to_string()],
-            Route::Begin(place, _) => vec![place.name.to_string()],
-            Route::Manifest(place, target) => vec![place.name.to_string(), target.to_string()],
-            Route::PutManifest(place, target, tags) => {
+            Route::Tags(repository, _) | Route::Blob(repository, _) | Route::Referrers(repository, ..) => {
+                vec![repository.name.to_string()]
+            }
+            Route::Begin(repository, _) => vec![repository.name.to_string()],
+            Route::Manifest(repository, target) => vec![repository.name.to_string(), target.to_string()],
+            Route::PutManifest(repository, target, tags) => {
                 let tags = tags.iter().map(ToString::to_string);
-                [place.name.to_string(), target.to_string()].into_iter().chain(tags).collect()
+                [repository.name.to_string(), target.to_string()].into_iter().chain(tags).collect()
             }
-            Route::Status(place, id) | Route::Append(place, id) | Route::Cancel(place, id) => {
-                vec![place.name.to_string(), id.clone()]
+            Route::Status(repository, id) | Route::Append(repository, id) | Route::Cancel(repository, id) => {
+                vec![repository.name.to_string(), id.clone()]
             }
-            Route::Finish(place, id, _) => vec![place.name.to_string(), id.clone()],
+            Route::Finish(repository, id, _) => vec![repository.name.to_string(), id.clone()],
         }
     }
 
@@ -478,9 +487,9 @@ mod tests {
             let manifest = Route::Manifest(place(&name), Target::Tag("v1".into()));
             prop_assert_eq!(get(&format!("/v2/{name}/manifests/v1")), Ok(manifest));
             prop_assert_eq!(get(&format!("/v2/{name}/blobs/{DIGEST}")), Ok(Route::Blob(place(&name), digest())));
-            prop_assert_eq!(get(&format!("/v2/{name}/tags/list")), Ok(Route::Tags(place(&name), Page::default())));
+            prop_assert_eq!(get(&format!("/v2/{name}/tags/list")), Ok(Route::Tags(place(&name), PageQuery::default())));
             let begin = asked(&Method::POST, &format!("/v2/{name}/blobs/uploads/"));
-            prop_assert_eq!(begin, Ok(Route::Begin(place(&name), Begin::default())));
+            prop_assert_eq!(begin, Ok(Route::Begin(place(&name), BeginUpload::default())));
         }
     }
 }

@@ -17,12 +17,12 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::access::{AccessLog, Line};
-use super::connections::{Activity, Busy, Connections, Place};
-use super::incoming::incoming;
+use super::access_log::{AccessLog, Line};
+use super::connections::{Activity, Busy, ConnectionSlot, Connections};
+use super::head_filter::HeadFilter;
 use super::listen::{Connected, Listener, Stream};
-use super::stall::Stall;
-use super::watched::Watched;
+use super::request_body::request_body;
+use super::write_timeout::WriteTimeout;
 use super::{Handler, ResponseBody};
 use crate::error::Result;
 
@@ -93,15 +93,15 @@ pub async fn run<H: Handler>(
             // Reaped, so that the set doesn't grow.
             Some(_) = connections.join_next() => {}
             accepted = accept(&listener, &room), if waiting.is_none() => waiting = Some(accepted),
-            place = room.enter(peer), if waiting.is_some() => {
-                let (Some((stream, peer)), Some(place)) = (waiting.take(), place) else {
-                    tracing::debug!("{}: too many connections of this address", name(peer));
+            slot = room.admit(peer), if waiting.is_some() => {
+                let (Some((stream, peer)), Some(slot)) = (waiting.take(), slot) else {
+                    tracing::debug!("{}: too many connections of this address", peer_name(peer));
                     continue;
                 };
                 let greeting = stream.greet(listener.acceptor());
-                let client = Client { peer, log: listener.log(), activity: place.activity() };
+                let client = Client { peer, log: listener.log(), activity: slot.activity() };
                 let connection = connection(greeting, client, handler.clone(), &limits, graceful.watcher());
-                connections.spawn(unless_closed(place, limits.first_byte.min(limits.head), peer, connection));
+                connections.spawn(until_closed(slot, limits.first_byte.min(limits.head), peer, connection));
             }
         }
     }
@@ -128,13 +128,13 @@ async fn accept(listener: &Listener, room: &Connections) -> (Connected, Option<S
 }
 
 /// Runs a connection until it ends, its place is wanted for another client, or no request has begun in time.
-async fn unless_closed(
-    place: Place,
+async fn until_closed(
+    slot: ConnectionSlot,
     first_byte: Duration,
     peer: Option<SocketAddr>,
     connection: impl Future<Output = ()>,
 ) {
-    let activity = place.activity();
+    let activity = slot.activity();
     let silent = async {
         sleep(first_byte).await;
         if !activity.is_new() {
@@ -143,9 +143,9 @@ async fn unless_closed(
     };
     tokio::select! {
         biased;
-        () = activity.closed() => tracing::debug!("{}: closed while idle, for another client", name(peer)),
+        () = activity.closed() => tracing::debug!("{}: closed while idle, for another client", peer_name(peer)),
         () = connection => {}
-        () = silent => tracing::debug!("{}: no request within {} s", name(peer), first_byte.as_secs()),
+        () = silent => tracing::debug!("{}: no request within {} s", peer_name(peer), first_byte.as_secs()),
     }
 }
 
@@ -156,7 +156,7 @@ struct Client {
     activity: Activity,
 }
 
-fn name(peer: Option<SocketAddr>) -> String {
+fn peer_name(peer: Option<SocketAddr>) -> String {
     peer.map_or_else(|| "a local client".to_owned(), |peer| peer.to_string())
 }
 
@@ -171,16 +171,16 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     // wait for the first bytes without a limit, before hyper's own limit on a request's head.
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(limits.buffer);
-    let (handshake, stalled, buffer) = (limits.head.min(HANDSHAKE), limits.stalled, limits.buffer);
+    let (handshake, stalled, buffer) = (limits.head.min(HANDSHAKE_TIMEOUT), limits.stalled, limits.buffer);
     async move {
-        let name = || name(peer);
+        let name = || peer_name(peer);
         let stream = match timeout(handshake, greeting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!("{}: no TLS: {error}", name()),
             Err(_) => return tracing::debug!("{}: no TLS within {} s", name(), handshake.as_secs()),
         };
         let pipe = stream.pipe();
-        let watched = Watched::new(Stall::new(stream, stalled), activity.clone(), buffer);
+        let watched = HeadFilter::new(WriteTimeout::new(stream, stalled), activity.clone(), buffer);
         let service = service_fn(move |mut request: Request<Incoming>| {
             let (handler, log, busy) = (handler.clone(), log.clone(), activity.busy());
             request.extensions_mut().insert(Peer(peer));
@@ -205,8 +205,8 @@ async fn answer<H: Handler>(
 ) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
     let line = Line::new(&head, log, Some(busy));
-    line.follow(handler.handle(Request::from_parts(head, incoming(body))).await)
+    line.follow(handler.handle(Request::from_parts(head, request_body(body))).await)
 }
 
 /// How long TLS may take to be agreed on, beside [`Limits::head`]: it needs two round trips.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

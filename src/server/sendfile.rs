@@ -23,11 +23,11 @@ use tokio::net::TcpStream;
 
 /// A connection that parts of files can be sent on. Clones are the same connection.
 #[derive(Clone, Debug, Default)]
-pub struct FilePipe(Arc<Mutex<VecDeque<Part>>>);
+pub struct FilePipe(Arc<Mutex<VecDeque<FilePart>>>);
 
 /// What is to be sent, and not yet.
 #[derive(Debug)]
-struct Part {
+struct FilePart {
     file: Arc<File>,
     range: Range<u64>,
 }
@@ -45,7 +45,7 @@ impl FilePipe {
         // Can't be more than the constant has.
         let length = usize::try_from(end - range.start).unwrap_or(0);
         if length > 0 {
-            self.queue().push_back(Part { file, range: range.start..end });
+            self.queue().push_back(FilePart { file, range: range.start..end });
         }
         Bytes::from_static(&STAND_IN[..length])
     }
@@ -56,7 +56,7 @@ impl FilePipe {
         self.queue().iter().map(|part| part.range.end - part.range.start).sum()
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Part>> {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<FilePart>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -64,7 +64,7 @@ impl FilePipe {
     fn send(&self, stream: &TcpStream, left: usize) -> io::Result<usize> {
         let mut queue = self.queue();
         let part = queue.front_mut().filter(|part| part.range.end - part.range.start == left as u64);
-        let Some(Part { file, range }) = part else {
+        let Some(FilePart { file, range }) = part else {
             return Err(io::Error::other("what is to be sent is not the file's part whose turn it is"));
         };
         let sent = sendfile(stream, file, &mut range.start, left)?;
@@ -79,7 +79,7 @@ impl FilePipe {
 }
 
 /// TCP with its [`FilePipe`].
-pub(super) struct Piped {
+pub(super) struct PipedStream {
     stream: TcpStream,
     pipe: FilePipe,
     /// Only whole segments leave: what is left over waits for what comes next, at most for a flush. With
@@ -87,7 +87,7 @@ pub(super) struct Piped {
     corked: bool,
 }
 
-impl Piped {
+impl PipedStream {
     pub(super) fn new(stream: TcpStream) -> Self {
         Self { stream, pipe: FilePipe::default(), corked: false }
     }
@@ -117,15 +117,15 @@ impl Piped {
     }
 }
 
-impl AsyncRead for Piped {
+impl AsyncRead for PipedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Piped {
+impl AsyncWrite for PipedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if stands_in(bytes) {
+        if is_placeholder(bytes) {
             self.cork(true);
             return self.poll_send(cx, bytes.len());
         }
@@ -137,7 +137,7 @@ impl AsyncWrite for Piped {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let plain = slices.iter().take_while(|slice| !stands_in(slice)).count();
+        let plain = slices.iter().take_while(|slice| !is_placeholder(slice)).count();
         if plain < slices.len() {
             self.cork(true);
         }
@@ -163,7 +163,7 @@ impl AsyncWrite for Piped {
 }
 
 /// Whether these are bytes of the constant itself; ones that are equal don't count.
-fn stands_in(bytes: &[u8]) -> bool {
+fn is_placeholder(bytes: &[u8]) -> bool {
     !bytes.is_empty() && STAND_IN.as_ptr_range().contains(&bytes.as_ptr())
 }
 
@@ -201,7 +201,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::content::Body;
+    use crate::body::Body;
     use crate::server::{Handler, Limits, ResponseBody, run, streamed};
 
     /// Answers with plain bytes, a part of a file, plain bytes, and the rest of the file.
@@ -299,8 +299,8 @@ mod tests {
     async fn a_flush_lets_go_what_was_held_back() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("an address");
-        let mut piped = Piped::new(TcpStream::connect(address).await.expect("connects"));
-        let corked = |piped: &Piped| rustix::net::sockopt::tcp_cork(&piped.stream).expect("a socket");
+        let mut piped = PipedStream::new(TcpStream::connect(address).await.expect("connects"));
+        let corked = |piped: &PipedStream| rustix::net::sockopt::tcp_cork(&piped.stream).expect("a socket");
         let frame = piped.pipe.part(file(b"0123456789a"), 0..11);
         let mut slices = [IoSlice::new(b"head"), IoSlice::new(&frame)];
         assert_eq!(piped.write_vectored(&slices).await.expect("writes"), 4);
@@ -325,7 +325,7 @@ mod tests {
         let pipe = FilePipe::default();
         assert!(pipe.send(&stream, 5).is_err(), "there is none");
         let frame = pipe.part(file(b"0123456789"), 2..9);
-        assert!(stands_in(&frame) && !stands_in(&[0; 7]));
+        assert!(is_placeholder(&frame) && !is_placeholder(&[0; 7]));
         assert!(pipe.send(&stream, 5).is_err(), "of another length");
         assert_eq!(pipe.send(&stream, 7).ok(), Some(7));
         assert!(pipe.send(&stream, 7).is_err(), "it was sent");

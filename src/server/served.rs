@@ -19,12 +19,12 @@ tokio::task_local! {
 }
 
 /// A backend says it while it answers; what is said last holds. Nobody hears it outside of a request.
-pub fn say(served: Served) {
+pub fn record(served: Served) {
     let _ = SAID.try_with(|said| said.set(Some(served)));
 }
 
 /// Runs `work`, and hears what is said meanwhile.
-pub(super) async fn hear<T>(work: impl Future<Output = T>) -> (T, Option<Served>) {
+pub(super) async fn capture<T>(work: impl Future<Output = T>) -> (T, Option<Served>) {
     let heard = async {
         let done = work.await;
         (done, SAID.with(Cell::get))
@@ -39,14 +39,14 @@ mod tests {
     #[tokio::test]
     async fn what_is_said_last_is_heard() {
         let served = |how| Served { how, stale: false };
-        say(served("nobody"));
+        record(served("nobody"));
         let work = async {
-            say(served("one"));
+            record(served("one"));
             tokio::task::yield_now().await;
-            say(served("other"));
+            record(served("other"));
             7
         };
-        let (both, none) = tokio::join!(hear(work), hear(async {}));
+        let (both, none) = tokio::join!(capture(work), capture(async {}));
         assert_eq!((both, none.1), ((7, Some(served("other"))), None));
     }
 }

@@ -71,27 +71,27 @@ impl Backend for Memory {
     fn is_writable(&self) -> bool {
         !self.state().read_only
     }
-    async fn resolve(&self, place: &Place, target: &Target) -> Result<Option<Descriptor>> {
-        Ok(self.manifest(place, target).await?.map(|manifest| manifest.descriptor().clone()))
+    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Descriptor>> {
+        Ok(self.manifest(repository, target).await?.map(|manifest| manifest.descriptor().clone()))
     }
-    async fn manifest(&self, _: &Place, target: &Target) -> Result<Option<Manifest>> {
+    async fn manifest(&self, _: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
         let state = self.state();
         let digest = target.digest().or_else(|| target.tag().and_then(|tag| state.tags.get(tag.as_str()).copied()));
         Ok(digest.and_then(|digest| state.manifests.get(&digest).cloned()))
     }
-    async fn blob(&self, _: &Place, digest: &Digest) -> Result<Option<Found>> {
+    async fn blob(&self, _: &RepositoryPath, digest: &Digest) -> Result<Option<Found>> {
         Ok(self.state().blobs.get(digest).map(|bytes| Found(self.clone(), bytes.clone())))
     }
-    async fn tags(&self, place: &Place, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
+    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
         let state = self.state();
         let behind = state.tags.keys().filter(|tag| after.is_none_or(|after| tag.as_str() > after));
-        Ok((place.name == "a/b").then(|| behind.take(most).map(|tag| tag.as_str().into()).collect()))
+        Ok((repository.name == "a/b").then(|| behind.take(most).map(|tag| tag.as_str().into()).collect()))
     }
     async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<RepositoryName>> {
         let all = ["a/b", "c"].into_iter().filter(|name| after.is_none_or(|after| *name > after));
         Ok(all.take(most).map(Into::into).collect())
     }
-    async fn referrers(&self, _: &Place, subject: &Digest) -> Result<Arc<Referrers>> {
+    async fn referrers(&self, _: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
         let state = self.state();
         let about =
             state.manifests.values().filter(|m| m.contents().subject.as_ref().map(|s| s.digest) == Some(*subject));
@@ -102,11 +102,11 @@ impl Backend for Memory {
         });
         Ok(Arc::new(entries.collect::<Vec<_>>()))
     }
-    async fn begin(&self, _: &Place, _: Option<Digest>) -> Result<Taken> {
+    async fn start_upload(&self, _: &RepositoryPath, _: Option<Digest>) -> Result<Taken> {
         self.state().uploads += 1;
         Ok(Taken(self.clone(), Vec::new()))
     }
-    async fn put_manifest(&self, _: &Place, manifest: &Manifest, targets: &[Target]) -> Result<()> {
+    async fn put_manifest(&self, _: &RepositoryPath, manifest: &Manifest, targets: &[Target]) -> Result<()> {
         let mut state = self.state();
         state.manifests.insert(manifest.digest(), manifest.clone());
         let tags = targets.iter().filter_map(Target::tag);

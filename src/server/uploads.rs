@@ -12,7 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::refusal::Refusal;
-use super::route::Place;
+use super::route::RepositoryPath;
 
 /// All uploads of a server. Those that were silent for ten minutes are given up, or earlier if there are too many.
 pub(super) struct Uploads<U> {
@@ -22,17 +22,17 @@ pub(super) struct Uploads<U> {
 }
 
 struct Entry<U> {
-    place: Place,
-    touched: Touched,
+    repository: RepositoryPath,
+    touched: LastUse,
     /// `None` when it's over.
     upload: Arc<tokio::sync::Mutex<Option<U>>>,
 }
 
 /// When a request for an upload began or ended last.
 #[derive(Clone)]
-struct Touched(Arc<Mutex<Instant>>);
+struct LastUse(Arc<Mutex<Instant>>);
 
-impl Touched {
+impl LastUse {
     fn now() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
@@ -47,12 +47,12 @@ impl Touched {
 }
 
 /// An upload for one request alone. `None` when it's over.
-pub(super) struct Held<U> {
+pub(super) struct UploadLock<U> {
     upload: OwnedMutexGuard<Option<U>>,
-    touched: Touched,
+    touched: LastUse,
 }
 
-impl<U> Deref for Held<U> {
+impl<U> Deref for UploadLock<U> {
     type Target = Option<U>;
 
     fn deref(&self) -> &Option<U> {
@@ -60,13 +60,13 @@ impl<U> Deref for Held<U> {
     }
 }
 
-impl<U> DerefMut for Held<U> {
+impl<U> DerefMut for UploadLock<U> {
     fn deref_mut(&mut self) -> &mut Option<U> {
         &mut self.upload
     }
 }
 
-impl<U> Drop for Held<U> {
+impl<U> Drop for UploadLock<U> {
     /// A request may take longer than an upload may be silent: the silence begins at its end.
     fn drop(&mut self) {
         self.touched.touch();
@@ -81,17 +81,17 @@ impl<U> Default for Uploads<U> {
 
 impl<U> Uploads<U> {
     /// Takes an upload in, and gives its id.
-    pub(super) fn add(&self, place: Place, upload: U) -> String {
+    pub(super) fn add(&self, repository: RepositoryPath, upload: U) -> String {
         let id = self.id();
         let upload = Arc::new(tokio::sync::Mutex::new(Some(upload)));
-        self.lock().insert(id.clone(), Entry { place, touched: Touched::now(), upload });
+        self.lock().insert(id.clone(), Entry { repository, touched: LastUse::now(), upload });
         id
     }
 
     /// Whether one more may begin.
-    pub(super) fn room(&self) -> Result<(), Refusal> {
+    pub(super) fn check_capacity(&self) -> Result<(), Refusal> {
         self.sweep();
-        if self.lock().len() < MOST || self.give_up_idle() {
+        if self.lock().len() < MAX_UPLOADS || self.give_up_idle() {
             return Ok(());
         }
         Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many uploads are under way")
@@ -101,20 +101,20 @@ impl<U> Uploads<U> {
     /// The upload, for this request alone.
     ///
     /// A client that resumes may come before its broken request was noticed here: so it waits.
-    pub(super) async fn hold(&self, place: &Place, id: &str) -> Result<Held<U>, Refusal> {
+    pub(super) async fn lock_upload(&self, repository: &RepositoryPath, id: &str) -> Result<UploadLock<U>, Refusal> {
         let unknown = || Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "there is no such upload");
-        let (upload, touched) = match self.lock().get(id).filter(|entry| entry.place.name == place.name) {
+        let (upload, touched) = match self.lock().get(id).filter(|entry| entry.repository.name == repository.name) {
             Some(entry) => {
                 entry.touched.touch();
                 (entry.upload.clone(), entry.touched.clone())
             }
             None => return Err(unknown()),
         };
-        let held = timeout(PATIENCE, upload.lock_owned()).await.map_err(|_| {
+        let held = timeout(LOCK_TIMEOUT, upload.lock_owned()).await.map_err(|_| {
             let message = "another request is writing to this upload";
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message).with(header::RETRY_AFTER, "1")
         })?;
-        if held.is_some() { Ok(Held { upload: held, touched }) } else { Err(unknown()) }
+        if held.is_some() { Ok(UploadLock { upload: held, touched }) } else { Err(unknown()) }
     }
 
     /// Forgets an upload; what it stored is removed when nobody holds it any more.
@@ -130,7 +130,7 @@ impl<U> Uploads<U> {
             let mut live = self.lock();
             let old = |entry: &Entry<U>| {
                 let free = entry.upload.try_lock();
-                free.is_ok_and(|upload| upload.is_none() || entry.touched.silent() > STALE)
+                free.is_ok_and(|upload| upload.is_none() || entry.touched.silent() > STALE_AFTER)
             };
             let ids: Vec<_> = live.iter().filter(|(_, entry)| old(entry)).map(|(id, _)| id.clone()).collect();
             ids.into_iter().filter_map(|id| live.remove_entry(&id)).collect()
@@ -149,12 +149,12 @@ impl<U> Uploads<U> {
             let idle = live.iter().filter(|(_, entry)| entry.upload.try_lock().is_ok());
             let idle = idle.map(|(id, entry)| (entry.touched.silent(), id.clone()));
             match idle.max() {
-                Some((silent, id)) if silent >= IDLE => live.remove_entry(&id),
+                Some((silent, id)) if silent >= EVICTABLE_AFTER => live.remove_entry(&id),
                 _ => None,
             }
         };
         if let Some((id, _)) = &given_up {
-            tracing::info!("gave up upload {id}: {MOST} uploads are under way, and it was silent longest");
+            tracing::info!("gave up upload {id}: {MAX_UPLOADS} uploads are under way, and it was silent longest");
         }
         given_up.is_some()
     }
@@ -173,38 +173,38 @@ impl<U> Uploads<U> {
 }
 
 /// The most uploads at one time: each has an open file.
-const MOST: usize = 256;
+const MAX_UPLOADS: usize = 256;
 /// How long an upload may be silent between two requests.
-const STALE: Duration = Duration::from_secs(10 * 60);
+const STALE_AFTER: Duration = Duration::from_secs(10 * 60);
 /// After how long a silence an upload gives way to another, when there are too many.
-const IDLE: Duration = Duration::from_secs(30);
+const EVICTABLE_AFTER: Duration = Duration::from_secs(30);
 /// How long a request waits for another one of the same upload.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::server::route::ID_LENGTH;
 
-    fn place(name: &str) -> Place {
-        Place { name: name.into(), ns: None }
+    fn place(name: &str) -> RepositoryPath {
+        RepositoryPath { name: name.into(), ns: None }
     }
 
     #[tokio::test(start_paused = true)]
     async fn silent_uploads_end_and_busy_ones_stay() {
         let uploads = Uploads::default();
         let (silent, busy, held) = (uploads.add(place("a"), 1), uploads.add(place("a"), 2), uploads.add(place("a"), 3));
-        let guard = uploads.hold(&place("a"), &held).await.expect("there");
-        tokio::time::advance(STALE / 2).await;
-        drop(uploads.hold(&place("a"), &busy).await.expect("there"));
-        tokio::time::advance(STALE / 2 + Duration::from_secs(1)).await;
+        let guard = uploads.lock_upload(&place("a"), &held).await.expect("there");
+        tokio::time::advance(STALE_AFTER / 2).await;
+        drop(uploads.lock_upload(&place("a"), &busy).await.expect("there"));
+        tokio::time::advance(STALE_AFTER / 2 + Duration::from_secs(1)).await;
         uploads.sweep();
-        assert!(uploads.hold(&place("a"), &silent).await.is_err());
-        assert!(uploads.hold(&place("a"), &busy).await.is_ok());
-        tokio::time::advance(STALE).await;
+        assert!(uploads.lock_upload(&place("a"), &silent).await.is_err());
+        assert!(uploads.lock_upload(&place("a"), &busy).await.is_ok());
+        tokio::time::advance(STALE_AFTER).await;
         drop(guard);
         uploads.sweep();
-        assert!(uploads.hold(&place("a"), &held).await.is_ok());
+        assert!(uploads.lock_upload(&place("a"), &held).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -213,26 +213,30 @@ mod tests {
         let id = uploads.add(place("a"), ());
         assert_eq!(id.len(), ID_LENGTH);
         assert_ne!(id, uploads.add(place("a"), ()));
-        assert_eq!(uploads.hold(&place("b"), &id).await.err().map(|r| r.code), Some("BLOB_UPLOAD_UNKNOWN"));
-        let mut held = uploads.hold(&place("a"), &id).await.expect("free");
-        assert_eq!(uploads.hold(&place("a"), &id).await.err().map(|r| r.status.as_u16()), Some(503));
+        assert_eq!(uploads.lock_upload(&place("b"), &id).await.err().map(|r| r.code), Some("BLOB_UPLOAD_UNKNOWN"));
+        let mut held = uploads.lock_upload(&place("a"), &id).await.expect("free");
+        assert_eq!(uploads.lock_upload(&place("a"), &id).await.err().map(|r| r.status.as_u16()), Some(503));
         *held = None;
         drop(held);
-        assert_eq!(uploads.hold(&place("a"), &id).await.err().map(|r| r.status.as_u16()), Some(404), "it's over");
+        assert_eq!(
+            uploads.lock_upload(&place("a"), &id).await.err().map(|r| r.status.as_u16()),
+            Some(404),
+            "it's over"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn they_are_bounded() {
         let uploads = Uploads::default();
-        for _ in 0..MOST {
-            assert!(uploads.room().is_ok());
+        for _ in 0..MAX_UPLOADS {
+            assert!(uploads.check_capacity().is_ok());
             uploads.add(place("a"), ());
         }
-        assert_eq!(uploads.room().err().map(|r| r.status.as_u16()), Some(429));
-        tokio::time::advance(IDLE).await;
-        assert!(uploads.room().is_ok(), "the one that was silent longest gives way");
+        assert_eq!(uploads.check_capacity().err().map(|r| r.status.as_u16()), Some(429));
+        tokio::time::advance(EVICTABLE_AFTER).await;
+        assert!(uploads.check_capacity().is_ok(), "the one that was silent longest gives way");
         uploads.add(place("a"), ());
-        tokio::time::advance(STALE + Duration::from_secs(1)).await;
+        tokio::time::advance(STALE_AFTER + Duration::from_secs(1)).await;
         uploads.sweep();
         assert!(uploads.lock().is_empty());
     }

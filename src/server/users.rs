@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 
 use crate::error::{Error, Kind, Result};
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 
 /// Names, and the bcrypt hashes of their passwords.
 #[derive(Clone)]
@@ -68,8 +68,12 @@ impl Users {
             let Some(parts) = bcrypt::HashParts::from_str(hash).ok().filter(|_| ours) else {
                 return wrong("the hash is not one of bcrypt ($2y$, $2b$ or $2a$)");
             };
-            if !COSTS.contains(&parts.get_cost()) {
-                return wrong(&format!("the hash's cost is not within {} and {}", COSTS.start(), COSTS.end()));
+            if !ALLOWED_COSTS.contains(&parts.get_cost()) {
+                return wrong(&format!(
+                    "the hash's cost is not within {} and {}",
+                    ALLOWED_COSTS.start(),
+                    ALLOWED_COSTS.end()
+                ));
             }
             if users.insert(name.to_owned(), hash.into()).is_some() {
                 return wrong(&format!("{name:?} is there twice"));
@@ -95,13 +99,13 @@ impl Verifier {
         let random = aws_lc_rs::default_provider().secure_random;
         random.fill(&mut key).map_err(|_| Error::new(Kind::Local, "the system gives no random bytes"))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self::with(key, cores.div_ceil(2), QUEUE))
+        Ok(Self::with(key, cores.div_ceil(2), MAX_QUEUED))
     }
 
     fn with(key: [u8; 32], places: usize, queue: usize) -> Self {
         Self {
             key,
-            lately: Arc::new(Cache::new(REMEMBERED)),
+            lately: Arc::new(Cache::new(MAX_REMEMBERED)),
             queue: Arc::new(Semaphore::new(queue)),
             places: Arc::new(Semaphore::new(places)),
         }
@@ -119,7 +123,7 @@ impl Verifier {
         // result thrown away: the time tells no names.
         let hash = match known {
             Some(hash) => hash.clone(),
-            None => self.another(users, name),
+            None => self.decoy_hash(users, name),
         };
         let pair = known.map(|hash| self.digest(&[name, password, hash]));
         if pair.is_some_and(|pair| self.is_known(&pair)) {
@@ -132,7 +136,7 @@ impl Verifier {
         }
         let (password, lately) = (password.to_owned(), self.lately.clone());
         // It goes on when the client leaves: its place is taken until it ends, and what it finds is remembered.
-        let checked = blocking(move || {
+        let checked = run_blocking(move || {
             let _held = (waiting, place);
             let same = bcrypt::verify(&password, &hash).unwrap_or(false);
             match pair.filter(|_| same) {
@@ -151,7 +155,7 @@ impl Verifier {
     /// A place in the queue and one to work at, if there is one in time.
     async fn place(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let waiting = self.queue.clone().try_acquire_owned().ok()?;
-        let place = tokio::time::timeout(PATIENCE, self.places.clone().acquire_owned()).await.ok()?.ok()?;
+        let place = tokio::time::timeout(QUEUE_TIMEOUT, self.places.clone().acquire_owned()).await.ok()?.ok()?;
         Some((waiting, place))
     }
 
@@ -164,7 +168,7 @@ impl Verifier {
 
     fn is_known(&self, pair: &[u8; 32]) -> bool {
         match self.lately.get(pair) {
-            Some(since) if since.elapsed() < LATELY => true,
+            Some(since) if since.elapsed() < REMEMBER_FOR => true,
             Some(_) => {
                 self.lately.remove(pair);
                 false
@@ -173,7 +177,7 @@ impl Verifier {
         }
     }
 
-    fn another(&self, users: &Users, name: &str) -> Arc<str> {
+    fn decoy_hash(&self, users: &Users, name: &str) -> Arc<str> {
         let [first, ..] = self.digest(&[name]);
         // There is always one: no file without is taken.
         users.0.values().nth(usize::from(first) % users.0.len().max(1)).cloned().unwrap_or_else(|| Arc::from(""))
@@ -202,13 +206,13 @@ fn is_whole_to_bcrypt(password: &str) -> bool {
 /// The most bytes of a password that bcrypt reads.
 const MAX_PASSWORD: usize = 72;
 /// From the least that bcrypt has to what takes some two seconds: a larger one by mistake would keep all out.
-const COSTS: std::ops::RangeInclusive<u32> = 4..=15;
+const ALLOWED_COSTS: std::ops::RangeInclusive<u32> = 4..=15;
 /// Pairs that are remembered, and for how long.
-const REMEMBERED: usize = 1000;
-const LATELY: Duration = Duration::from_secs(600);
+const MAX_REMEMBERED: usize = 1000;
+const REMEMBER_FOR: Duration = Duration::from_secs(600);
 /// Requests that wait for a check or have one, and for how long they wait.
-const QUEUE: usize = 256;
-const PATIENCE: Duration = Duration::from_secs(5);
+const MAX_QUEUED: usize = 256;
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -305,12 +309,12 @@ mod tests {
         let (users, verifier) = (users(&[("anna", "secret")]), verifier());
         assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Known);
         let place = verifier.places.clone().try_acquire_owned().expect("the place");
-        tokio::time::advance(LATELY - Duration::from_secs(1)).await;
+        tokio::time::advance(REMEMBER_FOR - Duration::from_secs(1)).await;
         assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Known);
         tokio::time::advance(Duration::from_secs(1)).await;
         let begun = Instant::now();
         assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Busy);
-        assert!(begun.elapsed() >= PATIENCE);
+        assert!(begun.elapsed() >= QUEUE_TIMEOUT);
         assert_eq!(verifier.queue.available_permits(), 2, "a place in the queue was lost");
         drop(place);
         assert_eq!(verifier.verify(&users, "anna", "secret").await, Verdict::Known);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::support::process::LIMIT;
+use super::support::process::RUN_TIMEOUT;
 use super::support::registry::PASSWORD;
 use super::support::{Front, Image, Process, Registry, TempDir, Tool};
 
@@ -94,7 +94,7 @@ fn inside(root: &TempDir, args: &[&str]) -> Tool {
 /// The address behind `before` in what a program says when it listens.
 #[track_caller]
 fn address(process: &Process, before: &str) -> String {
-    let line = process.stderr.wait_line(before, LIMIT);
+    let line = process.stderr.wait_line(before, RUN_TIMEOUT);
     line.split("http://").nth(1).expect("an address").trim().to_owned()
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use transload::demo::persona::{Account, AcrConfig, AfterReset, Grant};
 
 use super::copy_plain::serve;
-use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, TempDir, Tool, http, skopeo};
+use super::support::{Fault, Front, Image, Registry, Rule, Run, SeenRequest, TempDir, Tool, http, skopeo};
 
 const ADMIN: &str = "admin:admin-secret";
 const MIB: usize = 1 << 20;
@@ -51,8 +51,8 @@ impl Stage {
     }
 
     /// The requests of one method to upload sessions, in their order.
-    fn uploads(&self, method: &str) -> Vec<Seen> {
-        let matches = |seen: &Seen| seen.method == method && seen.path.contains("/blobs/uploads/");
+    fn uploads(&self, method: &str) -> Vec<SeenRequest> {
+        let matches = |seen: &SeenRequest| seen.method == method && seen.path.contains("/blobs/uploads/");
         self.acr.log().into_iter().filter(matches).collect()
     }
 
@@ -65,7 +65,7 @@ impl Stage {
     }
 }
 
-fn ranges(sent: &[Seen]) -> Vec<&str> {
+fn ranges(sent: &[SeenRequest]) -> Vec<&str> {
     sent.iter().map(|seen| seen.header("content-range").unwrap_or("none")).collect()
 }
 
@@ -83,7 +83,7 @@ fn large_blobs_go_in_chunks_and_small_ones_whole() {
     assert!(patches.iter().all(|seen| seen.query.starts_with("_nouploadcache=false&_state=")), "the query is kept");
     let puts = stage.uploads("PUT");
     assert!(puts.iter().all(|seen| seen.query.contains("&digest=sha256:") || seen.query.contains("&digest=sha256%3A")));
-    let mut sizes: Vec<u64> = puts.iter().map(Seen::received).collect();
+    let mut sizes: Vec<u64> = puts.iter().map(SeenRequest::received).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [0, image.blobs[0].bytes.len() as u64, 40_000]);
     assert_eq!(stage.uploads("POST").len(), 3);
@@ -223,7 +223,7 @@ fn a_lost_answer_is_not_sent_twice() {
     let image = Image::single(1, &[3 * MIB]);
     // Of the last PUT: the blob is there, nothing more is to do.
     let lost = || Fault::LoseResponse;
-    let last = |seen: &Seen| seen.header("content-length") == Some("0");
+    let last = |seen: &SeenRequest| seen.header("content-length") == Some("0");
     let stage = Stage::new(&image, |_| {}, vec![Rule::on("PUT", "/blobs/uploads/", lost()).when(last).once()]);
     stage.copy(&["--chunk-size", "1MiB"]).ok();
     assert_eq!(stage.acr.struck(), 1);
@@ -253,7 +253,7 @@ fn retry_after_is_waited_for() {
     let run = stage.copy(&[]).ok();
     image.assert_at(stage.behind.addr(), "app", "v1");
     assert!(run.took >= Duration::from_millis(2900), "{:?}", run.took);
-    let struck: Vec<Seen> = stage.acr.log().into_iter().filter(|seen| seen.fault.is_some()).collect();
+    let struck: Vec<SeenRequest> = stage.acr.log().into_iter().filter(|seen| seen.fault.is_some()).collect();
     let (first, last) = (struck[0].at, struck[struck.len() - 1].at);
     // All were under way when the first 429 came; nobody asks again before the time is up.
     assert!(last.duration_since(first) < Duration::from_secs(2), "{:?}", last.duration_since(first));
@@ -307,7 +307,7 @@ fn tokens_are_shared_and_name_no_more_than_is_needed() {
     let stage = Stage::new(&image, |acr| acr.abac = true, vec![]);
     stage.copy(&[]).ok();
     image.assert_at(stage.behind.addr(), "app", "v1");
-    let asked: Vec<Seen> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
+    let asked: Vec<SeenRequest> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].scheme(), Some("Basic"));
     let query = asked[0].query.replace("%3A", ":").replace("%2C", ",");
@@ -326,7 +326,7 @@ fn a_mount_asks_for_both_repositories() {
     assert_eq!(run.json()["summary"]["mounted"], 3);
     image.assert_at(stage.behind.addr(), "app", "v1");
     image.assert_at(stage.behind.addr(), "other", "v1");
-    let tokens: Vec<Seen> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
+    let tokens: Vec<SeenRequest> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
     assert!(tokens.iter().all(|seen| !seen.query.contains('*') && !seen.query.contains("%2A")));
     assert!(tokens.iter().any(|seen| seen.query.matches("scope=").count() == 2));
 }
@@ -384,7 +384,7 @@ fn service_principals_and_repository_tokens() {
     );
     for user in [format!("{id}:sp~Secret/+=%"), "mirror-token:t0ken".to_owned()] {
         stage.copy_as(Some(&user), &["--force"]).ok();
-        let asked: Vec<Seen> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
+        let asked: Vec<SeenRequest> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
         assert!(asked.iter().all(|seen| seen.scheme() == Some("Basic") && seen.method == "GET"));
         assert!(
             stage
@@ -409,7 +409,7 @@ fn a_refresh_token_from_dockers_file() {
     stage.acr.reset_log();
     stage.tool("app", &[]).file(".docker/config.json", &config.to_string()).run().ok();
     image.assert_at(stage.behind.addr(), "app", "v1");
-    let asked: Vec<Seen> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
+    let asked: Vec<SeenRequest> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();
     assert_eq!(asked.iter().map(|seen| seen.method.as_str()).collect::<Vec<_>>(), ["POST"]);
 
     // One that has expired says so.
@@ -477,7 +477,7 @@ fn a_location_elsewhere_gets_no_credentials() {
 fn a_failure_leaves_nothing_open() {
     let image = Image::single(1, &[5 * MIB / 2, 3 * MIB]);
     let stalled = Arc::new(AtomicBool::new(false));
-    let last_of = |end: &'static str| move |seen: &Seen| seen.header("content-range") == Some(end);
+    let last_of = |end: &'static str| move |seen: &SeenRequest| seen.header("content-range") == Some(end);
     let (shorter, longer) = (last_of("2097152-2621439"), last_of("2097152-3145727"));
     let (set, is_set, is_unset) = (stalled.clone(), stalled.clone(), stalled);
     let on = |fault| Rule::on("PATCH", "", fault);
@@ -510,13 +510,13 @@ fn a_reset_in_the_middle_of_one_body() {
     let theirs = Registry::start();
     for (at, resumes) in [(ours.parse().expect("an address"), true), (theirs.addr(), false)] {
         let rule = Rule::on("PUT", "/blobs/uploads/", Fault::ResetRequestAfter(4_000_000));
-        let large = |seen: &Seen| seen.header("content-length") == Some("9000000");
+        let large = |seen: &SeenRequest| seen.header("content-length") == Some("9000000");
         let front = Front::before(at).rule(rule.when(large).once()).start();
         Tool::transload().args(&["copy", &from, &format!("{}/app", front.addr())]).run().ok();
         assert_eq!(front.struck(), 1);
         image.assert_at(at, "app", "v1");
-        let puts: Vec<Seen> = front.log().into_iter().filter(|seen| seen.method == "PUT").collect();
-        let sizes: Vec<u64> = puts.iter().filter(|seen| seen.received() > 100_000).map(Seen::received).collect();
+        let puts: Vec<SeenRequest> = front.log().into_iter().filter(|seen| seen.method == "PUT").collect();
+        let sizes: Vec<u64> = puts.iter().filter(|seen| seen.received() > 100_000).map(SeenRequest::received).collect();
         assert_eq!(sizes[0], 4_000_000);
         if resumes {
             assert!(sizes.len() == 2 && (5_000_000..9_000_000).contains(&sizes[1]), "{sizes:?}");

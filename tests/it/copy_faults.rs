@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::support::front::Builder;
-use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, TempDir, Tool, http};
+use super::support::{Fault, Front, Image, Registry, Rule, Run, SeenRequest, TempDir, Tool, http};
 
 /// A source with one image behind a front that errs, and an empty registry to copy to.
 struct Stage {
@@ -66,8 +66,8 @@ impl Stage {
 
     /// How the layer was read: each request's Range, and the bytes that it sent.
     fn reads(&self) -> Vec<(Option<String>, u64)> {
-        let layer = |seen: &Seen| seen.method == "GET" && seen.path.contains(&self.image.blobs[1].digest);
-        let read = |seen: Seen| (seen.header("range").map(str::to_owned), seen.sent());
+        let layer = |seen: &SeenRequest| seen.method == "GET" && seen.path.contains(&self.image.blobs[1].digest);
+        let read = |seen: SeenRequest| (seen.header("range").map(str::to_owned), seen.sent());
         self.from.log().into_iter().filter(layer).map(read).collect()
     }
 

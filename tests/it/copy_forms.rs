@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::copy_plain::{about, copy, copy_json};
 use super::support::images::{Blob, DOCKER_LIST, DOCKER_MANIFEST, Document, OCI_INDEX, OCI_MANIFEST};
-use super::support::layer::noise;
+use super::support::layer::random_bytes;
 use super::support::push::push_blob;
 use super::support::{Fault, Front, Image, Registry, Rule, Run, TempDir, Tool, http};
 
@@ -49,7 +49,12 @@ fn artifacts_of_any_type() {
         ("application/vnd.wasm.config.v0+json", "application/wasm"),
         ("text/x-own", "text/plain; charset=utf-8"),
     ] {
-        copied(&made_of(config, b"not json at all", &[(layer, noise(2, 5000))], &json!({"annotations": {"a": "b"}})));
+        copied(&made_of(
+            config,
+            b"not json at all",
+            &[(layer, random_bytes(2, 5000))],
+            &json!({"annotations": {"a": "b"}}),
+        ));
     }
 }
 
@@ -57,7 +62,7 @@ fn artifacts_of_any_type() {
 #[test]
 fn layers_are_left_as_they_are() {
     let layers = [
-        ("application/vnd.oci.image.layer.v1.tar+zstd", noise(1, 60_000)),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", random_bytes(1, 60_000)),
         ("application/vnd.oci.image.layer.v1.tar", vec![0; 100_000]),
         ("application/vnd.example.layer.v7+unknown", b"plain text, which compresses well".repeat(100)),
     ];

@@ -457,7 +457,7 @@ pub(super) fn about(registry: &Registry, digest: &str) -> usize {
 pub(super) fn serve(directory: &str) -> (super::support::Process, String) {
     let args = ["serve", directory, "--writable", "--listen", "127.0.0.1:0"];
     let process = Tool::transload().args(&args).spawn();
-    let line = process.stderr.wait_line(" on http://", super::support::process::LIMIT);
+    let line = process.stderr.wait_line(" on http://", super::support::process::RUN_TIMEOUT);
     let address = line.split(" on http://").nth(1).and_then(|rest| rest.split_whitespace().next());
     let address = address.expect("an address").to_owned();
     (process, address)

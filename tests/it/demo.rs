@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::support::process::LIMIT;
+use super::support::process::RUN_TIMEOUT;
 use super::support::{Run, TempDir, Tool};
 
 /// The program with a place for temporary files of its own, so that what stays behind shows.
@@ -71,9 +71,9 @@ fn neither_home_nor_proxies_nor_credentials_matter() {
 fn an_interrupt_leaves_nothing_behind() {
     let temporary = TempDir::new();
     let running = demo(&temporary).spawn();
-    running.stdout.wait_line("1. Copy hello-world", LIMIT);
+    running.stdout.wait_line("1. Copy hello-world", RUN_TIMEOUT);
     running.terminate();
-    let run = running.finish(LIMIT).exits(130);
+    let run = running.finish(RUN_TIMEOUT).exits(130);
     assert_eq!(run.stderr, "error: interrupted by SIGTERM\n");
     assert_empty(&temporary);
 }

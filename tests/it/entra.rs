@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use transload::demo::persona::{AcrConfig, Grant, Persona};
 
 use super::support::background::Background;
-use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, TempDir, Tool, http};
+use super::support::{Fault, Front, Image, Registry, Rule, Run, SeenRequest, TempDir, Tool, http};
 
 const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 const CLIENT: &str = "99999999-8888-7777-6666-555555555555";
@@ -62,7 +62,7 @@ impl Stage {
     }
 
     /// Requests to Entra itself.
-    fn asked_entra(&self) -> Vec<Seen> {
+    fn asked_entra(&self) -> Vec<SeenRequest> {
         self.acr.log().into_iter().filter(|seen| seen.host == ENTRA).collect()
     }
 
@@ -160,13 +160,13 @@ fn the_file_is_read_again_within_a_run() {
     let files = Arc::new(TempDir::new());
     let file = files.write("token", "federated-token-1");
     let Persona::Acr(acr) = stage.acr.persona().clone() else { panic!("not ACR") };
-    let rotate = move |_: &Seen| {
+    let rotate = move |_: &SeenRequest| {
         acr.entra().rotate("federated-token-2");
         files.write("token", "federated-token-2");
         true
     };
     // The second chunk, whose request is the first that a rule sees with this range.
-    let second = |seen: &Seen| seen.header("content-range") == Some("1048576-2097151");
+    let second = |seen: &SeenRequest| seen.header("content-range") == Some("1048576-2097151");
     stage.acr.add(Rule::on("PATCH", "", Fault::ExpireTokens).when(move |seen| second(seen) && rotate(seen)).once());
     let tool = client(stage.copy()).env("AZURE_FEDERATED_TOKEN_FILE", &file);
     tool.args(&["--chunk-size", "1MiB"]).run().ok();
@@ -187,7 +187,7 @@ fn a_managed_identity_is_not_asked_for_through_a_proxy() {
         names.into_iter().zip(proxy.into_iter().cycle()).fold(tool, |tool, (name, to)| tool.env(name, to)).run().ok();
         stage.assert_copied();
         assert_eq!(stage.asked_entra().len(), 0);
-        let asked: Vec<Seen> = stage.acr.log().into_iter().filter(|seen| seen.path == IMDS).collect();
+        let asked: Vec<SeenRequest> = stage.acr.log().into_iter().filter(|seen| seen.path == IMDS).collect();
         assert_eq!(asked.len(), 1);
         assert_eq!(asked[0].header("metadata"), Some("true"));
         assert_eq!(asked[0].query, "resource=https%3A%2F%2Fcontainerregistry.azure.net&api-version=2018-02-01");

@@ -87,10 +87,10 @@ async fn what_others_were_mounted_from_needs_no_token_later() {
     let mut asked = Vec::new();
     for name in ["one", "two", "three"] {
         let repo = repo(&registries, name);
-        assert!(repo.find(&Target::Tag("v1".parse().expect("a tag"))).await.expect("it answers").is_none());
+        assert!(repo.resolve_existing(&Target::Tag("v1".parse().expect("a tag"))).await.expect("it answers").is_none());
         for nth in 0..3 {
-            let started = repo.start(&layer(nth), Some(&from(nth))).await.expect("it mounts");
-            assert!(matches!(started, transload::content::Started::Mounted));
+            let started = repo.start_upload(&layer(nth), Some(&from(nth))).await.expect("it mounts");
+            assert!(matches!(started, transload::content::UploadStart::Mounted));
         }
         asked.push(acr.count("GET", "/oauth2/token"));
     }
@@ -114,12 +114,12 @@ async fn the_limits_by_the_minute_are_kept_by_class() {
         r#"{"mediaType":"x/y","digest":"sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae","size":3}"#,
     )
     .expect("a descriptor");
-    let starts = (0..25).map(|_| repo.start(&blob, None));
+    let starts = (0..25).map(|_| repo.start_upload(&blob, None));
     let all = tokio::time::timeout(Duration::from_secs(2), futures_util::future::join_all(starts)).await;
     assert!(all.is_err(), "the rest waits for the next minute");
     assert_eq!(writes(&acr), 15, "with the one that was challenged, which counts");
     let begun = Instant::now();
-    assert!(repo.find(&Target::Tag("v1".parse().expect("a tag"))).await.expect("it answers").is_none());
+    assert!(repo.resolve_existing(&Target::Tag("v1".parse().expect("a tag"))).await.expect("it answers").is_none());
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
 

@@ -60,9 +60,9 @@ fn alone(one: &str, other: &str) -> String {
     let [one, other] = [one, other].map(|name| name.parse().expect("a repository"));
     let mut all = (2..99).flat_map(|of| (1..=of).map(move |number| format!("{number}/{of}")));
     let fits = |text: &String| {
-        let asked: transload::mirror::shard::Asked = text.parse().expect("a shard");
+        let asked: transload::mirror::shard::ShardSpec = text.parse().expect("a shard");
         let shard = asked.settle(None).expect("a shard");
-        shard.holds(&one) && !shard.holds(&other)
+        shard.contains(&one) && !shard.contains(&other)
     };
     all.find(fits).expect("they aren't in one shard of whatever number")
 }

@@ -251,8 +251,8 @@ fn limits_reach_the_registries() {
     let source = "docker.io/acme/0".parse().expect("a repository");
     let shards = (1..=900).map(|number| format!("{number}/900"));
     let holds = |text: &String| {
-        let asked: transload::mirror::shard::Asked = text.parse().expect("a shard");
-        asked.settle(None).expect("a shard").holds(&source)
+        let asked: transload::mirror::shard::ShardSpec = text.parse().expect("a shard");
+        asked.settle(None).expect("a shard").contains(&source)
     };
     let shard = shards.into_iter().find(holds).expect("one has it");
     let (list, shared) = (stage.list(&[]), ["--shard", shard.as_str(), "--force", "-v"]);

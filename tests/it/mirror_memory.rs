@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use transload::content::{Body, Destination, Feed, Pushed, Source, Started, TagPage, TagPages};
-use transload::copy::{Engine, Silent};
+use transload::body::Body;
+use transload::content::{Destination, Feed, PushReceipt, Source, TagPage, TagPages, UploadStart};
+use transload::copy::{Engine, NoObserver};
 use transload::descriptor::{Descriptor, Digest};
 use transload::error::{Error, Kind, Result};
 use transload::manifest::Manifest;
 use transload::mirror::List;
-use transload::mirror::prune::Claims;
-use transload::mirror::report::{Run, Which};
-use transload::mirror::run::{Action, Event, Options, Places, run};
+use transload::mirror::prune::KeepSet;
+use transload::mirror::report::{ImageId, RunReport};
+use transload::mirror::run::{Action, Event, Options, Repositories, run};
 use transload::reference::{Repository, Target};
 use transload::verify::Verified;
 
@@ -80,30 +81,30 @@ impl Destination for Made {
         true
     }
 
-    async fn find(&self, _target: &Target) -> Result<Option<Descriptor>> {
+    async fn resolve_existing(&self, _target: &Target) -> Result<Option<Descriptor>> {
         Ok(None)
     }
 
-    async fn stored(&self, _digest: &Digest) -> Result<Manifest> {
+    async fn existing_manifest(&self, _digest: &Digest) -> Result<Manifest> {
         Err(Error::new(Kind::NotFound, "it keeps nothing"))
     }
 
-    async fn contains(&self, _blob: &Descriptor) -> Result<bool> {
+    async fn has_blob(&self, _blob: &Descriptor) -> Result<bool> {
         Ok(false)
     }
 
-    async fn start(&self, _blob: &Descriptor, from: Option<&Repository>) -> Result<Started<()>> {
+    async fn start_upload(&self, _blob: &Descriptor, from: Option<&Repository>) -> Result<UploadStart<()>> {
         tokio::task::yield_now().await;
-        Ok(if from.is_some() { Started::Mounted } else { Started::Session(()) })
+        Ok(if from.is_some() { UploadStart::Mounted } else { UploadStart::Session(()) })
     }
 
     async fn upload<S: Source>(&self, (): (), _feed: &Feed<S>, body: Verified) -> Result<()> {
         body.into_stream().try_for_each(|_| std::future::ready(Ok(()))).await
     }
 
-    async fn put_manifest(&self, _manifest: &Manifest, _at: &Target) -> Result<Pushed> {
+    async fn put_manifest(&self, _manifest: &Manifest, _at: &Target) -> Result<PushReceipt> {
         tokio::task::yield_now().await;
-        Ok(Pushed::default())
+        Ok(PushReceipt::default())
     }
 
     async fn listed_referrers(&self, _subject: &Digest) -> Result<Vec<Descriptor>> {
@@ -113,7 +114,7 @@ impl Destination for Made {
 
 struct Everywhere;
 
-impl Places for Everywhere {
+impl Repositories for Everywhere {
     type Source = Made;
     type Destination = Made;
 
@@ -127,18 +128,18 @@ impl Places for Everywhere {
 }
 
 /// Copies them all, and holds what a run of the command holds of them until its end.
-async fn mirrored() -> Run {
+async fn mirrored() -> RunReport {
     let own: String = (0..OWN).map(|nth| format!("- source.example.com/team/app-number-{nth}:v1.27.3\n")).collect();
     let list = format!("images:\n{own}- {{source: source.example.com/team/tags, glob: 'v*'}}\n");
     let list = List::read(&list, "list").expect("a list");
     let to = ["target.example.com/mirror".parse().expect("a destination")];
-    let (engine, claims) = (Engine::new(4, Arc::new(Silent)).thrifty(), Claims::of_list(&list, &to, None));
-    let done = Mutex::new((Run::begin(None, false, &[]), claims.expect("claims")));
+    let (engine, claims) = (Engine::new(4, Arc::new(NoObserver)).thrifty(), KeepSet::of_list(&list, &to, None));
+    let done = Mutex::new((RunReport::start(None, false, &[]), claims.expect("claims")));
     let ended = |event: Event| {
         let mut done = done.lock().expect("no panic");
         let Event::Copied(job, report) = event else { panic!("{event:?}") };
-        done.1.hold(&job.destination, &job.at);
-        done.0.add(Which { source: job.from(), destination: job.to(), line: job.line }, Ok(*report));
+        done.1.keep(&job.destination, &job.at);
+        done.0.add(ImageId { source: job.from(), destination: job.to(), line: job.line }, Ok(*report));
     };
     let options = Options { action: Action::Copy { dry_run: false, force: false }, deadline: None };
     run(&list, &to, &Everywhere, &engine, &options, &|_, _| true, &ended).await;

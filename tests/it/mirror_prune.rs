@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use transload::credentials::{Credential, Credentials};
 use transload::demo::persona::{Account, Grant};
-use transload::mirror::prune::{Claims, Options, Plan, carry_out, plan};
+use transload::mirror::prune::{KeepSet, Options, Plan, execute, plan};
 use transload::reference::{Repository, Target};
 use transload::registry;
 use transload::registry::Registries;
@@ -18,17 +18,17 @@ fn ago(days: i64) -> String {
     (Timestamp::now() - SignedDuration::from_hours(24 * days)).to_string()
 }
 
-fn claims(repository: &str, tags: &[&str]) -> Claims {
+fn claims(repository: &str, tags: &[&str]) -> KeepSet {
     let repository: Repository = repository.parse().expect("a repository");
-    let mut claims = Claims::default();
-    tags.iter().for_each(|tag| claims.hold(&repository, &Target::Tag(tag.parse().expect("a tag"))));
+    let mut claims = KeepSet::default();
+    tags.iter().for_each(|tag| claims.keep(&repository, &Target::Tag(tag.parse().expect("a tag"))));
     claims
 }
 
-async fn prune(registries: &Registries, claims: &Claims, options: &Options) -> Plan {
+async fn prune(registries: &Registries, claims: &KeepSet, options: &Options) -> Plan {
     let open = |repository: &Repository| registries.repository(repository);
     let mut plan = plan(claims, open, options, Timestamp::now()).await;
-    carry_out(&mut plan, open, options).await;
+    execute(&mut plan, open, options).await;
     plan
 }
 
@@ -125,7 +125,7 @@ async fn a_repository_that_is_not_there_has_nothing_to_prune() {
     let registry = Registry::start();
     let held = claims(&format!("{}/new", registry.addr()), &["1"]);
     let plan = prune(&plain(), &held, &Options::default()).await;
-    assert!(!plan.failed() && plan.going() == 0, "{plan:?}");
+    assert!(!plan.failed() && plan.planned_deletions() == 0, "{plan:?}");
 }
 
 /// ACR by its own API: the tag goes and the manifest with its other tags stays; its times count, not the
@@ -151,7 +151,7 @@ async fn acr_deletes_a_tag_alone() {
     let plan = prune(&knowing(&acr, "pruner", "secret"), &held, &Options::default()).await;
     assert!(!plan.failed(), "{plan:?}");
     assert_eq!(plan.repositories[0].going.iter().map(|going| going.tag.as_str()).collect::<Vec<_>>(), ["same"]);
-    assert_eq!((plan.gone(), plan.repositories[0].young), (1, 1));
+    assert_eq!((plan.deletions(), plan.repositories[0].young), (1, 1));
     assert_eq!(acr.count("DELETE", "/acr/v1/hub/app/_tags/same"), 1);
     assert_eq!(acr.count("DELETE", "/v2/"), 0, "no manifest");
     let again = prune(
@@ -172,7 +172,7 @@ async fn acr_tells_when_a_tag_was_written() {
     let acr = Front::before(behind.addr()).acr(|acr| acr.tag_hours = 24 * 6).tls().start();
     let held = claims(&format!("{}/app", acr.host()), &["keep"]);
     let plan = prune(&knowing(&acr, "admin", "admin-secret"), &held, &Options::default()).await;
-    assert_eq!((plan.going(), plan.repositories[0].young, plan.failed()), (0, 1, false), "{plan:?}");
+    assert_eq!((plan.planned_deletions(), plan.repositories[0].young, plan.failed()), (0, 1, false), "{plan:?}");
 }
 
 /// Who may push needn't be one who may delete: said in words, and nothing is changed.
@@ -192,7 +192,7 @@ async fn acr_without_the_right_to_delete() {
     let plan = prune(&knowing(&acr, "pusher", "secret"), &held, &Options::default()).await;
     let error = plan.repositories[0].error.as_ref().expect("denied");
     assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("AcrDelete")), "{error:?}");
-    assert_eq!((plan.gone(), plan.going()), (0, 1));
+    assert_eq!((plan.deletions(), plan.planned_deletions()), (0, 1));
 }
 
 /// The command: says what would go, removes it when told to, and spares what is in doubt.

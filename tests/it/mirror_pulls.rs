@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use transload::copy::{Engine, Options, Silent};
+use transload::copy::{Engine, NoObserver, Options};
 use transload::reference::Target;
 use transload::registry::Registries;
 
@@ -12,8 +12,8 @@ use super::limits_hub::options;
 use super::mirror_limits::{hub, hub_to_acr};
 use super::mirror_run::mirror;
 use super::support::images::{Document, OCI_INDEX};
-use super::support::process::LIMIT;
-use super::support::{Fault, Front, Image, Process, Registry, Rule, Run, Seen, TempDir, Tool, http};
+use super::support::process::RUN_TIMEOUT;
+use super::support::{Fault, Front, Image, Process, Registry, Rule, Run, SeenRequest, TempDir, Tool, http};
 
 /// Docker Hub, and ACR as it takes sparse indexes: with a registry of our own behind it.
 struct Stage {
@@ -77,8 +77,8 @@ fn nothing_to_do_costs_no_pull_whatever_is_asked_for() {
     assert_eq!((spent, pulls(&run)), (10, [json!(0), json!(0)]));
     assert!(hub <= 3 && acr <= 3, "{hub} and {acr} tokens for three repositories");
     for front in [&stage.hub, &stage.acr] {
-        let tags = |seen: &&Seen| ["/v1", "/v2"].iter().any(|tag| seen.path.ends_with(tag));
-        let (log, such) = (front.log(), |seen: &&Seen| seen.method == "HEAD" && seen.status != Some(401));
+        let tags = |seen: &&SeenRequest| ["/v1", "/v2"].iter().any(|tag| seen.path.ends_with(tag));
+        let (log, such) = (front.log(), |seen: &&SeenRequest| seen.method == "HEAD" && seen.status != Some(401));
         assert_eq!(log.iter().filter(such).filter(tags).count(), 4, "one look at each tag");
     }
     assert_eq!(stage.hub.log().iter().filter(|seen| seen.method == "GET" && seen.status == Some(200)).count(), hub);
@@ -114,7 +114,7 @@ async fn a_source_that_is_held_back_holds_up_no_other() {
     let registries = Registries::new(options(&held));
     let repository = |at: String| registries.repository(&at.parse().expect("a repository")).expect("a registry");
     let (engine, tag) =
-        (Engine::new(2, std::sync::Arc::new(Silent)).thrifty(), Target::Tag("v1".parse().expect("a tag")));
+        (Engine::new(2, std::sync::Arc::new(NoObserver)).thrifty(), Target::Tag("v1".parse().expect("a tag")));
     let options = Options::default();
     let (first, there) = (repository(format!("{}/app", held.host())), repository(format!("{}/one", to.addr())));
     let other = async {
@@ -129,7 +129,7 @@ async fn a_source_that_is_held_back_holds_up_no_other() {
     };
     tokio::select! {
         ended = engine.copy(&first, &tag, &there, &tag, &options) => panic!("it's held back: {ended:?}"),
-        in_time = tokio::time::timeout(LIMIT, other) => in_time.expect("waits for nobody"),
+        in_time = tokio::time::timeout(RUN_TIMEOUT, other) => in_time.expect("waits for nobody"),
     }
     ["one", "two"].iter().for_each(|name| image.assert_at(to.addr(), name, "v1"));
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::layer::{Layer, layer};
-use super::support::process::LIMIT;
-use super::support::{Fault, Front, Image, Registry, Rule, Run, Seen, TempDir, Tool, http, skopeo};
+use super::support::process::RUN_TIMEOUT;
+use super::support::{Fault, Front, Image, Registry, Rule, Run, SeenRequest, TempDir, Tool, http, skopeo};
 
 /// Images that share `shared` layers and have one of their own, each in a repository of its own.
 fn family(count: u64, shared: u64, size: usize) -> Vec<Image> {
@@ -246,7 +246,8 @@ fn killed_at_any_moment_it_goes_on() {
         // What was stored is not sent again: of each image its own layer once, in all of the runs.
         for own in images.iter().map(|image| &image.blobs[3].digest) {
             let hex = own.trim_start_matches("sha256:");
-            let stored = |seen: &&Seen| seen.method == "PUT" && seen.target().contains(hex) && seen.status == Some(201);
+            let stored =
+                |seen: &&SeenRequest| seen.method == "PUT" && seen.target().contains(hex) && seen.status == Some(201);
             assert_eq!(slow.log().iter().filter(stored).count(), 1, "{own}");
         }
     }
@@ -257,7 +258,7 @@ fn killed_at_any_moment_it_goes_on() {
 fn killed(list: &str, to: &Front, kills: u64) -> bool {
     let mut running = Tool::transload().args(&["mirror", list, "--to", to.host(), "--quiet"]).spawn();
     let enough = to.log().len() + usize::try_from(kills % 10 * 6 + 1).expect("small");
-    let limit = Instant::now() + LIMIT;
+    let limit = Instant::now() + RUN_TIMEOUT;
     while to.log().len() < enough && running.is_running() {
         assert!(Instant::now() < limit, "it asks for nothing: {:#?}", to.log());
         std::thread::sleep(Duration::from_millis(1));
@@ -266,7 +267,7 @@ fn killed(list: &str, to: &Front, kills: u64) -> bool {
     running.kill();
     // Else the next run looks for a blob that is being stored, and rightly sends it again.
     to.wait_idle();
-    let ended = running.finish(LIMIT);
+    let ended = running.finish(RUN_TIMEOUT);
     let killed = ended.code == -1;
     if !killed {
         ended.ok();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::docs::{self, metrics_on};
-use super::support::process::LIMIT;
+use super::support::process::RUN_TIMEOUT;
 use super::support::{Image, Process, Registry, Run, TempDir, Tool, http};
 
 struct Stage {
@@ -37,7 +37,7 @@ impl Stage {
 }
 
 fn ops(process: &Process) -> SocketAddr {
-    let line = process.stderr.wait_line("/metrics on http://", LIMIT);
+    let line = process.stderr.wait_line("/metrics on http://", RUN_TIMEOUT);
     line.split("http://").nth(1).and_then(|address| address.trim().parse().ok()).expect("an address")
 }
 
@@ -50,7 +50,7 @@ fn until(at: SocketAddr, path: &str, wanted: impl Fn(u16, &str) -> bool) -> Stri
         if wanted(reply.status, &reply.text()) {
             return reply.text();
         }
-        assert!(begun.elapsed() < LIMIT, "{path}: still {} {}", reply.status, reply.text());
+        assert!(begun.elapsed() < RUN_TIMEOUT, "{path}: still {} {}", reply.status, reply.text());
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -89,7 +89,7 @@ fn it_tells_how_it_goes_and_reads_its_list_again() {
     let why = until(at, "/readyz", |status, _| status == 503);
     assert!(why.contains("the list as it is now is not taken") && why.contains("list:2"), "{why}");
     process.terminate();
-    let run = process.finish(LIMIT).exits(0);
+    let run = process.finish(RUN_TIMEOUT).exits(0);
     assert!(run.stderr.contains("the last good one is kept"), "{}", run.stderr);
     assert!(
         run.stdout.contains("1 copied") && run.stdout.contains("1 unchanged"),
@@ -110,7 +110,7 @@ fn a_changed_file_is_seen() {
     until(at, "/metrics", |_, text| text.contains("\ntransload_mirror_runs_total 2\n"));
     assert!(stage.has("2"));
     process.interrupt();
-    process.finish(LIMIT).exits(0);
+    process.finish(RUN_TIMEOUT).exits(0);
 }
 
 #[test]

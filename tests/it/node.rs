@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::support::process::LIMIT;
+use super::support::process::RUN_TIMEOUT;
 use super::support::{Run, TempDir, Tool};
 
 const HOSTS: &str = "etc/containerd/certs.d/docker.io/hosts.toml";
@@ -185,21 +185,21 @@ fn watching_mends_and_uninstalls_at_the_end() {
     let root = TempDir::new();
     root.write(HOSTS, "# theirs\n");
     let watch = install(&root, &["--watch", "--every", "1", "--uninstall-on-exit"]).spawn();
-    watch.stderr.wait_line("written; what was there", LIMIT);
+    watch.stderr.wait_line("written; what was there", RUN_TIMEOUT);
     std::fs::remove_file(root.path().join(HOSTS)).expect("removed");
-    let mended = watch.stderr.wait_line("hosts.toml: written", LIMIT);
+    let mended = watch.stderr.wait_line("hosts.toml: written", RUN_TIMEOUT);
     assert!(mended.contains("hosts.toml"), "{mended}");
     // The line may be the first one: what counts is the file.
     wait_for(&root.path().join(HOSTS));
     watch.terminate();
-    let run = watch.finish(LIMIT).ok();
+    let run = watch.finish(RUN_TIMEOUT).ok();
     assert!(run.stderr.contains("SIGTERM: uninstalling"), "{run:?}");
     assert_eq!(root.read(HOSTS), "# theirs\n");
 
     let watch = install(&root, &["--watch"]).spawn();
-    watch.stderr.wait_line("written", LIMIT);
+    watch.stderr.wait_line("written", RUN_TIMEOUT);
     watch.terminate();
-    assert!(watch.finish(LIMIT).ok().stderr.contains("the files stay"));
+    assert!(watch.finish(RUN_TIMEOUT).ok().stderr.contains("the files stay"));
     assert!(root.read(HOSTS).contains("30500"));
 }
 
@@ -215,7 +215,7 @@ fn a_root_that_is_none_says_what_it_should_be() {
 }
 
 fn wait_for(path: &Path) {
-    let deadline = std::time::Instant::now() + LIMIT;
+    let deadline = std::time::Instant::now() + RUN_TIMEOUT;
     while !path.exists() {
         assert!(std::time::Instant::now() < deadline, "{} does not come", path.display());
         std::thread::sleep(Duration::from_millis(5));

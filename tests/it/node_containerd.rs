@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::support::containerd::Containerd;
-use super::support::{Fault, Front, Proxied, Registry, Rule, TempDir, Tool, transload};
+use super::support::{Fault, Front, ProxyProcess, Registry, Rule, TempDir, Tool, transload};
 
 /// The fixture `hello-world` at this place of a registry.
 fn hello(registry: &Registry, repository: &str) {
@@ -41,8 +41,9 @@ impl Node {
 }
 
 fn asked_by_containerd(front: &Front) -> usize {
-    let own =
-        |seen: &super::support::Seen| seen.header("user-agent").is_some_and(|agent| agent.starts_with("containerd"));
+    let own = |seen: &super::support::SeenRequest| {
+        seen.header("user-agent").is_some_and(|agent| agent.starts_with("containerd"))
+    };
     front.log().iter().filter(|seen| own(seen)).count()
 }
 
@@ -82,7 +83,7 @@ fn a_node_pulls_through_the_proxy_and_past_it() {
     let behind = Registry::start();
     hello(&behind, "docker.io/library/hello-world");
     let acr = Front::before(behind.addr()).acr(|acr| acr.anonymous_pull = true).start();
-    let proxy = Proxied::start(&format!("docker.io={}/docker.io", acr.addr()), &[]);
+    let proxy = ProxyProcess::start(&format!("docker.io={}/docker.io", acr.addr()), &[]);
     let node = Node::new("docker.io", &proxy.addr().to_string(), &format!("{}/docker.io", acr.addr()));
     let pull = || Containerd::start().pull(&node.certs(), "docker.io/library/hello-world:latest");
 
@@ -106,7 +107,7 @@ fn a_node_goes_past_a_proxy_whose_upstream_limits_it() {
     hello(&behind, "docker.io/library/hello-world");
     let acr = Front::before(behind.addr()).acr(|acr| acr.anonymous_pull = true).start();
     let limited = Front::before(behind.addr()).rule(Rule::on("*", "/v2/", Fault::too_many(60))).start();
-    let proxy = Proxied::start(&format!("docker.io={}/docker.io", limited.addr()), &[]);
+    let proxy = ProxyProcess::start(&format!("docker.io={}/docker.io", limited.addr()), &[]);
     let seen = Front::before(proxy.addr()).start();
     let node = Node::new("docker.io", &seen.addr().to_string(), &format!("{}/docker.io", acr.addr()));
     Containerd::start().pull(&node.certs(), "docker.io/library/hello-world:latest").ok();

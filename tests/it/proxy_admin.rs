@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::support::process::LIMIT;
-use super::support::proxied::{admin, assert_whole, files, ops, shows};
-use super::support::{Image, Proxied, Registry, TempDir, http, transload};
+use super::support::process::RUN_TIMEOUT;
+use super::support::proxied::{admin_addr, assert_blobs_valid, assert_metric_line, files, ops_addr};
+use super::support::{Image, ProxyProcess, Registry, TempDir, http, transload};
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 
 /// A proxy that has cached an image with a layer of 5000 bytes, and the layer's path at it.
-fn filled() -> (Registry, Proxied, Image) {
+fn filled() -> (Registry, ProxyProcess, Image) {
     let registry = Registry::start();
     let image = Image::single(3, &[5000]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &[]);
+    let proxy = ProxyProcess::hub(registry.addr(), &[]);
     http::get(proxy.addr(), TAG).expect(200);
     http::get(proxy.addr(), &layer(&image)).expect(200);
     committed(&proxy);
@@ -23,8 +23,8 @@ fn filled() -> (Registry, Proxied, Image) {
 
 /// Waits until the layer has its name: its last byte may be with the client a moment before.
 #[track_caller]
-fn committed(proxy: &Proxied) {
-    let deadline = Instant::now() + LIMIT;
+fn committed(proxy: &ProxyProcess) {
+    let deadline = Instant::now() + RUN_TIMEOUT;
     while proxy.files("blobs").is_empty() {
         assert!(Instant::now() < deadline, "the layer was not committed");
         std::thread::sleep(Duration::from_millis(5));
@@ -100,7 +100,7 @@ fn verify_drops_what_is_corrupt_and_the_running_proxy_fetches_it_again() {
     assert!(http::get(proxy.addr(), &layer(&image)).expect(200).body == whole);
     committed(&proxy);
     verify().exits(0);
-    assert_eq!(assert_whole(&proxy.cache), 2);
+    assert_eq!(assert_blobs_valid(&proxy.cache), 2);
 }
 
 /// Nobody asks for it: the proxy looks by itself, and says so.
@@ -110,25 +110,25 @@ fn the_scrubber_finds_what_is_corrupt() {
     let cache = proxy.kill();
     corrupt(&cache);
     let upstream = format!("docker.io={}", registry.addr());
-    let proxy = Proxied::start_in(cache, &upstream, &["--scrub", "10MiB", "--listen-ops", "127.0.0.1:0"]);
-    proxy.process.stderr.wait_line(&format!("{} has other bytes", digest(&image)), LIMIT);
+    let proxy = ProxyProcess::start_in(cache, &upstream, &["--scrub", "10MiB", "--listen-ops", "127.0.0.1:0"]);
+    proxy.process.stderr.wait_line(&format!("{} has other bytes", digest(&image)), RUN_TIMEOUT);
     assert_eq!(proxy.files("blobs").len(), 0);
-    shows(ops(&proxy), "transload_proxy_corrupt_total 1");
+    assert_metric_line(ops_addr(&proxy), "transload_proxy_corrupt_total 1");
     let whole = http::get(registry.addr(), &layer(&image)).expect(200).body;
     assert!(http::get(proxy.addr(), &layer(&image)).expect(200).body == whole);
     committed(&proxy);
-    assert_whole(&proxy.cache);
+    assert_blobs_valid(&proxy.cache);
     let wrong = transload(&["proxy", "--upstream", "docker.io", "--cache", "/nowhere", "--scrub", "fast"]).exits(2);
     assert!(wrong.stderr.contains("no rate") && wrong.stderr.contains("or off"), "{}", wrong.stderr);
 }
 
 /// A proxy that answers those who operate it, with an image in its cache; and their address.
-fn filled_with_ops(flags: &[&str]) -> (Registry, Proxied, Image, SocketAddr) {
+fn filled_with_ops(flags: &[&str]) -> (Registry, ProxyProcess, Image, SocketAddr) {
     let (registry, proxy, image) = filled();
     let upstream = format!("docker.io={}", registry.addr());
     let flags = [&["--listen-ops", "127.0.0.1:0", "--scrub", "off"], flags].concat();
-    let proxy = Proxied::start_in(proxy.kill(), &upstream, &flags);
-    let at = ops(&proxy);
+    let proxy = ProxyProcess::start_in(proxy.kill(), &upstream, &flags);
+    let at = ops_addr(&proxy);
     (registry, proxy, image, at)
 }
 
@@ -173,8 +173,8 @@ fn a_running_proxys_cache_is_collected() {
     let times = std::fs::FileTimes::new().set_accessed(old).set_modified(old);
     blob.and_then(|file| file.set_times(times)).expect("set");
     let flags = ["--listen-ops", "127.0.0.1:0", "--scrub", "off"];
-    let proxy = Proxied::start_in(cache, &format!("docker.io={}", registry.addr()), &flags);
-    let at = ops(&proxy).to_string();
+    let proxy = ProxyProcess::start_in(cache, &format!("docker.io={}", registry.addr()), &flags);
+    let at = ops_addr(&proxy).to_string();
     let gc = |more: &[&str]| {
         transload(&[&["proxy", "gc", "--admin", &at, "--older-than", "30d", "--output", "json"], more].concat())
     };
@@ -209,11 +209,11 @@ fn what_is_being_read_stays() {
     // More than fits the buffers of sockets.
     let image = Image::single(4, &[64 << 20]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0", "--scrub", "off"]);
-    let at = ops(&proxy).to_string();
+    let proxy = ProxyProcess::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0", "--scrub", "off"]);
+    let at = ops_addr(&proxy).to_string();
     image.assert_at(proxy.addr(), "library/app", "v1");
     let large = image.blobs.iter().max_by_key(|blob| blob.bytes.len()).expect("a layer");
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + RUN_TIMEOUT;
     while proxy.files("blobs").len() < image.blobs.len() {
         assert!(Instant::now() < deadline, "not committed");
         std::thread::sleep(Duration::from_millis(5));
@@ -246,7 +246,7 @@ fn gc_frees_what_is_left_over_too_old_or_too_much() {
     let other = Image::single(8, &[7000]);
     other.push(registry.addr(), "library/other", "v1");
     other.assert_at(proxy.addr(), "library/other", "v1");
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + RUN_TIMEOUT;
     while proxy.files("blobs").len() < 1 + other.blobs.len() {
         assert!(Instant::now() < deadline, "not committed");
         std::thread::sleep(Duration::from_millis(5));
@@ -313,8 +313,8 @@ fn who_is_refused_by_the_admin_paths() {
     // What others may read stays readable, and the whole cache is there.
     http::get(at, "/healthz").expect(200);
     assert_eq!((proxy.files("tags").len(), proxy.files("blobs").len()), (1, 1));
-    let open = Proxied::start("docker.io", &["--listen-ops", "0.0.0.0:0"]);
-    let port = ops(&open).port();
+    let open = ProxyProcess::start("docker.io", &["--listen-ops", "0.0.0.0:0"]);
+    let port = ops_addr(&open).port();
     let at = SocketAddr::from(([127, 0, 0, 1], port));
     http::get(at, "/healthz").expect(200);
     let refused = http::send(at, "GET", "/admin/cache", &[ours], &[]).expect(403);
@@ -328,11 +328,11 @@ fn who_is_refused_by_the_admin_paths() {
 fn orders_have_an_address_of_their_own() {
     for beside in ["0.0.0.0:0", "127.0.0.1:0"] {
         let flags = ["--listen-ops", beside, "--listen-admin", "127.0.0.1:0"];
-        let proxy = Proxied::start("docker.io=127.0.0.1:1", &flags);
-        let at = admin(&proxy);
+        let proxy = ProxyProcess::start("docker.io=127.0.0.1:1", &flags);
+        let at = admin_addr(&proxy);
         let ls = |at: SocketAddr| transload(&["proxy", "ls", "--admin", &at.to_string()]);
         assert!(ls(at).exits(0).stdout.starts_with("0 manifests"), "{beside}");
-        let open = SocketAddr::from(([127, 0, 0, 1], ops(&proxy).port()));
+        let open = SocketAddr::from(([127, 0, 0, 1], ops_addr(&proxy).port()));
         http::get(open, "/readyz").expect(200);
         let refused = ls(open).exits(1);
         assert!(refused.stderr.contains("--listen-admin"), "{}", refused.stderr);
@@ -347,9 +347,9 @@ fn orders_have_an_address_of_their_own() {
         http::send(at, "GET", "/admin/cache", &[ours], &[]).expect(200);
     }
     // Without the other one there is nothing but this.
-    let proxy = Proxied::start("docker.io=127.0.0.1:1", &["--listen-admin", "[::1]:0"]);
-    assert!(admin(&proxy).is_ipv6());
-    transload(&["proxy", "gc", "--admin", &admin(&proxy).to_string()]).exits(0);
+    let proxy = ProxyProcess::start("docker.io=127.0.0.1:1", &["--listen-admin", "[::1]:0"]);
+    assert!(admin_addr(&proxy).is_ipv6());
+    transload(&["proxy", "gc", "--admin", &admin_addr(&proxy).to_string()]).exits(0);
 }
 
 #[test]

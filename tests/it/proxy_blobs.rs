@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::support::images::Blob;
-use super::support::proxied::{assert_whole, files};
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http};
+use super::support::proxied::{assert_blobs_valid, files};
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, TempDir, http};
 
 const MIB: usize = 1 << 20;
 
@@ -61,7 +61,7 @@ pub(super) fn wait_until(what: &str, holds: impl Fn() -> bool) {
 #[test]
 fn a_herd_on_one_uncached_blob_is_one_request() {
     let world = World::new(&[8 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(16 << 20)));
     pull_manifest(proxy.addr());
     let (addr, path) = (proxy.addr(), world.path());
@@ -89,13 +89,13 @@ fn a_herd_on_one_uncached_blob_is_one_request() {
     }
     assert_eq!(world.front.count("GET", "/blobs/"), 1);
     wait_until("it is committed", || files(&proxy.cache, "fills").is_empty());
-    assert_eq!(assert_whole(&proxy.cache), 2);
+    assert_eq!(assert_blobs_valid(&proxy.cache), 2);
 }
 
 #[test]
 fn a_client_that_leaves_changes_nothing() {
     let world = World::new(&[4 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(4 << 20)));
     pull_manifest(proxy.addr());
     let mut leaver = TcpStream::connect(proxy.addr()).expect("connects");
@@ -111,7 +111,7 @@ fn a_client_that_leaves_changes_nothing() {
 #[test]
 fn a_client_that_reads_slowly_does_not_hold_the_others() {
     let world = World::new(&[16 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     pull_manifest(proxy.addr());
     let mut slow = TcpStream::connect(proxy.addr()).expect("connects");
     write!(slow, "GET {} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", world.path()).expect("sends");
@@ -126,7 +126,7 @@ fn a_client_that_reads_slowly_does_not_hold_the_others() {
 #[test]
 fn a_broken_fetch_goes_on_by_range() {
     let world = World::new(&[6 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::TruncateAt(2 << 20)).nth(1..=1));
     world.front.add(Rule::on("GET", "/blobs/", Fault::ResetAfter(1 << 20)).nth(2..=2));
     pull_manifest(proxy.addr());
@@ -137,7 +137,7 @@ fn a_broken_fetch_goes_on_by_range() {
     assert_eq!(asked.len(), 3);
     assert_eq!(asked[1].header("range"), Some("bytes=2097152-"), "{asked:?}");
     // What came isn't asked for again; a reset may lose what was on the way.
-    let sent: u64 = asked.iter().map(super::support::Seen::sent).sum();
+    let sent: u64 = asked.iter().map(super::support::SeenRequest::sent).sum();
     let size = world.layer().bytes.len() as u64;
     assert!(sent >= size && sent <= size + (1 << 20), "{sent} of {size}");
 }
@@ -145,7 +145,7 @@ fn a_broken_fetch_goes_on_by_range() {
 #[test]
 fn what_is_corrupt_is_cut_and_never_stored() {
     let world = World::new(&[3 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::FlipByteAt(1000)).once());
     pull_manifest(proxy.addr());
     let (addr, path) = (proxy.addr(), world.path());
@@ -170,13 +170,13 @@ fn what_is_corrupt_is_cut_and_never_stored() {
     assert!(http::get(addr, &path).expect(200).body == world.layer().bytes);
     assert!(world.front.count("GET", "/blobs/") >= 2);
     wait_until("it is committed", || !proxy.files("blobs").is_empty());
-    assert_whole(&proxy.cache);
+    assert_blobs_valid(&proxy.cache);
 }
 
 #[test]
 fn a_corrupt_blob_alone() {
     let world = World::new(&[MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "1"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--negative-ttl", "1"]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::FlipByteAt(10)));
     pull_manifest(proxy.addr());
     for _ in 0..2 {
@@ -195,7 +195,7 @@ fn a_corrupt_blob_alone() {
 #[test]
 fn ranges_of_what_is_not_cached() {
     let world = World::new(&[24 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     // Two seconds for the whole.
     world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(12 << 20)));
     pull_manifest(proxy.addr());
@@ -229,7 +229,7 @@ fn ranges_of_what_is_not_cached() {
 #[test]
 fn a_head_fetches_nothing() {
     let world = World::new(&[MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     let reply = http::send(proxy.addr(), "HEAD", &world.path(), &[], &[]).expect(200);
     assert_eq!(reply.header("content-length"), Some(&*world.layer().bytes.len().to_string()));
     assert_eq!((world.front.count("GET", "/blobs/"), world.front.count("HEAD", "/blobs/")), (0, 1));
@@ -247,25 +247,25 @@ fn a_head_fetches_nothing() {
 #[test]
 fn a_large_blob_comes_by_several_requests() {
     let world = World::new(&[80 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &["--parallel-fetch", "4"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--parallel-fetch", "4"]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::TruncateAt(1 << 20)).nth(3..=3));
     world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(30_000_000)));
     pull_manifest(proxy.addr());
     let reply = http::get(proxy.addr(), &world.path()).expect(200);
     assert!(reply.whole && reply.body == world.layer().bytes);
-    let cut = |seen: &super::support::Seen| seen.fault == Some(Fault::TruncateAt(1 << 20));
+    let cut = |seen: &super::support::SeenRequest| seen.fault == Some(Fault::TruncateAt(1 << 20));
     assert_eq!(world.front.log().iter().filter(|seen| cut(seen)).count(), 1);
     let sent: u64 = world.front.log().iter().filter(|seen| seen.path.contains("/blobs/")).map(|seen| seen.sent()).sum();
     assert_eq!(sent, world.layer().bytes.len() as u64, "each byte once");
     assert!(world.front.count("GET", "/blobs/") > 4);
     wait_until("it is committed", || !proxy.files("blobs").is_empty());
-    assert_whole(&proxy.cache);
+    assert_blobs_valid(&proxy.cache);
 }
 
 #[test]
 fn an_upstream_without_ranges_is_no_trouble() {
     let world = World::new(&[70 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::IgnoreRange));
     pull_manifest(proxy.addr());
     let reply = http::get(proxy.addr(), &world.path()).expect(200);
@@ -275,7 +275,7 @@ fn an_upstream_without_ranges_is_no_trouble() {
 #[test]
 fn what_does_not_fit_is_passed_on() {
     let world = World::new(&[3 * MIB, 100_000]);
-    let proxy = Proxied::hub(world.front.addr(), &["--cache-size", "2MiB"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--cache-size", "2MiB"]);
     pull_manifest(proxy.addr());
     for _ in 0..2 {
         let reply = http::get(proxy.addr(), &world.path()).expect(200);
@@ -299,7 +299,7 @@ fn what_does_not_fit_is_passed_on() {
 #[test]
 fn the_least_asked_for_goes() {
     let world = World::new(&[400_000, 400_000, 400_000, 400_000]);
-    let proxy = Proxied::hub(world.front.addr(), &["--cache-size", "1000000"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--cache-size", "1000000"]);
     pull_manifest(proxy.addr());
     let layers = &world.image.blobs[1..];
     for round in 0..3 {
@@ -310,7 +310,7 @@ fn the_least_asked_for_goes() {
             assert!(bytes <= 1_000_000, "{bytes} bytes are kept");
         }
     }
-    assert_eq!(assert_whole(&proxy.cache), 3, "two blobs and the manifest");
+    assert_eq!(assert_blobs_valid(&proxy.cache), 3, "two blobs and the manifest");
 }
 
 fn size_of(cache: &TempDir, path: &str) -> u64 {
@@ -320,7 +320,7 @@ fn size_of(cache: &TempDir, path: &str) -> u64 {
 #[test]
 fn a_file_that_was_cut_short_or_removed_is_fetched_again() {
     let world = World::new(&[MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     pull_manifest(proxy.addr());
     // Who comes right after the commit may still follow the fetch, in the file that it has open.
     let again = |at, fetches| {
@@ -342,7 +342,7 @@ fn a_file_that_was_cut_short_or_removed_is_fetched_again() {
     wait_until("it is committed again", || !proxy.files("blobs").is_empty());
     let cache = proxy.kill();
     std::fs::File::options().write(true).open(&file).expect("the file").set_len(1000).expect("cuts");
-    let proxy = Proxied::start_in(cache, &format!("docker.io={}", world.front.addr()), &[]);
+    let proxy = ProxyProcess::start_in(cache, &format!("docker.io={}", world.front.addr()), &[]);
     again(proxy.addr(), 4);
 }
 
@@ -375,7 +375,7 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     let world = World::new(&[5 * MIB, 5 * MIB + 1000]);
     let disk = Disk::new("size=6m");
     let dir = disk.0.join("cache");
-    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir, "--idle-timeout", "3"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--cache", &dir, "--idle-timeout", "3"]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::StallAfter(MIB as u64)).once());
     pull_manifest(proxy.addr());
     let mut clients = [1, 1].map(|_| begun(proxy.addr(), &world.path()));
@@ -402,7 +402,7 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     // What it can't write at all: what is there is served, the rest passed on.
     drop(proxy);
     mount(&["-o", "remount,ro", &disk.0.join("")]);
-    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--cache", &dir]);
     for blob in &world.image.blobs {
         assert!(http::get(proxy.addr(), &path_of(blob)).expect(200).body == blob.bytes);
     }
@@ -418,7 +418,7 @@ fn no_byte_of_a_large_blob_that_cannot_be_cached_is_requested_twice() {
     let world = World::new(&[64 * MIB]);
     let disk = Disk::new("size=70m");
     let dir = disk.0.join("cache");
-    let proxy = Proxied::hub(world.front.addr(), &["--cache", &dir]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--cache", &dir]);
     pull_manifest(proxy.addr());
     let digest = &world.layer().digest;
     world.front.add(Rule::on("GET", digest, Fault::Delay(Duration::from_secs(2))).once());
@@ -447,7 +447,7 @@ fn begun(at: SocketAddr, path: &str) -> TcpStream {
 #[test]
 fn it_ends_when_told_to_and_lets_pulls_end() {
     let world = World::new(&[4 * MIB]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     world.front.add(Rule::on("GET", "/blobs/", Fault::Throttle(4 << 20)));
     pull_manifest(proxy.addr());
     let mut client = begun(proxy.addr(), &world.path());
@@ -455,9 +455,9 @@ fn it_ends_when_told_to_and_lets_pulls_end() {
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).expect("to its end");
     assert!(rest.ends_with(&world.layer().bytes[MIB..]));
-    let Proxied { process, cache, .. } = proxy;
+    let ProxyProcess { process, cache, .. } = proxy;
     process.finish(Duration::from_secs(10)).exits(0);
-    assert_whole(&cache);
+    assert_blobs_valid(&cache);
 }
 
 #[test]
@@ -472,7 +472,7 @@ fn killed_at_any_moment_it_has_whole_files_only() {
     let mut cache = TempDir::new();
     let mut committed = Vec::new();
     for round in 0..50_u64 {
-        let proxy = Proxied::start_in(cache, &upstream, &["--tag-ttl", "0"]);
+        let proxy = ProxyProcess::start_in(cache, &upstream, &["--tag-ttl", "0"]);
         assert_eq!(proxy.files("fills"), Vec::<String>::new(), "swept at the start");
         let here = proxy.files("blobs");
         assert!(committed.iter().all(|path| here.contains(path)), "lost what was committed");
@@ -495,7 +495,7 @@ fn killed_at_any_moment_it_has_whole_files_only() {
         // What has a name at this moment must have it ever after.
         committed = proxy.files("blobs");
         cache = proxy.kill();
-        assert_whole(&cache);
+        assert_blobs_valid(&cache);
         for path in files(&cache, "tags") {
             let tag = std::fs::read(cache.path().join("cache").join(&path)).expect("a file");
             let tag: serde_json::Value = serde_json::from_slice(&tag).expect("no half one");
@@ -505,7 +505,7 @@ fn killed_at_any_moment_it_has_whole_files_only() {
             );
         }
     }
-    let proxy = Proxied::start_in(cache, &upstream, &[]);
+    let proxy = ProxyProcess::start_in(cache, &upstream, &[]);
     for blob in &world.image.blobs {
         assert!(http::get(proxy.addr(), &path_of(blob)).expect(200).body == blob.bytes);
     }

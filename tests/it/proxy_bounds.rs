@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use super::support::process::LIMIT;
-use super::support::{Fault, Front, Image, Process, Proxied, Registry, Rule, TempDir, Tool, http};
+use super::support::process::RUN_TIMEOUT;
+use super::support::{Fault, Front, Image, Process, ProxyProcess, Registry, Rule, TempDir, Tool, http};
 
 /// A connection that stays, for one request after another.
 struct Client(TcpStream);
@@ -15,7 +15,7 @@ struct Client(TcpStream);
 impl Client {
     fn connect(at: SocketAddr) -> Self {
         let stream = TcpStream::connect(at).expect("connects");
-        stream.set_read_timeout(Some(LIMIT)).expect("set");
+        stream.set_read_timeout(Some(RUN_TIMEOUT)).expect("set");
         Self(stream)
     }
 
@@ -50,11 +50,11 @@ fn without_open_files_to_be_had_nothing_cached_is_lost() {
     let image = Image::single(7, &[200_000]);
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &[]);
+    let proxy = ProxyProcess::hub(front.addr(), &[]);
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     let path = format!("/v2/library/app/blobs/{}", image.blobs[1].digest);
     http::get(proxy.addr(), &path).expect(200);
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + RUN_TIMEOUT;
     while proxy.files("blobs").is_empty() {
         assert!(Instant::now() < deadline, "never committed");
         std::thread::sleep(Duration::from_millis(10));
@@ -76,7 +76,7 @@ fn it_takes_as_many_open_files_as_it_may_have() {
         .args(&["-c", "ulimit -Sn 256 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_transload"), "proxy"])
         .args(&["--listen", "127.0.0.1:0", "--upstream", "docker.io=127.0.0.1:1", "--cache", &cache.join("cache")])
         .spawn();
-    process.stderr.wait_line("proxying ", LIMIT);
+    process.stderr.wait_line("proxying ", RUN_TIMEOUT);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).expect("readable");
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
     let [soft, hard] = [3, 4].map(|nth| line.split_whitespace().nth(nth).expect("a limit"));
@@ -90,7 +90,7 @@ fn where_it_is_not_led_is_the_upstreams_fault() {
     let image = Image::single(7, &[2000]);
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &["--negative-ttl", "0"]);
+    let proxy = ProxyProcess::hub(front.addr(), &["--negative-ttl", "0"]);
     let blob = format!("/v2/library/app/blobs/{}", image.blobs[1].digest);
     for to in ["http://169.254.169.254/latest/meta-data", "ftp://127.0.0.1/x", "file:///etc/passwd"] {
         front.add(Rule::on("*", "/v2/library/", Fault::Redirect(to.to_owned())).nth(..=5));

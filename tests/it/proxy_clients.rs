@@ -3,7 +3,7 @@
 use super::proxy_blobs::wait_until;
 use super::support::containerd::Containerd;
 use super::support::layer::sha256;
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, Run, TempDir, Tool, http, skopeo};
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, Run, TempDir, Tool, http, skopeo};
 
 #[test]
 fn skopeo_copies_through_it() {
@@ -11,7 +11,7 @@ fn skopeo_copies_through_it() {
     let image = Image::index(5, 3, &[30_000, 200_000]);
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &[]);
+    let proxy = ProxyProcess::hub(front.addr(), &[]);
     let out = TempDir::new();
     for (round, path) in ["library/app", "docker.io/library/app"].iter().enumerate() {
         let from = format!("docker://{}/{path}:v1", proxy.addr());
@@ -34,7 +34,7 @@ struct Node {
 }
 
 impl Node {
-    fn start(registry: &str, proxy: &Proxied) -> Self {
+    fn start(registry: &str, proxy: &ProxyProcess) -> Self {
         let certs = TempDir::new();
         let at = proxy.addr();
         let hosts =
@@ -86,7 +86,7 @@ fn containerd_pulls_through_it() {
     let image = Image::index(6, 2, &[30_000, 3 << 20]);
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &["--tag-ttl", "0"]);
+    let proxy = ProxyProcess::hub(front.addr(), &["--tag-ttl", "0"]);
     let node = Node::start("docker.io", &proxy);
     // One layer breaks at the upstream: containerd doesn't notice.
     front.add(Rule::on("GET", &image.blobs[2].digest, Fault::TruncateAt(1 << 20)).once());
@@ -114,7 +114,7 @@ fn podman_pulls_through_it() {
     let image = Image::index(9, 1, &[40_000]);
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &[]);
+    let proxy = ProxyProcess::hub(front.addr(), &[]);
     // A mirror, before what isn't there.
     let podman = Podman::new(&format!(
         "location = \"127.0.0.1:1\"\n[[registry.mirror]]\nlocation = \"{}/docker.io\"\ninsecure = true\n",
@@ -132,7 +132,7 @@ fn clients_hear_that_the_upstream_denies() {
     for fault in [Fault::Demand("Basic realm=\"upstream\""), Fault::status(403)] {
         let registry = Registry::start();
         let front = Front::before(registry.addr()).rule(Rule::on("*", "/v2/", fault.clone())).start();
-        let proxy = Proxied::hub(front.addr(), &[]);
+        let proxy = ProxyProcess::hub(front.addr(), &[]);
         let [skopeo, podman, containerd] = pulls(&proxy, "library/app");
         for run in [&skopeo, &podman] {
             let said = "denied: the upstream does not let this proxy read it: the proxy's own credentials";
@@ -151,7 +151,7 @@ fn what_is_denied_by_a_pattern_is_not_found() {
     let registry = Registry::start();
     Image::single(11, &[3000]).push(registry.addr(), "team/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::by_file(front.addr(), "deny: [team/**]");
+    let proxy = ProxyProcess::by_file(front.addr(), "deny: [team/**]");
     let [skopeo, podman, containerd] = pulls(&proxy, "team/app");
     for run in [skopeo, podman] {
         assert!(run.code != 0 && run.stderr.contains("manifest unknown"), "{run:?}");
@@ -161,7 +161,7 @@ fn what_is_denied_by_a_pattern_is_not_found() {
 }
 
 /// Docker Hub's `repository:v1`, pulled by skopeo, podman and containerd, for which the proxy is all that there is.
-fn pulls(proxy: &Proxied, repository: &str) -> [Run; 3] {
+fn pulls(proxy: &ProxyProcess, repository: &str) -> [Run; 3] {
     CLIENTS.map(|client| client.pull(proxy, repository).0)
 }
 
@@ -176,7 +176,7 @@ const CLIENTS: [Client; 3] = [Client::Skopeo, Client::Podman, Client::Containerd
 
 impl Client {
     /// What a new one has to say, and the digests of what it has then: the manifest's, and what else it names so.
-    fn pull(self, proxy: &Proxied, repository: &str) -> (Run, String) {
+    fn pull(self, proxy: &ProxyProcess, repository: &str) -> (Run, String) {
         let image = format!("docker.io/{repository}:v1");
         match self {
             Self::Skopeo => {
@@ -215,7 +215,7 @@ impl Client {
     }
 
     #[track_caller]
-    fn pulls_all(self, proxy: &Proxied, image: &Image, what: &str) {
+    fn pulls_all(self, proxy: &ProxyProcess, image: &Image, what: &str) {
         let (run, digests) = self.pull(proxy, "library/app");
         assert_eq!(run.code, 0, "{self:?}, {what}: {run:?}");
         for digest in self.whole(image) {
@@ -242,7 +242,7 @@ fn clients_notice_nothing_of_what_the_proxy_can_mend() {
             let registry = Registry::start();
             image.push(registry.addr(), "library/app", "v1");
             let front = Front::before(registry.addr()).rule(Rule::on(method, path, fault.clone()).once()).start();
-            let proxy = Proxied::hub(front.addr(), &[]);
+            let proxy = ProxyProcess::hub(front.addr(), &[]);
             let what = format!("{fault:?}");
             client.pulls_all(&proxy, &image, &what);
             assert_eq!(
@@ -272,7 +272,7 @@ fn clients_get_an_error_rather_than_what_is_wrong() {
             let registry = Registry::start();
             image.push(registry.addr(), "library/app", "v1");
             let front = Front::before(registry.addr()).rule(Rule::on("*", path, fault.clone())).start();
-            let proxy = Proxied::hub(front.addr(), &["--upstream-timeout", "1", "--negative-ttl", "2"]);
+            let proxy = ProxyProcess::hub(front.addr(), &["--upstream-timeout", "1", "--negative-ttl", "2"]);
             let (run, digests) = client.pull(&proxy, "library/app");
             assert_ne!(run.code, 0, "{client:?}, {fault:?}: {run:?}");
             assert!(!digests.contains(image.digest()), "{client:?}, {fault:?}: {digests}");
@@ -300,7 +300,7 @@ fn docker_asks_it_without_a_name() {
     let registry = Registry::start();
     let image = Image::docker(8, &[20_000]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &[]);
+    let proxy = ProxyProcess::hub(registry.addr(), &[]);
     http::get(proxy.addr(), "/v2/").expect(200);
     image.assert_at(proxy.addr(), "library/app", "v1");
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 
-use super::support::process::LIMIT;
+use super::support::process::RUN_TIMEOUT;
 use super::support::{Fault, Front, Image, Process, Registry, Rule, Run, TempDir, Tool, http, transload};
 
 /// A registry with one image, a front before it, a directory for the configuration.
@@ -47,13 +47,13 @@ impl World {
 pub(super) fn start(config: &str) -> Process {
     let tool = Tool::transload().env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1");
     let process = tool.args(&["proxy", "--config", config]).spawn();
-    process.stderr.wait_line("the cache ", LIMIT);
+    process.stderr.wait_line("the cache ", RUN_TIMEOUT);
     process
 }
 
 /// Where it listens by this scheme.
 pub(super) fn addr(process: &Process, scheme: &str) -> SocketAddr {
-    let line = process.stderr.wait_line(&format!(" on {scheme}://"), LIMIT);
+    let line = process.stderr.wait_line(&format!(" on {scheme}://"), RUN_TIMEOUT);
     line.split("://").nth(1).and_then(|addr| addr.parse().ok()).expect("an address")
 }
 
@@ -122,14 +122,14 @@ fn https_with_client_certificates_and_their_renewal() {
     let (certificate, key) = renewed.issue();
     world.dir.write("tls.key", &key);
     world.dir.write("tls.crt", &certificate);
-    proxy.stderr.wait_line("read ", LIMIT);
+    proxy.stderr.wait_line("read ", RUN_TIMEOUT);
     assert_ne!(pull(at, &certs).code, 0, "the old authority's certificate is still shown");
     certs.write("ca.crt", &renewed.1);
     pull(at, &certs).ok();
     // What isn't a certificate is not taken.
     world.dir.write("tls.crt", "nonsense");
     proxy.hang_up();
-    proxy.stderr.wait_line("the configuration stays as it was", LIMIT);
+    proxy.stderr.wait_line("the configuration stays as it was", RUN_TIMEOUT);
     pull(at, &certs).ok();
 }
 
@@ -157,7 +157,7 @@ fn tokens_as_bearer_and_as_password() {
     // A new token holds at once, the old one no more.
     world.dir.write("tokens", "fedcba9876543210fedcba9876543210\n");
     proxy.hang_up();
-    proxy.stderr.wait_line("read ", LIMIT);
+    proxy.stderr.wait_line("read ", RUN_TIMEOUT);
     assert_eq!(with("Bearer 0123456789abcdef0123456789abcdef"), 401);
     assert_eq!(with("Bearer fedcba9876543210fedcba9876543210"), 200);
 }
@@ -199,7 +199,7 @@ fn users_by_name_and_password_until_they_are_gone() {
         let before = proxy.stderr.text().matches("yaml again").count();
         world.dir.write("users", users);
         proxy.hang_up();
-        let deadline = std::time::Instant::now() + LIMIT;
+        let deadline = std::time::Instant::now() + RUN_TIMEOUT;
         while proxy.stderr.text().matches("yaml again").count() == before {
             assert!(std::time::Instant::now() < deadline, "never read");
             std::thread::sleep(std::time::Duration::from_millis(20));
@@ -211,11 +211,11 @@ fn users_by_name_and_password_until_they_are_gone() {
     // A file with other hashes changes nothing.
     world.dir.write("users", "bert:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n");
     proxy.hang_up();
-    let said = proxy.stderr.wait_line("the hash is not one of bcrypt", LIMIT);
+    let said = proxy.stderr.wait_line("the hash is not one of bcrypt", RUN_TIMEOUT);
     assert!(said.contains("line 1") && !said.contains("W6ph"), "{said}");
     copy(&["--src-creds", "bert:other"]).ok();
     proxy.terminate();
-    let said = proxy.finish(LIMIT).stdout;
+    let said = proxy.finish(RUN_TIMEOUT).stdout;
     let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     for line in &lines {
         let (status, user) = (line["status"].as_u64(), line["user"].as_str());
@@ -254,7 +254,7 @@ fn a_unix_socket_comes_and_goes() {
     assert!(second.stderr.contains("something listens at"), "{second:?}");
     assert!(ask().starts_with("HTTP/1.1 200 "));
     proxy.terminate();
-    proxy.finish(LIMIT).ok();
+    proxy.finish(RUN_TIMEOUT).ok();
     assert!(!socket.exists());
 }
 
@@ -276,9 +276,9 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     let good = std::fs::read_to_string(world.dir.path().join("proxy.yaml")).expect("the file");
     world.dir.write("proxy.yaml", format!("{good}    colour: red\n"));
     proxy.hang_up();
-    let said = proxy.stderr.wait_line("unknown field", LIMIT);
+    let said = proxy.stderr.wait_line("unknown field", RUN_TIMEOUT);
     assert!(said.contains("proxy.yaml:8: ") && said.contains("colour"), "{said}");
-    proxy.stderr.wait_line("the configuration stays as it was", LIMIT);
+    proxy.stderr.wait_line("the configuration stays as it was", RUN_TIMEOUT);
     http::get(at, LIBRARY).expect(200);
     http::get(at, TEAM).expect(404);
     // The other way round; and what can't change is said.
@@ -286,9 +286,9 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     let other = std::fs::read_to_string(&text).expect("the file").replace("dir: cache", "dir: elsewhere");
     world.dir.write("proxy.yaml", other);
     proxy.hang_up();
-    proxy.stderr.wait_line("what changed in `listen-admin` needs a restart", LIMIT);
-    proxy.stderr.wait_line("what changed in `cache` needs a restart", LIMIT);
-    proxy.stderr.wait_line("read ", LIMIT);
+    proxy.stderr.wait_line("what changed in `listen-admin` needs a restart", RUN_TIMEOUT);
+    proxy.stderr.wait_line("what changed in `cache` needs a restart", RUN_TIMEOUT);
+    proxy.stderr.wait_line("read ", RUN_TIMEOUT);
     http::get(at, LIBRARY).expect(404);
     http::get(at, TEAM).expect(200);
     assert!(!world.dir.path().join("elsewhere").exists());
@@ -310,7 +310,7 @@ fn the_access_log_is_turned_on_and_off_while_it_serves() {
         world.dir.write("proxy.yaml", text);
         let before = proxy.stderr.text().matches("yaml again").count();
         proxy.hang_up();
-        let deadline = std::time::Instant::now() + LIMIT;
+        let deadline = std::time::Instant::now() + RUN_TIMEOUT;
         while proxy.stderr.text().matches("yaml again").count() == before {
             assert!(std::time::Instant::now() < deadline, "never read");
             std::thread::sleep(std::time::Duration::from_millis(20));
@@ -319,7 +319,7 @@ fn the_access_log_is_turned_on_and_off_while_it_serves() {
     reload(format!("{text}logs: {{ access: json }}\n"));
     let headers = [("authorization", "Basic c2VjcmV0"), ("user-agent", "evil\" \t")];
     http::send(at, "GET", &format!("{LIBRARY}?ns=docker.io&token=secret"), &headers, &[]).expect(200);
-    let line = proxy.stdout.wait_line("{\"time\":", LIMIT);
+    let line = proxy.stdout.wait_line("{\"time\":", RUN_TIMEOUT);
     let told: Value = serde_json::from_str(&line).expect("JSON");
     let of = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
     assert_eq!((of("method"), of("path"), of("ns")), ("GET".into(), LIBRARY.into(), "docker.io".into()));
@@ -330,7 +330,7 @@ fn the_access_log_is_turned_on_and_off_while_it_serves() {
     reload(text);
     http::get(at, TEAM).expect(200);
     proxy.terminate();
-    let said = proxy.finish(LIMIT).stdout;
+    let said = proxy.finish(RUN_TIMEOUT).stdout;
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(!said.contains("ecret") && !said.contains("c2Vj"), "{said}");
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::http::{self, Reply};
-use super::support::{Front, Image, Proxied, Registry};
+use super::support::{Front, Image, ProxyProcess, Registry};
 
 /// A proxy with an empty cache before a registry with one image.
 struct World {
     registry: Registry,
     front: Front,
-    proxy: Proxied,
+    proxy: ProxyProcess,
     image: Image,
 }
 
@@ -23,7 +23,7 @@ impl World {
         let image = Image::single(31, &vec![70_000; layers]);
         image.push(registry.addr(), "library/app", "v1");
         let front = Front::before(registry.addr()).start();
-        let proxy = Proxied::hub(front.addr(), &[]);
+        let proxy = ProxyProcess::hub(front.addr(), &[]);
         Self { registry, front, proxy, image }
     }
 

@@ -7,29 +7,29 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::proxy_blobs::{World, pull_manifest};
-use super::support::process::LIMIT;
-use super::support::proxied::ops;
-use super::support::{Fault, Proxied, Rule, http};
+use super::support::process::RUN_TIMEOUT;
+use super::support::proxied::ops_addr;
+use super::support::{Fault, ProxyProcess, Rule, http};
 
 const MIB: usize = 1 << 20;
 
 /// A proxy, and an answer from it that takes some seconds and has begun.
 struct Stage {
     world: World,
-    proxy: Proxied,
+    proxy: ProxyProcess,
     ops: SocketAddr,
     /// What came of it.
     answer: JoinHandle<Vec<u8>>,
 }
 
 impl Stage {
-    fn new(proxied: impl FnOnce(SocketAddr) -> Proxied, bytes_per_second: u64) -> Self {
+    fn new(proxied: impl FnOnce(SocketAddr) -> ProxyProcess, bytes_per_second: u64) -> Self {
         let world = World::new(&[6 * MIB]);
         world.front.add(Rule::on("GET", &world.path(), Fault::Throttle(bytes_per_second)));
         let proxy = proxied(world.front.addr());
         pull_manifest(proxy.addr());
         let mut stream = TcpStream::connect(proxy.addr()).expect("connects");
-        stream.set_read_timeout(Some(LIMIT)).expect("set");
+        stream.set_read_timeout(Some(RUN_TIMEOUT)).expect("set");
         write!(stream, "GET {} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", world.path()).expect("sends");
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
@@ -45,7 +45,7 @@ impl Stage {
             let _ = reader.read_to_end(&mut body);
             body
         });
-        let ops = ops(&proxy);
+        let ops = ops_addr(&proxy);
         http::get(ops, "/readyz").expect(200);
         Self { world, proxy, ops, answer }
     }
@@ -61,8 +61,8 @@ impl Stage {
     }
 }
 
-fn with(at: SocketAddr, flags: &[&str]) -> Proxied {
-    Proxied::hub(at, &[&["--listen-ops", "127.0.0.1:0"], flags].concat())
+fn with(at: SocketAddr, flags: &[&str]) -> ProxyProcess {
+    ProxyProcess::hub(at, &[&["--listen-ops", "127.0.0.1:0"], flags].concat())
 }
 
 /// kube-proxy goes on sending connections to a pod for some time after it was told to stop.
@@ -80,14 +80,14 @@ fn connections_that_come_after_sigterm_are_answered_and_what_is_under_way_ends_w
     }
     assert!(answered > 10, "{answered}");
     while TcpStream::connect(stage.proxy.addr()).is_ok() {
-        assert!(begun.elapsed() < LIMIT, "still accepting");
+        assert!(begun.elapsed() < RUN_TIMEOUT, "still accepting");
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
     let Stage { world, proxy, answer, .. } = stage;
     assert!(answer.join().expect("a client") == world.layer().bytes, "the answer was cut");
-    let Proxied { process, .. } = proxy;
-    process.finish(LIMIT).ok();
+    let ProxyProcess { process, .. } = proxy;
+    process.finish(RUN_TIMEOUT).ok();
 }
 
 /// Without a delay it accepts nothing more, and it cuts what takes longer than it may.
@@ -97,8 +97,8 @@ fn what_is_under_way_has_the_time_of_the_drain_timeout() {
     let begun = Instant::now();
     stage.proxy.process.terminate();
     let Stage { world, proxy, answer, .. } = stage;
-    let Proxied { process, .. } = proxy;
-    process.finish(LIMIT).ok();
+    let ProxyProcess { process, .. } = proxy;
+    process.finish(RUN_TIMEOUT).ok();
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     assert!(answer.join().expect("a client").len() < world.layer().bytes.len());
 }
@@ -115,8 +115,8 @@ fn a_second_signal_ends_it_at_once() {
         } else {
             stage.proxy.process.interrupt()
         };
-        let Proxied { process, .. } = stage.proxy;
-        let run = process.finish(LIMIT).exits(130);
+        let ProxyProcess { process, .. } = stage.proxy;
+        let run = process.finish(RUN_TIMEOUT).exits(130);
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         assert!(run.stderr.contains(&format!("interrupted again by SIG{second}")), "{}", run.stderr);
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::proxy_blobs::{World, path_of, pull_manifest, wait_until};
 use super::proxy_config::{Authority, addr, start};
-use super::support::process::LIMIT;
-use super::support::proxied::assert_whole;
-use super::support::{Fault, Process, Proxied, Rule, TempDir, Tool, http};
+use super::support::process::RUN_TIMEOUT;
+use super::support::proxied::assert_blobs_valid;
+use super::support::{Fault, Process, ProxyProcess, Rule, TempDir, Tool, http};
 
 /// A proxy of this world by a file with this `listen` and these `limits`.
 fn limited(world: &World, listen: &str, limits: &str) -> (TempDir, Process) {
@@ -29,7 +29,7 @@ const HTTP: &str = "{ http: 127.0.0.1:0 }";
 
 fn connect(at: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(at).expect("connects");
-    stream.set_read_timeout(Some(LIMIT / 2)).expect("set");
+    stream.set_read_timeout(Some(RUN_TIMEOUT / 2)).expect("set");
     stream
 }
 
@@ -123,11 +123,11 @@ fn so_many_requests_at_a_time_for_a_large_blob() {
 #[test]
 fn heads_of_requests_are_bounded() {
     let world = World::new(&[1000]);
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     let long = "x".repeat(20_000);
     http::send(proxy.addr(), "GET", "/v2/", &[("x-long", &long)], &[]).expect(200);
     let mut stream = connect(proxy.addr());
-    stream.set_write_timeout(Some(LIMIT / 2)).expect("set");
+    stream.set_write_timeout(Some(RUN_TIMEOUT / 2)).expect("set");
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\nx-long: ").expect("sends");
     // Sockets hold some MiB of it.
     let sent = (0..1024).take_while(|_| stream.write_all(&[b'x'; 64 << 10]).is_ok()).count();
@@ -142,15 +142,15 @@ fn heads_of_requests_are_bounded() {
 #[test]
 fn a_hangup_ends_no_proxy() {
     let world = World::new(&[1000]);
-    let mut proxy = Proxied::hub(world.front.addr(), &[]);
+    let mut proxy = ProxyProcess::hub(world.front.addr(), &[]);
     for _ in 0..2 {
         proxy.process.hang_up();
-        proxy.process.stderr.wait_line("SIGHUP: there is no file to read again without --config", LIMIT);
+        proxy.process.stderr.wait_line("SIGHUP: there is no file to read again without --config", RUN_TIMEOUT);
     }
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     assert!(proxy.process.is_running());
     proxy.process.terminate();
-    proxy.process.finish(LIMIT).exits(0);
+    proxy.process.finish(RUN_TIMEOUT).exits(0);
 }
 
 /// As in the chart's pod: nobody's user, no rights, and nothing to write but the cache.
@@ -181,7 +181,7 @@ fn without_rights_and_on_a_root_that_cannot_be_written() {
         tool.env("HOME", "/nonexistent").without("DOCKER_CONFIG").without("XDG_RUNTIME_DIR").args(what).spawn()
     };
     let probe = begin(&["sh", "-c", "for at in / /tmp; do touch $at/transload-probe && exit 97; done; exit 0"]);
-    let probe = probe.finish(LIMIT);
+    let probe = probe.finish(RUN_TIMEOUT);
     if matches!(probe.code, 1 | 98) {
         eprintln!("NOT TESTED: without rights, on a root that can't be written: {}", probe.stderr);
         return;
@@ -190,7 +190,7 @@ fn without_rights_and_on_a_root_that_cannot_be_written() {
     let cache = dir.join("cache");
     let flags = ["--listen", "127.0.0.1:0", "--upstream", &upstream, "--cache", &cache, "--keep-free", "0"];
     let proxy = begin(&[&[&*dir.join("transload"), "proxy"], &flags[..]].concat());
-    proxy.stderr.wait_line("the cache ", LIMIT);
+    proxy.stderr.wait_line("the cache ", RUN_TIMEOUT);
     let at = addr(&proxy, "http");
     let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.id())).expect("readable");
     assert!(status.contains("Uid:\t65532\t65532") && status.contains("CapEff:\t0000000000000000"), "{status}");
@@ -202,6 +202,6 @@ fn without_rights_and_on_a_root_that_cannot_be_written() {
     let said = proxy.stderr.text();
     assert!(!said.contains("uncached") && !said.contains("error"), "{said}");
     proxy.terminate();
-    proxy.finish(LIMIT).exits(0);
-    assert_eq!(assert_whole(&dir), 0, "nothing was written elsewhere");
+    proxy.finish(RUN_TIMEOUT).exits(0);
+    assert_eq!(assert_blobs_valid(&dir), 0, "nothing was written elsewhere");
 }

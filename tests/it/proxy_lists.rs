@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::http::Reply;
-use super::support::process::LIMIT;
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, http};
+use super::support::process::RUN_TIMEOUT;
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, http};
 
 struct World {
     registry: Registry,
     front: Front,
     image: Image,
-    proxy: Proxied,
+    proxy: ProxyProcess,
 }
 
 impl World {
@@ -25,7 +25,7 @@ impl World {
         let sbom = Image::artifact(32, "application/spdx+json", Some(&image));
         Image::referrers(&[sbom]).push(registry.addr(), "library/app", &image.referrers_tag());
         let front = Front::before(registry.addr()).start();
-        let proxy = Proxied::hub(front.addr(), &["--upstream-timeout", "5"]);
+        let proxy = ProxyProcess::hub(front.addr(), &["--upstream-timeout", "5"]);
         Self { registry, front, image, proxy }
     }
 
@@ -77,7 +77,7 @@ fn lists_are_the_upstreams_while_it_answers_and_old_ones_while_it_does_not() {
     // It's back, with news.
     world.image.push(world.registry.addr(), "library/app", "v4");
     world.front.clear_rules();
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + RUN_TIMEOUT;
     while world.tags("").header("warning").is_some() {
         assert!(Instant::now() < deadline, "old for ever");
         std::thread::sleep(Duration::from_millis(50));

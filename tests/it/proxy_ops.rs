@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::docs::{self, metrics_on};
 use super::proxy_blobs::wait_until;
-use super::support::proxied::{ops, shows};
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, http};
+use super::support::proxied::{assert_metric_line, ops_addr};
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, TempDir, http};
 
 #[test]
 fn what_was_pulled_is_counted() {
@@ -17,24 +17,24 @@ fn what_was_pulled_is_counted() {
     let image = Image::single(1, &[5000]);
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &["--listen-ops", "127.0.0.1:0"]);
-    let ops = ops(&proxy);
+    let proxy = ProxyProcess::hub(front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let ops = ops_addr(&proxy);
     http::get(ops, "/healthz").expect(200);
     http::get(ops, "/readyz").expect(200);
     let bytes: usize = image.blobs.iter().map(|blob| blob.bytes.len()).sum();
     let blobs = image.blobs.len();
     image.assert_at(proxy.addr(), "library/app", "v1");
     // Until a fill is over, who asks for its blob joins it: no hit.
-    shows(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {blobs}"));
+    assert_metric_line(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {blobs}"));
     for _ in 0..2 {
         image.assert_at(proxy.addr(), "library/app", "v1");
     }
     http::get(proxy.addr(), "/v2/library/app/manifests/v9").expect(404);
-    shows(ops, &format!("transload_proxy_cache_blobs {blobs}"));
-    shows(ops, &format!("transload_proxy_cache_bytes {bytes}"));
-    shows(ops, "transload_proxy_fills 0");
-    shows(ops, &format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} {bytes}", front.addr()));
-    shows(ops, &format!("transload_proxy_upstream_up{{registry=\"{}\"}} 1", front.addr()));
+    assert_metric_line(ops, &format!("transload_proxy_cache_blobs {blobs}"));
+    assert_metric_line(ops, &format!("transload_proxy_cache_bytes {bytes}"));
+    assert_metric_line(ops, "transload_proxy_fills 0");
+    assert_metric_line(ops, &format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} {bytes}", front.addr()));
+    assert_metric_line(ops, &format!("transload_proxy_upstream_up{{registry=\"{}\"}} 1", front.addr()));
     let page = http::get(ops, "/metrics").text();
     let sent = |from: &str| -> usize {
         let name = format!("transload_proxy_sent_bytes_total{{from=\"{from}\"}} ");
@@ -62,8 +62,8 @@ fn every_answer_is_counted() {
     let registry = Registry::start();
     let image = Image::single(2, &[5000]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
-    let (at, ops) = (proxy.addr(), ops(&proxy));
+    let proxy = ProxyProcess::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let (at, ops) = (proxy.addr(), ops_addr(&proxy));
     let blob = format!("/v2/library/app/blobs/{}", image.blobs[0].digest);
     for (method, path, status) in [
         ("GET", "/v2/", 200),
@@ -78,7 +78,7 @@ fn every_answer_is_counted() {
         http::send(at, method, path, &[], &[]).expect(status);
     }
     for (status, count) in [(200, 4), (404, 3), (405, 1)] {
-        shows(ops, &format!("transload_proxy_answers_total{{status=\"{status}\"}} {count}"));
+        assert_metric_line(ops, &format!("transload_proxy_answers_total{{status=\"{status}\"}} {count}"));
     }
     for (upstream, kind, how) in [
         ("docker.io", "head", "passed"),
@@ -88,7 +88,7 @@ fn every_answer_is_counted() {
         ("unknown", "head", "absent"),
     ] {
         let labels = format!("upstream=\"{upstream}\",kind=\"{kind}\",how=\"{how}\"");
-        shows(ops, &format!("transload_proxy_requests_total{{{labels}}} 1"));
+        assert_metric_line(ops, &format!("transload_proxy_requests_total{{{labels}}} 1"));
     }
     assert!(!http::get(ops, "/metrics").text().contains("made-up"));
 }
@@ -99,15 +99,15 @@ fn what_upstreams_do_is_counted() {
     let registry = Registry::start();
     Image::single(4, &[5000]).push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).hub(|hub| hub.anonymous_pulls = Some(50)).start();
-    let proxy = Proxied::hub(front.addr(), &["--listen-ops", "127.0.0.1:0"]);
-    let (at, ops, name) = (proxy.addr(), ops(&proxy), front.addr());
+    let proxy = ProxyProcess::hub(front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let (at, ops, name) = (proxy.addr(), ops_addr(&proxy), front.addr());
     front.add(Rule::on("GET", "/manifests/v1", Fault::Delay(Duration::from_millis(600))));
     http::get(at, "/v2/library/app/manifests/v1").expect(200);
-    shows(ops, &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"ok\"}} 1"));
-    shows(ops, &format!("transload_proxy_upstream_seconds_bucket{{le=\"0.5\",registry=\"{name}\"}} 0"));
-    shows(ops, &format!("transload_proxy_upstream_seconds_count{{registry=\"{name}\"}} 1"));
-    shows(ops, &format!("transload_registry_pulls_left{{registry=\"{name}\"}} 49"));
-    shows(ops, &format!("transload_registry_pulls_limit{{registry=\"{name}\"}} 50"));
+    assert_metric_line(ops, &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"ok\"}} 1"));
+    assert_metric_line(ops, &format!("transload_proxy_upstream_seconds_bucket{{le=\"0.5\",registry=\"{name}\"}} 0"));
+    assert_metric_line(ops, &format!("transload_proxy_upstream_seconds_count{{registry=\"{name}\"}} 1"));
+    assert_metric_line(ops, &format!("transload_registry_pulls_left{{registry=\"{name}\"}} 49"));
+    assert_metric_line(ops, &format!("transload_registry_pulls_limit{{registry=\"{name}\"}} 50"));
     // A question is asked three times at once before it has failed; asked again it is answered.
     front.add(Rule::on("*", "/manifests/ill", Fault::status(500)).nth(1..=3));
     http::get(at, "/v2/library/app/manifests/ill").expect(404);
@@ -115,9 +115,12 @@ fn what_upstreams_do_is_counted() {
     front.add(Rule::on("*", "/manifests/busy", Fault::too_many(60)));
     http::get(at, "/v2/library/app/manifests/busy").expect(503);
     for result in ["registry", "limited"] {
-        shows(ops, &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"{result}\"}} 1"));
+        assert_metric_line(
+            ops,
+            &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"{result}\"}} 1"),
+        );
     }
-    shows(ops, &format!("transload_proxy_upstream_up{{registry=\"{name}\"}} 0"));
+    assert_metric_line(ops, &format!("transload_proxy_upstream_up{{registry=\"{name}\"}} 0"));
 }
 
 /// What is on its way, what went wrong, how much there is, and who isn't well.
@@ -127,8 +130,8 @@ fn the_page_shows_what_goes_on() {
     let image = Image::single(5, &[400_000, 300_000]);
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &["--listen-ops", "127.0.0.1:0", "--cache-size", "7MiB"]);
-    let (at, ops) = (proxy.addr(), ops(&proxy));
+    let proxy = ProxyProcess::hub(front.addr(), &["--listen-ops", "127.0.0.1:0", "--cache-size", "7MiB"]);
+    let (at, ops) = (proxy.addr(), ops_addr(&proxy));
     let status = || http::get(ops, "/status.json").expect(200).json();
     http::get(at, "/v2/library/app/manifests/v1").expect(200);
     let [slow, wrong] = [&image.blobs[1], &image.blobs[2]];
@@ -164,8 +167,8 @@ fn the_page_shows_what_was_pulled() {
     let registry = Registry::start();
     let image = Image::single(3, &[50_000]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
-    let ops = ops(&proxy);
+    let proxy = ProxyProcess::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let ops = ops_addr(&proxy);
     for _ in 0..2 {
         http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     }
@@ -204,13 +207,13 @@ fn a_proxy_that_cannot_cache_is_not_ready() {
     let registry = Registry::start();
     let image = Image::single(3, &[5000]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
-    let ops = ops(&proxy);
+    let proxy = ProxyProcess::hub(registry.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let ops = ops_addr(&proxy);
     let dir = proxy.cache.join("cache");
     std::fs::remove_dir_all(&dir).expect("removed");
     image.assert_at(proxy.addr(), "library/app", "v1");
-    shows(ops, &format!("transload_proxy_cache_blobs {}", image.blobs.len()));
-    shows(ops, "transload_proxy_cache_restored 1");
+    assert_metric_line(ops, &format!("transload_proxy_cache_blobs {}", image.blobs.len()));
+    assert_metric_line(ops, "transload_proxy_cache_restored 1");
     http::get(ops, "/readyz").expect(200);
     std::fs::remove_dir_all(&dir).expect("removed");
     std::fs::write(&dir, "in the way").expect("written");

@@ -1,15 +1,15 @@
 //! Ranges of blobs that the proxy cannot cache.
 
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, http};
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, http};
 
 /// A proxy whose cache is smaller than the image's layer, and the path of that layer. The upstream changes this byte of
 /// each answer.
-fn small(image: &Image, changed: u64) -> (Registry, Front, Proxied, String) {
+fn small(image: &Image, changed: u64) -> (Registry, Front, ProxyProcess, String) {
     let registry = Registry::start();
     image.push(registry.addr(), "library/app", "v1");
     let front = Front::before(registry.addr());
     let front = front.rule(Rule::on("GET", "/blobs/", Fault::FlipByteAt(changed))).start();
-    let proxy = Proxied::hub(front.addr(), &["--cache-size", "100KiB"]);
+    let proxy = ProxyProcess::hub(front.addr(), &["--cache-size", "100KiB"]);
     let path = format!("/v2/library/app/blobs/{}", image.blobs[1].digest);
     (registry, front, proxy, path)
 }

@@ -76,7 +76,7 @@ fn the_access_log_as_text() {
         http::send(at, method, path, &[agent], &[]).expect(status);
     }
     process.terminate();
-    let said = process.finish(super::support::process::LIMIT).exits(0).stdout;
+    let said = process.finish(super::support::process::RUN_TIMEOUT).exits(0).stdout;
     let lines: Vec<Vec<&str>> = said.lines().map(|line| line.splitn(12, ' ').collect()).collect();
     let told: Vec<String> = lines
         .iter()

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, http};
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, http};
 
 struct World {
     registry: Registry,
@@ -29,7 +29,7 @@ fn by_digest(image: &Image) -> String {
 #[test]
 fn a_fresh_tag_is_asked_for_once() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     for _ in 0..3 {
         let reply = http::get(proxy.addr(), TAG).expect(200);
         assert!(reply.body == world.image.bytes());
@@ -45,7 +45,7 @@ fn a_fresh_tag_is_asked_for_once() {
 #[test]
 fn a_head_costs_no_pull() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     // As containerd: HEAD the tag, GET the digest.
     let head = http::send(proxy.addr(), "HEAD", TAG, &[], &[]).expect(200);
     assert_eq!(head.header("docker-content-digest"), Some(world.image.digest()));
@@ -58,7 +58,7 @@ fn a_head_costs_no_pull() {
 #[test]
 fn an_old_tag_is_looked_at_once_for_all_and_follows_the_upstream() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--tag-ttl", "0"]);
     http::get(proxy.addr(), TAG).expect(200);
     world.front.reset_log();
     world.front.add(Rule::on("HEAD", "/manifests/", Fault::Delay(Duration::from_millis(500))));
@@ -82,7 +82,7 @@ fn an_old_tag_is_looked_at_once_for_all_and_follows_the_upstream() {
 #[test]
 fn what_is_not_there_is_remembered_for_a_while() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "1"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--negative-ttl", "1"]);
     let path = "/v2/library/app/manifests/v2";
     for _ in 0..5 {
         http::get(proxy.addr(), path).expect(404);
@@ -100,7 +100,7 @@ fn what_is_not_there_is_remembered_for_a_while() {
 #[test]
 fn the_upstream_is_gone_and_the_proxy_starts_anew() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--tag-ttl", "0"]);
     for manifest in &world.image.manifests {
         http::get(proxy.addr(), &format!("/v2/library/app/manifests/{}", manifest.digest)).expect(200);
     }
@@ -117,7 +117,7 @@ fn the_upstream_is_gone_and_the_proxy_starts_anew() {
     let image = world.image.clone();
     drop(world);
     image.assert_at(proxy.addr(), "library/app", "v1");
-    let proxy = Proxied::start_in(proxy.kill(), &upstream, &["--tag-ttl", "0", "--upstream-timeout", "3"]);
+    let proxy = ProxyProcess::start_in(proxy.kill(), &upstream, &["--tag-ttl", "0", "--upstream-timeout", "3"]);
     let begun = Instant::now();
     image.assert_at(proxy.addr(), "library/app", "v1");
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -129,7 +129,7 @@ fn the_upstream_is_gone_and_the_proxy_starts_anew() {
 #[test]
 fn a_silent_upstream_costs_a_client_of_a_known_tag_seconds_only() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--tag-ttl", "0"]);
     http::get(proxy.addr(), TAG).expect(200);
     world.front.add(Rule::on("*", "/v2/", Fault::Stall));
     let begun = Instant::now();
@@ -142,7 +142,7 @@ fn a_silent_upstream_costs_a_client_of_a_known_tag_seconds_only() {
 #[test]
 fn limits_are_waited_out_then_stale_then_503() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--tag-ttl", "0"]);
     // Within the patience.
     world.front.add(Rule::on("GET", "/manifests/", Fault::too_many(2)).once());
     let begun = Instant::now();
@@ -170,7 +170,7 @@ fn an_upstream_that_refuses_the_proxy_asks_its_clients_for_nothing() {
     let blob = |world: &World| format!("/v2/library/app/blobs/{}", world.image.blobs[0].digest);
     for status in [401, 403] {
         let world = World::new();
-        let proxy = Proxied::hub(world.front.addr(), &["--tag-ttl", "0"]);
+        let proxy = ProxyProcess::hub(world.front.addr(), &["--tag-ttl", "0"]);
         http::get(proxy.addr(), TAG).expect(200);
         world.front.add(Rule::on("*", "/v2/", Fault::status(status)));
         for path in [blob(&world), "/v2/library/app/manifests/v2".into(), "/v2/library/app/tags/list".into()] {
@@ -193,7 +193,7 @@ fn an_upstream_that_refuses_the_proxy_asks_its_clients_for_nothing() {
 #[test]
 fn a_dead_upstream_is_left_alone() {
     let world = World::new();
-    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "0", "--upstream-timeout", "5"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--negative-ttl", "0", "--upstream-timeout", "5"]);
     // Of so long a timeout.
     let longest_pause = Duration::from_secs(2);
     world.front.add(Rule::on("*", "/v2/", Fault::status(503)));
@@ -222,7 +222,8 @@ fn a_dead_upstream_is_left_alone() {
 fn the_world_is_closed() {
     let world = World::new();
     let other = Front::before(world.registry.addr()).start();
-    let proxy = Proxied::start(&format!("docker.io={}", world.front.addr()), &["--upstream", "ghcr.io=127.0.0.1:1"]);
+    let proxy =
+        ProxyProcess::start(&format!("docker.io={}", world.front.addr()), &["--upstream", "ghcr.io=127.0.0.1:1"]);
     let at = proxy.addr();
     http::get(at, "/v2/").expect(200);
     let port = other.addr().port();
@@ -261,7 +262,7 @@ fn what_the_durable_tier_lacks_comes_from_the_original() {
     let original = format!("{}", hub.front.addr());
     let upstream = format!("{original}={}/mirror", durable.front.addr());
     durable.image.push(durable.registry.addr(), "mirror/library/app", "v1");
-    let proxy = Proxied::start(&upstream, &["--original", &original]);
+    let proxy = ProxyProcess::start(&upstream, &["--original", &original]);
     http::get(proxy.addr(), TAG).expect(200);
     assert_eq!(hub.front.log().len(), 0, "not asked while the durable tier has it");
     assert!(http::get(proxy.addr(), "/v2/library/app/manifests/v2").expect(200).body == only.bytes());
@@ -284,7 +285,7 @@ fn what_the_durable_tier_loses_in_the_middle_is_gone_on_from_by_the_original() {
     image.push(durable.registry.addr(), "library/app", "v5");
     image.push(hub.registry.addr(), "library/app", "v5");
     let original = hub.front.addr().to_string();
-    let proxy = Proxied::start(&format!("{original}={}", durable.front.addr()), &["--original", &original]);
+    let proxy = ProxyProcess::start(&format!("{original}={}", durable.front.addr()), &["--original", &original]);
     let layer = &image.blobs[1];
     durable.front.add(Rule::on("GET", &layer.digest, Fault::TruncateAt(1 << 20)).once());
     durable.front.add(Rule::on("GET", &layer.digest, Fault::status(404)));

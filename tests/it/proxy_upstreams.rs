@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 
 use super::proxy_blobs::{World, path_of, wait_until};
 use super::support::background::Background;
-use super::support::proxied::{ops, shows};
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, http};
+use super::support::proxied::{assert_metric_line, ops_addr};
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, http};
 
 /// How long an upstream is away in these tests.
 const AWAY: Duration = Duration::from_secs(5);
@@ -78,7 +78,7 @@ fn pulls_through(proxy: SocketAddr, image: &Image, back: impl FnOnce()) {
 fn an_upstream_that_refuses_connections_for_five_seconds_fails_no_pull() {
     let world = World::new(&[5000, 7000]);
     let mut door = Door::closed(world.front.addr());
-    let proxy = Proxied::hub(door.addr, &[]);
+    let proxy = ProxyProcess::hub(door.addr, &[]);
     pulls_through(proxy.addr(), &world.image, || door.open());
 }
 
@@ -105,7 +105,7 @@ fn an_upstream_that_is_silent_for_five_seconds_fails_no_pull() {
 fn away_by(fault: Fault) {
     let world = World::new(&[5000, 7000]);
     world.front.add(Rule::on("*", "/v2/", fault));
-    let proxy = Proxied::hub(world.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &[]);
     pulls_through(proxy.addr(), &world.image, || world.front.clear_rules());
 }
 
@@ -125,10 +125,10 @@ fn when_all_tiers_fail_the_first_one_is_asked_again() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
-fn two_tiers(original: SocketAddr, first: SocketAddr) -> Proxied {
+fn two_tiers(original: SocketAddr, first: SocketAddr) -> ProxyProcess {
     let (upstream, name) = (format!("{original}={first}"), original.to_string());
     let flags = ["--original", &name, "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0", "--tag-ttl", "0"];
-    Proxied::start(&upstream, &flags)
+    ProxyProcess::start(&upstream, &flags)
 }
 
 /// Each of many clients fails, and the log has one line for the outage and one for its end.
@@ -136,7 +136,7 @@ fn two_tiers(original: SocketAddr, first: SocketAddr) -> Proxied {
 fn an_outage_is_two_lines_in_the_log() {
     let world = World::new(&[5000]);
     let mut door = Door::closed(world.front.addr());
-    let proxy = Proxied::hub(door.addr, &["--upstream-timeout", "5"]);
+    let proxy = ProxyProcess::hub(door.addr, &["--upstream-timeout", "5"]);
     let addr = proxy.addr();
     let clients: Vec<_> = (0..60)
         .map(|nth| std::thread::spawn(move || http::get(addr, &format!("/v2/library/app/manifests/t{nth}")).status))
@@ -174,8 +174,11 @@ fn a_tier_that_refuses_the_proxy_is_reported_once_and_counted_and_shown() {
         let told = format!("refuses this proxy ({reason})");
         assert_eq!(count(&told), 1, "{}", log());
         assert_eq!(count("WARN") + count("ERROR"), 1, "{}", log());
-        let (at, name) = (ops(&proxy), front.addr().to_string());
-        shows(at, &format!("transload_proxy_upstream_refused_total{{registry=\"{name}\",reason=\"{reason}\"}} 4"));
+        let (at, name) = (ops_addr(&proxy), front.addr().to_string());
+        assert_metric_line(
+            at,
+            &format!("transload_proxy_upstream_refused_total{{registry=\"{name}\",reason=\"{reason}\"}} 4"),
+        );
         let status = || http::get(at, "/status.json").expect(200).json();
         let refusals = |status: &serde_json::Value| {
             let all = status["upstreams"].as_array().expect("a list").clone();
@@ -213,7 +216,7 @@ fn a_registry_that_crawls_takes_no_place_of_another_one() {
     let crawling = Front::before(behind.addr()).rule(Rule::on("GET", "/blobs/", Fault::Throttle(300))).start();
     let healthy = World::new(&[100_000, 100_000]);
     let (crawls, is_well) = (format!("crawling.test={}", crawling.addr()), healthy.front.addr());
-    let proxy = Proxied::hub(is_well, &["--upstream", &crawls]);
+    let proxy = ProxyProcess::hub(is_well, &["--upstream", &crawls]);
     let prompt = |layer: usize| {
         let (blob, begun) = (&healthy.image.blobs[layer], Instant::now());
         let reply = http::get(proxy.addr(), &path_of(blob)).expect(200);
@@ -238,7 +241,7 @@ fn a_registry_that_crawls_takes_no_place_of_another_one() {
 fn a_fill_that_crawls_is_given_up_and_goes_on_with_another_request() {
     let world = World::new(&[2_000_000]);
     world.front.add(Rule::on("GET", &world.layer().digest, Fault::Throttle(50_000)).once());
-    let proxy = Proxied::hub(world.front.addr(), &["--min-rate", "200KiB", "--min-rate-window", "1"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--min-rate", "200KiB", "--min-rate-window", "1"]);
     let reply = http::get(proxy.addr(), &world.path()).expect(200);
     assert!(reply.whole && reply.body == world.layer().bytes);
     assert_eq!(world.front.struck(), 1);
@@ -256,7 +259,7 @@ fn a_fill_that_crawls_is_given_up_and_goes_on_with_another_request() {
 fn a_part_of_a_large_blob_that_crawls_is_fetched_again() {
     let world = World::new(&[64 << 20]);
     world.front.add(Rule::on("GET", &world.layer().digest, Fault::Throttle(50_000)).nth(2..=2));
-    let proxy = Proxied::hub(world.front.addr(), &["--min-rate", "200KiB", "--min-rate-window", "1"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--min-rate", "200KiB", "--min-rate-window", "1"]);
     super::proxy_blobs::pull_manifest(proxy.addr());
     let begun = Instant::now();
     let reply = http::get(proxy.addr(), &world.path()).expect(200);
@@ -274,7 +277,7 @@ fn a_blob_that_an_upstream_always_damages_fails_soon_and_then_at_once() {
     let world = World::new(&[900_000, 20_000]);
     let layer = world.layer().digest.clone();
     world.front.add(Rule::on("GET", &layer, Fault::FlipByteAt(1000)));
-    let proxy = Proxied::hub(world.front.addr(), &["--negative-ttl", "6"]);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--negative-ttl", "6"]);
     super::proxy_blobs::pull_manifest(proxy.addr());
     let begun = Instant::now();
     if let Ok(reply) = http::try_send(proxy.addr(), "GET", &world.path(), &[], &[]) {

@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use super::support::Run;
-use super::support::proxied::assert_whole;
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, Tool, http, transload};
+use super::support::proxied::assert_blobs_valid;
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, TempDir, Tool, http, transload};
 
 /// Runs it on a list, at the proxy.
-fn warm(proxy: &Proxied, list: &str, flags: &[&str]) -> Run {
+fn warm(proxy: &ProxyProcess, list: &str, flags: &[&str]) -> Run {
     let (dir, at) = (TempDir::new(), proxy.addr().to_string());
     let list = dir.write("list", list);
     let args = [&["proxy", "warm", list.as_str(), "--proxy", &at, "--output", "json"], flags].concat();
@@ -29,7 +29,7 @@ fn a_list_is_there_before_anyone_pulls_it_and_each_blob_comes_once() {
     multi.push(registry.addr(), "team/multi", "1.0.0");
     multi.push(registry.addr(), "team/multi", "2.0.0");
     let front = Front::before(registry.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &[]);
+    let proxy = ProxyProcess::hub(front.addr(), &[]);
     let list = "images:\n  - source: docker.io/app:v1\n  - source: docker.io/team/app:v2\n  \
                 - source: docker.io/team/multi\n    semver: '>=2'\n";
     let run = warm(&proxy, list, &[]).exits(0);
@@ -41,7 +41,7 @@ fn a_list_is_there_before_anyone_pulls_it_and_each_blob_comes_once() {
         front.log().iter().filter(|request| request.method == "GET" && request.path.contains("/blobs/")).count()
     };
     assert_eq!(gets(&front), blobs);
-    assert_eq!(assert_whole(&proxy.cache), blobs + app.manifests.len() + multi.manifests.len());
+    assert_eq!(assert_blobs_valid(&proxy.cache), blobs + app.manifests.len() + multi.manifests.len());
 
     // All of it is there: nothing is moved, neither from the registry nor from the proxy.
     let again = warm(&proxy, list, &[]).exits(0);
@@ -61,7 +61,7 @@ fn platforms_narrow_it_and_what_fails_stops_no_other() {
     bad.push(registry.addr(), "library/bad", "v1");
     let broken = Rule::on("GET", "/v2/library/bad/blobs/", Fault::FlipByteAt(3));
     let front = Front::before(registry.addr()).rule(broken).start();
-    let proxy = Proxied::hub(front.addr(), &[]);
+    let proxy = ProxyProcess::hub(front.addr(), &[]);
     let list = "docker.io/multi:v1\ndocker.io/bad:v1\ndocker.io/none:v1\n127.0.0.1:5001/a:v1\nghcr.io/o/a:v1\n";
     let run = warm(&proxy, list, &["--platform", "linux/amd64"]).exits(3);
     let document = run.json();
@@ -74,7 +74,7 @@ fn platforms_narrow_it_and_what_fails_stops_no_other() {
     assert_eq!(statuses, ["copied", "failed", "failed", "failed", "failed"], "{}", run.stdout);
     // The index, its one image; and the manifest of the bad one.
     assert_eq!(proxy.files("manifests/sha256").len(), 3);
-    assert_whole(&proxy.cache);
+    assert_blobs_valid(&proxy.cache);
     warm(&proxy, "docker.io/none:v1\n", &[]).exits(1);
 }
 
@@ -84,7 +84,7 @@ fn what_the_cache_has_no_room_for_has_failed() {
     let registry = Registry::start();
     let image = Image::single(5, &[600_000]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &["--cache-size", "100KiB"]);
+    let proxy = ProxyProcess::hub(registry.addr(), &["--cache-size", "100KiB"]);
     let run = warm(&proxy, "docker.io/app:v1\n", &[]).exits(1);
     assert!(run.stdout.contains("did not keep blob"), "{}", run.stdout);
 }
@@ -95,8 +95,8 @@ fn by_stdin_and_the_proxys_own_word() {
     let registry = Registry::start();
     let image = Image::single(6, &[5000]);
     image.push(registry.addr(), "library/app", "v1");
-    let proxy = Proxied::hub(registry.addr(), &[]);
-    let head = |proxy: &Proxied| {
+    let proxy = ProxyProcess::hub(registry.addr(), &[]);
+    let head = |proxy: &ProxyProcess| {
         let path = format!("/v2/library/app/blobs/{}", image.blobs[0].digest);
         let reply = http::send(proxy.addr(), "HEAD", &path, &[], &[]).expect(200);
         reply.header("cache-status").expect("one").to_owned()

@@ -8,17 +8,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::support::layer::layer;
-use super::support::process::LIMIT;
-use super::support::proxied::{ops, shows};
+use super::support::process::RUN_TIMEOUT;
+use super::support::proxied::{assert_metric_line, ops_addr};
 use super::support::registry::PASSWORD;
-use super::support::{Fault, Front, Image, Proxied, Registry, Rule, TempDir, Tool, http};
+use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, TempDir, Tool, http};
 
 /// A proxy of `durable`, then `original`, that writes back.
-fn writing_back(cache: TempDir, durable: SocketAddr, original: SocketAddr) -> Proxied {
+fn writing_back(cache: TempDir, durable: SocketAddr, original: SocketAddr) -> ProxyProcess {
     let upstream = format!("{original}={durable}");
     let name = original.to_string();
     let flags = ["--original", &name, "--write-back", "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0"];
-    Proxied::start_in(cache, &upstream, &flags)
+    ProxyProcess::start_in(cache, &upstream, &flags)
 }
 
 #[track_caller]
@@ -41,9 +41,9 @@ fn what_only_the_original_had_is_written_to_the_durable_tier() {
     http::send(proxy.addr(), "HEAD", "/v2/library/app/manifests/v1", &[], &[]).expect(200);
     http::get(proxy.addr(), &format!("/v2/library/app/manifests/{}", image.digest())).expect(200);
     appears(durable.addr(), &image);
-    let ops = ops(&proxy);
-    shows(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
-    shows(ops, "transload_proxy_write_back_waiting 0");
+    let ops = ops_addr(&proxy);
+    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_waiting 0");
 }
 
 #[test]
@@ -55,8 +55,8 @@ fn a_durable_tier_that_is_down_fails_no_pull_and_gets_the_image_after_a_restart(
     let front = Front::before(durable.addr()).rule(down()).start();
     let proxy = writing_back(TempDir::new(), front.addr(), original.addr());
     image.assert_at(proxy.addr(), "library/app", "v1");
-    let shown = ops(&proxy);
-    shows(shown, "transload_proxy_write_back_waiting 1");
+    let shown = ops_addr(&proxy);
+    assert_metric_line(shown, "transload_proxy_write_back_waiting 1");
     assert_eq!(http::get(durable.addr(), "/v2/library/app/manifests/v1").status, 404);
     let file = proxy.cache.path().join("cache/write-back.json");
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -80,15 +80,15 @@ fn a_durable_tier_that_takes_nothing_shows_in_the_figures() {
     let front = Front::before(durable.addr()).rule(Rule::on("POST", "/uploads/", Fault::status(403))).start();
     let proxy = writing_back(TempDir::new(), front.addr(), original.addr());
     image.assert_at(proxy.addr(), "library/app", "v1");
-    let ops = ops(&proxy);
+    let ops = ops_addr(&proxy);
     let failed = "transload_proxy_write_back_total{result=\"failed\"} ";
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + RUN_TIMEOUT;
     // It's tried again and again.
     while !http::get(ops, "/metrics").text().lines().any(|line| line.starts_with(failed)) {
         assert!(Instant::now() < deadline, "{}", http::get(ops, "/metrics").text());
         std::thread::sleep(Duration::from_millis(20));
     }
-    shows(ops, "transload_proxy_write_back_waiting 1");
+    assert_metric_line(ops, "transload_proxy_write_back_waiting 1");
     image.assert_at(proxy.addr(), "library/app", "v1");
 }
 
@@ -101,8 +101,8 @@ fn what_was_removed_from_the_durable_tier_is_written_again() {
     second.push(original.addr(), "library/app", "v1");
     let proxy = writing_back(TempDir::new(), durable.addr(), original.addr());
     first.assert_at(proxy.addr(), "library/app", "v0");
-    let ops = ops(&proxy);
-    shows(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
+    let ops = ops_addr(&proxy);
+    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
     first.assert_at(durable.addr(), "library/app", "v0");
     std::fs::remove_dir_all(durable.storage().path().join("registry/docker")).expect("removed");
     second.assert_at(proxy.addr(), "library/app", "v1");
@@ -126,7 +126,7 @@ fn the_original_is_read_once_whoever_wants_it() {
     });
     appears(durable.addr(), &image);
     pulling.join().expect("a client");
-    shows(ops(&proxy), "transload_proxy_write_back_waiting 0");
+    assert_metric_line(ops_addr(&proxy), "transload_proxy_write_back_waiting 0");
     // The store that it redirects to counts what was sent.
     let log = hub.log();
     for blob in &image.blobs {
@@ -136,7 +136,7 @@ fn the_original_is_read_once_whoever_wants_it() {
     }
     assert_eq!(hub.hub().pulls().len(), 4, "the index, and each platform's: {:?}", hub.hub().pulls());
     // What was read for the copy is no client's request.
-    let page = http::get(ops(&proxy), "/metrics").text();
+    let page = http::get(ops_addr(&proxy), "/metrics").text();
     assert!(page.contains("kind=\"manifest\",how=\"miss\"} 1\n"), "{page}");
 }
 
@@ -154,8 +154,8 @@ fn killed_in_between_it_goes_on_without_the_original() {
     let proxy = writing_back(TempDir::new(), front.addr(), behind.addr());
     image.assert_at(proxy.addr(), "library/app", "v1");
     front.wait_for("an upload", |seen| seen.path.contains("/blobs/uploads/"));
-    let ops = ops(&proxy);
-    shows(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {}", image.blobs.len()));
+    let ops = ops_addr(&proxy);
+    assert_metric_line(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {}", image.blobs.len()));
     let cache = proxy.kill();
     front.clear_rules();
     behind.reset_log();
@@ -206,7 +206,7 @@ fn each_upstream_has_its_own_credentials_and_may_write_as_another() {
         .args(&["proxy", "--config", &config])
         .env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
         .spawn();
-    let line = process.stderr.wait_line("proxying ", LIMIT);
+    let line = process.stderr.wait_line("proxying ", RUN_TIMEOUT);
     let at: SocketAddr = line.split(" on http://").nth(1).and_then(|addr| addr.parse().ok()).expect("an address");
     let pull = |n: usize| {
         let ns = originals[n].addr();
@@ -228,7 +228,7 @@ fn each_upstream_has_its_own_credentials_and_may_write_as_another() {
     // Taken over while it runs: the second one too, by its own account.
     dir.write("proxy.yaml", text("    tag-ttl: 0\n    write-back: true\n"));
     process.hang_up();
-    process.stderr.wait_line("read ", LIMIT);
+    process.stderr.wait_line("read ", RUN_TIMEOUT);
     pull(1);
     written("two");
     assert_eq!(users(&front, &writes, "/v2/two/"), set(&["two"]));

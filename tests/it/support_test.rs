@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::support::http::{self, Reply, get, send, try_send};
 use super::support::images::{DOCKER_LIST, OCI_INDEX};
-use super::support::layer::{layer, noise};
+use super::support::layer::{layer, random_bytes};
 use super::support::registry::PASSWORD;
 use super::support::{Front, Image, Registry, TempDir, Tool, skopeo};
 
@@ -138,7 +138,7 @@ fn layers_have_their_size_and_are_real() {
     let file = directory.write("layer.tar.gz", layer(9, 200_000).bytes);
     let listed = Tool::new("tar").args(&["-tvzf", &file]).run().ok();
     assert!(listed.stdout.contains("noise-9"), "{}", listed.stdout);
-    assert_ne!(noise(1, 64), noise(2, 64));
+    assert_ne!(random_bytes(1, 64), random_bytes(2, 64));
 }
 
 #[test]

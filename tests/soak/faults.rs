@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::random::Random;
-use super::support::{Fault, Front, Seen};
+use super::support::{Fault, Front, SeenRequest};
 
 /// The faults of all fronts. Clones share them.
 #[derive(Clone)]
@@ -60,7 +60,7 @@ fn stable(path: &str) -> &str {
 
 type Chosen = (&'static str, Fault);
 
-fn choose(seen: &Seen, random: &mut Random) -> Chosen {
+fn choose(seen: &SeenRequest, random: &mut Random) -> Chosen {
     let path = seen.path.as_str();
     if path.ends_with("/token") || path == "/token" {
         return token(random);

@@ -1,6 +1,6 @@
 //! `transload copy`: one image or all tags of a repository, to one or several destinations.
 
-mod told;
+mod render;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,15 +9,15 @@ use std::time::Instant;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use self::told::Told;
+use self::render::CopyOutput;
 use super::global::{Global, parse_bytes};
-use super::image::{From, Image};
+use super::image::{CopyRequest, SourceImage};
 use super::progress::Bars;
 use crate::content::Source as _;
-use crate::copy::{Engine, Observer, Options, Silent};
+use crate::copy::{Engine, NoObserver, Observer, Options};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{Artifact, Goal, Location, Rejected, Tag};
+use crate::reference::{Artifact, DestinationLocation, RejectedTags, SourceLocation, Tag};
 use crate::registry::Registries;
 
 /// Copy an image with all of its platforms
@@ -65,23 +65,23 @@ pub(super) struct Args {
 
 /// Runs the command; returns the exit code.
 pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    let (location, goals) = args.ends()?;
-    let source = From::settle(location.clone()).await?;
+    let (location, goals) = args.locations()?;
+    let source = SourceImage::resolve(location.clone()).await?;
     // What no destination can have is refused before anything is written.
     for goal in &goals {
-        Image::new(source.clone(), goal.clone(), args.strip_library)?;
+        CopyRequest::new(source.clone(), goal.clone(), args.strip_library)?;
     }
     let begun = Instant::now();
     let bars = Bars::new(global).map(Arc::new);
     let observer: Arc<dyn Observer> = match &bars {
         Some(bars) => bars.clone(),
-        None => Arc::new(Silent),
+        None => Arc::new(NoObserver),
     };
     let engine = Engine::new(usize::from(args.jobs), observer).with_retries(args.retries);
     let options = args.options();
-    let mut told = Told::new(global, args.all_tags || goals.len() > 1, bars.clone());
+    let mut told = CopyOutput::new(global, args.all_tags || goals.len() > 1, bars.clone());
     let mut first_error = None;
-    let rejected = Arc::<Mutex<Rejected>>::default();
+    let rejected = Arc::<Mutex<RejectedTags>>::default();
     let mut sources = if args.all_tags {
         all_tags(registries, &location, &source, &rejected)?
     } else {
@@ -90,7 +90,9 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     while let Some(sources) = sources.try_next().await? {
         let images = sources
             .iter()
-            .flat_map(|source| goals.iter().map(|goal| Image::new(source.clone(), goal.clone(), args.strip_library)))
+            .flat_map(|source| {
+                goals.iter().map(|goal| CopyRequest::new(source.clone(), goal.clone(), args.strip_library))
+            })
             .collect::<Result<Vec<_>>>()?;
         let mut copies = stream::iter(images)
             .map(|image| {
@@ -100,14 +102,14 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
                     (image, result)
                 }
             })
-            .buffer_unordered(IMAGES_AT_ONCE);
+            .buffer_unordered(CONCURRENT_IMAGES);
         while let Some((image, result)) = copies.next().await {
             if let Some(error) = told.add(&image, result, args.dry_run) {
                 first_error.get_or_insert(error);
             }
         }
     }
-    if let Location::Registry(reference, _) = &location
+    if let SourceLocation::Registry(reference, _) = &location
         && let Some(error) = rejected.lock().unwrap_or_else(PoisonError::into_inner).error(&reference.repository)
     {
         first_error.get_or_insert(told.reject(reference.repository.to_string(), error));
@@ -119,7 +121,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
 }
 
 impl Args {
-    fn ends(&self) -> Result<(Location, BTreeSet<Goal>)> {
+    fn locations(&self) -> Result<(SourceLocation, BTreeSet<DestinationLocation>)> {
         let (source, goals) = match &self.images[..] {
             [_] => {
                 return Err(Error::new(Kind::Usage, "there is no destination")
@@ -128,25 +130,30 @@ impl Args {
             [source, goals @ ..] => (source, goals),
             [] => return Err(Error::new(Kind::Usage, "there is nothing to copy")),
         };
-        let source: Location = source.parse()?;
-        let goals = goals.iter().map(|goal| goal.parse()).collect::<Result<BTreeSet<Goal>>>()?;
+        let source: SourceLocation = source.parse()?;
+        let goals = goals.iter().map(|goal| goal.parse()).collect::<Result<BTreeSet<DestinationLocation>>>()?;
         if self.all_tags {
             self.check_all_tags(&source, &goals)?;
         }
         Ok((source, goals))
     }
 
-    fn check_all_tags(&self, source: &Location, goals: &BTreeSet<Goal>) -> Result<()> {
+    fn check_all_tags(&self, source: &SourceLocation, goals: &BTreeSet<DestinationLocation>) -> Result<()> {
         let written = self.images.first().map(String::as_str).unwrap_or_default();
         let last = written.rsplit('/').next().unwrap_or_default();
-        if !matches!(source, Location::Registry(..)) || last.contains(':') || last.contains('@') {
+        if !matches!(source, SourceLocation::Registry(..)) || last.contains(':') || last.contains('@') {
             return Err(Error::new(
                 Kind::Usage,
                 format!("--all-tags takes a repository, and {written:?} is more or less than that"),
             )
             .hint("leave out the tag or digest"));
         }
-        if goals.iter().any(|goal| matches!(goal, Goal::Repository { tag: Some(_), .. } | Goal::Layout(_, Some(_)))) {
+        if goals.iter().any(|goal| {
+            matches!(
+                goal,
+                DestinationLocation::Repository { tag: Some(_), .. } | DestinationLocation::Layout(_, Some(_))
+            )
+        }) {
             return Err(Error::new(Kind::Usage, "--all-tags writes many tags, and the destination names one")
                 .hint("leave out its tag"));
         }
@@ -170,11 +177,11 @@ impl Args {
 /// Lists of the referrers tag schema are no images, and each destination has its own.
 fn all_tags(
     registries: &Registries,
-    location: &Location,
-    source: &From,
-    rejected: &Arc<Mutex<Rejected>>,
-) -> Result<BoxStream<'static, Result<Vec<From>>>> {
-    let Location::Registry(reference, _) = location else { return Ok(stream::empty().boxed()) };
+    location: &SourceLocation,
+    source: &SourceImage,
+    rejected: &Arc<Mutex<RejectedTags>>,
+) -> Result<BoxStream<'static, Result<Vec<SourceImage>>>> {
+    let SourceLocation::Registry(reference, _) = location else { return Ok(stream::empty().boxed()) };
     let (repo, source, rejected) = (registries.repository(&reference.repository)?, source.clone(), rejected.clone());
     let is_image = |tag: &Tag| !Artifact::of(tag).is_some_and(|artifact| artifact.is_list());
     let pages = repo.tags().map_err(|error| error.on(Side::Source));
@@ -197,7 +204,7 @@ fn parse_size(text: &str) -> Result<u64> {
 }
 
 /// Images of `--all-tags` or of several destinations that are worked on at once.
-const IMAGES_AT_ONCE: usize = 8;
+const CONCURRENT_IMAGES: usize = 8;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.

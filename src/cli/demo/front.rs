@@ -9,46 +9,39 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 
+use super::tally::Fault;
 use super::tally::{Kind, Tally};
-use crate::cli::serve::Directory;
-use crate::content::Body;
+use crate::body::Body;
+use crate::cli::serve::LayoutBackend;
 use crate::demo::persona::{Answer, BodyRule, Persona, Verdict};
 use crate::error::Error;
-use crate::server::{Handler, ResponseBody, Server, whole};
+use crate::server::{Handler, ResponseBody, Server, buffered};
 
 /// A registry of the demo. Behind both of its ports: the persona tells by the host that was asked
 /// whether it is the registry or the store of blobs that it redirects to.
 pub(super) struct Front {
     persona: Persona,
-    server: Server<Directory>,
+    server: Server<LayoutBackend>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     tally: Tally,
-    trouble: Vec<Trouble>,
+    trouble: Vec<PlannedFault>,
     /// Blobs asked for or sent since the trouble was ordered.
     blobs: usize,
 }
 
 /// Something that goes wrong when the n-th blob is asked for or sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Trouble {
+pub(super) struct PlannedFault {
     pub(super) at: usize,
-    pub(super) what: What,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    /// No token that was given out so far is taken any more.
-    TokensExpire,
-    /// The upload session is gone, as ACR's sometimes are (azure-sdk-for-net#35322).
-    SessionIsLost,
+    pub(super) what: Fault,
 }
 
 impl Front {
-    pub(super) fn new(persona: Persona, directory: Directory) -> Self {
+    pub(super) fn new(persona: Persona, directory: LayoutBackend) -> Self {
         Self { persona, server: Server::new(directory), state: Mutex::default() }
     }
 
@@ -57,7 +50,7 @@ impl Front {
     }
 
     /// Orders trouble; what was ordered before is off.
-    pub(super) fn order(&self, trouble: &[Trouble]) {
+    pub(super) fn plan_faults(&self, trouble: &[PlannedFault]) {
         let mut state = self.state();
         state.trouble = trouble.to_vec();
         state.blobs = 0;
@@ -68,16 +61,16 @@ impl Front {
         std::mem::take(&mut self.state().tally)
     }
 
-    async fn turn(&self, head: Parts, mut body: Body) -> Response<ResponseBody> {
-        self.make_trouble(&head);
-        let form = if self.persona.wants_form(&head) { collect(&mut body, LONGEST_FORM).await } else { Ok(None) };
+    async fn handle_request(&self, head: Parts, mut body: Body) -> Response<ResponseBody> {
+        self.inject_faults(&head);
+        let form = if self.persona.wants_form(&head) { collect(&mut body, MAX_FORM_BYTES).await } else { Ok(None) };
         let form = form.ok().flatten().unwrap_or_default();
         let mut forward = match self.persona.answer(&head, &form) {
             Verdict::Forward(forward) => forward,
             Verdict::Respond(answer) => {
                 // Who is still sending would lose the answer to a closed connection.
                 let _ = collect(&mut body, u64::MAX).await;
-                return full(answer);
+                return buffered_response(answer);
             }
         };
         if let BodyRule::Whole { limit } = forward.body {
@@ -86,26 +79,26 @@ impl Front {
                     self.persona.saw(&mut forward, &bytes);
                     body = stream::once(std::future::ready(Ok(bytes))).boxed();
                 }
-                Ok(None) => return full(self.persona.too_large()),
+                Ok(None) => return buffered_response(self.persona.too_large()),
                 // The client is gone, and nobody reads this.
-                Err(_) => return whole(StatusCode::BAD_REQUEST, "text/plain", Bytes::new()),
+                Err(_) => return buffered(StatusCode::BAD_REQUEST, "text/plain", Bytes::new()),
             }
         }
         let response = self.server.handle(Request::from_parts(forward.head.clone(), body)).await;
         let (mut head, body) = response.into_parts();
         match self.persona.adjust(&forward, &mut head) {
-            Some(bytes) => Response::from_parts(head, full_body(bytes)),
+            Some(bytes) => Response::from_parts(head, buffered_body(bytes)),
             None => Response::from_parts(head, body),
         }
     }
 
-    fn make_trouble(&self, head: &Parts) {
+    fn inject_faults(&self, head: &Parts) {
         let path = head.uri.path();
         let is_blob = path.starts_with("/v2/") && path.contains("/blobs/");
         if !is_blob || ![Method::GET, Method::PUT].contains(&head.method) {
             return;
         }
-        let due: Vec<What> = {
+        let due: Vec<Fault> = {
             let mut state = self.state();
             state.blobs += 1;
             let now = state.blobs;
@@ -113,14 +106,14 @@ impl Front {
         };
         for what in due {
             match what {
-                What::TokensExpire => self.persona.revoke(),
-                What::SessionIsLost => {
+                Fault::TokensExpire => self.persona.revoke(),
+                Fault::SessionIsLost => {
                     if let Verdict::Forward(forward) = self.persona.answer(head, &[]) {
                         let _ = self.persona.broken(&forward);
                     }
                 }
             }
-            self.state().tally.struck(what);
+            self.state().tally.note_fault(what);
         }
     }
 
@@ -133,7 +126,7 @@ impl Handler for Front {
     async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let (head, body) = request.into_parts();
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
-        let response = Box::pin(self.turn(head, body)).await;
+        let response = Box::pin(self.handle_request(head, body)).await;
         self.state().tally.add(Kind::of(&method, &path, response.status()), path);
         response
     }
@@ -152,12 +145,12 @@ async fn collect(body: &mut Body, limit: u64) -> Result<Option<Bytes>, Error> {
     Ok((length <= limit).then(|| bytes.freeze()))
 }
 
-fn full(answer: Answer) -> Response<ResponseBody> {
+fn buffered_response(answer: Answer) -> Response<ResponseBody> {
     answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
 }
 
-fn full_body(bytes: Bytes) -> ResponseBody {
+fn buffered_body(bytes: Bytes) -> ResponseBody {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-const LONGEST_FORM: u64 = 64 << 10;
+const MAX_FORM_BYTES: u64 = 64 << 10;

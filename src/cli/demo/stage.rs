@@ -7,7 +7,7 @@ use futures_util::future;
 use tokio::net::TcpListener;
 
 use super::front::Front;
-use crate::cli::serve::Directory;
+use crate::cli::serve::LayoutBackend;
 use crate::content::Source as _;
 use crate::credentials::{Credential, Credentials};
 use crate::demo::fixtures::{File, HELLO_WORLD};
@@ -20,16 +20,16 @@ use crate::server::{self, Limits};
 
 /// The registries, and what is behind them.
 pub(super) struct Stage {
-    pub(super) hub: Site,
-    pub(super) acr: Site,
+    pub(super) hub: DemoRegistry,
+    pub(super) acr: DemoRegistry,
     /// Another of ACR's, for the trouble: what the first one holds would make it too easy.
-    pub(super) poor: Site,
+    pub(super) poor: DemoRegistry,
     /// The digest of the image that the Hub has.
     pub(super) digest: Digest,
 }
 
 /// One registry.
-pub(super) struct Site {
+pub(super) struct DemoRegistry {
     pub(super) name: &'static str,
     /// `127.0.0.1:port`.
     pub(super) address: String,
@@ -38,20 +38,20 @@ pub(super) struct Site {
 }
 
 /// What waits to be served.
-pub(super) struct Listeners(Vec<(TcpListener, Arc<Front>)>);
+pub(super) struct PendingServers(Vec<(TcpListener, Arc<Front>)>);
 
 impl Stage {
     /// Takes the ports and fills the directories, below `scratch`.
-    pub(super) async fn set(scratch: &Path) -> Result<(Self, Listeners)> {
-        let mut listeners = Listeners(Vec::new());
+    pub(super) async fn set(scratch: &Path) -> Result<(Self, PendingServers)> {
+        let mut listeners = PendingServers(Vec::new());
         let directory = scratch.join("hub");
-        write(&directory, HELLO_WORLD)?;
+        write_fixtures(&directory, HELLO_WORLD)?;
         let store = Store::open(&directory).await?;
         let digest = store.repository(&REPOSITORY.parse()?).manifest(&Target::Tag(TAG.parse()?)).await?.digest();
         let persona = |main: &str, side: &str| Hub::new(HubConfig::loopback(main, side)).into();
         let hub = listeners.add("Hub", store, false, persona).await?;
-        let acr = listeners.add("ACR", Store::create(&scratch.join("acr")).await?, true, azure).await?;
-        let poor = listeners.add("ACR 2", Store::create(&scratch.join("poor")).await?, true, azure).await?;
+        let acr = listeners.add("ACR", Store::create(&scratch.join("acr")).await?, true, acr_persona).await?;
+        let poor = listeners.add("ACR 2", Store::create(&scratch.join("poor")).await?, true, acr_persona).await?;
         Ok((Self { hub, acr, poor, digest }, listeners))
     }
 
@@ -64,7 +64,7 @@ impl Stage {
     }
 }
 
-impl Site {
+impl DemoRegistry {
     /// What the user of the demo would have logged in with. Nobody else's credentials are looked at.
     pub(super) fn credentials(&self) -> Result<Credentials> {
         Credentials::fixed(&self.address, Credential::basic(USER, PASSWORD))
@@ -76,7 +76,7 @@ impl Site {
     }
 }
 
-impl Listeners {
+impl PendingServers {
     /// A registry on two new ports.
     async fn add(
         &mut self,
@@ -84,12 +84,12 @@ impl Listeners {
         store: Store,
         writable: bool,
         persona: impl FnOnce(&str, &str) -> Persona,
-    ) -> Result<Site> {
-        let ((main, address), (side, side_address)) = (listen().await?, listen().await?);
-        let directory = Directory::new(store.clone(), writable);
+    ) -> Result<DemoRegistry> {
+        let ((main, address), (side, side_address)) = (bind_loopback().await?, bind_loopback().await?);
+        let directory = LayoutBackend::new(store.clone(), writable);
         let front = Arc::new(Front::new(persona(&address, &side_address), directory));
         self.0.extend([(main, front.clone()), (side, front.clone())]);
-        Ok(Site { name, address, front, store })
+        Ok(DemoRegistry { name, address, front, store })
     }
 
     /// Answers until dropped.
@@ -102,20 +102,20 @@ impl Listeners {
     }
 }
 
-fn azure(main: &str, side: &str) -> Persona {
+fn acr_persona(main: &str, side: &str) -> Persona {
     let account = Account::new(USER, PASSWORD, vec![Grant::new("*", "pull,push,metadata_read")]);
     let after_reset = AfterReset::Lost404;
     Acr::new(AcrConfig { accounts: vec![account], after_reset, ..AcrConfig::loopback(main, side) }).into()
 }
 
-async fn listen() -> Result<(TcpListener, String)> {
+async fn bind_loopback() -> Result<(TcpListener, String)> {
     let failed = |error: std::io::Error| Error::io("listen on 127.0.0.1", &error);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?.to_string();
     Ok((listener, address))
 }
 
-fn write(directory: &Path, files: &[File]) -> Result<()> {
+fn write_fixtures(directory: &Path, files: &[File]) -> Result<()> {
     for file in files {
         let path = directory.join(file.path);
         let parent = path.parent().unwrap_or(directory);

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use http::{Method, StatusCode};
 use serde::Serialize;
 
-use super::front::What;
 use crate::cli::output;
 
 /// What a request came to.
@@ -32,7 +31,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     seen: Vec<(Kind, String)>,
-    struck: Vec<What>,
+    struck: Vec<Fault>,
 }
 
 /// A tally for machines.
@@ -73,11 +72,11 @@ impl Tally {
         self.seen.push((kind, path));
     }
 
-    pub(super) fn struck(&mut self, what: What) {
+    pub(super) fn note_fault(&mut self, what: Fault) {
         self.struck.push(what);
     }
 
-    pub(super) fn has_struck(&self, what: What) -> bool {
+    pub(super) fn has_fault(&self, what: Fault) -> bool {
         self.struck.contains(&what)
     }
 
@@ -117,8 +116,8 @@ impl Tally {
             (Kind::Other, "other"),
         ];
         let parts = nouns.map(|(kind, noun)| (self.count(kind), noun));
-        let parts = parts.into_iter().filter(|(number, _)| *number > 0).map(|(number, noun)| several(number, noun));
-        let all = output::count(self.requests(), "request");
+        let parts = parts.into_iter().filter(|(number, _)| *number > 0).map(|(number, noun)| count_noun(number, noun));
+        let all = output::count_noun(self.requests(), "request");
         format!("{all}: {}", parts.collect::<Vec<_>>().join(", "))
     }
 
@@ -137,12 +136,20 @@ impl Tally {
 }
 
 /// `2 blobs read there`: the plural of the first word.
-fn several(number: usize, noun: &str) -> String {
+fn count_noun(number: usize, noun: &str) -> String {
     match noun.split_once(' ') {
-        Some((noun, rest)) => format!("{} {rest}", output::count(number, noun)),
+        Some((noun, rest)) => format!("{} {rest}", output::count_noun(number, noun)),
         None if noun == "other" => format!("{number} other"),
-        None => output::count(number, noun),
+        None => output::count_noun(number, noun),
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// No token that was given out so far is taken any more.
+    TokensExpire,
+    /// The upload session is gone, as ACR's sometimes are (azure-sdk-for-net#35322).
+    SessionIsLost,
 }
 
 #[cfg(test)]

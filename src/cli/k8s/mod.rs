@@ -18,11 +18,11 @@ use crate::error::Result;
 #[derive(Args, Clone, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    what: What,
+    what: Object,
 }
 
 #[derive(Clone, Debug, Subcommand)]
-enum What {
+enum Object {
     Secret(secret::Args),
     Pod(pod::Args),
     Hosts(node::MirrorArgs),
@@ -31,9 +31,9 @@ enum What {
 /// Prints it.
 pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
     match &command.what {
-        What::Secret(args) => print(&secret::document(args, global).await?, global),
-        What::Pod(args) => print(&pod::document(args)?, global),
-        What::Hosts(args) => {
+        Object::Secret(args) => print(&secret::document(args, global).await?, global),
+        Object::Pod(args) => print(&pod::document(args)?, global),
+        Object::Hosts(args) => {
             for mirror in args.mirrors()? {
                 output::print(&mirror.render());
             }

@@ -9,7 +9,7 @@ pub(super) fn subdomain(text: &str) -> Result<String> {
     if whole && text.split('.').all(is_label) {
         return Ok(text.to_owned());
     }
-    Err(wrong(
+    Err(invalid_name(
         text,
         "a name has up to 253 lower-case letters, digits, '-' and '.', and each part between dots begins and ends with a letter or digit (RFC 1123)",
     ))
@@ -20,14 +20,14 @@ pub(super) fn label(text: &str) -> Result<String> {
     if text.len() <= 63 && is_label(text) {
         return Ok(text.to_owned());
     }
-    Err(wrong(
+    Err(invalid_name(
         text,
         "a namespace has up to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit (RFC 1123)",
     ))
 }
 
 /// A label made of any text: `My_image.x` is `my-image-x`. Nothing, if nothing is left of it.
-pub(super) fn made_of(text: &str) -> Option<String> {
+pub(super) fn sanitized(text: &str) -> Option<String> {
     let mut name: String = text.to_ascii_lowercase();
     name = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
     let name = name.trim_matches('-');
@@ -40,7 +40,7 @@ fn is_label(text: &str) -> bool {
     edges && text.bytes().all(|b| good(b) || b == b'-')
 }
 
-fn wrong(text: &str, rule: &str) -> Error {
+fn invalid_name(text: &str, rule: &str) -> Error {
     Error::new(Kind::Usage, format!("{text:?} is not a name that Kubernetes takes")).on(Side::Local).hint(rule)
 }
 
@@ -59,8 +59,8 @@ mod tests {
         }
         assert!(label("kube-system").is_ok() && label(&"a".repeat(63)).is_ok());
         assert!(label("a.b").is_err() && label("").is_err() && label(&"a".repeat(64)).is_err());
-        assert_eq!(made_of("Hello_World.2").as_deref(), Some("hello-world-2"));
-        assert_eq!(made_of(&format!("{}-x", "a".repeat(62))).as_deref(), Some("a".repeat(62).as_str()));
-        assert_eq!(made_of("___"), None);
+        assert_eq!(sanitized("Hello_World.2").as_deref(), Some("hello-world-2"));
+        assert_eq!(sanitized(&format!("{}-x", "a".repeat(62))).as_deref(), Some("a".repeat(62).as_str()));
+        assert_eq!(sanitized("___"), None);
     }
 }

@@ -41,7 +41,7 @@ enum Restart {
 pub(super) fn document(args: &Args) -> Result<Value> {
     let image = &args.image;
     let last = image.repository.name.rsplit('/').next().unwrap_or_default();
-    let container = name::made_of(last).ok_or_else(|| {
+    let container = name::sanitized(last).ok_or_else(|| {
         Error::new(Kind::Usage, format!("no name can be made of {last:?}")).on(Side::Local).hint("give one with --name")
     })?;
     let mut metadata = json!({ "name": args.name.as_ref().unwrap_or(&container) });

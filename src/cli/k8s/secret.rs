@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use super::super::global::Global;
-use super::super::login::{Console, asked};
+use super::super::login::{Console, prompted_credential};
 use super::super::output;
 use super::name;
 use crate::credentials::{Credential, Credentials, Secret, pull_secret};
@@ -44,10 +44,10 @@ pub(super) struct Args {
 pub(super) async fn document(args: &Args, global: &Global) -> Result<Value> {
     let registry = registry_name(&args.registry)?;
     let credential = match &args.username {
-        Some(user) => asked(Some(user), args.password_stdin, &mut Console)?,
-        None => stored(&registry, global).await?,
+        Some(user) => prompted_credential(Some(user), args.password_stdin, &mut Console)?,
+        None => stored_credential(&registry, global).await?,
     };
-    let (username, password) = for_kubelet(&registry, credential)?;
+    let (username, password) = kubelet_credential(&registry, credential)?;
     // The kubelet finds an entry by the very port that an image's reference has.
     let key = if registry == DOCKER_HUB { registry } else { registry_as_written(&args.registry)? };
     let config = pull_secret(&key, &username, &password);
@@ -65,7 +65,7 @@ pub(super) async fn document(args: &Args, global: &Global) -> Result<Value> {
 }
 
 /// What a login, or whatever else this run would use, has for the registry as a whole.
-async fn stored(registry: &str, global: &Global) -> Result<Credential> {
+async fn stored_credential(registry: &str, global: &Global) -> Result<Credential> {
     let credentials = Credentials::load(&global.settings()?)?;
     // Any repository will do; entries for single ones of them are too narrow for a cluster.
     let name = if registry == DOCKER_HUB { "library/transload" } else { "transload" };
@@ -80,17 +80,17 @@ async fn stored(registry: &str, global: &Global) -> Result<Credential> {
 }
 
 /// The kubelet knows users and passwords only; ACR takes a token in the place of one.
-fn for_kubelet(registry: &str, credential: Credential) -> Result<(String, Secret)> {
+fn kubelet_credential(registry: &str, credential: Credential) -> Result<(String, Secret)> {
     const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
     match credential {
         Credential::Basic { username, password } => {
             if username == TOKEN_USER {
-                warn_of_end(&password);
+                warn_of_expiry(&password);
             }
             Ok((username, password))
         }
         Credential::RefreshToken(token) if is_acr(registry) => {
-            warn_of_end(&token);
+            warn_of_expiry(&token);
             Ok((TOKEN_USER.to_owned(), token))
         }
         Credential::RefreshToken(_) | Credential::Bearer(_) => Err(Error::new(
@@ -102,7 +102,7 @@ fn for_kubelet(registry: &str, credential: Credential) -> Result<(String, Secret
     }
 }
 
-fn warn_of_end(token: &Secret) {
+fn warn_of_expiry(token: &Secret) {
     let until = token
         .expires()
         .and_then(|time| jiff::Timestamp::try_from(time).ok())

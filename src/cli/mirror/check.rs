@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use super::super::global::{Format, Global};
 use super::super::output;
-use super::Where;
+use super::DestinationArgs;
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result, Side};
 use crate::mirror::List;
-use crate::mirror::list::{Base, Defaults, Entry, Exact, Note, Place};
+use crate::mirror::list::{Defaults, DestinationBase, Entry, ImageDestination, Note, SelectedImage};
 use crate::reference::RegistryName;
 
 /// Explain a list without network access: images, targets, and what is ignored
@@ -22,15 +22,15 @@ pub(super) struct CheckArgs {
     #[arg(value_name = "FILE")]
     list: String,
     #[command(flatten)]
-    to: Where,
+    to: DestinationArgs,
 }
 
 /// Runs `check`.
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
-    let (list, name) = read(&args.list, &args.to.defaults())?;
+    let (list, name) = read_list(&args.list, &args.to.defaults())?;
     let known = destinations(&list, &name, &args.to)?;
     // Without a destination a list can be checked all the same.
-    let somewhere = [Base { registry: RegistryName::not_chosen(), prefix: String::new() }];
+    let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
     list.check(to, &name)?;
     let document = Document::of(&list, &known, to, !args.to.to.is_empty())?;
@@ -48,7 +48,7 @@ pub(super) fn schema() -> Result<u8> {
 }
 
 /// Reads a list, `-` being stdin; and its name for people.
-pub(in crate::cli) fn read(file: &str, defaults: &Defaults) -> Result<(List, String)> {
+pub(in crate::cli) fn read_list(file: &str, defaults: &Defaults) -> Result<(List, String)> {
     let name = if file == "-" { "stdin" } else { file };
     let mut text = Vec::new();
     // One byte more than there may be tells that there is more. A list that the user names on the command line may
@@ -63,17 +63,17 @@ pub(in crate::cli) fn read(file: &str, defaults: &Defaults) -> Result<(List, Str
 }
 
 /// Reads and checks a list for a run: with the destinations that the run has.
-pub(super) fn open(file: &str, to: &Where) -> Result<(List, Vec<Base>)> {
-    let (list, name) = read(file, &to.defaults())?;
-    checked(list, &name, to)
+pub(super) fn open_list(file: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
+    let (list, name) = read_list(file, &to.defaults())?;
+    validate_list(list, &name, to)
 }
 
 /// The same for bytes that were read already.
-pub(super) fn parsed(bytes: &[u8], name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
-    checked(List::read_bytes(bytes, name, &to.defaults())?, name, to)
+pub(super) fn parse_list(bytes: &[u8], name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
+    validate_list(List::read_bytes(bytes, name, &to.defaults())?, name, to)
 }
 
-fn checked(list: List, name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
+fn validate_list(list: List, name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
     let to = destinations(&list, name, to)?;
     list.check(&to, name)?;
     Ok((list, to))
@@ -84,7 +84,7 @@ fn checked(list: List, name: &str, to: &Where) -> Result<(List, Vec<Base>)> {
 /// # Errors
 /// If the command line names destinations or a path, and all entries name their own: the run would write to
 /// those, which is hardly meant.
-fn destinations(list: &List, name: &str, to: &Where) -> Result<Vec<Base>> {
+fn destinations(list: &List, name: &str, to: &DestinationArgs) -> Result<Vec<DestinationBase>> {
     let mut fixed = list.entries.iter().filter(|entry| !entry.needs_destination());
     let some = list.entries.iter().any(Entry::needs_destination);
     match fixed.next() {
@@ -110,13 +110,13 @@ struct Document {
     schema: u32,
     form: &'static str,
     to: Vec<String>,
-    entries: Vec<Shown>,
+    entries: Vec<EntrySummary>,
     notes: Vec<Remark>,
 }
 
 /// An entry, and what is known of its images.
 #[derive(Debug, Serialize)]
-struct Shown {
+struct EntrySummary {
     line: usize,
     source: String,
     images: Vec<Image>,
@@ -151,7 +151,7 @@ struct Remark {
 
 impl Document {
     /// `given`: the destinations are those of the command line.
-    fn of(list: &List, known: &[Base], to: &[Base], given: bool) -> Result<Self> {
+    fn of(list: &List, known: &[DestinationBase], to: &[DestinationBase], given: bool) -> Result<Self> {
         let mut notes = list.notes.clone();
         if known.is_empty() && list.entries.iter().any(Entry::needs_destination) {
             let text = "no destination is known: give --to, here and to a run".to_owned();
@@ -169,8 +169,8 @@ impl Document {
         Ok(Self {
             schema: 1,
             form: list.form.name(),
-            to: known.iter().map(Base::to_string).collect(),
-            entries: list.entries.iter().map(|entry| Shown::of(entry, to)).collect::<Result<_>>()?,
+            to: known.iter().map(DestinationBase::to_string).collect(),
+            entries: list.entries.iter().map(|entry| EntrySummary::of(entry, to)).collect::<Result<_>>()?,
             notes: notes.into_iter().map(|note| Remark { line: note.line, text: note.text }).collect(),
         })
     }
@@ -183,8 +183,9 @@ impl Document {
         for entry in &self.entries {
             let mut line = format!("{:>width$}", entry.line);
             for (what, to) in entry.rows() {
-                let to: Vec<String> = to.iter().map(|place| output::field(short(place))).collect();
-                let (what, extent) = (output::field(short(&what)), output::field(entry.extent()));
+                let to: Vec<String> = to.iter().map(|place| output::format_field(shorten_reference(place))).collect();
+                let (what, extent) =
+                    (output::format_field(shorten_reference(&what)), output::format_field(entry.extent()));
                 let _ = writeln!(text, "{line}  {what} -> {}{extent}", to.join(", "));
                 // The line stands before the first of its images.
                 line = " ".repeat(width);
@@ -192,27 +193,27 @@ impl Document {
         }
         for note in &self.notes {
             let line = if note.line == 0 { String::new() } else { format!("line {}: ", note.line) };
-            let _ = writeln!(text, "note: {line}{}", output::field(&note.text));
+            let _ = writeln!(text, "note: {line}{}", output::format_field(&note.text));
         }
         text
     }
 }
 
-impl Shown {
-    fn of(entry: &Entry, to: &[Base]) -> Result<Self> {
-        let image = |exact: &Exact| {
+impl EntrySummary {
+    fn of(entry: &Entry, to: &[DestinationBase]) -> Result<Self> {
+        let image = |exact: &SelectedImage| {
             let places = entry.places(to, exact.tag.as_deref())?;
-            let to = places.iter().map(|place| at(place, exact)).collect();
+            let to = places.iter().map(|place| destination_text(place, exact)).collect();
             Ok(Image {
                 tag: exact.tag.clone().map(String::from),
                 digest: exact.digest.map(|digest| digest.to_string()),
                 to,
             })
         };
-        let tags = |select: &crate::mirror::list::Select| {
+        let tags = |select: &crate::mirror::list::TagFilter| {
             // What a template makes of the tag is shown by its placeholder's name.
             let places = entry.places(to, Some("TAG"))?;
-            let show = |place: &Place| match place.1.as_deref() {
+            let show = |place: &ImageDestination| match place.1.as_deref() {
                 None | Some("TAG") => place.0.to_string(),
                 Some(tag) => format!("{}:{tag}", place.0),
             };
@@ -248,7 +249,7 @@ impl Shown {
 }
 
 /// A reference for people: its digest is cut.
-fn short(reference: &str) -> String {
+fn shorten_reference(reference: &str) -> String {
     match reference.rsplit_once("@sha") {
         Some((name, digest)) if digest.len() > 20 => format!("{name}@sha{}…", &digest[..16]),
         _ => reference.to_owned(),
@@ -256,7 +257,7 @@ fn short(reference: &str) -> String {
 }
 
 /// A place as a reference.
-fn at((repository, tag): &Place, exact: &Exact) -> String {
+fn destination_text((repository, tag): &ImageDestination, exact: &SelectedImage) -> String {
     match (tag, &exact.digest) {
         (Some(tag), _) => format!("{repository}:{tag}"),
         (None, Some(digest)) => format!("{repository}@{digest}"),

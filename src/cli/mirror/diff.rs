@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use super::super::global::{Format, Global};
 use super::super::output;
-use super::places::Known;
-use super::{Where, check};
+use super::repositories::RegistryRepositories;
+use super::{DestinationArgs, check};
 use crate::copy::Failure;
-use crate::copy::{Engine, Silent};
+use crate::copy::{Engine, NoObserver};
 use crate::error::Result;
-use crate::mirror::run::{self, Action, Drift, Event, Job};
+use crate::mirror::job::{Drift, Job};
+use crate::mirror::run::{self, Action, Event};
 use crate::registry::Registries;
 
 /// Show which images of a list differ at the destination, without a transfer
@@ -21,7 +22,7 @@ pub(in crate::cli) struct Args {
     /// List of images: a file, or `-` for stdin
     list: String,
     #[command(flatten)]
-    to: Where,
+    to: DestinationArgs,
 }
 
 /// The document that `--output json` prints.
@@ -59,15 +60,15 @@ struct Summary {
 
 /// Runs the command. The exit code is 3 if anything has drifted or could not be compared.
 pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    let (list, to) = check::open(&args.list, &args.to)?;
+    let (list, to) = check::open_list(&args.list, &args.to)?;
     let found = Mutex::new(Document { schema: 1, ..Document::default() });
     let ended = |event| {
         let line = line(event);
         found.lock().unwrap_or_else(PoisonError::into_inner).add(line);
     };
-    let engine = Engine::new(1, Arc::new(Silent));
+    let engine = Engine::new(1, Arc::new(NoObserver));
     let options = run::Options { action: Action::Compare, ..run::Options::default() };
-    run::run(&list, &to, &Known::new(registries), &engine, &options, &|_, _| true, &ended).await;
+    run::run(&list, &to, &RegistryRepositories::new(registries), &engine, &options, &|_, _| true, &ended).await;
     let mut document = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     document.summary.requests = registries.known().iter().map(|(_, registry)| registry.requests()).sum();
     document.images.sort_by(|a, b| (a.line, &a.source, &a.destination).cmp(&(b.line, &b.source, &b.destination)));
@@ -125,8 +126,12 @@ impl Document {
     fn text(&self) -> String {
         let mut text = String::new();
         for image in self.images.iter().filter(|image| image.status != "same") {
-            text +=
-                &format!("{:8} {} {}", image.status, output::field(&image.source), output::field(&image.destination));
+            text += &format!(
+                "{:8} {} {}",
+                image.status,
+                output::format_field(&image.source),
+                output::format_field(&image.destination)
+            );
             if let Some(error) = &image.error {
                 text += &format!(": {}", error.message);
             }

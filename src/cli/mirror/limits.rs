@@ -19,20 +19,20 @@ use crate::regular_file;
 pub(super) struct Args {
     /// Reserve N of Docker Hub's pulls: when only these are left, its images wait until the limit resets, or
     /// until --deadline; other sources continue
-    #[arg(long, value_name = "N", help_heading = HEADING)]
+    #[arg(long, value_name = "N", help_heading = HELP_HEADING)]
     keep_pulls: Option<u64>,
     /// End the run after this time, such as 2h. Images that have not started are skipped, images in progress
     /// fail; the next run continues
-    #[arg(long, value_name = "DURATION", value_parser = deadline, conflicts_with = "interval", help_heading = HEADING)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_deadline, conflicts_with = "interval", help_heading = HELP_HEADING)]
     deadline: Option<(Duration, Instant)>,
     /// SKU of the Azure registries, which sets their request limits: basic, standard, premium
-    #[arg(long, value_name = "SKU", help_heading = HEADING)]
+    #[arg(long, value_name = "SKU", help_heading = HELP_HEADING)]
     acr_sku: Option<Sku>,
     /// Limit the requests per minute to a registry, such as ghcr.io=600 (repeatable)
-    #[arg(long, value_name = "REGISTRY=N", value_parser = rate, help_heading = HEADING)]
+    #[arg(long, value_name = "REGISTRY=N", value_parser = parse_rate, help_heading = HELP_HEADING)]
     rate: Vec<(String, u32)>,
     /// File with accounts of Docker Hub, one USER:TOKEN per line; each has its own pull limit
-    #[arg(long, value_name = "FILE", env = "TRANSLOAD_HUB_ACCOUNTS", help_heading = HEADING)]
+    #[arg(long, value_name = "FILE", env = "TRANSLOAD_HUB_ACCOUNTS", help_heading = HELP_HEADING)]
     hub_accounts: Option<PathBuf>,
 }
 
@@ -72,12 +72,12 @@ impl Args {
 }
 
 /// How long, and when that is: the time runs from the program's start.
-fn deadline(text: &str) -> Result<(Duration, Instant)> {
-    let long = schedule::duration(text)?;
+fn parse_deadline(text: &str) -> Result<(Duration, Instant)> {
+    let long = schedule::parse_duration(text)?;
     Ok((long, Instant::now() + long))
 }
 
-fn rate(text: &str) -> Result<(String, u32)> {
+fn parse_rate(text: &str) -> Result<(String, u32)> {
     let wrong = || Error::new(Kind::Usage, format!("{text:?} is not REGISTRY=N")).hint("such as ghcr.io=600");
     let (registry, number) = text.split_once('=').ok_or_else(wrong)?;
     let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
@@ -86,4 +86,4 @@ fn rate(text: &str) -> Result<(String, u32)> {
 
 /// The largest file of accounts that is read, in bytes.
 const MAX_ACCOUNTS: u64 = 1 << 20;
-const HEADING: &str = "Limits";
+const HELP_HEADING: &str = "Limits";

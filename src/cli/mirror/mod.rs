@@ -3,12 +3,12 @@
 pub(super) mod check;
 pub(super) mod diff;
 mod limits;
-mod places;
+mod repositories;
 pub(super) mod run;
 
 use super::global::Global;
 use crate::error::Result;
-use crate::mirror::list::{Base, Defaults, Template};
+use crate::mirror::list::{Defaults, DestinationBase, Template};
 use crate::registry::{Options, Registries};
 
 /// Mirror a whole list of images
@@ -30,10 +30,10 @@ enum Action {
 
 /// Where to, as `mirror LIST` and `mirror check` have it.
 #[derive(Clone, Debug, clap::Args)]
-struct Where {
+struct DestinationArgs {
     /// Destination: a registry with an optional path. Replaces the destinations of the list (repeatable)
     #[arg(long, value_name = "REGISTRY[/PATH]")]
-    to: Vec<Base>,
+    to: Vec<DestinationBase>,
     /// Path at the destination for entries without a target, made of {registry}, {repository}, {namespace},
     /// {name} and, after a colon, {tag}
     #[arg(long, value_name = "TEMPLATE")]
@@ -46,7 +46,7 @@ struct Where {
     keep_targets: bool,
 }
 
-impl Where {
+impl DestinationArgs {
     fn defaults(&self) -> Defaults {
         Defaults {
             target: self.target.clone(),
@@ -58,7 +58,7 @@ impl Where {
 
 impl Args {
     /// Runs what needs no registry, and no credentials: theirs may be broken. `None` for a run.
-    pub(super) fn offline(&self, global: &Global) -> Option<Result<u8>> {
+    pub(super) fn run_offline(&self, global: &Global) -> Option<Result<u8>> {
         self.action.as_ref().map(|action| match action {
             Action::Check(args) => check::run(args, global),
             Action::Schema => check::schema(),
@@ -71,8 +71,8 @@ impl Args {
     }
 
     /// Whether it ends by itself when it's asked to stop.
-    pub(super) fn stays(&self) -> bool {
-        self.run.stays()
+    pub(super) fn is_scheduled(&self) -> bool {
+        self.run.is_scheduled()
     }
 }
 

@@ -8,16 +8,17 @@ use tokio::time::Instant;
 
 use super::super::global::{Format, Global};
 use super::super::progress::Bars;
-use super::super::{interval, output, prune, told};
-use super::places::Known;
-use super::{Where, check, limits};
-use crate::copy::{Engine, Observer, Silent};
+use super::super::{interval, output, prune, render};
+use super::repositories::RegistryRepositories;
+use super::{DestinationArgs, check, limits};
+use crate::copy::{Engine, NoObserver, Observer};
 use crate::error::{Error, Result};
-use crate::mirror::list::{Base, Entry};
+use crate::mirror::job::Job;
+use crate::mirror::list::{DestinationBase, Entry};
 use crate::mirror::metrics::Metrics;
-use crate::mirror::prune::Claims;
-use crate::mirror::report::{self, Failed, Run, Which};
-use crate::mirror::run::{self, Action, Event, Job};
+use crate::mirror::prune::KeepSet;
+use crate::mirror::report::{self, ImageId, PreviousFailures, RunReport};
+use crate::mirror::run::{self, Action, Event};
 use crate::mirror::{List, Shard, shard};
 use crate::reference::{Reference, Repository};
 use crate::registry::{Options, Registries};
@@ -29,7 +30,7 @@ pub(super) struct RunArgs {
     #[arg(required = true)]
     list: Option<String>,
     #[command(flatten)]
-    to: Where,
+    to: DestinationArgs,
     /// Only print what would be copied
     #[arg(long)]
     dry_run: bool,
@@ -45,7 +46,7 @@ pub(super) struct RunArgs {
     /// Copy only this part of the list: 3/8 is the third of eight parts, /8 the part of JOB_COMPLETION_INDEX.
     /// A repository stays in its part
     #[arg(long, value_name = "N/OF")]
-    shard: Option<shard::Asked>,
+    shard: Option<shard::ShardSpec>,
     /// Copy only the images that failed or were skipped in this JSON report
     #[arg(long, value_name = "FILE")]
     retry_failed: Option<PathBuf>,
@@ -66,26 +67,26 @@ pub(super) struct RunArgs {
 /// Runs the list, once or on schedule; returns the exit code.
 pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let file = args.list.as_deref().unwrap_or("-");
-    if args.interval.stays() {
-        let parse = |bytes: &[u8]| check::parsed(bytes, file, &args.to);
-        let once = async |(list, to): &(List, Vec<Base>), metrics: &Metrics| {
-            let done = args.once((list, to), global, registries, None, Arc::new(metrics.clone())).await?;
-            args.tell(&done, global)?;
+    if args.interval.is_scheduled() {
+        let parse = |bytes: &[u8]| check::parse_list(bytes, file, &args.to);
+        let once = async |(list, to): &(List, Vec<DestinationBase>), metrics: &Metrics| {
+            let done = args.run_once((list, to), global, registries, None, Arc::new(metrics.clone())).await?;
+            args.print_report(&done, global)?;
             Ok(done)
         };
         return args.interval.run(Path::new(file), parse, once).await;
     }
-    let (list, to) = check::open(file, &args.to)?;
+    let (list, to) = check::open_list(file, &args.to)?;
     let bars = Bars::new(global).map(Arc::new);
     let observer: Arc<dyn Observer> = match &bars {
         Some(bars) => bars.clone(),
-        None => Arc::new(Silent),
+        None => Arc::new(NoObserver),
     };
-    let done = args.once((&list, &to), global, registries, bars.as_ref(), observer).await?;
+    let done = args.run_once((&list, &to), global, registries, bars.as_ref(), observer).await?;
     if let Some(bars) = &bars {
         bars.clear();
     }
-    args.tell(&done, global)?;
+    args.print_report(&done, global)?;
     Ok(done.exit_code())
 }
 
@@ -95,29 +96,29 @@ impl RunArgs {
         self.shard.map(|asked| asked.settle(index.as_deref())).transpose()
     }
 
-    fn failed(&self) -> Result<Option<Failed>> {
+    fn failed(&self) -> Result<Option<PreviousFailures>> {
         let read = |path: &PathBuf| {
             let bytes = report::read(path)
                 .map_err(|error| Error::unreadable(format!("read --retry-failed {}", path.display()), &error))?;
-            Failed::read(&path.display().to_string(), &bytes)
+            PreviousFailures::read(&path.display().to_string(), &bytes)
         };
         self.retry_failed.as_ref().map(read).transpose()
     }
 
     /// One run.
-    async fn once(
+    async fn run_once(
         &self,
-        (list, to): (&List, &[Base]),
+        (list, to): (&List, &[DestinationBase]),
         global: &Global,
         registries: &Registries,
         bars: Option<&Arc<Bars>>,
         observer: Arc<dyn Observer>,
-    ) -> Result<Run> {
+    ) -> Result<RunReport> {
         let (shard, failed) = (self.shard()?, self.failed()?);
-        remark(list);
-        let ours = |entry: &Entry| shard.is_none_or(|shard| shard.holds(&entry.source));
+        log_notes(list);
+        let ours = |entry: &Entry| shard.is_none_or(|shard| shard.contains(&entry.source));
         let again = Mutex::new(BTreeSet::new());
-        let concerned = failed.as_ref().map(concerned);
+        let concerned = failed.as_ref().map(failed_destinations);
         let wanted = |entry: &Entry, job: Option<&Job>| {
             ours(entry)
                 && concerned.as_ref().is_none_or(|concerned| concerned.contains(&entry.source))
@@ -129,37 +130,37 @@ impl RunArgs {
         let begun = Instant::now();
         // Why something failed is told once: by the table, where there is one.
         let shown = global.output == Format::Text && !global.quiet;
-        let run = Run::begin(shard.as_ref(), self.dry_run, &told::uses(registries));
-        let claims = Claims::of_list(list, to, shard.as_ref())?;
-        let done = Mutex::new((run, Held { claims, list, to }));
+        let run = RunReport::start(shard.as_ref(), self.dry_run, &render::registry_usage(registries));
+        let keep_set = KeepSet::of_list(list, to, shard.as_ref())?;
+        let done = Mutex::new((run, KeepRecorder { keep_set, list, to }));
         let ended = |event| {
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-            done.1.note(&event);
-            let failure = add(&mut done.0, event);
+            done.1.record(&event);
+            let failure = add_event(&mut done.0, event);
             drop(done);
             if let Some((which, error)) = failure {
                 let name = format!("{} to {}", which.source, which.destination);
-                let tell = || output::failed(name.trim_end_matches(" to "), &error, shown);
+                let tell = || output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
                 bars.map_or_else(tell, |bars| bars.suspend(tell));
             }
         };
         let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
         let options = run::Options { action: self.action(), deadline: self.limits.deadline() };
-        run::run(list, to, &Known::new(registries), &engine, &options, &wanted, &ended).await;
+        run::run(list, to, &RegistryRepositories::new(registries), &engine, &options, &wanted, &ended).await;
         if let Some(failed) = &failed {
             let again = again.into_inner().unwrap_or_else(PoisonError::into_inner);
-            miss(failed, &again, list, shard.as_ref());
+            warn_missing(failed, &again, list, shard.as_ref());
         }
         let (mut run, held) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         if self.prune.is_asked() {
-            run.pruned_by(self.prune.run(&held.claims, registries, self.dry_run, options.deadline).await);
+            run.pruned_by(self.prune.run(&held.keep_set, registries, self.dry_run, options.deadline).await);
         }
-        run.finish(begun.elapsed(), told::uses(registries));
+        run.finish(begun.elapsed(), render::registry_usage(registries));
         Ok(run)
     }
 
-    pub(super) fn stays(&self) -> bool {
-        self.interval.stays()
+    pub(super) fn is_scheduled(&self) -> bool {
+        self.interval.is_scheduled()
     }
 
     /// How registries are asked, by this command's flags.
@@ -173,7 +174,7 @@ impl RunArgs {
     }
 
     /// Prints the run, and writes its files.
-    fn tell(&self, done: &Run, global: &Global) -> Result<()> {
+    fn print_report(&self, done: &RunReport, global: &Global) -> Result<()> {
         if let Some(path) = &self.report {
             report::save(path, |to| done.json(to))?;
         }
@@ -183,35 +184,35 @@ impl RunArgs {
         match global.output {
             Format::Json => output::print_json(done),
             Format::Text if global.quiet => {}
-            Format::Text => output::print(&told::run(done)),
+            Format::Text => output::print(&render::run_summary(done)),
         }
         Ok(())
     }
 }
 
 /// What the list holds of its targets, for [`prune`].
-struct Held<'a> {
-    claims: Claims,
+struct KeepRecorder<'a> {
+    keep_set: KeepSet,
     list: &'a List,
-    to: &'a [Base],
+    to: &'a [DestinationBase],
 }
 
-impl Held<'_> {
-    fn note(&mut self, event: &Event) {
+impl KeepRecorder<'_> {
+    fn record(&mut self, event: &Event) {
         match event {
-            Event::Copied(job, _) | Event::Compared(job, _) => self.claims.hold(&job.destination, &job.at),
+            Event::Copied(job, _) | Event::Compared(job, _) => self.keep_set.keep(&job.destination, &job.at),
             Event::Failed(job, _) => {
-                self.claims.hold(&job.destination, &job.at);
-                self.claims.doubt(&job.destination, format!("{} failed", job.from()));
+                self.keep_set.keep(&job.destination, &job.at);
+                self.keep_set.keep_all(&job.destination, format!("{} failed", job.from()));
             }
             Event::Skipped(job, _) => {
-                self.claims.hold(&job.destination, &job.at);
-                self.claims.doubt(&job.destination, format!("{} was skipped", job.from()));
+                self.keep_set.keep(&job.destination, &job.at);
+                self.keep_set.keep_all(&job.destination, format!("{} was skipped", job.from()));
             }
             Event::Unknown { line, source, .. } => {
                 let (list, line) = (self.list, *line);
                 for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {
-                    self.claims.doubt_entry(entry, self.to, "not all tags of its source are known");
+                    self.keep_set.keep_all_of_entry(entry, self.to, "not all tags of its source are known");
                 }
             }
         }
@@ -219,7 +220,7 @@ impl Held<'_> {
 }
 
 /// Says what of the list isn't done, or done otherwise.
-pub(in crate::cli) fn remark(list: &List) {
+pub(in crate::cli) fn log_notes(list: &List) {
     for note in &list.notes {
         match note.line {
             0 => tracing::warn!("{}", note.text),
@@ -230,15 +231,15 @@ pub(in crate::cli) fn remark(list: &List) {
 
 /// Says what failed before and isn't asked for any more: a list or a destination that's another one would end as
 /// well as if all were done.
-fn miss(failed: &Failed, again: &BTreeSet<(String, String)>, list: &List, shard: Option<&Shard>) {
+fn warn_missing(failed: &PreviousFailures, again: &BTreeSet<(String, String)>, list: &List, shard: Option<&Shard>) {
     let listed = |source: &str| list.entries.iter().any(|entry| entry.source.to_string() == source);
     let others = |source: &str| {
         let source: Option<Reference> = source.parse().ok();
-        shard.zip(source).is_some_and(|(shard, source)| !shard.holds(&source.repository))
+        shard.zip(source).is_some_and(|(shard, source)| !shard.contains(&source.repository))
     };
     let mut missed = failed.iter().filter(|(source, destination)| {
         // Of a repository whose tags weren't known, any may have failed.
-        let known = if destination.is_empty() { listed(source) } else { holds(again, source, destination) };
+        let known = if destination.is_empty() { listed(source) } else { contains_pair(again, source, destination) };
         !known && !others(source)
     });
     if let Some((source, destination)) = missed.next() {
@@ -250,33 +251,33 @@ fn miss(failed: &Failed, again: &BTreeSet<(String, String)>, list: &List, shard:
 }
 
 /// The repositories of which something failed: no other's tags need to be listed.
-fn concerned(failed: &Failed) -> BTreeSet<Repository> {
+fn failed_destinations(failed: &PreviousFailures) -> BTreeSet<Repository> {
     failed.iter().filter_map(|(source, _)| source.parse::<Reference>().ok()).map(|source| source.repository).collect()
 }
 
-fn holds(pairs: &BTreeSet<(String, String)>, source: &str, destination: &str) -> bool {
+fn contains_pair(pairs: &BTreeSet<(String, String)>, source: &str, destination: &str) -> bool {
     pairs.contains(&(source.to_owned(), destination.to_owned()))
 }
 
 /// Adds what happened to the run; gives back a failure, to be told at once. What is skipped is told at the
 /// end: it would be the rest of the list.
-pub(in crate::cli) fn add(done: &mut Run, event: Event) -> Option<(Which, Error)> {
+pub(in crate::cli) fn add_event(done: &mut RunReport, event: Event) -> Option<(ImageId, Error)> {
     match event {
         Event::Copied(job, report) => {
-            done.add(which(&job), Ok(*report));
+            done.add(image_id(&job), Ok(*report));
             None
         }
         Event::Compared(..) => None,
         Event::Failed(job, error) => {
-            done.add(which(&job), Err(&error));
-            Some((which(&job), error))
+            done.add(image_id(&job), Err(&error));
+            Some((image_id(&job), error))
         }
         Event::Skipped(job, why) => {
-            done.skip(which(&job), &why);
+            done.skip(image_id(&job), &why);
             None
         }
         Event::Unknown { line, source, error, skipped } => {
-            let which = Which { source: source.to_string(), destination: String::new(), line };
+            let which = ImageId { source: source.to_string(), destination: String::new(), line };
             if skipped {
                 done.skip(which, &error);
                 return None;
@@ -287,8 +288,8 @@ pub(in crate::cli) fn add(done: &mut Run, event: Event) -> Option<(Which, Error)
     }
 }
 
-fn which(job: &Job) -> Which {
-    Which { source: job.from(), destination: job.to(), line: job.line }
+fn image_id(job: &Job) -> ImageId {
+    ImageId { source: job.from(), destination: job.to(), line: job.line }
 }
 
 #[cfg(test)]
@@ -324,11 +325,12 @@ mod tests {
             (Event::Failed(job(), late()), "s.io/a:1 failed"),
             (unknown, "not all tags of its source are known"),
         ] {
-            let mut held = Held { claims: Claims::of_list(&list, &to, None).expect("claims"), list: &list, to: &to };
-            held.note(&event);
+            let mut held =
+                KeepRecorder { keep_set: KeepSet::of_list(&list, &to, None).expect("claims"), list: &list, to: &to };
+            held.record(&event);
             let registries = Registries::new(Options::default());
             let open = |repository: &Repository| registries.repository(repository);
-            let plan = plan(&held.claims, open, &prune::Options::default(), crate::clock::timestamp()).await;
+            let plan = plan(&held.keep_set, open, &prune::Options::default(), crate::clock::timestamp()).await;
             assert_eq!(plan.repositories[0].spared.as_deref(), Some(why));
             assert_eq!(registries.known().len(), 0);
         }

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::config;
-use super::plan::{AccessLines, At, Door, Plan};
+use super::config::{AccessLogFormat, ListenAddress, ListenerConfig, ProxyConfig};
+use super::config_file;
 use crate::cli::output;
 use crate::error::Result;
-use crate::proxy::world::Spec;
+use crate::proxy::upstreams::UpstreamConfig;
 
 /// Explain a configuration file without network access
 #[derive(Clone, Debug, clap::Args)]
@@ -17,8 +17,8 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<u8> {
-    let plan = config::load(&args.file)?;
-    output::print(&text(&plan));
+    let proxy_config = config_file::load(&args.file)?;
+    output::print(&config_text(&proxy_config));
     Ok(0)
 }
 
@@ -27,15 +27,15 @@ pub(super) fn schema() -> Result<u8> {
     Ok(0)
 }
 
-fn text(plan: &Plan) -> String {
+fn config_text(proxy_config: &ProxyConfig) -> String {
     let mut text = String::new();
-    for door in &plan.listen {
-        let _ = writeln!(text, "listens at {}: {}", door.url(), door.who());
+    for listener_config in &proxy_config.listen {
+        let _ = writeln!(text, "listens at {}: {}", listener_config.url(), listener_config.allowed_clients());
     }
-    if let Some(address) = &plan.listen_admin {
+    if let Some(address) = &proxy_config.listen_admin {
         let _ = writeln!(text, "takes the orders of proxy ls, rm, gc and verify at http://{address}");
     }
-    let (settings, cache) = (&plan.settings, &plan.settings.cache);
+    let (settings, cache) = (&proxy_config.settings, &proxy_config.settings.cache);
     let _ = writeln!(
         text,
         "caches up to {} MiB in {}, and leaves {} MiB free",
@@ -44,7 +44,9 @@ fn text(plan: &Plan) -> String {
         cache.keep_free >> 20
     );
     let _ = match settings.scrub {
-        Some(rate) => writeln!(text, "  and reads {} of it in a second, to find what is corrupt", output::bytes(rate)),
+        Some(rate) => {
+            writeln!(text, "  and reads {} of it in a second, to find what is corrupt", output::format_bytes(rate))
+        }
         None => writeln!(text, "  and never looks whether what it has is corrupt"),
     };
     for spec in &settings.upstreams {
@@ -68,11 +70,11 @@ fn text(plan: &Plan) -> String {
             tag.as_secs(),
             negative.as_secs()
         );
-        if let Some(file) = plan.auth.get(&spec.name) {
+        if let Some(file) = proxy_config.auth.get(&spec.name) {
             let _ = writeln!(text, "  with the credentials of {}", file.display());
         }
         if let ([durable, _, ..], true) = (&spec.tiers[..], spec.write_back) {
-            let file = plan.write_auth.get(&spec.name);
+            let file = proxy_config.write_auth.get(&spec.name);
             let whose = file.map_or_else(String::new, |file| format!(", with the credentials of {}", file.display()));
             let _ = writeln!(text, "  what that lacks is copied into {}{whose}", durable.registry);
         }
@@ -80,22 +82,22 @@ fn text(plan: &Plan) -> String {
     let _ = writeln!(
         text,
         "at most {} connections at each address, {} fetches at once, {} s for a request's head, {} s for the upstreams",
-        plan.limits.connections,
+        proxy_config.limits.connections,
         settings.fills,
-        plan.limits.head.as_secs(),
+        proxy_config.limits.head.as_secs(),
         settings.upstream_timeout.as_secs()
     );
-    if let Some(connections) = plan.limits.per_address {
+    if let Some(connections) = proxy_config.limits.per_address {
         let _ = writeln!(text, "at most {connections} connections of each client address");
     }
-    if plan.access_log != AccessLines::Off {
-        let _ = writeln!(text, "tells each request on stdout as {:?}", plan.access_log);
+    if proxy_config.access_log != AccessLogFormat::Off {
+        let _ = writeln!(text, "tells each request on stdout as {:?}", proxy_config.access_log);
     }
     text
 }
 
 /// ` (only library/*; without library/nginx)`
-fn rules(spec: &Spec) -> String {
+fn rules(spec: &UpstreamConfig) -> String {
     let mut parts = Vec::new();
     for (word, patterns) in [("only", &spec.rules.allow), ("without", &spec.rules.deny)] {
         if !patterns.is_empty() {
@@ -106,18 +108,18 @@ fn rules(spec: &Spec) -> String {
     if parts.is_empty() { String::new() } else { format!(" ({})", parts.join("; ")) }
 }
 
-impl Door {
+impl ListenerConfig {
     /// Where it is, as it was written.
     pub(super) fn url(&self) -> String {
         match (&self.at, &self.tls) {
-            (At::Tcp(address), None) => format!("http://{address}"),
-            (At::Tcp(address), Some(_)) => format!("https://{address}"),
-            (At::Unix(path), _) => format!("unix:{}", path.display()),
+            (ListenAddress::Tcp(address), None) => format!("http://{address}"),
+            (ListenAddress::Tcp(address), Some(_)) => format!("https://{address}"),
+            (ListenAddress::Unix(path), _) => format!("unix:{}", path.display()),
         }
     }
 
     /// Who may ask there.
-    pub(super) fn who(&self) -> String {
+    pub(super) fn allowed_clients(&self) -> String {
         let secret = match (self.token.is_some(), self.users.is_some()) {
             (false, false) => None,
             (true, false) => Some("a token"),

@@ -20,7 +20,11 @@ impl Loopback {
     pub(super) async fn bind(&self) -> Result<TcpListener> {
         let listener = bind(&self.0).await?;
         let bound = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
-        if is_alone(bound.ip()) { Ok(listener) } else { Err(exposed(&format!("{} is {bound}, which", self.0))) }
+        if is_loopback_only(bound.ip()) {
+            Ok(listener)
+        } else {
+            Err(not_loopback(&format!("{} is {bound}, which", self.0)))
+        }
     }
 }
 
@@ -31,9 +35,10 @@ impl FromStr for Loopback {
     fn from_str(text: &str) -> Result<Self> {
         let named = |(host, port): (&str, &str)| host.eq_ignore_ascii_case("localhost") && port.parse::<u16>().is_ok();
         match text.parse::<SocketAddr>() {
-            Ok(address) if !is_alone(address.ip()) => Err(exposed(text)),
+            Ok(address) if !is_loopback_only(address.ip()) => Err(not_loopback(text)),
             Err(_) if !text.rsplit_once(':').is_some_and(named) => {
-                Err(Error::new(Kind::Usage, format!("{text:?} is no address of loopback with a port")).hint(HINT))
+                Err(Error::new(Kind::Usage, format!("{text:?} is no address of loopback with a port"))
+                    .hint(LOOPBACK_HINT))
             }
             _ => Ok(Self(text.to_owned())),
         }
@@ -46,16 +51,16 @@ impl std::fmt::Display for Loopback {
     }
 }
 
-fn is_alone(address: IpAddr) -> bool {
+fn is_loopback_only(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-fn exposed(what: &str) -> Error {
+fn not_loopback(what: &str) -> Error {
     let why = "can be reached from elsewhere, and who reaches it may empty the cache";
-    Error::new(Kind::Usage, format!("{what} {why}")).hint(HINT)
+    Error::new(Kind::Usage, format!("{what} {why}")).hint(LOOPBACK_HINT)
 }
 
-const HINT: &str = "orders are taken from this machine alone: write 127.0.0.1:9091, [::1]:9091 or localhost:9091; \
+const LOOPBACK_HINT: &str = "orders are taken from this machine alone: write 127.0.0.1:9091, [::1]:9091 or localhost:9091; \
     what others may read is at --listen-ops";
 
 #[cfg(test)]

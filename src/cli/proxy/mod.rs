@@ -1,16 +1,17 @@
 //! `transload proxy`: a pull-through cache in front of registries.
 
-mod admin;
+mod admin_api;
+mod admin_client;
+mod cache_commands;
 mod check;
 mod config;
-mod limits;
+mod config_file;
 mod listen;
 mod loopback;
 mod ops;
-mod orders;
-mod plan;
+mod origins;
 mod reload;
-mod remote;
+mod rlimit;
 mod scalars;
 mod serve;
 mod warm;
@@ -20,17 +21,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::listen::Open;
-use self::plan::{AccessLines, At, Door, Plan};
+use self::config::{AccessLogFormat, ListenAddress, ListenerConfig, ProxyConfig};
+use self::listen::OpenListener;
 use super::global::parse_bytes;
 use super::output::note;
 use crate::cli::faults::cache_files;
 use crate::error::{Error, Kind, Result};
-use crate::proxy::world::{Base, Spec};
+use crate::proxy::upstreams::{RegistryPath, UpstreamConfig};
 use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
 
-pub(super) use admin::run as admin;
+pub(super) use cache_commands::run as admin;
 pub(super) use serve::run;
 pub(super) use warm::run as warm;
 
@@ -46,7 +47,7 @@ pub(super) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
     /// Read the settings from this file instead of options
-    #[arg(long, value_name = "FILE", conflicts_with_all = BY_FILE)]
+    #[arg(long, value_name = "FILE", conflicts_with_all = FLAGS_SET_BY_FILE)]
     config: Option<PathBuf>,
     /// Address and port to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
@@ -54,7 +55,7 @@ pub(super) struct Args {
     /// Registry that clients may pull from, and the registry that answers for it (repeatable); NAME alone is that
     /// registry itself
     #[arg(long, value_name = "NAME=REGISTRY[/PREFIX]", required_unless_present = "config")]
-    upstream: Vec<Spec>,
+    upstream: Vec<UpstreamConfig>,
     /// Read what the upstream NAME does not have from the registry NAME itself (repeatable)
     #[arg(long, value_name = "NAME")]
     original: Vec<String>,
@@ -86,8 +87,8 @@ pub(super) struct Args {
     parallel_fetch: u8,
     /// Log requests on stdout when their answer is complete: time, client, user, method, path, ns, status, bytes,
     /// milliseconds, how it was served, how it ended, and the client's name
-    #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLines::Off)]
-    access_log: AccessLines,
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLogFormat::Off)]
+    access_log: AccessLogFormat,
     /// After SIGTERM, fail /readyz and accept connections for this time, so that load balancers notice, before
     /// draining
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600), help_heading = "Operation")]
@@ -105,7 +106,7 @@ pub(super) struct Args {
 enum Action {
     Check(check::CheckArgs),
     #[command(flatten)]
-    Cache(admin::Action),
+    Cache(cache_commands::Action),
     Warm(warm::WarmArgs),
     /// Print the JSON schema of the configuration file
     Schema,
@@ -113,7 +114,7 @@ enum Action {
 
 impl Args {
     /// Runs what asks nobody. `None` for the proxy itself.
-    pub(super) fn offline(&self) -> Option<Result<u8>> {
+    pub(super) fn run_offline(&self) -> Option<Result<u8>> {
         match self.action.as_ref()? {
             Action::Check(args) => Some(check::run(args)),
             Action::Cache(_) | Action::Warm(_) => None,
@@ -122,7 +123,7 @@ impl Args {
     }
 
     /// What is to be done to a cache, if that is what is asked for. It needs no credentials.
-    pub(super) fn admin(&self) -> Option<&admin::Action> {
+    pub(super) fn admin(&self) -> Option<&cache_commands::Action> {
         match &self.action {
             Some(Action::Cache(action)) => Some(action),
             _ => None,
@@ -138,13 +139,14 @@ impl Args {
     }
 
     /// What file or flags say.
-    fn plan(&self) -> Result<Plan> {
+    fn plan(&self) -> Result<ProxyConfig> {
         if let Some(path) = &self.config {
-            return config::load(path);
+            return config_file::load(path);
         }
-        let door = Door { at: At::Tcp(self.listen.clone()), tls: None, token: None, users: None };
-        Ok(Plan {
-            listen: vec![door],
+        let listener_config =
+            ListenerConfig { at: ListenAddress::Tcp(self.listen.clone()), tls: None, token: None, users: None };
+        Ok(ProxyConfig {
+            listen: vec![listener_config],
             settings: self.settings()?,
             write_auth: self.write_auth(),
             auth: BTreeMap::new(),
@@ -171,7 +173,7 @@ impl Args {
     fn settings(&self) -> Result<Settings> {
         let mut upstreams = self.upstream.clone();
         for name in &self.original {
-            let original: Base = name.parse()?;
+            let original: RegistryPath = name.parse()?;
             let spec = upstreams.iter_mut().find(|spec| *spec.name == *original.registry).ok_or_else(|| {
                 Error::new(Kind::Usage, format!("--original {name} names no upstream"))
                     .hint("it is for what an --upstream of the same name does not have")
@@ -188,21 +190,22 @@ impl Args {
             negative_ttl: Duration::from_secs(self.negative_ttl),
             upstream_timeout: Duration::from_secs(self.upstream_timeout),
             parallel: self.parallel_fetch.into(),
-            scrub: scrub::rate(&self.scrub, parse_bytes)?,
+            scrub: scrub::parse_rate(&self.scrub, parse_bytes)?,
             ..Settings::new(upstreams, cache)
         })
     }
 }
 
-fn announce<O: Origins>(plan: &Plan, doors: &[Open], proxy: &Proxy<O>) {
-    let names: Vec<&str> = plan.settings.upstreams.iter().map(|spec| spec.name.as_str()).collect();
+fn announce<O: Origins>(proxy_config: &ProxyConfig, listener_configs: &[OpenListener], proxy: &Proxy<O>) {
+    let names: Vec<&str> = proxy_config.settings.upstreams.iter().map(|spec| spec.name.as_str()).collect();
     let (blobs, bytes) = proxy.cache().blobs.count();
-    for door in doors {
-        note(&format!("proxying {} on {}", names.join(", "), door.url));
+    for listener_config in listener_configs {
+        note(&format!("proxying {} on {}", names.join(", "), listener_config.url));
     }
-    note(&format!("the cache {} has {blobs} blobs, {} MiB", plan.settings.cache.dir.display(), bytes >> 20));
-    let exposed: Vec<String> = doors.iter().filter_map(|door| Some(door.exposed?.to_string())).collect();
-    let open = plan.settings.upstreams.iter().filter(|spec| spec.rules.allow.is_empty());
+    note(&format!("the cache {} has {blobs} blobs, {} MiB", proxy_config.settings.cache.dir.display(), bytes >> 20));
+    let exposed: Vec<String> =
+        listener_configs.iter().filter_map(|listener_config| Some(listener_config.exposed?.to_string())).collect();
+    let open = proxy_config.settings.upstreams.iter().filter(|spec| spec.rules.allow.is_empty());
     let open: Vec<&str> = open.map(|spec| spec.name.as_str()).collect();
     if !exposed.is_empty() && !open.is_empty() {
         note(&format!(
@@ -226,7 +229,7 @@ Examples:
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const BY_FILE: [&str; 17] = [
+const FLAGS_SET_BY_FILE: [&str; 17] = [
     "upstream_timeout",
     "shutdown_delay",
     "drain_timeout",

@@ -9,17 +9,17 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use super::admin_api::{admin_handler, moved_handler};
 use super::loopback::Loopback;
-use super::orders::{elsewhere, told_to};
-use super::serve::Upstreams;
-use crate::cli::{interval, output, told};
+use super::origins::RegistryOrigins;
+use crate::cli::{interval, output, render};
 use crate::error::{Error, Result, Side};
 use crate::ops::{self, Health, Page};
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 use crate::proxy::cache::CacheDir;
 use crate::proxy::events::Observer;
-use crate::proxy::metrics::{Live, Metrics, PREFIX, Shown};
-use crate::proxy::status::{Lately, PAGE};
+use crate::proxy::metrics::{LiveMetrics, MetricFamily, Metrics, NAME_PREFIX};
+use crate::proxy::status::{PAGE, RecentActivity};
 use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::registry::Registries;
@@ -52,7 +52,7 @@ impl Args {
     ///
     /// # Errors
     /// If an address can't be bound.
-    pub(super) async fn open(&self, admin: Option<&Loopback>, upstreams: &Upstreams) -> Result<Ops> {
+    pub(super) async fn open(&self, admin: Option<&Loopback>, upstreams: &RegistryOrigins) -> Result<OpsServer> {
         let listener = match &self.listen_ops {
             Some(address) => Some(interval::listen(address).await?),
             None => None,
@@ -68,17 +68,17 @@ impl Args {
         };
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        Live::register(&mut registry, "transload_registry", {
+        LiveMetrics::register(&mut registry, "transload_registry", {
             let upstreams = upstreams.clone();
-            move || quotas(&upstreams.all())
+            move || quotas(&upstreams.clients())
         });
-        let health = Health::unready_since("the cache is being opened");
-        Ok(Ops {
+        let health = Health::unready_from_start("the cache is being opened");
+        Ok(OpsServer {
             listener,
             orders,
             registry,
             metrics,
-            lately: Lately::default(),
+            recent: RecentActivity::default(),
             pages: None,
             admin: None,
             health,
@@ -88,22 +88,22 @@ impl Args {
 }
 
 /// What is told, and where.
-pub(super) struct Ops {
+pub(super) struct OpsServer {
     listener: Option<TcpListener>,
     /// Where orders are taken, if not there.
     orders: Option<TcpListener>,
     registry: Registry,
     metrics: Metrics,
-    lately: Lately,
+    recent: RecentActivity,
     pages: Option<Pages>,
-    admin: Option<ops::Admin>,
+    admin: Option<ops::AdminHandler>,
     health: Health,
     cache: Option<CacheDir>,
 }
 
 type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
 
-impl Ops {
+impl OpsServer {
     /// Whether the proxy is of use now.
     pub(super) fn health(&self) -> Health {
         self.health.clone()
@@ -119,7 +119,7 @@ impl Ops {
         let mut all: Vec<Arc<dyn Observer>> = Vec::new();
         if self.listener.is_some() {
             all.push(Arc::new(self.metrics.clone()));
-            all.push(Arc::new(self.lately.clone()));
+            all.push(Arc::new(self.recent.clone()));
         }
         all.push(Arc::new(queue));
         Arc::new(all)
@@ -129,7 +129,7 @@ impl Ops {
     /// full cache and no upstream is of use, and one that is taken away is of none.
     pub(super) fn watch<O: Origins>(&mut self, proxy: &Proxy<O>) {
         let (proxy, proxy_again) = (proxy.clone(), proxy.clone());
-        Live::register(&mut self.registry, PREFIX, move || {
+        LiveMetrics::register(&mut self.registry, NAME_PREFIX, move || {
             let (blobs, bytes) = proxy.cache().blobs.count();
             let restored = proxy.cache().dir().restored();
             let up = proxy.health().into_iter().map(|health| (Some(health.registry), u64::from(health.well))).collect();
@@ -140,11 +140,11 @@ impl Ops {
                 ("upstream_up", "1 if the registry is asked, 0 while it is left alone for its faults", up),
             ]
         });
-        let (proxy, lately) = (proxy_again, self.lately.clone());
-        self.admin = Some(told_to(proxy.admin()));
+        let (proxy, recent) = (proxy_again, self.recent.clone());
+        self.admin = Some(admin_handler(proxy.admin()));
         self.cache = Some(proxy.cache().dir().clone());
-        self.pages = Some(Box::new(move |path| page(path, &proxy, &lately)));
-        self.health.ready();
+        self.pages = Some(Box::new(move |path| page(path, &proxy, &recent)));
+        self.health.set_ready();
     }
 
     /// Answers, for ever.
@@ -153,7 +153,7 @@ impl Ops {
     /// Those of [`ops::serve`].
     pub(super) async fn serve(self) -> Result<()> {
         let (shared, own) = match (self.orders, self.admin) {
-            (Some(listener), Some(admin)) => (Some(elsewhere()), Some((listener, admin))),
+            (Some(listener), Some(admin)) => (Some(moved_handler()), Some((listener, admin))),
             (_, admin) => (admin, None),
         };
         let ops = async {
@@ -188,18 +188,18 @@ async fn watch_cache(dir: CacheDir, health: Health) -> Result<()> {
     let mut failed = false;
     loop {
         let checked = dir.clone();
-        match blocking(move || checked.check_writable()).await {
+        match run_blocking(move || checked.check_writable()).await {
             Err(error) => {
                 if !failed {
                     tracing::error!("{error}: not ready, nothing can be cached");
                 }
                 failed = true;
-                health.unready(format!("nothing can be cached: {error}"));
+                health.set_unready(format!("nothing can be cached: {error}"));
             }
             Ok(()) if failed => {
                 failed = false;
                 tracing::info!("the cache can be written again: ready");
-                health.ready();
+                health.set_ready();
             }
             Ok(()) => {}
         }
@@ -210,11 +210,11 @@ async fn watch_cache(dir: CacheDir, health: Health) -> Result<()> {
 /// How often it is checked that the cache's directory can be written.
 const CACHE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-fn page<O: Origins>(path: &str, proxy: &Proxy<O>, lately: &Lately) -> Option<Page> {
+fn page<O: Origins>(path: &str, proxy: &Proxy<O>, recent: &RecentActivity) -> Option<Page> {
     match path {
         "/" => Some(("text/html; charset=utf-8", Bytes::from_static(PAGE.as_bytes()))),
         "/status.json" => {
-            let json = serde_json::to_vec(&lately.status(proxy)).unwrap_or_default();
+            let json = serde_json::to_vec(&recent.status(proxy)).unwrap_or_default();
             Some(("application/json", Bytes::from(json)))
         }
         _ => None,
@@ -223,10 +223,10 @@ fn page<O: Origins>(path: &str, proxy: &Proxy<O>, lately: &Lately) -> Option<Pag
 
 /// Requests sent, and pulls left where registries tell;
 /// with several accounts at one registry those of the first.
-fn quotas(registries: &[Registries]) -> Vec<Shown> {
+fn quotas(registries: &[Registries]) -> Vec<MetricFamily> {
     let (mut requests, mut left, mut limits) = (Vec::new(), Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
-    for used in registries.iter().flat_map(told::uses) {
+    for used in registries.iter().flat_map(render::registry_usage) {
         if !seen.insert(used.name.clone()) {
             continue;
         }

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::config;
-use super::listen::{Handle, Secrets};
-use super::plan::{Door, Plan};
-use super::serve::Upstreams;
-use crate::changes::Changes;
+use super::config::{ListenerConfig, ProxyConfig};
+use super::config_file;
+use super::listen::{ListenerHandle, ListenerSecrets};
+use super::origins::RegistryOrigins;
+use crate::change_detector::ChangeDetector;
 use crate::cli::global::Global;
 use crate::cli::output;
 use crate::descriptor::Digest;
@@ -25,22 +25,22 @@ use crate::regular_file::{self, Links};
 use crate::server::{AccessLog, Limits};
 
 /// What is looked at.
-pub(super) struct Watch {
+pub(super) struct ConfigWatcher {
     path: PathBuf,
     hangup: Signal,
-    plan: Plan,
-    changes: Changes<Marks>,
-    handles: Vec<Handle>,
+    proxy_config: ProxyConfig,
+    changes: ChangeDetector<FileDigests>,
+    handles: Vec<ListenerHandle>,
     log: AccessLog,
 }
 
 /// SIGHUP where there is nothing to read again. It must not end the proxy, as by default it ends what doesn't
 /// listen: whoever sends it, by habit or to all of a host's servers, wants a reload.
-pub(super) struct Hangups(Signal);
+pub(super) struct IgnoredHangups(Signal);
 
-impl Hangups {
+impl IgnoredHangups {
     pub(super) fn new() -> Result<Self> {
-        Ok(Self(hangups()?))
+        Ok(Self(hangup_signal()?))
     }
 
     /// Never ready.
@@ -52,75 +52,81 @@ impl Hangups {
     }
 }
 
-fn hangups() -> Result<Signal> {
+fn hangup_signal() -> Result<Signal> {
     signal(SignalKind::hangup()).map_err(|error| Error::io("listen to signals", &error))
 }
 
 /// By what changed files are known: the digest of each, where it can be read.
-type Marks = BTreeMap<PathBuf, Option<Digest>>;
+type FileDigests = BTreeMap<PathBuf, Option<Digest>>;
 
-impl Watch {
+impl ConfigWatcher {
     /// Begins to look, before anything is told to be ready.
-    pub(super) fn new(path: PathBuf, plan: Plan, handles: Vec<Handle>, log: AccessLog) -> Result<Self> {
-        let hangup = hangups()?;
-        let changes = Changes::since(marks(&path, &plan));
-        Ok(Self { path, hangup, plan, changes, handles, log })
+    pub(super) fn new(
+        path: PathBuf,
+        proxy_config: ProxyConfig,
+        handles: Vec<ListenerHandle>,
+        log: AccessLog,
+    ) -> Result<Self> {
+        let hangup = hangup_signal()?;
+        let changes = ChangeDetector::starting_at(file_digests(&path, &proxy_config));
+        Ok(Self { path, hangup, proxy_config, changes, handles, log })
     }
 
     /// Never ready.
-    pub(super) async fn run(mut self, proxy: &Proxy<Upstreams>, global: &Global) {
+    pub(super) async fn run(mut self, proxy: &Proxy<RegistryOrigins>, global: &Global) {
         loop {
             let asked = tokio::select! {
                 Some(()) = self.hangup.recv() => true,
-                () = tokio::time::sleep(PAUSE) => false,
+                () = tokio::time::sleep(POLL_INTERVAL) => false,
             };
-            let now = marks(&self.path, &self.plan);
+            let now = file_digests(&self.path, &self.proxy_config);
             // Looked at before it's read: what is written in between is found the next time.
-            if !self.changes.look(now.clone(), asked) {
+            if !self.changes.observe(now.clone(), asked) {
                 continue;
             }
             match self.reload(proxy, global, &now) {
                 Ok(()) => output::note(&format!("read {} again", self.path.display())),
                 Err(error) => {
-                    output::error(&error);
+                    output::print_error(&error);
                     output::note("the configuration stays as it was");
                 }
             }
         }
     }
 
-    fn reload(&mut self, proxy: &Proxy<Upstreams>, global: &Global, looked: &Marks) -> Result<()> {
-        let plan = config::load(&self.path)?;
+    fn reload(&mut self, proxy: &Proxy<RegistryOrigins>, global: &Global, looked: &FileDigests) -> Result<()> {
+        let proxy_config = config_file::load(&self.path)?;
         // Those that are named for the first time are looked at now, before they are read.
-        let mut seen = marks(&self.path, &plan);
+        let mut seen = file_digests(&self.path, &proxy_config);
         seen.extend(
             looked
                 .iter()
                 .filter_map(|(path, mark)| Some((seen.get_key_value(path)?.0.clone(), *mark)))
-                .collect::<Marks>(),
+                .collect::<FileDigests>(),
         );
         // Other files' names are taken over, other addresses and another kind of access are not.
-        let same = |(old, new): (&Door, &Door)| old.at == new.at && old.tls.is_some() == new.tls.is_some();
-        let listens =
-            plan.listen.len() == self.plan.listen.len() && plan.listen.iter().zip(&self.plan.listen).all(same);
-        let doors = if listens { &plan.listen } else { &self.plan.listen };
-        let secrets = doors.iter().map(Secrets::read).collect::<Result<Vec<_>>>()?;
-        let origins = Upstreams::registries(global, &plan)?;
+        let same =
+            |(old, new): (&ListenerConfig, &ListenerConfig)| old.at == new.at && old.tls.is_some() == new.tls.is_some();
+        let listens = proxy_config.listen.len() == self.proxy_config.listen.len()
+            && proxy_config.listen.iter().zip(&self.proxy_config.listen).all(same);
+        let listener_configs = if listens { &proxy_config.listen } else { &self.proxy_config.listen };
+        let secrets = listener_configs.iter().map(ListenerSecrets::read).collect::<Result<Vec<_>>>()?;
+        let origins = RegistryOrigins::connect(global, &proxy_config)?;
         // All of it can be used: from here on nothing fails but a world that makes no sense.
-        proxy.set_upstreams(plan.settings.upstreams.clone())?;
+        proxy.set_upstreams(proxy_config.settings.upstreams.clone())?;
         proxy.origins().set(origins);
         for (handle, secrets) in self.handles.iter().zip(secrets) {
             handle.set(secrets);
         }
-        let (old, new) = (&self.plan, &plan);
-        let limits = |plan: &Plan| {
-            let settings = &plan.settings;
-            let Limits { connections, per_address, head, .. } = plan.limits;
-            let stop = (plan.shutdown_delay, plan.limits.drain);
+        let (old, new) = (&self.proxy_config, &proxy_config);
+        let limits = |proxy_config: &ProxyConfig| {
+            let settings = &proxy_config.settings;
+            let Limits { connections, per_address, head, .. } = proxy_config.limits;
+            let stop = (proxy_config.shutdown_delay, proxy_config.limits.drain);
             (connections, per_address, head, settings.fills, settings.parallel, settings.upstream_timeout, stop)
         };
-        let cache = |plan: &Plan| {
-            let Settings { cache, scrub, .. } = &plan.settings;
+        let cache = |proxy_config: &ProxyConfig| {
+            let Settings { cache, scrub, .. } = &proxy_config.settings;
             (cache.dir.clone(), cache.size, cache.keep_free, *scrub)
         };
         for (what, differs) in [
@@ -134,37 +140,45 @@ impl Watch {
             }
         }
         // What needs a restart stays what it is, so that it's said again.
-        let (listen, mut settings, limits) =
-            (if listens { plan.listen } else { self.plan.listen.clone() }, plan.settings, self.plan.limits.clone());
-        (settings.cache, settings.scrub) = (self.plan.settings.cache.clone(), self.plan.settings.scrub);
-        (settings.fills, settings.parallel) = (self.plan.settings.fills, self.plan.settings.parallel);
-        settings.upstream_timeout = self.plan.settings.upstream_timeout;
-        self.log.set(plan.access_log.form());
-        let (listen_admin, shutdown_delay) = (self.plan.listen_admin.take(), self.plan.shutdown_delay);
-        self.plan = Plan { listen, settings, limits, listen_admin, shutdown_delay, ..plan };
-        self.changes = Changes::since(seen);
+        let (listen, mut settings, limits) = (
+            if listens { proxy_config.listen } else { self.proxy_config.listen.clone() },
+            proxy_config.settings,
+            self.proxy_config.limits.clone(),
+        );
+        (settings.cache, settings.scrub) = (self.proxy_config.settings.cache.clone(), self.proxy_config.settings.scrub);
+        (settings.fills, settings.parallel) = (self.proxy_config.settings.fills, self.proxy_config.settings.parallel);
+        settings.upstream_timeout = self.proxy_config.settings.upstream_timeout;
+        self.log.set(proxy_config.access_log.form());
+        let (listen_admin, shutdown_delay) = (self.proxy_config.listen_admin.take(), self.proxy_config.shutdown_delay);
+        self.proxy_config = ProxyConfig { listen, settings, limits, listen_admin, shutdown_delay, ..proxy_config };
+        self.changes = ChangeDetector::starting_at(seen);
         Ok(())
     }
 }
 
 /// What the files are like now: the configuration, and those that it names.
-fn marks(path: &Path, plan: &Plan) -> Marks {
-    let doors = plan.listen.iter().flat_map(|door| {
-        let tls = door.tls.iter().flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_ca.as_ref()]);
-        tls.flatten().chain(&door.token).chain(&door.users)
+fn file_digests(path: &Path, proxy_config: &ProxyConfig) -> FileDigests {
+    let listener_configs = proxy_config.listen.iter().flat_map(|listener_config| {
+        let tls =
+            listener_config.tls.iter().flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_ca.as_ref()]);
+        tls.flatten().chain(&listener_config.token).chain(&listener_config.users)
     });
-    let files = std::iter::once(path)
-        .chain(doors.chain(plan.auth.values()).chain(plan.write_auth.values()).map(PathBuf::as_path));
+    let files = std::iter::once(path).chain(
+        listener_configs
+            .chain(proxy_config.auth.values())
+            .chain(proxy_config.write_auth.values())
+            .map(PathBuf::as_path),
+    );
     let mark = |path: &Path| {
         let mut bytes = Vec::new();
         let (file, _) = regular_file::open(path, Links::Follow).ok()?;
-        file.take(MOST).read_to_end(&mut bytes).ok()?;
+        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
         Some(Digest::of(&bytes))
     };
     files.map(|path| (path.to_owned(), mark(path))).collect()
 }
 
 /// Between two looks at the files.
-const PAUSE: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// What is looked at of a file: all of any that makes sense.
-const MOST: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;

@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::plan::AccessLines;
+use super::config::AccessLogFormat;
 use crate::mirror::schedule;
 
 /// A scalar as text: a boolean is `on` or `off`, whatever word stood there.
 fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) -> Result<String, D::Error> {
-    struct Any(&'static str);
-    impl Visitor<'_> for Any {
+    struct ScalarVisitor(&'static str);
+    impl Visitor<'_> for ScalarVisitor {
         type Value = String;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,7 +48,7 @@ fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) ->
             Ok(number.to_string())
         }
     }
-    deserializer.deserialize_any(Any(expected))
+    deserializer.deserialize_any(ScalarVisitor(expected))
 }
 
 /// `50GiB`, or a number of bytes; `off` or `on`, where the key has that.
@@ -70,12 +70,12 @@ impl<'de> Deserialize<'de> for Seconds {
         let text = scalar(deserializer, "a number of seconds, or a duration such as 5m")?;
         match text.parse() {
             Ok(seconds) => Ok(Self(Duration::from_secs(seconds))),
-            Err(_) => schedule::duration(&text).map(Self).map_err(de::Error::custom),
+            Err(_) => schedule::parse_duration(&text).map(Self).map_err(de::Error::custom),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for AccessLines {
+impl<'de> Deserialize<'de> for AccessLogFormat {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match scalar(deserializer, "text, json or off")?.as_str() {
             "off" => Ok(Self::Off),

@@ -1,6 +1,6 @@
 //! `transload proxy warm`: fills a running proxy with the images of a list.
 //!
-//! The list's run and the copy engine as a mirror has them, with the proxy as the source and [`Nowhere`]
+//! The list's run and the copy engine as a mirror has them, with the proxy as the source and [`DiscardingDestination`]
 //! as the destination: so each blob is asked for once, within places, tried again, and verified here too.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,17 +12,17 @@ use tokio::time::Instant;
 use super::super::global::{Format, Global};
 use super::super::mirror::{check, run as mirror};
 use super::super::progress::Bars;
-use super::super::{output, told};
+use super::super::{output, render};
 use super::Args;
-use crate::content::{Destination, Feed, Pushed, Source, Started};
-use crate::copy::{Engine, Observer, Silent, Status};
+use crate::content::{Destination, Feed, PushReceipt, Source, UploadStart};
+use crate::copy::{Engine, NoObserver, Observer, Status};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 use crate::mirror::List;
-use crate::mirror::list::{Aim, Base, Defaults};
-use crate::mirror::report::Run;
-use crate::mirror::run::{self, Action, Event, Places};
+use crate::mirror::list::{Defaults, DestinationBase, DestinationRule};
+use crate::mirror::report::RunReport;
+use crate::mirror::run::{self, Action, Event, Repositories};
 use crate::reference::{RegistryName, Repository, Target};
 use crate::registry::{Cached, Options, Registries, Repo};
 use crate::verify::Verified;
@@ -37,7 +37,7 @@ pub(in crate::cli) struct WarmArgs {
     /// List of images: a file, or `-` for stdin, in any format of `transload mirror`
     list: String,
     /// The proxy: `HOST[:PORT]` or a URL with http:// or https://. Its credentials are found as for a registry
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000", value_parser = address)]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000", value_parser = parse_address)]
     proxy: Address,
     /// Only these platforms, in place of those of the list (repeatable, or comma-separated)
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
@@ -55,7 +55,7 @@ struct Address {
     plain: bool,
 }
 
-fn address(text: &str) -> Result<Address> {
+fn parse_address(text: &str) -> Result<Address> {
     let bare = text.trim_end_matches('/');
     let plain = bare.strip_prefix("http://");
     let name = plain.or(bare.strip_prefix("https://")).unwrap_or(bare);
@@ -73,11 +73,11 @@ impl WarmArgs {
     }
 
     /// The list, and where each image of it is at the proxy.
-    fn list(&self) -> Result<(List, Vec<Base>)> {
-        let (mut list, name) = check::read(&self.list, &Defaults::default())?;
-        let to = vec![Base { registry: self.proxy.name.clone(), prefix: String::new() }];
+    fn list(&self) -> Result<(List, Vec<DestinationBase>)> {
+        let (mut list, name) = check::read_list(&self.list, &Defaults::default())?;
+        let to = vec![DestinationBase { registry: self.proxy.name.clone(), prefix: String::new() }];
         for entry in &mut list.entries {
-            entry.target = Aim::Below("{registry}/{repository}".parse()?);
+            entry.target = DestinationRule::Below("{registry}/{repository}".parse()?);
             entry.strip_library = false;
             if !self.platform.is_empty() {
                 entry.platforms.clone_from(&self.platform);
@@ -92,41 +92,42 @@ impl WarmArgs {
 pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
     let Some(args) = args.warm() else { return Ok(0) };
     let (list, to) = args.list()?;
-    mirror::remark(&list);
+    mirror::log_notes(&list);
     let bars = Bars::new(global).map(Arc::new);
     let observer: Arc<dyn Observer> = match &bars {
         Some(bars) => bars.clone(),
-        None => Arc::new(Silent),
+        None => Arc::new(NoObserver),
     };
     let begun = Instant::now();
-    let done = Mutex::new(Run::begin(None, false, &told::uses(registries)));
+    let done = Mutex::new(RunReport::start(None, false, &render::registry_usage(registries)));
     let ended = |event| {
-        let failure = mirror::add(&mut done.lock().unwrap_or_else(PoisonError::into_inner), settled(event));
+        let failure =
+            mirror::add_event(&mut done.lock().unwrap_or_else(PoisonError::into_inner), with_proxy_names(event));
         if let Some((which, error)) = failure {
-            let tell = || output::failure(&which.source, &error);
+            let tell = || output::print_image_error(&which.source, &error);
             bars.as_ref().map_or_else(tell, |bars| bars.suspend(tell));
         }
     };
     let engine = Engine::new(usize::from(args.jobs), observer);
     // Nothing is ever at the destination: so all of each image is walked.
     let options = run::Options { action: Action::Copy { dry_run: false, force: true }, deadline: None };
-    let places = Proxied { registries, proxy: &args.proxy.name };
+    let places = ProxyRepositories { registries, proxy: &args.proxy.name };
     run::run(&list, &to, &places, &engine, &options, &|_, _| true, &ended).await;
     if let Some(bars) = &bars {
         bars.clear();
     }
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.finish(begun.elapsed(), told::uses(registries));
+    done.finish(begun.elapsed(), render::registry_usage(registries));
     match global.output {
         Format::Json => output::print_json(&done),
         Format::Text if global.quiet => {}
-        Format::Text => output::print(&told::run(&done)),
+        Format::Text => output::print(&render::run_summary(&done)),
     }
     Ok(done.exit_code())
 }
 
 /// An image of which the proxy had all blobs is unchanged.
-fn settled(event: Event) -> Event {
+fn with_proxy_names(event: Event) -> Event {
     match event {
         Event::Copied(job, mut report) => {
             if report.uploaded == 0 {
@@ -139,14 +140,14 @@ fn settled(event: Event) -> Event {
 }
 
 /// The list's repositories at the proxy.
-struct Proxied<'a> {
+struct ProxyRepositories<'a> {
     registries: &'a Registries,
     proxy: &'a RegistryName,
 }
 
-impl Places for Proxied<'_> {
+impl Repositories for ProxyRepositories<'_> {
     type Source = Repo;
-    type Destination = Nowhere;
+    type Destination = DiscardingDestination;
 
     fn source(&self, repository: &Repository) -> Result<Repo> {
         let Repository { registry, name } = repository;
@@ -158,22 +159,22 @@ impl Places for Proxied<'_> {
         self.registries.repository(&Repository { registry: self.proxy.clone(), name })
     }
 
-    fn destination(&self, repository: &Repository) -> Result<Nowhere> {
+    fn destination(&self, repository: &Repository) -> Result<DiscardingDestination> {
         let at = self.registries.repository(repository)?;
-        Ok(Nowhere { at, all: Repository::none(RegistryName::not_chosen()) })
+        Ok(DiscardingDestination { at, all: Repository::none(RegistryName::not_chosen()) })
     }
 }
 
 /// What is written here is verified and gone; the proxy it comes through has it then.
 #[derive(Clone)]
-struct Nowhere {
+struct DiscardingDestination {
     /// The repository at the proxy, to ask what is cached.
     at: Repo,
     /// One for all images: what came by one repository is there for all.
     all: Repository,
 }
 
-impl Destination for Nowhere {
+impl Destination for DiscardingDestination {
     type Session = ();
 
     fn repository(&self) -> &Repository {
@@ -184,29 +185,29 @@ impl Destination for Nowhere {
         false
     }
 
-    async fn find(&self, _: &Target) -> Result<Option<Descriptor>> {
+    async fn resolve_existing(&self, _: &Target) -> Result<Option<Descriptor>> {
         Ok(None)
     }
 
-    async fn stored(&self, digest: &Digest) -> Result<Manifest> {
+    async fn existing_manifest(&self, digest: &Digest) -> Result<Manifest> {
         Err(Error::new(Kind::NotFound, format!("there is no manifest {digest}")))
     }
 
-    async fn contains(&self, blob: &Descriptor) -> Result<bool> {
+    async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
         Ok(self.at.cached(&blob.digest).await? == Cached::Yes)
     }
 
-    async fn start(&self, _: &Descriptor, _: Option<&Repository>) -> Result<Started<()>> {
-        Ok(Started::Session(()))
+    async fn start_upload(&self, _: &Descriptor, _: Option<&Repository>) -> Result<UploadStart<()>> {
+        Ok(UploadStart::Session(()))
     }
 
     async fn upload<S: Source>(&self, (): (), feed: &Feed<S>, mut body: Verified) -> Result<()> {
         while body.try_next().await?.is_some() {}
         // The last byte may be here a moment before the proxy has named the file.
-        for _ in 0..PATIENCE {
+        for _ in 0..STORED_POLLS {
             match self.at.cached(&feed.blob().digest).await? {
                 Cached::Yes | Cached::Unknown => return Ok(()),
-                Cached::Soon => tokio::time::sleep(PAUSE).await,
+                Cached::Soon => tokio::time::sleep(STORED_POLL_INTERVAL).await,
                 Cached::No => break,
             }
         }
@@ -215,8 +216,8 @@ impl Destination for Nowhere {
             .hint("its cache has no room for all of the list, or can't be written: see its logs"))
     }
 
-    async fn put_manifest(&self, _: &Manifest, _: &Target) -> Result<Pushed> {
-        Ok(Pushed { lists_referrer: true })
+    async fn put_manifest(&self, _: &Manifest, _: &Target) -> Result<PushReceipt> {
+        Ok(PushReceipt { lists_referrer: true })
     }
 
     async fn listed_referrers(&self, _: &Digest) -> Result<Vec<Descriptor>> {
@@ -225,8 +226,8 @@ impl Destination for Nowhere {
 }
 
 /// How often, and after which time each, it's asked whether a blob has been stored: 30 s for a slow disk.
-const PATIENCE: u32 = 300;
-const PAUSE: Duration = Duration::from_millis(100);
+const STORED_POLLS: u32 = 300;
+const STORED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 const AFTER_HELP: &str = "\
 What is moved is what the proxy had to fetch; an image is unchanged if it had all of its blobs.

@@ -32,13 +32,13 @@ use super::{Secret, process};
 use crate::error::{Error, Kind, Result, Side};
 use crate::regular_file::{self, Links};
 
-mod ask;
 mod settings;
+mod token_request;
 
 pub use settings::EntraSettings;
 
-use ask::{chain, form, retry_after, send};
 use settings::{authority, check_complete, check_tenant, is_loopback, resource};
+use token_request::{encode_form, error_chain, retry_after, send};
 
 const IMDS: &str = "http://169.254.169.254";
 const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -58,7 +58,7 @@ pub struct Entra {
 }
 
 /// What a source of tokens that may not be there says.
-enum Tried {
+enum TokenAttempt {
     Token(Secret),
     NotHere(String),
 }
@@ -72,7 +72,7 @@ impl Entra {
     pub fn new(settings: EntraSettings, client: ClientBuilder) -> Result<Self> {
         check_complete(&settings)?;
         let authority = authority(settings.authority_host.as_deref())?;
-        let failed = |error: reqwest::Error| Error::new(Kind::Local, chain(&error)).doing("make an HTTP client");
+        let failed = |error: reqwest::Error| Error::new(Kind::Local, error_chain(&error)).doing("make an HTTP client");
         let second = Duration::from_secs(1);
         // A redirect would carry the secret in the body elsewhere.
         let client = client
@@ -102,11 +102,11 @@ impl Entra {
     /// # Errors
     /// If no identity was found, or Entra refused it. A passing fault is marked as such.
     pub async fn token(&self) -> Result<Secret> {
-        let token = self.ask().await;
+        let token = self.request_token().await;
         token.map_err(|error| error.doing("get a token from Microsoft Entra"))
     }
 
-    async fn ask(&self) -> Result<Secret> {
+    async fn request_token(&self) -> Result<Secret> {
         let EntraSettings { client_id, tenant_id, client_secret, federated_token_file, .. } = &self.settings;
         if let Some(dir) = &self.settings.principal {
             let [client, tenant, secret] = read_principal(dir)?;
@@ -127,14 +127,14 @@ impl Entra {
             }
         }
         let managed = match tokio::time::timeout(self.second * 80, self.ask_managed_identity()).await {
-            Ok(Ok(Tried::Token(token))) => return Ok(token),
-            Ok(Ok(Tried::NotHere(why))) => why,
+            Ok(Ok(TokenAttempt::Token(token))) => return Ok(token),
+            Ok(Ok(TokenAttempt::NotHere(why))) => why,
             Ok(Err(error)) => return Err(error),
             Err(_) => "the managed identity can't be used (it took too long)".to_owned(),
         };
         let cli = match self.ask_azure_cli().await {
-            Tried::Token(token) => return Ok(token),
-            Tried::NotHere(why) => why,
+            TokenAttempt::Token(token) => return Ok(token),
+            TokenAttempt::NotHere(why) => why,
         };
         Err(Error::new(
             Kind::Unauthorized,
@@ -156,7 +156,7 @@ impl Entra {
             .post(url)
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(header::ACCEPT, "application/json")
-            .body(form(&pairs));
+            .body(encode_form(&pairs));
         let (status, headers, answer) = send(request).await?;
         if let (StatusCode::OK, Some(token)) = (status, answer.access_token.as_ref()) {
             return Ok(Secret::new(token.as_str()));
@@ -187,7 +187,7 @@ impl Entra {
     }
 
     /// Asks what this machine has for managed identities.
-    async fn ask_managed_identity(&self) -> Result<Tried> {
+    async fn ask_managed_identity(&self) -> Result<TokenAttempt> {
         let mut pairs = vec![("resource", self.resource)];
         if let Some(client) = &self.settings.client_id {
             pairs.push(("client_id", client));
@@ -208,7 +208,7 @@ impl Entra {
                 format!("{base:?}, the address of the metadata service, is not a URL"),
             ));
         };
-        url.set_query(Some(&form(&pairs)));
+        url.set_query(Some(&encode_form(&pairs)));
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -220,17 +220,17 @@ impl Entra {
             };
             let (status, _, answer) = match send(request).await {
                 Ok(answer) => answer,
-                Err(error) => return Ok(Tried::NotHere(format!("there is no managed identity here ({error})"))),
+                Err(error) => return Ok(TokenAttempt::NotHere(format!("there is no managed identity here ({error})"))),
             };
             if let (StatusCode::OK, Some(token)) = (status, answer.access_token.as_ref()) {
                 tracing::debug!("Entra: using the managed identity");
-                return Ok(Tried::Token(Secret::new(token.as_str())));
+                return Ok(TokenAttempt::Token(Secret::new(token.as_str())));
             }
             match self.wait_for_imds(status, answer.error.is_some(), attempt) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => {
                     let said = answer.complaint(status);
-                    return Ok(Tried::NotHere(format!("the managed identity can't be used ({said})")));
+                    return Ok(TokenAttempt::NotHere(format!("the managed identity can't be used ({said})")));
                 }
             }
         }
@@ -248,10 +248,10 @@ impl Entra {
         }
     }
 
-    async fn ask_azure_cli(&self) -> Tried {
+    async fn ask_azure_cli(&self) -> TokenAttempt {
         let name = if cfg!(windows) { "az.cmd" } else { "az" };
         let Some(program) = process::look_up(self.settings.program_path.as_deref(), name) else {
-            return Tried::NotHere("the Azure CLI is not installed".to_owned());
+            return TokenAttempt::NotHere("the Azure CLI is not installed".to_owned());
         };
         let mut args = vec!["account", "get-access-token", "--resource", self.resource, "--output", "json"];
         if let Some(tenant) = &self.settings.tenant_id {
@@ -260,8 +260,8 @@ impl Entra {
         // It is written in Python, and slow to start.
         let output = match process::run(&program, &args, b"", self.second * 30).await {
             Ok(output) if output.status.success() => output,
-            Ok(output) => return Tried::NotHere(format!("the Azure CLI says: {}", output.complaint())),
-            Err(why) => return Tried::NotHere(format!("the Azure CLI {why}")),
+            Ok(output) => return TokenAttempt::NotHere(format!("the Azure CLI says: {}", output.complaint())),
+            Err(why) => return TokenAttempt::NotHere(format!("the Azure CLI {why}")),
         };
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -271,9 +271,9 @@ impl Entra {
         match serde_json::from_slice::<Printed>(&output.stdout) {
             Ok(printed) => {
                 tracing::debug!("Entra: using the Azure CLI's login");
-                Tried::Token(Secret::new(printed.access_token))
+                TokenAttempt::Token(Secret::new(printed.access_token))
             }
-            Err(_) => Tried::NotHere("the Azure CLI printed no token".to_owned()),
+            Err(_) => TokenAttempt::NotHere("the Azure CLI printed no token".to_owned()),
         }
     }
 }

@@ -209,12 +209,6 @@ impl Acr {
     }
 }
 
-/// openresty's page before the registry (harbor#23015).
-pub(super) fn too_large() -> Answer {
-    let title = "413 Request Entity Too Large";
-    wire::page(StatusCode::PAYLOAD_TOO_LARGE, title, "AzureContainerRegistry")
-}
-
 /// Azure storage's refusals; the first is the FAQ's `InvalidAuthenticationInfo`.
 fn storage_refusal(refused: &Refused) -> Answer {
     let (status, code) = match refused {

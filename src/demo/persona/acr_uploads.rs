@@ -11,25 +11,11 @@ use http::header::{CONTENT_RANGE, LOCATION, RANGE};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, response};
 
-use super::acr::too_large;
+use super::config::AfterReset;
 use super::mint::Mint;
+use super::wire::too_large;
 use super::wire::{self, Form, set};
 use super::{Answer, BodyRule, Broken};
-
-/// What becomes of an upload session when a connection breaks in the middle of a chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AfterReset {
-    /// The chunk counts for nothing, the session goes on: openresty spools a request before it
-    /// passes it.
-    #[default]
-    Kept,
-    /// What arrived counts: the session's `Range` ends in the middle of the chunk.
-    Partial,
-    /// The session answers 404 `BLOB_UPLOAD_INVALID` (azure-sdk-for-net#35322).
-    Lost404,
-    /// The session answers 416 (Azure/acr#866).
-    Lost416,
-}
 
 /// What upload sessions insist on.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,6 @@
 //! Where each look-alike stands and how strict it is.
 
 use super::access::{Account, Grant};
-use super::acr_uploads::AfterReset;
 
 /// Where the look-alike stands and how strict it is. The default is the real Hub's names with
 /// an account `alice`, password `wonderland`, who may push to `alice/*`.
@@ -218,4 +217,19 @@ impl Default for EntraConfig {
             groups: 0,
         }
     }
+}
+
+/// What becomes of an upload session when a connection breaks in the middle of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterReset {
+    /// The chunk counts for nothing, the session goes on: openresty spools a request before it
+    /// passes it.
+    #[default]
+    Kept,
+    /// What arrived counts: the session's `Range` ends in the middle of the chunk.
+    Partial,
+    /// The session answers 404 `BLOB_UPLOAD_INVALID` (azure-sdk-for-net#35322).
+    Lost404,
+    /// The session answers 416 (Azure/acr#866).
+    Lost416,
 }

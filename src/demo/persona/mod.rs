@@ -40,9 +40,9 @@ use http::request::Parts;
 use http::{Response, StatusCode, response};
 use http_body_util::Full;
 
+pub use self::config::AfterReset;
 pub use access::{Account, Grant};
 pub use acr::Acr;
-pub use acr_uploads::AfterReset;
 pub use config::{AcrConfig, EntraConfig, HubConfig};
 pub use entra::Entra;
 pub use hub::Hub;
@@ -182,7 +182,7 @@ impl Persona {
     /// The answer to a body over its limit.
     #[must_use]
     pub fn too_large(&self) -> Answer {
-        acr::too_large()
+        self::wire::too_large()
     }
 
     /// Makes every token issued so far invalid.

@@ -157,6 +157,12 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// openresty's page before the registry (harbor#23015).
+pub(super) fn too_large() -> Answer {
+    let title = "413 Request Entity Too Large";
+    page(StatusCode::PAYLOAD_TOO_LARGE, title, "AzureContainerRegistry")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 
-use super::place::{Base, Place};
-use super::{Entry, Exact, List, Note};
+use super::destination::{DestinationBase, ImageDestination};
+use super::{Entry, List, Note, SelectedImage};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 
@@ -15,10 +15,10 @@ impl List {
     ///
     /// # Errors
     /// With the lines at fault; `name` is the file's.
-    pub fn check(&self, to: &[Base], name: &str) -> Result<()> {
+    pub fn check(&self, to: &[DestinationBase], name: &str) -> Result<()> {
         let mut claims = Claims::default();
         for entry in &self.entries {
-            let at = |error: Error| super::read::at(name, entry.line, error);
+            let at = |error: Error| super::error::error_at(name, entry.line, error);
             if entry.pick.select.is_some() {
                 entry.places(to, Some("tag")).map_err(at)?;
             }
@@ -36,8 +36,8 @@ impl List {
     ///
     /// # Errors
     /// As [`Entry::places`].
-    pub fn repeated(&self, to: &[Base]) -> Result<Option<Note>> {
-        let mut seen: HashMap<(&Repository, String, Vec<Place>), usize> = HashMap::new();
+    pub fn repeated(&self, to: &[DestinationBase]) -> Result<Option<Note>> {
+        let mut seen: HashMap<(&Repository, String, Vec<ImageDestination>), usize> = HashMap::new();
         let (mut images, mut first) = (0, None);
         for entry in &self.entries {
             for exact in &entry.pick.exact {
@@ -62,14 +62,14 @@ impl List {
     ///
     /// # Errors
     /// As [`Entry::places`].
-    pub fn overlaps(&self, to: &[Base]) -> Result<Vec<Note>> {
-        let mut seen: HashMap<Place, &Entry> = HashMap::new();
+    pub fn overlaps(&self, to: &[DestinationBase]) -> Result<Vec<Note>> {
+        let mut seen: HashMap<ImageDestination, &Entry> = HashMap::new();
         let mut notes = Vec::new();
         for entry in &self.entries {
             // Where templates make different tags of the same one, nothing can meet.
             for place in entry.places(to, Some("tag"))? {
                 let other = *seen.entry(place.clone()).or_insert(entry);
-                let patterns = other.pick.needs_list() || entry.pick.needs_list();
+                let patterns = other.pick.needs_tag_list() || entry.pick.needs_tag_list();
                 if other.source != entry.source && patterns {
                     let text = format!(
                         "line {} goes to {} too: of an image whose tag that one has as well, this one fails",
@@ -85,14 +85,14 @@ impl List {
 
 /// Which image goes to which tag of a destination, so that none overwrites another.
 #[derive(Debug, Default)]
-pub struct Claims(HashMap<Place, (Repository, Exact, usize)>);
+pub struct Claims(HashMap<ImageDestination, (Repository, SelectedImage, usize)>);
 
 impl Claims {
     /// Notes that an image of an entry goes to a place. Returns whether it is new there.
     ///
     /// # Errors
     /// If another image goes there.
-    pub fn claim(&mut self, place: &Place, entry: &Entry, exact: &Exact) -> Result<bool> {
+    pub fn claim(&mut self, place: &ImageDestination, entry: &Entry, exact: &SelectedImage) -> Result<bool> {
         if place.1.is_none() {
             // By its digest: whoever else goes there is the same.
             return Ok(true);
@@ -107,7 +107,7 @@ impl Claims {
                 if *source == entry.source && other == exact {
                     return Ok(false);
                 }
-                let name = |source: &Repository, exact: &Exact| {
+                let name = |source: &Repository, exact: &SelectedImage| {
                     let colon = if exact.tag.is_some() { ":" } else { "" };
                     format!("{source}{colon}{exact}")
                 };

@@ -22,11 +22,14 @@
 
 use std::collections::BTreeSet;
 
+use super::native::parse_tag;
 use super::node::{Key, Node};
-use super::own::tag;
 use super::reader::Reader;
 use super::skopeo::repository;
-use super::{Aim, Dialect, Entry, Exact, Latest, Pattern, Pick, Select, TagSet, Template, Versions};
+use super::{
+    DestinationRule, Dialect, Entry, ImageSelection, Latest, Pattern, SelectedImage, TagFilter, TagSet, Template,
+    Versions,
+};
 use crate::error::{Error, Result};
 use crate::reference::Repository;
 
@@ -87,7 +90,7 @@ fn registry<'n>(task: &'n Node, side: &str, reader: &mut Reader<'_>) -> Result<&
 
 fn mapping(node: &Node, source: &str, target: &str, reader: &mut Reader<'_>) -> Result<()> {
     let (mut from, mut to) = (None, None);
-    let mut pick = Pick::default();
+    let mut pick = ImageSelection::default();
     let mut platforms = None;
     for (key, value) in reader.fields(node, "a mapping")? {
         match key.text.as_str() {
@@ -114,7 +117,7 @@ fn mapping(node: &Node, source: &str, target: &str, reader: &mut Reader<'_>) -> 
         reader.note(node.line, "all platforms are copied; dregsy's default is that of its machine");
     }
     let entry = Entry {
-        target: Aim::Fixed(vec![(target.registry, Template::literal(&target.name, None))]),
+        target: DestinationRule::Fixed(vec![(target.registry, Template::literal(&target.name, None))]),
         strip_library: false,
         platforms: platforms.unwrap_or_default(),
         ..reader.entry(node.line, source, pick)
@@ -155,8 +158,8 @@ fn mapped(from: &str, to: Option<(usize, &str)>, line: usize, reader: &Reader<'_
 }
 
 /// `tags` and `digests`: which images; all tags without any.
-fn tags(node: &Node, source: &Repository, pick: &mut Pick, reader: &mut Reader<'_>) -> Result<()> {
-    let mut select = Select::default();
+fn tags(node: &Node, source: &Repository, pick: &mut ImageSelection, reader: &mut Reader<'_>) -> Result<()> {
+    let mut select = TagFilter::default();
     let mut named = BTreeSet::new();
     let mut count = 0;
     for (line, text) in node.field("tags").map_or(Ok(Vec::new()), |node| reader.texts(node, "`tags`"))? {
@@ -173,12 +176,12 @@ fn tags(node: &Node, source: &Repository, pick: &mut Pick, reader: &mut Reader<'
                 Some(limit) => count = limit,
                 None => select.keep.push(pattern(line, rest, reader)?),
             },
-            _ => _ = named.insert(tag(line, text.trim(), &source.to_string(), reader)?),
+            _ => _ = named.insert(parse_tag(line, text.trim(), &source.to_string(), reader)?),
         }
     }
     for (line, text) in node.field("digests").map_or(Ok(Vec::new()), |node| reader.texts(node, "`digests`"))? {
         let digest = text.parse().map_err(|error: Error| reader.fail(line, error.to_string()))?;
-        pick.exact.insert(Exact { tag: None, digest: Some(digest) });
+        pick.exact.insert(SelectedImage { tag: None, digest: Some(digest) });
     }
     let selects = !select.sets.is_empty() || (named.is_empty() && pick.exact.is_empty());
     match (count, selects) {

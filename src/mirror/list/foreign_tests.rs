@@ -11,7 +11,7 @@ fn read(text: &str) -> List {
 fn picked(list: &str, tags: &str) -> Vec<String> {
     let list = read(list);
     let chosen = list.entries[0].pick.choose(tags.split(' ').map(Tag::from)).expect("patterns");
-    let mut chosen: Vec<String> = chosen.iter().map(Exact::to_string).collect();
+    let mut chosen: Vec<String> = chosen.iter().map(SelectedImage::to_string).collect();
     chosen.sort();
     chosen.dedup();
     chosen

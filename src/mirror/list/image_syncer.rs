@@ -15,7 +15,7 @@
 
 use super::node::{Key, Node, Value};
 use super::reader::Reader;
-use super::{Aim, Entry, Exact, Pattern, Pick, Select, TagSet, Template};
+use super::{DestinationRule, Entry, ImageSelection, Pattern, SelectedImage, TagFilter, TagSet, Template};
 use crate::error::Result;
 use crate::reference::{Repository, Tag};
 
@@ -51,7 +51,7 @@ fn credentials(key: &Key, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
 
 fn rules(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (source, destinations) in reader.fields(node, "`images`")? {
-        let from = Named::parse(&source.text).filter(|from| !from.repository.is_empty());
+        let from = NamedRepository::parse(&source.text).filter(|from| !from.repository.is_empty());
         let from = from.ok_or_else(|| reader.fail(source.line, format!("{:?} is no source", source.text)))?;
         let repository = reader.repository(source.line, from.repository)?;
         let texts = match &destinations.value {
@@ -69,7 +69,7 @@ fn rules(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
                     "a source without a destination goes to those of --to, named by what follows the last slash, as \
                      in image-syncer's default namespace",
                 );
-                entry.target = Aim::Below(Template::literal("{name}", None));
+                entry.target = DestinationRule::Below(Template::literal("{name}", None));
             }
             reader.add(entry)?;
         }
@@ -83,41 +83,41 @@ fn rules(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
 /// A source and one of its destinations.
 fn rule(
     key: &Key,
-    from: &Named<'_>,
+    from: &NamedRepository<'_>,
     source: &Repository,
     (line, text): (usize, &str),
     reader: &mut Reader<'_>,
 ) -> Result<()> {
     let text = &reader.expanded(line, text)?;
-    let to = Named::parse(text).ok_or_else(|| reader.fail(line, format!("{text:?} is no destination")))?;
+    let to = NamedRepository::parse(text).ok_or_else(|| reader.fail(line, format!("{text:?} is no destination")))?;
     let target: Repository = reader.at(line, to.repository.parse())?;
-    let entry = |pick: Pick, tag: Option<&str>, reader: &Reader<'_>| Entry {
-        target: Aim::Fixed(vec![(target.registry.clone(), Template::literal(&target.name, tag))]),
+    let entry = |pick: ImageSelection, tag: Option<&str>, reader: &Reader<'_>| Entry {
+        target: DestinationRule::Fixed(vec![(target.registry.clone(), Template::literal(&target.name, tag))]),
         strip_library: false,
         ..reader.entry(key.line, source.clone(), pick)
     };
     match (&from.which, &to.which) {
-        (_, Which::All) => {
+        (_, WantedTags::All) => {
             let entry = entry(from.pick(key.line, reader)?, None, reader);
             reader.add(entry)
         }
         // Which tags go where: in their order.
-        (Which::Tags(from), Which::Tags(to)) if from.len() == to.len() => {
+        (WantedTags::Tags(from), WantedTags::Tags(to)) if from.len() == to.len() => {
             for (from, to) in from.iter().zip(to) {
-                let exact = Exact { tag: Some(reader.at(key.line, checked(from))?), digest: None };
-                let to = reader.at(line, checked(to))?;
-                let entry = entry(Pick { exact: [exact].into(), select: None }, Some(&to), reader);
+                let exact = SelectedImage { tag: Some(reader.at(key.line, checked_tag(from))?), digest: None };
+                let to = reader.at(line, checked_tag(to))?;
+                let entry = entry(ImageSelection { exact: [exact].into(), select: None }, Some(&to), reader);
                 reader.add(entry)?;
             }
             Ok(())
         }
-        (Which::Digest(_), Which::Tags(to)) if to.len() == 1 => {
-            let to = reader.at(line, checked(to.first().copied().unwrap_or_default()))?;
+        (WantedTags::Digest(_), WantedTags::Tags(to)) if to.len() == 1 => {
+            let to = reader.at(line, checked_tag(to.first().copied().unwrap_or_default()))?;
             let entry = entry(from.pick(key.line, reader)?, Some(&to), reader);
             reader.add(entry)
         }
         // The image is written by its digest anyway.
-        (Which::Digest(from_digest), Which::Digest(to)) if from_digest == to => {
+        (WantedTags::Digest(from_digest), WantedTags::Digest(to)) if from_digest == to => {
             let entry = entry(from.pick(key.line, reader)?, None, reader);
             reader.add(entry)
         }
@@ -129,62 +129,64 @@ fn rule(
 
 /// A repository, and which images of it.
 #[derive(Debug)]
-struct Named<'a> {
+struct NamedRepository<'a> {
     repository: &'a str,
-    which: Which<'a>,
+    which: WantedTags<'a>,
 }
 
 #[derive(Debug)]
-enum Which<'a> {
+enum WantedTags<'a> {
     All,
     Tags(Vec<&'a str>),
     Regex(&'a str),
     Digest(&'a str),
 }
 
-impl<'a> Named<'a> {
+impl<'a> NamedRepository<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         if let Some((repository, digest)) = text.split_once('@') {
             // Of a tag and a digest the digest counts.
             let name = repository.rfind('/').map_or(0, |at| at + 1);
             let end = repository[name..].find(':').map_or(repository.len(), |at| name + at);
-            return Some(Self { repository: &repository[..end], which: Which::Digest(digest) });
+            return Some(Self { repository: &repository[..end], which: WantedTags::Digest(digest) });
         }
         if let Some((repository, rest)) = text.split_once(":/") {
-            return Some(Self { repository, which: Which::Regex(rest.strip_suffix('/')?) });
+            return Some(Self { repository, which: WantedTags::Regex(rest.strip_suffix('/')?) });
         }
         let after = text.rfind('/').map_or(0, |at| at + 1);
         match text[after..].split_once(':') {
             Some((name, tags)) => {
-                let which = Which::Tags(tags.split(',').map(str::trim).collect());
+                let which = WantedTags::Tags(tags.split(',').map(str::trim).collect());
                 Some(Self { repository: &text[..after + name.len()], which })
             }
-            None => Some(Self { repository: text, which: Which::All }),
+            None => Some(Self { repository: text, which: WantedTags::All }),
         }
     }
 
-    fn pick(&self, line: usize, reader: &mut Reader<'_>) -> Result<Pick> {
-        let select = |sets| Pick { exact: [].into(), select: Some(Select { sets, ..Select::default() }) };
+    fn pick(&self, line: usize, reader: &mut Reader<'_>) -> Result<ImageSelection> {
+        let select =
+            |sets| ImageSelection { exact: [].into(), select: Some(TagFilter { sets, ..TagFilter::default() }) };
         Ok(match &self.which {
-            Which::All => select(Vec::new()),
-            Which::Regex(text) => {
+            WantedTags::All => select(Vec::new()),
+            WantedTags::Regex(text) => {
                 let pattern = reader.at(line, Pattern::regex(text))?;
                 reader.remark(line, &pattern);
                 let patterns = vec![pattern];
                 select(vec![TagSet { patterns, ..TagSet::default() }])
             }
-            Which::Digest(digest) => {
+            WantedTags::Digest(digest) => {
                 let digest = digest.parse().map(Some).map_err(|error| reader.fail(line, format!("{error}")))?;
-                Pick { exact: [Exact { tag: None, digest }].into(), select: None }
+                ImageSelection { exact: [SelectedImage { tag: None, digest }].into(), select: None }
             }
-            Which::Tags(tags) => {
-                let exact = |tag: &&str| Ok(Exact { tag: Some(reader.at(line, checked(tag))?), digest: None });
-                Pick { exact: tags.iter().map(exact).collect::<Result<_>>()?, select: None }
+            WantedTags::Tags(tags) => {
+                let exact =
+                    |tag: &&str| Ok(SelectedImage { tag: Some(reader.at(line, checked_tag(tag))?), digest: None });
+                ImageSelection { exact: tags.iter().map(exact).collect::<Result<_>>()?, select: None }
             }
         })
     }
 }
 
-fn checked(tag: &str) -> Result<Tag> {
+fn checked_tag(tag: &str) -> Result<Tag> {
     tag.parse()
 }

@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::fmt;
 
-use super::Exact;
+use super::SelectedImage;
 use super::dialect::{Semver, blang};
 
 /// A limit on the number of tags.
@@ -19,12 +19,12 @@ pub struct Latest {
     /// How many.
     pub count: usize,
     /// Images that the file names, which are there whether the repository lists them or not.
-    pub named: BTreeSet<Exact>,
+    pub named: BTreeSet<SelectedImage>,
 }
 
 impl Latest {
     /// What is left where nothing else is chosen.
-    pub(super) fn of_named(&self) -> BTreeSet<Exact> {
+    pub(super) fn of_named(&self) -> BTreeSet<SelectedImage> {
         Held::new(self).finish().into_iter().collect()
     }
 }
@@ -43,12 +43,12 @@ impl fmt::Display for Latest {
 #[derive(Debug)]
 pub(super) struct Held {
     count: usize,
-    named: BTreeSet<Exact>,
+    named: BTreeSet<SelectedImage>,
     /// The oldest first. Versions that are equal (`1.2`, `v1.2.0`) are in the order of their text; dregsy's is
     /// left to chance.
-    versions: BinaryHeap<Reverse<(Semver, String, Exact)>>,
+    versions: BinaryHeap<Reverse<(Semver, String, SelectedImage)>>,
     /// Tags that are no versions, kept only until the first that is: then all of them stay.
-    others: Vec<Exact>,
+    others: Vec<SelectedImage>,
 }
 
 impl Held {
@@ -62,7 +62,7 @@ impl Held {
     }
 
     /// Offers what was found in the repository; returns what stays whatever follows.
-    pub(super) fn offer(&mut self, exact: Exact) -> Option<Exact> {
+    pub(super) fn offer(&mut self, exact: SelectedImage) -> Option<SelectedImage> {
         // One that the file pins must not be overwritten by what its tag is now.
         if self.named.iter().any(|named| named.tag == exact.tag && named.digest.is_some()) {
             return None;
@@ -75,7 +75,7 @@ impl Held {
         None
     }
 
-    fn hold(&mut self, exact: Exact) {
+    fn hold(&mut self, exact: SelectedImage) {
         let text = written(&exact);
         match blang::version(&text) {
             Some(version) => {
@@ -89,7 +89,7 @@ impl Held {
     }
 
     /// What stays of what was held back, each once.
-    pub(super) fn finish(mut self) -> Vec<Exact> {
+    pub(super) fn finish(mut self) -> Vec<SelectedImage> {
         if self.versions.is_empty() {
             self.others.sort_by_cached_key(written);
             self.others.drain(..self.others.len().saturating_sub(self.count));
@@ -101,7 +101,7 @@ impl Held {
 }
 
 /// An image as dregsy has it in its list of tags: `1.2`, `1.2@sha256:…`, `sha256:…`.
-fn written(exact: &Exact) -> String {
+fn written(exact: &SelectedImage) -> String {
     match (&exact.tag, &exact.digest) {
         (None, Some(digest)) => digest.to_string(),
         _ => exact.to_string(),
@@ -112,16 +112,16 @@ fn written(exact: &Exact) -> String {
 mod tests {
     use super::*;
 
-    fn exact(tag: &str) -> Exact {
-        Exact { tag: Some(tag.into()), digest: None }
+    fn exact(tag: &str) -> SelectedImage {
+        SelectedImage { tag: Some(tag.into()), digest: None }
     }
 
     fn left(named: &str, found: &str, count: usize) -> Vec<String> {
         let named = named.split_whitespace().map(exact).collect();
         let mut held = Held::new(&Latest { count, named });
-        let mut all: Vec<Exact> = found.split_whitespace().filter_map(|tag| held.offer(exact(tag))).collect();
+        let mut all: Vec<SelectedImage> = found.split_whitespace().filter_map(|tag| held.offer(exact(tag))).collect();
         all.extend(held.finish());
-        let mut all: Vec<String> = all.iter().map(Exact::to_string).collect();
+        let mut all: Vec<String> = all.iter().map(SelectedImage::to_string).collect();
         all.sort();
         all
     }
@@ -155,13 +155,13 @@ mod tests {
     #[test]
     fn what_is_pinned_is_no_version_and_stays() {
         let digest = format!("sha256:{}", "0a".repeat(32)).parse().ok();
-        let pinned = Exact { tag: Some("1.0.0".into()), digest };
-        let nameless = Exact { tag: None, digest };
+        let pinned = SelectedImage { tag: Some("1.0.0".into()), digest };
+        let nameless = SelectedImage { tag: None, digest };
         let mut held = Held::new(&Latest { count: 1, named: [pinned.clone(), nameless.clone()].into() });
         assert_eq!(held.offer(exact("1.0.0")), None, "not what its tag is now");
         assert_eq!(held.offer(exact("2.0.0")), None);
         assert_eq!(held.offer(exact("3.0.0")), None);
-        let left: BTreeSet<Exact> = held.finish().into_iter().collect();
+        let left: BTreeSet<SelectedImage> = held.finish().into_iter().collect();
         assert_eq!(left, [pinned, nameless, exact("3.0.0")].into());
     }
 
@@ -173,7 +173,7 @@ mod tests {
             held.offer(exact(&format!("build-{number}")));
             assert!(held.versions.len() <= 3 && held.others.is_empty());
         }
-        let left: Vec<String> = held.finish().iter().map(Exact::to_string).collect();
+        let left: Vec<String> = held.finish().iter().map(SelectedImage::to_string).collect();
         assert_eq!(left, ["1.49999.0", "1.49998.0", "1.49997.0"]);
     }
 }

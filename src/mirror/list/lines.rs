@@ -11,10 +11,10 @@
 //! `oc image mirror -f` writes `SRC=DST`; that is read too, and so are `SRC => DST`, `SRC -> DST`, and the lines
 //! that `grep image:` leaves of a manifest.
 
-use super::place::target;
+use super::destination::parse_target;
 use super::reader::Reader;
 use super::text::image_value;
-use super::{Aim, Exact, Pick};
+use super::{DestinationRule, ImageSelection, SelectedImage};
 use crate::descriptor::Platform;
 use crate::error::Result;
 use crate::reference::{Tag, looks_like_host};
@@ -52,13 +52,13 @@ fn entry(line: usize, said: &str, reader: &mut Reader<'_>) -> Result<()> {
         }
     };
     let (source, exact) = reader.reference(line, source)?;
-    let exact = exact.unwrap_or_else(|| Exact { tag: Some(Tag::latest()), digest: None });
-    let mut entry = reader.entry(line, source, Pick { exact: [exact].into(), select: None });
+    let exact = exact.unwrap_or_else(|| SelectedImage { tag: Some(Tag::latest()), digest: None });
+    let mut entry = reader.entry(line, source, ImageSelection { exact: [exact].into(), select: None });
     entry.platforms.extend(platform);
     if let Some(to) = to {
-        entry.target = match reader.at(line, target(to))? {
-            (Some(registry), template) => Aim::Fixed(vec![(registry, template)]),
-            (None, template) => Aim::Below(template),
+        entry.target = match reader.at(line, parse_target(to))? {
+            (Some(registry), template) => DestinationRule::Fixed(vec![(registry, template)]),
+            (None, template) => DestinationRule::Below(template),
         };
         if !to.contains(['/', '{']) && !looks_like_host(to) {
             let text =

@@ -3,7 +3,7 @@
 use serde_saphyr::Error as Yaml;
 use serde_saphyr::budget::BudgetBreach;
 
-use super::read::fail;
+use super::error::invalid_list;
 use super::text::unrendered;
 use crate::error::Error;
 
@@ -12,25 +12,27 @@ pub(super) fn explain(error: &Yaml, text: &str, name: &str) -> Error {
     let error = error.without_snippet();
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).unwrap_or_default();
     if let Some(line) = unrendered(text) {
-        return fail(name, line, "a template was not rendered")
+        return invalid_list(name, line, "a template was not rendered")
             .hint("render it first, and give what comes out: helm template … | transload mirror check -, or the like");
     }
     match error {
-        Yaml::MultipleDocuments { .. } | Yaml::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
-            fail(name, second_document(text).unwrap_or(line), "another YAML document begins; a list is one document")
-                .hint("take the line --- out if both are one list, or keep each document in a file of its own")
-        }
+        Yaml::MultipleDocuments { .. } | Yaml::Budget { breach: BudgetBreach::Documents { .. }, .. } => invalid_list(
+            name,
+            second_document(text).unwrap_or(line),
+            "another YAML document begins; a list is one document",
+        )
+        .hint("take the line --- out if both are one list, or keep each document in a file of its own"),
         Yaml::Budget { .. }
         | Yaml::AliasReplayLimitExceeded { .. }
         | Yaml::AliasReplayStackDepthExceeded { .. }
         | Yaml::AliasExpansionLimitExceeded { .. } => {
-            fail(name, line, "it is nested too deeply, or its aliases make too much of it")
+            invalid_list(name, line, "it is nested too deeply, or its aliases make too much of it")
                 .hint("write what the aliases stand for, or cut the list in several")
         }
-        Yaml::UnknownAnchor { .. } => fail(name, line, "an alias (*) has no anchor (&) of its name before it")
+        Yaml::UnknownAnchor { .. } => invalid_list(name, line, "an alias (*) has no anchor (&) of its name before it")
             .hint("put a value that begins with * in quotes, as \"*\""),
         Yaml::RecursiveReferencesRequireWeakTypes { .. } => {
-            fail(name, line, "an alias stands in its own anchor").hint("write what it stands for")
+            invalid_list(name, line, "an alias stands in its own anchor").hint("write what it stands for")
         }
         Yaml::AliasError { error, .. } => explain(error, text, name),
         _ => by_text(text, line, name),
@@ -60,12 +62,12 @@ fn by_text(text: &str, line: usize, name: &str) -> Error {
     for line in [line, line.saturating_sub(1)] {
         let content = at(line);
         if !json && content.starts_with(|c: char| c.is_whitespace()) && indent(content).contains('\t') {
-            return fail(name, line, "the line begins with a tab, and YAML is indented by spaces")
+            return invalid_list(name, line, "the line begins with a tab, and YAML is indented by spaces")
                 .hint("put spaces in place of the tab");
         }
     }
     if let Some((line, open)) = unclosed(text) {
-        return fail(name, line, format!("the {open} here is never closed")).hint(match open {
+        return invalid_list(name, line, format!("the {open} here is never closed")).hint(match open {
             '[' | '{' => "close it, and put values that have brackets in them in quotes",
             _ => "close it; a quote in a quoted text is written twice ('') or after a backslash (\\\")",
         });
@@ -75,7 +77,7 @@ fn by_text(text: &str, line: usize, name: &str) -> Error {
         let value = content.split_once(": ").map_or(content, |(_, value)| value);
         let value = value.strip_prefix("- ").unwrap_or(value).trim();
         if value.starts_with(['@', '`', '%', '*', '&', '!', '|', '>', ',']) {
-            return fail(
+            return invalid_list(
                 name,
                 line,
                 format!("a value begins with {:?}, which means something else to YAML", &value[..1]),
@@ -84,21 +86,21 @@ fn by_text(text: &str, line: usize, name: &str) -> Error {
         }
         let within = value.get(1..).unwrap_or_default();
         if !json && value.starts_with(['{', '[']) && (within.contains(['{', '[']) || !within.ends_with(['}', ']'])) {
-            return fail(name, line, "between these brackets is something that ends them, or begins others")
+            return invalid_list(name, line, "between these brackets is something that ends them, or begins others")
                 .hint("put texts that have brackets, commas or colons in them in quotes");
         }
         if value.contains(": ") || (content.contains(": ") && value.ends_with(':')) {
-            return fail(name, line, "there are two colons with a space in one line")
+            return invalid_list(name, line, "there are two colons with a space in one line")
                 .hint("put the value in quotes, or begin a new line for the second key");
         }
         let quoted = |quote: char| value.starts_with(quote) && value[1..].contains(quote) && !value.ends_with(quote);
         if quoted('"') || quoted('\'') {
-            return fail(name, line, "something follows a text in quotes")
+            return invalid_list(name, line, "something follows a text in quotes")
                 .hint("put the whole value in quotes, or none of it");
         }
     }
     let what = if json { "this is no JSON" } else { "this is no YAML" };
-    fail(name, line, format!("{what}: the line does not continue what stands before it")).hint(if json {
+    invalid_list(name, line, format!("{what}: the line does not continue what stands before it")).hint(if json {
         "between values there is a comma, and all names and texts are in quotes"
     } else {
         "indent it as the line before; a key is followed by a colon and a space, an item begins with - and a space"

@@ -10,22 +10,23 @@
 //! copied (credentials, schedules, hooks) becomes a [`Note`]; what would, and can't be done, is an error.
 
 mod claims;
+mod destination;
 mod dialect;
 mod dregsy;
+mod error;
 mod image_syncer;
 mod latest;
 mod lines;
 mod malformed;
+mod native;
 mod node;
-mod own;
 mod pattern;
-mod place;
 mod range;
 mod read;
 mod reader;
 mod regsync;
-mod select;
 mod skopeo;
+mod tag_filter;
 mod template;
 mod text;
 mod version;
@@ -33,13 +34,13 @@ mod version;
 use std::collections::BTreeSet;
 
 pub use claims::Claims;
+pub(in crate::mirror) use destination::RenderedDestination;
+pub use destination::{DestinationBase, ImageDestination, Template};
 pub use dialect::Dialect;
 pub use latest::Latest;
 pub use pattern::Pattern;
-pub(in crate::mirror) use place::Made;
-pub use place::{Base, Place, Template};
 pub use read::{Defaults, Environment};
-pub use select::{Chooser, Select, TagSet, Versions};
+pub use tag_filter::{TagChooser, TagFilter, TagSet, Versions};
 
 use crate::descriptor::{Digest, Platform};
 use crate::reference::{RegistryName, Repository, Tag};
@@ -48,19 +49,19 @@ use crate::reference::{RegistryName, Repository, Tag};
 #[derive(Clone, Debug)]
 pub struct List {
     /// How it is written.
-    pub form: Form,
+    pub form: ListFormat,
     /// In the order of the file.
     pub entries: Vec<Entry>,
     /// Destinations that the list names for all its entries without their own; those of the command
     /// line stand instead of them.
-    pub to: Vec<Base>,
+    pub to: Vec<DestinationBase>,
     /// What the file says and transload doesn't do, or does otherwise. By line.
     pub notes: Vec<Note>,
 }
 
 /// How a list is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum ListFormat {
     /// One reference a line, or two.
     Lines,
     /// transload's YAML or JSON.
@@ -83,9 +84,9 @@ pub struct Entry {
     /// Where it is.
     pub source: Repository,
     /// Which images of it.
-    pub pick: Pick,
+    pub pick: ImageSelection,
     /// Where it goes; [`Entry::places`] says where that is.
-    pub target: Aim,
+    pub target: DestinationRule,
     /// Docker Hub's official images lose their `library/` at the destination.
     pub strip_library: bool,
     /// Only these platforms; all if empty.
@@ -96,16 +97,16 @@ pub struct Entry {
 
 /// Which images of a repository.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pick {
+pub struct ImageSelection {
     /// These, by name.
-    pub exact: BTreeSet<Exact>,
+    pub exact: BTreeSet<SelectedImage>,
     /// And those tags that fit; needs the list of tags.
-    pub select: Option<Select>,
+    pub select: Option<TagFilter>,
 }
 
 /// An image by its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Exact {
+pub struct SelectedImage {
     /// Its tag here and at the destination; an image without is written by its digest.
     pub tag: Option<Tag>,
     /// What the tag must be: pinned.
@@ -114,7 +115,7 @@ pub struct Exact {
 
 /// Where an entry goes.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Aim {
+pub enum DestinationRule {
     /// To the run's destinations, under the path that the template makes.
     Below(Template),
     /// To these registries, whatever the run's destinations are: each a registry and a path in it.
@@ -130,7 +131,7 @@ pub struct Note {
     pub text: String,
 }
 
-impl Form {
+impl ListFormat {
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
@@ -144,7 +145,7 @@ impl Form {
     }
 }
 
-impl std::fmt::Display for Exact {
+impl std::fmt::Display for SelectedImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.tag.as_deref().unwrap_or_default())?;
         match &self.digest {

@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
 use super::malformed::explain;
-use super::read::MAX_ENTRIES;
+
 use crate::error::Result;
 
 /// A value.
@@ -47,7 +47,7 @@ impl Node {
         let value = match raw.value {
             Raw::Null => Value::Null,
             Raw::Text(text) => Value::Text(text),
-            Raw::Plain(shown) => Value::Text(written(&raw.defined, text).unwrap_or(shown)),
+            Raw::Plain(shown) => Value::Text(literal_text(&raw.defined, text).unwrap_or(shown)),
             Raw::List(items) => Value::List(items.into_iter().map(|item| Self::of(item, text)).collect()),
             Raw::Map(fields) => Value::Map(
                 fields
@@ -148,13 +148,13 @@ enum Raw {
 
 impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(RawVisitor)
     }
 }
 
-struct Any;
+struct RawVisitor;
 
-impl<'de> Visitor<'de> for Any {
+impl<'de> Visitor<'de> for RawVisitor {
     type Value = Raw;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -211,7 +211,7 @@ fn line(location: &Location) -> usize {
 }
 
 /// A scalar as it stands in the file.
-fn written(place: &Location, text: &str) -> Option<String> {
+fn literal_text(place: &Location, text: &str) -> Option<String> {
     let from = usize::try_from(place.span().byte_offset()?).ok()?;
     let length = usize::try_from(place.span().byte_len()?).ok()?;
     text.get(from..from + length).map(|text| text.trim().to_owned())
@@ -237,6 +237,9 @@ fn options() -> serde_saphyr::Options {
         duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
     }
 }
+
+/// Entries that a list may have.
+pub(super) const MAX_ENTRIES: usize = 100_000;
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use std::ops::Bound;
 
 use semver::Prerelease;
 
-use super::version::{PARTS, Suffix, Version, identifiers, numbers};
+use super::version::{MAX_NUMBERS, Suffix, Version, identifiers, numbers};
 use crate::error::{Error, Kind, Result};
 
 /// A range of versions.
@@ -34,7 +34,7 @@ struct Span {
 }
 
 /// By its derived order a point without a pre-release is above those with one, as semver has it.
-type Point = ([u64; PARTS], Prerelease);
+type Point = ([u64; MAX_NUMBERS], Prerelease);
 
 impl Range {
     /// Reads a range.
@@ -73,8 +73,8 @@ impl Span {
 
 /// A version in a range: numbers that may be wildcards or lack, and a pre-release.
 #[derive(Clone, Debug)]
-struct Partial {
-    numbers: [u64; PARTS],
+struct PartialVersion {
+    numbers: [u64; MAX_NUMBERS],
     written: usize,
     early: Prerelease,
 }
@@ -95,14 +95,14 @@ fn alternative(text: &str) -> Option<Alternative> {
         if let [dash, to, after @ ..] = after
             && dash == "-"
         {
-            let (from, to) = (partial(word)?, partial(to)?);
+            let (from, to) = (parse_partial(word)?, parse_partial(to)?);
             early |= !from.early.is_empty() || !to.early.is_empty();
             spans.push(Span { low: Bound::Included(from.low()), high: to.end(), not: false });
             rest = after;
             continue;
         }
         let at = word.find(|c: char| !"=!<>~^".contains(c)).unwrap_or(word.len());
-        let version = partial(&word[at..])?;
+        let version = parse_partial(&word[at..])?;
         early |= !version.early.is_empty();
         spans.push(span(&word[..at], &version)?);
         rest = after;
@@ -112,10 +112,10 @@ fn alternative(text: &str) -> Option<Alternative> {
 }
 
 /// `1.2.3-rc.1`, `v1.2`, `1.x`, `*`.
-fn partial(text: &str) -> Option<Partial> {
+fn parse_partial(text: &str) -> Option<PartialVersion> {
     let bare = text.strip_prefix(['v', 'V']).unwrap_or(text);
     if WILDCARDS.contains(&bare) {
-        return Some(Partial { numbers: [0; PARTS], written: 0, early: Prerelease::EMPTY });
+        return Some(PartialVersion { numbers: [0; MAX_NUMBERS], written: 0, early: Prerelease::EMPTY });
     }
     let (numbers, written, rest) = numbers(bare)?;
     let is_wild = |rest: &str| rest.split('.').skip(1).all(|part| WILDCARDS.contains(&part));
@@ -125,10 +125,10 @@ fn partial(text: &str) -> Option<Partial> {
         None if rest.is_empty() || (rest.starts_with('.') && is_wild(rest)) => Prerelease::EMPTY,
         _ => return None,
     };
-    Some(Partial { numbers, written, early })
+    Some(PartialVersion { numbers, written, early })
 }
 
-impl Partial {
+impl PartialVersion {
     fn low(&self) -> Point {
         (self.numbers, self.early.clone())
     }
@@ -141,7 +141,7 @@ impl Partial {
     /// Where the next one begins if number `at` is raised. The very first pre-release (`-0`) of it is
     /// outside too, or `^1` would have `2.0.0-rc1` in it.
     fn raised(&self, at: usize) -> Bound<Point> {
-        let mut numbers = [0; PARTS];
+        let mut numbers = [0; MAX_NUMBERS];
         numbers[..=at].copy_from_slice(&self.numbers[..=at]);
         numbers[at] = numbers[at].saturating_add(1);
         Bound::Excluded((numbers, identifiers("0").unwrap_or(Prerelease::EMPTY)))
@@ -157,7 +157,7 @@ impl Partial {
     }
 }
 
-fn span(operator: &str, version: &Partial) -> Option<Span> {
+fn span(operator: &str, version: &PartialVersion) -> Option<Span> {
     let open = version.is_open();
     let low = || Bound::Included(version.low());
     let (low, high) = match operator {
@@ -179,7 +179,7 @@ fn span(operator: &str, version: &Partial) -> Option<Span> {
 }
 
 /// `~1.2.3` may raise the patch, `~1.2` too, `~1` the minor.
-fn tilde(version: &Partial) -> Bound<Point> {
+fn tilde(version: &PartialVersion) -> Bound<Point> {
     match version.written {
         0 => Bound::Unbounded,
         1 => version.raised(0),
@@ -188,7 +188,7 @@ fn tilde(version: &Partial) -> Bound<Point> {
 }
 
 /// `^1.2.3` may raise all behind the first number that isn't 0.
-fn caret(version: &Partial) -> Bound<Point> {
+fn caret(version: &PartialVersion) -> Bound<Point> {
     if version.written == 0 {
         return Bound::Unbounded;
     }

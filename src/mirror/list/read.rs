@@ -1,11 +1,13 @@
 //! Which form a list is written in; limits, and errors with lines.
 
+use super::destination::Template;
+use super::error::invalid_list;
 use super::node::{Node, Value};
-use super::place::Template;
 use super::reader::Reader;
 use super::text::{decode, is_structured, prepare};
-use super::{Form, List, dregsy, image_syncer, lines, own, regsync, skopeo};
-use crate::error::{Error, Kind, Result, Side};
+use super::{List, ListFormat, dregsy, image_syncer, lines, native, regsync, skopeo};
+use crate::error::{Error, Result};
+use crate::mirror::list::node::MAX_ENTRIES;
 
 /// What the command line says about a list.
 #[derive(Clone, Debug, Default)]
@@ -47,53 +49,53 @@ impl List {
     pub fn read_with(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
         if text.len() > MAX_BYTES {
             let hint = format!("a list has up to {} MiB and {MAX_ENTRIES} entries: cut it in several", MAX_BYTES >> 20);
-            return Err(fail(name, 0, "it is too large for a list").hint(hint));
+            return Err(invalid_list(name, 0, "it is too large for a list").hint(hint));
         }
         let text = &*prepare(text);
         let mut reader = Reader::new(name, defaults);
         let form = if is_structured(text) {
             let mut root = Node::parse(text, name)?;
             let twice = root.keep_last_keys();
-            let form = form(&root).ok_or_else(|| unknown(name, &root))?;
+            let form = form(&root).ok_or_else(|| unknown_format(name, &root))?;
             reader.keys_that_are_twice(form, &twice)?;
             match form {
-                Form::Lines | Form::Own => own::read(&root, &mut reader)?,
-                Form::Skopeo => skopeo::read(&root, &mut reader)?,
-                Form::Regsync => regsync::read(&root, &mut reader)?,
-                Form::ImageSyncer => image_syncer::read(&root, &mut reader)?,
-                Form::Dregsy => dregsy::read(&root, &mut reader)?,
+                ListFormat::Lines | ListFormat::Own => native::read(&root, &mut reader)?,
+                ListFormat::Skopeo => skopeo::read(&root, &mut reader)?,
+                ListFormat::Regsync => regsync::read(&root, &mut reader)?,
+                ListFormat::ImageSyncer => image_syncer::read(&root, &mut reader)?,
+                ListFormat::Dregsy => dregsy::read(&root, &mut reader)?,
             }
             form
         } else {
             lines::read(text, &mut reader)?;
-            Form::Lines
+            ListFormat::Lines
         };
         reader.finish(form)
     }
 }
 
 /// By the keys at the top: each form has its own.
-fn form(root: &Node) -> Option<Form> {
+fn form(root: &Node) -> Option<ListFormat> {
     let fields = root.fields()?;
     let is_list = |name: &str| root.field(name).is_some_and(|node| node.items().is_some() || node.is_null());
     if root.field("images").is_some_and(|node| node.fields().is_some()) && !fields.iter().any(|f| has_images(&f.1)) {
-        return Some(Form::ImageSyncer);
+        return Some(ListFormat::ImageSyncer);
     }
     if root.field("images").is_some()
-        || fields.iter().any(|(key, _)| own::TOP.contains(&key.text.as_str())) && root.field("sync").is_none()
+        || fields.iter().any(|(key, _)| native::TOP_KEYS.contains(&key.text.as_str())) && root.field("sync").is_none()
     {
-        return Some(Form::Own);
+        return Some(ListFormat::Own);
     }
     if is_list("sync") {
-        return Some(Form::Regsync);
+        return Some(ListFormat::Regsync);
     }
     if is_list("tasks") {
-        return Some(Form::Dregsy);
+        return Some(ListFormat::Dregsy);
     }
     // skopeo passes over registries without images.
     let is_registry = |node: &Node| node.is_null() || node.fields().is_some();
     if fields.iter().any(|(_, value)| has_images(value)) && fields.iter().all(|(_, value)| is_registry(value)) {
-        return Some(Form::Skopeo);
+        return Some(ListFormat::Skopeo);
     }
     // Destinations name a registry, and sources a namespace or a tag, one of them at least.
     let is_target =
@@ -104,7 +106,7 @@ fn form(root: &Node) -> Option<Form> {
     };
     let rules =
         fields.iter().all(|(_, value)| is_rule(value)) && fields.iter().any(|(key, _)| key.text.contains(['/', ':']));
-    rules.then_some(Form::ImageSyncer)
+    rules.then_some(ListFormat::ImageSyncer)
 }
 
 /// Whether a mapping is what skopeo has for a registry.
@@ -112,36 +114,17 @@ fn has_images(node: &Node) -> bool {
     skopeo::IMAGES.iter().any(|name| node.field(name).is_some())
 }
 
-fn unknown(name: &str, root: &Node) -> Error {
+fn unknown_format(name: &str, root: &Node) -> Error {
     let what = match &root.value {
         Value::List(_) => "a list without a name",
         Value::Map(_) => "none of the known forms",
         _ => "no list of images",
     };
-    fail(name, root.line, format!("it is {what}")).hint(
+    invalid_list(name, root.line, format!("it is {what}")).hint(
         "write one reference a line, or `images:` and a list of them; skopeo sync's, regsync's, \
          image-syncer's and dregsy's files are understood too",
     )
 }
 
-/// An error at a line of a file; the whole file is line 0.
-pub(super) fn fail(name: &str, line: usize, what: impl Into<String>) -> Error {
-    let what = what.into();
-    let what = if line == 0 { format!("{name}: {what}") } else { format!("{name}:{line}: {what}") };
-    Error::new(Kind::Usage, what).on(Side::Local)
-}
-
-/// Says at which line an error is, and keeps its hint.
-pub(super) fn at(name: &str, line: usize, error: Error) -> Error {
-    let made = fail(name, line, error.to_string());
-    match error.hint_text() {
-        Some(hint) => made.hint(hint),
-        None => made,
-    }
-}
-
 /// What a file may have at most.
 pub(super) const MAX_BYTES: usize = 8 << 20;
-
-/// Entries that a list may have.
-pub(super) const MAX_ENTRIES: usize = 100_000;

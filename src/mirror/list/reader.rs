@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::destination::DestinationBase;
+use super::error::{error_at, invalid_list};
+use super::node::MAX_ENTRIES;
 use super::node::{Key, Node, Value};
-use super::place::Base;
-use super::read::{Defaults, MAX_ENTRIES, at, fail};
-use super::{Aim, Entry, Exact, Form, List, Note, Pattern, Pick};
+use super::read::Defaults;
+use super::{DestinationRule, Entry, ImageSelection, List, ListFormat, Note, Pattern, SelectedImage};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result};
 use crate::reference::{Reference, RegistryName, Repository, Target, looks_like_host};
@@ -15,7 +17,7 @@ use crate::reference::{Reference, RegistryName, Repository, Target, looks_like_h
 pub(super) struct Reader<'a> {
     pub(super) name: &'a str,
     pub(super) defaults: &'a Defaults,
-    pub(super) to: Vec<Base>,
+    pub(super) to: Vec<DestinationBase>,
     entries: Vec<Entry>,
     notes: Vec<(Note, usize)>,
     noted: HashMap<String, usize>,
@@ -28,12 +30,12 @@ impl<'a> Reader<'a> {
 
     /// An error at a line.
     pub(super) fn fail(&self, line: usize, what: impl Into<String>) -> Error {
-        fail(self.name, line, what)
+        invalid_list(self.name, line, what)
     }
 
     /// Says at which line an error is.
     pub(super) fn at<T>(&self, line: usize, result: Result<T>) -> Result<T> {
-        result.map_err(|error| at(self.name, line, error))
+        result.map_err(|error| error_at(self.name, line, error))
     }
 
     /// Remarks on a line. What is said again is only counted.
@@ -55,9 +57,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Which of equal keys counts: to Go's YAML version 2 the last, to the others none.
-    pub(super) fn keys_that_are_twice(&mut self, form: Form, twice: &[(Key, usize)]) -> Result<()> {
+    pub(super) fn keys_that_are_twice(&mut self, form: ListFormat, twice: &[(Key, usize)]) -> Result<()> {
         for (key, last) in twice {
-            if matches!(form, Form::Own | Form::Lines | Form::Skopeo) {
+            if matches!(form, ListFormat::Own | ListFormat::Lines | ListFormat::Skopeo) {
                 return Err(self
                     .fail(*last, format!("the key {:?} is at line {} already", key.text, key.line))
                     .hint("join both under one key, or take one of them out"));
@@ -86,8 +88,8 @@ impl<'a> Reader<'a> {
                 .hint("cut the list in several"));
         }
         let one_tag = match &entry.target {
-            Aim::Fixed(targets) => targets.iter().any(|(_, template)| template.is_one_tag()),
-            Aim::Below(template) => template.is_one_tag(),
+            DestinationRule::Fixed(targets) => targets.iter().any(|(_, template)| template.is_one_tag()),
+            DestinationRule::Below(template) => template.is_one_tag(),
         };
         if one_tag && (entry.pick.select.is_some() || entry.pick.exact.len() > 1) {
             return Err(self
@@ -99,12 +101,12 @@ impl<'a> Reader<'a> {
     }
 
     /// An entry as plain as can be: this source, below the run's destinations.
-    pub(super) fn entry(&self, line: usize, source: Repository, pick: Pick) -> Entry {
+    pub(super) fn entry(&self, line: usize, source: Repository, pick: ImageSelection) -> Entry {
         Entry {
             line,
             source,
             pick,
-            target: Aim::Below(self.defaults.target.clone().unwrap_or_default()),
+            target: DestinationRule::Below(self.defaults.target.clone().unwrap_or_default()),
             strip_library: self.defaults.strip_library,
             platforms: Vec::new(),
             referrers: false,
@@ -177,7 +179,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A reference: its repository, and which image; `None` where neither tag nor digest was written.
-    pub(super) fn reference(&self, line: usize, text: &str) -> Result<(Repository, Option<Exact>)> {
+    pub(super) fn reference(&self, line: usize, text: &str) -> Result<(Repository, Option<SelectedImage>)> {
         self.at(line, reference(text))
     }
 
@@ -209,7 +211,7 @@ impl<'a> Reader<'a> {
         Ok(made)
     }
 
-    pub(super) fn finish(mut self, form: Form) -> Result<List> {
+    pub(super) fn finish(mut self, form: ListFormat) -> Result<List> {
         if self.entries.is_empty() {
             return Err(self.fail(0, "it names no images").hint("write one reference a line, such as nginx:1.27"));
         }
@@ -225,25 +227,25 @@ impl<'a> Reader<'a> {
         let notes = self.notes.into_iter().map(more).collect();
         let list = List { form, entries: self.entries, to: self.to, notes };
         // Where they go isn't known yet; that two go to one place is.
-        let somewhere = [Base { registry: RegistryName::not_chosen(), prefix: String::new() }];
+        let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
         list.check(if list.to.is_empty() { &somewhere } else { &list.to }, self.name)?;
         Ok(list)
     }
 }
 
 /// A reference; its tag and digest as they were written.
-pub(super) fn reference(text: &str) -> Result<(Repository, Option<Exact>)> {
+pub(super) fn reference(text: &str) -> Result<(Repository, Option<SelectedImage>)> {
     let text = plain(text)?;
-    let location = text.parse::<crate::reference::Location>()?;
-    let crate::reference::Location::Registry(Reference { repository, target }, beside) = location else {
+    let location = text.parse::<crate::reference::SourceLocation>()?;
+    let crate::reference::SourceLocation::Registry(Reference { repository, target }, beside) = location else {
         return Err(Error::new(Kind::Usage, format!("{text:?} is a directory, and a list is of registries' images"))
             .hint("transload copy copies from and to directories"));
     };
     let exact = match target {
-        Target::Digest(digest) => Some(Exact { tag: beside, digest: Some(digest) }),
+        Target::Digest(digest) => Some(SelectedImage { tag: beside, digest: Some(digest) }),
         Target::Tag(tag) => {
             let last = text.rsplit('/').next().unwrap_or(text);
-            last.contains(':').then_some(Exact { tag: Some(tag), digest: None })
+            last.contains(':').then_some(SelectedImage { tag: Some(tag), digest: None })
         }
         // A reference has none of these.
         Target::Name(_) => None,

@@ -22,7 +22,9 @@
 use super::node::{Key, Node};
 use super::reader::Reader;
 use super::template::{Scope, evaluate};
-use super::{Aim, Dialect, Entry, Exact, Pattern, Pick, Select, TagSet, Template, Versions};
+use super::{
+    DestinationRule, Dialect, Entry, ImageSelection, Pattern, SelectedImage, TagFilter, TagSet, Template, Versions,
+};
 use crate::error::Result;
 use crate::reference::{RegistryName, Tag};
 
@@ -142,11 +144,11 @@ fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: 
     for (key, value) in reader.fields(node, "a step")? {
         match key.text.as_str() {
             "source" | "target" | "type" => {}
-            "tags" => sets.extend(set(value, reader)?),
+            "tags" => sets.extend(tag_set(value, reader)?),
             "tagSets" => {
                 for node in reader.items(value, "`tagSets`")? {
                     // One without conditions has all tags.
-                    sets.push(set(node, reader)?.unwrap_or_default());
+                    sets.push(tag_set(node, reader)?.unwrap_or_default());
                 }
             }
             "repos" => {}
@@ -172,9 +174,9 @@ fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: 
     }
     let Some([source, target]) = ends(node, undone, reader)? else { return Ok(()) };
     let (source, pick) = picked(node, (source.0, &source.1), sets, reader)?;
-    let (registry, template) = aim((target.0, &target.1), &pick, reader)?;
+    let (registry, template) = destination_rule((target.0, &target.1), &pick, reader)?;
     let entry = Entry {
-        target: Aim::Fixed(vec![(registry, template)]),
+        target: DestinationRule::Fixed(vec![(registry, template)]),
         strip_library: false,
         platforms,
         referrers: step.referrers || step.digest_tags,
@@ -189,7 +191,7 @@ fn picked(
     (line, text): (usize, &str),
     sets: Vec<TagSet>,
     reader: &mut Reader<'_>,
-) -> Result<(crate::reference::Repository, Pick)> {
+) -> Result<(crate::reference::Repository, ImageSelection)> {
     let kind = node.field("type").and_then(Node::text).unwrap_or_default();
     match kind {
         "image" => {
@@ -198,12 +200,12 @@ fn picked(
                 reader.note(line, text);
             }
             let (source, exact) = reader.reference(line, text)?;
-            let exact = exact.unwrap_or_else(|| Exact { tag: Some(Tag::latest()), digest: None });
-            Ok((source, Pick { exact: [exact].into(), select: None }))
+            let exact = exact.unwrap_or_else(|| SelectedImage { tag: Some(Tag::latest()), digest: None });
+            Ok((source, ImageSelection { exact: [exact].into(), select: None }))
         }
         "repository" => {
             let source = reader.repository(line, text)?;
-            Ok((source, Pick { exact: [].into(), select: Some(Select { sets, ..Select::default() }) }))
+            Ok((source, ImageSelection { exact: [].into(), select: Some(TagFilter { sets, ..TagFilter::default() }) }))
         }
         "registry" => Err(reader
             .fail(line, "a whole registry can't be mirrored")
@@ -216,10 +218,14 @@ fn picked(
 }
 
 /// Where to: `target`, a repository for a repository, an image for an image.
-fn aim((line, text): (usize, &str), pick: &Pick, reader: &Reader<'_>) -> Result<(RegistryName, Template)> {
+fn destination_rule(
+    (line, text): (usize, &str),
+    pick: &ImageSelection,
+    reader: &Reader<'_>,
+) -> Result<(RegistryName, Template)> {
     let (target, exact) = reader.at(line, super::reader::reference(text))?;
     let tag = match exact {
-        Some(Exact { digest: Some(_), .. }) => {
+        Some(SelectedImage { digest: Some(_), .. }) => {
             return Err(reader.fail(line, "a target takes a tag, not a digest"));
         }
         Some(exact) if pick.select.is_some() => {
@@ -241,8 +247,8 @@ fn ends(
     undone: &mut Vec<(usize, String)>,
     reader: &mut Reader<'_>,
 ) -> Result<Option<[(usize, String); 2]>> {
-    let (source_line, source) = place(node, "source", reader)?;
-    let (target_line, target) = place(node, "target", reader)?;
+    let (source_line, source) = parse_location(node, "source", reader)?;
+    let (target_line, target) = parse_location(node, "target", reader)?;
     let (mut texts, before) = (Vec::new(), undone.len());
     for (line, text) in [(source_line, source), (target_line, target)] {
         if !text.contains("{{") {
@@ -300,7 +306,7 @@ fn ends(
 }
 
 /// `source` or `target`, as it is written.
-fn place<'n>(node: &'n Node, name: &str, reader: &Reader<'_>) -> Result<(usize, &'n str)> {
+fn parse_location<'n>(node: &'n Node, name: &str, reader: &Reader<'_>) -> Result<(usize, &'n str)> {
     let Some(value) = node.field(name) else {
         return Err(reader.fail(node.line, format!("a step without `{name}`")));
     };
@@ -308,7 +314,7 @@ fn place<'n>(node: &'n Node, name: &str, reader: &Reader<'_>) -> Result<(usize, 
 }
 
 /// `tags`, or one of `tagSets`; `None` without a condition.
-fn set(node: &Node, reader: &mut Reader<'_>) -> Result<Option<TagSet>> {
+fn tag_set(node: &Node, reader: &mut Reader<'_>) -> Result<Option<TagSet>> {
     let mut set = TagSet::default();
     for (key, value) in reader.fields(node, "tags")? {
         for (line, text) in reader.texts_or_empty(value, &format!("`{}`", key.text))? {

@@ -14,10 +14,10 @@
 //! Rules: <https://github.com/containers/skopeo/blob/main/docs/skopeo-sync.1.md>, and
 //! <https://github.com/containers/skopeo/blob/main/cmd/skopeo/sync.go>.
 
+use super::native::parse_tag;
 use super::node::{Key, Node};
-use super::own::tag;
 use super::reader::Reader;
-use super::{Aim, Dialect, Pattern, Pick, Select, TagSet, Template, Versions};
+use super::{DestinationRule, Dialect, ImageSelection, Pattern, TagFilter, TagSet, Template, Versions};
 use crate::error::Result;
 use crate::reference::{DOCKER_HUB, Repository};
 
@@ -64,12 +64,12 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
 fn images(registry: &str, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, tags) in reader.fields(node, "`images`")? {
         let source = source(registry, key, reader)?;
-        let mut pick = Pick::default();
+        let mut pick = ImageSelection::default();
         for (line, text) in reader.texts(tags, "a repository's tags")? {
-            pick.exact.insert(tag(line, text, &source.to_string(), reader)?);
+            pick.exact.insert(parse_tag(line, text, &source.to_string(), reader)?);
         }
         if pick.exact.is_empty() {
-            pick.select = Some(Select::default());
+            pick.select = Some(TagFilter::default());
         }
         add(key.line, source, pick, reader)?;
     }
@@ -88,8 +88,8 @@ fn selected(
         let source = source(registry, repository, reader)?;
         let text = reader.text(condition, "a repository's condition")?;
         let set = set(condition.line, text, reader)?;
-        let select = Select { sets: vec![set], ..Select::default() };
-        add(repository.line, source, Pick { exact: [].into(), select: Some(select) }, reader)?;
+        let select = TagFilter { sets: vec![set], ..TagFilter::default() };
+        add(repository.line, source, ImageSelection { exact: [].into(), select: Some(select) }, reader)?;
     }
     Ok(())
 }
@@ -99,10 +99,10 @@ fn is_empty(node: &Node) -> bool {
     node.is_null() || node.fields().is_some_and(<[_]>::is_empty) || node.items().is_some_and(<[_]>::is_empty)
 }
 
-fn add(line: usize, source: Repository, pick: Pick, reader: &mut Reader<'_>) -> Result<()> {
+fn add(line: usize, source: Repository, pick: ImageSelection, reader: &mut Reader<'_>) -> Result<()> {
     let mut entry = reader.entry(line, source, pick);
     if reader.defaults.target.is_none() {
-        entry.target = Aim::Below(Template::literal("{name}", None));
+        entry.target = DestinationRule::Below(Template::literal("{name}", None));
     }
     reader.add(entry)
 }

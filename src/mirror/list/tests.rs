@@ -30,7 +30,7 @@ fn refused(text: &str, line: usize, why: &str) {
 
 /// Where its images go, in a word each.
 fn places(list: &List, to: &[&str]) -> Vec<String> {
-    let to: Vec<Base> = to.iter().map(|base| base.parse().expect("a base")).collect();
+    let to: Vec<DestinationBase> = to.iter().map(|base| base.parse().expect("a base")).collect();
     let mut all = Vec::new();
     for entry in &list.entries {
         for exact in &entry.pick.exact {
@@ -46,25 +46,28 @@ fn places(list: &List, to: &[&str]) -> Vec<String> {
 fn forms_are_recognised() {
     let image = format!("images:\n  - a/b@{DIGEST}\n");
     for (text, form) in [
-        ("nginx:1.27\n", Form::Lines),
-        ("\u{feff}# a comment\r\n\r\nquay.io/a/b:v1 c.io/d # to: there\r\n", Form::Lines),
-        ("localhost:5000/a:b\n", Form::Lines),
-        ("images: [nginx]\n", Form::Own),
-        ("# c\nto: a.b\nimages:\n- nginx\n", Form::Own),
-        ("---\nimages:\n- nginx\n", Form::Own),
-        ("{\"images\": [\"nginx\"]}", Form::Own),
-        (&image, Form::Own),
-        ("a.io:\n  images: {b: []}\n", Form::Skopeo),
-        ("a.io:5000:\n  images-by-semver: {b: '>=1'}\n", Form::Skopeo),
-        ("{\"a.io\": {\"images\": {\"b\": [\"1\"]}}}", Form::Skopeo),
-        ("version: 1\nsync:\n- {source: a, target: b.io/a, type: image}\n", Form::Regsync),
-        ("defaults: {interval: 1h}\nsync:\n- {source: a, target: b.io/a, type: image}\n", Form::Regsync),
-        ("quay.io/a/b: c.io/a/b\n", Form::ImageSyncer),
-        ("{\"quay.io/a/b:1,2\": [\"c.io/a/b\"]}", Form::ImageSyncer),
-        ("nginx: c.io/nginx\nredis:1,2: [c.io/redis, d.io/redis]\n", Form::ImageSyncer),
-        ("images: {nginx: c.io/a}\n", Form::ImageSyncer),
-        ("auth: {}\nimages: {nginx: c.io/a}\n", Form::ImageSyncer),
-        ("tasks:\n- source: {registry: a.io}\n  target: {registry: b.io}\n  mappings: [{from: c}]\n", Form::Dregsy),
+        ("nginx:1.27\n", ListFormat::Lines),
+        ("\u{feff}# a comment\r\n\r\nquay.io/a/b:v1 c.io/d # to: there\r\n", ListFormat::Lines),
+        ("localhost:5000/a:b\n", ListFormat::Lines),
+        ("images: [nginx]\n", ListFormat::Own),
+        ("# c\nto: a.b\nimages:\n- nginx\n", ListFormat::Own),
+        ("---\nimages:\n- nginx\n", ListFormat::Own),
+        ("{\"images\": [\"nginx\"]}", ListFormat::Own),
+        (&image, ListFormat::Own),
+        ("a.io:\n  images: {b: []}\n", ListFormat::Skopeo),
+        ("a.io:5000:\n  images-by-semver: {b: '>=1'}\n", ListFormat::Skopeo),
+        ("{\"a.io\": {\"images\": {\"b\": [\"1\"]}}}", ListFormat::Skopeo),
+        ("version: 1\nsync:\n- {source: a, target: b.io/a, type: image}\n", ListFormat::Regsync),
+        ("defaults: {interval: 1h}\nsync:\n- {source: a, target: b.io/a, type: image}\n", ListFormat::Regsync),
+        ("quay.io/a/b: c.io/a/b\n", ListFormat::ImageSyncer),
+        ("{\"quay.io/a/b:1,2\": [\"c.io/a/b\"]}", ListFormat::ImageSyncer),
+        ("nginx: c.io/nginx\nredis:1,2: [c.io/redis, d.io/redis]\n", ListFormat::ImageSyncer),
+        ("images: {nginx: c.io/a}\n", ListFormat::ImageSyncer),
+        ("auth: {}\nimages: {nginx: c.io/a}\n", ListFormat::ImageSyncer),
+        (
+            "tasks:\n- source: {registry: a.io}\n  target: {registry: b.io}\n  mappings: [{from: c}]\n",
+            ListFormat::Dregsy,
+        ),
     ] {
         assert_eq!(good(text).form, form, "{text}");
     }
@@ -88,8 +91,8 @@ fn what_is_no_list() {
     }
     let long = "a".repeat(read::MAX_BYTES + 1);
     refused(&long, 0, "too large");
-    let many = "nginx\n".repeat(read::MAX_ENTRIES + 1);
-    refused(&many, read::MAX_ENTRIES + 1, "more than 100000 entries");
+    let many = "nginx\n".repeat(super::node::MAX_ENTRIES + 1);
+    refused(&many, super::node::MAX_ENTRIES + 1, "more than 100000 entries");
 }
 
 #[test]
@@ -255,7 +258,7 @@ fn templates() {
         list.entries[0].strip_library = strip_library;
         list.entries.remove(0)
     };
-    let to = |text: &str| vec![text.parse::<Base>().expect("a base")];
+    let to = |text: &str| vec![text.parse::<DestinationBase>().expect("a base")];
     for (source, template, strip, place) in [
         ("nginx:1.27", "{repository}", false, "a.io/library/nginx:1.27"),
         ("nginx:1.27", "{repository}", true, "a.io/nginx:1.27"),
@@ -268,7 +271,7 @@ fn templates() {
         ("[::1]:5000/c:1", "{registry}/{namespace}/{name}", false, "a.io/1-5000/c:1"),
     ] {
         let mut entry = entry(source, strip);
-        entry.target = Aim::Below(template.parse().unwrap_or_else(|error| panic!("{template}: {error}")));
+        entry.target = DestinationRule::Below(template.parse().unwrap_or_else(|error| panic!("{template}: {error}")));
         let tag = entry.pick.exact.first().and_then(|exact| exact.tag.clone());
         let places = entry.places(&to("a.io"), tag.as_deref()).unwrap_or_else(|error| panic!("{template}: {error}"));
         let shown: Vec<String> =
@@ -277,11 +280,11 @@ fn templates() {
     }
     // What only comes out of a source or a tag.
     let mut long = entry("nginx:1", false);
-    long.target = Aim::Below("x:{tag}-y".parse().expect("a template"));
+    long.target = DestinationRule::Below("x:{tag}-y".parse().expect("a template"));
     assert!(
         long.places(&to("a.io"), Some(&"1".repeat(127))).is_err_and(|error| error.to_string().contains("not a tag"))
     );
-    long.target = Aim::Below(format!("{}/{{name}}", "x".repeat(252)).parse().expect("a template"));
+    long.target = DestinationRule::Below(format!("{}/{{name}}", "x".repeat(252)).parse().expect("a template"));
     assert!(long.places(&to("a.io"), Some("1")).is_err_and(|error| error.to_string().contains("255")));
     assert!(
         long.places(&[], Some("1")).is_err_and(|error| error.hint_text().is_some_and(|hint| hint.contains("--to")))
@@ -298,10 +301,10 @@ fn bases() {
         ("reg:5000", "reg:5000"),
         ("index.docker.io/me", "docker.io/me"),
     ] {
-        assert_eq!(text.parse::<Base>().map(|base| base.to_string()).ok().as_deref(), Some(shown), "{text}");
+        assert_eq!(text.parse::<DestinationBase>().map(|base| base.to_string()).ok().as_deref(), Some(shown), "{text}");
     }
     for wrong in ["", "nginx", "https://a.io", "a.io/x:1", "a.io/X", "a.io//x", "a.io/x@y", "a.io:0/x", "-a.io"] {
-        let error = wrong.parse::<Base>().err().unwrap_or_else(|| panic!("{wrong:?} is a base"));
+        let error = wrong.parse::<DestinationBase>().err().unwrap_or_else(|| panic!("{wrong:?} is a base"));
         assert_eq!(error.exit_code(), 2, "{error}");
     }
 }
@@ -339,7 +342,7 @@ fn claims_hold_between_patterns_too() {
     assert!(notes[0].0 == 3 && notes[0].1.starts_with("line 2 goes to d.io/z too"), "{notes:?}");
 
     let mut claims = Claims::default();
-    let exact = Exact { tag: Some("1".into()), digest: None };
+    let exact = SelectedImage { tag: Some("1".into()), digest: None };
     let place = |entry: &Entry| entry.places(&to, Some("1")).expect("places").remove(0);
     let [first, second, third] = &list.entries[..] else { panic!("three entries") };
     assert!(claims.claim(&place(first), first, &exact).is_ok_and(|new| new));

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::read::fail;
+use super::error::invalid_list;
 use crate::error::Result;
 
 /// The text of a file's bytes.
@@ -16,7 +16,7 @@ pub(super) fn decode<'b>(bytes: &'b [u8], name: &str) -> Result<Cow<'b, str>> {
     let zeros = |from: usize| head.len() > 3 && head.iter().skip(from).step_by(2).all(|byte| *byte == 0);
     let halves = zeros(0) != zeros(1);
     if marked || halves {
-        return Err(fail(name, 0, "it is UTF-16").hint(
+        return Err(invalid_list(name, 0, "it is UTF-16").hint(
             "save it as UTF-8; in PowerShell, Out-File -Encoding utf8 writes such files, and > in version 5 does not",
         ));
     }

@@ -13,7 +13,7 @@ pub(super) struct Version {
     /// Number of numbers that were written.
     pub(super) written: usize,
     /// The numbers; those that weren't written are 0.
-    pub(super) numbers: [u64; PARTS],
+    pub(super) numbers: [u64; MAX_NUMBERS],
     /// What stands behind the numbers.
     pub(super) suffix: Suffix,
 }
@@ -38,8 +38,8 @@ pub(super) fn version(tag: &str) -> Option<Version> {
     let (numbers, written, rest) = numbers(bare)?;
     let suffix = match rest.strip_prefix(['-', '_', '+']) {
         None if rest.is_empty() => Suffix::None,
-        None if is_early(rest) => Suffix::Early(identifiers(rest)?),
-        Some(rest) if is_early(rest) => Suffix::Early(identifiers(rest)?),
+        None if is_prerelease(rest) => Suffix::Early(identifiers(rest)?),
+        Some(rest) if is_prerelease(rest) => Suffix::Early(identifiers(rest)?),
         Some(rest) if !rest.is_empty() => Suffix::Variant(identifiers(rest)?),
         _ => return None,
     };
@@ -47,8 +47,8 @@ pub(super) fn version(tag: &str) -> Option<Version> {
 }
 
 /// The numbers at the beginning, how many they are, and what follows.
-pub(super) fn numbers(text: &str) -> Option<([u64; PARTS], usize, &str)> {
-    let (mut numbers, mut written, mut rest) = ([0; PARTS], 0, text);
+pub(super) fn numbers(text: &str) -> Option<([u64; MAX_NUMBERS], usize, &str)> {
+    let (mut numbers, mut written, mut rest) = ([0; MAX_NUMBERS], 0, text);
     loop {
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         // A fifth number isn't a version's; nor is one that no u64 holds.
@@ -77,10 +77,10 @@ pub(super) fn identifiers(text: &str) -> Option<Prerelease> {
 }
 
 /// Whether a suffix tells of a version that isn't out yet, by its first word.
-fn is_early(suffix: &str) -> bool {
+fn is_prerelease(suffix: &str) -> bool {
     let word: String = suffix.chars().take_while(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
     let numbered = suffix[word.len()..].starts_with(|c: char| c.is_ascii_digit());
-    EARLY.contains(&word.as_str()) || (numbered && ["a", "b", "m"].contains(&word.as_str()))
+    PRERELEASE_WORDS.contains(&word.as_str()) || (numbered && ["a", "b", "m"].contains(&word.as_str()))
 }
 
 /// A tag's place among others: the greater, the newer.
@@ -118,13 +118,13 @@ impl Ord for Age {
                 .then_with(|| rank(a).cmp(&rank(b)))
                 .then_with(|| match (&a.suffix, &b.suffix) {
                     // Not as semver, to which `rc10` is before `rc2`.
-                    (Suffix::Early(a), Suffix::Early(b)) => natural(a, b),
+                    (Suffix::Early(a), Suffix::Early(b)) => natural_order(a, b),
                     _ => Ordering::Equal,
                 })
                 .then_with(|| a.written.cmp(&b.written)),
             (a, b) => a.is_some().cmp(&b.is_some()),
         };
-        by_version.then_with(|| natural(&self.tag, &other.tag)).then_with(|| self.tag.cmp(&other.tag))
+        by_version.then_with(|| natural_order(&self.tag, &other.tag)).then_with(|| self.tag.cmp(&other.tag))
     }
 }
 
@@ -135,7 +135,7 @@ impl PartialOrd for Age {
 }
 
 /// Natural order: runs of digits by value, all else by its bytes.
-fn natural(a: &str, b: &str) -> Ordering {
+fn natural_order(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {
         let (Some(&x), Some(&y)) = (a.first(), b.first()) else { return a.len().cmp(&b.len()) };
@@ -163,10 +163,10 @@ fn digits(text: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Numbers that a version has at most.
-pub(super) const PARTS: usize = 4;
+pub(super) const MAX_NUMBERS: usize = 4;
 
 /// First words of suffixes that come before a version.
-const EARLY: [&str; 14] = [
+const PRERELEASE_WORDS: [&str; 14] = [
     "alpha",
     "beta",
     "rc",

@@ -44,7 +44,7 @@ impl Memory {
     }
 }
 
-impl Shelf for Memory {
+impl PruneTarget for Memory {
     async fn tags(&self) -> Result<Vec<Tag>> {
         let mut state = self.state();
         state.looked += 1;
@@ -55,7 +55,7 @@ impl Shelf for Memory {
         }
     }
 
-    async fn holds(&self, target: &Target) -> Result<Vec<Digest>> {
+    async fn digests_of(&self, target: &Target) -> Result<Vec<Digest>> {
         let state = self.state();
         let found = match target {
             Target::Tag(tag) => state.tags.get(tag.as_str()),
@@ -65,7 +65,7 @@ impl Shelf for Memory {
         Ok(found.map(|(digests, _)| digests.clone()).unwrap_or_default())
     }
 
-    async fn written(&self, tag: &Tag) -> Result<Option<Timestamp>> {
+    async fn written_at(&self, tag: &Tag) -> Result<Option<Timestamp>> {
         let mut state = self.state();
         state.aged += 1;
         Ok(state.tags.get(tag.as_str()).and_then(|(_, written)| *written))
@@ -102,19 +102,19 @@ fn repository(name: &str) -> Repository {
     format!("r.example.com/{name}").parse().expect("a repository")
 }
 
-fn claims(tags: &[&str]) -> Claims {
-    let mut claims = Claims::default();
-    tags.iter().for_each(|tag| claims.hold(&repository("a"), &at(tag)));
-    claims
+fn claims(tags: &[&str]) -> KeepSet {
+    let mut keep_set = KeepSet::default();
+    tags.iter().for_each(|tag| keep_set.keep(&repository("a"), &at(tag)));
+    keep_set
 }
 
-async fn planned(memory: &Memory, claims: &Claims, options: &Options) -> Plan {
-    plan(claims, |_| Ok(memory.clone()), options, NOW).await
+async fn planned(memory: &Memory, keep_set: &KeepSet, options: &Options) -> Plan {
+    plan(keep_set, |_| Ok(memory.clone()), options, NOW).await
 }
 
-async fn carried_out(memory: &Memory, claims: &Claims, options: &Options) -> Plan {
-    let mut plan = planned(memory, claims, options).await;
-    carry_out(&mut plan, |_| Ok(memory.clone()), options).await;
+async fn carried_out(memory: &Memory, keep_set: &KeepSet, options: &Options) -> Plan {
+    let mut plan = planned(memory, keep_set, options).await;
+    execute(&mut plan, |_| Ok(memory.clone()), options).await;
     plan
 }
 
@@ -131,7 +131,7 @@ async fn what_the_list_no_longer_holds_goes() {
     assert_eq!(memory.left(), ["1", "2", "3"], "a plan changes nothing");
     let plan = carried_out(&memory, &claims(&["2", "9"]), &Options::default()).await;
     assert_eq!(memory.left(), ["2"]);
-    assert_eq!((plan.going(), plan.gone(), plan.failed(), plan.done), (2, 2, false, true));
+    assert_eq!((plan.planned_deletions(), plan.deletions(), plan.failed(), plan.done), (2, 2, false, true));
 }
 
 #[tokio::test]
@@ -155,10 +155,10 @@ async fn young_tags_and_those_of_unknown_age_stay() {
 #[tokio::test]
 async fn doubt_spares_a_repository() {
     let memory = Memory::with(&["1", "2"]);
-    let mut claims = claims(&["2"]);
-    claims.doubt(&repository("a"), "docker.io/a could not be listed");
-    claims.doubt(&repository("a"), "another reason");
-    let plan = carried_out(&memory, &claims, &Options::default()).await;
+    let mut keep_set = claims(&["2"]);
+    keep_set.keep_all(&repository("a"), "docker.io/a could not be listed");
+    keep_set.keep_all(&repository("a"), "another reason");
+    let plan = carried_out(&memory, &keep_set, &Options::default()).await;
     assert_eq!(plan.repositories[0].spared.as_deref(), Some("docker.io/a could not be listed"));
     assert_eq!(memory.left(), ["1", "2"]);
     assert_eq!(memory.state().looked, 0);
@@ -168,9 +168,9 @@ async fn doubt_spares_a_repository() {
 #[tokio::test]
 async fn a_list_that_picks_nothing_removes_nothing() {
     let memory = Memory::with(&["1", "2"]);
-    let mut claims = Claims::default();
-    claims.of(&repository("a"));
-    let plan = carried_out(&memory, &claims, &Options::default()).await;
+    let mut keep_set = KeepSet::default();
+    keep_set.of(&repository("a"));
+    let plan = carried_out(&memory, &keep_set, &Options::default()).await;
     assert!(plan.repositories[0].spared.as_deref().is_some_and(|why| why.contains("picks no tag")), "{plan:?}");
     assert_eq!(memory.left(), ["1", "2"]);
 }
@@ -198,12 +198,12 @@ async fn too_many_is_none_at_all() {
     let plan = carried_out(&memory, &all_but(11), &with(None)).await;
     let refused = plan.refused.as_ref().expect("refused");
     assert!(refused.message.contains("11 of 40 tags of r.example.com/a"), "{refused:?}");
-    assert_eq!((memory.left().len(), plan.gone(), plan.failed()), (40, 0, true));
+    assert_eq!((memory.left().len(), plan.deletions(), plan.failed()), (40, 0, true));
     assert_eq!(tags(&plan).len(), 11, "what would go is told all the same");
     let plan = carried_out(&memory, &all_but(5), &with(Some(4))).await;
     assert!(plan.refused.is_some_and(|refused| refused.message.contains("--prune-most allows 4")));
     assert_eq!(memory.left().len(), 40);
-    assert_eq!(carried_out(&memory, &all_but(30), &with(Some(30))).await.gone(), 30);
+    assert_eq!(carried_out(&memory, &all_but(30), &with(Some(30))).await.deletions(), 30);
     assert_eq!(memory.left().len(), 10);
 }
 
@@ -212,15 +212,15 @@ async fn too_many_is_none_at_all() {
 async fn most_counts_all_repositories() {
     let memory = Memory::with(&["1", "2", "keep"]);
     let mut both = claims(&["keep"]);
-    both.hold(&repository("b"), &at("keep"));
+    both.keep(&repository("b"), &at("keep"));
     let options = Options { most: Some(3), ..Options::default() };
     assert!(planned(&memory, &both, &options).await.refused.is_some());
     let options = Options { most: Some(4), ..Options::default() };
     assert!(planned(&memory, &both, &options).await.refused.is_none());
     for (repositories, refused) in [(5, false), (6, true)] {
-        let mut claims = Claims::default();
-        (0..repositories).for_each(|n| claims.hold(&repository(&format!("r{n}")), &at("keep")));
-        let plan = planned(&memory, &claims, &Options::default()).await;
+        let mut keep_set = KeepSet::default();
+        (0..repositories).for_each(|n| keep_set.keep(&repository(&format!("r{n}")), &at("keep")));
+        let plan = planned(&memory, &keep_set, &Options::default()).await;
         assert_eq!(plan.refused.is_some(), refused, "{repositories} times 2 of 3: {:?}", plan.refused);
     }
 }
@@ -262,9 +262,9 @@ async fn a_registry_that_cannot_delete_tags_needs_consent() {
     let plan = carried_out(&memory, &claims(&["keep"]), &Options::default()).await;
     let error = plan.repositories[0].error.as_ref().expect("an error");
     assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("--prune-manifests")), "{error:?}");
-    assert_eq!((memory.left().len(), plan.gone(), plan.failed()), (3, 0, true));
+    assert_eq!((memory.left().len(), plan.deletions(), plan.failed()), (3, 0, true));
     let options = Options { manifests: true, ..Options::default() };
-    assert_eq!(carried_out(&memory, &claims(&["keep"]), &options).await.gone(), 2);
+    assert_eq!(carried_out(&memory, &claims(&["keep"]), &options).await.deletions(), 2);
     assert_eq!(memory.left(), ["keep"]);
 }
 
@@ -291,11 +291,11 @@ async fn what_is_held_by_digest_stays() {
     let memory = Memory::with(&["keep", &signature]);
     memory.put("once", &["index", "child"], Some(9));
     memory.put("part", &["child"], Some(9));
-    let mut claims = claims(&["keep"]);
-    claims.hold(&repository("a"), &Target::Digest(digest("index")));
-    assert_eq!(tags(&planned(&memory, &claims, &Options::default()).await), ["once", "part"], "no signature");
+    let mut keep_set = claims(&["keep"]);
+    keep_set.keep(&repository("a"), &Target::Digest(digest("index")));
+    assert_eq!(tags(&planned(&memory, &keep_set, &Options::default()).await), ["once", "part"], "no signature");
     memory.state().by_tag = false;
-    let plan = carried_out(&memory, &claims, &Options { manifests: true, ..Options::default() }).await;
+    let plan = carried_out(&memory, &keep_set, &Options { manifests: true, ..Options::default() }).await;
     assert_eq!(memory.left().len(), 4);
     let stayed: Vec<_> = plan.repositories[0].going.iter().filter_map(|going| going.stayed.as_deref()).collect();
     assert!(stayed.len() == 2 && stayed.iter().all(|why| why.ends_with("which the list holds")), "{stayed:?}");
@@ -305,11 +305,11 @@ async fn what_is_held_by_digest_stays() {
 async fn one_repository_that_fails_leaves_the_others() {
     let (good, bad) = (Memory::with(&["1", "keep"]), Memory::with(&["1", "keep"]));
     bad.state().broken = Some("not for you");
-    let mut claims = claims(&["keep"]);
-    claims.hold(&repository("b"), &at("keep"));
+    let mut keep_set = claims(&["keep"]);
+    keep_set.keep(&repository("b"), &at("keep"));
     let open = |repository: &Repository| Ok(if repository.name == "a" { bad.clone() } else { good.clone() });
-    let mut plan = plan(&claims, open, &Options::default(), NOW).await;
-    carry_out(&mut plan, open, &Options::default()).await;
+    let mut plan = plan(&keep_set, open, &Options::default(), NOW).await;
+    execute(&mut plan, open, &Options::default()).await;
     let error = plan.repositories[0].error.as_ref().expect("an error");
     assert!(
         error.message.contains("destination: cannot see what may be pruned of r.example.com/a: not for you"),
@@ -323,23 +323,24 @@ async fn what_other_shards_write_is_not_pruned() {
     let text =
         "docker.io/a/x:1\ndocker.io/a/y:1\ndocker.io/b/x:1 r.example.com/both\ndocker.io/c/x:2 r.example.com/both\n";
     let list = List::read(text, "list").expect("a list");
-    let to: [Base; 1] = ["r.example.com/hub".parse().expect("a destination")];
-    let all = Claims::of_list(&list, &to, None).expect("claims");
+    let to: [DestinationBase; 1] = ["r.example.com/hub".parse().expect("a destination")];
+    let all = KeepSet::of_list(&list, &to, None).expect("claims");
     let names: Vec<String> = all.0.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["r.example.com/both", "r.example.com/hub/a/x", "r.example.com/hub/a/y"]);
-    assert!(all.0.values().all(|claim| claim.doubt.is_none()));
+    assert!(all.0.values().all(|kept_here| kept_here.doubt.is_none()));
     let (mut named, mut doubted) = (0, BTreeSet::new());
     for number in 1..=16 {
-        let shard = format!("{number}/16").parse::<crate::mirror::shard::Asked>().and_then(|asked| asked.settle(None));
-        let part = Claims::of_list(&list, &to, Some(&shard.expect("a shard"))).expect("claims");
+        let shard =
+            format!("{number}/16").parse::<crate::mirror::shard::ShardSpec>().and_then(|asked| asked.settle(None));
+        let part = KeepSet::of_list(&list, &to, Some(&shard.expect("a shard"))).expect("claims");
         named += part.0.len();
-        let doubts = part.0.iter().filter(|(_, claim)| claim.doubt.is_some());
+        let doubts = part.0.iter().filter(|(_, kept_here)| kept_here.doubt.is_some());
         doubted.extend(doubts.map(|(repository, _)| repository.to_string()));
     }
     assert_eq!((named, doubted), (4, BTreeSet::from(["r.example.com/both".to_owned()])), "b/x and c/x are apart");
     let mut all = all;
-    all.doubt_entry(&list.entries[2], &to, "not listed");
-    assert_eq!(all.0.values().filter(|claim| claim.doubt.is_some()).count(), 1);
+    all.keep_all_of_entry(&list.entries[2], &to, "not listed");
+    assert_eq!(all.0.values().filter(|kept_here| kept_here.doubt.is_some()).count(), 1);
 }
 
 /// A registry that answers 404 to the second list: what the first one had still counts.
@@ -350,7 +351,7 @@ async fn a_manifest_that_a_tag_of_the_first_list_needs_is_not_deleted() {
     (memory.state().by_tag, memory.state().forgets) = (false, true);
     let options = Options { manifests: true, ..Options::default() };
     let mut plan = planned(&memory, &claims(&["keep"]), &options).await;
-    carry_out(&mut plan, |_| Ok(memory.clone()), &options).await;
+    execute(&mut plan, |_| Ok(memory.clone()), &options).await;
     assert_eq!(memory.left(), ["keep", "old"]);
     assert_eq!(plan.repositories[0].going[0].stayed.as_deref(), Some("its manifest is needed by tag \"keep\""));
 }

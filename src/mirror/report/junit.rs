@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Result, Write};
 
-use super::{Run, registry};
+use super::{RunReport, registry};
 use crate::copy::{Entry, Report};
 use crate::{printable, redact};
 
 /// The schema is nobody's standard; this is what Jenkins, GitLab and Azure DevOps all read.
-pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
+pub(super) fn write(run: &RunReport, to: &mut dyn Write) -> Result<()> {
     let mut suites: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
     for image in run.images() {
-        suites.entry(registry(place(image))).or_default().push(image);
+        suites.entry(registry(case_class(image))).or_default().push(image);
     }
     writeln!(to, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>")?;
-    let all = Counts::of(run.images());
+    let all = CaseCounts::of(run.images());
     writeln!(to, "<testsuites name=\"transload mirror\" {all} time=\"{:.3}\">", run.summary().seconds)?;
     for (name, images) in &suites {
-        let counts = Counts::of(images.iter().copied());
+        let counts = CaseCounts::of(images.iter().copied());
         let seconds: f64 = images.iter().filter_map(|image| Some(image.ended.report()?.seconds)).sum();
         let (name, started) = (Escaped(name), run.started().strftime("%Y-%m-%dT%H:%M:%S"));
         writeln!(to, "  <testsuite name=\"{name}\" {counts} time=\"{seconds:.3}\" timestamp=\"{started}\">")?;
@@ -32,7 +32,7 @@ pub(super) fn write(run: &Run, to: &mut dyn Write) -> Result<()> {
 
 fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
     let seconds = image.ended.report().map_or(0.0, |report| report.seconds);
-    let (class, name) = (Escaped(place(image)), Escaped(&image.source));
+    let (class, name) = (Escaped(case_class(image)), Escaped(&image.source));
     write!(to, "    <testcase classname=\"{class}\" name=\"{name}\" time=\"{seconds:.3}\"")?;
     let Some(error) = image.ended.error() else {
         let (status, report) = (image.ended.status(), image.ended.report().cloned().unwrap_or_default());
@@ -52,17 +52,17 @@ fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
 }
 
 /// Where it goes; where that isn't known, where it's from.
-fn place(image: &Entry) -> &str {
+fn case_class(image: &Entry) -> &str {
     if image.destination.is_empty() { &image.source } else { &image.destination }
 }
 
-struct Counts {
+struct CaseCounts {
     tests: usize,
     failures: usize,
     skipped: usize,
 }
 
-impl Counts {
+impl CaseCounts {
     fn of<'a>(images: impl IntoIterator<Item = &'a Entry>) -> Self {
         images.into_iter().fold(Self { tests: 0, failures: 0, skipped: 0 }, |counts, image| Self {
             tests: counts.tests + 1,
@@ -72,7 +72,7 @@ impl Counts {
     }
 }
 
-impl fmt::Display for Counts {
+impl fmt::Display for CaseCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tests, failures, skipped } = self;
         write!(f, "tests=\"{tests}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\"")
@@ -85,7 +85,7 @@ struct Escaped<'a>(&'a str);
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write as _;
-        for c in printable::line(&redact::own(self.0)).chars() {
+        for c in printable::line(&redact::redact_own(self.0)).chars() {
             match c {
                 '&' => f.write_str("&amp;")?,
                 '<' => f.write_str("&lt;")?,

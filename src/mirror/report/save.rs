@@ -23,18 +23,18 @@ pub fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<(
         let mut buffered = BufWriter::new(file);
         return write(&mut buffered).and_then(|()| buffered.flush()).map_err(failed);
     }
-    atomic_file::write(&real, None, |to| write(&mut Limited { to, left: MAX_REPORT })).map_err(failed)
+    atomic_file::write(&real, None, |to| write(&mut LimitedWriter { to, left: MAX_REPORT })).map_err(failed)
 }
 
 /// Fails where a report becomes longer than what [`read`] accepts.
-struct Limited<'a> {
+struct LimitedWriter<'a> {
     to: &'a mut dyn Write,
     left: u64,
 }
 
-impl Write for Limited<'_> {
+impl Write for LimitedWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        regular_file::check_size(bytes.len() as u64, self.left).map_err(|_| too_long())?;
+        regular_file::check_size(bytes.len() as u64, self.left).map_err(|_| report_too_large())?;
         let written = self.to.write(bytes)?;
         self.left -= written as u64;
         Ok(written)
@@ -45,7 +45,7 @@ impl Write for Limited<'_> {
     }
 }
 
-fn too_long() -> std::io::Error {
+fn report_too_large() -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("the report has more than {MAX_REPORT} bytes"))
 }
 

@@ -2,8 +2,8 @@ use super::*;
 use crate::copy::{Quota, Status};
 use crate::descriptor::Digest;
 
-fn which(line: usize, source: &str, destination: &str) -> Which {
-    Which { source: source.into(), destination: destination.into(), line }
+fn which(line: usize, source: &str, destination: &str) -> ImageId {
+    ImageId { source: source.into(), destination: destination.into(), line }
 }
 
 fn report(status: Status) -> Report {
@@ -19,9 +19,9 @@ fn report(status: Status) -> Report {
     }
 }
 
-fn used(name: &str, requests: u64, remaining: Option<u64>) -> Use {
+fn used(name: &str, requests: u64, remaining: Option<u64>) -> RegistryUsage {
     let pull_quota = remaining.map(|remaining| Quota { limit: 100, remaining, window: 21600, source: None });
-    Use { name: name.into(), requests, pulls: requests / 4, pull_quota }
+    RegistryUsage { name: name.into(), requests, pulls: requests / 4, pull_quota }
 }
 
 fn failure() -> Error {
@@ -31,9 +31,9 @@ fn failure() -> Error {
 }
 
 /// Ended out of the list's order, as they do.
-fn run() -> Run {
-    let mut run = Run::begin(
-        "2/3".parse::<crate::mirror::shard::Asked>().and_then(|asked| asked.settle(None)).ok().as_ref(),
+fn run() -> RunReport {
+    let mut run = RunReport::start(
+        "2/3".parse::<crate::mirror::shard::ShardSpec>().and_then(|asked| asked.settle(None)).ok().as_ref(),
         false,
         &[used("docker.io", 40, Some(90))],
     );
@@ -46,7 +46,7 @@ fn run() -> Run {
     run
 }
 
-fn json(run: &Run) -> serde_json::Value {
+fn json(run: &RunReport) -> serde_json::Value {
     let mut text = Vec::new();
     run.json(&mut text).expect("memory");
     serde_json::from_slice(&text).expect("JSON")
@@ -99,7 +99,7 @@ fn only_this_runs_requests_and_pulls_count() {
 fn exit_codes() {
     assert_eq!(run().exit_code(), 3);
     let ended = |results: &[bool]| {
-        let mut run = Run::begin(None, false, &[]);
+        let mut run = RunReport::start(None, false, &[]);
         for good in results {
             let failure = failure();
             let result = if *good { Ok(report(Status::Copied)) } else { Err(&failure) };
@@ -114,7 +114,7 @@ fn exit_codes() {
 fn what_failed_is_read_back() {
     let mut text = Vec::new();
     run().json(&mut text).expect("memory");
-    let failed = Failed::read("r.json", &text).expect("a report");
+    let failed = PreviousFailures::read("r.json", &text).expect("a report");
     assert_eq!(failed.len(), 2);
     assert!(failed.holds("docker.io/a/c:1", "b.example.com/a/c:1"));
     assert!(failed.holds("docker.io/a/d:1", "a.example.com/a/d:1"), "skipped ones aren't done either");
@@ -125,12 +125,12 @@ fn what_failed_is_read_back() {
 /// Its tags could not be listed: all of them are to be tried again.
 #[test]
 fn a_repository_that_failed_as_a_whole_is_retried_as_a_whole() {
-    let mut run = Run::begin(None, false, &[]);
+    let mut run = RunReport::start(None, false, &[]);
     run.add(which(1, "127.0.0.1:5000/a/b", ""), Err(&failure()));
     let (mut text, mut junit) = (Vec::new(), Vec::new());
     run.json(&mut text).expect("memory");
     run.junit(&mut junit).expect("memory");
-    let failed = Failed::read("r.json", &text).expect("a report");
+    let failed = PreviousFailures::read("r.json", &text).expect("a report");
     assert!(failed.holds("127.0.0.1:5000/a/b:1", "r.io/x:1"));
     assert!(failed.holds(&format!("127.0.0.1:5000/a/b@{}", Digest::of(b"x")), "r.io/x:1"));
     assert!(!failed.holds("127.0.0.1:5000/a/bc:1", "r.io/x:1") && !failed.holds("127.0.0.1:5000/a:1", "r.io/x:1"));
@@ -152,7 +152,7 @@ fn other_files_are_no_reports() {
         (br#"{"schema":1,"started":"","images":[{"source":"a"}]}"#, "destination"),
         (&junit, "XML"),
     ] {
-        let error = Failed::read("r.json", bytes).expect_err("not a report");
+        let error = PreviousFailures::read("r.json", bytes).expect_err("not a report");
         assert!(error.to_string().contains("r.json is not the report") && error.to_string().contains(why), "{error}");
         assert_eq!(error.exit_code(), 2);
     }
@@ -181,7 +181,7 @@ fn junit_has_a_suite_for_each_registry() {
 fn ten_thousand_images_are_small() {
     let entry = size_of::<Entry>() + size_of::<Report>();
     assert!(entry < 448, "{entry} bytes for each image");
-    let mut run = Run::begin(None, false, &[]);
+    let mut run = RunReport::start(None, false, &[]);
     for line in 0..1000 {
         run.add(which(line, "docker.io/a/a:1", "a.example.com/a/a:1"), Ok(report(Status::Unchanged)));
     }

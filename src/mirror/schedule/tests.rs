@@ -25,7 +25,7 @@ impl Fake {
     }
 }
 
-impl Origin for Fake {
+impl ListOrigin for Fake {
     async fn read(&self) -> Result<Vec<u8>> {
         let content = self.0.lock().expect("no panic while held").clone();
         content.map(String::into_bytes).map_err(|why| Error::new(Kind::Local, why))
@@ -188,7 +188,7 @@ async fn a_swapped_config_map_is_read() {
     }
     link("1", "..data");
     link("..data/list", "list");
-    let file = File(dir.join("list"));
+    let file = ListFile(dir.join("list"));
     assert_eq!(file.read().await.expect("a list"), b"a");
     link("2", "..new");
     std::fs::rename(dir.join("..new"), dir.join("..data")).expect("a swap");
@@ -208,10 +208,10 @@ fn durations_as_people_write_them() {
         ("PT6H", 21600),
         ("0s", 0),
     ] {
-        assert_eq!(duration(text).ok(), Some(Duration::from_secs(seconds)), "{text}");
+        assert_eq!(parse_duration(text).ok(), Some(Duration::from_secs(seconds)), "{text}");
     }
     for text in ["", "6", "six hours", "-6h", "1mo", "6h ago"] {
-        let error = duration(text).expect_err(text);
+        let error = parse_duration(text).expect_err(text);
         assert!(error.to_string().contains("is not a duration") && error.exit_code() == 2, "{error}");
     }
 }

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::temp::Temp;
+use super::temp::TempFile;
 use crate::error::{Error, Kind, Result};
 use crate::file_access::Files;
 use crate::regular_file;
+use std::fs;
 
 /// The directory of a running proxy. Clones share it.
 #[derive(Clone, Debug)]
@@ -82,20 +83,20 @@ impl CacheDir {
     ///
     /// # Errors
     /// The system's. [`is_full`] tells whether the disk has no room for one more file.
-    pub(super) fn temporary(&self) -> std::io::Result<Temp> {
+    pub(super) fn temporary(&self) -> std::io::Result<TempFile> {
         let created = self.create_temporary();
         self.0.failed.store(created.as_ref().is_err_and(|error| !is_full(error)), Ordering::Relaxed);
         created
     }
 
-    fn create_temporary(&self) -> std::io::Result<Temp> {
-        match Temp::create(&self.fills(), &self.0.files) {
+    fn create_temporary(&self) -> std::io::Result<TempFile> {
+        match TempFile::create(&self.fills(), &self.0.files) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let restored = self.create().map_err(|failed| std::io::Error::other(failed.to_string()));
                 restored?;
                 self.0.restored.fetch_add(1, Ordering::Relaxed);
                 tracing::error!("{} was removed: it is created again", self.fills().display());
-                Temp::create(&self.fills(), &self.0.files)
+                TempFile::create(&self.fills(), &self.0.files)
             }
             other => other,
         }
@@ -122,7 +123,7 @@ impl CacheDir {
     }
 
     fn create(&self) -> Result<()> {
-        let created = PARTS.iter().try_for_each(|part| {
+        let created = SUBDIRECTORIES.iter().try_for_each(|part| {
             let path = self.0.path.join(part);
             let created = self.0.files.create_dir_all(&path);
             created.map_err(|error| Error::io(format!("create {}", path.display()), &error))
@@ -163,7 +164,7 @@ pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", path.display()), error);
     let mut options = File::options();
     options.create(true).truncate(false).write(true).mode(0o600);
-    let file = regular_file::careful(&mut options).open(path).map_err(|error| failed(&error))?;
+    let file = regular_file::with_safe_flags(&mut options).open(path).map_err(|error| failed(&error))?;
     regular_file::check(&file).map_err(|error| failed(&error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -175,4 +176,12 @@ pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
     }
 }
 
-const PARTS: [&str; 5] = ["blobs", "manifests", "tags", super::REPOSITORIES, "fills"];
+const SUBDIRECTORIES: [&str; 5] = ["blobs", "manifests", "tags", super::REPOSITORIES, "fills"];
+
+pub(super) fn unlink(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format!("remove {}", path.display()), &error)),
+    }
+}

@@ -94,13 +94,13 @@ impl Index {
         let entry = state.entries.get(digest)?;
         // Racing hits may lose one: it's a hint.
         let hits = entry.hits.load(Ordering::Relaxed);
-        entry.hits.store(hits.saturating_add(1).min(MOST_HITS), Ordering::Relaxed);
+        entry.hits.store(hits.saturating_add(1).min(MAX_HITS), Ordering::Relaxed);
         entry.used.store(crate::clock::unix_seconds(), Ordering::Relaxed);
         Some(Pin::new(entry.clone()))
     }
 
     /// When it was asked for last, if it was since the start.
-    pub(super) fn used(&self, digest: &Digest) -> Option<SystemTime> {
+    pub(super) fn last_used(&self, digest: &Digest) -> Option<SystemTime> {
         let seconds = self.lock().entries.get(digest)?.used.load(Ordering::Relaxed);
         (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds))
     }
@@ -226,10 +226,10 @@ impl State {
 
     fn victim(&mut self) -> Option<(Digest, u64)> {
         // Each entry may pass by once for each of its hits, and once to move.
-        let mut patience = (usize::from(MOST_HITS) + 2) * (self.small.entries.len() + self.main.entries.len()) + 1;
+        let mut patience = (usize::from(MAX_HITS) + 2) * (self.small.entries.len() + self.main.entries.len()) + 1;
         while patience > 0 {
             patience -= 1;
-            let from_small = self.small.bytes > self.capacity / SMALL_SHARE || self.main.bytes == 0;
+            let from_small = self.small.bytes > self.capacity / SMALL_QUEUE_SHARE || self.main.bytes == 0;
             let queue = if from_small { &mut self.small } else { &mut self.main };
             let Some(entry) = queue.pop() else {
                 // Only entries of no bytes are left in the other one.
@@ -342,9 +342,9 @@ impl Drop for Reservation {
 }
 
 /// What is counted of hits: S3-FIFO's two bits.
-const MOST_HITS: u8 = 3;
+const MAX_HITS: u8 = 3;
 /// The small queue's part of the capacity: a tenth, as in the paper.
-const SMALL_SHARE: u64 = 10;
+const SMALL_QUEUE_SHARE: u64 = 10;
 
 #[cfg(test)]
 mod tests {

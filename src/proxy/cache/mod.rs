@@ -18,36 +18,36 @@
 //! Nobody but the proxy makes names here, but anyone may remove files: a file that isn't there any
 //! more is fetched again.
 //!
-//! Content has no owner in its name: `repositories` says which repository may have it, see `membership` above
+//! Content has no owner in its name: `repository_records` says which repository may have it, see `membership` above
 //! this module. Directories are made with mode 0700 and files with 0600, since private images are in them; a directory
 //! that exists keeps its mode.
 //!
 //! - [`index`]: what is here and what has to go (S3-FIFO by bytes, measured there); room is reserved before bytes are written
-//! - `shelf`: a directory of content with its index: one for blobs, a smaller one for manifests
+//! - `content_store`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `cache_dir`: the directory as such, which is created again if somebody removes it
-//! - `room`: what a file that is being fetched takes of all that, as its bytes arrive
-//! - `temp`, `scan`, `space`: files on their way, the start, the disk's free space
-//! - `documents`, `tags`: manifests and tags, in memory and on the shelf, and the number of tags' files
-//! - `repositories`: which manifests belong to which repository
-//! - `gc`, `live`: what is too old, too much, or left over; a running proxy's side of mending
-//! - [`admin`]: looking at a directory and mending it from outside
+//! - `reserved_file`: what a file that is being fetched takes of all that, as its bytes arrive
+//! - `temp`, `scan`, `disk_space`: files on their way, the start, the disk's free space
+//! - `manifest_store`, `tag_files`: manifests and tags, in memory and on the shelf, and the number of tags' files
+//! - `repository_records`: which manifests belong to which repository
+//! - `gc`, `online`: what is too old, too much, or left over; a running proxy's side of mending
+//! - [`offline`]: looking at a directory and mending it from outside
 //!
 //! A directory that can't be written is used as it is: what it holds is served, all else is passed on.
 //! Content is written and read through [`file_access`](crate::file_access), so that tests can make each call fail. A file
 //! that can't be read, or has become short, is dropped.
 
-pub mod admin;
 mod cache_dir;
-mod documents;
+mod content_store;
+mod disk_space;
 mod gc;
 pub mod index;
-mod live;
-mod repositories;
-mod room;
+mod manifest_store;
+pub mod offline;
+mod online;
+mod repository_records;
+mod reserved_file;
 mod scan;
-mod shelf;
-mod space;
-mod tags;
+mod tag_files;
 mod temp;
 
 use std::fs;
@@ -55,19 +55,19 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 pub use cache_dir::CacheDir;
-pub use documents::{Documents, Tag, TagName};
-pub use gc::{Freed, Sum, Wanted, Why};
+pub use content_store::{ContentStore, Removal, StoredContent};
+pub use gc::{FileTotals, GcOptions, GcResult, RemovalReason};
 pub use index::Pin;
-pub(super) use live::Live;
-pub use room::Room;
-pub use shelf::{Removal, Shelf, Stored};
-pub use temp::{Temp, write_at};
+pub use manifest_store::{CachedTag, ManifestStore, TagName};
+pub(super) use online::OnlineCache;
+pub use reserved_file::ReservedFile;
+pub use temp::{TempFile, write_at};
 
-use self::repositories::Repositories;
+use self::repository_records::RepositoryRecords;
 use crate::descriptor::Digest;
 use crate::error::Result;
 use crate::file_access::Files;
-use crate::pool::blocking;
+use crate::pool::run_blocking;
 
 /// Where the cache is and how much it may use.
 #[derive(Clone, Debug)]
@@ -86,9 +86,9 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Cache {
     /// Blobs by their digest.
-    pub blobs: Shelf,
+    pub blobs: ContentStore,
     /// Manifests and tags.
-    pub documents: Documents,
+    pub manifest_store: ManifestStore,
     settings: Settings,
     dir: CacheDir,
     /// The directory is of a version that kept no record of repositories.
@@ -106,7 +106,7 @@ impl Cache {
         settings: Settings,
         evicted: impl Fn(&Digest, u64) + Send + Sync + Clone + 'static,
     ) -> Result<Self> {
-        blocking(move || Self::open_blocking(settings, evicted)).await
+        run_blocking(move || Self::open_blocking(settings, evicted)).await
     }
 
     fn open_blocking(
@@ -119,13 +119,13 @@ impl Cache {
         if dir.is_locked() {
             scan::sweep(&dir.fills())?;
         }
-        let blobs = Shelf::open("blobs", dir.clone(), size, keep_free, evicted.clone())?;
-        let few = manifests_bound(size);
+        let blobs = ContentStore::open("blobs", dir.clone(), size, keep_free, evicted.clone())?;
+        let few = manifest_capacity(size);
         // Manifests are small and hold the blobs together: the disk's last bytes are for them.
-        let manifests = Shelf::open("manifests", dir.clone(), few, 0, evicted)?;
-        let records = Repositories::new(dir.path().join(REPOSITORIES), repositories::MAX_BYTES);
-        let documents = Documents::new(manifests, records, dir.clone(), tags::MOST);
-        Ok(Self { blobs, documents, settings, dir, lacks_records })
+        let manifests = ContentStore::open("manifests", dir.clone(), few, 0, evicted)?;
+        let records = RepositoryRecords::new(dir.path().join(REPOSITORIES), repository_records::MAX_RECORDS_BYTES);
+        let manifest_store = ManifestStore::new(manifests, records, dir.clone(), tag_files::MAX_TAG_FILES);
+        Ok(Self { blobs, manifest_store, settings, dir, lacks_records })
     }
 
     /// Whether the directory was made by a version that kept no record of repositories. Its tags are the evidence then.
@@ -140,8 +140,8 @@ impl Cache {
 }
 
 /// Bytes that manifests may have beside `size` bytes of blobs.
-fn manifests_bound(size: u64) -> u64 {
-    (size / MANIFESTS_SHARE).max(LEAST_MANIFESTS)
+fn manifest_capacity(size: u64) -> u64 {
+    (size / MANIFEST_SHARE).max(MIN_MANIFEST_BYTES)
 }
 
 /// Makes the directory and those above it that are missing, for nobody else to look into: private images are in there.
@@ -152,8 +152,8 @@ fn make_dir(path: &Path) -> std::io::Result<()> {
 
 /// The directory of the records.
 const REPOSITORIES: &str = "repositories";
-const MANIFESTS_SHARE: u64 = 64;
-const LEAST_MANIFESTS: u64 = 64 << 20;
+const MANIFEST_SHARE: u64 = 64;
+const MIN_MANIFEST_BYTES: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 ///
 /// A file is whole if it's as large as its name says: it got the name after its bytes were hashed and
 /// synced, so only a broken disk can make it shorter. One `stat` a file: 100,000 take below a second.
-pub(super) fn whole(dir: &Path) -> Result<Vec<(Digest, u64)>> {
+pub(super) fn scan_directory(dir: &Path) -> Result<Vec<(Digest, u64)>> {
     let mut found: Vec<(SystemTime, Digest, u64)> = Vec::new();
     for algorithm in ["sha256", "sha512"] {
         for shard in entries(&dir.join(algorithm))? {
             for file in entries(&shard.path())? {
-                found.extend(look(algorithm, &file));
+                found.extend(scan_file(algorithm, &file));
             }
         }
     }
@@ -26,7 +26,7 @@ pub(super) fn whole(dir: &Path) -> Result<Vec<(Digest, u64)>> {
     Ok(found.into_iter().map(|(_, digest, size)| (digest, size)).collect())
 }
 
-fn look(algorithm: &str, file: &DirEntry) -> Option<(SystemTime, Digest, u64)> {
+fn scan_file(algorithm: &str, file: &DirEntry) -> Option<(SystemTime, Digest, u64)> {
     let name = file.file_name();
     let Some((digest, size)) = name.to_str().and_then(|name| parse(algorithm, name)) else {
         tracing::warn!("{} is not a file of the cache", file.path().display());

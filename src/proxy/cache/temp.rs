@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::room::Room;
+use super::reserved_file::ReservedFile;
 use crate::error::{Error, Result};
 use crate::file_access::{Files, OpenFile};
 
@@ -13,23 +13,23 @@ use crate::file_access::{Files, OpenFile};
 ///
 /// All methods block.
 #[derive(Debug)]
-pub struct Temp {
+pub struct TempFile {
     file: OpenFile,
     access: Files,
     path: PathBuf,
     /// Room for it, if it's content: other files are small and take none.
-    pub(super) room: Option<Arc<Room>>,
+    pub(super) reserved: Option<Arc<ReservedFile>>,
     named: bool,
 }
 
 /// Bytes that will be written, and that the disk still calls free.
 #[derive(Debug)]
-pub(super) struct Owed {
+pub(super) struct UnwrittenBytes {
     all: Arc<AtomicU64>,
     size: u64,
 }
 
-impl Owed {
+impl UnwrittenBytes {
     /// Nothing yet, of what is owed in `all`.
     pub(super) fn new(all: Arc<AtomicU64>) -> Self {
         Self { all, size: 0 }
@@ -46,13 +46,13 @@ impl Owed {
     }
 }
 
-impl Drop for Owed {
+impl Drop for UnwrittenBytes {
     fn drop(&mut self) {
         self.all.fetch_sub(self.size, Ordering::Relaxed);
     }
 }
 
-impl Temp {
+impl TempFile {
     /// A new file in `dir`.
     ///
     /// # Errors
@@ -63,15 +63,15 @@ impl Temp {
         let path = dir.join(format!("{}-{number}", std::process::id()));
         // What a dead process of the same number left behind was removed at the start.
         let file = OpenFile::new(access.create(&path)?, access.clone());
-        Ok(Self { file, access: access.clone(), path, room: None, named: false })
+        Ok(Self { file, access: access.clone(), path, reserved: None, named: false })
     }
 
     /// Where its bytes go as they arrive, within the cache's bounds.
     ///
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if it was made for no content.
-    pub fn room(&self) -> Result<Arc<Room>> {
-        self.room.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
+    pub fn room(&self) -> Result<Arc<ReservedFile>> {
+        self.reserved.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
     }
 
     /// The file, which stays readable when it gets its name, and when it's removed.
@@ -95,7 +95,7 @@ impl Temp {
     }
 }
 
-impl Drop for Temp {
+impl Drop for TempFile {
     fn drop(&mut self) {
         if !self.named
             && let Err(error) = fs::remove_file(&self.path)

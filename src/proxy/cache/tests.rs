@@ -159,14 +159,14 @@ async fn manifests_and_tags_come_back_as_they_were() {
     let name = TagName::new("docker.io", "library/app", "v1");
     {
         let cache = dir.open(1 << 20).await.expect("opens");
-        cache.documents.put(&odd).await;
-        cache.documents.put_tag(&name, Tag::new(&name, odd.descriptor(), 5)).await;
+        cache.manifest_store.put(&odd).await;
+        cache.manifest_store.put_tag(&name, CachedTag::new(&name, odd.descriptor(), 5)).await;
     }
     let cache = dir.open(1 << 20).await.expect("opens");
-    let tag = cache.documents.tag(&name).await.expect("known");
+    let tag = cache.manifest_store.tag(&name).await.expect("known");
     let told: Descriptor = tag.descriptor();
     assert_eq!((told, tag.checked), (odd.descriptor().clone(), 5));
-    let found = cache.documents.manifest(&tag.digest()).await.expect("here");
+    let found = cache.manifest_store.manifest(&tag.digest()).await.expect("here");
     assert_eq!(found.descriptor(), odd.descriptor());
     assert_eq!(found.bytes(), odd.bytes());
     // A file in another one's place says nothing.
@@ -174,16 +174,16 @@ async fn manifests_and_tags_come_back_as_they_were() {
     let place = dir.0.join("tags").join(other.file());
     fs::create_dir_all(place.parent().expect("one")).expect("made");
     fs::copy(dir.0.join("tags").join(name.file()), &place).expect("copied");
-    assert_eq!(cache.documents.tag(&other).await, None);
-    cache.documents.forget_tag(&name).await;
-    assert_eq!(cache.documents.tag(&name).await, None);
+    assert_eq!(cache.manifest_store.tag(&other).await, None);
+    cache.manifest_store.forget_tag(&name).await;
+    assert_eq!(cache.manifest_store.tag(&name).await, None);
     drop(cache);
     // Bytes of the same length, and not the same.
     let file = fs::read_dir(dir.0.join("manifests/sha256")).expect("read").next().expect("one").expect("one").path();
     let file = fs::read_dir(file).expect("read").next().expect("one").expect("one").path();
     fs::write(&file, layers.replace("2", "3")).expect("written");
     let cache = dir.open(1 << 20).await.expect("opens");
-    assert!(cache.documents.manifest(&odd.digest()).await.is_none());
+    assert!(cache.manifest_store.manifest(&odd.digest()).await.is_none());
     assert!(!file.exists(), "dropped");
 }
 
@@ -212,32 +212,32 @@ async fn many_files_are_found_soon() {
 async fn tags_on_the_disk_are_bounded() {
     let dir = Dir::new();
     let home = CacheDir::open(dir.0.clone(), Files::default()).expect("opens");
-    let shelf = |_| Shelf::open("manifests", home.clone(), 1 << 20, 0, |_, _| {}).expect("opens");
+    let store = |_| ContentStore::open("manifests", home.clone(), 1 << 20, 0, |_, _| {}).expect("opens");
     fs::create_dir_all(dir.0.join("fills")).expect("made");
-    let records = |_| Repositories::new(dir.0.join("repositories"), repositories::MAX_BYTES);
-    let open = |most| Documents::new(shelf(()), records(()), home.clone(), most);
+    let records = |_| RepositoryRecords::new(dir.0.join("repositories"), repository_records::MAX_RECORDS_BYTES);
+    let open = |most| ManifestStore::new(store(()), records(()), home.clone(), most);
     let name = |nth: usize| TagName::new("a.io", "r", &format!("v{nth}"));
     let descriptor = Descriptor::new(MediaType::OCI_INDEX, Digest::of(b"x"), 1);
-    let put = async |documents: &Documents, nth: usize| {
-        documents.put_tag(&name(nth), Tag::new(&name(nth), &descriptor, 0)).await;
+    let put = async |manifest_store: &ManifestStore, nth: usize| {
+        manifest_store.put_tag(&name(nth), CachedTag::new(&name(nth), &descriptor, 0)).await;
         // The file system's clock has larger steps than these.
         let then = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + nth as u64);
         let file = File::options().append(true).open(dir.0.join("tags").join(name(nth).file()));
         file.and_then(|file| file.set_modified(then)).expect("dated");
     };
     let left = || (0..200).filter(|nth| dir.0.join("tags").join(name(*nth).file()).exists()).collect::<Vec<_>>();
-    let documents = open(80);
+    let manifest_store = open(80);
     for nth in 0..80 {
-        put(&documents, nth).await;
+        put(&manifest_store, nth).await;
     }
     // What is checked again is no new one.
-    put(&documents, 79).await;
+    put(&manifest_store, 79).await;
     assert_eq!(left().len(), 80);
-    documents.put_tag(&name(80), Tag::new(&name(80), &descriptor, 0)).await;
+    manifest_store.put_tag(&name(80), CachedTag::new(&name(80), &descriptor, 0)).await;
     assert_eq!(left(), (11..81).collect::<Vec<_>>());
     // What was there at the start counts.
-    let documents = open(70);
-    documents.put_tag(&name(81), Tag::new(&name(81), &descriptor, 0)).await;
+    let manifest_store = open(70);
+    manifest_store.put_tag(&name(81), CachedTag::new(&name(81), &descriptor, 0)).await;
     assert_eq!(left().len(), 62);
 }
 
@@ -252,13 +252,13 @@ async fn a_manifest_that_cannot_be_read_is_dropped() {
     let manifest = Manifest::read(text.into(), None, None).expect("a manifest");
     let digest = manifest.digest();
     let cache = open().await;
-    cache.documents.put(&manifest).await;
+    cache.manifest_store.put(&manifest).await;
     drop(cache);
     let cache = open().await;
     faults.plan(Call::Read, Errno::IO, 0, 1);
-    assert!(cache.documents.manifest(&digest).await.is_none());
-    assert_eq!(cache.documents.shelf().size_of(&digest), None);
-    cache.documents.put(&manifest).await;
+    assert!(cache.manifest_store.manifest(&digest).await.is_none());
+    assert_eq!(cache.manifest_store.shelf().size_of(&digest), None);
+    cache.manifest_store.put(&manifest).await;
     drop(cache);
-    assert!(open().await.documents.manifest(&digest).await.is_some());
+    assert!(open().await.manifest_store.manifest(&digest).await.is_some());
 }

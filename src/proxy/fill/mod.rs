@@ -15,11 +15,11 @@
 
 mod damage;
 mod find;
-mod follow;
 mod parallel;
-mod places;
-mod store;
-mod write;
+mod reader;
+mod slots;
+mod task;
+mod writer;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -31,11 +31,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use self::damage::Damage;
-use self::places::Places;
-use super::cache::{Pin, Stored};
-use super::world::Spot;
-use super::{Inner, Origins, cached_blob, manifests::upstreams_fault, patiently_since};
-use crate::content::{Body, Feed, Source, limited, skipping};
+use self::slots::RegistrySlots;
+use super::cache::{Pin, StoredContent};
+use super::tiers::blame_upstream;
+use super::upstreams::UpstreamRepository;
+use super::{Inner, Origins, cached_blob, with_patience_since};
+use crate::body::Body;
+use crate::content::{Feed, Source, skipping, take_bytes};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
@@ -46,10 +48,10 @@ use crate::server::FilePipe;
 /// What is being fetched.
 pub(super) struct Fills<S> {
     running: Mutex<HashMap<Digest, Arc<Fill<S>>>>,
-    slots: Places,
+    slots: RegistrySlots,
     sides: Arc<Semaphore>,
     /// Bodies that are passed on uncached: each has a connection to the upstream of its own.
-    passes: Places,
+    passes: RegistrySlots,
     damage: Damage,
     /// That nothing can be written was said.
     told: std::sync::atomic::AtomicBool,
@@ -59,9 +61,9 @@ pub(super) struct Fills<S> {
 pub(super) struct Fill<S> {
     digest: Digest,
     /// Whose repository is read from.
-    spot: Spot,
+    repo: UpstreamRepository,
     progress: watch::Sender<Progress>,
-    begun: OnceLock<Begun<S>>,
+    begun: OnceLock<FillStart<S>>,
     error: OnceLock<Error>,
     /// Once it's committed: it stays as long as someone follows.
     pin: OnceLock<Pin>,
@@ -70,7 +72,7 @@ pub(super) struct Fill<S> {
 }
 
 /// What is known once the upstream answered.
-struct Begun<S> {
+struct FillStart<S> {
     blob: Descriptor,
     /// Where it's written to; `None` if it can't be cached, and each reads for himself.
     to: Option<(OpenFile, Feed<S>)>,
@@ -78,13 +80,13 @@ struct Begun<S> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Progress {
-    stage: Stage,
+    stage: FillStage,
     /// Hashed, and in the file.
     at: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum FillStage {
     Opening,
     Running,
     /// All of it is there and right.
@@ -93,9 +95,9 @@ enum Stage {
 }
 
 /// A blob that can be read, in one of three ways.
-pub(super) enum Found<S> {
+pub(super) enum ReadableBlob<S> {
     /// It's on the disk.
-    Hot(Stored),
+    Hot(StoredContent),
     /// It's being fetched.
     Filling(Arc<Fill<S>>),
     /// It's only passed on, to a client who waits since then.
@@ -106,9 +108,9 @@ impl<S> Fills<S> {
     pub(super) fn new(at_once: usize) -> Self {
         Self {
             running: Mutex::default(),
-            slots: Places::new(at_once),
+            slots: RegistrySlots::new(at_once),
             sides: Arc::new(Semaphore::new(SIDE_READS)),
-            passes: Places::new(at_once),
+            passes: RegistrySlots::new(at_once),
             damage: Damage::default(),
             told: std::sync::atomic::AtomicBool::new(false),
         }
@@ -130,11 +132,11 @@ impl<S> Fills<S> {
 }
 
 impl<S> Fill<S> {
-    fn new(digest: Digest, spot: Spot) -> Self {
-        let progress = watch::Sender::new(Progress { stage: Stage::Opening, at: 0 });
+    fn new(digest: Digest, repo: UpstreamRepository) -> Self {
+        let progress = watch::Sender::new(Progress { stage: FillStage::Opening, at: 0 });
         Self {
             digest,
-            spot,
+            repo,
             progress,
             begun: OnceLock::new(),
             error: OnceLock::new(),
@@ -144,20 +146,20 @@ impl<S> Fill<S> {
     }
 
     /// Waits until the upstream answered. What it is then, or why not.
-    async fn opened(&self) -> Result<&Begun<S>> {
+    async fn opened(&self) -> Result<&FillStart<S>> {
         let mut progress = self.progress.subscribe();
         // The sender is in here: it's never gone.
-        let _ = progress.wait_for(|progress| progress.stage != Stage::Opening).await;
+        let _ = progress.wait_for(|progress| progress.stage != FillStage::Opening).await;
         // What failed on the way was open: its readers are told by the body.
-        self.begun.get().ok_or_else(|| self.why())
+        self.begun.get().ok_or_else(|| self.failure())
     }
 
-    fn why(&self) -> Error {
+    fn failure(&self) -> Error {
         self.error.get().map_or_else(|| Error::new(Kind::Interrupted, "the proxy is ending"), Error::duplicate)
     }
 }
 
-impl<S> Found<S> {
+impl<S> ReadableBlob<S> {
     pub(super) fn size(&self) -> u64 {
         match self {
             Self::Hot(stored) => stored.pin.size(),
@@ -171,48 +173,54 @@ impl<O: Origins> Inner<O> {
     /// The bytes in `range` of what was found, to be sent on `pipe`'s connection if there is one.
     pub(super) async fn bytes(
         self: &Arc<Self>,
-        spot: &Spot,
-        found: Found<O::Source>,
+        repo: &UpstreamRepository,
+        found: ReadableBlob<O::Source>,
         range: Range<u64>,
         pipe: Option<FilePipe>,
     ) -> Result<Body> {
         match found {
-            Found::Hot(stored) => Ok(cached_blob::read(self.clone(), spot.clone(), stored, range, pipe)),
-            Found::Filling(fill) => Ok(follow::along(self.clone(), fill, range, pipe)),
-            Found::Passed(blob, begun) => {
+            ReadableBlob::Hot(stored) => Ok(cached_blob::stream(self.clone(), repo.clone(), stored, range, pipe)),
+            ReadableBlob::Filling(fill) => Ok(reader::read_along(self.clone(), fill, range, pipe)),
+            ReadableBlob::Passed(blob, begun) => {
                 // What finding it took is of the same patience: a client waits for one head.
-                let passed = patiently_since(begun, self.timeouts.request, self.passed(spot, &blob, range));
-                passed.await.map_err(upstreams_fault)
+                let passed =
+                    with_patience_since(begun, self.timeouts.request, self.stream_uncached(repo, &blob, range));
+                passed.await.map_err(blame_upstream)
             }
         }
     }
 
     /// The upstream's bytes, uncached. Verified are the whole, what begins it, and what ends it: for that all before it is
     /// read too. A range from the middle is not verified.
-    async fn passed(self: &Arc<Self>, spot: &Spot, blob: &Descriptor, range: Range<u64>) -> Result<Body> {
-        let mut pass = self.pass(spot, 0, self.timeouts.pass_place).await?;
+    async fn stream_uncached(
+        self: &Arc<Self>,
+        repo: &UpstreamRepository,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<Body> {
+        let mut pass = self.uncached_permit(repo, 0, self.timeouts.pass_place).await?;
         let length = range.end - range.start;
         let is_middle = range.start > 0 && range.end < blob.size;
         let part = if is_middle { range.clone() } else { 0..blob.size };
-        let Some((source, tier, first)) = self.open_part(spot, blob, part).await? else {
+        let Some((source, tier, first)) = self.open_part(repo, blob, part).await? else {
             return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
         };
         if tier > 0 {
             // Not while it holds the first tier's: else each would wait for the other.
             drop(pass);
-            pass = self.pass(spot, tier, self.timeouts.pass_place).await?;
+            pass = self.uncached_permit(repo, tier, self.timeouts.pass_place).await?;
         }
         let body = if is_middle {
-            self.counted(spot, tier, first)
+            self.count_bytes(repo, tier, first)
         } else {
-            let (inner, spot, digest) = (self.clone(), spot.clone(), blob.digest);
-            let whole = self.feed(&spot, tier, source, blob).begun(first)?;
+            let (inner, repo, digest) = (self.clone(), repo.clone(), blob.digest);
+            let whole = self.feed(&repo, tier, source, blob).verify_first(first)?;
             let whole = whole.inspect_err(move |error| {
-                inner.learn_fetched(&spot, tier, &digest, &Err::<(), _>(error.duplicate()));
+                inner.learn_fetched(&repo, tier, &digest, &Err::<(), _>(error.duplicate()));
             });
-            limited(skipping(whole.boxed(), range.start), length)
+            take_bytes(skipping(whole.boxed(), range.start), length)
         };
-        Ok(held(body, pass))
+        Ok(with_permit(body, pass))
     }
 
     /// A place among what is passed on from a tier's registry, when there is one. What isn't cached is fetched for each client, and
@@ -220,8 +228,13 @@ impl<O: Origins> Inner<O> {
     ///
     /// # Errors
     /// [`Kind::Limited`] if there is none within `patience`.
-    async fn pass(&self, spot: &Spot, tier: usize, patience: Duration) -> Result<OwnedSemaphorePermit> {
-        let place = self.fills.passes.take(&spot.upstream.tiers[tier].registry, patience).await;
+    async fn uncached_permit(
+        &self,
+        repo: &UpstreamRepository,
+        tier: usize,
+        patience: Duration,
+    ) -> Result<OwnedSemaphorePermit> {
+        let place = self.fills.passes.acquire(&repo.upstream.tiers[tier].registry, patience).await;
         let busy = || {
             Error::new(Kind::Limited, "too much is passed on uncached at once").transient(Some(Duration::from_secs(5)))
         };
@@ -229,25 +242,28 @@ impl<O: Origins> Inner<O> {
     }
 
     /// Bytes that go round the [`Feed`] are told too.
-    fn counted(&self, spot: &Spot, tier: usize, body: Body) -> Body {
-        let moved = self.moved(spot, tier);
+    fn count_bytes(&self, repo: &UpstreamRepository, tier: usize, body: Body) -> Body {
+        let moved = self.moved(repo, tier);
         body.inspect_ok(move |bytes| moved(bytes.len() as u64)).boxed()
     }
 
     /// Opens a part of a blob at the first tier that has it.
     async fn open_part(
         &self,
-        spot: &Spot,
+        repo: &UpstreamRepository,
         blob: &Descriptor,
         part: Range<u64>,
     ) -> Result<Option<(O::Source, usize, Body)>> {
-        let believed = self.told_size(spot, &blob.digest) == Some(blob.size);
+        let believed = self.told_size(repo, &blob.digest) == Some(blob.size);
         let question = |source: O::Source| {
             let part = part.clone();
             async move {
                 // All of it needs no `Range`.
-                let body =
-                    if part == (0..blob.size) { source.blob(blob, 0).await } else { source.part(blob, part).await };
+                let body = if part == (0..blob.size) {
+                    source.blob(blob, 0).await
+                } else {
+                    source.blob_range(blob, part).await
+                };
                 body.map(Some).map_err(|error| match error.kind() {
                     // Rather the manifest that says another size is wrong: the registry is asked for it.
                     Kind::Mismatch if believed => error.permanent(),
@@ -255,41 +271,41 @@ impl<O: Origins> Inner<O> {
                 })
             }
         };
-        let ttl = spot.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl);
+        let ttl = repo.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl);
         let may_ask = |repository: &Repository| self.fills.damage.check(repository, &blob.digest, ttl);
-        let found = self.upstreams.ask_where(spot, self.timeouts.request, may_ask, question).await?;
+        let found = self.upstreams.ask_where(repo, self.timeouts.request, may_ask, question).await?;
         Ok(found.map(|found| (found.source, found.tier, found.value)))
     }
 
     /// Notes how fetching a whole blob from a tier ended.
-    fn learn_fetched<T>(&self, spot: &Spot, tier: usize, digest: &Digest, fetched: &Result<T>) {
-        if let Ok(repository) = spot.upstream.tiers[tier].repository(&spot.repository) {
+    fn learn_fetched<T>(&self, repo: &UpstreamRepository, tier: usize, digest: &Digest, fetched: &Result<T>) {
+        if let Ok(repository) = repo.upstream.tiers[tier].repository(&repo.repository) {
             self.fills.damage.learn(&repository, digest, fetched);
         }
     }
 
-    fn feed(&self, spot: &Spot, tier: usize, source: O::Source, blob: &Descriptor) -> Feed<O::Source> {
-        let feed = Feed::new(source, blob.clone(), Budget::default(), self.moved(spot, tier));
+    fn feed(&self, repo: &UpstreamRepository, tier: usize, source: O::Source, blob: &Descriptor) -> Feed<O::Source> {
+        let feed = Feed::new(source, blob.clone(), Budget::default(), self.moved(repo, tier));
         // A tier that ends in the middle of it is gone on from by those behind it.
-        let behind = spot.upstream.tiers.iter().enumerate().skip(tier + 1);
+        let behind = repo.upstream.tiers.iter().enumerate().skip(tier + 1);
         behind.fold(feed, |feed, (tier, base)| {
-            let repository = base.repository(&spot.repository);
-            match repository.and_then(|repository| self.upstreams.origins.source(&spot.upstream.name, &repository)) {
-                Ok(source) => feed.or(source, Budget::default(), self.moved(spot, tier)),
+            let repository = base.repository(&repo.repository);
+            match repository.and_then(|repository| self.upstreams.origins.source(&repo.upstream.name, &repository)) {
+                Ok(source) => feed.with_fallback(source, Budget::default(), self.moved(repo, tier)),
                 Err(_) => feed,
             }
         })
     }
 
     /// Who is to hear of bytes from this tier.
-    fn moved(&self, spot: &Spot, tier: usize) -> Arc<dyn Fn(u64) + Send + Sync> {
-        let (observer, registry) = (self.observer.clone(), spot.upstream.tiers[tier].registry.clone());
+    fn moved(&self, repo: &UpstreamRepository, tier: usize) -> Arc<dyn Fn(u64) + Send + Sync> {
+        let (observer, registry) = (self.observer.clone(), repo.upstream.tiers[tier].registry.clone());
         Arc::new(move |bytes| observer.event(&super::events::Event::Moved { registry: &registry, bytes }))
     }
 }
 
 /// `body`, which keeps its place as long as it's there.
-fn held(body: Body, place: OwnedSemaphorePermit) -> Body {
+fn with_permit(body: Body, place: OwnedSemaphorePermit) -> Body {
     body.inspect(move |_| {
         let _ = &place;
     })

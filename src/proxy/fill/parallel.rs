@@ -23,19 +23,20 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::content::{Body, Feed, Source, limited};
+use crate::body::Body;
+use crate::content::{Feed, Source, take_bytes};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result};
 use crate::panics;
-use crate::pool::blocking;
-use crate::proxy::cache::Room;
-use crate::proxy::reading::{CHUNK, Readers};
+use crate::pool::run_blocking;
+use crate::proxy::cache::ReservedFile;
+use crate::proxy::file_stream::{FileReaders, MEDIUM_READ};
 use crate::retry::Budget;
 
 /// How large the pieces of a blob are: several for each lane, so that all lanes end at about one
 /// time; few, since each is a request, and the upstream counts those.
-pub(super) fn piece(size: u64, lanes: usize) -> u64 {
-    (size / (4 * lanes.max(1) as u64)).clamp(SMALLEST.min(size), LARGEST)
+pub(super) fn piece(size: u64, connections: usize) -> u64 {
+    (size / (4 * connections.max(1) as u64)).clamp(MIN_PIECE.min(size), MAX_PIECE)
 }
 
 /// The blob's bytes in order, and from which offset on they are in the file before they come out here:
@@ -47,30 +48,30 @@ pub(super) fn ordered<S: Source>(
     feed: &Feed<S>,
     source: &S,
     first: Body,
-    room: Arc<Room>,
-    lanes: usize,
-    readers: Readers,
+    reserved: Arc<ReservedFile>,
+    connections: usize,
+    readers: FileReaders,
     is_written: impl Fn() -> bool + Send + 'static,
 ) -> (Body, Arc<AtomicU64>) {
     let blob = feed.blob().clone();
-    let piece = piece(blob.size, lanes);
+    let piece = piece(blob.size, connections);
     let written_from = Arc::new(AtomicU64::new(u64::MAX));
-    let ordered = Ordered {
+    let ordered = OrderedReader {
         until: piece.min(blob.size),
-        fetch: Fetch { source: source.clone(), blob, budget: feed.budget().clone(), moved: feed.moved() },
+        fetch: PieceFetcher { source: source.clone(), blob, budget: feed.budget().clone(), moved: feed.progress() },
         piece,
-        lanes,
-        replaceable: feed.has_others(),
+        connections,
+        replaceable: feed.has_fallback(),
         at: 0,
-        room,
+        reserved,
         readers,
         written_from: written_from.clone(),
         is_written: Box::new(is_written),
         body: Some(first),
-        pace: Pace::default(),
+        pace: PaceMeter::default(),
         split: None,
     };
-    (stream::try_unfold(ordered, Ordered::next).boxed(), written_from)
+    (stream::try_unfold(ordered, OrderedReader::next).boxed(), written_from)
 }
 
 /// The bytes of `body` in order, and by one request those behind where its parts are given up. They are verified with the
@@ -95,20 +96,20 @@ pub(super) fn or_by_one_request<S: Source>(feed: Feed<S>, body: Body) -> Body {
 
 /// How fast a connection brings bytes while it's waited for.
 #[derive(Default)]
-struct Pace {
+struct PaceMeter {
     bytes: u64,
     waited: Duration,
 }
 
-impl Pace {
+impl PaceMeter {
     /// Notes what came. Whether the connection is the limit.
     fn is_slow(&mut self, bytes: u64, waited: Duration) -> bool {
         self.bytes += bytes;
         self.waited += waited;
-        if self.waited < LOOK {
+        if self.waited < PACE_INTERVAL {
             return false;
         }
-        let slow = (self.bytes as f64) < FAST * self.waited.as_secs_f64();
+        let slow = (self.bytes as f64) < FAST_ENOUGH * self.waited.as_secs_f64();
         *self = Self::default();
         slow
     }
@@ -116,16 +117,16 @@ impl Pace {
 
 /// What all requests for the blob have in common.
 #[derive(Clone)]
-struct Fetch<S> {
+struct PieceFetcher<S> {
     source: S,
     blob: Descriptor,
     budget: Budget,
     moved: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
-impl<S: Source> Fetch<S> {
+impl<S: Source> PieceFetcher<S> {
     async fn open(&self, part: Range<u64>) -> Result<Body> {
-        self.source.part(&self.blob, part).await
+        self.source.blob_range(&self.blob, part).await
     }
 
     fn got(&self, length: u64) {
@@ -134,12 +135,12 @@ impl<S: Source> Fetch<S> {
     }
 }
 
-fn ended(at: u64, end: u64) -> Error {
+fn ended_early(at: u64, end: u64) -> Error {
     Error::new(Kind::Network, format!("the body ended at byte {at} of {end}"))
 }
 
 /// That what came up to `at` is within what was asked for, up to `end`.
-fn within(at: u64, end: u64) -> Result<()> {
+fn check_end(at: u64, end: u64) -> Result<()> {
     if at > end {
         return Err(Error::new(Kind::Mismatch, "the registry sent more than was asked for"));
     }
@@ -154,20 +155,20 @@ struct Piece {
 }
 
 /// What the lanes share.
-struct Shared<S> {
-    fetch: Fetch<S>,
+struct SharedPieces<S> {
+    fetch: PieceFetcher<S>,
     pieces: Vec<Piece>,
     /// The next piece that nobody has taken.
     next: AtomicUsize,
     /// The body of the first piece, if it's open.
     first: Mutex<Option<Body>>,
-    room: Arc<Room>,
+    reserved: Arc<ReservedFile>,
     failed: OnceLock<Error>,
     /// Something was written, or failed.
     tick: watch::Sender<()>,
 }
 
-impl<S: Source> Shared<S> {
+impl<S: Source> SharedPieces<S> {
     /// Fetches pieces until there are none left.
     async fn lane(&self) -> Result<()> {
         loop {
@@ -194,11 +195,11 @@ impl<S: Source> Shared<S> {
             return Ok(());
         };
         let Some(first) = open.try_next().await? else {
-            return Err(ended(*at, part.end));
+            return Err(ended_early(*at, part.end));
         };
         let (mut frames, mut size) = (vec![first], 0);
         let mut broke = None;
-        while size < GATHERED {
+        while size < WRITE_BATCH {
             size = frames.iter().map(Bytes::len).sum();
             match open.try_next().now_or_never() {
                 Some(Ok(Some(frame))) => frames.push(frame),
@@ -210,9 +211,9 @@ impl<S: Source> Shared<S> {
             }
         }
         let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
-        within(*at + length, part.end)?;
-        let (room, offset) = (self.room.clone(), *at);
-        blocking(move || write_all(&room, &frames, offset)).await?;
+        check_end(*at + length, part.end)?;
+        let (reserved, offset) = (self.reserved.clone(), *at);
+        run_blocking(move || write_all(&reserved, &frames, offset)).await?;
         *at += length;
         written.store(*at - part.start, Ordering::Release);
         self.tick.send_replace(());
@@ -221,34 +222,34 @@ impl<S: Source> Shared<S> {
     }
 }
 
-struct Ordered<S> {
-    fetch: Fetch<S>,
+struct OrderedReader<S> {
+    fetch: PieceFetcher<S>,
     piece: u64,
-    lanes: usize,
+    connections: usize,
     /// There is another one to read from.
     replaceable: bool,
     at: u64,
-    room: Arc<Room>,
-    readers: Readers,
+    reserved: Arc<ReservedFile>,
+    readers: FileReaders,
     written_from: Arc<AtomicU64>,
     is_written: Box<dyn Fn() -> bool + Send>,
     /// The only request, as long as there is one: to `until`.
     body: Option<Body>,
     until: u64,
-    pace: Pace,
-    split: Option<Split<S>>,
+    pace: PaceMeter,
+    split: Option<RemainingPieces<S>>,
 }
 
 /// What is left when one request isn't enough.
-struct Split<S> {
-    shared: Arc<Shared<S>>,
+struct RemainingPieces<S> {
+    shared: Arc<SharedPieces<S>>,
     tick: watch::Receiver<()>,
     /// The piece that is read.
     number: usize,
     _tasks: JoinSet<()>,
 }
 
-impl<S: Source> Ordered<S> {
+impl<S: Source> OrderedReader<S> {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
         if self.at >= self.fetch.blob.size {
             return Ok(None);
@@ -262,7 +263,7 @@ impl<S: Source> Ordered<S> {
         loop {
             if let Some(split) = &mut self.split {
                 let range = split.there(self.at).await?;
-                return self.readers.read(self.room.file().clone(), range).await;
+                return self.readers.read(self.reserved.file().clone(), range).await;
             }
             match self.alone().await {
                 Ok(Some(bytes)) => return Ok(bytes),
@@ -303,10 +304,10 @@ impl<S: Source> Ordered<S> {
                 next
             }
         };
-        let bytes = next?.ok_or_else(|| ended(self.at, self.until))?;
+        let bytes = next?.ok_or_else(|| ended_early(self.at, self.until))?;
         let length = bytes.len() as u64;
         let end = self.at + length;
-        within(end, self.until)?;
+        check_end(end, self.until)?;
         self.fetch.got(length);
         if self.pace.is_slow(length, waited) && end < self.fetch.blob.size && (self.is_written)() {
             self.split = Some(self.split(end));
@@ -315,45 +316,45 @@ impl<S: Source> Ordered<S> {
     }
 
     /// Splits what comes from `from` on among lanes; the request that is under way is the first one's.
-    fn split(&mut self, from: u64) -> Split<S> {
+    fn split(&mut self, from: u64) -> RemainingPieces<S> {
         self.written_from.store(from, Ordering::Release);
         let mut pieces = Vec::new();
         let (mut start, mut end) = (from, self.until.min(from + self.piece));
         // Where that request is for all the rest, it ends with its connection.
-        let first = self.body.take().filter(|_| start < end).map(|body| limited(body, end - start));
+        let first = self.body.take().filter(|_| start < end).map(|body| take_bytes(body, end - start));
         while start < self.fetch.blob.size {
             if start < end {
                 pieces.push(Piece { part: start..end, written: AtomicU64::new(0) });
             }
             (start, end) = (end, self.fetch.blob.size.min(end + self.piece));
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedPieces {
             fetch: self.fetch.clone(),
             next: AtomicUsize::new(0),
             first: Mutex::new(first),
-            room: self.room.clone(),
+            reserved: self.reserved.clone(),
             failed: OnceLock::new(),
             tick: watch::Sender::new(()),
             pieces,
         });
         let mut tasks = JoinSet::new();
-        for _ in 0..self.lanes.min(shared.pieces.len()) {
+        for _ in 0..self.connections.min(shared.pieces.len()) {
             let shared = shared.clone();
             tasks.spawn(async move {
-                if let Err(error) = panics::caught(shared.lane()).await {
+                if let Err(error) = panics::catch_panic(shared.lane()).await {
                     let _ = shared.failed.set(error);
                     shared.tick.send_replace(());
                 }
             });
         }
-        Split { tick: shared.tick.subscribe(), shared, number: 0, _tasks: tasks }
+        RemainingPieces { tick: shared.tick.subscribe(), shared, number: 0, _tasks: tasks }
     }
 }
 
-impl<S> Split<S> {
+impl<S> RemainingPieces<S> {
     /// Waits until the byte at `at` is in the file. What may be read in one go from there.
     async fn there(&mut self, at: u64) -> Result<Range<u64>> {
-        let Shared { pieces, failed, .. } = &*self.shared;
+        let SharedPieces { pieces, failed, .. } = &*self.shared;
         let piece = loop {
             match pieces.get(self.number) {
                 Some(piece) if at < piece.part.end => break piece,
@@ -365,7 +366,7 @@ impl<S> Split<S> {
             self.tick.mark_unchanged();
             let there = piece.part.start + piece.written.load(Ordering::Acquire);
             if there > at {
-                return Ok(at..there.min(at + CHUNK as u64));
+                return Ok(at..there.min(at + MEDIUM_READ as u64));
             }
             if let Some(error) = failed.get() {
                 return Err(error.duplicate());
@@ -377,22 +378,22 @@ impl<S> Split<S> {
 }
 
 /// Writes frames that begin at `at`.
-fn write_all(room: &Room, frames: &[Bytes], mut at: u64) -> Result<()> {
+fn write_all(reserved: &ReservedFile, frames: &[Bytes], mut at: u64) -> Result<()> {
     for frame in frames {
-        room.write(frame, at)?;
+        reserved.write(frame, at)?;
         at += frame.len() as u64;
     }
     Ok(())
 }
 
 /// After so much waiting it's looked at how fast the connection was meanwhile.
-const LOOK: Duration = Duration::from_millis(50);
+const PACE_INTERVAL: Duration = Duration::from_millis(50);
 /// In bytes a second: what a core about hashes and stores. More connections can't bring more than that.
-const FAST: f64 = (256 << 20) as f64;
-const SMALLEST: u64 = 8 << 20;
-const LARGEST: u64 = 64 << 20;
+const FAST_ENOUGH: f64 = (256 << 20) as f64;
+const MIN_PIECE: u64 = 8 << 20;
+const MAX_PIECE: u64 = 64 << 20;
 /// Written in one go on the blocking pool.
-const GATHERED: usize = 256 << 10;
+const WRITE_BATCH: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -401,7 +402,7 @@ mod tests {
     #[test]
     fn a_connection_is_slow_only_when_it_is_waited_for() {
         let ms = Duration::from_millis;
-        let mut pace = Pace::default();
+        let mut pace = PaceMeter::default();
         assert!(!pace.is_slow(1, ms(49)), "too early to say");
         assert!(pace.is_slow(1, ms(1)));
         // What came is forgotten with each look.

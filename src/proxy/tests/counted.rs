@@ -1,7 +1,7 @@
 //! What is told of requests and bytes.
 
 use super::*;
-use crate::proxy::events::UNKNOWN;
+use crate::proxy::events::UNKNOWN_UPSTREAM;
 
 /// Who was asked for what and how it was served; and which bytes came from where.
 #[derive(Default)]
@@ -72,14 +72,14 @@ async fn of_a_herd_one_misses_and_the_others_join() {
     for body in herd {
         all(body.expect("opens")).await.expect("whole");
     }
-    let count = |how: How| {
+    let count = |how: CacheOutcome| {
         let line = format!("a.io Blob {how:?}");
         heard.served.lock().expect("lock").iter().filter(|served| **served == line).count()
     };
-    assert_eq!((count(How::Miss), count(How::Coalesced)), (1, 19));
+    assert_eq!((count(CacheOutcome::Miss), count(CacheOutcome::Coalesced)), (1, 19));
     bench.settled().await;
     bench.get("r", &digest).await.expect("whole");
-    assert_eq!((count(How::Hit), bench.world.reads()), (1, 1));
+    assert_eq!((count(CacheOutcome::Hit), bench.world.reads()), (1, 1));
 }
 
 /// Whatever is asked for, and also where there is no upstream for it: without its name, which clients make up.
@@ -99,7 +99,7 @@ async fn each_request_is_counted() {
     proxy.size_of(&known, &digest).await.expect("an answer");
     let told = ["Head Passed", "Head Absent", "Tags Passed", "Referrers Passed", "Blob Miss", "Head Hit"];
     assert_eq!(heard.take(), told.map(|told| format!("a.io {told}")));
-    let unknown = Place { name: "r".into(), ns: Some("made-up.io".to_owned()) };
+    let unknown = RepositoryPath { name: "r".into(), ns: Some("made-up.io".to_owned()) };
     assert!(proxy.size_of(&unknown, &digest).await.expect("an answer").is_none());
     assert!(proxy.blob(&unknown, &digest).await.expect("an answer").is_none());
     assert!(proxy.tags(&unknown, None, 10).await.expect("an answer").is_none());
@@ -107,7 +107,7 @@ async fn each_request_is_counted() {
     assert!(proxy.resolve(&unknown, &tag()).await.expect("an answer").is_none());
     assert!(proxy.manifest(&unknown, &tag()).await.expect("an answer").is_none());
     let told = ["Head", "Blob", "Tags", "Referrers", "Manifest", "Manifest"];
-    assert_eq!(heard.take(), told.map(|told| format!("{UNKNOWN} {told} Absent")));
+    assert_eq!(heard.take(), told.map(|told| format!("{UNKNOWN_UPSTREAM} {told} Absent")));
 }
 
 /// The durable tier gets what was asked for, no more and nothing else; and it's told how much that was.
@@ -118,7 +118,7 @@ async fn what_is_written_back_is_counted_and_of_the_size_that_it_should_have() {
     let digest = bench.world.put("r", &content(1, 700));
     bench.world.publish("r", "v1", &manifest(1));
     let moved = Arc::new(AtomicU64::new(0));
-    let (through, durable) = bench.proxy.through("a.io", "r", moved.clone()).expect("a durable tier");
+    let (through, durable) = bench.proxy.cached_source("a.io", "r", moved.clone()).expect("a durable tier");
     assert_eq!((&*durable.registry, &*durable.name), ("my.io", "mirror/r"));
     let document = through.manifest(&tag()).await.expect("is there");
     let counted = document.bytes().len() as u64;
@@ -131,5 +131,5 @@ async fn what_is_written_back_is_counted_and_of_the_size_that_it_should_have() {
     assert_eq!(heard.take(), Vec::<String>::new(), "nobody's request");
     // Where nothing is to be written there's nobody to read for.
     let bench = Bench::new(|settings| two_tiers(settings, false)).await;
-    assert!(bench.proxy.through("a.io", "r", moved).is_none());
+    assert!(bench.proxy.cached_source("a.io", "r", moved).is_none());
 }

@@ -252,7 +252,7 @@ async fn one_registry_that_crawls_takes_no_place_of_another() {
     drop(first);
     let begun = tokio::time::Instant::now();
     let (quick, digest) = (content(9, 3 * FRAME), bench.world.put("r", &content(9, 3 * FRAME)));
-    let place = Place { name: "r".into(), ns: Some("b.io".to_owned()) };
+    let place = RepositoryPath { name: "r".into(), ns: Some("b.io".to_owned()) };
     let found = bench.proxy.blob(&place, &digest).await.expect("answers").expect("is there");
     assert!(all(found.read(0..3 * FRAME as u64, None).await.expect("reads")).await.expect("whole") == quick);
     assert_eq!(begun.elapsed().as_secs(), 0);

@@ -6,14 +6,17 @@ use super::*;
 #[tokio::test]
 async fn a_herd_asks_for_a_list_once() {
     let bench = Bench::new(|_| {}).await;
-    let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
+    let repo = bench.proxy.0.upstreams.upstreams().find(&place("r")).expect("a spot");
     let gate = bench.world.gate();
     // Its client leaves.
-    assert!(bench.proxy.0.tags(&spot, false).now_or_never().is_none());
-    let herd = futures_util::future::join_all((0..5).map(|_| bench.proxy.0.tags(&spot, false)));
+    assert!(bench.proxy.0.tags(&repo, false).now_or_never().is_none());
+    let herd = futures_util::future::join_all((0..5).map(|_| bench.proxy.0.tags(&repo, false)));
     let (herd, ()) = tokio::join!(herd, async { gate.add_permits(1) });
     for (found, how) in herd {
-        assert_eq!(((*found.expect("a list").expect("tags")).as_ref(), how), (&["v0".into()][..], How::Passed));
+        assert_eq!(
+            ((*found.expect("a list").expect("tags")).as_ref(), how),
+            (&["v0".into()][..], CacheOutcome::Passed)
+        );
     }
     assert_eq!(bench.world.0.lists.load(Ordering::Relaxed), 1);
 }
@@ -22,17 +25,17 @@ async fn a_herd_asks_for_a_list_once() {
 #[tokio::test(start_paused = true)]
 async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
     let bench = Bench::new(|_| {}).await;
-    let spot = bench.proxy.0.upstreams.world().find(&place("r")).expect("a spot");
+    let repo = bench.proxy.0.upstreams.upstreams().find(&place("r")).expect("a spot");
     let list = async || {
-        let (found, how) = bench.proxy.0.tags(&spot, false).await;
+        let (found, how) = bench.proxy.0.tags(&repo, false).await;
         ((*found.expect("a list").expect("tags")).as_ref()[0].clone(), how)
     };
-    assert_eq!(list().await, ("v0".into(), How::Passed));
-    assert_eq!(list().await, ("v1".into(), How::Passed));
+    assert_eq!(list().await, ("v0".into(), CacheOutcome::Passed));
+    assert_eq!(list().await, ("v1".into(), CacheOutcome::Passed));
     let gate = bench.world.gate();
     let begun = tokio::time::Instant::now();
     for _ in 0..5 {
-        assert_eq!(list().await, ("v1".into(), How::Stale));
+        assert_eq!(list().await, ("v1".into(), CacheOutcome::Stale));
     }
     let took = begun.elapsed();
     assert!((Duration::from_secs(3)..Duration::from_secs(4)).contains(&took), "{took:?}");
@@ -44,7 +47,7 @@ async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
             late => break late,
         }
     };
-    assert_eq!((late, bench.world.0.lists.load(Ordering::Relaxed)), (("v2".into(), How::Stale), 4));
+    assert_eq!((late, bench.world.0.lists.load(Ordering::Relaxed)), (("v2".into(), CacheOutcome::Stale), 4));
 }
 
 /// A client that reads a list by pages costs the upstream one list, not one for each page; a new reader is told of news.

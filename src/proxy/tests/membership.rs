@@ -1,7 +1,7 @@
 //! Which repository may have what is cached.
 
 use super::*;
-use crate::proxy::cache::Wanted;
+use crate::proxy::cache::GcOptions;
 
 impl Bench {
     fn sizes(&self) -> usize {
@@ -68,15 +68,15 @@ async fn records_go_with_their_manifests() {
         shards.flat_map(|shard| std::fs::read_dir(shard.path()).expect("read").flatten()).map(|e| e.path()).collect()
     };
     assert_eq!(records().len(), 2);
-    let gone = cache::admin::Item::Content(manifest(1).digest());
+    let gone = cache::offline::Item::Content(manifest(1).digest());
     bench.proxy.admin().remove(gone).await.expect("removed");
-    bench.proxy.admin().gc(Wanted::default()).await.expect("collects");
+    bench.proxy.admin().gc(GcOptions::default()).await.expect("collects");
     assert_eq!(records().len(), 2, "too early");
     for record in records() {
         let file = std::fs::File::options().append(true).open(record).expect("opens");
         file.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200)).expect("set");
     }
-    bench.proxy.admin().gc(Wanted::default()).await.expect("collects");
+    bench.proxy.admin().gc(GcOptions::default()).await.expect("collects");
     let left = records();
     let text = std::fs::read_to_string(&left[0]).expect("readable");
     assert_eq!((left.len(), text), (1, format!("a.io a.io s\n{}", manifest(2).digest())));

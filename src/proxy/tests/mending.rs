@@ -4,14 +4,14 @@ use std::fs::{File, FileTimes};
 use std::time::SystemTime;
 
 use super::*;
-use crate::proxy::cache::admin::{Item, gc};
-use crate::proxy::cache::{Removal, Tag, TagName, Wanted};
+use crate::proxy::cache::offline::{Item, gc};
+use crate::proxy::cache::{CachedTag, GcOptions, Removal, TagName};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What was not used for a minute.
-fn old() -> Wanted {
-    Wanted { older_than: Some(Duration::from_secs(60)), ..Wanted::default() }
+fn old() -> GcOptions {
+    GcOptions { older_than: Some(Duration::from_secs(60)), ..GcOptions::default() }
 }
 
 /// As if it had been written and read last then.
@@ -32,7 +32,7 @@ async fn what_is_on_its_way_is_not_left_over() {
     let gate = bench.world.gate();
     let body = bench.body("r", &digest, None).await.expect("opens");
     std::fs::write(bench.dir.join("fills/0-0"), b"of one that is dead").expect("written");
-    let freed = bench.proxy.admin().gc(Wanted::default()).await.expect("collects");
+    let freed = bench.proxy.admin().gc(GcOptions::default()).await.expect("collects");
     assert_eq!(freed.sum().count, 1, "{freed:?}");
     gate.add_permits(2);
     assert_eq!(all(body).await.expect("right"), content);
@@ -68,13 +68,13 @@ async fn what_was_used_lately_is_not_old() {
     // From the disk.
     bench.get("r", &used).await.expect("right");
     let kept = manifest(1);
-    bench.proxy.cache().documents.put(&kept).await;
+    bench.proxy.cache().manifest_store.put(&kept).await;
     aged(blobs.path(&used, 500));
     aged(blobs.path(&unused, 600));
-    aged(bench.proxy.cache().documents.shelf().path(&kept.digest(), kept.bytes().len() as u64));
+    aged(bench.proxy.cache().manifest_store.shelf().path(&kept.digest(), kept.bytes().len() as u64));
     bench.proxy.admin().gc(old()).await.expect("collects");
     assert_eq!(blobs.list(), [(used, 500)]);
-    assert_eq!(bench.proxy.cache().documents.shelf().count().0, 1);
+    assert_eq!(bench.proxy.cache().manifest_store.shelf().count().0, 1);
 }
 
 /// Nor is a manifest that a tag names. Notes of media types go when nothing has followed them.
@@ -82,13 +82,13 @@ async fn what_was_used_lately_is_not_old() {
 async fn only_what_nobody_wants_is_collected() {
     let bench = Bench::new(|_| {}).await;
     let (named, unnamed, dropped) = (manifest(1), manifest(2), manifest(3));
-    let documents = &bench.proxy.cache().documents;
+    let manifest_store = &bench.proxy.cache().manifest_store;
     for (manifest, tag) in [(&named, Some("v1")), (&unnamed, None), (&dropped, Some("v2"))] {
-        documents.put(manifest).await;
-        aged(documents.shelf().path(&manifest.digest(), manifest.bytes().len() as u64));
+        manifest_store.put(manifest).await;
+        aged(manifest_store.shelf().path(&manifest.digest(), manifest.bytes().len() as u64));
         if let Some(tag) = tag {
             let name = TagName::new("a.io", "r", tag);
-            documents.put_tag(&name, Tag::new(&name, manifest.descriptor(), 0)).await;
+            manifest_store.put_tag(&name, CachedTag::new(&name, manifest.descriptor(), 0)).await;
         }
     }
     let tags = |dir: &std::path::Path| -> Vec<PathBuf> {
@@ -117,12 +117,12 @@ async fn only_what_nobody_wants_is_collected() {
     let copied = std::process::Command::new("cp").arg("-a").args([&dir, &copy]).status();
     assert!(copied.is_ok_and(|status| status.success()));
     gc(&copy, &old()).expect("collects");
-    let listing = crate::proxy::cache::admin::list(&copy).expect("lists");
+    let listing = crate::proxy::cache::offline::list(&copy).expect("lists");
     let left: Vec<_> = listing.tags.iter().map(|tag| (tag.tag.as_str(), tag.digest)).collect();
     assert_eq!((left, listing.manifests.0), (vec![("v1", named.digest())], 1));
     assert!(copy.join("manifests/types/new").exists() && !copy.join("manifests/types/old").exists());
     std::fs::remove_dir_all(copy).expect("removed");
-    assert_eq!(proxy.cache().documents.shelf().count().0, 3);
+    assert_eq!(proxy.cache().manifest_store.shelf().count().0, 3);
 }
 
 #[tokio::test]
@@ -137,7 +137,7 @@ async fn what_is_being_read_makes_no_room() {
     let _pin = blobs.pin(&read);
     // It would go first.
     date(blobs.path(&idle, 500), SystemTime::now() + HOUR);
-    let freed = bench.proxy.admin().gc(Wanted { size: Some(500), ..Wanted::default() }).await.expect("collects");
+    let freed = bench.proxy.admin().gc(GcOptions { size: Some(500), ..GcOptions::default() }).await.expect("collects");
     assert_eq!((freed.busy, freed.sum().count, blobs.list()), (1, 1, vec![(read, 500)]));
 }
 
@@ -156,14 +156,14 @@ async fn the_scrubber_drops_what_is_corrupt_and_takes_its_time() {
     wrong[77] ^= 1;
     std::fs::write(blobs.path(&digests[1], 5000), wrong).expect("written");
     std::fs::remove_file(blobs.path(&digests[2], 5000)).expect("removed");
-    let shelves = scrub::shelves(bench.proxy.cache());
+    let stores = scrub::stores(bench.proxy.cache());
     let (begun, read) = (tokio::time::Instant::now(), AtomicU64::new(0));
     let mut dropped = Vec::new();
     let count = |bytes| {
         read.fetch_add(bytes, Ordering::Relaxed);
     };
-    let mut pace = scrub::Pace::new(1000);
-    let done = scrub::pass(&shelves, Some(&mut pace), count, |digest| dropped.push(*digest)).await;
+    let mut pace = scrub::RateLimiter::new(1000);
+    let done = scrub::scrub_pass(&stores, Some(&mut pace), count, |digest| dropped.push(*digest)).await;
     assert_eq!((done.files, done.bytes, done.dropped), (2, 10_000, 1));
     assert_eq!((dropped, read.into_inner()), (vec![digests[1]], 10_000));
     assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());

@@ -136,7 +136,7 @@ async fn breakers_and_limits_are_each_upstreams_own() {
         bench.world.publish("r", "v1", &manifest(1));
         bench.world.publish("ill", "v1", &manifest(2));
         bench.world.fail("ill", &tag(), ill);
-        let of_b = |name: &str| Place { name: name.into(), ns: Some("b.io".to_owned()) };
+        let of_b = |name: &str| RepositoryPath { name: name.into(), ns: Some("b.io".to_owned()) };
         let is_well = || bench.proxy.health().iter().any(|health| health.registry == "b.io" && health.well);
         let noticed = async {
             while is_well() {

@@ -1,7 +1,7 @@
 //! Tags: what is believed, and for how long; who is asked, and what is told of it.
 
 use super::*;
-use crate::proxy::cache::{Tag, TagName};
+use crate::proxy::cache::{CachedTag, TagName};
 
 impl Bench {
     fn asked(&self) -> usize {
@@ -15,13 +15,13 @@ async fn a_tag_from_the_future_is_asked_for() {
     let bench = Bench::new(|_| {}).await;
     let (old, new) = (manifest(1), manifest(2));
     bench.world.publish("r", "v1", &new);
-    let documents = &bench.proxy.cache().documents;
+    let manifest_store = &bench.proxy.cache().manifest_store;
     let name = TagName::new("a.io", "r", "v1");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
-    documents.put(&old).await;
-    documents.put_tag(&name, Tag::new(&name, old.descriptor(), now)).await;
+    manifest_store.put(&old).await;
+    manifest_store.put_tag(&name, CachedTag::new(&name, old.descriptor(), now)).await;
     assert_eq!(bench.tagged().await.expect("known"), Some(old.digest()));
-    documents.put_tag(&name, Tag::new(&name, old.descriptor(), now + 3600)).await;
+    manifest_store.put_tag(&name, CachedTag::new(&name, old.descriptor(), now + 3600)).await;
     assert_eq!(bench.tagged().await.expect("asked for"), Some(new.digest()));
 }
 
@@ -179,10 +179,10 @@ async fn an_older_answer_that_a_tag_is_absent_hides_no_newer_one() {
         &Manifest::read(r#"{"schemaVersion":2,"layers":[]}"#.into(), None, None).expect("one"),
     );
     let (now, before) = (Instant::now(), Instant::now() - Duration::from_secs(1));
-    let (spot, target) = (bench.proxy.0.upstreams.world().spot("a.io", "r").expect("a spot"), tag());
+    let (repo, target) = (bench.proxy.0.upstreams.upstreams().repository("a.io", "r").expect("a spot"), tag());
     let descriptor = Descriptor::new("x", Digest::of(b"x"), 1);
-    bench.proxy.0.note(&spot, &target, Some(&descriptor), now).await;
-    bench.proxy.0.note(&spot, &target, None, before).await;
+    bench.proxy.0.remember_answer(&repo, &target, Some(&descriptor), now).await;
+    bench.proxy.0.remember_answer(&repo, &target, None, before).await;
     let found = bench.proxy.resolve(&place("r"), &target).await.expect("answers").expect("is there");
     assert_eq!(found.digest, descriptor.digest);
 }

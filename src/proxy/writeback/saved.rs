@@ -15,7 +15,7 @@ use crate::regular_file::{self, Links};
 /// An image in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Saved {
+pub(super) struct SavedJob {
     #[serde(flatten)]
     pub(super) job: Job,
     /// Tries so far.
@@ -30,7 +30,7 @@ pub(super) struct Saved {
 }
 
 /// Reads the file; empty where there is none. Blocks.
-pub(super) fn load(file: &Path) -> Result<Vec<Saved>> {
+pub(super) fn load(file: &Path) -> Result<Vec<SavedJob>> {
     let bytes = match regular_file::read(file, Links::Refuse, MAX_FILE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read.map_err(|error| Error::io(format!("read {}", file.display()), &error))?,
@@ -40,7 +40,7 @@ pub(super) fn load(file: &Path) -> Result<Vec<Saved>> {
 
 /// Replaces the file as a whole: a process may be killed at any moment. Only its owner may read it, since it names
 /// private repositories. Blocks.
-pub(super) fn store(file: &Path, all: &[Saved]) -> Result<()> {
+pub(super) fn store(file: &Path, all: &[SavedJob]) -> Result<()> {
     let bytes = serde_json::to_vec(all).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
     let failed = |error: &std::io::Error| Error::io(format!("write {}", file.display()), error);
     // What could not be read back would end all jobs.

@@ -15,8 +15,8 @@ use reqwest::Url;
 use super::no_proxy::NoProxy;
 use crate::credentials::Secret;
 use crate::error::{Error, Kind, Result};
-use crate::registry::endpoint::percent_decoded;
-use crate::registry::token::basic;
+use crate::registry::auth::token::basic;
+use crate::registry::urls::percent_decoded;
 
 /// The proxies of a run. The default has none. Clones share what was learned of them.
 #[derive(Clone, Debug, Default)]

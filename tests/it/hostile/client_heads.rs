@@ -4,14 +4,14 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::proxy_blobs::World;
-use crate::support::process::LIMIT;
-use crate::support::proxied::ops;
-use crate::support::{Process, Proxied, TempDir, Tool};
+use crate::support::process::RUN_TIMEOUT;
+use crate::support::proxied::ops_addr;
+use crate::support::{Process, ProxyProcess, TempDir, Tool};
 
 /// All that the server answers to these bytes, until it closes the connection.
 fn talk(at: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(at).expect("connects");
-    stream.set_read_timeout(Some(LIMIT / 2)).expect("set");
+    stream.set_read_timeout(Some(RUN_TIMEOUT / 2)).expect("set");
     stream.write_all(bytes).expect("sends");
     let mut answers = Vec::new();
     // A reset after the answer is an end, too.
@@ -27,7 +27,7 @@ fn statuses(answers: &str) -> Vec<&str> {
 
 /// Everything that answers HTTP: the proxy, its operations port, `serve`.
 struct Servers {
-    proxy: Proxied,
+    proxy: ProxyProcess,
     serve: (Process, SocketAddr),
     _home: TempDir,
 }
@@ -38,15 +38,15 @@ impl Servers {
         let home = TempDir::new();
         let args = ["serve", &home.join("layout"), "--writable", "--listen", "127.0.0.1:0"];
         let serve = Tool::transload().args(&args).spawn();
-        let line = serve.stderr.wait_line("serving ", LIMIT);
+        let line = serve.stderr.wait_line("serving ", RUN_TIMEOUT);
         let at = line.split(" on http://").nth(1).and_then(|at| at.parse().ok()).expect("an address");
-        let proxy = Proxied::hub(world.front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+        let proxy = ProxyProcess::hub(world.front.addr(), &["--listen-ops", "127.0.0.1:0"]);
         Self { proxy, serve: (serve, at), _home: home }
     }
 
     /// With a path that each one answers with 200.
     fn all(&self) -> [(SocketAddr, &'static str); 3] {
-        [(self.proxy.addr(), "/v2/"), (ops(&self.proxy), "/healthz"), (self.serve.1, "/v2/")]
+        [(self.proxy.addr(), "/v2/"), (ops_addr(&self.proxy), "/healthz"), (self.serve.1, "/v2/")]
     }
 
     /// Each server refuses this head, and closes the connection. `PATH` stands for a path that exists.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::proxy_blobs::World;
 use crate::proxy_config::{Authority, addr, start};
-use crate::support::process::LIMIT;
-use crate::support::proxied::ops;
-use crate::support::{Fault, Process, Proxied, Rule, TempDir, Tool, http};
+use crate::support::process::RUN_TIMEOUT;
+use crate::support::proxied::ops_addr;
+use crate::support::{Fault, Process, ProxyProcess, Rule, TempDir, Tool, http};
 
 /// What an idle connection has sent before it falls silent.
 const BEGINS: [(&str, &[u8]); 4] = [
@@ -20,7 +20,7 @@ const BEGINS: [(&str, &[u8]); 4] = [
 
 fn connect(at: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(at).expect("connects");
-    stream.set_read_timeout(Some(LIMIT)).expect("set");
+    stream.set_read_timeout(Some(RUN_TIMEOUT)).expect("set");
     stream
 }
 
@@ -69,8 +69,8 @@ fn limited(world: &World, limits: &str) -> (TempDir, Process) {
 fn idle_connections_do_not_make_the_readiness_probe_fail() {
     let world = World::new(&[1000]);
     for (what, begin) in BEGINS {
-        let proxy = Proxied::hub(world.front.addr(), &["--listen-ops", "127.0.0.1:0"]);
-        let at = ops(&proxy);
+        let proxy = ProxyProcess::hub(world.front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+        let at = ops_addr(&proxy);
         let _idle = idle(at, 80, begin);
         for _ in 0..8 {
             let begun = Instant::now();
@@ -85,8 +85,8 @@ fn idle_connections_do_not_make_the_readiness_probe_fail() {
 #[test]
 fn a_silent_connection_to_the_operations_port_is_closed_soon() {
     let world = World::new(&[1000]);
-    let proxy = Proxied::hub(world.front.addr(), &["--listen-ops", "127.0.0.1:0"]);
-    let at = ops(&proxy);
+    let proxy = ProxyProcess::hub(world.front.addr(), &["--listen-ops", "127.0.0.1:0"]);
+    let at = ops_addr(&proxy);
     let begun = Instant::now();
     for stream in &mut idle(at, 3, b"") {
         is_closed(stream, "a silent connection");
@@ -152,7 +152,7 @@ fn idle_connections_do_not_block_serve() {
     let home = TempDir::new();
     let serve =
         Tool::transload().args(&["serve", &home.join("layout"), "--writable", "--listen", "127.0.0.1:0"]).spawn();
-    let line = serve.stderr.wait_line("serving ", LIMIT);
+    let line = serve.stderr.wait_line("serving ", RUN_TIMEOUT);
     let at: SocketAddr = line.split(" on http://").nth(1).and_then(|at| at.parse().ok()).expect("an address");
     let _idle = idle(at, 520, b"");
     let begun = Instant::now();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::proxy_config::user;
-use crate::support::process::LIMIT;
+use crate::support::process::RUN_TIMEOUT;
 use crate::support::registry::PASSWORD;
 use crate::support::{Image, Registry, TempDir, Tool, http};
 
@@ -124,13 +124,13 @@ fn children_of_a_helper_end_when_the_run_is_interrupted() {
     let hangs = format!("{CHILD}echo $$ > \"$here/helper\"; exec sleep 600");
     let registry = Registry::with_basic("carol");
     let process = inspect(&dir, &registry, &hangs).spawn();
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + RUN_TIMEOUT;
     while !dir.path().join("helper").exists() || dir.read("helper").is_empty() {
         assert!(Instant::now() < deadline, "the helper never ran");
         std::thread::sleep(Duration::from_millis(10));
     }
     process.interrupt();
-    process.finish(LIMIT).exits(130);
+    process.finish(RUN_TIMEOUT).exits(130);
     assert_ends(&dir, "helper");
     assert_ends(&dir, "child");
 }
@@ -222,7 +222,7 @@ fn a_password_that_bcrypt_would_cut_is_refused() {
     let config = "listen: [{ http: 127.0.0.1:0, users-file: users }]\ncache: { dir: cache, keep-free: 0 }\n\
                   upstreams: [{ name: docker.io, from: 127.0.0.1:1 }]\n";
     let proxy = Tool::transload().args(&["proxy", "--config", &dir.write("proxy.yaml", config)]).spawn();
-    let line = proxy.stderr.wait_line("proxying ", LIMIT);
+    let line = proxy.stderr.wait_line("proxying ", RUN_TIMEOUT);
     let at = line.split(" on http://").nth(1).and_then(|at| at.parse().ok()).expect("an address");
     let status = |pair: String| {
         let basic = format!("Basic {}", base64(pair.as_bytes()));

@@ -14,7 +14,7 @@ use super::super::proxy_config::{addr, start};
 use super::super::support::images::Document;
 use super::super::support::proxied::files;
 use super::super::support::push::push_blob;
-use super::super::support::{Fault, Front, Image, Process, Proxied, Registry, Rule, TempDir, http};
+use super::super::support::{Fault, Front, Image, Process, ProxyProcess, Registry, Rule, TempDir, http};
 
 const MIB: usize = 1 << 20;
 const PUBLIC: &str = "public/app";
@@ -44,12 +44,12 @@ impl World {
     }
 
     /// A proxy that knows the registry as `a.test`.
-    fn proxy(&self) -> Proxied {
+    fn proxy(&self) -> ProxyProcess {
         self.proxy_in(TempDir::new())
     }
 
-    fn proxy_in(&self, cache: TempDir) -> Proxied {
-        Proxied::start_in(cache, &format!("a.test={}", self.front.addr()), &[])
+    fn proxy_in(&self, cache: TempDir) -> ProxyProcess {
+        ProxyProcess::start_in(cache, &format!("a.test={}", self.front.addr()), &[])
     }
 
     /// Writes a configuration with these upstreams.
@@ -265,14 +265,14 @@ fn another_registry_behind_the_same_name_is_another_upstream() {
     };
     let other = Registry::start();
     let front = Front::before(other.addr()).start();
-    let proxy = Proxied::start_in(cache, &format!("a.test={}", front.addr()), &[]);
+    let proxy = ProxyProcess::start_in(cache, &format!("a.test={}", front.addr()), &[]);
     for path in world.secrets_under(PRIVATE).iter().chain([&tag_of(PRIVATE)]) {
         assert_withheld(proxy.addr(), path, 404);
     }
     let cache = proxy.kill();
     let unreachable = front.addr();
     drop(front);
-    let proxy = Proxied::start_in(cache, &format!("a.test={unreachable}"), &["--upstream-timeout", "1"]);
+    let proxy = ProxyProcess::start_in(cache, &format!("a.test={unreachable}"), &["--upstream-timeout", "1"]);
     for path in [&tag_of(PRIVATE), &world.secrets_under(PRIVATE)[0]] {
         assert_unconfirmed(proxy.addr(), path);
     }
@@ -317,7 +317,7 @@ fn an_upstream_that_cannot_be_asked_confirms_nothing() {
     let cache = proxy.kill();
     let (at, secret) = (world.front.addr(), world.secret.clone());
     drop(world);
-    let proxy = Proxied::start_in(cache, &format!("a.test={at}"), &["--upstream-timeout", "1"]);
+    let proxy = ProxyProcess::start_in(cache, &format!("a.test={at}"), &["--upstream-timeout", "1"]);
     for path in paths(&secret, PRIVATE).iter().chain([&tag_of(PRIVATE), &tag_of(PUBLIC)]) {
         http::get(proxy.addr(), path).expect(200);
     }

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use crate::support::http::{self, Reply};
 use crate::support::images::{Document, OCI_INDEX, OCI_MANIFEST};
 use crate::support::push::push_blob;
-use crate::support::{Image, Serving, TempDir};
+use crate::support::{Image, ServeProcess, TempDir};
 
 /// A server with an image and its signature in `private/app`, and another image in `public/app`.
 struct World {
     dir: TempDir,
-    serving: Serving,
+    serving: ServeProcess,
     private: Image,
     signature: Image,
     public: Image,
@@ -67,8 +67,8 @@ impl World {
     }
 }
 
-fn serve(dir: &TempDir) -> Serving {
-    Serving::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"])
+fn serve(dir: &TempDir) -> ServeProcess {
+    ServeProcess::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"])
 }
 
 fn index(children: &[Value]) -> Document {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::support::images::{Document, OCI_MANIFEST};
-use crate::support::{Image, Serving, TempDir, Tool, http, layout};
+use crate::support::{Image, ServeProcess, TempDir, Tool, http, layout};
 
 /// As large as a manifest may be, nearly all of it this text.
 const HUGE: usize = (4 << 20) - 2000;
@@ -27,7 +27,7 @@ fn assert_readable(layout: &Path, tag: &str) {
     Tool::transload().args(&["copy", &from, &format!("oci:{}:x", out.join("out"))]).run().ok();
 }
 
-fn put(to: &Serving, repository: &str, manifest: &Document, content_type: &str) -> http::Reply {
+fn put(to: &ServeProcess, repository: &str, manifest: &Document, content_type: &str) -> http::Reply {
     let path = format!("/v2/{repository}/manifests/{}", manifest.digest);
     http::send(to.addr(), "PUT", &path, &[("content-type", content_type)], &manifest.bytes)
 }
@@ -64,7 +64,7 @@ fn a_copy_of_children_with_huge_media_types_leaves_the_other_images_of_a_layout_
 #[test]
 fn pushes_of_huge_media_types_leave_the_other_images_of_a_server_readable() {
     let dir = TempDir::new();
-    let serving = Serving::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"]);
+    let serving = ServeProcess::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"]);
     let good = Image::single(1, &[5000]);
     good.push(serving.addr(), "good/app", "v1");
     for nth in 0..18 {
@@ -102,7 +102,7 @@ fn an_index_never_grows_beyond_what_is_read() {
     assert!(std::fs::read(layout.join("index.json")).expect("there") == full.as_bytes(), "it is as it was");
     assert_readable(&layout, "v1");
 
-    let serving = Serving::start(&layout, &["--writable", "--keep-free", "0"]);
+    let serving = ServeProcess::start(&layout, &["--writable", "--keep-free", "0"]);
     let pushed = Image::single(3, &[500]);
     pushed.blobs.iter().for_each(|blob| crate::support::push::push_blob(serving.addr(), "images", blob, &[]));
     let refused = put(&serving, "images", pushed.root(), OCI_MANIFEST).expect(403);
@@ -131,7 +131,7 @@ fn a_large_index_costs_memory_in_proportion_to_its_size() {
         let layout = layout::write(&dir, "images", &image, "v1");
         std::fs::write(layout.join("index.json"), format!(r#"{{"schemaVersion":2,"manifests":[{manifests}]}}"#))
             .expect("written");
-        let serving = Serving::start(&layout, &[]);
+        let serving = ServeProcess::start(&layout, &[]);
         image.assert_at(serving.addr(), "images", "v000000");
         assert!(serving.peak() < 160, "{what}: {} MiB", serving.peak());
     }
@@ -144,10 +144,10 @@ fn an_index_of_too_many_entries_is_refused_before_it_costs_memory() {
     let layout = layout::write(&dir, "images", &Image::single(1, &[500]), "v1");
     let entries = "{},".repeat(20_000_000);
     std::fs::write(layout.join("index.json"), format!(r#"{{"manifests":[{entries}{{}}]}}"#)).expect("written");
-    let serving = Serving::start(&layout, &[]);
+    let serving = ServeProcess::start(&layout, &[]);
     http::get(serving.addr(), "/v2/images/tags/list").expect(500);
     assert!(serving.peak() < 250, "{} MiB", serving.peak());
-    let log = serving.process.stderr.wait_line("500000", crate::support::process::LIMIT);
+    let log = serving.process.stderr.wait_line("500000", crate::support::process::RUN_TIMEOUT);
     assert!(log.contains("index.json"), "{log}");
 }
 
@@ -156,7 +156,7 @@ fn an_index_of_too_many_entries_is_refused_before_it_costs_memory() {
 #[test]
 fn a_list_of_referrers_never_grows_beyond_what_clients_read() {
     let dir = TempDir::new();
-    let serving = Serving::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"]);
+    let serving = ServeProcess::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"]);
     let subject = Image::single(1, &[500]);
     subject.push(serving.addr(), "app", "v1");
     let referrer = |nth: u64, bytes: usize| {
@@ -180,7 +180,7 @@ fn a_list_of_referrers_never_grows_beyond_what_clients_read() {
 #[test]
 fn types_longer_than_the_standard_allows_are_refused_wherever_they_stand() {
     let dir = TempDir::new();
-    let serving = Serving::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"]);
+    let serving = ServeProcess::start(&dir.path().join("images"), &["--writable", "--keep-free", "0"]);
     let image = Image::artifact(1, "application/x", None);
     image.push(serving.addr(), "app", "v1");
     let set = |body: &mut Value, place: &str, length: usize| {

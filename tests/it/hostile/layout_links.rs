@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::support::http::{self, Reply};
 use crate::support::layout::{self, link};
-use crate::support::process::LIMIT;
-use crate::support::{Image, Serving, TempDir, Tool};
+use crate::support::process::RUN_TIMEOUT;
+use crate::support::{Image, ServeProcess, TempDir, Tool};
 
 /// A layout `images` with one image, `v1`, and beside it a file that nobody may read through it.
 struct World {
@@ -42,7 +42,7 @@ impl World {
 
 /// No way of asking gives a byte of the blob.
 #[track_caller]
-fn assert_not_served(serving: &Serving, path: &str) {
+fn assert_not_served(serving: &ServeProcess, path: &str) {
     for (method, headers) in
         [("GET", &[][..]), ("HEAD", &[]), ("GET", &[("range", "bytes=0-3")]), ("GET", &[("range", "bytes=-3")])]
     {
@@ -58,9 +58,9 @@ fn serve_gives_no_file_of_the_host_under_a_digest() {
     let world = World::new();
     for to in [world.secret.clone(), "../../../host/secret".into(), "/etc/passwd".into()] {
         link(&world.file(), &to);
-        let serving = Serving::start(&world.layout, &[]);
+        let serving = ServeProcess::start(&world.layout, &[]);
         assert_not_served(&serving, &world.path());
-        serving.process.stderr.wait_line(&world.layer()[7..], LIMIT);
+        serving.process.stderr.wait_line(&world.layer()[7..], RUN_TIMEOUT);
     }
 }
 
@@ -68,7 +68,7 @@ fn serve_gives_no_file_of_the_host_under_a_digest() {
 #[test]
 fn a_link_that_replaces_a_served_blob_is_not_followed() {
     let world = World::new();
-    let serving = Serving::start(&world.layout, &[]);
+    let serving = ServeProcess::start(&world.layout, &[]);
     for _ in 0..2 {
         world.image.assert_at(serving.addr(), "images", "v1");
     }
@@ -85,7 +85,7 @@ fn linked_directories_are_not_followed_by_reads_or_by_writes() {
         std::fs::rename(&inside, &outside).expect("moved");
         link(&inside, &outside);
         let before = listing(&outside);
-        let serving = Serving::start(&world.layout, &["--writable", "--keep-free", "0"]);
+        let serving = ServeProcess::start(&world.layout, &["--writable", "--keep-free", "0"]);
         assert_not_served(&serving, &world.path());
         let blob = &Image::single(8, &[100]).blobs[0];
         let path = format!("/v2/images/blobs/uploads/?digest={}", blob.digest);
@@ -109,7 +109,7 @@ fn a_linked_index_is_not_read() {
     let outside = world.dir.path().join("host/index.json");
     std::fs::rename(world.layout.join("index.json"), &outside).expect("moved");
     link(&world.layout.join("index.json"), &outside);
-    let serving = Serving::start(&world.layout, &[]);
+    let serving = ServeProcess::start(&world.layout, &[]);
     for path in ["/v2/images/tags/list", "/v2/images/manifests/v1", "/v2/_catalog"] {
         http::get(serving.addr(), path).expect(500);
     }
@@ -138,7 +138,7 @@ fn links_within_the_directory_are_followed() {
     link(&world.file(), Path::new("../elsewhere"));
     let by_link = world.dir.path().join("link");
     link(&by_link, &world.layout);
-    let serving = Serving::start(&by_link, &[]);
+    let serving = ServeProcess::start(&by_link, &[]);
     world.image.assert_at(serving.addr(), "images", "v1");
 }
 
@@ -155,9 +155,9 @@ fn serve_gives_nothing_that_has_another_digest_and_takes_the_right_blob_again() 
         } else {
             std::fs::write(world.file(), &wrong).expect("written");
         }
-        let serving = Serving::start(&world.layout, &["--writable", "--keep-free", "0"]);
+        let serving = ServeProcess::start(&world.layout, &["--writable", "--keep-free", "0"]);
         assert_not_served(&serving, &world.path());
-        serving.process.stderr.wait_line("another digest", LIMIT);
+        serving.process.stderr.wait_line("another digest", RUN_TIMEOUT);
         world.image.push(serving.addr(), "images", "v1");
         world.image.assert_at(serving.addr(), "images", "v1");
         assert_eq!(std::fs::read_to_string(&world.secret).expect("there"), SECRET, "the host's file is as it was");
@@ -168,7 +168,7 @@ fn serve_gives_nothing_that_has_another_digest_and_takes_the_right_blob_again() 
 #[test]
 fn a_file_that_changes_after_it_was_verified_is_verified_again() {
     let world = World::new();
-    let serving = Serving::start(&world.layout, &[]);
+    let serving = ServeProcess::start(&world.layout, &[]);
     world.image.assert_at(serving.addr(), "images", "v1");
     let before = std::fs::metadata(world.file()).expect("there");
     let wrong: Vec<u8> = world.image.blobs[1].bytes.iter().map(|byte| !byte).collect();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::support::{Fault, Rule};
 use super::super::support::{
-    Front, Image, Proxied, Registry, Run, Scripted, ScriptedServer, TempDir, Tool, http, transload,
+    Front, Image, ProxyProcess, Registry, Run, ScriptedResponse, ScriptedServer, TempDir, Tool, http, transload,
 };
 
 /// The value of a query's parameter.
@@ -21,11 +21,11 @@ fn parameter<'a>(target: &'a str, name: &str) -> Option<&'a str> {
 fn five_tags(link: impl Fn(&str) -> String + Send + Sync + 'static) -> ScriptedServer {
     ScriptedServer::start(move |_, target| {
         if !target.starts_with("/v2/app/tags/list") {
-            return Scripted::absent();
+            return ScriptedResponse::absent();
         }
         let after = parameter(target, "last").map_or(0, |last| last.trim_start_matches('v').parse().unwrap_or(9));
         let page: Vec<String> = (after + 1..=(after + 2).min(5)).map(|nth| format!("v{nth}")).collect();
-        let answer = Scripted::json(&json!({"name": "app", "tags": page}));
+        let answer = ScriptedResponse::json(&json!({"name": "app", "tags": page}));
         match page.last().filter(|last| *last != "v5") {
             Some(last) => answer.header("link", &link(last)),
             None => answer,
@@ -87,10 +87,11 @@ fn a_page_that_is_no_list_is_an_error() {
     for (status, body) in
         [(200, "{}"), (200, r#"{"errors":[]}"#), (200, r#"{"tags":["v1""#), (206, r#"{"tags":[]}"#), (204, "")]
     {
-        let registry = ScriptedServer::start(move |_, _| Scripted { status, headers: vec![], body: body.to_owned() });
+        let registry =
+            ScriptedServer::start(move |_, _| ScriptedResponse { status, headers: vec![], body: body.to_owned() });
         fails(tags(&registry), "the answer is not a list");
     }
-    let registry = ScriptedServer::start(|_, _| Scripted::json(&json!({"name": "app", "tags": null})));
+    let registry = ScriptedServer::start(|_, _| ScriptedResponse::json(&json!({"name": "app", "tags": null})));
     assert_eq!(tags(&registry).ok().stdout, "", "distribution writes null for no tags");
 }
 
@@ -101,12 +102,12 @@ fn a_full_page_without_a_link_is_no_end() {
     for all in [999, 1000, 1001, 2000, 2345] {
         let spec = ScriptedServer::start(move |_, target| {
             let from = parameter(target, "last").map_or(0, |last| last[1..].parse::<usize>().unwrap_or(0) + 1);
-            Scripted::json(&page(from, all.min(from + 1000)))
+            ScriptedResponse::json(&page(from, all.min(from + 1000)))
         });
         assert_eq!(tags(&spec).ok().stdout.lines().count(), all);
         assert_eq!(spec.count("/tags/list"), all / 1000 + 1, "{all}");
         // One that knows neither `n` nor `last`, as distribution 2.8.
-        let whole = ScriptedServer::start(move |_, _| Scripted::json(&page(0, all)));
+        let whole = ScriptedServer::start(move |_, _| ScriptedResponse::json(&page(0, all)));
         assert_eq!(tags(&whole).ok().stdout.lines().count(), all);
     }
 }
@@ -164,18 +165,18 @@ fn endless(how: Endless) -> ScriptedServer {
         let some = !matches!(how, Endless::Empty);
         let answer = if target.contains("/tags/list") {
             let tags: Vec<String> = some.then(|| format!("v{entry}")).into_iter().collect();
-            Scripted::json(&json!({"name": "app", "tags": tags}))
+            ScriptedResponse::json(&json!({"name": "app", "tags": tags}))
         } else if target.contains("/referrers/") {
             let digest = format!("sha256:{entry:064x}");
             let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 2, "digest": digest});
             let manifests: Vec<Value> = some.then_some(entry).into_iter().collect();
-            Scripted::json(&json!({"schemaVersion": 2, "manifests": manifests}))
+            ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": manifests}))
         } else if target.contains("/manifests/v1") || target.contains("/manifests/sha256:") {
             let body = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
-            let made = Scripted { status: 200, headers: vec![], body: body.to_owned() };
+            let made = ScriptedResponse { status: 200, headers: vec![], body: body.to_owned() };
             return made.header("content-type", "application/vnd.oci.image.index.v1+json");
         } else {
-            return Scripted::absent();
+            return ScriptedResponse::absent();
         };
         let next = if matches!(how, Endless::Circle) { 0 } else { nth + 1 };
         answer.header("link", &format!("<?n=1000&token={next}>; rel=\"next\""))
@@ -243,14 +244,15 @@ fn a_list_of_referrers_is_bounded_by_its_bytes() {
     let registry = ScriptedServer::start(move |_, target| {
         let media_type = "application/vnd.oci.image.index.v1+json";
         if !target.contains("/referrers/") {
-            return Scripted::json(&json!({"schemaVersion": 2, "manifests": []})).header("content-type", media_type);
+            return ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": []}))
+                .header("content-type", media_type);
         }
         let nth: u64 = parameter(target, "token").map_or(0, |token| token.parse().unwrap_or(0));
         let entry =
             |digest: String| json!({"mediaType": media_type, "size": 2, "digest": digest, "annotations": {"a": long}});
         let entries: Vec<_> = (0..26).map(|entry_of| entry(format!("sha256:{:064x}", 100 * nth + entry_of))).collect();
         let next = format!("<?token={}>; rel=next", nth + 1);
-        Scripted::json(&json!({"schemaVersion": 2, "manifests": entries})).header("link", &next)
+        ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": entries})).header("link", &next)
     });
     fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "more than 16777216 bytes");
     assert_eq!(registry.count("/referrers/"), 4);
@@ -262,11 +264,12 @@ fn a_list_that_is_past_a_limit_is_asked_for_once() {
     let registry = ScriptedServer::start(move |_, target| {
         let media_type = "application/vnd.oci.image.index.v1+json";
         if !target.contains("/referrers/") {
-            return Scripted::json(&json!({"schemaVersion": 2, "manifests": []})).header("content-type", media_type);
+            return ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": []}))
+                .header("content-type", media_type);
         }
         let digest = format!("sha256:{:064x}", 1);
         let entry = json!({"mediaType": "x".repeat(256), "size": 2, "digest": digest});
-        Scripted::json(&json!({"schemaVersion": 2, "manifests": [entry]}))
+        ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": [entry]}))
     });
     fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "255");
     assert_eq!(registry.count("/referrers/"), 1);
@@ -278,15 +281,16 @@ fn a_list_that_is_past_a_limit_is_asked_for_once() {
 fn a_referrers_list_that_breaks_off_is_an_error() {
     for status in [404, 403, 400] {
         let registry = ScriptedServer::start(move |_, target| match target {
-            _ if target.contains("page=2") => Scripted { status, ..Scripted::default() },
+            _ if target.contains("page=2") => ScriptedResponse { status, ..ScriptedResponse::default() },
             _ if target.contains("/referrers/") => {
-                Scripted::json(&json!({"schemaVersion": 2, "manifests": []})).header("link", "<?page=2>; rel=next")
+                ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": []}))
+                    .header("link", "<?page=2>; rel=next")
             }
             _ if target.contains("/manifests/v1") => {
                 let body = json!({"schemaVersion": 2, "manifests": []});
-                Scripted::json(&body).header("content-type", "application/vnd.oci.image.index.v1+json")
+                ScriptedResponse::json(&body).header("content-type", "application/vnd.oci.image.index.v1+json")
             }
-            _ => Scripted::absent(),
+            _ => ScriptedResponse::absent(),
         });
         fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "list the referrers");
     }
@@ -297,7 +301,7 @@ fn a_referrers_list_that_breaks_off_is_an_error() {
 fn one_client_request_causes_a_bounded_number_of_upstream_requests() {
     for how in ALL {
         let registry = endless(how);
-        let proxy = Proxied::hub(registry.addr(), &[]);
+        let proxy = ProxyProcess::hub(registry.addr(), &[]);
         http::get(proxy.addr(), "/v2/library/app/tags/list").expect(502);
         assert!(registry.count("/tags/list") <= 101, "{how:?}: {}", registry.count("/tags/list"));
         let subject = format!("sha256:{:064x}", 7);
@@ -311,10 +315,10 @@ fn one_client_request_causes_a_bounded_number_of_upstream_requests() {
 fn the_proxy_passes_no_part_of_a_list_on() {
     let registry = ScriptedServer::start(|_, target| {
         let nth: u64 = parameter(target, "token").map_or(0, |token| token.parse().unwrap_or(0));
-        let answer = Scripted::json(&json!({"tags": [format!("v{nth}")]}));
+        let answer = ScriptedResponse::json(&json!({"tags": [format!("v{nth}")]}));
         if nth < 150 { answer.header("link", &format!("<?token={}>; rel=next", nth + 1)) } else { answer }
     });
-    let proxy = Proxied::hub(registry.addr(), &[]);
+    let proxy = ProxyProcess::hub(registry.addr(), &[]);
     http::get(proxy.addr(), "/v2/library/app/tags/list").expect(502);
     assert_eq!(registry.count("/tags/list"), 101);
 }

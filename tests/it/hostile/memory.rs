@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::fake_registry::{Answer, Asked};
+use crate::support::fake_registry::{FakeRequest, FakeResponse};
 use crate::support::layer::sha256;
-use crate::support::process::LIMIT;
-use crate::support::proxied::{ops, shows};
-use crate::support::{FakeRegistry, Fault, Front, Image, Process, Proxied, Registry, Rule, Run, TempDir, Tool, http};
+use crate::support::process::RUN_TIMEOUT;
+use crate::support::proxied::{assert_metric_line, ops_addr};
+use crate::support::{
+    FakeRegistry, Fault, Front, Image, Process, ProxyProcess, Registry, Rule, Run, TempDir, Tool, http,
+};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -210,7 +212,7 @@ fn peak_of(process: u32) -> Option<u64> {
 fn within(most: u64, args: &[&str]) -> Run {
     let process = Tool::transload().args(args).spawn();
     let peak = Peak::of(&process);
-    let run = process.finish(2 * LIMIT);
+    let run = process.finish(2 * RUN_TIMEOUT);
     peak.assert_below(most);
     run
 }
@@ -304,13 +306,13 @@ fn write_back_of_an_image_with_large_manifests_fails_within_the_memory_of_a_prox
     let (hostile, durable) = (Hostile::with_large_children(60), Registry::start());
     let (original, durable) = (hostile.addr.to_string(), durable.addr());
     let flags = ["--original", &original, "--write-back", "--listen-ops", "127.0.0.1:0"];
-    let proxy = Proxied::start(&format!("{original}={durable}"), &flags);
+    let proxy = ProxyProcess::start(&format!("{original}={durable}"), &flags);
     let peak = Peak::of(&proxy.process);
     http::get(proxy.addr(), "/v2/evil/manifests/latest").expect(200);
-    let ops = ops(&proxy);
-    shows(ops, "transload_proxy_write_back_total{result=\"failed\"} 1");
+    let ops = ops_addr(&proxy);
+    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"failed\"} 1");
     // The image, and none of the children that its copy read.
-    shows(ops, "transload_proxy_write_back_waiting 1");
+    assert_metric_line(ops, "transload_proxy_write_back_waiting 1");
     peak.assert_below(200);
 }
 
@@ -320,7 +322,7 @@ fn clients_that_ask_for_many_large_manifests_at_once_get_them_within_the_memory_
     let hostile = Hostile::start();
     let images: Vec<String> =
         (0..60).map(|nth| hostile.image(nth, 4 * MIB)["digest"].as_str().expect("a digest").to_owned()).collect();
-    let proxy = Proxied::start(&format!("docker.io={}", hostile.addr), &[]);
+    let proxy = ProxyProcess::start(&format!("docker.io={}", hostile.addr), &[]);
     let (peak, at) = (Peak::of(&proxy.process), proxy.addr());
     let ask = |digest: &str| http::get(at, &format!("/v2/evil/manifests/{digest}"));
     let asked: Vec<u16> = std::thread::scope(|scope| {
@@ -332,7 +334,7 @@ fn clients_that_ask_for_many_large_manifests_at_once_get_them_within_the_memory_
     assert!(asked.iter().all(|status| [200, 502, 503, 504].contains(status)), "{asked:?}");
     // Who was refused asks again.
     for digest in &images {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + RUN_TIMEOUT;
         while ask(digest).status != 200 {
             assert!(Instant::now() < deadline, "{digest}");
         }
@@ -349,7 +351,7 @@ const PAGES: usize = 5;
 fn with_long_lists() -> FakeRegistry {
     let annotations: HashMap<_, _> = (0..40).map(|nth| (format!("a{nth}"), "")).collect();
     let annotations = json!(annotations).to_string();
-    FakeRegistry::start(move |asked: &Asked| {
+    FakeRegistry::start(move |asked: &FakeRequest| {
         let (path, query) = asked.target.split_once('?').unwrap_or((asked.target.as_str(), ""));
         let page: usize = query.split("page=").nth(1).and_then(|page| page.parse().ok()).unwrap_or(0);
         let body = if path.ends_with("/tags/list") {
@@ -365,7 +367,7 @@ fn with_long_lists() -> FakeRegistry {
             let entries: Vec<_> = (0..ENTRIES).map(entry).collect();
             format!("{{\"schemaVersion\":2,\"mediaType\":\"{INDEX}\",\"manifests\":[{}]}}", entries.join(","))
         };
-        let answer = Answer::new(200, body).with("content-type", INDEX);
+        let answer = FakeResponse::new(200, body).with("content-type", INDEX);
         if page + 1 == PAGES {
             return answer;
         }
@@ -377,7 +379,7 @@ fn with_long_lists() -> FakeRegistry {
 #[test]
 fn clients_that_ask_for_many_long_lists_at_once_get_them_within_the_memory_of_a_proxy() {
     let registry = with_long_lists();
-    let proxy = Proxied::start(&format!("docker.io={}", registry.addr()), &[]);
+    let proxy = ProxyProcess::start(&format!("docker.io={}", registry.addr()), &[]);
     let (peak, at, subject) = (Peak::of(&proxy.process), proxy.addr(), format!("sha256:{:064x}", 1));
     let ask = |nth: usize| {
         let list = if nth.is_multiple_of(4) { "tags/list".to_owned() } else { format!("referrers/{subject}") };
@@ -391,7 +393,7 @@ fn clients_that_ask_for_many_long_lists_at_once_get_them_within_the_memory_of_a_
     assert!(asked.iter().all(|status| [200, 502, 503, 504].contains(status)), "{asked:?}");
     // Who was refused asks again, and gets all of it.
     for nth in [0, 1] {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + RUN_TIMEOUT;
         let whole = loop {
             let reply = ask(nth);
             if reply.status == 200 {
@@ -423,7 +425,7 @@ fn an_image_whose_copy_kills_the_proxy_is_given_up() {
     let flags = ["--original", &name, "--write-back", "--listen-ops", "127.0.0.1:0", "--tag-ttl", "0"];
     let mut cache = TempDir::new();
     for killed in 0..3 {
-        let proxy = Proxied::start_in(cache, &upstream, &flags);
+        let proxy = ProxyProcess::start_in(cache, &upstream, &flags);
         if killed == 0 {
             image.assert_at(proxy.addr(), "library/app", "v1");
         }
@@ -432,11 +434,11 @@ fn an_image_whose_copy_kills_the_proxy_is_given_up() {
         cache = proxy.kill();
     }
     front.clear_rules();
-    let proxy = Proxied::start_in(cache, &upstream, &flags);
-    let ops = ops(&proxy);
-    shows(ops, "transload_proxy_write_back_total{result=\"given-up\"} 1");
+    let proxy = ProxyProcess::start_in(cache, &upstream, &flags);
+    let ops = ops_addr(&proxy);
+    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"given-up\"} 1");
     assert!(proxy.process.stderr.text().contains("the proxy was killed 3 times while it was copied"));
     image.assert_at(proxy.addr(), "library/app", "v1");
-    shows(ops, "transload_proxy_write_back_waiting 0");
+    assert_metric_line(ops, "transload_proxy_write_back_waiting 0");
     assert_eq!(http::get(durable.addr(), "/v2/library/app/manifests/v1").status, 404);
 }

@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use super::super::support::process::LIMIT;
-use super::super::support::proxied::{ops, shows};
+use super::super::support::process::RUN_TIMEOUT;
+use super::super::support::proxied::{assert_metric_line, ops_addr};
 use super::super::support::{
-    Fault, Front, Image, Process, Proxied, Registry, Rule, Run, TempDir, Tool, http, transload,
+    Fault, Front, Image, Process, ProxyProcess, Registry, Rule, Run, TempDir, Tool, http, transload,
 };
 
 /// Leads from a repository's manifests to another repository's, by any client that resolves `..`.
@@ -137,7 +137,7 @@ impl Destination {
 
 fn serving(directory: &str, flags: &[&str]) -> (Process, SocketAddr) {
     let process = Tool::transload().args(&["serve", directory, "--listen", "127.0.0.1:0"]).args(flags).spawn();
-    let line = process.stderr.wait_line(" on http://", LIMIT);
+    let line = process.stderr.wait_line(" on http://", RUN_TIMEOUT);
     let at = line.rsplit("http://").next().and_then(|at| at.trim().parse().ok()).expect("an address");
     (process, at)
 }
@@ -289,10 +289,10 @@ fn a_list_of_tags_shows_the_good_ones_and_reports_the_others() {
 #[test]
 fn the_proxy_passes_on_no_bad_tag() {
     let attacker = Attacker::listing(&[TRAVERSAL, "a\r\nx: y", "%2e%2e"]);
-    let proxy = Proxied::hub(attacker.front.addr(), &[]);
+    let proxy = ProxyProcess::hub(attacker.front.addr(), &[]);
     let tags = http::get(proxy.addr(), "/v2/evil/x/tags/list").expect(200).json();
     assert_eq!(tags["tags"], json!(["v1", "v2"]));
-    proxy.process.stderr.wait_line(&format!("{TRAVERSAL:?}"), LIMIT);
+    proxy.process.stderr.wait_line(&format!("{TRAVERSAL:?}"), RUN_TIMEOUT);
     // And asks for none: what a client names is held to the same grammar.
     for path in [
         "/v2/evil/x/manifests/..%2f..%2f..%2fvictim%2fapp%2fmanifests%2flatest",
@@ -382,7 +382,7 @@ fn a_bad_name_in_a_layout_leaves_the_others() {
 fn serve_offers_no_bad_name_of_its_directory() {
     let directory = layout(&["app:v1", "../../etc:v1", "app:../x", "App:v1", TRAVERSAL]);
     let (process, at) = serving(&directory.join(""), &[]);
-    process.stderr.wait_line(&format!("{TRAVERSAL:?}"), LIMIT);
+    process.stderr.wait_line(&format!("{TRAVERSAL:?}"), RUN_TIMEOUT);
     assert_eq!(http::get(at, "/v2/_catalog").expect(200).json()["repositories"], json!(["app"]));
     assert_eq!(http::get(at, "/v2/app/tags/list").expect(200).json()["tags"], json!(["v1"]));
     Image::single(20, &[700]).assert_at(at, "app", "v1");
@@ -466,7 +466,7 @@ fn a_forged_write_back_queue_names_no_path() {
     let upstream = attacker.front.addr().to_string();
     let start = |cache| {
         let flags = ["--original", &upstream, "--write-back", "--listen-ops", "127.0.0.1:0"];
-        Proxied::start_in(cache, &format!("{upstream}={}", durable.front.addr()), &flags)
+        ProxyProcess::start_in(cache, &format!("{upstream}={}", durable.front.addr()), &flags)
     };
     let cache = start(TempDir::new()).kill();
     let job =
@@ -480,9 +480,9 @@ fn a_forged_write_back_queue_names_no_path() {
     ]);
     cache.write("cache/write-back.json", jobs.to_string());
     let proxy = start(cache);
-    let ops = ops(&proxy);
-    shows(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
-    shows(ops, "transload_proxy_write_back_waiting 0");
+    let ops = ops_addr(&proxy);
+    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_waiting 0");
     attacker.good.assert_at(durable.front.addr(), "evil/x", "v1");
     assert_eq!(attacker.front.count("*", "victim"), 0);
     assert_eq!(proxy.process.stderr.text().matches("write-back queue is dropped").count(), 4);

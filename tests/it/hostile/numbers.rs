@@ -10,7 +10,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
-use super::super::support::{Fault, Front, Image, Proxied, Registry, Rule, Scripted, ScriptedServer, TempDir};
+use super::super::support::{
+    Fault, Front, Image, ProxyProcess, Registry, Rule, ScriptedResponse, ScriptedServer, TempDir,
+};
 use super::super::support::{http, transload};
 
 const MAX: &str = "18446744073709551615";
@@ -19,12 +21,12 @@ const MAX: &str = "18446744073709551615";
 fn with_token(document: String) -> ScriptedServer {
     let asked = AtomicBool::new(false);
     ScriptedServer::start(move |_, target| match target {
-        _ if target.starts_with("/token") => Scripted { status: 200, headers: vec![], body: document.clone() },
+        _ if target.starts_with("/token") => ScriptedResponse { status: 200, headers: vec![], body: document.clone() },
         _ if !asked.swap(true, Ordering::Relaxed) => {
             let challenge = r#"Bearer realm="/token",service="registry""#;
-            Scripted { status: 401, ..Scripted::default() }.header("www-authenticate", challenge)
+            ScriptedResponse { status: 401, ..ScriptedResponse::default() }.header("www-authenticate", challenge)
         }
-        _ => Scripted::json(&json!({"name": "app", "tags": ["v1"]})),
+        _ => ScriptedResponse::json(&json!({"name": "app", "tags": ["v1"]})),
     })
 }
 
@@ -79,15 +81,15 @@ fn a_retry_after_may_be_any_number() {
 
 fn is_asked_to_wait(wait: &'static str) {
     let registry = ScriptedServer::start(move |_, target| match target {
-        _ if target.contains("again") => Scripted::absent(),
-        _ => Scripted { status: 429, ..Scripted::default() }.header("retry-after", wait),
+        _ if target.contains("again") => ScriptedResponse::absent(),
+        _ => ScriptedResponse { status: 429, ..ScriptedResponse::default() }.header("retry-after", wait),
     });
     if wait.len() > 9 {
         let run = transload(&["tags", &format!("{}/app", registry.addr())]).exits(1);
         assert!(run.stderr.contains("429"), "{wait}: {}", run.stderr);
         assert!(run.took < Duration::from_secs(20), "{wait}: {:?}", run.took);
     }
-    let proxy = Proxied::hub(registry.addr(), &["--upstream-timeout", "3"]);
+    let proxy = ProxyProcess::hub(registry.addr(), &["--upstream-timeout", "3"]);
     let reply = http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(503);
     let told = reply.header("retry-after").and_then(|told| told.parse::<u64>().ok());
     assert!(told.is_none_or(|told| told <= 24 * 3600), "{wait}: {told:?}");
@@ -158,8 +160,8 @@ fn sizes_may_add_up_to_any_number() {
         let layers: Vec<_> = (1..6).map(|nth| layer(nth, size)).collect();
         let manifest = json!({"schemaVersion": 2, "mediaType": media_type, "config": layer(9, 2), "layers": layers});
         let registry = ScriptedServer::start(move |_, target| match target {
-            _ if target.contains("/manifests/") => Scripted::json(&manifest).header("content-type", media_type),
-            _ => Scripted::absent(),
+            _ if target.contains("/manifests/") => ScriptedResponse::json(&manifest).header("content-type", media_type),
+            _ => ScriptedResponse::absent(),
         });
         let (image, to) = (format!("{}/app:v1", registry.addr()), Registry::start());
         for args in [&["inspect", &image][..], &["copy", &image, &to.addr().to_string(), "--dry-run"]] {
@@ -177,7 +179,7 @@ fn an_announced_length_may_be_any_number() {
     image.push(source.addr(), "library/app", "v1");
     let digest = format!("sha256:{:064x}", 3);
     let front = Front::before(source.addr()).start();
-    let proxy = Proxied::hub(front.addr(), &[]);
+    let proxy = ProxyProcess::hub(front.addr(), &[]);
     let kept = format!("/v2/library/app/blobs/{}", image.blobs[1].digest);
     http::get(proxy.addr(), &kept).expect(200);
     for length in [MAX, "9223372036854775807", "9223372036854775808", "-1"] {

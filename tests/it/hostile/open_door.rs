@@ -3,7 +3,7 @@
 //! The chart's side, a Service that is open to everyone, is tested with helm by `deploy/check.py`.
 
 use crate::proxy_config::user;
-use crate::support::process::LIMIT;
+use crate::support::process::RUN_TIMEOUT;
 use crate::support::{TempDir, Tool};
 
 /// The warnings that a proxy with these listeners and upstreams prints at start-up.
@@ -15,9 +15,9 @@ fn warnings(listen: &str, upstreams: &str) -> Vec<String> {
     dir.write("tokens", "0123456789abcdef0123456789abcdef\n");
     let process = Tool::transload().args(&["proxy", "--config", &dir.write("proxy.yaml", config)]).spawn();
     // The warnings come right after this line; the end of the program shows that there are no more.
-    process.stderr.wait_line("the cache ", LIMIT);
+    process.stderr.wait_line("the cache ", RUN_TIMEOUT);
     process.terminate();
-    let said = process.finish(LIMIT).ok().stderr;
+    let said = process.finish(RUN_TIMEOUT).ok().stderr;
     said.lines().filter(|line| line.starts_with("warning: ")).map(str::to_owned).collect()
 }
 

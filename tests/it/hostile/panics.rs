@@ -3,15 +3,16 @@
 use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt as _, stream};
-use transload::content::{Body, Source, TagPage, TagPages};
-use transload::copy::{Engine, Silent};
+use transload::body::Body;
+use transload::content::{Source, TagPage, TagPages};
+use transload::copy::{Engine, NoObserver};
 use transload::descriptor::{Descriptor, Digest};
 use transload::error::{Error, Kind, Result};
 use transload::layout::Layout;
 use transload::manifest::Manifest;
 use transload::mirror::List;
-use transload::mirror::report::{Run, Which};
-use transload::mirror::run::{Action, Event, Options, Places, run};
+use transload::mirror::report::{ImageId, RunReport};
+use transload::mirror::run::{Action, Event, Options, Repositories, run};
 use transload::reference::{Repository, Target};
 
 use crate::support::TempDir;
@@ -56,7 +57,7 @@ impl Source for Fragile {
 
 struct Everywhere(Layout);
 
-impl Places for Everywhere {
+impl Repositories for Everywhere {
     type Source = Fragile;
     type Destination = Layout;
 
@@ -79,26 +80,26 @@ async fn a_panic_fails_one_image_of_a_run_and_is_in_its_report() {
         - {source: s.io/tags, glob: '*'}\n- {source: s.io/list, glob: '*'}\n- t.io/app:good5\n";
     let list = List::read(list, "list").expect("a list");
     let to = ["r.io/x".parse().expect("a destination")];
-    let done = Mutex::new(Run::begin(None, false, &[]));
+    let done = Mutex::new(RunReport::start(None, false, &[]));
     let ended = |event: Event| {
         let mut done = done.lock().expect("no panic is carried out of an image");
         match event {
             Event::Copied(job, report) => {
-                let which = Which { source: job.from(), destination: job.to(), line: job.line };
+                let which = ImageId { source: job.from(), destination: job.to(), line: job.line };
                 done.add(which, Ok(*report));
             }
             Event::Failed(job, error) => {
-                let which = Which { source: job.from(), destination: job.to(), line: job.line };
+                let which = ImageId { source: job.from(), destination: job.to(), line: job.line };
                 done.add(which, Err(&error));
             }
             Event::Unknown { line, source, error, .. } => {
-                let which = Which { source: source.to_string(), destination: String::new(), line };
+                let which = ImageId { source: source.to_string(), destination: String::new(), line };
                 done.add(which, Err(&error));
             }
             other => panic!("{other:?}"),
         }
     };
-    let engine = Engine::new(4, Arc::new(Silent)).thrifty();
+    let engine = Engine::new(4, Arc::new(NoObserver)).thrifty();
     let options = Options { action: Action::Copy { dry_run: false, force: false }, deadline: None };
     run(&list, &to, &Everywhere(layout), &engine, &options, &|_, _| true, &ended).await;
     let done = done.into_inner().expect("no panic");

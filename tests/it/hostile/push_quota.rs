@@ -1,19 +1,19 @@
 //! Pushes that would fill the disk of a server.
 
 use crate::support::http::{self, Reply};
-use crate::support::layer::noise;
-use crate::support::{Image, Serving, TempDir, Tool};
+use crate::support::layer::random_bytes;
+use crate::support::{Image, ServeProcess, TempDir, Tool};
 
 const MIB: usize = 1 << 20;
 
-fn begin(serving: &Serving) -> String {
+fn begin(serving: &ServeProcess) -> String {
     let begun = http::send(serving.addr(), "POST", "/v2/hostile/blobs/uploads/", &[], &[]).expect(202);
     begun.header("location").expect("a location").to_owned()
 }
 
-fn append(serving: &Serving, location: &str, size: usize) -> Reply {
+fn append(serving: &ServeProcess, location: &str, size: usize) -> Reply {
     let headers = [("content-type", "application/octet-stream")];
-    http::send(serving.addr(), "PATCH", location, &headers, &noise(9, size))
+    http::send(serving.addr(), "PATCH", location, &headers, &random_bytes(9, size))
 }
 
 /// An error as the distribution spec writes it, that tells the client of no path.
@@ -40,7 +40,8 @@ fn size(dir: &std::path::Path) -> u64 {
 #[test]
 fn pushes_end_at_the_largest_size_and_images_stay() {
     let dir = TempDir::new();
-    let serving = Serving::start(&dir.path().join("images"), &["--writable", "--max-size", "4MiB", "--keep-free", "0"]);
+    let serving =
+        ServeProcess::start(&dir.path().join("images"), &["--writable", "--max-size", "4MiB", "--keep-free", "0"]);
     let image = Image::single(1, &[MIB]);
     image.push(serving.addr(), "app", "v1");
     let location = begin(&serving);
@@ -57,7 +58,8 @@ fn pushes_end_at_the_largest_size_and_images_stay() {
 #[test]
 fn unfinished_uploads_count_and_give_their_bytes_back() {
     let dir = TempDir::new();
-    let serving = Serving::start(&dir.path().join("images"), &["--writable", "--max-size", "4MiB", "--keep-free", "0"]);
+    let serving =
+        ServeProcess::start(&dir.path().join("images"), &["--writable", "--max-size", "4MiB", "--keep-free", "0"]);
     let uploads: Vec<String> = (0..3).map(|_| begin(&serving)).collect();
     uploads.iter().for_each(|location| drop(append(&serving, location, MIB).expect(202)));
     let last = begin(&serving);
@@ -79,10 +81,10 @@ fn what_is_there_before_the_start_counts() {
     let images = dir.path().join("images");
     let flags = ["--writable", "--max-size", "4MiB", "--keep-free", "0"];
     let image = Image::single(1, &[3 * MIB]);
-    let serving = Serving::start(&images, &flags);
+    let serving = ServeProcess::start(&images, &flags);
     image.push(serving.addr(), "app", "v1");
     drop(serving);
-    let serving = Serving::start(&images, &flags);
+    let serving = ServeProcess::start(&images, &flags);
     let location = begin(&serving);
     assert_full(&append(&serving, &location, 2 * MIB), &dir);
     image.assert_at(serving.addr(), "app", "v1");
@@ -93,7 +95,7 @@ fn what_is_there_before_the_start_counts() {
 fn a_reserve_of_the_disk_is_never_used() {
     let dir = TempDir::new();
     let images = dir.path().join("images");
-    let serving = Serving::start(&images, &["--writable", "--keep-free", "1000000GiB"]);
+    let serving = ServeProcess::start(&images, &["--writable", "--keep-free", "1000000GiB"]);
     let before = size(&images);
     let location = begin(&serving);
     assert_full(&append(&serving, &location, 1000), &dir);
@@ -108,7 +110,8 @@ fn a_reserve_of_the_disk_is_never_used() {
 #[test]
 fn a_copy_to_a_full_server_says_so() {
     let dir = TempDir::new();
-    let serving = Serving::start(&dir.path().join("images"), &["--writable", "--max-size", "1MiB", "--keep-free", "0"]);
+    let serving =
+        ServeProcess::start(&dir.path().join("images"), &["--writable", "--max-size", "1MiB", "--keep-free", "0"]);
     let from = crate::support::layout::write(&dir, "from", &Image::single(1, &[2 * MIB]), "v1");
     let (from, to) = (format!("oci:{}:v1", from.display()), format!("{}/app:v1", serving.addr()));
     let run = Tool::transload().args(&["copy", &from, &to]).run();

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::support::fake_registry::{Answer, Asked};
+use crate::support::fake_registry::{FakeRequest, FakeResponse};
 use crate::support::images::{Document, OCI_MANIFEST};
-use crate::support::{FakeRegistry, Image, Proxied, TempDir, Tool, http};
+use crate::support::{FakeRegistry, Image, ProxyProcess, TempDir, Tool, http};
 
 const USER: &str = "robot";
 const PASSWORD: &str = "hunter2/+&\"Ä=";
@@ -42,53 +42,54 @@ fn auth_file(dir: &TempDir, at: &str) -> String {
 }
 
 /// A registry that wants `Basic` or, if `bearer`, a token; what it answers then is up to the test.
-fn registry(bearer: bool, answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> FakeRegistry {
+fn registry(bearer: bool, answer: impl Fn(&FakeRequest) -> FakeResponse + Send + Sync + 'static) -> FakeRegistry {
     FakeRegistry::start(move |asked| {
         if asked.target.starts_with("/token") {
-            return Answer::new(
+            return FakeResponse::new(
                 200,
                 json!({ "token": TOKEN, "refresh_token": REFRESH, "expires_in": 300 }).to_string(),
             );
         }
         if asked.authorization.is_empty() {
             let token = format!("Bearer realm=\"http://{}/token\",service=\"x\"", asked.host);
-            return Answer::new(401, "").with("www-authenticate", if bearer { &token } else { "Basic realm=\"x\"" });
+            return FakeResponse::new(401, "")
+                .with("www-authenticate", if bearer { &token } else { "Basic realm=\"x\"" });
         }
         answer(asked)
     })
 }
 
 /// In which ways a registry may say what it was sent.
-fn echoes(sent: &str) -> Vec<Answer> {
+fn echoes(sent: &str) -> Vec<FakeResponse> {
     let url: String = sent.bytes().map(|byte| format!("%{byte:02x}")).collect();
     vec![
-        Answer::error(403, "DENIED", &format!("not with {sent}")),
-        Answer::error(403, &format!("CODE {sent}"), "no"),
-        Answer::error(404, sent, sent),
-        Answer::error(500, "UNKNOWN", &format!("{}{sent}", "x".repeat(150))),
-        Answer::new(403, format!("bad header: {sent}")),
-        Answer::new(403, format!("<html><title>{sent}</title></html>")),
-        Answer::error(
+        FakeResponse::error(403, "DENIED", &format!("not with {sent}")),
+        FakeResponse::error(403, &format!("CODE {sent}"), "no"),
+        FakeResponse::error(404, sent, sent),
+        FakeResponse::error(500, "UNKNOWN", &format!("{}{sent}", "x".repeat(150))),
+        FakeResponse::new(403, format!("bad header: {sent}")),
+        FakeResponse::new(403, format!("<html><title>{sent}</title></html>")),
+        FakeResponse::error(
             403,
             "DENIED",
             &format!("not with {}", sent.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")),
         ),
-        Answer::error(403, "DENIED", &format!("not with {}", sent.to_uppercase())),
+        FakeResponse::error(403, "DENIED", &format!("not with {}", sent.to_uppercase())),
         // Not an encoding that anybody uses: only to see that nothing breaks.
-        Answer::error(403, "DENIED", &url),
-        Answer::error(429, "TOOMANYREQUESTS", &format!("too many requests of {sent}")),
-        Answer::new(401, "").with("www-authenticate", &format!("Basic realm=\"{sent}\"")),
-        Answer::new(200, json!({ "schemaVersion": sent }).to_string()).with("content-type", OCI_MANIFEST),
-        Answer::new(200, format!("{sent} is not JSON")).with("content-type", OCI_MANIFEST),
-        Answer::new(307, "").with("location", &format!("ftp://x/{sent}")),
+        FakeResponse::error(403, "DENIED", &url),
+        FakeResponse::error(429, "TOOMANYREQUESTS", &format!("too many requests of {sent}")),
+        FakeResponse::new(401, "").with("www-authenticate", &format!("Basic realm=\"{sent}\"")),
+        FakeResponse::new(200, json!({ "schemaVersion": sent }).to_string()).with("content-type", OCI_MANIFEST),
+        FakeResponse::new(200, format!("{sent} is not JSON")).with("content-type", OCI_MANIFEST),
+        FakeResponse::new(307, "").with("location", &format!("ftp://x/{sent}")),
     ]
 }
 
 /// Answers a request for the repository `appN` with the Nth of these.
-fn by_repository(answers: Vec<Answer>) -> impl Fn(&Asked) -> Answer {
+fn by_repository(answers: Vec<FakeResponse>) -> impl Fn(&FakeRequest) -> FakeResponse {
     move |asked| {
         let nth = asked.target.split("/app").nth(1).and_then(|rest| rest.split('/').next()?.parse::<usize>().ok());
-        nth.map_or_else(|| Answer::new(200, "{}"), |nth| answers[nth].clone())
+        nth.map_or_else(|| FakeResponse::new(200, "{}"), |nth| answers[nth].clone())
     }
 }
 
@@ -109,7 +110,8 @@ fn a_registry_that_echoes_our_credentials_gets_them_into_no_output() {
         // Both ends are this registry.
         let run = Tool::transload().args(&["mirror", &list, "--to", &format!("{at}/x")]).args(&flags).run().exits(1);
         for nth in 0..answers.len() {
-            let sent = |asked: &Asked| asked.target.contains(&format!("/app{nth}/")) && !asked.authorization.is_empty();
+            let sent =
+                |asked: &FakeRequest| asked.target.contains(&format!("/app{nth}/")) && !asked.authorization.is_empty();
             assert!(registry.seen().iter().any(sent), "{nth}: they were sent");
         }
         for text in [&run.stdout, &run.stderr, &dir.read("report.json"), &dir.read("junit.xml")] {
@@ -133,8 +135,8 @@ fn a_secret_in_tags_and_annotations_is_not_printed() {
     for bearer in [false, true] {
         let shown = manifest.clone();
         let registry = registry(bearer, move |asked| match asked.target.contains("/tags/list") {
-            true => Answer::new(200, json!({ "name": "app", "tags": [&TOKEN[..60], "v1"] }).to_string()),
-            false => Answer::new(200, &shown.bytes).with("content-type", OCI_MANIFEST),
+            true => FakeResponse::new(200, json!({ "name": "app", "tags": [&TOKEN[..60], "v1"] }).to_string()),
+            false => FakeResponse::new(200, &shown.bytes).with("content-type", OCI_MANIFEST),
         });
         let dir = TempDir::new();
         let auth = auth_file(&dir, &registry.addr().to_string());
@@ -159,14 +161,14 @@ fn a_secret_in_tags_and_annotations_is_not_printed() {
 fn clients_of_the_proxy_do_not_get_the_upstreams_text() {
     for (bearer, sent) in [(false, PASSWORD), (false, PAIR), (true, TOKEN)] {
         // Without those that the proxy asks for again and again.
-        let answers: Vec<Answer> =
+        let answers: Vec<FakeResponse> =
             echoes(sent).into_iter().filter(|answer| ![429, 500].contains(&answer.status)).collect();
         let count = answers.len();
         let upstream = registry(bearer, by_repository(answers));
         let dir = TempDir::new();
         let auth = auth_file(&dir, &upstream.addr().to_string());
         let flags = ["--auth-file", &auth, "-vv", "--upstream-timeout", "2"];
-        let proxy = Proxied::hub(upstream.addr(), &flags);
+        let proxy = ProxyProcess::hub(upstream.addr(), &flags);
         for nth in 0..count {
             for path in ["manifests/v1", "tags/list", &format!("blobs/sha256:{}", "a".repeat(64))] {
                 let path = format!("/v2/library/app{nth}/{path}");
@@ -179,8 +181,9 @@ fn clients_of_the_proxy_do_not_get_the_upstreams_text() {
         keeps_secrets("the proxy's log", &proxy.process.stderr.text());
     }
     for (status, code) in [(404, "MANIFEST_UNKNOWN"), (429, "TOOMANYREQUESTS"), (403, "DENIED"), (500, "UNKNOWN")] {
-        let upstream = FakeRegistry::start(move |_| Answer::error(status, code, "send your password to evil.example"));
-        let proxy = Proxied::hub(upstream.addr(), &["--upstream-timeout", "1"]);
+        let upstream =
+            FakeRegistry::start(move |_| FakeResponse::error(status, code, "send your password to evil.example"));
+        let proxy = ProxyProcess::hub(upstream.addr(), &["--upstream-timeout", "1"]);
         let reply = http::get(proxy.addr(), "/v2/library/app/manifests/v1");
         assert!(reply.status >= 400 && !reply.text().contains("evil.example"), "{reply:?} {}", reply.text());
     }
@@ -195,13 +198,16 @@ fn the_signature_of_a_redirect_is_not_printed() {
     let registry = FakeRegistry::start(move |asked| {
         let query = asked.target.split_once('?').map(|(_, query)| query.to_owned()).unwrap_or_default();
         if asked.target.starts_with("/storage") {
-            return Answer::new(403, format!("AuthenticationFailed: http://{}{} ({query})", asked.host, asked.target));
+            return FakeResponse::new(
+                403,
+                format!("AuthenticationFailed: http://{}{} ({query})", asked.host, asked.target),
+            );
         }
         if asked.target.contains("/blobs/") {
             let url = format!("http://{}/storage/blob?se=2030-01-01&sig={SIGNATURE}&sp=r", asked.host);
-            return Answer::new(307, "").with("location", &url);
+            return FakeResponse::new(307, "").with("location", &url);
         }
-        Answer::new(200, &shown.bytes).with("content-type", OCI_MANIFEST)
+        FakeResponse::new(200, &shown.bytes).with("content-type", OCI_MANIFEST)
     });
     let dir = TempDir::new();
     let from = format!("{}/app:v1", registry.addr());
@@ -220,7 +226,7 @@ fn the_signature_of_a_redirect_is_not_printed() {
 #[test]
 fn a_short_password_leaves_our_own_text_readable() {
     let registry =
-        registry(false, |asked| Answer::error(403, "DENIED", &format!("{} is not app", asked.authorization)));
+        registry(false, |asked| FakeResponse::error(403, "DENIED", &format!("{} is not app", asked.authorization)));
     let dir = TempDir::new();
     let at = registry.addr().to_string();
     let auth = dir.write("auth.json", json!({ "auths": { &at: { "username": "u", "password": "app" } } }).to_string());

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::proxy_blobs::wait_until;
 use crate::support::layout::{self, link, pipe};
-use crate::support::process::LIMIT;
-use crate::support::{Image, Proxied, Registry, Run, Serving, TempDir, Tool, http};
+use crate::support::process::RUN_TIMEOUT;
+use crate::support::{Image, ProxyProcess, Registry, Run, ServeProcess, TempDir, Tool, http};
 
 /// Runs transload with at most 2 GB of addresses, so that a test that fails does not take the machine's memory.
 fn bounded() -> Tool {
@@ -66,7 +66,7 @@ fn requests_for_a_pipe_are_answered_and_keep_no_thread() {
     let image = Image::single(3, &[2000, 3000]);
     let layout = layout::write(&dir, "images", &image, "v1");
     pipe(&layout::file(&layout, &image.blobs[1].digest));
-    let serving = Serving::start(&layout, &[]);
+    let serving = ServeProcess::start(&layout, &[]);
     let blob = |nth: usize| format!("/v2/images/blobs/{}", image.blobs[nth].digest);
     std::thread::scope(|scope| {
         for _ in 0..40 {
@@ -74,7 +74,7 @@ fn requests_for_a_pipe_are_answered_and_keep_no_thread() {
         }
     });
     http::get(serving.addr(), &blob(2)).expect(200);
-    serving.process.stderr.wait_line("a named pipe", LIMIT);
+    serving.process.stderr.wait_line("a named pipe", RUN_TIMEOUT);
     pipe(&layout.join("index.json"));
     http::get(serving.addr(), "/v2/images/tags/list").expect(500);
 }
@@ -201,7 +201,7 @@ fn a_proxy_does_not_wait_for_pipes_in_its_cache() {
     let registry = Registry::start();
     let image = Image::single(3, &[70_000]);
     image.push(registry.addr(), "library/app", "v1");
-    let first = Proxied::hub(registry.addr(), &[]);
+    let first = ProxyProcess::hub(registry.addr(), &[]);
     image.assert_at(first.addr(), "library/app", "v1");
     let cache = first.kill();
     let files = |below: &str| crate::support::proxied::files(&cache, below);
@@ -217,7 +217,7 @@ fn a_proxy_does_not_wait_for_pipes_in_its_cache() {
     }
     let all = [files("blobs"), files("manifests")].concat();
     let paths: Vec<_> = all.iter().map(|file| cache.path().join("cache").join(file)).collect();
-    let second = Proxied::start_in(cache, &format!("docker.io={}", registry.addr()), &[]);
+    let second = ProxyProcess::start_in(cache, &format!("docker.io={}", registry.addr()), &[]);
     paths.iter().for_each(|path| pipe(path));
     image.assert_at(second.addr(), "library/app", "v1");
 }

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::fake_registry::{Answer, Asked};
+use crate::support::fake_registry::{FakeRequest, FakeResponse};
 use crate::support::images::{Document, OCI_INDEX, OCI_MANIFEST};
-use crate::support::{FakeRegistry, Image, Proxied, Registry, Run, TempDir, Tool, http, transload};
+use crate::support::{FakeRegistry, Image, ProxyProcess, Registry, Run, TempDir, Tool, http, transload};
 
 /// Sets a terminal's title, clears the screen, turns the text's direction, begins a line of its own, and hides text:
 /// C0, C1, bidirectional marks, separators, tag characters.
@@ -36,22 +36,22 @@ fn all_harmless(run: &Run) {
 
 /// A registry with one manifest, by this tag or any digest.
 fn registry_of(manifest: Document) -> FakeRegistry {
-    FakeRegistry::start(move |asked: &Asked| {
+    FakeRegistry::start(move |asked: &FakeRequest| {
         let path = asked.target.as_str();
         if path == "/v2/" {
-            Answer::new(200, "{}")
+            FakeResponse::new(200, "{}")
         } else if path.ends_with("/manifests/v1") || path.ends_with(&manifest.digest) {
-            Answer::new(200, &manifest.bytes)
+            FakeResponse::new(200, &manifest.bytes)
                 .with("content-type", &manifest.media_type)
                 .with("docker-content-digest", &manifest.digest)
         } else {
-            Answer::error(404, "MANIFEST_UNKNOWN", "no")
+            FakeResponse::error(404, "MANIFEST_UNKNOWN", "no")
         }
     })
 }
 
 /// A registry that refuses everything with this answer.
-fn refusing(answer: Answer) -> FakeRegistry {
+fn refusing(answer: FakeResponse) -> FakeRegistry {
     FakeRegistry::start(move |_| answer.clone())
 }
 
@@ -59,7 +59,7 @@ fn refusing(answer: Answer) -> FakeRegistry {
 #[test]
 fn tags_of_a_registry_are_printed_harmlessly() {
     let registry =
-        FakeRegistry::start(|_| Answer::new(200, json!({"name": "app", "tags": ["v1", EVIL, "v2"]}).to_string()));
+        FakeRegistry::start(|_| FakeResponse::new(200, json!({"name": "app", "tags": ["v1", EVIL, "v2"]}).to_string()));
     let name = format!("{}/app", registry.addr());
     let run = transload(&["tags", &name]);
     all_harmless(&run);
@@ -101,15 +101,15 @@ fn an_image_is_shown_harmlessly() {
 fn what_a_registry_says_in_an_error_stays_in_its_line() {
     let evil_header = "Bearer realm=\"http://127.0.0.1:1/\u{9b}31m\u{202e}\",service=\"\u{9b}31m\"";
     for answer in [
-        Answer::error(403, EVIL, EVIL),
-        Answer::error(404, "MANIFEST_UNKNOWN", EVIL),
-        Answer::error(500, EVIL, ""),
-        Answer::new(403, EVIL),
-        Answer::new(403, format!("<html><title>{EVIL}</title></html>")),
-        Answer::new(401, "").with("www-authenticate", evil_header),
-        Answer::new(200, format!("{{\"schemaVersion\": \"{}\"}}", "\u{9b}31m\u{202e}"))
+        FakeResponse::error(403, EVIL, EVIL),
+        FakeResponse::error(404, "MANIFEST_UNKNOWN", EVIL),
+        FakeResponse::error(500, EVIL, ""),
+        FakeResponse::new(403, EVIL),
+        FakeResponse::new(403, format!("<html><title>{EVIL}</title></html>")),
+        FakeResponse::new(401, "").with("www-authenticate", evil_header),
+        FakeResponse::new(200, format!("{{\"schemaVersion\": \"{}\"}}", "\u{9b}31m\u{202e}"))
             .with("content-type", OCI_MANIFEST),
-        Answer::new(200, "{}").with("content-type", "a/\u{9b}31m\u{202e}"),
+        FakeResponse::new(200, "{}").with("content-type", "a/\u{9b}31m\u{202e}"),
     ] {
         let registry = refusing(answer.clone());
         let name = format!("{}/app:v1", registry.addr());
@@ -124,20 +124,20 @@ fn what_a_registry_says_in_an_error_stays_in_its_line() {
 
 /// A registry whose manifests may be looked up by `HEAD`, and are refused with this answer when they are read. The
 /// answer to a `HEAD` has no body, so a text that is to be printed must come with one to a `GET`.
-fn refusing_to_read(answer: Answer) -> FakeRegistry {
+fn refusing_to_read(answer: FakeResponse) -> FakeRegistry {
     let digest = Image::single(1, &[1000]).digest().to_owned();
-    FakeRegistry::start(move |asked: &Asked| {
+    FakeRegistry::start(move |asked: &FakeRequest| {
         if asked.method == "GET" && asked.target.contains("/manifests/") {
             return answer.clone();
         }
-        Answer::new(200, "{}").with("content-type", OCI_MANIFEST).with("docker-content-digest", &digest)
+        FakeResponse::new(200, "{}").with("content-type", OCI_MANIFEST).with("docker-content-digest", &digest)
     })
 }
 
 /// Reports are read by people and by CI systems; XML can't even have most control characters.
 #[test]
 fn reports_of_a_mirror_are_harmless() {
-    let (registry, destination) = (refusing_to_read(Answer::error(403, EVIL, EVIL)), Registry::start());
+    let (registry, destination) = (refusing_to_read(FakeResponse::error(403, EVIL, EVIL)), Registry::start());
     let directory = TempDir::new();
     let list = directory.write("images.txt", format!("{}/app:v1\n{}/b:v1\n", registry.addr(), registry.addr()));
     let (report, junit) = (directory.join("report.json"), directory.join("junit.xml"));
@@ -182,9 +182,13 @@ fn names_in_a_layout_are_printed_harmlessly() {
 /// The proxy's log is read by people and by programs that look for lines. Neither an upstream nor a client may add one.
 #[test]
 fn neither_an_upstream_nor_a_client_writes_lines_of_the_proxys_log() {
-    for answer in [Answer::error(403, EVIL, EVIL), Answer::error(404, EVIL, EVIL), Answer::error(429, EVIL, EVIL)] {
+    for answer in [
+        FakeResponse::error(403, EVIL, EVIL),
+        FakeResponse::error(404, EVIL, EVIL),
+        FakeResponse::error(429, EVIL, EVIL),
+    ] {
         let upstream = refusing(answer);
-        let proxy = Proxied::hub(upstream.addr(), &["-vv", "--upstream-timeout", "1"]);
+        let proxy = ProxyProcess::hub(upstream.addr(), &["-vv", "--upstream-timeout", "1"]);
         let agent = "agent\u{9b}31m\u{202e}";
         let path = "/v2/library/app/manifests/v1%0d%0aforged:%1b[2J?ns=docker.io%0aforged%1b";
         http::send(proxy.addr(), "GET", path, &[("user-agent", agent)], b"");

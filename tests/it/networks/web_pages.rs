@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 
 use super::failed_at_once;
-use crate::support::fake_registry::Answer;
+use crate::support::fake_registry::FakeResponse;
 use crate::support::http::{self, Reply};
 use crate::support::{FakeRegistry, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool};
 
 const PAGE: &str = "<html><head><title>Sign in to Example Wi-Fi</title></head></html>";
 
 /// A server that answers so to what has `part` in its path, and otherwise as a registry with one image.
-fn portal(part: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> (FakeRegistry, Registry) {
+fn portal(part: &'static str, answer: impl Fn() -> FakeResponse + Send + Sync + 'static) -> (FakeRegistry, Registry) {
     let behind = Registry::start();
     Image::single(1, &[3000]).push(behind.addr(), "app", "v1");
     let at = behind.addr();
@@ -19,7 +19,7 @@ fn portal(part: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'stati
             return answer();
         }
         let reply = behind_it(at, &asked.target);
-        let mut answer = Answer::new(reply.status, &reply.body);
+        let mut answer = FakeResponse::new(reply.status, &reply.body);
         for name in ["content-type", "docker-content-digest"] {
             if let Some(value) = reply.header(name) {
                 answer = answer.with(name, value);
@@ -35,8 +35,8 @@ fn behind_it(at: SocketAddr, target: &str) -> Reply {
     http::send(at, "GET", target, &[("accept", "application/vnd.oci.image.manifest.v1+json")], b"")
 }
 
-fn page(status: u16) -> Answer {
-    Answer::new(status, PAGE).with("content-type", "text/html; charset=utf-8")
+fn page(status: u16) -> FakeResponse {
+    FakeResponse::new(status, PAGE).with("content-type", "text/html; charset=utf-8")
 }
 
 /// Copies the image out of it.
@@ -88,7 +88,7 @@ fn a_redirect_to_a_login_page_is_called_one() {
     let target = format!("http://{}/login?from=x", login.addr());
     for part in ["/manifests/", "/blobs/"] {
         let target = target.clone();
-        let (front, _behind) = portal(part, move || Answer::new(302, "").with("location", &target));
+        let (front, _behind) = portal(part, move || FakeResponse::new(302, "").with("location", &target));
         let said = format!("sends us to http://{}, which answered 200 with a web page (text/html)", login.addr());
         failed_at_once(copied(&front), &[&said]);
     }
@@ -100,7 +100,7 @@ fn a_page_at_the_token_endpoint_is_called_one() {
     for status in [200, 302, 403, 511] {
         let tokens = FakeRegistry::start(move |_| page(status));
         let challenge = format!("Bearer realm=\"http://{}/token\",service=\"x\"", tokens.addr());
-        let front = FakeRegistry::start(move |_| Answer::new(401, "").with("www-authenticate", &challenge));
+        let front = FakeRegistry::start(move |_| FakeResponse::new(401, "").with("www-authenticate", &challenge));
         let run = Tool::transload().args(&["tags", &format!("{}/app", front.addr())]).run();
         said_page(run, status, &format!("the token endpoint answered {status} with a web page (text/html)"));
     }
@@ -110,7 +110,7 @@ fn a_page_at_the_token_endpoint_is_called_one() {
 #[test]
 fn a_label_alone_is_no_error() {
     let files = TempDir::new();
-    let quay = FakeRegistry::start(|_| Answer::new(200, "true").with("content-type", "text/html; charset=utf-8"));
+    let quay = FakeRegistry::start(|_| FakeResponse::new(200, "true").with("content-type", "text/html; charset=utf-8"));
     let at = quay.addr().to_string();
     let login = Tool::transload().args(&["login", &at, "-u", "me", "--password-stdin"]).stdin("pw");
     login.env("DOCKER_CONFIG", &files.join("docker")).run().ok();
@@ -122,7 +122,7 @@ fn a_label_alone_is_no_error() {
     let front = FakeRegistry::start(move |asked| {
         let reply = behind_it(at, &asked.target);
         let labelled = if asked.target.contains("/blobs/") { Some("text/html") } else { reply.header("content-type") };
-        let mut answer = Answer::new(reply.status, &reply.body);
+        let mut answer = FakeResponse::new(reply.status, &reply.body);
         if let Some(digest) = reply.header("docker-content-digest") {
             answer = answer.with("docker-content-digest", digest);
         }

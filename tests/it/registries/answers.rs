@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::fake_registry::Answer;
+use crate::support::fake_registry::FakeResponse;
 use crate::support::{FakeRegistry, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool, layout, transload};
 
 /// Token endpoints write the token into either field, and lifetimes as they like.
@@ -21,13 +21,13 @@ fn token_answers_of_every_form_are_taken() {
         let (digest, bytes, media_type) =
             (image.digest().to_owned(), image.bytes().to_vec(), image.media_type().to_owned());
         let registry = FakeRegistry::start(move |asked| match asked.authorization.as_str() {
-            _ if asked.target.starts_with("/token") => Answer::new(200, answer),
+            _ if asked.target.starts_with("/token") => FakeResponse::new(200, answer),
             "Bearer t" => {
-                Answer::new(200, &bytes).with("content-type", &media_type).with("docker-content-digest", &digest)
+                FakeResponse::new(200, &bytes).with("content-type", &media_type).with("docker-content-digest", &digest)
             }
             _ => {
                 let challenge = format!("Bearer realm=\"http://{}/token\",service=\"x\"", asked.host);
-                Answer::error(401, "UNAUTHORIZED", "no").with("www-authenticate", &challenge)
+                FakeResponse::error(401, "UNAUTHORIZED", "no").with("www-authenticate", &challenge)
             }
         });
         transload(&["inspect", &format!("{}/app:v1", registry.addr())]).ok();
@@ -45,10 +45,10 @@ fn the_reason_of_a_token_endpoint_is_shown() {
     ] {
         let registry = FakeRegistry::start(move |asked| {
             if asked.target.starts_with("/token") {
-                return Answer::new(403, body);
+                return FakeResponse::new(403, body);
             }
             let challenge = format!("Bearer realm=\"http://{}/token\",service=\"x\"", asked.host);
-            Answer::error(401, "UNAUTHORIZED", "no").with("www-authenticate", &challenge)
+            FakeResponse::error(401, "UNAUTHORIZED", "no").with("www-authenticate", &challenge)
         });
         let run = transload(&["inspect", &format!("{}/app:v1", registry.addr())]).exits(1);
         assert!(run.stderr.contains("the token endpoint answered 403") && run.stderr.contains(says), "{}", run.stderr);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::images::{Blob, DOCKER_LIST, Document, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
-use crate::support::{Image, Registry, Serving, TempDir, Tool, layout, skopeo, transload};
+use crate::support::{Image, Registry, ServeProcess, TempDir, Tool, layout, skopeo, transload};
 
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -39,7 +39,7 @@ fn an_index_of_layers_is_copied() {
         let stored = format!("oci:{}", directory.join("cache"));
         transload(&["copy", &source, &format!("{stored}:latest")]).ok();
         let shelf = TempDir::new();
-        let served = Serving::start(shelf.path(), &["--writable"]);
+        let served = ServeProcess::start(shelf.path(), &["--writable"]);
         transload(&["copy", &stored, &format!("{}/cache:latest", served.addr())]).ok();
         image.assert_at(served.addr(), "cache", "latest");
         let shown = transload(&["inspect", &source]).ok().stdout;
@@ -53,7 +53,7 @@ fn an_index_of_layers_is_copied() {
 #[test]
 fn the_server_takes_no_index_of_layers_that_are_missing() {
     let (directory, image) = (TempDir::new(), cache(OCI_INDEX, OCI_LAYER));
-    let served = Serving::start(directory.path(), &["--writable"]);
+    let served = ServeProcess::start(directory.path(), &["--writable"]);
     let put = |root: &Document| {
         let headers = [("content-type", root.media_type.as_str())];
         crate::support::http::send(served.addr(), "PUT", "/v2/cache/manifests/latest", &headers, &root.bytes)
@@ -69,7 +69,8 @@ fn artifact_manifests_are_copied_with_and_without_blobs() {
     let content = Blob::new(b"an SBOM".to_vec());
     for blobs in [json!([content.descriptor("text/plain")]), json!([]), Value::Null] {
         let (here, there) = (TempDir::new(), TempDir::new());
-        let (from, to) = (Serving::start(here.path(), &["--writable"]), Serving::start(there.path(), &["--writable"]));
+        let (from, to) =
+            (ServeProcess::start(here.path(), &["--writable"]), ServeProcess::start(there.path(), &["--writable"]));
         let body = json!({"mediaType": ARTIFACT, "artifactType": "a/b", "blobs": blobs, "subject": subject.descriptor(),
             "annotations": null});
         let artifact = Image::of(vec![content.clone()], Document::new(ARTIFACT, &body));
@@ -95,7 +96,8 @@ fn null_lists_and_unknown_configs_are_copied_byte_for_byte() {
         "config": config.descriptor(OCI_CONFIG)});
     for (media_type, body) in [(OCI_MANIFEST, nulls), (OCI_INDEX, empty), (OCI_MANIFEST, noted)] {
         let (here, there) = (TempDir::new(), TempDir::new());
-        let (from, to) = (Serving::start(here.path(), &["--writable"]), Serving::start(there.path(), &["--writable"]));
+        let (from, to) =
+            (ServeProcess::start(here.path(), &["--writable"]), ServeProcess::start(there.path(), &["--writable"]));
         let image = Image::of(vec![config.clone()], Document::new(media_type, &body));
         image.push(from.addr(), "app", "v1");
         transload(&["copy", &format!("{}/app:v1", from.addr()), &format!("{}/app:v1", to.addr())]).ok();
@@ -135,7 +137,7 @@ fn a_platform_of_several_images_copies_all_and_flattens_none() {
         ("windows/amd64", &image.manifests[2..4], ["windows/amd64:10.0.17763.1", "windows/amd64:10.0.20348.1"]),
     ] {
         let directory = TempDir::new();
-        let to = Serving::start(directory.path(), &["--writable"]);
+        let to = ServeProcess::start(directory.path(), &["--writable"]);
         let goal = format!("{}/app:v1", to.addr());
         transload(&["copy", &source, &goal, "--platform", platform]).ok();
         for manifest in &image.manifests[..5] {

@@ -1,8 +1,8 @@
 //! Requests that a registry does not support, or answers with another challenge than it began with.
 
-use crate::support::fake_registry::Answer;
+use crate::support::fake_registry::FakeResponse;
 use crate::support::layer;
-use crate::support::{FakeRegistry, Fault, Front, Image, Proxied, Registry, Rule, Tool, http, transload};
+use crate::support::{FakeRegistry, Fault, Front, Image, ProxyProcess, Registry, Rule, Tool, http, transload};
 
 /// GitHub Enterprise Server and Nexus answer HEAD of a manifest with 405 or 501. GET is asked instead, and HEAD never
 /// again.
@@ -79,7 +79,7 @@ fn the_proxy_answers_head_though_its_upstream_has_none() {
     image.push(registry.addr(), "library/app", "v1");
     for status in [405, 501] {
         let front = Front::before(registry.addr()).rule(Rule::on("HEAD", "", Fault::status(status))).start();
-        let proxy = Proxied::hub(front.addr(), &[]);
+        let proxy = ProxyProcess::hub(front.addr(), &[]);
         let head = |path: &str| http::send(proxy.addr(), "HEAD", path, &[], &[]);
         let by_tag = head("/v2/library/app/manifests/v1?ns=docker.io").expect(200);
         assert_eq!(by_tag.header("docker-content-digest"), Some(image.digest()));
@@ -97,10 +97,11 @@ fn harbor(image: &Image, by_token: fn(&str) -> bool, by_password: bool) -> FakeR
         (image.digest().to_owned(), image.bytes().to_vec(), image.media_type().to_owned());
     FakeRegistry::start(move |asked| {
         if asked.target.starts_with("/token") {
-            return Answer::new(200, r#"{"token":"t"}"#);
+            return FakeResponse::new(200, r#"{"token":"t"}"#);
         }
         let scheme = asked.authorization.split(' ').next().unwrap_or_default();
-        let denied = |challenge: &str| Answer::error(401, "UNAUTHORIZED", "no").with("www-authenticate", challenge);
+        let denied =
+            |challenge: &str| FakeResponse::error(401, "UNAUTHORIZED", "no").with("www-authenticate", challenge);
         match scheme {
             "Bearer" if by_token(&asked.target) => {}
             "Basic" if by_password => {}
@@ -110,7 +111,7 @@ fn harbor(image: &Image, by_token: fn(&str) -> bool, by_password: bool) -> FakeR
             }
             _ => return denied("Basic realm=\"harbor\""),
         }
-        Answer::new(200, &bytes).with("content-type", &media_type).with("docker-content-digest", &digest)
+        FakeResponse::new(200, &bytes).with("content-type", &media_type).with("docker-content-digest", &digest)
     })
 }
 

@@ -1,10 +1,10 @@
 //! `serve`: one push of a manifest by digest names its tags, too (distribution spec 1.1.1+dev, end-7b).
 
 use crate::support::http::{self, Reply};
-use crate::support::{Image, Serving, TempDir};
+use crate::support::{Image, ServeProcess, TempDir};
 
 struct World {
-    served: Serving,
+    served: ServeProcess,
     image: Image,
     directory: TempDir,
 }
@@ -12,7 +12,7 @@ struct World {
 impl World {
     fn new(flags: &[&str]) -> Self {
         let directory = TempDir::new();
-        let served = Serving::start(directory.path(), flags);
+        let served = ServeProcess::start(directory.path(), flags);
         Self { served, image: Image::single(571, &[900]), directory }
     }
 
@@ -100,7 +100,7 @@ fn tags_are_set_by_no_push_that_is_refused() {
     world.get("v1").expect(404);
     let World { served, image, directory } = World::writable();
     drop(served);
-    let read_only = World { served: Serving::start(directory.path(), &[]), image, directory };
+    let read_only = World { served: ServeProcess::start(directory.path(), &[]), image, directory };
     read_only.by_digest("tag=v1").expect(405);
     read_only.get("v1").expect(404);
 }

@@ -1,7 +1,7 @@
 //! Writes that a registry sends on to another host.
 
 use crate::support::registry::PASSWORD;
-use crate::support::{Fault, Front, Image, Registry, Rule, Run, Seen, Serving, TempDir, Tool};
+use crate::support::{Fault, Front, Image, Registry, Rule, Run, SeenRequest, ServeProcess, TempDir, Tool};
 
 const MIB: usize = 1 << 20;
 
@@ -19,7 +19,7 @@ fn copy(source: &Registry, front: &Front, more: &[&str]) -> Run {
     Tool::transload().args(&["copy", &from, &to]).args(more).run()
 }
 
-fn assert_unsigned(log: &[Seen]) {
+fn assert_unsigned(log: &[SeenRequest]) {
     let signed: Vec<_> = log.iter().filter(|seen| seen.header("authorization").is_some()).collect();
     assert!(signed.is_empty(), "credentials went to another host: {signed:#?}");
 }
@@ -32,7 +32,7 @@ fn writes_are_sent_on_with_method_and_body_and_without_credentials() {
     for (status, methods) in [(307, &["POST"][..]), (308, &["POST"]), (308, &["POST", "PUT"]), (307, &["*"])] {
         let source = source(&image);
         let directory = TempDir::new();
-        let other = Serving::start(directory.path(), &["--writable"]);
+        let other = ServeProcess::start(directory.path(), &["--writable"]);
         let other = Front::before(other.addr()).start();
         let first = Front::before(other.addr()).start();
         for method in methods {

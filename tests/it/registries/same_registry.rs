@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use crate::support::registry::PASSWORD;
-use crate::support::{Front, Image, Proxied, Registry, Run, Tool, http};
+use crate::support::{Front, Image, ProxyProcess, Registry, Run, Tool, http};
 
 const HOST: &str = "my-server.test";
 
@@ -113,7 +113,7 @@ fn the_proxy_knows_its_upstream_with_and_without_the_port() {
     let image = Image::single(535, &[900]);
     image.push(registry.addr(), "app", "v1");
     for name in [HOST, "my-server.test:443"] {
-        let proxy = Proxied::start(&format!("{name}={}", registry.addr()), &[]);
+        let proxy = ProxyProcess::start(&format!("{name}={}", registry.addr()), &[]);
         for ns in [HOST, "my-server.test:443"] {
             let reply = http::get(proxy.addr(), &format!("/v2/app/manifests/v1?ns={ns}")).expect(200);
             assert_eq!(reply.body, image.bytes());

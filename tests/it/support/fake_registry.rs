@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 /// A request to a [`FakeRegistry`].
 #[derive(Debug, Clone, Default)]
-pub struct Asked {
+pub struct FakeRequest {
     pub method: String,
     /// Path and query.
     pub target: String,
@@ -18,13 +18,13 @@ pub struct Asked {
 
 /// An answer of a [`FakeRegistry`].
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct FakeResponse {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl FakeResponse {
     pub fn new(status: u16, body: impl AsRef<[u8]>) -> Self {
         Self { status, headers: Vec::new(), body: body.as_ref().to_vec() }
     }
@@ -41,17 +41,17 @@ impl Answer {
     }
 }
 
-type Script = dyn Fn(&Asked) -> Answer + Send + Sync;
+type Script = dyn Fn(&FakeRequest) -> FakeResponse + Send + Sync;
 
 /// A running registry. Stops on Drop.
 pub struct FakeRegistry {
     addr: SocketAddr,
     ending: Arc<AtomicBool>,
-    seen: Arc<Mutex<Vec<Asked>>>,
+    seen: Arc<Mutex<Vec<FakeRequest>>>,
 }
 
 impl FakeRegistry {
-    pub fn start(script: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+    pub fn start(script: impl Fn(&FakeRequest) -> FakeResponse + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let addr = listener.local_addr().expect("an address");
         let (ending, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
@@ -72,7 +72,7 @@ impl FakeRegistry {
         self.addr
     }
 
-    pub fn seen(&self) -> Vec<Asked> {
+    pub fn seen(&self) -> Vec<FakeRequest> {
         self.seen.lock().expect("no panic while held").clone()
     }
 }
@@ -85,7 +85,7 @@ impl Drop for FakeRegistry {
 }
 
 /// One request for each connection.
-fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) -> std::io::Result<()> {
+fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<FakeRequest>>) -> std::io::Result<()> {
     let mut reader = BufReader::new(&stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;
@@ -94,7 +94,7 @@ fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) -> std::io
         return Ok(());
     }
     let mut parts = line.split(' ').map(str::to_owned);
-    let mut asked = Asked { method: parts.next().unwrap_or_default(), ..Asked::default() };
+    let mut asked = FakeRequest { method: parts.next().unwrap_or_default(), ..FakeRequest::default() };
     asked.target = parts.next().unwrap_or_default();
     let mut length = 0;
     loop {
@@ -110,7 +110,7 @@ fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) -> std::io
     }
     std::io::copy(&mut reader.take(length), &mut std::io::sink())?;
     log.lock().expect("no panic while held").push(asked.clone());
-    let Answer { status, headers, body } = script(&asked);
+    let FakeResponse { status, headers, body } = script(&asked);
     let mut head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");

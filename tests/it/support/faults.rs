@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Seen;
+use super::SeenRequest;
 
 /// One thing that goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Fault {
     }
 }
 
-type Condition = Box<dyn Fn(&Seen) -> bool + Send + Sync>;
+type Condition = Box<dyn Fn(&SeenRequest) -> bool + Send + Sync>;
 
 /// Which requests a fault befalls: all that match, or some of them by their number.
 pub struct Rule {
@@ -128,7 +128,7 @@ impl Rule {
     }
 
     /// If this holds too.
-    pub fn when(mut self, condition: impl Fn(&Seen) -> bool + Send + Sync + 'static) -> Self {
+    pub fn when(mut self, condition: impl Fn(&SeenRequest) -> bool + Send + Sync + 'static) -> Self {
         self.when = Some(Box::new(condition));
         self
     }
@@ -145,7 +145,7 @@ impl Rule {
     }
 
     /// What befalls this request, if anything. Counts it.
-    pub(super) fn strike(&self, seen: &Seen) -> Option<Fault> {
+    pub(super) fn strike(&self, seen: &SeenRequest) -> Option<Fault> {
         let matches = (self.method == "*" || self.method == seen.method)
             && seen.target().contains(&self.path)
             && self.host.as_ref().is_none_or(|host| *host == seen.host)

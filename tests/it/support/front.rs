@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use transload::demo::persona::{Acr, AcrConfig, Hub, HubConfig, Persona};
 
 use super::background::{Background, listen};
-use super::front_log::{Chooser, Seen, Shared};
+use super::front_log::{Chooser, SeenRequest, Shared};
 use super::front_serve::{Listen, serve};
-use super::process::LIMIT;
+use super::process::RUN_TIMEOUT;
 use super::{Fault, Rule, TempDir, tls};
 
 /// A running front. Stops on Drop; connections that are open then are cut.
@@ -208,7 +208,7 @@ impl Front {
     }
 
     /// Every request since the start or [`Self::reset_log`], in the order they came.
-    pub fn log(&self) -> Vec<Seen> {
+    pub fn log(&self) -> Vec<SeenRequest> {
         self.shared.log().clone()
     }
 
@@ -218,14 +218,14 @@ impl Front {
 
     /// How many requests since then have this method (`*` is any) and this in their path or query.
     pub fn count(&self, method: &str, path: &str) -> usize {
-        let matches = |seen: &&Seen| (method == "*" || seen.method == method) && seen.target().contains(path);
+        let matches = |seen: &&SeenRequest| (method == "*" || seen.method == method) && seen.target().contains(path);
         self.log().iter().filter(matches).count()
     }
 
     /// Waits until a request is such; it may be under way still.
     #[track_caller]
-    pub fn wait_for(&self, what: &str, such: impl Fn(&Seen) -> bool) -> Seen {
-        let deadline = Instant::now() + LIMIT;
+    pub fn wait_for(&self, what: &str, such: impl Fn(&SeenRequest) -> bool) -> SeenRequest {
+        let deadline = Instant::now() + RUN_TIMEOUT;
         loop {
             if let Some(seen) = self.log().into_iter().find(|seen| such(seen)) {
                 return seen;
@@ -240,10 +240,10 @@ impl Front {
     pub fn wait_idle(&self) {
         // Connections are accepted in turn: when this one is, all before it were.
         let mut last = std::net::TcpStream::connect(self.addr).expect("the front listens");
-        last.set_read_timeout(Some(LIMIT)).expect("a timeout");
+        last.set_read_timeout(Some(RUN_TIMEOUT)).expect("a timeout");
         last.shutdown(std::net::Shutdown::Write).expect("connected");
         last.read_to_end(&mut Vec::new()).expect("the front hangs up");
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + RUN_TIMEOUT;
         while !self.shared.is_idle() {
             assert!(Instant::now() < deadline, "still under way: {:#?}", self.log());
             std::thread::sleep(Duration::from_millis(5));
@@ -265,7 +265,7 @@ impl Front {
     }
 
     /// Lets `choose` decide which fault each request meets, where no rule applies.
-    pub fn choose(&self, choose: impl Fn(&Seen) -> Option<Fault> + Send + 'static) {
+    pub fn choose(&self, choose: impl Fn(&SeenRequest) -> Option<Fault> + Send + 'static) {
         *self.shared.chooser() = Some(Chooser(Box::new(choose)));
     }
 

@@ -15,7 +15,7 @@ use super::{Fault, Rule};
 
 /// One request, as it came.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct SeenRequest {
     /// Requests with the same number shared a connection.
     pub connection: u64,
     /// Whether it came to [`Front::side`].
@@ -33,7 +33,7 @@ pub struct Seen {
     sent: Arc<AtomicU64>,
 }
 
-impl Seen {
+impl SeenRequest {
     pub fn new(connection: u64, side: bool, head: &hyper::http::request::Parts) -> Self {
         let named = head.headers.get("host").and_then(|value| value.to_str().ok());
         let named = named.or_else(|| head.uri.authority().map(|authority| authority.as_str()));
@@ -84,7 +84,7 @@ impl Seen {
 /// Chooses the fault of each request, where no rule applies.
 pub struct Chooser(pub Choice);
 
-type Choice = Box<dyn Fn(&Seen) -> Option<Fault> + Send>;
+type Choice = Box<dyn Fn(&SeenRequest) -> Option<Fault> + Send>;
 
 impl std::fmt::Debug for Chooser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -103,7 +103,7 @@ pub struct Shared {
     chooser: Mutex<Option<Chooser>>,
     pub persona: Persona,
     rules: Mutex<Vec<Rule>>,
-    log: Mutex<Vec<Seen>>,
+    log: Mutex<Vec<SeenRequest>>,
     pub connections: AtomicU64,
     /// Connections and requests that haven't ended. A request may outlive its connection.
     open: Arc<AtomicUsize>,
@@ -128,7 +128,7 @@ impl Shared {
     }
 
     /// Logs a request, and finds out what befalls it.
-    pub fn enter(&self, mut seen: Seen) -> Entry<'_> {
+    pub fn enter(&self, mut seen: SeenRequest) -> Entry<'_> {
         // One lock over all rules, so that they count in the log's order.
         let rules = self.rules();
         seen.fault = None;
@@ -181,7 +181,7 @@ impl Shared {
         self.rules.lock().expect("no panic while held")
     }
 
-    pub fn log(&self) -> MutexGuard<'_, Vec<Seen>> {
+    pub fn log(&self) -> MutexGuard<'_, Vec<SeenRequest>> {
         self.log.lock().expect("no panic while held")
     }
 }
@@ -208,7 +208,7 @@ impl Entry<'_> {
     /// Notes the status, unless the log was reset meanwhile.
     pub fn answered(&self, status: u16) {
         let mut log = self.shared.log();
-        let own = |seen: &&mut Seen| Arc::ptr_eq(&seen.received, &self.received);
+        let own = |seen: &&mut SeenRequest| Arc::ptr_eq(&seen.received, &self.received);
         if let Some(seen) = log.iter_mut().rev().find(own) {
             seen.status = Some(status);
         }

@@ -22,7 +22,7 @@ use transload::demo::persona::{BodyRule, Broken, Forward, Persona, Verdict};
 
 use super::Fault;
 use super::front_body::{Cut, FrontBody, Plan, pass};
-use super::front_log::{Entry, Seen, Shared};
+use super::front_log::{Entry, SeenRequest, Shared};
 use super::front_upstream::{Failed, collect, empty, full, full_of, length, send};
 use super::wire::{Control, Wire};
 
@@ -115,7 +115,7 @@ impl Connection {
 
     async fn turn(&self, request: Request<Incoming>) -> Result<Response<FrontBody>, Cut> {
         let (mut head, body) = request.into_parts();
-        let seen = Seen::new(self.number, self.side, &head);
+        let seen = SeenRequest::new(self.number, self.side, &head);
         let target = seen.target();
         let entry = self.shared.enter(seen);
         if let Some(answer) = self.fault_before(&entry, &target).await? {

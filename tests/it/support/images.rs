@@ -74,7 +74,7 @@ impl Image {
         let images: Vec<Self> = PLATFORMS
             .iter()
             .zip(0..)
-            .map(|(&platform, nth)| Self::platform(seed * 1000 + nth, &[layer::SMALLEST], platform, false))
+            .map(|(&platform, nth)| Self::platform(seed * 1000 + nth, &[layer::MIN_LAYER], platform, false))
             .collect();
         let mut children: Vec<(Self, Value)> = Vec::new();
         for (image, platform) in images.iter().zip(PLATFORMS) {

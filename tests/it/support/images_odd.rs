@@ -14,7 +14,7 @@ impl Image {
     /// An OCI artifact with the empty config, pointing at a subject if one is given.
     pub fn artifact(seed: u64, artifact_type: &str, subject: Option<&Self>) -> Self {
         let config = Blob::new(b"{}".to_vec());
-        let content = Blob::new(layer::noise(seed, 700));
+        let content = Blob::new(layer::random_bytes(seed, 700));
         let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,

@@ -10,13 +10,13 @@ pub struct Layer {
 }
 
 /// The smallest layer that is a real tar file.
-pub const SMALLEST: usize = 512 + 1024 + 10 + 2 + 5 + 8;
+pub const MIN_LAYER: usize = 512 + 1024 + 10 + 2 + 5 + 8;
 
-/// A layer of exactly this many bytes. Below [`SMALLEST`] it is noise that claims to be a tar
+/// A layer of exactly this many bytes. Below [`MIN_LAYER`] it is noise that claims to be a tar
 /// file, which copiers must not care about.
 pub fn layer(seed: u64, size: usize) -> Layer {
-    if size < SMALLEST {
-        let bytes = noise(seed, size);
+    if size < MIN_LAYER {
+        let bytes = random_bytes(seed, size);
         return Layer { diff_id: sha256(&bytes), bytes };
     }
     // The largest file that fits; the rest fills gzip's extra field.
@@ -24,7 +24,7 @@ pub fn layer(seed: u64, size: usize) -> Layer {
         let tar = data + 512 + 1024;
         tar + tar.div_ceil(BLOCK) * 5 + 10 + 2 + 8
     };
-    let mut data = (size - SMALLEST) / 512 * 512;
+    let mut data = (size - MIN_LAYER) / 512 * 512;
     while wrapped(data) > size {
         data -= 512;
     }
@@ -33,7 +33,7 @@ pub fn layer(seed: u64, size: usize) -> Layer {
 }
 
 /// Bytes that are the same for the same seed, and that no compression makes smaller.
-pub fn noise(seed: u64, size: usize) -> Vec<u8> {
+pub fn random_bytes(seed: u64, size: usize) -> Vec<u8> {
     // splitmix64
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x7472_616e_736c_6f61;
     let mut bytes = Vec::with_capacity(size + 8);
@@ -58,7 +58,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// One file named by the seed.
 fn tar(seed: u64, size: usize) -> Vec<u8> {
-    tar_of(&format!("noise-{seed}"), &noise(seed, size))
+    tar_of(&format!("noise-{seed}"), &random_bytes(seed, size))
 }
 
 /// A tar file of one file, and the two empty blocks at the end.

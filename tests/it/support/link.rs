@@ -14,7 +14,7 @@ use super::background::{Background, listen};
 
 /// A running proxy. Stops on Drop, and cuts what is open.
 #[derive(Debug)]
-pub struct Link {
+pub struct SlowLink {
     addr: SocketAddr,
     background: Background,
 }
@@ -26,7 +26,7 @@ struct Way {
     rate: u64,
 }
 
-impl Link {
+impl SlowLink {
     /// A way to `to` with this round-trip time and this many bytes a second for each connection
     /// and direction.
     pub fn start(to: SocketAddr, rtt: Duration, bytes_per_second: u64) -> Self {

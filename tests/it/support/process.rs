@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::TempDir;
 
 /// Longer than anything takes on a busy machine, shorter than a CI job's patience.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs `transload` to its end.
 pub fn transload(args: &[&str]) -> Run {
@@ -80,7 +80,7 @@ impl Tool {
         command.env("XDG_RUNTIME_DIR", home.path());
         command.env("TMPDIR", std::env::temp_dir());
         command.current_dir(home.path());
-        Self { command, home, stdin: Vec::new(), limit: LIMIT }
+        Self { command, home, stdin: Vec::new(), limit: RUN_TIMEOUT }
     }
 
     /// The program's HOME (and working directory), to put files in before it starts.

@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::process::LIMIT;
+use super::process::RUN_TIMEOUT;
 use super::{Process, TempDir, Tool};
 
 /// A proxy on a free port, killed on Drop. Its cache stays as long as this.
 #[derive(Debug)]
-pub struct Proxied {
+pub struct ProxyProcess {
     pub process: Process,
     pub cache: TempDir,
     addr: SocketAddr,
 }
 
-impl Proxied {
+impl ProxyProcess {
     /// A proxy of this upstream: `docker.io=127.0.0.1:PORT`.
     #[track_caller]
     pub fn start(upstream: &str, flags: &[&str]) -> Self {
@@ -61,7 +61,7 @@ impl Proxied {
 
     #[track_caller]
     fn running(process: Process, cache: TempDir) -> Self {
-        let line = process.stderr.wait_line("proxying ", LIMIT);
+        let line = process.stderr.wait_line("proxying ", RUN_TIMEOUT);
         let addr = line.split(" on http://").nth(1).and_then(|addr| addr.parse().ok()).expect("an address");
         Self { process, cache, addr }
     }
@@ -85,25 +85,25 @@ impl Proxied {
 
 /// Where it answers those who operate it.
 #[track_caller]
-pub fn ops(proxy: &Proxied) -> SocketAddr {
+pub fn ops_addr(proxy: &ProxyProcess) -> SocketAddr {
     told(proxy, "/metrics on http://")
 }
 
 /// Where it takes orders, if that has an address of its own.
 #[track_caller]
-pub fn admin(proxy: &Proxied) -> SocketAddr {
+pub fn admin_addr(proxy: &ProxyProcess) -> SocketAddr {
     told(proxy, "--admin on http://")
 }
 
 #[track_caller]
-fn told(proxy: &Proxied, what: &str) -> SocketAddr {
-    let line = proxy.process.stderr.wait_line(what, LIMIT);
+fn told(proxy: &ProxyProcess, what: &str) -> SocketAddr {
+    let line = proxy.process.stderr.wait_line(what, RUN_TIMEOUT);
     line.split("http://").nth(1).and_then(|address| address.trim().parse().ok()).expect("an address")
 }
 
 /// Waits until a line of the page is there: what is counted may be so a moment after the last byte.
 #[track_caller]
-pub fn shows(ops: SocketAddr, line: &str) {
+pub fn assert_metric_line(ops: SocketAddr, line: &str) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let page = super::http::get(ops, "/metrics").expect(200).text();
@@ -135,7 +135,7 @@ pub fn files(cache: &TempDir, below: &str) -> Vec<String> {
 
 /// Fails the test unless every named file of the cache has the digest and the size that its name says.
 #[track_caller]
-pub fn assert_whole(cache: &TempDir) -> usize {
+pub fn assert_blobs_valid(cache: &TempDir) -> usize {
     let all = [files(cache, "blobs"), files(cache, "manifests/sha256")].concat();
     for path in &all {
         let name = path.rsplit('/').next().expect("a name");

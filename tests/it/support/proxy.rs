@@ -11,12 +11,12 @@ use super::background::{Background, listen};
 
 /// A running proxy. Stops on Drop.
 #[derive(Debug)]
-pub struct Proxy {
+pub struct ConnectProxy {
     addr: SocketAddr,
     background: Background,
 }
 
-impl Proxy {
+impl ConnectProxy {
     /// Whatever host is asked for, it is at `to`.
     pub fn start(to: SocketAddr) -> Self {
         let (listener, addr) = listen();

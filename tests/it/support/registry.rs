@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::process::LIMIT;
+use super::process::RUN_TIMEOUT;
 use super::{Process, TempDir, Tool, http};
 
 /// The password of whatever user [`Registry::with_basic`] names.
@@ -67,7 +67,7 @@ impl Registry {
         );
         let config = storage.write("config.yml", config);
         let process = Tool::new("docker-registry").args(&["serve", &config]).spawn();
-        let line = process.stderr.wait_line("listening on ", LIMIT);
+        let line = process.stderr.wait_line("listening on ", RUN_TIMEOUT);
         let text = line.split("listening on ").nth(1).and_then(|rest| rest.split('"').next());
         let addr = text.and_then(|text| text.parse().ok()).expect("an address in the log");
         Self { process, storage, addr, skip: Mutex::new(0) }

@@ -12,13 +12,13 @@ use super::background::{Background, listen};
 
 /// What a closure answers: a status, headers, and a body.
 #[derive(Debug, Clone, Default)]
-pub struct Scripted {
+pub struct ScriptedResponse {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
-impl Scripted {
+impl ScriptedResponse {
     /// 200 with this JSON.
     pub fn json(body: &serde_json::Value) -> Self {
         Self { status: 200, headers: Vec::new(), body: body.to_string() }
@@ -45,7 +45,7 @@ pub struct ScriptedServer {
 
 impl ScriptedServer {
     /// Calls `answer` with method, path and query of each request, such as `GET /v2/`.
-    pub fn start(answer: impl Fn(&str, &str) -> Scripted + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&str, &str) -> ScriptedResponse + Send + Sync + 'static) -> Self {
         let (listener, addr) = listen();
         let (answer, seen) = (Arc::new(answer), Arc::<Mutex<Vec<String>>>::default());
         let log = Arc::clone(&seen);
@@ -81,7 +81,7 @@ impl ScriptedServer {
 /// Serves one connection until the client closes it. Bodies of requests are read and ignored.
 async fn serve(
     mut stream: TcpStream,
-    answer: &(impl Fn(&str, &str) -> Scripted + Send + Sync),
+    answer: &(impl Fn(&str, &str) -> ScriptedResponse + Send + Sync),
     log: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     loop {
@@ -101,7 +101,7 @@ async fn serve(
         let length: usize = length.filter_map(|(_, value)| value.trim().parse().ok()).next().unwrap_or(0);
         stream.read_exact(&mut vec![0; length]).await?;
         log.lock().expect("no panic while held").push(format!("{method} {target}"));
-        let Scripted { status, headers, body } = answer(method, target);
+        let ScriptedResponse { status, headers, body } = answer(method, target);
         let mut text = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\n", body.len());
         headers.iter().for_each(|(name, value)| text += &format!("{name}: {value}\r\n"));
         text += "\r\n";

@@ -3,22 +3,22 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::process::LIMIT;
+use super::process::RUN_TIMEOUT;
 use super::{Process, Tool};
 
 /// A server of a directory on a free port, killed on Drop.
 #[derive(Debug)]
-pub struct Serving {
+pub struct ServeProcess {
     pub process: Process,
     addr: SocketAddr,
 }
 
-impl Serving {
+impl ServeProcess {
     #[track_caller]
     pub fn start(dir: &Path, flags: &[&str]) -> Self {
         let dir = dir.to_str().expect("a path in UTF-8");
         let process = Tool::transload().args(&["serve", dir, "--listen", "127.0.0.1:0"]).args(flags).spawn();
-        let line = process.stderr.wait_line(" on http://", LIMIT);
+        let line = process.stderr.wait_line(" on http://", RUN_TIMEOUT);
         let addr = line.split(" on http://").nth(1).and_then(|addr| addr.parse().ok()).expect("an address");
         Self { process, addr }
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{OCTETS, basic, bearer, token};
 use crate::support::http::{Reply, get, send, try_send};
 use crate::support::images::Blob;
-use crate::support::layer::noise;
+use crate::support::layer::random_bytes;
 use crate::support::{Fault, Front, Image, Registry, Rule, TempDir, skopeo};
 
 const ADMIN: (&str, &str) = ("admin", "admin-secret");
@@ -37,7 +37,7 @@ fn acr_takes_an_upload_in_chunks() {
     let (auth, first) = acr_session(&front);
     assert!(first.starts_with("/v2/a/blobs/uploads/"), "relative: {first}");
     assert!(first.contains("?_nouploadcache=false&_state="));
-    let blob = Blob::new(noise(1, 300_000));
+    let blob = Blob::new(random_bytes(1, 300_000));
     let second = patch(&front, &auth, &first, 0, &blob.bytes[..200_000]).expect(202);
     assert_eq!(second.header("range"), Some("0-199999"));
     let second = second.header("location").expect("a location").to_owned();
@@ -68,7 +68,7 @@ fn acr_refuses_chunked_encoding_and_large_bodies() {
     let refused = send(front.addr(), "PATCH", &location, &chunked, b"hello").expect(400);
     assert_eq!(refused.json()["errors"][0]["code"], "CONTENT_LENGTH_INVALID");
 
-    let body = noise(1, 100_001);
+    let body = random_bytes(1, 100_001);
     let refused = patch(&front, &auth, &location, 0, &body).expect(413);
     assert!(
         refused.text().contains("413 Request Entity Too Large") && refused.text().contains("AzureContainerRegistry")
@@ -94,7 +94,7 @@ fn acr_sessions_after_a_reset() {
             .rule(Rule::on("PATCH", "", Fault::ResetRequestAfter(70_000)).once())
             .start();
         let (auth, location) = acr_session(&front);
-        let body = noise(1, 200_000);
+        let body = random_bytes(1, 200_000);
         let headers = [("authorization", auth.as_str()), ("content-range", "0-199999"), OCTETS];
         assert!(try_send(front.addr(), "PATCH", &location, &headers, &body).is_err(), "{after:?}");
         let state = send(front.addr(), "GET", &location, &[("authorization", &auth)], &[]).expect(status);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::OCTETS;
 use crate::support::http::{Reply, get, send, try_send};
-use crate::support::layer::noise;
-use crate::support::{Fault, Front, Image, Link, Registry, Rule, Tool};
+use crate::support::layer::random_bytes;
+use crate::support::{Fault, Front, Image, Registry, Rule, SlowLink, Tool};
 
 /// A front before a registry that holds one image, and the path of its layer.
 fn faulty(size: usize, fault: Fault) -> (Registry, Front, Vec<u8>, String) {
@@ -139,7 +139,7 @@ fn a_reset_request_reaches_the_registry_in_part() {
         Front::before(registry.addr()).rule(Rule::on("PATCH", "", Fault::ResetRequestAfter(70_000)).once()).start();
     let session = send(front.addr(), "POST", "/v2/a/blobs/uploads/", &[], &[]).expect(202);
     let location = path_of(&session);
-    assert!(try_send(front.addr(), "PATCH", &location, &[OCTETS], &noise(1, 200_000)).is_err());
+    assert!(try_send(front.addr(), "PATCH", &location, &[OCTETS], &random_bytes(1, 200_000)).is_err());
     let directory = registry.storage().join("registry");
     let deadline = Instant::now() + Duration::from_secs(10);
     // distribution notices the broken connection in its own time.
@@ -155,7 +155,7 @@ fn a_link_takes_its_time() {
     let image = Image::single(1, &[300_000]);
     image.push(registry.addr(), "a", "v1");
     let rtt = Duration::from_millis(100);
-    let link = Link::start(registry.addr(), rtt, 1_000_000);
+    let link = SlowLink::start(registry.addr(), rtt, 1_000_000);
     // One round trip for the handshake, one for the request.
     let started = Instant::now();
     get(link.addr(), "/v2/").expect(200);
@@ -211,7 +211,7 @@ fn a_body_cut_under_tls_is_seen_as_cut() {
 #[test]
 fn an_early_answer_is_seen_unless_the_front_is_abrupt() {
     let registry = Registry::start();
-    let body = noise(1, 8_000_000);
+    let body = random_bytes(1, 8_000_000);
     let rule = || Rule::on("PUT", "", Fault::page(413, "413 Request Entity Too Large"));
     let front = Front::before(registry.addr()).rule(rule()).start();
     send(front.addr(), "PUT", "/v2/a/blobs/uploads/1", &[], &body).expect(413);

@@ -1,0 +1,87 @@
+//! One entry of `index.json`: its descriptor and the annotations that have a meaning here. No I/O.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::descriptor::{Descriptor, Digest};
+use crate::reference::RepositoryName;
+
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) raw: Bytes,
+    /// `None` if it can't be read, such as one with another hash algorithm.
+    pub(super) known: Option<ParsedEntry>,
+}
+
+/// What is looked for in an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ParsedEntry {
+    pub(super) media_type: Arc<str>,
+    pub(super) digest: Digest,
+    pub(super) annotations: Annotations,
+    pub(super) has_artifact_type: bool,
+}
+
+/// Those annotations of an entry that mean something here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Annotations {
+    pub(super) known: [Option<Box<str>>; KNOWN_ANNOTATIONS.len()],
+    has_others: bool,
+}
+
+impl Annotations {
+    /// The annotation `key`, one of [`KNOWN_ANNOTATIONS`].
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.known[KNOWN_ANNOTATIONS.iter().position(|known| *known == key)?].as_deref()
+    }
+
+    /// Whether the entry has no annotation at all.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.has_others && self.known.iter().all(Option::is_none)
+    }
+
+    /// Whether this is an entry without a name, which a push to `repository` made.
+    pub(super) fn is_push_to(&self, repository: &RepositoryName) -> bool {
+        let named = self.get(REF_NAME).is_some() || self.get(CONTAINERD_NAME).is_some();
+        self.get(PUSHED_TO) == Some(repository.as_str()) && !named && !self.has_others
+    }
+}
+
+/// The annotations that mean something here.
+pub(super) const KNOWN_ANNOTATIONS: [&str; 4] = [REF_NAME, CONTAINERD_NAME, PUSHED_TO, INCOMPLETE];
+
+impl From<&Descriptor> for ParsedEntry {
+    fn from(entry: &Descriptor) -> Self {
+        let known = KNOWN_ANNOTATIONS.map(|key| entry.annotations.get(key).map(|value| value.as_str().into()));
+        let has_others = entry.annotations.keys().any(|key| !KNOWN_ANNOTATIONS.contains(&key.as_str()));
+        Self {
+            media_type: entry.media_type.0.as_str().into(),
+            digest: entry.digest,
+            annotations: Annotations { known, has_others },
+            has_artifact_type: entry.artifact_type.is_some(),
+        }
+    }
+}
+
+impl From<&Descriptor> for Entry {
+    fn from(entry: &Descriptor) -> Self {
+        // Writing a descriptor to memory can't fail.
+        let raw = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
+        Self { raw, known: Some(ParsedEntry::from(entry)) }
+    }
+}
+
+/// The image spec's annotation for an entry's name (annotations.md).
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The full name, as containerd, buildx and `docker save` write it.
+pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// To which repository of a served directory a manifest was pushed by digest. Ours, as the spec has none.
+pub(super) const PUSHED_TO: &str = "io.transload.repository";
+
+/// `true` for a manifest of which the repository lacks something: children of a sparse index, or layers that their
+/// owner doesn't allow to be distributed. Others may push those to other repositories, and what a manifest merely
+/// names doesn't become the repository's by that. Ours too.
+pub(super) const INCOMPLETE: &str = "io.transload.partial";

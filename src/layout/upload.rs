@@ -1,0 +1,279 @@
+//! A blob on its way into the layout: a temporary file that gets its name when it's whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, IoSlice, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::TryStream;
+
+use super::quota::{QuotaUsage, quota_exceeded};
+use super::root_dir::RootDir;
+use super::store::Store;
+use super::{IO_CHUNK, collect_frames};
+use crate::descriptor::{Digest, Hasher};
+use crate::error::{Error, Kind, Result};
+use crate::pool::run_blocking;
+use crate::reference::RepositoryName;
+
+/// An upload that was begun: a temporary file in the directory, removed on drop unless committed.
+///
+/// Its state outlives a dropped `append`: what was written is counted, so that a client can ask
+/// how far it came and go on from there.
+#[derive(Debug)]
+pub struct BlobUpload {
+    store: Store,
+    temp: Arc<Mutex<TempFile>>,
+    /// The repository that it is uploaded to, where the directory has several.
+    owner: Option<RepositoryName>,
+}
+
+impl BlobUpload {
+    pub(super) fn new(store: Store, temp: TempFile, owner: Option<RepositoryName>) -> Self {
+        Self { store, temp: Arc::new(Mutex::new(temp)), owner }
+    }
+
+    /// How many bytes are written.
+    pub async fn size(&self) -> Result<u64> {
+        // On the pool, since a write of an append that was dropped may still hold the lock.
+        self.run_blocking(|temp| Ok(temp.written)).await
+    }
+
+    /// Writes `body` behind what is there, to its end. Reads the next chunk while one is written.
+    ///
+    /// # Errors
+    /// The body's own, when what came before it is written; [`Kind::Local`] if the disk fails.
+    pub async fn append<B>(&self, body: &mut B) -> Result<()>
+    where
+        B: TryStream<Ok = Bytes, Error = Error> + Unpin + Send,
+    {
+        let mut failed = None;
+        let mut frames = collect_frames(body, &mut failed).await;
+        while !frames.is_empty() {
+            let write = self.run_blocking(move |temp| temp.write(&frames));
+            let (written, next) = futures_util::join!(write, collect_frames(body, &mut failed));
+            written?;
+            frames = next;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Gives the file its name, after its bytes are on the disk. If a hash was kept (or is asked
+    /// for by another algorithm than it was begun with), the digest is checked.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] if the bytes have another digest.
+    pub async fn commit(self, digest: Digest) -> Result<()> {
+        let (store, owner) = (self.store.clone(), self.owner.clone());
+        self.run_blocking(move |temp| {
+            let is_checked = temp.check(&digest)?;
+            temp.rename(store.root(), &blob_name(&digest))?;
+            if is_checked {
+                store.is_right(digest, &temp.file);
+            }
+            if let Some(owner) = owner {
+                store.note_upload(&owner, digest);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn run_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut TempFile) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let temp = self.temp.clone();
+        run_blocking(move || work(&mut lock(&temp))).await
+    }
+}
+
+fn lock(temp: &Mutex<TempFile>) -> MutexGuard<'_, TempFile> {
+    temp.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A temporary file. All its methods block.
+pub(super) struct TempFile {
+    file: File,
+    path: PathBuf,
+    written: u64,
+    hasher: Option<Hasher>,
+    /// Whose room its bytes take.
+    room: Option<Arc<QuotaUsage>>,
+    done: bool,
+}
+
+impl std::fmt::Debug for TempFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Temp").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+impl TempFile {
+    /// A new file in `dir`. `hasher` keeps the hash of what is written, for bytes that nobody
+    /// verified before.
+    pub(super) fn new(dir: &Path, hasher: Option<Hasher>) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = dir.join(format!("{TEMP_PREFIX}{}-{number}", std::process::id()));
+            // In a container every process has the same number: another's file isn't taken.
+            match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(Self { file, path, written: 0, hasher, room: None, done: false }),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io(format!("create {}", path.display()), &error)),
+            }
+        }
+    }
+
+    /// The same, whose bytes take of `room`, until it's dropped without a name.
+    pub(super) fn with_quota(mut self, room: Option<Arc<QuotaUsage>>) -> Self {
+        self.room = room;
+        self
+    }
+
+    /// Appends all `frames`.
+    ///
+    /// # Errors
+    /// [`Kind::Full`] if there is no room for them; [`Kind::Local`] if the disk fails.
+    pub(super) fn write(&mut self, frames: &[Bytes]) -> Result<()> {
+        let size = frames.iter().map(|frame| frame.len() as u64).sum();
+        if let Some(room) = &self.room {
+            room.reserve(self.path.parent().unwrap_or(Path::new(".")), size)?;
+        }
+        let written = self.append(frames);
+        if written.is_err() {
+            self.release(size);
+        }
+        written
+    }
+
+    fn release(&self, bytes: u64) {
+        if let Some(room) = &self.room {
+            room.release(bytes);
+        }
+    }
+
+    fn append(&mut self, frames: &[Bytes]) -> Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = frames.iter().map(|frame| IoSlice::new(frame)).collect();
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match self.file.write_vectored(rest) {
+                Ok(0) => return Err(self.truncate_after_error(&ErrorKind::WriteZero.into())),
+                Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.truncate_after_error(&error)),
+            }
+        }
+        for frame in frames {
+            self.written += frame.len() as u64;
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(frame);
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs the file, then gives it the name `to` below the root, in which it is. What is there already is
+    /// replaced: it's either the same, or broken. Who reads the old one goes on reading it.
+    pub(super) fn rename(&mut self, root: &RootDir, to: &Path) -> Result<()> {
+        self.file.sync_all().map_err(|error| self.failed("write", &error))?;
+        let name = self.path.file_name().unwrap_or_default();
+        let renamed = root.rename(name, to);
+        // A rename that wasn't made durable may have been made.
+        self.done = renamed.is_ok() || !self.path.exists();
+        let replaced =
+            renamed.map_err(|error| Error::io(format!("create {}", root.path().join(to).display()), &error))?;
+        self.release(replaced);
+        Ok(())
+    }
+
+    /// As [`rename`](Self::rename), but what is there already stays.
+    pub(super) fn try_rename(&mut self, root: &RootDir, to: &Path) -> Result<()> {
+        self.file.sync_all().map_err(|error| self.failed("write", &error))?;
+        match fs::hard_link(&self.path, root.path().join(to)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            // Some file systems have no links; then two that make it at once may not see each other.
+            Err(_) => self.rename(root, to),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Whether it could be checked, since a hash was kept.
+    fn check(&mut self, digest: &Digest) -> Result<bool> {
+        let Some(hasher) = self.hasher.take() else { return Ok(false) };
+        let same_algorithm = matches!(
+            (&hasher, digest),
+            (Hasher::Sha256(_), Digest::Sha256(_)) | (Hasher::Sha512(_), Digest::Sha512(_))
+        );
+        let got = if same_algorithm { hasher.finish() } else { self.hash_again(digest)? };
+        if got == *digest {
+            return Ok(true);
+        }
+        Err(Error::new(Kind::Mismatch, format!("the bytes have the digest {got}, not {digest}")))
+    }
+
+    /// A push may say only at its end that its digest is a sha512.
+    fn hash_again(&mut self, digest: &Digest) -> Result<Digest> {
+        let mut hasher = digest.hasher();
+        let mut chunk = vec![0; IO_CHUNK];
+        self.file.rewind().map_err(|error| self.failed("read", &error))?;
+        loop {
+            match self.file.read(&mut chunk).map_err(|error| self.failed("read", &error))? {
+                0 => return Ok(hasher.finish()),
+                read => hasher.update(&chunk[..read]),
+            }
+        }
+    }
+
+    /// After a failed write, what was written of it is taken off, so that file, hash and count agree.
+    fn truncate_after_error(&mut self, error: &std::io::Error) -> Error {
+        let cut = self.file.set_len(self.written).and_then(|()| self.file.seek(std::io::SeekFrom::End(0)));
+        if let Err(error) = cut {
+            tracing::warn!("cannot cut {} back: {error}", self.path.display());
+        }
+        self.failed("write", error)
+    }
+
+    fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
+        let made = Error::io(format!("{doing} {}", self.path.display()), error);
+        // What a push is answered by. A disk that is full is no fault of this program.
+        match (&self.room, error.kind()) {
+            (Some(_), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                tracing::error!("{made}");
+                quota_exceeded("the registry's disk is full".into())
+            }
+            _ => made,
+        }
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.done {
+            self.release(self.written);
+        }
+        if !self.done
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// The file of a blob or manifest, below the layout's directory.
+pub(super) fn blob_name(digest: &Digest) -> PathBuf {
+    // A `Digest` holds a known algorithm and a hash: nothing in here comes from outside as text.
+    Path::new("blobs").join(digest.algorithm()).join(digest.hex())
+}
+
+/// Whether a file's name is that of a temporary one.
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMP_PREFIX)
+}
+
+/// How the names of temporary files begin.
+const TEMP_PREFIX: &str = ".transload-";

@@ -1,0 +1,93 @@
+//! The proxy as a source for the copy engine: what it has from the cache, all else as a client would get
+//! it. So an original sees each manifest and blob once, though an image is pulled and copied at a time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::lists::Listed;
+use super::tasks::as_write_back;
+use super::upstreams::UpstreamRepository;
+use super::{Inner, Origins, Proxy};
+use crate::body::Body;
+use crate::content::{Source, TagPage, TagPages};
+use crate::descriptor::{Descriptor, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::manifest::Manifest;
+use crate::reference::{Repository, Target};
+
+/// A repository of an upstream, read through the proxy. Nobody's request: it isn't counted as one.
+pub struct CachedSource<O: Origins> {
+    inner: Arc<Inner<O>>,
+    repo: UpstreamRepository,
+    moved: Arc<AtomicU64>,
+}
+
+impl<O: Origins> Proxy<O> {
+    /// A repository as a source that tells `moved` how many bytes it gave, and where its durable tier
+    /// has it. `None` if nothing is to be written there, as the upstreams are now.
+    pub fn cached_source(
+        &self,
+        upstream: &str,
+        repository: &str,
+        moved: Arc<AtomicU64>,
+    ) -> Option<(CachedSource<O>, Repository)> {
+        let repo = self.0.upstreams.upstreams().repository(upstream, repository)?;
+        let durable = match &repo.upstream.tiers[..] {
+            [durable, _, ..] if repo.upstream.write_back => durable.repository(repository).ok()?,
+            _ => return None,
+        };
+        Some((CachedSource { inner: self.0.clone(), repo, moved }, durable))
+    }
+}
+
+impl<O: Origins> CachedSource<O> {
+    fn moved(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl<O: Origins> Source for CachedSource<O> {
+    async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
+        as_write_back(Box::pin(self.inner.resolve_silently(&self.repo, target))).await.0
+    }
+
+    async fn manifest(&self, target: &Target) -> Result<Manifest> {
+        let found = as_write_back(Box::pin(self.inner.manifest_silently(&self.repo, target))).await.0?;
+        let manifest = found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no manifest {target}")))?;
+        self.moved(manifest.bytes().len());
+        Ok(manifest)
+    }
+
+    async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
+        let absent = || Error::new(Kind::NotFound, format!("there is no blob {}", blob.digest));
+        let found = self.inner.blob_silently(&self.repo, &blob.digest).await.0?.ok_or_else(absent)?;
+        if found.size() != blob.size {
+            let what = format!("blob {} has {} bytes, not {}", blob.digest, found.size(), blob.size);
+            return Err(Error::new(Kind::Mismatch, what));
+        }
+        let (body, through) = (self.inner.bytes(&self.repo, found, from..blob.size, None).await?, self.clone());
+        Ok(body.inspect_ok(move |bytes| through.moved(bytes.len())).boxed())
+    }
+
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let listed = self.inner.ask_referrers(&self.repo, subject, self.inner.timeouts.request).await?;
+        Ok(listed.into_entries())
+    }
+
+    fn tags(&self) -> TagPages {
+        let through = self.clone();
+        let all = async move {
+            let tags = through.inner.ask_tags(&through.repo, through.inner.timeouts.request).await?;
+            Ok(TagPage { tags: tags.map(Listed::into_entries).unwrap_or_default(), ..TagPage::default() })
+        };
+        stream::once(all).boxed()
+    }
+}
+
+impl<O: Origins> Clone for CachedSource<O> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), repo: self.repo.clone(), moved: self.moved.clone() }
+    }
+}

@@ -1,0 +1,255 @@
+//! The readers of a blob that is being fetched.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::{ALONE_PATIENCE, Fill, FillStage, FillStart, Progress, ReadableBlob, damage, with_permit};
+use crate::body::Body;
+use crate::content::take_bytes;
+use crate::error::{Error, Kind, Result};
+use crate::file_access::OpenFile;
+use crate::proxy::events::Event;
+use crate::proxy::file_stream::{FileReader, FileReaders, MEDIUM_READ};
+use crate::proxy::{Inner, Origins, cached_blob};
+use crate::retry::Budget;
+use crate::server::FilePipe;
+
+/// The bytes in `range`, as they get there. Whether it's read slowly, or not to its end, is nothing
+/// to the writer.
+pub(super) fn read_along<O: Origins>(
+    inner: Arc<Inner<O>>,
+    fill: Arc<Fill<O::Source>>,
+    range: Range<u64>,
+    pipe: Option<FilePipe>,
+) -> Body {
+    let tiers = u32::try_from(fill.repo.upstream.tiers.len()).unwrap_or(1);
+    let follow = FillReader {
+        reader: inner.readers.enter(pipe),
+        progress: fill.progress.subscribe(),
+        start: range.start,
+        at: range.start,
+        end: range.end,
+        aside: None,
+        looked_aside: false,
+        served_aside: false,
+        alone: None,
+        unreadable: false,
+        budget: Budget::new(damage::MAX_FAILURES * tiers - 1, RETRYING),
+        inner,
+        fill,
+    };
+    stream::try_unfold(follow, FillReader::next).boxed()
+}
+
+struct FillReader<O: Origins> {
+    inner: Arc<Inner<O>>,
+    fill: Arc<Fill<O::Source>>,
+    progress: watch::Receiver<Progress>,
+    reader: FileReader,
+    start: u64,
+    at: u64,
+    end: u64,
+    /// A ranged read of the upstream beside the writer, for what is far ahead of it. Never of the
+    /// last byte: that comes from the file, when all of it is right.
+    aside: Option<(Body, OwnedSemaphorePermit)>,
+    looked_aside: bool,
+    /// Some bytes came by it.
+    served_aside: bool,
+    /// For fetching all of it again, where it came damaged.
+    budget: Budget,
+    /// The rest from the upstream, for nobody writes any more.
+    alone: Option<Body>,
+    /// The file cannot be read back, though the writer wrote it.
+    unreadable: bool,
+}
+
+impl<O: Origins> FillReader<O> {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        let bytes = self.bytes().await?;
+        self.at += bytes.len() as u64;
+        Ok(Some((bytes, self)))
+    }
+
+    async fn bytes(&mut self) -> Result<Bytes> {
+        loop {
+            if let Some(alone) = &mut self.alone {
+                let next = alone.try_next().await?;
+                return next.ok_or_else(|| Error::new(Kind::Network, "the upstream's body ended early"));
+            }
+            // Marks it as seen: `changed` waits for what comes after this.
+            let Progress { stage, at } = *self.progress.borrow_and_update();
+            let there = at.min(self.end);
+            // Some of what came is wrong then: it may be here.
+            let damaged = stage == FillStage::Failed && self.fill.failure().kind() == Kind::Mismatch;
+            if self.at < there && !damaged && !self.unreadable {
+                self.aside = None;
+                match self.read(there).await {
+                    Err(error) if matches!(error.kind(), Kind::Local | Kind::Mismatch) => self.lose_file(&error),
+                    read => return read,
+                }
+            }
+            if self.unreadable && !damaged {
+                let why = Error::new(Kind::Local, "the file of the cache cannot be read");
+                self.leave_fill(why).await?;
+                continue;
+            }
+            if stage == FillStage::Failed {
+                let why = self.fill.failure();
+                match why.kind() {
+                    Kind::Local => self.leave_fill(why).await?,
+                    Kind::Mismatch => self.retry_alone(why).await?,
+                    _ => return Err(why),
+                }
+                continue;
+            }
+            if !self.looked_aside && self.at - at > MAX_LEAD {
+                self.looked_aside = true;
+                self.look_aside().await;
+                continue;
+            }
+            let Some((aside, _)) = &mut self.aside else {
+                // Can't fail: the sender is in the fill.
+                let _ = self.progress.changed().await;
+                continue;
+            };
+            tokio::select! {
+                next = aside.try_next() => match next {
+                    Ok(Some(bytes)) => {
+                        self.served_aside = true;
+                        return Ok(bytes);
+                    }
+                    // At its end, or broken: the writer comes along.
+                    Ok(None) => self.aside = None,
+                    Err(error) => {
+                        tracing::info!("{error}: going on with what is being fetched");
+                        self.aside = None;
+                    }
+                },
+                // Perhaps it has caught up.
+                _ = self.progress.changed() => {}
+            }
+        }
+    }
+
+    async fn read(&mut self, end: u64) -> Result<Bytes> {
+        match self.fill.begun.get() {
+            Some(FillStart { to: Some((file, _)), .. }) => self.reader.some(file, self.at..end).await,
+            _ => Err(Error::new(Kind::Local, "there is no file")),
+        }
+    }
+
+    /// The file cannot be read: the rest comes from the upstream.
+    fn lose_file(&mut self, error: &Error) {
+        tracing::error!("{error}: blob {} is read from the upstream from here on", self.fill.digest);
+        self.inner.observer.event(&Event::CacheReadFailed { digest: &self.fill.digest });
+        self.unreadable = true;
+    }
+
+    /// When the disk failed, the rest is read past it, and the whole is still verified (from the hash's last known
+    /// state on).
+    async fn leave_fill(&mut self, why: Error) -> Result<()> {
+        let Some(FillStart { to: Some((_, feed)), .. }) = self.fill.begun.get() else { return Err(why) };
+        let pass = self.inner.uncached_permit(&self.fill.repo, 0, ALONE_PATIENCE).await?;
+        let unwritten = if self.at == 0 { self.take_unwritten() } else { None };
+        let rest = match unwritten {
+            Some(whole) => whole,
+            None => feed.open(self.at).await?.boxed(),
+        };
+        self.alone = Some(with_permit(take_bytes(rest, self.end - self.at), pass));
+        Ok(())
+    }
+
+    fn take_unwritten(&self) -> Option<Body> {
+        self.fill.unwritten.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// When what came was damaged: along with another fetch of it, once that has come as far, and if it brings the
+    /// same bytes as this reader has passed on. They are right then, as the other fetch is verified before its end;
+    /// else some of them were wrong, and the answer is cut.
+    async fn retry_alone(&mut self, why: Error) -> Result<()> {
+        let Some(FillStart { blob, to: Some((old, _)) }) = self.fill.begun.get() else { return Err(why) };
+        let (repo, digest, size, old) = (self.fill.repo.clone(), self.fill.digest, blob.size, old.clone());
+        let (inner, served) = (self.inner.clone(), self.start..self.at);
+        let mut why = why;
+        loop {
+            if self.served_aside {
+                return Err(why);
+            }
+            let wrong = why.duplicate();
+            self.budget.retry_quietly(why.transient_if_damaged()).await?;
+            let found = inner.blob_silently(&repo, &digest).await.0?;
+            match found.filter(|found| found.size() == size) {
+                Some(ReadableBlob::Hot(stored)) => {
+                    if !same_bytes(&inner.readers, served, &old, &stored.file).await? {
+                        return Err(wrong);
+                    }
+                    self.alone = Some(cached_blob::stream(inner, repo, stored, self.at..self.end, None));
+                    return Ok(());
+                }
+                Some(ReadableBlob::Filling(fill)) => {
+                    let mut progress = fill.progress.subscribe();
+                    let there = |now: &Progress| now.at >= served.end || now.stage == FillStage::Failed;
+                    // Can't fail: the sender is in the fill.
+                    let failed = progress.wait_for(there).await.is_ok_and(|now| now.stage == FillStage::Failed);
+                    if failed && fill.failure().kind() == Kind::Mismatch {
+                        why = fill.failure();
+                        continue;
+                    }
+                    let Some(FillStart { to: Some((file, _)), .. }) = fill.begun.get() else { return Err(wrong) };
+                    if failed {
+                        return Err(fill.failure());
+                    }
+                    if !same_bytes(&inner.readers, served, &old, file).await? {
+                        return Err(wrong);
+                    }
+                    (self.progress, self.fill, self.aside) = (progress, fill, None);
+                    return Ok(());
+                }
+                _ => return Err(wrong),
+            }
+        }
+    }
+
+    async fn look_aside(&mut self) {
+        let Some(FillStart { blob, .. }) = self.fill.begun.get() else { return };
+        let part = self.at..self.end.min(blob.size.saturating_sub(1));
+        if part.is_empty() {
+            return;
+        }
+        let Ok(permit) = self.inner.fills.sides.clone().try_acquire_owned() else { return };
+        match self.inner.open_part(&self.fill.repo, blob, part).await {
+            Ok(Some((_, tier, body))) => {
+                let body = self.inner.count_bytes(&self.fill.repo, tier, body);
+                self.aside = Some((body, permit));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::info!("{error}: waiting for what is being fetched"),
+        }
+    }
+}
+
+/// Whether two files have the same bytes there.
+async fn same_bytes(readers: &FileReaders, part: Range<u64>, one: &OpenFile, other: &OpenFile) -> Result<bool> {
+    let mut at = part.start;
+    while at < part.end {
+        let end = part.end.min(at + MEDIUM_READ as u64);
+        if readers.read(one.clone(), at..end).await? != readers.read(other.clone(), at..end).await? {
+            return Ok(false);
+        }
+        at = end;
+    }
+    Ok(true)
+}
+
+/// The longest time that a reader spends on waiting between fetches of a blob that comes damaged.
+const RETRYING: Duration = Duration::from_secs(60);
+/// How far ahead of the writer it's still waited for.
+const MAX_LEAD: u64 = 8 << 20;

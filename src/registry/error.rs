@@ -1,0 +1,311 @@
+//! From a registry's answer, or the lack of one, to an error that says what to do.
+
+use http::{Method, StatusCode};
+use http_body_util::BodyExt as _;
+
+use super::acr_refusals::{Refusal, abac_hint};
+use super::auth::acr_exchange::IDENTITY_NAME;
+use super::auth::scope::{Access, Scope};
+use super::azure::is_acr;
+use super::client::{Response, SMALL_ANSWER_TIMEOUT};
+use super::error_document::{Explained, explain};
+use super::limits::parallelism::retry_after;
+use super::network::find_source;
+use super::web_page::{self, CameFrom};
+use crate::error::{Error, Kind};
+use crate::reference::DOCKER_HUB;
+
+/// The error that a response with a status other than 2xx stands for.
+///
+/// The body is read as the distribution spec's error document where it is one; ACR's and CDNs'
+/// HTML pages and plain texts are cut to a line.
+pub(super) async fn from_response(
+    response: Response,
+    registry: &str,
+    method: &Method,
+    scope: &Scope,
+    user: Option<&str>,
+) -> Error {
+    let status = response.status();
+    let wait = retry_after(response.headers());
+    let remaining = super::limits::pull_ledger::PullQuota::from_headers(response.headers());
+    let page = web_page::media_type(response.headers()).filter(|_| web_page::stands_in(status));
+    let from = response.extensions().get::<CameFrom>().cloned();
+    let body = beginning(response).await;
+    let said = explain(&body);
+    if let Some(page) = page.filter(|_| said.code.is_none()) {
+        return web_page::error(registry, from.as_ref(), status, &page, said.message.as_deref());
+    }
+    let (known, quote) = quoted(&said);
+    let what = format!("{registry} answered {}{known}", status.as_u16());
+    let asked = RequestContext { registry, method, scope, user, wait, remaining };
+    let error = match refusal(status, &asked, &said) {
+        Some((kind, hint)) => Error::new(kind, what).hint(hint),
+        None => from_status(status, what, &said, asked),
+    };
+    error.answered(status.as_u16(), said.code).quoting(quote)
+}
+
+/// As much of an error's body as came, up to [`MAX_BODY`]: a page that is long or breaks off may say why at its
+/// beginning.
+async fn beginning(response: Response) -> Vec<u8> {
+    let (mut body, mut bytes) = (response.into_body(), Vec::new());
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Ok(data) = frame.into_data() else { continue };
+            let room = MAX_BODY - bytes.len();
+            bytes.extend_from_slice(&data[..data.len().min(room)]);
+            if bytes.len() == MAX_BODY {
+                break;
+            }
+        }
+    };
+    // What came in time is enough.
+    let _ = tokio::time::timeout(SMALL_ANSWER_TIMEOUT, reading).await;
+    bytes
+}
+
+/// The error of a token endpoint. ACR says 400 and Harbor 403 to a wrong secret, the others 401.
+pub(super) fn token_error(
+    status: StatusCode,
+    body: &[u8],
+    wait: Option<std::time::Duration>,
+    (registry, user): (&str, Option<&str>),
+) -> Error {
+    let said = explain(body);
+    let what = format!("the token endpoint answered {}", status.as_u16());
+    let message = said.message.as_deref().unwrap_or_default();
+    let refusal = Refusal { registry, repository: "the repository", status, write: false, message };
+    let refused = is_acr(registry).then(|| refusal.explain()).flatten();
+    let error = match (refused, user) {
+        (Some((kind, hint)), _) => Error::new(kind, what).hint(hint),
+        _ if status == StatusCode::TOO_MANY_REQUESTS => Error::new(Kind::Limited, what).transient(wait),
+        _ if status.is_server_error() => Error::new(Kind::Registry, what).transient(wait),
+        (None, Some(user)) => {
+            let hint = format!(
+                "the password or token of '{user}' is not taken, or has expired: log in again by transload login {registry}"
+            );
+            Error::new(Kind::Unauthorized, what).hint(with_abac(hint, registry, Some(user)))
+        }
+        (None, None) => Error::new(Kind::Unauthorized, what).hint(login_first(registry)),
+    };
+    let (known, quote) = quoted(&said);
+    error.answered(status.as_u16(), said.code).quoting(format!("{known}{quote}"))
+}
+
+/// A refusal that only ACR has.
+fn refusal(status: StatusCode, asked: &RequestContext<'_>, said: &Explained) -> Option<(Kind, String)> {
+    let RequestContext { registry, method, scope, .. } = asked;
+    let refusal = Refusal {
+        registry,
+        repository: &scope.repository.name,
+        status,
+        write: !matches!(**method, Method::GET | Method::HEAD),
+        message: said.message.as_deref().unwrap_or_default(),
+    };
+    is_acr(registry).then(|| refusal.explain())?
+}
+
+/// What the registry said: a code of the specification, which is as good as our own words, and all else.
+fn quoted(Explained { code, message }: &Explained) -> (String, String) {
+    match (code, message) {
+        (Some(code), Some(message)) if ERROR_CODES.contains(&code.as_str()) => {
+            (format!(" {code}"), format!(": {message}"))
+        }
+        (Some(code), Some(message)) => (String::new(), format!(" {code}: {message}")),
+        (Some(code), None) if ERROR_CODES.contains(&code.as_str()) => (format!(": {code}"), String::new()),
+        (Some(text), None) | (None, Some(text)) => (String::new(), format!(": {text}")),
+        (None, None) => (String::new(), String::new()),
+    }
+}
+
+/// What was asked for, and what the answer's headers say of limits.
+struct RequestContext<'a> {
+    registry: &'a str,
+    method: &'a Method,
+    scope: &'a Scope,
+    user: Option<&'a str>,
+    wait: Option<std::time::Duration>,
+    remaining: Option<super::limits::pull_ledger::PullQuota>,
+}
+
+fn from_status(
+    status: StatusCode,
+    what: String,
+    Explained { code, message }: &Explained,
+    RequestContext { registry, method, scope, user, wait, remaining }: RequestContext<'_>,
+) -> Error {
+    let who = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
+    let delete = scope.access == Access::Delete;
+    // Nothing is written before something was read in the same repository: so reading is allowed.
+    let write = !matches!(*method, Method::GET | Method::HEAD);
+    let push = scope.pushes();
+    let code = code.as_deref().unwrap_or_default();
+    match status {
+        // Geo-replicas agree after a while only: what one took, another doesn't know yet. (400 by distribution's
+        // table, 404 elsewhere.)
+        _ if code == "MANIFEST_BLOB_UNKNOWN" && is_acr(registry) => Error::new(Kind::Registry, what).transient(wait),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if delete => {
+            let known = status == StatusCode::FORBIDDEN || user.is_some();
+            let kind = if known { Kind::Denied } else { Kind::Unauthorized };
+            Error::new(kind, what).hint(delete_hint(registry))
+        }
+        // ACR gives a token for less than was asked, and then says 401 where others say 403.
+        StatusCode::UNAUTHORIZED if user.is_some() && write => {
+            Error::new(Kind::Denied, what).hint(with_abac(push_hint(registry, &who), registry, user))
+        }
+        StatusCode::UNAUTHORIZED if user.is_some() => {
+            Error::new(Kind::Unauthorized, what).hint(with_abac(login_hint(registry, user, push), registry, user))
+        }
+        StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthorized, what).hint(login_hint(registry, user, push)),
+        StatusCode::FORBIDDEN if write => Error::new(Kind::Denied, what).hint(push_hint(registry, &who)),
+        StatusCode::FORBIDDEN if push => Error::new(Kind::Denied, what).hint(pull_and_push_hint(registry, &who)),
+        StatusCode::FORBIDDEN => Error::new(Kind::Denied, what).hint(pull_hint(registry, &who)),
+        StatusCode::NOT_FOUND if code == "BLOB_UPLOAD_UNKNOWN" || code == "BLOB_UPLOAD_INVALID" => {
+            Error::new(Kind::SessionLost, what)
+        }
+        StatusCode::NOT_FOUND => Error::new(Kind::NotFound, what),
+        StatusCode::RANGE_NOT_SATISFIABLE => Error::new(Kind::SessionLost, what),
+        StatusCode::PAYLOAD_TOO_LARGE => Error::new(Kind::TooLarge, what),
+        StatusCode::TOO_MANY_REQUESTS => {
+            rate_limited(what, registry, wait, remaining.is_some_and(|q| q.remaining == 0), message)
+        }
+        StatusCode::REQUEST_TIMEOUT => Error::new(Kind::Timeout, what).transient(wait),
+        _ if code == "MANIFEST_BLOB_UNKNOWN" || code == "MANIFEST_UNKNOWN" => Error::new(Kind::Registry, what),
+        _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
+            Error::new(Kind::Registry, what).transient(wait)
+        }
+        // The bytes that arrived there are not those that were announced.
+        _ if code == "DIGEST_INVALID" || code == "SIZE_INVALID" => Error::new(Kind::Mismatch, what),
+        _ if code == "MANIFEST_INVALID" && write => Error::new(Kind::Invalid, what),
+        _ => Error::new(Kind::Registry, what),
+    }
+}
+
+/// The error for an exchange that broke off. Those of connections are made by [`super::network`].
+pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), registry: &str) -> Error {
+    if let Some(own) = find_source::<Error>(error) {
+        return own.duplicate();
+    }
+    Error::new(Kind::Network, format!("{registry}: {}", root_cause(error)))
+}
+
+/// The innermost cause, which says more than the layers around it.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+fn rate_limited(
+    what: String,
+    registry: &str,
+    wait: Option<std::time::Duration>,
+    spent: bool,
+    message: &Option<String>,
+) -> Error {
+    let quota = spent || message.as_deref().is_some_and(|text| text.contains("pull rate limit"));
+    if quota {
+        let hint = if registry == DOCKER_HUB {
+            "Docker Hub's pull limit is spent: log in (transload login docker.io) for a higher one, or wait, it resets over 6 hours"
+        } else {
+            "the pull limit is spent: wait until it resets"
+        };
+        // Trying again soon can't help, and each try may count.
+        return Error::new(Kind::Limited, what).hint(hint);
+    }
+    Error::new(Kind::Limited, what).transient(wait).hint("too many requests: try later, or with fewer --jobs")
+}
+
+/// What somebody without credentials can do.
+pub(super) fn login_first(registry: &str) -> String {
+    let identity = if is_acr(registry) { ", or with an Azure identity, as by az login" } else { "" };
+    format!("log in by transload login {registry}{identity}")
+}
+
+fn login_hint(registry: &str, user: Option<&str>, push: bool) -> String {
+    match user {
+        Some(user) if push && is_acr(registry) => {
+            format!("'{user}' may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer")
+        }
+        Some(user) => format!("the password or token of '{user}' is not taken, or it may not see this repository"),
+        None if registry == DOCKER_HUB => {
+            "the repository does not exist, or is private: check its name, or log in by transload login docker.io"
+                .to_owned()
+        }
+        None => login_first(registry),
+    }
+}
+
+fn push_hint(registry: &str, who: &str) -> String {
+    if is_acr(registry) {
+        format!("{who} may pull but not push: it needs AcrPush or Container Registry Repository Writer")
+    } else {
+        format!("{who} may pull but not push: log in as one who may, by transload login {registry}")
+    }
+}
+
+fn pull_and_push_hint(registry: &str, who: &str) -> String {
+    if is_acr(registry) {
+        format!(
+            "{who} may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer, and an allowed address"
+        )
+    } else {
+        format!("{who} may neither pull nor push here: log in as one who may, by transload login {registry}")
+    }
+}
+
+/// What it takes to delete.
+fn delete_hint(registry: &str) -> &'static str {
+    if is_acr(registry) {
+        "to prune takes the right to delete: AcrDelete, Container Registry Repository Contributor, or a token with \
+         content/delete and metadata/read"
+    } else {
+        "to prune takes the right to delete: log in as one who has it"
+    }
+}
+
+/// The hint of a 401 to somebody who is known: at ACR it may also mean that the mode of the registry has changed since
+/// the login. The Entra identity was exchanged by this run.
+fn with_abac(hint: String, registry: &str, user: Option<&str>) -> String {
+    if is_acr(registry) && user != Some(IDENTITY_NAME) { format!("{hint}; {}", abac_hint(registry)) } else { hint }
+}
+
+fn pull_hint(registry: &str, who: &str) -> String {
+    if is_acr(registry) {
+        format!("{who} may not pull: it needs AcrPull or Container Registry Repository Reader, and an allowed address")
+    } else {
+        format!("{who} may not read this repository: log in as one who may, by transload login {registry}")
+    }
+}
+
+/// The most bytes of an error's body that are read.
+const MAX_BODY: usize = 64 << 10;
+
+/// The error codes of the distribution specification, and of registries that add to them: <https://distribution.github.io/distribution/spec/api/#errors-2>.
+const ERROR_CODES: [&str; 22] = [
+    "BLOB_UNKNOWN",
+    "BLOB_UPLOAD_INVALID",
+    "BLOB_UPLOAD_UNKNOWN",
+    "DENIED",
+    "DIGEST_INVALID",
+    "MANIFEST_BLOB_UNKNOWN",
+    "MANIFEST_INVALID",
+    "MANIFEST_UNKNOWN",
+    "MANIFEST_UNVERIFIED",
+    "NAME_INVALID",
+    "NAME_UNKNOWN",
+    "PAGINATION_NUMBER_INVALID",
+    "QUOTA_EXCEEDED",
+    "RANGE_INVALID",
+    "SIZE_INVALID",
+    "TAG_INVALID",
+    "TAG_UNKNOWN",
+    "TOOMANYREQUESTS",
+    "UNAUTHORIZED",
+    "UNAVAILABLE",
+    "UNKNOWN",
+    "UNSUPPORTED",
+];

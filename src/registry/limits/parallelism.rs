@@ -1,0 +1,267 @@
+//! How many requests a registry is asked at once, and how it's left alone when it pushes back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::retry::jitter;
+
+/// Requests at once to one registry: halved when it pushes back, grown by success
+/// (additive increase, multiplicative decrease, as in RFC 5681).
+#[derive(Debug)]
+pub(in crate::registry) struct ParallelismLimit {
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    limit: f64,
+    most: f64,
+    running: u32,
+    /// Nobody asks before this: the registry said `Retry-After`, or is to be left alone for a while.
+    paused: Option<Instant>,
+    /// One burst of 429s halves once.
+    halved: Option<Instant>,
+    /// Bursts since an answer went well: each is followed by a longer silence.
+    bursts: u32,
+    /// The longest of those.
+    longest: Duration,
+}
+
+/// A place among the running requests; given back on drop.
+#[derive(Debug)]
+pub(in crate::registry) struct Permit(Arc<ParallelismLimit>);
+
+/// One who waits for a place. If he heard of one and goes without it, the next one hears of it.
+struct Waiter<'a> {
+    limiter: &'a ParallelismLimit,
+    heard: bool,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if self.heard {
+            self.limiter.freed.notify_one();
+        }
+    }
+}
+
+impl ParallelismLimit {
+    pub(in crate::registry) fn new(most: usize, longest: Duration) -> Arc<Self> {
+        let most = most.max(1) as f64;
+        let state = State { limit: most, most, running: 0, paused: None, halved: None, bursts: 0, longest };
+        Arc::new(Self { state: Mutex::new(state), freed: Notify::new() })
+    }
+
+    /// Waits for a place, and for the end of a pause.
+    pub(in crate::registry) async fn acquire(self: &Arc<Self>) -> Permit {
+        let mut waiting = Waiter { limiter: self, heard: false };
+        loop {
+            let freed = self.freed.notified();
+            let pause = {
+                let mut state = self.lock();
+                match state.paused.filter(|until| *until > Instant::now()) {
+                    Some(until) => Some(until),
+                    None if f64::from(state.running) < state.limit.floor() => {
+                        state.running += 1;
+                        waiting.heard = false;
+                        return Permit(self.clone());
+                    }
+                    None => None,
+                }
+            };
+            match pause {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => freed.await,
+            }
+            waiting.heard = true;
+        }
+    }
+
+    /// Waits for the end of a pause, for what needs no place.
+    pub(in crate::registry) async fn wait_for_pause(&self) {
+        loop {
+            let Some(until) = self.lock().paused.filter(|until| *until > Instant::now()) else { return };
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// The registry answered well.
+    pub(in crate::registry) fn on_success(&self) {
+        let mut state = self.lock();
+        // What was under way when it pushed back says nothing of how it is now.
+        if state.paused.is_none_or(|until| until <= Instant::now()) {
+            state.bursts = 0;
+        }
+        if state.limit < state.most {
+            state.limit = (state.limit + 1.0 / state.limit).min(state.most);
+            drop(state);
+            self.freed.notify_one();
+        }
+    }
+
+    /// The registry pushed back (429 or 503), and wants to be left alone for `wait`. Where it doesn't say
+    /// how long, that's for twice as long with each burst. Says when the pause ends.
+    pub(in crate::registry) fn on_push_back(&self, wait: Option<Duration>) -> Option<Instant> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if state.halved.is_none_or(|at| now.duration_since(at) > Duration::from_secs(1)) {
+            state.limit = (state.limit / 2.0).max(1.0);
+            state.halved = Some(now);
+            tracing::info!("the registry pushes back: at most {:.0} requests at once", state.limit.floor());
+        }
+        let wait = match (wait, state.paused) {
+            (Some(wait), _) => wait,
+            // It answers what was sent before the pause began.
+            (None, Some(until)) if until > now => return state.paused,
+            (None, _) => {
+                let half = state.longest.min(FIRST_PAUSE * 2_u32.pow(state.bursts)) / 2;
+                state.bursts = (state.bursts + 1).min(16);
+                half + jitter(half)
+            }
+        };
+        // A longer wait is a spent quota, which is its request's own affair to wait out or report.
+        if wait <= DEFAULT_MAX_PAUSE {
+            state.paused = state.paused.max(Some(now + wait));
+        }
+        state.paused
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.lock().running -= 1;
+        self.0.freed.notify_one();
+    }
+}
+
+/// `Retry-After`: seconds or a date (RFC 9110 §10.2.3), at most a day.
+pub(in crate::registry) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map_or(Duration::MAX, Duration::from_secs)
+    } else {
+        let then = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+        Duration::try_from(then.duration_since(crate::clock::timestamp())).unwrap_or_default()
+    };
+    Some(wait.min(MAX_WAIT))
+}
+
+/// Nobody waits longer, and sums with it don't overflow.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_MAX_PAUSE: Duration = Duration::from_secs(120);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn halves_once_a_burst_then_grows() {
+        let limiter = ParallelismLimit::new(8, LONGEST_BACKOFF);
+        limiter.on_push_back(None);
+        limiter.on_push_back(None);
+        let held = [limiter.acquire().await, limiter.acquire().await, limiter.acquire().await, limiter.acquire().await];
+        let fifth = limiter.acquire();
+        assert!(futures_util::FutureExt::now_or_never(fifth).is_none(), "only half may run");
+        for _ in 0..5 {
+            limiter.on_success();
+        }
+        let fifth = futures_util::FutureExt::now_or_never(limiter.acquire());
+        assert!(fifth.is_some(), "success gives one place back");
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn everyone_waits_out_a_pause() {
+        let limiter = ParallelismLimit::new(2, LONGEST_BACKOFF);
+        let begun = Instant::now();
+        limiter.on_push_back(Some(Duration::from_secs(30)));
+        let _permit = limiter.acquire().await;
+        assert!(begun.elapsed() >= Duration::from_secs(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_in_a_pause_passes_his_place_on() {
+        let limiter = ParallelismLimit::new(1, LONGEST_BACKOFF);
+        let held = limiter.acquire().await;
+        let mut first = Box::pin(limiter.acquire());
+        let mut second = Box::pin(limiter.acquire());
+        assert!(futures_util::poll!(&mut first).is_pending() && futures_util::poll!(&mut second).is_pending());
+        limiter.on_push_back(Some(Duration::from_secs(30)));
+        drop(held);
+        assert!(futures_util::poll!(&mut first).is_pending(), "it heard of the place, and waits out the pause");
+        drop(first);
+        let second = tokio::time::timeout(Duration::from_secs(60), second).await;
+        assert!(second.is_ok(), "nobody told it of the place");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn most_places_are_taken_and_never_more() {
+        let (limiter, running, most) =
+            (ParallelismLimit::new(8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+        let ask = |nth: u64| {
+            let (limiter, running, most) = (limiter.clone(), running.clone(), most.clone());
+            async move {
+                let permit = limiter.acquire().await;
+                {
+                    let mut running = running.lock().expect("no panic");
+                    *running += 1;
+                    let mut most = most.lock().expect("no panic");
+                    *most = running.max(*most);
+                }
+                tokio::time::sleep(Duration::from_millis(10 + nth % 7)).await;
+                *running.lock().expect("no panic") -= 1;
+                drop(permit);
+            }
+        };
+        futures_util::future::join_all((0..200).map(ask)).await;
+        assert_eq!(*most.lock().expect("no panic"), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_burst_is_followed_by_a_longer_silence() {
+        let limiter = ParallelismLimit::new(8, LONGEST_BACKOFF);
+        for burst in 0..12 {
+            let begun = Instant::now();
+            limiter.on_push_back(None);
+            limiter.on_push_back(None);
+            limiter.wait_for_pause().await;
+            let most = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(burst));
+            let (least, most) = (most / 2, most + Duration::from_millis(2));
+            assert!((least..=most).contains(&begun.elapsed()), "{:?} after {burst}", begun.elapsed());
+        }
+        limiter.on_success();
+        let begun = Instant::now();
+        limiter.on_push_back(None);
+        let _permit = limiter.acquire().await;
+        assert!(begun.elapsed() <= FIRST_PAUSE + Duration::from_millis(2), "success forgets");
+    }
+
+    #[test]
+    fn waits_are_read() {
+        let mut headers = HeaderMap::new();
+        headers.insert("retry-after", http::HeaderValue::from_static("7"));
+        assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
+        headers.insert("retry-after", http::HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT"));
+        assert_eq!(retry_after(&headers), Some(Duration::ZERO));
+        for long in ["18446744073709551615", "99999999999999999999999999", "Thu, 30 Dec 9999 20:00:00 GMT"] {
+            headers.insert("retry-after", http::HeaderValue::from_static(long));
+            assert_eq!(retry_after(&headers), Some(MAX_WAIT), "{long}");
+        }
+        for wrong in ["", "-1", "1.5", "soon"] {
+            headers.insert("retry-after", http::HeaderValue::from_static(wrong));
+            assert_eq!(retry_after(&headers), None, "{wrong}");
+        }
+    }
+}

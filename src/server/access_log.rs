@@ -1,0 +1,267 @@
+//! One line of log for each request, written when its answer has gone out, or the client has.
+//!
+//! ```text
+//! request ─▶ Line ─ the answer's head ─ its body … dropped ─▶ AccessLog ─ queue ─▶ thread ─▶ one write a line
+//!                                                         └─▶ or `transload::access` of -v and RUST_LOG
+//! ```
+//! Nothing is formatted while nobody wants it. A thread of its own writes, so that a reader of the log that
+//! stalls stops no pull: what the queue can't hold is lost, and the next line says how much that was.
+//!
+//! What came from the client is quoted: no line can be forged, and no terminal be told what to do. There is no
+//! `Authorization`, and of the query only `ns`.
+
+mod form;
+
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, Uri, header};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+
+use super::ResponseBody;
+use super::connections::Busy;
+use super::run::Peer;
+use super::served::Served;
+use crate::error::{Error, Result};
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Fields in a fixed order.
+    Text,
+    /// A JSON object.
+    Json,
+}
+
+/// Where lines go. Clones share it.
+#[derive(Clone, Debug)]
+pub struct AccessLog(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    form: AtomicU8,
+    queue: SyncSender<LogJob>,
+    lost: AtomicU64,
+}
+
+enum LogJob {
+    Line(Form, String),
+    /// All before it is written.
+    Flush(SyncSender<()>),
+}
+
+impl AccessLog {
+    /// Lines of this form, or none, to `out`.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn new(out: impl Write + Send + 'static, form: Option<Form>) -> Result<Self> {
+        let (queue, jobs) = sync_channel(MAX_QUEUED_LINES);
+        let shared = Arc::new(Shared { form: AtomicU8::new(0), queue, lost: AtomicU64::new(0) });
+        let log = Self(shared.clone());
+        log.set(form);
+        // It ends when the last clone is gone: it holds none itself.
+        let lost = Arc::downgrade(&shared);
+        std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                write(out, &jobs, || lost.upgrade().map_or(0, |shared| shared.lost.swap(0, Ordering::Relaxed)));
+            })
+            .map_err(|error| Error::io("begin the access log", &error))?;
+        Ok(log)
+    }
+
+    /// From now on of this form, or none.
+    pub fn set(&self, form: Option<Form>) {
+        let form = match form {
+            None => 0,
+            Some(Form::Text) => 1,
+            Some(Form::Json) => 2,
+        };
+        self.0.form.store(form, Ordering::Relaxed);
+    }
+
+    /// Waits until all is written, but not for long. Blocks.
+    pub fn flush(&self, patience: Duration) {
+        let (done, wait) = sync_channel(1);
+        let until = Instant::now() + patience;
+        // The queue may be full.
+        while self.0.queue.try_send(LogJob::Flush(done.clone())).is_err() {
+            if Instant::now() > until {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = wait.recv_timeout(until.saturating_duration_since(Instant::now()));
+    }
+
+    fn form(&self) -> Option<Form> {
+        match self.0.form.load(Ordering::Relaxed) {
+            1 => Some(Form::Text),
+            2 => Some(Form::Json),
+            _ => None,
+        }
+    }
+
+    fn line(&self, form: Form, line: String) {
+        if self.0.queue.try_send(LogJob::Line(form, line)).is_err() {
+            self.0.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes what comes, until there is nobody who could send any more.
+fn write(mut out: impl Write, jobs: &Receiver<LogJob>, lost: impl Fn() -> u64) {
+    let mut told = false;
+    for job in jobs {
+        let (form, mut line) = match job {
+            LogJob::Line(form, line) => (form, line),
+            LogJob::Flush(done) => {
+                let _ = out.flush();
+                let _ = done.try_send(());
+                continue;
+            }
+        };
+        let lost = lost();
+        if lost > 0 {
+            line.insert_str(0, &form::lost_lines(form, lost));
+        }
+        // One write for each line, which is short enough that a pipe doesn't mix it with others'.
+        if let Err(error) = out.write_all(line.as_bytes())
+            && !std::mem::replace(&mut told, true)
+        {
+            tracing::error!("the access log can't be written: {error}");
+        }
+    }
+}
+
+/// What is known of a request. Written when it's dropped.
+pub(super) struct Line {
+    /// Parts that are cheap to keep: most lines are never written.
+    log: Option<AccessLog>,
+    peer: Option<Peer>,
+    method: Method,
+    uri: Uri,
+    agent: Option<HeaderValue>,
+    begun: Instant,
+    status: Option<u16>,
+    served: Option<Served>,
+    user: Option<User>,
+    /// Bytes of the body that there are to be, where that is known, and that went to the connection.
+    length: Option<u64>,
+    sent: u64,
+    end: End,
+    /// The connection is busy for as long as this line isn't written.
+    _busy: Option<Busy>,
+}
+
+/// Who asks, once that is verified: in the extensions of the answer.
+#[derive(Clone, Debug)]
+pub(super) struct User(pub(super) Arc<str>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The client left before it was over.
+    Left,
+    Failed,
+    Whole,
+}
+
+impl Line {
+    pub(super) fn new(head: &Parts, log: Option<AccessLog>, busy: Option<Busy>) -> Self {
+        Self {
+            log,
+            peer: head.extensions.get::<Peer>().copied(),
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            agent: head.headers.get(header::USER_AGENT).cloned(),
+            begun: Instant::now(),
+            status: None,
+            served: None,
+            user: None,
+            length: None,
+            sent: 0,
+            end: End::Left,
+            _busy: busy,
+        }
+    }
+
+    /// Goes on with the answer's body.
+    pub(super) fn follow(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        self.status = Some(response.status().as_u16());
+        self.served = response.extensions().get().copied();
+        self.user = response.extensions().get().cloned();
+        self.length = response.body().size_hint().exact().or_else(|| {
+            response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
+        });
+        if response.body().is_end_stream() {
+            self.end = End::Whole;
+        }
+        response.map(|body| Logged { body, line: self }.boxed_unsync())
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        self.sent += bytes;
+        // Who has the last byte doesn't ask whether there is another.
+        if self.length == Some(self.sent) {
+            self.end = End::Whole;
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(log) = &self.log
+            && let Some(form) = log.form()
+        {
+            log.line(form, form::line(self, form, crate::clock::timestamp()));
+        } else if tracing::enabled!(target: LOG_TARGET, tracing::Level::INFO) {
+            tracing::info!(target: LOG_TARGET, "{}", form::brief_line(self));
+        }
+    }
+}
+
+struct Logged {
+    body: ResponseBody,
+    line: Line,
+}
+
+impl http_body::Body for Logged {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => self.line.sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
+            Some(Err(error)) => {
+                tracing::error!("{} {}: {error}", self.line.method, self.line.uri.path());
+                self.line.end = End::Failed;
+            }
+            None => self.line.end = End::Whole,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Lines that wait to be written.
+const MAX_QUEUED_LINES: usize = 4096;
+/// What `-v` and `RUST_LOG` call these lines.
+const LOG_TARGET: &str = "transload::access";
