@@ -18,6 +18,7 @@ use crate::proxy::file_stream::{FileReader, FileReaders, MEDIUM_READ};
 use crate::proxy::{Inner, Origins, cached_blob};
 use crate::retry::Budget;
 use crate::server::FilePipe;
+use crate::verify::{HashCheckpoints, Verified};
 
 /// The bytes in `range`, as they get there. Whether it's read slowly, or not to its end, is nothing
 /// to the writer.
@@ -153,15 +154,26 @@ impl<O: Origins> FillReader<O> {
         self.unreadable = true;
     }
 
-    /// When the disk failed, the rest is read past it, and the whole is still verified (from the hash's last known
-    /// state on).
+    /// When the disk failed, the rest is read past it. The whole is still verified, and with it the bytes that this reader
+    /// has passed on: they are hashed as they are in the file, since they may have come damaged.
+    ///
+    /// # Errors
+    /// `why`, if bytes were passed on that are not in the file: nobody can verify those.
     async fn leave_fill(&mut self, why: Error) -> Result<()> {
-        let Some(FillStart { to: Some((_, feed)), .. }) = self.fill.begun.get() else { return Err(why) };
+        let Some(FillStart { blob, to: Some((file, feed)) }) = self.fill.begun.get() else { return Err(why) };
+        if self.served_aside {
+            return Err(why);
+        }
         let pass = self.inner.uncached_permit(&self.fill.repo, 0, ALONE_PATIENCE).await?;
         let unwritten = if self.at == 0 { self.take_unwritten() } else { None };
         let rest = match unwritten {
             Some(whole) => whole,
-            None => feed.open(self.at).await?.boxed(),
+            None if self.at == self.start => feed.open(self.at).await?.boxed(),
+            None => {
+                let passed_on = file_bytes(self.inner.readers.clone(), file.clone(), 0..self.at);
+                let whole = passed_on.chain(feed.unverified(self.at).await?).boxed();
+                Verified::resumed(whole, blob, 0, blob.digest.hasher(), self.at, HashCheckpoints::default())?.boxed()
+            }
         };
         self.alone = Some(with_permit(take_bytes(rest, self.end - self.at), pass));
         Ok(())
@@ -234,6 +246,19 @@ impl<O: Origins> FillReader<O> {
             Err(error) => tracing::info!("{error}: waiting for what is being fetched"),
         }
     }
+}
+
+/// The bytes of a file.
+fn file_bytes(readers: FileReaders, file: OpenFile, part: Range<u64>) -> Body {
+    stream::try_unfold((readers, file, part), |(readers, file, part)| async move {
+        if part.is_empty() {
+            return Ok(None);
+        }
+        let bytes = readers.read(file.clone(), part.start..part.end.min(part.start + MEDIUM_READ as u64)).await?;
+        let rest = part.start + bytes.len() as u64..part.end;
+        Ok(Some((bytes, (readers, file, rest))))
+    })
+    .boxed()
 }
 
 /// Whether two files have the same bytes there.
