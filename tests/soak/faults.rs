@@ -42,6 +42,10 @@ impl Faults {
                 *time += 1;
                 *time
             };
+            // The link of a redirect below. No registry has it: its own answer would be 404, as if there were no such blob.
+            if seen.path == EXPIRED_LINK {
+                return Some(expired());
+            }
             let mut random = Random::of(this.seed, &format!("{request} {time}"));
             if random.below(1000) >= this.rate.load(Ordering::Relaxed) {
                 return None;
@@ -52,6 +56,8 @@ impl Faults {
         });
     }
 }
+
+const EXPIRED_LINK: &str = "/expired-link";
 
 /// The path without the number of an upload session, which no seed determines.
 fn stable(path: &str) -> &str {
@@ -72,7 +78,7 @@ fn choose(seen: &SeenRequest, random: &mut Random) -> Chosen {
     match random.below(if body { 10 } else { 4 }) {
         0..=3 => answered(&seen.method, random),
         4 if !path.starts_with("/v2/") => ("expired redirect", expired()),
-        4 => ("expired redirect", Fault::Redirect(format!("http://{}/expired-link", seen.host))),
+        4 => ("expired redirect", Fault::Redirect(format!("http://{}{EXPIRED_LINK}", seen.host))),
         _ => spoiled(random),
     }
 }
