@@ -35,7 +35,7 @@ struct State {
 /// what.
 type LockKey = (String, Digest);
 
-/// The turn to write or to read one. Dropped without [`done`](Self::done), the next one has it.
+/// The turn to write or to read one. Dropped without [`finish`](Self::finish), the next one has it.
 #[derive(Debug)]
 pub(super) struct ManifestLock<'a> {
     turns: &'a ManifestLocks,

@@ -3,7 +3,7 @@
 //! Content stands in the directory once, whatever names it, and is named by its digest. But who may read one
 //! repository need not be allowed to read another (a proxy in front may decide so), and a digest is no secret. So
 //! content belongs to a repository if
-//! - `index.json` lists it there, by a name or by the annotation [`REPOSITORY`](super::names::PUSHED_TO), or
+//! - `index.json` lists it there, by a name or by the annotation [`REPOSITORY`](super::entry::PUSHED_TO), or
 //! - a manifest that belongs there names it, unless that is listed as partial, or
 //! - it was uploaded to it, or mounted from a repository where it belongs, and no manifest names it yet: that is
 //!   remembered in memory, and after a restart it's uploaded once more.

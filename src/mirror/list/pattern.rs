@@ -90,7 +90,7 @@ impl Pattern {
         Self { inverted: !self.inverted, ..self }
     }
 
-    /// Whether a single tag matches; many are better matched by [`Pick::chooser`].
+    /// Whether a single tag matches; many are better matched by [`ImageSelection::chooser`](super::ImageSelection::chooser).
     pub fn matches(&self, tag: &str) -> bool {
         self.compile().is_ok_and(|matcher| matcher.matches(tag))
     }

@@ -31,7 +31,7 @@ impl List {
     /// Reads a list in whatever form it is. `name` is the file's, for errors.
     ///
     /// # Errors
-    /// [`Kind::Usage`], with the line: for what isn't understood, and for what would change which images
+    /// [`Kind::Usage`](crate::error::Kind::Usage), with the line: for what isn't understood, and for what would change which images
     /// are copied and can't be done.
     pub fn read(text: &str, name: &str) -> Result<Self> {
         Self::read_with(text, name, &Defaults::default())
