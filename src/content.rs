@@ -218,9 +218,11 @@ impl<S: Source> Feed<S> {
         Ok(self.reader(at, None).opened().await?.into_body())
     }
 
-    /// The verified bytes of the whole, where `first` is what the source was opened with already.
-    pub fn verify_first(&self, first: Body) -> Result<Verified> {
-        self.verified(self.reader(0, Some(first)).into_body())
+    /// The verified bytes from `begin` on, where `first` is what the source was opened with already, at its beginning:
+    /// what is before `begin` is read and hashed too.
+    pub fn verify_first(&self, first: Body, begin: u64) -> Result<Verified> {
+        let body = self.reader(0, Some(first)).into_body();
+        Verified::resumed(body, &self.blob, 0, self.blob.digest.hasher(), begin, self.checkpoints.clone())
     }
 
     /// Verifies the whole of a `body` that somebody else put together from the source, so that
@@ -256,17 +258,6 @@ pub const MAX_DAMAGED: u32 = 3;
 /// Counts an error that says that the blob is not what it should be. Whether that happened too often.
 fn is_damaged_for_good(error: &Error, damaged: &AtomicU32) -> bool {
     error.kind() == Kind::Mismatch && damaged.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DAMAGED
-}
-
-/// `body` without its first `bytes`, which are still read.
-pub(crate) fn skipping(body: Body, mut bytes: u64) -> Body {
-    let rest = body.try_filter_map(move |mut frame: Bytes| {
-        let skipped = usize::try_from(bytes).unwrap_or(usize::MAX).min(frame.len());
-        bytes -= skipped as u64;
-        drop(frame.split_to(skipped));
-        std::future::ready(Ok((!frame.is_empty()).then_some(frame)))
-    });
-    rest.boxed()
 }
 
 /// The first `left` bytes of `body`.

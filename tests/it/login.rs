@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use transload::demo::persona::{Account, AcrConfig, Grant};
 
 use super::support::registry::PASSWORD;
-use super::support::{ConnectProxy, Front, Image, Registry, Run, TempDir, Tool};
+use super::support::{ForwardProxy, Front, Image, Registry, Run, TempDir, Tool};
 
 const PRINCIPAL: &str = "0f1e2d3c-1111-2222-3333-444455556666";
 const SECRET: &str = "sp~Secret/+=%: x";
@@ -64,7 +64,7 @@ impl User {
 
     /// Skopeo meets a look-alike by its real name.
     fn skopeo_at(&self, front: &Front, image: &str) -> Run {
-        let proxy = ConnectProxy::start(front.addr());
+        let proxy = ForwardProxy::always_to(front.addr()).start();
         let tool = self.skopeo(&["inspect", "--raw", &format!("docker://{image}")]);
         tool.env("HTTPS_PROXY", &proxy.url()).env("SSL_CERT_FILE", &front.ca_file().expect("TLS")).run()
     }

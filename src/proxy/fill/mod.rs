@@ -37,7 +37,7 @@ use super::tiers::blame_upstream;
 use super::upstreams::UpstreamRepository;
 use super::{Inner, Origins, cached_blob, with_patience_since};
 use crate::body::Body;
-use crate::content::{Feed, Source, skipping, take_bytes};
+use crate::content::{Feed, Source, take_bytes};
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
@@ -214,11 +214,11 @@ impl<O: Origins> Inner<O> {
             self.count_bytes(repo, tier, first)
         } else {
             let (inner, repo, digest) = (self.clone(), repo.clone(), blob.digest);
-            let whole = self.feed(&repo, tier, source, blob).verify_first(first)?;
+            let whole = self.feed(&repo, tier, source, blob).verify_first(first, range.start)?;
             let whole = whole.inspect_err(move |error| {
                 inner.learn_fetched(&repo, tier, &digest, &Err::<(), _>(error.duplicate()));
             });
-            take_bytes(skipping(whole.boxed(), range.start), length)
+            take_bytes(whole.boxed(), length)
         };
         Ok(with_permit(body, pass))
     }

@@ -188,7 +188,7 @@ impl<O: Origins> Inner<O> {
                 parallel::ordered(feed, source, first, reserved.clone(), connections, readers, is_written);
             return Ok((feed.verified(body)?, Some(from)));
         }
-        Ok((feed.verify_first(first)?, None))
+        Ok((feed.verify_first(first, 0)?, None))
     }
 
     /// Says that the cache can't be used, once.

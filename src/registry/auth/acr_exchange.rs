@@ -52,19 +52,17 @@ impl Auth {
         base: &Url,
         service: Option<&str>,
     ) -> Result<Option<Secret>> {
-        match self.exchange(registry, base, service).await {
-            Err(error) if error.kind() == Kind::Refused && !registry.options.has_identity() => {
-                tracing::warn!("{}: going on anonymously: {error}", registry.name);
-                self.without_identity.store(true, Ordering::Relaxed);
-                Ok(None)
-            }
-            Err(error) if error.kind() == Kind::Unauthorized && !registry.options.has_identity() => {
-                tracing::info!("{}: going on anonymously: {error}", registry.name);
-                self.without_identity.store(true, Ordering::Relaxed);
-                Ok(None)
-            }
-            other => other,
+        let error = match self.exchange(registry, base, service).await {
+            Err(error) if !registry.options.has_identity() => error,
+            other => return other,
+        };
+        match error.kind() {
+            Kind::Refused => tracing::warn!("{}: continuing anonymously: {error}", registry.name),
+            Kind::Unauthorized => tracing::info!("{}: continuing anonymously: {error}", registry.name),
+            _ => return Err(error),
         }
+        self.without_identity.store(true, Ordering::Relaxed);
+        Ok(None)
     }
 
     /// ACR's own refresh token for an Entra access token, which lasts three hours.

@@ -5,10 +5,10 @@
 
 use serde_json::{Value, json};
 
-use super::super::support::{Fault, Rule};
 use super::super::support::{
-    Front, Image, ProxyProcess, Registry, Run, ScriptedResponse, ScriptedServer, TempDir, Tool, http, transload,
+    FakeRegistry, FakeResponse, Front, Image, ProxyProcess, Registry, Run, TempDir, Tool, http, transload,
 };
+use super::super::support::{Fault, Rule};
 
 /// The value of a query's parameter.
 fn parameter<'a>(target: &'a str, name: &str) -> Option<&'a str> {
@@ -18,22 +18,23 @@ fn parameter<'a>(target: &'a str, name: &str) -> Option<&'a str> {
 
 /// A registry whose repository `app` has the tags `v1` to `v5`, two a page; `link` writes the header to the page
 /// after this tag.
-fn five_tags(link: impl Fn(&str) -> String + Send + Sync + 'static) -> ScriptedServer {
-    ScriptedServer::start(move |_, target| {
+fn five_tags(link: impl Fn(&str) -> String + Send + Sync + 'static) -> FakeRegistry {
+    FakeRegistry::start(move |asked| {
+        let target = asked.target.as_str();
         if !target.starts_with("/v2/app/tags/list") {
-            return ScriptedResponse::absent();
+            return FakeResponse::absent();
         }
         let after = parameter(target, "last").map_or(0, |last| last.trim_start_matches('v').parse().unwrap_or(9));
         let page: Vec<String> = (after + 1..=(after + 2).min(5)).map(|nth| format!("v{nth}")).collect();
-        let answer = ScriptedResponse::json(&json!({"name": "app", "tags": page}));
+        let answer = FakeResponse::json(&json!({"name": "app", "tags": page}));
         match page.last().filter(|last| *last != "v5") {
-            Some(last) => answer.header("link", &link(last)),
+            Some(last) => answer.with("link", &link(last)),
             None => answer,
         }
     })
 }
 
-fn tags(registry: &ScriptedServer) -> Run {
+fn tags(registry: &FakeRegistry) -> Run {
     transload(&["tags", &format!("{}/app", registry.addr())])
 }
 
@@ -87,11 +88,10 @@ fn a_page_that_is_no_list_is_an_error() {
     for (status, body) in
         [(200, "{}"), (200, r#"{"errors":[]}"#), (200, r#"{"tags":["v1""#), (206, r#"{"tags":[]}"#), (204, "")]
     {
-        let registry =
-            ScriptedServer::start(move |_, _| ScriptedResponse { status, headers: vec![], body: body.to_owned() });
+        let registry = FakeRegistry::start(move |_| FakeResponse::new(status, body));
         fails(tags(&registry), "the answer is not a list");
     }
-    let registry = ScriptedServer::start(|_, _| ScriptedResponse::json(&json!({"name": "app", "tags": null})));
+    let registry = FakeRegistry::start(|_| FakeResponse::json(&json!({"name": "app", "tags": null})));
     assert_eq!(tags(&registry).ok().stdout, "", "distribution writes null for no tags");
 }
 
@@ -100,14 +100,15 @@ fn a_page_that_is_no_list_is_an_error() {
 fn a_full_page_without_a_link_is_no_end() {
     let page = |from: usize, to: usize| json!({"tags": (from..to).map(|nth| format!("v{nth:05}")).collect::<Vec<_>>()});
     for all in [999, 1000, 1001, 2000, 2345] {
-        let spec = ScriptedServer::start(move |_, target| {
+        let spec = FakeRegistry::start(move |asked| {
+            let target = asked.target.as_str();
             let from = parameter(target, "last").map_or(0, |last| last[1..].parse::<usize>().unwrap_or(0) + 1);
-            ScriptedResponse::json(&page(from, all.min(from + 1000)))
+            FakeResponse::json(&page(from, all.min(from + 1000)))
         });
         assert_eq!(tags(&spec).ok().stdout.lines().count(), all);
         assert_eq!(spec.count("/tags/list"), all / 1000 + 1, "{all}");
         // One that knows neither `n` nor `last`, as distribution 2.8.
-        let whole = ScriptedServer::start(move |_, _| ScriptedResponse::json(&page(0, all)));
+        let whole = FakeRegistry::start(move |_| FakeResponse::json(&page(0, all)));
         assert_eq!(tags(&whole).ok().stdout.lines().count(), all);
     }
 }
@@ -158,28 +159,29 @@ enum Endless {
 }
 
 /// A registry whose lists of tags and of referrers have no end.
-fn endless(how: Endless) -> ScriptedServer {
-    ScriptedServer::start(move |_, target| {
+fn endless(how: Endless) -> FakeRegistry {
+    FakeRegistry::start(move |asked| {
+        let target = asked.target.as_str();
         let nth: u64 = parameter(target, "token").map_or(0, |token| token.parse().unwrap_or(0));
         let entry = if matches!(how, Endless::New) { nth } else { 1 };
         let some = !matches!(how, Endless::Empty);
         let answer = if target.contains("/tags/list") {
             let tags: Vec<String> = some.then(|| format!("v{entry}")).into_iter().collect();
-            ScriptedResponse::json(&json!({"name": "app", "tags": tags}))
+            FakeResponse::json(&json!({"name": "app", "tags": tags}))
         } else if target.contains("/referrers/") {
             let digest = format!("sha256:{entry:064x}");
             let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 2, "digest": digest});
             let manifests: Vec<Value> = some.then_some(entry).into_iter().collect();
-            ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": manifests}))
+            FakeResponse::json(&json!({"schemaVersion": 2, "manifests": manifests}))
         } else if target.contains("/manifests/v1") || target.contains("/manifests/sha256:") {
             let body = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
-            let made = ScriptedResponse { status: 200, headers: vec![], body: body.to_owned() };
-            return made.header("content-type", "application/vnd.oci.image.index.v1+json");
+            let made = FakeResponse::new(200, body);
+            return made.with("content-type", "application/vnd.oci.image.index.v1+json");
         } else {
-            return ScriptedResponse::absent();
+            return FakeResponse::absent();
         };
         let next = if matches!(how, Endless::Circle) { 0 } else { nth + 1 };
-        answer.header("link", &format!("<?n=1000&token={next}>; rel=\"next\""))
+        answer.with("link", &format!("<?n=1000&token={next}>; rel=\"next\""))
     })
 }
 
@@ -241,18 +243,18 @@ fn a_list_of_referrers_without_an_end_is_an_error() {
 #[test]
 fn a_list_of_referrers_is_bounded_by_its_bytes() {
     let long = "x".repeat(200 << 10);
-    let registry = ScriptedServer::start(move |_, target| {
+    let registry = FakeRegistry::start(move |asked| {
+        let target = asked.target.as_str();
         let media_type = "application/vnd.oci.image.index.v1+json";
         if !target.contains("/referrers/") {
-            return ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": []}))
-                .header("content-type", media_type);
+            return FakeResponse::json(&json!({"schemaVersion": 2, "manifests": []})).with("content-type", media_type);
         }
         let nth: u64 = parameter(target, "token").map_or(0, |token| token.parse().unwrap_or(0));
         let entry =
             |digest: String| json!({"mediaType": media_type, "size": 2, "digest": digest, "annotations": {"a": long}});
         let entries: Vec<_> = (0..26).map(|entry_of| entry(format!("sha256:{:064x}", 100 * nth + entry_of))).collect();
         let next = format!("<?token={}>; rel=next", nth + 1);
-        ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": entries})).header("link", &next)
+        FakeResponse::json(&json!({"schemaVersion": 2, "manifests": entries})).with("link", &next)
     });
     fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "more than 16777216 bytes");
     assert_eq!(registry.count("/referrers/"), 4);
@@ -261,15 +263,15 @@ fn a_list_of_referrers_is_bounded_by_its_bytes() {
 /// A document that is past a limit came as the registry has it: to ask for it again is in vain.
 #[test]
 fn a_list_that_is_past_a_limit_is_asked_for_once() {
-    let registry = ScriptedServer::start(move |_, target| {
+    let registry = FakeRegistry::start(move |asked| {
+        let target = asked.target.as_str();
         let media_type = "application/vnd.oci.image.index.v1+json";
         if !target.contains("/referrers/") {
-            return ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": []}))
-                .header("content-type", media_type);
+            return FakeResponse::json(&json!({"schemaVersion": 2, "manifests": []})).with("content-type", media_type);
         }
         let digest = format!("sha256:{:064x}", 1);
         let entry = json!({"mediaType": "x".repeat(256), "size": 2, "digest": digest});
-        ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": [entry]}))
+        FakeResponse::json(&json!({"schemaVersion": 2, "manifests": [entry]}))
     });
     fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "255");
     assert_eq!(registry.count("/referrers/"), 1);
@@ -280,17 +282,16 @@ fn a_list_that_is_past_a_limit_is_asked_for_once() {
 #[test]
 fn a_referrers_list_that_breaks_off_is_an_error() {
     for status in [404, 403, 400] {
-        let registry = ScriptedServer::start(move |_, target| match target {
-            _ if target.contains("page=2") => ScriptedResponse { status, ..ScriptedResponse::default() },
-            _ if target.contains("/referrers/") => {
-                ScriptedResponse::json(&json!({"schemaVersion": 2, "manifests": []}))
-                    .header("link", "<?page=2>; rel=next")
+        let registry = FakeRegistry::start(move |asked| match asked.target.as_str() {
+            target if target.contains("page=2") => FakeResponse::new(status, ""),
+            target if target.contains("/referrers/") => {
+                FakeResponse::json(&json!({"schemaVersion": 2, "manifests": []})).with("link", "<?page=2>; rel=next")
             }
-            _ if target.contains("/manifests/v1") => {
+            target if target.contains("/manifests/v1") => {
                 let body = json!({"schemaVersion": 2, "manifests": []});
-                ScriptedResponse::json(&body).header("content-type", "application/vnd.oci.image.index.v1+json")
+                FakeResponse::json(&body).with("content-type", "application/vnd.oci.image.index.v1+json")
             }
-            _ => ScriptedResponse::absent(),
+            _ => FakeResponse::absent(),
         });
         fails(transload(&["inspect", &format!("{}/app:v1", registry.addr()), "--referrers"]), "list the referrers");
     }
@@ -313,10 +314,11 @@ fn one_client_request_causes_a_bounded_number_of_upstream_requests() {
 /// The proxy passed the first 100 pages of a longer list on as if they were all.
 #[test]
 fn the_proxy_passes_no_part_of_a_list_on() {
-    let registry = ScriptedServer::start(|_, target| {
+    let registry = FakeRegistry::start(|asked| {
+        let target = asked.target.as_str();
         let nth: u64 = parameter(target, "token").map_or(0, |token| token.parse().unwrap_or(0));
-        let answer = ScriptedResponse::json(&json!({"tags": [format!("v{nth}")]}));
-        if nth < 150 { answer.header("link", &format!("<?token={}>; rel=next", nth + 1)) } else { answer }
+        let answer = FakeResponse::json(&json!({"tags": [format!("v{nth}")]}));
+        if nth < 150 { answer.with("link", &format!("<?token={}>; rel=next", nth + 1)) } else { answer }
     });
     let proxy = ProxyProcess::hub(registry.addr(), &[]);
     http::get(proxy.addr(), "/v2/library/app/tags/list").expect(502);

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::fake_registry::{FakeRequest, FakeResponse};
 use crate::support::layer::sha256;
 use crate::support::process::RUN_TIMEOUT;
 use crate::support::proxied::{assert_metric_line, ops_addr};
 use crate::support::{
-    FakeRegistry, Fault, Front, Image, Process, ProxyProcess, Registry, Rule, Run, TempDir, Tool, http,
+    FakeRegistry, FakeRequest, FakeResponse, Fault, Front, Image, Process, ProxyProcess, Registry, Rule, Run, TempDir,
+    Tool, http,
 };
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";

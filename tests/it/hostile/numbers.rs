@@ -10,23 +10,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
-use super::super::support::{
-    Fault, Front, Image, ProxyProcess, Registry, Rule, ScriptedResponse, ScriptedServer, TempDir,
-};
+use super::super::support::{FakeRegistry, FakeResponse, Fault, Front, Image, ProxyProcess, Registry, Rule, TempDir};
 use super::super::support::{http, transload};
 
 const MAX: &str = "18446744073709551615";
 
 /// A registry with one tag that wants a token once, and whose token endpoint gives this document.
-fn with_token(document: String) -> ScriptedServer {
-    let asked = AtomicBool::new(false);
-    ScriptedServer::start(move |_, target| match target {
-        _ if target.starts_with("/token") => ScriptedResponse { status: 200, headers: vec![], body: document.clone() },
-        _ if !asked.swap(true, Ordering::Relaxed) => {
+fn with_token(document: String) -> FakeRegistry {
+    let challenged = AtomicBool::new(false);
+    FakeRegistry::start(move |asked| match asked.target.as_str() {
+        target if target.starts_with("/token") => FakeResponse::new(200, &document),
+        _ if !challenged.swap(true, Ordering::Relaxed) => {
             let challenge = r#"Bearer realm="/token",service="registry""#;
-            ScriptedResponse { status: 401, ..ScriptedResponse::default() }.header("www-authenticate", challenge)
+            FakeResponse::new(401, "").with("www-authenticate", challenge)
         }
-        _ => ScriptedResponse::json(&json!({"name": "app", "tags": ["v1"]})),
+        _ => FakeResponse::json(&json!({"name": "app", "tags": ["v1"]})),
     })
 }
 
@@ -80,9 +78,9 @@ fn a_retry_after_may_be_any_number() {
 }
 
 fn is_asked_to_wait(wait: &'static str) {
-    let registry = ScriptedServer::start(move |_, target| match target {
-        _ if target.contains("again") => ScriptedResponse::absent(),
-        _ => ScriptedResponse { status: 429, ..ScriptedResponse::default() }.header("retry-after", wait),
+    let registry = FakeRegistry::start(move |asked| match asked.target.as_str() {
+        target if target.contains("again") => FakeResponse::absent(),
+        _ => FakeResponse::new(429, "").with("retry-after", wait),
     });
     if wait.len() > 9 {
         let run = transload(&["tags", &format!("{}/app", registry.addr())]).exits(1);
@@ -159,9 +157,9 @@ fn sizes_may_add_up_to_any_number() {
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let layers: Vec<_> = (1..6).map(|nth| layer(nth, size)).collect();
         let manifest = json!({"schemaVersion": 2, "mediaType": media_type, "config": layer(9, 2), "layers": layers});
-        let registry = ScriptedServer::start(move |_, target| match target {
-            _ if target.contains("/manifests/") => ScriptedResponse::json(&manifest).header("content-type", media_type),
-            _ => ScriptedResponse::absent(),
+        let registry = FakeRegistry::start(move |asked| match asked.target.as_str() {
+            target if target.contains("/manifests/") => FakeResponse::json(&manifest).with("content-type", media_type),
+            _ => FakeResponse::absent(),
         });
         let (image, to) = (format!("{}/app:v1", registry.addr()), Registry::start());
         for args in [&["inspect", &image][..], &["copy", &image, &to.addr().to_string(), "--dry-run"]] {

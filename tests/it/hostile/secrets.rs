@@ -2,9 +2,8 @@
 
 use serde_json::json;
 
-use crate::support::fake_registry::{FakeRequest, FakeResponse};
 use crate::support::images::{Document, OCI_MANIFEST};
-use crate::support::{FakeRegistry, Image, ProxyProcess, TempDir, Tool, http};
+use crate::support::{FakeRegistry, FakeRequest, FakeResponse, Image, ProxyProcess, TempDir, Tool, http};
 
 const USER: &str = "robot";
 const PASSWORD: &str = "hunter2/+&\"Ä=";

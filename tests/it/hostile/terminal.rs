@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::fake_registry::{FakeRequest, FakeResponse};
 use crate::support::images::{Document, OCI_INDEX, OCI_MANIFEST};
-use crate::support::{FakeRegistry, Image, ProxyProcess, Registry, Run, TempDir, Tool, http, transload};
+use crate::support::{
+    FakeRegistry, FakeRequest, FakeResponse, Image, ProxyProcess, Registry, Run, TempDir, Tool, http, transload,
+};
 
 /// Sets a terminal's title, clears the screen, turns the text's direction, begins a line of its own, and hides text:
 /// C0, C1, bidirectional marks, separators, tag characters.

@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 
 use super::failed_at_once;
-use crate::support::fake_registry::FakeResponse;
 use crate::support::http::{self, Reply};
-use crate::support::{FakeRegistry, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool};
+use crate::support::{FakeRegistry, FakeResponse, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool};
 
 const PAGE: &str = "<html><head><title>Sign in to Example Wi-Fi</title></head></html>";
 

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::fake_registry::FakeResponse;
-use crate::support::{FakeRegistry, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool, layout, transload};
+use crate::support::{
+    FakeRegistry, FakeResponse, Fault, Front, Image, Registry, Rule, Run, TempDir, Tool, layout, transload,
+};
 
 /// Token endpoints write the token into either field, and lifetimes as they like.
 #[test]

@@ -1,8 +1,9 @@
 //! Requests that a registry does not support, or answers with another challenge than it began with.
 
-use crate::support::fake_registry::FakeResponse;
 use crate::support::layer;
-use crate::support::{FakeRegistry, Fault, Front, Image, ProxyProcess, Registry, Rule, Tool, http, transload};
+use crate::support::{
+    FakeRegistry, FakeResponse, Fault, Front, Image, ProxyProcess, Registry, Rule, Tool, http, transload,
+};
 
 /// GitHub Enterprise Server and Nexus answer HEAD of a manifest with 405 or 501. GET is asked instead, and HEAD never
 /// again.

@@ -3,7 +3,9 @@
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 /// A future that runs until this is dropped, together with all that it spawned.
 #[derive(Debug)]
@@ -46,4 +48,23 @@ pub fn listen() -> (TcpListener, SocketAddr) {
     listener.set_nonblocking(true).expect("a non-blocking listener");
     let addr = listener.local_addr().expect("an address");
     (listener, addr)
+}
+
+/// Serves each connection to a free loopback port, until what this returns is dropped. An error ends its connection.
+pub fn serve_connections<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, Background)
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    let (listener, addr) = listen();
+    let background = Background::spawn(move || async move {
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+        let mut connections = JoinSet::new();
+        loop {
+            if let Ok((client, _)) = listener.accept().await {
+                connections.spawn(serve(client));
+            }
+            while connections.try_join_next().is_some() {}
+        }
+    });
+    (addr, background)
 }

@@ -8,8 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
 };
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -17,7 +16,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
-use super::background::{Background, listen};
+use super::background::{Background, serve_connections};
 
 /// A certificate and its key.
 pub struct Identity {
@@ -162,27 +161,18 @@ pub struct TlsFront {
 
 impl TlsFront {
     pub fn start(config: Arc<ServerConfig>, to: SocketAddr) -> Self {
-        let (listener, addr) = listen();
         let (connections, clients) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<bool>>>::default());
-        let (counted, seen) = (connections.clone(), clients.clone());
-        let background = Background::spawn(move || async move {
-            let listener = TcpListener::from_std(listener).expect("a listener");
-            let acceptor = TlsAcceptor::from(config);
-            let mut open = JoinSet::new();
-            loop {
-                if let Ok((client, _)) = listener.accept().await {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                    let (acceptor, seen) = (acceptor.clone(), seen.clone());
-                    open.spawn(async move {
-                        let mut client = acceptor.accept(client).await?;
-                        let certified = client.get_ref().1.peer_certificates().is_some();
-                        seen.lock().expect("no panic while held").push(certified);
-                        let mut server = TcpStream::connect(to).await?;
-                        copy_bidirectional(&mut client, &mut server).await?;
-                        client.shutdown().await
-                    });
-                }
-                while open.try_join_next().is_some() {}
+        let (counted, seen, acceptor) = (connections.clone(), clients.clone(), TlsAcceptor::from(config));
+        let (addr, background) = serve_connections(move |client| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let (acceptor, seen) = (acceptor.clone(), seen.clone());
+            async move {
+                let mut client = acceptor.accept(client).await?;
+                let certified = client.get_ref().1.peer_certificates().is_some();
+                seen.lock().expect("no panic while held").push(certified);
+                let mut server = TcpStream::connect(to).await?;
+                copy_bidirectional(&mut client, &mut server).await?;
+                client.shutdown().await
             }
         });
         Self { addr, connections, clients, background }

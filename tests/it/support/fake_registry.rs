@@ -1,9 +1,13 @@
-//! A registry that answers whatever a test wants, byte by byte: what no real one would.
+//! A registry without anything behind it: a closure makes each answer. For lists without an end, hostile texts, and
+//! other answers that no real registry gives and a [`Fault`](super::Fault) cannot state.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::background::{Background, serve_connections};
 
 /// A request to a [`FakeRegistry`].
 #[derive(Debug, Clone, Default)]
@@ -34,6 +38,16 @@ impl FakeResponse {
         self
     }
 
+    /// 200 with this JSON.
+    pub fn json(body: &serde_json::Value) -> Self {
+        Self::new(200, body.to_string())
+    }
+
+    /// 404.
+    pub fn absent() -> Self {
+        Self::new(404, "")
+    }
+
     /// An error document of the distribution API.
     pub fn error(status: u16, code: &str, message: &str) -> Self {
         let body = serde_json::json!({"errors": [{"code": code, "message": message, "detail": message}]});
@@ -44,28 +58,22 @@ impl FakeResponse {
 type Script = dyn Fn(&FakeRequest) -> FakeResponse + Send + Sync;
 
 /// A running registry. Stops on Drop.
+#[derive(Debug)]
 pub struct FakeRegistry {
     addr: SocketAddr,
-    ending: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<FakeRequest>>>,
+    background: Background,
 }
 
 impl FakeRegistry {
     pub fn start(script: impl Fn(&FakeRequest) -> FakeResponse + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let addr = listener.local_addr().expect("an address");
-        let (ending, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let (script, ended, log): (Arc<Script>, _, _) = (Arc::new(script), ending.clone(), seen.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                if ended.load(Ordering::Relaxed) {
-                    return;
-                }
-                let (script, log) = (script.clone(), log.clone());
-                std::thread::spawn(move || drop(serve(stream, &*script, &log)));
-            }
+        let seen = Arc::<Mutex<Vec<FakeRequest>>>::default();
+        let (script, log): (Arc<Script>, _) = (Arc::new(script), seen.clone());
+        let (addr, background) = serve_connections(move |stream| {
+            let (script, log) = (script.clone(), log.clone());
+            async move { serve(stream, &*script, &log).await }
         });
-        Self { addr, ending, seen }
+        Self { addr, seen, background }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -75,50 +83,46 @@ impl FakeRegistry {
     pub fn seen(&self) -> Vec<FakeRequest> {
         self.seen.lock().expect("no panic while held").clone()
     }
-}
 
-impl Drop for FakeRegistry {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::Relaxed);
-        drop(TcpStream::connect(self.addr));
+    /// How many requests had this in their method, path and query, such as `GET /v2/`.
+    pub fn count(&self, what: &str) -> usize {
+        self.seen().iter().filter(|asked| format!("{} {}", asked.method, asked.target).contains(what)).count()
     }
 }
 
-/// One request for each connection.
-fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<FakeRequest>>) -> std::io::Result<()> {
-    let mut reader = BufReader::new(&stream);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    if !line.trim_end().ends_with("HTTP/1.1") {
-        // The beginning of a TLS handshake: a client looks whether TLS is spoken here.
-        return Ok(());
-    }
-    let mut parts = line.split(' ').map(str::to_owned);
-    let mut asked = FakeRequest { method: parts.next().unwrap_or_default(), ..FakeRequest::default() };
-    asked.target = parts.next().unwrap_or_default();
-    let mut length = 0;
+/// Serves one connection until the client closes it. Bodies of requests are read and ignored.
+async fn serve(mut stream: TcpStream, script: &Script, log: &Mutex<Vec<FakeRequest>>) -> std::io::Result<()> {
     loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
-        match name.to_ascii_lowercase().as_str() {
-            "host" => value.trim().clone_into(&mut asked.host),
-            "authorization" => value.trim().clone_into(&mut asked.authorization),
-            "content-length" => length = value.trim().parse().unwrap_or(0),
-            _ => {}
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+            // The beginning of a TLS handshake: a client looks whether TLS is spoken here.
+            if head == [22] {
+                return Ok(());
+            }
         }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let mut words = head.split(' ').map(str::to_owned);
+        let mut asked = FakeRequest { method: words.next().unwrap_or_default(), ..FakeRequest::default() };
+        asked.target = words.next().unwrap_or_default();
+        let mut length = 0;
+        for (name, value) in head.lines().filter_map(|line| line.split_once(':')) {
+            match name.to_ascii_lowercase().as_str() {
+                "host" => value.trim().clone_into(&mut asked.host),
+                "authorization" => value.trim().clone_into(&mut asked.authorization),
+                "content-length" => length = value.trim().parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+        stream.read_exact(&mut vec![0; length]).await?;
+        log.lock().expect("no panic while held").push(asked.clone());
+        let FakeResponse { status, headers, body } = script(&asked);
+        let mut answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n", body.len()).into_bytes();
+        headers.iter().for_each(|(name, value)| answer.extend(format!("{name}: {value}\r\n").bytes()));
+        answer.extend(b"\r\n");
+        if asked.method != "HEAD" {
+            answer.extend(body);
+        }
+        stream.write_all(&answer).await?;
     }
-    std::io::copy(&mut reader.take(length), &mut std::io::sink())?;
-    log.lock().expect("no panic while held").push(asked.clone());
-    let FakeResponse { status, headers, body } = script(&asked);
-    let mut head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
-    for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    (&stream).write_all(head.as_bytes())?;
-    (&stream).write_all(b"\r\n")?;
-    if asked.method != "HEAD" {
-        (&stream).write_all(&body)?;
-    }
-    Ok(())
 }

@@ -7,17 +7,18 @@ use std::sync::{Arc, Mutex};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
-use super::background::{Background, listen};
+use super::background::{Background, serve_connections};
 
 /// What a proxy does. The default lets everybody through.
 #[derive(Clone, Default)]
 pub struct ForwardProxy {
     hosts: HashMap<String, SocketAddr>,
+    /// Where all other hosts are.
+    others: Option<SocketAddr>,
     user: Option<String>,
     offers: Option<String>,
     refusal: Option<String>,
@@ -35,6 +36,12 @@ impl ForwardProxy {
     /// Knows that `host:port` is at `to`; nothing else can be reached through it.
     pub fn to(host: &str, to: SocketAddr) -> Self {
         Self { hosts: HashMap::from([(host.to_owned(), to)]), ..Self::default() }
+    }
+
+    /// Whatever host is asked for, it is at `to`: lets a program without `--resolve`, such as skopeo, meet a look-alike
+    /// by its real name.
+    pub fn always_to(to: SocketAddr) -> Self {
+        Self { others: Some(to), ..Self::default() }
     }
 
     pub fn and(mut self, host: &str, to: SocketAddr) -> Self {
@@ -67,23 +74,15 @@ impl ForwardProxy {
     }
 
     pub fn start(self) -> RunningProxy {
-        let (listener, addr) = listen();
         let (log, this) = (Arc::<Mutex<Vec<String>>>::default(), Arc::new(self));
         let seen = log.clone();
-        let background = Background::spawn(move || async move {
-            let listener = TcpListener::from_std(listener).expect("a listener");
-            let mut connections = JoinSet::new();
-            loop {
-                if let Ok((client, _)) = listener.accept().await {
-                    let (this, seen) = (this.clone(), seen.clone());
-                    connections.spawn(async move {
-                        match this.tls.clone().map(TlsAcceptor::from) {
-                            Some(tls) => this.serve(tls.accept(client).await?, &seen).await,
-                            None => this.serve(client, &seen).await,
-                        }
-                    });
+        let (addr, background) = serve_connections(move |client| {
+            let (this, seen) = (this.clone(), seen.clone());
+            async move {
+                match this.tls.clone().map(TlsAcceptor::from) {
+                    Some(tls) => this.serve(tls.accept(client).await?, &seen).await,
+                    None => this.serve(client, &seen).await,
                 }
-                while connections.try_join_next().is_some() {}
             }
         });
         RunningProxy { addr, log, background }
@@ -121,7 +120,7 @@ impl ForwardProxy {
             let head = head.replacen(target, &format!("/{path}"), 1).replacen("\r\n", "\r\nConnection: close\r\n", 1);
             (host, Some(head))
         };
-        let Some(to) = self.hosts.get(&to) else {
+        let Some(to) = self.hosts.get(&to).or(self.others.as_ref()) else {
             return client.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
         };
         let mut server = TcpStream::connect(to).await?;

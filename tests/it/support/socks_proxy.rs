@@ -5,10 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpStream;
 
-use super::background::{Background, listen};
+use super::background::{Background, serve_connections};
 
 /// A running server. Stops on Drop.
 pub struct SocksProxy {
@@ -29,19 +28,11 @@ impl SocksProxy {
             hosts: hosts.iter().map(|(host, at)| ((*host).to_owned(), *at)).collect(),
             user: user.map(|(user, password)| (user.to_owned(), password.to_owned())),
         });
-        let (listener, addr) = listen();
         let log = Arc::<Mutex<Vec<String>>>::default();
         let seen = log.clone();
-        let background = Background::spawn(move || async move {
-            let listener = TcpListener::from_std(listener).expect("a listener");
-            let mut connections = JoinSet::new();
-            loop {
-                if let Ok((client, _)) = listener.accept().await {
-                    let (rules, seen) = (rules.clone(), seen.clone());
-                    connections.spawn(async move { rules.serve(client, &seen).await });
-                }
-                while connections.try_join_next().is_some() {}
-            }
+        let (addr, background) = serve_connections(move |client| {
+            let (rules, seen) = (rules.clone(), seen.clone());
+            async move { rules.serve(client, &seen).await }
         });
         Self { addr, log, background }
     }

@@ -188,6 +188,7 @@ const ANY: &str = "write >=0.0.0, or regex: .* for all tags";
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::check_range;
     use super::*;
 
     /// Each tag, and the numbers that ParseTolerant reads from it.
@@ -255,13 +256,7 @@ mod tests {
             (">=12.19.x || >=14.15.x", "12.19.0 13.0.0", "12.18.9"),
         ] {
             let read = Range::parse(range).unwrap_or_else(|error| panic!("{range}: {error:?}"));
-            let fits = |tag: &str| version(tag).is_some_and(|version| read.contains(&version));
-            for tag in inside.split(' ').filter(|tag| !tag.is_empty()) {
-                assert!(fits(tag), "{tag} is in {range}");
-            }
-            for tag in outside.split(' ') {
-                assert!(!fits(tag), "{tag} is not in {range}");
-            }
+            check_range(range, inside, outside, |tag| version(tag).is_some_and(|version| read.contains(&version)));
         }
     }
 

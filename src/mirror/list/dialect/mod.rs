@@ -47,20 +47,14 @@ pub(super) enum Range {
 impl Range {
     /// Reads a range.
     pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Self> {
-        let wrong = |(tool, why, hint): (&str, String, String)| {
-            Error::new(Kind::Usage, format!("{text:?} is not a range of versions for {tool}: {why}")).hint(hint)
+        let (tool, read) = match dialect {
+            Dialect::Own => return Own::parse(text).map(Self::Own),
+            Dialect::Skopeo => ("skopeo", masterminds::Constraints::parse(text).map(Self::Skopeo)),
+            Dialect::Dregsy => ("dregsy", blang::Range::parse(text).map(Self::Dregsy)),
+            Dialect::Regsync => ("regsync", regclient::Constraint::parse(text).map(Self::Regsync)),
         };
-        Ok(match dialect {
-            Dialect::Own => Self::Own(Own::parse(text)?),
-            Dialect::Skopeo => Self::Skopeo(
-                masterminds::Constraints::parse(text).map_err(|Refused(why, hint)| wrong(("skopeo", why, hint)))?,
-            ),
-            Dialect::Dregsy => {
-                Self::Dregsy(blang::Range::parse(text).map_err(|Refused(why, hint)| wrong(("dregsy", why, hint)))?)
-            }
-            Dialect::Regsync => Self::Regsync(
-                regclient::Constraint::parse(text).map_err(|Refused(why, hint)| wrong(("regsync", why, hint)))?,
-            ),
+        read.map_err(|Refused(why, hint)| {
+            Error::new(Kind::Usage, format!("{text:?} is not a range of versions for {tool}: {why}")).hint(hint)
         })
     }
 
@@ -97,6 +91,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Asserts which of these tags, separated by spaces, are in the range.
+    pub(super) fn check_range(range: &str, inside: &str, outside: &str, contains: impl Fn(&str) -> bool) {
+        for tag in inside.split(' ').filter(|tag| !tag.is_empty()) {
+            assert!(contains(tag), "{tag} is in {range}");
+        }
+        for tag in outside.split(' ') {
+            assert!(!contains(tag), "{tag} is not in {range}");
+        }
+    }
 
     /// Tags as repositories have them; the table in docs/foreign-lists.md is over these.
     fn fits(range: &str, dialect: Dialect, tag: &str) -> bool {
