@@ -32,14 +32,25 @@ fn put(to: &ServeProcess, repository: &str, manifest: &Document, content_type: &
     http::send(to.addr(), "PUT", &path, &[("content-type", content_type)], &manifest.bytes)
 }
 
-/// An image has 18 children, each with a media type of 4 MB. All of them stand in `index.json` until their index is
-/// written, which makes 72 MB there, where 64 MiB are read.
+/// An image has 15 children, each with a media type of 4 MiB. All of them stand in `index.json` until their index is
+/// written, beside 5 MiB of other entries: that is more than the 64 MiB that are read. (The manifests themselves are below
+/// the 64 MiB that an image's manifests may take, so that the media type is what is refused.)
 #[test]
 fn a_copy_of_children_with_huge_media_types_leaves_the_other_images_of_a_layout_readable() {
     let dir = TempDir::new();
     let mut target = layout::write(&dir, "good", &Image::single(1, &[5000]), "good");
     target = target.canonicalize().expect("there");
-    let children: Vec<_> = (0..18).map(|nth| (of_huge_type(100 + nth), json!({}))).collect();
+    let index = target.join("index.json");
+    let mut entries: Value = serde_json::from_slice(&std::fs::read(&index).expect("a file")).expect("JSON");
+    let good = entries["manifests"][0].clone();
+    for nth in 0..20 {
+        let mut entry = good.clone();
+        entry["annotations"] =
+            json!({"org.opencontainers.image.ref.name": format!("good{nth}"), "x": "y".repeat(255 << 10)});
+        entries["manifests"].as_array_mut().expect("entries").push(entry);
+    }
+    std::fs::write(&index, entries.to_string()).expect("written");
+    let children: Vec<_> = (0..15).map(|nth| (of_huge_type(100 + nth), json!({}))).collect();
     let mut hostile = Image::index_of(children, false);
     // The index names them by types that it can hold.
     let mut body: Value = serde_json::from_slice(hostile.bytes()).expect("JSON");
