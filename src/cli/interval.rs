@@ -152,7 +152,7 @@ fn parse_interval(text: &str) -> Result<Duration> {
 
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const NOT_READY_REASON: &str = "the first run is not done yet";
-const HELP_HEADING: &str = "Staying";
+const HELP_HEADING: &str = "Schedule";
 
 #[cfg(test)]
 mod tests {

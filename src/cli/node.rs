@@ -23,7 +23,7 @@ enum NodeAction {
     InstallMirror(Args),
 }
 
-/// Which registry's images are asked for where.
+/// Print containerd's hosts.toml for a node.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct MirrorArgs {
     /// Registry to mirror: docker.io, ghcr.io, … (repeatable)
@@ -71,7 +71,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["watch", "uninstall_on_exit"])]
     uninstall: bool,
 
-    /// Keep running, and put it back when it is changed (for a DaemonSet)
+    /// Keep running, and write the file again when it is changed (for a DaemonSet)
     #[arg(long)]
     watch: bool,
 
@@ -79,7 +79,7 @@ pub(super) struct Args {
     #[arg(long, requires = "watch")]
     uninstall_on_exit: bool,
 
-    /// With --watch: seconds from one look to the next
+    /// With --watch: seconds between checks
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     every: u64,
 }

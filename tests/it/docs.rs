@@ -252,7 +252,8 @@ fn commands_and_options_in_all_pages_exist() {
 #[test]
 fn the_reference_of_commands_is_the_help_of_the_program() {
     let mut page =
-        "# Commands\n\nThis page is the output of `transload COMMAND --help`. A test keeps it equal to the program.\n"
+        "# Commands\n\nThis page is the output of `transload COMMAND --help`; the global options stand once. A test keeps it equal to \
+         the program.\n"
             .to_owned();
     let top = transload(&["--help"]).ok().stdout;
     let (own, global) = top.split_once("Global options:\n").expect("global options");
@@ -276,9 +277,10 @@ fn document(page: &mut String, help: &str, path: &[&str]) {
     for name in names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help") {
         let path = [path, &[name]].concat();
         let own = transload(&[&path[..], &["--help"]].concat()).ok().stdout;
-        // The global options stand once, in their own section. What follows them are examples.
+        // The global options stand once, in their own section. Exit codes and examples follow them, without indentation.
         let (before, after) = own.split_once("Global options:\n").unwrap_or((&own, ""));
-        let after = after.find("\nExamples:").map_or("", |at| &after[at..]);
+        let mut ends = after.match_indices('\n').map(|(at, _)| at);
+        let after = ends.find(|at| after[at + 1..].starts_with(char::is_alphabetic)).map_or("", |at| &after[at..]);
         let text = format!("{}\n{after}", before.trim_end());
         *page += &format!("\n## transload {}\n\n```text\n{}\n```\n", path.join(" "), text.trim_end());
         document(page, &own, &path);

@@ -31,7 +31,7 @@ fn the_journey_runs() {
     for line in blocks_of("docs/guides/aks.md", "console").concat() {
         let command = line.strip_prefix("$ ").unwrap_or_else(|| panic!("not a command: {line}"));
         let run = world.shell(&format!("PATH=\"$HOME/bin:$PATH\" && cd \"$HOME\" && {command}"));
-        let run = run.env("CLIENT_ID", PRINCIPAL).env("CLIENT_SECRET", SECRET);
+        let run = run.env("PUSH_ID", PRINCIPAL).env("PUSH_SECRET", SECRET);
         let run = run.env("PULL_ID", PULLER).env("PULL_SECRET", PULL_SECRET).run();
         assert!(run.code == 0, "$ {command}\n{run:?}");
         assert!(!run.stderr.contains("WARN") && !run.stderr.contains("error"), "$ {command}\n{run:?}");
@@ -39,7 +39,7 @@ fn the_journey_runs() {
             command.split_whitespace().skip_while(|word| *word != "transload").nth(1).expect("a command").to_owned(),
         );
     }
-    let wanted = ["login", "copy", "inspect", "k8s", "k8s", "copy", "k8s", "mirror", "mirror", "mirror", "k8s"];
+    let wanted = ["login", "copy", "inspect", "k8s", "k8s", "copy", "mirror", "mirror", "mirror", "k8s", "k8s"];
     assert_eq!(ran, wanted);
     world.hello.assert_at(world.mirror.addr(), "library/hello-world", "latest");
     world.hello.assert_at(world.mirror.addr(), "docker.io/library/hello-world", "latest");

@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// fail; the next run continues
     #[arg(long, value_name = "DURATION", value_parser = parse_deadline, conflicts_with = "interval", help_heading = HELP_HEADING)]
     deadline: Option<(Duration, Instant)>,
-    /// SKU of the Azure registries, which sets their request limits: basic, standard, premium
+    /// SKU of the Azure registries, which sets their request limits: basic, standard (the default), premium
     #[arg(long, value_name = "SKU", help_heading = HELP_HEADING)]
     acr_sku: Option<Sku>,
     /// Limit the requests per minute to a registry, such as ghcr.io=600 (repeatable)

@@ -31,7 +31,8 @@ enum Action {
 /// Where to, as `mirror LIST` and `mirror check` have it.
 #[derive(Clone, Debug, clap::Args)]
 struct DestinationArgs {
-    /// Destination: a registry with an optional path. Replaces the destinations of the list (repeatable)
+    /// Destination: a registry with an optional path. Replaces `to` of the list, not registries that its entries name
+    /// (repeatable)
     #[arg(long, value_name = "REGISTRY[/PATH]")]
     to: Vec<DestinationBase>,
     /// Path at the destination for entries without a target, made of {registry}, {repository}, {namespace},

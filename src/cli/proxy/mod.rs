@@ -75,7 +75,7 @@ pub(super) struct Args {
     /// How long a cached tag stays fresh
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     tag_ttl: u64,
-    /// How long "not found" stays fresh, and that an upstream damages a blob
+    /// How long "not found" stays fresh, and how long a blob that arrived corrupt is not requested again
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     negative_ttl: u64,
     /// How long a client's request may wait for the upstreams, with all retries, before it gets an error (504).
