@@ -214,8 +214,8 @@ impl Source for Shop {
         self.0.0.reads.fetch_add(1, Ordering::Relaxed);
         self.0.0.opened.lock().expect("lock").push((self.1.clone(), from));
         let fault = self.0.0.faults.lock().expect("lock").pop_front();
-        let ends = self.0.0.ends.lock().expect("lock").get(&self.1).map(|at| Fault::BreakAt(*at));
-        let fault = fault.or(ends).unwrap_or(Fault::None);
+        let fault = fault.unwrap_or(Fault::None);
+        let ends = self.0.0.ends.lock().expect("lock").get(&self.1).copied();
         let gated = self.0.0.gated.lock().expect("lock").as_ref().is_none_or(|only| *only == self.1);
         let gate = self.0.0.gate.lock().expect("lock").clone().filter(|_| gated);
         let frames: Vec<_> = content[usize::try_from(from).expect("small").min(content.len())..]
@@ -234,6 +234,7 @@ impl Source for Shop {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 match fault {
+                    _ if ends.is_some_and(|end| at >= end) => Err(Error::new(Kind::Network, "reset")),
                     Fault::BreakAt(end) if at >= end => Err(Error::new(Kind::Network, "reset")),
                     Fault::DiskAt(end) if at >= end => Err(Error::new(Kind::Local, "full")),
                     Fault::Flip(byte) if (at..at + frame.len() as u64).contains(&byte) => {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -39,9 +39,10 @@ pub(super) fn piece(size: u64, connections: usize) -> u64 {
     (size / (4 * connections.max(1) as u64)).clamp(MIN_PIECE.min(size), MAX_PIECE)
 }
 
-/// The blob's bytes in order, and from which offset on they are in the file before they come out here:
-/// [`u64::MAX`] as long as one request is enough. `first` is the body of the first piece. Nothing is split among lanes
-/// before `is_written` says that the file has some of the bytes.
+/// The blob's bytes in order, and from which offset on they are in the file before they come out here: [`u64::MAX`] as
+/// long as one request is enough, and again once the parts are given up for another tier, which is read from by one
+/// request. `first` is the body of the first piece. Nothing is split among lanes before `is_written` says that the file has
+/// some of the bytes.
 ///
 /// Dropped, it ends its requests.
 pub(super) fn ordered<S: Source>(
@@ -55,7 +56,7 @@ pub(super) fn ordered<S: Source>(
 ) -> (Body, Arc<AtomicU64>) {
     let blob = feed.blob().clone();
     let piece = piece(blob.size, connections);
-    let written_from = Arc::new(AtomicU64::new(u64::MAX));
+    let (written_from, writes) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::<RwLock<()>>::default());
     let ordered = OrderedReader {
         until: piece.min(blob.size),
         fetch: PieceFetcher { source: source.clone(), blob, budget: feed.budget().clone(), moved: feed.progress() },
@@ -66,32 +67,46 @@ pub(super) fn ordered<S: Source>(
         reserved,
         readers,
         written_from: written_from.clone(),
+        writes: writes.clone(),
         is_written: Box::new(is_written),
         body: Some(first),
         pace: PaceMeter::default(),
         split: None,
     };
-    (stream::try_unfold(ordered, OrderedReader::next).boxed(), written_from)
+    let body = stream::try_unfold(ordered, OrderedReader::next).boxed();
+    let whole = Whole { feed: feed.clone(), body, at: 0, written_from: written_from.clone(), writes };
+    (stream::try_unfold(whole, Whole::next).boxed(), written_from)
 }
 
-/// The bytes of `body` in order, and by one request those behind where its parts are given up. They are verified with the
-/// whole, which begins with `body`.
-pub(super) fn or_by_one_request<S: Source>(feed: Feed<S>, body: Body) -> Body {
-    stream::try_unfold((feed, body, 0_u64), |(feed, mut body, at)| async move {
-        let next = match body.try_next().await {
+/// The bytes in order, by one request from where the parts are given up. All of them are one stream, so that whoever
+/// verifies it verifies exactly the bytes that are in the file.
+struct Whole<S: Source> {
+    feed: Feed<S>,
+    body: Body,
+    at: u64,
+    written_from: Arc<AtomicU64>,
+    /// Held by the lanes while they write.
+    writes: Arc<RwLock<()>>,
+}
+
+impl<S: Source> Whole<S> {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
+        let next = match self.body.try_next().await {
             Err(error) if error.kind() == Kind::Unsupported => {
-                tracing::info!("{error}: {} is fetched by one request", feed.blob().digest);
-                body = feed.unverified(at).await?;
-                body.try_next().await?
+                tracing::info!("{error}: {} is fetched by one request", self.feed.blob().digest);
+                // A write of a lane that has ended goes on: it must not come after those of the one request.
+                drop(self.writes.write().await);
+                self.written_from.store(u64::MAX, Ordering::Release);
+                self.body = self.feed.unverified(self.at).await?;
+                self.body.try_next().await?
             }
             next => next?,
         };
         Ok(next.map(|bytes| {
-            let at = at + bytes.len() as u64;
-            (bytes, (feed, body, at))
+            self.at += bytes.len() as u64;
+            (bytes, self)
         }))
-    })
-    .boxed()
+    }
 }
 
 /// How fast a connection brings bytes while it's waited for.
@@ -163,6 +178,7 @@ struct SharedPieces<S> {
     /// The body of the first piece, if it's open.
     first: Mutex<Option<Body>>,
     reserved: Arc<ReservedFile>,
+    writes: Arc<RwLock<()>>,
     failed: OnceLock<Error>,
     /// Something was written, or failed.
     tick: watch::Sender<()>,
@@ -212,8 +228,12 @@ impl<S: Source> SharedPieces<S> {
         }
         let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
         check_end(*at + length, part.end)?;
-        let (reserved, offset) = (self.reserved.clone(), *at);
-        run_blocking(move || write_all(&reserved, &frames, offset)).await?;
+        let (reserved, offset, writing) = (self.reserved.clone(), *at, self.writes.clone().read_owned().await);
+        let write = move || {
+            let _writing = writing;
+            write_all(&reserved, &frames, offset)
+        };
+        run_blocking(write).await?;
         *at += length;
         written.store(*at - part.start, Ordering::Release);
         self.tick.send_replace(());
@@ -232,6 +252,7 @@ struct OrderedReader<S> {
     reserved: Arc<ReservedFile>,
     readers: FileReaders,
     written_from: Arc<AtomicU64>,
+    writes: Arc<RwLock<()>>,
     is_written: Box<dyn Fn() -> bool + Send>,
     /// The only request, as long as there is one: to `until`.
     body: Option<Body>,
@@ -333,6 +354,7 @@ impl<S: Source> OrderedReader<S> {
             next: AtomicUsize::new(0),
             first: Mutex::new(first),
             reserved: self.reserved.clone(),
+            writes: self.writes.clone(),
             failed: OnceLock::new(),
             tick: watch::Sender::new(()),
             pieces,

@@ -210,9 +210,8 @@ impl<S: Source> Fill<S> {
         reserved: &Arc<ReservedFile>,
     ) -> Result<()> {
         let (body, check) = body.into_parts();
-        let in_parts = written_from.is_some();
-        let mut received = ReceivedFrames { body, early: Vec::new(), in_parts, ended: false };
-        let done = self.store(feed, &mut received, check, written_from, reserved).await;
+        let mut received = ReceivedFrames { body, early: Vec::new(), ended: false };
+        let done = self.store(feed.blob().size, &mut received, check, written_from, reserved).await;
         if done.as_ref().is_err_and(|error| error.kind() == Kind::Local) {
             self.hand_over(feed, received);
         }
@@ -221,15 +220,12 @@ impl<S: Source> Fill<S> {
 
     /// Where nothing could be written, the first reader takes the open body, so that it is not requested twice.
     fn hand_over(&self, feed: &Feed<S>, received: ReceivedFrames) {
-        let ReceivedFrames { body, early, in_parts, ended } = received;
+        let ReceivedFrames { body, early, ended } = received;
         if ended || self.progress.borrow().at > 0 {
             return;
         }
-        let mut whole = stream::iter(early.into_iter().map(Ok)).chain(body).boxed();
-        if in_parts {
-            // It is one request still: nothing is split before bytes are written.
-            whole = parallel::or_by_one_request(feed.clone(), whole);
-        }
+        // It is one request still: nothing is split among lanes before bytes are written.
+        let whole = stream::iter(early.into_iter().map(Ok)).chain(body).boxed();
         if let Ok(whole) = feed.verified(whole) {
             *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = Some(whole.boxed());
         }
@@ -237,19 +233,16 @@ impl<S: Source> Fill<S> {
 
     async fn store(
         self: &Arc<Self>,
-        feed: &Feed<S>,
+        size: u64,
         received: &mut ReceivedFrames,
         check: ContentCheck,
         written_from: Option<Arc<AtomicU64>>,
         reserved: &Arc<ReservedFile>,
     ) -> Result<()> {
-        let writer = |at, check, written_from| {
-            let fill = self.clone();
-            FillWriter::new(reserved.clone(), at, check, written_from, move |at| fill.set_progress(at))
-        };
-        let mut writing = writer(0, Some(check), written_from);
+        let fill = self.clone();
+        let writing = FillWriter::new(reserved.clone(), check, written_from, move |at| fill.set_progress(at));
         let mut at = 0;
-        while at < feed.blob().size {
+        while at < size {
             // Room first: what is received waits in the connection else.
             writing.wait_for_space().await?;
             let gathered = match select(pin!(next_batch(&mut received.body)), pin!(writing.failure())).await {
@@ -266,14 +259,7 @@ impl<S: Source> Fill<S> {
                     received.ended = true;
                     // What came before it is good, if that isn't worse.
                     writing.wait_until_idle().await?;
-                    if !received.in_parts || error.kind() != Kind::Unsupported {
-                        return Err(error);
-                    }
-                    tracing::info!("{error}: {} is fetched by one request", self.digest);
-                    (received.in_parts, received.ended) = (false, false);
-                    received.early.clear();
-                    received.body = feed.open(at).await?.boxed();
-                    writing = writer(at, None, None);
+                    return Err(error);
                 }
             }
         }
@@ -303,7 +289,6 @@ struct ReceivedFrames {
     body: Body,
     /// The first frames, until the writer has written some.
     early: Vec<Bytes>,
-    in_parts: bool,
     /// The body has failed.
     ended: bool,
 }

@@ -31,7 +31,7 @@ struct SharedQueue {
 /// What only the thread that works has.
 struct WriterState {
     at: u64,
-    check: Option<ContentCheck>,
+    check: ContentCheck,
     written_from: Option<Arc<AtomicU64>>,
 }
 
@@ -44,16 +44,15 @@ struct Queue {
 }
 
 impl FillWriter {
-    /// For the bytes from `at` on, which `check` verifies if they aren't verified yet. What comes from `written_from`
-    /// on is in the file already. `told` hears up to where they are right, and in the file.
+    /// For the bytes of a blob, which `check` verifies. What comes from `written_from` on is in the file already. `told`
+    /// hears up to where they are right, and in the file.
     pub(super) fn new(
         reserved: Arc<ReservedFile>,
-        at: u64,
-        check: Option<ContentCheck>,
+        check: ContentCheck,
         written_from: Option<Arc<AtomicU64>>,
         told: impl Fn(u64) + Send + Sync + 'static,
     ) -> Self {
-        let work = Mutex::new(WriterState { at, check, written_from });
+        let work = Mutex::new(WriterState { at: 0, check, written_from });
         Self(Arc::new(SharedQueue {
             reserved,
             work,
@@ -138,9 +137,7 @@ impl SharedQueue {
 impl WriterState {
     fn take_in(&mut self, reserved: &ReservedFile, frames: &[Bytes]) -> Result<()> {
         for frame in frames {
-            if let Some(check) = &mut self.check {
-                check.take_in(frame)?;
-            }
+            self.check.take_in(frame)?;
             let from = self.written_from.as_ref().map_or(u64::MAX, |from| from.load(Ordering::Acquire));
             if self.at < from {
                 reserved.write(frame, self.at)?;
@@ -218,7 +215,7 @@ mod tests {
         let file = reserved.file().clone();
         let tell = told.clone();
         let tell = move |at| tell.store(at, Ordering::SeqCst);
-        (FillWriter::new(reserved, 0, Some(check), None, tell), file, told)
+        (FillWriter::new(reserved, check, None, tell), file, told)
     }
 
     fn content() -> Vec<u8> {

@@ -320,6 +320,43 @@ async fn lanes_that_end_are_gone_on_from_by_the_next_tier() {
     }
 }
 
+/// A byte of the first tier is damaged on the way, shortly before that tier ends and the next one continues. The damaged
+/// byte is in the file: the answer is cut, and the file is not served to others.
+#[tokio::test(start_paused = true)]
+async fn what_was_damaged_before_the_next_tier_continued_is_found() {
+    let content = content(7, 10 << 20);
+    // Which byte is the last one of the first tier, and how many requests it takes, is known after a run without damage.
+    let mut damage = None;
+    for _ in 0..2 {
+        let bench = Bench::new(|settings| {
+            two_tiers(settings, false);
+            (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
+        })
+        .await;
+        bench.world.0.slow.store(true, Ordering::Relaxed);
+        let digest = bench.world.put("mirror/r", &content);
+        bench.world.put("r", &content);
+        bench.world.ends("mirror/r", 9 << 20);
+        if let Some((wrong, requests)) = damage {
+            (0..requests).for_each(|_| bench.world.fault(Fault::Flip(wrong)));
+        }
+        let body = bench.body("r", &digest, None).await.expect("opens");
+        if damage.is_some() {
+            let (got, error) = broken(body).await;
+            assert!(error.kind() == Kind::Mismatch && got < content.len(), "{got} bytes, {error}");
+            bench.settled().await;
+            assert!(bench.get("r", &digest).await.expect("fetched again") == content);
+        } else {
+            assert!(all(body).await.expect("whole") == content);
+            let opened = bench.world.0.opened.lock().expect("lock").clone();
+            let next = opened.iter().position(|(repository, _)| repository == "r").expect("the next tier");
+            let wrong = opened[next].1 - 1;
+            let brought = opened[..next].iter().rposition(|(_, from)| *from <= wrong).expect("who brought it");
+            damage = Some((wrong, brought + 1));
+        }
+    }
+}
+
 /// The upstream announces a blob that would need all of the cache, and sends nothing, or little. What is cached stays
 /// until bytes arrive that need its room.
 #[tokio::test]
