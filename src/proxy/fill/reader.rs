@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::{ALONE_PATIENCE, Fill, FillStage, FillStart, Progress, ReadableBlob, damage, with_permit};
 use crate::body::Body;
 use crate::content::take_bytes;
+use crate::descriptor::Hasher;
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
 use crate::proxy::events::Event;
@@ -37,9 +38,8 @@ pub(super) fn read_along<O: Origins>(
         end: range.end,
         aside: None,
         looked_aside: false,
-        served_aside: false,
+        served_aside: None,
         alone: None,
-        unreadable: false,
         budget: Budget::new(damage::MAX_FAILURES * tiers - 1, RETRYING),
         inner,
         fill,
@@ -59,14 +59,12 @@ struct FillReader<O: Origins> {
     /// last byte: that comes from the file, when all of it is right.
     aside: Option<(Body, OwnedSemaphorePermit)>,
     looked_aside: bool,
-    /// Some bytes came by it.
-    served_aside: bool,
+    /// The bytes that came by it. They are compared with the file before the last byte of the blob is given out.
+    served_aside: Option<ServedAside>,
     /// For fetching all of it again, where it came damaged.
     budget: Budget,
     /// The rest from the upstream, for nobody writes any more.
     alone: Option<Body>,
-    /// The file cannot be read back, though the writer wrote it.
-    unreadable: bool,
 }
 
 impl<O: Origins> FillReader<O> {
@@ -90,17 +88,22 @@ impl<O: Origins> FillReader<O> {
             let there = at.min(self.end);
             // Some of what came is wrong then: it may be here.
             let damaged = stage == FillStage::Failed && self.fill.failure().kind() == Kind::Mismatch;
-            if self.at < there && !damaged && !self.unreadable {
+            if self.at < there && !damaged {
                 self.aside = None;
                 match self.read(there).await {
-                    Err(error) if matches!(error.kind(), Kind::Local | Kind::Mismatch) => self.lose_file(&error),
-                    read => return read,
+                    // The writer wrote it, and it cannot be read back.
+                    Err(error) if matches!(error.kind(), Kind::Local | Kind::Mismatch) => {
+                        self.report_unreadable(&error);
+                        let why = Error::new(Kind::Local, "the file of the cache cannot be read");
+                        self.leave_fill(why).await?;
+                        continue;
+                    }
+                    Ok(bytes) => {
+                        self.check_served_aside(self.at + bytes.len() as u64).await?;
+                        return Ok(bytes);
+                    }
+                    Err(error) => return Err(error),
                 }
-            }
-            if self.unreadable && !damaged {
-                let why = Error::new(Kind::Local, "the file of the cache cannot be read");
-                self.leave_fill(why).await?;
-                continue;
             }
             if stage == FillStage::Failed {
                 let why = self.fill.failure();
@@ -113,7 +116,12 @@ impl<O: Origins> FillReader<O> {
             }
             if !self.looked_aside && self.at - at > MAX_LEAD {
                 self.looked_aside = true;
-                self.look_aside().await;
+                let (mut progress, at) = (self.progress.clone(), self.at);
+                // The writer may have come along before another request is answered.
+                tokio::select! {
+                    () = self.look_aside() => {}
+                    _ = progress.wait_for(|now| now.at > at || now.stage == FillStage::Failed) => {}
+                }
                 continue;
             }
             let Some((aside, _)) = &mut self.aside else {
@@ -124,7 +132,8 @@ impl<O: Origins> FillReader<O> {
             tokio::select! {
                 next = aside.try_next() => match next {
                     Ok(Some(bytes)) => {
-                        self.served_aside = true;
+                        let served = || ServedAside { part: self.at..self.at, hasher: self.fill.digest.hasher() };
+                        self.served_aside.get_or_insert_with(served).add(&bytes);
                         return Ok(bytes);
                     }
                     // At its end, or broken: the writer comes along.
@@ -140,6 +149,22 @@ impl<O: Origins> FillReader<O> {
         }
     }
 
+    /// Before bytes up to `end` are given out, of a file that is right: if they are the blob's last ones, whether the bytes
+    /// that were served aside are those of the file.
+    async fn check_served_aside(&mut self, end: u64) -> Result<()> {
+        let Some(FillStart { blob, to: Some((file, _)) }) = self.fill.begun.get() else { return Ok(()) };
+        let Some(ServedAside { part, hasher }) = self.served_aside.take_if(|_| end == blob.size) else { return Ok(()) };
+        let mut right = self.fill.digest.hasher();
+        let mut bytes = file_bytes(self.inner.readers.clone(), file.clone(), part);
+        while let Some(bytes) = bytes.try_next().await? {
+            right.update(&bytes);
+        }
+        if hasher.finish() == right.finish() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Mismatch, format!("a part of blob {} was damaged on the way", self.fill.digest)))
+    }
+
     async fn read(&mut self, end: u64) -> Result<Bytes> {
         match self.fill.begun.get() {
             Some(FillStart { to: Some((file, _)), .. }) => self.reader.some(file, self.at..end).await,
@@ -147,11 +172,9 @@ impl<O: Origins> FillReader<O> {
         }
     }
 
-    /// The file cannot be read: the rest comes from the upstream.
-    fn lose_file(&mut self, error: &Error) {
+    fn report_unreadable(&self, error: &Error) {
         tracing::error!("{error}: blob {} is read from the upstream from here on", self.fill.digest);
         self.inner.observer.event(&Event::CacheReadFailed { digest: &self.fill.digest });
-        self.unreadable = true;
     }
 
     /// When the disk failed, the rest is read past it. The whole is still verified, and with it the bytes that this reader
@@ -161,7 +184,7 @@ impl<O: Origins> FillReader<O> {
     /// `why`, if bytes were passed on that are not in the file: nobody can verify those.
     async fn leave_fill(&mut self, why: Error) -> Result<()> {
         let Some(FillStart { blob, to: Some((file, feed)) }) = self.fill.begun.get() else { return Err(why) };
-        if self.served_aside {
+        if self.served_aside.is_some() {
             return Err(why);
         }
         let pass = self.inner.uncached_permit(&self.fill.repo, 0, ALONE_PATIENCE).await?;
@@ -192,7 +215,7 @@ impl<O: Origins> FillReader<O> {
         let (inner, served) = (self.inner.clone(), self.start..self.at);
         let mut why = why;
         loop {
-            if self.served_aside {
+            if self.served_aside.is_some() {
                 return Err(why);
             }
             let wrong = why.duplicate();
@@ -245,6 +268,19 @@ impl<O: Origins> FillReader<O> {
             Ok(None) => {}
             Err(error) => tracing::info!("{error}: waiting for what is being fetched"),
         }
+    }
+}
+
+/// The bytes that a reader got beside the fill.
+struct ServedAside {
+    part: Range<u64>,
+    hasher: Hasher,
+}
+
+impl ServedAside {
+    fn add(&mut self, bytes: &[u8]) {
+        self.part.end += bytes.len() as u64;
+        self.hasher.update(bytes);
     }
 }
 

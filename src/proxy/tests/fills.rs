@@ -11,23 +11,33 @@ async fn some(body: &mut Body, many: usize) -> Vec<u8> {
     got
 }
 
-/// Also where the last byte is read beside the writer, far ahead of it.
+/// Also where the bytes before it are read beside the writer, far ahead of it. If those came damaged, the answer is cut.
 #[tokio::test]
 async fn the_last_byte_waits_for_the_digest_whoever_brings_it() {
-    let bench = Bench::new(|settings| settings.cache.size = 100 << 20).await;
-    let content = content(1, 9 << 20);
-    let (digest, size) = (bench.world.put("r", &content), content.len());
-    let gate = bench.world.gate();
-    let whole = bench.body("r", &digest, None).await.expect("opens");
-    // What is opened from now on waits for nothing.
-    *bench.world.0.gate.lock().expect("lock") = None;
-    let from = size - 1500;
-    let mut end = bench.body("r", &digest, Some(from as u64..size as u64)).await.expect("joins");
-    assert_eq!(some(&mut end, 1499).await, content[from..size - 1]);
-    assert_eq!(bench.world.reads(), 2);
-    gate.add_permits(size);
-    assert_eq!(all(end).await.expect("right"), content[size - 1..]);
-    assert!(all(whole).await.expect("right") == content);
+    for damaged in [false, true] {
+        let bench = Bench::new(|settings| settings.cache.size = 100 << 20).await;
+        let content = content(1, 9 << 20);
+        let (digest, size) = (bench.world.put("r", &content), content.len());
+        let gate = bench.world.gate();
+        let whole = bench.body("r", &digest, None).await.expect("opens");
+        // What is opened from now on waits for nothing.
+        *bench.world.0.gate.lock().expect("lock") = None;
+        let from = size - 1500;
+        if damaged {
+            bench.world.fault(Fault::Flip(from as u64 + 700));
+        }
+        let mut end = bench.body("r", &digest, Some(from as u64..size as u64)).await.expect("joins");
+        assert_eq!(some(&mut end, 1499).await == content[from..size - 1], !damaged);
+        assert_eq!(bench.world.reads(), 2);
+        gate.add_permits(size);
+        let last = all(end).await;
+        if damaged {
+            assert_eq!(last.expect_err("cut").kind(), Kind::Mismatch);
+        } else {
+            assert_eq!(last.expect("right"), content[size - 1..]);
+        }
+        assert!(all(whole).await.expect("right") == content);
+    }
 }
 
 #[tokio::test]
