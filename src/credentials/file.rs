@@ -25,24 +25,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use base64::Engine as _;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::go_json::{fold, merge_map, set_string};
-use super::secret::within;
+use super::secret::{BASE64, within};
 use super::settings::named_file;
 use super::{Credential, DOCKER_HUB_KEY, LocatedCredential, Secret};
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{DOCKER_HUB, Repository, registry_name, split_port, without_https_port};
+use crate::reference::{DOCKER_HUB, Repository, registry_name, split_port};
 use crate::regular_file::{self, Links};
-
-/// Hand-made Kubernetes secrets come without padding.
-pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// The field with the entries, as [`fold`] writes it.
 pub(super) const AUTHS: &str = "auths";
@@ -364,12 +356,6 @@ pub(super) fn scope(key: &str) -> String {
         "" | "v1" | "v2" => host,
         path => format!("{host}/{path}"),
     }
-}
-
-/// The registry with the port of https, if that is another spelling of the same one.
-pub(super) fn https_spelling(registry: &str) -> Option<String> {
-    let spelled = format!("{registry}:443");
-    (without_https_port(&spelled) == registry).then_some(spelled)
 }
 
 /// `host/a/b`, `host/a`, `host`; then the same for the other spelling of the port of http: `host:80` and `host`.

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
-use super::file::BASE64;
 use crate::error::{Error, Kind, Result, Side};
 
 /// What of a manifest is read.
@@ -51,6 +52,12 @@ pub(super) fn within(path: &Path, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     }
     Err(wrong("has no .dockerconfigjson"))
 }
+
+/// Hand-made Kubernetes secrets come without padding.
+pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 #[cfg(test)]
 mod tests {

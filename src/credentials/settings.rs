@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::file::https_spelling;
 use super::{Credential, LocatedCredential, Secret, VariableCredential};
 use crate::error::{Error, Kind, Result};
-use crate::reference::registry_name;
+use crate::reference::{registry_name, without_https_port};
 
 const VARIABLE_PREFIX: &str = "TRANSLOAD_AUTH_";
 
@@ -178,6 +177,12 @@ pub(super) fn named_file(path: &Path) -> PathBuf {
     }
     let known = [".dockerconfigjson", ".dockercfg", "config.json", "auth.json"];
     known.iter().map(|name| path.join(name)).find(|file| file.exists()).unwrap_or_else(|| path.join(known[0]))
+}
+
+/// The registry with the port of https, if that is another spelling of the same one.
+pub(super) fn https_spelling(registry: &str) -> Option<String> {
+    let spelled = format!("{registry}:443");
+    (without_https_port(&spelled) == registry).then_some(spelled)
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ fn fill_placeholders(text: &str, source: &Repository, strip_library: bool) -> St
 /// What stands before the first slash is a registry by Docker's rule; but a name alone is never Docker
 /// Hub's: who means that writes `docker.io/…`.
 pub(super) fn parse_target(text: &str) -> Result<(Option<RegistryName>, Template)> {
-    let bare = super::reader::plain(text)?;
+    let bare = bare_reference(text)?;
     let bare = bare.strip_prefix("docker://").unwrap_or(bare);
     if !bare.contains('/') && version(bare).is_some() && bare.parse::<std::net::IpAddr>().is_err() {
         return Err(Error::new(Kind::Usage, format!("{text:?} is a version, where a target stands"))
@@ -276,3 +276,24 @@ pub(in crate::mirror) struct RenderedDestination {
 }
 
 const PLACEHOLDERS: [&str; 4] = ["registry", "repository", "namespace", "name"];
+
+/// A reference without `oci://`, which Helm puts before those of registries; refused where a template or a
+/// variable stands in it.
+pub(super) fn bare_reference(text: &str) -> Result<&str> {
+    if text.contains("{{") || text.contains("{%") {
+        return Err(Error::new(Kind::Usage, format!("{text:?} has a template that was not rendered")).hint(
+            "render it first, and give what comes out: helm template … | transload mirror check -, or the like",
+        ));
+    }
+    if text.contains(char::is_whitespace) {
+        return Err(Error::new(Kind::Usage, format!("{text:?} is more than one reference"))
+            .hint("begin each item at the same column, with - and a space before it; a comment begins with #"));
+    }
+    if text.contains('$') {
+        return Err(Error::new(Kind::Usage, format!("{text:?} has a variable, and none are put in here"))
+            .hint("put its value in first: envsubst < FILE | transload mirror check -, or the like"));
+    }
+    let bare =
+        text.strip_prefix("oci://").filter(|bare| bare.split_once('/').is_some_and(|(host, _)| looks_like_host(host)));
+    Ok(bare.unwrap_or(text))
+}

@@ -39,7 +39,7 @@ pub use destination::{DestinationBase, ImageDestination, Template};
 pub use dialect::Dialect;
 pub use latest::Latest;
 pub use pattern::Pattern;
-pub use read::{Defaults, Environment};
+pub use reader::{Defaults, Environment};
 pub use tag_filter::{TagChooser, TagFilter, TagSet, Versions};
 
 use crate::descriptor::{Digest, Platform};

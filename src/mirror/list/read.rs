@@ -1,28 +1,12 @@
 //! Which form a list is written in; limits, and errors with lines.
 
-use super::destination::Template;
 use super::error::invalid_list;
 use super::node::{Node, Value};
-use super::reader::Reader;
+use super::reader::{Defaults, Reader};
 use super::text::{decode, is_structured, prepare};
 use super::{List, ListFormat, dregsy, image_syncer, lines, native, regsync, skopeo};
 use crate::error::{Error, Result};
 use crate::mirror::list::node::MAX_ENTRIES;
-
-/// What the command line says about a list.
-#[derive(Clone, Debug, Default)]
-pub struct Defaults {
-    /// The path of entries that name none, before what the list has as its default.
-    pub target: Option<Template>,
-    /// Take `library/` off Docker Hub's official images, whatever the list says.
-    pub strip_library: bool,
-    /// Variables of the environment, for lists whose tool puts them in: regsync's templates, image-syncer's
-    /// destinations. Without it such lists are refused.
-    pub environment: Option<Environment>,
-}
-
-/// Looks a variable of the environment up.
-pub type Environment = fn(&str) -> Option<String>;
 
 impl List {
     /// Bytes that a list may have. Who reads a file need not take more.

@@ -2,11 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::destination::DestinationBase;
+use super::destination::{DestinationBase, Template, bare_reference};
 use super::error::{error_at, invalid_list};
-use super::node::MAX_ENTRIES;
-use super::node::{Key, Node, Value};
-use super::read::Defaults;
+use super::node::{Key, MAX_ENTRIES, Node, Value};
 use super::{DestinationRule, Entry, ImageSelection, List, ListFormat, Note, Pattern, SelectedImage};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result};
@@ -185,7 +183,7 @@ impl<'a> Reader<'a> {
 
     /// A repository.
     pub(super) fn repository(&self, line: usize, text: &str) -> Result<Repository> {
-        self.at(line, plain(text).and_then(str::parse))
+        self.at(line, bare_reference(text).and_then(str::parse))
     }
 
     /// A text with the variables of the environment put in, `$NAME` and `${NAME}`, as Go's os.ExpandEnv does.
@@ -235,7 +233,7 @@ impl<'a> Reader<'a> {
 
 /// A reference; its tag and digest as they were written.
 pub(super) fn reference(text: &str) -> Result<(Repository, Option<SelectedImage>)> {
-    let text = plain(text)?;
+    let text = bare_reference(text)?;
     let location = text.parse::<crate::reference::SourceLocation>()?;
     let crate::reference::SourceLocation::Registry(Reference { repository, target }, beside) = location else {
         return Err(Error::new(Kind::Usage, format!("{text:?} is a directory, and a list is of registries' images"))
@@ -253,23 +251,17 @@ pub(super) fn reference(text: &str) -> Result<(Repository, Option<SelectedImage>
     Ok((repository, exact))
 }
 
-/// A reference without `oci://`, which Helm puts before those of registries; refused where a template or a
-/// variable stands in it.
-pub(super) fn plain(text: &str) -> Result<&str> {
-    if text.contains("{{") || text.contains("{%") {
-        return Err(Error::new(Kind::Usage, format!("{text:?} has a template that was not rendered")).hint(
-            "render it first, and give what comes out: helm template … | transload mirror check -, or the like",
-        ));
-    }
-    if text.contains(char::is_whitespace) {
-        return Err(Error::new(Kind::Usage, format!("{text:?} is more than one reference"))
-            .hint("begin each item at the same column, with - and a space before it; a comment begins with #"));
-    }
-    if text.contains('$') {
-        return Err(Error::new(Kind::Usage, format!("{text:?} has a variable, and none are put in here"))
-            .hint("put its value in first: envsubst < FILE | transload mirror check -, or the like"));
-    }
-    let bare =
-        text.strip_prefix("oci://").filter(|bare| bare.split_once('/').is_some_and(|(host, _)| looks_like_host(host)));
-    Ok(bare.unwrap_or(text))
+/// What the command line says about a list.
+#[derive(Clone, Debug, Default)]
+pub struct Defaults {
+    /// The path of entries that name none, before what the list has as its default.
+    pub target: Option<Template>,
+    /// Take `library/` off Docker Hub's official images, whatever the list says.
+    pub strip_library: bool,
+    /// Variables of the environment, for lists whose tool puts them in: regsync's templates, image-syncer's
+    /// destinations. Without it such lists are refused.
+    pub environment: Option<Environment>,
 }
+
+/// Looks a variable of the environment up.
+pub type Environment = fn(&str) -> Option<String>;

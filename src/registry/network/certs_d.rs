@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-use super::trust::{MAX_FILE, certificates, usable};
+use super::pem::{MAX_FILE, certificates, usable};
 use crate::error::{Error, Kind, Result, Side};
 use crate::regular_file::{self, Links};
 

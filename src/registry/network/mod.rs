@@ -17,6 +17,7 @@ mod connector;
 mod der;
 mod dial;
 mod no_proxy;
+mod pem;
 mod probe;
 mod proxies;
 mod socks;
