@@ -54,6 +54,12 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// holder knows neither the API nor the tag schema.
     fn referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 
+    /// Whether [`Self::referrers`] is known to read the tag schema's list, so that a subject without that tag has no
+    /// referrers. Sends no request: it is known from the first list on.
+    fn uses_referrers_tags(&self) -> bool {
+        false
+    }
+
     /// All tags in the holder's order, page by page. The stream ends in an error unless the list is complete, so
     /// whoever reads it to its end has every tag; the number of pages is bounded by the holder.
     fn tags(&self) -> TagPages;
@@ -123,13 +129,15 @@ pub struct TagPage {
     /// What the holder lists as tags and is none. Whoever reads the page reports it; nothing else can be done
     /// with it.
     pub malformed: Vec<Malformed>,
+    /// Whether the holder has no further page. `false` also where it does not say so: then the end of the stream does.
+    pub is_last: bool,
 }
 
 impl TagPage {
     /// A page of what a holder lists as its tags.
     pub fn new<T: AsRef<str>>(listed: impl IntoIterator<Item = T>) -> Self {
         let (tags, malformed) = parse_tags(listed);
-        Self { tags, names: Vec::new(), malformed }
+        Self { tags, names: Vec::new(), malformed, is_last: false }
     }
 }
 

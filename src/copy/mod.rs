@@ -14,6 +14,7 @@
 //!    referrers         on request: signatures, attestations, SBOMs
 //! ```
 
+mod artifact_tags;
 mod blob_locations;
 mod concurrency;
 mod document;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
 use tokio::time::Instant;
 
+use self::artifact_tags::ArtifactTagLists;
 pub use self::blob_locations::BlobLocations;
 use self::concurrency::{SMALL_SLOTS_PER_LARGE, TransferSlots};
 pub use self::document::{CopyResult, Entry, Failure, Quota, RegistryUsage, Summary};
@@ -76,6 +78,7 @@ pub struct Engine {
     locks: ManifestLocks,
     slots: TransferSlots,
     mount_candidates: MountCandidates,
+    artifact_tags: ArtifactTagLists,
     memory: Memory,
     jobs: usize,
     /// Fewer requests rather than fewer round trips.
@@ -95,6 +98,7 @@ impl Engine {
             locks: ManifestLocks::default(),
             slots: TransferSlots::new(jobs),
             mount_candidates: MountCandidates::default(),
+            artifact_tags: ArtifactTagLists::default(),
             memory: Memory::default(),
             jobs,
             thrifty: false,
@@ -146,7 +150,7 @@ impl Engine {
         };
         // No turn is held any more, and no manifest: what refers to an image may hold it too, and would wait for this.
         if options.referrers {
-            report.referrers = self.referrers(source, destination, held, options, &mut report).await?;
+            report.referrers = self.referrers((source, target), destination, held, options, &mut report).await?;
         }
         report.seconds = begun.elapsed().as_secs_f64();
         Ok(report)

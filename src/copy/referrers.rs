@@ -1,11 +1,12 @@
 //! Signatures, attestations, SBOMs: what names an image as its subject, and cosign's tags.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
 use serde_json::json;
 
+use super::artifact_tags::ArtifactTags;
 use super::concurrency::SMALL_SLOTS_PER_LARGE;
 use super::graph::{ManifestDigests, Walk};
 use super::{Engine, Options, Plan, Report};
@@ -13,40 +14,68 @@ use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::{MAX_DEPTH, Manifest};
-use crate::reference::Target;
+use crate::reference::{Tag, Target};
 
 impl Engine {
-    /// Copies the referrers of all manifests of `image`, theirs in turn, and the tags that cosign
-    /// derives from a digest. Returns how many there are.
+    /// Copies the referrers of all manifests of `image`, their referrers in turn, and the artifacts at tags that are
+    /// named after a digest. Returns the number of artifacts.
     pub(super) async fn referrers<S: Source, D: Destination>(
         &self,
-        source: &S,
+        (source, target): (&S, &Target),
         destination: &D,
         image: ManifestDigests,
         options: &Options,
         report: &mut Report,
     ) -> Result<usize> {
-        let mut count = 0;
-        let mut seen: HashSet<Digest> = HashSet::new();
         let mut level = subjects(source, destination, image, report).await?;
+        let Some(&root) = level.first() else { return Ok(0) };
+        let (tags, mut found) = self.find_of_root((source, target), destination, root, level.len()).await?;
+        let mut seen = HashSet::from([root]);
+        let mut count = 0;
         while !level.is_empty() {
             level.retain(|subject| seen.insert(*subject));
             let mut listing = stream::iter(std::mem::take(&mut level))
-                .map(|subject| find_referrers(source, destination, subject))
+                .map(|subject| find_referrers(source, destination, subject, &tags))
                 .buffered(self.jobs * SMALL_SLOTS_PER_LARGE);
-            let mut found = Vec::new();
             while let Some(more) = listing.try_next().await? {
                 found.extend(more);
                 check_subject_count(seen.len() + found.len())?;
             }
             drop(listing);
-            for referrer in found {
+            for referrer in std::mem::take(&mut found) {
                 count += 1;
                 level.push(referrer.digest);
                 self.referrer(source, destination, &referrer, options, report).await?;
             }
         }
         Ok(count)
+    }
+
+    /// What refers to the image's own manifest, and the tags of artifacts in the source's repository.
+    ///
+    /// This comes before all other lists. It shows whether the registries have the referrers API, and whether the list of
+    /// tags is complete.
+    async fn find_of_root<S: Source, D: Destination>(
+        &self,
+        (source, target): (&S, &Target),
+        destination: &D,
+        root: Digest,
+        manifests: usize,
+    ) -> Result<(ArtifactTags, Vec<Referrer>)> {
+        let unlisted = ArtifactTags::default();
+        let direct = find_referrers(source, destination, root, &unlisted);
+        let (mut tags, found) = future::join(self.artifact_tags.of(source, target, manifests), direct).await;
+        let mut found = found?;
+        for referrer in &found {
+            match &referrer.target {
+                Target::Tag(tag) => tags.check(tag),
+                _ if source.uses_referrers_tags() => tags.check(&root.referrers_tag()),
+                _ => {}
+            }
+        }
+        let more = &tags.candidates(&root)? - &unlisted.candidates(&root)?;
+        found.extend(find_tagged(source, root, more).await?);
+        Ok((tags, found))
     }
 
     /// Copies one artifact whole, unless it's there and listed where it has to be.
@@ -171,13 +200,17 @@ fn check_subject_count(subjects: usize) -> Result<()> {
     Ok(())
 }
 
-/// What refers to `subject`: by the API or the tag schema, and by cosign's tags.
+/// What refers to `subject`: by the API or the tag schema, and by tags that are named after it.
 async fn find_referrers<S: Source, D: Destination>(
     source: &S,
     destination: &D,
     subject: Digest,
+    tags: &ArtifactTags,
 ) -> Result<Vec<Referrer>> {
-    let listed = source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?;
+    let listed = match source.uses_referrers_tags() && tags.excludes_referrers_of(&subject) {
+        true => Vec::new(),
+        false => source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?,
+    };
     // Their digests alone: descriptors may be long.
     let listed: Vec<(Digest, u64)> = listed.iter().map(|referrer| (referrer.digest, referrer.size)).collect();
     let known: HashSet<Digest> = match listed.is_empty() {
@@ -195,8 +228,14 @@ async fn find_referrers<S: Source, D: Destination>(
             listed: known.contains(&digest),
         })
         .collect();
-    for suffix in COSIGN_SUFFIXES {
-        let target = Target::Tag(subject.cosign_tag(suffix)?);
+    found.extend(find_tagged(source, subject, tags.candidates(&subject)?).await?);
+    Ok(found)
+}
+
+/// The artifacts of `subject` at those of the tags that exist.
+async fn find_tagged<S: Source>(source: &S, subject: Digest, tags: BTreeSet<Tag>) -> Result<Vec<Referrer>> {
+    let mut found = Vec::new();
+    for target in tags.into_iter().map(Target::Tag) {
         if let Some(descriptor) = source.resolve(&target).await.map_err(|error| error.on(Side::Source))? {
             let Descriptor { digest, size, .. } = descriptor;
             found.push(Referrer { target, digest, size, of: subject, listed: true });
@@ -214,6 +253,4 @@ fn contains_digest(listed: &[Descriptor], digest: &Digest) -> bool {
     listed.iter().any(|known| known.digest == *digest)
 }
 
-/// How cosign names its tags (sigstore/cosign, "SPEC.md"; before OCI 1.1 referrers).
-const COSIGN_SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
 const MAX_SUBJECTS: usize = 20_000;

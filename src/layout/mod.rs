@@ -211,7 +211,8 @@ impl Source for Layout {
     fn tags(&self) -> TagPages {
         let pages = stream::try_unfold((self.clone(), Some(None::<String>)), async |(layout, after)| {
             let Some(after) = after else { return Ok(None) };
-            let (page, after) = layout.store.page(&layout.scope, after.as_deref(), TAGS_PER_PAGE).await?;
+            let (mut page, after) = layout.store.page(&layout.scope, after.as_deref(), TAGS_PER_PAGE).await?;
+            page.is_last = after.is_none();
             Ok(Some((page, (layout, after.map(Some)))))
         });
         pages.boxed()

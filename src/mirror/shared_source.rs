@@ -235,6 +235,10 @@ impl<S: Source> Source for SharedSource<S> {
         self.source.referrers(subject).await
     }
 
+    fn uses_referrers_tags(&self) -> bool {
+        self.source.uses_referrers_tags()
+    }
+
     fn tags(&self) -> TagPages {
         self.source.tags()
     }

@@ -80,7 +80,11 @@ impl<O: Origins> Source for CachedSource<O> {
         let through = self.clone();
         let all = async move {
             let tags = through.inner.ask_tags(&through.repo, through.inner.timeouts.request).await?;
-            Ok(TagPage { tags: tags.map(Listed::into_entries).unwrap_or_default(), ..TagPage::default() })
+            Ok(TagPage {
+                tags: tags.map(Listed::into_entries).unwrap_or_default(),
+                is_last: true,
+                ..TagPage::default()
+            })
         };
         stream::once(all).boxed()
     }

@@ -47,6 +47,11 @@ impl<'a> Artifact<'a> {
         self.suffix.is_empty()
     }
 
+    /// Whether it's about this manifest.
+    pub fn is_about(&self, digest: &Digest) -> bool {
+        self.algorithm == digest.algorithm() && digest.hex().starts_with(self.hex)
+    }
+
     /// How the tags about a manifest begin.
     pub fn name(digest: &Digest) -> String {
         format!("{}-{}", digest.algorithm(), digest.hex())
@@ -88,6 +93,7 @@ mod tests {
             let artifact = Artifact::of(&tag).expect("a list");
             let names = |digests: &[Digest]| digests.iter().map(Artifact::name).collect();
             assert!(artifact.is_about_any(&names(&[short, long])) && !artifact.is_about_any(&names(&[other])), "{tag}");
+            assert!(artifact.is_about(&digest) && !artifact.is_about(&other), "{tag}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One registry, and calls to it: what is shared by all who talk to it, who asks, what is tried again.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::descriptor::MAX_SIZE;
 use http::header::CONTENT_LENGTH;
 
 use super::auth::scope::{Access, Scope};
+use super::endpoints::lists::ReferrersApi;
 use super::idle_timeout::TimedBody;
 use super::limits::parallelism::{ParallelismLimit, retry_after};
 use super::limits::pull_ledger::{AccountPulls, PullQuota};
@@ -65,8 +66,8 @@ pub struct Registry {
     pub(super) limiter: Arc<ParallelismLimit>,
     /// Learned: bodies of uploads that are larger (in bytes) are refused here.
     pub(super) largest_body: AtomicU64,
-    /// Learned: there is no referrers API here.
-    pub(super) no_referrers: AtomicBool,
+    /// Learned: whether the registry has the referrers API.
+    pub(super) referrers_api: ReferrersApi,
     /// Learned: for what there is no HEAD here.
     pub(super) without_head: WithoutHead,
     pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
@@ -107,7 +108,7 @@ impl Registry {
             rate_limit: RateLimit::new(name, &options),
             limiter: ParallelismLimit::new(options.concurrency, options.longest_pause),
             largest_body: AtomicU64::new(u64::MAX),
-            no_referrers: AtomicBool::new(false),
+            referrers_api: ReferrersApi::default(),
             without_head: WithoutHead::default(),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(0),

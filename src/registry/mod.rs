@@ -325,6 +325,10 @@ impl Source for Repo {
         Ok(self.list_referrers(subject, &self.pull).await?.listed)
     }
 
+    fn uses_referrers_tags(&self) -> bool {
+        self.registry.referrers_api.is_absent()
+    }
+
     fn tags(&self) -> TagPages {
         self.list_tags()
     }

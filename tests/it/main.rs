@@ -9,6 +9,7 @@ mod copy_faults;
 mod copy_forms;
 mod copy_hub;
 mod copy_plain;
+mod copy_referrers;
 mod copy_security;
 mod demo;
 mod docs;

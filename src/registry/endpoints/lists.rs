@@ -1,6 +1,6 @@
 //! Lists: tags and referrers, page by page.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -25,6 +25,23 @@ use crate::registry::urls::Endpoint;
 /// The referrers of a manifest.
 pub(in crate::registry) struct Referrers {
     pub(in crate::registry) listed: Vec<Descriptor>,
+}
+
+/// Learned of one registry: whether it has the referrers API.
+#[derive(Debug, Default)]
+pub(in crate::registry) struct ReferrersApi {
+    /// It answered a request to the API with a list.
+    present: AtomicBool,
+    /// It refused a request to the API.
+    refused: AtomicBool,
+}
+
+impl ReferrersApi {
+    /// Whether the registry is known to have no referrers API. One list is proof that it has one: a refusal is about
+    /// one manifest or repository then.
+    pub(in crate::registry) fn is_absent(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) && !self.present.load(Ordering::Relaxed)
+    }
 }
 
 /// `null` is no tags: distribution writes it. Without the field it is another document.
@@ -65,7 +82,7 @@ impl TagList {
         let guess = full.map(|last| encode(&[("n", &TAGS_PER_PAGE.to_string()), ("last", last)]));
         let taken = self.pages.take(&url, &head, &mut tags, String::as_str, guess);
         taken.map_err(|error| error.doing(doing))?;
-        Ok(Some(TagPage::new(tags)))
+        Ok(Some(TagPage { is_last: self.pages.is_finished(), ..TagPage::new(tags) }))
     }
 }
 
@@ -98,7 +115,7 @@ impl Repo {
     /// The referrers of `subject`: by the API, else by the tag schema (distribution spec, "Listing
     /// Referrers"). Bounded to [`REFERRER_BOUNDS`].
     pub(in crate::registry) async fn list_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Referrers> {
-        if self.registry.no_referrers.load(Ordering::Relaxed) {
+        if self.registry.referrers_api.is_absent() {
             return self.tagged_referrers(subject, scope).await;
         }
         let doing = format!("list the referrers of {}@{subject}", self.repository);
@@ -125,11 +142,12 @@ impl Repo {
                         && !error.is_transient()
                         && matches!(error.kind(), Kind::NotFound | Kind::Registry | Kind::Denied) =>
                 {
-                    self.registry.no_referrers.store(true, Ordering::Relaxed);
+                    self.registry.referrers_api.refused.store(true, Ordering::Relaxed);
                     return self.tagged_referrers(subject, scope).await;
                 }
                 Err(error) => return Err(error),
             };
+            self.registry.referrers_api.present.store(true, Ordering::Relaxed);
             pages.weigh(size).map_err(|error| error.doing(doing.clone()))?;
             let ReferrersPage { mut manifests } = page;
             self.take_room(&mut room, &manifests).map_err(|error| error.doing(doing.clone()))?;

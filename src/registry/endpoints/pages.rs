@@ -79,6 +79,11 @@ impl Pages {
         self.read == 0
     }
 
+    /// Whether the last page was read.
+    pub(in crate::registry) fn is_finished(&self) -> bool {
+        matches!(self.next, Next::End)
+    }
+
     /// Sets the query of the next page. False at the end of the list.
     ///
     /// # Errors
