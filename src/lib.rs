@@ -77,6 +77,21 @@
 //!   one address rule for registries and proxies. CONNECT and SOCKS 5 are 100 lines each.
 //! - **Sources are `Clone + 'static`**: a request's body must be, and it holds the source to go on.
 //!
+//! # Why `oci-client` is not the transport
+//! `oci-client` (formerly `oci-distribution`) is the OCI registry client of the Rust ecosystem. It suits programs that pull
+//! or push artifacts. A copier needs more. Version 0.18 was read and measured:
+//! - A streamed upload sends one PATCH for each item of the stream. A blob of 64 MiB took 345 requests. transload sends one
+//!   request, or chunks of 16 MiB for ACR.
+//! - A mount that the registry refuses is an error. The upload session that the same answer opens is lost.
+//! - There are no retries, no resumed uploads, and no new token after a 401 in the middle of a copy.
+//! - Errors have a status and a text, but no headers. So `Retry-After` is lost, and the limits of Docker Hub are not seen.
+//! - If the answer to a push by digest has no `Location`, the client panics.
+//! - Its types (`oci-spec` 0.10) change the bytes of a manifest when they write it, which changes the digest. They refuse
+//!   registries at IPv6 addresses, and the error code `UNKNOWN`.
+//!
+//! So registry requests are our own code (`registry`), and manifests stay bytes ([`manifest`]). The tests use `oci-client` as
+//! an outside judge: it pulls what was copied, pulls through the proxy, and pushes to the server (`tests/it/oci_client.rs`).
+//!
 //! # Dependencies
 //! | for | crate |
 //! | --- | --- |
@@ -96,6 +111,7 @@
 //! | times | jiff |
 //! | metrics | prometheus-client |
 //! | logs | tracing, tracing-subscriber |
+//! | tests | oci-client, an outside judge; proptest; rcgen for certificates |
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment"))]
 

@@ -36,6 +36,7 @@ mod mirror_stay;
 mod networks;
 mod node;
 mod node_containerd;
+mod oci_client;
 mod proxy_admin;
 mod proxy_blobs;
 mod proxy_bounds;
