@@ -391,7 +391,7 @@ def check_principal():
 def check_scalars():
     """Words that YAML takes for booleans, and numbers, as Helm hands them on."""
     values = ["--set", "proxy.config.cache.scrub=off,proxy.config.logs.access=off,proxy.config.cache.keep-free=1073741824",
-              "--set-json", 'proxy.config.upstreams=[{"name":"docker.io","tag-ttl":"5m","original":true}]',
+              "--set-json", 'proxy.config.upstreams=[{"name":"docker.io","tag-ttl":"5m","tiers":["docker.io"]}]',
               "--set", "mirror.interval=3600"]
     documents = template("--values", str(CHART / "ci/staying.yaml"), *values)
     mirror = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "mirror")

@@ -126,8 +126,8 @@ fn when_all_tiers_fail_the_first_one_is_asked_again() {
 }
 
 fn two_tiers(original: SocketAddr, first: SocketAddr) -> ProxyProcess {
-    let (upstream, name) = (format!("{original}={first}"), original.to_string());
-    let flags = ["--original", &name, "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0", "--tag-ttl", "0"];
+    let upstream = format!("{original}={first},{original}");
+    let flags = ["--listen-ops", "127.0.0.1:0", "--negative-ttl", "0", "--tag-ttl", "0"];
     ProxyProcess::start(&upstream, &flags)
 }
 

@@ -15,9 +15,8 @@ use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, TempDir,
 
 /// A proxy of `durable`, then `original`, that writes back.
 fn writing_back(cache: TempDir, durable: SocketAddr, original: SocketAddr) -> ProxyProcess {
-    let upstream = format!("{original}={durable}");
-    let name = original.to_string();
-    let flags = ["--original", &name, "--write-back", "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0"];
+    let upstream = format!("{original}={durable},{original}");
+    let flags = ["--write-back", "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0"];
     ProxyProcess::start_in(cache, &upstream, &flags)
 }
 
@@ -193,7 +192,7 @@ fn each_upstream_has_its_own_credentials_and_may_write_as_another() {
     let upstream = |n: usize, path: &str, more: &str| {
         let (name, at) = (originals[n].addr(), front.addr());
         format!(
-            "  - name: \"{name}\"\n    from: \"{at}/{path}\"\n    original: true\n    auth-file: {path}.json\n    negative-ttl: 0\n{more}"
+            "  - name: \"{name}\"\n    tiers: [\"{at}/{path}\", \"{name}\"]\n    auth-file: {path}.json\n    negative-ttl: 0\n{more}"
         )
     };
     let text = |two: &str| {

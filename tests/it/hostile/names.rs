@@ -465,8 +465,8 @@ fn a_forged_write_back_queue_names_no_path() {
     let (attacker, durable) = (Attacker::listing(&[]), Destination::docker_registry());
     let upstream = attacker.front.addr().to_string();
     let start = |cache| {
-        let flags = ["--original", &upstream, "--write-back", "--listen-ops", "127.0.0.1:0"];
-        ProxyProcess::start_in(cache, &format!("{upstream}={}", durable.front.addr()), &flags)
+        let flags = ["--write-back", "--listen-ops", "127.0.0.1:0"];
+        ProxyProcess::start_in(cache, &format!("{upstream}={},{upstream}", durable.front.addr()), &flags)
     };
     let cache = start(TempDir::new()).kill();
     let job =
