@@ -324,7 +324,16 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_said() {
-        for wrong in ["", "=", "docker.io=", "docker.io=a.io,", "docker.io=,a.io", "docker.io=UP/../x", "a b=c", "docker.io=x.io/Upper"] {
+        for wrong in [
+            "",
+            "=",
+            "docker.io=",
+            "docker.io=a.io,",
+            "docker.io=,a.io",
+            "docker.io=UP/../x",
+            "a b=c",
+            "docker.io=x.io/Upper",
+        ] {
             let error = wrong.parse::<UpstreamConfig>().expect_err(wrong);
             assert_eq!(error.kind(), Kind::Usage, "{wrong}: {error}");
         }

@@ -323,10 +323,10 @@ fn the_access_log_is_turned_on_and_off_while_it_serves() {
     let told: Value = serde_json::from_str(&line).expect("JSON");
     let of = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
     assert_eq!((of("method"), of("path"), of("ns")), ("GET".into(), LIBRARY.into(), "docker.io".into()));
-    assert_eq!((of("how"), of("end"), told["status"].as_u64()), ("hit".into(), "whole".into(), Some(200)));
+    assert_eq!((of("outcome"), of("end"), told["status"].as_u64()), ("hit".into(), "complete".into(), Some(200)));
     assert_eq!(told["bytes"].as_u64(), Some(world.image.bytes().len() as u64));
-    assert!(of("client").starts_with("127.0.0.1:") && told["ms"].is_u64(), "{line}");
-    assert!(of("agent").starts_with("evil\""), "{line}");
+    assert!(of("client").starts_with("127.0.0.1:") && told["duration_ms"].is_u64(), "{line}");
+    assert!(of("user_agent").starts_with("evil\""), "{line}");
     reload(text);
     http::get(at, TEAM).expect(200);
     proxy.terminate();

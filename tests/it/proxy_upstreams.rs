@@ -177,7 +177,7 @@ fn a_tier_that_refuses_the_proxy_is_reported_once_and_counted_and_shown() {
         let (at, name) = (ops_addr(&proxy), front.addr().to_string());
         assert_metric_line(
             at,
-            &format!("transload_proxy_upstream_refused_total{{registry=\"{name}\",reason=\"{reason}\"}} 4"),
+            &format!("transload_proxy_upstream_refusals_total{{registry=\"{name}\",reason=\"{reason}\"}} 4"),
         );
         let status = || http::get(at, "/status.json").expect(200).json();
         let refusals = |status: &serde_json::Value| {

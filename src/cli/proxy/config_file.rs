@@ -18,7 +18,7 @@ use crate::cli::faults::cache_files;
 use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
 use crate::proxy::rules::Rules;
-use crate::proxy::upstreams::{RegistryPath, UpstreamConfig, Upstreams};
+use crate::proxy::upstreams::{UpstreamConfig, Upstreams};
 use crate::proxy::{Settings, cache, scrub};
 use crate::regular_file::{self, Links};
 use crate::server::Limits;

@@ -26,8 +26,8 @@ use self::listen::OpenListener;
 use super::global::parse_bytes;
 use super::output::note;
 use crate::cli::faults::cache_files;
-use crate::error::{Error, Kind, Result};
-use crate::proxy::upstreams::{RegistryPath, UpstreamConfig};
+use crate::error::Result;
+use crate::proxy::upstreams::UpstreamConfig;
 use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
 
@@ -82,8 +82,8 @@ pub(super) struct Args {
     /// Parallel requests for a blob of 64 MiB or more
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
-    /// Log requests on stdout when their answer is complete: time, client, user, method, path, ns, status, bytes,
-    /// milliseconds, how it was served, how it ended, and the client's name
+    /// Log requests on stdout when their response is complete: time, client, user, method, path, ns, status, bytes,
+    /// duration in milliseconds, outcome, end, user agent
     #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLogFormat::Off)]
     access_log: AccessLogFormat,
     /// After SIGTERM, fail /readyz and accept connections for this time, so that load balancers notice, before

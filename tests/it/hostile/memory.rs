@@ -310,9 +310,9 @@ fn write_back_of_an_image_with_large_manifests_fails_within_the_memory_of_a_prox
     let peak = Peak::of(&proxy.process);
     http::get(proxy.addr(), "/v2/evil/manifests/latest").expect(200);
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"failed\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_images_total{result=\"failed\"} 1");
     // The image, and none of the children that its copy read.
-    assert_metric_line(ops, "transload_proxy_write_back_waiting 1");
+    assert_metric_line(ops, "transload_proxy_write_back_queue_length 1");
     peak.assert_below(200);
 }
 
@@ -436,9 +436,9 @@ fn an_image_whose_copy_kills_the_proxy_is_given_up() {
     front.clear_rules();
     let proxy = ProxyProcess::start_in(cache, &upstream, &flags);
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"given-up\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_images_total{result=\"given-up\"} 1");
     assert!(proxy.process.stderr.text().contains("the proxy was killed 3 times while it was copied"));
     image.assert_at(proxy.addr(), "library/app", "v1");
-    assert_metric_line(ops, "transload_proxy_write_back_waiting 0");
+    assert_metric_line(ops, "transload_proxy_write_back_queue_length 0");
     assert_eq!(http::get(durable.addr(), "/v2/library/app/manifests/v1").status, 404);
 }
