@@ -18,7 +18,7 @@
 //!   ├── registry ──┴── HTTP to Docker Hub, ACR, … ────────┤
 //!   ├── layout ────┴── a directory of images ─────────────┘
 //!   ├── server ─────── answers HTTP over a layout, or over
-//!   ├── proxy ──────── a cache that reads from Sources
+//!   ├── proxy ──────── a cache that reads from Sources, and copies into the durable tier by the engine
 //!   ├── ops ────────── health and metrics of what stays, and orders to it, by the server
 //!   ├── node ───────── a node's hosts.toml, and its place in the file system
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
@@ -29,7 +29,7 @@
 //!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
 //! - tools < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
-//! - [`credentials`] < [`registry`]; [`copy`] < [`mirror`]; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
+//! - [`credentials`] < [`registry`]; [`copy`] < {[`mirror`], [`proxy`]}; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
 //!   [`demo`]}.
 //!
 //! [`registry`], [`layout`], [`copy`] and [`server`] never name each other: `tests/layering.rs` holds that.

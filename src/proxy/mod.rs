@@ -27,8 +27,8 @@
 //! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
 //! - [`cache_admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
 //! - [`scrub`]: reads the cache in the background, and drops what is corrupt
-//! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
-//! - `cached_source`: the proxy as a source for the copying into the durable tier
+//! - [`metrics`]: what is told to Prometheus; [`writeback`]: the copying into the durable tier
+//! - `cached_source`: the proxy as a source for the copying
 //! - `cached_blob`: a cached blob as a stream, which goes on from the upstream where its file fails
 //! - `tasks`: work that belongs to the proxy; `file_stream`: files as streams; `backend`: the front
 //!
