@@ -38,7 +38,7 @@ use self::concurrency::{SMALL_SLOTS_PER_LARGE, TransferSlots};
 pub use self::document::{CopyResult, Entry, Failure, Quota, RegistryUsage, Summary};
 pub use self::graph::Graph;
 use self::graph::{ManifestDigests, Walk};
-use self::locks::{ManifestLock, ManifestLocks};
+use self::locks::{LockScope, ManifestLock, ManifestLocks};
 pub(crate) use self::memory::Account;
 use self::memory::Memory;
 use self::mount_candidates::MountCandidates;
@@ -198,7 +198,8 @@ impl Engine {
     /// The turn to write a manifest, unless this run knows that it's there.
     async fn lock_manifest<D: Destination>(&self, destination: &D, manifest: Digest) -> Option<ManifestLock<'_>> {
         let here = destination.repository();
-        self.locks.acquire(&here.registry, self.blob_locations.id_of(here), manifest).await
+        let scope = LockScope::Registry(here.registry.clone());
+        self.locks.acquire(scope, self.blob_locations.id_of(here), manifest).await
     }
 
     /// The turn to read what a manifest names and to bring it from this source's registry, unless this run knows
@@ -210,8 +211,9 @@ impl Engine {
         destination: &D,
         manifest: Digest,
     ) -> Option<ManifestLock<'_>> {
-        let (from, here) = (source.origin().map_or("", |origin| &origin.registry), destination.repository());
-        self.locks.acquire(&format!("{from} for {here}"), self.blob_locations.id_of(here), manifest).await
+        let here = self.blob_locations.id_of(destination.repository());
+        let from = source.origin().map(|origin| origin.registry.clone());
+        self.locks.acquire(LockScope::Source(from, here), here, manifest).await
     }
 
     fn unchanged<D: Destination>(&self, destination: &D, root: &Descriptor, graph: &Graph, report: &mut Report) {
