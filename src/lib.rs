@@ -61,9 +61,9 @@
 //!   be signed. At the source it would be a pull.
 //! - **A walk skips the destination's HEADs where the repository doesn't exist** (`NAME_UNKNOWN` from one
 //!   small request): on an empty repository that saves a request for each blob and manifest.
-//! - **Two frugal ways of the engine**: for one image it asks both ends at once, since round trips count;
-//!   for a list ([`copy::Engine::thrifty`]) it asks the source only for tags that the destination has, sends
-//!   configs unasked, and learns from unchanged images which layers can be mounted.
+//! - **Two modes of the engine** ([`copy::Mode`]): for one image it asks both ends at once, since round trips count; for
+//!   a list it asks the source only for tags that the destination has, sends configs unasked, and learns from unchanged
+//!   images which layers can be mounted.
 //! - **Places at both ends** of a transfer instead of one number of jobs: so a slow source keeps no other
 //!   one waiting, and huge blobs never take the last place. Images of a list wait in a lane for each source and
 //!   destination, for the same reason.

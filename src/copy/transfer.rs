@@ -8,7 +8,7 @@ use futures_util::future;
 use super::blob_locations::RepositoryId;
 use super::concurrency::{SMALL_BLOB, TransferSlot};
 use super::locks::{LockScope, ManifestLock};
-use super::{BLOB_PATIENCE, BlobStep, Engine, Outcome, Plan, Report};
+use super::{BLOB_PATIENCE, BlobStep, Engine, Mode, Outcome, Plan, Report};
 use crate::content::{Destination, Feed, Source, UploadStart};
 use crate::descriptor::Descriptor;
 use crate::error::{Kind, Result, Side};
@@ -106,7 +106,7 @@ impl Engine {
 
     /// A repository where a finished image has this blob, if it's large enough to look for.
     async fn other_holder(&self, here: &Repository, blob: &Descriptor) -> Option<Repository> {
-        if !self.thrifty || blob.size <= SMALL_BLOB {
+        if self.mode == Mode::SingleImage || blob.size <= SMALL_BLOB {
             return None;
         }
         let number = self.mount_candidates.holder(&here.registry, &blob.digest).await?;

@@ -10,7 +10,7 @@ use super::super::progress::Bars;
 use super::super::{interval, output, prune, render};
 use super::repositories::RegistryRepositories;
 use super::{DestinationArgs, limits};
-use crate::copy::{Engine, NoObserver, Observer};
+use crate::copy::{Engine, Mode, NoObserver, Observer};
 use crate::error::{Error, Result};
 use crate::mirror::job::Job;
 use crate::mirror::list::{DestinationBase, Entry};
@@ -131,7 +131,7 @@ impl RunArgs {
                 bars.map_or_else(tell, |bars| bars.suspend(tell));
             }
         };
-        let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
+        let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).with_mode(Mode::List);
         let options = run::Options { action: self.action(), deadline: self.limits.deadline() };
         let wanted = |entry: &Entry, job: Option<&Job>| selection.wants(entry, job);
         run::run(list, to, &RegistryRepositories::new(registries), &engine, &options, &wanted, &ended).await;
