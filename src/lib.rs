@@ -87,8 +87,9 @@
 //! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
 //! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer anew |
 //! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
+//! | forms of token requests | form_urlencoded, in the tree by reqwest's `Url` |
 //! | digests | sha2, behind [`descriptor::Hasher`] |
-//! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value |
+//! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value, and quotes what YAML 1.1 takes for no string |
 //! | tags | regex, globset, semver |
 //! | users of the proxy's listeners | bcrypt (in Rust, 5 small crates, constant-time comparison): the hash that htpasswd and other registries have, which is nothing to write ourselves |
 //! | TLS of the proxy's listeners | tokio-rustls, in the tree for the client already |
