@@ -187,14 +187,19 @@ pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), registr
     if let Some(own) = find_source::<Error>(error) {
         return own.duplicate();
     }
-    Error::new(Kind::Network, format!("{registry}: {}", root_cause(error)))
+    let made = Error::new(Kind::Network, format!("{registry}: {}", root_cause(error)));
+    match find_source::<std::io::Error>(error) {
+        Some(cause) => made.caused_by_io(cause),
+        None => made,
+    }
 }
 
-/// The innermost cause, which says more than the layers around it.
+/// The innermost cause, which says more than the layers around it. The message of an [`Error`] has its causes already.
 pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
+    let (mut inner, mut next) = (error, error.source());
+    while let Some(source) = next {
         inner = source;
+        next = source.source().filter(|_| !source.is::<Error>());
     }
     inner.to_string()
 }

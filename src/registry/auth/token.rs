@@ -147,10 +147,7 @@ pub(in crate::registry) fn form(scope: &Scope, service: &str, grant: &[(&str, &s
 }
 
 pub(in crate::registry) fn encode(pairs: &[(&str, &str)]) -> String {
-    // A URL's query has the very encoding of a form (WHATWG URL, "application/x-www-form-urlencoded").
-    let mut url = Url::parse("form:/").unwrap_or_else(|_| unreachable!("a constant URL"));
-    url.query_pairs_mut().extend_pairs(pairs);
-    url.query().unwrap_or_default().to_owned()
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 
 pub(in crate::registry) async fn refresh(

@@ -183,7 +183,7 @@ impl Shared {
             } else {
                 "the registry sends us there: is it up, and reachable from here?"
             };
-            Error::new(Kind::Network, format!("{name}: {error}")).hint(hint)
+            Error::new(Kind::Network, format!("{name}: {error}")).caused_by(error).hint(hint)
         })?;
         Ok(Box::new(stream))
     }
@@ -263,7 +263,7 @@ impl Shared {
                 let made = self.explain(&error, peer);
                 let through = proxy.map(|proxy| format!(", through the proxy {proxy}")).unwrap_or_default();
                 Err(made.unwrap_or_else(|| {
-                    Error::new(Kind::Network, format!("{name}{through}: {error}")).hint(format!(
+                    Error::new(Kind::Network, format!("{name}{through}: {error}")).caused_by(error).hint(format!(
                         "does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"
                     ))
                 }))
@@ -303,7 +303,8 @@ impl Shared {
 }
 
 fn no_address(name: &str, error: &io::Error) -> Error {
-    let made = Error::new(Kind::Network, format!("{name} has no address: {error}"));
+    let made = Error::new(Kind::Network, format!("{name} has no address: {error}")).caused_by_io(error);
+    // The standard library names a resolver's error only in its text.
     if error.to_string().contains("Temporary failure") {
         return made.hint("is the registry's name spelled right, and does this machine resolve it?");
     }
