@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
-use reqwest::Url;
 use serde::Deserialize;
 
 use crate::credentials::process;
@@ -54,14 +53,6 @@ pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<(StatusCode
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds.min(SECONDS_PER_DAY)))
-}
-
-/// `application/x-www-encode_form-urlencoded`.
-pub(super) fn encode_form(pairs: &[(&str, &str)]) -> String {
-    // Borrowed from URLs: one crate less than reqwest's `encode_form`.
-    let Ok(mut url) = Url::parse("form:/") else { return String::new() };
-    url.query_pairs_mut().extend_pairs(pairs);
-    url.query().unwrap_or_default().to_owned()
 }
 
 /// reqwest says "error sending request", and why in its sources.
