@@ -18,7 +18,7 @@
 //!   ├── registry ──┴── HTTP to Docker Hub, ACR, … ────────┤
 //!   ├── layout ────┴── a directory of images ─────────────┘
 //!   ├── server ─────── answers HTTP over a layout, or over
-//!   ├── proxy ──────── a cache that reads from Sources, and copies into the durable tier by the engine
+//!   ├── proxy ──────── a cache that reads from Sources, and copies into the first tier by the engine
 //!   ├── ops ────────── health and metrics of what stays, and orders to it, by the server
 //!   ├── node ───────── a node's hosts.toml, and its place in the file system
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
@@ -82,7 +82,7 @@
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
 //! | client | hyper-util: the pool and HTTP/1.1; tower-service, the trait of its connections, which are ours (`registry::network` says why); tokio-rustls; webpki-root-certs where the image has no CA store; rustls-native-certs where certificates are not in files (not on Linux) |
-//! | client of identity services | reqwest, by the same proxies and certificates; its `Url` and `Body` everywhere |
+//! | client of identity services | reqwest, by the same proxies and certificates; its `Url` and `Body` everywhere; form_urlencoded, which its `Url` is made of |
 //! | token realms | psl: the public suffix list, compiled in (1 crate of data and 1 of types, MIT or Apache-2.0): which hosts have one owner is nothing to guess, and nothing to ask the network for |
 //! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
 //! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer anew |

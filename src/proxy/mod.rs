@@ -24,10 +24,10 @@
 //! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
 //! - `tiers`, `breaker`, `refusals`, `timeouts`: asking registries; [`Origins`] is all that is known of them
 //! - [`upstreams`], [`rules`]: which upstreams there are; what a request means
-//! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
+//! - [`events`]: what happens, for metrics, the status page, and the copying into the first tier
 //! - [`cache_admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
 //! - [`scrub`]: reads the cache in the background, and drops what is corrupt
-//! - [`metrics`]: what is told to Prometheus; [`writeback`]: the copying into the durable tier
+//! - [`metrics`]: what is told to Prometheus; [`writeback`]: the copying into the first tier
 //! - `cached_source`: the proxy as a source for the copying
 //! - `cached_blob`: a cached blob as a stream, which goes on from the upstream where its file fails
 //! - `tasks`: work that belongs to the proxy; `file_stream`: files as streams; `backend`: the front

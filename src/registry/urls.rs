@@ -168,13 +168,13 @@ fn decoded(path: &str) -> Option<String> {
     None
 }
 
-/// Decodes once. A `%` that begins no escape stays. `None` for what is no text then.
+/// [`percent_decode`], if the result is text.
 pub(super) fn percent_decoded(text: &str) -> Option<String> {
-    String::from_utf8(percent_decoded_bytes(text)).ok()
+    String::from_utf8(percent_decode(text)).ok()
 }
 
-/// The same, whatever it is.
-pub(super) fn percent_decoded_bytes(text: &str) -> Vec<u8> {
+/// Decodes once. A `%` that begins no escape stays.
+pub(super) fn percent_decode(text: &str) -> Vec<u8> {
     let hex = |byte: Option<&u8>| {
         byte.and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
     };

@@ -102,9 +102,9 @@ impl Origins for RegistryOrigins {
 }
 
 impl WriteBackOrigins for RegistryOrigins {
-    type Durable = Repo;
+    type FirstTier = Repo;
 
-    fn durable(&self, upstream: &str, repository: &Repository) -> Result<Repo> {
+    fn first_tier(&self, upstream: &str, repository: &Repository) -> Result<Repo> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         known.writing.get(upstream).unwrap_or(&known.common).repository(repository)
     }

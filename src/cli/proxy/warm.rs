@@ -65,7 +65,7 @@ impl WarmArgs {
     /// How the proxy is asked.
     pub(in crate::cli) fn options(&self, mut options: Options) -> Options {
         // What is on loopback is plain without being called insecure.
-        if self.proxy.plain && !crate::registry::is_loopback(crate::reference::split_port(&self.proxy.name).0) {
+        if self.proxy.plain && !crate::reference::is_loopback(crate::reference::split_port(&self.proxy.name).0) {
             options.insecure.push(self.proxy.name.to_string());
         }
         options

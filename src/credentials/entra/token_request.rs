@@ -55,11 +55,6 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds.min(SECONDS_PER_DAY)))
 }
 
-/// `application/x-www-form-urlencoded`.
-pub(super) fn encode_form(pairs: &[(&str, &str)]) -> String {
-    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
-}
-
 /// reqwest says "error sending request", and why in its sources. The message of an [`Error`] has its sources already.
 pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::scope::Scope;
-use crate::credentials::Secret;
+use crate::credentials::{Secret, encode_form};
 use crate::error::{Error, Kind, Result};
 use crate::go_names::fold;
 use crate::registry::azure::is_acr;
@@ -52,7 +52,7 @@ impl Answer {
     pub(in crate::registry) async fn read(response: Response, registry: &Registry, user: Option<&str>) -> Result<Self> {
         let status = response.status();
         let wait = retry_after(response.headers());
-        let page = web_page::instead_of("the token endpoint", &response).filter(|_| web_page::stands_in(status));
+        let page = web_page::instead("the token endpoint", &response).filter(|_| web_page::stands_in(status));
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
             // What stands between is more likely to say this than the registry.
@@ -143,11 +143,7 @@ pub(in crate::registry) fn form(scope: &Scope, service: &str, grant: &[(&str, &s
     let mut pairs = vec![("service", service), ("client_id", "transload")];
     pairs.extend(grant);
     pairs.extend(texts.iter().map(|text| ("scope", text.as_str())));
-    encode(&pairs)
-}
-
-pub(in crate::registry) fn encode(pairs: &[(&str, &str)]) -> String {
-    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+    encode_form(&pairs)
 }
 
 pub(in crate::registry) async fn refresh(

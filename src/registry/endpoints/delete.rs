@@ -12,6 +12,7 @@ use crate::reference::{Tag, Target};
 use crate::registry::Repo;
 use crate::registry::auth::scope::Scope;
 use crate::registry::azure::is_acr;
+use crate::registry::lookup::is_unsupported;
 use crate::registry::urls::Endpoint;
 
 /// What a registry says of a tag itself, which is more than of its image.
@@ -122,8 +123,7 @@ fn is_unable(error: &Error) -> bool {
     match (error.kind(), error.status()) {
         // DIGEST_INVALID
         (Kind::Mismatch, status) => status == Some(400),
-        (Kind::Registry, Some(405 | 501)) => true,
         (Kind::Registry, Some(400)) => error.code() == Some("UNSUPPORTED"),
-        _ => false,
+        _ => is_unsupported(error),
     }
 }

@@ -5,7 +5,7 @@ use http::header::LINK;
 use reqwest::Url;
 
 use crate::error::{Error, Kind, Result};
-use crate::registry::urls::percent_decoded_bytes;
+use crate::registry::urls::percent_decode;
 
 /// The query of the next page of the list at `current`. `None` if no header names a next page: the list ends here.
 ///
@@ -37,7 +37,8 @@ fn unclear(why: &str) -> Error {
 fn query_of(target: &str, current: &Url) -> Result<String> {
     let url = current.join(target).ok().filter(|url| !target.is_empty() && matches!(url.scheme(), "http" | "https"));
     let url = url.ok_or_else(|| unclear("its target is not a URL"))?;
-    if percent_decoded_bytes(url.path()) != percent_decoded_bytes(current.path()) {
+    // A registry may escape the slashes of a repository's name.
+    if percent_decode(url.path()) != percent_decode(current.path()) {
         return Err(unclear("the next page is not a page of this list"));
     }
     let query = url.query().filter(|query| !query.is_empty()).ok_or_else(|| unclear("its target has no query"))?;
