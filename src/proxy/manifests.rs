@@ -29,6 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::reference::{self, Target};
+use crate::server::Reply;
 
 /// What is known in memory besides the documents.
 #[derive(Debug)]
@@ -71,10 +72,9 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         target: &Target,
-    ) -> Result<Option<Descriptor>> {
+    ) -> Reply<Option<Descriptor>> {
         let (found, how) = self.resolve_silently(repo, target).await;
-        self.report_manifest(repo, &found, how);
-        found
+        self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
     /// The same, told to nobody.
@@ -102,10 +102,9 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         target: &Target,
-    ) -> Result<Option<Manifest>> {
+    ) -> Reply<Option<Manifest>> {
         let (found, how) = self.manifest_silently(repo, target).await;
-        self.report_manifest(repo, &found, how);
-        found
+        self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
     /// The same, told to nobody.
@@ -119,15 +118,6 @@ impl<O: Origins> Inner<O> {
             Target::Tag(tag) => self.manifest_by_tag(repo, tag).await,
             Target::Name(_) => (Ok(None), CacheOutcome::Absent),
         }
-    }
-
-    fn report_manifest<T>(&self, repo: &UpstreamRepository, found: &Result<Option<T>>, how: CacheOutcome) {
-        let how = match found {
-            Ok(Some(_)) => how,
-            Ok(None) => CacheOutcome::Absent,
-            Err(_) => CacheOutcome::Failed,
-        };
-        self.report_served(repo, RequestKind::Manifest, how);
     }
 
     async fn manifest_by_digest(

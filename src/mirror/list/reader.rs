@@ -8,7 +8,7 @@ use super::node::{Key, MAX_ENTRIES, Node, Value};
 use super::{DestinationRule, Entry, ImageSelection, List, ListFormat, Note, Pattern, SelectedImage};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{Reference, RegistryName, Repository, Target, looks_like_host};
+use crate::reference::{Reference, Repository, Target, looks_like_host};
 
 /// Collects what a list says.
 #[derive(Debug)]
@@ -223,11 +223,7 @@ impl<'a> Reader<'a> {
         };
         self.notes.sort_by_key(|(note, _)| note.line);
         let notes = self.notes.into_iter().map(more).collect();
-        let list = List { form, entries: self.entries, to: self.to, notes };
-        // Where they go isn't known yet; that two go to one place is.
-        let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
-        list.check(if list.to.is_empty() { &somewhere } else { &list.to }, self.name)?;
-        Ok(list)
+        Ok(List { form, entries: self.entries, to: self.to, notes })
     }
 }
 

@@ -14,6 +14,7 @@ use crate::proxy::events::{CacheOutcome, RequestKind};
 use crate::proxy::tiers::blame_upstream;
 use crate::proxy::upstreams::UpstreamRepository;
 use crate::proxy::{Inner, Origins, with_patience_since};
+use crate::server::Reply;
 
 /// Where a request for a blob got to.
 enum FillLookup<S> {
@@ -31,16 +32,13 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         digest: &Digest,
-    ) -> Result<Option<ReadableBlob<O::Source>>> {
+    ) -> Reply<Option<ReadableBlob<O::Source>>> {
         let (found, how) = self.blob_silently(repo, digest).await;
         let how = match &found {
             Ok(Some(ReadableBlob::Passed(..))) => CacheOutcome::Passed,
-            Ok(Some(_)) => how,
-            Ok(None) => CacheOutcome::Absent,
-            Err(_) => CacheOutcome::Failed,
+            _ => how,
         };
-        self.report_served(repo, RequestKind::Blob, how);
-        found
+        self.report_served(repo, RequestKind::Blob, found, how)
     }
 
     /// The same, told to nobody.
