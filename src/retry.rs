@@ -1,7 +1,7 @@
-//! The budget of attempts that one piece of work may spend. No HTTP.
+//! The retry budget of one piece of work. No HTTP.
 //!
-//! A blob has one budget for everything that is done for it: opening it, resuming its download,
-//! resuming its upload, starting over in a new session. So no layer multiplies another's retries.
+//! A blob has one budget for all of its steps: opening it, resuming its download, resuming its upload, starting again in a
+//! new session. So the retries of one layer of the code do not multiply those of another.
 
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,31 +11,31 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 
-/// How often and how long something may be tried again. Clones share one state.
+/// The number of retries and the waiting time that are left. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// Faults that are still forgiven.
+    /// Faults that may still be retried.
     left: u32,
-    most: u32,
+    max: u32,
     attempts: u32,
-    /// Bytes moved since the last fault was forgiven or regained.
+    /// Bytes that arrived since [`Budget::progress`] last gave a fault back.
     moved: u64,
-    /// What may still be waited in all for `Retry-After` and backoff.
+    /// The waiting time that is left, for `Retry-After` and backoff together.
     patience: Duration,
     started: Instant,
-    /// The end of the wait after the last fault that was charged.
+    /// The end of the wait after the last fault that was counted.
     waiting_until: Option<Instant>,
 }
 
 impl Budget {
-    /// A budget of `faults` forgiven faults and `patience` of waiting in all.
+    /// A budget of `faults` retries and `patience` of waiting in all.
     pub fn new(faults: u32, patience: Duration) -> Self {
         Self(Arc::new(Mutex::new(State {
             left: faults,
-            most: faults,
+            max: faults,
             attempts: 1,
             moved: 0,
             patience,
@@ -44,53 +44,52 @@ impl Budget {
         })))
     }
 
-    /// Asks to try again after `error`: waits as the server or the backoff says, then returns.
+    /// Waits before a retry after `error`, as long as the server or the backoff says. Then returns.
     ///
-    /// A wait that the server asked for (`Retry-After`) costs patience, but no fault, unless it's none.
-    /// Faults of several requests for one piece of work at the same time are one fault: while one of them
-    /// waits, the others wait with it.
+    /// A wait that the server asked for (`Retry-After`) costs waiting time but no fault, unless it is zero. Several
+    /// requests for one piece of work may fail at the same time. They count as one fault, and wait together.
     ///
     /// # Errors
-    /// `error` itself, with the number of attempts and the time spent, if it's final or the
-    /// budget is spent.
+    /// `error` itself, with the number of attempts and the time spent, if it is permanent or the budget is spent.
     pub async fn retry(&self, error: Error) -> Result<()> {
         let wait = match self.decide(&error) {
             Some(wait) => wait,
             None => return Err(self.give_up(error)),
         };
-        tracing::warn!("{error}; trying again in {:.1} s", wait.as_secs_f64());
+        tracing::warn!("{error}; retrying in {:.1} s", wait.as_secs_f64());
         tokio::time::sleep(wait).await;
         Ok(())
     }
 
-    /// The same, for whoever reports the final error itself: a retry is no warning.
+    /// As [`retry`](Self::retry), but logs a retry as information and not as a warning. For a caller that reports the
+    /// final error itself.
     ///
     /// # Errors
     /// Those of [`retry`](Self::retry).
     pub async fn retry_quietly(&self, error: Error) -> Result<()> {
         let Some(wait) = self.decide(&error) else { return Err(self.give_up(error)) };
-        tracing::info!("{error}; trying again in {:.1} s", wait.as_secs_f64());
+        tracing::info!("{error}; retrying in {:.1} s", wait.as_secs_f64());
         tokio::time::sleep(wait).await;
         Ok(())
     }
 
-    /// Says that bytes arrived for good: each 32 MiB of them give one forgiven fault back, so
-    /// that a large blob on a poor line isn't lost to a number that suits a small one.
+    /// Counts bytes that arrived and will be kept. Each 32 MiB give one fault back, so that a large blob on a bad line may
+    /// have more faults than a small one.
     pub fn progress(&self, bytes: u64) {
         let mut state = self.lock();
         state.moved += bytes;
         if state.moved >= BYTES_PER_REGAINED_FAULT {
             state.moved = 0;
-            state.left = (state.left + 1).min(state.most);
+            state.left = (state.left + 1).min(state.max);
         }
     }
 
-    /// How many attempts were made so far.
+    /// The number of attempts so far.
     pub fn attempts(&self) -> u32 {
         self.lock().attempts
     }
 
-    /// `error`, with what was spent on it.
+    /// `error`, with the number of attempts and the time spent.
     pub fn give_up(&self, error: Error) -> Error {
         let state = self.lock();
         error.after(state.attempts, state.started.elapsed())
@@ -102,13 +101,13 @@ impl Budget {
         }
         let mut state = self.lock();
         let wait = match error.retry_after() {
-            // The server's own count-down is exact enough; a little jitter keeps clients apart.
+            // The server's delay is exact. A little jitter keeps clients apart.
             Some(asked) => asked + jitter(Duration::from_millis(250)),
             None => {
-                let fault = state.most.saturating_sub(state.left).min(6);
-                let most = MAX_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault));
-                // Not less than half: six faults then always outlast an outage of some seconds.
-                most / 2 + jitter(most / 2)
+                let fault = state.max.saturating_sub(state.left).min(6);
+                let backoff = MAX_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(fault));
+                // At least half of it, so that six retries always outlast an outage of some seconds.
+                backoff / 2 + jitter(backoff / 2)
             }
         };
         // Several connections break at once when the other end goes away.
@@ -119,7 +118,7 @@ impl Budget {
             state.attempts += 1;
             return Some(left);
         }
-        // To be told to wait for nothing is no reason to go on for ever.
+        // `Retry-After: 0` must not cause endless retries.
         let fault = error.retry_after().is_none_or(|asked| asked.is_zero());
         if wait > state.patience || (fault && state.left == 0) {
             return None;
@@ -139,18 +138,17 @@ impl Budget {
 }
 
 impl Default for Budget {
-    /// Six faults, fifteen minutes of waiting.
+    /// Six retries, fifteen minutes of waiting.
     fn default() -> Self {
         Self::new(6, Duration::from_secs(15 * 60))
     }
 }
 
-/// Full jitter: anything from nothing to `most`
-/// (AWS Architecture Blog, "Exponential Backoff And Jitter").
-pub fn jitter(most: Duration) -> Duration {
-    // RandomState's keys differ in each instance: randomness enough to spread retries.
+/// Full jitter: a random duration up to `max` (AWS Architecture Blog, "Exponential Backoff And Jitter").
+pub fn jitter(max: Duration) -> Duration {
+    // The keys of RandomState differ in each instance, which is random enough to spread retries.
     let random = std::hash::RandomState::new().build_hasher().finish();
-    most.mul_f64(random as f64 / u64::MAX as f64)
+    max.mul_f64(random as f64 / u64::MAX as f64)
 }
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(300);
@@ -167,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn faults_are_counted_and_told() {
+    async fn faults_are_counted_and_reported() {
         let budget = Budget::new(2, Duration::from_secs(60));
         budget.retry(fault()).await.expect("first");
         budget.retry(fault()).await.expect("second");
@@ -176,14 +174,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_servers_wait_wins_and_is_bounded() {
+    async fn the_servers_delay_is_used_and_bounded() {
         let budget = Budget::new(1, Duration::from_secs(100));
         let begun = Instant::now();
         let limited = || Error::new(Kind::Limited, "429").transient(Some(Duration::from_secs(60)));
         budget.retry(limited()).await.expect("within patience");
         assert!(begun.elapsed() >= Duration::from_secs(60) && begun.elapsed() < Duration::from_secs(61));
         budget.retry(limited()).await.expect_err("past patience");
-        budget.retry(fault()).await.expect("a fault is still forgiven");
+        budget.retry(fault()).await.expect("a fault may still be retried");
         let at_once = Error::new(Kind::Limited, "429").transient(Some(Duration::ZERO));
         budget.retry(at_once).await.expect_err("no more faults");
     }
@@ -192,10 +190,10 @@ mod tests {
     async fn progress_gives_faults_back() {
         let budget = Budget::new(1, Duration::from_secs(1000));
         for _ in 0..10 {
-            budget.retry(fault()).await.expect("forgiven");
+            budget.retry(fault()).await.expect("a retry");
             budget.progress(BYTES_PER_REGAINED_FAULT);
         }
-        budget.retry(fault()).await.expect("forgiven");
+        budget.retry(fault()).await.expect("a retry");
         budget.retry(fault()).await.expect_err("no progress since");
     }
 
@@ -217,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn final_errors_are_not_tried_again() {
+    async fn permanent_errors_are_not_retried() {
         let budget = Budget::default();
         budget.retry(Error::new(Kind::NotFound, "no")).await.expect_err("final");
         assert_eq!(budget.attempts(), 1);

@@ -106,7 +106,7 @@ struct SharedList {
 }
 
 impl ArtifactTagLists {
-    /// The tags of artifacts in `source`, for an image with so many manifests. A list that another image read a short
+    /// The tags of artifacts in `source`, for an image with this number of manifests. A list that another image read a short
     /// time ago is used again.
     pub(super) async fn of<S: Source>(&self, source: &S, target: &Target, manifests: usize) -> ArtifactTags {
         let max_pages = manifests.saturating_mul(PAGES_PER_MANIFEST).min(MAX_PAGES);

@@ -1,8 +1,8 @@
-//! Which repository of a destination holds which blob, as far as this run knows.
+//! Maps each blob to the repositories of a destination registry that hold it, as far as this run knows.
 //!
-//! Whoever needs a blob that is on its way to the same registry waits for it, then mounts it: so
-//! each blob is read from its source once. Lists have tens of thousands of blobs, some of them in
-//! thousands of repositories: so names are kept once, and stand here as numbers.
+//! A transfer that needs a blob which another transfer is bringing to the same registry waits for it, then mounts it. So
+//! each blob is read from its source once. A list may have tens of thousands of blobs, some of them in thousands of
+//! repositories. So each name is kept once, and a number stands for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::descriptor::Digest;
 use crate::reference::Repository;
 
-/// The directory. One for a run.
+/// The map. A run has one.
 #[derive(Debug, Default)]
 pub struct BlobLocations(Mutex<State>);
 
@@ -22,12 +22,12 @@ struct State {
     blobs: HashMap<(u32, Digest), Holders>,
 }
 
-/// A repository of this run.
+/// The number of a repository in this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RepositoryId(u32);
 
-/// The repositories that hold one blob. Locked by whoever is bringing it there: if he fails, the
-/// next one who waits finds no holder and takes over.
+/// The repositories that hold one blob. The transfer that brings the blob holds the lock. If it fails, the next waiting
+/// transfer finds no holder and brings the blob itself.
 pub(super) type Holders = Arc<tokio::sync::Mutex<Vec<RepositoryId>>>;
 
 impl BlobLocations {

@@ -1,24 +1,23 @@
-//! Who may move bytes now: places at each source and at each destination.
+//! Limits how many blobs are transferred at once, by slots at each source and at each destination.
 //!
-//! A blob takes a place at both ends at once, or waits for both: so a slow source leaves the others
-//! their destinations, and the other way round. Of a registry's places the huge blobs never take all:
-//! what is smaller passes them.
+//! A blob takes a slot at both ends at once, or waits for both. So a slow source does not use up the slots of a
+//! destination, and the other way round. Huge blobs never take all slots of a registry, so smaller blobs pass them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The places of a run.
+/// The slots of a run.
 #[derive(Debug)]
 pub(super) struct TransferSlots {
-    /// Of each registry and direction, for blobs that take time and memory.
+    /// Slots for large blobs, for each registry and direction.
     large: usize,
     taken: Mutex<HashMap<SlotKey, usize>>,
     freed: Notify,
 }
 
-/// Which places are counted together.
+/// The slots that are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct SlotKey {
     registry: String,
@@ -29,13 +28,13 @@ struct SlotKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum SizeClass {
     Small,
-    /// Everything that isn't small.
+    /// Larger than [`SMALL_BLOB`]. Takes time and memory.
     Large,
-    /// Counted among the large ones too.
+    /// At least [`HUGE_BLOB`]. Also counted as large.
     Huge,
 }
 
-/// A blob's places, given back on drop.
+/// The slots of one blob. Dropping it frees them.
 #[derive(Debug)]
 pub(super) struct TransferSlot<'a> {
     slots: &'a TransferSlots,
@@ -43,18 +42,18 @@ pub(super) struct TransferSlot<'a> {
 }
 
 impl TransferSlots {
-    /// Up to `large` large blobs at once from and to each registry.
+    /// Slots for up to `large` large blobs at once from and to each registry.
     pub(super) fn new(large: usize) -> Self {
         Self { large, taken: Mutex::default(), freed: Notify::new() }
     }
 
-    /// Waits for a place at both ends for a blob of `size` bytes.
+    /// Waits for a slot at both ends for a blob of `size` bytes.
     pub(super) async fn acquire(&self, source: &str, destination: &str, size: u64) -> TransferSlot<'_> {
         let keys = keys(source, destination, size);
         loop {
             let freed = self.freed.notified();
             let mut freed = std::pin::pin!(freed);
-            // Before looking, so that what is freed in between isn't missed.
+            // Registers before the check, so that a slot freed in between is not missed.
             freed.as_mut().enable();
             if self.try_acquire(&keys) {
                 return TransferSlot { slots: self, keys };
@@ -116,9 +115,9 @@ fn keys(source: &str, destination: &str, size: u64) -> Vec<SlotKey> {
 
 /// Blobs up to this many bytes cost round trips rather than bandwidth or memory.
 pub(super) const SMALL_BLOB: u64 = 512 << 10;
-/// So many of them run beside each large one's place.
+/// Slots for small blobs, for each slot for a large blob.
 pub(super) const SMALL_SLOTS_PER_LARGE: usize = 8;
-/// From here on, in bytes, a blob holds its place for so long that others must have one left.
+/// Blobs of at least this many bytes hold a slot for so long that they must leave one for other blobs.
 const HUGE_BLOB: u64 = 256 << 20;
 
 #[cfg(test)]
@@ -129,19 +128,19 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn huge_blobs_leave_a_place_and_each_registry_has_its_own() {
+    fn huge_blobs_leave_a_slot_and_each_registry_has_its_own() {
         let slots = TransferSlots::new(4);
         let take = |from: &'static str, to: &'static str, size| slots.acquire(from, to, size).now_or_never();
         let huge: Vec<_> = (0..3).filter_map(|_| take("hub", "acr", 1024 * MIB)).collect();
         assert_eq!(huge.len(), 3);
-        assert!(take("hub", "acr", 1024 * MIB).is_none(), "the last place is not for huge ones");
+        assert!(take("hub", "acr", 1024 * MIB).is_none(), "the last slot is not for huge blobs");
         let large = take("hub", "acr", 50 * MIB);
         assert!(large.is_some());
         assert!(take("hub", "acr", 50 * MIB).is_none(), "four in all");
         assert!(take("quay", "acr", 50 * MIB).is_none(), "the destination is full");
         assert!(take("hub", "other", 50 * MIB).is_none(), "the source is full");
         assert!(take("quay", "other", 50 * MIB).is_some());
-        assert!(take("hub", "acr", 10).is_some(), "small ones have places of their own");
+        assert!(take("hub", "acr", 10).is_some(), "small blobs have slots of their own");
         drop(huge);
         assert!(take("quay", "acr", 50 * MIB).is_some());
     }
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken() {
+    async fn a_waiting_blob_is_woken() {
         let slots = TransferSlots::new(1);
         let held = slots.acquire("a", "b", MIB).await;
         let (second, ()) = tokio::join!(slots.acquire("a", "b", MIB), async {

@@ -1,48 +1,48 @@
-//! What several copies came to, in the form of their JSON documents: `transload copy`'s and a mirror run's.
+//! The results of several copies, as in the JSON documents of `transload copy` and `transload mirror`.
 
 use serde::Serialize;
 
 use super::{Report, Status};
 use crate::error::{Error, Side};
 
-/// One image of a document.
+/// The result of one image.
 #[derive(Clone, Debug, Serialize)]
 pub struct Entry {
-    /// What was read, as a user writes it.
+    /// The source image, as a user writes it.
     pub source: String,
-    /// Where it was to be written.
+    /// The destination image.
     pub destination: String,
-    /// The line of the list that it came from.
+    /// The line of the list that names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
-    /// How it ended.
+    /// The result.
     #[serde(flatten)]
     pub ended: CopyResult,
 }
 
-/// How an image's copy ended. Boxed inside: a list's run keeps one for each image.
+/// The result of copying one image. The contents are boxed, since the run of a list keeps one for each image.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum CopyResult {
-    /// It is there, or would be.
+    /// The destination has the image, or a dry run found no error.
     Done {
         /// `copied`, `unchanged` or `planned`.
         status: &'static str,
-        /// The figures.
+        /// What was done.
         #[serde(flatten)]
         report: Box<Report>,
     },
-    /// It isn't.
+    /// The image was not copied.
     Failed {
-        /// `failed`, or `skipped` if a deadline came before its turn.
+        /// `failed`, or `skipped` if the deadline passed before it was started.
         status: &'static str,
-        /// Why.
+        /// The reason.
         error: Box<Failure>,
     },
 }
 
 impl CopyResult {
-    /// What became of one image.
+    /// The result of one image.
     pub fn new(result: Result<Report, &Error>, dry_run: bool) -> Self {
         match result {
             Ok(report) => {
@@ -57,7 +57,7 @@ impl CopyResult {
         }
     }
 
-    /// An image whose turn didn't come, and why.
+    /// An image that was not started, with the reason.
     pub fn skipped(why: &Error) -> Self {
         Self::Failed { status: SKIPPED, error: Box::new(why.into()) }
     }
@@ -69,7 +69,7 @@ impl CopyResult {
         }
     }
 
-    /// The figures, if it is there or would be.
+    /// What was done; `None` if the image was not copied.
     pub fn report(&self) -> Option<&Report> {
         match self {
             Self::Done { report, .. } => Some(report),
@@ -77,7 +77,7 @@ impl CopyResult {
         }
     }
 
-    /// Why it isn't there.
+    /// Why the image was not copied.
     pub fn error(&self) -> Option<&Failure> {
         match self {
             Self::Done { .. } => None,
@@ -86,16 +86,16 @@ impl CopyResult {
     }
 }
 
-/// An error, as documents have it.
+/// An error in a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// `source`, `destination` or `local`.
     pub side: Option<&'static str>,
     /// Its kind.
     pub kind: &'static str,
-    /// What went wrong.
+    /// The error's text.
     pub message: String,
-    /// What can be done about it.
+    /// What the user can do.
     pub hint: Option<String>,
 }
 
@@ -114,43 +114,43 @@ impl From<&Error> for Failure {
     }
 }
 
-/// The sums over all images.
+/// Totals over all images.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
     /// Images written.
     pub copied: usize,
-    /// Images that were there.
+    /// Images that the destination already had.
     pub unchanged: usize,
     /// Images that a dry run would write.
     pub planned: usize,
     /// Images that failed.
     pub failed: usize,
-    /// Images whose turn a deadline came before; only where that can be.
+    /// Images that a deadline kept from starting; only for commands with a deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<usize>,
-    /// Blobs sent.
+    /// Blobs uploaded.
     pub blobs_uploaded: usize,
     /// Blobs mounted.
     pub blobs_mounted: usize,
-    /// Blobs that were there.
+    /// Blobs that the destination already had.
     pub blobs_present: usize,
-    /// Manifests read from sources for the images that are there, or would be; [`RegistryUsage::pulls`] has all.
+    /// Manifests read from sources, without those of failed images; [`RegistryUsage::pulls`] has all.
     pub pulls: usize,
-    /// Bytes of blobs sent.
+    /// Bytes of uploaded blobs.
     pub bytes_uploaded: u64,
-    /// Bytes of blobs that didn't need to be sent.
+    /// Bytes of blobs that were mounted or already there.
     pub bytes_skipped: u64,
     /// Requests to all registries.
     pub requests: u64,
-    /// About how many a run would make; of a list's dry run.
+    /// Estimate of the requests of a real run; only for the dry run of a list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_planned: Option<u64>,
-    /// How long it took.
+    /// The duration in seconds.
     pub duration_seconds: f64,
 }
 
 impl Summary {
-    /// Counts an image.
+    /// Adds one image.
     pub fn add(&mut self, ended: &CopyResult) {
         match ended.status() {
             COPIED => self.copied += 1,
@@ -168,26 +168,26 @@ impl Summary {
         self.bytes_skipped = self.bytes_skipped.saturating_add(report.bytes_skipped);
     }
 
-    /// How many images were counted.
+    /// The number of images.
     pub fn images(&self) -> usize {
         self.copied + self.unchanged + self.planned + self.failed + self.skipped.unwrap_or(0)
     }
 }
 
-/// What a registry was asked.
+/// The requests to one registry.
 #[derive(Clone, Debug, Serialize)]
 pub struct RegistryUsage {
-    /// The registry.
+    /// The registry's name.
     pub name: String,
     /// Requests, each redirect and token request counted.
     pub requests: u64,
-    /// Manifests read from it, also for images that failed then.
+    /// Manifests read from it, including those of failed images.
     pub pulls: u64,
-    /// The pull quota that it last told.
+    /// The last pull limit that it reported.
     pub pull_limit: Option<Quota>,
 }
 
-/// A registry's (Docker Hub's) pull quota.
+/// The pull limit of a registry (Docker Hub).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Quota {
     /// Pulls allowed in a window.
@@ -196,7 +196,7 @@ pub struct Quota {
     pub remaining: u64,
     /// The window, in seconds.
     pub window_seconds: u64,
-    /// What is counted: an address or a user's id.
+    /// The address or user id whose pulls are counted.
     pub source: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The walk: from the root manifest to all that has to be at the destination.
+//! The walk from the root manifest to all manifests that the destination needs.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,46 +17,46 @@ use crate::verify::Verified;
 /// The manifests of an image that the destination lacks, and those that it has.
 #[derive(Debug, Default)]
 pub struct Graph {
-    /// In the order of the walk: parents before children. The first is the root.
+    /// Manifests that the destination lacks, parents before children. The first is the root.
     pub manifests: Vec<Manifest>,
-    /// Children that end their subtree, since the destination holds them: a registry takes no
-    /// manifest before what it names.
+    /// Children that the destination has. Their subtrees are not walked: a registry accepts no manifest before the parts
+    /// that it names.
     pub present: Vec<Descriptor>,
-    /// Children that weren't wanted.
+    /// Children of other platforms than the selected ones.
     pub left_out: Vec<Descriptor>,
-    /// What the index said of each child's platform.
+    /// The platforms of the children, as the index names them.
     pub platforms: HashSet<Platform>,
-    /// Children that were read from the source.
+    /// The number of children that were read from the source.
     pub pulls: usize,
 }
 
-/// What became of a child.
+/// The result of visiting a child.
 enum Child {
     Present(Box<Descriptor>),
     Read(Manifest),
 }
 
-/// The digests of an image's manifests: what is left of a graph when its manifests are given back.
+/// The digests of the manifests of an image. They stay when the graph is dropped.
 #[derive(Debug, Default)]
 pub(super) struct ManifestDigests {
-    /// All manifests that are at the destination now.
+    /// All manifests that the destination has now. The first is the root.
     pub(super) digests: Vec<Digest>,
-    /// Those of them that are indexes, and whose children weren't read.
+    /// The indexes among them whose children were not read.
     pub(super) unread: Vec<Digest>,
 }
 
-/// How a walk reads.
+/// A walk over the manifests of an image.
 pub(super) struct Walk<'a> {
-    /// What its manifests take is held by this.
+    /// Accounts for the memory of the manifests.
     pub(super) account: &'a Account,
-    /// Manifests that are read at once.
+    /// The number of manifests that are read at once.
     pub(super) jobs: usize,
-    /// Children that this engine knows to be at the destination aren't asked for.
+    /// The engine whose knowledge of the destination is used instead of requests.
     pub(super) knows: Option<&'a Engine>,
 }
 
 impl Walk<'_> {
-    /// Walks from `root`, which was read from that side.
+    /// Walks from `root`, which was read from the side `from`.
     pub(super) async fn run<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -120,7 +120,7 @@ impl Walk<'_> {
                 return Ok(Child::Present(Box::new(child)));
             }
         }
-        // Not held while the source is asked, which may take hours.
+        // The lock is not held while the source is read, which may take hours.
         drop(manifest_lock);
         let read = async { source.manifest(&target).await.map_err(|error| missing_child(error.on(Side::Source))) };
         self.account.child((&child.digest, child.size), read).await.map(Child::Read)
@@ -129,9 +129,7 @@ impl Walk<'_> {
 
 fn missing_child(error: Error) -> Error {
     match error.kind() {
-        Kind::NotFound => {
-            error.hint("the index names an image that its registry does not hold; --platform copies the others")
-        }
+        Kind::NotFound => error.hint("the source lacks an image that the index names; --platform copies the others"),
         _ => error,
     }
 }
@@ -142,16 +140,16 @@ impl Graph {
         Self { present: vec![root], ..Self::default() }
     }
 
-    /// What is left of it without its manifests.
+    /// Drops the manifests and keeps their digests.
     pub(super) fn into_digests(self) -> ManifestDigests {
         let unread = self.present.iter().filter(|found| found.media_type.is_index()).map(|found| found.digest);
         ManifestDigests { digests: self.digests().collect(), unread: unread.collect() }
     }
 
-    /// The children of a level that weren't `seen` yet, as far as they are wanted; notes the others.
+    /// The selected children of a level that were not `seen` yet. Records the children that were left out.
     ///
     /// # Errors
-    /// If there are too many, or none for a wanted platform.
+    /// If there are too many, or none for a selected platform.
     fn children(
         &mut self,
         level: &[Manifest],
@@ -173,15 +171,15 @@ impl Graph {
         Ok(wanted)
     }
 
-    /// The digests of all manifests that will be at the destination.
+    /// The digests of all manifests that the destination will have.
     pub fn digests(&self) -> impl Iterator<Item = Digest> {
         self.manifests.iter().map(Manifest::digest).chain(self.present.iter().map(|descriptor| descriptor.digest))
     }
 
-    /// How many waves below each manifest have to be written before it.
+    /// The number of waves that must be written before each manifest.
     pub(super) fn heights(&self) -> HashMap<Digest, usize> {
         let mut heights = HashMap::new();
-        // Children come later in the walk, save for a manifest named at two levels: so until nothing changes.
+        // A manifest that is named at two levels may come before its parent, so this repeats until nothing changes.
         for _ in 0..=MAX_DEPTH {
             let mut same = true;
             for manifest in self.manifests.iter().rev() {
@@ -197,7 +195,7 @@ impl Graph {
     }
 }
 
-/// The children for the wanted platforms with the attestations about those, and the others.
+/// The children for the selected platforms with their attestations, and the other children.
 fn select_platforms<'a>(
     children: &'a [Descriptor],
     platforms: &[Platform],
@@ -214,7 +212,7 @@ fn select_platforms<'a>(
     }
     let fitting = children.iter().filter(|child| platforms.iter().any(|wanted| fits(child, wanted)));
     let images: HashSet<String> = fitting.map(|child| child.digest.to_string()).collect();
-    // BuildKit's attestations are siblings that name their image in an annotation
+    // An attestation of BuildKit is a sibling that names its image in an annotation
     // (docs.docker.com/build/metadata/attestations/attestation-storage).
     let about = |child: &Descriptor| {
         child.annotations.get("vnd.docker.reference.digest").is_some_and(|image| images.contains(image))
@@ -222,12 +220,11 @@ fn select_platforms<'a>(
     Ok(children.iter().partition(|child| images.contains(&child.digest.to_string()) || about(child)))
 }
 
-/// The one image of an index for the one wanted platform; the image itself, if it's no index.
+/// The image of an index for the one selected platform. An image without an index is returned itself.
 pub(super) async fn only_child<S: Source>(source: &S, root: &Manifest, platforms: &[Platform]) -> Result<Descriptor> {
     let [wanted] = platforms else {
-        return Err(
-            Error::new(Kind::Usage, "--flatten takes exactly one --platform").hint("add --platform linux/amd64, say")
-        );
+        return Err(Error::new(Kind::Usage, "--flatten takes exactly one --platform")
+            .hint("add one, such as --platform linux/amd64"));
     };
     if !root.is_index() {
         check_single(source, root, platforms).await?;
@@ -245,7 +242,7 @@ pub(super) async fn only_child<S: Source>(source: &S, root: &Manifest, platforms
     }
 }
 
-/// Several images of an index are for the wanted platform. Their variants and OS versions tell them apart.
+/// The error for several images of one platform. It lists their variants and OS versions.
 fn several(wanted: &Platform, fitting: &[&Descriptor]) -> Error {
     let named = |child: &&Descriptor| match &child.platform {
         Some(platform) => format!("{platform} ({})", child.digest.short()),
@@ -258,11 +255,11 @@ fn several(wanted: &Platform, fitting: &[&Descriptor]) -> Error {
         None => "name one by its digest, or leave out --flatten to copy all of them".to_owned(),
     };
     let count = fitting.len();
-    let what = format!("--flatten takes one image, and {count} are for {wanted}: {}", shown.join(", "));
+    let what = format!("--flatten takes one image, but {count} images are for {wanted}: {}", shown.join(", "));
     Error::new(Kind::Usage, what).on(Side::Source).hint(hint)
 }
 
-/// An image without an index says its platform in its config.
+/// Checks the platform of an image without an index, which is in its config.
 async fn check_single<S: Source>(source: &S, manifest: &Manifest, platforms: &[Platform]) -> Result<()> {
     let Some(config) = manifest
         .contents()
@@ -280,7 +277,7 @@ async fn check_single<S: Source>(source: &S, manifest: &Manifest, platforms: &[P
     Err(missing(&platforms[0], std::iter::once(&platform)))
 }
 
-/// A small blob, verified; `None` if it's none.
+/// Reads a small blob and verifies it. `None` if the blob is not small.
 async fn read_small<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<bytes::Bytes>> {
     if blob.size > 1 << 20 {
         return Ok(None);
@@ -308,11 +305,11 @@ fn missing<'a>(wanted: &Platform, offered: impl Iterator<Item = &'a Platform>) -
     offered.dedup();
     Error::new(Kind::NotFound, format!("the image has no platform {wanted}")).on(Side::Source).hint(format!(
         "it has {}",
-        if offered.is_empty() { "none that it names".to_owned() } else { offered.join(", ") }
+        if offered.is_empty() { "no platform information".to_owned() } else { offered.join(", ") }
     ))
 }
 
-/// Platforms that an error names.
+/// The most platforms that an error lists.
 const MAX_PLATFORMS_IN_ERROR: usize = 50;
 
 #[cfg(test)]

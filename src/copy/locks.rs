@@ -1,17 +1,19 @@
-//! Which repository has which manifest, as far as this run knows, and whose turn it is to write one.
+//! The manifests that each repository has, as far as this run knows, and the locks to read and write them.
 //!
-//! Of an image under several tags of a repository the first one brings all, and the others, which wait for it, just
-//! their tags. And docker-registry 2.8 takes no manifest that it's just storing, in whatever repository: it reads the
-//! half of it (400 `DIGEST_INVALID`). So in a registry one writes a manifest at a time, until it's there; and in a
-//! repository one mounts a blob.
+//! **Write lock**, for a manifest in a registry. docker-registry 2.8 refuses a manifest that it is storing at the same time
+//! in any repository: it reads half of it (400 `DIGEST_INVALID`). So one task at a time writes a manifest to a registry. In
+//! the same way one task at a time mounts a blob into a repository.
 //!
-//! Before that one at a time reads what a manifest names, from each source for a repository. That is a turn of its own:
-//! a source may hold back its manifests for hours, as Docker Hub does without pulls, and nobody waits for that who has
-//! the image from elsewhere.
+//! **Read lock**, for a manifest from a source registry to a repository. If an image has several tags, the first task copies
+//! its content, and the others wait and write only their tags. It is a lock of its own, since a source may hold back its
+//! manifests for hours, as Docker Hub does when no pulls are left. Tasks that read the image from another source do not wait
+//! for that.
 //!
-//! Who waits to write holds at most the turn to read that, and what names the manifest, and that never the other way
-//! round; and who waits to read holds nothing. So nobody waits for himself.
-//! A list may have a hundred thousand of them: what is there is a line in a set, and locks live no longer than needed.
+//! **Lock order**: the read lock, the write lock of the parent, the write lock of the child. Never reversed, so there is no
+//! deadlock.
+//!
+//! A list may have a hundred thousand manifests. So a written manifest is one entry of a set, and a lock exists only while
+//! it is used.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +24,7 @@ use super::blob_locations::RepositoryId;
 use crate::descriptor::Digest;
 use crate::reference::RegistryName;
 
-/// The manifests of a run.
+/// The manifests of a run, and their locks.
 #[derive(Debug, Default)]
 pub(super) struct ManifestLocks(Mutex<State>);
 
@@ -35,29 +37,29 @@ struct State {
 /// Lock scope and digest.
 type LockKey = (LockScope, Digest);
 
-/// Within what one at a time holds the lock of a digest.
+/// The scope in which one task at a time holds the lock of a digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum LockScope {
     /// To write a manifest: a whole registry.
     Registry(RegistryName),
     /// To mount a blob: one repository.
     Repository(RepositoryId),
-    /// To read what a manifest names, for a repository: the registry that it is read from, if it is one.
+    /// To read the content of a manifest: the source registry, if the source is one, and the destination repository.
     Source(Option<RegistryName>, RepositoryId),
 }
 
-/// The turn to write or to read one. Dropped without [`finish`](Self::finish), the next one has it.
+/// A lock of a manifest. If it is dropped without [`finish`](Self::finish), the next waiting task gets it.
 #[derive(Debug)]
 pub(super) struct ManifestLock<'a> {
-    turns: &'a ManifestLocks,
+    locks: &'a ManifestLocks,
     number: RepositoryId,
     key: LockKey,
     alone: Option<OwnedMutexGuard<()>>,
 }
 
 impl ManifestLocks {
-    /// The turn to write a manifest, or a blob, into the repository with this number, or to read it for that; waits
-    /// for whoever has it anywhere in `scope`. `None` if it's there.
+    /// Waits for the lock of `digest` in `scope`, for the repository with this number. `None` if the repository has the
+    /// content.
     pub(super) async fn acquire(
         &self,
         scope: LockScope,
@@ -72,7 +74,7 @@ impl ManifestLocks {
             }
             known.locks.entry(key.clone()).or_default().clone()
         };
-        let mut manifest_lock = ManifestLock { turns: self, number, key, alone: None };
+        let mut manifest_lock = ManifestLock { locks: self, number, key, alone: None };
         manifest_lock.alone = Some(lock.lock_owned().await);
         let held = self.lock().held.contains(&(number, digest));
         (!held).then_some(manifest_lock)
@@ -84,17 +86,17 @@ impl ManifestLocks {
 }
 
 impl ManifestLock<'_> {
-    /// It's written.
+    /// Records that the repository has the content, and frees the lock.
     pub(super) fn finish(self) {
-        self.turns.lock().held.insert((self.number, self.key.1));
+        self.locks.lock().held.insert((self.number, self.key.1));
     }
 }
 
 impl Drop for ManifestLock<'_> {
     fn drop(&mut self) {
         self.alone = None;
-        let mut known = self.turns.lock();
-        // Who waits has one of his own.
+        let mut known = self.locks.lock();
+        // A waiting task has a reference of its own.
         if known.locks.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             known.locks.remove(&self.key);
         }
@@ -112,30 +114,30 @@ mod tests {
     use crate::reference::Repository;
 
     #[tokio::test]
-    async fn one_at_a_time_and_nothing_stays_of_it() {
-        let (blob_locations, turns) = (BlobLocations::default(), ManifestLocks::default());
+    async fn one_task_at_a_time_holds_a_lock_and_no_lock_stays() {
+        let (blob_locations, locks) = (BlobLocations::default(), ManifestLocks::default());
         let number = |text: &str| blob_locations.id_of(&text.parse::<Repository>().expect("a repository"));
         let (one, two, digest) = (number("r.io/one"), number("r.io/two"), Digest::of(b"x"));
         let registry = |name: &str| LockScope::Registry(name.parse().expect("a registry"));
-        let first = turns.acquire(registry("r.io"), one, digest).await.expect("it's nowhere");
+        let first = locks.acquire(registry("r.io"), one, digest).await.expect("no repository has it");
         let (mut same, mut other) =
-            (pin!(turns.acquire(registry("r.io"), one, digest)), pin!(turns.acquire(registry("r.io"), two, digest)));
+            (pin!(locks.acquire(registry("r.io"), one, digest)), pin!(locks.acquire(registry("r.io"), two, digest)));
         assert!(poll!(&mut same).is_pending() && poll!(&mut other).is_pending());
-        assert!(turns.acquire(registry("s.io"), one, digest).await.is_some(), "another registry's");
+        assert!(locks.acquire(registry("s.io"), one, digest).await.is_some(), "the lock of another registry");
         first.finish();
         assert!(same.await.is_none(), "the same repository has it");
-        drop(other.await.expect("the other one hasn't"));
+        drop(other.await.expect("the other repository lacks it"));
         assert!(
-            turns.acquire(registry("r.io"), one, digest).await.is_none()
-                && turns.acquire(registry("r.io"), two, digest).await.is_some()
+            locks.acquire(registry("r.io"), one, digest).await.is_none()
+                && locks.acquire(registry("r.io"), two, digest).await.is_some()
         );
-        // Who gives up leaves it to the next one.
-        let failed = turns.acquire(registry("r.io"), two, digest).await;
-        let mut next = pin!(turns.acquire(registry("r.io"), two, digest));
+        // A task that fails leaves the lock to the next one.
+        let failed = locks.acquire(registry("r.io"), two, digest).await;
+        let mut next = pin!(locks.acquire(registry("r.io"), two, digest));
         assert!(poll!(&mut next).is_pending());
         drop(failed);
-        next.await.expect("it's his turn").finish();
-        assert!(turns.acquire(registry("r.io"), two, digest).await.is_none());
-        assert_eq!(turns.lock().locks.len(), 0);
+        next.await.expect("the lock").finish();
+        assert!(locks.acquire(registry("r.io"), two, digest).await.is_none());
+        assert_eq!(locks.lock().locks.len(), 0);
     }
 }

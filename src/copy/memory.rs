@@ -1,14 +1,14 @@
-//! What the manifests of images take in memory: a limit for each image, and one for all images of an engine.
+//! Limits the memory for manifests: of each image, and of all images of an engine.
 //!
-//! Manifests come from outside, and nothing but these limits keeps an image from having ten thousand of 4 MiB. An image
-//! holds its manifests until it's copied, which may take hours.
+//! Manifests come from outside. Without these limits an image could have ten thousand manifests of 4 MiB. An image holds
+//! its manifests until it is copied, which may take hours.
 //!
 //! ```text
 //!  ordinary images (up to 2 MiB each) ── share the pool; if it is exhausted, they wait for it or for the lane
 //!  larger ones (up to 64 MiB)         ── one at a time: the lane
 //! ```
-//! Images of ordinary size don't wait for a large one. There is no deadlock: whoever has the lane needs nothing more of
-//! the pool, so it ends; and the turn to read a manifest ([`super::locks`]) is always taken before memory is.
+//! Images of ordinary size do not wait for a large one. There is no deadlock: an image with the lane needs nothing more
+//! from the pool, so it ends. And the lock to read a manifest ([`super::locks`]) is always taken before memory.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ use crate::manifest::Manifest;
 pub(super) struct Memory {
     /// Permits are KiB.
     pool: Arc<Semaphore>,
-    /// For one image that is larger than an ordinary one.
+    /// One permit, for one image that is larger than an ordinary one.
     lane: Arc<Semaphore>,
 }
 
-/// What one image's manifests take. Dropped, it gives that back.
+/// The memory that the manifests of one image take. Dropping it gives the memory back.
 #[derive(Debug)]
 pub(crate) struct Account {
     memory: Option<Memory>,
@@ -61,12 +61,11 @@ impl Account {
         Self { memory: None, held: Mutex::default() }
     }
 
-    /// Reads the manifest with this digest and size by `read`, when there is memory for its manifest; until then nothing
-    /// of it is read.
+    /// Waits until there is memory for the manifest with this digest and size, then reads it by `read`.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] if the image's manifests take more than [`MAX_IMAGE`]; those of `read`; [`Kind::Mismatch`] if
-    /// the manifest has another size than its descriptor says.
+    /// [`Kind::Invalid`] if the manifests of the image take more than [`MAX_IMAGE`]; [`Kind::Mismatch`] if the size of the
+    /// manifest is not that of its descriptor; the errors of `read`.
     pub(crate) async fn child(
         &self,
         (digest, size): (&Digest, u64),
@@ -76,14 +75,14 @@ impl Account {
         let manifest = read.await?;
         let read = manifest.descriptor().size;
         if read != size {
-            let what = format!("manifest {digest} has {read} bytes, where its descriptor says {size}");
+            let what = format!("manifest {digest} has {read} bytes, but its descriptor says {size}");
             return Err(Error::new(Kind::Mismatch, what).on(Side::Source));
         }
         self.add(weight(&manifest).saturating_sub(size)).await?;
         Ok(manifest)
     }
 
-    /// Adds the image's own manifest, which was read to know what it is.
+    /// Adds the root manifest, which was read before its size was known.
     ///
     /// # Errors
     /// As [`Self::child`].
@@ -101,22 +100,22 @@ impl Account {
         }
     }
 
-    /// Adds so many bytes, waiting until there is memory for them.
+    /// Adds `bytes`. Waits until there is memory for them.
     async fn add(&self, bytes: u64) -> Result<()> {
-        // Held while waiting: one image waits once, whatever it reads at once.
+        // Held while waiting: one image waits once, also if it reads several manifests at once.
         let mut held = self.held.lock().await;
         held.bytes += bytes;
         if held.bytes > MAX_IMAGE {
             let what = format!("the manifests of the image take more than {} MiB of memory in all", MAX_IMAGE >> 20);
             return Err(Error::new(Kind::Invalid, what).on(Side::Source).hint(
-                "images have some hundred KiB of manifests: look at what this one is, or copy single platforms",
+                "most images have some hundred KiB of manifests: check this image, or copy single platforms by --platform",
             ));
         }
         let Some(memory) = &self.memory else { return Ok(()) };
         if held.lane.is_some() {
             return Ok(());
         }
-        // Neither is ever closed.
+        // Neither semaphore is ever closed.
         let lane = memory.lane.clone().acquire_owned();
         if held.bytes > MAX_ORDINARY {
             held.lane = lane.await.ok();
@@ -139,23 +138,24 @@ impl Account {
     }
 }
 
-/// Whether an image's own manifest may be kept while it waits for its turn and for memory.
+/// Whether the root manifest may stay in memory while the image waits for its lock and for memory.
 pub(super) fn is_small(root: &Manifest) -> bool {
     weight(root) <= MAX_WAITING
 }
 
-/// What a manifest takes, with the copies of its descriptors that a plan makes.
+/// The memory of a manifest in bytes, including the copies of its descriptors in a plan.
 fn weight(manifest: &Manifest) -> u64 {
     2 * manifest.weight() - manifest.descriptor().size
 }
 
-/// What an image's manifests take at most, in bytes.
+/// The most memory that the manifests of one image may take, in bytes.
 pub(crate) const MAX_IMAGE: u64 = 64 << 20;
-/// What those of an ordinary image take: an index of forty manifests with a dozen layers each has about half a MiB.
+/// The most memory of an ordinary image, in bytes. An index of forty manifests with a dozen layers each takes about half
+/// a MiB.
 const MAX_ORDINARY: u64 = 2 << 20;
-/// What one manifest of an image that waits takes.
+/// The largest root manifest that is kept while its image waits, in bytes.
 const MAX_WAITING: u64 = 512 << 10;
-/// What all ordinary images take at once.
+/// The memory for the manifests of all ordinary images together, in KiB.
 const POOL_KIB: usize = 96 << 10;
 
 #[cfg(test)]
@@ -167,7 +167,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[tokio::test]
-    async fn large_images_wait_for_each_other_and_ordinary_ones_for_nobody() {
+    async fn large_images_wait_for_each_other_and_ordinary_ones_do_not_wait() {
         let memory = Memory::default();
         let (large, next, ordinary) = (memory.account(), memory.account(), memory.account());
         large.add(3 * MIB).await.expect("the first one");
@@ -181,9 +181,9 @@ mod tests {
         waits.await.expect("its turn");
     }
 
-    /// All of the pool is held by images that need more: one after the other gets the lane.
+    /// All of the pool is held by images that need more. One after the other gets the lane.
     #[tokio::test]
-    async fn an_exhausted_pool_stops_nobody_for_ever() {
+    async fn an_exhausted_pool_stops_no_image_for_ever() {
         let memory = Memory::default();
         let accounts: Vec<_> = (0..POOL_KIB / 1024).map(|_| memory.account()).collect();
         for account in &accounts {

@@ -1,13 +1,13 @@
-//! The engine: copies one image, or plans to. Knows no HTTP.
+//! The engine: copies one image, or plans to. It knows no HTTP.
 //!
 //! ```text
-//! resolve both ends ── equal ──> nothing to do (two requests); of some platforms the walk says so, from
-//!        │                       the index at the destination
-//!      walk            graph: what the source has and the destination hasn't
+//! resolve both ends ── equal ──> nothing to do (two requests); with selected platforms the walk finds that out,
+//!        │                       from the index at the destination
+//!      walk            graph: manifests that the destination lacks
 //!        │
-//!      plan            pure: which blobs, which manifests in which waves
+//!      plan            pure: the blobs, and the manifests in waves
 //!        │
-//!     transfer         blobs, each once: held? mount? there? else stream
+//!     transfer         blobs, each once: known? mount? exists? else stream
 //!        │
 //!   waves of manifests children first, the tag last
 //!        │
@@ -55,37 +55,37 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 use crate::reference::Target;
 
-/// What is to be copied of an image, and how.
+/// The options of a copy.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Of an index only these platforms' images; all if empty.
+    /// Copy only the images of these platforms from an index; all if empty.
     pub platforms: Vec<Platform>,
-    /// The one image of `platforms` instead of the index.
+    /// Copy the one image of `platforms` instead of the index.
     pub flatten: bool,
-    /// Signatures, attestations and other referrers too.
+    /// Also copy signatures, attestations and other referrers.
     pub referrers: bool,
     /// Walk the whole image and repair it, even if the destination's tag is the same.
     pub force: bool,
-    /// Only say what would be done.
+    /// Only report what would be done.
     pub dry_run: bool,
-    /// Layers that are foreign (not distributable) too.
+    /// Also copy foreign (not distributable) layers.
     pub include_foreign: bool,
 }
 
-/// What an engine saves. It is the engine's, not a copy's: what one copy learned serves the next one.
+/// The cost that an engine reduces. The mode belongs to the engine, since each copy uses what earlier copies learned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Round trips, for an image or for a process that stays: both ends are asked at once, and the destination is asked
-    /// for all that may have been removed since it was written.
+    /// Fewer round trips, for one image or for a long-running process. Both ends are asked at once. The destination is asked
+    /// again for content that may have been removed since it was written.
     #[default]
     SingleImage,
-    /// Requests, for one run over a list, whose images fill each other's round trips. The source isn't asked what its
-    /// tag is where the destination hasn't that tag. What the run wrote or saw at the destination is there, and
-    /// unchanged images say which blobs can be mounted.
+    /// Fewer requests, for one run over a list, where the round trips of many images overlap. The source's tag is resolved
+    /// only if the destination has the tag. Content that the run wrote or saw at the destination is not asked for again.
+    /// Blobs of unchanged images can be mounted.
     List,
 }
 
-/// What all copies of a run share: which repository holds which blob, and how much runs at once.
+/// The state that all copies of a run share: known blob locations, locks, limits.
 pub struct Engine {
     blob_locations: BlobLocations,
     locks: ManifestLocks,
@@ -95,14 +95,14 @@ pub struct Engine {
     memory: Memory,
     jobs: usize,
     mode: Mode,
-    /// Faults that are forgiven to one blob.
+    /// Retries for each blob.
     retries: u32,
     observer: Arc<dyn Observer>,
 }
 
 impl Engine {
-    /// An engine that moves up to `jobs` large blobs at once from each source and to each destination,
-    /// and tells `observer`.
+    /// An engine that transfers up to `jobs` large blobs at once from each source and to each destination, and reports to
+    /// `observer`.
     pub fn new(jobs: usize, observer: Arc<dyn Observer>) -> Self {
         let jobs = jobs.max(1);
         Self {
@@ -119,25 +119,25 @@ impl Engine {
         }
     }
 
-    /// The same, but with so many faults forgiven to each blob instead of 8.
+    /// The engine with this number of retries for each blob instead of 8.
     #[must_use]
     pub fn with_retries(self, retries: u32) -> Self {
         Self { retries, ..self }
     }
 
-    /// The same, in this mode.
+    /// The engine in this mode.
     #[must_use]
     pub fn with_mode(self, mode: Mode) -> Self {
         Self { mode, ..self }
     }
 
-    /// Copies what `target` is in `source` to `at` in `destination`.
+    /// Copies the image `target` of `source` to `at` in `destination`.
     ///
-    /// The tag is written last, so that an interrupted or failed copy leaves none. Dropping the
-    /// future stops the copy; upload sessions stay open until their registry is told to abandon them.
+    /// The tag is written last, so an interrupted or failed copy leaves none. Dropping the future stops the copy. Its upload
+    /// sessions stay open until the caller abandons them.
     ///
     /// # Errors
-    /// With the side they happened on. What was moved until then stays and isn't moved again.
+    /// Each error has its side. Content that was already copied stays, and the next copy uses it.
     pub async fn copy<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -159,7 +159,7 @@ impl Engine {
                 Box::pin(self.copy_image(source, destination, (root, from), at, options, &mut report)).await?
             }
         };
-        // No turn is held any more, and no manifest: what refers to an image may hold it too, and would wait for this.
+        // No lock and no manifest is held here. An index may contain the image that it refers to, and would wait for this.
         if options.referrers {
             report.referrers = self.referrers((source, target), destination, held, options, &mut report).await?;
         }
@@ -167,7 +167,7 @@ impl Engine {
         Ok(report)
     }
 
-    /// Copies the image with this root. Gives back which manifests it has.
+    /// Copies the image with this root. Returns the digests of its manifests.
     async fn copy_image<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -182,7 +182,7 @@ impl Engine {
         let (_alone, root) = if memory::is_small(&root) {
             (self.lock_source(source, destination, digest).await, root)
         } else {
-            // Many may wait: none of them keeps a large manifest meanwhile.
+            // Many images may wait here. None of them keeps a large manifest meanwhile.
             drop(root);
             let alone = self.lock_source(source, destination, digest).await;
             account.wait_for_lane().await;
@@ -210,16 +210,16 @@ impl Engine {
         Ok(graph.into_digests())
     }
 
-    /// The turn to write a manifest, unless this run knows that it's there.
+    /// The lock to write a manifest. `None` if this run knows that the destination has it.
     async fn lock_manifest<D: Destination>(&self, destination: &D, manifest: Digest) -> Option<ManifestLock<'_>> {
         let here = destination.repository();
         let scope = LockScope::Registry(here.registry.clone());
         self.locks.acquire(scope, self.blob_locations.id_of(here), manifest).await
     }
 
-    /// The turn to read what a manifest names and to bring it from this source's registry, unless this run knows
-    /// that it's there. Of an image's tags the first one does, and the others find it there. Another source's wait
-    /// for the writing alone: one that is held back, as Docker Hub is without pulls, holds up none of them.
+    /// The lock to read the content of a manifest from this source's registry. `None` if this run knows that the destination
+    /// has it. The first of several tags of an image copies the content, and the others find it. Copies from another source
+    /// wait only for the write lock, so a source that is held back does not block them.
     async fn lock_source<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -239,7 +239,7 @@ impl Engine {
         report.unchanged(root, graph);
     }
 
-    /// Does what is planned in its root's turn, or only looks.
+    /// Executes the plan under the write lock of its root. A dry run only reports it.
     async fn write_image<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -262,8 +262,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Of which children of indexes it's known that they're there. One that stays, as a proxy's does, goes by
-    /// what the destination says: what was written may have been removed since.
+    /// The engine, if its knowledge of existing children may be used. A long-running process asks the destination instead,
+    /// since children may have been removed.
     fn knows(&self) -> Option<&Self> {
         (self.mode == Mode::List).then_some(self)
     }
@@ -288,7 +288,7 @@ impl Engine {
             .await
     }
 
-    /// Writes the manifests, each after all that it names.
+    /// Writes the manifests, each after the manifests that it names.
     async fn put_manifests<D: Destination>(&self, destination: &D, plan: &Plan, at: &Target) -> Result<()> {
         let Some((last, waves)) = plan.waves.split_last() else { return Ok(()) };
         for wave in waves {
@@ -304,7 +304,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes a child, unless it's there.
+    /// Writes a child, unless the run knows that the destination has it.
     async fn put_child<D: Destination>(&self, destination: &D, child: &Manifest) -> Result<()> {
         let manifest_lock = self.lock_manifest(destination, child.digest()).await;
         if manifest_lock.is_none() && self.mode == Mode::List {
@@ -323,11 +323,11 @@ impl Engine {
         }
     }
 
-    /// Registries may refuse an index of which they don't hold all children.
+    /// Adds a hint if the registry may have refused a sparse index.
     fn explain_sparse(&self, error: Error, plan: &Plan) -> Error {
         if plan.sparse && matches!(error.kind(), Kind::Registry | Kind::NotFound | Kind::Invalid) {
             return error.hint(
-                "this registry takes no index without all of its platforms: copy all, or one by transload copy --platform with --flatten",
+                "this registry may refuse an index without all of its platforms: copy all, or one by transload copy --platform with --flatten",
             );
         }
         error
@@ -335,5 +335,5 @@ impl Engine {
 }
 
 const BLOB_RETRIES: u32 = 8;
-/// What a blob may be waited for in all, faults and `Retry-After` together.
+/// The total waiting time for a blob, for backoff and `Retry-After` together.
 const BLOB_PATIENCE: Duration = Duration::from_secs(30 * 60);

@@ -1,13 +1,13 @@
-//! Images that a destination had when their turn came: what they hold can be mounted elsewhere.
+//! Images that the destination already had. Their blobs can be mounted into other repositories.
 //!
-//! Of such an image only the digest is known. Its manifests are read, from the destination and not from
-//! the source, when a large blob would have to be sent otherwise: so a list's second run sends no layer
-//! that an image of the first run has, and one without anything to send reads nothing.
+//! Only the digest of such an image is known. Its manifests are read when a large blob would have to be sent otherwise,
+//! and from the destination, not from the source. So the second run of a list sends no layer that an image of the first
+//! run has, and a run that sends nothing reads nothing.
 //!
-//! A blob whose image was never finished is known to nobody but its repository. So after a run that was killed, a layer
-//! that several images share is looked for only where the first of them that comes wants it: if another one had brought
-//! it elsewhere, and had no tag yet, it's sent again. To ask all repositories of a list for each of its large layers
-//! would cost every run more than that costs after a kill.
+//! A blob of an image that was never finished is not found here. If a run was killed, a layer that several images share
+//! may be in a repository whose image has no tag yet. The next run looks for the layer only in the repository of the first
+//! image that needs it, and may send it again. Asking all repositories of a list for each large layer would cost every
+//! run more than that.
 
 use crate::reference::RegistryName;
 use std::collections::{BTreeMap, HashMap};
@@ -21,27 +21,27 @@ use crate::content::Destination;
 use crate::descriptor::Digest;
 use crate::manifest::Manifest;
 
-/// The finished images of a run, by registry.
+/// The images that each registry already had.
 #[derive(Default)]
 pub(super) struct MountCandidates(Mutex<HashMap<RegistryName, RegistryCandidates>>);
 
 #[derive(Default)]
 struct RegistryCandidates {
-    /// Images of which the digest alone is known, by their number. They stay until they're read: who reads may
-    /// leave, as a failed image's transfers do.
+    /// Images whose manifests were not read yet, by their number. An image stays here until its manifests are read: a
+    /// reader may be dropped, as the transfers of a failed image are.
     unread: BTreeMap<usize, Lookup>,
-    /// Noted so far.
-    noted: usize,
-    /// Who has a blob.
+    /// Images added so far.
+    added: usize,
+    /// A repository that has the blob.
     holders: HashMap<Digest, RepositoryId>,
-    /// One reads, the others wait for what he finds.
+    /// One task reads manifests. The others wait for its result.
     reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 type Lookup = Arc<dyn Fn() -> BoxFuture<'static, (RepositoryId, Vec<Digest>)> + Send + Sync>;
 
 impl MountCandidates {
-    /// Notes that `destination`, which has this number, holds the image `root`.
+    /// Adds the image `root`, which the repository `destination` with this number holds.
     pub(super) fn add_image<D: Destination>(&self, destination: &D, number: RepositoryId, root: Digest) {
         let registry = destination.repository().registry.clone();
         let destination = destination.clone();
@@ -58,13 +58,13 @@ impl MountCandidates {
     ) {
         let mut registries = self.lock();
         let candidates = registries.entry(registry).or_default();
-        if candidates.noted < MAX_IMAGES {
-            candidates.unread.insert(candidates.noted, Arc::new(lookup));
-            candidates.noted += 1;
+        if candidates.added < MAX_IMAGES {
+            candidates.unread.insert(candidates.added, Arc::new(lookup));
+            candidates.added += 1;
         }
     }
 
-    /// A repository of `registry` whose finished images have the blob.
+    /// A repository of `registry` that has the blob.
     pub(super) async fn holder(&self, registry: &str, blob: &Digest) -> Option<RepositoryId> {
         let reading = self.lock().get(registry)?.reading.clone();
         let _alone = reading.lock().await;
@@ -89,7 +89,7 @@ impl MountCandidates {
     }
 }
 
-/// The blobs of an image that the destination holds, as far as its manifests can be read.
+/// The blobs of an image at the destination, as far as its manifests can be read.
 async fn blobs<D: Destination>(destination: &D, root: Digest) -> Vec<Digest> {
     let (mut found, mut wanted, mut read) = (Vec::new(), vec![root], 0);
     while let Some(digest) = wanted.pop() {
@@ -101,26 +101,27 @@ async fn blobs<D: Destination>(destination: &D, root: Digest) -> Vec<Digest> {
             break;
         }
         match destination.existing_manifest(&digest).await {
-            Ok(manifest) => note_manifest(&manifest, &mut found, &mut wanted),
-            Err(error) => tracing::debug!("{digest} of a finished image is not read: {error}"),
+            Ok(manifest) => add_manifest(&manifest, &mut found, &mut wanted),
+            Err(error) => tracing::debug!("cannot look for blobs to mount in manifest {digest}: {error}"),
         }
     }
     found
 }
 
-fn note_manifest(manifest: &Manifest, found: &mut Vec<Digest>, wanted: &mut Vec<Digest>) {
+fn add_manifest(manifest: &Manifest, found: &mut Vec<Digest>, wanted: &mut Vec<Digest>) {
     let contents = manifest.contents();
     let blobs = contents.blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer());
     found.extend(blobs.filter(|blob| Some(blob.digest) != contents.config).map(|blob| blob.digest));
     wanted.extend(contents.manifests.iter().take(MAX_MANIFESTS).map(|child| child.digest));
 }
 
-/// Images noted, of each registry. What a long list's others hold is sent again, which costs bytes only.
+/// Images that are remembered for each registry. Blobs of further images are sent again, which costs only bytes.
 const MAX_IMAGES: usize = 256;
-/// Manifests read of one of them.
+/// Manifests that are read of one image.
 const MAX_MANIFESTS: usize = 32;
-/// Blobs noted of one of them, before no more of its manifests are read; and of all images of a registry.
+/// Blobs of one image after which no more of its manifests are read.
 const MAX_BLOBS: usize = 1000;
+/// Blobs that are remembered for each registry.
 const MAX_HOLDERS: usize = 200_000;
 const CONCURRENT_LOOKUPS: usize = 16;
 
@@ -135,7 +136,7 @@ mod tests {
     use crate::reference::Repository;
 
     #[tokio::test]
-    async fn what_was_not_read_to_the_end_is_read_by_the_next_one() {
+    async fn an_unfinished_read_is_done_by_the_next_task() {
         let (mount_candidates, blob_locations) = (MountCandidates::default(), BlobLocations::default());
         let number = blob_locations.id_of(&"r.io/app".parse::<Repository>().expect("a repository"));
         let [quick, slow] = [b"quick", b"slow!"].map(|name| Digest::of(name));
@@ -147,10 +148,13 @@ mod tests {
                 async move { if stuck { pending().await } else { (number, vec![digest]) } }.boxed()
             });
         }
-        assert!(mount_candidates.holder("r.io", &slow).now_or_never().is_none(), "its image fails meanwhile");
+        assert!(
+            mount_candidates.holder("r.io", &slow).now_or_never().is_none(),
+            "the task is dropped before its read ends"
+        );
         assert_eq!(mount_candidates.holder("r.io", &slow).await, Some(number));
         assert_eq!(mount_candidates.holder("r.io", &quick).await, Some(number));
         let asked = asked.each_ref().map(|times| times.load(Ordering::Relaxed));
-        assert_eq!(asked, [1, 2], "and what was read isn't read again");
+        assert_eq!(asked, [1, 2], "a finished read is not repeated");
     }
 }

@@ -1,4 +1,4 @@
-//! What has to be moved, in which order. Pure.
+//! The plan of a copy: the blobs to transfer and the manifests to write, in order. Pure: no I/O.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,33 +7,33 @@ use crate::descriptor::{Descriptor, Digest, total};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 
-/// Which blobs, each once, and which manifests in which waves.
+/// The blobs to transfer, each once, and the manifests to write, in waves.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// The largest first: what takes longest must not begin last.
+    /// The largest first: a blob that takes long must not start last.
     pub blobs: Vec<BlobStep>,
-    /// Each wave names only what is in the waves before it. The last one is the root alone.
+    /// The manifests of a wave name only manifests of earlier waves. The last wave is the root alone.
     pub waves: Vec<Vec<Manifest>>,
-    /// Foreign layers that stay where they are.
+    /// Foreign layers, which are not copied.
     pub foreign: Vec<Descriptor>,
     /// Whether the index is written without some of its children.
     pub sparse: bool,
 }
 
-/// One blob to be brought to the destination.
+/// One blob to transfer.
 #[derive(Clone, Debug)]
 pub struct BlobStep {
-    /// Which.
+    /// Its descriptor.
     pub blob: Descriptor,
-    /// Whether it is sent without a look: a config is as new as its manifest, which isn't there.
+    /// Whether the destination is not asked for it. A config is as new as its manifest, which the destination lacks.
     pub fresh: bool,
 }
 
 impl Plan {
-    /// The plan for what the walk found.
+    /// The plan for the graph that the walk found.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] if the image says two sizes of one blob.
+    /// [`Kind::Invalid`] if the image names one blob with two sizes.
     pub fn new(graph: &Graph, options: &Options) -> Result<Self> {
         let mut blobs: BTreeMap<Digest, Descriptor> = BTreeMap::new();
         let mut plan = Self { sparse: !graph.left_out.is_empty(), ..Self::default() };
@@ -44,8 +44,10 @@ impl Plan {
             }
             let known = blobs.entry(blob.digest).or_insert_with(|| blob.clone());
             if known.size != blob.size {
-                let what =
-                    format!("the image says two sizes of blob {}: {} and {} bytes", blob.digest, known.size, blob.size);
+                let what = format!(
+                    "the image names blob {} with two sizes: {} and {} bytes",
+                    blob.digest, known.size, blob.size
+                );
                 return Err(Error::new(Kind::Invalid, what).on(Side::Source));
             }
         }
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn each_blob_once_the_largest_first_foreign_ones_left() {
+    fn each_blob_is_planned_once_the_largest_first_without_foreign_layers() {
         let foreign = blob("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "f", 99);
         let one = image(&blob("c", "c1", 1), &[blob("l", "base", 50), foreign]);
         let two = image(&blob("c", "c2", 2), &[blob("l", "base", 50), blob("l", "top", 70)]);
@@ -117,7 +119,7 @@ mod tests {
         assert_eq!(with.blobs.len(), 5);
     }
 
-    /// A manifest that is named at two depths is written before both who name it.
+    /// A manifest that is named at two depths is written before both manifests that name it.
     #[test]
     fn waves_are_children_first_even_where_depths_mix() {
         let leaf = image(&blob("c", "c1", 1), &[]);

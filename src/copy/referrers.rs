@@ -1,4 +1,5 @@
-//! Signatures, attestations, SBOMs: what names an image as its subject, and cosign's tags.
+//! Copies signatures, attestations and SBOMs: manifests that name an image as their subject, and artifacts at tags that
+//! are named after its digest.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -51,7 +52,7 @@ impl Engine {
         Ok(count)
     }
 
-    /// What refers to the image's own manifest, and the tags of artifacts in the source's repository.
+    /// Finds the referrers of the image's own manifest, and the tags of artifacts in the source's repository.
     ///
     /// This comes before all other lists. It shows whether the registries have the referrers API, and whether the list of
     /// tags is complete.
@@ -78,7 +79,7 @@ impl Engine {
         Ok((tags, found))
     }
 
-    /// Copies one artifact whole, unless it's there and listed where it has to be.
+    /// Copies one artifact with its blobs, unless the destination has it and lists it.
     async fn referrer<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -95,14 +96,14 @@ impl Engine {
         if !options.force && *listed && there().await? {
             return Ok(());
         }
-        // Another tag of the image may be bringing it.
+        // The copy of another tag of the image may be copying it.
         let alone = self.lock_source(source, destination, *digest).await;
         let listed =
             async || Ok::<_, Error>(*listed || contains_digest(&listed_referrers(destination, of).await?, digest));
         if alone.is_none() && (options.dry_run || (listed().await? && there().await?)) {
             return Ok(());
         }
-        // By digest: so it's read once for all destinations, and is what was looked for.
+        // By digest: all destinations share one read, and a tag that moves meanwhile does not matter.
         let account = self.memory.account();
         let by_digest = Target::Digest(*digest);
         let read = async { source.manifest(&by_digest).await.map_err(|error| error.on(Side::Source)) };
@@ -117,11 +118,11 @@ impl Engine {
         self.write_image(source, destination, &plan, target, options, report).await
     }
 
-    /// Adds `referrer` to the tag schema's index of `subject`, at a destination without the
-    /// referrers API (distribution spec, "Pushing Manifests with Subject").
+    /// Adds `referrer` to the list of the tag schema for `subject`, at a destination without the referrers API
+    /// (distribution spec, "Pushing Manifests with Subject").
     ///
-    /// Read, change, write: two clients at once may lose one entry, which the next copy mends.
-    /// Within this run one does it at a time.
+    /// This reads, changes and writes the list. Two clients at the same time may lose an entry, which the next copy adds
+    /// again. Within this run a lock prevents that.
     pub(super) async fn list_referrer<D: Destination>(
         &self,
         destination: &D,
@@ -140,7 +141,7 @@ impl Engine {
         listed.push(entry);
         let index = json!({ "schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": listed });
         let tag = Target::Tag(subject.digest.referrers_tag());
-        // A list that is too large to be read is refused here, before the old one is replaced.
+        // A list that is too large to be read again is refused before it replaces the old one.
         let index = Manifest::read(Bytes::from(index.to_string()), None, None).map_err(|error| {
             error.doing(format!("add {} to the list {tag}", referrer.digest())).on(Side::Destination)
         })?;
@@ -153,14 +154,14 @@ struct Referrer {
     target: Target,
     digest: Digest,
     size: u64,
-    /// To what it refers.
+    /// Its subject.
     of: Digest,
-    /// Whether the destination lists it already, or needn't.
+    /// Whether the destination lists it already, or does not need to.
     listed: bool,
 }
 
-/// All manifests of an image; of what was there already too, whose children may be signed. That is read at the
-/// destination: at the source it would be a pull.
+/// All manifests of an image. An index that was not read may have signed children. It is read from the destination,
+/// since a read from the source may count as a pull.
 async fn subjects<S: Source, D: Destination>(
     source: &S,
     destination: &D,
@@ -172,7 +173,7 @@ async fn subjects<S: Source, D: Destination>(
     for _ in 0..MAX_DEPTH {
         for index in std::mem::take(&mut indexes) {
             let index = match destination.existing_manifest(&index).await {
-                // In a dry run it would only be there, and a sparse index may lack it.
+                // A dry run has not written it, and a sparse index may lack it.
                 Err(error) if error.kind() == Kind::NotFound => {
                     report.pulls += 1;
                     let index = source.manifest(&Target::Digest(index)).await;
@@ -191,7 +192,7 @@ async fn subjects<S: Source, D: Destination>(
     Ok(all)
 }
 
-/// Refuses more manifests than an image and what refers to it may have.
+/// Refuses an image that has too many manifests and referrers.
 fn check_subject_count(subjects: usize) -> Result<()> {
     if subjects > MAX_SUBJECTS {
         let what = format!("the image and its referrers have more than {MAX_SUBJECTS} manifests");
@@ -200,7 +201,7 @@ fn check_subject_count(subjects: usize) -> Result<()> {
     Ok(())
 }
 
-/// What refers to `subject`: by the API or the tag schema, and by tags that are named after it.
+/// Finds the referrers of `subject`: by the API or the tag schema, and by tags that are named after it.
 async fn find_referrers<S: Source, D: Destination>(
     source: &S,
     destination: &D,
@@ -211,7 +212,7 @@ async fn find_referrers<S: Source, D: Destination>(
         true => Vec::new(),
         false => source.referrers(&subject).await.map_err(|error| error.on(Side::Source))?,
     };
-    // Their digests alone: descriptors may be long.
+    // Only digests are kept: descriptors may be long.
     let listed: Vec<(Digest, u64)> = listed.iter().map(|referrer| (referrer.digest, referrer.size)).collect();
     let known: HashSet<Digest> = match listed.is_empty() {
         true => HashSet::new(),
@@ -224,7 +225,8 @@ async fn find_referrers<S: Source, D: Destination>(
             digest,
             size,
             of: subject,
-            // One that is there but not in the list, such as after an interrupted run, is written again: with it the list.
+            // A referrer that the destination has but does not list, as after an interrupted run, is written again. That
+            // lists it.
             listed: known.contains(&digest),
         })
         .collect();
@@ -244,7 +246,7 @@ async fn find_tagged<S: Source>(source: &S, subject: Digest, tags: BTreeSet<Tag>
     Ok(found)
 }
 
-/// What the destination lists as referring to `subject`.
+/// The referrers of `subject` that the destination lists.
 async fn listed_referrers<D: Destination>(destination: &D, subject: &Digest) -> Result<Vec<Descriptor>> {
     destination.listed_referrers(subject).await.map_err(|error| error.on(Side::Destination))
 }

@@ -1,4 +1,4 @@
-//! What a copy did, for people and for machines.
+//! The result of copying one image, and the observer of a copy in progress.
 
 use serde::Serialize;
 
@@ -8,10 +8,10 @@ use serde::Serializer;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// What became of one image.
+/// The result of copying one image.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// What it came to.
+    /// Whether it was written.
     #[serde(skip)]
     pub status: Status,
     /// The digest of the root manifest.
@@ -20,83 +20,83 @@ pub struct Report {
     pub platforms: Platforms,
     /// Manifests written (or, in a dry run, to be written).
     pub manifests_written: usize,
-    /// Manifests read from the source: at Docker Hub each is counted as a pull, in a dry run too.
+    /// Manifests read from the source. Docker Hub counts each as a pull, also in a dry run.
     pub pulls: usize,
-    /// Manifests that were there already.
+    /// Manifests that the destination already had.
     pub manifests_present: usize,
-    /// Blobs sent.
+    /// Blobs uploaded.
     pub blobs_uploaded: usize,
     /// Blobs mounted from another repository of the destination.
     pub blobs_mounted: usize,
-    /// Blobs that were there already.
+    /// Blobs that the destination already had.
     pub blobs_present: usize,
-    /// Foreign layers that were left where they are.
+    /// Foreign layers that were not copied.
     pub blobs_foreign: usize,
-    /// Bytes of blobs sent.
+    /// Bytes of uploaded blobs.
     pub bytes_uploaded: u64,
-    /// Bytes of blobs that didn't need to be sent.
+    /// Bytes of blobs that were mounted or already there.
     pub bytes_skipped: u64,
     /// Blobs that needed more than one attempt.
     pub blobs_retried: usize,
-    /// Referrers copied or found there.
+    /// Referrers that were copied or already there.
     pub referrers: usize,
-    /// How long it took.
+    /// The duration in seconds.
     pub duration_seconds: f64,
 }
 
-/// How a copy ended.
+/// Whether an image was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Status {
     /// Written to the destination.
     #[default]
     Copied,
-    /// The destination had it.
+    /// The destination already had it.
     Unchanged,
 }
 
-/// What became of one blob.
+/// The result of transferring one blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The registry took it from another of its repositories.
+    /// The registry mounted it from another of its repositories.
     Mounted {
-        /// From which.
+        /// The repository.
         from: String,
     },
-    /// It was there.
+    /// The destination already had it.
     Present,
-    /// It was sent.
+    /// It was uploaded.
     Uploaded {
-        /// How many bytes.
+        /// Its size in bytes.
         bytes: u64,
-        /// In how many attempts.
+        /// The number of attempts.
         attempts: u32,
     },
 }
 
-/// Who is told what happens while it happens: progress bars, metrics. Called from any task, so
-/// it must be quick.
+/// Receives the progress of copies: progress bars, metrics. Its methods are called from any task and must not block.
 pub trait Observer: Send + Sync {
-    /// An image's walk found so many blobs, of so many bytes.
+    /// An image was planned: the number and the total size of its blobs.
     fn planned(&self, _blobs: usize, _bytes: u64) {}
-    /// A blob's bytes are about to come.
+    /// The download of a blob starts.
     fn started(&self, _blob: &Descriptor) {}
-    /// Bytes of a blob came from the source. After a fault some may come twice.
+    /// Bytes of a blob arrived from the source. After a fault some may arrive twice.
     fn moved(&self, _blob: &Digest, _bytes: u64) {}
-    /// A blob is at the destination.
+    /// The destination has a blob.
     fn finished(&self, _blob: &Descriptor, _outcome: &Outcome) {}
 }
 
-/// An observer that doesn't care.
+/// An observer that does nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoObserver;
 
 impl Observer for NoObserver {}
 
 impl Report {
-    /// About how many requests it takes to copy what a dry run found: at the source each manifest and blob;
-    /// at the destination a look at the tag, two for each blob sent, one for each mounted, each manifest. What is
-    /// unchanged takes a look at the tag at both ends, and at the destination one at each manifest, where some
-    /// platforms' were looked for.
+    /// Estimate of the requests that it takes to copy what a dry run found.
+    ///
+    /// At the source: one for each manifest and each uploaded blob. At the destination: one for the tag, two for each
+    /// uploaded blob, one for each mounted blob, one for each manifest. An unchanged image takes one for the tag at both
+    /// ends. With selected platforms it also takes one for each manifest at the destination.
     pub fn requests_planned(&self) -> u64 {
         let requests = match self.status {
             Status::Unchanged if self.manifests_present > 1 => 2 + self.manifests_present,
@@ -140,18 +140,18 @@ impl Report {
     }
 }
 
-/// The platforms of an image. Shared by all images that have the same: a list has thousands of images,
-/// and a handful of such sets.
+/// The platforms of an image. Images with the same platforms can share one set: a list has thousands of images and few
+/// different sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Platforms(Arc<BTreeSet<String>>);
 
 impl Platforms {
-    /// Those that were written, in order.
+    /// The platforms in alphabetical order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
 
-    /// Whether they are the same in memory.
+    /// Whether both share one set in memory.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -159,7 +159,7 @@ impl Platforms {
 
 impl<T: ToString> FromIterator<T> for Platforms {
     fn from_iter<I: IntoIterator<Item = T>>(platforms: I) -> Self {
-        // A report keeps them to its end: an index can name thousands, of any length.
+        // A report keeps them in memory, and an index can name thousands of any length.
         let texts = platforms.into_iter().map(|platform| platform.to_string());
         let texts: BTreeSet<String> = texts.filter(|text| text.len() <= MAX_PLATFORM).collect();
         Self(Arc::new(texts.into_iter().take(MAX_PLATFORMS).collect()))
@@ -172,7 +172,7 @@ impl Serialize for Platforms {
     }
 }
 
-/// Platforms that are told of an image, and the bytes of each: nobody has longer ones.
+/// The most platforms of one image in a report.
 pub(super) const MAX_PLATFORMS: usize = 200;
-
+/// The longest platform in a report, in bytes.
 pub(super) const MAX_PLATFORM: usize = 128;

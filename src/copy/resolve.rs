@@ -1,4 +1,4 @@
-//! What a copy begins with: what the tag is at both ends, and the manifest that it names.
+//! The start of a copy: resolves the tag at both ends, and reads the root manifest.
 
 use futures_util::future;
 
@@ -9,16 +9,16 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 use crate::reference::Target;
 
-/// What a copy begins with.
+/// The resolved root of an image.
 pub(super) enum ResolvedRoot {
-    /// The destination has it.
+    /// The destination has the same image.
     Same(Box<Descriptor>),
-    /// As it was read from that side. What the destination holds may lack children that are wanted.
+    /// The manifest, and the side from which it was read. The index at the destination may lack selected children.
     Read(Manifest, Side),
 }
 
 impl Engine {
-    /// Finds out what to copy, or that there's nothing to do.
+    /// Resolves the image to copy. Also returns the number of manifests read from the source.
     pub(super) async fn resolve_root<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -34,7 +34,7 @@ impl Engine {
             let (here, there) = self.resolve_both(source, target, destination, at).await?;
             let Some(here) = here else { return read_root(source, target).await };
             if there.is_some_and(|there| there.digest == here.digest) {
-                // A list's single image was found to be for a wanted platform when it was copied.
+                // The platform of a single image was checked when it was copied.
                 if options.platforms.is_empty() || (self.mode == Mode::List && here.media_type.is_manifest()) {
                     return Ok((ResolvedRoot::Same(Box::new(here)), 0));
                 }
@@ -42,7 +42,7 @@ impl Engine {
                     destination.existing_manifest(&here.digest).await.map_err(|error| error.on(Side::Destination))?;
                 return Ok((ResolvedRoot::Read(stored, Side::Destination), 0));
             }
-            // By digest from here on: a tag that moves meanwhile is copied as it was, or fails.
+            // From here on by digest. If the tag moves meanwhile, the resolved image is copied, or the copy fails.
             let root = read_root(source, &Target::Digest(here.digest)).await;
             if !root.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
                 return root;
@@ -51,7 +51,7 @@ impl Engine {
         read_root(source, target).await
     }
 
-    /// The one image of an index. The index has to be read to know which.
+    /// Resolves the one image of an index. The index must be read for that.
     async fn resolve_flattened<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -75,7 +75,7 @@ impl Engine {
         Ok((ResolvedRoot::Read(child, Side::Source), 2))
     }
 
-    /// What the tag is at both ends. Of the source `None` only if it wasn't asked.
+    /// Resolves the tag at both ends. The source's descriptor is `None` only if the source was not asked.
     async fn resolve_both<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -92,11 +92,11 @@ impl Engine {
             let (here, there) = future::try_join(here, there).await?;
             return Ok((Some(here), there));
         }
-        // Of a repository that had no image, no tag is asked for: this run writes each once.
+        // A new repository has no tags. This run writes each tag once.
         let there = if destination.is_known_new() { None } else { there.await? };
         let here = match &there {
             None => None,
-            // Pinned, and there.
+            // The source is a digest, and the destination has it.
             Some(found) if target.digest() == Some(found.digest) => there.clone(),
             Some(_) => Some(here.await?),
         };
@@ -123,5 +123,5 @@ fn root_not_found(target: &Target) -> Error {
     };
     Error::new(Kind::NotFound, what)
         .on(Side::Source)
-        .hint("check the name and the tag; transload tags REPOSITORY lists what there is")
+        .hint("check the name and the tag; transload tags REPOSITORY lists the tags")
 }

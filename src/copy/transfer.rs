@@ -1,5 +1,4 @@
-//! One blob's way, by the cheapest rung of the ladder: known to be there, mounted, found there,
-//! streamed.
+//! Transfers one blob in the cheapest way: known to exist, mounted, found at the destination, or streamed.
 
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use crate::retry::Budget;
 use crate::verify::Verified;
 
 impl Engine {
-    /// Brings `blob` to the destination, unless it's there.
+    /// Transfers the blob of `step` to the destination, unless the destination has it.
     pub(super) async fn transfer<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -28,16 +27,16 @@ impl Engine {
         let here = destination.repository();
         let number = self.blob_locations.id_of(here);
         let holders = self.blob_locations.holders(&here.registry, blob.digest);
-        // Whoever waits for a blob that another one brings needs no place for that.
+        // Waiting for another transfer of the same blob takes no slot.
         let mut held = holders.lock().await;
         let outcome = if held.contains(&number) {
             Outcome::Present
         } else if let Some(from) = self.holder(&held).or_else(|| sibling_repository(source, here).cloned()) {
-            // It's complete over there, so others needn't wait for this.
+            // The other repository has the blob, so other transfers need not wait for this mount.
             drop(held);
-            // Those that bring it into this repository do: it's one request then, and docker-registry writes its
-            // link anew at each, while a manifest that needs it may be checked (400 `DIGEST_INVALID`).
-            // No turn to have would only say that there's a manifest of this digest.
+            // Mounts into the same repository do wait: one request is enough, and docker-registry rewrites its link at
+            // each mount, while it may be checking a manifest that needs the blob (400 `DIGEST_INVALID`). A `None` here
+            // only means that a manifest has this digest.
             let _alone = self.locks.acquire(LockScope::Repository(number), number, blob.digest).await;
             let mounted = holders.lock().await.contains(&number);
             if mounted {
@@ -75,7 +74,7 @@ impl Engine {
         match destination.start_upload(blob, Some(&from)).await.map_err(|error| error.on(Side::Destination))? {
             UploadStart::Mounted => Ok(Outcome::Mounted { from: from.to_string() }),
             UploadStart::Session(session) => {
-                let _place = self.acquire_slot(source, destination.repository(), blob.size).await;
+                let _slot = self.acquire_slot(source, destination.repository(), blob.size).await;
                 let feed = self.feed(source, blob);
                 let body = feed.open(0).await?;
                 upload(destination, session, &feed, body).await?;
@@ -94,7 +93,7 @@ impl Engine {
         if let Some(from) = self.other_holder(here, blob).await {
             return self.mount(source, destination, blob, from).await;
         }
-        let _place = self.acquire_slot(source, here, blob.size).await;
+        let _slot = self.acquire_slot(source, here, blob.size).await;
         let feed = self.feed(source, blob);
         let start = async { destination.start_upload(blob, None).await.map_err(|error| error.on(Side::Destination)) };
         let (started, body) = future::try_join(start, feed.open(0)).await?;
@@ -104,7 +103,7 @@ impl Engine {
         Ok(Outcome::Uploaded { bytes: blob.size, attempts: feed.budget().attempts() })
     }
 
-    /// A repository where a finished image has this blob, if it's large enough to look for.
+    /// A repository where an unchanged image has this blob. Small blobs are not looked for.
     async fn other_holder(&self, here: &Repository, blob: &Descriptor) -> Option<Repository> {
         if self.mode == Mode::SingleImage || blob.size <= SMALL_BLOB {
             return None;
@@ -113,7 +112,7 @@ impl Engine {
         self.blob_locations.repository(number).filter(|from| from != here)
     }
 
-    /// Says what [`Engine::transfer`] would do with each blob.
+    /// Reports what [`Engine::transfer`] would do with each blob.
     pub(super) async fn find_present<S: Source, D: Destination>(
         &self,
         source: &S,
@@ -138,7 +137,7 @@ impl Engine {
             held.push(number);
             report.add(&step.blob, &outcome);
         }
-        // And the children are there for the tags that come after.
+        // For later tags the children count as written.
         for child in plan.waves.iter().rev().skip(1).flatten() {
             let scope = LockScope::Registry(here.registry.clone());
             self.locks.acquire(scope, number, child.digest()).await.into_iter().for_each(ManifestLock::finish);
@@ -154,7 +153,7 @@ impl Engine {
     }
 }
 
-/// Sends the blob, and all of it once more where the source's bytes were damaged on the way.
+/// Sends the blob. If the source's bytes arrived damaged, sends the whole blob again.
 async fn upload<S: Source, D: Destination>(
     destination: &D,
     session: D::Session,
@@ -170,7 +169,7 @@ async fn upload<S: Source, D: Destination>(
         if error.kind() != Kind::Mismatch || error.side() != Some(Side::Source) {
             return Err(error);
         }
-        // The former session is given up: it has some of the wrong bytes.
+        // The old session is abandoned, since it has damaged bytes.
         body = feed.reopen_after(error).await?;
         session =
             match destination.start_upload(feed.blob(), None).await.map_err(|error| error.on(Side::Destination))? {
@@ -182,8 +181,8 @@ async fn upload<S: Source, D: Destination>(
 
 /// Whether the blob is at the destination.
 ///
-/// Where no image is yet, what is small is sent rather than looked for. What is large may be there
-/// all the same: from a run that was interrupted before it wrote a tag.
+/// In a new repository small blobs are not looked for. A large blob may exist: an interrupted run may have sent it before
+/// it wrote a tag.
 async fn is_present<D: Destination>(destination: &D, blob: &Descriptor) -> Result<bool> {
     if blob.size <= SMALL_BLOB && destination.is_new().await {
         return Ok(false);
@@ -191,7 +190,7 @@ async fn is_present<D: Destination>(destination: &D, blob: &Descriptor) -> Resul
     destination.has_blob(blob).await.map_err(|error| error.on(Side::Destination))
 }
 
-/// The source's repository, if it is another one of the destination's registry: what it has can be mounted.
+/// The source's repository, if it is another repository of the destination's registry. Its blobs can be mounted.
 fn sibling_repository<'a, S: Source>(source: &'a S, here: &Repository) -> Option<&'a Repository> {
     source.origin().filter(|origin| origin.registry == here.registry && *origin != here)
 }

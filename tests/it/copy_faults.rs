@@ -93,7 +93,7 @@ fn a_truncated_download_goes_on_where_it_ended() {
     let run = stage.copies(&[]);
     stage.assert_resumed(2_345_678..=2_345_678);
     assert_eq!(run.json()["images"][0]["blobs_retried"], 1);
-    assert!(run.stderr.contains("trying again in"), "{}", run.stderr);
+    assert!(run.stderr.contains("retrying in"), "{}", run.stderr);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_silent_download_is_given_up_and_goes_on() {
     let stage = Stage::layer(3, 2_000_000, Fault::StallAfter(1_000_000));
     let run = stage.copies(&["--idle-timeout", "1"]);
     stage.assert_resumed(1_000_000..=1_000_000);
-    assert!(run.stderr.contains("for 1 s; trying again"), "{}", run.stderr);
+    assert!(run.stderr.contains("for 1 s; retrying in"), "{}", run.stderr);
 }
 
 #[test]
@@ -359,7 +359,7 @@ fn a_download_that_crawls_is_given_up_and_goes_on() {
     let stage = Stage::layer(20, 2_000_000, Fault::Throttle(50_000));
     let run = stage.copies(&RATE);
     stage.assert_resumed(1..=1_000_000);
-    assert!(run.stderr.contains("less than 204800 a second; trying again in"), "{}", run.stderr);
+    assert!(run.stderr.contains("less than 204800 a second; retrying in"), "{}", run.stderr);
     assert_eq!(run.json()["images"][0]["blobs_retried"], 1);
 }
 
@@ -381,7 +381,7 @@ fn a_destination_that_crawls_costs_one_attempt() {
         };
         assert_eq!((to.struck(), to.count("PUT", stage.hex())), (1, 2), "{}", run.stderr);
         let told = format!("bytes were taken by {} in ", to.host());
-        assert!(run.stderr.contains(&told) && run.stderr.contains(" trying again in "), "{}", run.stderr);
+        assert!(run.stderr.contains(&told) && run.stderr.contains(" retrying in "), "{}", run.stderr);
         stage.image.assert_at(stage.to.addr(), "a/b", "v1");
         stage.to.assert_no_open_uploads();
     }

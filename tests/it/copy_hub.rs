@@ -196,7 +196,7 @@ fn unknown_and_private_images_are_told_apart_where_the_hub_does() {
     assert_eq!(
         run.stderr,
         "error: source: cannot copy docker.io/library/helo-world:latest: there is no tag \"latest\"\n\
-         hint: check the name and the tag; transload tags REPOSITORY lists what there is\n"
+         hint: check the name and the tag; transload tags REPOSITORY lists the tags\n"
     );
     stage.assert_absent("acme/private");
     let json = stage.copy("acme/private", &["--output", "json"]).exits(1).json();
@@ -251,7 +251,7 @@ fn the_abuse_limit_is_waited_out() {
         stage.hub.log().into_iter().filter(|s| s.method == "GET" && s.path.contains("/manifests/")).collect();
     assert_eq!(gets.len(), 2);
     assert!(gets[1].at - gets[0].at >= Duration::from_secs(1), "{:?}", gets[1].at - gets[0].at);
-    assert!(run.stderr.contains("trying again in"), "it says why it waits: {}", run.stderr);
+    assert!(run.stderr.contains("retrying in"), "it says why it waits: {}", run.stderr);
 }
 
 #[test]

@@ -415,7 +415,7 @@ fn an_index_that_lies_about_a_child_is_refused() {
     let child = Image::single(13, &[3000]);
     let real = child.bytes().len();
     for (size, told) in [
-        (real + 1, format!("has {real} bytes, where its descriptor says {}", real + 1)),
+        (real + 1, format!("has {real} bytes, but its descriptor says {}", real + 1)),
         (5 << 20, "claims 5242880 bytes".to_owned()),
     ] {
         let liar = Image::index_of(vec![(child.clone(), json!({"size": size}))], false);

@@ -257,7 +257,7 @@ fn manifests_larger_than_their_descriptors_say_are_read_few_at_a_time() {
     let dir = TempDir::new();
     let (from, to) = (format!("{}/evil", hostile.addr), format!("oci:{}", dir.join("layout")));
     let run = within(120, &["copy", &from, &to, "--jobs", "16"]).exits(1);
-    assert!(run.stderr.contains("bytes, where its descriptor says 500"), "{}", run.stderr);
+    assert!(run.stderr.contains("bytes, but its descriptor says 500"), "{}", run.stderr);
 }
 
 /// The attack: each image is within its own limit, and a list has many of them. They are copied, one after the other;

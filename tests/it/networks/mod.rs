@@ -51,7 +51,7 @@ impl Secure {
 #[track_caller]
 fn failed_at_once(run: Run, parts: &[&str]) -> Run {
     let run = run.exits(1);
-    assert!(!run.stderr.contains("trying again"), "{}", run.stderr);
+    assert!(!run.stderr.contains("retrying in"), "{}", run.stderr);
     assert_eq!(run.stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{}", run.stderr);
     for part in parts {
         assert!(run.stderr.contains(part), "{part:?} is not in {}", run.stderr);
