@@ -1,4 +1,4 @@
-//! `transload inspect` and `transload tags`: what is there.
+//! `transload inspect` and `transload tags`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -69,7 +69,8 @@ struct ManifestSummary {
     annotations: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
-    /// Config first, then layers; of an index the entries that are no manifests. None of a child that wasn't read.
+    /// The config and then the layers, or the entries of an index that are not manifests. `None` for a child that was not
+    /// read.
     #[serde(skip_serializing_if = "Option::is_none")]
     blobs: Option<Vec<Descriptor>>,
     #[serde(skip)]
@@ -94,7 +95,7 @@ pub(super) async fn inspect(args: &InspectArgs, global: &Global, registries: &Re
     Ok(0)
 }
 
-/// Runs `tags`: a line each as they come, page by page; or one JSON document.
+/// Runs `tags`: prints a line for each tag, page by page, or one JSON document.
 pub(super) async fn tags(args: &TagsArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let listed = match args.repository.strip_prefix("oci:") {
         Some(directory) => print_tags(&Layout::open(directory.as_ref()).await?, global).await,
@@ -122,7 +123,7 @@ async fn print_tags<S: Source>(source: &S, global: &Global) -> Result<RejectedTa
         let tags = page.tags.into_iter().map(String::from);
         let mut names: Vec<String> = tags.chain(page.names.into_iter().map(String::from)).collect();
         if longer > 0 {
-            // Among the tags, as the directory has them. A registry's order is its own.
+            // A directory's names are sorted among its tags. A registry's order is kept.
             names.sort();
         }
         if matches!(global.output, Format::Text) {
@@ -144,7 +145,7 @@ async fn print_tags<S: Source>(source: &S, global: &Global) -> Result<RejectedTa
 
 async fn read_image<S: Source>(source: &S, target: &Target, args: &InspectArgs) -> Result<Document> {
     let root = source.manifest(target).await.map_err(|error| match error.kind() {
-        Kind::NotFound => error.hint("transload tags REPOSITORY lists what there is"),
+        Kind::NotFound => error.hint("transload tags REPOSITORY lists the tags"),
         _ => error,
     })?;
     let wanted = |child: &Descriptor| {
@@ -153,8 +154,8 @@ async fn read_image<S: Source>(source: &S, target: &Target, args: &InspectArgs) 
     };
     let children: Vec<Descriptor> = root.contents().manifests.iter().filter(|child| wanted(child)).cloned().collect();
     if root.is_index() && children.is_empty() && !args.platform.is_empty() {
-        return Err(Error::new(Kind::NotFound, "the image has none of the wanted platforms")
-            .hint("leave out --platform to see those it has"));
+        return Err(Error::new(Kind::NotFound, "the image has none of the selected platforms")
+            .hint("leave out --platform to see its platforms"));
     }
     let account = Account::alone();
     account.root(&root).await?;
@@ -170,7 +171,7 @@ async fn read_image<S: Source>(source: &S, target: &Target, args: &InspectArgs) 
     })
 }
 
-/// A child, with its layers if it's an image. Attestations aren't read: that would cost pulls.
+/// A child of an index, with its layers if it is an image. Attestations are not read, since that would cost pulls.
 async fn read_child<S: Source>(source: &S, child: Descriptor, account: &Account) -> Result<ManifestSummary> {
     let is_image = child.platform.as_ref().is_none_or(|platform| !platform.is_unknown());
     if !is_image || child.media_type.is_index() {
@@ -210,7 +211,7 @@ impl ManifestSummary {
     fn rows(&self, table: &mut String, indent: &str) {
         let Some(blobs) = &self.blobs else { return };
         for (at, blob) in blobs.iter().enumerate() {
-            // An artifact may have its config's bytes as a layer, too.
+            // An artifact may have the bytes of its config also as a layer.
             let what = match self.config {
                 Some(config) if at == 0 && config == blob.digest => "config",
                 Some(_) => "layer",
@@ -279,11 +280,11 @@ impl Document {
     }
 }
 
-/// An image's config type says nothing about its kind; an artifact's does.
+/// Whether the artifact type is more than the config type of an image.
 fn platform_less(manifest: &Manifest) -> bool {
     let kind = manifest.contents().artifact_type.as_deref().unwrap_or_default();
     !kind.ends_with("image.config.v1+json") && !kind.ends_with("container.image.v1+json")
 }
 
-/// Manifests that are read at once.
+/// The number of manifests that are read at once.
 const CONCURRENT_READS: usize = 8;

@@ -1,4 +1,4 @@
-//! `--prune`: its flags, and what registries have to say and to do for it.
+//! `--prune`: its flags, and its requests to registries.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::{
     reference::{Repository, Tag, Target},
 };
 
-/// What may be removed.
+/// The flags for pruning.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    // Not with --retry-failed: a run over some images doesn't know what all the list holds.
+    // Not with --retry-failed, which does not read the whole list.
     /// Print the tags of the target repositories that are not in the list; `--prune=delete` removes them
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "plan",
         conflicts_with = "retry_failed", help_heading = HELP_HEADING)]
@@ -45,13 +45,13 @@ enum Untagged {
 }
 
 impl Args {
-    /// Whether anything is to be said or done.
+    /// Whether the user asked for pruning.
     pub(super) fn is_asked(&self) -> bool {
         self.prune.is_some()
     }
 
-    /// Finds out what the list no longer holds, and removes it if the user said so and it's no dry run.
-    /// Ends by the deadline.
+    /// Finds the tags that the list no longer has. Removes them with `--prune=delete`, unless it is a dry run. Ends by the
+    /// deadline.
     pub(super) async fn run(
         &self,
         keep_set: &KeepSet,
@@ -77,7 +77,7 @@ impl Args {
     }
 }
 
-/// What comes of it until the deadline, which nothing begins after.
+/// The result of `work`; `None` if the deadline passes first. After the deadline nothing is started.
 async fn before_deadline<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) if deadline <= Instant::now() => None,
@@ -97,7 +97,7 @@ impl PruneTarget for Repo {
 
     async fn written_at(&self, tag: &Tag) -> Result<Option<Timestamp>> {
         match self.tag_state(tag).await {
-            // A locked one couldn't be deleted, and whoever locked it meant it.
+            // A locked tag cannot be deleted, and was locked on purpose.
             Ok(Some(state)) => Ok(state.written.filter(|_| !state.locked)),
             Ok(None) => prune::creation_time(self, tag).await,
             Err(error) if error.kind() == Kind::NotFound => Ok(None),

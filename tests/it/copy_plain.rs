@@ -297,7 +297,7 @@ fn exit_codes_and_their_words() {
     let to = destination.addr().to_string();
     let (none, plain) = (format!("{}/app:v2", source.addr()), format!("{}/other", source.addr()));
     for (args, code, error, hint) in [
-        (vec![from.as_str()], 2, "there is no destination", "name one behind the source"),
+        (vec![from.as_str()], 2, "there is no destination", "add one after the source"),
         (vec!["Upper", &to], 2, "\"Upper\" is not an image reference", "lower case"),
         (vec![&from, "no-registry"], 2, "names no registry", "myregistry.azurecr.io"),
         (vec![&none, &plain], 1, ": there is no tag \"v2\"", "check the name and the tag"),

@@ -110,7 +110,7 @@ fn an_index_and_its_platforms() {
     assert_eq!(platforms, ["linux/arm64/v8", "linux/s390x"]);
     assert_eq!(registry.count("GET", "/manifests/"), 3);
     let run = transload(&["inspect", &name, "--platform", "plan9/amd64"]).exits(1);
-    assert!(run.stderr.contains("none of the wanted platforms\nhint: "), "{}", run.stderr);
+    assert!(run.stderr.contains("none of the selected platforms\nhint: "), "{}", run.stderr);
 }
 
 /// By the tag schema at a registry without the API, by the API at ACR; the same is shown.

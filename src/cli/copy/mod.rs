@@ -65,11 +65,11 @@ pub(super) struct Args {
 
 /// Runs the command; returns the exit code.
 pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    let (location, goals) = args.locations()?;
+    let (location, destinations) = args.locations()?;
     let source = SourceImage::resolve(location.clone()).await?;
-    // What no destination can have is refused before anything is written.
-    for goal in &goals {
-        CopyRequest::new(source.clone(), goal.clone(), args.strip_library)?;
+    // Invalid destinations are refused before anything is written.
+    for destination in &destinations {
+        CopyRequest::new(source.clone(), destination.clone(), args.strip_library)?;
     }
     let begun = Instant::now();
     let bars = Bars::new(global).map(Arc::new);
@@ -79,7 +79,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     };
     let engine = Engine::new(usize::from(args.jobs), observer).with_retries(args.retries);
     let options = args.options();
-    let mut told = CopyOutput::new(global, args.all_tags || goals.len() > 1, bars.clone());
+    let mut output = CopyOutput::new(global, args.all_tags || destinations.len() > 1, bars.clone());
     let mut first_error = None;
     let rejected = Arc::<Mutex<RejectedTags>>::default();
     let mut sources = if args.all_tags {
@@ -91,7 +91,9 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
         let images = sources
             .iter()
             .flat_map(|source| {
-                goals.iter().map(|goal| CopyRequest::new(source.clone(), goal.clone(), args.strip_library))
+                destinations
+                    .iter()
+                    .map(|destination| CopyRequest::new(source.clone(), destination.clone(), args.strip_library))
             })
             .collect::<Result<Vec<_>>>()?;
         let mut copies = stream::iter(images)
@@ -104,7 +106,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
             })
             .buffer_unordered(CONCURRENT_IMAGES);
         while let Some((image, result)) = copies.next().await {
-            if let Some(error) = told.add(&image, result, args.dry_run) {
+            if let Some(error) = output.add(&image, result, args.dry_run) {
                 first_error.get_or_insert(error);
             }
         }
@@ -112,49 +114,49 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     if let SourceLocation::Registry(reference, _) = &location
         && let Some(error) = rejected.lock().unwrap_or_else(PoisonError::into_inner).error(&reference.repository)
     {
-        first_error.get_or_insert(told.reject(reference.repository.to_string(), error));
+        first_error.get_or_insert(output.reject(reference.repository.to_string(), error));
     }
     if let Some(bars) = &bars {
         bars.clear();
     }
-    told.finish(first_error, begun.elapsed(), global, registries)
+    output.finish(first_error, begun.elapsed(), global, registries)
 }
 
 impl Args {
     fn locations(&self) -> Result<(SourceLocation, BTreeSet<DestinationLocation>)> {
-        let (source, goals) = match &self.images[..] {
+        let (source, destinations) = match &self.images[..] {
             [_] => {
                 return Err(Error::new(Kind::Usage, "there is no destination")
-                    .hint("name one behind the source: transload copy hello-world myregistry.azurecr.io"));
+                    .hint("add one after the source: transload copy hello-world myregistry.azurecr.io"));
             }
-            [source, goals @ ..] => (source, goals),
-            [] => return Err(Error::new(Kind::Usage, "there is nothing to copy")),
+            [source, destinations @ ..] => (source, destinations),
+            [] => return Err(Error::new(Kind::Usage, "there is no source")),
         };
         let source: SourceLocation = source.parse()?;
-        let goals = goals.iter().map(|goal| goal.parse()).collect::<Result<BTreeSet<DestinationLocation>>>()?;
+        let destinations = destinations
+            .iter()
+            .map(|destination| destination.parse())
+            .collect::<Result<BTreeSet<DestinationLocation>>>()?;
         if self.all_tags {
-            self.check_all_tags(&source, &goals)?;
+            self.check_all_tags(&source, &destinations)?;
         }
-        Ok((source, goals))
+        Ok((source, destinations))
     }
 
-    fn check_all_tags(&self, source: &SourceLocation, goals: &BTreeSet<DestinationLocation>) -> Result<()> {
+    fn check_all_tags(&self, source: &SourceLocation, destinations: &BTreeSet<DestinationLocation>) -> Result<()> {
         let written = self.images.first().map(String::as_str).unwrap_or_default();
         let last = written.rsplit('/').next().unwrap_or_default();
         if !matches!(source, SourceLocation::Registry(..)) || last.contains(':') || last.contains('@') {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("--all-tags takes a repository, and {written:?} is more or less than that"),
-            )
-            .hint("leave out the tag or digest"));
+            return Err(Error::new(Kind::Usage, format!("--all-tags takes a repository, but {written:?} is not one"))
+                .hint("leave out the tag or digest"));
         }
-        if goals.iter().any(|goal| {
+        if destinations.iter().any(|destination| {
             matches!(
-                goal,
+                destination,
                 DestinationLocation::Repository { tag: Some(_), .. } | DestinationLocation::Layout(_, Some(_))
             )
         }) {
-            return Err(Error::new(Kind::Usage, "--all-tags writes many tags, and the destination names one")
+            return Err(Error::new(Kind::Usage, "--all-tags writes many tags, but the destination names one")
                 .hint("leave out its tag"));
         }
         Ok(())
@@ -172,9 +174,9 @@ impl Args {
     }
 }
 
-/// A repository's tags as sources, page by page.
+/// The tags of a repository as sources, page by page.
 ///
-/// Lists of the referrers tag schema are no images, and each destination has its own.
+/// Lists of the referrers tag schema are left out: they are not images, and each destination has its own.
 fn all_tags(
     registries: &Registries,
     location: &SourceLocation,
@@ -193,17 +195,17 @@ fn all_tags(
         .boxed())
 }
 
-/// The size of a chunk.
+/// Parses the size of a chunk.
 fn parse_size(text: &str) -> Result<u64> {
     let size = parse_bytes(text)?;
     if size < 1 << 20 {
-        return Err(Error::new(Kind::Usage, format!("chunks of {size} bytes are too small: each is a request"))
-            .hint("1MiB or more"));
+        return Err(Error::new(Kind::Usage, format!("chunks of {size} bytes are too small: each takes a request"))
+            .hint("use 1MiB or more"));
     }
     Ok(size)
 }
 
-/// Images of `--all-tags` or of several destinations that are worked on at once.
+/// The number of images that `--all-tags` or several destinations copy at once.
 const CONCURRENT_IMAGES: usize = 8;
 
 const AFTER_HELP: &str = "\

@@ -1,4 +1,4 @@
-//! What a copy says: a line for each image, a summary, or one JSON document.
+//! The output of `copy`: a line for each image and a summary, or one JSON document.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::registry::Registries;
 /// The document that `--output json` prints. docs/reference/json.md describes it.
 #[derive(Serialize)]
 struct Document {
-    /// Grows when a field changes its meaning.
+    /// The version of the format. It grows when a field changes its meaning.
     schema: u32,
     images: Vec<Entry>,
     summary: Summary,
     registries: Vec<RegistryUsage>,
 }
 
-/// What was told so far.
+/// Prints results, and collects them for the summary or the document.
 pub(super) struct CopyOutput {
     text: bool,
-    /// Whether each image's error is told by itself; a single one's is the program's.
+    /// Whether each image's error is printed by itself. The error of a single image is the error of the program.
     several: bool,
     bars: Option<Arc<Bars>>,
     entries: Vec<Entry>,
@@ -34,13 +34,13 @@ pub(super) struct CopyOutput {
 }
 
 impl CopyOutput {
-    /// Nothing told yet. `several` says that each image's error is told by itself.
+    /// An output without results. With `several`, each image's error is printed by itself.
     pub(super) fn new(global: &Global, several: bool, bars: Option<Arc<Bars>>) -> Self {
         let text = global.output == Format::Text && !global.quiet;
         Self { text, several, bars, entries: Vec::new(), summary: Summary::default() }
     }
 
-    /// Tells how an image ended, and returns its error.
+    /// Prints the result of an image, and returns its error.
     pub(super) fn add(&mut self, image: &CopyRequest, result: Result<Report>, dry_run: bool) -> Option<Error> {
         let (source, destination) = (image.source(), image.destination());
         match &result {
@@ -62,7 +62,7 @@ impl CopyOutput {
         error
     }
 
-    /// Tells which names of the source's list of tags are left out, and returns the error.
+    /// Prints which names of the source's list of tags are left out, and returns the error.
     pub(super) fn reject(&mut self, source: String, error: Error) -> Error {
         self.print_around_bars(|| output::print_image_error(&source, &error));
         let ended = CopyResult::new(Err(&error), false);
@@ -71,8 +71,8 @@ impl CopyOutput {
         error
     }
 
-    /// Prints the summary or the document. One image's error is the program's own; of several each
-    /// was told already.
+    /// Prints the summary or the document. Returns the error of a single image. Errors of several images were printed
+    /// before.
     pub(super) fn finish(
         self,
         first_error: Option<Error>,
