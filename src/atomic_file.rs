@@ -1,12 +1,12 @@
-//! Files that are replaced as a whole: written beside, then renamed.
+//! Replaces files atomically: writes a temporary file in the same directory, then renames it.
 //!
 //! ```text
 //! DIR/config.json
-//! DIR/.config.json.transload-0123456789abcdef.tmp     locked (flock) for as long as its writer lives
+//! DIR/.config.json.transload-0123456789abcdef.tmp     locked (flock) while its writer runs
 //! ```
-//! A writer that is killed leaves its temporary file behind, with what was to be in the file. The next writer of the same
-//! file removes it. The lock tells the two apart: the kernel releases it when the process ends, also in another container
-//! on the same machine.
+//! A writer that is killed leaves its temporary file, which may hold secrets. The next writer of the same file removes it.
+//! The lock shows whether the writer still runs: the kernel releases it when the process ends, also if that is in another
+//! container on the same machine.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -15,12 +15,12 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Replaces `path` by what `fill` writes. It has the permissions `mode`, or those that the umask allows.
+/// Replaces `path` by the content that `fill` writes. The file gets the permissions `mode`, or those that the umask allows.
 ///
-/// A reader sees the old content or the new one, and never half of it. Files that killed writers left are removed before.
+/// A reader sees either the old or the new content. Temporary files of killed writers are removed first.
 ///
 /// # Errors
-/// As the file system reports it. The temporary file is removed then.
+/// Those of the file system. The temporary file is removed then.
 pub(crate) fn write(
     path: &Path,
     mode: Option<u32>,
@@ -50,9 +50,9 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
-/// Removes the temporary files that killed writers of `path` left beside it. Never those of a writer that lives.
+/// Removes the temporary files that killed writers of `path` left in its directory, but not those of a running writer.
 ///
-/// Does its best: what can't be read or removed stays.
+/// Files that cannot be read or removed stay.
 pub(crate) fn remove_abandoned(path: &Path) {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return };
     let name = name.to_string_lossy();
@@ -61,19 +61,19 @@ pub(crate) fn remove_abandoned(path: &Path) {
         let Some(evidence) = evidence(&entry.file_name().to_string_lossy(), &name) else { continue };
         if entry.file_type().is_ok_and(|kind| kind.is_file()) && is_abandoned(&entry.path(), evidence).unwrap_or(false)
         {
-            tracing::debug!("removed {}, left by a run that was killed", entry.path().display());
+            tracing::debug!("removed {}, which a killed run had left", entry.path().display());
         }
     }
 }
 
-/// What proves that a temporary file is abandoned.
+/// The condition that shows that a temporary file is abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Evidence {
-    /// Nobody holds its lock.
+    /// No process holds its lock.
     Lock,
-    /// It was made by a version that took no lock: this process is gone, or the file is old.
+    /// For a file of a version that took no lock: this process has ended, or the file is old.
     Process(i32),
-    /// The same, where the name has no process: the file is old.
+    /// For such a file without a process id in its name: the file is old.
     Age,
 }
 
@@ -92,9 +92,9 @@ fn evidence(entry: &str, name: &str) -> Option<Evidence> {
     }
 }
 
-/// Removes the file if it's abandoned; whether it was.
+/// Removes the file if it is abandoned. Returns whether it was.
 fn is_abandoned(path: &Path, evidence: Evidence) -> io::Result<bool> {
-    // For writing, since NFS makes of flock a lock that needs it. Not through a link, and not waiting for a pipe's end.
+    // Opened for writing, since NFS needs that for a lock. Symbolic links are not followed, and a pipe does not block.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
@@ -102,7 +102,7 @@ fn is_abandoned(path: &Path, evidence: Evidence) -> io::Result<bool> {
     let old = file.metadata()?.modified().map(crate::clock::age)?.is_some_and(|age| age > STALE_AFTER);
     let abandoned = match locked {
         Err(fs::TryLockError::WouldBlock) => false,
-        // A file system without locks.
+        // The file system has no locks.
         Err(fs::TryLockError::Error(_)) => old,
         Ok(()) => match evidence {
             Evidence::Lock => true,
@@ -126,7 +126,7 @@ fn create(path: &Path, mode: Option<u32>) -> io::Result<(PathBuf, File)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut tries = 0;
     loop {
-        // Writers of one file may be in containers of their own, where each is process 1. These keys differ each time.
+        // Writers of one file may run in different containers, each as process 1. So the name is random.
         let random = std::hash::RandomState::new().build_hasher().finish();
         let temporary = path.with_file_name(format!(".{name}.transload-{random:016x}.tmp"));
         let file = match OpenOptions::new().write(true).create_new(true).mode(mode.unwrap_or(0o666)).open(&temporary) {
@@ -136,9 +136,9 @@ fn create(path: &Path, mode: Option<u32>) -> io::Result<(PathBuf, File)> {
             }
             made => made?,
         };
-        // Where there are no locks the file's age protects it.
+        // On a file system without locks, the file's age protects it.
         let _ = file.lock();
-        // Another writer may have found it before it was locked, and removed it.
+        // Another writer may have removed it before it was locked.
         if file.metadata()?.nlink() > 0 || tries == MAX_TRIES {
             return Ok((temporary, file));
         }
@@ -146,7 +146,7 @@ fn create(path: &Path, mode: Option<u32>) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// No writer needs so long.
+/// No writer needs longer than this.
 const STALE_AFTER: Duration = Duration::from_secs(10 * 60);
 const MAX_TRIES: u32 = 8;
 

@@ -1,4 +1,4 @@
-//! The body type that sources, destinations and the server share.
+//! The body type of sources, destinations and the server.
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;

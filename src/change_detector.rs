@@ -1,23 +1,22 @@
-//! Whether what is looked at again and again has become another: a list, a configuration. No I/O.
+//! Detects changes of a file that is read again and again: a list, a configuration. No I/O.
 
-/// What was seen. What is new must look the same twice before it's taken: half of a file that is being written
-/// is a file, too, and may even make sense.
+/// The states that were seen. A new state is accepted only when it was seen twice: a file that is still being written may
+/// be valid by chance.
 #[derive(Debug)]
 pub(crate) struct ChangeDetector<T> {
-    /// What was taken last; `None` if it couldn't be looked at.
+    /// The state that was accepted last; `None` if it could not be read.
     seen: Option<T>,
-    /// Something new, that may still be being written.
+    /// A new state that was seen once.
     suspect: Option<T>,
 }
 
 impl<T: PartialEq> ChangeDetector<T> {
-    /// Since it was like this.
+    /// A detector for a file with this state.
     pub(crate) fn starting_at(seen: T) -> Self {
         Self { seen: Some(seen), suspect: None }
     }
 
-    /// Whether it's to be taken as it is `now`: if it's new, and was the same a look ago; or if someone says that
-    /// it's `ready`, new or not.
+    /// Whether to accept the state `now`: if it is new and was seen twice, or if the caller knows that it is `ready`.
     pub(crate) fn observe(&mut self, now: T, ready: bool) -> bool {
         if !ready && self.seen.as_ref() == Some(&now) {
             self.suspect = None;
@@ -31,7 +30,7 @@ impl<T: PartialEq> ChangeDetector<T> {
         true
     }
 
-    /// It couldn't be looked at. Whether that is new.
+    /// Records that the file could not be read. Returns whether that is new.
     pub(crate) fn observe_missing(&mut self) -> bool {
         self.seen.take().is_some()
     }
@@ -42,18 +41,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_being_written_is_not_taken() {
+    fn a_file_that_is_being_written_is_not_accepted() {
         let mut changes = ChangeDetector::starting_at("old");
         assert!(!changes.observe("old", false));
         for half in ["n", "ne", "new"] {
             assert!(!changes.observe(half, false), "{half}");
         }
         assert!(changes.observe("new", false) && !changes.observe("new", false));
-        // It was another in between, and is again what it was.
+        // The file changed in between, and then changed back.
         assert!(!changes.observe("odd", false) && !changes.observe("new", false) && !changes.observe("odd", false));
-        // Someone says so.
+        // The caller knows that the file is ready.
         assert!(changes.observe("half", true) && changes.observe("half", true) && !changes.observe("half", false));
-        // It's gone, once, and comes back as it was.
+        // The file is missing once, and comes back unchanged.
         assert!(changes.observe_missing() && !changes.observe_missing());
         assert!(!changes.observe("half", false) && changes.observe("half", false));
     }

@@ -1,26 +1,26 @@
-//! The wall clock. Tests can shift it while a debug build runs; a release build always reads the system's.
+//! The wall clock. Tests can shift it in a debug build; a release build always uses the system clock.
 //!
-//! Durations inside one process are measured by [`std::time::Instant`], which never jumps. The wall clock is for
-//! times that leave the process: times of files, `Retry-After` dates, times in tokens and reports.
+//! Durations inside one process are measured by [`std::time::Instant`], which never jumps. The wall clock is for times that
+//! leave the process: file times, `Retry-After` dates, times in tokens and reports.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The time now.
+/// The current time.
 pub(crate) fn now() -> SystemTime {
     shift(SystemTime::now())
 }
 
-/// The same in seconds since 1970.
+/// The current time in seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
     now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The same as a timestamp with a calendar.
+/// The current time as a calendar timestamp.
 pub(crate) fn timestamp() -> jiff::Timestamp {
     jiff::Timestamp::try_from(now()).unwrap_or_else(|_| jiff::Timestamp::now())
 }
 
-/// How long ago `then` was. `None` if it lies in the future.
+/// The time since `then`. `None` if `then` is in the future.
 pub(crate) fn age(then: SystemTime) -> Option<Duration> {
     now().duration_since(then).ok()
 }
@@ -38,7 +38,7 @@ fn shift(now: SystemTime) -> SystemTime {
     if offset < 0 { now.checked_sub(by) } else { now.checked_add(by) }.unwrap_or(now)
 }
 
-/// From now on, each time that is read is shifted by the seconds in this file. They may be negative and may change.
+/// Shifts the clock by the number of seconds in this file, which is read each time. It may be negative and may change.
 #[cfg(debug_assertions)]
 pub(crate) fn shift_by_file(file: std::path::PathBuf) {
     // A second call changes nothing.

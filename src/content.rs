@@ -1,6 +1,5 @@
-//! Where images come from and go to: the traits between the engine and everything that holds
-//! content (a registry, a layout directory, a proxy's cache), and the [`Feed`] that carries one
-//! blob from the one to the other.
+//! The traits [`Source`] and [`Destination`] between the engine and everything that holds content (a registry, a layout
+//! directory, the proxy's cache), and the [`Feed`] that carries one blob from a source to a destination.
 
 use std::future::Future;
 use std::ops::Range;
@@ -19,39 +18,38 @@ use crate::reference::{LayoutName, Malformed, Repository, Tag, Target, parse_tag
 use crate::retry::Budget;
 use crate::verify::{HashCheckpoints, Verified};
 
-/// Something that images are read from: one repository of a registry, or a directory.
+/// A repository of a registry, or a directory, from which images are read.
 ///
-/// A clone is a handle to the same thing. Dropping a future stops what it did.
+/// A clone is a handle to the same source. Dropping a future cancels its request.
 pub trait Source: Clone + Send + Sync + 'static {
-    /// What `target` is, without reading it: `HEAD`, which Docker Hub doesn't count as a pull.
-    /// `None` if it isn't there.
+    /// The descriptor of `target`, by `HEAD`, which Docker Hub does not count as a pull. `None` if it does not exist.
     fn resolve(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
 
-    /// The manifest, verified against the digest where `target` is one.
+    /// The manifest. If `target` is a digest, the manifest is verified against it.
     fn manifest(&self, target: &Target) -> impl Future<Output = Result<Manifest>> + Send;
 
-    /// The bytes of `blob` from offset `from` on (in bytes, at most the blob's size).
+    /// The bytes of `blob` from the offset `from` on (in bytes, at most the blob's size).
     ///
-    /// Not tried again here: whoever reads has a [`Budget`]. A holder that falls silent is the
-    /// source's own affair: the body ends in an error then.
+    /// This does not retry: the caller has a [`Budget`]. The source detects a silent connection; the body ends in an error
+    /// then.
     fn blob(&self, blob: &Descriptor, from: u64) -> impl Future<Output = Result<Body>> + Send;
 
-    /// The bytes of `part` of `blob`, in a request of its own. Several at once are faster than one where each
-    /// connection is slow.
+    /// The bytes of `part` of `blob`, by a request of its own. Several requests at once are faster if each connection is
+    /// slow.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] if the holder can't give a part that isn't at the blob's beginning.
+    /// [`Kind::Unsupported`] if the source cannot serve a part that does not start at the blob's beginning.
     fn blob_range(&self, blob: &Descriptor, part: Range<u64>) -> impl Future<Output = Result<Body>> + Send {
         async move { Ok(take_bytes(self.blob(blob, part.start).await?, part.end - part.start)) }
     }
 
-    /// Which repository this is, where blobs can be mounted from it: for a destination in the same registry.
+    /// The repository from which a destination in the same registry can mount blobs.
     fn origin(&self) -> Option<&Repository> {
         None
     }
 
-    /// The manifests that name `subject` as their subject. Empty if there are none, or if the
-    /// holder knows neither the API nor the tag schema.
+    /// The manifests that name `subject` as their subject. Empty if there are none, or if the source has neither the
+    /// referrers API nor the tag schema.
     fn referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 
     /// Whether [`Self::referrers`] is known to read the tag schema's list, so that a subject without that tag has no
@@ -60,47 +58,46 @@ pub trait Source: Clone + Send + Sync + 'static {
         false
     }
 
-    /// All tags in the holder's order, page by page. The stream ends in an error unless the list is complete, so
-    /// whoever reads it to its end has every tag; the number of pages is bounded by the holder.
+    /// All tags in the source's order, page by page. The stream ends in an error unless the list is complete, so a caller
+    /// that reads it to its end has every tag. The source bounds the number of pages.
     fn tags(&self) -> TagPages;
 }
 
-/// Something that images are written to: one repository of a registry, or a directory.
+/// A repository of a registry, or a directory, to which images are written.
 pub trait Destination: Clone + Send + Sync + 'static {
-    /// An upload that was begun.
+    /// An upload session.
     type Session: Send;
 
-    /// Which repository this is. Blobs can be mounted between repositories of one registry.
+    /// The repository. Blobs can be mounted between repositories of one registry.
     fn repository(&self) -> &Repository;
 
-    /// Whether no image is here yet, so that nothing small needs to be looked for. Blobs may be: those
-    /// of a run that was interrupted.
+    /// Whether the repository has no image yet, so that small blobs need not be looked for. It may have blobs of an
+    /// interrupted run.
     fn is_new(&self) -> impl Future<Output = bool> + Send;
 
-    /// Whether [`Self::is_new`] has said so already: asks nobody.
+    /// Whether [`Self::is_new`] was already found to be true. Sends no request.
     fn is_known_new(&self) -> bool {
         false
     }
 
-    /// What `target` is here; `None` if it isn't there.
+    /// The descriptor of `target` at the destination; `None` if it does not exist.
     fn resolve_existing(&self, target: &Target) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
 
-    /// A manifest that is here.
+    /// Reads a manifest of the destination.
     fn existing_manifest(&self, digest: &Digest) -> impl Future<Output = Result<Manifest>> + Send;
 
-    /// Whether the blob is here.
+    /// Whether the destination has the blob.
     fn has_blob(&self, blob: &Descriptor) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Begins an upload, asking for a mount from the repository `from` of the same registry where
-    /// one is given. One request answers both.
+    /// Starts an upload. With `from`, the same request asks for a mount from that repository of the same registry.
     fn start_upload(
         &self,
         blob: &Descriptor,
         from: Option<&Repository>,
     ) -> impl Future<Output = Result<UploadStart<Self::Session>>> + Send;
 
-    /// Sends the blob, resuming by the destination's own word of what it has. `body` is the
-    /// feed opened at 0. On return the blob is stored, or its session was given up.
+    /// Sends the blob. After a fault it resumes at the offset that the destination reports. `body` is the feed, opened at
+    /// offset 0. On return the blob is stored, or its session was abandoned.
     fn upload<S: Source>(
         &self,
         session: Self::Session,
@@ -108,67 +105,65 @@ pub trait Destination: Clone + Send + Sync + 'static {
         body: Verified,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Stores the manifest's bytes under its digest, and under the tag where `at` is one.
+    /// Stores the bytes of the manifest under its digest, and under the tag if `at` is one.
     fn put_manifest(&self, manifest: &Manifest, at: &Target) -> impl Future<Output = Result<PushReceipt>> + Send;
 
-    /// The manifests that are listed here as naming `subject`, and the tag that lists them where
-    /// the destination hasn't the referrers API.
+    /// The referrers of `subject` that the destination lists: by the referrers API, or by the tag schema.
     fn listed_referrers(&self, subject: &Digest) -> impl Future<Output = Result<Vec<Descriptor>>> + Send;
 }
 
-/// A repository's tags as they arrive.
+/// The tags of a repository, page by page.
 pub type TagPages = BoxStream<'static, Result<TagPage>>;
 
-/// Some of a repository's tags.
+/// One page of the tags of a repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagPage {
     /// The tags.
     pub tags: Vec<Tag>,
-    /// Names in a layout directory that are no tags, such as `registry/repository:tag`.
+    /// Names in a layout directory that are not tags, such as `registry/repository:tag`.
     pub names: Vec<LayoutName>,
-    /// What the holder lists as tags and is none. Whoever reads the page reports it; nothing else can be done
-    /// with it.
+    /// Texts that the source lists as tags but that are not valid tags. They are only reported.
     pub malformed: Vec<Malformed>,
-    /// Whether the holder has no further page. `false` also where it does not say so: then the end of the stream does.
+    /// Whether this is known to be the last page. If not, the end of the stream shows it.
     pub is_last: bool,
 }
 
 impl TagPage {
-    /// A page of what a holder lists as its tags.
+    /// A page with the tags that a source lists.
     pub fn new<T: AsRef<str>>(listed: impl IntoIterator<Item = T>) -> Self {
         let (tags, malformed) = parse_tags(listed);
         Self { tags, names: Vec::new(), malformed, is_last: false }
     }
 }
 
-/// How an upload began.
+/// The result of starting an upload.
 pub enum UploadStart<S> {
-    /// It's over: the registry mounted the blob.
+    /// The registry mounted the blob, so there is nothing to send.
     Mounted,
-    /// The session to send the bytes to.
+    /// The session that takes the bytes.
     Session(S),
 }
 
-/// What a destination said of a manifest it took.
+/// The answer of a destination that stored a manifest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PushReceipt {
-    /// It keeps the list of referrers itself (`OCI-Subject` in the answer). If not, the client
-    /// must maintain the tag schema's index (distribution spec, "Pushing Manifests with Subject").
+    /// Whether the destination maintains the list of referrers itself (header `OCI-Subject`). If not, the client must
+    /// maintain the list of the tag schema (distribution spec, "Pushing Manifests with Subject").
     pub lists_referrer: bool,
 }
 
-/// One blob on its way: opens the source where it's needed, goes on after faults, counts bytes.
+/// One blob in transfer. Opens the source at any offset, resumes after faults, and counts bytes.
 #[derive(Clone)]
 pub struct Feed<S> {
-    /// At least one; each is given up for the next one.
+    /// The sources in order, at least one. When one fails for good, the next one is used.
     holders: Vec<BlobHolder<S>>,
     blob: Descriptor,
     checkpoints: HashCheckpoints,
-    /// How often the whole came damaged.
+    /// How often the blob arrived damaged.
     damaged: Arc<AtomicU32>,
 }
 
-/// Who has the blob.
+/// A source of the blob.
 #[derive(Clone)]
 struct BlobHolder<S> {
     source: S,
@@ -177,43 +172,42 @@ struct BlobHolder<S> {
 }
 
 impl<S: Source> Feed<S> {
-    /// The feed of `blob` from `source`, which spends of `budget` and tells `moved` how many
-    /// bytes came.
+    /// The feed of `blob` from `source`. Retries spend `budget`. `moved` is called with the number of bytes that arrived.
     pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
         let holders = vec![BlobHolder { source, budget, moved }];
         Self { holders, blob, checkpoints: HashCheckpoints::default(), damaged: Arc::default() }
     }
 
-    /// Where the budgets before it are spent, `source` is gone on from, at the same byte: what a blob is is its
-    /// digest's word, not its holder's.
+    /// Adds a further source. When the budgets of the sources before it are spent, the feed continues with `source` at the
+    /// same byte. That is safe, since the digest identifies the blob, not the source.
     #[must_use]
     pub fn with_fallback(mut self, source: S, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
         self.holders.push(BlobHolder { source, budget, moved });
         self
     }
 
-    /// Whether there is someone to go on from when the first one is given up.
+    /// Whether there is a further source if the first one fails for good.
     pub fn has_fallback(&self) -> bool {
         self.holders.len() > 1
     }
 
-    /// Which blob it is.
+    /// The blob's descriptor.
     pub fn blob(&self) -> &Descriptor {
         &self.blob
     }
 
-    /// What may still be spent on the first one who has it.
+    /// The budget of the first source.
     pub fn budget(&self) -> &Budget {
         &self.holders[0].budget
     }
 
-    /// Who is told of bytes that came from there.
+    /// The progress callback of the first source.
     pub fn progress(&self) -> Arc<dyn Fn(u64) + Send + Sync> {
         self.holders[0].moved.clone()
     }
 
-    /// The verified bytes from `at` on. Reads again from the last known state of the hash at or
-    /// before it, so that the digest of the whole is still checked.
+    /// The verified bytes from offset `at` on. Reads from the last checkpoint of the hash at or before `at`, so that the
+    /// digest of the whole blob is still checked.
     pub async fn open(&self, at: u64) -> Result<Verified> {
         let mark = self.checkpoints.before(at);
         let (from, hasher) = mark.unwrap_or_else(|| (0, self.blob.digest.hasher()));
@@ -221,29 +215,28 @@ impl<S: Source> Feed<S> {
         Verified::resumed(body, &self.blob, from, hasher, at, self.checkpoints.clone())
     }
 
-    /// The bytes from `at` on, not verified: for whoever verifies the whole that they are a part of.
+    /// The bytes from offset `at` on, not verified. The caller must verify the whole blob.
     pub(crate) async fn unverified(&self, at: u64) -> Result<Body> {
         Ok(self.reader(at, None).opened().await?.into_body())
     }
 
-    /// The verified bytes from `begin` on, where `first` is what the source was opened with already, at its beginning:
-    /// what is before `begin` is read and hashed too.
+    /// The verified bytes from offset `begin` on. `first` is the source's body, already opened at offset 0. The bytes before
+    /// `begin` are read and hashed too.
     pub fn verify_first(&self, first: Body, begin: u64) -> Result<Verified> {
         let body = self.reader(0, Some(first)).into_body();
         Verified::resumed(body, &self.blob, 0, self.blob.digest.hasher(), begin, self.checkpoints.clone())
     }
 
-    /// Verifies the whole of a `body` that somebody else put together from the source, so that
-    /// [`open`](Self::open) can go on from what is hashed.
+    /// Verifies `body`, which the caller assembled from parts of the blob. Afterwards [`open`](Self::open) can continue from
+    /// the checkpoints of its hash.
     pub fn verified(&self, body: Body) -> Result<Verified> {
         Verified::resumed(body, &self.blob, 0, self.blob.digest.hasher(), 0, self.checkpoints.clone())
     }
 
-    /// The verified bytes of the whole once more, after `error` if that is a mismatch: what came was damaged, and
-    /// nothing of it is gone on from.
+    /// Reads the whole blob again after a mismatch. The damaged bytes are not used again.
     ///
     /// # Errors
-    /// `error` itself, if it is another one, the budget is spent, or the blob came damaged [`MAX_DAMAGED`] times.
+    /// `error` itself if it is no mismatch, if the budget is spent, or if the blob arrived damaged [`MAX_DAMAGED`] times.
     pub async fn reopen_after(&self, error: Error) -> Result<Verified> {
         if is_damaged_for_good(&error, &self.damaged) {
             return Err(self.budget().give_up(error));
@@ -259,11 +252,11 @@ impl<S: Source> Feed<S> {
     }
 }
 
-/// How often a blob is read whole before its holder is taken to have it damaged: what is damaged in transit comes right
-/// the next time, and what is damaged where it is stored never does.
+/// How often a blob is read whole before its source is believed to store it damaged. Damage in transit does not repeat;
+/// damage in storage does.
 pub const MAX_DAMAGED: u32 = 3;
 
-/// Counts an error that says that the blob is not what it should be. Whether that happened too often.
+/// Counts a mismatch. Returns whether it happened too often.
 fn is_damaged_for_good(error: &Error, damaged: &AtomicU32) -> bool {
     error.kind() == Kind::Mismatch && damaged.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DAMAGED
 }
@@ -275,7 +268,7 @@ pub(crate) fn take_bytes(body: Body, left: u64) -> Body {
             return Ok(None);
         }
         let Some(mut bytes) = body.try_next().await? else { return Ok(None) };
-        // A usize suffices: it's at most the frame's length.
+        // If `left` does not fit into a usize, the frame is shorter anyway.
         bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         let rest = left - bytes.len() as u64;
         Ok(Some((bytes, (body, rest))))
@@ -283,20 +276,20 @@ pub(crate) fn take_bytes(body: Body, left: u64) -> Body {
     .boxed()
 }
 
-/// Reads a blob to its end, opening it again where it broke off.
+/// Reads a blob to its end. Opens it again after a fault.
 struct BlobReader<S> {
     holders: Vec<BlobHolder<S>>,
-    /// Who is read from.
+    /// The index of the current source.
     now: usize,
     blob: Descriptor,
     at: u64,
     body: Option<Body>,
-    /// The feed's.
+    /// Shared with the feed.
     damaged: Arc<AtomicU32>,
 }
 
 impl<S: Source> BlobReader<S> {
-    /// Opens the source, trying again within the budget.
+    /// Opens the source. Retries within the budget.
     async fn opened(mut self) -> Result<Self> {
         while self.body.is_none() && self.at < self.blob.size {
             match self.holders[self.now].source.blob(&self.blob, self.at).await {
@@ -332,19 +325,19 @@ impl<S: Source> BlobReader<S> {
                 }
                 Err(error) => error,
             };
-            // Through the registry again, never by the old address: a CDN's signed URL expires.
+            // By a new request to the registry, since the signed URL of a CDN expires.
             self.body = None;
             self.retry(broke).await?;
         }
     }
 
-    /// Waits until it may be tried again, by this one who has it or by the next.
+    /// Waits before a retry. If the budget is spent, changes to the next source.
     async fn retry(&mut self, error: Error) -> Result<()> {
-        let (budget, told) = (&self.holders[self.now].budget, self.with_hint(error));
-        let spent = if is_damaged_for_good(&told, &self.damaged) {
-            budget.give_up(told)
+        let (budget, error) = (&self.holders[self.now].budget, self.with_context(error));
+        let spent = if is_damaged_for_good(&error, &self.damaged) {
+            budget.give_up(error)
         } else {
-            match budget.retry(told).await {
+            match budget.retry(error).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error.on(Side::Source),
             }
@@ -352,13 +345,13 @@ impl<S: Source> BlobReader<S> {
         if self.now + 1 == self.holders.len() {
             return Err(spent);
         }
-        tracing::warn!("{spent}; going on from byte {} of it elsewhere", self.at);
+        tracing::warn!("{spent}; continuing at byte {} with another source", self.at);
         self.now += 1;
         self.damaged.store(0, Ordering::Relaxed);
         Ok(())
     }
 
-    fn with_hint(&self, error: Error) -> Error {
+    fn with_context(&self, error: Error) -> Error {
         error.doing(format!("read blob {}", self.blob.digest)).on(Side::Source)
     }
 }

@@ -1,7 +1,7 @@
 //! Digests, media types, descriptors and platforms: the nouns of an image. No I/O.
 //!
-//! Reading is lenient (registries and old tools write surprising JSON), writing is not done at
-//! all: bytes of manifests are passed on as they came.
+//! Parsing is lenient: registries and old tools write unusual JSON. Nothing is written: the bytes of manifests are passed
+//! on unchanged.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,7 +54,7 @@ impl Digest {
 
     /// The hash in lower-case hexadecimal.
     pub fn hex(&self) -> String {
-        // By a table: a server writes some for each answer.
+        // By a table, since a server formats several digests for each response.
         let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
         self.bytes().iter().fold(String::with_capacity(128), |mut hex, byte| {
             hex.extend([digit(byte >> 4), digit(byte & 15)]);
@@ -67,7 +67,7 @@ impl Digest {
         self.hex()[..12].to_owned()
     }
 
-    /// Its first byte: what the directories of a cache are named by.
+    /// The first byte of the hash. It names the directory of a cache.
     pub fn shard(&self) -> u8 {
         self.bytes()[0]
     }
@@ -120,7 +120,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// A running hash. `Clone` keeps its state, which is how a blob is resumed in the middle.
+/// A running hash. A clone keeps the state, so that a blob can be resumed in the middle.
 #[derive(Clone)]
 pub enum Hasher {
     /// sha256
@@ -156,9 +156,7 @@ pub const MAX_MEDIA_TYPE: usize = 255;
 /// manifest's annotations, so one of them must not fill a list.
 pub const MAX_ANNOTATIONS: usize = 256 << 10;
 
-/// A media type, and what the engine must know of it.
-///
-/// [`MAX_MEDIA_TYPE`] bounds those that are read from documents.
+/// A media type. Media types in documents have at most [`MAX_MEDIA_TYPE`] bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct MediaType(pub String);
@@ -166,53 +164,53 @@ pub struct MediaType(pub String);
 impl MediaType {
     /// Docker's image manifest, version 2 schema 2.
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-    /// Docker's manifest list: an index by its older name.
+    /// Docker's manifest list, the older name of an index.
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     /// OCI image manifest.
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     /// OCI image index.
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-    /// OCI's artifact manifest.
+    /// OCI's artifact manifest, of the release candidates of version 1.1.
     pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
-    /// What a request for any manifest says in `Accept`.
+    /// The `Accept` header of a request for any manifest.
     pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
         application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
         */*;q=0.1";
 
-    /// An index of manifests (OCI index or Docker manifest list).
+    /// Whether it is an OCI index or a Docker manifest list.
     pub fn is_index(&self) -> bool {
         matches!(self.0.as_str(), Self::OCI_INDEX | Self::DOCKER_LIST)
     }
 
-    /// A single image's or artifact's manifest.
+    /// Whether it is the manifest of a single image or artifact.
     pub fn is_manifest(&self) -> bool {
         matches!(self.0.as_str(), Self::OCI_MANIFEST | Self::DOCKER_MANIFEST)
     }
 
-    /// Docker's schema 1, signed or not: obsolete, and its digest isn't the digest of its bytes.
+    /// Whether it is Docker's obsolete schema 1, signed or not. The digest of such a manifest is not the digest of its bytes.
     pub fn is_schema1(&self) -> bool {
         self.0.starts_with("application/vnd.docker.distribution.manifest.v1")
     }
 
-    /// OCI's artifact manifest, of the release candidates of version 1.1.
+    /// Whether it is OCI's artifact manifest.
     pub fn is_artifact(&self) -> bool {
         self.0 == Self::OCI_ARTIFACT
     }
 
-    /// Whether an entry of an index with this type is a manifest, rather than a blob.
+    /// Whether an entry of an index with this type is a manifest and not a blob.
     ///
-    /// Entries without a type, and of unknown types that are called manifest or index, such as
-    /// `application/vnd.cncf.oras.artifact.manifest.v1+json`, are manifests. All others are blobs, as go-containerregistry
-    /// and regclient have it: BuildKit's cache is an index whose entries are layers.
+    /// An entry is a manifest if it has no type, or if its type contains the word manifest or index, such as
+    /// `application/vnd.cncf.oras.artifact.manifest.v1+json`. All others are blobs, as in go-containerregistry and
+    /// regclient: BuildKit's cache is an index whose entries are layers.
     pub fn names_manifest(&self) -> bool {
         let named = |word: &str| self.0.split(['.', '/', '+', '-']).any(|part| part == word);
         self.0.is_empty() || named("manifest") || named("index")
     }
 
-    /// A layer that its owner doesn't allow to be distributed: Docker's "foreign" and OCI's
-    /// (deprecated) "nondistributable" layers, such as Windows base layers.
+    /// Whether it is a layer that must not be distributed: Docker's "foreign" and OCI's (deprecated) "nondistributable"
+    /// layers, such as Windows base layers.
     pub fn is_foreign_layer(&self) -> bool {
         self.0.starts_with("application/vnd.docker.image.rootfs.foreign.")
             || self.0.starts_with("application/vnd.oci.image.layer.nondistributable.")
@@ -231,24 +229,24 @@ fn check_type(text: &str) -> Result<(), String> {
     if text.len() <= MAX_MEDIA_TYPE {
         return Ok(());
     }
-    Err(format!("a media type of {} bytes, where {MAX_MEDIA_TYPE} is the limit", text.len()))
+    Err(format!("a media type of {} bytes; the limit is {MAX_MEDIA_TYPE}", text.len()))
 }
 
-/// Reads an artifact type, which has the form of a media type; `null` is none.
+/// Reads an artifact type, which has the form of a media type. `null` means none.
 pub(crate) fn artifact_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     text.as_deref().map_or(Ok(()), check_type).map_err(serde::de::Error::custom)?;
     Ok(text)
 }
 
-/// Reads annotations of at most [`MAX_ANNOTATIONS`] bytes; `null` is none.
+/// Reads annotations of at most [`MAX_ANNOTATIONS`] bytes. `null` means none.
 pub(crate) fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
     let read: BTreeMap<String, Option<String>> = null_is_empty(deserializer)?;
     let read: BTreeMap<String, String> =
         read.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect();
     let size: usize = read.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > MAX_ANNOTATIONS {
-        let what = format!("annotations of {size} bytes, where {MAX_ANNOTATIONS} is the limit");
+        let what = format!("annotations of {size} bytes; the limit is {MAX_ANNOTATIONS}");
         return Err(serde::de::Error::custom(what));
     }
     Ok(read)
@@ -262,14 +260,14 @@ impl fmt::Display for MediaType {
 
 impl From<&str> for MediaType {
     fn from(text: &str) -> Self {
-        // Parameters (`; charset=utf-8`) say nothing about the kind of content. What is too long to be a media type, in a
-        // registry's header, is none.
+        // Parameters (`; charset=utf-8`) do not matter for the kind of content. A header that is too long to be a media
+        // type counts as none.
         let text = text.split(';').next().unwrap_or(text).trim();
         Self(if text.len() <= MAX_MEDIA_TYPE { text.to_owned() } else { String::new() })
     }
 }
 
-/// A reference to content: media type, digest, size and what else was said of it.
+/// A reference to content: media type, digest, size and optional fields.
 ///
 /// OCI image spec, "Content Descriptors".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,25 +278,25 @@ pub struct Descriptor {
     pub media_type: MediaType,
     /// The content's digest.
     pub digest: Digest,
-    /// The content's size in bytes: a bound for whoever reads it. At most [`MAX_SIZE`].
+    /// The content's size in bytes. A reader never reads more. At most [`MAX_SIZE`].
     #[serde(deserialize_with = "deserialize_size")]
     pub size: u64,
-    /// For what platform the content is (entries of an index).
+    /// The platform of the content (entries of an index).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// The kind of an artifact (entries of a referrers list).
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "artifact_type")]
     pub artifact_type: Option<String>,
-    /// Annotations.
+    /// Free key-value pairs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "annotations")]
     pub annotations: BTreeMap<String, String>,
-    /// Where else the content can be had (foreign layers).
+    /// Other addresses of the content (foreign layers).
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
     pub urls: Vec<String>,
 }
 
 impl Descriptor {
-    /// A descriptor that says no more than the three required fields.
+    /// A descriptor with only the three required fields.
     pub fn new(media_type: impl Into<MediaType>, digest: Digest, size: u64) -> Self {
         Self {
             media_type: media_type.into(),
@@ -313,7 +311,7 @@ impl Descriptor {
 }
 
 impl Descriptor {
-    /// About how many bytes of memory this takes.
+    /// The approximate memory in bytes.
     pub(crate) fn weight(&self) -> u64 {
         let texts = self.platform.iter().flat_map(|platform| {
             let Platform { os, architecture, variant, os_version } = platform;
@@ -325,13 +323,13 @@ impl Descriptor {
     }
 }
 
-/// About how many bytes a map's entries take beside the map itself.
+/// The approximate memory of a map's entries in bytes, without the map itself.
 pub(crate) fn map_weight(map: &BTreeMap<String, String>) -> usize {
-    // A tree's nodes are filled by half at worst.
+    // The nodes of a tree are at least half full.
     map.iter().map(|(key, value)| 2 * (2 * size_of::<String>() + ALLOCATION) + key.len() + value.len()).sum()
 }
 
-/// What a piece of text takes beside its bytes: its own fields, and what an allocator rounds up.
+/// The memory of a text in addition to its bytes: its fields, and the rounding of the allocator.
 const ALLOCATION: usize = size_of::<String>() + 16;
 
 /// Operating system and architecture, in Go's names (OCI image index spec).
@@ -352,10 +350,10 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Whether an image for `offered` is what a user who asked for `self` means.
+    /// Whether an image for the platform `offered` matches a request for `self`.
     ///
-    /// A field that wasn't asked for matches anything, save that `arm64` and `amd64` without a
-    /// variant mean their base (`v8`, `v1`), as containerd normalises them.
+    /// A field that the request lacks matches any value. But `arm64` and `amd64` without a variant mean their base variant
+    /// (`v8`, `v1`), as in containerd.
     pub fn accepts(&self, offered: &Self) -> bool {
         let base = |platform: &Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
             ("arm64", Some("v8")) | ("amd64", Some("v1")) => None,
@@ -375,7 +373,7 @@ impl Platform {
                 .is_none_or(|asked| offered.os_version.as_ref().is_some_and(|o| o.starts_with(asked)))
     }
 
-    /// Whether this is BuildKit's mark for what isn't an image: attestations are `unknown/unknown`.
+    /// Whether this is `unknown/unknown`, which BuildKit gives to attestations.
     pub fn is_unknown(&self) -> bool {
         self.os == "unknown" && self.architecture == "unknown"
     }
@@ -384,8 +382,7 @@ impl Platform {
 impl FromStr for Platform {
     type Err = Error;
 
-    /// Reads `os/architecture[/variant][:os-version]`; common other names (`x86_64`, `aarch64`)
-    /// are understood.
+    /// Parses `os/architecture[/variant][:os-version]`. Other common names (`x86_64`, `aarch64`) are accepted.
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
             Error::new(Kind::Usage, format!("{text:?} is not a platform"))

@@ -1,8 +1,7 @@
 //! File access behind a trait, so that tests can make any call fail.
 //!
-//! A broken or full disk fails in the middle of things: one write fails and the next one succeeds, a file that was
-//! written well cannot be read any more, a directory disappears. [`SystemFiles`] is what the program uses. The tests
-//! put an implementation in its place that returns the same errors on purpose.
+//! A broken or full disk fails at any time: one write fails and the next one succeeds, a file cannot be read any more, a
+//! directory disappears. The program uses [`SystemFiles`]. Tests use implementations that return such errors on purpose.
 
 #[cfg(test)]
 pub(crate) mod faults;
@@ -19,7 +18,7 @@ use std::sync::Arc;
 use crate::atomic_file;
 use crate::regular_file::{self, Links};
 
-/// The calls that a disk can fail. All of them block. The methods' own bodies call the operating system.
+/// The file operations that can fail. All of them block. The default methods call the operating system.
 pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
     /// Creates a file that does not exist yet, for reading and writing, readable by its owner only.
     fn create(&self, path: &Path) -> io::Result<File> {
@@ -36,8 +35,8 @@ pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
         file.write_all_at(bytes, offset)
     }
 
-    /// Appends to `buffer` what the file has at `offset`: as many bytes as the buffer has spare capacity for, at
-    /// most. Returns their number, which is 0 at the end of the file.
+    /// Appends bytes of the file from `offset` on to `buffer`, at most as many as its spare capacity. Returns their number,
+    /// which is 0 at the end of the file.
     fn read_at(&self, file: &File, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         // The memory need not be filled with zeros first. std cannot do that at an offset.
         Ok(rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), offset)?)
@@ -58,8 +57,8 @@ pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
         fs::rename(from, to)
     }
 
-    /// Sets blocks aside for `part` of a file whose length stays: what reads ahead stops at what is written. Returns
-    /// false where the file system cannot do that quickly.
+    /// Reserves blocks for `part` of a file. The length of the file does not change, so a reader stops at the written bytes.
+    /// Returns false if the file system cannot do that quickly.
     fn allocate(&self, file: &File, part: Range<u64>) -> io::Result<bool> {
         allocate(file, part)
     }
@@ -155,8 +154,8 @@ impl OpenFile {
 fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
     use rustix::io::Errno;
 
-    /// What statfs(2) says of ext4, and of XFS: there it is a line in the file's map of blocks. Other file systems
-    /// may write zeros.
+    /// The types of ext4 and XFS in statfs(2). They only change the block map of the file. Other file systems may write
+    /// zeros.
     const FAST_FILE_SYSTEMS: [i64; 2] = [0xEF53, 0x5846_5342];
     let stat = rustix::fs::fstatfs(file)?;
     if part.is_empty() || !FAST_FILE_SYSTEMS.iter().any(|kind| i128::from(*kind) == i128::from(stat.f_type)) {
@@ -165,7 +164,7 @@ fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, part.start, part.end - part.start) {
         Ok(()) => Ok(true),
         Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
-        // The file is written without blocks set aside.
+        // The file is written without reserved blocks.
         Err(_) => Ok(false),
     }
 }

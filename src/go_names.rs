@@ -1,6 +1,6 @@
-//! How Go's encoding/json compares the names of an object's members with those of a struct.
+//! Compares JSON names as Go's encoding/json does.
 
-/// A name in the form in which Go compares names.
+/// The form of a name that Go compares.
 ///
 /// Go folds letters by Unicode's simple case folding, in which two characters outside ASCII equal ASCII letters:
 /// U+017F (long s) and U+212A (the Kelvin sign).

@@ -1,11 +1,10 @@
 //! transload: images from registry to registry, streamed, verified, in one step.
 //!
 //! # The idea
-//! An image is a DAG of descriptors. A copy is a walk over it from a [`content::Source`] to a
-//! [`content::Destination`]; the walk yields a plan; the plan moves blobs, then manifests children first,
-//! the tag last. Bytes become trustworthy in exactly one place, [`verify::Verified`], and only trusted
-//! bytes can be finished. Everything that talks HTTP to a registry is in [`registry`], everything that
-//! answers HTTP as a registry is in [`server`]; the engine ([`copy`]) knows neither.
+//! An image is a DAG of descriptors. A copy walks the DAG from a [`content::Source`] to a [`content::Destination`]. The walk
+//! gives a plan. The plan transfers blobs, then manifests (children first), then the tag. Bytes are verified in exactly one
+//! place, [`verify::Verified`], and an upload can only be finished with verified bytes. The HTTP client of registries is in
+//! [`registry`], and the HTTP server that acts as a registry is in [`server`]. The engine ([`copy`]) knows neither.
 //!
 //! ```text
 //!  cli ── parses, wires, prints
@@ -19,63 +18,64 @@
 //!   ├── layout ────┴── a directory of images ─────────────┘
 //!   ├── server ─────── answers HTTP over a layout, or over
 //!   ├── proxy ──────── a cache that reads from Sources, and copies into the first tier by the engine
-//!   ├── ops ────────── health and metrics of what stays, and orders to it, by the server
-//!   ├── node ───────── a node's hosts.toml, and its place in the file system
+//!   ├── ops ────────── health, metrics and admin API of long-running commands, by the server
+//!   ├── node ───────── the hosts.toml of a Kubernetes node
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
 //! ```
 //!
-//! # The order of knowledge
-//! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, [`body`], `change_detector`, `clock`, [`file_access`],
+//! # Layers
+//! Each module names only modules before it:
+//! - Helpers: `printable`, `redact` < [`error`] < `atomic_file`, [`body`], `change_detector`, `clock`, [`file_access`],
 //!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
-//! - tools < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
+//! - Helpers < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
 //! - [`credentials`] < [`registry`]; [`copy`] < {[`mirror`], [`proxy`]}; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
 //!   [`demo`]}.
 //!
-//! [`registry`], [`layout`], [`copy`] and [`server`] never name each other: `tests/layering.rs` holds that.
+//! [`registry`], [`layout`], [`copy`] and [`server`] never name each other. `tests/layering.rs` checks this order.
 //!
-//! # Input that is not trusted
-//! - **Names are checked types** ([`reference::Tag`], [`reference::RepositoryName`], [`descriptor::Digest`]): text from
-//!   outside becomes a part of a URL, a path or a reference only by parsing. URLs are built from them, segment by segment,
-//!   and `registry::urls` checks each write before it is sent.
-//! - **Memory has accounts**: one for each image (`copy::memory`), and a fixed room for large answers of the whole process
-//!   (`memory`). Every list is bounded in the registry client (`registry::endpoints::lists`).
-//! - **Content belongs to repositories**, and a digest is no key: `proxy::membership`, `layout::membership`.
-//! - **Files** that others may have put in place are opened by `regular_file`. The proxy's cache calls the disk through
+//! # Untrusted input
+//! - **Names are checked types** ([`reference::Tag`], [`reference::RepositoryName`], [`descriptor::Digest`]). Text from
+//!   outside becomes a part of a URL, a path or a reference only by parsing. URLs are built from these types, segment by
+//!   segment, and `registry::urls` checks each write before it is sent.
+//! - **Memory is bounded**: for each image (`copy::memory`), and for the large responses of the whole process (`memory`).
+//!   Every list is bounded in the registry client (`registry::endpoints::lists`).
+//! - **Content belongs to repositories.** Knowing a digest gives no access: `proxy::membership`, `layout::membership`.
+//! - **Files** that other users may have created are opened by `regular_file`. The proxy's cache uses the disk through
 //!   [`file_access::FileAccess`], so that tests can make each call fail.
 //! - **Output** passes through `redact` (secrets) and `printable` (control characters).
 //!
-//! `SECURITY.md` states the promises, and `tests/it/hostile` attacks them.
+//! `SECURITY.md` states the guarantees, and `tests/it/hostile` attacks them.
 //!
-//! # Where we left the first design, and why
-//! - **A budget, not layers of retries** ([`retry::Budget`]): one for each blob, which bytes that
-//!   arrive for good refill, so that a number of faults that suits a small blob doesn't doom a large one.
-//!   `Retry-After` costs patience, no fault.
-//! - **[`content::Feed`]** carries a blob: it opens the source where the destination wants to go on, from
-//!   the last known state of the hash ([`verify::HashCheckpoints`]), so the whole is verified whatever was resumed.
-//! - **The directory of who holds which blob is in [`copy`]**, not in a mirror above it: one image with
-//!   several destinations or tags needs it already. So are its turns: of an image under several tags the first one
-//!   brings all, and the others wait, and write their tags. Who reads has no turn to write: a source that is held back
-//!   keeps no image from another one.
-//! - **What the destination holds is read there**: an index, to see whether the wanted platforms are there, or what may
-//!   be signed. At the source it would be a pull.
-//! - **A walk skips the destination's HEADs where the repository doesn't exist** (`NAME_UNKNOWN` from one
-//!   small request): on an empty repository that saves a request for each blob and manifest.
-//! - **Two modes of the engine** ([`copy::Mode`]): for one image it asks both ends at once, since round trips count; for
-//!   a list it asks the source only for tags that the destination has, sends configs unasked, and learns from unchanged
-//!   images which layers can be mounted.
-//! - **Places at both ends** of a transfer instead of one number of jobs: so a slow source keeps no other
-//!   one waiting, and huge blobs never take the last place. Images of a list wait in a lane for each source and
-//!   destination, for the same reason.
-//! - **The proxy's disk index is our own S3-FIFO**, not quick_cache's: it reserves room before bytes are written, and
-//!   never drops what is being read. quick_cache holds what is in memory.
-//! - **The proxy's blobs go to clients by sendfile(2)** (`server::sendfile`), under hyper: half of what a
-//!   blob from the disk cost, and no buffer for a client.
-//! - **Entra without azure_identity**: its evidence is in [`credentials::entra`].
-//! - **Connections are our own, under hyper's pool** (`registry::network`): reqwest says neither with which status a
-//!   proxy refused a tunnel, nor which certificate of which host is wrong; it has one client certificate for all hosts, and
-//!   one address rule for registries and proxies. CONNECT and SOCKS 5 are 100 lines each.
-//! - **Sources are `Clone + 'static`**: a request's body must be, and it holds the source to go on.
+//! # Design decisions
+//! - **One retry budget for each blob** ([`retry::Budget`]), not retries in each layer. Bytes that arrive refill it, so a large
+//!   blob may have more faults than a small one. `Retry-After` costs waiting time but no fault.
+//! - **A [`content::Feed`] carries a blob.** It opens the source at the offset where the destination continues, from the
+//!   last checkpoint of the hash ([`verify::HashCheckpoints`]). So the whole blob is verified after each resume.
+//! - **The map of blob locations is in [`copy`]**, not in the mirror: one image with several destinations or tags needs it
+//!   too. The same holds for its locks: if an image has several tags, the first task copies it, and the others write their
+//!   tags. Read locks and write locks are separate, so a source that is held back does not block other sources.
+//! - **Existing content is read from the destination**, to find missing platforms or signed children. A read from the source
+//!   could count as a pull.
+//! - **The destination is not asked for parts of an image in a new repository.** One small request (`NAME_UNKNOWN`) shows
+//!   that it is new. That saves a request for each blob and manifest.
+//! - **The engine has two modes** ([`copy::Mode`]). For one image it asks both ends at once, to save round trips. For a list
+//!   it saves requests: it resolves source tags only if the destination has the tag, sends configs without asking, and
+//!   learns from unchanged images which layers can be mounted.
+//! - **Artifacts are found in the list of tags** (`copy::artifact_tags`), within limits, instead of several requests for
+//!   each manifest.
+//! - **A transfer takes a slot at both ends**, instead of one number of jobs. So a slow source does not block other sources,
+//!   and huge blobs never take the last slot. For the same reason the images of a list have a queue for each source and
+//!   destination.
+//! - **The proxy's disk index is our own S3-FIFO**, not that of quick_cache: it reserves space before bytes are written, and
+//!   never evicts content that is being read. quick_cache holds content in memory.
+//! - **The proxy sends blobs to clients by sendfile(2)** (`server::sendfile`), below hyper. That halves the CPU time for a
+//!   blob from disk, and needs no buffer for each client.
+//! - **Entra without azure_identity**: [`credentials::entra`] has the reasons.
+//! - **Connections are our own, below hyper's pool** (`registry::network`). reqwest does not report the status with which a
+//!   proxy refused a tunnel, or the host of a wrong certificate. It has one client certificate for all hosts, and one address
+//!   rule for registries and proxies. CONNECT and SOCKS 5 take 100 lines each.
+//! - **Sources are `Clone + 'static`**, since the body of a request must be `'static` and holds its source.
 //!
 //! # Why `oci-client` is not the transport
 //! `oci-client` (formerly `oci-distribution`) is the OCI registry client of the Rust ecosystem. It suits programs that pull
@@ -96,17 +96,17 @@
 //! | for | crate |
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
-//! | client | hyper-util: the pool and HTTP/1.1; tower-service, the trait of its connections, which are ours (`registry::network` says why); tokio-rustls; webpki-root-certs where the image has no CA store; rustls-native-certs where certificates are not in files (not on Linux) |
-//! | client of identity services | reqwest, by the same proxies and certificates; its `Url` and `Body` everywhere; form_urlencoded, which its `Url` is made of |
-//! | token realms | psl: the public suffix list, compiled in (1 crate of data and 1 of types, MIT or Apache-2.0): which hosts have one owner is nothing to guess, and nothing to ask the network for |
-//! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
-//! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer anew |
-//! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
+//! | client | hyper-util: the pool and HTTP/1.1; tower-service, the trait of its connections, which are ours (`registry::network` has the reasons); tokio-rustls; webpki-root-certs where the image has no CA store; rustls-native-certs where certificates are not in files (not on Linux) |
+//! | client of identity services | reqwest, by the same proxies and certificates; its `Url` and `Body` everywhere |
+//! | token realms | psl: the public suffix list, compiled in (1 crate of data and 1 of types, MIT or Apache-2.0): which hosts have one owner cannot be guessed |
+//! | cache | quick_cache for content in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
+//! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer again |
+//! | server | hyper, hyper-util: repository names contain slashes, which routers cannot match in the middle |
 //! | forms of token requests | form_urlencoded, in the tree by reqwest's `Url` |
 //! | digests | sha2, behind [`descriptor::Hasher`] |
-//! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value, and quotes what YAML 1.1 takes for no string |
+//! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value, and quotes texts that YAML 1.1 does not read as strings |
 //! | tags | regex, globset, semver |
-//! | users of the proxy's listeners | bcrypt (in Rust, 5 small crates, constant-time comparison): the hash that htpasswd and other registries have, which is nothing to write ourselves |
+//! | users of the proxy's listeners | bcrypt (in Rust, 5 small crates, constant-time comparison): the hash that htpasswd and other registries have, which should not be written again |
 //! | TLS of the proxy's listeners | tokio-rustls, in the tree for the client already |
 //! | command line | clap, clap_complete, clap_mangen, indicatif, rpassword |
 //! | times | jiff |

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// musl's own has each buffer that a connection receives into mapped by the kernel, page by page, and unmapped again:
-/// a third of what a cold blob costs the proxy.
+/// musl's own allocator maps and unmaps each receive buffer of a connection. That is a third of the cost of a cold blob in
+/// the proxy.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,7 +1,6 @@
-//! From the verified bytes of a manifest to what it refers to, within bounds. No I/O.
+//! Parses verified manifests within limits. No I/O.
 //!
-//! The bytes are kept as they came: writing them again would change the digest (key order, white
-//! space, fields that nobody here knows).
+//! The bytes are kept unchanged: writing them again would change the digest (key order, white space, unknown fields).
 
 mod spelling;
 
@@ -13,17 +12,17 @@ use serde::{Deserialize, Deserializer};
 use crate::descriptor::{Descriptor, Digest, MediaType, annotations, artifact_type, map_weight};
 use crate::error::{Error, Kind, Result};
 
-/// The largest manifest that is read: 4 MiB, what the distribution spec asks every registry to
-/// take at least, and what containerd and ACR accept at most.
+/// The largest manifest that is read: 4 MiB. The distribution spec asks every registry to accept this size, and containerd
+/// and ACR accept no larger one.
 pub const MAX_MANIFEST: u64 = 4 << 20;
-/// The most children or layers that one manifest may name.
+/// The maximum number of children or layers of one manifest.
 pub const MAX_CHILDREN: usize = 10_000;
-/// How deep indexes may nest.
+/// The maximum depth of nested indexes.
 pub const MAX_DEPTH: usize = 8;
 
-/// A manifest or index: the bytes, their descriptor, and what they name.
+/// A manifest or index: its bytes, its descriptor, and the content that it names.
 ///
-/// Can only be made from bytes that hash to the digest. Clones share everything.
+/// It can only be created from bytes that hash to the digest. Clones share one copy.
 #[derive(Clone, Debug)]
 pub struct Manifest(Arc<Parts>);
 
@@ -35,31 +34,31 @@ struct Parts {
     weight: u64,
 }
 
-/// What a manifest names.
+/// The content that a manifest names.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
     /// Child manifests (of an index).
     pub manifests: Vec<Descriptor>,
-    /// Config and layers, an artifact's blobs, or the entries of an index that are no manifests, in the order of the
-    /// manifest.
+    /// The config and the layers, the blobs of an artifact, or the entries of an index that are not manifests, in the order
+    /// of the manifest.
     pub blobs: Vec<Descriptor>,
-    /// Which of the blobs is its config.
+    /// The digest of the config, which is one of the blobs.
     pub config: Option<Digest>,
-    /// The manifest that this one is about (a referrer's).
+    /// The manifest that this manifest refers to.
     pub subject: Option<Descriptor>,
-    /// The kind of an artifact: its `artifactType`, else its config's media type.
+    /// The kind of an artifact: its `artifactType`, or else the media type of its config.
     pub artifact_type: Option<String>,
     /// Annotations of the manifest itself.
     pub annotations: std::collections::BTreeMap<String, String>,
 }
 
 impl Manifest {
-    /// Reads `bytes`, which `content_type` (a registry's header, where there is one) names, and
-    /// which must hash to `digest` where one is expected.
+    /// Parses `bytes`. `content_type` is the registry's header, if there is one. If `digest` is given, the bytes must hash
+    /// to it.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] for other bytes, [`Kind::Unsupported`] for schema 1, [`Kind::Invalid`]
-    /// for what isn't a manifest or is past a bound.
+    /// if it is not a manifest or exceeds a limit.
     pub fn read(bytes: Bytes, content_type: Option<&str>, digest: Option<Digest>) -> Result<Self> {
         if bytes.len() as u64 > MAX_MANIFEST {
             return Err(Error::new(Kind::Invalid, format!("the manifest has more than {MAX_MANIFEST} bytes")));
@@ -94,17 +93,17 @@ impl Manifest {
         self.0.descriptor.digest
     }
 
-    /// The bytes, verbatim.
+    /// The bytes, unchanged.
     pub fn bytes(&self) -> &Bytes {
         &self.0.bytes
     }
 
-    /// What it names.
+    /// The content that it names.
     pub fn contents(&self) -> &Contents {
         &self.0.contents
     }
 
-    /// About how many bytes of memory it takes: its bytes, and what was parsed of them.
+    /// The approximate memory in bytes: of its bytes and of the parsed content.
     pub fn weight(&self) -> u64 {
         self.0.weight
     }
@@ -116,7 +115,7 @@ impl Manifest {
 }
 
 impl Contents {
-    /// About how many bytes of memory this takes.
+    /// The approximate memory in bytes.
     fn weight(&self) -> u64 {
         let parts = self.manifests.iter().chain(&self.blobs).chain(&self.subject);
         let own = map_weight(&self.annotations) + self.artifact_type.as_ref().map_or(0, String::len);
@@ -124,7 +123,7 @@ impl Contents {
     }
 }
 
-/// The JSON of either kind, read leniently.
+/// The JSON of a manifest or index, parsed leniently.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
@@ -145,7 +144,7 @@ struct Raw {
     annotations: std::collections::BTreeMap<String, String>,
 }
 
-/// A list of descriptors. Go programs write `null` for an empty one, and read it so.
+/// A list of descriptors. Go programs write `null` for an empty list, and accept it.
 #[derive(Default)]
 enum List {
     #[default]
@@ -178,8 +177,8 @@ impl<'de> Deserialize<'de> for List {
 }
 
 impl Raw {
-    /// The body's own `mediaType`, else the header's, else what the fields say (OCI made the field
-    /// optional at first).
+    /// The `mediaType` of the document, or else of the header, or else as the other fields show: the first version of OCI
+    /// made it optional.
     fn media_type(&self, content_type: Option<&str>) -> MediaType {
         if let Some(own) = self.media_type.as_ref().filter(|own| !own.0.is_empty()) {
             return MediaType::from(own.0.as_str());
@@ -192,13 +191,13 @@ impl Raw {
         }
     }
 
-    /// Whether it has what an image has.
+    /// Whether it has the fields of an image.
     fn is_image(&self) -> bool {
         self.layers.is_given() || self.config.is_some()
     }
 
-    /// Whether it is a manifest at all: it names something, or its own `mediaType` says that it is one that may name
-    /// nothing. A config may not be missing in an image.
+    /// Whether it is a manifest: it names content, or its own `mediaType` is one of a manifest that may be empty. An image
+    /// must have a config.
     fn is_something(&self) -> bool {
         let own = self.media_type.as_ref();
         let may_be_empty =
@@ -207,16 +206,16 @@ impl Raw {
     }
 
     fn contents(self, media_type: &MediaType) -> Result<Contents> {
-        // The distribution spec's "confused deputy" case: a document that is both would be read
-        // as one by us and as the other by a runtime.
+        // We could read such a document as an index, and a container runtime could read it as an image (the "confused
+        // deputy" case of the distribution spec).
         if self.manifests.is_given() && self.is_image() {
-            return Err(Error::new(Kind::Invalid, "the manifest has both manifests and layers: it is ambiguous"));
+            return Err(Error::new(Kind::Invalid, "the manifest is ambiguous: it has both manifests and layers"));
         }
         let is_list = self.manifests.is_given() || (media_type.is_index() && !self.is_image());
         if media_type.is_index() != is_list && (media_type.is_index() || media_type.is_manifest()) {
             return Err(Error::new(
                 Kind::Invalid,
-                format!("the manifest calls itself {media_type} but has another form"),
+                format!("the manifest has the type {media_type}, but not its fields"),
             ));
         }
         if !self.is_something() {
@@ -225,7 +224,7 @@ impl Raw {
                 format!("a document of type {media_type} names no layers, config or manifests"),
             ));
         }
-        // What an entry of an index is, its media type says.
+        // The media type of an entry shows whether it is a manifest.
         let (manifests, listed): (Vec<_>, Vec<_>) =
             self.manifests.into_vec().into_iter().partition(|entry| entry.media_type.names_manifest());
         let artifact_type =
@@ -246,7 +245,7 @@ impl Raw {
     }
 }
 
-/// Schema 1's digest leaves its signatures out, so a mismatch of such a document is no corruption.
+/// The digest of a schema 1 manifest does not cover its signatures, so a mismatch is no corruption.
 fn mismatch(expected: Digest, bytes: &[u8], content_type: Option<&str>) -> Error {
     if content_type.is_some_and(|header| MediaType::from(header).is_schema1()) {
         return schema1();
@@ -254,7 +253,7 @@ fn mismatch(expected: Digest, bytes: &[u8], content_type: Option<&str>) -> Error
     let got =
         if matches!(expected, Digest::Sha256(_)) { Digest::of(bytes).to_string() } else { "something else".into() };
     Error::new(Kind::Mismatch, format!("the manifest's digest is wrong: expected {expected}, its bytes have {got}"))
-        .hint("the registry, or something between, changed the content: report it to whoever runs it")
+        .hint("the registry or a proxy before it changed the content: report it to the operator")
 }
 
 fn schema1() -> Error {

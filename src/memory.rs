@@ -1,30 +1,30 @@
-//! Bounds on the memory of large answers: for the whole process, whoever sends them.
+//! Limits the memory of large responses in the whole process.
 //!
-//! Manifests and lists of ordinary images are small and wait for nothing. Larger ones, up to the limits that their
-//! readers set, are read a few at a time: a registry can send thousands of manifests of 4 MiB, and each takes several
-//! times its bytes while it is parsed.
+//! Manifests and lists of ordinary images are small and do not wait. Larger ones, up to the limits of their readers, are
+//! read a few at a time: a registry can send thousands of manifests of 4 MiB, and each takes several times its size while
+//! it is parsed.
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError};
 
-/// The room for large answers that are being read. Permits are KiB.
+/// The memory for large responses that are being read. One permit is 1 KiB.
 static READ_PERMITS: Semaphore = Semaphore::const_new(READING_KIB as usize);
-/// The same for what clients push: a slow one holds up no answer.
+/// The memory for manifests that clients push. It is separate, so that a slow client does not block responses.
 static PUSH_PERMITS: Semaphore = Semaphore::const_new(READING_KIB as usize);
-/// The room for large manifests on their way from an upstream into a proxy's cache.
+/// The memory for large manifests on their way from an upstream into the proxy's cache.
 static CACHE_PERMITS: Semaphore = Semaphore::const_new(2 * READING_KIB as usize);
-/// The room for long lists of tags and of referrers that a proxy reads for its clients.
+/// The memory for long lists of tags and referrers that the proxy reads for its clients.
 static LIST_PERMITS: Semaphore = Semaphore::const_new(LISTS_KIB as usize);
 
-/// Manifests that are read from a disk at once. That takes no longer for more of them.
+/// The number of manifests that are read from disk at once. More would not be faster.
 static DISK_PERMITS: Semaphore = Semaphore::const_new(8);
 
-/// An answer that is being collected, frame by frame.
+/// A response body that is being collected, frame by frame.
 ///
-/// Whoever has room waits only for those bytes, and not for ever: so nobody waits in a circle.
+/// A body that has its memory waits only for its own bytes, with a time limit. So there is no deadlock.
 ///
-/// Beyond [`SMALL_ANSWER`] bytes it holds room of the process, which the finished [`Bytes`] keep for as long as any part of
-/// them lives: so the parsing counts too. Whoever keeps the content longer keeps its own copy ([`copy_if_shared`]).
+/// Beyond [`SMALL_ANSWER`] bytes it holds memory of the process-wide limit. The finished [`Bytes`] keep it until their last
+/// part is dropped, so that parsing counts too. Code that keeps the content longer makes a copy ([`copy_if_shared`]).
 pub(crate) struct CollectedBody {
     bytes: Vec<u8>,
     limit: u64,
@@ -33,30 +33,30 @@ pub(crate) struct CollectedBody {
 }
 
 impl CollectedBody {
-    /// An empty one, for at most `limit` bytes.
+    /// An empty body for at most `limit` bytes.
     pub(crate) fn new(limit: u64) -> Self {
         Self { bytes: Vec::new(), limit, rooms: &READ_PERMITS, room: None }
     }
 
-    /// An empty one for what a client sends.
+    /// An empty body for bytes that a client sends.
     pub(crate) fn for_push(limit: u64) -> Self {
         Self { rooms: &PUSH_PERMITS, ..Self::new(limit) }
     }
 
-    /// Whether `frame` still fits below the limit.
+    /// Whether `frame` still fits into the limit.
     pub(crate) fn fits(&self, frame: &[u8]) -> bool {
         (self.bytes.len() + frame.len()) as u64 <= self.limit
     }
 
-    /// Whether [`Self::wait`] has to be called before `frame` is added.
+    /// Whether [`Self::wait`] must be called before `frame` is added.
     pub(crate) fn must_wait(&self, frame: &[u8]) -> bool {
         self.room.is_none() && self.bytes.len() + frame.len() > SMALL_ANSWER
     }
 
-    /// Waits for the room that an answer of `expected` bytes takes, or of as many as the limit allows.
+    /// Waits for the memory of a body of `expected` bytes, or of the limit.
     pub(crate) async fn wait(&mut self, expected: Option<u64>) {
         let expected = expected.unwrap_or(self.limit).min(self.limit);
-        // It is never closed.
+        // The semaphore is never closed.
         self.room = self.rooms.acquire_many(kib(expected).min(READING_KIB)).await.ok();
         self.bytes.reserve_exact(usize::try_from(expected).unwrap_or(0).saturating_sub(self.bytes.len()));
     }
@@ -66,9 +66,9 @@ impl CollectedBody {
         self.bytes.extend_from_slice(frame);
     }
 
-    /// All of it.
+    /// The whole body.
     pub(crate) fn finish(self) -> Bytes {
-        // Exact: what a growing buffer has in reserve would be kept with it.
+        // Copied to an exact size: a growing buffer would keep its spare capacity.
         let bytes = self.bytes.into_boxed_slice();
         match self.room {
             None => Bytes::from(bytes),
@@ -77,15 +77,15 @@ impl CollectedBody {
     }
 }
 
-/// The room for a manifest of so many bytes on its way into a cache, if it needs any.
+/// The memory for a manifest of this size on its way into the cache, if it needs any.
 ///
 /// # Errors
-/// If there is none left: to wait would take memory too.
+/// If there is none left. It does not wait, since waiting manifests would take memory too.
 pub(crate) fn reserve_for_cache(bytes: u64) -> Result<Option<SemaphorePermit<'static>>, TryAcquireError> {
     if bytes <= SMALL_ANSWER as u64 { Ok(None) } else { CACHE_PERMITS.try_acquire_many(kib(bytes)).map(Some) }
 }
 
-/// The room that a list takes while it is collected page by page, and until it is dropped: none up to [`SMALL_ANSWER`] bytes.
+/// The memory of a list while it is collected page by page, until this is dropped. Up to [`SMALL_ANSWER`] bytes are free.
 #[derive(Debug, Default)]
 pub(crate) struct ListReservation {
     bytes: u64,
@@ -93,17 +93,17 @@ pub(crate) struct ListReservation {
 }
 
 impl ListReservation {
-    /// Counts a page's entries of so many bytes.
+    /// Adds the entries of a page, in bytes.
     ///
     /// # Errors
-    /// If there is no room left: to wait would keep what was collected so far.
+    /// If there is no memory left. It does not wait, since the collected part would stay in memory meanwhile.
     pub(crate) fn add(&mut self, bytes: u64) -> Result<(), TryAcquireError> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes <= SMALL_ANSWER as u64 {
             return Ok(());
         }
         let held = self.room.as_ref().map_or(0, |room| u32::try_from(room.num_permits()).unwrap_or(u32::MAX));
-        // One that takes more than there is takes all of it: its reader has a limit of its own.
+        // A list that needs more than the whole limit takes all of it. Its reader has a limit of its own.
         let more = LIST_PERMITS.try_acquire_many(kib(self.bytes).min(LISTS_KIB).saturating_sub(held))?;
         match &mut self.room {
             Some(room) => room.merge(more),
@@ -117,12 +117,12 @@ fn kib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
-/// Waits until a manifest may be read from a disk, whatever its size.
+/// Waits until a manifest may be read from disk.
 pub(crate) async fn disk_read_permit() -> Option<SemaphorePermit<'static>> {
     DISK_PERMITS.acquire().await.ok()
 }
 
-/// The same bytes without the room that [`CollectedBody`] holds for them.
+/// The same bytes, without the memory that [`CollectedBody`] holds.
 pub(crate) fn copy_if_shared(bytes: &Bytes) -> Bytes {
     if bytes.len() > SMALL_ANSWER { Bytes::copy_from_slice(bytes) } else { bytes.clone() }
 }
@@ -138,9 +138,9 @@ impl AsRef<[u8]> for BytesWithPermit {
     }
 }
 
-/// Answers up to this size, in bytes, wait for no room. Manifests of images have some KiB, indexes some tens.
+/// Responses up to this size in bytes do not wait. Manifests of images have a few KiB, indexes a few tens of KiB.
 pub(crate) const SMALL_ANSWER: usize = 128 << 10;
-/// Room for large answers: four manifests of 4 MiB at once.
+/// The memory for large responses: four manifests of 4 MiB at once.
 const READING_KIB: u32 = 16 << 10;
 const LISTS_KIB: u32 = 2 * READING_KIB;
 
@@ -152,7 +152,7 @@ mod tests {
 
     /// One test: the room is the process's.
     #[tokio::test]
-    async fn large_answers_wait_for_each_other_and_small_ones_for_nobody() {
+    async fn large_responses_wait_for_each_other_and_small_ones_do_not_wait() {
         let large = async || {
             let mut large = CollectedBody::new(8 << 20);
             assert!(!large.must_wait(&[0; SMALL_ANSWER]) && large.must_wait(&[0; SMALL_ANSWER + 1]));

@@ -1,4 +1,4 @@
-//! A panic is a fault of the program. It ends the piece of work that it happened in, and nothing else.
+//! Contains panics. A panic is a bug in the program; it ends only the work in which it happened.
 
 use std::any::Any;
 use std::future::Future;
@@ -8,10 +8,10 @@ use futures_util::FutureExt as _;
 
 use crate::error::{Error, Kind, Result};
 
-/// Runs `work`; a panic in it becomes an error of [`Kind::Internal`].
+/// Runs `work`. A panic in it becomes an error of [`Kind::Internal`].
 ///
-/// What the work shares with others must bear it: locks are taken with `PoisonError::into_inner`, and what is half
-/// done is undone by `Drop`.
+/// State that the work shares with other tasks must stay valid: locks are taken with `PoisonError::into_inner`, and `Drop`
+/// undoes unfinished steps.
 pub(crate) async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     match AssertUnwindSafe(work).catch_unwind().await {
         Ok(result) => result,
@@ -19,7 +19,7 @@ pub(crate) async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Res
     }
 }
 
-/// The error for a panic's payload.
+/// The error for the payload of a panic.
 pub(crate) fn panic_error(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let what = format!("internal error: {}; please report it", text.unwrap_or("a panic without a message"));

@@ -1,8 +1,8 @@
-//! Work that blocks, on the pool that the runtime has for it.
+//! Blocking work on the runtime's thread pool.
 
 use crate::error::{Error, Kind, Result};
 
-/// Runs blocking work on the pool for it. When the future is dropped the work still ends.
+/// Runs blocking work on a thread of the pool. Dropping the future does not stop the work.
 pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,

@@ -1,16 +1,16 @@
-//! Text from outside, made fit for a terminal, a log and a report. Pure.
+//! Escapes control characters in text from outside, for terminals, logs and reports. Pure.
 //!
-//! Tags, annotations, platforms, media types and error messages come from whoever runs a registry or made an image.
-//! Printed as they are, their control characters would move the cursor, hide text, forge lines of a log, or turn the
-//! order of what is read (CVE-2021-42574). Here each one becomes visible: `\u{1b}`, `\n`.
+//! Tags, annotations, platforms, media types and error messages come from registries and images. Their control characters
+//! could move the cursor, hide text, forge log lines, or change the visible order of text (CVE-2021-42574). Here each one
+//! becomes visible: `\u{1b}`, `\n`.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal or an editor shows this character as itself, where it stands.
+/// Whether a terminal or an editor shows this character as itself, in its place.
 ///
-/// Not so: C0, DEL and C1 controls; line and paragraph separators; marks, embeddings and isolates of direction; what
-/// has no width; tag characters.
+/// It does not for C0, DEL and C1 controls, line and paragraph separators, direction marks, embeddings and isolates,
+/// characters without width, and tag characters.
 pub(crate) fn is_safe(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
@@ -19,7 +19,7 @@ pub(crate) fn is_safe(c: char) -> bool {
             | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The text as a part of one line: newlines are escaped, too.
+/// Escapes text for a part of one line. Newlines are escaped too.
 pub(crate) fn line(text: &str) -> Cow<'_, str> {
     escape(text, is_safe, |c, to| match c {
         '\n' => to.push_str("\\n"),
@@ -29,7 +29,7 @@ pub(crate) fn line(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// The text as lines that were laid out here: newlines stay.
+/// Escapes text of several lines that this program laid out. Newlines stay.
 pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     escape(
         text,
@@ -42,8 +42,8 @@ pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// A JSON document as another text of the same document: what isn't safe is written as `\uXXXX` (RFC 8259 §7).
-/// Nothing is lost. Whitespace between tokens stays.
+/// Escapes a JSON document. Unsafe characters become `\uXXXX` (RFC 8259 §7), so the document stays equal. Whitespace
+/// between tokens stays.
 pub(crate) fn json(document: &str) -> Cow<'_, str> {
     escape(
         document,

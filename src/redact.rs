@@ -1,13 +1,13 @@
-//! The secrets that this process holds, so that no output shows them.
+//! Removes the secrets of this process from all output.
 //!
 //! ```text
 //! credentials::Secret ── keep ──▶ register ◀── remote ── texts of registries and helpers
 //!                                          ◀── own ───── errors, logs, everything that is printed
 //! ```
-//! A registry can put our `Authorization` header into its error message; without this it would go on to stderr, to
-//! reports and to the proxy's clients. A secret is known for as long as a [`KeptSecret`] of it lives, and the last
-//! [`MAX_FORGOTTEN`] for longer, since an answer may come after the secret was replaced. What a registry encodes in a way
-//! that isn't usual can't be recognized.
+//! A registry can put our `Authorization` header into its error message, and this program prints it on stderr, in reports
+//! and to the proxy's clients. A secret is known while a [`KeptSecret`] of it exists. The last [`MAX_FORGOTTEN`] secrets are
+//! known for longer, since a response may arrive after its secret was replaced. A secret in an unusual encoding is not
+//! recognized.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -15,7 +15,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock, Weak};
 
-/// A secret that is known to be one. Clones share it.
+/// A registered secret. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptSecret(Arc<Entry>);
 
@@ -24,25 +24,25 @@ struct Entry(String);
 
 #[derive(Default)]
 struct Register {
-    /// By the hash of their text.
+    /// Secrets by the hash of their text.
     known: HashMap<u64, Weak<Entry>>,
-    /// What is looked for, by the first characters.
+    /// The searched forms, by their first characters.
     forms: HashMap<[char; KEY_LENGTH], Vec<Form>>,
     recent: VecDeque<Arc<Entry>>,
-    /// Forms since those of forgotten secrets were removed last.
+    /// Forms that were added since the forms of forgotten secrets were last removed.
     added: usize,
 }
 
-/// One way to send a secret.
+/// One form in which a secret is sent.
 struct Form {
-    /// With [`canonical`] characters.
+    /// The text in [`canonical`] characters.
     text: String,
     of: Weak<Entry>,
-    /// It consists of a token's characters only, so that its beginning alone is recognized.
+    /// Whether it has only characters of a token, so that its first characters are enough to recognize it.
     is_token: bool,
 }
 
-/// A character of a text in which secrets are looked for, and where it is there.
+/// A character of a searched text, and its position.
 #[derive(Clone, Copy)]
 struct Seen {
     char: char,
@@ -77,7 +77,7 @@ pub(crate) fn register(secret: String) -> KeptSecret {
 }
 
 impl KeptSecret {
-    /// Registers another text by which this secret is sent, such as `user:password` in Base64.
+    /// Registers another form in which this secret is sent, such as `user:password` in Base64.
     pub(crate) fn also(&self, text: &str) {
         let mut new = forms(text);
         // The same text comes with each request. Usually it is known, and no other thread has to wait.
@@ -102,13 +102,13 @@ impl Deref for KeptSecret {
     }
 }
 
-/// Our own text without secrets of eight characters and more. Shorter ones are no rarer than our words: where `test` is a
-/// password, `registry/test` must stay readable. Our texts hold them only if a registry wrote them, see [`redact_remote`].
+/// Removes secrets of eight characters and more from our own text. Shorter ones are as common as words: if `test` is a
+/// password, `registry/test` must stay readable. Text of a registry is redacted by [`redact_remote`].
 pub(crate) fn redact_own(text: &str) -> Cow<'_, str> {
     without_user(mask(text, MIN_OWN_SECRET))
 }
 
-/// Someone else's text without any secret of four characters and more, and without what looks like one: tokens behind
+/// Removes secrets of four characters and more from text of a registry, and text that looks like a secret: tokens after
 /// `Bearer` and `Basic`, signatures of URLs.
 pub(crate) fn redact_remote(text: &str) -> String {
     let masked = without_user(mask(text, KEY_LENGTH));
@@ -148,7 +148,7 @@ impl Register {
         forms.filter_map(|form| form.found(chars())).filter(|length| *length >= min).max()
     }
 
-    /// Where there are secrets.
+    /// The positions of secrets.
     fn cuts(&self, text: &[Seen], min: usize, cuts: &mut Vec<(usize, usize)>) {
         let mut at = 0;
         while at + KEY_LENGTH <= text.len() {
@@ -172,7 +172,7 @@ impl Form {
     fn found(&self, text: impl Iterator<Item = char>) -> Option<usize> {
         let mut form = self.text.chars();
         let same = form.by_ref().zip(text).take_while(|(a, b)| a == b).count();
-        // Registries cut what they quote.
+        // Registries shorten quoted text.
         (same == self.text.chars().count() || self.is_token && same >= PREFIX_LENGTH).then_some(same)
     }
 }
@@ -196,7 +196,7 @@ fn mask(text: &str, min: usize) -> Cow<'_, str> {
     Cow::Owned(replace(text, &cuts))
 }
 
-/// The text as it was before it became a part of a URL, of JSON or of HTML. What isn't encoded stays.
+/// Decodes text that was encoded for a URL, JSON or HTML. Other text stays.
 fn decoded(text: &str) -> Vec<Seen> {
     let (mut all, mut from) = (Vec::with_capacity(text.len()), 0);
     while let Some(c) = text[from..].chars().next() {
@@ -255,7 +255,7 @@ fn entity(text: &str) -> Option<(char, usize)> {
     Some((c, end + 1))
 }
 
-/// `https://user:password@host` without the user and the password.
+/// Removes user and password from `https://user:password@host`.
 fn without_user(text: Cow<'_, str>) -> Cow<'_, str> {
     let mut cut = Vec::new();
     for (at, _) in text.match_indices("://") {
@@ -268,7 +268,7 @@ fn without_user(text: Cow<'_, str>) -> Cow<'_, str> {
     if cut.is_empty() { text } else { Cow::Owned(replace(&text, &cut)) }
 }
 
-/// Without the values that stand behind names such as `sig=`, and behind `Bearer` and `Basic`.
+/// Removes the values after names such as `sig=`, and after `Bearer` and `Basic`.
 fn without_values(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
     let mut cut: Vec<(usize, usize)> = Vec::new();
@@ -295,7 +295,7 @@ fn without_values(text: &str) -> String {
     replace(text, &cut)
 }
 
-/// The text with `***` in these places, which are in their order.
+/// Replaces these ranges of the text by `***`. The ranges are in order.
 fn replace(text: &str, cut: &[(usize, usize)]) -> String {
     let (mut replaced, mut done) = (String::with_capacity(text.len()), 0);
     for (from, to) in cut.iter().filter(|(from, to)| from < to) {
@@ -309,14 +309,14 @@ fn replace(text: &str, cut: &[(usize, usize)]) -> String {
     replaced
 }
 
-/// What is looked for: the text, and if it's Base64, the same in the alphabet of URLs, without its padding.
+/// The searched forms: the text, and if it is Base64, the same in the URL alphabet and without padding.
 fn forms(text: &str) -> Vec<String> {
     let all: String = text.chars().map(canonical).collect();
     let other = all.trim_end_matches('=').replace('+', "-").replace('/', "_");
     if other == all { vec![all] } else { vec![all, other] }
 }
 
-/// Some registries write all in upper case, or all in lower case. Forms have a plus for a space.
+/// Some registries change text to upper or lower case. Web forms have a plus for a space.
 fn canonical(c: char) -> char {
     if c == ' ' { '+' } else { c.to_ascii_lowercase() }
 }
@@ -334,18 +334,18 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)
 }
 
-/// What stands in a secret's place.
+/// The replacement for a secret.
 const MASK: &str = "***";
-/// Shorter secrets aren't looked for. As `user:password` in Base64 they are longer.
+/// Shorter secrets are not searched. As `user:password` in Base64 they are longer.
 const KEY_LENGTH: usize = 4;
 const MIN_OWN_SECRET: usize = 8;
-/// So much of a token is enough to recognize it.
+/// This many characters are enough to recognize a token.
 const PREFIX_LENGTH: usize = 24;
 const MAX_FORGOTTEN: usize = 512;
 const SWEEP_INTERVAL: usize = 4096;
 const MIN_VALUE: usize = 8;
 const MIN_TOKEN: usize = 20;
-/// What secrets stand behind. Those with a space have no `=`.
+/// Names before secrets. Those with a space have no `=`.
 const NAMES: [&str; 17] = [
     "bearer ",
     "basic ",

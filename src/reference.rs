@@ -18,21 +18,21 @@ pub use artifact::Artifact;
 use checked::QuotedText;
 pub use checked::{LayoutName, Malformed, RegistryName, RejectedTags, RepositoryName, Tag, parse_tags};
 
-/// The name under which Docker Hub's images are known.
+/// The registry name of Docker Hub.
 pub const DOCKER_HUB: &str = "docker.io";
 
-/// A repository: where it is and what it's called there.
+/// A repository: its registry and its name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
-    /// Host and, where it isn't the scheme's own, port: `docker.io`, `127.0.0.1:5000`, `[::1]:5000`.
+    /// The host, and the port if it is not the default one: `docker.io`, `127.0.0.1:5000`, `[::1]:5000`.
     pub registry: RegistryName,
     /// The path: `library/hello-world`.
     pub name: RepositoryName,
 }
 
 impl Repository {
-    /// No repository of the registry, for a request that concerns none (`GET /v2/`). Its name is empty, and
-    /// no request to a repository can be made with it.
+    /// A placeholder without a name, for requests that concern no repository (`GET /v2/`). No request to a repository can be
+    /// made with it.
     pub fn none(registry: RegistryName) -> Self {
         Self { registry, name: RepositoryName::none() }
     }
@@ -42,12 +42,12 @@ impl Repository {
         self.registry == DOCKER_HUB
     }
 
-    /// The repository of the same path below `prefix` (which may be empty) in another registry.
+    /// The repository with the same path below `prefix` (which may be empty) in another registry.
     ///
-    /// With `strip_library`, Docker Hub's official images lose their `library/`.
+    /// With `strip_library`, official images of Docker Hub lose their `library/`.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if prefix and path together are no name of a repository.
+    /// [`Kind::Usage`] if prefix and path together are not a repository name.
     pub fn below(&self, registry: RegistryName, prefix: &str, strip_library: bool) -> Result<Self> {
         let name = match self.name.strip_prefix("library/") {
             Some(official) if strip_library && self.is_docker_hub() => official.parse()?,
@@ -71,26 +71,26 @@ impl fmt::Display for Repository {
 impl FromStr for Repository {
     type Err = Error;
 
-    /// Reads a repository without tag or digest.
+    /// Parses a repository without tag or digest.
     fn from_str(text: &str) -> Result<Self> {
         let reference: Reference = text.parse()?;
         let last = text.rsplit('/').next().unwrap_or(text);
         if last.contains(':') || last.contains('@') {
-            return Err(Error::new(Kind::Usage, format!("{text:?} has a tag or digest, where a repository is meant"))
+            return Err(Error::new(Kind::Usage, format!("{text:?} has a tag or digest, but a repository is expected"))
                 .hint(format!("write {}", reference.repository)));
         }
         Ok(reference.repository)
     }
 }
 
-/// Which manifest of a repository.
+/// A manifest of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
-    /// What the tag points to now.
+    /// The manifest that the tag points to now.
     Tag(Tag),
-    /// What has this name in a layout directory. No registry has such names.
+    /// The manifest with this name in a layout directory. Registries have no such names.
     Name(LayoutName),
-    /// This very manifest.
+    /// The manifest with this digest.
     Digest(Digest),
 }
 
@@ -111,7 +111,7 @@ impl Target {
         }
     }
 
-    /// Refuses what no registry can have.
+    /// Refuses a target that no registry can have.
     ///
     /// # Errors
     /// [`Kind::Usage`] for a name in a layout.
@@ -139,8 +139,7 @@ impl fmt::Display for Target {
 pub struct Reference {
     /// The repository.
     pub repository: Repository,
-    /// The tag or digest. Where a user wrote both (`r:tag@sha256:…`), the digest: as in Docker,
-    /// the tag is then no more than a remark.
+    /// The tag or digest. If a user wrote both (`r:tag@sha256:…`), it is the digest: as in Docker, the tag is ignored then.
     pub target: Target,
 }
 
@@ -159,13 +158,13 @@ impl FromStr for Reference {
     }
 }
 
-/// What a user may name as the source of a copy.
+/// The source of a copy, as a user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceLocation {
-    /// In a registry; with the tag that was written beside a digest.
+    /// An image in a registry, and the tag if it was written beside a digest.
     Registry(Reference, Option<Tag>),
-    /// In an OCI image layout directory, under a name where one is given. Where the text has several colons, the
-    /// directory ends at the last one: whoever opens it knows better, by [`layout_splits`].
+    /// An OCI image layout directory, and the name of an image in it if one is given. If the text has several colons, the
+    /// directory ends at the last one here. Code that opens the directory tries the others, by [`layout_splits`].
     Layout(PathBuf, Option<Target>),
 }
 
@@ -192,17 +191,17 @@ impl fmt::Display for SourceLocation {
     }
 }
 
-/// What a user may name as the destination of a copy.
+/// The destination of a copy, as a user names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DestinationLocation {
-    /// A registry, or a path in it that ends in `/`: the source's own path is kept below it.
+    /// A registry, or a path in it that ends in `/`. The path of the source is kept below it.
     Below {
         /// The registry.
         registry: RegistryName,
-        /// What stands before the source's path; empty, or without a slash at its ends.
+        /// The path before the source's path: empty, or without a slash at its ends.
         prefix: String,
     },
-    /// This repository; the source's tag is kept where `target` isn't given.
+    /// A repository. The tag of the source is kept if `tag` is not given.
     Repository {
         /// The repository.
         repository: Repository,
@@ -214,7 +213,7 @@ pub enum DestinationLocation {
 }
 
 impl DestinationLocation {
-    /// Where an image of `source` goes: the repository. `None` for a layout directory.
+    /// The repository for an image of `source`. `None` for a layout directory.
     ///
     /// # Errors
     /// As [`Repository::below`].
@@ -268,8 +267,8 @@ impl FromStr for DestinationLocation {
     }
 }
 
-/// The name of a registry in the form that everything else uses: lower case, without the port that https has anyway,
-/// and `docker.io` for Docker Hub's other names (`index.docker.io`, `registry-1.docker.io`).
+/// The normal form of a registry name: lower case, without the default port of https, and `docker.io` for the other names
+/// of Docker Hub (`index.docker.io`, `registry-1.docker.io`).
 ///
 /// # Errors
 /// [`Kind::Usage`] if it is not a host with an optional port.
@@ -286,7 +285,7 @@ fn of_docker_hub(name: &str) -> &str {
     }
 }
 
-/// The name of a registry in lower case and with the port that was written: what other programs have in their files.
+/// The name of a registry in lower case and with the port as written. Other programs use this form in their files.
 ///
 /// # Errors
 /// As [`registry_name`].
@@ -322,10 +321,10 @@ pub fn registry_as_written(text: &str) -> Result<String> {
     Ok(port.map_or_else(|| of_docker_hub(host).to_owned(), |port| format!("{host}:{port}")))
 }
 
-/// The name without `:443`, where it means the same registry: a registry is asked by https.
+/// The name without `:443`, if that means the same registry: https is the default.
 ///
-/// Hosts on this machine are asked by http too, so their port says something. A host without a dot keeps its port, since
-/// it is no host to [`looks_like_host`] without one.
+/// A host on this machine keeps its port, since http is possible there. A host without a dot keeps its port, since
+/// [`looks_like_host`] does not accept it without one.
 pub fn without_https_port(registry: &str) -> &str {
     let Some(host) = registry.strip_suffix(":443") else { return registry };
     if is_loopback(host) || !looks_like_host(host) { registry } else { host }
@@ -354,7 +353,7 @@ pub fn check_tag(tag: &str) -> Result<()> {
     Err(Error::new(Kind::Usage, format!("{} is not a tag", QuotedText(tag))).hint(checked::TAG_HINT))
 }
 
-/// The reference, and the tag that stood beside a digest.
+/// Parses a reference. Also returns the tag if it was written beside a digest.
 fn parse(text: &str) -> Result<(Reference, Option<Tag>)> {
     let bare = text.strip_prefix("docker://").unwrap_or(text);
     if bare.contains("://") {
@@ -394,7 +393,7 @@ fn parse(text: &str) -> Result<(Reference, Option<Tag>)> {
     Ok((Reference { repository: Repository { registry, name }, target }, beside))
 }
 
-/// Checks a repository's name, which stands in `text`.
+/// Checks the repository name `name`, which is a part of `text`.
 ///
 /// Distribution spec: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` between slashes, 255 characters with the host.
 pub fn check_name(text: &str, name: &str) -> Result<()> {
@@ -437,11 +436,11 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit()
 }
 
-/// Docker's rule: what stands before the first slash is a host if it has a dot or a colon, or is `localhost`.
+/// Docker's rule: the text before the first slash is a host if it has a dot or a colon, or is `localhost`.
 pub fn looks_like_host(text: &str) -> bool {
     let (host, port) = split_port(text);
     host == "localhost" || host.contains('.') || host.starts_with('[')
-        // `myregistry:5000` before a slash is a host; alone it would be an image with a tag.
+        // `myregistry:5000` before a slash is a host. Alone it would be an image with a tag.
         || port.is_some_and(|port| port.len() >= 2 && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -452,7 +451,7 @@ fn split_layout(text: &str) -> Result<(PathBuf, Option<Target>)> {
     }
     match text.rsplit_once(':') {
         Some((directory, name)) if !directory.is_empty() && !name.contains('/') => {
-            // What is said of a name that is neither is about tags: they are what most images have.
+            // If it is neither a tag nor a name, the error is about tags, which are more common.
             let target = name.parse().map(Target::Tag).or_else(|error| named(name).ok_or(error))?;
             Ok((directory.into(), Some(target)))
         }
@@ -460,13 +459,13 @@ fn split_layout(text: &str) -> Result<(PathBuf, Option<Target>)> {
     }
 }
 
-/// An image's name in a layout that is no tag.
+/// Parses a name of an image in a layout that is not a tag.
 fn named(text: &str) -> Option<Target> {
     text.parse().map(Target::Name).ok()
 }
 
-/// The directories that `DIR[:NAME]` may mean, the longest first, each with the name that is left: both a path and an
-/// image's name (`nginx:1.13`, `docker.io/library/nginx:1.13`) may have colons.
+/// All directories that `DIR[:NAME]` may mean, the longest first, each with the remaining name. Both a path and an image
+/// name (`nginx:1.13`, `docker.io/library/nginx:1.13`) may have colons.
 pub fn layout_splits(directory: &std::path::Path, name: Option<&Target>) -> Vec<(PathBuf, Option<Target>)> {
     let whole = (directory.to_owned(), name.cloned());
     let Some(path) = directory.to_str() else { return vec![whole] };

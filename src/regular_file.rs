@@ -1,9 +1,9 @@
-//! Reading files that others may have put in place.
+//! Reads files that other programs or users may have created.
 //!
-//! A directory of images, a cache or a node's `/etc` may hold anything under the name of a file. Opening a named
-//! pipe blocks until somebody writes to it, and `/dev/zero` has no end. So a file is opened without blocking, must
-//! be a regular file by what the open file itself says (a check of the path could be outrun), and is read up to a
-//! limit. All of it blocks, for as long as the disk takes.
+//! A directory of images, a cache or a node's `/etc` may hold special files. Opening a named pipe blocks until a process
+//! writes to it, and `/dev/zero` has no end. So a file is opened without blocking, must be a regular file, and is read up to
+//! a limit. The type is checked on the open file, since the path may change after a check. All functions block for as long
+//! as the disk takes.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -15,17 +15,16 @@ use rustix::fs::OFlags;
 /// Whether a symbolic link in the last part of a path is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// It is: dotfile managers, Kubernetes and build tools make links.
+    /// It is followed: dotfile managers, Kubernetes and build tools create links.
     Follow,
-    /// It isn't: the open fails with `ELOOP`.
+    /// It is not followed: the open fails with `ELOOP`.
     Refuse,
 }
 
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// Those of the system, [`io::ErrorKind::IsADirectory`] among them; [`io::ErrorKind::InvalidInput`] if it is another
-/// kind of file that isn't a regular one.
+/// Those of the system; [`io::ErrorKind::IsADirectory`]; [`io::ErrorKind::InvalidInput`] for other special files.
 pub(crate) fn open(path: &Path, links: Links) -> io::Result<(File, Metadata)> {
     open_with(path, links, OFlags::empty())
 }
@@ -42,21 +41,21 @@ pub(crate) fn open_with(path: &Path, links: Links, flags: OFlags) -> io::Result<
     Ok((file, metadata))
 }
 
-/// Has `options` neither wait for the other end of a pipe nor follow a link, whatever else they ask for. [`check`]
-/// the file that is opened.
+/// Changes `options` so that opening neither waits for the other end of a pipe nor follows a link. The caller must
+/// [`check`] the open file.
 pub(crate) fn with_safe_flags(options: &mut OpenOptions) -> &mut OpenOptions {
     options.custom_flags(i32::try_from((SAFE_OPEN_FLAGS | OFlags::NOFOLLOW).bits()).unwrap_or(0))
 }
 
-/// What the open file is, if it is a regular one.
+/// The metadata of an open file, which must be a regular file.
 ///
 /// # Errors
-/// [`io::ErrorKind::IsADirectory`], or [`io::ErrorKind::InvalidInput`] if it is another kind of file.
+/// [`io::ErrorKind::IsADirectory`], or [`io::ErrorKind::InvalidInput`] for other special files.
 pub(crate) fn check(file: &File) -> io::Result<Metadata> {
     let metadata = file.metadata()?;
     match kind(metadata.file_type()) {
         None => Ok(metadata),
-        // What reading it would say.
+        // The same error as from reading it.
         Some(_) if metadata.is_dir() => Err(rustix::io::Errno::ISDIR.into()),
         Some(kind) => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is not a regular file, but {kind}"))),
     }
@@ -77,15 +76,15 @@ pub(crate) fn read(path: &Path, links: Links, max: u64) -> io::Result<Vec<u8>> {
 /// As [`read`], for text.
 ///
 /// # Errors
-/// As [`read`]; [`io::ErrorKind::InvalidData`] if it isn't UTF-8.
+/// As [`read`]; [`io::ErrorKind::InvalidData`] if it is not UTF-8.
 pub(crate) fn read_text(path: &Path, links: Links, max: u64) -> io::Result<String> {
     text(read(path, links, max)?)
 }
 
 /// The content of a file that the user named on the command line, of at most `max` bytes.
 ///
-/// It may be a pipe or a terminal: `<(command)` of a shell and `/dev/stdin` are. Then this waits for its end. It is
-/// not for paths that come from a directory or a document which others may write.
+/// The file may be a pipe or a terminal, such as `<(command)` of a shell or `/dev/stdin`. Then this waits for its end. It
+/// must not be used for paths from a directory or a document that others can write.
 ///
 /// # Errors
 /// Those of the system; [`io::ErrorKind::FileTooLarge`] if there are more bytes.
@@ -96,7 +95,7 @@ pub(crate) fn read_named(path: &Path, max: u64) -> io::Result<Vec<u8>> {
 /// As [`read_named`], for text.
 ///
 /// # Errors
-/// As [`read_named`]; [`io::ErrorKind::InvalidData`] if it isn't UTF-8.
+/// As [`read_named`]; [`io::ErrorKind::InvalidData`] if it is not UTF-8.
 pub(crate) fn read_named_text(path: &Path, max: u64) -> io::Result<String> {
     text(read_named(path, max)?)
 }
@@ -107,12 +106,12 @@ pub(crate) fn read_named_text(path: &Path, max: u64) -> io::Result<String> {
 /// Those of the system; [`io::ErrorKind::FileTooLarge`] if there are more bytes.
 pub(crate) fn read_open(file: &File, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more than there may be tells that there is more.
+    // One byte more than the limit shows that the file is too large.
     file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max { Err(too_large(max)) } else { Ok(bytes) }
 }
 
-/// Refuses to write more than the reader of the same file accepts, before the old file is touched.
+/// Refuses content that the reader of the same file would not accept, before the old file is changed.
 ///
 /// # Errors
 /// [`io::ErrorKind::FileTooLarge`] if `bytes` is more than `max`.
@@ -128,7 +127,7 @@ fn too_large(max: u64) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} bytes"))
 }
 
-/// What it is instead of a regular file.
+/// The kind of a special file; `None` for a regular file.
 fn kind(of: FileType) -> Option<&'static str> {
     match of {
         of if of.is_file() => None,
@@ -139,7 +138,7 @@ fn kind(of: FileType) -> Option<&'static str> {
     }
 }
 
-/// Not to wait for the other end of a pipe, and not to make a terminal the controlling one of this process.
+/// Flags that prevent waiting for the other end of a pipe, and prevent a terminal from becoming the controlling one.
 pub(crate) const SAFE_OPEN_FLAGS: OFlags = OFlags::NONBLOCK.union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(crate) enum Call {
     CreateDir,
 }
 
-/// What is to fail, and how often each call was made. Clones share it.
+/// The planned faults, and the number of calls of each kind. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults(Arc<Mutex<State>>);
 
@@ -45,18 +45,18 @@ struct State {
 struct Planned {
     call: Call,
     error: Errno,
-    /// Calls that go well before the first fault.
+    /// Calls that succeed before the first fault.
     skip: usize,
     times: usize,
 }
 
 impl Faults {
-    /// Lets `times` calls fail with `error`, after `skip` that go well.
+    /// Makes `times` calls fail with `error`, after `skip` calls that succeed.
     pub(crate) fn plan(&self, call: Call, error: Errno, skip: usize, times: usize) {
         self.lock().planned.push(Planned { call, error, skip, times });
     }
 
-    /// How often a call was made.
+    /// The number of calls of this kind.
     pub(crate) fn count(&self, call: Call) -> usize {
         self.lock().calls.iter().filter(|made| **made == call).count()
     }

@@ -1,4 +1,4 @@
-//! Files that fail at random, in debug builds only: the soak test runs the whole program on them.
+//! Files that fail at random, in debug builds only, for the soak test of the whole program.
 //!
 //! A directory controls them while the program runs. Its file `rate` holds how many of 10,000 calls fail, and its
 //! file `faults` gets a line for each failure.
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{FileAccess, Files, SystemFiles};
 
-/// Files whose calls fail by a pseudo-random sequence that `seed` determines. `dir` is described above.
+/// Files whose calls fail at random. `seed` determines the sequence. The module describes `dir`.
 pub fn files(seed: u64, dir: PathBuf) -> Files {
     Files::new(RandomFaults { dir, state: AtomicU64::new(seed) })
 }
@@ -25,7 +25,7 @@ struct RandomFaults {
 }
 
 impl RandomFaults {
-    /// Fails if it is this call's turn.
+    /// Fails at random, at the current rate.
     fn meet(&self, call: &str) -> io::Result<()> {
         let number = self.next();
         if number % 10_000 >= self.rate() {
@@ -65,7 +65,7 @@ impl FileAccess for RandomFaults {
 
     fn write_all_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         if let Err(error) = self.meet("write") {
-            // As a disk does: a part of the bytes may be there.
+            // Like a real disk, this may write a part of the bytes.
             SystemFiles.write_all_at(file, &bytes[..bytes.len() / 2], offset)?;
             return Err(error);
         }
@@ -102,13 +102,13 @@ impl FileAccess for RandomFaults {
         SystemFiles.create_dir_all(dir)
     }
 
-    /// For half of the answers, so that both ways of serving a file are used.
+    /// `true` for half of the calls, so that both ways of serving a file are used.
     fn allows_sendfile(&self) -> bool {
         self.next().is_multiple_of(2)
     }
 }
 
-/// What a broken disk, a full disk and a used-up quota return.
+/// The errors of a broken disk, a full disk and an exceeded quota.
 const ERRORS: [(&str, Errno); 3] = [("EIO", Errno::IO), ("ENOSPC", Errno::NOSPC), ("EDQUOT", Errno::DQUOT)];
 
 /// The increment of splitmix64.

@@ -1,9 +1,9 @@
-//! Names in manifests that differ from known ones in case only.
+//! Refuses names in manifests that differ from known names only in case.
 //!
-//! The image specification has names in one case, and this program reads them so. containerd, Docker and most registries
-//! are Go programs, and match names in any case: of `{"layers": […], "Layers": […]}` they read the second one. A document
-//! with such names would be one image to us, who copy and check it, and another one to whoever runs it (a "confused
-//! deputy"), so it's refused. <https://pkg.go.dev/encoding/json#Unmarshal>
+//! The image specification fixes the case of names, and this program reads them so. containerd, Docker and most registries
+//! are Go programs, which match names in any case: of `{"layers": […], "Layers": […]}` they read the second list. So this
+//! program would check one image, and a runtime would run another one (a "confused deputy").
+//! <https://pkg.go.dev/encoding/json#Unmarshal>
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,15 +12,15 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 use crate::go_names::fold;
 
-/// Fails if `document`, or a descriptor in it, has a name in another case than the known one.
+/// Fails if `document`, or a descriptor in it, has a known name in another case.
 ///
 /// # Errors
-/// With the name; or if it isn't JSON.
+/// An error that contains the name, or that the document is not JSON.
 pub(super) fn check(document: &[u8]) -> Result<(), serde_json::Error> {
     Part::Document.deserialize(&mut serde_json::Deserializer::from_slice(document))
 }
 
-/// A part of a document: an object, or a list of such objects.
+/// An object of a document, or a list of such objects.
 #[derive(Clone, Copy)]
 enum Part {
     Document,
@@ -47,7 +47,7 @@ impl Part {
         }
     }
 
-    /// What the value of a name has names in.
+    /// The kind of object that is the value of `name`.
     fn inner(self, name: &str) -> Option<Self> {
         let descriptors = ["config", "layers", "blobs", "manifests", "subject"];
         (matches!(self, Self::Document) && descriptors.contains(&name)).then_some(Self::Descriptor)
@@ -90,7 +90,7 @@ impl<'de> Visitor<'de> for Part {
         Ok(())
     }
 
-    // What isn't an object has no names: whether it may stand there is for others to say.
+    // Other values have no names. The parser checks whether they are valid here.
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }
@@ -135,7 +135,7 @@ mod tests {
         }
         for right in [
             r#"{"schemaVersion": 2, "layers": [{"digest": "a", "platform": {"OS": "x"}}], "config": null}"#,
-            // Names that nobody reads, and names of one's own.
+            // Names that are not read, and private names.
             r#"{"Vendor": {"Layers": []}, "annotations": {"Layers": "x", "layers": "y"}, "layer": 1}"#,
             r#"{"blobs": [1, -1, 1.5, "x", true, [{"digest": "a"}]]}"#,
         ] {

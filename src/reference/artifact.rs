@@ -1,4 +1,4 @@
-//! Tags that name no image but something about one.
+//! Tags that are named after the digest of a manifest.
 
 use std::collections::BTreeSet;
 
@@ -7,33 +7,33 @@ use crate::descriptor::Digest;
 use crate::error::Result;
 
 impl Digest {
-    /// The tag under which a registry without the referrers API lists this digest's referrers:
-    /// `sha256-<hex>`; the hash is cut to 64 characters (distribution spec, "Referrers Tag Schema").
+    /// The tag that lists the referrers of this digest at a registry without the referrers API: `sha256-<hex>`. The hash is
+    /// cut to 64 characters (distribution spec, "Referrers Tag Schema").
     pub fn referrers_tag(&self) -> Tag {
         Tag::known(format!("{}-{}", self.algorithm(), &self.hex()[..64]))
     }
 
-    /// The tag under which cosign keeps something about this digest: `sha256-<hex>.sig` and the like.
+    /// The tag of a cosign artifact about this digest, such as `sha256-<hex>.sig`.
     ///
     /// # Errors
-    /// If the suffix makes it no tag.
+    /// If the result is not a valid tag.
     pub fn cosign_tag(&self, suffix: &str) -> Result<Tag> {
         format!("{}{suffix}", self.referrers_tag()).parse()
     }
 }
 
-/// What a tag like `sha256-<hex>` (the distribution spec's list of referrers) or `sha256-<hex>.sig` and the
-/// like (cosign's signatures, attestations, SBOMs) is about.
+/// A parsed tag such as `sha256-<hex>` (the list of referrers of the distribution spec) or `sha256-<hex>.sig` (cosign's
+/// signatures, attestations and SBOMs).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Artifact<'a> {
     algorithm: &'a str,
-    /// 64 characters or more: those of a sha512 are cut in the tag schema.
+    /// At least 64 characters. The tag schema cuts those of a sha512.
     hex: &'a str,
     suffix: &'a str,
 }
 
 impl<'a> Artifact<'a> {
-    /// Parses a tag; none if it may be an image's.
+    /// Parses a tag. `None` if it may be the tag of an image.
     pub fn of(tag: &'a str) -> Option<Self> {
         let (algorithm, rest) = tag.split_once('-').filter(|(name, _)| matches!(*name, "sha256" | "sha512"))?;
         let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
@@ -42,22 +42,22 @@ impl<'a> Artifact<'a> {
         (hex.len() >= 64 && ends).then_some(Self { algorithm, hex, suffix })
     }
 
-    /// Whether it's a list of referrers, not one of cosign's.
+    /// Whether it is the list of referrers of the tag schema.
     pub fn is_list(&self) -> bool {
         self.suffix.is_empty()
     }
 
-    /// Whether it's about this manifest.
+    /// Whether it is about this manifest.
     pub fn is_about(&self, digest: &Digest) -> bool {
         self.algorithm == digest.algorithm() && digest.hex().starts_with(self.hex)
     }
 
-    /// How the tags about a manifest begin.
+    /// The prefix of all tags about a manifest.
     pub fn name(digest: &Digest) -> String {
         format!("{}-{}", digest.algorithm(), digest.hex())
     }
 
-    /// Whether it's about one of the manifests with these [names](Self::name).
+    /// Whether it is about one of the manifests with these [names](Self::name).
     pub fn is_about_any(&self, names: &BTreeSet<String>) -> bool {
         let begin = format!("{}-{}", self.algorithm, self.hex);
         names.range(begin.clone()..).next().is_some_and(|name| name.starts_with(&begin))
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_by_their_form() {
+    fn artifacts_are_recognized_by_their_form() {
         let hex = "0a".repeat(32);
         for list in [format!("sha256-{hex}"), format!("sha512-{hex}")] {
             assert!(Artifact::of(&list).is_some_and(|artifact| artifact.is_list()), "{list}");
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_it_is_about() {
+    fn an_artifact_is_about_one_digest() {
         let (short, long) = (Digest::Sha256([7; 32]), Digest::Sha512([7; 64]));
         for digest in [short, long] {
             let (tag, other) = (digest.referrers_tag(), if digest == short { long } else { short });

@@ -1,7 +1,7 @@
-//! Texts that were checked against a grammar: whoever holds one need not check it again.
+//! Types for checked texts: tags, repository names, registry names.
 //!
-//! A value of these types can only be made by parsing, so text from a registry, a layout, a list or a
-//! client cannot become part of a URL, a path or a reference unless it is what it claims to be.
+//! A value of these types can only be created by parsing. So text from a registry, a layout, a list or a client cannot
+//! become part of a URL, a path or a reference unless it is valid.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -26,10 +26,10 @@ pub struct RepositoryName(String);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegistryName(String);
 
-/// The name of an image in a layout's index, where it is not a tag: `registry/repository:tag` and the like.
+/// The name of an image in the index of a layout that is not a tag, such as `registry/repository:tag`.
 ///
-/// Image spec, annotations.md: `org.opencontainers.image.ref.name` may be a path of components. No
-/// registry takes one as a tag.
+/// Image spec, annotations.md: `org.opencontainers.image.ref.name` may be a path of components. No registry accepts it as a
+/// tag.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayoutName(String);
 
@@ -39,7 +39,7 @@ impl Tag {
         Self("latest".to_owned())
     }
 
-    /// A tag that the caller knows to fit the grammar.
+    /// A tag that the caller knows to be valid.
     pub(super) fn known(text: String) -> Self {
         debug_assert!(check_tag(&text).is_ok(), "{text:?}");
         Self(text)
@@ -55,10 +55,10 @@ impl FromStr for Tag {
 }
 
 impl RepositoryName {
-    /// Checks `name`, which was written in `text`.
+    /// Checks `name`, which is a part of `text`.
     ///
     /// # Errors
-    /// [`Kind::Usage`], which cites `text`.
+    /// [`Kind::Usage`], which quotes `text`.
     pub fn within(text: &str, name: String) -> Result<Self> {
         check_name(text, &name).map(|()| Self(name))
     }
@@ -66,7 +66,7 @@ impl RepositoryName {
     /// The name with `prefix` and a slash before it; without a prefix, the name.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if the result is no name of a repository, for example because it is too long.
+    /// [`Kind::Usage`] if the result is not a repository name, for example because it is too long.
     pub fn below(&self, prefix: &str) -> Result<Self> {
         if prefix.is_empty() {
             return Ok(self.clone());
@@ -74,12 +74,12 @@ impl RepositoryName {
         format!("{prefix}/{self}").parse()
     }
 
-    /// `image`: what is called so has no better name.
+    /// The name `image`, for an image without a better name.
     pub fn image() -> Self {
         Self("image".to_owned())
     }
 
-    /// The name of no repository. [`super::Repository::none`] explains it.
+    /// The empty name of [`super::Repository::none`].
     pub(super) fn none() -> Self {
         Self(String::new())
     }
@@ -99,12 +99,12 @@ impl RegistryName {
         Self(super::DOCKER_HUB.to_owned())
     }
 
-    /// The pseudo registry of a directory: `oci:DIR`. No registry has this name, and no client takes it.
+    /// The pseudo registry of a directory: `oci:DIR`. No registry has this name, and the client refuses it.
     pub fn of_directory(directory: &Path) -> Self {
         Self(format!("oci:{}", directory.display()))
     }
 
-    /// Stands in checks and messages for a registry that is not chosen yet. No client takes it.
+    /// A placeholder in checks and messages for a registry that is not chosen yet. The client refuses it.
     pub fn not_chosen() -> Self {
         Self("DESTINATION".to_owned())
     }
@@ -125,7 +125,7 @@ impl FromStr for LayoutName {
         let alphanumeric = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
         let good = text.len() <= MAX_LAYOUT_NAME
             && text.split('/').all(|component| {
-                // Between two letters or digits stands one separator; only the hyphen may be doubled.
+                // One separator between letters or digits. Only the hyphen may be doubled.
                 let bytes = component.as_bytes();
                 let separated = bytes.windows(2).enumerate().all(|(at, pair)| {
                     let tripled = pair == b"--" && bytes.get(at + 2) == Some(&b'-');
@@ -143,8 +143,8 @@ impl FromStr for LayoutName {
     }
 }
 
-/// Text from outside that is not what it claims to be, such as a tag in a registry's list: kept only to
-/// be reported. `Display` gives it quoted, cut, and without characters that a terminal would obey.
+/// Invalid text from outside, such as an invalid tag in a registry's list. It is kept only for a report. `Display` quotes
+/// and shortens it, and escapes control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Malformed(String);
 
@@ -169,14 +169,14 @@ pub struct RejectedTags {
 }
 
 impl RejectedTags {
-    /// Adds those of a page.
+    /// Adds the malformed tags of a page.
     pub fn add(&mut self, page: Vec<Malformed>) {
         self.count += page.len();
         let room = MAX_REPORTED_TAGS.saturating_sub(self.first.len());
         self.first.extend(page.into_iter().take(room));
     }
 
-    /// What to report of the list of `holder`; `None` if all of its tags were tags.
+    /// The error for the list of `holder`; `None` if all tags are valid.
     pub fn error(&self, holder: &dyn fmt::Display) -> Option<Error> {
         let shown: Vec<String> = self.first.iter().map(Malformed::to_string).collect();
         let what = match (self.count, self.count.saturating_sub(shown.len())) {
@@ -201,7 +201,7 @@ impl RejectedTags {
     }
 }
 
-/// Reads each text as a tag; what is none goes into the second list.
+/// Parses each text as a tag. Invalid texts go into the second list.
 pub fn parse_tags<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> (Vec<Tag>, Vec<Malformed>) {
     let (mut tags, mut malformed) = (Vec::new(), Vec::new());
     for text in texts {
@@ -225,7 +225,7 @@ impl fmt::Display for QuotedText<'_> {
     }
 }
 
-/// What all checked texts have in common with `str`.
+/// Implements for each checked type what it shares with `str`.
 macro_rules! checked_text {
     ($($name:ident),+) => {$(
         impl $name {
@@ -323,11 +323,11 @@ macro_rules! checked_text {
 
 checked_text!(Tag, RepositoryName, RegistryName, LayoutName);
 
-/// A registry's host, a repository's name and a tag, with room to spare.
+/// The longest layout name in bytes: a host, a repository name and a tag together are shorter.
 const MAX_LAYOUT_NAME: usize = 1024;
-/// Malformed tags of a list that a message shows.
+/// The most malformed tags of a list that a message shows.
 const MAX_REPORTED_TAGS: usize = 10;
-/// What a tag may be.
+/// The rule for tags, as a hint.
 pub(super) const TAG_HINT: &str =
     "a tag has up to 128 letters, digits, '.', '_' and '-', and begins with none of '.' and '-'";
 /// Characters of a malformed text that a message shows.
