@@ -35,26 +35,34 @@ impl ArtifactTags {
     /// Reads the list of tags, in at most `max_pages` requests. A list that cannot be read is an incomplete one.
     async fn read<S: Source>(source: &S, target: &Target, max_pages: usize) -> Self {
         let (mut pages, mut tags, mut read) = (source.tags(), BTreeSet::new(), 0);
-        let mut listed = !matches!(target, Target::Tag(_));
+        // A list without the tag that is copied, or without any tag, is incomplete.
+        let mut is_plausible = false;
         let complete = loop {
-            if read == max_pages || tags.len() > MAX_TAGS {
-                tracing::debug!("the list of tags is long: artifacts are looked up one by one");
+            if read == max_pages {
+                tracing::debug!("the list of tags is long, so artifacts are looked up one by one");
                 break false;
             }
-            match pages.try_next().await {
-                Ok(Some(page)) => {
-                    read += 1;
-                    listed |= page.tags.iter().any(|tag| matches!(target, Target::Tag(wanted) if wanted == tag));
-                    tags.extend(page.tags.into_iter().filter(|tag| Artifact::of(tag).is_some()));
-                    if page.is_last {
-                        break listed;
-                    }
-                }
-                Ok(None) => break listed,
+            let page = match pages.try_next().await {
+                Ok(Some(page)) => page,
+                Ok(None) => break is_plausible,
                 Err(error) => {
                     tracing::debug!("the tags cannot be listed, so artifacts are looked up one by one: {error}");
                     break false;
                 }
+            };
+            read += 1;
+            is_plausible |= match target {
+                Target::Tag(wanted) => page.tags.contains(wanted),
+                Target::Name(_) | Target::Digest(_) => !page.tags.is_empty(),
+            };
+            tags.extend(page.tags.into_iter().filter(|tag| Artifact::of(tag).is_some()));
+            if tags.len() > MAX_TAGS {
+                tracing::debug!("the list has more than {MAX_TAGS} tags of artifacts, which are looked up one by one");
+                tags.clear();
+                break false;
+            }
+            if page.is_last {
+                break is_plausible;
             }
         };
         Self { tags: Arc::new(tags), complete }
@@ -141,3 +149,45 @@ const MAX_TAGS: usize = 10_000;
 /// Lists that are kept for other images.
 const MAX_LISTS: usize = 8;
 const LIST_TTL: Duration = Duration::from_secs(5 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(tags: &[String], complete: bool) -> ArtifactTags {
+        let tags = tags.iter().map(|tag| tag.parse().expect("a tag")).collect();
+        ArtifactTags { tags: Arc::new(tags), complete }
+    }
+
+    fn texts(tags: BTreeSet<Tag>) -> Vec<String> {
+        tags.into_iter().map(String::from).collect()
+    }
+
+    #[test]
+    fn a_complete_list_gives_the_tags_that_exist_and_an_incomplete_one_the_usual_tags_too() {
+        let (image, other) = (Digest::Sha256([7; 32]), Digest::Sha256([8; 32]));
+        let tag = |digest: &Digest, suffix: &str| format!("{}{suffix}", digest.referrers_tag());
+        let tags =
+            [tag(&image, ""), tag(&image, ".sig"), tag(&image, ".x"), tag(&image, "-x.sbom"), tag(&other, ".sig")];
+        let (complete, incomplete) = (list(&tags, true), list(&tags, false));
+        assert_eq!(
+            texts(complete.candidates(&image).expect("tags")),
+            [tag(&image, "-x.sbom"), tag(&image, ".sig"), tag(&image, ".x")]
+        );
+        let candidates = texts(incomplete.candidates(&image).expect("tags"));
+        assert_eq!(candidates, ["-x.sbom", ".att", ".sbom", ".sig", ".vex", ".x"].map(|suffix| tag(&image, suffix)));
+        assert!(!complete.excludes_referrers_of(&image) && complete.excludes_referrers_of(&other));
+        assert!(!incomplete.excludes_referrers_of(&other));
+    }
+
+    #[test]
+    fn a_tag_that_exists_and_is_not_listed_shows_that_the_list_is_incomplete() {
+        let image = Digest::Sha256([7; 32]);
+        let tag: Tag = image.cosign_tag(".sig").expect("a tag");
+        let mut complete = list(&[tag.to_string()], true);
+        complete.check(&tag);
+        assert!(complete.complete);
+        complete.check(&image.cosign_tag(".att").expect("a tag"));
+        assert!(!complete.complete && !complete.excludes_referrers_of(&image));
+    }
+}
