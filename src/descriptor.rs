@@ -491,7 +491,7 @@ mod tests {
             [(&*longer, "", ""), ("", &longer, ""), ("", "", &*format!("{most}y"))]
         {
             let error = read(media_type, artifact, annotation).expect_err("too long").to_string();
-            assert!(error.contains("is the limit"), "{error}");
+            assert!(error.contains("the limit is"), "{error}");
         }
         assert_eq!(MediaType::from(longer.as_str()).0, "");
         let null = format!(r#"{{"digest":"{}","size":0,"artifactType":null,"annotations":null}}"#, Digest::of(b""));
