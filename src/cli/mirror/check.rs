@@ -32,7 +32,10 @@ pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
     // Without a destination a list can be checked all the same.
     let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
-    list.check(to, &name)?;
+    // Reading the list checked it with its own destinations.
+    if known != list.to {
+        list.check(to, &name)?;
+    }
     let document = Document::of(&list, &known, to, !args.to.to.is_empty())?;
     match global.output {
         Format::Json => output::print_json(&document),
@@ -75,7 +78,10 @@ pub(super) fn parse_list(bytes: &[u8], name: &str, to: &DestinationArgs) -> Resu
 
 fn validate_list(list: List, name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
     let to = destinations(&list, name, to)?;
-    list.check(&to, name)?;
+    // Reading the list checked it with its own destinations. A list without any lacks them now.
+    if to != list.to || to.is_empty() {
+        list.check(&to, name)?;
+    }
     Ok((list, to))
 }
 
