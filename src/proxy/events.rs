@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::descriptor::Digest;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::reference::Target;
 
 /// Hears of what happens. Called in the middle of requests: it must not wait.
@@ -62,6 +62,17 @@ pub enum CacheOutcome {
     Absent,
     /// Not at all.
     Failed,
+}
+
+impl CacheOutcome {
+    /// The outcome of a request: `how`, if something was found.
+    pub(super) fn of<T>(found: &Result<Option<T>>, how: Self) -> Self {
+        match found {
+            Ok(Some(_)) => how,
+            Ok(None) => Self::Absent,
+            Err(_) => Self::Failed,
+        }
+    }
 }
 
 /// What a client's bytes of a blob came from.
