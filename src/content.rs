@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -161,6 +161,8 @@ pub struct Feed<S> {
     checkpoints: HashCheckpoints,
     /// How often the blob arrived damaged.
     damaged: Arc<AtomicU32>,
+    /// Whether a reader changed to a further source.
+    used_fallback: Arc<AtomicBool>,
 }
 
 /// A source of the blob.
@@ -175,7 +177,8 @@ impl<S: Source> Feed<S> {
     /// The feed of `blob` from `source`. Retries spend `budget`. `moved` is called with the number of bytes that arrived.
     pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
         let holders = vec![BlobHolder { source, budget, moved }];
-        Self { holders, blob, checkpoints: HashCheckpoints::default(), damaged: Arc::default() }
+        let checkpoints = HashCheckpoints::default();
+        Self { holders, blob, checkpoints, damaged: Arc::default(), used_fallback: Arc::default() }
     }
 
     /// Adds a further source. When the budgets of the sources before it are spent, the feed continues with `source` at the
@@ -189,6 +192,11 @@ impl<S: Source> Feed<S> {
     /// Whether there is a further source if the first one fails for good.
     pub fn has_fallback(&self) -> bool {
         self.holders.len() > 1
+    }
+
+    /// Whether a reader used a further source. Then the bytes of several sources are mixed.
+    pub(crate) fn used_fallback(&self) -> bool {
+        self.used_fallback.load(Ordering::Relaxed)
     }
 
     /// The blob's descriptor.
@@ -247,8 +255,9 @@ impl<S: Source> Feed<S> {
     }
 
     fn reader(&self, at: u64, body: Option<Body>) -> BlobReader<S> {
-        let (holders, damaged) = (self.holders.clone(), self.damaged.clone());
-        BlobReader { holders, now: 0, blob: self.blob.clone(), at, body, damaged }
+        let (holders, blob) = (self.holders.clone(), self.blob.clone());
+        let (damaged, used_fallback) = (self.damaged.clone(), self.used_fallback.clone());
+        BlobReader { holders, now: 0, blob, at, body, damaged, used_fallback }
     }
 }
 
@@ -286,6 +295,8 @@ struct BlobReader<S> {
     body: Option<Body>,
     /// Shared with the feed.
     damaged: Arc<AtomicU32>,
+    /// Shared with the feed.
+    used_fallback: Arc<AtomicBool>,
 }
 
 impl<S: Source> BlobReader<S> {
@@ -347,6 +358,7 @@ impl<S: Source> BlobReader<S> {
         }
         tracing::warn!("{spent}; continuing at byte {} with another source", self.at);
         self.now += 1;
+        self.used_fallback.store(true, Ordering::Relaxed);
         self.damaged.store(0, Ordering::Relaxed);
         Ok(())
     }

@@ -75,6 +75,12 @@ pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// Bytes that an ordinary user can still write to the file system of `path`; `None` if the system does not say. Blocks.
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+    let stats = rustix::fs::statvfs(path).ok()?;
+    Some(stats.f_bavail.saturating_mul(stats.f_frsize))
+}
+
 /// The operating system's files.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemFiles;

@@ -62,7 +62,7 @@ impl<O: Origins> Backend for Proxy<O> {
 
     fn cache_status(&self, repository: &RepositoryPath, digest: &Digest) -> Option<&'static str> {
         // What is cached for others is nobody's business.
-        if !self.0.upstreams.upstreams().find(repository).is_some_and(|repo| self.0.is_member(&repo, digest)) {
+        if !self.0.tiers.upstreams().find(repository).is_some_and(|repo| self.0.is_member(&repo, digest)) {
             return Some("transload; fwd=miss");
         }
         // In this order: a fill leaves its list only after its blob is in the cache.
@@ -122,7 +122,7 @@ impl<O: Origins> Proxy<O> {
 
     /// What is asked, if it's of this world.
     fn upstream_repository(&self, repository: &RepositoryPath, what: RequestKind) -> Option<UpstreamRepository> {
-        let found = self.0.upstreams.upstreams().find(repository);
+        let found = self.0.tiers.upstreams().find(repository);
         if found.is_none() {
             // Without the name: clients make up as many as they like.
             let (upstream, repository, how) = (UNKNOWN_UPSTREAM, "", CacheOutcome::Absent);

@@ -33,7 +33,7 @@ impl<O: Origins> Proxy<O> {
         repository: &str,
         moved: Arc<AtomicU64>,
     ) -> Option<(CachedSource<O>, Repository)> {
-        let repo = self.0.upstreams.upstreams().repository(upstream, repository)?;
+        let repo = self.0.tiers.upstreams().repository(upstream, repository)?;
         let durable = match &repo.upstream.tiers[..] {
             [durable, _, ..] if repo.upstream.write_back => durable.repository(repository).ok()?,
             _ => return None,

@@ -134,7 +134,7 @@ struct Inner<O: Origins> {
     settings: Settings,
     timeouts: timeouts::Timeouts,
     cache: Cache,
-    upstreams: tiers::Tiers<O>,
+    tiers: tiers::Tiers<O>,
     manifests: manifests::State,
     membership: membership::State,
     lists: lists::State,
@@ -160,7 +160,7 @@ impl<O: Origins> Proxy<O> {
         let inner = Arc::new(Inner {
             cache,
             timeouts,
-            upstreams: tiers::Tiers::new(origins, upstreams, observer.clone(), timeouts),
+            tiers: tiers::Tiers::new(origins, upstreams, observer.clone(), timeouts),
             manifests: manifests::State::new(),
             membership: membership::State::new(),
             lists: lists::State::new(),
@@ -171,10 +171,10 @@ impl<O: Origins> Proxy<O> {
             settings,
         });
         if inner.cache.lacks_records() {
-            inner.make_records(inner.upstreams.upstreams()).await;
+            inner.make_records(inner.tiers.upstreams()).await;
         }
         if let Some(rate) = inner.settings.scrub {
-            let (stores, observer) = (scrub::stores(&inner.cache), inner.observer.clone());
+            let (stores, observer) = (inner.cache.online().stores(), inner.observer.clone());
             inner.tasks.spawn(scrub::run(stores, rate, observer));
         }
         Ok(Self(inner.clone(), Arc::new(ProxyGuard(inner))))
@@ -200,18 +200,18 @@ impl<O: Origins> Proxy<O> {
     /// # Errors
     /// See [`Upstreams::new`]; nothing has changed then.
     pub fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
-        self.0.upstreams.set_upstreams(Upstreams::new(specs)?);
+        self.0.tiers.set_upstreams(Upstreams::new(specs)?);
         Ok(())
     }
 
     /// What gives the repositories that are read from.
     pub fn origins(&self) -> &O {
-        &self.0.upstreams.origins
+        &self.0.tiers.origins
     }
 
     /// How the registries do that are read from.
     pub fn health(&self) -> Vec<Health> {
-        self.0.upstreams.health()
+        self.0.tiers.health()
     }
 
     /// Blobs that are being fetched: which, how far, how large where that is known.

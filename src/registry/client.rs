@@ -29,8 +29,8 @@ use super::limits::parallelism::{ParallelismLimit, retry_after};
 use super::limits::pull_ledger::{AccountPulls, PullQuota};
 use super::limits::pull_limit::{PullLimit, PullPermit};
 use super::limits::rate_limit::{Class, RateLimit};
-use super::lookup::WithoutHead;
 use super::location;
+use super::lookup::WithoutHead;
 use super::network::{self, HttpClient, PROBE_TIMEOUT, ProbeAnswer};
 use super::redirect;
 use super::urls::{Endpoint, check_write};
@@ -446,7 +446,6 @@ impl Registry {
             tracing::debug!("{}: what is left of the pulls is not known: {error}", self.name);
         }
     }
-
 }
 
 /// As the HTTP client takes it.

@@ -55,7 +55,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What the answer to a `HEAD` of a blob says as `Cache-Status` (RFC 9211), where this is a cache. Asked for a blob
     /// that [`size_of`](Self::size_of) has found there.
-    fn cache_status(&self, _place: &RepositoryPath, _digest: &Digest) -> Option<&'static str> {
+    fn cache_status(&self, _repository: &RepositoryPath, _digest: &Digest) -> Option<&'static str> {
         None
     }
 

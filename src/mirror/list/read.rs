@@ -1,12 +1,11 @@
 //! Which form a list is written in; limits, and errors with lines.
 
 use super::error::invalid_list;
-use super::node::{Node, Value};
+use super::node::{MAX_ENTRIES, Node, Value};
 use super::reader::{Defaults, Reader};
 use super::text::{decode, is_structured, prepare};
 use super::{DestinationBase, List, ListFormat, dregsy, image_syncer, lines, native, regsync, skopeo};
 use crate::error::{Error, Result};
-use crate::mirror::list::node::MAX_ENTRIES;
 use crate::reference::RegistryName;
 
 impl List {
@@ -57,7 +56,7 @@ impl List {
             let form = form(&root).ok_or_else(|| unknown_format(name, &root))?;
             reader.keys_that_are_twice(form, &twice)?;
             match form {
-                ListFormat::Lines | ListFormat::Own => native::read(&root, &mut reader)?,
+                ListFormat::Lines | ListFormat::Native => native::read(&root, &mut reader)?,
                 ListFormat::Skopeo => skopeo::read(&root, &mut reader)?,
                 ListFormat::Regsync => regsync::read(&root, &mut reader)?,
                 ListFormat::ImageSyncer => image_syncer::read(&root, &mut reader)?,
@@ -82,7 +81,7 @@ fn form(root: &Node) -> Option<ListFormat> {
     if root.field("images").is_some()
         || fields.iter().any(|(key, _)| native::TOP_KEYS.contains(&key.text.as_str())) && root.field("sync").is_none()
     {
-        return Some(ListFormat::Own);
+        return Some(ListFormat::Native);
     }
     if is_list("sync") {
         return Some(ListFormat::Regsync);

@@ -88,9 +88,7 @@ impl HttpClient {
         let peer = PeerName(format!("{}{}", self.shared.registry, through(forwarding.as_deref())));
         let mut response = self.client.request(request).await.map_err(|error| match find_source::<Error>(&error) {
             Some(own) => own.duplicate(),
-            None => {
-                self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| transport_error(&error, &peer.0))
-            }
+            None => self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| transport_error(&error, &peer.0)),
         })?;
         response.extensions_mut().insert(peer);
         if let Some(proxy) = forwarding.filter(|_| response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED) {

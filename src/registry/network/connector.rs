@@ -211,7 +211,10 @@ impl Shared {
                 "the registry sends us there: is it up, and reachable from here?"
             };
             let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-            NoStream { error: Error::new(Kind::Network, format!("{name}: {error}")).caused_by(error).hint(hint), refused }
+            NoStream {
+                error: Error::new(Kind::Network, format!("{name}: {error}")).caused_by(error).hint(hint),
+                refused,
+            }
         })?;
         Ok(Box::new(stream))
     }
@@ -291,9 +294,9 @@ impl Shared {
             Err(error) => {
                 let made = self.explain(&error, peer);
                 Err(made.unwrap_or_else(|| {
-                    Error::new(Kind::Network, format!("{name}{}: {error}", through(proxy))).caused_by(error).hint(format!(
-                        "does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"
-                    ))
+                    Error::new(Kind::Network, format!("{name}{}: {error}", through(proxy))).caused_by(error).hint(
+                        format!("does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"),
+                    )
                 }))
             }
         }
@@ -365,9 +368,8 @@ async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
             .map_err(|error| proxy.fault(format!("has no address: {error}")))?
             .collect(),
     };
-    let stream = dial(&addresses, DIAL_TIMEOUT)
-        .await
-        .map_err(|error| proxy.fault(format!("cannot be reached: {error}")))?;
+    let stream =
+        dial(&addresses, DIAL_TIMEOUT).await.map_err(|error| proxy.fault(format!("cannot be reached: {error}")))?;
     if proxy.scheme != Scheme::Https {
         return Ok(Box::new(stream));
     }
