@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::descriptor::Digest;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind};
 use crate::reference::Target;
 
 /// Hears of what happens. Called in the middle of requests: it must not wait.
