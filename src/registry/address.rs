@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
+use super::resolver::Resolver;
 use crate::error::{Error, Kind, Result};
 
 /// What one registry may lead us to. Clones share what was learned.
@@ -22,6 +23,7 @@ pub(super) struct Policy {
     /// The registry's own host, which may be anywhere.
     own: Arc<str>,
     overrides: Arc<HashMap<String, SocketAddr>>,
+    resolver: Resolver,
     /// Hosts, with or without a port, that the user allows to be asked by plain http or with any certificate.
     insecure: Arc<[String]>,
     /// In which network the registry is, as far as its own addresses have told: [`UNKNOWN`], [`PRIVATE`], [`PUBLIC`].
@@ -34,7 +36,19 @@ impl Policy {
         let own = bare_host(base).to_owned();
         let private = allow_private || is_this_machine(&own) || literal(base).is_some_and(|ip| !is_public(ip));
         let network = if private { PRIVATE } else { UNKNOWN };
-        Self { network: Arc::new(AtomicU8::new(network)), own: own.into(), overrides, insecure: Arc::default() }
+        Self {
+            network: Arc::new(AtomicU8::new(network)),
+            own: own.into(),
+            overrides,
+            resolver: Resolver::default(),
+            insecure: Arc::default(),
+        }
+    }
+
+    /// The same with another resolver.
+    #[must_use]
+    pub(super) fn with_resolver(self, resolver: Resolver) -> Self {
+        Self { resolver, ..self }
     }
 
     /// The same with hosts that the user called insecure: steps from https to http are allowed there.
@@ -130,7 +144,7 @@ impl Policy {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
-        let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(Lookup::Failed)?.collect();
+        let found = self.resolver.lookup(host, port).await.map_err(Lookup::Failed)?;
         let first = found.first().map(SocketAddr::ip);
         self.allowed(host, found).map_err(|error| {
             Lookup::Refused(match first {
@@ -144,7 +158,7 @@ impl Policy {
         if let Some(address) = self.overrides.get(&name) {
             return Ok(vec![*address]);
         }
-        let found = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+        let found = self.resolver.lookup(&name, 0).await?;
         Ok(self.allowed(&name, found)?)
     }
 }

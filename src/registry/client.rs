@@ -1,6 +1,7 @@
 //! One registry, and calls to it: what is shared by all who talk to it, who asks, what is tried again.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,14 +29,14 @@ use super::limits::parallelism::{ParallelismLimit, retry_after};
 use super::limits::pull_ledger::{AccountPulls, PullQuota};
 use super::limits::pull_limit::{PullLimit, PullPermit};
 use super::limits::rate_limit::{Class, RateLimit};
-use super::lookup::WithoutHead;
 use super::location;
+use super::lookup::WithoutHead;
 use super::network::{self, HttpClient, PROBE_TIMEOUT, ProbeAnswer};
 use super::redirect;
 use super::urls::{Endpoint, check_write};
 use super::web_page;
 use crate::credentials::Credential;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Side};
 use crate::memory::CollectedBody;
 use crate::reference::{DOCKER_HUB, RegistryName, Repository, is_loopback, split_port, without_https_port};
 use crate::retry::Budget;
@@ -43,9 +44,24 @@ use crate::retry::Budget;
 /// A response whose body hasn't been read.
 pub(super) type Response = http::Response<TimedBody>;
 
-/// One registry: everything that is shared by all who talk to it in this run.
+/// A handle to one registry: what all share who talk to it in this run, and connections.
 #[derive(Debug)]
 pub struct Registry {
+    state: Arc<RegistryState>,
+    pub(super) http: HttpClient,
+}
+
+impl Deref for Registry {
+    type Target = RegistryState;
+
+    fn deref(&self) -> &RegistryState {
+        &self.state
+    }
+}
+
+/// Everything of a registry that is shared by all who talk to it in this run, but for connections.
+#[derive(Debug)]
+pub struct RegistryState {
     /// As users name it: `docker.io`.
     pub(super) name: String,
     /// Where it's asked: `https://registry-1.docker.io`.
@@ -57,7 +73,6 @@ pub struct Registry {
     insecure: bool,
     is_on_this_machine: bool,
     pub(super) options: Arc<Options>,
-    pub(super) http: HttpClient,
     pub(super) policy: Policy,
     /// The stored one, and those that were given.
     accounts: Vec<Auth>,
@@ -70,11 +85,20 @@ pub struct Registry {
     pub(super) no_referrers: AtomicBool,
     /// Learned: for what there is no HEAD here.
     pub(super) without_head: WithoutHead,
-    pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
+    pub(super) sessions: Mutex<HashMap<u64, OpenSession>>,
     pub(super) next_session: AtomicU64,
     /// Uploads whose session isn't known yet.
     pub(super) starting: Mutex<JoinSet<()>>,
     pub(super) requests: AtomicU64,
+}
+
+/// An upload session that is to be deleted if its blob does not arrive.
+#[derive(Debug)]
+pub(super) struct OpenSession {
+    pub(super) url: Url,
+    pub(super) scope: Scope,
+    /// The connections by which it was begun.
+    pub(super) http: HttpClient,
 }
 
 impl Registry {
@@ -96,7 +120,9 @@ impl Registry {
         let wanted = Arc::default();
         let accounts =
             [None].into_iter().chain(given.iter().cloned().map(Some)).map(|given| Auth::new(&wanted, given)).collect();
-        let policy = Policy::new(&first_base, options.resolve.clone(), false).with_insecure(&options.insecure);
+        let policy = Policy::new(&first_base, options.resolve.clone(), false)
+            .with_insecure(&options.insecure)
+            .with_resolver(options.resolver.clone());
         let http = HttpClient::new(network::Settings {
             registry: name,
             base: &first_base,
@@ -106,14 +132,13 @@ impl Registry {
             insecure,
             idle: options.concurrency,
         });
-        Ok(Self {
+        let state = RegistryState {
             name: name.to_owned(),
             base: OnceCell::new(),
             first_base,
             silent_until: Mutex::default(),
             insecure,
             is_on_this_machine,
-            http,
             policy,
             accounts,
             pulls: PullLimit::new(name, &options),
@@ -127,7 +152,28 @@ impl Registry {
             starting: Mutex::default(),
             requests: AtomicU64::new(0),
             options,
-        })
+        };
+        Ok(Self { state: Arc::new(state), http })
+    }
+
+    /// The same registry by connections that all lead to one of its addresses; `None` if pushes are not pinned, or if
+    /// there is nothing to pin.
+    pub(super) fn pinned(&self) -> Option<Self> {
+        let http = self.http.pinned().filter(|_| self.options.pin_pushes)?;
+        Some(Self { state: self.state.clone(), http })
+    }
+
+    /// The same registry by these connections.
+    pub(super) fn with(&self, http: HttpClient) -> Self {
+        Self { state: self.state.clone(), http }
+    }
+
+    /// A request that began at `since` failed: if the network failed, an address that is kept is not used any longer.
+    pub(super) fn note_fault(&self, error: &Error, since: Instant) {
+        let of_network = matches!(error.kind(), Kind::Network | Kind::Timeout);
+        if of_network && error.side() != Some(Side::Source) {
+            self.http.on_fault(since);
+        }
     }
 
     /// Requests made so far, each redirect and token request counted.
@@ -305,6 +351,7 @@ impl Registry {
         let budget = Budget::new(self.options.retries, self.patience());
         let mut pages = 0;
         loop {
+            let began = Instant::now();
             let read = async {
                 let response = self.call_once(call.again()).await?;
                 let page = web_page::instead(&self.name, &response);
@@ -322,7 +369,10 @@ impl Registry {
             };
             match read.await.map_err(|error| error.doing(call.doing.clone())) {
                 Ok(read) => return Ok(read),
-                Err(error) => budget.retry(error).await?,
+                Err(error) => {
+                    self.note_fault(&error, began);
+                    budget.retry(error).await?;
+                }
             }
         }
     }
@@ -445,7 +495,6 @@ impl Registry {
             tracing::debug!("{}: what is left of the pulls is not known: {error}", self.name);
         }
     }
-
 }
 
 /// As the HTTP client takes it.

@@ -112,7 +112,8 @@ mod tests {
     async fn only_a_reader_that_waits_loses_its_patience() {
         let (to, mut from) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>>>(4);
         let frames = StreamBody::new(futures_util::stream::poll_fn(move |cx| from.poll_recv(cx)));
-        let mut body = TimedBody::new(reqwest::Body::wrap(frames), "r.io".to_owned(), Duration::from_secs(10), MinRate::default());
+        let mut body =
+            TimedBody::new(reqwest::Body::wrap(frames), "r.io".to_owned(), Duration::from_secs(10), MinRate::default());
         let frame = || Ok(Frame::data(Bytes::from_static(b"x")));
         let late = tokio::time::sleep(Duration::from_secs(9));
         let (got, _) = tokio::join!(body.frame(), async {

@@ -116,9 +116,7 @@ impl Repo {
         let doing = format!("look for blob {digest}");
         let call = self.call(Method::HEAD, self.at_blob(digest), scope, doing.clone()).await?;
         match self.registry.call(call).await {
-            Ok(response) => {
-                self.found(&response, size).map_err(|error| error.doing(doing))
-            }
+            Ok(response) => self.found(&response, size).map_err(|error| error.doing(doing)),
             Err(error) if error.kind() == Kind::NotFound => Ok(Found::Absent),
             Err(error) if is_unsupported(&error) => {
                 tracing::debug!("{}: blobs are looked for by GET: {error}", self.registry.name);

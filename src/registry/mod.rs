@@ -5,6 +5,7 @@
 //! - `auth`: tokens (`token`, `scope`), challenges (`challenge`), ACR's token exchange (`acr_exchange`), and the scopes
 //!   for mounts (`mount_scopes`)
 //! - `address`: which addresses a registry's answers may lead to
+//! - `resolver`: which addresses a name has
 //! - `urls`: the URLs of the API, and which of them may be written to
 //! - `idle_timeout`, `min_rate`: bodies that fail when they are silent or too slow
 //! - `limits`: requests in flight (`parallelism`), requests per minute (`rate_limit`), pulls (`pull_limit`, and the
@@ -30,6 +31,7 @@ mod lookup;
 mod min_rate;
 mod network;
 mod redirect;
+mod resolver;
 mod transport;
 mod urls;
 mod web_page;
@@ -53,6 +55,7 @@ pub use self::limits::pull_ledger::{AccountPulls, PullQuota};
 pub use self::limits::rate_limit::Sku;
 pub use self::min_rate::MinRate;
 pub use self::network::{Proxies, Trust};
+pub use self::resolver::Resolver;
 pub(crate) use error::root_cause;
 
 use self::address::Policy;
@@ -85,6 +88,11 @@ pub struct Options {
     pub proxies: Proxies,
     /// Where a host is, whatever DNS says.
     pub resolve: Arc<HashMap<String, SocketAddr>>,
+    /// Where all other hosts are.
+    pub resolver: Resolver,
+    /// All requests of one image's push go to one of the registry's addresses, for at most five minutes, so that a push
+    /// does not reach two replicas. Through a proxy this has no effect.
+    pub pin_pushes: bool,
     /// Hosts of other sites that may be given credentials for a token.
     pub realms: Vec<String>,
     /// The size of an upload's chunks in bytes; chunked only where needed if `None`.
@@ -133,6 +141,8 @@ impl Default for Options {
             trust: Arc::default(),
             proxies: Proxies::default(),
             resolve: Arc::default(),
+            resolver: Resolver::default(),
+            pin_pushes: false,
             realms: Vec::new(),
             chunk_size: None,
             concurrency: 32,
@@ -335,6 +345,13 @@ impl Destination for Repo {
 
     fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    fn for_one_image(&self) -> Self {
+        match self.registry.pinned() {
+            Some(registry) => Self { registry: Arc::new(registry), ..self.clone() },
+            None => self.clone(),
+        }
     }
 
     async fn is_new(&self) -> bool {

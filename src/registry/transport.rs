@@ -198,7 +198,7 @@ impl Registry {
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri(url)?;
         *request.headers_mut() = headers;
-        let streamed = matches!(body, Payload::Stream(..));
+        let (streamed, began) = (matches!(body, Payload::Stream(..)), Instant::now());
         let empty = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
         match body {
             Payload::Empty if empty => {
@@ -222,7 +222,8 @@ impl Registry {
             let patience = if *method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
             let late =
                 || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
-            tokio::time::timeout(patience, sending).await.map_err(|_| late())?
+            let sent = tokio::time::timeout(patience, sending).await.unwrap_or_else(|_| Err(late()));
+            sent.inspect_err(|error| self.note_fault(error, began))
         };
         let mut sent = sent?;
         self.answered_at(url, sent.status());

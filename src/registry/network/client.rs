@@ -1,7 +1,8 @@
 //! An HTTP client for one registry and the hosts that it sends us to.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, USER_AGENT};
@@ -10,13 +11,16 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use reqwest::{Body, Url};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
+use super::address_pin::{AddressPin, PinnedPool};
 use super::connector::{Connector, Shared, Target, TlsConfigs, through};
 use super::proxies::Proxies;
 use super::trust::{Roots, Trust};
 use super::verifier::{self, ClientCertificate};
 use super::{AGENT, find_source, probe};
 use crate::error::{Error, Result};
+use crate::reference::is_loopback;
 use crate::registry::address::{Policy, authority, bare_host};
 use crate::registry::error::transport_error;
 
@@ -25,11 +29,19 @@ use crate::registry::error::transport_error;
 #[derive(Clone, Debug)]
 pub(in crate::registry) struct PeerName(pub(in crate::registry) String);
 
+/// A pool of connections. Clones share it.
+pub(super) type Pool = Client<Connector, Body>;
+
 /// A client with a pool of connections. Clones share it.
 #[derive(Clone, Debug)]
 pub(in crate::registry) struct HttpClient {
-    client: Client<Connector, Body>,
+    pool: Pool,
     shared: Arc<Shared>,
+    idle: usize,
+    /// Instead of the common pool: all to one address.
+    pinned: Option<Arc<PinnedPool<Pool>>>,
+    /// The newest of those, which further pushes may join.
+    newest_pinned: Arc<Mutex<Option<Arc<PinnedPool<Pool>>>>>,
 }
 
 /// What a client is made of.
@@ -57,12 +69,39 @@ impl HttpClient {
         let (registry, proxies, trust) = (registry.to_owned(), proxies.clone(), trust.clone());
         let (tls, answered) = (OnceCell::new(), AtomicBool::new(false));
         let shared = Arc::new(Shared { registry, own, policy, proxies, tls, trust, insecure, answered });
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(idle)
-            .build(Connector::new(shared.clone()));
-        Self { client, shared }
+        let pool = new_pool(&shared, idle, None);
+        Self { pool, shared, idle, pinned: None, newest_pinned: Arc::default() }
+    }
+
+    /// The same client with connections that all lead to one address of the registry. `None` if it has no name that
+    /// DNS resolves, or is reached through a proxy.
+    pub(in crate::registry) fn pinned(&self) -> Option<Self> {
+        let Target { host, port, .. } = &self.shared.own;
+        let is_name = !is_loopback(host) && host.parse::<IpAddr>().is_err();
+        let is_direct = |https| matches!(self.shared.proxies.for_host(https, host, *port), Ok(None));
+        let is_resolved = is_name && self.shared.policy.given_address(host).is_none();
+        if !is_resolved || !is_direct(true) || !is_direct(false) {
+            return None;
+        }
+        let mut newest = self.newest_pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let joined = newest.take().filter(|pinned| pinned.may_be_joined());
+        let pinned = joined.unwrap_or_else(|| PinnedPool::new(|pin| new_pool(&self.shared, self.idle, Some(pin))));
+        *newest = Some(pinned.clone());
+        Some(Self { pinned: Some(pinned), ..self.clone() })
+    }
+
+    /// A request that began at `since` failed on the network.
+    pub(in crate::registry) fn on_fault(&self, since: Instant) {
+        if let Some(pinned) = &self.pinned {
+            pinned.on_fault(since);
+        }
+    }
+
+    fn pool(&self) -> Pool {
+        match &self.pinned {
+            Some(pinned) => pinned.current(|pin| new_pool(&self.shared, self.idle, Some(pin))),
+            None => self.pool.clone(),
+        }
     }
 
     /// Sends a request, up to the head of the response.
@@ -86,11 +125,9 @@ impl HttpClient {
             request.headers_mut().insert(PROXY_AUTHORIZATION, value.clone());
         }
         let peer = PeerName(format!("{}{}", self.shared.registry, through(forwarding.as_deref())));
-        let mut response = self.client.request(request).await.map_err(|error| match find_source::<Error>(&error) {
+        let mut response = self.pool().request(request).await.map_err(|error| match find_source::<Error>(&error) {
             Some(own) => own.duplicate(),
-            None => {
-                self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| transport_error(&error, &peer.0))
-            }
+            None => self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| transport_error(&error, &peer.0)),
         })?;
         response.extensions_mut().insert(peer);
         if let Some(proxy) = forwarding.filter(|_| response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
@@ -108,6 +145,14 @@ impl HttpClient {
     pub(in crate::registry) async fn probe(&self) -> Result<probe::Answer> {
         self.shared.probe_own(PROBE_TIMEOUT).await
     }
+}
+
+fn new_pool(shared: &Arc<Shared>, idle: usize, pin: Option<Arc<AddressPin>>) -> Pool {
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(idle)
+        .build(Connector::new(shared.clone(), pin))
 }
 
 impl TlsConfigs {

@@ -13,12 +13,14 @@ use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
 use tower_service::Service;
 
+use super::address_pin::AddressPin;
 use super::dial::dial;
 use super::find_source;
 use super::proxies::{Proxies, Proxy, Scheme};
@@ -32,7 +34,11 @@ use crate::registry::address::{Lookup, Policy, authority, without_brackets};
 
 /// Makes the connections to one registry, and to where it sends us.
 #[derive(Clone, Debug)]
-pub(super) struct Connector(Arc<Shared>);
+pub(super) struct Connector {
+    shared: Arc<Shared>,
+    /// Which address of the registry itself is used.
+    pin: Option<Arc<AddressPin>>,
+}
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -123,8 +129,8 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Connector {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self(shared)
+    pub(super) fn new(shared: Arc<Shared>, pin: Option<Arc<AddressPin>>) -> Self {
+        Self { shared, pin }
     }
 }
 
@@ -138,8 +144,8 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let shared = self.0.clone();
-        Box::pin(async move { shared.connect(&uri).await.map(TokioIo::new) })
+        let Self { shared, pin } = self.clone();
+        Box::pin(async move { shared.connect(&uri, pin.as_deref()).await.map(TokioIo::new) })
     }
 }
 
@@ -155,12 +161,12 @@ impl Shared {
         made.await.as_ref().map_err(Error::duplicate)
     }
 
-    async fn connect(&self, uri: &Uri) -> Result<Stream> {
+    async fn connect(&self, uri: &Uri, pin: Option<&AddressPin>) -> Result<Stream> {
         let target = Target::of(uri).ok_or_else(|| Error::new(Kind::Usage, "there is no host in a URL"))?;
         let https = uri.scheme_str() == Some("https");
         let proxy = self.proxies.for_host(https, &target.host, target.port)?;
         let connecting = async {
-            let io = self.stream(&target, https, proxy.as_deref()).await?;
+            let io = self.stream(&target, https, proxy.as_deref(), pin).await?;
             if https {
                 return self.secured(io, &target, proxy.as_deref()).await;
             }
@@ -173,8 +179,14 @@ impl Shared {
     }
 
     /// A stream that leads to a host, or to the proxy that forwards requests to it.
-    async fn stream(&self, target: &Target, https: bool, proxy: Option<&Proxy>) -> Result<Box<dyn Io>, NoStream> {
-        let Some(proxy) = proxy else { return self.direct(target).await };
+    async fn stream(
+        &self,
+        target: &Target,
+        https: bool,
+        proxy: Option<&Proxy>,
+        pin: Option<&AddressPin>,
+    ) -> Result<Box<dyn Io>, NoStream> {
+        let Some(proxy) = proxy else { return self.direct(target, pin).await };
         let mut io = to_proxy(self, proxy).await?;
         if https || !proxy.forwards() {
             io = self.through(proxy, io, target).await?;
@@ -201,19 +213,36 @@ impl Shared {
     }
 
     /// TCP to a host, at one of the addresses that the address rule allows.
-    async fn direct(&self, target: &Target) -> Result<Box<dyn Io>, NoStream> {
-        let addresses = self.addresses(target).await?;
-        let name = self.name(target);
-        let stream = dial(&addresses, DIAL_TIMEOUT).await.map_err(|error| {
-            let hint = if *target == self.own {
-                "is the registry up, and reachable from here?"
-            } else {
-                "the registry sends us there: is it up, and reachable from here?"
-            };
-            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-            NoStream { error: Error::new(Kind::Network, format!("{name}: {error}")).hint(hint), refused }
-        })?;
+    async fn direct(&self, target: &Target, pin: Option<&AddressPin>) -> Result<Box<dyn Io>, NoStream> {
+        let Some(pin) = pin.filter(|_| target.host == self.own.host) else {
+            return Ok(Box::new(self.dial(target, &self.addresses(target).await?).await?));
+        };
+        let turn = match pin.kept().await {
+            Ok(ip) => return Ok(Box::new(self.dial(target, &[SocketAddr::new(ip, target.port)]).await?)),
+            Err(turn) => turn,
+        };
+        let mut addresses = self.addresses(target).await?;
+        pin.order(&mut addresses);
+        let stream = self.dial(target, &addresses).await?;
+        if let Ok(peer) = stream.peer_addr() {
+            pin.keep(peer.ip());
+        }
+        drop(turn);
         Ok(Box::new(stream))
+    }
+
+    async fn dial(&self, target: &Target, addresses: &[SocketAddr]) -> Result<TcpStream, NoStream> {
+        dial(addresses, DIAL_TIMEOUT).await.map_err(|error| self.unreachable(target, &error))
+    }
+
+    fn unreachable(&self, target: &Target, error: &io::Error) -> NoStream {
+        let hint = if *target == self.own {
+            "is the registry up, and reachable from here?"
+        } else {
+            "the registry sends us there: is it up, and reachable from here?"
+        };
+        let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+        NoStream { error: Error::new(Kind::Network, format!("{}: {error}", self.name(target))).hint(hint), refused }
     }
 
     async fn lookup(&self, target: &Target) -> Result<Vec<SocketAddr>, Lookup> {
@@ -329,7 +358,7 @@ impl Shared {
     pub(super) async fn probe_own(&self, limit: Duration) -> Result<probe::Answer> {
         let own = &self.own;
         let proxy = self.proxies.for_host(true, &own.host, own.port)?;
-        let connecting = self.stream(own, true, proxy.as_deref());
+        let connecting = self.stream(own, true, proxy.as_deref(), None);
         let io = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(io)) => io,
             // Nothing listens at the port of https, or the proxy makes no tunnels there.
@@ -364,9 +393,8 @@ async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
             .map_err(|error| proxy.fault(format!("has no address: {error}")))?
             .collect(),
     };
-    let stream = dial(&addresses, DIAL_TIMEOUT)
-        .await
-        .map_err(|error| proxy.fault(format!("cannot be reached: {error}")))?;
+    let stream =
+        dial(&addresses, DIAL_TIMEOUT).await.map_err(|error| proxy.fault(format!("cannot be reached: {error}")))?;
     if proxy.scheme != Scheme::Https {
         return Ok(Box::new(stream));
     }

@@ -4,6 +4,7 @@
 //!  HttpClient ── Connector ─┬─ proxies, no_proxy ── which proxy, if any
 //!                           ├─ tunnel, socks ────── through the proxy
 //!                           ├─ dial ─────────────── TCP, at addresses that the address rule allows
+//!                           ├─ address_pin ──────── at the same address for one image's push
 //!                           └─ trust, certs_d, verifier ── TLS, with errors by tls_error
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! the certificate's, the registry's), a client certificate must reach one registry only, and the addresses of names
 //! that a registry sends us to are checked, while those of a proxy that the user configured are not.
 
+mod address_pin;
 mod certs_d;
 mod client;
 mod connector;
@@ -18,6 +20,7 @@ mod der;
 mod dial;
 mod no_proxy;
 mod pem;
+
 mod probe;
 mod proxies;
 mod socks;

@@ -202,8 +202,9 @@ impl Proxy {
                 .hint_instead("set up a local proxy that signs in there, such as cntlm or px, and name that one");
         }
         match self.user {
-            Some(_) => self
-                .login_refused(format!("does not accept the user name and password in {} (407)", self.variable)),
+            Some(_) => {
+                self.login_refused(format!("does not accept the user name and password in {} (407)", self.variable))
+            }
             None => self.login_refused("wants a user name and a password (407)"),
         }
     }

@@ -32,8 +32,7 @@ pub(super) fn explain(error: &TlsError, peer: Peer<'_>) -> Error {
             .hint(format!("if it is plain http, allow that by --insecure-registry {name}")),
         TlsError::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => permanent(format!("{name} speaks no TLS 1.2 or 1.3, and older versions are not secure"))
-            .hint(UPDATE_TLS),
+        ) => permanent(format!("{name} speaks no TLS 1.2 or 1.3, and older versions are not secure")).hint(UPDATE_TLS),
         other => permanent(format!("{name}: the TLS handshake failed: {other}")),
     }
 }
@@ -59,10 +58,10 @@ fn alerted(alert: AlertDescription, peer: Peer<'_>) -> Error {
         _ if about_certificates && (peer.client.was_asked_for() || alert == A::CertificateRequired) => {
             client_certificate(peer, &format!("TLS alert {alert:?}"))
         }
-        A::ProtocolVersion | A::InsufficientSecurity => {
-            permanent(format!("{name} speaks no TLS 1.2 or 1.3, and older versions are not secure (TLS alert {alert:?})"))
-                .hint(UPDATE_TLS)
-        }
+        A::ProtocolVersion | A::InsufficientSecurity => permanent(format!(
+            "{name} speaks no TLS 1.2 or 1.3, and older versions are not secure (TLS alert {alert:?})"
+        ))
+        .hint(UPDATE_TLS),
         A::HandshakeFailure => {
             permanent(format!("{name} has no version or cipher suite of TLS in common with us (TLS alert {alert:?})"))
                 .hint(UPDATE_TLS)

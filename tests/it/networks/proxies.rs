@@ -95,7 +95,8 @@ fn a_forwarded_exchange_that_breaks_off_names_the_proxy() {
     for fault in [Fault::LoseResponse, Fault::ResetAfter(100)] {
         let front = Front::before(registry.addr()).rule(Rule::on("GET", "/manifests/v1", fault)).start();
         let proxy = ForwardProxy::to("plain.example.test:80", front.addr()).start();
-        let args = ["inspect", "plain.example.test/app:v1", "--insecure-registry", "plain.example.test", "--retries", "0"];
+        let args =
+            ["inspect", "plain.example.test/app:v1", "--insecure-registry", "plain.example.test", "--retries", "0"];
         let run = Tool::transload().args(&args).env("ALL_PROXY", &proxy.url()).run().exits(1);
         let named = format!("plain.example.test, through the proxy {} (ALL_PROXY): ", proxy.url());
         assert!(run.stderr.contains(&named), "{}", run.stderr);
