@@ -1,4 +1,4 @@
-//! Which addresses a name has.
+//! Resolves names to addresses.
 
 use std::fmt;
 use std::io;
@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 type Addresses = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
 
-/// Finds the addresses of names. The default asks the system's resolver.
+/// Resolves names. The default uses the system's resolver.
 #[derive(Clone, Default)]
 pub struct Resolver(Option<Arc<Addresses>>);
 
 impl Resolver {
-    /// A resolver that answers by this function: for tests, and for programs with a resolver of their own.
+    /// A resolver that uses this function: for tests, and for programs with a resolver of their own.
     pub fn new(addresses: impl Fn(&str) -> Vec<IpAddr> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(addresses)))
     }

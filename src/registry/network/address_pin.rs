@@ -1,12 +1,12 @@
 //! One address for all requests of an image's push.
 //!
-//! A registry with geo-replication has one name, which leads to any of its replicas. What one of them took, the others
-//! have only some time later. A push whose requests reach two replicas may fail with `MANIFEST_BLOB_UNKNOWN`; the
-//! documentation of Azure Container Registry advises to keep the name's address for the time of a push
+//! The name of a registry with geo-replication leads to any of its replicas, which are eventually consistent. A push
+//! that reaches two replicas may fail with `MANIFEST_BLOB_UNKNOWN`. The documentation of Azure Container Registry
+//! advises to keep the name's address during a push
 //! (<https://learn.microsoft.com/azure/container-registry/container-registry-geo-replication>).
 //!
-//! A [`PinnedPool`] keeps the address that its first connection reached, and has connections of its own: those of the
-//! common pool may lead elsewhere. The TLS name, the certificate and the `Host` header stay those of the registry.
+//! A [`PinnedPool`] keeps the address of its first connection, and has connections of its own, since those of the
+//! common pool may lead elsewhere. The TLS name, the certificate and the `Host` header stay the same.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ pub(super) struct AddressPin {
     begun: Instant,
     /// A connection to the address, or an exchange over one, failed.
     failed: AtomicBool,
-    /// The address that failed before: tried last.
+    /// The address that failed before; the last choice.
     avoid: Option<IpAddr>,
 }
 
@@ -39,14 +39,14 @@ impl AddressPin {
         self.failed.load(Ordering::Relaxed) || self.begun.elapsed() >= MAX_PIN
     }
 
-    /// The address that is kept, if the first connection has been made. Else the turn to make it: other connections wait
-    /// until the turn is dropped.
+    /// The kept address. `Err` is the permission to make the first connection; other connections wait until it is
+    /// dropped.
     pub(super) async fn kept(&self) -> Result<IpAddr, MutexGuard<'_, ()>> {
         let turn = self.first.lock().await;
         self.address.get().copied().ok_or(turn)
     }
 
-    /// Puts the address that failed before behind the others.
+    /// Moves the address that failed before to the end.
     pub(super) fn order(&self, addresses: &mut [SocketAddr]) {
         addresses.sort_by_key(|address| Some(address.ip()) == self.avoid);
     }
@@ -57,18 +57,18 @@ impl AddressPin {
     }
 }
 
-/// Connections to one address of a registry at a time. `P` is a pool of connections.
+/// Connections to one address of a registry at a time. `P` is a connection pool.
 #[derive(Debug)]
 pub(super) struct PinnedPool<P>(std::sync::Mutex<(P, Arc<AddressPin>)>);
 
 impl<P: Clone> PinnedPool<P> {
-    /// A pool that has no address yet. `pool` makes one whose connections go by a pin.
+    /// A pool without an address. `pool` creates the connections for a pin.
     pub(super) fn new(pool: impl FnOnce(Arc<AddressPin>) -> P) -> Arc<Self> {
         let pin = AddressPin::new(None);
         Arc::new(Self(std::sync::Mutex::new((pool(pin.clone()), pin))))
     }
 
-    /// The connections for the next request. If the pin is over, they are new ones, with another pin.
+    /// The connections for the next request; new ones with a new pin if the current pin is over.
     pub(super) fn current(&self, pool: impl FnOnce(Arc<AddressPin>) -> P) -> P {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if current.1.is_over() {
@@ -79,14 +79,13 @@ impl<P: Clone> PinnedPool<P> {
         current.0.clone()
     }
 
-    /// Whether another push may begin with the address: most of its time is left.
+    /// Whether another push may start with this address: most of the time is left.
     pub(super) fn may_be_joined(&self) -> bool {
         let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         !current.1.is_over() && current.1.begun.elapsed() < JOIN_TIME
     }
 
-    /// A request that began at `since` failed on the network: its address is not used any longer. A pin that is newer
-    /// than the request stays.
+    /// Ends the pin after a network fault of a request that began at `since`. A newer pin stays.
     pub(super) fn on_fault(&self, since: Instant) {
         let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if current.1.begun <= since {
@@ -95,9 +94,9 @@ impl<P: Clone> PinnedPool<P> {
     }
 }
 
-/// How long an address is kept at most. DNS moves a name away from a replica that is taken out of service.
+/// The longest time that an address is kept. DNS moves a name away from a replica that is out of service.
 const MAX_PIN: Duration = Duration::from_secs(5 * 60);
-/// How long further pushes begin with the same address, so that they share its connections.
+/// How long other pushes may start with the same address, to share its connections.
 const JOIN_TIME: Duration = Duration::from_secs(2 * 60);
 
 #[cfg(test)]

@@ -24,8 +24,8 @@ use crate::reference::is_loopback;
 use crate::registry::address::{Policy, authority, bare_host};
 use crate::registry::error::transport_error;
 
-/// How errors of a response's body name its sender: the registry, and the proxy that forwards its answers. In the
-/// response's extensions.
+/// The sender's name in errors of a response's body: the registry, and the proxy that forwards its responses. Stored in
+/// the response's extensions.
 #[derive(Clone, Debug)]
 pub(in crate::registry) struct PeerName(pub(in crate::registry) String);
 
@@ -38,29 +38,29 @@ pub(in crate::registry) struct HttpClient {
     pool: Pool,
     shared: Arc<Shared>,
     idle: usize,
-    /// Instead of the common pool: all to one address.
+    /// A pool that is used instead of `pool`; all of its connections lead to one address.
     pinned: Option<Arc<PinnedPool<Pool>>>,
-    /// The newest of those, which further pushes may join.
+    /// The newest of these pools. Later pushes may share it.
     newest_pinned: Arc<Mutex<Option<Arc<PinnedPool<Pool>>>>>,
 }
 
-/// What a client is made of.
+/// The parts of a client.
 pub(in crate::registry) struct Settings<'a> {
-    /// The registry as users name it.
+    /// The name of the registry that users write.
     pub(in crate::registry) registry: &'a str,
-    /// Where it is asked.
+    /// The URL of the registry's API.
     pub(in crate::registry) base: &'a Url,
     pub(in crate::registry) policy: Policy,
     pub(in crate::registry) proxies: &'a Proxies,
     pub(in crate::registry) trust: &'a Arc<Trust>,
-    /// No certificate is verified.
+    /// Certificates are not verified.
     pub(in crate::registry) insecure: bool,
-    /// Connections that may wait for the next request, for each host.
+    /// The number of idle connections for each host.
     pub(in crate::registry) idle: usize,
 }
 
 impl HttpClient {
-    /// A client that has no connection yet.
+    /// A client without connections.
     pub(in crate::registry) fn new(settings: Settings<'_>) -> Self {
         let Settings { registry, base, policy, proxies, trust, insecure, idle } = settings;
         let host = bare_host(base).to_ascii_lowercase();
@@ -73,8 +73,8 @@ impl HttpClient {
         Self { pool, shared, idle, pinned: None, newest_pinned: Arc::default() }
     }
 
-    /// The same client with connections that all lead to one address of the registry. `None` if it has no name that
-    /// DNS resolves, or is reached through a proxy.
+    /// The client with connections that all lead to one address of the registry. `None` if the registry is not a name
+    /// in DNS, or is reached through a proxy.
     pub(in crate::registry) fn pinned(&self) -> Option<Self> {
         let Target { host, port, .. } = &self.shared.own;
         let is_name = !is_loopback(host) && host.parse::<IpAddr>().is_err();
@@ -90,7 +90,7 @@ impl HttpClient {
         Some(Self { pinned: Some(pinned), ..self.clone() })
     }
 
-    /// A request that began at `since` failed on the network.
+    /// Reports that a request, which began at `since`, failed on the network.
     pub(in crate::registry) fn on_fault(&self, since: Instant) {
         if let Some(pinned) = &self.pinned {
             pinned.on_fault(since);
@@ -104,7 +104,7 @@ impl HttpClient {
         }
     }
 
-    /// Sends a request, up to the head of the response.
+    /// Sends a request and returns the response's head.
     ///
     /// # Errors
     /// [`Kind::Network`] and [`Kind::Timeout`] if no response came; the text names the registry, and the proxy if one
@@ -112,7 +112,7 @@ impl HttpClient {
     pub(in crate::registry) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>> {
         let uri = request.uri().clone();
         request.headers_mut().entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
-        // A tunnel is signed when it is made.
+        // A tunnel has credentials of its own.
         let forwarding = match uri.scheme_str() {
             Some("http") => {
                 let port = uri.port_u16().unwrap_or(80);
@@ -186,8 +186,8 @@ impl TlsConfigs {
     }
 }
 
-/// The names of a registry's directory in `certs.d`: as users write it, with and without the port of https, and the
-/// host that is asked.
+/// The names of a registry's directory in `certs.d`: the name that users write, with and without the port of https, and
+/// the host of the API.
 fn names(registry: &str, own: &Target) -> Vec<String> {
     let mut names = vec![registry.to_owned()];
     let with_port = authority(&own.host, own.port);
@@ -200,7 +200,7 @@ fn names(registry: &str, own: &Target) -> Vec<String> {
     names
 }
 
-/// TLS for requests that go not to a registry but to an identity service.
+/// The TLS configuration for identity services.
 ///
 /// # Errors
 /// If certificates that are configured cannot be read.
@@ -209,5 +209,5 @@ pub(in crate::registry) fn library_tls(trust: &Trust) -> Result<tokio_rustls::ru
 }
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a registry may take to answer the beginning of a TLS handshake.
+/// The time limit for the answer to a TLS handshake in a probe.
 pub(in crate::registry) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
