@@ -188,14 +188,19 @@ pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), name: &
     if let Some(own) = find_source::<Error>(error) {
         return own.duplicate();
     }
-    Error::new(Kind::Network, format!("{name}: {}", root_cause(error)))
+    let made = Error::new(Kind::Network, format!("{name}: {}", root_cause(error)));
+    match find_source::<std::io::Error>(error) {
+        Some(cause) => made.caused_by_io(cause),
+        None => made,
+    }
 }
 
-/// The innermost cause, which is the most specific one.
+/// The innermost cause, which is the most specific one. The message of an [`Error`] has its causes already.
 pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
+    let (mut inner, mut next) = (error, error.source());
+    while let Some(source) = next {
         inner = source;
+        next = source.source().filter(|_| !source.is::<Error>());
     }
     inner.to_string()
 }

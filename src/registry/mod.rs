@@ -113,8 +113,8 @@ pub struct Options {
     /// The total wait of such a request between its attempts, by `Retry-After` or by the backoff.
     pub patience: Duration,
     /// Docker Hub pulls of each account that stay unused. A pull that would use one of them waits for the next window.
-    pub keep_pulls: Option<u64>,
-    /// The deadline for waits for pulls. Without it and without `keep_pulls`, a used up limit is an error at once.
+    pub reserve_pulls: Option<u64>,
+    /// The deadline for waits for pulls. Without it and without `reserve_pulls`, a used up limit is an error at once.
     pub deadline: Option<Instant>,
     /// The first and the longest interval between checks whether pulls are available again. A check is a HEAD, which
     /// costs no pull.
@@ -149,7 +149,7 @@ impl Default for Options {
             longest_pause: Duration::from_secs(60),
             retries: 5,
             patience: Duration::from_secs(5 * 60),
-            keep_pulls: None,
+            reserve_pulls: None,
             deadline: None,
             pull_poll: (Duration::from_secs(60), Duration::from_secs(10 * 60)),
             hub_accounts: Vec::new(),

@@ -55,13 +55,13 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds.min(SECONDS_PER_DAY)))
 }
 
-/// reqwest says "error sending request", and why in its sources.
+/// reqwest says "error sending request", and why in its sources. The message of an [`Error`] has its sources already.
 pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
         said = format!("{said}: {source}");
-        next = source.source();
+        next = source.source().filter(|_| !source.is::<Error>());
     }
     said
 }

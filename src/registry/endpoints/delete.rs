@@ -57,9 +57,10 @@ impl Repo {
         let scope = Scope::delete(&self.repository);
         let call = self.call(Method::GET, self.acr_tag(tag), &scope, doing).await?;
         let parse = |_: &Parts, bytes: Bytes| {
-            let wrong =
-                |error| Error::new(Kind::Invalid, "the answer is not about a tag").quoting(format!(": {error}"));
-            serde_json::from_slice(&bytes).map_err(|error: serde_json::Error| wrong(error).transient(None))
+            serde_json::from_slice(&bytes).map_err(|error| {
+                let wrong = Error::new(Kind::Invalid, "the answer is not about a tag");
+                wrong.quoting(format!(": {error}")).caused_by(error).transient(None)
+            })
         };
         let read = self.registry.read(call, 1 << 20, parse).await;
         let document: TagDocument = read?;
@@ -97,6 +98,7 @@ impl Repo {
             self.delete(self.at_manifest(&target), format!("delete manifest {}@{digest}", self.repository)).await;
         deleted.map_err(|error| match is_unable(&error) {
             true => Error::new(Kind::Unsupported, format!("{} allows no deletes ({error})", self.registry.name))
+                .caused_by(error)
                 .hint("docker-registry allows them by REGISTRY_STORAGE_DELETE_ENABLED=true"),
             false => error,
         })

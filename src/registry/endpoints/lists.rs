@@ -164,7 +164,8 @@ fn page<T: DeserializeOwned>(head: &Parts, bytes: Bytes) -> Result<Page<T>> {
         return Err(Error::new(Kind::Invalid, what));
     }
     let parsed = serde_json::from_slice(&bytes).map_err(|error| {
-        let wrong = Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}"));
+        let wrong =
+            Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}")).caused_by(error);
         if serde_json::from_slice::<IgnoredAny>(&bytes).is_err() { wrong.transient(None) } else { wrong }
     });
     Ok((head.headers.clone(), bytes.len(), parsed?))

@@ -231,17 +231,18 @@ impl Shared {
     }
 
     async fn dial(&self, target: &Target, addresses: &[SocketAddr]) -> Result<TcpStream, NoStream> {
-        dial(addresses, DIAL_TIMEOUT).await.map_err(|error| self.unreachable(target, &error))
+        dial(addresses, DIAL_TIMEOUT).await.map_err(|error| self.unreachable(target, error))
     }
 
-    fn unreachable(&self, target: &Target, error: &io::Error) -> NoStream {
+    fn unreachable(&self, target: &Target, error: io::Error) -> NoStream {
         let hint = if *target == self.own {
             "is the registry up, and reachable from here?"
         } else {
             "the registry sends us there: is it up, and reachable from here?"
         };
         let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-        NoStream { error: Error::new(Kind::Network, format!("{}: {error}", self.name(target))).hint(hint), refused }
+        let what = format!("{}: {error}", self.name(target));
+        NoStream { error: Error::new(Kind::Network, what).caused_by(error).hint(hint), refused }
     }
 
     async fn lookup(&self, target: &Target) -> Result<Vec<SocketAddr>, Lookup> {
@@ -319,9 +320,9 @@ impl Shared {
             Err(error) => {
                 let made = self.explain(&error, peer);
                 Err(made.unwrap_or_else(|| {
-                    Error::new(Kind::Network, format!("{name}{}: {error}", through(proxy))).hint(format!(
-                        "does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"
-                    ))
+                    Error::new(Kind::Network, format!("{name}{}: {error}", through(proxy))).caused_by(error).hint(
+                        format!("does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"),
+                    )
                 }))
             }
         }
@@ -378,6 +379,7 @@ pub(super) fn through(proxy: Option<&Proxy>) -> String {
 /// glibc and musl, since the code is lost.
 fn no_address(name: &str, error: &io::Error) -> Error {
     let made = Error::new(Kind::Network, format!("{name} has no address: {error}"))
+        .caused_by_io(error)
         .hint("is the registry's name spelled right, and does this machine resolve it?");
     let text = error.to_string();
     if ["Temporary failure", "Try again"].iter().any(|part| text.contains(part)) { made } else { made.permanent() }
