@@ -151,7 +151,7 @@ impl RunArgs {
     /// How registries are asked, by this command's flags.
     pub(super) fn options(&self, options: Options) -> Result<Options> {
         let share = self.shard()?.map_or(1, Shard::count);
-        self.limits.options(options, share)
+        self.limits.options(Options { pin_pushes: true, ..options }, share)
     }
 
     fn action(&self) -> Action {
