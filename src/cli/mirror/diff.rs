@@ -41,10 +41,10 @@ struct Line {
     status: &'static str,
     /// The digest at the source.
     #[serde(skip_serializing_if = "Option::is_none")]
-    here: Option<String>,
+    source_digest: Option<String>,
     /// The digest at the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
-    there: Option<String>,
+    destination_digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Failure>,
 }
@@ -86,8 +86,8 @@ fn line(event: Event) -> Line {
         destination: job.to(),
         line: job.line,
         status,
-        here,
-        there,
+        source_digest: here,
+        destination_digest: there,
         error,
     };
     match event {
@@ -104,8 +104,8 @@ fn line(event: Event) -> Line {
             destination: String::new(),
             line,
             status: "failed",
-            here: None,
-            there: None,
+            source_digest: None,
+            destination_digest: None,
             error: Some((&error).into()),
         },
     }

@@ -1,4 +1,4 @@
-//! Write-back: what only an original had is copied into the durable tier, by the copy engine.
+//! Write-back: images that only a later tier had are copied into the first tier, by the copy engine.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -16,8 +16,8 @@ use crate::proxy::writeback::{CopyOutcome, Job, Queue};
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// Copy images that only --original had into the upstream's registry, in the background
-    #[arg(long, requires = "original", help_heading = "Operation")]
+    /// Copy images that only a later tier had into the first tier, in the background
+    #[arg(long, help_heading = "Operation")]
     write_back: bool,
     /// Read the credentials for --write-back from this file first
     #[arg(long, value_name = "FILE", requires = "write_back", help_heading = "Operation")]
@@ -25,11 +25,19 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Marks the upstreams that have an original.
-    pub(super) fn mark(&self, specs: &mut [UpstreamConfig]) {
-        for spec in specs {
+    /// Marks the upstreams that have several tiers.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if there are none.
+    pub(super) fn mark(&self, specs: &mut [UpstreamConfig]) -> Result<()> {
+        for spec in specs.iter_mut() {
             spec.write_back = self.write_back && spec.tiers.len() > 1;
         }
+        if self.write_back && !specs.iter().any(|spec| spec.write_back) {
+            return Err(Error::new(Kind::Usage, "--write-back needs an upstream with several tiers")
+                .hint("write such as --upstream docker.io=myregistry.azurecr.io/docker.io,docker.io"));
+        }
+        Ok(())
     }
 }
 

@@ -332,7 +332,7 @@ const TOOL: &str = "regsync";
 const REMARKS: [(&str, &str); 7] = [
     ("interval", "is ignored: use --interval, or a CronJob"),
     ("schedule", "is ignored: use --interval, or a CronJob"),
-    ("ratelimit", "is ignored: use --keep-pulls to reserve pulls of Docker Hub"),
+    ("ratelimit", "is ignored: use --reserve-pulls to reserve pulls of Docker Hub"),
     ("backup", "is ignored: the old content of a tag is not kept"),
     ("hooks", "is ignored: transload runs no hooks"),
     ("mediaTypes", "is ignored: all media types are copied"),
