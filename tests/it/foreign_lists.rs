@@ -149,7 +149,7 @@ fn destinations_without_effect_are_an_error() {
     }
     let mixed = check("nginx:1\nredis:7 b.io/redis\n", &["--to", "a.io"]).ok();
     assert!(
-        mixed.stdout.contains("note: 1 of 2 entries name their own registry: they go there, and not to a.io\n"),
+        mixed.stdout.contains("note: 1 of 2 entries name their own registry: they are copied there, and not to a.io\n"),
         "{mixed:?}"
     );
 }

@@ -1,7 +1,7 @@
-//! A JSON document as YAML, for people to read and kubectl to take.
+//! A JSON document as YAML, for people and kubectl.
 //!
-//! kubectl reads YAML 1.1, where `no`, `012` and `1:30` are no strings. So a string stands bare only if
-//! no version of YAML can take it for anything else, and in JSON's quotes, which YAML shares, otherwise.
+//! kubectl reads YAML 1.1, in which `no`, `012` and `1:30` are not strings. A string is written without quotes only
+//! if it is a string in all versions of YAML, and else in the quotes of JSON, which YAML shares.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ pub(super) fn document(value: &Value) -> String {
     text
 }
 
-/// A value on lines of its own, each with this indent.
+/// Writes a value on its own lines with an indent.
 fn block(value: &Value, indent: usize, text: &mut String) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
@@ -40,7 +40,7 @@ fn block(value: &Value, indent: usize, text: &mut String) {
     }
 }
 
-/// What stands after `name:`.
+/// Writes the value after `name:`.
 fn below(value: &Value, indent: usize, text: &mut String) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
@@ -62,7 +62,7 @@ fn below(value: &Value, indent: usize, text: &mut String) {
 fn flow(value: &Value) -> String {
     match value {
         Value::String(string) => scalar(string),
-        // Empty lists and objects, numbers, booleans and null are the same in both.
+        // Empty lists and objects, numbers, booleans and null are the same in JSON and YAML.
         value => value.to_string(),
     }
 }
@@ -70,7 +70,7 @@ fn flow(value: &Value) -> String {
 fn scalar(text: &str) -> String {
     const WORDS: [&str; 7] = ["true", "false", "yes", "no", "on", "off", "null"];
     let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
-        // `.dockerconfigjson`; `.inf` and `.nan` are numbers.
+        // `.dockerconfigjson` is a string; `.inf` and `.nan` are numbers.
         || text.len() > 5 && text.starts_with('.') && text.as_bytes()[1].is_ascii_alphabetic();
     let plain = first
         && text.len() > 1
@@ -80,7 +80,7 @@ fn scalar(text: &str) -> String {
     if plain { text.to_owned() } else { quoted(text) }
 }
 
-/// In JSON's quotes, in ASCII: YAML forbids some characters that JSON lets stand.
+/// A string in the quotes of JSON, in ASCII: YAML forbids some characters that JSON allows.
 fn quoted(text: &str) -> String {
     let json = Value::from(text).to_string();
     json.chars()

@@ -1,4 +1,4 @@
-//! `transload mirror check`: what a list means, without any network; and the schema of lists.
+//! `transload mirror check`: explains a list without network access; and the schema of lists.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -25,14 +25,13 @@ pub(super) struct CheckArgs {
     to: DestinationArgs,
 }
 
-/// Runs `check`.
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
     let (list, name) = read_list(&args.list, &args.to.defaults())?;
     let known = destinations(&list, &name, &args.to)?;
-    // Without a destination a list can be checked all the same.
+    // A list can be checked without a destination too.
     let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
-    // Reading the list checked it with its own destinations.
+    // Reading the list has checked it with its own destinations.
     if known != list.to {
         list.check(to, &name)?;
     }
@@ -50,12 +49,12 @@ pub(super) fn schema() -> Result<u8> {
     Ok(0)
 }
 
-/// Reads a list, `-` being stdin; and its name for people.
+/// Reads a list, with `-` from stdin. Returns it and its name for messages.
 pub(in crate::cli) fn read_list(file: &str, defaults: &Defaults) -> Result<(List, String)> {
     let name = if file == "-" { "stdin" } else { file };
     let mut text = Vec::new();
-    // One byte more than there may be tells that there is more. A list that the user names on the command line may
-    // be a pipe: `<(command)` or `/dev/stdin`.
+    // One byte more than the limit, to detect longer files. A list on the command line may be a pipe: `<(command)` or
+    // `/dev/stdin`.
     let result = match file {
         "-" => std::io::stdin().lock().take(List::MAX_BYTES + 1).read_to_end(&mut text),
         _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
@@ -65,31 +64,31 @@ pub(in crate::cli) fn read_list(file: &str, defaults: &Defaults) -> Result<(List
     Ok((list, name.to_owned()))
 }
 
-/// Reads and checks a list for a run: with the destinations that the run has.
+/// Reads and checks a list with the destinations of the run.
 pub(super) fn open_list(file: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
     let (list, name) = read_list(file, &to.defaults())?;
     validate_list(list, &name, to)
 }
 
-/// The same for bytes that were read already.
+/// The same for bytes of a list.
 pub(super) fn parse_list(bytes: &[u8], name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
     validate_list(List::read_bytes(bytes, name, &to.defaults())?, name, to)
 }
 
 fn validate_list(list: List, name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
     let to = destinations(&list, name, to)?;
-    // Reading the list checked it with its own destinations. A list without any lacks them now.
+    // Reading the list has checked it with its own destinations. A list without any may lack them now.
     if to != list.to || to.is_empty() {
         list.check(&to, name)?;
     }
     Ok((list, to))
 }
 
-/// The run's destinations: those of the command line, else the list's; none where no entry goes to them.
+/// The destinations of the run: those of the command line, or else those of the list. Empty if no entry needs them.
 ///
 /// # Errors
-/// If the command line names destinations or a path, and all entries name their own: the run would write to
-/// those, which is hardly meant.
+/// If the command line names destinations or a path, and all entries name their own. The run would write to those,
+/// which is probably not intended.
 fn destinations(list: &List, name: &str, to: &DestinationArgs) -> Result<Vec<DestinationBase>> {
     let mut fixed = list.entries.iter().filter(|entry| !entry.needs_destination());
     let some = list.entries.iter().any(Entry::needs_destination);
@@ -101,7 +100,7 @@ fn destinations(list: &List, name: &str, to: &DestinationArgs) -> Result<Vec<Des
                 let example = places.first().map_or(String::new(), |(place, _)| format!(", such as {place}"));
                 let what = format!("{flag} has no effect: all entries name their own registry{example}");
                 return Err(Error::new(Kind::Usage, format!("{name}: {what}")).on(Side::Local).hint(format!(
-                    "leave {flag} out to copy there, or give --keep-targets; or change the targets in the list"
+                    "remove {flag} to copy there, or add --keep-targets; or change the targets in the list"
                 )));
             }
             Ok(Vec::new())
@@ -120,13 +119,13 @@ struct Document {
     notes: Vec<Remark>,
 }
 
-/// An entry, and what is known of its images.
+/// An entry with its images.
 #[derive(Debug, Serialize)]
 struct EntrySummary {
     line: usize,
     source: String,
     images: Vec<Image>,
-    /// Which tags, for people; the repository's list says which those are.
+    /// The filter of tags, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     tags: Option<Tags>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -156,18 +155,18 @@ struct Remark {
 }
 
 impl Document {
-    /// `given`: the destinations are those of the command line.
+    /// `given`: the destinations come from the command line.
     fn of(list: &List, known: &[DestinationBase], to: &[DestinationBase], given: bool) -> Result<Self> {
         let mut notes = list.notes.clone();
         if known.is_empty() && list.entries.iter().any(Entry::needs_destination) {
-            let text = "no destination is known: give --to, here and to a run".to_owned();
+            let text = "no destination is known: add --to, here and to a run".to_owned();
             notes.insert(0, Note { line: 0, text });
         }
         let fixed = list.entries.iter().filter(|entry| !entry.needs_destination()).count();
         if given && !known.is_empty() && fixed > 0 {
             let of = list.entries.len();
             let text =
-                format!("{fixed} of {of} entries name their own registry: they go there, and not to {}", known[0]);
+                format!("{fixed} of {of} entries name their own registry: they are copied there, and not to {}", known[0]);
             notes.insert(0, Note { line: 0, text });
         }
         notes.extend(list.repeated(to)?);
@@ -193,7 +192,7 @@ impl Document {
                 let (what, extent) =
                     (output::format_field(shorten_reference(&what)), output::format_field(entry.extent()));
                 let _ = writeln!(text, "{line}  {what} -> {}{extent}", to.join(", "));
-                // The line stands before the first of its images.
+                // Only the first row of an entry has its line.
                 line = " ".repeat(width);
             }
         }
@@ -217,7 +216,7 @@ impl EntrySummary {
             })
         };
         let tags = |select: &crate::mirror::list::TagFilter| {
-            // What a template makes of the tag is shown by its placeholder's name.
+            // A template shows the tag by its placeholder's name.
             let places = entry.places(to, Some("TAG"))?;
             let show = |place: &ImageDestination| match place.1.as_deref() {
                 None | Some("TAG") => place.0.to_string(),
@@ -235,7 +234,7 @@ impl EntrySummary {
         })
     }
 
-    /// What is copied, and where to.
+    /// Each source with its targets.
     fn rows(&self) -> impl Iterator<Item = (String, &[String])> {
         let images = self.images.iter().map(|image| {
             let tag = image.tag.as_ref().map_or(String::new(), |tag| format!(":{tag}"));
@@ -254,7 +253,7 @@ impl EntrySummary {
     }
 }
 
-/// A reference for people: its digest is cut.
+/// A reference with a short digest.
 fn shorten_reference(reference: &str) -> String {
     match reference.rsplit_once("@sha") {
         Some((name, digest)) if digest.len() > 20 => format!("{name}@sha{}…", &digest[..16]),
@@ -262,7 +261,7 @@ fn shorten_reference(reference: &str) -> String {
     }
 }
 
-/// A place as a reference.
+/// A target as a reference.
 fn destination_text((repository, tag): &ImageDestination, exact: &SelectedImage) -> String {
     match (tag, &exact.digest) {
         (Some(tag), _) => format!("{repository}:{tag}"),

@@ -1,4 +1,4 @@
-//! `transload mirror LIST`: a whole list of images, once or on a schedule.
+//! `transload mirror LIST`: mirrors a list of images, once or on a schedule.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::mirror::{List, Shard, shard};
 use crate::reference::{Reference, Repository};
 use crate::registry::{Options, Registries};
 
-/// What a run takes.
+/// Arguments of a run.
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
     /// List of images: a file, or `-` for stdin
@@ -64,7 +64,7 @@ pub(super) struct RunArgs {
     interval: interval::Args,
 }
 
-/// Runs the list, once or on schedule; returns the exit code.
+/// Runs the list, once or on a schedule. Returns the exit code.
 pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let file = args.list.as_deref().unwrap_or("-");
     if args.interval.is_scheduled() {
@@ -128,7 +128,7 @@ impl RunArgs {
                 })
         };
         let begun = Instant::now();
-        // Why something failed is told once: by the table, where there is one.
+        // The table shows failures. Without it they are printed one by one.
         let shown = global.output == Format::Text && !global.quiet;
         let run = RunReport::start(shard.as_ref(), self.dry_run, &render::registry_usage(registries));
         let keep_set = KeepSet::of_list(list, to, shard.as_ref())?;
@@ -163,7 +163,7 @@ impl RunArgs {
         self.interval.is_scheduled()
     }
 
-    /// How registries are asked, by this command's flags.
+    /// Adds the flags of this command to the options of registries.
     pub(super) fn options(&self, options: Options) -> Result<Options> {
         let share = self.shard()?.map_or(1, Shard::count);
         self.limits.options(options, share)
@@ -173,7 +173,7 @@ impl RunArgs {
         Action::Copy { dry_run: self.dry_run, force: self.force }
     }
 
-    /// Prints the run, and writes its files.
+    /// Prints the report and writes its files.
     fn print_report(&self, done: &RunReport, global: &Global) -> Result<()> {
         if let Some(path) = &self.report {
             report::save(path, |to| done.json(to))?;
@@ -190,7 +190,7 @@ impl RunArgs {
     }
 }
 
-/// What the list holds of its targets, for [`prune`].
+/// Records the images of the list at its targets, for [`prune`].
 struct KeepRecorder<'a> {
     keep_set: KeepSet,
     list: &'a List,
@@ -219,7 +219,7 @@ impl KeepRecorder<'_> {
     }
 }
 
-/// Says what of the list isn't done, or done otherwise.
+/// Logs the notes of a list.
 pub(in crate::cli) fn log_notes(list: &List) {
     for note in &list.notes {
         match note.line {
@@ -229,8 +229,8 @@ pub(in crate::cli) fn log_notes(list: &List) {
     }
 }
 
-/// Says what failed before and isn't asked for any more: a list or a destination that's another one would end as
-/// well as if all were done.
+/// Warns about images that failed before and are not in the list any more. With another list or destination, the run
+/// would end as if all were done.
 fn warn_missing(failed: &PreviousFailures, again: &BTreeSet<(String, String)>, list: &List, shard: Option<&Shard>) {
     let listed = |source: &str| list.entries.iter().any(|entry| entry.source.to_string() == source);
     let others = |source: &str| {
@@ -238,7 +238,7 @@ fn warn_missing(failed: &PreviousFailures, again: &BTreeSet<(String, String)>, l
         shard.zip(source).is_some_and(|(shard, source)| !shard.contains(&source.repository))
     };
     let mut missed = failed.iter().filter(|(source, destination)| {
-        // Of a repository whose tags weren't known, any may have failed.
+        // If a repository's tags were unknown, any of its images may have failed.
         let known = if destination.is_empty() { listed(source) } else { contains_pair(again, source, destination) };
         !known && !others(source)
     });
@@ -246,11 +246,11 @@ fn warn_missing(failed: &PreviousFailures, again: &BTreeSet<(String, String)>, l
         let to = if destination.is_empty() { String::new() } else { format!(" to {destination}") };
         let more = missed.count();
         let more = if more == 0 { String::new() } else { format!(", and {more} more") };
-        tracing::warn!("what failed before isn't in the list, or goes elsewhere now: {source}{to}{more}");
+        tracing::warn!("images that failed before are not in the list, or have another destination: {source}{to}{more}");
     }
 }
 
-/// The repositories of which something failed: no other's tags need to be listed.
+/// The repositories in which images failed. Tags of others need not be listed.
 fn failed_destinations(failed: &PreviousFailures) -> BTreeSet<Repository> {
     failed.iter().filter_map(|(source, _)| source.parse::<Reference>().ok()).map(|source| source.repository).collect()
 }
@@ -259,8 +259,8 @@ fn contains_pair(pairs: &BTreeSet<(String, String)>, source: &str, destination: 
     pairs.contains(&(source.to_owned(), destination.to_owned()))
 }
 
-/// Adds what happened to the run; gives back a failure, to be told at once. What is skipped is told at the
-/// end: it would be the rest of the list.
+/// Adds an event to the report. Returns a failure, which is printed at once. Skipped images are reported at the end,
+/// since they may be the rest of the list.
 pub(in crate::cli) fn add_event(done: &mut RunReport, event: Event) -> Option<(ImageId, Error)> {
     match event {
         Event::Copied(job, report) => {
@@ -299,7 +299,7 @@ mod tests {
     use crate::mirror::prune::{self, plan};
     use crate::reference::Target;
 
-    /// Nothing goes of a repository of which not all is known; and it isn't even looked at.
+    /// Nothing is removed from a repository whose images are not all known, and its tags are not listed.
     #[tokio::test]
     async fn what_was_skipped_or_failed_or_is_not_known_spares_its_repository() {
         let list = List::read("images: [{source: s.io/a, glob: '*'}]\n", "list").expect("a list");

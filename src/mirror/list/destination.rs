@@ -280,9 +280,8 @@ const PLACEHOLDERS: [&str; 4] = ["registry", "repository", "namespace", "name"];
 /// refused.
 pub(super) fn bare_reference(text: &str) -> Result<&str> {
     if text.contains("{{") || text.contains("{%") {
-        return Err(Error::new(Kind::Usage, format!("{text:?} has a template that was not rendered")).hint(
-            "render it first, for example: helm template … | transload mirror check -",
-        ));
+        return Err(Error::new(Kind::Usage, format!("{text:?} has a template that was not rendered"))
+            .hint("render it first, for example: helm template … | transload mirror check -"));
     }
     if text.contains(char::is_whitespace) {
         return Err(Error::new(Kind::Usage, format!("{text:?} is more than one reference"))

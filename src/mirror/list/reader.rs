@@ -70,7 +70,8 @@ impl<'a> Reader<'a> {
                     .fail(*last, format!("the key {:?} is at line {} already", key.text, key.line))
                     .hint("merge them, or remove one"));
             }
-            let text = format!("{:?} is ignored: the same key is at line {last} again, and the last one counts", key.text);
+            let text =
+                format!("{:?} is ignored: the same key is at line {last} again, and the last one counts", key.text);
             self.note(key.line, text);
         }
         Ok(())
@@ -89,9 +90,7 @@ impl<'a> Reader<'a> {
             self.note(entry.line, text);
         }
         if self.entries.len() == MAX_ENTRIES {
-            return Err(self
-                .fail(entry.line, format!("more than {MAX_ENTRIES} entries"))
-                .hint("split the list"));
+            return Err(self.fail(entry.line, format!("more than {MAX_ENTRIES} entries")).hint("split the list"));
         }
         let one_tag = match &entry.target {
             DestinationRule::Fixed(targets) => targets.iter().any(|(_, template)| template.is_one_tag()),

@@ -43,7 +43,9 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
                         continue;
                     }
                     match DEFAULTS.contains(&key.text.as_str()) {
-                        true => reader.note(key.line, format!("`{}` is ignored: it configures regsync itself", key.text)),
+                        true => {
+                            reader.note(key.line, format!("`{}` is ignored: it configures regsync itself", key.text))
+                        }
                         false => reader.ignored(key, TOOL),
                     }
                 }

@@ -52,7 +52,9 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
                     format!("`tls-verify: false` is ignored: use --insecure-registry {}", registry.text),
                 ),
                 "cert-dir" => reader.note(key.line, "`cert-dir` is ignored: use --ca-file"),
-                other => reader.note(key.line, format!("`{other}` is not a known setting of skopeo sync: it is ignored")),
+                other => {
+                    reader.note(key.line, format!("`{other}` is not a known setting of skopeo sync: it is ignored"))
+                }
             }
         }
     }

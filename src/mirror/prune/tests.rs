@@ -299,7 +299,7 @@ async fn what_is_held_by_digest_stays() {
     assert_eq!(memory.left().len(), 4);
     let stayed: Vec<_> =
         plan.repositories[0].deletions.iter().filter_map(|going| going.kept_reason.as_deref()).collect();
-    assert!(stayed.len() == 2 && stayed.iter().all(|why| why.ends_with("which the list holds")), "{stayed:?}");
+    assert!(stayed.len() == 2 && stayed.iter().all(|why| why.ends_with("which the list has")), "{stayed:?}");
 }
 
 #[tokio::test]
@@ -313,7 +313,7 @@ async fn one_repository_that_fails_leaves_the_others() {
     execute(&mut plan, open, &Options::default()).await;
     let error = plan.repositories[0].error.as_ref().expect("an error");
     assert!(
-        error.message.contains("destination: cannot see what may be pruned of r.example.com/a: not for you"),
+        error.message.contains("destination: cannot find tags to prune in r.example.com/a: not for you"),
         "{error:?}"
     );
     assert_eq!((good.left(), plan.failed()), (vec!["keep".to_owned()], true));
