@@ -158,6 +158,7 @@ pub struct Plan {
 /// The part of a plan for one repository.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RepositoryPlan {
+    /// The repository, with its registry.
     pub repository: String,
     /// How many tags of images there are.
     pub tags: usize,

@@ -122,10 +122,12 @@ impl RunReport {
         self.images.sort_by(|a, b| (a.line, &a.source, &a.destination).cmp(&(b.line, &b.source, &b.destination)));
     }
 
+    /// The start of the run.
     pub fn started(&self) -> Timestamp {
         self.started
     }
 
+    /// The end of the run.
     pub fn ended(&self) -> Timestamp {
         self.ended
     }
@@ -140,6 +142,7 @@ impl RunReport {
         &self.images
     }
 
+    /// The sums of all images.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
@@ -228,10 +231,12 @@ impl PreviousFailures {
             || self.0.contains(&(repository(source).to_owned(), String::new()))
     }
 
+    /// The number of images.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Whether no image failed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

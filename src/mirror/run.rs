@@ -63,6 +63,7 @@ pub enum Action {
 /// Settings of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// The work for each image.
     pub action: Action,
     /// The end of the run. Images that have not begun are skipped; unfinished ones fail.
     pub deadline: Option<Instant>,

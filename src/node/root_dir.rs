@@ -81,8 +81,7 @@ impl RootDir {
         }
         let real = path.canonicalize().map_err(|error| Error::io(doing(), &error))?;
         if !real.starts_with(&self.root) {
-            let what =
-                format!("it is a symbolic link to {}, outside of {}", real.display(), self.root.display());
+            let what = format!("it is a symbolic link to {}, outside of {}", real.display(), self.root.display());
             return Err(Error::new(Kind::Refused, what)
                 .doing(doing())
                 .on(Side::Local)
@@ -103,9 +102,7 @@ fn path_components(path: &Path) -> Result<Vec<&std::ffi::OsStr>> {
             Component::Normal(name) => names.push(name),
             Component::RootDir | Component::CurDir => {}
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(
-                    Error::new(Kind::Usage, format!("{} contains ..", path.display())).on(Side::Local)
-                );
+                return Err(Error::new(Kind::Usage, format!("{} contains ..", path.display())).on(Side::Local));
             }
         }
     }

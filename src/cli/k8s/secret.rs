@@ -107,8 +107,6 @@ fn warn_of_expiry(token: &Secret) {
         .expires()
         .and_then(|time| jiff::Timestamp::try_from(time).ok())
         .map_or_else(|| "three hours after its login".to_owned(), |time| format!("at {time}"));
-    output::note(&format!(
-        "warning: this token of an Azure login expires {until}; pulls fail after that"
-    ));
+    output::note(&format!("warning: this token of an Azure login expires {until}; pulls fail after that"));
     output::note("for longer, use a service principal that may pull, or let the identity of AKS's kubelets pull");
 }

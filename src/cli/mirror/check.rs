@@ -165,8 +165,10 @@ impl Document {
         let fixed = list.entries.iter().filter(|entry| !entry.needs_destination()).count();
         if given && !known.is_empty() && fixed > 0 {
             let of = list.entries.len();
-            let text =
-                format!("{fixed} of {of} entries name their own registry: they are copied there, and not to {}", known[0]);
+            let text = format!(
+                "{fixed} of {of} entries name their own registry: they are copied there, and not to {}",
+                known[0]
+            );
             notes.insert(0, Note { line: 0, text });
         }
         notes.extend(list.repeated(to)?);

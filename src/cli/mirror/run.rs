@@ -140,8 +140,8 @@ impl RunArgs {
             drop(done);
             if let Some((which, error)) = failure {
                 let name = format!("{} to {}", which.source, which.destination);
-                let tell = || output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
-                bars.map_or_else(tell, |bars| bars.suspend(tell));
+                let print = || output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
+                bars.map_or_else(print, |bars| bars.suspend(print));
             }
         };
         let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
@@ -246,7 +246,9 @@ fn warn_missing(failed: &PreviousFailures, again: &BTreeSet<(String, String)>, l
         let to = if destination.is_empty() { String::new() } else { format!(" to {destination}") };
         let more = missed.count();
         let more = if more == 0 { String::new() } else { format!(", and {more} more") };
-        tracing::warn!("images that failed before are not in the list, or have another destination: {source}{to}{more}");
+        tracing::warn!(
+            "images that failed before are not in the list, or have another destination: {source}{to}{more}"
+        );
     }
 }
 

@@ -19,7 +19,7 @@ pub struct HubConfig {
     /// The lifetime of a token in seconds. The real one is reported to be 300.
     pub token_seconds: u64,
     /// Whether the token endpoint returns that lifetime. Otherwise a client must assume 60 s (auth.md).
-    pub tell_expiry: bool,
+    pub send_expiry: bool,
     /// The lifetime of a signed link in seconds.
     pub link_seconds: u64,
     /// Pulls per 6 hours without a login; `None`: no limit and no headers.
@@ -49,7 +49,7 @@ impl Default for HubConfig {
             )],
             anonymous: vec![Grant::new("*", "pull")],
             token_seconds: 300,
-            tell_expiry: true,
+            send_expiry: true,
             link_seconds: 600,
             anonymous_pulls: Some(100),
             account_pulls: None,

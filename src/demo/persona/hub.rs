@@ -217,7 +217,7 @@ impl Hub {
     fn token_document(&self, claims: Value) -> Value {
         let token = self.mint.seal(claims, self.config.token_seconds);
         let mut document = json!({"token": token, "access_token": token});
-        if self.config.tell_expiry {
+        if self.config.send_expiry {
             let issued = i64::try_from(self.mint.now()).ok().and_then(|now| jiff::Timestamp::from_second(now).ok());
             document["expires_in"] = json!(self.config.token_seconds);
             document["issued_at"] = json!(issued.unwrap_or_default().to_string());

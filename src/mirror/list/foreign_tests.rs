@@ -297,7 +297,10 @@ fn a_host_without_a_path_is_noted() {
     for line in ["ghcr.io", "registry.k8s.io\nnginx", "localhost:5000"] {
         let said = notes(&format!("{line}\n"));
         assert!(
-            line.contains(':') || said.iter().any(|note| note.starts_with("1: ") && note.contains("a path is missing")),
+            line.contains(':')
+                || said
+                    .iter()
+                    .any(|note| note.starts_with("1: ") && note.contains("a path for that registry is missing")),
             "{said:?}"
         );
     }
