@@ -1,12 +1,12 @@
-//! What is to be copied into the durable tier: a bounded queue that survives restarts.
+//! Write-back: a bounded queue of images to copy into the first tier of their upstream. It survives restarts.
 //!
-//! Who pulls never waits for this: an event puts an image into the queue, and a worker elsewhere
-//! (`cli::proxy`, which has the copy engine) takes some at once, of each repository one. What failed, or
-//! got on too slowly, is tried again later, with growing pauses, until it's there or its source is gone.
+//! Clients never wait for it: an event puts an image into the queue, and a worker in `cli::proxy`, which has the copy
+//! engine, copies several images at once, but one of each repository. A copy that fails or is too slow is tried again with
+//! growing pauses, until it succeeds or its source no longer exists.
 //!
-//! Tries are bounded, and counted in the file before each begins (`saved`). An image whose copy ends the process three
-//! times in a row, for example by its memory, is given up; until it has ended once, it is copied alone, so that
-//! no other image is suspected with it. What is given up is not queued again for a day.
+//! The number of tries is limited, and each try is counted in the file before it starts (`saved`). An image whose copy ends
+//! the process three times in a row, for example by its use of memory, is given up. After the first time it is copied alone,
+//! so that no other image is suspected. An image that was given up is not queued again for a day.
 
 mod saved;
 
@@ -36,7 +36,7 @@ use crate::panics;
 use crate::pool::run_blocking;
 use crate::reference::{RegistryName, RepositoryName, Target};
 
-/// One image to be copied.
+/// An image to copy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Job {
     /// The upstream's name.
@@ -48,19 +48,19 @@ pub struct Job {
 }
 
 impl Job {
-    /// Its strings, in bytes.
+    /// The length of its strings in bytes.
     fn size(&self) -> usize {
         self.upstream.len() + self.repository.len() + self.target.len()
     }
 
-    fn is_beside(&self, other: &Self) -> bool {
+    fn has_same_repository(&self, other: &Self) -> bool {
         (&self.upstream, &self.repository) == (&other.upstream, &other.repository)
     }
 
-    /// Which manifest.
+    /// The manifest to copy.
     ///
     /// # Errors
-    /// If it is neither a tag nor a digest: the queue's file can be anything.
+    /// If `target` is neither a tag nor a digest: the queue's file may contain anything.
     pub fn target(&self) -> Result<Target> {
         // A tag has no colon.
         if self.target.contains(':') {
@@ -72,24 +72,23 @@ impl Job {
 }
 
 impl Job {
-    /// Whether its parts are what they should be. The queue's file can be anything; a job that can never be
-    /// done would be tried for ever.
+    /// Whether its parts are valid. The queue's file may contain anything, and an invalid job would be tried for ever.
     fn is_valid(&self) -> bool {
         let valid =
             self.target().and(self.repository.parse::<RepositoryName>()).and(self.upstream.parse::<RegistryName>());
         if let Err(error) = &valid {
-            tracing::warn!("an entry of the write-back queue is dropped: {error}");
+            tracing::warn!("removed an entry of the write-back queue: {error}");
         }
         valid.is_ok()
     }
 }
 
-/// How a copy ended well.
+/// The result of a successful copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyOutcome {
-    /// It was copied.
+    /// The image was copied.
     Copied,
-    /// The durable tier had it.
+    /// The first tier had the image.
     Present,
 }
 
@@ -109,11 +108,11 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     jobs: Vec<WaitingJob>,
-    /// The same.
+    /// The jobs as a set.
     known: HashSet<Job>,
-    /// The bytes of their strings.
+    /// The length of all their strings in bytes.
     bytes: usize,
-    /// Images that were given up, and when, in seconds since 1970.
+    /// The jobs that were given up, with the time in seconds since 1970.
     given_up: HashMap<Job, u64>,
     unsaved: bool,
 }
@@ -122,7 +121,7 @@ struct State {
 struct WaitingJob {
     job: Job,
     tries: u32,
-    /// The last ones of them that began and did not end.
+    /// The latest tries that started and did not end.
     unended: u32,
     due: Instant,
     running: bool,
@@ -133,7 +132,7 @@ impl WaitingJob {
         Self { job, tries: 0, unended: 0, due: Instant::now(), running: false }
     }
 
-    /// Whether a process did not survive its last try, perhaps because of it.
+    /// Whether the process ended during its last try, possibly because of it.
     fn is_suspect(&self) -> bool {
         self.unended > u32::from(self.running)
     }
@@ -167,13 +166,13 @@ impl State {
         waiting.chain(given_up).collect()
     }
 
-    fn has_room(&self, job: &Job) -> bool {
+    fn has_space(&self, job: &Job) -> bool {
         self.jobs.len() < MAX_WAITING && self.bytes + job.size() <= MAX_NAME_BYTES
     }
 
-    /// Adds a job, if there is room.
+    /// Adds a job, if there is space.
     fn add(&mut self, waiting: WaitingJob) -> bool {
-        let fits = self.has_room(&waiting.job) && self.known.insert(waiting.job.clone());
+        let fits = self.has_space(&waiting.job) && self.known.insert(waiting.job.clone());
         if fits {
             self.bytes += waiting.job.size();
             self.jobs.push(waiting);
@@ -190,18 +189,18 @@ impl State {
         Some(self.jobs.remove(at))
     }
 
-    /// Whether the job was given up lately.
+    /// Whether the job was given up recently.
     fn is_given_up(&mut self, job: &Job) -> bool {
         let Some(at) = self.given_up.get(job) else { return false };
-        // A clock that was set back makes it old.
-        let lately = now().checked_sub(*at).is_some_and(|age| age < GIVEN_UP_TTL.as_secs());
-        if !lately {
+        // If the clock was set back, the entry counts as old.
+        let recently = now().checked_sub(*at).is_some_and(|age| age < GIVEN_UP_TTL.as_secs());
+        if !recently {
             self.given_up.remove(job);
         }
-        lately
+        recently
     }
 
-    /// Remembers a job that is given up, in place of the oldest where there are many.
+    /// Records that a job was given up. If there are too many, the oldest record is removed.
     fn give_up(&mut self, job: Job) {
         if self.given_up.len() >= MAX_GIVEN_UP
             && let Some(oldest) = self.given_up.iter().min_by_key(|(_, at)| **at).map(|(job, _)| job.clone())
@@ -214,12 +213,12 @@ impl State {
 }
 
 impl Queue {
-    /// The queue that `dir` keeps, with its figures shown by `registry`. One that can't be read is told
-    /// and begun anew: its images come again when they are pulled again.
+    /// Opens the queue in `dir`, and registers its metrics in `registry`. A file that cannot be read is logged, and the queue is
+    /// empty then: its images are queued again when they are pulled.
     pub fn open(dir: &Path, registry: &mut Registry) -> Self {
         let file = dir.join(QUEUE_FILE);
         let saved = saved::load(&file).unwrap_or_else(|error| {
-            tracing::warn!("{error}: the write-back queue begins anew");
+            tracing::warn!("{error}: starting with an empty write-back queue");
             Vec::new()
         });
         let (ended, waiting) = (Family::default(), Gauge::default());
@@ -229,20 +228,20 @@ impl Queue {
         let saved = saved.into_iter().filter(|saved| saved.job.is_valid()).collect();
         let state = Mutex::new(State::of(saved));
         let queue = Self(Arc::new(Inner { file, state, changed: Notify::new(), ended, waiting }));
-        let deadly: Vec<Job> = {
+        let crashed: Vec<Job> = {
             let state = queue.lock();
-            let deadly = state.jobs.iter().filter(|waiting| waiting.unended >= MAX_CRASHES);
-            deadly.map(|waiting| waiting.job.clone()).collect()
+            let crashed = state.jobs.iter().filter(|waiting| waiting.unended >= MAX_CRASHES);
+            crashed.map(|waiting| waiting.job.clone()).collect()
         };
-        for job in deadly {
+        for job in crashed {
             queue.give_up(&job, &format!("the proxy was killed {MAX_CRASHES} times while it was copied"));
         }
         queue.count(&queue.lock());
         queue
     }
 
-    /// Has `copy` copy what is in the queue, for ever; it counts the bytes that it moved. Dropped, what is
-    /// left is kept, and what was running counts as not tried. A panic in a copy is that copy's failure.
+    /// Runs `copy` for the queued images, forever. `copy` adds the bytes that it moves to its counter. When this future is
+    /// dropped, the queue is kept, and running tries are not counted. A panic in a copy fails that copy only.
     pub async fn run<F: Future<Output = Result<CopyOutcome>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
         let mut running = FuturesUnordered::new();
         let _stopping = StopGuard(self);
@@ -255,7 +254,7 @@ impl Queue {
                     if !self.save().await {
                         self.finish(
                             &job,
-                            Err(Error::new(Kind::Local, "its try cannot be counted in the queue's file")),
+                            Err(Error::new(Kind::Local, "the queue's file cannot be written to count the try")),
                         );
                         continue;
                     }
@@ -281,12 +280,12 @@ impl Queue {
         }
     }
 
-    /// How many wait.
+    /// The number of queued images.
     pub fn len(&self) -> usize {
         self.lock().jobs.len()
     }
 
-    /// Whether none waits.
+    /// Whether no image is queued.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -296,9 +295,9 @@ impl Queue {
         if state.known.contains(&job) || state.is_given_up(&job) {
             return;
         }
-        if !state.has_room(&job) {
+        if !state.has_space(&job) {
             self.count_result("dropped");
-            // What fails again and again makes room for what may not.
+            // The job that has failed most often is replaced.
             let idle = state.jobs.iter().filter(|waiting| waiting.tries > 0 && !waiting.running);
             let worst = idle.max_by_key(|waiting| waiting.tries).map(|waiting| waiting.job.clone());
             match worst {
@@ -314,8 +313,9 @@ impl Queue {
         self.0.changed.notify_one();
     }
 
-    /// What is next, and when, if not now: then it's marked, and its try is counted, but not saved yet. Images of one
-    /// repository have much in common: the second one finds it there.
+    /// The next job, and the time when it is due. Without a time it is due now: it is marked as running, and its try is counted
+    /// but not saved yet. Images of the same repository are copied one after the other: the second finds the blobs that it
+    /// shares with the first.
     fn next(&self) -> Option<(Job, Option<Instant>)> {
         let mut state = self.lock();
         let running: Vec<_> = state.jobs.iter().filter(|waiting| waiting.running).collect();
@@ -324,7 +324,7 @@ impl Queue {
         }
         let may = |waiting: &WaitingJob| match waiting.is_suspect() {
             true => running.is_empty(),
-            false => !running.iter().any(|one| one.job.is_beside(&waiting.job)),
+            false => !running.iter().any(|one| one.job.has_same_repository(&waiting.job)),
         };
         let idle = state.jobs.iter().enumerate().filter(|(_, waiting)| !waiting.running && may(waiting));
         let (at, due) = idle.map(|(at, waiting)| (at, waiting.due)).min_by_key(|(_, due)| *due)?;
@@ -342,21 +342,21 @@ impl Queue {
 
     fn finish(&self, job: &Job, result: Result<CopyOutcome>) {
         let what = format!("{}/{} {}", job.upstream, job.repository, job.target);
-        let mut most = MAX_TRIES;
+        let mut max_tries = MAX_TRIES;
         let gone = match result {
             Ok(done) => {
-                tracing::info!("{what} is in the durable tier");
+                tracing::info!("{what} is in the first tier");
                 self.count_result(if done == CopyOutcome::Copied { "copied" } else { "present" });
                 true
             }
             Err(error) => {
-                tracing::warn!("{what} was not copied into the durable tier: {error}");
+                tracing::warn!("{what} was not copied into the first tier: {error}");
                 self.count_result("failed");
-                // The image itself is at fault, unless something between sent something else.
+                // Probably an error of the image itself, unless a proxy on the way has changed it.
                 if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Internal) {
-                    most = MAX_TRIES_INVALID;
+                    max_tries = MAX_TRIES_INVALID;
                 }
-                // The source has it no more. What the destination lacks is another matter, and may pass.
+                // The source no longer has the image. "Not found" at the destination may pass.
                 error.kind() == Kind::NotFound && error.side() != Some(Side::Destination)
             }
         };
@@ -369,7 +369,7 @@ impl Queue {
             waiting.unended = 0;
             let tries = waiting.tries;
             state.unsaved = true;
-            if tries >= most {
+            if tries >= max_tries {
                 drop(state);
                 self.give_up(job, &format!("it failed {tries} times"));
                 state = self.lock();
@@ -378,17 +378,17 @@ impl Queue {
         self.count(&state);
     }
 
-    /// Takes a job out of the queue for good.
+    /// Removes a job from the queue, and records that it was given up.
     fn give_up(&self, job: &Job, why: &str) {
         let Job { upstream, repository, target } = job;
-        tracing::error!("{upstream}/{repository} {target} is not copied into the durable tier any more: {why}");
+        tracing::error!("{upstream}/{repository} {target} is given up and not copied into the first tier: {why}");
         self.count_result("given-up");
         let mut state = self.lock();
         state.remove(job);
         state.give_up(job.clone());
     }
 
-    /// Saves what has changed. False if that failed, and the file may still hold what has changed since.
+    /// Saves changes. False if that failed, and the file may still contain an outdated queue.
     async fn save(&self) -> bool {
         let saved = {
             let mut state = self.lock();
@@ -401,7 +401,7 @@ impl Queue {
         let stored = run_blocking(move || match saved::store(&file, &saved) {
             Ok(()) => Ok(true),
             Err(error) => {
-                tracing::warn!("{error}: a restart forgets what was to be copied into the durable tier");
+                tracing::warn!("{error}: the write-back queue will not survive a restart");
                 let removed = fs::remove_file(&file);
                 Ok(removed.is_ok() || removed.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound))
             }
@@ -422,7 +422,7 @@ impl Queue {
     }
 }
 
-/// The orderly end of [`Queue::run`]: tries that it cuts off count for nothing.
+/// The orderly end of [`Queue::run`]: interrupted tries are not counted.
 struct StopGuard<'a>(&'a Queue);
 
 impl Drop for StopGuard<'_> {
@@ -452,7 +452,7 @@ impl Observer for Queue {
     }
 }
 
-/// Gives a copy up that moves less than it should: one that hangs holds a place.
+/// Ends a copy that moves too few bytes: otherwise a copy that hangs would block others.
 async fn with_time_limit(
     copy: impl Future<Output = Result<CopyOutcome>>,
     moved: Arc<AtomicU64>,
@@ -470,7 +470,7 @@ async fn with_time_limit(
     tokio::select! {
         done = copy => done,
         () = late => {
-            let what = format!("{} bytes moved in {} s: it hangs", moved.load(Ordering::Relaxed), begun.elapsed().as_secs());
+            let what = format!("too slow: {} bytes moved in {} s", moved.load(Ordering::Relaxed), begun.elapsed().as_secs());
             Err(Error::new(Kind::Timeout, what))
         }
     }
