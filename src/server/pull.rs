@@ -1,4 +1,4 @@
-//! Reading: manifests, blobs, and the lists.
+//! Pulls: manifests, blobs and lists.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -21,7 +21,7 @@ type Answer = Result<Response<ResponseBody>, Refusal>;
 impl<B: Backend> Server<B> {
     pub(super) async fn manifest(&self, repository: &RepositoryPath, target: &Target, head: &Parts) -> Answer {
         let (descriptor, bytes) = if head.method == Method::HEAD {
-            // A proxy asks its upstream by `HEAD` too, which Docker Hub doesn't count as a pull.
+            // A proxy then asks its upstream by `HEAD` too, which Docker Hub does not count as a pull.
             let found = self.backend.resolve(repository, target).await.map_err(|error| Refusal::backend(&error))?;
             (found.ok_or_else(|| no_manifest(target))?, Bytes::new())
         } else {
@@ -46,7 +46,7 @@ impl<B: Backend> Server<B> {
             Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", repository.name))
         };
         let (size, blob) = if head.method == Method::HEAD {
-            // A proxy must not fetch it for that.
+            // A proxy must not fetch the blob for a `HEAD`.
             let found = self.backend.size_of(repository, &digest).await.map_err(|error| Refusal::backend(&error))?;
             (found.ok_or_else(unknown)?, None)
         } else {
@@ -55,7 +55,7 @@ impl<B: Backend> Server<B> {
             (blob.size(), Some(blob))
         };
         let (status, part) = match self.wanted(&digest, size, head) {
-            // Whatever part is asked for (RFC 9110, 13.2.2).
+            // Checked before `Range` (RFC 9110, 13.2.2).
             _ if respond::matches_etag(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
             RequestedRange::Whole => (StatusCode::OK, 0..size),
             RequestedRange::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
@@ -93,8 +93,8 @@ impl<B: Backend> Server<B> {
         Ok(response)
     }
 
-    /// `If-Range` with anything but this content's own tag asks for the whole (RFC 9110, 13.1.5); so does
-    /// `HEAD`, which has no range (14.2).
+    /// The requested range. It is the whole blob if `If-Range` has another tag than that of this content (RFC 9110, 13.1.5),
+    /// and for `HEAD`, which has no range (14.2).
     fn wanted(&self, digest: &Digest, size: u64, head: &Parts) -> RequestedRange {
         if head.method == Method::HEAD {
             return RequestedRange::Whole;
@@ -139,14 +139,14 @@ impl<B: Backend> Server<B> {
         Ok(response)
     }
 
-    /// Always an index, an empty one if nothing is about `subject` (distribution spec, "Listing
-    /// Referrers"): a 404 would say that there is no such API.
+    /// The referrers of `subject`: always an index, possibly empty (distribution spec, "Listing Referrers"). A 404 would mean
+    /// that the server does not have this API.
     pub(super) async fn referrers(&self, repository: &RepositoryPath, subject: &Digest, kind: Option<&str>) -> Answer {
         let found = self.backend.referrers(repository, subject).await.map_err(|error| Refusal::backend(&error))?;
         let is_wanted = |entry: &&Descriptor| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind));
         let manifests = (*found).as_ref().iter().filter(is_wanted).collect();
         let list = Index { schema_version: 2, media_type: MediaType::OCI_INDEX, manifests };
-        // It can't fail: these are texts and numbers.
+        // Cannot fail: the index contains only texts and numbers.
         let list = serde_json::to_vec(&list).unwrap_or_default();
         drop(found);
         let mut response = json_response(self.large.list(list.into())?);
@@ -158,7 +158,7 @@ impl<B: Backend> Server<B> {
     }
 }
 
-/// An index of what is listed, which takes no copy of it.
+/// An index of descriptors, without copies of them.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Index<'a> {
@@ -168,7 +168,7 @@ struct Index<'a> {
 }
 
 fn no_manifest(target: &Target) -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} is not here"))
+    Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} does not exist"))
 }
 
 fn json_response(text: Bytes) -> Response<ResponseBody> {
@@ -179,7 +179,7 @@ fn page_size(page: &PageQuery) -> usize {
     page.most.unwrap_or(MAX_PAGE).min(MAX_PAGE)
 }
 
-/// Cuts one too many off. If there was one, gives the last that remains, for the next page.
+/// Truncates a list to `most` entries. If there were more, returns the last remaining entry, for the link to the next page.
 fn truncate_page<T: std::fmt::Display>(list: &mut Vec<T>, most: usize) -> Option<String> {
     let more = list.len() > most;
     list.truncate(most);
@@ -190,12 +190,11 @@ fn set_next_link(response: &mut Response<ResponseBody>, to: &str) {
     set(response.headers_mut(), header::LINK, &format!("<{to}>; rel=\"next\""));
 }
 
-/// Escapes what isn't plain in a query. Tags and names are plain already; a client's `last` may
-/// be anything.
+/// Percent-encodes a query value. Tags and names need no encoding, but a client's `last` may be anything.
 fn escape(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-/".contains(byte);
     text.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-/// The most entries of a page of tags or repositories, and of one that doesn't say how many.
+/// The limit of entries on a page of tags or repositories, and the default.
 const MAX_PAGE: usize = 1000;

@@ -1,29 +1,29 @@
-//! What a backend says of an answer besides the answer: how it came about. Clients hear that it may be old,
-//! the access log hears all of it.
+//! How a backend has produced an answer. The access log has the outcome, and clients get a header if the answer may be
+//! outdated.
 
 use std::cell::Cell;
 use std::future::Future;
 
-/// How an answer came about. In the extensions of the answer.
+/// How an answer was produced. It is in the extensions of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// In one word, such as `hit`.
+    /// The outcome in one word, such as `hit`.
     pub how: &'static str,
-    /// It may be old: what it comes from can't be asked.
+    /// The answer may be outdated, because the upstream cannot be asked.
     pub stale: bool,
 }
 
 tokio::task_local! {
-    // By the task, as it's of no use to most backends: each of their methods would hand it on.
+    // Task-local: most backends do not use it, and each of their methods would need a parameter.
     static SAID: Cell<Option<Served>>;
 }
 
-/// A backend says it while it answers; what is said last holds. Nobody hears it outside of a request.
+/// Records how the current request is answered. A later call replaces an earlier one. Outside of a request it does nothing.
 pub fn record(served: Served) {
     let _ = SAID.try_with(|said| said.set(Some(served)));
 }
 
-/// Runs `work`, and hears what is said meanwhile.
+/// Runs `work`, and returns what it has [recorded](record).
 pub(super) async fn capture<T>(work: impl Future<Output = T>) -> (T, Option<Served>) {
     let heard = async {
         let done = work.await;
