@@ -244,8 +244,8 @@ mod tests {
             (&format!("x:{}", good.replace("2y", "2x")), "line 2: the hash is not a bcrypt hash"),
             (&format!("x:{good}x"), "line 2: the hash is not a bcrypt hash"),
             (&format!("x:{}", good.replace("$05", "$31")), "line 2: the hash's cost is not between 4 and 15"),
-            (&format!(":{good}"), "line 2: it's not a name"),
-            ("x", "line 2: it's not a name"),
+            (&format!(":{good}"), "line 2: expected a name"),
+            ("x", "line 2: expected a name"),
             (&format!("anna:{good}"), "line 2: \"anna\" occurs twice"),
         ] {
             let error = Users::read(&format!("anna:{good}\n{line}\n")).expect_err(line).to_string();
