@@ -71,6 +71,12 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// The repository. Blobs can be mounted between repositories of one registry.
     fn repository(&self) -> &Repository;
 
+    /// A handle for the push of one image. If the destination's name leads to several replicas, all requests of the
+    /// handle go to one of them.
+    fn for_one_image(&self) -> Self {
+        self.clone()
+    }
+
     /// Whether the repository has no image yet, so that small blobs need not be looked for. It may have blobs of an
     /// interrupted run.
     fn is_new(&self) -> impl Future<Output = bool> + Send;

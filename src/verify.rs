@@ -1,8 +1,7 @@
-//! Verifies blobs. This is the only place where bytes become trusted.
+//! Verification: the one place where bytes become trusted.
 //!
-//! [`Verified`] withholds the last frame of a blob until size and digest are right. An HTTP/1.1 body with a Content-Length is
-//! complete when all bytes were sent. An error after the last byte would be lost, so a check at the end of the stream would
-//! come too late.
+//! [`Verified`] withholds the last frame of a blob until size and digest are verified. An HTTP/1.1 sender with a Content-Length
+//! that has sent all its bytes does not poll the body again, so an error after the last byte would never reach the receiver.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -16,21 +15,21 @@ use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result, Side};
 
-/// A stream of the bytes of a blob. The last frame comes only if size and digest of the whole blob are right.
+/// A stream of a blob's bytes. It yields the last frame only if the whole blob matches its digest and size.
 pub struct Verified {
     body: Body,
     check: ContentCheck,
-    /// The offset where the reader starts. Bytes before it are only hashed.
+    /// The first byte to yield. Bytes before it are only hashed.
     begin: u64,
-    /// Hashed frames that the reader put back.
+    /// Frames that are hashed already, and were put back.
     pending: VecDeque<Bytes>,
 }
 
-/// The check of a blob's bytes, for a caller that hashes them on another thread ([`Verified::into_parts`]).
+/// Verifies the bytes of a blob. [`Verified::into_parts`] returns it for a caller that hashes elsewhere.
 pub struct ContentCheck {
     digest: Digest,
     size: u64,
-    /// The number of bytes that were hashed.
+    /// The number of hashed bytes.
     read: u64,
     hasher: Option<Hasher>,
     checkpoints: HashCheckpoints,
@@ -40,13 +39,13 @@ impl Verified {
     /// Verifies a whole `body` against `blob`.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] for an empty blob whose digest is not that of zero bytes. An empty body is never polled, so it is
+    /// [`Kind::Mismatch`] for an empty blob whose digest is not that of zero bytes. Such a body is never polled, so it is
     /// checked here.
     pub fn new(body: Body, blob: &Descriptor) -> Result<Self> {
         Self::resumed(body, blob, 0, blob.digest.hasher(), 0, HashCheckpoints::default())
     }
 
-    /// Continues with a `body` that starts at offset `from`, where the hash had the state `hasher`. Returns the bytes from
+    /// Continues with a `body` that starts at offset `from`, where the hash had the state `hasher`. Yields the bytes from
     /// offset `begin` on.
     pub fn resumed(
         body: Body,
@@ -62,14 +61,14 @@ impl Verified {
         Ok(Self { body, check, begin, pending: VecDeque::new() })
     }
 
-    /// The unverified body and its check, for a caller that hashes on another thread than the receiving one. The stream must
-    /// start where its body starts.
+    /// The unverified body and its check, for a caller that receives and hashes on different threads. The stream must yield all
+    /// bytes of its body.
     pub fn into_parts(self) -> (Body, ContentCheck) {
         debug_assert!(self.begin <= self.check.read && self.pending.is_empty());
         (self.body, self.check)
     }
 
-    /// Puts a frame, or the rest of one, back. It is the next one again.
+    /// Puts back a frame, or the rest of one. It is the next one that the stream yields.
     pub fn unread(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.pending.push_front(bytes);
@@ -79,7 +78,7 @@ impl Verified {
     fn take_in(&mut self, mut bytes: Bytes) -> Result<Bytes> {
         let skip = self.begin.saturating_sub(self.check.read).min(bytes.len() as u64);
         self.check.take_in(&bytes)?;
-        // A usize is enough: the value is at most the length of the frame.
+        // Fits into a usize: it is at most the frame's length.
         let _ = bytes.split_to(usize::try_from(skip).unwrap_or(usize::MAX));
         Ok(bytes)
     }
@@ -89,8 +88,8 @@ impl ContentCheck {
     /// Hashes the next bytes.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] if there are more bytes than the blob has, or if these are the last ones and the digest is wrong.
-    /// The caller must not pass these bytes on then.
+    /// [`Kind::Mismatch`] if they exceed the blob's size, or are its last bytes and the digest does not match. The caller must
+    /// not pass them on then.
     pub fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
         let start = self.read;
         self.read += bytes.len() as u64;
@@ -122,7 +121,7 @@ impl ContentCheck {
     fn wrong(&self, why: String) -> Error {
         Error::new(Kind::Mismatch, format!("blob {} is corrupt: {why}", self.digest))
             .on(Side::Source)
-            .hint("nothing of it was stored; the registry or a proxy before it changed the content")
+            .hint("nothing of it was stored; the registry, or a proxy on the way, has changed the content")
     }
 }
 
@@ -151,23 +150,24 @@ impl Stream for Verified {
     }
 }
 
-/// States of a blob's hash at several offsets, so that the blob can be resumed there.
+/// States of a blob's hash at several offsets, so that hashing can be resumed there.
 #[derive(Clone, Default)]
 pub struct HashCheckpoints(Arc<Mutex<Vec<(u64, Hasher)>>>);
 
 impl HashCheckpoints {
-    /// The last checkpoint at or before `offset`.
+    /// The last state at or before `offset`.
     pub fn before(&self, offset: u64) -> Option<(u64, Hasher)> {
         let checkpoints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         checkpoints.iter().rev().find(|(at, _)| *at <= offset).cloned()
     }
 
-    /// Drops all checkpoints, since some of the hashed bytes were wrong.
+    /// Removes all states, because some of the bytes before them were wrong.
     pub fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Stores the state at `offset` if the last checkpoint is at least 16 MiB before it, or 1/256 of a large blob.
+    /// Keeps the state at `offset`, if the last one is at least 16 MiB before it, or a 256th of a blob that is larger than
+    /// 4 GiB.
     fn note(&self, offset: u64, size: u64, hasher: &Hasher) {
         let step = (size / 256).max(16 << 20);
         if offset == 0 {
@@ -195,7 +195,7 @@ mod tests {
         Descriptor::new("x", Digest::of(content), content.len() as u64)
     }
 
-    /// The bytes before the end or the first error.
+    /// What came out before the end or the first error.
     async fn drain(mut verified: Verified) -> (Vec<u8>, Option<Error>) {
         let mut out = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! What a mirror that stays tells Prometheus. docs/reference/metrics.md lists it.
+//! Metrics of a mirror with `--interval`; docs/reference/metrics.md lists them.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::descriptor::Digest;
 type Label = [(&'static str, String); 1];
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// The figures. Clones share them.
+/// The metrics. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     runs: Counter,
@@ -38,7 +38,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at nought, and shown by `registry`.
+    /// Registers all metrics, with the value 0.
     pub fn new(registry: &mut Registry) -> Self {
         let made = Self::default();
         let Self { runs, images, received, moved, saved, pulls, requests, .. } = made.clone();
@@ -65,7 +65,7 @@ impl Metrics {
         made
     }
 
-    /// A run ended.
+    /// Records the end of a run.
     pub fn run_finished(&self, run: &RunReport) {
         let summary = run.summary();
         self.runs.inc();
@@ -103,12 +103,12 @@ impl Metrics {
         }
     }
 
-    /// The next run is due in so long.
+    /// Records when the next run is due.
     pub fn next_run_in(&self, wait: Duration) {
         self.next.set(seconds(crate::clock::timestamp()) + wait.as_secs_f64());
     }
 
-    /// Whether the list as it is now can be used.
+    /// Records whether the current list is valid.
     pub fn list_read(&self, good: bool) {
         self.list_valid.set(i64::from(good));
     }
