@@ -98,6 +98,33 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    /// Its name in JSON documents, metrics and logs, such as `not-found`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::NotFound => "not-found",
+            Self::Unauthorized => "unauthorized",
+            Self::Denied => "denied",
+            Self::Limited => "limited",
+            Self::Mismatch => "mismatch",
+            Self::Damaged => "damaged",
+            Self::Unsupported => "unsupported",
+            Self::Invalid => "invalid",
+            Self::SessionLost => "session-lost",
+            Self::TooLarge => "too-large",
+            Self::Network => "network",
+            Self::Timeout => "timeout",
+            Self::Registry => "registry",
+            Self::Refused => "refused",
+            Self::Local => "local",
+            Self::Full => "full",
+            Self::Interrupted => "interrupted",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 impl Error {
     /// An error of `kind` that says `what` went wrong.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {

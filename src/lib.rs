@@ -18,7 +18,7 @@
 //!   ├── registry ──┴── HTTP to Docker Hub, ACR, … ────────┤
 //!   ├── layout ────┴── a directory of images ─────────────┘
 //!   ├── server ─────── answers HTTP over a layout, or over
-//!   ├── proxy ──────── a cache that reads from Sources, and copies into the durable tier by the engine
+//!   ├── proxy ──────── a cache that reads from Sources, and copies into the first tier by the engine
 //!   ├── ops ────────── health and metrics of what stays, and orders to it, by the server
 //!   ├── node ───────── a node's hosts.toml, and its place in the file system
 //!   └── demo ───────── look-alikes of Docker Hub and ACR

@@ -159,7 +159,7 @@ impl Engine {
         if options.referrers {
             report.referrers = self.referrers(source, destination, held, options, &mut report).await?;
         }
-        report.seconds = begun.elapsed().as_secs_f64();
+        report.duration_seconds = begun.elapsed().as_secs_f64();
         Ok(report)
     }
 

@@ -1,5 +1,5 @@
 //! The proxy as a source for the copy engine: what it has from the cache, all else as a client would get
-//! it. So an original sees each manifest and blob once, though an image is pulled and copied at a time.
+//! it. So a later tier sees each manifest and blob once, though an image is pulled and copied at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

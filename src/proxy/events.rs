@@ -161,7 +161,7 @@ pub enum Event<'a> {
         /// Which one.
         digest: &'a Digest,
     },
-    /// Only an original had this manifest, no tier before it: the durable tier is to be given the image.
+    /// Only a later tier had this manifest: the image is to be copied into the first tier.
     OnlyOriginal {
         /// The upstream's name.
         upstream: &'a str,

@@ -255,7 +255,7 @@ impl<O: Origins> Inner<O> {
         };
         let found = self.upstreams.ask(repo, patience, question).await.map_err(blame_upstream)?.map(|found| {
             // A client that asks by HEAD for the tag reads by digest: the tag is to be copied too.
-            self.report_only_original(repo, target, found.tier);
+            self.report_later_tier(repo, target, found.tier);
             found.value
         });
         self.remember_answer(repo, target, found.as_ref(), asked.at()).await;
@@ -300,11 +300,11 @@ impl<O: Origins> Inner<O> {
         self.remember_answer(repo, target, Some(found.value.descriptor()), asked.at()).await;
         self.learn(repo, &found.value);
         self.write_record(repo, &found.value.digest()).await;
-        self.report_only_original(repo, target, found.tier);
+        self.report_later_tier(repo, target, found.tier);
         Ok(Some(found.value))
     }
 
-    fn report_only_original(&self, repo: &UpstreamRepository, target: &Target, tier: usize) {
+    fn report_later_tier(&self, repo: &UpstreamRepository, target: &Target, tier: usize) {
         if tier > 0 && repo.upstream.write_back && !is_write_back() {
             let (upstream, repository) = (&*repo.upstream.name, &*repo.repository);
             self.observer.event(&Event::OnlyOriginal { upstream, repository, target });

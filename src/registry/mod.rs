@@ -108,8 +108,8 @@ pub struct Options {
     pub patience: Duration,
     /// Pulls of Docker Hub to leave unspent, of each account: before the next one would be taken of them,
     /// whoever needs it waits for the window to open again.
-    pub keep_pulls: Option<u64>,
-    /// When to give up waiting for pulls; and a sign that waiting is wanted. Without it and `keep_pulls`,
+    pub reserve_pulls: Option<u64>,
+    /// When to give up waiting for pulls; and a sign that waiting is wanted. Without it and `reserve_pulls`,
     /// a spent limit is an error at once.
     pub deadline: Option<Instant>,
     /// How soon it's asked whether pulls are back, at first and at most: a HEAD, which is free.
@@ -142,7 +142,7 @@ impl Default for Options {
             longest_pause: Duration::from_secs(60),
             retries: 5,
             patience: Duration::from_secs(5 * 60),
-            keep_pulls: None,
+            reserve_pulls: None,
             deadline: None,
             pull_poll: (Duration::from_secs(60), Duration::from_secs(10 * 60)),
             hub_accounts: Vec::new(),

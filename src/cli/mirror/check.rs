@@ -50,7 +50,7 @@ pub(super) fn schema() -> Result<u8> {
 #[derive(Debug, Serialize)]
 struct Document {
     schema: u32,
-    form: &'static str,
+    format: &'static str,
     to: Vec<String>,
     entries: Vec<EntrySummary>,
     notes: Vec<Remark>,
@@ -110,7 +110,7 @@ impl Document {
         notes.extend(list.overlaps(to)?);
         Ok(Self {
             schema: 1,
-            form: list.form.name(),
+            format: list.form.name(),
             to: known.iter().map(DestinationBase::to_string).collect(),
             entries: list.entries.iter().map(|entry| EntrySummary::of(entry, to)).collect::<Result<_>>()?,
             notes: notes.into_iter().map(|note| Remark { line: note.line, text: note.text }).collect(),
@@ -120,7 +120,7 @@ impl Document {
     fn text(&self, name: &str) -> String {
         let to = if self.to.is_empty() { String::new() } else { format!(", to {}", self.to.join(", ")) };
         let entries = if self.entries.len() == 1 { "entry" } else { "entries" };
-        let mut text = format!("{name}: a list ({}) of {} {entries}{to}\n", self.form, self.entries.len());
+        let mut text = format!("{name}: a list ({}) of {} {entries}{to}\n", self.format, self.entries.len());
         let width = self.entries.last().map_or(1, |entry| entry.line.to_string().len());
         for entry in &self.entries {
             let mut line = format!("{:>width$}", entry.line);

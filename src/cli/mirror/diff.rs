@@ -42,10 +42,10 @@ struct Line {
     status: &'static str,
     /// The digest at the source.
     #[serde(skip_serializing_if = "Option::is_none")]
-    here: Option<String>,
+    source_digest: Option<String>,
     /// The digest at the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
-    there: Option<String>,
+    destination_digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Failure>,
 }
@@ -87,8 +87,8 @@ fn line(event: Event) -> Line {
         destination: job.to(),
         line: job.line,
         status,
-        here,
-        there,
+        source_digest: here,
+        destination_digest: there,
         error,
     };
     match event {
@@ -105,8 +105,8 @@ fn line(event: Event) -> Line {
             destination: String::new(),
             line,
             status: "failed",
-            here: None,
-            there: None,
+            source_digest: None,
+            destination_digest: None,
             error: Some((&error).into()),
         },
     }

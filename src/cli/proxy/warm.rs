@@ -128,7 +128,7 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
 fn with_proxy_names(event: Event) -> Event {
     match event {
         Event::Copied(job, mut report) => {
-            if report.uploaded == 0 {
+            if report.blobs_uploaded == 0 {
                 report.status = Status::Unchanged;
             }
             Event::Copied(job, report)

@@ -345,7 +345,7 @@ fn ignored(key: &Key, reader: &mut Reader<'_>) {
 const REMARKS: [(&str, &str); 7] = [
     ("interval", "isn't used: give --interval, or run it by a CronJob"),
     ("schedule", "isn't used: give --interval, or run it by a CronJob"),
-    ("ratelimit", "isn't used: give --keep-pulls for a reserve of Docker Hub's pulls"),
+    ("ratelimit", "isn't used: give --reserve-pulls for a reserve of Docker Hub's pulls"),
     ("backup", "isn't done: what a tag held before is overwritten"),
     ("hooks", "aren't run"),
     ("mediaTypes", "isn't used: whatever a tag names is copied"),

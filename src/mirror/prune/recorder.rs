@@ -88,7 +88,7 @@ mod tests {
             let registries = Registries::new(Options::default());
             let open = |repository: &Repository| registries.repository(repository);
             let plan = plan(&recorder.finish(), open, &prune::Options::default(), crate::clock::timestamp()).await;
-            assert_eq!(plan.repositories[0].spared.as_deref(), Some(why));
+            assert_eq!(plan.repositories[0].kept_reason.as_deref(), Some(why));
             assert_eq!(registries.known().len(), 0);
         }
     }

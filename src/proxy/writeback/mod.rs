@@ -1,4 +1,4 @@
-//! What only an original had is copied into the durable tier, in the background.
+//! Images that only a later tier had are copied into the first tier, in the background.
 //!
 //! Who pulls never waits for this: an event puts an image into the queue, and the worker takes some at once, of each
 //! repository one, and copies them by the copy engine. What failed, or got on too slowly, is tried again later, with

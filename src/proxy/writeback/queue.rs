@@ -49,8 +49,8 @@ impl Queue {
         });
         let (ended, waiting) = (Family::default(), Gauge::default());
         let proxy = registry.sub_registry_with_prefix(NAME_PREFIX);
-        proxy.register("write_back", "Images for the durable tier by how it ended", ended.clone());
-        proxy.register("write_back_waiting", "Images that wait for the durable tier", waiting.clone());
+        proxy.register("write_back_images", "Images copied into the first tier, by result", ended.clone());
+        proxy.register("write_back_queue_length", "Images that wait to be copied into the first tier", waiting.clone());
         let saved = saved.into_iter().filter(|saved| saved.job.is_valid()).collect();
         let state = Mutex::new(State::of(saved));
         let queue = Self(Arc::new(Inner { file, state, changed: Notify::new(), ended, waiting }));
@@ -495,7 +495,7 @@ mod tests {
         assert_eq!(queue.len(), 0, "three times");
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
-        assert!(page.contains("transload_proxy_write_back_total{result=\"given-up\"} 1"), "{page}");
+        assert!(page.contains("transload_proxy_write_back_images_total{result=\"given-up\"} 1"), "{page}");
         pulled_of(&queue, "kills", "v1");
         pulled_of(&queue, "kills", "v2");
         assert_eq!(queue.len(), 1, "for a day it isn't taken again; another tag is");
@@ -593,13 +593,13 @@ mod tests {
         };
         (0..=MAX_WAITING).for_each(|n| pulled(&queue, &format!("v{n}")));
         assert_eq!(queue.len(), MAX_WAITING);
-        shows("transload_proxy_write_back_total{result=\"dropped\"} 1");
+        shows("transload_proxy_write_back_images_total{result=\"dropped\"} 1");
         let (job, _) = queue.next().expect("one");
         queue.finish(&job, Err(Error::new(Kind::Network, "down")));
         pulled(&queue, "new");
-        shows("transload_proxy_write_back_total{result=\"dropped\"} 2");
-        shows("transload_proxy_write_back_total{result=\"failed\"} 1");
-        shows(&format!("transload_proxy_write_back_waiting {MAX_WAITING}"));
+        shows("transload_proxy_write_back_images_total{result=\"dropped\"} 2");
+        shows("transload_proxy_write_back_images_total{result=\"failed\"} 1");
+        shows(&format!("transload_proxy_write_back_queue_length {MAX_WAITING}"));
         let state = queue.lock();
         assert!(state.jobs.len() == MAX_WAITING && state.jobs.iter().any(|waiting| waiting.job.target == "new"));
         assert!(!state.jobs.iter().any(|waiting| waiting.job == job));

@@ -10,12 +10,12 @@ use crate::error::{Error, Kind, Result};
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 
-/// Gives the repositories of durable tiers, to be written.
+/// Gives the repositories of first tiers, to be written.
 pub trait WriteBackOrigins: Origins {
     /// A repository that can be asked, and written.
     type Durable: Source + Destination;
 
-    /// The repository of this name in the durable tier of the upstream `upstream`. Asks nobody yet.
+    /// The repository of this name in the first tier of the upstream `upstream`. Asks nobody yet.
     fn durable(&self, upstream: &str, repository: &Repository) -> Result<Self::Durable>;
 }
 
