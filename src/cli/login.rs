@@ -18,35 +18,35 @@ const MAX_STDIN_BYTES: u64 = 64 * 1024;
 /// ~/.docker/config.json names, or else in that file. A password is read from the terminal or from stdin, never from an
 /// argument, because other users of the machine can see arguments.
 #[derive(Args, Clone, Debug)]
-pub struct Login {
+pub(crate) struct Login {
     /// The registry, such as myregistry.azurecr.io, ghcr.io or docker.io
-    pub registry: String,
+    pub(crate) registry: String,
 
     /// User name; asked for at a terminal
     #[arg(long, short, value_name = "USER")]
-    pub username: Option<String>,
+    pub(crate) username: Option<String>,
 
     /// Read the password or access token from stdin
     #[arg(long, requires = "username")]
-    pub password_stdin: bool,
+    pub(crate) password_stdin: bool,
 
     /// Log in to Azure Container Registry with the Azure identity of this machine
     ///
     /// The identity is a service principal or workload identity from AZURE_* variables, a managed identity, or the account
     /// of `az login`. The stored token is valid for three hours, as with `az acr login`.
     #[arg(long, conflicts_with_all = ["username", "password_stdin"])]
-    pub azure: bool,
+    pub(crate) azure: bool,
 }
 
 /// Remove the stored credentials of a registry, of `login` or `docker login`
 #[derive(Args, Clone, Debug)]
-pub struct Logout {
+pub(crate) struct Logout {
     /// The registry, such as myregistry.azurecr.io, ghcr.io or docker.io
-    pub registry: String,
+    pub(crate) registry: String,
 }
 
 /// The person at the other end.
-pub trait Prompter {
+pub(crate) trait Prompter {
     /// Whether somebody is there to be asked.
     fn is_there(&self) -> bool;
 
@@ -73,7 +73,7 @@ pub trait Prompter {
 }
 
 /// The terminal, stdin and stderr of this process.
-pub struct Console;
+pub(crate) struct Console;
 
 /// Logs in.
 ///
@@ -83,7 +83,7 @@ pub struct Console;
 ///
 /// # Errors
 /// If the registry refuses the credentials, which then aren't kept, or they can't be kept.
-pub async fn login(
+pub(crate) async fn login(
     args: &Login,
     settings: &Settings,
     person: &mut impl Prompter,
@@ -120,7 +120,7 @@ pub async fn login(
 ///
 /// # Errors
 /// If what is kept can't be removed.
-pub async fn logout(args: &Logout, settings: &Settings, person: &mut impl Prompter) -> Result<()> {
+pub(crate) async fn logout(args: &Logout, settings: &Settings, person: &mut impl Prompter) -> Result<()> {
     let registry = registry_name(&args.registry)?;
     let erased = credentials::erase(settings, &registry).await?;
     if erased.is_empty() {

@@ -18,7 +18,7 @@ use crate::pool::run_blocking;
 
 /// A blob that is there: an open file, so that it stays readable even if it's replaced.
 #[derive(Debug)]
-pub struct StoredBlob {
+pub(crate) struct StoredBlob {
     file: File,
     size: u64,
     stamp: FileVersion,
@@ -50,13 +50,13 @@ impl StoredBlob {
     }
 
     /// The file's size.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
     /// The bytes in `range`, which is cut to the file's size. Read as they are asked for: at most
     /// one chunk is in memory.
-    pub fn read(self, range: Range<u64>) -> Body {
+    pub(crate) fn read(self, range: Range<u64>) -> Body {
         let rest = range.start..range.end.min(self.size);
         let start = rest.start;
         let first = FileStream { file: self.file, name: self.name, rest, seek: Some(start) };

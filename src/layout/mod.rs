@@ -61,11 +61,11 @@ use crate::memory;
 use crate::reference::{RegistryName, Repository, RepositoryName, Tag, Target};
 use crate::verify::Verified;
 
-pub use file_stream::StoredBlob;
-pub use names::Scope;
-pub use quota::Quota;
-pub use store::Store;
-pub use upload::BlobUpload;
+pub(crate) use file_stream::StoredBlob;
+pub(crate) use names::Scope;
+pub(crate) use quota::Quota;
+pub(crate) use store::Store;
+pub(crate) use upload::BlobUpload;
 
 /// A handle to a layout directory, or to one repository in it.
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ impl Layout {
     ///
     /// # Errors
     /// As [`Layout::create`], as far as can be seen without writing.
-    pub async fn planned(dir: &Path) -> Result<Self> {
+    pub(crate) async fn planned(dir: &Path) -> Result<Self> {
         Ok(Store::planned(dir).await?.layout())
     }
 
@@ -115,7 +115,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Usage`] with the list if there are several.
-    pub async fn select_target(&self, name: Option<&Target>) -> Result<Target> {
+    pub(crate) async fn select_target(&self, name: Option<&Target>) -> Result<Target> {
         match name {
             Some(name) => Ok(name.clone()),
             None => self.store.only().await,
@@ -123,7 +123,7 @@ impl Layout {
     }
 
     /// The manifest, verified; `None` if it isn't there.
-    pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
+    pub(crate) async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
         let _turn = memory::disk_read_permit().await;
         self.store.manifest(&self.scope, target).await
     }
@@ -132,18 +132,18 @@ impl Layout {
     ///
     /// # Errors
     /// As [`Destination::put_manifest`].
-    pub async fn put_as(&self, manifest: &Manifest, targets: &[Target]) -> Result<()> {
+    pub(crate) async fn put_as(&self, manifest: &Manifest, targets: &[Target]) -> Result<()> {
         self.store.put_manifest(&self.scope, manifest, targets).await
     }
 
     /// Up to `most` tags behind `after`, in the order of their bytes.
-    pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
+    pub(crate) async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
         Ok(self.store.page(&self.scope, after, most).await?.0.tags)
     }
 
     /// The blob or manifest as a file, whatever its size; `None` if it isn't there. Of one of several repositories,
     /// only what belongs to it, and is verified: the first time that takes as long as to hash it.
-    pub async fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
+    pub(crate) async fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
         match &self.scope {
             Scope::Whole => self.store.open_blob(digest).await,
             scope @ Scope::Repository(_) => self.store.verified_blob(scope, digest).await,
@@ -154,7 +154,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory can't be written to.
-    pub async fn create_upload(&self, like: Digest) -> Result<BlobUpload> {
+    pub(crate) async fn create_upload(&self, like: Digest) -> Result<BlobUpload> {
         self.store.create_upload_for(self.owner(), Some(like.hasher())).await
     }
 
@@ -162,7 +162,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory can't be read.
-    pub async fn mount(&self, digest: &Digest, from: &RepositoryName) -> Result<bool> {
+    pub(crate) async fn mount(&self, digest: &Digest, from: &RepositoryName) -> Result<bool> {
         if self.store.repository(from).open_blob(digest).await?.is_none() {
             return Ok(false);
         }

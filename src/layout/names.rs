@@ -6,7 +6,7 @@ use crate::reference::{LayoutName, Malformed, Reference, RepositoryName, Tag, Ta
 
 /// What tags mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// The directory as one repository: the tag is the whole `ref.name`, as skopeo has it.
     Whole,
     /// One of several repositories: the `ref.name` is `repository:tag`.

@@ -8,11 +8,11 @@ use crate::error::{Error, Kind, Result};
 
 /// What pushes to a served layout may use of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
+pub(crate) struct Quota {
     /// The most bytes that the directory's blobs, manifests and uploads have together; `None` for no limit.
-    pub max_size: Option<u64>,
+    pub(crate) max_size: Option<u64>,
     /// Bytes that stay free on the file system.
-    pub keep_free: u64,
+    pub(crate) keep_free: u64,
 }
 
 /// A [`Quota`], and what is used of it.

@@ -28,17 +28,17 @@ use crate::retry::jitter;
 
 /// When runs begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// From the start of a run to that of the next; a few percent more or less, so that many mirrors don't
     /// ask all at once.
-    pub every: Duration,
+    pub(crate) every: Duration,
     /// How often the list is looked at.
-    pub poll: Duration,
+    pub(crate) poll: Duration,
 }
 
 impl Schedule {
     /// Every so often.
-    pub fn new(every: Duration) -> Self {
+    pub(crate) fn new(every: Duration) -> Self {
         Self { every, poll: POLL_INTERVAL }
     }
 
@@ -49,14 +49,14 @@ impl Schedule {
 }
 
 /// What a list is read from.
-pub trait ListOrigin: Send + Sync {
+pub(crate) trait ListOrigin: Send + Sync {
     /// Its bytes as they are now.
     fn read(&self) -> impl Future<Output = Result<Vec<u8>>> + Send;
 }
 
 /// A file with a list.
 #[derive(Clone, Debug)]
-pub struct ListFile(pub PathBuf);
+pub(crate) struct ListFile(pub(crate) PathBuf);
 
 impl ListOrigin for ListFile {
     async fn read(&self) -> Result<Vec<u8>> {
@@ -79,7 +79,7 @@ impl ListOrigin for ListFile {
 
 /// What happens, for logs and metrics.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// A list was read, and is good: the first, another one, or the old one again after a bad one.
     Loaded,
     /// The list as it is now can't be used; the last good one is kept.
@@ -99,7 +99,7 @@ pub enum Event<'a> {
 /// # Errors
 /// If the list can't be read or parsed in the beginning. Later the last good one is kept, and `tell` hears
 /// of it.
-pub async fn run_every<L, O: ListOrigin>(
+pub(crate) async fn run_every<L, O: ListOrigin>(
     schedule: &Schedule,
     origin: &O,
     parse: impl Fn(&[u8]) -> Result<L>,
@@ -210,7 +210,7 @@ struct ReportedError;
 ///
 /// # Errors
 /// [`Kind::Usage`] for anything else, also for months, whose length isn't known, and for less than nothing.
-pub fn parse_duration(text: &str) -> Result<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
     let wrong = |why: String| {
         Error::new(Kind::Usage, format!("{text:?} is not a duration: {why}"))
             .hint("write it such as 90s, 15m, 6h or 7d")

@@ -17,7 +17,7 @@ pub(super) const DIRECTORY_MARKER: &str = "# The directory was made for this fil
 
 /// Where a node asks for one registry's images: the proxy, then ACR, then the registry itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mirror {
+pub(crate) struct Mirror {
     registry: String,
     proxy: Option<String>,
     acr: Option<Acr>,
@@ -27,7 +27,7 @@ pub struct Mirror {
 
 /// A registry of one's own that holds copies, below a prefix: `myregistry.azurecr.io/docker.io`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acr {
+pub(crate) struct Acr {
     scheme: &'static str,
     registry: String,
     prefix: String,
@@ -38,7 +38,7 @@ impl Mirror {
     ///
     /// # Errors
     /// If `registry` isn't a registry's name.
-    pub fn new(registry: &str) -> Result<Self> {
+    pub(crate) fn new(registry: &str) -> Result<Self> {
         let registry = registry_as_written(registry)?;
         let upstream = Some(upstream_url(&registry));
         Ok(Self { registry, proxy: None, acr: None, upstream, dial_timeout: Duration::from_millis(200) })
@@ -48,7 +48,7 @@ impl Mirror {
     ///
     /// # Errors
     /// If it isn't `http://HOST[:PORT]` or `https://HOST[:PORT]`.
-    pub fn proxy(mut self, url: &str) -> Result<Self> {
+    pub(crate) fn proxy(mut self, url: &str) -> Result<Self> {
         let (scheme, host) = split_url(url).ok_or_else(|| not_a_url(url))?;
         self.proxy = Some(format!("{scheme}://{}", registry_as_written(host).map_err(|_| not_a_url(url))?));
         Ok(self)
@@ -56,7 +56,7 @@ impl Mirror {
 
     /// Asks this registry after the proxy.
     #[must_use]
-    pub fn acr(mut self, acr: Acr) -> Self {
+    pub(crate) fn acr(mut self, acr: Acr) -> Self {
         self.acr = Some(acr);
         self
     }
@@ -65,7 +65,7 @@ impl Mirror {
     ///
     /// # Errors
     /// If nobody is left to be asked.
-    pub fn without_upstream(mut self) -> Result<Self> {
+    pub(crate) fn without_upstream(mut self) -> Result<Self> {
         if self.proxy.is_none() && self.acr.is_none() {
             return Err(Error::new(Kind::Usage, "neither a proxy, nor ACR, nor the registry itself: nobody to ask")
                 .on(Side::Local));
@@ -76,18 +76,18 @@ impl Mirror {
 
     /// How long a host may take to accept a connection before the next one is asked.
     #[must_use]
-    pub fn dial_timeout(mut self, limit: Duration) -> Self {
+    pub(crate) fn dial_timeout(mut self, limit: Duration) -> Self {
         self.dial_timeout = limit;
         self
     }
 
     /// Whose images these are, such as `docker.io`.
-    pub fn registry(&self) -> &str {
+    pub(crate) fn registry(&self) -> &str {
         &self.registry
     }
 
     /// The text of the file, but for its first line.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         // Without `server`, containerd asks the registry itself in the end.
         let last = self.upstream.clone().or_else(|| self.acr.as_ref().map(Acr::url)).or_else(|| self.proxy.clone());
@@ -124,7 +124,7 @@ impl Acr {
     ///
     /// # Errors
     /// If host or prefix are malformed.
-    pub fn parse(text: &str, of: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str, of: &str) -> Result<Self> {
         let wrong = |why: &str| {
             Error::new(Kind::Usage, format!("{text:?} is not REGISTRY[/PREFIX]: {why}"))
                 .on(Side::Local)
@@ -149,7 +149,7 @@ impl Acr {
 /// The directory below `certs.d` in which containerd looks first: `host_5000_` for `host:5000`.
 ///
 /// A colon can't stand in a name everywhere (Windows); containerd tries this form before the other.
-pub fn directory_name(registry: &str) -> String {
+pub(crate) fn directory_name(registry: &str) -> String {
     match split_port(registry) {
         (host, Some(port)) => format!("{host}_{port}_"),
         (host, None) => host.to_owned(),

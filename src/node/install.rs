@@ -19,7 +19,7 @@ const MAX_HOSTS_FILE: u64 = 64 * 1024;
 
 /// What an installation found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstallOutcome {
+pub(crate) enum InstallOutcome {
     /// The very same file: nothing was changed.
     Same,
     /// An older file of ours.
@@ -32,7 +32,7 @@ pub enum InstallOutcome {
 
 /// What removing one did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemoveOutcome {
+pub(crate) enum RemoveOutcome {
     /// The file that was there before ours is there again.
     Restored,
     /// Ours is gone; there was none before.
@@ -45,19 +45,19 @@ pub enum RemoveOutcome {
 
 /// The `hosts.toml` of one registry on a node.
 #[derive(Clone, Debug)]
-pub struct Installed {
+pub(crate) struct Installed {
     place: RootDir,
     directory: PathBuf,
 }
 
 impl Installed {
     /// That of `registry`, below containerd's directory `certs` on the node with this root.
-    pub fn new(place: &RootDir, certs: &Path, registry: &str) -> Self {
+    pub(crate) fn new(place: &RootDir, certs: &Path, registry: &str) -> Self {
         Self { place: place.clone(), directory: certs.join(directory_name(registry)) }
     }
 
     /// Where the file is, as seen from the root.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.directory.join(HOSTS_FILE)
     }
 
@@ -67,7 +67,7 @@ impl Installed {
     ///
     /// # Errors
     /// If the directory leads out of the root, or can't be written to.
-    pub fn write(&self, mirror: &Mirror) -> Result<InstallOutcome> {
+    pub(crate) fn write(&self, mirror: &Mirror) -> Result<InstallOutcome> {
         let (directory, made) = self.place.make(&self.directory)?;
         let doing = |error: &io::Error| Error::io(format!("write {}", directory.join(HOSTS_FILE).display()), error);
         let current = ExistingFile::read(&directory.join(HOSTS_FILE)).map_err(|error| doing(&error))?;
@@ -96,7 +96,7 @@ impl Installed {
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub fn remove(&self) -> Result<RemoveOutcome> {
+    pub(crate) fn remove(&self) -> Result<RemoveOutcome> {
         let Some(directory) = self.place.find(&self.directory)? else { return Ok(RemoveOutcome::Nothing) };
         let (file, backup) = (directory.join(HOSTS_FILE), directory.join(BACKUP_FILE));
         let doing = |error: &io::Error| Error::io(format!("remove {}", file.display()), error);

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result, Side};
 /// below a mount at `/host` is the container's `/opt`, not the node's. So whatever leads out is refused,
 /// not followed. Who may write to the root's directories is trusted: that is root anyway.
 #[derive(Clone, Debug)]
-pub struct RootDir {
+pub(crate) struct RootDir {
     root: PathBuf,
 }
 
@@ -20,7 +20,7 @@ impl RootDir {
     ///
     /// # Errors
     /// If it isn't there.
-    pub fn new(path: &Path) -> Result<Self> {
+    pub(crate) fn new(path: &Path) -> Result<Self> {
         let failed = |error| {
             Error::io(format!("use the root {}", path.display()), &error)
                 .hint("--root is where the node's root directory is: / on the node, in a pod where it's mounted")
@@ -36,7 +36,7 @@ impl RootDir {
     ///
     /// # Errors
     /// If something on the way leads out of the root, or is no directory.
-    pub fn find(&self, path: &Path) -> Result<Option<PathBuf>> {
+    pub(crate) fn find(&self, path: &Path) -> Result<Option<PathBuf>> {
         let mut at = self.root.clone();
         for name in path_components(path)? {
             match self.step(&at.join(name))? {
@@ -51,7 +51,7 @@ impl RootDir {
     ///
     /// # Errors
     /// As [`find`](Self::find), or if it can't be made.
-    pub fn make(&self, path: &Path) -> Result<(PathBuf, bool)> {
+    pub(crate) fn make(&self, path: &Path) -> Result<(PathBuf, bool)> {
         let (mut at, mut made) = (self.root.clone(), false);
         for name in path_components(path)? {
             let next = at.join(name);

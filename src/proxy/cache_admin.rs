@@ -16,7 +16,7 @@ use crate::pool::run_blocking;
 
 /// What can be done to a running proxy's cache. Clones do it to the same one.
 #[derive(Clone)]
-pub struct CacheAdmin {
+pub(crate) struct CacheAdmin {
     live: OnlineCache,
     observer: Arc<dyn Observer>,
     /// One at a time reads or collects all of it.
@@ -25,22 +25,20 @@ pub struct CacheAdmin {
 
 /// A part of the cache's tags: [`PARTS`] make all.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct TagsPart {
-    /// The tags.
-    pub tags: Vec<ListedTag>,
+pub(crate) struct TagsPart {
+    pub(crate) tags: Vec<ListedTag>,
 }
 
 /// What a part of the cache's content was found to be: [`PARTS`] make all.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct VerifiedPart {
-    /// What was read.
-    pub read: FileTotals,
+pub(crate) struct VerifiedPart {
+    pub(crate) read: FileTotals,
     /// What was corrupt, and is gone.
-    pub dropped: Vec<Digest>,
+    pub(crate) dropped: Vec<Digest>,
 }
 
 /// In so many steps the whole is gone through, so that no step's answer is large.
-pub const PARTS: u16 = 256;
+pub(crate) const PARTS: u16 = 256;
 
 impl CacheAdmin {
     pub(super) fn new(cache: &Cache, observer: Arc<dyn Observer>) -> Self {
@@ -51,13 +49,13 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory can't be read.
-    pub async fn tags(&self, part: u16) -> Result<TagsPart> {
+    pub(crate) async fn tags(&self, part: u16) -> Result<TagsPart> {
         let live = self.live.clone();
         run_blocking(move || Ok(TagsPart { tags: super::cache::offline::tags(live.dir(), part)? })).await
     }
 
     /// The manifests, then the blobs.
-    pub fn counts(&self) -> [FileTotals; 2] {
+    pub(crate) fn counts(&self) -> [FileTotals; 2] {
         [&self.live.manifest_store.shelf().count(), &self.live.blobs.count()]
             .map(|&(count, bytes)| FileTotals { count, bytes })
     }
@@ -66,7 +64,7 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Local`] if the disk fails.
-    pub async fn remove(&self, item: Item) -> Result<Removal> {
+    pub(crate) async fn remove(&self, item: Item) -> Result<Removal> {
         let live = self.live.clone();
         run_blocking(move || live.remove(&item)).await
     }
@@ -75,7 +73,7 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Limited`] if somebody has it.
-    pub fn acquire_permit(&self) -> Result<OwnedSemaphorePermit> {
+    pub(crate) fn acquire_permit(&self) -> Result<OwnedSemaphorePermit> {
         let taken = self.turn.clone().try_acquire_owned();
         taken.map_err(|_| Error::new(Kind::Limited, "another gc or verify of this cache is under way"))
     }
@@ -84,13 +82,13 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Local`] if the disk fails.
-    pub async fn gc(&self, wanted: GcOptions) -> Result<GcResult> {
+    pub(crate) async fn gc(&self, wanted: GcOptions) -> Result<GcResult> {
         let live = self.live.clone();
         run_blocking(move || live.gc(wanted)).await
     }
 
     /// Reads some of the content, as fast as it goes, and drops what is corrupt.
-    pub async fn verify(&self, part: u16) -> VerifiedPart {
+    pub(crate) async fn verify(&self, part: u16) -> VerifiedPart {
         let mut found = VerifiedPart::default();
         let stores = [self.live.blobs.clone(), self.live.manifest_store.shelf().clone()];
         let dropped = |digest: &Digest| {

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind};
 use crate::reference::Target;
 
 /// Hears of what happens. Called in the middle of requests: it must not wait.
-pub trait Observer: Send + Sync + 'static {
+pub(crate) trait Observer: Send + Sync + 'static {
     /// Something happened.
     fn event(&self, event: &Event<'_>);
 }
@@ -29,7 +29,7 @@ impl Observer for Vec<std::sync::Arc<dyn Observer>> {
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RequestKind {
+pub(crate) enum RequestKind {
     /// A manifest or what a tag is.
     Manifest,
     /// A blob.
@@ -43,11 +43,11 @@ pub enum RequestKind {
 }
 
 /// Instead of names of upstreams that clients make up.
-pub const UNKNOWN_UPSTREAM: &str = "unknown";
+pub(crate) const UNKNOWN_UPSTREAM: &str = "unknown";
 
 /// How a request was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CacheOutcome {
+pub(crate) enum CacheOutcome {
     /// From the cache.
     Hit,
     /// From the upstream; it's cached now.
@@ -66,7 +66,7 @@ pub enum CacheOutcome {
 
 /// What a client's bytes of a blob came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BytesOrigin {
+pub(crate) enum BytesOrigin {
     /// From a file of the cache.
     Disk,
     /// Along with a fetch into the cache.
@@ -77,8 +77,8 @@ pub enum BytesOrigin {
 
 /// One thing that happened.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
+#[expect(dead_code, reason = "an event says what it is about, whoever reads it")]
+pub(crate) enum Event<'a> {
     /// A request was answered, whatever it was for, and whether or not it came as far as to an upstream.
     Answered {
         /// The HTTP status.
@@ -88,7 +88,6 @@ pub enum Event<'a> {
     Served {
         /// The upstream's name; [`UNKNOWN_UPSTREAM`] where there is none for what was asked for.
         upstream: &'a str,
-        /// The repository there.
         repository: &'a str,
         /// What was asked for.
         what: RequestKind,
@@ -97,7 +96,6 @@ pub enum Event<'a> {
     },
     /// A registry was asked, up to the head of its answer.
     Asked {
-        /// The registry.
         registry: &'a str,
         /// How long that took.
         took: Duration,
@@ -106,66 +104,38 @@ pub enum Event<'a> {
     },
     /// A registry refused the proxy what it asked for, or can't be asked until somebody mends something.
     Refused {
-        /// The registry.
         registry: &'a str,
         /// Why, in one word, such as `unauthorized` (401) or `denied` (403).
         reason: &'static str,
     },
     /// Bytes of a blob came from a registry.
-    Moved {
-        /// The registry.
-        registry: &'a str,
-        /// How many.
-        bytes: u64,
-    },
+    Moved { registry: &'a str, bytes: u64 },
     /// Bytes of a blob went to a client.
-    Sent {
-        /// From there.
-        from: BytesOrigin,
-        /// How many.
-        bytes: u64,
-    },
+    Sent { from: BytesOrigin, bytes: u64 },
     /// A blob begins to be fetched.
-    FillBegan {
-        /// Which one.
-        digest: &'a Digest,
-        /// Its size.
-        size: u64,
-    },
+    FillBegan { digest: &'a Digest, size: u64 },
     /// A fetch is over.
     FillEnded {
-        /// Which one.
         digest: &'a Digest,
         /// Why it failed, if it did.
         failed: Option<&'a Error>,
     },
     /// Content had to go from the disk.
     Evicted {
-        /// Which one.
         digest: &'a Digest,
         /// Its size.
         bytes: u64,
     },
     /// The scrubber read so much of the cache.
-    Scrubbed {
-        /// Bytes.
-        bytes: u64,
-    },
+    Scrubbed { bytes: u64 },
     /// Content had other bytes on the disk than its digest says. It's gone.
-    Corrupt {
-        /// Which one.
-        digest: &'a Digest,
-    },
+    Corrupt { digest: &'a Digest },
     /// A cached blob could not be read, or had become short. It is dropped, and fetched again.
-    CacheReadFailed {
-        /// Which one.
-        digest: &'a Digest,
-    },
+    CacheReadFailed { digest: &'a Digest },
     /// Only a later tier had this manifest: the image is to be copied into the first tier.
     OnlyOriginal {
         /// The upstream's name.
         upstream: &'a str,
-        /// The repository there.
         repository: &'a str,
         /// The manifest.
         target: &'a Target,

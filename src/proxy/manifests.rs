@@ -97,7 +97,6 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// The manifest.
     pub(super) async fn manifest(
         self: &Arc<Self>,
         repo: &UpstreamRepository,

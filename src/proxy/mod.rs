@@ -48,25 +48,25 @@
 mod backend;
 mod breaker;
 pub mod cache;
-pub mod cache_admin;
+pub(crate) mod cache_admin;
 mod cached_blob;
 mod cached_source;
-pub mod events;
+pub(crate) mod events;
 mod file_stream;
 mod fill;
 mod lists;
 mod manifests;
 mod membership;
-pub mod metrics;
+pub(crate) mod metrics;
 mod refusals;
-pub mod rules;
-pub mod scrub;
-pub mod status;
+pub(crate) mod rules;
+pub(crate) mod scrub;
+pub(crate) mod status;
 mod tasks;
 mod tiers;
 mod timeouts;
-pub mod upstreams;
-pub mod writeback;
+pub(crate) mod upstreams;
+pub(crate) mod writeback;
 
 use std::fmt;
 use std::sync::Arc;
@@ -74,8 +74,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use cached_source::CachedSource;
-pub use tiers::{Health, Origins};
+pub(crate) use tiers::{Health, Origins};
 
 use self::cache::Cache;
 use self::events::{CacheOutcome, Event, Observer, RequestKind};
@@ -85,31 +84,30 @@ use crate::server::{Reply, Served};
 
 /// How the proxy behaves.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where images are read from.
-    pub upstreams: Vec<UpstreamConfig>,
-    /// The cache.
-    pub cache: cache::Settings,
+    pub(crate) upstreams: Vec<UpstreamConfig>,
+    pub(crate) cache: cache::Settings,
     /// For how long a tag is believed before it's asked for again.
-    pub tag_ttl: Duration,
+    pub(crate) tag_ttl: Duration,
     /// For how long it's believed that something isn't there.
-    pub negative_ttl: Duration,
+    pub(crate) negative_ttl: Duration,
     /// How long a client's request may wait for the upstreams before it is answered with an error: less than the 30 s
     /// that containerd waits for the head of an answer.
-    pub upstream_timeout: Duration,
+    pub(crate) upstream_timeout: Duration,
     /// Requests at once for one large blob.
-    pub parallel: usize,
+    pub(crate) parallel: usize,
     /// From which size on (in bytes) a blob is large.
-    pub parallel_from: u64,
+    pub(crate) parallel_from: u64,
     /// Blobs that are fetched at once.
-    pub fills: usize,
+    pub(crate) fills: usize,
     /// Bytes of the cache to read and check in a second; `None` for none.
-    pub scrub: Option<u64>,
+    pub(crate) scrub: Option<u64>,
 }
 
 impl Settings {
     /// The defaults, for these upstreams and this cache.
-    pub fn new(upstreams: Vec<UpstreamConfig>, cache: cache::Settings) -> Self {
+    pub(crate) fn new(upstreams: Vec<UpstreamConfig>, cache: cache::Settings) -> Self {
         Self {
             upstreams,
             cache,
@@ -125,7 +123,7 @@ impl Settings {
 }
 
 /// The proxy. Dropped, it ends what it fetches; what was committed stays.
-pub struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<ProxyGuard<O>>);
+pub(crate) struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<ProxyGuard<O>>);
 
 /// What all clones of a proxy share: with the last of them its tasks end.
 struct ProxyGuard<O: Origins>(Arc<Inner<O>>);
@@ -149,7 +147,7 @@ impl<O: Origins> Proxy<O> {
     ///
     /// # Errors
     /// See [`Upstreams::new`] and [`Cache::open`].
-    pub async fn open(settings: Settings, origins: O, observer: Arc<dyn Observer>) -> Result<Self> {
+    pub(crate) async fn open(settings: Settings, origins: O, observer: Arc<dyn Observer>) -> Result<Self> {
         let upstreams = Upstreams::new(settings.upstreams.clone())?;
         let evicted = {
             let observer = observer.clone();
@@ -181,17 +179,17 @@ impl<O: Origins> Proxy<O> {
     }
 
     /// How it behaves.
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
     /// The cache, to be looked at.
-    pub fn cache(&self) -> &Cache {
+    pub(crate) fn cache(&self) -> &Cache {
         &self.0.cache
     }
 
     /// What can be done to the cache from outside.
-    pub fn admin(&self) -> cache_admin::CacheAdmin {
+    pub(crate) fn admin(&self) -> cache_admin::CacheAdmin {
         cache_admin::CacheAdmin::new(&self.0.cache, self.0.observer.clone())
     }
 
@@ -199,23 +197,23 @@ impl<O: Origins> Proxy<O> {
     ///
     /// # Errors
     /// See [`Upstreams::new`]; nothing has changed then.
-    pub fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
+    pub(crate) fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
         self.0.upstreams.set_upstreams(Upstreams::new(specs)?);
         Ok(())
     }
 
     /// What gives the repositories that are read from.
-    pub fn origins(&self) -> &O {
+    pub(crate) fn origins(&self) -> &O {
         &self.0.upstreams.origins
     }
 
     /// How the registries do that are read from.
-    pub fn health(&self) -> Vec<Health> {
+    pub(crate) fn health(&self) -> Vec<Health> {
         self.0.upstreams.health()
     }
 
     /// Blobs that are being fetched: which, how far, how large where that is known.
-    pub fn filling(&self) -> Vec<(crate::descriptor::Digest, u64, Option<u64>)> {
+    pub(crate) fn filling(&self) -> Vec<(crate::descriptor::Digest, u64, Option<u64>)> {
         self.0.fills.list()
     }
 }

@@ -7,20 +7,20 @@ use crate::error::{Error, Kind, Result};
 /// A pattern of repositories' names: `*` and `?` stay within one part of the path, `**` does not,
 /// `[abc]` and `{one,other}` are as in a shell.
 #[derive(Clone, Debug)]
-pub struct Pattern(GlobMatcher);
+pub(crate) struct Pattern(GlobMatcher);
 
 /// What may be asked for. Without any rule, everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// Only what fits one of these; everything, if there is none.
-    pub allow: Vec<Pattern>,
+    pub(crate) allow: Vec<Pattern>,
     /// And nothing that fits one of these.
-    pub deny: Vec<Pattern>,
+    pub(crate) deny: Vec<Pattern>,
 }
 
 impl Rules {
     /// Whether this repository, as the upstream names it, may be asked for.
-    pub fn allows(&self, repository: &str) -> bool {
+    pub(crate) fn allows(&self, repository: &str) -> bool {
         let fits = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.0.is_match(repository));
         (self.allow.is_empty() || fits(&self.allow)) && !fits(&self.deny)
     }

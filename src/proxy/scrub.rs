@@ -221,7 +221,7 @@ impl RateLimiter {
 ///
 /// # Errors
 /// [`Kind::Usage`] if `bytes` doesn't read the text.
-pub fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
+pub(crate) fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
     match text {
         "off" => return Ok(None),
         "on" => return Ok(Some(DEFAULT_RATE)),
@@ -237,7 +237,7 @@ pub fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Opt
 }
 
 /// What a proxy reads of its cache in a second, where nobody says otherwise: 50 GiB in four hours.
-pub const DEFAULT_RATE: u64 = 4 << 20;
+pub(crate) const DEFAULT_RATE: u64 = 4 << 20;
 /// From the start of a pass to that of the next one, at least.
 const PASS_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 const READ_SIZE: usize = 256 << 10;

@@ -12,7 +12,7 @@ use crate::error::Kind;
 
 /// What happened lately, for people. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct RecentActivity(Arc<Mutex<Counters>>);
+pub(crate) struct RecentActivity(Arc<Mutex<Counters>>);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -31,7 +31,7 @@ struct RecentError {
 
 /// What the status page shows.
 #[derive(Debug, Serialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Of all requests for manifests and blobs that were answered, the part that needed no upstream: 0 to 1.
     hit_ratio: f64,
     requests: u64,
@@ -68,7 +68,7 @@ struct PulledRepository {
 
 impl RecentActivity {
     /// What the page shows of `proxy`.
-    pub fn status<O: Origins>(&self, proxy: &Proxy<O>) -> Status {
+    pub(crate) fn status<O: Origins>(&self, proxy: &Proxy<O>) -> Status {
         let seen = self.lock();
         let mut most_pulled: Vec<PulledRepository> =
             seen.pulled.iter().map(|(image, times)| PulledRepository { image: image.clone(), times: *times }).collect();
@@ -141,7 +141,7 @@ impl Observer for RecentActivity {
 }
 
 /// The page, with nothing from elsewhere.
-pub const PAGE: &str = include_str!("status/page.html");
+pub(crate) const PAGE: &str = include_str!("status/page.html");
 /// Repositories that are counted, which clients make up: those of the first so many.
 const MAX_REPOSITORIES: usize = 10_000;
 /// Lines of a list on the page.

@@ -20,7 +20,7 @@ use crate::reference::Repository;
 use crate::retry::{Budget, jitter};
 
 /// Gives the repositories that are read from. All that the proxy knows of registries.
-pub trait Origins: Send + Sync + 'static {
+pub(crate) trait Origins: Send + Sync + 'static {
     /// One repository.
     type Source: Source;
 
@@ -31,7 +31,6 @@ pub trait Origins: Send + Sync + 'static {
     fn size_of(&self, source: &Self::Source, digest: &Digest) -> impl Future<Output = Result<Option<u64>>> + Send;
 }
 
-/// All of them.
 pub(super) struct Tiers<O> {
     pub(super) origins: O,
     configured: RwLock<Arc<Upstreams>>,
@@ -53,13 +52,12 @@ struct Registry {
 
 /// How a registry does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// The registry.
-    pub registry: String,
+pub(crate) struct Health {
+    pub(crate) registry: String,
     /// Whether it is asked now: it answers, and has set no limit that lasts.
-    pub well: bool,
+    pub(crate) well: bool,
     /// Why it refuses the proxy, and for how many repositories, where it does.
-    pub refusals: BTreeMap<&'static str, usize>,
+    pub(crate) refusals: BTreeMap<&'static str, usize>,
 }
 
 /// What one tier had.

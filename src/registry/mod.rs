@@ -17,7 +17,7 @@
 mod acr_refusals;
 mod address;
 mod auth;
-pub mod azure;
+pub(crate) mod azure;
 mod call;
 mod client;
 mod endpoints;

@@ -63,7 +63,6 @@ pub(super) fn instead(registry: &str, head: &http::response::Parts) -> Option<Er
     Some(error(registry, head.extensions.get(), head.status, &media_type, None))
 }
 
-/// As [`instead`], for a response.
 pub(super) fn instead_of<B>(registry: &str, response: &http::Response<B>) -> Option<Error> {
     let media_type = media_type(response.headers())?;
     Some(error(registry, response.extensions().get(), response.status(), &media_type, None))

@@ -16,11 +16,11 @@ use crate::error::{Error, Kind, Result};
 /// Tokens, as hashes. They are random and long, unlike passwords: a plain hash of one tells nothing,
 /// and two of equal length are compared in a time that doesn't tell how much of them agrees.
 #[derive(Clone)]
-pub struct Tokens(Vec<[u8; 32]>);
+pub(crate) struct Tokens(Vec<[u8; 32]>);
 
 /// Who may ask; clones share it. Without tokens and users, everyone.
 #[derive(Clone)]
-pub struct AccessControl(Arc<Shared>);
+pub(crate) struct AccessControl(Arc<Shared>);
 
 struct Shared {
     methods: RwLock<AuthMethods>,
@@ -43,7 +43,7 @@ enum GivenCredentials {
 
 /// A handler behind that.
 #[derive(Debug)]
-pub struct Guarded<H> {
+pub(crate) struct Guarded<H> {
     handler: H,
     access: AccessControl,
 }
@@ -53,7 +53,7 @@ impl Tokens {
     ///
     /// # Errors
     /// [`Kind::Usage`] if there is none, or one is so short that it could be guessed.
-    pub fn read(text: &str) -> Result<Self> {
+    pub(crate) fn read(text: &str) -> Result<Self> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let tokens: Vec<&str> = lines.collect();
         if tokens.is_empty() || tokens.iter().any(|token| token.len() < MIN_TOKEN_LENGTH) {
@@ -111,19 +111,19 @@ impl AccessControl {
     ///
     /// # Errors
     /// If the system has no random bytes.
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Ok(Self(Arc::new(Shared { methods: RwLock::default(), verifier: Arc::new(Verifier::new()?) })))
     }
 
     /// Another listener's, for everyone at first: its checks of passwords have their bounds, and what they remember,
     /// in common with this one's.
     #[must_use]
-    pub fn beside(&self) -> Self {
+    pub(crate) fn beside(&self) -> Self {
         Self(Arc::new(Shared { methods: RwLock::default(), verifier: self.0.verifier.clone() }))
     }
 
     /// From now on for those who know one of `tokens`, and for `users`; for everyone without both.
-    pub fn set(&self, tokens: Option<Tokens>, users: Option<Users>) {
+    pub(crate) fn set(&self, tokens: Option<Tokens>, users: Option<Users>) {
         let methods = AuthMethods { tokens: tokens.map(Arc::new), users: users.map(Arc::new) };
         *self.0.methods.write().unwrap_or_else(PoisonError::into_inner) = methods;
     }
@@ -154,7 +154,7 @@ impl AccessControl {
 
 impl<H> Guarded<H> {
     /// `handler` for those whom `access` admits.
-    pub fn new(handler: H, access: AccessControl) -> Self {
+    pub(crate) fn new(handler: H, access: AccessControl) -> Self {
         Self { handler, access }
     }
 }

@@ -14,12 +14,12 @@ use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
 
 /// A list of referrers: however it is kept, answering from it takes no copy.
-pub type Referrers = dyn AsRef<[Descriptor]> + Send + Sync;
+pub(crate) type Referrers = dyn AsRef<[Descriptor]> + Send + Sync;
 
 /// Content behind the distribution API: a directory, or a proxy's cache with its upstreams.
 ///
 /// An error is answered by its kind: see [`Refusal`](super::Refusal).
-pub trait Backend: Send + Sync + 'static {
+pub(crate) trait Backend: Send + Sync + 'static {
     /// A blob that can be read.
     type Blob: Blob;
     /// An upload that was begun.
@@ -126,8 +126,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// A blob that is there.
-pub trait Blob: Send + 'static {
+pub(crate) trait Blob: Send + 'static {
     /// How large it is.
     fn size(&self) -> u64;
 
@@ -140,7 +139,7 @@ pub trait Blob: Send + 'static {
 ///
 /// When a future of its methods is dropped, as it is when a client hangs up, the upload stays
 /// usable: [`size`](Self::size) says how far it came.
-pub trait Upload: Send + 'static {
+pub(crate) trait Upload: Send + 'static {
     /// How many bytes are stored.
     fn size(&mut self) -> impl Future<Output = Result<u64>> + Send;
 

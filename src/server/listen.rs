@@ -17,7 +17,7 @@ use super::sendfile::{FilePipe, PipedStream};
 
 /// Where connections come in.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     socket: Socket,
     tls: Option<TlsConfig>,
     log: Option<AccessLog>,
@@ -31,7 +31,7 @@ enum Socket {
 
 /// What TLS is spoken with. Clones share it; what is set holds for the next connection.
 #[derive(Clone, Debug)]
-pub struct TlsConfig(Arc<RwLock<Arc<ServerConfig>>>);
+pub(crate) struct TlsConfig(Arc<RwLock<Arc<ServerConfig>>>);
 
 /// A connection on which nothing was said yet.
 pub(super) enum Connected {
@@ -48,13 +48,13 @@ pub(super) enum Stream {
 
 impl Listener {
     /// TLS over TCP.
-    pub fn tls(listener: TcpListener, tls: TlsConfig) -> Self {
+    pub(crate) fn tls(listener: TcpListener, tls: TlsConfig) -> Self {
         Self { socket: Socket::Tcp(listener), tls: Some(tls), log: None }
     }
 
     /// Has each request that comes in here told to `log`.
     #[must_use]
-    pub fn logged(self, log: AccessLog) -> Self {
+    pub(crate) fn logged(self, log: AccessLog) -> Self {
         Self { log: Some(log), ..self }
     }
 
@@ -89,13 +89,12 @@ impl From<UnixListener> for Listener {
 }
 
 impl TlsConfig {
-    /// With this.
-    pub fn new(config: ServerConfig) -> Self {
+    pub(crate) fn new(config: ServerConfig) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(config))))
     }
 
     /// With this from the next connection on.
-    pub fn set(&self, config: ServerConfig) {
+    pub(crate) fn set(&self, config: ServerConfig) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 }

@@ -13,7 +13,7 @@ use crate::memory::CollectedBody;
 
 /// A request's body as a stream: [`Kind::Network`] if the client hangs up in the middle,
 /// [`Kind::Timeout`] if nothing comes for a minute.
-pub fn request_body<R>(body: R) -> Body
+pub(crate) fn request_body<R>(body: R) -> Body
 where
     R: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     R::Error: std::error::Error + Send + Sync,

@@ -11,17 +11,17 @@ use crate::reference::{RepositoryName, Tag, Target};
 
 /// Which repository is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RepositoryPath {
+pub(crate) struct RepositoryPath {
     /// The repository's name.
-    pub name: RepositoryName,
+    pub(crate) name: RepositoryName,
     /// The registry that containerd asks its mirror for: `?ns=docker.io` (distribution spec,
     /// "Registry Proxying"). A key to look up, never an address to dial.
-    pub ns: Option<String>,
+    pub(crate) ns: Option<String>,
 }
 
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// `GET /v2/`: is this a registry?
     Base,
     /// `GET /v2/_catalog`.
@@ -50,29 +50,29 @@ pub enum Route {
 
 /// How an upload begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BeginUpload {
+pub(crate) struct BeginUpload {
     /// `?mount=`: the blob may be here already.
-    pub mount: Option<Digest>,
+    pub(crate) mount: Option<Digest>,
     /// `?from=`: the repository that it is mounted from.
-    pub from: Option<RepositoryName>,
+    pub(crate) from: Option<RepositoryName>,
     /// `?digest=`: the body is the whole blob.
-    pub digest: Option<Digest>,
+    pub(crate) digest: Option<Digest>,
     /// `?digest-algorithm=`: a digest of the algorithm that will be used.
-    pub like: Option<Digest>,
+    pub(crate) like: Option<Digest>,
 }
 
 /// Which part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageQuery {
+pub(crate) struct PageQuery {
     /// `?n=`: how many at most.
-    pub most: Option<usize>,
+    pub(crate) most: Option<usize>,
     /// `?last=`: those behind it.
-    pub after: Option<String>,
+    pub(crate) after: Option<String>,
 }
 
 impl Route {
     /// The registry that a mirror is asked for.
-    pub fn namespace(&self) -> Option<&str> {
+    pub(crate) fn namespace(&self) -> Option<&str> {
         match self {
             Self::Base | Self::Catalog(_) => None,
             Self::Tags(repository, _)
@@ -89,7 +89,7 @@ impl Route {
     }
 
     /// Whether it changes what is stored.
-    pub fn is_write(&self) -> bool {
+    pub(crate) fn is_write(&self) -> bool {
         match self {
             Self::Base | Self::Catalog(_) | Self::Tags(..) | Self::Manifest(..) | Self::Blob(..) => false,
             Self::Referrers(..) => false,
@@ -103,7 +103,7 @@ impl Route {
 ///
 /// # Errors
 /// What to answer to a request that makes no sense.
-pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Refusal> {
+pub(crate) fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Refusal> {
     let unknown = || Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "there is nothing at this path");
     let query = Query::parse(query.unwrap_or_default());
     let path = path.strip_prefix("/v2").ok_or_else(unknown)?;

@@ -28,25 +28,25 @@ use crate::error::Result;
 
 /// What clients may use up.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Connections at one time. A further one takes the place of the connection that has been idle longest; if
     /// all are busy, it waits.
-    pub connections: usize,
+    pub(crate) connections: usize,
     /// Connections of one client address at one time, if that is limited. A further one takes the place of that
     /// address's idle connection; if all are busy, it is closed.
-    pub per_address: Option<usize>,
+    pub(crate) per_address: Option<usize>,
     /// How long a connection may be open before the first byte of a request arrives. Not longer than `head`.
-    pub first_byte: Duration,
+    pub(crate) first_byte: Duration,
     /// How long a connection may take to send a request's head, or be idle between requests.
     /// Longer than the 30 s that containerd keeps an idle one, so that it is the one to close it.
-    pub head: Duration,
+    pub(crate) head: Duration,
     /// How long a client may take nothing of its answer.
-    pub stalled: Duration,
+    pub(crate) stalled: Duration,
     /// How long requests may go on after the stop signal.
-    pub drain: Duration,
+    pub(crate) drain: Duration,
     /// Bytes of answers that may wait to be sent on one connection, beside the piece that is being sent;
     /// and of a request's head.
-    pub buffer: usize,
+    pub(crate) buffer: usize,
 }
 
 impl Default for Limits {
@@ -66,14 +66,14 @@ impl Default for Limits {
 
 /// Who sent a request, where that has an address: in its extensions.
 #[derive(Clone, Copy, Debug)]
-pub struct Peer(pub Option<SocketAddr>);
+pub(crate) struct Peer(pub(crate) Option<SocketAddr>);
 
 /// Answers what comes in at `listener` by `handler`, until `shutdown` is ready; then takes no new
 /// connections, ends idle ones, and lets requests end for a while.
 ///
 /// # Errors
 /// None so far: what goes wrong with a connection ends that connection.
-pub async fn run<H: Handler>(
+pub(crate) async fn run<H: Handler>(
     listener: impl Into<Listener>,
     handler: H,
     limits: Limits,

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 
 /// A connection that parts of files can be sent on. Clones are the same connection.
 #[derive(Clone, Debug, Default)]
-pub struct FilePipe(Arc<Mutex<VecDeque<FilePart>>>);
+pub(crate) struct FilePipe(Arc<Mutex<VecDeque<FilePart>>>);
 
 /// What is to be sent, and not yet.
 #[derive(Debug)]
@@ -34,13 +34,13 @@ struct FilePart {
 
 impl FilePipe {
     /// How long a part may be, in bytes.
-    pub const MOST: u64 = STAND_IN.len() as u64;
+    pub(crate) const MOST: u64 = STAND_IN.len() as u64;
 
     /// The next frame of this connection's answer: stands for the bytes in `range`, or for the first
     /// [`Self::MOST`] of them. What they are is decided when they are sent: they must not change until then.
     ///
     /// If the file is shorter, the connection ends there.
-    pub fn part(&self, file: Arc<File>, range: Range<u64>) -> Bytes {
+    pub(crate) fn part(&self, file: Arc<File>, range: Range<u64>) -> Bytes {
         let end = range.end.min(range.start + Self::MOST);
         // Can't be more than the constant has.
         let length = usize::try_from(end - range.start).unwrap_or(0);
@@ -202,7 +202,8 @@ mod tests {
 
     use super::*;
     use crate::body::Body;
-    use crate::server::{Handler, Limits, ResponseBody, run, streamed};
+    use crate::server::respond::streamed;
+    use crate::server::{Handler, Limits, ResponseBody, run};
 
     /// Answers with plain bytes, a part of a file, plain bytes, and the rest of the file.
     struct Mixed {

@@ -25,7 +25,7 @@ use crate::pool::run_blocking;
 
 /// Names, and the bcrypt hashes of their passwords.
 #[derive(Clone)]
-pub struct Users(BTreeMap<String, Arc<str>>);
+pub(crate) struct Users(BTreeMap<String, Arc<str>>);
 
 /// What came of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Users {
     /// # Errors
     /// [`Kind::Usage`], with the line, for a hash that isn't bcrypt, or would take too long to check, and for a
     /// name that is there twice; or if there is none. Never with the hash.
-    pub fn read(text: &str) -> Result<Self> {
+    pub(crate) fn read(text: &str) -> Result<Self> {
         let mut users = BTreeMap::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if line.is_empty() || line.starts_with('#') {

@@ -26,7 +26,6 @@ impl<'a> Reader<'a> {
         Self { name, defaults, to: Vec::new(), entries: Vec::new(), notes: Vec::new(), noted: HashMap::new() }
     }
 
-    /// An error at a line.
     pub(super) fn fail(&self, line: usize, what: impl Into<String>) -> Error {
         invalid_list(self.name, line, what)
     }
@@ -68,7 +67,6 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Adds an entry.
     pub(super) fn add(&mut self, entry: Entry) -> Result<()> {
         if let Some(name) = entry.source.name.strip_prefix("library/")
             && entry.source.is_docker_hub()
@@ -171,7 +169,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A platform.
     pub(super) fn platform(&self, line: usize, text: &str) -> Result<Platform> {
         self.at(line, text.parse())
     }
@@ -181,7 +178,6 @@ impl<'a> Reader<'a> {
         self.at(line, reference(text))
     }
 
-    /// A repository.
     pub(super) fn repository(&self, line: usize, text: &str) -> Result<Repository> {
         self.at(line, bare_reference(text).and_then(str::parse))
     }

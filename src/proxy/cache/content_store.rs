@@ -17,7 +17,7 @@ use crate::file_access::OpenFile;
 
 /// Content by its digest. Clones share it. Methods that say so block.
 #[derive(Clone)]
-pub struct ContentStore(Arc<Inner>);
+pub(crate) struct ContentStore(Arc<Inner>);
 
 /// Hears of what had to go.
 type EvictionCallback = Box<dyn Fn(&Digest, u64) + Send + Sync>;
@@ -37,7 +37,7 @@ struct Inner {
 
 /// What became of something that was to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
+pub(crate) enum Removal {
     /// It's gone.
     Gone,
     /// It's being read, and stays.
@@ -48,13 +48,13 @@ pub enum Removal {
 
 /// Content that is open. It stays on the disk as long as this lives.
 #[derive(Debug)]
-pub struct StoredContent {
+pub(crate) struct StoredContent {
     /// Which content it is.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// To be read from.
-    pub file: OpenFile,
+    pub(crate) file: OpenFile,
     /// Keeps it there, and knows its size.
-    pub pin: Pin,
+    pub(crate) pin: Pin,
 }
 
 impl ContentStore {
@@ -84,12 +84,12 @@ impl ContentStore {
     }
 
     /// Whether it's here, and how large.
-    pub fn size_of(&self, digest: &Digest) -> Option<u64> {
+    pub(crate) fn size_of(&self, digest: &Digest) -> Option<u64> {
         self.0.index.size_of(digest)
     }
 
     /// Marks it as being read, if it's here. Cheap; [`open`](Self::open_pinned) follows.
-    pub fn pin(&self, digest: &Digest) -> Option<Pin> {
+    pub(crate) fn pin(&self, digest: &Digest) -> Option<Pin> {
         self.0.index.pin(digest)
     }
 
@@ -97,7 +97,7 @@ impl ContentStore {
     ///
     /// # Errors
     /// [`Kind::Local`] where the system can't open any more files: that tells nothing of this one.
-    pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<StoredContent>> {
+    pub(crate) fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<StoredContent>> {
         let path = self.path(digest, pin.size());
         // The program itself wrote it: `open` takes a regular file only, and no link.
         let files = self.0.home.files();
@@ -118,7 +118,7 @@ impl ContentStore {
     ///
     /// # Errors
     /// Those of [`prepare`](Self::prepare), and [`Kind::Local`] if there is no room.
-    pub fn begin(&self, size: u64) -> Result<TempFile> {
+    pub(crate) fn begin(&self, size: u64) -> Result<TempFile> {
         let temp = self.prepare(size)?;
         temp.room()?.take_all()?;
         Ok(temp)
@@ -129,7 +129,7 @@ impl ContentStore {
     /// # Errors
     /// [`Kind::Local`] if it's larger than the cache or than all that could be freed on the disk, or the disk can't be
     /// written.
-    pub fn prepare(&self, size: u64) -> Result<TempFile> {
+    pub(crate) fn prepare(&self, size: u64) -> Result<TempFile> {
         if !self.0.index.could_hold(size) {
             return Err(cache_full(size));
         }
@@ -192,7 +192,7 @@ impl ContentStore {
     }
 
     /// Gives a whole and verified file its name. On return it's durable. Blocks.
-    pub fn commit(&self, digest: Digest, mut temp: TempFile) -> Result<Pin> {
+    pub(crate) fn commit(&self, digest: Digest, mut temp: TempFile) -> Result<Pin> {
         temp.sync()?;
         let reserved = temp.room()?.close()?;
         let path = self.path(&digest, reserved.size());
@@ -225,7 +225,7 @@ impl ContentStore {
     }
 
     /// Removes content, though it may be read: who has it open goes on reading. Blocks.
-    pub fn discard(&self, digest: &Digest) -> bool {
+    pub(crate) fn discard(&self, digest: &Digest) -> bool {
         let names = self.lock_names();
         let Some(size) = self.0.index.remove(digest) else { return false };
         self.unlink(digest, size, &names);
@@ -268,7 +268,7 @@ impl ContentStore {
     }
 
     /// Number and bytes of what is here.
-    pub fn count(&self) -> (usize, u64) {
+    pub(crate) fn count(&self) -> (usize, u64) {
         self.0.index.count()
     }
 
@@ -278,12 +278,13 @@ impl ContentStore {
     }
 
     /// What is here, in no order.
-    pub fn list(&self) -> Vec<(Digest, u64)> {
+    #[cfg(test)]
+    pub(crate) fn list(&self) -> Vec<(Digest, u64)> {
         self.0.index.list()
     }
 
     /// The file that content of this digest and size has.
-    pub fn path(&self, digest: &Digest, size: u64) -> PathBuf {
+    pub(crate) fn path(&self, digest: &Digest, size: u64) -> PathBuf {
         let hex = digest.hex();
         self.0.dir.join(digest.algorithm()).join(&hex[..2]).join(format!("{hex}.{size}"))
     }
@@ -312,7 +313,7 @@ impl ContentStore {
     }
 
     /// Where it is.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.0.dir
     }
 }

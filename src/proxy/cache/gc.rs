@@ -16,22 +16,22 @@ use crate::regular_file::{self, Links};
 
 /// What is to go.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct GcOptions {
+pub(crate) struct GcOptions {
     /// What is more than so many bytes of blobs, the least lately used first; and what is more than a 64th
     /// of that of manifests, as a proxy has it.
-    pub size: Option<u64>,
+    pub(crate) size: Option<u64>,
     /// And so many blobs that so many bytes are free on the disk.
-    pub keep_free: Option<u64>,
+    pub(crate) keep_free: Option<u64>,
     /// Tags that were not checked, and content that was not used, for so long.
-    pub older_than: Option<Duration>,
+    pub(crate) older_than: Option<Duration>,
     /// Only say what would go.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 /// Why something went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum RemovalReason {
+pub(crate) enum RemovalReason {
     /// A fetch or a write that was never completed left it.
     Left,
     /// It's not as large as its name says.
@@ -44,28 +44,25 @@ pub enum RemovalReason {
 
 /// Number and bytes of files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileTotals {
-    /// How many.
-    pub count: usize,
+pub(crate) struct FileTotals {
+    pub(crate) count: usize,
     /// Their bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct GcResult {
+pub(crate) struct GcResult {
     /// Nothing did: it would.
-    pub dry_run: bool,
-    /// By the reason.
-    pub removed: BTreeMap<RemovalReason, FileTotals>,
+    pub(crate) dry_run: bool,
+    pub(crate) removed: BTreeMap<RemovalReason, FileTotals>,
     /// What should have gone, and stayed as it's being read.
-    pub busy: usize,
+    pub(crate) busy: usize,
 }
 
 impl GcResult {
-    /// All of it.
-    pub fn sum(&self) -> FileTotals {
+    pub(crate) fn sum(&self) -> FileTotals {
         self.removed.values().fold(FileTotals::default(), |all, sum| FileTotals {
             count: all.count + sum.count,
             bytes: all.bytes + sum.bytes,

@@ -174,6 +174,7 @@ impl Index {
     }
 
     /// What is here, in no order.
+    #[cfg(test)]
     pub(super) fn list(&self) -> Vec<(Digest, u64)> {
         self.lock().entries.values().map(|entry| (entry.digest, entry.size)).collect()
     }

@@ -25,7 +25,7 @@ use crate::regular_file::{self, Links};
 
 /// Manifests by digest, and tags. Clones share them.
 #[derive(Clone, Debug)]
-pub struct ManifestStore(Arc<Inner>);
+pub(crate) struct ManifestStore(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -42,11 +42,11 @@ struct Inner {
 
 /// A tag of a repository of an upstream, as one text: it's looked up for each request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TagName(Arc<str>);
+pub(crate) struct TagName(Arc<str>);
 
 impl TagName {
     /// The tag's name. None of the three can hold a space.
-    pub fn new(upstream: &str, repository: &str, tag: &str) -> Self {
+    pub(crate) fn new(upstream: &str, repository: &str, tag: &str) -> Self {
         Self(format!("{upstream} {repository} {tag}").into())
     }
 
@@ -65,14 +65,14 @@ impl TagName {
 /// What a tag was, and when that was known for sure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct CachedTag {
+pub(crate) struct CachedTag {
     /// `upstream repository tag`: a hash can't be turned back.
     name: String,
     media_type: MediaType,
     digest: Digest,
     size: u64,
     /// Seconds since 1970.
-    pub checked: u64,
+    pub(crate) checked: u64,
     /// The registries behind the upstream's name, as one text. A cache of a former version has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tiers: Option<Box<str>>,
@@ -80,19 +80,19 @@ pub struct CachedTag {
 
 impl CachedTag {
     /// What `name` was found to be.
-    pub fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
+    pub(crate) fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
         let Descriptor { media_type, digest, size, .. } = descriptor.clone();
         Self { name: name.0.to_string(), media_type, digest, size, checked, tiers: None }
     }
 
     /// The same, read from these registries: see [`tiers`](Self::tiers).
-    pub fn with_tiers(self, tiers: &str) -> Self {
+    pub(crate) fn with_tiers(self, tiers: &str) -> Self {
         Self { tiers: Some(tiers.into()), ..self }
     }
 
     /// The registries that it was read from, as one text. Other registries behind the same name are another upstream,
     /// of which the tag says nothing. `None` for a tag that a former version wrote.
-    pub fn tiers(&self) -> Option<&str> {
+    pub(crate) fn tiers(&self) -> Option<&str> {
         self.tiers.as_deref()
     }
 
@@ -101,19 +101,18 @@ impl CachedTag {
         &self.name
     }
 
-    /// Its upstream and repository.
     pub(in crate::proxy) fn upstream_and_repository(&self) -> Option<(&str, &str)> {
         let mut parts = self.name.split(' ');
         Some((parts.next()?, parts.next()?))
     }
 
     /// The manifest that it was.
-    pub fn descriptor(&self) -> Descriptor {
+    pub(crate) fn descriptor(&self) -> Descriptor {
         Descriptor::new(self.media_type.clone(), self.digest, self.size)
     }
 
     /// That manifest's digest.
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         self.digest
     }
 }
@@ -136,7 +135,7 @@ impl ManifestStore {
     }
 
     /// The manifest, if it's here.
-    pub async fn manifest(&self, digest: &Digest) -> Option<Manifest> {
+    pub(crate) async fn manifest(&self, digest: &Digest) -> Option<Manifest> {
         if let Some(found) = self.0.manifests.get(digest) {
             return Some(found);
         }
@@ -189,7 +188,7 @@ impl ManifestStore {
     }
 
     /// Keeps a manifest. On return it's on the disk, unless that can't be written.
-    pub async fn put(&self, manifest: &Manifest) {
+    pub(crate) async fn put(&self, manifest: &Manifest) {
         self.0.manifests.insert(manifest.digest(), manifest.clone());
         if self.0.store.size_of(&manifest.digest()).is_some() {
             return;
@@ -199,7 +198,7 @@ impl ManifestStore {
     }
 
     /// What the tag was last, if it's known.
-    pub async fn tag(&self, name: &TagName) -> Option<CachedTag> {
+    pub(crate) async fn tag(&self, name: &TagName) -> Option<CachedTag> {
         if let Some(found) = self.0.known.get(name) {
             return Some(found);
         }
@@ -219,14 +218,14 @@ impl ManifestStore {
     }
 
     /// Keeps what a tag is.
-    pub async fn put_tag(&self, name: &TagName, tag: CachedTag) {
+    pub(crate) async fn put_tag(&self, name: &TagName, tag: CachedTag) {
         self.0.known.insert(name.clone(), tag.clone());
         let (manifest_store, name) = (self.clone(), name.clone());
         self.log_error(run_blocking(move || manifest_store.write_tag(&name, &tag)).await);
     }
 
     /// Forgets a tag that is no more.
-    pub async fn forget_tag(&self, name: &TagName) {
+    pub(crate) async fn forget_tag(&self, name: &TagName) {
         self.0.known.remove(name);
         let path = self.0.tags.join(name.file());
         let removed = run_blocking(move || match fs::remove_file(&path) {
@@ -263,7 +262,7 @@ impl ManifestStore {
     }
 
     /// The shelf of manifests.
-    pub fn shelf(&self) -> &ContentStore {
+    pub(crate) fn shelf(&self) -> &ContentStore {
         &self.0.store
     }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::file_access::OpenFile;
 
 /// The room of one file. Clones of the `Arc` around it write to the same file.
-pub struct ReservedFile {
+pub(crate) struct ReservedFile {
     store: ContentStore,
     file: OpenFile,
     size: u64,
@@ -57,8 +57,7 @@ impl ReservedFile {
         Self { store, file, size, taken: Mutex::new(taken) }
     }
 
-    /// The file.
-    pub fn file(&self) -> &OpenFile {
+    pub(crate) fn file(&self) -> &OpenFile {
         &self.file
     }
 
@@ -66,7 +65,7 @@ impl ReservedFile {
     ///
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if there is no room: all is being read, or the disk is full.
-    pub fn write(&self, bytes: &Bytes, at: u64) -> Result<()> {
+    pub(crate) fn write(&self, bytes: &Bytes, at: u64) -> Result<()> {
         {
             let mut taken = self.lock();
             taken.arrived = (taken.arrived + bytes.len() as u64).min(self.size);

@@ -13,7 +13,7 @@ use crate::file_access::{Files, OpenFile};
 ///
 /// All methods block.
 #[derive(Debug)]
-pub struct TempFile {
+pub(crate) struct TempFile {
     file: OpenFile,
     access: Files,
     path: PathBuf,
@@ -70,12 +70,12 @@ impl TempFile {
     ///
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if it was made for no content.
-    pub fn room(&self) -> Result<Arc<ReservedFile>> {
+    pub(crate) fn room(&self) -> Result<Arc<ReservedFile>> {
         self.reserved.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
     }
 
     /// The file, which stays readable when it gets its name, and when it's removed.
-    pub fn file(&self) -> OpenFile {
+    pub(crate) fn file(&self) -> OpenFile {
         self.file.clone()
     }
 
@@ -106,7 +106,7 @@ impl Drop for TempFile {
 }
 
 /// Writes all of `bytes` at an offset. Blocks.
-pub fn write_at(file: &OpenFile, bytes: &[u8], at: u64) -> Result<()> {
+pub(crate) fn write_at(file: &OpenFile, bytes: &[u8], at: u64) -> Result<()> {
     file.write_all_at(bytes, at).map_err(|error| Error::io("write to the cache", &error))
 }
 

@@ -27,7 +27,7 @@ use crate::proxy::metrics::NAME_PREFIX;
 
 /// The queue. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Queue(Arc<Inner>);
+pub(crate) struct Queue(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -41,7 +41,7 @@ struct Inner {
 impl Queue {
     /// The queue that `dir` keeps, with its figures shown by `registry`. One that can't be read is told
     /// and begun anew: its images come again when they are pulled again.
-    pub fn open(dir: &Path, registry: &mut Registry) -> Self {
+    pub(crate) fn open(dir: &Path, registry: &mut Registry) -> Self {
         let file = dir.join(QUEUE_FILE);
         let saved = saved::load(&file).unwrap_or_else(|error| {
             tracing::warn!("{error}: the write-back queue begins anew");
@@ -68,7 +68,7 @@ impl Queue {
 
     /// Has `copy` copy what is in the queue, for ever; it counts the bytes that it moved. Dropped, what is
     /// left is kept, and what was running counts as not tried. A panic in a copy is that copy's failure.
-    pub async fn run<F: Future<Output = Result<CopyOutcome>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
+    pub(crate) async fn run<F: Future<Output = Result<CopyOutcome>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
         let mut running = FuturesUnordered::new();
         let _stopping = StopGuard(self);
         loop {
@@ -107,12 +107,14 @@ impl Queue {
     }
 
     /// How many wait.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.lock().jobs.len()
     }
 
     /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
