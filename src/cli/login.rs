@@ -283,13 +283,13 @@ mod tests {
         Line::try_parse_from([&["login"], line].concat()).map(|line| line.login).expect("arguments")
     }
 
-    /// Logs in at a registry that takes the password "right", and ACR's token "acr".
+    /// Logs in at a registry that takes the password "sesame", and ACR's token "acr".
     async fn run(line: &[&str], scratch: &Scratch, person: &mut Script) -> Result<Vec<(String, Credential)>> {
         let tried = RefCell::new(Vec::new());
         let verify = async |registry: &str, credential: &Credential| {
             tried.borrow_mut().push((registry.to_owned(), credential.clone()));
             match credential {
-                Credential::Basic { password, .. } if password.reveal() != "right" => {
+                Credential::Basic { password, .. } if password.reveal() != "sesame" => {
                     Err(Error::new(Kind::Unauthorized, "wrong password"))
                 }
                 _ => Ok(()),
@@ -307,18 +307,18 @@ mod tests {
     #[tokio::test]
     async fn at_a_terminal() {
         let scratch = Scratch::new();
-        let mut person = Script { there: true, username: "u\n", password: "right", ..Script::default() };
+        let mut person = Script { there: true, username: "u\n", password: "sesame", ..Script::default() };
         let tried = run(&["Docker.io"], &scratch, &mut person).await.expect("logged in");
-        assert_eq!(tried, [("docker.io".to_owned(), Credential::basic("u", "right"))]);
+        assert_eq!(tried, [("docker.io".to_owned(), Credential::basic("u", "sesame"))]);
         assert_eq!(person.asked, ["Username: ", "Password: (hidden)"]);
-        assert_eq!(kept(&scratch, "nginx").await, Some(Credential::basic("u", "right")));
+        assert_eq!(kept(&scratch, "nginx").await, Some(Credential::basic("u", "sesame")));
         assert_eq!(person.said[0], "logged in to docker.io as u");
         let file = scratch.path("docker/config.json").display().to_string();
         assert!(person.said[1].contains("unencrypted") && person.said[1].contains(&file), "{:?}", person.said);
-        assert!(!person.said.concat().contains("right"));
+        assert!(!person.said.concat().contains("sesame"));
 
         // The user is known already.
-        let mut person = Script { there: true, password: "right", ..Script::default() };
+        let mut person = Script { there: true, password: "sesame", ..Script::default() };
         run(&["a.io", "-u", "v"], &scratch, &mut person).await.expect("logged in");
         assert_eq!(person.asked, ["Password: (hidden)"]);
     }
@@ -326,13 +326,13 @@ mod tests {
     #[tokio::test]
     async fn from_stdin() {
         let scratch = Scratch::new();
-        for stdin in ["right", "right\n", "right\r\n"] {
+        for stdin in ["sesame", "sesame\n", "sesame\r\n"] {
             let mut person = Script { stdin, ..Script::default() };
             let tried = run(&["a.io", "--username", "u", "--password-stdin"], &scratch, &mut person).await;
-            assert_eq!(tried.expect("logged in")[0].1, Credential::basic("u", "right"), "{stdin:?}");
+            assert_eq!(tried.expect("logged in")[0].1, Credential::basic("u", "sesame"), "{stdin:?}");
             assert!(person.asked.is_empty());
         }
-        for (stdin, why) in [("", "empty"), ("\n", "empty"), ("right\n\n", "more than one line")] {
+        for (stdin, why) in [("", "empty"), ("\n", "empty"), ("sesame\n\n", "more than one line")] {
             let mut person = Script { stdin, ..Script::default() };
             let error = run(&["a.io", "-u", "u", "--password-stdin"], &scratch, &mut person).await.expect_err(why);
             assert!(error.to_string().contains(why) && error.exit_code() == 2, "{error}");
@@ -356,7 +356,7 @@ mod tests {
             let error = run(line, &scratch, &mut Script::default()).await.expect_err("nobody");
             assert!(error.hint_text().is_some_and(|hint| hint.contains("--password-stdin")), "{error}");
         }
-        let mut person = Script { there: true, username: "a:b", password: "right", ..Script::default() };
+        let mut person = Script { there: true, username: "a:b", password: "sesame", ..Script::default() };
         assert!(run(&["a.io"], &scratch, &mut person).await.expect_err("a colon").to_string().contains("colon"));
     }
 
