@@ -61,12 +61,10 @@ impl CollectedBody {
         self.bytes.reserve_exact(usize::try_from(expected).unwrap_or(0).saturating_sub(self.bytes.len()));
     }
 
-    /// Adds a frame.
     pub(crate) fn add(&mut self, frame: &[u8]) {
         self.bytes.extend_from_slice(frame);
     }
 
-    /// The whole body.
     pub(crate) fn finish(self) -> Bytes {
         // Copied to an exact size: a growing buffer would keep its spare capacity.
         let bytes = self.bytes.into_boxed_slice();

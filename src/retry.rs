@@ -145,7 +145,7 @@ impl Default for Budget {
 }
 
 /// Full jitter: a random duration up to `max` (AWS Architecture Blog, "Exponential Backoff And Jitter").
-pub fn jitter(max: Duration) -> Duration {
+pub(crate) fn jitter(max: Duration) -> Duration {
     // The keys of RandomState differ in each instance, which is random enough to spread retries.
     let random = std::hash::RandomState::new().build_hasher().finish();
     max.mul_f64(random as f64 / u64::MAX as f64)

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::{FileAccess, Files, SystemFiles};
 
 /// Files whose calls fail at random. `seed` determines the sequence. The module describes `dir`.
-pub fn files(seed: u64, dir: PathBuf) -> Files {
+pub(crate) fn files(seed: u64, dir: PathBuf) -> Files {
     Files::new(RandomFaults { dir, state: AtomicU64::new(seed) })
 }
 

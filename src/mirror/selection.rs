@@ -27,7 +27,6 @@ impl Selection {
         Self { shard, failed, failed_repositories, again: Mutex::default() }
     }
 
-    /// The shard.
     pub(crate) fn shard(&self) -> Option<&Shard> {
         self.shard.as_ref()
     }
