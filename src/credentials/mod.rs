@@ -1,20 +1,19 @@
-//! Where user names, passwords and tokens of registries come from, and where `login` puts them.
-//! Knows no registry's HTTP.
+//! Credentials of registries: where they are read from, and where `login` stores them. This module does not use HTTP.
 //!
-//! Sources, in this order; the first that has something for the registry wins:
+//! Sources in this order; the first one with credentials for the registry wins:
 //!
-//! 1. what was given for this run: `TRANSLOAD_REGISTRY` with `TRANSLOAD_USERNAME` and
-//!    `TRANSLOAD_PASSWORD`, and `TRANSLOAD_AUTH_<HOST>=user:password`;
-//! 2. `--auth-file`, in the order given: a Kubernetes secret (`.dockerconfigjson`, the old
-//!    `.dockercfg`, or the directory that it's mounted at), or any file of Docker's shape;
+//! 1. values for this run: `TRANSLOAD_REGISTRY` with `TRANSLOAD_USERNAME` and `TRANSLOAD_PASSWORD`, and
+//!    `TRANSLOAD_AUTH_<HOST>=user:password`;
+//! 2. `--auth-file`, in the given order: a Kubernetes secret (`.dockerconfigjson`, the old `.dockercfg`, or the
+//!    directory that it is mounted at), or any file of Docker's format;
 //! 3. `DOCKER_AUTH_CONFIG`, the same JSON in the environment (Docker CLI, GitLab's runner);
 //! 4. Docker's `config.json`;
 //! 5. the `auth.json` of podman, skopeo and buildah.
 //!
-//! Within a file: the credential helper of the registry, or else the file's store, then the
-//! entries in `auths`, the most specific first.
+//! Within a file: the credential helper of the registry, or else the file's store, then the entries in `auths`, the
+//! most specific first.
 //!
-//! Nothing here reads the process's environment: the CLI passes it to [`Settings::from_environment`].
+//! This module does not read the process's environment: the CLI passes it to [`Settings::from_environment`].
 
 use std::fmt;
 use std::path::Path;
