@@ -110,7 +110,7 @@ impl Helpers {
     ) -> Result<()> {
         let message = Message { server, username, secret };
         let input =
-            serde_json::to_vec(&message).map_err(|_| helper_failed(name, file, "cannot be told the credentials"))?;
+            serde_json::to_vec(&message).map_err(|_| helper_failed(name, file, "cannot receive the credentials"))?;
         let output = self.run(name, "store", &input, file).await?;
         if output.status.success() {
             return Ok(());
@@ -141,9 +141,8 @@ impl Helpers {
             return Err(helper_failed(name, file, &format!("failed for {server}: {}", output.complaint())));
         }
         // The output is a secret: neither it nor serde's message may be shown.
-        let answer = Answered::read(&output.stdout).ok_or_else(|| {
-            helper_failed(name, file, &format!("gave an answer for {server} that isn't its protocol's"))
-        })?;
+        let answer = Answered::read(&output.stdout)
+            .ok_or_else(|| helper_failed(name, file, &format!("sent a malformed answer for {server}")))?;
         // Some helpers answer like this, with success, if they have no credentials (docker-credential-helpers#220).
         let secret = answer.secret.filter(|secret| !secret.is_empty());
         Ok(secret.map(|secret| from_pair(answer.username.unwrap_or_default(), secret)))
@@ -163,7 +162,7 @@ impl Helpers {
             let what = format!("{name:?}, in {}, is not the name of a credential helper", file.display());
             return Err(Error::new(Kind::Refused, what)
                 .on(Side::Local)
-                .hint("the name is what stands after docker-credential-, without a path"));
+                .hint("the name is the part after docker-credential-, without a path"));
         }
         let program = format!("docker-credential-{name}{}", std::env::consts::EXE_SUFFIX);
         process::look_up(self.path.as_deref(), &program).ok_or_else(|| {
@@ -234,7 +233,7 @@ esac"#,
         for (server, why) in [
             ("locked.io", "the keychain is locked"),
             ("silent.io", "exit status: 3"),
-            ("garbage.io", "isn't its protocol's"),
+            ("garbage.io", "sent a malformed answer"),
         ] {
             let said = known(server).await.expect_err(server).to_string();
             assert!(said.contains(why) && said.contains(FILE) && said.contains("docker-credential-x"), "{said}");
@@ -293,7 +292,7 @@ echo $$ > "$HERE/helper"; exec sleep 600"#;
         let mut helpers = helpers(&scratch);
         helpers.limit = Duration::from_millis(1500);
         let error = find(&helpers, "x", "a.io").await.expect_err("too slow");
-        assert!(error.to_string().contains("gave no answer") && !error.is_transient(), "{error}");
+        assert!(error.to_string().contains("did not answer") && !error.is_transient(), "{error}");
         assert_ends(&scratch, "helper").await;
         assert_ends(&scratch, "child").await;
     }

@@ -57,8 +57,8 @@ pub(super) async fn run(program: &Path, args: &[&str], input: &[u8], limit: Dura
             }
             return Ok(output);
         }
-        Ok(Err(error)) => format!("can't be talked to: {error}"),
-        Err(_) => format!("gave no answer in {:.1} s", limit.as_secs_f64()),
+        Ok(Err(error)) => format!("cannot read its input or write its output: {error}"),
+        Err(_) => format!("did not answer within {:.1} s", limit.as_secs_f64()),
     };
     drop(group);
     let _ = child.kill().await;

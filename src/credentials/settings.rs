@@ -99,9 +99,9 @@ impl Settings {
             (_, None, None) => Ok(()),
             (_, None, Some(_)) => Err(wrong("TRANSLOAD_PASSWORD is set, but TRANSLOAD_USERNAME is not")),
             (_, Some(_), None) => Err(wrong("TRANSLOAD_USERNAME is set, but TRANSLOAD_PASSWORD is not")),
-            (None, Some(_), Some(_)) => Err(wrong(
-                "TRANSLOAD_USERNAME and TRANSLOAD_PASSWORD are set, but TRANSLOAD_REGISTRY doesn't say for which registry",
-            )),
+            (None, Some(_), Some(_)) => {
+                Err(wrong("TRANSLOAD_USERNAME and TRANSLOAD_PASSWORD are set, but TRANSLOAD_REGISTRY is not"))
+            }
         }
     }
 }

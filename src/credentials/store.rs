@@ -123,7 +123,7 @@ struct Config {
 impl Config {
     fn open(settings: &Settings) -> Result<Self> {
         let Some(path) = settings.docker_config.clone() else {
-            return Err(Error::new(Kind::Usage, "there is no place for Docker's config.json")
+            return Err(Error::new(Kind::Usage, "no directory for Docker's config.json is set")
                 .hint("set DOCKER_CONFIG to a directory, or HOME"));
         };
         // A symbolic link, as dotfile managers make them, stays; its target is replaced.

@@ -285,7 +285,7 @@ impl Registry {
                 return Err(Error::new(Kind::Network, what));
             }
         };
-        tracing::debug!("{} is asked by {scheme}", self.name);
+        tracing::debug!("{}: using {scheme}", self.name);
         let _ = base.set_scheme(scheme);
         Ok(base)
     }
@@ -453,7 +453,7 @@ impl Registry {
             // The storage refused the link, not our credentials. A new link may work, for example after its expiry.
             let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
             if !matches!(method, Method::GET | Method::HEAD) {
-                let hint = format!("credentials are never sent on to another host: name {storage} itself");
+                let hint = format!("credentials are never sent to another host: name {storage} in the reference");
                 return Err(Error::new(Kind::Denied, what).hint(hint));
             }
             return Err(Error::new(Kind::Registry, what).transient(None));
@@ -480,9 +480,10 @@ impl Registry {
     /// The registry redirects to another registry, which requires credentials. A redirect never gets credentials.
     fn sent_to_another_registry(&self, other: &str, scope: &Scope) -> Error {
         let host = other.split_once("://").map_or(other, |(_, host)| host);
-        let what = format!("{} sends us to {other}, another registry, which wants a token of its own (401)", self.name);
+        let what =
+            format!("{} sends us to {other}, another registry, which requires a token of its own (401)", self.name);
         Error::new(Kind::Refused, what).hint(format!(
-            "credentials are never given to where a registry sends us: name that registry in the reference, as in \
+            "credentials are never sent to a redirect's target: name that registry in the reference, as in \
              {host}/{}",
             scope.repository.name
         ))
@@ -492,7 +493,7 @@ impl Registry {
     async fn ask_quota(&self, url: Url, scope: &Scope, headers: &HeaderMap, account: usize) {
         let call = Call { headers: headers.clone(), ..Call::new(Method::HEAD, url, scope, "") };
         if let Err(error) = self.attempt(call, account, None).await {
-            tracing::debug!("{}: what is left of the pulls is not known: {error}", self.name);
+            tracing::debug!("{}: the remaining pulls are unknown: {error}", self.name);
         }
     }
 }
@@ -533,8 +534,9 @@ async fn read_body(mut body: TimedBody, expected: Option<u64>, most: u64) -> Res
             }
             Ok(None)
         };
-        let slow =
-            || Error::new(Kind::Timeout, format!("the answer did not end in {} s", SMALL_ANSWER_TIMEOUT.as_secs()));
+        let slow = || {
+            Error::new(Kind::Timeout, format!("the response did not end within {} s", SMALL_ANSWER_TIMEOUT.as_secs()))
+        };
         let Some(data) = tokio::time::timeout(SMALL_ANSWER_TIMEOUT, reading).await.map_err(|_| slow())?? else {
             return Ok(bytes.finish());
         };

@@ -83,7 +83,7 @@ pub(super) fn token_error(
         _ if status.is_server_error() => Error::new(Kind::Registry, what).transient(wait),
         (None, Some(user)) => {
             let hint = format!(
-                "the password or token of '{user}' is not taken, or has expired: log in again by transload login {registry}"
+                "the password or token of '{user}' was refused, or has expired: log in again by transload login {registry}"
             );
             Error::new(Kind::Unauthorized, what).hint(with_abac(hint, registry, Some(user)))
         }
@@ -236,7 +236,7 @@ fn login_hint(registry: &str, user: Option<&str>, push: bool) -> String {
         Some(user) if push && is_acr(registry) => {
             format!("'{user}' may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer")
         }
-        Some(user) => format!("the password or token of '{user}' is not taken, or it may not see this repository"),
+        Some(user) => format!("the password or token of '{user}' was refused, or has no access to this repository"),
         None if registry == DOCKER_HUB => {
             "the repository does not exist, or is private: check its name, or log in by transload login docker.io"
                 .to_owned()
@@ -249,7 +249,7 @@ fn push_hint(registry: &str, who: &str) -> String {
     if is_acr(registry) {
         format!("{who} may pull but not push: it needs AcrPush or Container Registry Repository Writer")
     } else {
-        format!("{who} may pull but not push: log in as one who may, by transload login {registry}")
+        format!("{who} may pull but not push: log in with an account that may, by transload login {registry}")
     }
 }
 
@@ -259,17 +259,17 @@ fn pull_and_push_hint(registry: &str, who: &str) -> String {
             "{who} may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer, and an allowed address"
         )
     } else {
-        format!("{who} may neither pull nor push here: log in as one who may, by transload login {registry}")
+        format!("{who} may neither pull nor push here: log in with an account that may, by transload login {registry}")
     }
 }
 
 /// The hint for a refused delete.
 fn delete_hint(registry: &str) -> &'static str {
     if is_acr(registry) {
-        "to prune takes the right to delete: AcrDelete, Container Registry Repository Contributor, or a token with \
+        "pruning requires the right to delete: AcrDelete, Container Registry Repository Contributor, or a token with \
          content/delete and metadata/read"
     } else {
-        "to prune takes the right to delete: log in as one who has it"
+        "pruning requires the right to delete: log in with an account that has it"
     }
 }
 
@@ -283,7 +283,7 @@ fn pull_hint(registry: &str, who: &str) -> String {
     if is_acr(registry) {
         format!("{who} may not pull: it needs AcrPull or Container Registry Repository Reader, and an allowed address")
     } else {
-        format!("{who} may not read this repository: log in as one who may, by transload login {registry}")
+        format!("{who} may not read this repository: log in with an account that may, by transload login {registry}")
     }
 }
 

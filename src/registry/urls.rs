@@ -47,7 +47,7 @@ impl Endpoint<'_> {
             Self::Uploads(name) | Self::Referrers(name, _) => (&["v2"], *name),
         };
         if name.is_empty() {
-            return Err(Error::new(Kind::Invalid, "a request without a repository cannot be made to one"));
+            return Err(Error::new(Kind::Invalid, "the request has no repository"));
         }
         let last = match self {
             Self::Base | Self::AcrExchange => ["", ""].map(str::to_owned),

@@ -179,7 +179,7 @@ impl Entra {
                 let what = format!("the answer of {host} is not JSON: {said}");
                 Error::new(Kind::Registry, what).transient(retry_after(&headers))
             }
-            _ => Error::new(Kind::Registry, format!("{host} gave no token: {said}"))
+            _ => Error::new(Kind::Registry, format!("{host} sent no token: {said}"))
                 .hint("check AZURE_AUTHORITY_HOST and AZURE_TENANT_ID"),
         })
     }
@@ -585,7 +585,7 @@ mod tests {
         for (script, why) in [
             ("echo \"ERROR: Please run 'az login'\" >&2; exit 1", "Please run 'az login'"),
             ("echo '{\"hunter\": 2}'", "printed no token"),
-            ("exec sleep 600", "gave no answer in 3.0 s"),
+            ("exec sleep 600", "did not answer within 3.0 s"),
         ] {
             scratch.program("az", script);
             let error = ask().await.expect_err(why).to_string();

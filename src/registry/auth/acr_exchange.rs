@@ -92,7 +92,7 @@ impl Auth {
         let response = post(registry, url, form).await?;
         let answer = Answer::read(response, registry, Some(IDENTITY_NAME)).await?;
         let value =
-            answer.refresh_token.ok_or_else(|| Error::new(Kind::Registry, "the exchange gave no refresh_token"))?;
+            answer.refresh_token.ok_or_else(|| Error::new(Kind::Registry, "the exchange returned no refresh_token"))?;
         let token =
             Token { renew: renewal(jwt_life(&value).unwrap_or(DEFAULT_REFRESH_LIFETIME)), value: Secret::new(value) };
         self.set_username(Some(IDENTITY_NAME.to_owned()));

@@ -341,7 +341,7 @@ impl Auth {
             let host = realm.host_str().unwrap_or_default();
             return Err(Error::new(
                 Kind::Refused,
-                format!("{} wants its credentials given to {host}, which is another site", registry.name),
+                format!("{} requests that its credentials are sent to {host}, which is another site", registry.name),
             )
             .hint(format!("if that is right, allow it by --allow-realm {host}")));
         }

@@ -94,7 +94,7 @@ impl Answer {
     }
 
     pub(in crate::registry) fn token(self) -> Result<Token> {
-        let value = self.token.ok_or_else(|| Error::new(Kind::Registry, "the token endpoint gave no token"))?;
+        let value = self.token.ok_or_else(|| Error::new(Kind::Registry, "the token endpoint sent no token"))?;
         // 60 s if nothing states the lifetime (distribution's token specification); ACR states it in the token only.
         let life = number(&self.expires_in).and_then(lifetime).or_else(|| jwt_life(&value)).unwrap_or(DEFAULT_LIFETIME);
         Ok(Token { renew: renewal(life), value: Secret::new(value) })
@@ -247,7 +247,7 @@ mod tests {
         }
         for answer in [r#"{}"#, r#"{"token":"","access_token":null}"#, r#"{"token":7}"#] {
             let error = Answer::parse(answer.as_bytes()).and_then(Answer::token).expect_err(answer);
-            assert!(error.to_string().contains("gave no token"), "{answer}: {error}");
+            assert!(error.to_string().contains("sent no token"), "{answer}: {error}");
         }
         assert!(Answer::parse(b"[]").and_then(Answer::token).is_err_and(|error| error.is_transient()));
         let empty = Answer::parse(br#"{"refresh_token":""}"#).expect("an answer");

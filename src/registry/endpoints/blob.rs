@@ -81,7 +81,7 @@ impl Repo {
         self.refuse_page(&response, Some(blob.size)).map_err(|error| error.doing(doing.clone()))?;
         let skip = check_head(&response, blob, part.start).map_err(|error| error.doing(doing))?;
         if response.status() != StatusCode::PARTIAL_CONTENT && part.start > 0 {
-            return Err(Error::new(Kind::Unsupported, "the registry knows no ranges"));
+            return Err(Error::new(Kind::Unsupported, "the registry does not support ranges"));
         }
         Ok(take_bytes(body_of(response, skip), part.end - part.start))
     }

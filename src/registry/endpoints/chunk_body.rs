@@ -41,7 +41,7 @@ async fn abort_reason(slot: &StreamSlot, registry: &str, idle: Duration, least: 
         }
         let patience = if slot.is_sent() { COMMIT_TIMEOUT.max(idle) } else { idle };
         if last.elapsed() > patience {
-            let what = format!("{registry} took nothing and said nothing for {} s", patience.as_secs());
+            let what = format!("{registry} neither accepted bytes nor responded for {} s", patience.as_secs());
             return Error::new(Kind::Timeout, what);
         }
         let blocked = now.blocked.saturating_sub(before.blocked);

@@ -169,7 +169,7 @@ impl Repo {
             }
             self.registry.track_session(session.id, &session.url, self);
             if let Some(has) = taken_in_part(response.headers(), before, session.at) {
-                let what = format!("the registry took {has} bytes, where {} were sent", session.at);
+                let what = format!("the registry accepted {has} of {} bytes", session.at);
                 session.at = has;
                 return Err(Error::new(Kind::Registry, what).transient(None).doing(doing));
             }
@@ -205,7 +205,7 @@ impl Repo {
             if !lost {
                 match self.state(&mut session).await {
                     Ok(()) if session.at > 0 && session.at <= feed.blob().size => {
-                        tracing::info!("blob {}: going on at byte {}", feed.blob().digest, session.at);
+                        tracing::info!("blob {}: continuing at byte {}", feed.blob().digest, session.at);
                         let body = self.reopen(&session, feed, session.at).await?;
                         // A resumed session starts without redirects.
                         (session.redirected, session.moved) = (None, None);
@@ -226,7 +226,7 @@ impl Repo {
                 }
                 Ok(false) | Err(_) => self.cancel(&session).await,
             }
-            tracing::info!("blob {}: beginning again in a new upload session", feed.blob().digest);
+            tracing::info!("blob {}: restarting in a new upload session", feed.blob().digest);
             match self.start_upload(feed.blob(), None).await {
                 Ok(UploadStart::Mounted) => return Ok(None),
                 Ok(UploadStart::Session(new)) => {
@@ -240,7 +240,7 @@ impl Repo {
 
     /// Reads the number of bytes that the session has (distribution spec, "Pushing a blob in chunks").
     async fn state(&self, session: &mut UploadSession) -> Result<()> {
-        let call = Call::new(Method::GET, session.url.clone(), &self.push, "ask the upload session's state");
+        let call = Call::new(Method::GET, session.url.clone(), &self.push, "read the upload session's state");
         let response = self.registry.call_once(call).await?;
         session.at = end_of_range(response.headers()).filter(|end| *end > 1).unwrap_or(0);
         if let Ok(url) = self.session_url(&response).await {
@@ -277,7 +277,7 @@ impl Repo {
     fn shrink(&self, tried: u64, error: Error) -> Error {
         if tried <= MIN_CHUNK {
             return error.hint(format!(
-                "something before the registry takes no body of {tried} bytes: raise its limit (nginx: client_max_body_size)"
+                "a server in front of the registry refuses a body of {tried} bytes: raise its limit (nginx: client_max_body_size)"
             ));
         }
         let smaller = if tried > DEFAULT_CHUNK { DEFAULT_CHUNK } else { (tried / 4).max(MIN_CHUNK) };
@@ -313,7 +313,7 @@ impl UploadSession {
     /// opened again. So endless redirects end.
     fn redirect(&mut self, response: &Response, asked: &Url) -> Error {
         let Some(next) = location::of(response.headers(), asked) else {
-            return Error::new(Kind::Registry, "it redirects an upload to what isn't a URL");
+            return Error::new(Kind::Registry, "it redirects an upload to an invalid URL");
         };
         self.redirects += 1;
         if self.redirects > MAX_REDIRECTS {
@@ -386,7 +386,7 @@ impl Registry {
 /// # Errors
 /// [`Kind::Registry`] without a Location, [`Kind::Refused`] as [`check_session`].
 fn session_url(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Repository) -> Result<Url> {
-    let wrong = || Error::new(Kind::Registry, "the registry began an upload without a Location to send it to");
+    let wrong = || Error::new(Kind::Registry, "the registry started an upload without a Location");
     let url = location::of(headers, asked).ok_or_else(wrong)?;
     check_session(&url, base, repository)?;
     if !same_origin(&url, base) {

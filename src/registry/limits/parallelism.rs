@@ -112,7 +112,7 @@ impl ParallelismLimit {
         if state.halved.is_none_or(|at| now.duration_since(at) > Duration::from_secs(1)) {
             state.limit = (state.limit / 2.0).max(1.0);
             state.halved = Some(now);
-            tracing::info!("the registry pushes back: at most {:.0} requests at once", state.limit.floor());
+            tracing::info!("the registry limits requests: at most {:.0} at once", state.limit.floor());
         }
         let wait = match (wait, state.paused) {
             (Some(wait), _) => wait,

@@ -140,7 +140,7 @@ impl PullLimit {
             match (poll.wait, open) {
                 (None, true) => return Ok(()),
                 (Some(_), true) => {
-                    tracing::warn!("{}: {}: going on", self.registry, self.state());
+                    tracing::warn!("{}: {}: continuing", self.registry, self.state());
                     return Ok(());
                 }
                 (None, false) => {
@@ -157,8 +157,10 @@ impl PullLimit {
     fn check_attainable(&self, repository: &str, push: bool) -> Result<()> {
         let Some(limit) = self.lock().never(repository, push) else { return Ok(()) };
         let (keep, hours) = (self.keep.unwrap_or(0), self.window() / 3600);
-        let what =
-            format!("{} allows {limit} pulls in {hours} h, and {keep} are kept: none can ever be made", self.registry);
+        let what = format!(
+            "{} allows {limit} pulls in {hours} h, which is not more than the reserve of {keep}",
+            self.registry
+        );
         Err(Error::new(Kind::Usage, what)
             .hint(format!("keep fewer than {limit} by --reserve-pulls, or log in for more")))
     }
