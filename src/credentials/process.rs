@@ -27,8 +27,8 @@ pub(super) struct Output {
 impl Output {
     /// The first line of a failed program's output; Go's helpers use stdout for errors.
     pub(super) fn complaint(&self) -> String {
-        let said = [&self.stderr, &self.stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        let line = said.iter().flat_map(|text| text.lines()).map(str::trim).find(|line| !line.is_empty());
+        let texts = [&self.stderr, &self.stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let line = texts.iter().flat_map(|text| text.lines()).map(str::trim).find(|line| !line.is_empty());
         line.map_or_else(|| self.status.to_string(), printable)
     }
 }
@@ -49,8 +49,8 @@ pub(super) async fn run(program: &Path, args: &[&str], input: &[u8], limit: Dura
     command.process_group(0);
     let mut child = command.spawn().map_err(|error| format!("can't be run: {error}"))?;
     let mut group = Group::of(&child);
-    let talked = tokio::time::timeout(limit, talk(&mut child, input)).await;
-    let failed = match talked {
+    let exchange = tokio::time::timeout(limit, talk(&mut child, input)).await;
+    let failed = match exchange {
         Ok(Ok((output, closed))) => {
             if closed {
                 group.release();
@@ -69,7 +69,7 @@ pub(super) async fn run(program: &Path, args: &[&str], input: &[u8], limit: Dura
 async fn talk(child: &mut Child, input: &[u8]) -> io::Result<(Output, bool)> {
     let (stdin, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let tell = async {
+    let write = async {
         if let Some(mut stdin) = stdin {
             // The program may end without reading stdin: its output counts, not the broken pipe.
             let _ = stdin.write_all(input).await;
@@ -77,15 +77,15 @@ async fn talk(child: &mut Child, input: &[u8]) -> io::Result<(Output, bool)> {
         Ok(())
     };
     let (status, closed) = {
-        let mut talked = pin!(async { tokio::try_join!(tell, read(out, &mut stdout), read(err, &mut stderr)) });
+        let mut exchange = pin!(async { tokio::try_join!(write, read(out, &mut stdout), read(err, &mut stderr)) });
         tokio::select! {
-            talked = &mut talked => {
-                talked?;
+            exchange = &mut exchange => {
+                exchange?;
                 (child.wait().await?, true)
             }
-            status = child.wait() => match tokio::time::timeout(OUTPUT_GRACE, talked).await {
-                Ok(talked) => {
-                    talked?;
+            status = child.wait() => match tokio::time::timeout(OUTPUT_GRACE, exchange).await {
+                Ok(exchange) => {
+                    exchange?;
                     (status?, true)
                 }
                 Err(_) => (status?, false),

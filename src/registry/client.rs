@@ -229,7 +229,7 @@ impl Registry {
             // The request itself reports the fault and may be retried. The probe is then repeated.
             Err(error) if error.is_transient() => {
                 if error.kind() == Kind::Timeout {
-                    *silent_until() = Some(Instant::now() + SILENCE);
+                    *silent_until() = Some(Instant::now() + PROBE_PAUSE);
                 }
                 Ok(&self.first_base)
             }
@@ -554,7 +554,7 @@ const MIN_WAIT: Duration = Duration::from_millis(100);
 /// The total wait of a request without a streamed body, if the run has a deadline.
 const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
 /// How long no new probe is made after a silent one.
-const SILENCE: Duration = Duration::from_secs(30);
+const PROBE_PAUSE: Duration = Duration::from_secs(30);
 
 /// `Content-Length`, if it is a size that a blob can have.
 pub(in crate::registry) fn length(headers: &HeaderMap) -> Option<u64> {

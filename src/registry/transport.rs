@@ -91,8 +91,8 @@ impl Registry {
         let auth = self.account(account);
         auth.authorization(self, scope).await.inspect_err(|error| {
             if error.kind() == Kind::Unauthorized && !error.is_transient() && self.pulls.refuse(account) {
-                let who = auth.username().unwrap_or_default();
-                tracing::warn!("{}: continuing without the account '{who}': {error}", self.name);
+                let account_name = auth.username().unwrap_or_default();
+                tracing::warn!("{}: continuing without the account '{account_name}': {error}", self.name);
             }
         })
     }

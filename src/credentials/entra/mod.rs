@@ -160,26 +160,26 @@ impl Entra {
             return Ok(Secret::new(token.as_str()));
         }
         let host = self.authority.host_str().unwrap_or_default();
-        let mut said = answer.complaint(status);
+        let mut reason = answer.complaint(status);
         for (_, secret) in proof {
-            said = said.replace(secret, "***");
+            reason = reason.replace(secret, "***");
         }
         Err(match status {
             StatusCode::TOO_MANY_REQUESTS => {
-                Error::new(Kind::Limited, format!("{host} says: {said}")).transient(retry_after(&headers))
+                Error::new(Kind::Limited, format!("{host} says: {reason}")).transient(retry_after(&headers))
             }
             status if status.is_server_error() => {
-                Error::new(Kind::Registry, format!("{host} says: {said}")).transient(retry_after(&headers))
+                Error::new(Kind::Registry, format!("{host} says: {reason}")).transient(retry_after(&headers))
             }
             StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Error::new(Kind::Unauthorized, format!("{host} refused {client}: {said}"))
+                Error::new(Kind::Unauthorized, format!("{host} refused {client}: {reason}"))
                     .hint("look the AADSTS number up at https://login.microsoftonline.com/error")
             }
             status if status.is_success() && answer.unreadable => {
-                let what = format!("the answer of {host} is not JSON: {said}");
+                let what = format!("the answer of {host} is not JSON: {reason}");
                 Error::new(Kind::Registry, what).transient(retry_after(&headers))
             }
-            _ => Error::new(Kind::Registry, format!("{host} sent no token: {said}"))
+            _ => Error::new(Kind::Registry, format!("{host} sent no token: {reason}"))
                 .hint("check AZURE_AUTHORITY_HOST and AZURE_TENANT_ID"),
         })
     }
@@ -227,8 +227,8 @@ impl Entra {
             match self.wait_for_imds(status, answer.error.is_some(), attempt) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => {
-                    let said = answer.complaint(status);
-                    return Ok(TokenAttempt::NotHere(format!("the managed identity can't be used ({said})")));
+                    let reason = answer.complaint(status);
+                    return Ok(TokenAttempt::NotHere(format!("the managed identity can't be used ({reason})")));
                 }
             }
         }

@@ -26,8 +26,8 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn complaint(&self, status: StatusCode) -> String {
         let first = |text: &String| text.lines().next().map(process::printable);
-        let said = self.error_description.as_ref().and_then(first).or_else(|| self.error.as_ref().and_then(first));
-        said.unwrap_or_else(|| format!("HTTP {status}"))
+        let text = self.error_description.as_ref().and_then(first).or_else(|| self.error.as_ref().and_then(first));
+        text.unwrap_or_else(|| format!("HTTP {status}"))
     }
 }
 
@@ -58,11 +58,11 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// The error with its sources: reqwest's own message is only "error sending request". The message of an [`Error`] has
 /// its sources already.
 pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
+    let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
-        said = format!("{said}: {source}");
+        text = format!("{text}: {source}");
         next = source.source().filter(|_| !source.is::<Error>());
     }
-    said
+    text
 }

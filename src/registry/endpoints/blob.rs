@@ -123,12 +123,12 @@ impl Repo {
         from: Option<&Repository>,
     ) -> Result<UploadStart<UploadSession>> {
         let (repo, blob, from) = (self.clone(), blob.clone(), from.cloned());
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (sender, result) = tokio::sync::oneshot::channel();
         self.registry.finish_in_background(async move {
             // After an interrupt there is no receiver. The session is tracked by then, and is deleted.
-            drop(tell.send(panics::catch_panic(repo.post_upload(&blob, from.as_ref())).await));
+            drop(sender.send(panics::catch_panic(repo.post_upload(&blob, from.as_ref())).await));
         });
-        told.await.map_err(|_| Error::new(Kind::Interrupted, "the upload was abandoned"))?
+        result.await.map_err(|_| Error::new(Kind::Interrupted, "the upload was abandoned"))?
     }
 
     async fn post_upload(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<UploadStart<UploadSession>> {
