@@ -1,13 +1,13 @@
-//! `transload demo`: the whole way, on one machine, with nothing to set up.
+//! `transload demo`: a complete copy on one machine, without any setup.
 //!
 //! ```text
-//! transload copy ─▶ front: Docker Hub's look-alike ─▶ server ─▶ directory of the fixtures
-//!                └▶ front: ACR's look-alike        ─▶ server ─▶ directory, empty at first
+//! transload copy ─▶ front: look-alike of Docker Hub ─▶ server ─▶ directory with the fixtures
+//!                └▶ front: look-alike of ACR        ─▶ server ─▶ directory, empty at first
 //! ```
 //!
-//! Each command that is shown is parsed and run as if it had been typed, by the same code. What is
-//! counted was counted by the registries. Nothing of the user is read or written but a temporary
-//! directory, which is removed at the end.
+//! Each command that is shown is parsed and run by the same code as on the command line. The numbers are counted by
+//! the registries. The demo reads and writes nothing of the user's but a temporary directory, which is removed at the
+//! end.
 
 mod front;
 mod render;
@@ -41,10 +41,10 @@ use tally::{Kind as Seen, Tally};
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {}
 
-/// Runs the command; returns the exit code: 0 only if every comparison held.
+/// Runs the command. Returns the exit code: 0 only if every comparison succeeded.
 pub(super) async fn run(_: &Args, global: &Global) -> Result<u8> {
     let begun = Instant::now();
-    // Dropped last: what writes into it is gone by then.
+    // Dropped last, after everything that writes into it.
     let scratch = Scratch::new()?;
     let (stage, listeners) = Stage::set(scratch.path()).await?;
     let mut demo_output = DemoOutput::new(global);
@@ -53,7 +53,7 @@ pub(super) async fn run(_: &Args, global: &Global) -> Result<u8> {
         served = listeners.serve() => served,
     };
     if let Err(error) = played {
-        // Whatever it is, the user didn't ask for it: never the exit code of a usage error.
+        // Never the exit code of a usage error, since the user did not write the command.
         demo_output.check(false, "the command failed");
         demo_output.finish(global);
         output::print_error(&error);
@@ -159,8 +159,8 @@ async fn check_same_digest(stage: &Stage, site: &DemoRegistry, demo_output: &mut
     Ok(())
 }
 
-/// Runs a command as if it had been typed, and returns what the Hub and `site` saw of it. As a
-/// program would, it begins without any token.
+/// Runs a command as on the command line, without tokens of earlier ones. Returns the requests that the Hub and
+/// `site` counted.
 async fn run_command(
     stage: &Stage,
     site: &DemoRegistry,

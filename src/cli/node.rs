@@ -1,4 +1,4 @@
-//! `transload node`: makes a node's containerd ask the proxy first.
+//! `transload node`: configures a node's containerd to use the proxy first.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -85,7 +85,7 @@ pub(super) struct Args {
 }
 
 impl MirrorArgs {
-    /// One for each registry.
+    /// A mirror for each registry.
     pub(super) fn mirrors(&self) -> Result<Vec<Mirror>> {
         self.registry.iter().map(|registry| self.mirror(registry)).collect()
     }
@@ -100,7 +100,7 @@ impl MirrorArgs {
     }
 }
 
-/// Runs it; in watch mode, until `stop`.
+/// Runs the command; with `--watch`, until `stop`.
 pub(super) async fn run(command: &Command, stop: impl Future<Output = &'static str>) -> Result<u8> {
     let NodeAction::InstallMirror(args) = &command.what;
     let mirrors = args.mirror.mirrors()?;
@@ -130,8 +130,7 @@ pub(super) async fn run(command: &Command, stop: impl Future<Output = &'static s
     if args.uninstall_on_exit { uninstall(&all) } else { Ok(0) }
 }
 
-/// Puts back what somebody has changed. A failure is told, and tried again: without us, a pull would
-/// only go another way.
+/// Restores files that others have changed. A failure is logged, and tried again; until then pulls go to other hosts.
 async fn watch_forever(all: &[(Mirror, Installed)], every: Duration) -> std::convert::Infallible {
     let mut last = vec![String::new(); all.len()];
     loop {
@@ -142,7 +141,7 @@ async fn watch_forever(all: &[(Mirror, Installed)], every: Duration) -> std::con
                     last.clear();
                     report_install(installed, was, true);
                 }
-                // Once for each reason, not once for each look.
+                // Log each reason once, not at each check.
                 Err(error) if *last != error.to_string() => {
                     super::output::print_error(&error);
                     *last = error.to_string();
@@ -153,17 +152,17 @@ async fn watch_forever(all: &[(Mirror, Installed)], every: Duration) -> std::con
     }
 }
 
-/// All of them, whatever becomes of one.
+/// Uninstalls all, even if some fail.
 fn uninstall(all: &[(Mirror, Installed)]) -> Result<u8> {
     let mut failed = Vec::new();
     for (_, installed) in all {
         let path = installed.path();
         let path = path.display();
         match installed.remove() {
-            Ok(RemoveOutcome::Restored) => note(&format!("{path}: restored what was there before")),
+            Ok(RemoveOutcome::Restored) => note(&format!("{path}: restored the file before it")),
             Ok(RemoveOutcome::Gone) => note(&format!("{path}: removed")),
             Ok(RemoveOutcome::Nothing) => note(&format!("{path}: nothing to remove")),
-            Ok(RemoveOutcome::Foreign) => note(&format!("{path}: not ours any more, and left as it is")),
+            Ok(RemoveOutcome::Foreign) => note(&format!("{path}: not ours any more; not changed")),
             Err(error) => failed.push(error),
         }
     }
@@ -177,20 +176,20 @@ fn report_install(installed: &Installed, was: InstallOutcome, again: bool) {
     let path = path.display();
     match was {
         InstallOutcome::Same if again => {}
-        InstallOutcome::Same => note(&format!("{path}: as it should be")),
+        InstallOutcome::Same => note(&format!("{path}: up to date")),
         InstallOutcome::Ours => note(&format!("{path}: updated")),
         InstallOutcome::Nothing => note(&format!("{path}: written")),
         InstallOutcome::Foreign => {
-            note(&format!("{path}: written; what was there is kept beside it, and no longer in force"))
+            note(&format!("{path}: written; the file before it is kept as a backup, and is not used"))
         }
     }
 }
 
-/// containerd may read no `certs.d`, or another one, unless it's told to: AKS does tell it. In a pod its file can't be
-/// seen, and nothing is said.
+/// Warns if containerd does not read this `certs.d`. AKS configures it to. In a pod containerd's configuration is not
+/// visible, and there is no warning.
 fn warn_of_config(args: &Args) {
     let config = args.root.join("etc/containerd/config.toml");
-    // In a pod the node's root is mounted: whatever stands there must not hold up the installation.
+    // In a pod the node's root is mounted. Nothing there may block the installation.
     let text = match regular_file::read_text(&config, Links::Follow, MAX_CONFIG) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
@@ -201,10 +200,10 @@ fn warn_of_config(args: &Args) {
     let what = match node::config_path_use(&text, &args.certs_dir) {
         ConfigPathUse::Yes => return,
         ConfigPathUse::None => {
-            format!("has no config_path, and most versions of containerd don't read {certs} then: write {write}")
+            format!("has no config_path, so most versions of containerd do not read {certs}: write {write}")
         }
         ConfigPathUse::Another(path) => {
-            format!("has config_path {path}, and {certs} isn't read: give --certs-dir {path}")
+            format!("has config_path {path}, so {certs} is not read: use --certs-dir {path}")
         }
         ConfigPathUse::OneOfSeveral(list) => {
             format!("has several directories ({list}), of which containerd 2.1 and 2.2 read none: write {write}")
@@ -213,5 +212,5 @@ fn warn_of_config(args: &Args) {
     note(&format!("warning: {file} {what}"));
 }
 
-/// The largest `config.toml` of containerd that is read, in bytes.
+/// The largest `config.toml` of containerd, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;

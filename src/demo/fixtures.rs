@@ -1,13 +1,13 @@
-//! The images of the demo, carried in the program: `fixtures/` of the source tree.
+//! The images of the demo, embedded in the program: `fixtures/` of the source tree.
 //!
-//! `tests/it/fixtures.rs` says what they are made of, and checks that the list here is complete.
+//! `tests/it/fixtures.rs` describes how they are made, and checks that this list is complete.
 
 /// A file of an image layout.
 #[derive(Clone, Copy, Debug)]
 pub struct File {
-    /// Where it is in the layout.
+    /// The path in the layout.
     pub path: &'static str,
-    /// What is in it.
+    /// The content.
     pub bytes: &'static [u8],
 }
 
@@ -17,7 +17,7 @@ macro_rules! files {
     };
 }
 
-/// `docker.io/library/hello-world:latest`: three platforms, an attestation of each, and an SBOM.
+/// `docker.io/library/hello-world:latest`: three platforms, an attestation for each, and an SBOM.
 pub const HELLO_WORLD: &[File] = files!("hello-world":
     "index.json"
     "oci-layout"

@@ -1,5 +1,5 @@
-//! `transload demo`: look-alikes of Docker Hub and Azure Container Registry, and the images that
-//! they hold. The command itself, which wires them up, is in `cli::demo`.
+//! For `transload demo`: look-alikes of Docker Hub and Azure Container Registry, and their images. `cli::demo` is the
+//! command.
 
 pub mod fixtures;
 pub mod persona;

@@ -1,4 +1,4 @@
-//! How one image's tag stands at both ends, by a request to each.
+//! Compares a tag at source and destination, with one request to each.
 
 use futures_util::future;
 
@@ -22,7 +22,7 @@ pub(super) async fn compare<S: Source, D: Destination>(job: &Job, source: &S, de
     let here = here.ok_or_else(|| {
         Error::new(Kind::NotFound, format!("there is no {}", job.from()))
             .on(Side::Source)
-            .hint("it was removed, or never was there: mend the list")
+            .hint("it does not exist: correct the list")
     })?;
     Ok(match there {
         None => Drift::Missing(here),

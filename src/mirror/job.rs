@@ -1,4 +1,4 @@
-//! One image of a run, and how its two tags compare.
+//! One image of a run, and the difference of its tag at source and destination.
 
 use crate::descriptor::{Digest, Platform};
 use crate::reference::{Repository, Target};
@@ -6,47 +6,47 @@ use crate::reference::{Repository, Target};
 /// One image of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// The line of the list that asks for it, from 1.
+    /// The line of its entry in the list, from 1.
     pub line: usize,
-    /// Where it's read.
+    /// The repository to read.
     pub source: Repository,
-    /// What is read: the tag, or the digest that it's pinned to.
+    /// The tag to read, or the digest that it is pinned to.
     pub read: Target,
-    /// Where it's written.
+    /// The repository to write.
     pub destination: Repository,
-    /// Under what.
+    /// The tag or digest to write.
     pub at: Target,
-    /// Only these platforms.
+    /// Copy only these platforms; all if empty.
     pub platforms: Vec<Platform>,
-    /// With its referrers.
+    /// Copy referrers too.
     pub referrers: bool,
-    /// What should be the tag there and is none: such a job is only reported.
+    /// The text that should be the tag, if it is not a valid tag. Such a job is only reported.
     pub no_tag: Option<String>,
 }
 
-/// How a destination's tag stands to its source's.
+/// The difference between the tags of source and destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Drift {
-    /// It's the same.
+    /// The same image.
     None,
-    /// The destination hasn't it.
+    /// The destination has no such tag.
     Missing(Digest),
-    /// It's another image.
+    /// Different images.
     Differs {
-        /// At the source.
+        /// The digest at the source.
         here: Digest,
-        /// At the destination.
+        /// The digest at the destination.
         there: Digest,
     },
 }
 
 impl Job {
-    /// The source as users write it.
+    /// The source as a reference.
     pub fn from(&self) -> String {
         self.source.at(self.read.clone()).to_string()
     }
 
-    /// The destination as users write it.
+    /// The destination as a reference.
     pub fn to(&self) -> String {
         match &self.no_tag {
             Some(text) => format!("{}:{}", self.destination, text.escape_debug()),

@@ -66,7 +66,7 @@ pub(crate) fn destinations(list: &List, name: &str, overrides: &Overrides) -> Re
                 let example = places.first().map_or(String::new(), |(place, _)| format!(", such as {place}"));
                 let what = format!("{flag} has no effect: all entries name their own registry{example}");
                 return Err(Error::new(Kind::Usage, format!("{name}: {what}")).on(Side::Local).hint(format!(
-                    "leave {flag} out to copy there, or give --keep-targets; or change the targets in the list"
+                    "remove {flag} to copy there, or add --keep-targets; or change the targets in the list"
                 )));
             }
             Ok(Vec::new())

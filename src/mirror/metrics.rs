@@ -1,4 +1,4 @@
-//! What a mirror that stays tells Prometheus. docs/reference/metrics.md lists it.
+//! Metrics of a mirror with `--interval`; docs/reference/metrics.md lists them.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use crate::descriptor::Digest;
 type Label = [(&'static str, String); 1];
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// The figures. Clones share them.
+/// The metrics. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     runs: Counter,
     images: Family<Label, Counter>,
     received: Counter,
@@ -38,8 +38,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at nought, and shown by `registry`.
-    pub fn new(registry: &mut Registry) -> Self {
+    /// Registers all metrics, with the value 0.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let made = Self::default();
         let Self { runs, images, received, moved, saved, pulls, requests, .. } = made.clone();
         let Self { pulls_left, pulls_limit, pruned, last_images, .. } = made.clone();
@@ -65,8 +65,8 @@ impl Metrics {
         made
     }
 
-    /// A run ended.
-    pub fn run_finished(&self, run: &RunReport) {
+    /// Records the end of a run.
+    pub(crate) fn run_finished(&self, run: &RunReport) {
         let summary = run.summary();
         self.runs.inc();
         let numbers = [
@@ -103,13 +103,13 @@ impl Metrics {
         }
     }
 
-    /// The next run is due in so long.
-    pub fn next_run_in(&self, wait: Duration) {
+    /// Records when the next run is due.
+    pub(crate) fn next_run_in(&self, wait: Duration) {
         self.next.set(seconds(crate::clock::timestamp()) + wait.as_secs_f64());
     }
 
-    /// Whether the list as it is now can be used.
-    pub fn list_read(&self, good: bool) {
+    /// Records whether the current list is valid.
+    pub(crate) fn list_read(&self, good: bool) {
         self.list_valid.set(i64::from(good));
     }
 }

@@ -1,13 +1,13 @@
-//! Whole lists of images: what a list means, which tags it picks, and how one run brings them all.
-//! Stands on [`crate::copy`]; nothing of a copy is written here again.
+//! Mirrors lists of images: reads a list, selects tags, and copies all images in one run. [`crate::copy`] does the
+//! copying.
 //!
 //! ```text
 //! file ── load ──> List: entries, each a repository, what of it, and where to; checked with the run's destinations
 //!                    │
 //!                  expand       lists tags where an entry picks by pattern; `selection`: shards, --retry-failed
 //!                    │
-//!                   run         copies by one engine: sources and destinations each within their limits, and each
-//!                    │          pair of them in a lane of its own
+//!                   run         one engine copies; sources and destinations have limits of their own, and each pair
+//!                    │          of them has a queue
 //!                    │
 //!                  report       table, JSON, JUnit
 //! ```
@@ -16,12 +16,12 @@ mod compare;
 pub mod job;
 pub mod list;
 pub(crate) mod load;
-pub mod metrics;
+pub(crate) mod metrics;
 pub mod prune;
 mod queues;
 pub mod report;
 pub mod run;
-pub mod schedule;
+pub(crate) mod schedule;
 pub(crate) mod selection;
 pub mod shard;
 mod shared_source;

@@ -1,19 +1,20 @@
-//! Which tags of the destination the list no longer holds, and their removal.
+//! Finds tags of the destination that the list no longer has, and removes them.
 //!
 //! ```text
-//! Claims: what the list holds in each repository that it names as a target
+//! KeepSet: the images of the list in each of its target repositories
 //!    │
-//!  plan ── tags that are there, and not held ── old enough? ── their signatures ── not too many?
+//!  plan ── tags that are there, and not kept ── old enough? ── their signatures ── not too many?
 //!    │
-//!  Plan ── printed; with the user's word: carry_out
+//!  Plan ── printed; execute, if the user confirms
 //! ```
-//! What guards against removing too much, each with a test of its own:
-//! - only repositories are looked at that the list names as targets: [`KeepSet`] has no other way in;
-//! - none in which an image failed, or whose source's tags could not be listed: [`KeepSet::keep_all`];
-//! - none for which the list picks nothing: a filter that is wrong looks like that;
-//! - no tag that is younger than [`Options::older_than`], or whose age is unknown;
-//! - not one in the whole run, if it would be more than [`Options::most`];
-//! - signatures and lists of referrers go with the last image that they are about, and with none else.
+//! Protections against removing too much, each with a test:
+//! - only repositories that the list names as targets are inspected: [`KeepSet`] can have no others;
+//! - nothing is removed from a repository in which an image failed, or whose source's tags could not be listed:
+//! [`KeepSet::keep_all`];
+//! - nothing is removed from a repository for which the list selects no image, as a wrong filter would;
+//! - a tag stays if it is younger than [`Options::older_than`], or if its age is unknown;
+//! - no tag at all is removed if the run would remove more than [`Options::most`];
+//! - signatures and tags of referrers are removed with the last image that they belong to only.
 
 mod execute;
 mod inspect;
@@ -39,15 +40,14 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::panics;
 use crate::reference::{Artifact, Repository, Tag, Target};
 
-/// How far a prune may go.
+/// Limits of a prune.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Younger tags stay. Nothing is asked of age if it's zero.
+    /// Younger tags stay. With zero, ages are not looked up.
     pub older_than: Duration,
-    /// At most so many tags in all; if `None`, ten or a fifth, whichever is more: of each repository, and of
-    /// all together.
+    /// The most tags to remove. `None`: ten or a fifth, whichever is more, of each repository and of all together.
     pub most: Option<usize>,
-    /// Where a registry can't delete a tag by itself, delete its manifest, if no tag that stays needs it.
+    /// If a registry cannot delete a single tag, delete its manifest, unless a tag that stays needs it.
     pub manifests: bool,
 }
 
@@ -57,22 +57,21 @@ impl Default for Options {
     }
 }
 
-/// One repository of a destination, as far as pruning goes.
+/// A repository of a destination, for pruning.
 pub trait PruneTarget: Send + Sync {
-    /// All tags. An error if something is listed that is none.
+    /// All tags. Fails if the list has names that are not tags.
     fn tags(&self) -> impl Future<Output = Result<Vec<Tag>>> + Send;
-    /// The digest of the manifest, then those of all manifests below it. Empty if it isn't there.
+    /// The digest of the manifest and of all manifests below it. Empty if it does not exist.
     fn digests_of(&self, target: &Target) -> impl Future<Output = Result<Vec<Digest>>> + Send;
-    /// When the tag was written, as far as the registry tells; else when its image was made.
+    /// The time when the tag was written, if the registry has it; else the time when its image was made.
     fn written_at(&self, tag: &Tag) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
-    /// Deletes the tag, and nothing else. `false` if the registry can't; a tag that is gone is no error.
+    /// Deletes only the tag. `false` if the registry cannot do that. A tag that does not exist is no error.
     fn delete_tag(&self, tag: &Tag) -> impl Future<Output = Result<bool>> + Send;
-    /// Deletes the manifest and all its tags. One that is gone is no error.
+    /// Deletes the manifest and all its tags. A manifest that does not exist is no error.
     fn delete_manifest(&self, digest: &Digest) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// What the list holds in each target repository. Repositories that were never named here are never
-/// looked at.
+/// The images of the list in each target repository. Other repositories are never inspected.
 #[derive(Clone, Debug, Default)]
 pub struct KeepSet(BTreeMap<Repository, RepositoryKeepSet>);
 
@@ -85,11 +84,11 @@ struct RepositoryKeepSet {
 }
 
 impl KeepSet {
-    /// Of a run over `list` to these destinations: names every repository that its entries go to, and doubts
-    /// those that another shard's images go to as well.
+    /// The set of a run over `list` with these destinations. Nothing is removed from repositories to which another
+    /// shard copies too.
     ///
     /// # Errors
-    /// If an entry has no place to go to.
+    /// If an entry has no destination.
     pub fn of_list(list: &List, to: &[DestinationBase], shard: Option<&Shard>) -> Result<Self> {
         let mut keep_set = Self::default();
         let is_ours = |entry: &&Entry| shard.is_none_or(|shard| shard.contains(&entry.source));
@@ -99,13 +98,13 @@ impl KeepSet {
                 keep_set.of(&target);
             }
         }
-        // What only other shards name is none of this one's business.
+        // Repositories of other shards only are not inspected.
         for entry in others {
             for target in targets(entry, to)? {
                 if keep_set.0.contains_key(&target) {
                     keep_set.keep_all(
                         &target,
-                        format!("images of {}, which is in another shard, go there too", entry.source),
+                        format!("images of {}, which is in another shard, are copied there too", entry.source),
                     );
                 }
             }
@@ -113,24 +112,24 @@ impl KeepSet {
         Ok(keep_set)
     }
 
-    /// The list holds this there. To be said of every image, also of those that are unchanged.
+    /// Keeps an image of the list. It must be called for unchanged images too.
     pub fn keep(&mut self, target: &Repository, at: &Target) {
         let kept_here = self.of(target);
         match at {
             Target::Tag(tag) => drop(kept_here.tags.insert(tag.clone())),
             Target::Digest(digest) => drop(kept_here.digests.insert(*digest)),
-            // No registry has these.
+            // Registries have no names of this kind.
             Target::Name(_) => {}
         }
     }
 
-    /// It isn't known what all the list holds there, so nothing of it may go: its source couldn't be listed,
-    /// an image failed, or images of another shard go there too.
+    /// Keeps everything in a repository, since not all images of the list are known there: its source could not be
+    /// listed, an image failed, or another shard copies there too.
     pub fn keep_all(&mut self, target: &Repository, why: impl Into<String>) {
         self.of(target).doubt.get_or_insert_with(|| why.into());
     }
 
-    /// It isn't known what all this entry's images are: nothing may go of any repository that they go to.
+    /// Keeps everything in all repositories that an entry copies to, since not all of its images are known.
     pub fn keep_all_of_entry(&mut self, entry: &Entry, to: &[DestinationBase], why: &str) {
         for target in targets(entry, to).unwrap_or_default() {
             self.keep_all(&target, why);
@@ -142,38 +141,38 @@ impl KeepSet {
     }
 }
 
-/// The repositories that an entry's images go to: they don't depend on the tag.
+/// The repositories that an entry copies to. They do not depend on the tag.
 fn targets(entry: &Entry, to: &[DestinationBase]) -> Result<Vec<Repository>> {
     Ok(entry.places(to, Some("any"))?.into_iter().map(|(repository, _)| repository).collect())
 }
 
-/// What would go, and what went.
+/// The tags to remove, and the result.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Plan {
     /// The repositories, by name.
     pub repositories: Vec<RepositoryPlan>,
-    /// Why nothing may be removed, if so.
+    /// The reason if nothing may be removed at all.
     pub refused: Option<Failure>,
-    /// Whether it was carried out.
+    /// Whether the plan was executed.
     pub done: bool,
 }
 
-/// What would go of one repository.
+/// The part of a plan for one repository.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RepositoryPlan {
-    /// Which one.
+    /// The repository, with its registry.
     pub repository: String,
-    /// How many tags of images are there.
+    /// How many tags of images there are.
     pub tags: usize,
-    /// The tags that go, in order; those of signatures behind the images'.
+    /// The tags to remove, in order; images first, then their signatures.
     pub deletions: Vec<TagDeletion>,
-    /// How many tags stay though the list doesn't hold them, since they're too young or of unknown age.
+    /// How many tags stay because they are too young or of unknown age, although the list does not have them.
     pub too_young: usize,
-    /// Why nothing of it may go.
+    /// The reason if nothing may be removed here.
     pub kept_reason: Option<String>,
-    /// What failed, while looking or while removing.
+    /// The error of the inspection or the removal.
     pub error: Option<Failure>,
-    /// What the list holds by digest.
+    /// The digests that the list has.
     #[serde(skip)]
     pub pinned: BTreeSet<Digest>,
     /// The tags that stay.
@@ -181,49 +180,49 @@ pub struct RepositoryPlan {
     pub staying: Vec<Tag>,
 }
 
-/// A tag that goes.
+/// A tag to remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TagDeletion {
     /// The tag.
     pub tag: Tag,
-    /// The digest that it had.
+    /// The digest of its image.
     pub digest: Option<Digest>,
-    /// When it was written, where that was asked and told.
+    /// When it was written, if that was looked up and is known.
     pub written_at: Option<Timestamp>,
-    /// Whether it is a signature or a list of referrers, which goes with what it's about.
+    /// Whether it is a signature or a tag of referrers, which is removed with its image.
     pub companion: bool,
-    /// Whether it's gone.
+    /// Whether it was removed.
     pub deleted: bool,
-    /// Why it stayed in the end.
+    /// The reason if it was kept in the end.
     pub kept_reason: Option<String>,
 }
 
 impl Plan {
-    /// A plan that wasn't made, or carried out, in time: what isn't gone stays.
+    /// A plan that was not made or executed in time. Tags that are not removed stay.
     #[must_use]
     pub fn with_deadline_passed(self) -> Self {
         Self { refused: self.refused.or_else(|| Some(Failure::from(&super::run::deadline_passed()))), ..self }
     }
 
-    /// How many tags go, companions too.
+    /// How many tags are to be removed, with companions.
     pub fn planned_deletions(&self) -> usize {
         self.repositories.iter().map(|part| part.deletions.len()).sum()
     }
 
-    /// How many went.
+    /// How many tags were removed.
     pub fn deletions(&self) -> usize {
         self.repositories.iter().flat_map(|part| &part.deletions).filter(|going| going.deleted).count()
     }
 
-    /// Whether something went wrong, or was refused.
+    /// Whether anything failed or was refused.
     pub fn failed(&self) -> bool {
         self.refused.is_some() || self.repositories.iter().any(|part| part.error.is_some())
     }
 }
 
-/// Finds out what would go. Changes nothing.
+/// Makes a plan. Changes nothing.
 ///
-/// `open` gives the shelf of a repository. What fails with one repository is noted there, and spares it.
+/// `open` opens a repository. An error of one repository is recorded, and nothing is removed from it.
 pub async fn plan<S: PruneTarget>(
     keep_set: &KeepSet,
     open: impl Fn(&Repository) -> Result<S>,
@@ -240,7 +239,7 @@ pub async fn plan<S: PruneTarget>(
                     panics::catch_panic(plan_repository(open(repository), kept_here, options, now, &mut part)).await
             {
                 part.deletions.clear();
-                let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
+                let error = error.on(Side::Destination).doing(format!("find tags to prune in {repository}"));
                 part.error = Some(Failure::from(&error));
             }
             part
@@ -253,7 +252,7 @@ pub async fn plan<S: PruneTarget>(
 }
 
 fn skip_reason(kept_here: &RepositoryKeepSet) -> Option<String> {
-    let nothing = || "the list picks no tag for it: check its filters".to_owned();
+    let nothing = || "the list selects no tag for it: check its filters".to_owned();
     kept_here.doubt.clone().or_else(|| kept_here.tags.is_empty().then(nothing))
 }
 
@@ -295,14 +294,14 @@ async fn plan_repository<S: PruneTarget>(
     drop(ages);
     going.sort_by(|a, b| a.tag.cmp(&b.tag));
     part.deletions = going;
-    // Tags the list holds by their form (`sha256-….sig` written out as an image) are the user's own affair.
+    // The list may name tags such as `sha256-….sig` as images. Those stay.
     let companions = companions.into_iter().filter(|tag| !kept_here.tags.contains(tag)).collect();
     plan_companions(remote, &staying, companions, part).await?;
     part.staying = staying;
     Ok(())
 }
 
-/// Adds the companions of those that go, unless something that stays has them too.
+/// Adds the companions of removed images, unless a tag that stays needs them too.
 async fn plan_companions<S: PruneTarget>(
     remote: &S,
     staying: &[Tag],
@@ -316,7 +315,7 @@ async fn plan_companions<S: PruneTarget>(
         going.digest = digests.first().copied();
         lost.extend(digests);
     }
-    // By names in their order: there may be as many companions as lost manifests.
+    // Sorted names: there may be as many companions as manifests.
     let names = |lost: &BTreeSet<Digest>| lost.iter().map(Artifact::name).collect::<BTreeSet<String>>();
     let is_lost =
         |tag: &Tag, names: &BTreeSet<String>| Artifact::of(tag).is_some_and(|artifact| artifact.is_about_any(names));
@@ -342,7 +341,7 @@ async fn plan_companions<S: PruneTarget>(
     Ok(())
 }
 
-/// What each holds, in their order.
+/// The digests below each target, in order.
 async fn tag_contents<S: PruneTarget>(remote: &S, targets: impl Iterator<Item = Target>) -> Result<Vec<Vec<Digest>>> {
     stream::iter(targets)
         .map(async |target| remote.digests_of(&target).await)
@@ -351,7 +350,7 @@ async fn tag_contents<S: PruneTarget>(remote: &S, targets: impl Iterator<Item = 
         .await
 }
 
-/// Times before containers are no times: reproducible builds write the beginning of 1970 or of 1980.
+/// Times before the first containers are no real times: reproducible builds write 1970 or 1980.
 fn is_old(written: Option<Timestamp>, older_than: Duration, now: Timestamp) -> bool {
     if older_than.is_zero() {
         return true;
@@ -368,12 +367,12 @@ fn check_limit(parts: &[RepositoryPlan], options: &Options) -> Option<Error> {
         error.hint(format!("if that is meant, allow it: --prune-max {all}"))
     };
     if let Some(most) = options.most {
-        return (all > most).then(|| refused(format!("{all} tags would go, and --prune-max allows {most}")));
+        return (all > most).then(|| refused(format!("{all} tags would be removed, and --prune-max allows {most}")));
     }
     let is_much = |number: usize, of: usize| number > FREE_DELETIONS.max(of / MAX_SHARE);
     let much = |number: usize, of: usize, whose: &str| {
         refused(format!(
-            "{number} of {of} tags of {whose} would go, which is more than {FREE_DELETIONS} and than a fifth of them"
+            "{number} of {of} tags of {whose} would be removed, which is more than {FREE_DELETIONS} and than a fifth of them"
         ))
     };
     if let Some(part) = parts.iter().find(|part| is_much(images(part), part.tags)) {
@@ -384,7 +383,7 @@ fn check_limit(parts: &[RepositoryPlan], options: &Options) -> Option<Error> {
 }
 
 const CONCURRENT_READS: usize = 16;
-/// Repositories that are looked at, at once.
+/// How many repositories are inspected at once.
 const CONCURRENT_REPOSITORIES: usize = 8;
 const FREE_DELETIONS: usize = 10;
 const MAX_SHARE: usize = 5;

@@ -1,20 +1,20 @@
-//! What waits for its turn on the way from one source to each of its destinations.
+//! Queues of images, from one source to each of its destinations.
 //!
 //! ```text
-//!                           ┌─ lane of one registry ──▶ window of images
+//!                           ┌─ queue of one registry ──▶ window of images
 //!  entries of a source ─────┤
-//!                           └─ lane of another ───────▶ window of images
+//!                           └─ queue of another ───────▶ window of images
 //! ```
-//! Each destination's registry has a lane, so that one that is slow or dead keeps nothing from the others. Whoever fills
-//! the lanes waits while none of them wants more. So a list costs no more memory than its lanes are long: a few images
-//! each, but where a lane lags behind the others, since they go on; of an image that waits there, names alone are kept.
+//! Each destination's registry has a queue, so that a slow or dead one does not delay the others. Producers wait
+//! until a queue runs low. So memory does not depend on the length of the list: each queue holds a few images. A
+//! queue that is far behind may grow, since the others go on; its images are only names.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The lanes of one source, by the destination's registry.
+/// The queues of one source, by the destination's registry.
 #[derive(Debug)]
 pub(super) struct RegistryQueues<T> {
     queues: Mutex<BTreeMap<String, RegistryQueue<T>>>,
@@ -24,7 +24,7 @@ pub(super) struct RegistryQueues<T> {
 #[derive(Debug)]
 struct RegistryQueue<T> {
     waiting: VecDeque<T>,
-    /// Those who may still fill it.
+    /// How many producers may still add to it.
     fillers: usize,
 }
 
@@ -35,7 +35,7 @@ impl<T> Default for RegistryQueue<T> {
 }
 
 impl<T> RegistryQueues<T> {
-    /// The lanes that the fillers go to, each of which has named its registries.
+    /// Queues for these producers, each of which names its registries.
     pub(super) fn new<'a>(fillers: impl IntoIterator<Item = &'a [String]>) -> Self {
         let mut queues = BTreeMap::<String, RegistryQueue<T>>::new();
         for registry in fillers.into_iter().flatten() {
@@ -49,12 +49,12 @@ impl<T> RegistryQueues<T> {
         self.lock().keys().cloned().collect()
     }
 
-    /// How many wait in the lane.
+    /// The length of a queue.
     pub(super) fn len_of(&self, registry: &str) -> usize {
         self.lock().get(registry).map_or(0, |queue| queue.waiting.len())
     }
 
-    /// Puts something at the lane's end.
+    /// Appends an item to a queue.
     pub(super) fn push(&self, registry: &str, item: T) {
         if let Some(queue) = self.lock().get_mut(registry) {
             queue.waiting.push_back(item);
@@ -62,8 +62,7 @@ impl<T> RegistryQueues<T> {
         self.changed.notify_waiters();
     }
 
-    /// Waits until a lane that may still be filled is short, whichever that is: who knows what comes next? Nobody
-    /// waits for long, though, in front of a lane that is longer than any should be.
+    /// Waits until a queue with producers is low, and none has [`MAX_QUEUED`] items.
     pub(super) async fn until_low(&self) {
         self.wait_until(|queues| {
             let short = queues.values().any(|queue| queue.fillers > 0 && queue.waiting.len() < LOW_WATERMARK);
@@ -72,7 +71,7 @@ impl<T> RegistryQueues<T> {
         .await;
     }
 
-    /// One who named these registries has nothing more for them.
+    /// A producer with these registries has no more items.
     pub(super) fn source_finished(&self, registries: &[String]) {
         let mut queues = self.lock();
         for registry in registries {
@@ -84,7 +83,7 @@ impl<T> RegistryQueues<T> {
         self.changed.notify_waiters();
     }
 
-    /// The first one in the lane; waits for it. `None` when nothing comes any more.
+    /// Waits for the first item of a queue. `None` if it is empty and has no producers.
     pub(super) async fn next(&self, registry: &str) -> Option<T> {
         let next = self
             .wait_until(|queues| {
@@ -102,7 +101,7 @@ impl<T> RegistryQueues<T> {
     async fn wait_until<R>(&self, mut ready: impl FnMut(&mut BTreeMap<String, RegistryQueue<T>>) -> Option<R>) -> R {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
-            // Before looking, so that what changes in between isn't missed.
+            // Subscribe before looking, so that no change is missed.
             changed.as_mut().enable();
             if let Some(result) = ready(&mut self.lock()) {
                 return result;
@@ -116,9 +115,9 @@ impl<T> RegistryQueues<T> {
     }
 }
 
-/// A lane that wants more.
+/// A shorter queue is low.
 pub(super) const LOW_WATERMARK: usize = 16;
-/// Of so many names, some megabytes, a lane that lags behind makes the others wait for it.
+/// Producers wait for a queue with this many items, which take some megabytes.
 const MAX_QUEUED: usize = 20_000;
 
 #[cfg(test)]
@@ -127,15 +126,15 @@ mod tests {
 
     use super::*;
 
-    fn lanes(fillers: &[&[&str]]) -> (RegistryQueues<usize>, Vec<Vec<String>>) {
+    fn queues(fillers: &[&[&str]]) -> (RegistryQueues<usize>, Vec<Vec<String>>) {
         let named: Vec<Vec<String>> =
             fillers.iter().map(|names| names.iter().map(|name| (*name).to_owned()).collect()).collect();
         (RegistryQueues::new(named.iter().map(Vec::as_slice)), named)
     }
 
     #[test]
-    fn a_lane_that_stands_stops_no_other() {
-        let (queues, named) = lanes(&[&["good", "dead"], &["dead"]]);
+    fn a_blocked_queue_delays_no_other() {
+        let (queues, named) = queues(&[&["good", "dead"], &["dead"]]);
         let mut came = 0;
         while came < 10 * LOW_WATERMARK {
             assert!(queues.until_low().now_or_never().is_some(), "{came}");
@@ -145,7 +144,7 @@ mod tests {
             came += 1;
         }
         assert_eq!((queues.len_of("dead"), queues.len_of("good")), (10 * LOW_WATERMARK, 0));
-        // Nothing comes for the good one any more: the other alone is waited for.
+        // The good queue has no producers left: only the other one counts.
         queues.source_finished(&named[0]);
         assert_eq!(queues.next("good").now_or_never(), Some(None));
         assert!(queues.until_low().now_or_never().is_none());
@@ -157,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn no_lane_is_longer_than_some_names() {
-        let (queues, _) = lanes(&[&["good", "dead"]]);
+    fn queues_have_a_limit() {
+        let (queues, _) = queues(&[&["good", "dead"]]);
         (0..MAX_QUEUED).for_each(|nth| queues.push("dead", nth));
         assert!(queues.until_low().now_or_never().is_none());
         assert!(queues.next("dead").now_or_never().is_some() && queues.until_low().now_or_never().is_some());
@@ -166,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_hears_of_it() {
-        let (queues, named) = lanes(&[&["r"]]);
+        let (queues, named) = queues(&[&["r"]]);
         let (first, ()) = tokio::join!(queues.next("r"), async { queues.push("r", 7) });
         assert_eq!(first, Some(7));
         (0..LOW_WATERMARK).for_each(|nth| queues.push("r", nth));

@@ -1,11 +1,11 @@
-//! What a run came to: the document of `--output json` and `--report FILE`, and JUnit's XML.
+//! The result of a run: the document of `--output json` and `--report FILE`, and JUnit's XML.
 //!
 //! ```text
-//! Run::begin ── add, add, … ── finish ──> text (cli), JSON, JUnit
+//! RunReport::start ── add, skip, … ── finish ──> text (cli), JSON, JUnit
 //!                                           │
 //!                                Failed::read <── --retry-failed
 //! ```
-//! One line of a list of 10,000 images takes some 400 bytes: see [`RunReport::add`].
+//! An image takes some 400 bytes: see [`RunReport::add`].
 
 mod events;
 mod junit;
@@ -25,7 +25,7 @@ use super::prune::Plan;
 use crate::copy::{CopyResult, Entry, Platforms, RegistryUsage, Report, Summary};
 use crate::error::{Error, Kind, Result, Side};
 
-/// A run over a list, as far as it came.
+/// A run over a list, finished or not.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunReport {
     /// Grows when a field changes its meaning.
@@ -39,26 +39,26 @@ pub struct RunReport {
     registries: Vec<RegistryUsage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prune: Option<Plan>,
-    /// What the registries had been asked before: in interval mode they live longer than a run.
+    /// The usage before the run. With `--interval` registries live longer than a run.
     #[serde(skip)]
     before: BTreeMap<String, RegistryUsage>,
     #[serde(skip)]
     platforms: BTreeSet<Platforms>,
 }
 
-/// Which image of a run.
+/// An image of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageId {
     /// `registry/repository:tag`, or with `@digest`.
     pub source: String,
-    /// Where to; empty where a repository's tags aren't known, so that `source` is all of them.
+    /// The destination. Empty if a repository's tags are unknown; then `source` is the repository.
     pub destination: String,
-    /// The line of the list that it's from.
+    /// The line of its entry in the list.
     pub line: usize,
 }
 
 impl RunReport {
-    /// A run that begins now. `registries` is what they were asked until now: nothing in the first run.
+    /// A run that begins now. `registries` is the usage so far; nothing in the first run.
     pub fn start(shard: Option<&Shard>, dry_run: bool, registries: &[RegistryUsage]) -> Self {
         let started = crate::clock::timestamp();
         Self {
@@ -76,7 +76,7 @@ impl RunReport {
         }
     }
 
-    /// Notes how an image ended. Its platforms are kept once for all images that have the same.
+    /// Records the result of an image. Equal sets of platforms are stored once.
     pub fn add(&mut self, which: ImageId, mut result: Result<Report, &Error>) {
         if let Ok(report) = &mut result {
             match self.platforms.get(&report.platforms) {
@@ -87,8 +87,7 @@ impl RunReport {
         self.push(which, CopyResult::new(result, self.dry_run));
     }
 
-    /// Notes an image of which nothing was moved: the deadline came before its turn, or before there were
-    /// pulls for it.
+    /// Records an image of which nothing was moved: its turn, or its pulls, came after the deadline.
     pub fn skip(&mut self, which: ImageId, why: &Error) {
         self.push(which, CopyResult::skipped(why));
     }
@@ -104,13 +103,12 @@ impl RunReport {
         self.images.push(Entry { source, destination, line: u32::try_from(line).ok(), ended });
     }
 
-    /// Notes what was pruned, or would be.
+    /// Records the result of a prune.
     pub fn pruned_by(&mut self, plan: Plan) {
         self.prune = Some(plan);
     }
 
-    /// Ends the run: puts its images in the order of the list, and counts what `registries` were asked
-    /// since it began.
+    /// Ends the run: sorts the images by the list, and subtracts the usage of `registries` before the run.
     pub fn finish(&mut self, took: Duration, registries: Vec<RegistryUsage>) {
         self.ended = crate::clock::timestamp();
         self.summary.duration_seconds = took.as_secs_f64();
@@ -125,37 +123,37 @@ impl RunReport {
         self.images.sort_by(|a, b| (a.line, &a.source, &a.destination).cmp(&(b.line, &b.source, &b.destination)));
     }
 
-    /// When it began.
+    /// The start of the run.
     pub fn started(&self) -> Timestamp {
         self.started
     }
 
-    /// When it ended.
+    /// The end of the run.
     pub fn ended(&self) -> Timestamp {
         self.ended
     }
 
-    /// Whether nothing was to be moved.
+    /// Whether it was a dry run.
     pub fn is_dry(&self) -> bool {
         self.dry_run
     }
 
-    /// Its images; after [`Self::finish`] in the order of the list.
+    /// The images; after [`Self::finish`] in the order of the list.
     pub fn images(&self) -> &[Entry] {
         &self.images
     }
 
-    /// The sums.
+    /// The sums of all images.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// What the registries were asked in this run.
+    /// The usage of the registries in this run.
     pub fn registries(&self) -> &[RegistryUsage] {
         &self.registries
     }
 
-    /// What was pruned, or would be, if that was asked for.
+    /// The prune, if there was one.
     pub fn prune(&self) -> Option<&Plan> {
         self.prune.as_ref()
     }
@@ -165,7 +163,7 @@ impl RunReport {
         self.prune.as_ref().map_or(0, Plan::deletions)
     }
 
-    /// 0 if all is done, 3 if some images failed or were skipped, or what was to be pruned; 1 if all were.
+    /// The exit code: 0 if all is done; 3 if some images or the prune failed or were skipped; 1 if all images did.
     pub fn exit_code(&self) -> u8 {
         let undone = self.summary.failed + self.summary.skipped.unwrap_or(0);
         match undone {
@@ -196,7 +194,7 @@ impl RunReport {
     }
 }
 
-/// What failed, or was skipped, in a run before.
+/// Images that failed or were skipped in an earlier run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PreviousFailures(BTreeSet<(String, String)>);
 
@@ -204,7 +202,7 @@ impl PreviousFailures {
     /// Reads the document of a run. `name` is the file's, for errors.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if it isn't one, or is one of a release to come.
+    /// [`Kind::Usage`] for another document, or one of a later release.
     pub fn read(name: &str, bytes: &[u8]) -> Result<Self> {
         let wrong = |why: String| {
             Error::new(Kind::Usage, format!("{name} is not the report of a mirror run: {why}"))
@@ -217,7 +215,7 @@ impl PreviousFailures {
         let document: Document = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
         match document.schema {
             Some(SCHEMA_VERSION) => {}
-            Some(other) => return Err(wrong(format!("its schema is {other}, where {SCHEMA_VERSION} is known here"))),
+            Some(other) => return Err(wrong(format!("its schema is {other}; this release knows {SCHEMA_VERSION}"))),
             None => return Err(wrong("it has no \"schema\"".into())),
         }
         let Some(images) = document.images.filter(|_| document.started.is_some()) else {
@@ -227,24 +225,24 @@ impl PreviousFailures {
         Ok(Self(undone.map(|image| (image.source, image.destination)).collect()))
     }
 
-    /// Whether this image is among them, by itself or with all of its repository, whose tags weren't known.
+    /// Whether it has this image, or its whole repository with unknown tags.
     pub fn holds(&self, source: &str, destination: &str) -> bool {
-        // A set of pairs can't be asked by borrowed ones.
+        // A set of pairs needs owned keys.
         self.0.contains(&(source.to_owned(), destination.to_owned()))
             || self.0.contains(&(repository(source).to_owned(), String::new()))
     }
 
-    /// How many there are.
+    /// The number of images.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing failed.
+    /// Whether no image failed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Source and destination of each.
+    /// Source and destination of each image.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(source, destination)| (source.as_str(), destination.as_str()))
     }

@@ -1,15 +1,15 @@
-//! One run over a list: which images it comes to, and bringing them, each source in its own time.
+//! One run over a list: finds its images, and copies them.
 //!
 //! ```text
-//!  entries of one source ─┬─ expand ──▶ lane to one destination ──▶ window of images ──▶ Engine
-//!                         └────────────▶ lane to another ─────────▶ window of images ──┤
+//!  entries of one source ─┬─ expand ──▶ queue to one destination ──▶ window of images ──▶ Engine
+//!                         └────────────▶ queue to another ─────────▶ window of images ──┤
 //!  entries of another    ─── expand ──▶ …                                              ┘
 //! ```
 //!
-//! Each source and registry of a destination has a lane and a window, so that one that waits (for Docker Hub's
-//! pulls, say, or for a registry that is dead) keeps none of the others. No image waits for another one's end, save for
-//! the blobs they share: those come once, by the engine's directory. An entry's tags are listed when its turn comes, so
-//! a long list costs no more memory than its windows.
+//! Each pair of a source and a destination's registry has a queue and a window. So a registry that is slow, dead or
+//! out of pulls does not delay the others. Images wait for each other only because of shared blobs, which the engine
+//! copies once. Tags of an entry are listed when its turn comes, so the memory of a run does not depend on the length
+//! of the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
@@ -31,7 +31,7 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::panics;
 use crate::reference::{RejectedTags, Repository, Target};
 
-/// Where a run finds the repositories that its list names.
+/// Opens the repositories of a list.
 pub trait Repositories: Sync {
     /// A repository to read.
     type Source: Source;
@@ -45,57 +45,57 @@ pub trait Repositories: Sync {
     fn destination(&self, repository: &Repository) -> Result<Self::Destination>;
 }
 
-/// What a run does with each image.
+/// The work of a run for each image.
 #[derive(Clone, Debug, Default)]
 pub enum Action {
-    /// Copy it, or plan to.
+    /// Copy the image, or plan it.
     Copy {
-        /// Only say what would be done.
+        /// Only plan.
         dry_run: bool,
-        /// Walk and repair images whose tag is the same.
+        /// Check all of an image and repair it, also if the tags are equal.
         force: bool,
     },
-    /// Only see whether the destination has it: two requests, no pull.
+    /// Only compare the tags: two requests, no pull.
     #[default]
     Compare,
 }
 
-/// What a run is told besides its list.
+/// Settings of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// What is done with each image.
+    /// The work for each image.
     pub action: Action,
-    /// Until when. What hasn't begun by then is skipped, what isn't finished has failed.
+    /// The end of the run. Images that have not begun are skipped; unfinished ones fail.
     pub deadline: Option<Instant>,
 }
 
-/// What became of an image, or of an entry whose tags could not be listed.
+/// The result of an image, or of an entry whose tags could not be listed.
 #[derive(Debug)]
 pub enum Event {
     /// Copied, unchanged or planned.
     Copied(Box<Job>, Box<Report>),
-    /// Compared: what its tag is at both ends.
+    /// Compared.
     Compared(Box<Job>, Drift),
     /// Not done.
     Failed(Box<Job>, Error),
-    /// Nothing was moved of it: the deadline came before its turn, or before there were pulls for it.
+    /// Nothing was moved: its turn, or its pulls, came after the deadline.
     Skipped(Box<Job>, Error),
-    /// Not all of the entry's images are known: its tags could not be listed, or some are no tags.
+    /// The images of an entry are not all known: its tags could not be listed, or some names are not tags.
     Unknown {
         /// The entry's line.
         line: usize,
-        /// Its repository.
+        /// The entry's repository.
         source: Repository,
-        /// Why.
+        /// The reason.
         error: Error,
-        /// Whether that's only the deadline, as for [`Self::Skipped`].
+        /// Whether the deadline is the reason, as for [`Self::Skipped`].
         skipped: bool,
     },
 }
 
-/// Runs over those entries of `list` that `wanted` holds for, and those of their images; tells `ended` of each.
+/// Runs over the entries of `list`, and the images of them, that `wanted` accepts. Each result is passed to `ended`.
 ///
-/// An image's failure stops no other, nor does a panic in it. Dropping the future stops all.
+/// A failure or a panic of one image does not stop the others. Dropping the future stops all.
 pub async fn run<P: Repositories>(
     list: &List,
     to: &[DestinationBase],
@@ -122,18 +122,18 @@ pub async fn run<P: Repositories>(
 struct WantedEntry<'a> {
     number: usize,
     entry: &'a Entry,
-    /// The registries that its images go to.
+    /// The registries of its destinations.
     goes: Vec<String>,
 }
 
-/// An image that waits for its turn.
+/// An image in a queue.
 struct QueuedImage {
     job: Job,
-    /// With its other destinations, as far as they are about as far.
+    /// Answers of the source, shared with its other destinations if those are about as far.
     reads: Arc<ImageReads>,
 }
 
-/// What the sources of a run share.
+/// Shared by the sources of a run.
 struct RunContext<'a, P> {
     to: &'a [DestinationBase],
     places: &'a P,
@@ -141,19 +141,19 @@ struct RunContext<'a, P> {
     options: &'a Options,
     wanted: &'a (dyn Fn(&Entry, Option<&Job>) -> bool + Sync),
     ended: &'a (dyn Fn(Event) + Sync),
-    /// Whose tags may meet.
+    /// Entries whose tags may conflict.
     conflicts: TagConflicts,
-    /// Which image goes to which destination tag.
+    /// The image of each destination tag.
     claims: Mutex<Claims>,
-    /// What they have read.
+    /// Manifests that were read.
     manifests: Arc<ManifestCache>,
 }
 
 impl<P: Repositories> RunContext<'_, P> {
-    /// All images of one source.
+    /// Copies all images of one source.
     async fn run_source(&self, entries: Vec<WantedEntry<'_>>) {
         let queues = &RegistryQueues::new(entries.iter().map(|asked| &asked.goes[..]));
-        // Its own future for each entry: one that waits for room in the lanes stops no other's request.
+        // A future for each entry, so that one that waits for room in a queue does not delay other requests.
         let expand = stream::iter(&entries).for_each_concurrent(CONCURRENT_LISTINGS, async |asked| {
             self.conflicts.wait_for_turn(asked.number).await;
             self.expand(asked.entry, queues).await;
@@ -178,13 +178,12 @@ impl<P: Repositories> RunContext<'_, P> {
                 let error = error.doing(format!("mirror {source}"));
                 Event::Unknown { line, source, error, skipped: false }
             }
-            // Of a list of tags nothing is moved.
+            // Listing tags moves nothing.
             NotDone::Cut(error) | NotDone::Skipped(error) => Event::Unknown { line, source, error, skipped: true },
         });
     }
 
-    /// Queues the images that an entry names, then those that it picks from the repository's tags, as
-    /// the pages of their list arrive.
+    /// Queues the images that an entry names, then the tags that it selects, page by page.
     async fn queue_images(&self, entry: &Entry, queues: &RegistryQueues<QueuedImage>) -> Result<(), NotDone> {
         for exact in &entry.pick.exact {
             self.queue(entry, exact, queues).await?;
@@ -197,7 +196,7 @@ impl<P: Repositories> RunContext<'_, P> {
         let mut pages = source.tags();
         let mut rejected = RejectedTags::default();
         loop {
-            // What is queued already isn't cut off with it.
+            // Images that are queued already go on.
             let page = async { pages.try_next().await.map_err(|error| error.on(Side::Source)) };
             let Some(page) = self.within_deadline(page).await? else { break };
             rejected.add(page.malformed);
@@ -213,7 +212,7 @@ impl<P: Repositories> RunContext<'_, P> {
         rejected.error(&entry.source).map_or(Ok(()), |error| Err(error.on(Side::Source).into()))
     }
 
-    /// Queues an image for each of its destinations. One that can't be, or is another image's, fails alone.
+    /// Queues an image for each of its destinations. An invalid or conflicting destination fails alone.
     async fn queue(&self, entry: &Entry, exact: &SelectedImage, queues: &RegistryQueues<QueuedImage>) -> Result<()> {
         let read = exact.digest.map(Target::Digest).or_else(|| exact.tag.clone().map(Target::Tag));
         let Some(read) = read else { return Ok(()) };
@@ -237,7 +236,7 @@ impl<P: Repositories> RunContext<'_, P> {
                 referrers: entry.referrers,
                 no_tag,
             };
-            // Nothing to be done twice.
+            // Listed twice: copied once.
             if matches!(claimed, Ok(false)) || !(self.wanted)(entry, Some(&job)) {
                 continue;
             }
@@ -249,8 +248,8 @@ impl<P: Repositories> RunContext<'_, P> {
         Ok(())
     }
 
-    /// Puts an image at the end of its lane. Where that lags behind, what is read for other destinations would have to
-    /// be kept for too many images: those there are read for themselves.
+    /// Appends an image to its queue. If the queue is far behind the others, the image shares no answers with its
+    /// other destinations, so that they are not kept for long.
     fn enqueue(&self, job: Job, reads: &Arc<ImageReads>, queues: &RegistryQueues<QueuedImage>) {
         let registry = job.destination.registry.clone();
         let reads = match queues.len_of(&registry) {
@@ -276,15 +275,15 @@ impl<P: Repositories> RunContext<'_, P> {
         }
     }
 
-    /// Does `work` unless the deadline has passed, and ends it when it comes.
+    /// Runs `work` until the deadline.
     async fn within_deadline<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T, NotDone> {
         let Some(deadline) = self.options.deadline else { return Ok(work.await?) };
         if Instant::now() >= deadline {
             return Err(NotDone::Skipped(deadline_passed()));
         }
-        // Who waits until the deadline by himself says better than we can what for.
+        // Work that waits for the deadline itself has the better error.
         match tokio::time::timeout_at(deadline + DEADLINE_GRACE, work).await {
-            // Who waited for pulls until the deadline has moved nothing yet: its manifests come first.
+            // Pulls are needed before anything is moved.
             Ok(Err(error)) if error.is_quota() && Instant::now() >= deadline => Err(NotDone::Skipped(error)),
             Ok(done) => Ok(done?),
             Err(_) => Err(NotDone::Cut(deadline_passed())),
@@ -315,10 +314,10 @@ enum Done {
     Compared(Drift),
 }
 
-/// Why something isn't done.
+/// Why an image was not done.
 enum NotDone {
     Failed(Error),
-    /// Broken off by the deadline.
+    /// Interrupted by the deadline.
     Cut(Error),
     /// Not begun by the deadline.
     Skipped(Error),
@@ -330,16 +329,16 @@ impl From<Error> for NotDone {
     }
 }
 
-/// The deadline came first.
+/// The error for a deadline.
 pub(super) fn deadline_passed() -> Error {
     Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here")
 }
 
-/// Images on their way from one source to one registry that are worked on at once: most of them wait for blobs that
-/// others bring, or for a place.
+/// Images in progress from one source to one registry. Most of them wait for blobs of other images, or for a free
+/// slot.
 const CONCURRENT_IMAGES: usize = 48;
-/// Images in a lane for which is kept what others read of them.
+/// How far a queue may be behind and still share answers.
 const MAX_PREREAD_IMAGES: usize = 64;
-/// Repositories of one source whose tags are listed at once.
+/// How many repositories of one source are listed at once.
 const CONCURRENT_LISTINGS: usize = 4;
 const DEADLINE_GRACE: Duration = Duration::from_millis(200);

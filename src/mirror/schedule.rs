@@ -1,14 +1,14 @@
-//! Runs over and over: at an interval, and at once when the list changes.
+//! Repeats runs: at an interval, and at once when the list changes.
 //!
 //! ```text
 //! read ── run ── wait: due? ────────────────┐
-//!          ▲       │ the list changed? ── read it: good? run at once; bad? say so, keep the old one
-//!          │       │ SIGHUP? ────────────── likewise, changed or not
+//!          ▲       │ the list changed? ── valid: run at once; invalid: report it, keep the old one
+//!          │       │ SIGHUP? ────────────── the same, changed or not
 //!          └───────┴ stop? ── end
 //! ```
-//! Two runs never overlap: the next one is due an interval after the start of the last, or at its end if
-//! that took longer. The list is read every few seconds rather than watched: a Kubernetes ConfigMap is a
-//! symbolic link to a directory that is swapped, which watchers of the file itself don't see.
+//! Runs never overlap: the next one is due an interval after the start of the last one, or at its end if it took
+//! longer. The list is read every few seconds instead of being watched: a Kubernetes ConfigMap is a symbolic link to
+//! a directory that is replaced, which a watch of the file does not see.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -28,40 +28,40 @@ use crate::retry::jitter;
 
 /// When runs begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Schedule {
-    /// From the start of a run to that of the next; a few percent more or less, so that many mirrors don't
-    /// ask all at once.
-    pub every: Duration,
-    /// How often the list is looked at.
-    pub poll: Duration,
+pub(crate) struct Schedule {
+    /// The time from the start of a run to the next one. It varies by a few percent, so that many mirrors do not
+    /// start together.
+    pub(crate) every: Duration,
+    /// How often the list is read.
+    pub(crate) poll: Duration,
 }
 
 impl Schedule {
-    /// Every so often.
-    pub fn new(every: Duration) -> Self {
+    /// A schedule with this interval.
+    pub(crate) fn new(every: Duration) -> Self {
         Self { every, poll: POLL_INTERVAL }
     }
 
-    /// The time to the next run: within 3 % of the interval.
+    /// The time to the next run: the interval, plus or minus 3 %.
     fn spread(&self) -> Duration {
         self.every.mul_f64(1.0 - JITTER_SHARE) + jitter(self.every.mul_f64(2.0 * JITTER_SHARE))
     }
 }
 
-/// What a list is read from.
-pub trait ListOrigin: Send + Sync {
-    /// Its bytes as they are now.
+/// A source of list bytes.
+pub(crate) trait ListOrigin: Send + Sync {
+    /// The current bytes.
     fn read(&self) -> impl Future<Output = Result<Vec<u8>>> + Send;
 }
 
 /// A file with a list.
 #[derive(Clone, Debug)]
-pub struct ListFile(pub PathBuf);
+pub(crate) struct ListFile(pub(crate) PathBuf);
 
 impl ListOrigin for ListFile {
     async fn read(&self) -> Result<Vec<u8>> {
         let failed = |error| Error::unreadable(format!("read {}", self.0.display()), &error);
-        // Read again and again, so it can't be a pipe: unlike the list of a single run.
+        // The file is read repeatedly, so it cannot be a pipe, unlike the list of a single run.
         let path = self.0.clone();
         let opened = tokio::task::spawn_blocking(move || regular_file::open(&path, Links::Follow)).await;
         let opened = opened.unwrap_or_else(|error| Err(std::io::Error::other(error)));
@@ -77,54 +77,55 @@ impl ListOrigin for ListFile {
     }
 }
 
-/// What happens, for logs and metrics.
+/// Events for logs and metrics.
 #[derive(Debug)]
-pub enum Event<'a> {
-    /// A list was read, and is good: the first, another one, or the old one again after a bad one.
+pub(crate) enum Event<'a> {
+    /// A valid list was loaded: the first one, a new one, or the old one after an invalid one.
     Loaded,
-    /// The list as it is now can't be used; the last good one is kept.
+    /// The current list is invalid; the last valid one is kept.
     Rejected(&'a Error),
-    /// A run begins.
+    /// A run began.
     Begun,
-    /// It ended, however.
+    /// A run ended, with any result.
     Ended,
-    /// The next one is due in so long.
+    /// The next run is due after this time.
     Next(Duration),
 }
 
-/// Calls `run` with the list of `origin` at once, and then on `schedule`, until `shutdown` is ready: what
-/// runs then is dropped. A notice by `hangup` (SIGHUP), also one from during a run, means to read the list
-/// and to run at once.
+/// Calls `run` with the list of `origin` at once, and then on `schedule`, until `shutdown` is ready, which drops the
+/// current run. After a notice by `hangup` (SIGHUP) the list is read, and a run begins at once; a notice during a run
+/// takes effect at its end.
 ///
 /// # Errors
-/// If the list can't be read or parsed in the beginning. Later the last good one is kept, and `tell` hears
-/// of it.
-pub async fn run_every<L, O: ListOrigin>(
+/// If the list is unreadable or invalid at the start. Later the last valid one is kept, and the error is passed to
+/// `report`.
+pub(crate) async fn run_every<L, O: ListOrigin>(
     schedule: &Schedule,
     origin: &O,
     parse: impl Fn(&[u8]) -> Result<L>,
     mut run: impl AsyncFnMut(&L),
     hangup: &Notify,
     shutdown: impl Future<Output = ()>,
-    tell: impl Fn(Event<'_>),
+    report: impl Fn(Event<'_>),
 ) -> Result<()> {
     let bytes = origin.read().await?;
     let mut list = parse(&bytes)?;
     let current = Digest::of(&bytes);
-    let mut watch = ListWatcher { origin, parse, tell: &tell, current, changes: ChangeDetector::starting_at(current) };
-    tell(Event::Loaded);
+    let mut watch =
+        ListWatcher { origin, parse, report: &report, current, changes: ChangeDetector::starting_at(current) };
+    report(Event::Loaded);
     let mut shutdown = pin!(shutdown);
     loop {
         let started = Instant::now();
-        tell(Event::Begun);
+        report(Event::Begun);
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
             () = run(&list) => {}
         }
-        tell(Event::Ended);
+        report(Event::Ended);
         let due = (started + schedule.spread()).max(Instant::now());
-        tell(Event::Next(due.duration_since(Instant::now())));
+        report(Event::Next(due.duration_since(Instant::now())));
         let changed = tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
@@ -136,19 +137,19 @@ pub async fn run_every<L, O: ListOrigin>(
     }
 }
 
-/// The list as it was seen.
+/// Watches the list.
 struct ListWatcher<'a, O, P, T> {
     origin: &'a O,
     parse: P,
-    tell: &'a T,
-    /// That of the list in use.
+    report: &'a T,
+    /// The digest of the list in use.
     current: Digest,
-    /// What was taken or rejected last, and what is new.
+    /// The digest that was accepted or rejected last, and a new one.
     changes: ChangeDetector<Digest>,
 }
 
 impl<L, O: ListOrigin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> ListWatcher<'_, O, P, T> {
-    /// Waits until a run is due: by the time, a new list or a notice. Returns the list if there's another one.
+    /// Waits until a run is due, by the time, a new list or a notice. Returns a new list.
     async fn wait(&mut self, due: Instant, poll: Duration, hangup: &Notify) -> Option<L> {
         let mut ticks = interval(poll);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -170,17 +171,17 @@ impl<L, O: ListOrigin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> ListWatcher<
         }
     }
 
-    /// Looks at the list: a new one, if it's another than that in use. What is new must look the same twice,
-    /// unless the user says that it's `ready`: half of a list that is being written would be one too.
+    /// Reads the list; returns it if it is not the one in use. A new list must be read twice without a change, in
+    /// case it is still being written, unless the user says that it is `ready`.
     ///
     /// # Errors
-    /// Told already, when it's first seen.
+    /// Reported when the list is first seen.
     async fn check_list(&mut self, ready: bool) -> Result<Option<L>, ReportedError> {
         let bytes = match self.origin.read().await {
             Ok(bytes) => bytes,
             Err(error) => {
                 if self.changes.observe_missing() || ready {
-                    (self.tell)(Event::Rejected(&error));
+                    (self.report)(Event::Rejected(&error));
                 }
                 return Err(ReportedError);
             }
@@ -191,26 +192,26 @@ impl<L, O: ListOrigin, P: Fn(&[u8]) -> Result<L>, T: Fn(Event<'_>)> ListWatcher<
         }
         match (self.parse)(&bytes) {
             Ok(list) => {
-                (self.tell)(Event::Loaded);
+                (self.report)(Event::Loaded);
                 let same = std::mem::replace(&mut self.current, digest) == digest;
                 Ok((!same).then_some(list))
             }
             Err(error) => {
-                (self.tell)(Event::Rejected(&error));
+                (self.report)(Event::Rejected(&error));
                 Err(ReportedError)
             }
         }
     }
 }
 
-/// An error that was told.
+/// An error that was reported.
 struct ReportedError;
 
-/// A duration as users write it: `90s`, `6h`, `1h30m`, `7d`, `2 weeks`; also ISO 8601.
+/// Parses a duration: `90s`, `6h`, `1h30m`, `7d`, `2 weeks`, or ISO 8601.
 ///
 /// # Errors
-/// [`Kind::Usage`] for anything else, also for months, whose length isn't known, and for less than nothing.
-pub fn parse_duration(text: &str) -> Result<Duration> {
+/// [`Kind::Usage`] for other texts, for months, whose length varies, and for negative durations.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
     let wrong = |why: String| {
         Error::new(Kind::Usage, format!("{text:?} is not a duration: {why}"))
             .hint("write it such as 90s, 15m, 6h or 7d")
@@ -218,7 +219,7 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     let days = jiff::SpanRelativeTo::days_are_24_hours();
     let span: jiff::Span = text.parse().map_err(|error: jiff::Error| wrong(error.to_string()))?;
     let signed = span.to_duration(days).map_err(|error| wrong(error.to_string()))?;
-    Duration::try_from(signed).map_err(|_| wrong("it is less than nothing".into()))
+    Duration::try_from(signed).map_err(|_| wrong("it is negative".into()))
 }
 
 const POLL_INTERVAL: Duration = Duration::from_secs(5);

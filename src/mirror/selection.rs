@@ -27,7 +27,6 @@ impl Selection {
         Self { shard, failed, failed_repositories, again: Mutex::default() }
     }
 
-    /// The shard.
     pub(crate) fn shard(&self) -> Option<&Shard> {
         self.shard.as_ref()
     }
@@ -65,7 +64,9 @@ impl Selection {
             let to = if destination.is_empty() { String::new() } else { format!(" to {destination}") };
             let more = missed.count();
             let more = if more == 0 { String::new() } else { format!(", and {more} more") };
-            tracing::warn!("what failed before isn't in the list, or goes elsewhere now: {source}{to}{more}");
+            tracing::warn!(
+                "images that failed before are not in the list, or have another destination: {source}{to}{more}"
+            );
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A part of a list for each of several machines, with no word between them.
+//! Splits a list between machines, without communication.
 //!
-//! All images of one source repository are in one shard, so that its tags are listed once, and its blobs
-//! are read once. Which shard that is follows from the repository's name alone: the list may grow or be
-//! put in another order, and every other repository stays where it was.
+//! All images of one source repository are in one shard, so that its tags are listed once, and its blobs are read
+//! once. The repository's name alone decides the shard: if the list grows or is reordered, other repositories stay in
+//! theirs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ pub struct Shard {
     of: u32,
 }
 
-/// What a user said of shards: `3/8` is the third of eight; `/8` leaves open which one.
+/// A shard as users write it: `3/8` is the third of eight; `/8` has no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardSpec {
     /// From 1.
@@ -40,11 +40,11 @@ impl Shard {
 }
 
 impl ShardSpec {
-    /// The shard. `completion_index` is what Kubernetes calls an indexed Job's pod
-    /// (`JOB_COMPLETION_INDEX`, from 0), and only used where the number was left open.
+    /// Resolves the number of the shard. `completion_index` is the index of an indexed Job's pod in Kubernetes
+    /// (`JOB_COMPLETION_INDEX`, from 0). It is used only without a number.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if there's neither a number nor an index, or the index is past the end.
+    /// [`Kind::Usage`] without a number and an index, or if the index is too large.
     pub fn settle(self, completion_index: Option<&str>) -> Result<Shard> {
         let Self { number, of } = self;
         if let Some(number) = number {
@@ -55,9 +55,8 @@ impl ShardSpec {
                 "write --shard 1/{of} to {of}/{of}, or run it as a Kubernetes Job with completionMode: Indexed and completions: {of}"
             ))
         };
-        let text = completion_index.ok_or_else(|| {
-            wrong(format!("--shard /{of} leaves open which one, and JOB_COMPLETION_INDEX is not set"))
-        })?;
+        let text = completion_index
+            .ok_or_else(|| wrong(format!("--shard /{of} has no number, and JOB_COMPLETION_INDEX is not set")))?;
         match text.parse::<u32>() {
             Ok(index) if index < of => Ok(Shard { index, of }),
             _ => Err(wrong(format!("JOB_COMPLETION_INDEX is {text:?}, where {of} shards are numbered from 0"))),
@@ -74,7 +73,7 @@ impl FromStr for ShardSpec {
                 .hint("write the number and how many there are, from 1: 3/8 is the third of eight")
         };
         let (number, of) = text.split_once('/').ok_or_else(|| wrong("it has no '/'"))?;
-        let of = of.parse::<u32>().map_err(|_| wrong("how many shards there are isn't a number"))?;
+        let of = of.parse::<u32>().map_err(|_| wrong("the number of shards is not a number"))?;
         if of == 0 || of > MAX_SHARDS {
             return Err(wrong(&format!("there can be 1 to {MAX_SHARDS} shards")));
         }
@@ -96,8 +95,8 @@ impl fmt::Display for Shard {
     }
 }
 
-/// The shard of a repository, from 0. By sha256: Rust's own hashes differ between releases, and machines of
-/// one run may have different ones.
+/// The shard of a repository, from 0, by SHA-256. Rust's own hashes differ between releases, and the machines of a
+/// run may have different ones.
 fn shard_index(source: &Repository, of: u32) -> u32 {
     let hash = match Digest::of(source.to_string().as_bytes()) {
         Digest::Sha256([a, b, c, d, e, f, g, h, ..]) => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
@@ -136,8 +135,8 @@ mod tests {
         }
     }
 
-    /// Another release must not move repositories between the machines of a run. The figures are those of
-    /// `printf docker.io/library/nginx | sha256sum | cut -c -16`, by 8.
+    /// A new release must not move repositories between shards. The numbers are those of `printf
+    /// docker.io/library/nginx | sha256sum | cut -c -16`, modulo 8.
     #[test]
     fn repositories_stay_where_they_are() {
         let places = ["library/nginx", "library/redis", "library/postgres", "grafana/grafana", "prom/prometheus"]
@@ -155,8 +154,8 @@ mod tests {
             ("/0", "1 to 10000"),
             ("x/8", "isn't one"),
             ("-1/8", "isn't one"),
-            ("1/x", "isn't a number"),
-            ("1/2/3", "isn't a number"),
+            ("1/x", "is not a number"),
+            ("1/2/3", "is not a number"),
             ("1/10001", "1 to 10000"),
         ] {
             let error = text.parse::<ShardSpec>().expect_err(text);

@@ -1,7 +1,6 @@
-//! What several images of a run need of their source: what an image's tag is, for each of its destinations; manifests,
-//! an image's own and the children of an index that has several tags. Each is asked for once: Docker Hub counts each
-//! manifest read as a pull. And all destinations get the same image, though its tag move meanwhile: what the first one
-//! heard of it, by `HEAD` or by `GET`, is what it is for the others.
+//! Shares the source's answers between the images of a run: the digest of a tag, for all of its destinations, and
+//! manifests of several images. Each is requested once, since Docker Hub counts each manifest as a pull. All
+//! destinations get the same image even if its tag moves: the first answer, to HEAD or GET, counts for all.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,34 +16,34 @@ use crate::error::{Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::{Repository, Target};
 
-/// The manifests that images of this run have read by digest, for as long as one of these images is worked on: of tags
-/// that are one image, those that bring it to different destinations needn't be the same.
+/// The manifests that images of a run have read by digest. They are kept while one of these images is in progress.
+/// Different tags may share manifests.
 ///
 /// Manifests beyond [`MAX_SHARED_BYTES`] are not kept: another destination's job reads them again.
 #[derive(Debug, Default)]
 pub(super) struct ManifestCache {
     cells: Mutex<HashMap<(Repository, Digest), Weak<ManifestCell>>>,
-    /// What the manifests that are kept take, in bytes.
+    /// The size of the kept manifests in bytes.
     kept: Arc<AtomicU64>,
 }
 
 type ManifestCell = OnceCell<Manifest>;
 
-/// What was read of one image. Goes with the last of its jobs, so that nothing of it is older than they are.
+/// Answers for one image. They are dropped with the last of its jobs, so none is older than the image's first job.
 #[derive(Debug)]
 pub(super) struct ImageReads {
     manifests: Arc<ManifestCache>,
     from: Repository,
     cells: Mutex<HashMap<Digest, Arc<ManifestCell>>>,
-    /// How much of the shelf's room the manifests take that this one read.
+    /// The part of the cache's bytes that this image's manifests take.
     kept: AtomicU64,
     found: Mutex<HashMap<Target, Arc<TagLookup>>>,
 }
 
-/// What a target is. Who asks by `HEAD` waits for none who reads it: there may be no pulls for that.
+/// The digest of a target. A HEAD does not wait for a GET, which may have to wait for pulls.
 #[derive(Debug, Default)]
 struct TagLookup {
-    /// A manifest, or that there's none; if that's known.
+    /// The manifest, or that there is none; `None` while unknown.
     known: Mutex<Option<Option<Descriptor>>>,
     asking: tokio::sync::Mutex<()>,
     reads: tokio::sync::Mutex<()>,
@@ -55,25 +54,25 @@ impl TagLookup {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes an answer, unless another one came first that names a manifest. What it is for all, if it's any.
+    /// Records an answer, unless an earlier one names a manifest. Returns the answer that counts for all.
     fn settle(&self, answer: Option<Descriptor>) -> Option<Descriptor> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let first = known.take().flatten().or(answer);
         known.insert(first).clone()
     }
 
-    /// What it was is gone.
+    /// Forgets the answer, since the manifest is gone.
     fn forget(&self) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
-/// A source, read for one of an image's destinations.
+/// A source, for one destination of an image.
 #[derive(Clone, Debug)]
 pub(super) struct SharedSource<S> {
     source: S,
     reads: Arc<ImageReads>,
-    /// Manifests that another one's read gave.
+    /// How many manifests another job had read.
     given: Arc<AtomicUsize>,
 }
 
@@ -84,7 +83,7 @@ impl ImageReads {
         Self { manifests: manifests.clone(), from: from.clone(), cells, kept, found }
     }
 
-    /// Keeps a manifest that was just read for the image's other destinations, if there is room for it.
+    /// Keeps a manifest for the image's other destinations, if there is room.
     fn keep(&self, manifest: &Manifest) {
         let weight = manifest.weight() + CELL_OVERHEAD;
         let take = |limit: u64| move |kept: u64| (kept + weight <= limit).then_some(kept + weight);
@@ -97,7 +96,7 @@ impl ImageReads {
         }
     }
 
-    /// Drops a manifest, once those who wait for it have it.
+    /// Drops a manifest. Jobs that wait for it still get it.
     fn forget(&self, digest: Digest) {
         let cell = self.cells.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
         drop(cell);
@@ -125,7 +124,7 @@ impl ManifestCache {
         })
     }
 
-    /// Takes out what nobody holds any more.
+    /// Removes manifests that no job holds.
     fn sweep(&self, from: &Repository, digests: impl IntoIterator<Item = Digest>) {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         for digest in digests {
@@ -152,7 +151,7 @@ impl<S: Source> SharedSource<S> {
         Self { source, reads, given: Arc::default() }
     }
 
-    /// What a tag is known to be. `None` if that isn't known, or is gone: then the tag is another image by now.
+    /// The manifest of the tag's known digest. `None` if that is unknown, or gone because the tag has moved.
     async fn manifest_as_resolved(&self, found: &TagLookup) -> Option<Result<Manifest>> {
         let known = found.known().flatten()?;
         let read = self.by_digest(known.digest).await;
@@ -178,14 +177,14 @@ impl<S: Source> SharedSource<S> {
         Ok(manifest)
     }
 
-    /// How many manifests cost this destination no read.
+    /// How many manifests this destination got without a request.
     pub(super) fn given(&self) -> usize {
         self.given.load(Ordering::Relaxed)
     }
 }
 
 impl<S: Source> Source for SharedSource<S> {
-    /// Who comes second waits for the first one's answer; if that's an error, or he is gone, asks himself.
+    /// A second caller waits for the first one's answer. If that is an error, or was cancelled, it asks itself.
     async fn resolve(&self, target: &Target) -> Result<Option<Descriptor>> {
         let found = self.reads.found(target);
         let _alone = found.asking.lock().await;
@@ -195,7 +194,7 @@ impl<S: Source> Source for SharedSource<S> {
         }
     }
 
-    /// As [`Self::resolve`]; and a tag is what was found of it.
+    /// As [`Self::resolve`]. The digest of a tag is the one that was found first.
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
         let tag = match target {
             Target::Digest(digest) => return self.by_digest(*digest).await,
@@ -207,7 +206,7 @@ impl<S: Source> Source for SharedSource<S> {
             return read;
         }
         let manifest = self.source.manifest(tag).await?;
-        // Who asks by digest has it too.
+        // Jobs that ask by digest get it too.
         if self.reads.cell(manifest.digest()).set(manifest.clone()).is_ok() {
             self.reads.keep(&manifest);
         }
@@ -215,7 +214,7 @@ impl<S: Source> Source for SharedSource<S> {
         if settled.is_none_or(|settled| settled.digest == manifest.digest()) {
             return Ok(manifest);
         }
-        // It moved while this was read, after somebody had asked.
+        // The tag moved between another job's request and this one.
         self.manifest_as_resolved(&found).await.unwrap_or(Ok(manifest))
     }
 
@@ -240,10 +239,10 @@ impl<S: Source> Source for SharedSource<S> {
     }
 }
 
-/// What the manifests that a run keeps for other destinations take in memory, of one image and of all, in bytes.
+/// The most bytes of kept manifests: of one image, and of all.
 const MAX_SHARED_BYTES_PER_IMAGE: u64 = 4 << 20;
 const MAX_SHARED_BYTES: u64 = 64 << 20;
-/// What a cell takes beside its manifest.
+/// The size of a cell without its manifest, in bytes.
 const CELL_OVERHEAD: u64 = 512;
 
 #[cfg(test)]
@@ -273,7 +272,7 @@ mod tests {
         assert!(manifests.cells.lock().expect("no panic").is_empty(), "a long list leaves nothing");
     }
 
-    /// An image with large manifests, and many images at once: what is beyond the limits is read again.
+    /// Many images with large manifests: manifests beyond the limits are read again.
     #[test]
     fn manifests_are_kept_within_limits() {
         let manifests = Arc::<ManifestCache>::default();
@@ -299,7 +298,7 @@ mod tests {
         assert!(manifests.cells.lock().expect("no panic").is_empty());
     }
 
-    /// A repository whose tag is another image with each request by it; older ones are there till they're removed.
+    /// A repository whose tag moves with each request. Older manifests stay until they are removed.
     #[derive(Clone, Default)]
     struct Moving(Arc<Mutex<Seen>>);
 
@@ -356,7 +355,7 @@ mod tests {
         }
     }
 
-    /// Whichever comes first: destinations that have the tag, and ask by HEAD, or a new one, which reads it.
+    /// In either order: destinations that have the tag and send HEAD, and a new one that sends GET.
     #[tokio::test(start_paused = true)]
     async fn all_destinations_get_one_image_of_a_tag_that_moves() {
         let tag = Target::Tag("v1".into());
@@ -393,7 +392,7 @@ mod tests {
         }
     }
 
-    /// As Docker Hub without pulls, for hours: what a tag is is known all the same.
+    /// As Docker Hub without pulls for hours: the digest of a tag is known all the same.
     #[tokio::test(start_paused = true)]
     async fn who_asks_waits_for_none_who_reads() {
         let source = Moving::default();
@@ -409,7 +408,7 @@ mod tests {
         assert!(futures_util::poll!(&mut get).is_pending());
     }
 
-    /// What a tag was may be gone before it's read.
+    /// The manifest that a tag had may be gone before it is read.
     #[tokio::test(start_paused = true)]
     async fn an_image_that_is_gone_is_what_its_tag_is_now() {
         let (source, tag) = (Moving::default(), Target::Tag("v1".into()));

@@ -1,5 +1,5 @@
-//! Entries whose tags may meet at one destination: which of them has such a tag mustn't be a matter of luck, or it
-//! would be another one in each run. The list's first one has it; so those behind it wait till its tags are known.
+//! Finds entries whose tags may conflict at a destination. The first such entry of the list writes a tag, in every
+//! run alike; so later ones wait until its tags are known.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,17 +7,18 @@ use tokio::sync::watch;
 
 use super::list::{DestinationBase, Entry, ImageDestination};
 
-/// Who waits for whom, of the entries of a run by their numbers.
+/// Which entries wait for which others, by their numbers.
 #[derive(Debug)]
 pub(super) struct TagConflicts {
-    /// In each place that an entry shares the one before it, which itself waits for those before.
+    /// For each entry and shared destination, the entry before it, which waits for those before itself.
     before: Vec<Vec<usize>>,
     known: watch::Sender<Vec<bool>>,
 }
 
 impl TagConflicts {
-    /// Of the entries that are wanted; and these, with those before one of them which aren't: of another shard, say.
-    /// Their tags must be known too, though nothing is to be done with them.
+    /// The conflicts, and the entries that take part: the wanted ones, and earlier ones that may conflict with them
+    /// but are not wanted, such as those of another shard. The tags of these must be known, although they are not
+    /// copied.
     pub(super) fn of<'a>(
         all: &'a [Entry],
         to: &[DestinationBase],
@@ -25,7 +26,7 @@ impl TagConflicts {
     ) -> (Self, Vec<&'a Entry>) {
         let mut places: HashMap<ImageDestination, Vec<usize>> = HashMap::new();
         for (number, entry) in all.iter().enumerate() {
-            // Where templates make different tags of the same one, nothing can meet.
+            // Different templates for one tag make different tags, so such entries cannot conflict.
             for place in entry.places(to, Some("tag")).unwrap_or_default() {
                 places.entry(place).or_default().push(number);
             }
@@ -35,14 +36,14 @@ impl TagConflicts {
         for mut sharing in places.into_values() {
             sharing.truncate(sharing.iter().rposition(|number| wanted[*number]).map_or(0, |last| last + 1));
             let sources: BTreeSet<_> = sharing.iter().map(|number| &all[*number].source).collect();
-            // What is named is known to be apart.
+            // Entries that name their tags are checked for conflicts when the list is read.
             if sources.len() > 1 && sharing.iter().any(|number| all[*number].pick.needs_tag_list()) {
                 sharing.windows(2).for_each(|pair| before[pair[1]].push(pair[0]));
                 sharing.iter().for_each(|number| asked[*number] = true);
             }
         }
         let entries: Vec<usize> = (0..all.len()).filter(|number| asked[*number]).collect();
-        // By their places among those.
+        // Numbers of wanted entries only.
         let before = entries.iter().map(|number| {
             let others = before[*number].iter();
             others.filter_map(|other| entries.binary_search(other).ok()).collect()
@@ -51,16 +52,16 @@ impl TagConflicts {
         (Self { before: before.collect(), known }, entries.iter().map(|number| &all[*number]).collect())
     }
 
-    /// Waits for those before this one.
+    /// Waits for the entries before this one.
     pub(super) async fn wait_for_turn(&self, number: usize) {
         let before = &self.before[number];
         if !before.is_empty() {
-            // The sender is here.
+            // `self` owns the sender, so this does not fail.
             let _ = self.known.subscribe().wait_for(|known| before.iter().all(|other| known[*other])).await;
         }
     }
 
-    /// All tags of this one are known, or it's known that they can't be.
+    /// The tags of this entry are known, or will never be known.
     pub(super) fn finish(&self, number: usize) {
         self.known.send_modify(|known| known[number] = true);
     }

@@ -1,32 +1,32 @@
-//! Whether containerd reads a directory of `hosts.toml` files: what its `config.toml` says.
+//! Reads from containerd's `config.toml` whether it uses a directory of `hosts.toml` files.
 //! <https://github.com/containerd/containerd/blob/main/docs/cri/config.md>
 
 use std::path::Path;
 
-/// What containerd's configuration says of the directory.
+/// How containerd uses a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConfigPathUse {
-    /// It is the one that containerd reads.
+pub(crate) enum ConfigPathUse {
+    /// containerd reads it.
     Yes,
-    /// None is named in the table that counts.
+    /// The configuration names no directory.
     None,
-    /// Another one is.
+    /// The configuration names another directory.
     Another(String),
-    /// It's one of several, of which containerd 2.1 and later read none at a pull.
+    /// It is one of several. containerd 2.1 and later read none of them at a pull.
     OneOfSeveral(String),
 }
 
-/// The table with `config_path`: its name follows from the file's version.
+/// The table with `config_path`, by the version of the file.
 ///
-/// containerd 2 takes files of version 2 too, and none of version 1.
+/// containerd 2 reads files of version 2 too, but not of version 1.
 const TABLES: [(&str, &str); 3] = [
     ("1", "plugins.cri.registry"),
     ("2", "plugins.\"io.containerd.grpc.v1.cri\".registry"),
     ("3", "plugins.\"io.containerd.cri.v1.images\".registry"),
 ];
 
-/// The table of this `config.toml` that `config_path` belongs to.
-pub fn registry_table(config: &str) -> &'static str {
+/// The table of this `config.toml` to which `config_path` belongs.
+pub(crate) fn registry_table(config: &str) -> &'static str {
     let top = config.lines().map(str::trim).take_while(|line| !line.starts_with('['));
     let version = top.filter_map(|line| value(line, "version")).next().unwrap_or("1");
     TABLES.iter().find(|(known, _)| *known == version).map_or(TABLES[2].1, |(_, table)| table)
@@ -34,9 +34,9 @@ pub fn registry_table(config: &str) -> &'static str {
 
 /// Whether containerd with this `config.toml` reads `directory`.
 ///
-/// Line by line, as these files are written by people and by `containerd config default`: no TOML of other shapes,
-/// and no file that it imports.
-pub fn config_path_use(config: &str, directory: &Path) -> ConfigPathUse {
+/// It reads line by line, as people and `containerd config default` write these files. Other forms of TOML and
+/// imported files are ignored.
+pub(crate) fn config_path_use(config: &str, directory: &Path) -> ConfigPathUse {
     let wanted = unquoted_key(registry_table(config));
     let (mut inside, mut found) = (false, None);
     for line in config.lines().map(str::trim) {
@@ -46,8 +46,8 @@ pub fn config_path_use(config: &str, directory: &Path) -> ConfigPathUse {
             found = Some(value);
         }
     }
-    // A list for containerd 1; to the one pull of containerd 2.1 and later it is a single name
-    // (containerd#12415, #12808), though 2.2 has such a list by default.
+    // containerd 1 reads it as a list. containerd 2.1 and later read it as one name for pulls (containerd#12415,
+    // #12808), although the default of 2.2 is such a list.
     match found {
         Some(list) if list.split(':').count() > 1 && list.split(':').any(|one| Path::new(one) == directory) => {
             ConfigPathUse::OneOfSeveral(list.to_owned())
@@ -67,7 +67,7 @@ fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     }
 }
 
-/// A table's name without quotes and blanks, of which there may be some.
+/// The name of a table without quotes and spaces.
 fn unquoted_key(name: &str) -> String {
     name.chars().filter(|c| !matches!(c, '"' | '\'' | ' ' | '\t')).collect()
 }
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(named("'/etc/containerd/certs.d/' # here"), ConfigPathUse::Yes);
         assert_eq!(named("''"), ConfigPathUse::None);
         assert_eq!(named("\"/opt/certs.d\""), ConfigPathUse::Another("/opt/certs.d".into()));
-        // What `containerd config default` of 2.2 prints.
+        // The output of `containerd config default` of 2.2.
         let default = "/etc/containerd/certs.d:/etc/docker/certs.d";
         assert_eq!(named(&format!("'{default}'")), ConfigPathUse::OneOfSeveral(default.into()));
         assert_eq!(named("'/a:/b'"), ConfigPathUse::Another("/a:/b".into()));

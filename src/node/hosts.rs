@@ -1,4 +1,4 @@
-//! What stands in a `hosts.toml`.
+//! The text of a `hosts.toml`.
 //! <https://github.com/containerd/containerd/blob/main/docs/hosts.md>
 
 use std::fmt::Write as _;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, check_name, is_loopback, registry_as_written, split_port};
 
-/// The first line of each file of ours. What doesn't begin with it is somebody else's.
+/// The first line of our files. A file without it is foreign.
 pub(super) const FILE_HEADER: &str =
     "# Written by transload node install-mirror; --uninstall restores what was here before.\n";
 
-/// The second line, where the directory was made for the file, and goes with it.
+/// The second line, if the directory was created for the file. It is removed with the file.
 pub(super) const DIRECTORY_MARKER: &str = "# The directory was made for this file.\n";
 
-/// Where a node asks for one registry's images: the proxy, then ACR, then the registry itself.
+/// The hosts that a node uses for one registry's images: the proxy, then ACR, then the registry itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mirror {
+pub(crate) struct Mirror {
     registry: String,
     proxy: Option<String>,
     acr: Option<Acr>,
@@ -24,81 +24,81 @@ pub struct Mirror {
     dial_timeout: Duration,
 }
 
-/// A registry of one's own that holds copies, below a prefix: `myregistry.azurecr.io/docker.io`.
+/// A registry with copies, and a prefix: `myregistry.azurecr.io/docker.io`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acr {
+pub(crate) struct Acr {
     scheme: &'static str,
     registry: String,
     prefix: String,
 }
 
 impl Mirror {
-    /// A mirror of `registry`, so far with the registry itself only.
+    /// A mirror of `registry`; the only host is the registry itself.
     ///
     /// # Errors
-    /// If `registry` isn't a registry's name.
-    pub fn new(registry: &str) -> Result<Self> {
+    /// If `registry` is not the name of a registry.
+    pub(crate) fn new(registry: &str) -> Result<Self> {
         let registry = registry_as_written(registry)?;
         let upstream = Some(upstream_url(&registry));
         Ok(Self { registry, proxy: None, acr: None, upstream, dial_timeout: Duration::from_millis(200) })
     }
 
-    /// Asks the proxy at this URL first, such as `http://127.0.0.1:30500`.
+    /// Adds a proxy, which is used first, such as `http://127.0.0.1:30500`.
     ///
     /// # Errors
-    /// If it isn't `http://HOST[:PORT]` or `https://HOST[:PORT]`.
-    pub fn proxy(mut self, url: &str) -> Result<Self> {
+    /// If it is not `http://HOST[:PORT]` or `https://HOST[:PORT]`.
+    pub(crate) fn proxy(mut self, url: &str) -> Result<Self> {
         let (scheme, host) = split_url(url).ok_or_else(|| not_a_url(url))?;
         self.proxy = Some(format!("{scheme}://{}", registry_as_written(host).map_err(|_| not_a_url(url))?));
         Ok(self)
     }
 
-    /// Asks this registry after the proxy.
+    /// Adds a registry that is used after the proxy.
     #[must_use]
-    pub fn acr(mut self, acr: Acr) -> Self {
+    pub(crate) fn acr(mut self, acr: Acr) -> Self {
         self.acr = Some(acr);
         self
     }
 
-    /// Never asks the registry itself.
+    /// Removes the registry itself.
     ///
     /// # Errors
-    /// If nobody is left to be asked.
-    pub fn without_upstream(mut self) -> Result<Self> {
+    /// If no host is left.
+    pub(crate) fn without_upstream(mut self) -> Result<Self> {
         if self.proxy.is_none() && self.acr.is_none() {
-            return Err(Error::new(Kind::Usage, "neither a proxy, nor ACR, nor the registry itself: nobody to ask")
+            return Err(Error::new(Kind::Usage, "no host is left: no proxy, no ACR, and not the registry itself")
                 .on(Side::Local));
         }
         self.upstream = None;
         Ok(self)
     }
 
-    /// How long a host may take to accept a connection before the next one is asked.
+    /// How long a host may take to accept a connection before containerd uses the next one.
     #[must_use]
-    pub fn dial_timeout(mut self, limit: Duration) -> Self {
+    pub(crate) fn dial_timeout(mut self, limit: Duration) -> Self {
         self.dial_timeout = limit;
         self
     }
 
-    /// Whose images these are, such as `docker.io`.
-    pub fn registry(&self) -> &str {
+    /// The mirrored registry, such as `docker.io`.
+    pub(crate) fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// The text of the file, but for its first line.
-    pub fn render(&self) -> String {
+    /// The text of the file without its first line.
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
-        // Without `server`, containerd asks the registry itself in the end.
+        // Without `server`, containerd uses the registry itself at the end.
         let last = self.upstream.clone().or_else(|| self.acr.as_ref().map(Acr::url)).or_else(|| self.proxy.clone());
         let _ = writeln!(text, "server = {}", quoted(&last.unwrap_or_default()));
         if self.upstream.is_none() && self.acr.as_ref().is_some_and(|acr| !acr.prefix.is_empty()) {
-            // The URL has the API's root in it; at the top level the key means the server.
+            // The URL includes the root of the API. At the top level the key applies to the server.
             text.push_str("override_path = true\n");
         }
         if let Some(proxy) = &self.proxy {
             self.host(&mut text, proxy, false);
         }
-        // The last one is the server already; but containerd 1 takes no file without a host.
+        // The last host is the server already. But containerd 1 needs at least one host.
         if let Some(acr) = self.acr.as_ref().filter(|_| self.upstream.is_some() || self.proxy.is_none()) {
             self.host(&mut text, &acr.url(), !acr.prefix.is_empty());
         }
@@ -110,20 +110,20 @@ impl Mirror {
         if override_path {
             text.push_str("  override_path = true\n");
         }
-        // containerd remembers no dead host: each manifest and blob dials it again, for 30 s by its
-        // default (containerd#10660). It knows this key since 2.1, and passes over it before.
+        // containerd does not remember dead hosts: it dials again for each manifest and blob, by default for 30 s
+        // (containerd#10660). containerd 2.1 and later know this key; older ones ignore it.
         let _ = writeln!(text, "  dial_timeout = \"{}ms\"", self.dial_timeout.as_millis());
     }
 }
 
 impl Acr {
-    /// Reads `myregistry.azurecr.io`, with or without `https://`, and a prefix where one is meant.
+    /// Parses `myregistry.azurecr.io`, with or without `https://` and a prefix.
     ///
-    /// `{registry}` in it stands for the name of the registry whose copies they are.
+    /// `{registry}` in it is replaced by the name of the mirrored registry.
     ///
     /// # Errors
     /// If host or prefix are malformed.
-    pub fn parse(text: &str, of: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str, of: &str) -> Result<Self> {
         let wrong = |why: &str| {
             Error::new(Kind::Usage, format!("{text:?} is not REGISTRY[/PREFIX]: {why}"))
                 .on(Side::Local)
@@ -145,17 +145,17 @@ impl Acr {
     }
 }
 
-/// The directory below `certs.d` in which containerd looks first: `host_5000_` for `host:5000`.
+/// The directory below `certs.d` that containerd reads first: `host_5000_` for `host:5000`.
 ///
-/// A colon can't stand in a name everywhere (Windows); containerd tries this form before the other.
-pub fn directory_name(registry: &str) -> String {
+/// Windows allows no colon in names. containerd tries this form before the other.
+pub(crate) fn directory_name(registry: &str) -> String {
     match split_port(registry) {
         (host, Some(port)) => format!("{host}_{port}_"),
         (host, None) => host.to_owned(),
     }
 }
 
-/// The URL of a registry itself: plain http on loopback, as everywhere.
+/// The URL of a registry: plain http on loopback, as everywhere.
 fn upstream_url(registry: &str) -> String {
     let (host, _) = split_port(registry);
     match registry {
@@ -165,7 +165,7 @@ fn upstream_url(registry: &str) -> String {
     }
 }
 
-/// Scheme and the rest of an http(s) URL.
+/// The scheme and the rest of an http(s) URL.
 fn split_url(text: &str) -> Option<(&'static str, &str)> {
     match text.split_once("://")? {
         ("http", rest) => Some(("http", rest.trim_end_matches('/'))),
@@ -177,10 +177,10 @@ fn split_url(text: &str) -> Option<(&'static str, &str)> {
 fn not_a_url(url: &str) -> Error {
     Error::new(Kind::Usage, format!("{url:?} is not the URL of a proxy"))
         .on(Side::Local)
-        .hint("write scheme, host and port, such as http://127.0.0.1:30500; the name of a Service won't do, since nodes don't ask the cluster's DNS")
+        .hint("write scheme, host and port, such as http://127.0.0.1:30500; the name of a Service does not work, since nodes do not use the cluster's DNS")
 }
 
-/// A TOML basic string. All that comes here was parsed; this holds whatever the parsers allow.
+/// A basic string of TOML. All inputs were parsed; quoting does not depend on that.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Putting a `hosts.toml` in its place, and what was there back.
+//! Installs a `hosts.toml`, and restores the file before it.
 
 use std::fs;
 use std::io;
@@ -14,60 +14,59 @@ use crate::regular_file::{self, Links};
 const HOSTS_FILE: &str = "hosts.toml";
 const BACKUP_FILE: &str = "hosts.toml.transload-backup";
 
-/// The largest `hosts.toml` that is written, in bytes, and that is read back as ours.
+/// The largest `hosts.toml`, in bytes. A longer file is foreign.
 const MAX_HOSTS_FILE: u64 = 64 * 1024;
 
-/// What an installation found.
+/// What was there before an installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstallOutcome {
-    /// The very same file: nothing was changed.
+pub(crate) enum InstallOutcome {
+    /// The same file. Nothing was changed.
     Same,
     /// An older file of ours.
     Ours,
-    /// Nothing.
+    /// No file.
     Nothing,
-    /// A file of somebody else, which is kept as a backup.
+    /// A foreign file, which is kept as a backup.
     Foreign,
 }
 
-/// What removing one did.
+/// The result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemoveOutcome {
-    /// The file that was there before ours is there again.
+pub(crate) enum RemoveOutcome {
+    /// The file before ours was restored.
     Restored,
-    /// Ours is gone; there was none before.
+    /// Our file was removed. There was none before it.
     Gone,
-    /// There was none of ours.
+    /// There was no file of ours.
     Nothing,
-    /// Somebody has put another file in the place of ours, which stays, as does the backup.
+    /// Ours was replaced by a foreign file, which stays, with the backup.
     Foreign,
 }
 
 /// The `hosts.toml` of one registry on a node.
 #[derive(Clone, Debug)]
-pub struct Installed {
+pub(crate) struct Installed {
     place: RootDir,
     directory: PathBuf,
 }
 
 impl Installed {
-    /// That of `registry`, below containerd's directory `certs` on the node with this root.
-    pub fn new(place: &RootDir, certs: &Path, registry: &str) -> Self {
+    /// The file for `registry`, below containerd's directory `certs` on the node with this root.
+    pub(crate) fn new(place: &RootDir, certs: &Path, registry: &str) -> Self {
         Self { place: place.clone(), directory: certs.join(directory_name(registry)) }
     }
 
-    /// Where the file is, as seen from the root.
-    pub fn path(&self) -> PathBuf {
+    /// The path of the file below the root.
+    pub(crate) fn path(&self) -> PathBuf {
         self.directory.join(HOSTS_FILE)
     }
 
-    /// Puts `mirror` there. What was there, and isn't ours, is kept as a backup: the very file, with its
-    /// mode and its times. A reader sees the old file or the new one, whole; whoever is killed in between
-    /// leaves the old file in place.
+    /// Installs `mirror`. A foreign file is kept as a backup: the same file, with its mode and times. A reader sees
+    /// the old or the new file as a whole. If the program is killed, the old file stays.
     ///
     /// # Errors
-    /// If the directory leads out of the root, or can't be written to.
-    pub fn write(&self, mirror: &Mirror) -> Result<InstallOutcome> {
+    /// If the directory leads out of the root, or cannot be written.
+    pub(crate) fn write(&self, mirror: &Mirror) -> Result<InstallOutcome> {
         let (directory, made) = self.place.make(&self.directory)?;
         let doing = |error: &io::Error| Error::io(format!("write {}", directory.join(HOSTS_FILE).display()), error);
         let current = ExistingFile::read(&directory.join(HOSTS_FILE)).map_err(|error| doing(&error))?;
@@ -92,11 +91,11 @@ impl Installed {
         Ok(was)
     }
 
-    /// Takes ours away, and puts back what was there.
+    /// Removes our file, and restores the one before it.
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub fn remove(&self) -> Result<RemoveOutcome> {
+    pub(crate) fn remove(&self) -> Result<RemoveOutcome> {
         let Some(directory) = self.place.find(&self.directory)? else { return Ok(RemoveOutcome::Nothing) };
         let (file, backup) = (directory.join(HOSTS_FILE), directory.join(BACKUP_FILE));
         let doing = |error: &io::Error| Error::io(format!("remove {}", file.display()), error);
@@ -106,13 +105,13 @@ impl Installed {
             Err(error) => return Err(doing(&error)),
         };
         let made = match ExistingFile::read(&file).map_err(|error| doing(&error))? {
-            // A backup without a file of ours: somebody has removed ours, and wants the old one no more
-            // than ours; or wants it back. The second can be undone, the first can't.
+            // A backup without a file of ours: somebody has removed ours. They may not want the old file either, or
+            // may want it back. Restoring can be undone; deleting the backup cannot.
             ExistingFile::Nothing if !is_there => return Ok(RemoveOutcome::Nothing),
             ExistingFile::Nothing => false,
             ExistingFile::Ours(text) => text[FILE_HEADER.len()..].starts_with(DIRECTORY_MARKER),
             ExistingFile::Foreign if is_there && same_file(&file, &backup).map_err(|error| doing(&error))? => {
-                // Killed after the backup, before the new file.
+                // The program was killed after the backup, before the new file.
                 fs::remove_file(&backup).map_err(|error| doing(&error))?;
                 return Ok(RemoveOutcome::Nothing);
             }
@@ -125,14 +124,14 @@ impl Installed {
         }
         atomic_file::sync_dir(&directory).map_err(|error| doing(&error))?;
         if made && !is_there {
-            // Stays where others have put something into it.
+            // The directory stays if it has other files.
             let _ = fs::remove_dir(&directory);
         }
         Ok(if is_there { RemoveOutcome::Restored } else { RemoveOutcome::Gone })
     }
 }
 
-/// What is in the place of the file.
+/// The file that is there.
 enum ExistingFile {
     Nothing,
     Ours(String),
@@ -146,14 +145,14 @@ impl ExistingFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Nothing),
             metadata => metadata?,
         };
-        // A symlink isn't followed: it's somebody else's, and kept as it is.
+        // A symlink is foreign. It is kept, and not followed.
         if metadata.is_symlink() {
             return Ok(Self::Foreign);
         }
         if !metadata.is_file() {
             return Ok(Self::NoFile);
         }
-        // Longer than any of ours, or not text: it's somebody else's.
+        // A file that is too long, or not text, is foreign.
         match regular_file::read_text(path, Links::Refuse, MAX_HOSTS_FILE) {
             Ok(text) if text.starts_with(FILE_HEADER) => Ok(Self::Ours(text)),
             Ok(_) => Ok(Self::Foreign),
@@ -165,8 +164,8 @@ impl ExistingFile {
     }
 }
 
-/// Gives the file a second name, so that it's never without one. An older backup goes: whoever has
-/// written a file over ours wants that one back.
+/// Gives the file a second name, so that it always has one. An older backup is replaced: the file that was written
+/// over ours is the one to restore.
 fn back_up(directory: &Path) -> io::Result<()> {
     let backup = directory.join(BACKUP_FILE);
     match fs::remove_file(&backup) {
@@ -174,15 +173,15 @@ fn back_up(directory: &Path) -> io::Result<()> {
         _ => {}
     }
     let file = directory.join(HOSTS_FILE);
-    // Without capabilities the kernel allows no link to another user's file. Then there's none for a moment,
-    // and pulls go to the registry itself.
+    // Without capabilities the kernel allows no link to another user's file. It is renamed instead: for a moment
+    // there is no file, and pulls go to the registry itself.
     fs::hard_link(&file, &backup).or_else(|_| fs::rename(&file, &backup))
 }
 
 fn replace(directory: &Path, text: &str) -> io::Result<()> {
-    // A longer one would be read as somebody else's, and never be removed.
+    // A longer file would be read as a foreign one, and never be removed.
     regular_file::check_size(text.len() as u64, MAX_HOSTS_FILE)?;
-    // For all to read: containerd may run under another user (rootless).
+    // Readable by all: containerd may run as another user (rootless).
     atomic_file::write(&directory.join(HOSTS_FILE), Some(0o644), |to| to.write_all(text.as_bytes()))?;
     atomic_file::sync_dir(directory)
 }
@@ -212,7 +211,7 @@ mod tests {
             io::ErrorKind::FileTooLarge
         );
         assert!(matches!(ExistingFile::read(&dir.join(HOSTS_FILE)), Ok(ExistingFile::Ours(_))), "it is as it was");
-        // One of somebody else may be of any length.
+        // A foreign file may have any length.
         fs::write(dir.join(HOSTS_FILE), of_length(MAX_HOSTS_FILE + 1)).expect("written");
         assert!(matches!(ExistingFile::read(&dir.join(HOSTS_FILE)), Ok(ExistingFile::Foreign)));
         fs::remove_dir_all(dir).expect("removed");

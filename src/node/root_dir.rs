@@ -1,17 +1,17 @@
-//! Directories below a root that nothing leads out of.
+//! Directories below a root. Paths cannot leave it.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Kind, Result, Side};
 
-/// A node's root directory: `/`, or where a pod has mounted it.
+/// A node's root directory: `/`, or its mount point in a pod.
 ///
-/// In a pod a node's symlink may lead elsewhere than on the node: `/etc/containerd -> /opt/containerd`
-/// below a mount at `/host` is the container's `/opt`, not the node's. So whatever leads out is refused,
-/// not followed. Who may write to the root's directories is trusted: that is root anyway.
+/// In a pod a symlink of the node may have another target than on the node: below a mount at `/host`,
+/// `/etc/containerd -> /opt/containerd` leads to the container's `/opt`. So paths that leave the root are refused.
+/// Users who may write to the root's directories are trusted: they are root.
 #[derive(Clone, Debug)]
-pub struct RootDir {
+pub(crate) struct RootDir {
     root: PathBuf,
 }
 
@@ -19,11 +19,11 @@ impl RootDir {
     /// The root at `path`.
     ///
     /// # Errors
-    /// If it isn't there.
-    pub fn new(path: &Path) -> Result<Self> {
+    /// If it does not exist.
+    pub(crate) fn new(path: &Path) -> Result<Self> {
         let failed = |error| {
             Error::io(format!("use the root {}", path.display()), &error)
-                .hint("--root is where the node's root directory is: / on the node, in a pod where it's mounted")
+                .hint("--root is the node's root directory: / on the node, its mount point in a pod")
         };
         let root = path.canonicalize().map_err(failed)?;
         if !root.is_dir() {
@@ -32,11 +32,11 @@ impl RootDir {
         Ok(Self { root })
     }
 
-    /// The directory `path` below the root, if it's there.
+    /// The directory `path` below the root, if it exists.
     ///
     /// # Errors
-    /// If something on the way leads out of the root, or is no directory.
-    pub fn find(&self, path: &Path) -> Result<Option<PathBuf>> {
+    /// If a part of the path leaves the root or is not a directory.
+    pub(crate) fn find(&self, path: &Path) -> Result<Option<PathBuf>> {
         let mut at = self.root.clone();
         for name in path_components(path)? {
             match self.step(&at.join(name))? {
@@ -47,11 +47,11 @@ impl RootDir {
         Ok(Some(at))
     }
 
-    /// The directory `path` below the root, made where it isn't there; and whether the last part was.
+    /// The directory `path` below the root, created if needed; and whether its last part was created.
     ///
     /// # Errors
-    /// As [`find`](Self::find), or if it can't be made.
-    pub fn make(&self, path: &Path) -> Result<(PathBuf, bool)> {
+    /// As [`find`](Self::find), or if it cannot be created.
+    pub(crate) fn make(&self, path: &Path) -> Result<(PathBuf, bool)> {
         let (mut at, mut made) = (self.root.clone(), false);
         for name in path_components(path)? {
             let next = at.join(name);
@@ -71,7 +71,7 @@ impl RootDir {
         Ok((at, made))
     }
 
-    /// What `path` is, once symlinks are followed; nothing, if it isn't there.
+    /// The target of `path` after symlinks; `None` if it does not exist.
     fn step(&self, path: &Path) -> Result<Option<PathBuf>> {
         let doing = || format!("use {}", path.display());
         match std::fs::symlink_metadata(path) {
@@ -81,12 +81,11 @@ impl RootDir {
         }
         let real = path.canonicalize().map_err(|error| Error::io(doing(), &error))?;
         if !real.starts_with(&self.root) {
-            let what =
-                format!("it is a symbolic link that leads to {}, out of {}", real.display(), self.root.display());
+            let what = format!("it is a symbolic link to {}, outside of {}", real.display(), self.root.display());
             return Err(Error::new(Kind::Refused, what)
                 .doing(doing())
                 .on(Side::Local)
-                .hint("name the directory that is meant with --certs-dir, and mount it"));
+                .hint("set --certs-dir to the right directory, and mount it"));
         }
         if !real.is_dir() {
             return Err(Error::new(Kind::Local, "it is not a directory").doing(doing()).on(Side::Local));
@@ -95,7 +94,7 @@ impl RootDir {
     }
 }
 
-/// The parts of an absolute or relative path, none of which goes up.
+/// The parts of an absolute or relative path without `..`.
 fn path_components(path: &Path) -> Result<Vec<&std::ffi::OsStr>> {
     let mut names = Vec::new();
     for component in path.components() {
@@ -103,9 +102,7 @@ fn path_components(path: &Path) -> Result<Vec<&std::ffi::OsStr>> {
             Component::Normal(name) => names.push(name),
             Component::RootDir | Component::CurDir => {}
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(
-                    Error::new(Kind::Usage, format!("{} has a part that goes up", path.display())).on(Side::Local)
-                );
+                return Err(Error::new(Kind::Usage, format!("{} contains ..", path.display())).on(Side::Local));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What the proxy tells Prometheus. docs/reference/metrics.md lists it.
+//! The proxy's metrics for Prometheus. docs/reference/metrics.md lists them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,9 +18,9 @@ use crate::error::Kind;
 type Label = (&'static str, Cow<'static, str>);
 type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
 
-/// The figures. Clones share them.
+/// The metrics. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     requests: Family<[Label; 3], Counter>,
     answers: Family<[Label; 1], Counter>,
     asked: Family<[Label; 2], Counter>,
@@ -38,8 +38,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at nought, and shown by `registry`.
-    pub fn new(registry: &mut Registry) -> Self {
+    /// New metrics, registered in `registry`.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let made = Self {
             requests: Family::default(),
             answers: Family::default(),
@@ -121,7 +121,7 @@ impl Observer for Metrics {
                 self.bytes.get_or_create(&label).inc_by(*bytes);
             }
             Event::Sent { from, bytes } => {
-                self.sent.get_or_create(&[("source", tier(*from).into())]).inc_by(*bytes);
+                self.sent.get_or_create(&[("source", origin(*from).into())]).inc_by(*bytes);
             }
             Event::FillBegan { .. } => drop(self.fills.inc()),
             Event::FillEnded { failed, .. } => {
@@ -141,8 +141,8 @@ impl Observer for Metrics {
     }
 }
 
-/// How a request was served, in one word.
-pub fn name(how: CacheOutcome) -> &'static str {
+/// The label of an outcome.
+pub(crate) fn name(how: CacheOutcome) -> &'static str {
     match how {
         CacheOutcome::Hit => "hit",
         CacheOutcome::Miss => "miss",
@@ -164,7 +164,7 @@ fn kind(what: RequestKind) -> &'static str {
     }
 }
 
-fn tier(from: BytesOrigin) -> &'static str {
+fn origin(from: BytesOrigin) -> &'static str {
     match from {
         BytesOrigin::Disk => "disk",
         BytesOrigin::Fill => "fill",
@@ -172,16 +172,16 @@ fn tier(from: BytesOrigin) -> &'static str {
     }
 }
 
-/// Figures that are looked up whenever someone asks for the page.
-pub struct LiveMetrics<F>(F);
+/// Metrics whose values are computed for each scrape.
+pub(crate) struct LiveMetrics<F>(F);
 
 /// A family of [`LiveMetrics`]: name, help, and its values by registry, or one without. A name that ends with
 /// `_total` is a counter without registries; others are gauges.
-pub type MetricFamily = (&'static str, &'static str, Vec<(Option<String>, u64)>);
+pub(crate) type MetricFamily = (&'static str, &'static str, Vec<(Option<String>, u64)>);
 
 impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> LiveMetrics<F> {
-    /// Has `registry` show what `look` finds, with names that begin with `prefix`.
-    pub fn register(registry: &mut Registry, prefix: &str, look: F) {
+    /// Registers the metrics that `look` returns. Their names get `prefix`.
+    pub(crate) fn register(registry: &mut Registry, prefix: &str, look: F) {
         registry.sub_registry_with_prefix(prefix).register_collector(Box::new(Self(look)));
     }
 }
@@ -189,7 +189,7 @@ impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> LiveMetrics<F> {
 impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> Collector for LiveMetrics<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, values) in (self.0)() {
-            // A family that says nothing yet is left out.
+            // A family without values is left out.
             if values.is_empty() {
                 continue;
             }
@@ -219,8 +219,8 @@ impl<F> fmt::Debug for LiveMetrics<F> {
     }
 }
 
-/// What all names of the proxy's figures begin with.
-pub const NAME_PREFIX: &str = "transload_proxy";
+/// The prefix of the names of the proxy's metrics.
+pub(crate) const NAME_PREFIX: &str = "transload_proxy";
 const LATENCY_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0];
 
 #[cfg(test)]

@@ -1,30 +1,30 @@
-//! What a backend says of an answer besides the answer: how it came about. Clients hear that it may be old,
-//! the access log hears all of it.
+//! How a backend has produced an answer. The access log has the outcome, and clients get a header if the answer may be
+//! outdated.
 
 use super::refusal::Refusal;
 use crate::error::{Error, Result};
 
-/// How an answer came about. In the extensions of the answer.
+/// How an answer was produced. It is in the extensions of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Served {
-    /// In one word, such as `hit`.
-    pub how: &'static str,
-    /// It may be old: what it comes from can't be asked.
-    pub stale: bool,
+pub(crate) struct Served {
+    /// The outcome in one word, such as `hit`.
+    pub(crate) how: &'static str,
+    /// The answer may be outdated, because the upstream cannot be asked.
+    pub(crate) stale: bool,
 }
 
 /// What was found, and how, where the backend says so.
 #[derive(Debug)]
-pub struct Reply<T, E = Error> {
+pub(crate) struct Reply<T, E = Error> {
     /// What was found, or why nothing could be.
-    pub found: Result<T, E>,
+    pub(crate) found: Result<T, E>,
     /// How that came about. An error has it too.
-    pub served: Option<Served>,
+    pub(crate) served: Option<Served>,
 }
 
 impl<T, E> Reply<T, E> {
     /// The same about what `convert` makes of it.
-    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Reply<U, E> {
+    pub(crate) fn map<U>(self, convert: impl FnOnce(T) -> U) -> Reply<U, E> {
         Reply { found: self.found.map(convert), served: self.served }
     }
 }

@@ -313,7 +313,7 @@ fn a_token_is_renewed_before_its_end() {
         "library/hello-world",
         |config| {
             config.token_seconds = 1;
-            config.tell_expiry = false;
+            config.send_expiry = false;
         },
         slow,
     );

@@ -43,8 +43,8 @@ fn a_mistake_of_form_is_told_with_its_line_and_the_right_form() {
         ("a.io:\n  images-by-tag-regex: {x: ^1[12]$}\n", "stdin:2: between these brackets", "in quotes"),
         ("{\"images\": [\"nginx\" \"redis\"]}", "stdin:1: ", "comma"),
         ("REPOSITORY TAG IMAGE\n", "stdin:1: 3 words", "docker images --format"),
-        ("--all nginx\n", "stdin:1: \"--all\" is no option of a line", "--platform="),
-        ("nginx 1.27\n", "stdin:1: \"1.27\" is a version, where a target stands", "nginx:1.27"),
+        ("--all nginx\n", "stdin:1: \"--all\" is not an option of a line", "--platform="),
+        ("nginx 1.27\n", "stdin:1: \"1.27\" is a version, not a target", "nginx:1.27"),
         ("nginx v1.27-alpine\n", "stdin:1: \"v1.27-alpine\" is a version", "nginx:v1.27-alpine"),
         ("redis 7\n", "stdin:1: \"7\" is a version", "nginx:7"),
         ("images: [{source: nginx, target: '1.27'}]\n", "stdin:1: \"1.27\" is a version", "nginx:1.27"),
@@ -149,7 +149,7 @@ fn destinations_without_effect_are_an_error() {
     }
     let mixed = check("nginx:1\nredis:7 b.io/redis\n", &["--to", "a.io"]).ok();
     assert!(
-        mixed.stdout.contains("note: 1 of 2 entries name their own registry: they go there, and not to a.io\n"),
+        mixed.stdout.contains("note: 1 of 2 entries name their own registry: they are copied there, and not to a.io\n"),
         "{mixed:?}"
     );
 }
@@ -161,7 +161,7 @@ fn variables_of_the_environment_are_put_into_templates_only() {
     let run = tool().env("MIRROR_AT", "r.example.org").run().ok();
     assert!(run.stdout.contains("docker.io/library/nginx:1 -> r.example.org/nginx:1\n"), "{run:?}");
     let run = tool().run().exits(2);
-    assert!(run.stderr.contains("stdin:3: ") && run.stderr.contains("the environment has no MIRROR_AT"), "{run:?}");
+    assert!(run.stderr.contains("stdin:3: ") && run.stderr.contains("the variable MIRROR_AT is not set"), "{run:?}");
     assert!(run.stderr.contains("hint: set it, as in MIRROR_AT="), "{run:?}");
 }
 

@@ -123,7 +123,7 @@ fn names_that_kubernetes_refuses_are_refused_here() {
         &["k8s", "pod", "nginx", "--namespace", ""],
     ] {
         let run = transload(args).exits(2);
-        assert!(run.stderr.contains("is not a name that Kubernetes takes"), "{run:?}");
+        assert!(run.stderr.contains("is not a valid name in Kubernetes"), "{run:?}");
         assert!(run.stdout.is_empty());
     }
     // A password is no argument.

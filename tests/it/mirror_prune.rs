@@ -219,9 +219,9 @@ fn the_command_prunes_when_told_to() {
     let run = mirror("SRC/app:keep\nSRC/app:gone\n", &["--prune=delete", "--prune-manifests"]).exits(3);
     assert!(run.stdout.contains("spared     ") && run.stdout.contains("app:gone failed"), "{}", run.stdout);
     let run = mirror("SRC/app:keep\n", &["--prune=delete", "--prune-max", "1"]).exits(3);
-    assert!(run.stdout.contains("refused    2 tags would go, and --prune-max allows 1"), "{}", run.stdout);
+    assert!(run.stdout.contains("refused    2 tags would be removed, and --prune-max allows 1"), "{}", run.stdout);
     let run = mirror("SRC/app:keep\n", &["--prune=delete"]).exits(3);
-    assert!(run.stdout.contains("by --prune-manifests"), "{}", run.stdout);
+    assert!(run.stdout.contains("use --prune-manifests"), "{}", run.stdout);
     assert_eq!(tags(&target, "app"), ["keep", "old", "older"], "nothing was removed so far");
     assert_eq!(target.count("DELETE", "sha256:"), 0);
 

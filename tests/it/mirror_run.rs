@@ -408,7 +408,9 @@ fn what_failed_is_done_again() {
     };
     let elsewhere = again(&list, &format!("{to}/elsewhere"));
     assert_eq!(elsewhere.0, 0);
-    let told = format!("isn't in the list, or goes elsewhere now: {missing} to {to}/late:v1\n");
+    let told = format!(
+        "images that failed before are not in the list, or have another destination: {missing} to {to}/late:v1\n"
+    );
     assert!(elsewhere.1.contains(&told), "{}", elsewhere.1);
     let (copied, stderr) = again(&directory.write("less.txt", format!("{}/{}:v1\n", source.addr(), name(0))), &to);
     assert!(copied == 0 && stderr.contains(&told), "{stderr}");

@@ -1,5 +1,5 @@
-//! A look-alike before a server, in one process: what comes in is shown to the persona, and what
-//! the persona lets through is answered by the server. Counts, and makes trouble on request.
+//! A look-alike before a server, in one process: the persona sees each request, and the server answers those that the
+//! persona forwards. It counts requests and injects faults.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,8 +17,8 @@ use crate::demo::persona::{Answer, BodyRule, Persona, Verdict};
 use crate::error::Error;
 use crate::server::{Handler, ResponseBody, Server, buffered};
 
-/// A registry of the demo. Behind both of its ports: the persona tells by the host that was asked
-/// whether it is the registry or the store of blobs that it redirects to.
+/// A registry of the demo, with two ports. By the host of a request the persona finds out whether it is for the
+/// registry or for the blob storage.
 pub(super) struct Front {
     persona: Persona,
     server: Server<LayoutBackend>,
@@ -29,11 +29,11 @@ pub(super) struct Front {
 struct State {
     tally: Tally,
     trouble: Vec<PlannedFault>,
-    /// Blobs asked for or sent since the trouble was ordered.
+    /// Blobs that were requested or sent since the faults were planned.
     blobs: usize,
 }
 
-/// Something that goes wrong when the n-th blob is asked for or sent.
+/// A fault at the n-th blob that is requested or sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlannedFault {
     pub(super) at: usize,
@@ -49,14 +49,14 @@ impl Front {
         &self.persona
     }
 
-    /// Orders trouble; what was ordered before is off.
+    /// Plans faults, in place of those before.
     pub(super) fn plan_faults(&self, trouble: &[PlannedFault]) {
         let mut state = self.state();
         state.trouble = trouble.to_vec();
         state.blobs = 0;
     }
 
-    /// What was answered since this was last asked.
+    /// The answers since the last call.
     pub(super) fn take_tally(&self) -> Tally {
         std::mem::take(&mut self.state().tally)
     }
@@ -68,7 +68,7 @@ impl Front {
         let mut forward = match self.persona.answer(&head, &form) {
             Verdict::Forward(forward) => forward,
             Verdict::Respond(answer) => {
-                // Who is still sending would lose the answer to a closed connection.
+                // A client that is still sending would get a reset instead of the answer.
                 let _ = collect(&mut body, u64::MAX).await;
                 return buffered_response(answer);
             }
@@ -80,7 +80,7 @@ impl Front {
                     body = stream::once(std::future::ready(Ok(bytes))).boxed();
                 }
                 Ok(None) => return buffered_response(self.persona.too_large()),
-                // The client is gone, and nobody reads this.
+                // The client is gone, and does not read this.
                 Err(_) => return buffered(StatusCode::BAD_REQUEST, "text/plain", Bytes::new()),
             }
         }
@@ -132,7 +132,7 @@ impl Handler for Front {
     }
 }
 
-/// The whole body, or `None` if it's longer than `limit`: the rest is read, and dropped.
+/// The whole body; `None` if it is longer than `limit`. The rest is read and dropped.
 async fn collect(body: &mut Body, limit: u64) -> Result<Option<Bytes>, Error> {
     let mut bytes = BytesMut::new();
     let mut length = 0;

@@ -1,4 +1,4 @@
-//! How the demo is told: on stdout for people, as one document for machines, or not at all.
+//! Output of the demo: text, a JSON document, or nothing.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -9,14 +9,14 @@ use super::tally::{Counts, Tally};
 use crate::cli::global::{Format, Global};
 use crate::cli::output;
 
-/// What was told, and whether all of it held.
+/// The output, and whether all comparisons succeeded.
 pub(super) struct DemoOutput {
     aloud: bool,
     colour: bool,
     document: Document,
 }
 
-/// What `--output json` prints.
+/// The document of `--output json`.
 #[derive(Serialize)]
 struct Document {
     schema: u32,
@@ -41,7 +41,7 @@ struct Check {
 
 impl DemoOutput {
     pub(super) fn new(global: &Global) -> Self {
-        // no-color.org: set, to anything but nothing.
+        // no-color.org: any value but the empty one.
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
             aloud: global.output == Format::Text && !global.quiet,
@@ -50,7 +50,7 @@ impl DemoOutput {
         }
     }
 
-    /// Whether people read along.
+    /// Whether the output is text for people.
     pub(super) fn is_text(&self) -> bool {
         self.aloud
     }
@@ -61,12 +61,12 @@ impl DemoOutput {
 
     pub(super) fn print(&self, text: &str) {
         if self.aloud {
-            // With colours; the images and registries are its own.
+            // With colours. All names in it are the demo's own.
             output::print_exact(&format!("{text}\n"));
         }
     }
 
-    /// Begins a step: what it shows, and the command that one would type.
+    /// Begins a step: its title, and its command as on the command line.
     pub(super) fn step(&mut self, title: &'static str, command: &str) {
         let number = self.document.steps.len() + 1;
         self.print(&format!("\n{}\n{}", self.bold(&format!("{number}. {title}")), self.bold(&format!("$ {command}"))));
@@ -75,7 +75,7 @@ impl DemoOutput {
         self.document.steps.push(step);
     }
 
-    /// What the Hub counted, if it was asked, and how many of it as pulls.
+    /// The requests that the Hub counted, if any, and how many of them were pulls.
     pub(super) fn counted_by_hub(&mut self, name: &'static str, tally: &Tally, pulls: usize) {
         let noun = if pulls == 0 { "no pull".to_owned() } else { output::count_noun(pulls, "pull") };
         self.add(name, tally, &format!("; {noun} counted"));
@@ -84,7 +84,7 @@ impl DemoOutput {
         }
     }
 
-    /// What another registry counted, if it was asked.
+    /// The requests that another registry counted, if any.
     pub(super) fn counted_by(&mut self, name: &'static str, tally: &Tally) {
         self.add(name, tally, "");
     }
@@ -99,7 +99,7 @@ impl DemoOutput {
         }
     }
 
-    /// A comparison, and whether it held.
+    /// A comparison, and whether it succeeded.
     pub(super) fn check(&mut self, held: bool, what: impl Into<String>) {
         let what = what.into();
         let mark = if held { self.paint("32", "ok   ") } else { self.paint("1;31", "FAILED") };
@@ -110,7 +110,7 @@ impl DemoOutput {
         }
     }
 
-    /// Prints the document, where one is wanted.
+    /// Prints the document for `--output json`.
     pub(super) fn finish(&self, global: &Global) {
         if global.output == Format::Json {
             output::print_json(&self.document);

@@ -1,4 +1,4 @@
-//! A directory for the time of a run.
+//! A temporary directory.
 
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 
-/// A new directory, that only this user may read. Removed on drop, with all that is in it: at the
-/// end, after a failure, and when an interrupt drops the run.
+/// A new directory that only this user may read. It is removed with its content on drop: at the end, after a failure,
+/// and when an interrupt drops the run.
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// `transload-demo-<pid>-<n>` where the system keeps temporary files.
+    /// `transload-demo-<pid>-<n>` in the system's directory for temporary files.
     ///
     /// # Errors
-    /// If nothing can be written there.
+    /// If it cannot be written.
     pub(super) fn new() -> Result<Self> {
         let parent = std::env::temp_dir();
         for number in 0..100 {
             let path = parent.join(format!("transload-demo-{}-{number}", std::process::id()));
-            // Never one that is there: it may be somebody else's, or a trap.
+            // Never an existing one, which may be another user's.
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -41,7 +41,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A write that an interrupt left on its way may put one more file in while we clear up.
+        // A write that was in progress when an interrupt came may add a file while the directory is removed.
         for _ in 0..20 {
             match std::fs::remove_dir_all(&self.0) {
                 Err(error) if error.kind() != ErrorKind::NotFound => std::thread::sleep(Duration::from_millis(5)),

@@ -18,13 +18,13 @@ use crate::layout::Store;
 use crate::reference::Target;
 use crate::server::{self, Limits};
 
-/// The registries, and what is behind them.
+/// The registries, and their storage.
 pub(super) struct Stage {
     pub(super) hub: DemoRegistry,
     pub(super) acr: DemoRegistry,
-    /// Another of ACR's, for the trouble: what the first one holds would make it too easy.
+    /// Another look-alike of ACR, for the faults: it has none of the blobs yet.
     pub(super) poor: DemoRegistry,
-    /// The digest of the image that the Hub has.
+    /// The digest of the Hub's image.
     pub(super) digest: Digest,
 }
 
@@ -37,11 +37,11 @@ pub(super) struct DemoRegistry {
     pub(super) store: Store,
 }
 
-/// What waits to be served.
+/// Servers that have not started yet.
 pub(super) struct PendingServers(Vec<(TcpListener, Arc<Front>)>);
 
 impl Stage {
-    /// Takes the ports and fills the directories, below `scratch`.
+    /// Opens the ports, and fills the directories below `scratch`.
     pub(super) async fn set(scratch: &Path) -> Result<(Self, PendingServers)> {
         let mut listeners = PendingServers(Vec::new());
         let directory = scratch.join("hub");
@@ -65,19 +65,19 @@ impl Stage {
 }
 
 impl DemoRegistry {
-    /// What the user of the demo would have logged in with. Nobody else's credentials are looked at.
+    /// The credentials that a user would have logged in with. No others are read.
     pub(super) fn credentials(&self) -> Result<Credentials> {
         Credentials::fixed(&self.address, Credential::basic(USER, PASSWORD))
     }
 
-    /// What the tag is in one of its repositories, by its files.
+    /// The digest of the tag in a repository, by the files of its layout.
     pub(super) async fn digest(&self, repository: &str) -> Result<Digest> {
         Ok(self.store.repository(&repository.parse()?).manifest(&Target::Tag(TAG.parse()?)).await?.digest())
     }
 }
 
 impl PendingServers {
-    /// A registry on two new ports.
+    /// Adds a registry with two new ports.
     async fn add(
         &mut self,
         name: &'static str,
@@ -92,7 +92,7 @@ impl PendingServers {
         Ok(DemoRegistry { name, address, front, store })
     }
 
-    /// Answers until dropped.
+    /// Serves until dropped.
     pub(super) async fn serve(self) -> Result<()> {
         let all = self
             .0
@@ -125,7 +125,7 @@ fn write_fixtures(directory: &Path, files: &[File]) -> Result<()> {
     Ok(())
 }
 
-/// The repository of the image, as Docker Hub calls it.
+/// The name of the repository at Docker Hub.
 pub(super) const REPOSITORY: &str = "library/hello-world";
 pub(super) const TAG: &str = "latest";
 pub(super) const USER: &str = "pusher";

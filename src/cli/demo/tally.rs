@@ -1,4 +1,4 @@
-//! What a registry of the demo answered, counted by itself and not by the client.
+//! Requests to a registry of the demo, counted by the registry.
 
 use std::collections::BTreeSet;
 
@@ -7,16 +7,16 @@ use serde::Serialize;
 
 use crate::cli::output;
 
-/// What a request came to.
+/// The kind of an answered request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// 401: come again with a token.
+    /// 401: the client needs a token.
     Challenge,
     Token,
     Head,
     ManifestRead,
     Redirect,
-    /// A blob read from where a redirect led.
+    /// A blob, read from the target of a redirect.
     BlobRead,
     Session,
     BlobWritten,
@@ -27,14 +27,14 @@ pub(super) enum Kind {
     Other,
 }
 
-/// The requests of one command at one registry.
+/// The requests of one command to one registry.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     seen: Vec<(Kind, String)>,
     struck: Vec<Fault>,
 }
 
-/// A tally for machines.
+/// The counts in the JSON document.
 #[derive(Serialize)]
 pub(super) struct Counts {
     requests: usize,
@@ -88,13 +88,13 @@ impl Tally {
         self.seen.iter().filter(|(seen, _)| *seen == kind).count()
     }
 
-    /// How many of a kind were for something else than those before.
+    /// How many different objects the requests of a kind were for.
     pub(super) fn distinct(&self, kind: Kind) -> usize {
         let paths = self.seen.iter().filter(|(seen, _)| *seen == kind).map(|(_, path)| path);
         paths.collect::<BTreeSet<_>>().len()
     }
 
-    /// Requests that weren't for being let in.
+    /// Requests that were not for authentication.
     pub(super) fn asked(&self) -> usize {
         self.requests() - self.count(Kind::Challenge) - self.count(Kind::Token)
     }
@@ -135,7 +135,7 @@ impl Tally {
     }
 }
 
-/// `2 blobs read there`: the plural of the first word.
+/// `2 blobs read there`: a number with the plural of the first word.
 fn count_noun(number: usize, noun: &str) -> String {
     match noun.split_once(' ') {
         Some((noun, rest)) => format!("{} {rest}", output::count_noun(number, noun)),
@@ -146,9 +146,9 @@ fn count_noun(number: usize, noun: &str) -> String {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// No token that was given out so far is taken any more.
+    /// All tokens so far become invalid.
     TokensExpire,
-    /// The upload session is gone, as ACR's sometimes are (azure-sdk-for-net#35322).
+    /// The upload session is lost, as sometimes at ACR (azure-sdk-for-net#35322).
     SessionIsLost,
 }
 

@@ -1,6 +1,6 @@
-//! `transload k8s`: what a cluster needs to pull from a private registry, as text for `kubectl apply -f -`.
+//! `transload k8s`: prints Kubernetes objects for pulling from a private registry, as input for `kubectl apply -f -`.
 //!
-//! Nothing here talks to a cluster.
+//! It makes no requests to a cluster.
 
 mod name;
 mod pod;
@@ -28,7 +28,7 @@ enum Object {
     Hosts(node::MirrorArgs),
 }
 
-/// Prints it.
+/// Prints an object.
 pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
     match &command.what {
         Object::Secret(args) => print(&secret::document(args, global).await?, global)?,
@@ -45,7 +45,7 @@ pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
 /// kubectl takes both.
 fn print(document: &Value, global: &Global) -> Result<()> {
     match global.output {
-        // Exactly: a Secret is what was asked for.
+        // Without redaction: the user asked for a Secret.
         Format::Json => output::print_exact(&format!("{document:#}\n")),
         Format::Text => output::print_exact(&yaml::document(document)?),
     }

@@ -26,7 +26,7 @@ pub(super) fn label(text: &str) -> Result<String> {
     ))
 }
 
-/// A label made of any text: `My_image.x` is `my-image-x`. Nothing, if nothing is left of it.
+/// Makes a label of any text: `My_image.x` becomes `my-image-x`. `None` if nothing is left.
 pub(super) fn sanitized(text: &str) -> Option<String> {
     let mut name: String = text.to_ascii_lowercase();
     name = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
@@ -41,7 +41,7 @@ fn is_label(text: &str) -> bool {
 }
 
 fn invalid_name(text: &str, rule: &str) -> Error {
-    Error::new(Kind::Usage, format!("{text:?} is not a name that Kubernetes takes")).on(Side::Local).hint(rule)
+    Error::new(Kind::Usage, format!("{text:?} is not a valid name in Kubernetes")).on(Side::Local).hint(rule)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `transload k8s pod`: a pod that pulls with a secret.
+//! `transload k8s pod`: a Pod that pulls with a Secret.
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ enum Restart {
     Never,
 }
 
-/// The Pod.
+/// The Pod object.
 pub(super) fn document(args: &Args) -> Result<Value> {
     let image = &args.image;
     let last = image.repository.name.rsplit('/').next().unwrap_or_default();
@@ -59,7 +59,7 @@ pub(super) fn document(args: &Args) -> Result<Value> {
             Restart::OnFailure => "OnFailure",
             Restart::Never => "Never",
         },
-        // An image from somewhere else has no business with the cluster's API.
+        // The image needs no access to the cluster's API.
         "automountServiceAccountToken": false,
     });
     if !args.secret.is_empty() {

@@ -1,4 +1,4 @@
-//! `transload k8s secret`: a registry's credentials as a Secret that the kubelet pulls with.
+//! `transload k8s secret`: a Secret with a registry's credentials, for the kubelet.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -40,7 +40,7 @@ pub(super) struct Args {
     password_stdin: bool,
 }
 
-/// The Secret.
+/// The Secret object.
 pub(super) async fn document(args: &Args, global: &Global) -> Result<Value> {
     let registry = registry_name(&args.registry)?;
     let credential = match &args.username {
@@ -48,7 +48,7 @@ pub(super) async fn document(args: &Args, global: &Global) -> Result<Value> {
         None => stored_credential(&registry, global).await?,
     };
     let (username, password) = kubelet_credential(&registry, credential)?;
-    // The kubelet finds an entry by the very port that an image's reference has.
+    // The kubelet compares the host and port of an image's reference with the key.
     let key = if registry == DOCKER_HUB { registry } else { registry_as_written(&args.registry)? };
     let config = pull_secret(&key, &username, &password);
     let mut metadata = json!({ "name": args.name });
@@ -64,10 +64,10 @@ pub(super) async fn document(args: &Args, global: &Global) -> Result<Value> {
     }))
 }
 
-/// What a login, or whatever else this run would use, has for the registry as a whole.
+/// The credentials for the whole registry, of a login or another source.
 async fn stored_credential(registry: &str, global: &Global) -> Result<Credential> {
     let credentials = Credentials::load(&global.settings()?)?;
-    // Any repository will do; entries for single ones of them are too narrow for a cluster.
+    // Any repository. Credentials of a single repository are too narrow for a cluster.
     let name = if registry == DOCKER_HUB { "library/transload" } else { "transload" };
     let repository = Repository { registry: registry.parse()?, name: name.parse()? };
     credentials.find(&repository).await?.ok_or_else(|| {
@@ -79,7 +79,7 @@ async fn stored_credential(registry: &str, global: &Global) -> Result<Credential
     })
 }
 
-/// The kubelet knows users and passwords only; ACR takes a token in the place of one.
+/// The kubelet needs a user and a password. ACR accepts a token as password.
 fn kubelet_credential(registry: &str, credential: Credential) -> Result<(String, Secret)> {
     const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
     match credential {
@@ -95,7 +95,7 @@ fn kubelet_credential(registry: &str, credential: Credential) -> Result<(String,
         }
         Credential::RefreshToken(_) | Credential::Bearer(_) => Err(Error::new(
             Kind::Unsupported,
-            format!("what is kept for {registry} is a token, and the kubelet takes passwords only"),
+            format!("the stored login of {registry} is a token, and the kubelet needs a password"),
         )
         .on(Side::Local)
         .hint("pass --username USER --password-stdin with a password or an access token")),
@@ -107,8 +107,6 @@ fn warn_of_expiry(token: &Secret) {
         .expires()
         .and_then(|time| jiff::Timestamp::try_from(time).ok())
         .map_or_else(|| "three hours after its login".to_owned(), |time| format!("at {time}"));
-    output::note(&format!(
-        "warning: this is the token of an Azure login, which ends {until}, and pulls fail from then on"
-    ));
+    output::note(&format!("warning: this token of an Azure login expires {until}; pulls fail after that"));
     output::note("for longer, use a service principal that may pull, or let the identity of AKS's kubelets pull");
 }

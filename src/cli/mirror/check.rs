@@ -1,4 +1,4 @@
-//! `transload mirror check`: what a list means, without any network; and the schema of lists.
+//! `transload mirror check`: explains a list without network access; and the schema of lists.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -24,7 +24,6 @@ pub(super) struct CheckArgs {
     to: DestinationArgs,
 }
 
-/// Runs `check`.
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
     let overrides = args.to.overrides();
     let (list, name) = load::read(&args.list, &overrides.defaults)?;
@@ -56,13 +55,13 @@ struct Document {
     notes: Vec<Remark>,
 }
 
-/// An entry, and what is known of its images.
+/// An entry with its images.
 #[derive(Debug, Serialize)]
 struct EntrySummary {
     line: usize,
     source: String,
     images: Vec<Image>,
-    /// Which tags, for people; the repository's list says which those are.
+    /// The filter of tags, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     tags: Option<Tags>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -92,18 +91,20 @@ struct Remark {
 }
 
 impl Document {
-    /// `given`: the destinations are those of the command line.
+    /// `given`: the destinations come from the command line.
     fn of(list: &List, known: &[DestinationBase], to: &[DestinationBase], given: bool) -> Result<Self> {
         let mut notes = list.notes.clone();
         if known.is_empty() && list.entries.iter().any(Entry::needs_destination) {
-            let text = "no destination is known: give --to, here and to a run".to_owned();
+            let text = "no destination is known: add --to, here and to a run".to_owned();
             notes.insert(0, Note { line: 0, text });
         }
         let fixed = list.entries.iter().filter(|entry| !entry.needs_destination()).count();
         if given && !known.is_empty() && fixed > 0 {
             let of = list.entries.len();
-            let text =
-                format!("{fixed} of {of} entries name their own registry: they go there, and not to {}", known[0]);
+            let text = format!(
+                "{fixed} of {of} entries name their own registry: they are copied there, and not to {}",
+                known[0]
+            );
             notes.insert(0, Note { line: 0, text });
         }
         notes.extend(list.repeated(to)?);
@@ -129,7 +130,7 @@ impl Document {
                 let (what, extent) =
                     (output::format_field(shorten_reference(&what)), output::format_field(entry.extent()));
                 let _ = writeln!(text, "{line}  {what} -> {}{extent}", to.join(", "));
-                // The line stands before the first of its images.
+                // Only the first row of an entry has its line.
                 line = " ".repeat(width);
             }
         }
@@ -153,7 +154,7 @@ impl EntrySummary {
             })
         };
         let tags = |select: &crate::mirror::list::TagFilter| {
-            // What a template makes of the tag is shown by its placeholder's name.
+            // A template shows the tag by its placeholder's name.
             let places = entry.places(to, Some("TAG"))?;
             let show = |place: &ImageDestination| match place.1.as_deref() {
                 None | Some("TAG") => place.0.to_string(),
@@ -171,7 +172,7 @@ impl EntrySummary {
         })
     }
 
-    /// What is copied, and where to.
+    /// Each source with its targets.
     fn rows(&self) -> impl Iterator<Item = (String, &[String])> {
         let images = self.images.iter().map(|image| {
             let tag = image.tag.as_ref().map_or(String::new(), |tag| format!(":{tag}"));
@@ -190,7 +191,7 @@ impl EntrySummary {
     }
 }
 
-/// A reference for people: its digest is cut.
+/// A reference with a short digest.
 fn shorten_reference(reference: &str) -> String {
     match reference.rsplit_once("@sha") {
         Some((name, digest)) if digest.len() > 20 => format!("{name}@sha{}…", &digest[..16]),
@@ -198,7 +199,7 @@ fn shorten_reference(reference: &str) -> String {
     }
 }
 
-/// A place as a reference.
+/// A target as a reference.
 fn destination_text((repository, tag): &ImageDestination, exact: &SelectedImage) -> String {
     match (tag, &exact.digest) {
         (Some(tag), _) => format!("{repository}:{tag}"),

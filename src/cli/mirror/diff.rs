@@ -1,4 +1,4 @@
-//! `transload diff`: what has drifted between a list's sources and its destinations.
+//! `transload diff`: differences between a list's sources and its destinations.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,7 +59,7 @@ struct Summary {
     requests: u64,
 }
 
-/// Runs the command. The exit code is 3 if anything has drifted or could not be compared.
+/// Runs the command. The exit code is 3 if images differ or could not be compared.
 pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
     let (list, to) = load::load(&args.list, &args.to.overrides())?;
     let found = Mutex::new(Document { schema: 1, ..Document::default() });
@@ -98,7 +98,7 @@ fn line(event: Event) -> Line {
             of(&job, "differs", Some(here.to_string()), Some(there.to_string()), None)
         }
         Event::Failed(job, error) | Event::Skipped(job, error) => of(&job, "failed", None, None, Some((&error).into())),
-        // Nothing is copied in a comparison.
+        // A comparison copies nothing.
         Event::Copied(job, _) => of(&job, "same", None, None, None),
         Event::Unknown { line, source, error, .. } => Line {
             source: source.to_string(),
@@ -123,7 +123,7 @@ impl Document {
         self.images.push(line);
     }
 
-    /// Those that drifted, and the sums.
+    /// The images that differ, and the sums.
     fn text(&self) -> String {
         let mut text = String::new();
         for image in self.images.iter().filter(|image| image.status != "same") {

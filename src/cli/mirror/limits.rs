@@ -1,4 +1,4 @@
-//! How much of the registries' limits a run may use.
+//! Limits of registries and of time for a run.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -37,12 +37,12 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// When the run ends at the latest.
+    /// The end of the run.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline.map(|(_, at)| at)
     }
 
-    /// `options` with these limits, of which `share` programs have a part each.
+    /// `options` with these limits, divided by the number of programs that share them.
     pub(super) fn options(&self, options: Options, share: u32) -> Result<Options> {
         Ok(Options {
             reserve_pulls: self.reserve_pulls,
@@ -64,14 +64,14 @@ impl Args {
         lines
             .map(|(line, number)| match line.trim().split_once(':') {
                 Some((user, token)) if !user.is_empty() && !token.is_empty() => Ok(Credential::basic(user, token)),
-                // Not shown: it may be a token.
+                // The line is not shown: it may be a token.
                 _ => Err(Error::new(Kind::Usage, format!("{named}:{number} is not USER:TOKEN"))),
             })
             .collect()
     }
 }
 
-/// How long, and when that is: the time runs from the program's start.
+/// The duration and the deadline. Time counts from the start of the program.
 fn parse_deadline(text: &str) -> Result<(Duration, Instant)> {
     let long = schedule::parse_duration(text)?;
     Ok((long, Instant::now() + long))
@@ -84,6 +84,6 @@ fn parse_rate(text: &str) -> Result<(String, u32)> {
     Ok((crate::reference::registry_name(registry)?, number))
 }
 
-/// The largest file of accounts that is read, in bytes.
+/// The largest file of accounts, in bytes.
 const MAX_ACCOUNTS: u64 = 1 << 20;
 const HELP_HEADING: &str = "Limits";

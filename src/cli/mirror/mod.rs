@@ -1,4 +1,4 @@
-//! `transload mirror`: a list of images, whole.
+//! `transload mirror`: mirrors a list of images.
 
 mod check;
 pub(super) mod diff;
@@ -29,7 +29,7 @@ enum Action {
     Schema,
 }
 
-/// Where to, as `mirror LIST` and `mirror check` have it.
+/// Destinations, for `mirror LIST` and `mirror check`.
 #[derive(Clone, Debug, clap::Args)]
 struct DestinationArgs {
     /// Destination: a registry with an optional path. Replaces `to` of the list, not registries that its entries name
@@ -63,7 +63,7 @@ impl DestinationArgs {
 }
 
 impl Args {
-    /// Runs what needs no registry, and no credentials: theirs may be broken. `None` for a run.
+    /// Runs a subcommand that needs no registries and no credentials, which may be invalid. `None` for a run.
     pub(super) fn run_offline(&self, global: &Global) -> Option<Result<u8>> {
         self.action.as_ref().map(|action| match action {
             Action::Check(args) => check::run(args, global),
@@ -71,18 +71,18 @@ impl Args {
         })
     }
 
-    /// How registries are asked, by this command's flags.
+    /// Adds the flags of this command to the options of registries.
     pub(super) fn options(&self, options: Options) -> Result<Options> {
         self.run.options(options)
     }
 
-    /// Whether it ends by itself when it's asked to stop.
+    /// Whether the command ends itself after a signal to stop.
     pub(super) fn is_scheduled(&self) -> bool {
         self.run.is_scheduled()
     }
 }
 
-/// Runs a list; returns the exit code.
+/// Runs a list. Returns the exit code.
 pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
     run::run(&args.run, global, registries).await
 }

@@ -1,4 +1,4 @@
-//! The repositories of a list's run.
+//! Opens the repositories of a run.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,15 +8,14 @@ use crate::mirror::run::Repositories;
 use crate::reference::Repository;
 use crate::registry::{Registries, Repo};
 
-/// Finds repositories in registries. A destination is one object for all its images: so what was
-/// learned of it holds for all of them.
+/// Opens repositories at their registries. All images of a destination share one object, and what it has learned.
 pub(super) struct RegistryRepositories<'a> {
     registries: &'a Registries,
     destinations: Mutex<HashMap<Repository, Repo>>,
 }
 
 impl<'a> RegistryRepositories<'a> {
-    /// None known yet: what a run learns isn't believed by the next one.
+    /// Without any repositories: a new run does not reuse what an earlier one learned.
     pub(super) fn new(registries: &'a Registries) -> Self {
         Self { registries, destinations: Mutex::default() }
     }

@@ -1,4 +1,4 @@
-//! `transload mirror LIST`: a whole list of images, once or on a schedule.
+//! `transload mirror LIST`: mirrors a list of images, once or on a schedule.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,7 @@ use crate::mirror::selection::Selection;
 use crate::mirror::{List, Shard, load, shard};
 use crate::registry::{Options, Registries};
 
-/// What a run takes.
+/// Arguments of a run.
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
     /// List of images: a file, or `-` for stdin
@@ -63,7 +63,7 @@ pub(super) struct RunArgs {
     interval: interval::Args,
 }
 
-/// Runs the list, once or on schedule; returns the exit code.
+/// Runs the list, once or on a schedule. Returns the exit code.
 pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries) -> Result<u8> {
     let file = args.list.as_deref().unwrap_or("-");
     if args.interval.is_scheduled() {
@@ -116,7 +116,7 @@ impl RunArgs {
         let selection = Selection::new(self.shard()?, self.failed()?);
         load::log_notes(list);
         let begun = Instant::now();
-        // Why something failed is told once: by the table, where there is one.
+        // The table shows failures. Without it they are printed one by one.
         let shown = global.output == Format::Text && !global.quiet;
         let run = RunReport::start(selection.shard(), self.dry_run, &render::registry_usage(registries));
         let done = Mutex::new((run, KeepRecorder::new(list, to, selection.shard())?));
@@ -127,8 +127,8 @@ impl RunArgs {
             drop(done);
             if let Some((which, error)) = failure {
                 let name = format!("{} to {}", which.source, which.destination);
-                let tell = || output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
-                bars.map_or_else(tell, |bars| bars.suspend(tell));
+                let print = || output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
+                bars.map_or_else(print, |bars| bars.suspend(print));
             }
         };
         let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).with_mode(Mode::List);
@@ -148,7 +148,7 @@ impl RunArgs {
         self.interval.is_scheduled()
     }
 
-    /// How registries are asked, by this command's flags.
+    /// Adds the flags of this command to the options of registries.
     pub(super) fn options(&self, options: Options) -> Result<Options> {
         let share = self.shard()?.map_or(1, Shard::count);
         self.limits.options(Options { pin_pushes: true, ..options }, share)
@@ -158,7 +158,7 @@ impl RunArgs {
         Action::Copy { dry_run: self.dry_run, force: self.force }
     }
 
-    /// Prints the run, and writes its files.
+    /// Prints the report and writes its files.
     fn print_report(&self, done: &RunReport, global: &Global) -> Result<()> {
         if let Some(path) = &self.report {
             report::save(path, |to| done.json(to))?;

@@ -1,4 +1,4 @@
-//! Who may do what: scopes, accounts, and the scopes a request needs.
+//! Access control: scopes, accounts, and the scopes that a request needs.
 
 use http::Method;
 use http::request::Parts;
@@ -20,8 +20,8 @@ impl Scope {
         Self { kind: "repository".to_owned(), name: name.to_owned(), actions }
     }
 
-    /// A name may hold colons (`host:5000/x`), so the type ends at the first one and the
-    /// actions start at the last.
+    /// A name may contain colons (`host:5000/x`): the type ends at the first colon, and the actions begin after the
+    /// last.
     fn parse(text: &str) -> Option<Self> {
         let (kind, rest) = text.split_once(':')?;
         let (name, actions) = rest.rsplit_once(':')?;
@@ -29,7 +29,7 @@ impl Scope {
         Some(Self { kind: kind.to_owned(), name: name.to_owned(), actions })
     }
 
-    /// Every scope a form asks for: `scope` repeats, and one may hold several with spaces.
+    /// All scopes that a form requests: `scope` may repeat, and may have several scopes with spaces.
     pub(super) fn asked(form: &Form) -> Vec<Self> {
         form.all("scope").flat_map(|scope| scope.split(' ')).filter_map(Self::parse).collect()
     }
@@ -68,7 +68,7 @@ pub(super) fn from_claim(claim: &Value) -> Vec<Scope> {
     entries.iter().map(scope).collect()
 }
 
-/// What an account may do to the repositories that a pattern names.
+/// Rights for the repositories that match a pattern.
 #[derive(Debug, Clone)]
 pub struct Grant {
     pattern: String,
@@ -83,7 +83,7 @@ impl Grant {
         Self { pattern: pattern.to_owned(), actions }
     }
 
-    /// All of everything.
+    /// All rights for all repositories.
     #[must_use]
     pub fn everything() -> Vec<Self> {
         vec![Self::new("*", "pull,push,delete,metadata_read,metadata_write")]
@@ -100,24 +100,24 @@ impl Grant {
 /// A user, a service principal, an admin or a repository-scoped token.
 #[derive(Debug, Clone)]
 pub struct Account {
-    /// The user name sent by Basic.
+    /// The user name for Basic authentication.
     pub user: String,
-    /// Its password or secret.
+    /// The password or secret.
     pub password: String,
-    /// What it may do.
+    /// The rights.
     pub grants: Vec<Grant>,
 }
 
 impl Account {
-    /// An account that may do these things.
+    /// An account with these rights.
     #[must_use]
     pub fn new(user: &str, password: &str, grants: Vec<Grant>) -> Self {
         Self { user: user.to_owned(), password: password.to_owned(), grants }
     }
 }
 
-/// The part of the asked scopes that is granted. Docker's token server gives a subset without an
-/// error (distribution's auth.md), so a client must notice by itself.
+/// The granted part of the requested scopes. Docker's token server grants a subset without an error (distribution's
+/// auth.md), so a client must check it.
 pub(super) fn narrow(grants: &[Grant], asked: &[Scope]) -> Vec<Scope> {
     let kept = asked.iter().filter_map(|scope| {
         let granted: Vec<&String> =
@@ -136,7 +136,7 @@ pub(super) fn narrow(grants: &[Grant], asked: &[Scope]) -> Vec<Scope> {
     kept.collect()
 }
 
-/// A Bearer challenge; several scopes stand in one parameter, separated by spaces.
+/// A Bearer challenge. Several scopes are in one parameter, separated by spaces.
 pub(super) fn challenge(realm: &str, service: &str, needs: &[Scope], error: Option<&str>) -> String {
     let mut value = format!("Bearer realm=\"{realm}\",service=\"{service}\"");
     if !needs.is_empty() {
@@ -173,7 +173,7 @@ pub(super) enum Route<'a> {
         name: &'a str,
         subject: &'a str,
     },
-    /// ACR's own.
+    /// ACR's own API.
     Tag {
         name: &'a str,
         tag: &'a str,
@@ -181,7 +181,7 @@ pub(super) enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// Read from the end, since a repository's name may hold `manifests` or `blobs` too.
+    /// Parses a path from its end, since a repository's name may contain `manifests` or `blobs`.
     pub(super) fn of(path: &'a str) -> Option<Self> {
         if let Some(rest) = path.strip_prefix("/acr/v1/") {
             let (name, tag) = rest.rsplit_once("/_tags/")?;
@@ -210,8 +210,8 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// The scopes a token needs for this. A mount needs `pull` on its source too, as
-    /// distribution's `appendAccessRecords` asks (rust-oci-client#235).
+    /// The scopes that a token needs for this request. A mount needs `pull` on its source too, as in distribution's
+    /// `appendAccessRecords` (rust-oci-client#235).
     pub(super) fn needs(self, head: &Parts) -> Vec<Scope> {
         let name = match self {
             Self::Ping => return Vec::new(),

@@ -1,4 +1,4 @@
-//! An Azure Container Registry look-alike: token exchange, strict uploads, blobs behind SAS links.
+//! A look-alike of Azure Container Registry: token exchange, strict uploads, blobs behind SAS links.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -18,7 +18,7 @@ use super::mint::Mint;
 use super::wire::{self, Form};
 use super::{Answer, BodyRule, Broken, Note, Verdict, acr_uploads};
 
-/// Azure Container Registry, as docs/protocol.md, section 2 have it.
+/// Azure Container Registry, as described in docs/protocol.md, section 2.
 #[derive(Debug)]
 pub struct Acr {
     pub(super) config: AcrConfig,
@@ -32,7 +32,7 @@ pub struct Acr {
     limits: Mutex<Limits>,
 }
 
-/// What was asked in the window of each kind of request.
+/// Requests in the current window, by kind.
 #[derive(Debug, Default)]
 struct Limits {
     reads: Window,
@@ -48,7 +48,7 @@ struct Window {
 }
 
 impl Acr {
-    /// A registry and its Entra ID.
+    /// A registry with its Entra ID.
     #[must_use]
     pub fn new(config: AcrConfig) -> Self {
         let rules = Rules {
@@ -78,7 +78,7 @@ impl Acr {
         &self.entra
     }
 
-    /// How many tokens, refresh and access, were issued.
+    /// How many tokens were issued, refresh and access tokens together.
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.mint.issued()
@@ -164,7 +164,7 @@ impl Acr {
                 let text = format!("manifest tagged by {reference:?} is not found");
                 Verdict::Respond(wire::errors(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", &text))
             }
-            // The service's own limit for a manifest.
+            // The service's limit for a manifest.
             Route::Manifest { name, reference } if head.method == Method::PUT => {
                 self.tags.wrote(name, reference);
                 let body = BodyRule::Whole { limit: 4 << 20 };
@@ -184,7 +184,8 @@ impl Acr {
         })
     }
 
-    /// Every PATCH is a write; `Retry-After` counts down to the window's end (docs/protocol.md, section 2).
+    /// Counts a request. Every PATCH is a write; `Retry-After` counts down to the end of the window
+    /// (docs/protocol.md, section 2).
     fn spend(&self, head: &Parts) -> Result<(), Answer> {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         let (most, window) = match head.method {
@@ -209,7 +210,7 @@ impl Acr {
     }
 }
 
-/// Azure storage's refusals; the first is the FAQ's `InvalidAuthenticationInfo`.
+/// Refusals of Azure's storage; the first is `InvalidAuthenticationInfo` of its FAQ.
 fn storage_refusal(refused: &Refused) -> Answer {
     let (status, code) = match refused {
         Refused::Authorization => (StatusCode::BAD_REQUEST, "InvalidAuthenticationInfo"),

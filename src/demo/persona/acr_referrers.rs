@@ -1,6 +1,6 @@
-//! The Referrers API of Azure Container Registry, over a registry that has none.
+//! The referrers API of Azure Container Registry, for a registry without one.
 //!
-//! Only what is pushed through the look-alike is known to it.
+//! It knows only manifests that were pushed through the look-alike.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +17,7 @@ pub(super) struct Referrers {
     known: Mutex<Vec<Referrer>>,
 }
 
-/// A manifest that points at another one.
+/// A manifest with a subject.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Referrer {
     name: String,
@@ -26,12 +26,12 @@ pub(super) struct Referrer {
 }
 
 impl Referrer {
-    /// What a manifest that is being pushed to `name` refers to, if it does.
+    /// Reads the subject of a manifest that is pushed to `name`, if it has one.
     pub(super) fn read(name: &str, manifest: &[u8]) -> Option<Self> {
         let parsed: Value = serde_json::from_slice(manifest).ok()?;
         let subject = parsed["subject"]["digest"].as_str()?.to_owned();
         let digest: String = Sha256::digest(manifest).iter().map(|byte| format!("{byte:02x}")).collect();
-        // The type falls back to the config's (distribution-spec, "Listing Referrers").
+        // Without a type of its own, the config's type counts (distribution-spec, "Listing Referrers").
         let artifact_type = [&parsed["artifactType"], &parsed["config"]["mediaType"]];
         let artifact_type = artifact_type.into_iter().find(|value| value.is_string());
         let mut descriptor = json!({
@@ -64,7 +64,7 @@ impl Referrers {
         self.known().retain(|known| known.name != name || known.descriptor["digest"] != digest);
     }
 
-    /// Always 200 with an index, empty or not. Pages of `page` entries are chained by `Link`.
+    /// Always 200 with an index, which may be empty. Pages of `page` entries are chained by `Link`.
     pub(super) fn list(&self, head: &Parts, name: &str, subject: &str, page: Option<usize>) -> Answer {
         let query = Form::of_query(head);
         let wanted = query.first("artifactType");

@@ -1,5 +1,5 @@
-//! ACR's own API for tags, `/acr/v1/NAME/_tags/TAG`: what is known of one, and its deletion without the
-//! manifest, which the registry behind can't do.
+//! ACR's own API for tags, `/acr/v1/NAME/_tags/TAG`: the properties of a tag, and its deletion without the manifest,
+//! which the registry behind does not support.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use super::Answer;
 use super::config::AcrConfig;
 use super::wire;
 
-/// The tags that were deleted here and are still in the registry behind.
+/// Tags that were deleted here, but still exist in the registry behind.
 #[derive(Debug, Default)]
 pub(super) struct Tags(Mutex<BTreeSet<(String, String)>>);
 
@@ -49,7 +49,7 @@ impl Tags {
         self.gone().contains(&(name.to_owned(), tag.to_owned()))
     }
 
-    /// The tag is written.
+    /// Records that the tag is written.
     pub(super) fn wrote(&self, name: &str, tag: &str) {
         self.gone().remove(&(name.to_owned(), tag.to_owned()));
     }

@@ -1,4 +1,4 @@
-//! Tokens of the Azure Container Registry look-alike: who gets them, and who is let in.
+//! Tokens of the look-alike of Azure Container Registry: issuing and checking.
 
 use http::StatusCode;
 use http::request::Parts;
@@ -8,19 +8,19 @@ use super::access::{self, Grant, Route, Scope};
 use super::wire::{self, Credential, Form};
 use super::{Acr, Answer};
 
-/// The user name of whoever sends a refresh or access token as a Basic password.
+/// The user name if the Basic password is a refresh or access token.
 const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Who sends a request, and so what it may do.
+/// The authenticated sender of a request.
 enum Holder {
-    /// Named by name and password: may do what its grants say.
+    /// An account, with its rights.
     Account(Vec<Grant>),
-    /// Named by an access token: may do what the token says.
+    /// An access token, with its scopes.
     Token(Vec<Scope>),
 }
 
 impl Acr {
-    /// An Entra ID token, in the body because it may be long, becomes a refresh token.
+    /// Exchanges an Entra ID token for a refresh token. The token is in the body because it may be long.
     pub(super) fn exchange(&self, form: &Form) -> Result<Answer, Answer> {
         if form.first("grant_type") != Some("access_token") || form.first("service") != Some(&self.service) {
             return Err(wire::errors(StatusCode::BAD_REQUEST, "BAD_REQUEST", "grant_type or service is wrong"));
@@ -53,7 +53,7 @@ impl Acr {
         self.access_token(&Form::of_query(head), holder)
     }
 
-    /// No `expires_in`: a client must read the token's `exp`.
+    /// An access token. The answer has no `expires_in`: a client must read the token's `exp`.
     fn access_token(&self, form: &Form, holder: Option<Holder>) -> Result<Answer, Answer> {
         let Some(Holder::Account(grants)) = holder else {
             return Err(self.unauthorized(&[], None));

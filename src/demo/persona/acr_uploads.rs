@@ -1,8 +1,8 @@
-//! Upload sessions as Azure Container Registry keeps them, over a registry that is laxer.
+//! Upload sessions as in Azure Container Registry, for a registry with laxer ones.
 //!
-//! Clients see a relative `Location` with `_nouploadcache` and `_state`; the registry's own query
-//! stays here. distribution 2.8 ignores `Content-Range` and forgets a session whose state is stale,
-//! so the offsets are kept here too.
+//! Clients get a relative `Location` with `_nouploadcache` and `_state`. The query of the registry behind is kept
+//! here. distribution 2.8 ignores `Content-Range`, and loses a session whose state is outdated, so the offsets are
+//! kept here too.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use super::wire::too_large;
 use super::wire::{self, Form, set};
 use super::{Answer, BodyRule, Broken};
 
-/// What upload sessions insist on.
+/// Rules for upload sessions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
     pub(super) body_limit: u64,
@@ -35,18 +35,18 @@ pub(super) struct Uploads {
 
 #[derive(Debug, Default)]
 struct Session {
-    /// The registry's own query for its next request.
+    /// The query that the registry behind expects in its next request.
     query: String,
-    /// Bytes taken so far.
+    /// Bytes received so far.
     taken: u64,
-    /// Grows with each chunk, so that an old `_state` shows.
+    /// Grows with each chunk, so that an outdated `_state` is detected.
     serial: u64,
-    /// The last chunk was below the minimum, so it must have been the last.
+    /// The last chunk was shorter than the minimum. No other may follow.
     short: bool,
     lost: bool,
 }
 
-/// An upload's request on its way, by the path of its session.
+/// A request for an upload, by the path of its session.
 #[derive(Debug)]
 pub(super) enum Step {
     Start,
@@ -61,7 +61,7 @@ impl Uploads {
         Self { rules, sessions: Mutex::default() }
     }
 
-    /// Checks a request for an upload, and rewrites it to what the registry behind expects.
+    /// Checks a request for an upload, and rewrites it for the registry behind.
     pub(super) fn take(&self, mint: &Mint, head: &Parts) -> Result<(Parts, BodyRule, Step), Answer> {
         let limit = self.rules.body_limit;
         if wire::content_length(head).is_some_and(|length| length > limit) {
@@ -99,11 +99,11 @@ impl Uploads {
         Ok((forwarded, whole, step))
     }
 
-    /// Learns from the registry's answer, and puts our own `Location` into it.
+    /// Reads the registry's answer, and replaces its `Location`.
     pub(super) fn settle(&self, mint: &Mint, step: &Step, response: &mut response::Parts) {
         let mut sessions = self.sessions();
         let location = relative(response);
-        // What is stored has a Location too, but no session any more.
+        // The answer to a finished upload has a Location too, but its session has ended.
         let session = location.as_deref().filter(|_| response.status != StatusCode::CREATED);
         let Some((path, query)) = session.map(|at| at.split_once('?').unwrap_or((at, ""))) else {
             if let Step::Cancel { path } | Step::Finish { path } = step
@@ -123,7 +123,7 @@ impl Uploads {
         };
         query.clone_into(&mut session.query);
         if let Step::Chunk { length, .. } = step {
-            // `0-0` may be no byte or one (docs/protocol.md, section 2), so it is told apart by what was sent.
+            // `0-0` may be no byte or one (docs/protocol.md, section 2). The number of bytes that were sent decides.
             let end =
                 response.headers.get(RANGE).and_then(|range| range.to_str().ok()?.split_once('-')?.1.parse().ok());
             session.taken = match end {
@@ -139,8 +139,8 @@ impl Uploads {
         }
     }
 
-    /// The connection broke: before the registry saw the request, or before the client saw the
-    /// answer. The service is said to lose its session either way.
+    /// The connection broke, before the registry saw the request or before the client saw the answer. The service is
+    /// reported to lose its session in both cases.
     pub(super) fn broken(&self, step: &Step) -> Broken {
         let (Step::Chunk { path, .. } | Step::Finish { path }) = step else {
             return Broken::Drop;
@@ -221,7 +221,7 @@ impl Session {
     }
 }
 
-/// The registry's `Location` without scheme and host, in place: ACR's are always relative.
+/// Removes scheme and host from the registry's `Location`, in place: ACR's are always relative.
 pub(super) fn relative(response: &mut response::Parts) -> Option<String> {
     let location: Uri = response.headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
     let relative = location.path_and_query()?.to_string();
@@ -229,7 +229,8 @@ pub(super) fn relative(response: &mut response::Parts) -> Option<String> {
     Some(relative)
 }
 
-/// Bytes go only to the newest `Location`, with its query kept; GET and DELETE take an old one.
+/// Checks the state of a chunk: it must have the newest `Location` with its whole query. GET and DELETE may have an
+/// old one.
 fn check_state(mint: &Mint, head: &Parts, session: &Session) -> Result<(), Answer> {
     let query = Form::of_query(head);
     let kept = query.first("_nouploadcache") == Some("false");
@@ -239,7 +240,7 @@ fn check_state(mint: &Mint, head: &Parts, session: &Session) -> Result<(), Answe
     Err(wire::errors(StatusCode::NOT_FOUND, "BLOB_UPLOAD_INVALID", "blob upload invalid"))
 }
 
-/// `^[0-9]+-[0-9]+$`: no unit before it, no total after it.
+/// `^[0-9]+-[0-9]+$`: no unit before it, and no total after it.
 fn parse_range(range: &str) -> Option<(u64, u64)> {
     let (start, end) = range.split_once('-')?;
     let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?;

@@ -1,38 +1,38 @@
-//! Where each look-alike stands and how strict it is.
+//! The addresses of the look-alikes, and their rules.
 
 use super::access::{Account, Grant};
 
-/// Where the look-alike stands and how strict it is. The default is the real Hub's names with
-/// an account `alice`, password `wonderland`, who may push to `alice/*`.
+/// The addresses and rules of Docker Hub's look-alike. The default has the real names, and an account `alice`,
+/// password `wonderland`, with push rights for `alice/*`.
 #[derive(Debug, Clone)]
 pub struct HubConfig {
-    /// The token endpoint named in challenges.
+    /// The token endpoint in challenges.
     pub realm: String,
-    /// The `service` named in challenges.
+    /// The `service` in challenges.
     pub service: String,
-    /// Where blobs are redirected to.
+    /// The target of redirects for blobs.
     pub cdn: String,
-    /// Who may log in.
+    /// Accounts that may log in.
     pub accounts: Vec<Account>,
-    /// What may be done without: everyone may pull everything, unless told otherwise.
+    /// Rights without a login. The default is to pull everything.
     pub anonymous: Vec<Grant>,
-    /// Life of a token in seconds. The live value is said to be 300.
+    /// The lifetime of a token in seconds. The real one is reported to be 300.
     pub token_seconds: u64,
-    /// Whether the token endpoint tells that life; a client must assume 60 s if not (auth.md).
-    pub tell_expiry: bool,
-    /// Life of a signed link in seconds.
+    /// Whether the token endpoint returns that lifetime. Otherwise a client must assume 60 s (auth.md).
+    pub send_expiry: bool,
+    /// The lifetime of a signed link in seconds.
     pub link_seconds: u64,
-    /// Pulls per 6 hours without login; `None` is no limit and no headers.
+    /// Pulls per 6 hours without a login; `None`: no limit and no headers.
     pub anonymous_pulls: Option<u64>,
-    /// Pulls per 6 hours for an account; `None` as for a paid plan.
+    /// Pulls per 6 hours for an account; `None` as in a paid plan.
     pub account_pulls: Option<u64>,
-    /// The same for accounts that have a plan of their own, by user.
+    /// Other limits, by user.
     pub plans: Vec<(String, Option<u64>)>,
-    /// Requests to the registry, of any kind, before the abuse limit answers them all.
+    /// Requests of any kind before the abuse limit refuses all others.
     pub abuse_after: Option<u64>,
-    /// Seconds after which those requests are counted anew; never, if none.
+    /// The window of the abuse limit in seconds; `None`: it never ends.
     pub abuse_seconds: Option<u64>,
-    /// Whether HEAD of a blob is redirected as GET is.
+    /// Whether HEAD of a blob is redirected, as GET is.
     pub redirect_head: bool,
 }
 
@@ -49,7 +49,7 @@ impl Default for HubConfig {
             )],
             anonymous: vec![Grant::new("*", "pull")],
             token_seconds: 300,
-            tell_expiry: true,
+            send_expiry: true,
             link_seconds: 600,
             anonymous_pulls: Some(100),
             account_pulls: None,
@@ -62,59 +62,58 @@ impl Default for HubConfig {
 }
 
 impl HubConfig {
-    /// The same without names or TLS: registry and tokens at `main` (`host:port`), the CDN at
-    /// another origin, `side`.
+    /// The same with plain HTTP on loopback: registry and tokens at `main` (`host:port`), the CDN at another origin,
+    /// `side`.
     #[must_use]
     pub fn loopback(main: &str, side: &str) -> Self {
         Self { realm: format!("http://{main}/token"), cdn: format!("http://{side}/cdn"), ..Self::default() }
     }
 }
 
-/// Where the look-alike stands and how strict it is. The default is `myregistry.azurecr.io` with an
-/// admin (`admin`, `admin-secret`), a reader's repository-scoped token (`reader`, `reader-secret`)
-/// and Entra ID.
+/// The addresses and rules of ACR's look-alike. The default is `myregistry.azurecr.io` with an admin (`admin`,
+/// `admin-secret`), a reader's repository-scoped token (`reader`, `reader-secret`) and Entra ID.
 #[derive(Debug, Clone)]
 pub struct AcrConfig {
     /// The login server.
     pub url: String,
-    /// The blob storage that GET of a blob is redirected to.
+    /// The storage to which GET of a blob is redirected.
     pub storage: String,
     /// Admin, service principals, repository-scoped tokens.
     pub accounts: Vec<Account>,
-    /// What Entra ID's identity may do.
+    /// The rights of Entra ID's identity.
     pub identity: Vec<Grant>,
-    /// Entra ID's own settings.
+    /// The settings of Entra ID.
     pub entra: EntraConfig,
-    /// Whether everyone may pull.
+    /// Whether anonymous pulls are allowed.
     pub anonymous_pull: bool,
-    /// ABAC mode: wildcard scopes are refused (acr-cli PR #504). Whether with 400 or 401 is not
-    /// known; this says 401.
+    /// ABAC mode: wildcard scopes are refused (acr-cli PR #504). Whether with 400 or 401 is unknown; the look-alike
+    /// answers 401.
     pub abac: bool,
-    /// Life of an access token in seconds.
+    /// The lifetime of an access token in seconds.
     pub access_seconds: u64,
-    /// Life of a refresh token in seconds.
+    /// The lifetime of a refresh token in seconds.
     pub refresh_seconds: u64,
-    /// Life of a SAS link in seconds.
+    /// The lifetime of a SAS link in seconds.
     pub link_seconds: u64,
-    /// Bytes in one request to an upload before it is 413.
+    /// The largest body of a request to an upload, in bytes. A larger one is answered with 413.
     pub body_limit: u64,
-    /// Bytes in an `Authorization` header before it is 400 (acr#797).
+    /// The longest `Authorization` header, in bytes. A longer one is answered with 400 (acr#797).
     pub authorization_limit: usize,
-    /// The `OCI-Chunk-Min-Length` to announce and insist on.
+    /// The `OCI-Chunk-Min-Length` to announce and enforce.
     pub chunk_min: Option<u64>,
-    /// What a broken connection does to an upload session.
+    /// The effect of a broken connection on an upload session.
     pub after_reset: AfterReset,
-    /// Whether a PATCH without `Content-Length` is refused even without `Content-Range`. Docker's
-    /// own pushes are said to do just that against the live service, harbor#23016 says it is
-    /// refused: the stricter reading is the default.
+    /// Whether a PATCH without `Content-Length` is refused even without `Content-Range`. Docker's own pushes are
+    /// reported to be accepted, harbor#23016 reports a refusal: the default is the stricter one.
     pub refuse_streamed: bool,
-    /// Whether there is a Referrers API. Off, the registry behind answers.
+    /// Whether there is a referrers API. Without it, the registry behind answers.
     pub referrers: bool,
-    /// Entries in one page of it.
+    /// The most entries in a page of referrers.
     pub referrers_page: Option<usize>,
-    /// Whether a mount is answered with an upload session instead.
+    /// Whether a mount is answered with an upload session.
     pub refuse_mounts: bool,
-    /// PUT, PATCH and POST in a window before 429 with `Retry-After` counting down to its end.
+    /// The most PUT, PATCH and POST in a window. More are answered with 429 and a `Retry-After` that counts down to
+    /// its end.
     pub writes: Option<u64>,
     /// The same for GET and HEAD.
     pub reads: Option<u64>,
@@ -122,13 +121,13 @@ pub struct AcrConfig {
     pub deletes: Option<u64>,
     /// The same for the token endpoint and the exchange.
     pub oauth: Option<u64>,
-    /// The window's seconds.
+    /// The length of the window in seconds.
     pub window: u64,
-    /// Whether HEAD of a blob is redirected as GET is.
+    /// Whether HEAD of a blob is redirected, as GET is.
     pub redirect_head: bool,
-    /// How many hours ago each tag was written, as its own API for tags tells.
+    /// How many hours ago each tag was written, by ACR's own API for tags.
     pub tag_hours: u64,
-    /// Tags that can't be deleted.
+    /// Tags that cannot be deleted.
     pub locked_tags: Vec<String>,
 }
 
@@ -170,8 +169,8 @@ impl Default for AcrConfig {
 }
 
 impl AcrConfig {
-    /// The same without names or TLS: registry and Entra ID at `main` (`host:port`), the blob
-    /// storage at another origin, `side`.
+    /// The same with plain HTTP on loopback: registry and Entra ID at `main` (`host:port`), the blob storage at
+    /// another origin, `side`.
     #[must_use]
     pub fn loopback(main: &str, side: &str) -> Self {
         let entra = EntraConfig {
@@ -183,7 +182,7 @@ impl AcrConfig {
     }
 }
 
-/// Who may ask for tokens. The default is the public cloud's names with made-up ids.
+/// The settings of Entra ID. The default has the public cloud's names and invented ids.
 #[derive(Debug, Clone)]
 pub struct EntraConfig {
     /// The authority (`AZURE_AUTHORITY_HOST`).
@@ -192,15 +191,15 @@ pub struct EntraConfig {
     pub metadata: String,
     /// The tenant's id.
     pub tenant: String,
-    /// The application's id, also the managed identity's.
+    /// The application's id, which is the managed identity's too.
     pub client: String,
     /// Its client secret.
     pub secret: String,
-    /// The federated token (the file's content) taken at first; see [`super::Entra::rotate`].
+    /// The first valid federated token (the content of the file); see [`super::Entra::rotate`].
     pub assertion: String,
-    /// Life of a token in seconds.
+    /// The lifetime of a token in seconds.
     pub token_seconds: u64,
-    /// Groups that a token lists, each some 40 bytes: with 200 it's too long for a header.
+    /// Groups in a token, of some 40 bytes each. With 200 of them it is too long for a header.
     pub groups: usize,
 }
 
@@ -219,14 +218,13 @@ impl Default for EntraConfig {
     }
 }
 
-/// What becomes of an upload session when a connection breaks in the middle of a chunk.
+/// The effect of a connection that breaks in the middle of a chunk on its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AfterReset {
-    /// The chunk counts for nothing, the session goes on: openresty spools a request before it
-    /// passes it.
+    /// The chunk is dropped, and the session continues: openresty buffers a request before it forwards it.
     #[default]
     Kept,
-    /// What arrived counts: the session's `Range` ends in the middle of the chunk.
+    /// The received part counts: the session's `Range` ends in the middle of the chunk.
     Partial,
     /// The session answers 404 `BLOB_UPLOAD_INVALID` (azure-sdk-for-net#35322).
     Lost404,

@@ -1,4 +1,4 @@
-//! An Entra ID look-alike: client credentials, and the metadata service of Azure's machines.
+//! A look-alike of Entra ID: client credentials, and the metadata service of Azure's machines.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +11,7 @@ use super::config::EntraConfig;
 use super::mint::Mint;
 use super::wire::{self, Base, Form};
 
-/// Entra ID, as docs/protocol.md, section 2 has it.
+/// Entra ID, as described in docs/protocol.md, section 2.
 #[derive(Debug)]
 pub struct Entra {
     config: EntraConfig,
@@ -34,7 +34,7 @@ impl Entra {
         }
     }
 
-    /// Takes only this federated token from now on, as after kubelet rotated the file.
+    /// Accepts only this federated token from now on, as after the kubelet has rotated the file.
     pub fn rotate(&self, assertion: &str) {
         assertion.clone_into(&mut self.expected());
     }
@@ -45,11 +45,11 @@ impl Entra {
         self.mint.issued()
     }
 
-    /// The owner of a genuine token made for a container registry.
+    /// The owner of a valid token for a container registry.
     pub(super) fn owner(&self, token: &str) -> Option<String> {
         let claims = self.mint.open(token)?;
         let audience = claims["aud"].as_str()?.trim_end_matches('/');
-        // ARM's audience is taken as long as "authentication-as-arm" is on, the default.
+        // Tokens for ARM's audience are accepted while "authentication-as-arm" is on, which is the default.
         let taken = ["https://containerregistry.azure.net", "https://management.azure.com"];
         let owner = claims["appid"].as_str()?;
         taken.contains(&audience).then(|| owner.to_owned())
@@ -110,7 +110,7 @@ impl Entra {
         wire::json(StatusCode::OK, &body)
     }
 
-    /// The header keeps server-side request forgery out; numbers come as strings.
+    /// The header protects against server-side request forgery. Numbers are strings in the answer.
     fn managed_identity(&self, head: &Parts) -> Answer {
         let query = Form::of_query(head);
         if wire::header(head, "metadata") != Some("true") {

@@ -1,4 +1,4 @@
-//! A Docker Hub look-alike: tokens, pull limits, blobs on a CDN.
+//! A look-alike of Docker Hub: tokens, pull limits, blobs on a CDN.
 
 use std::sync::Mutex;
 
@@ -13,7 +13,7 @@ use super::mint::Mint;
 use super::wire::{self, Base, Credential, Form};
 use super::{Answer, BodyRule, Note, Verdict};
 
-/// Docker Hub, as docs/protocol.md, section 1 has it.
+/// Docker Hub, as described in docs/protocol.md, section 1.
 #[derive(Debug)]
 pub struct Hub {
     config: HubConfig,
@@ -25,7 +25,7 @@ pub struct Hub {
 
 #[derive(Debug, Default)]
 struct Tally {
-    /// Requests since the abuse limit's time began.
+    /// Requests in the current window of the abuse limit.
     requests: u64,
     since: u64,
     pulls: Vec<Pull>,
@@ -38,7 +38,7 @@ struct Pull {
     at: u64,
 }
 
-/// A manifest request that passed the pull limit, for `adjust`.
+/// A request for a manifest within the pull limit, for `adjust`.
 #[derive(Debug)]
 pub(super) struct Counted {
     limit: Option<(u64, u64)>,
@@ -47,7 +47,7 @@ pub(super) struct Counted {
 }
 
 impl Hub {
-    /// A Hub without any pull counted.
+    /// A Hub without any counted pulls.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
         Self {
@@ -59,13 +59,13 @@ impl Hub {
         }
     }
 
-    /// Every pull counted so far, as `repository:tag` or `repository@digest`.
+    /// All counted pulls, as `repository:tag` or `repository@digest`.
     #[must_use]
     pub fn pulls(&self) -> Vec<String> {
         self.tally().pulls.iter().map(|pull| pull.what.clone()).collect()
     }
 
-    /// How many pulls were counted for this user; empty is everybody without an account.
+    /// The counted pulls of a user; an empty name stands for all users without an account.
     #[must_use]
     pub fn pulls_by(&self, user: &str) -> usize {
         self.tally().pulls.iter().filter(|pull| pull.who == user).count()
@@ -108,7 +108,7 @@ impl Hub {
             wire::set(&mut response.headers, "ratelimit-remaining", &format!("{remaining};w={WINDOW}"));
             wire::set(&mut response.headers, "docker-ratelimit-source", &counted.source);
         }
-        // Only a manifest that was there is a pull.
+        // A missing manifest is no pull.
         if let Some(pull) = &counted.pull
             && !response.status.is_success()
         {
@@ -139,7 +139,7 @@ impl Hub {
         })
     }
 
-    /// Per address, for HEAD and for paying users too; not JSON (docs/protocol.md, section 1).
+    /// Counts per address, also for HEAD and for paying users. The answer is not JSON (docs/protocol.md, section 1).
     fn abuse_limit(&self) -> Result<(), Answer> {
         let now = self.mint.now();
         let mut tally = self.tally();
@@ -156,7 +156,7 @@ impl Hub {
         }
     }
 
-    /// The token's owner, empty for anonymous.
+    /// The owner of the token; empty for anonymous.
     fn authorize(&self, head: &Parts, route: Route<'_>) -> Result<String, Answer> {
         let needs = route.needs(head);
         let Credential::Bearer(token) = wire::credential(head) else {
@@ -217,7 +217,7 @@ impl Hub {
     fn token_document(&self, claims: Value) -> Value {
         let token = self.mint.seal(claims, self.config.token_seconds);
         let mut document = json!({"token": token, "access_token": token});
-        if self.config.tell_expiry {
+        if self.config.send_expiry {
             let issued = i64::try_from(self.mint.now()).ok().and_then(|now| jiff::Timestamp::from_second(now).ok());
             document["expires_in"] = json!(self.config.token_seconds);
             document["issued_at"] = json!(issued.unwrap_or_default().to_string());
@@ -229,7 +229,7 @@ impl Hub {
         self.config.accounts.iter().find(|account| account.user == user && account.password == password)
     }
 
-    /// GET of a manifest is a pull, HEAD is free; both tell what is left.
+    /// GET of a manifest is a pull, HEAD is free; both answers have the number of remaining pulls.
     fn count(&self, head: &Parts, who: &str, name: &str, reference: &str) -> Result<Counted, Answer> {
         let plan = self.config.plans.iter().find(|plan| plan.0 == who).map(|plan| plan.1);
         let (most, source) = match who {
@@ -274,7 +274,7 @@ fn limit_reached(most: u64, source: &str) -> Answer {
     answer
 }
 
-/// S3's and R2's refusals: both reject a signed URL that comes with Authorization.
+/// Refusals of S3 and R2, which reject a signed URL with `Authorization`.
 fn cdn_refusal(refused: &Refused) -> Answer {
     let (status, code, message) = match refused {
         Refused::Authorization => (StatusCode::BAD_REQUEST, "InvalidArgument", "Only one auth mechanism allowed"),

@@ -7,21 +7,21 @@ use http::{Method, Uri, response};
 use super::mint::Mint;
 use super::wire::{Base, Form, set};
 
-/// A host that serves blobs to whoever holds a signed link.
+/// A host that serves blobs to clients with a signed link.
 #[derive(Debug)]
 pub(super) struct Links {
     base: Base,
     seconds: u64,
-    /// The query up to the expiry's value, e.g. `sp=r&se=`.
+    /// The query before the expiry's value, such as `sp=r&se=`.
     expiry: &'static str,
-    /// The query between expiry and signature, e.g. `&sig=`.
+    /// The query between expiry and signature, such as `&sig=`.
     signature: &'static str,
 }
 
-/// Why a link is refused.
+/// The reason for refusing a link.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// The request carries `Authorization` besides the signature.
+    /// The request has `Authorization` besides the signature.
     Authorization,
     Forged,
     Expired,
@@ -39,12 +39,12 @@ impl Links {
         format!("{}{path}?{}{expires}{}{signature}", self.base.url, self.expiry, self.signature)
     }
 
-    /// The path after the base, if the request is for this host at all.
+    /// The path after the base, if the request is for this host.
     pub(super) fn serves<'a>(&self, head: &'a Parts) -> Option<&'a str> {
         self.base.serves(head)
     }
 
-    /// The distribution API's request that answers a genuine link: same method, same `Range`.
+    /// Checks a link, and returns the request to the registry behind: same method, same `Range`.
     pub(super) fn open(&self, mint: &Mint, path: &str, head: &Parts) -> Result<Parts, Refused> {
         if head.headers.contains_key(AUTHORIZATION) {
             return Err(Refused::Authorization);
@@ -66,7 +66,7 @@ impl Links {
     }
 }
 
-/// The question a registry asks its storage before it redirects: is the blob there?
+/// The request with which a registry checks that the blob exists, before it redirects.
 pub(super) fn probe(head: &Parts) -> Parts {
     let mut probe = head.clone();
     probe.method = Method::HEAD;

@@ -1,7 +1,7 @@
 //! Tokens and signatures of the look-alikes, and the clock that lets them expire.
 //!
-//! The tokens have a JWT's shape, because clients read `exp` from ACR's (docs/protocol.md, section 2). The
-//! signature is a plain keyed hash: enough to tell forged from genuine, no security boundary.
+//! The tokens have the form of a JWT, since clients read `exp` of ACR's tokens (docs/protocol.md, section 2). The
+//! signature is a plain keyed hash, which detects forged tokens in tests, and is no security boundary.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// Issues and checks tokens; shared by the parts of one persona.
+/// Issues and checks tokens. The parts of a persona share it.
 #[derive(Debug)]
 pub struct Mint {
     key: u64,
@@ -22,7 +22,7 @@ pub struct Mint {
 }
 
 impl Mint {
-    /// A mint with a key of its own: no other mint's tokens pass here.
+    /// A mint with its own key, which accepts no tokens of others.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -33,14 +33,14 @@ impl Mint {
         }
     }
 
-    /// Seconds since 1970, as this persona sees them.
+    /// Seconds since 1970, by this persona's clock.
     #[must_use]
     pub fn now(&self) -> u64 {
         let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         real.as_secs() + self.ahead.load(Ordering::Relaxed)
     }
 
-    /// Moves this persona's clock on, so that tokens and links expire without a wait.
+    /// Advances this persona's clock, so that tokens and links expire without a wait.
     pub fn advance(&self, by: Duration) {
         self.ahead.fetch_add(by.as_secs(), Ordering::Relaxed);
     }
@@ -56,7 +56,7 @@ impl Mint {
         self.issued.load(Ordering::Relaxed)
     }
 
-    /// A token of these claims, good for so many seconds.
+    /// A token with these claims, valid for this many seconds.
     pub(super) fn seal(&self, mut claims: Value, seconds: u64) -> String {
         let now = self.now();
         claims["iat"] = json!(now);
@@ -70,7 +70,7 @@ impl Mint {
         format!("{signed}.{signature}")
     }
 
-    /// The claims of a genuine, living token.
+    /// The claims of a valid token.
     pub(super) fn open(&self, token: &str) -> Option<Value> {
         let (signed, signature) = token.rsplit_once('.')?;
         let (_, payload) = signed.split_once('.')?;
@@ -83,7 +83,7 @@ impl Mint {
         (living && current).then_some(claims)
     }
 
-    /// A user's id, shaped as a UUID.
+    /// A user's id, in the form of a UUID.
     pub(super) fn id(&self, user: &str) -> String {
         let hash = Sha256::digest(user.as_bytes());
         let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();

@@ -1,18 +1,17 @@
 //! Look-alikes of Docker Hub, Azure Container Registry and Entra ID, for the demo and the tests.
 //!
-//! A persona stands before a plain registry. It sees the head of each request and either answers
-//! it or has it forwarded, possibly rewritten; then it may adjust the registry's answer. It owns
-//! no socket: the demo's server and the tests' fault-injecting front both carry it. One turn is
+//! A persona is placed before a plain registry. It sees the head of each request, and answers it or lets it be
+//! forwarded, possibly rewritten. Then it may change the registry's answer. It has no socket: the demo's server and
+//! the tests' fault-injecting front use it alike. For each request:
 //!
-//! 1. [`Persona::wants_form`]: collect the (small) body first, if so;
-//! 2. [`Persona::answer`]: a [`Verdict`];
-//! 3. for [`Verdict::Forward`], pass [`Forward::head`] on with the body as [`Forward::body`]
-//!    says, calling [`Persona::saw`] with a body that was collected, and [`Persona::broken`]
-//!    where the client's connection breaks meanwhile;
-//! 4. [`Persona::adjust`] the answer before it goes to the client.
+//! 1. [`Persona::wants_form`]: if true, read the (small) body first;
+//! 2. [`Persona::answer`] returns a [`Verdict`];
+//! 3. for [`Verdict::Forward`], send [`Forward::head`] with the body as [`Forward::body`] says; call [`Persona::saw`]
+//! with a body that was read, and [`Persona::broken`] if the client's connection breaks meanwhile;
+//! 4. [`Persona::adjust`] changes the answer before it is sent to the client.
 //!
-//! What they imitate was read in vendors' documents, issues and sources, not measured on the live
-//! services; where sources disagree, the look-alike takes the stricter reading, and says so.
+//! The look-alikes follow vendors' documents, issues and sources. They were not compared with the live services.
+//! Where sources disagree, they follow the stricter one, with a comment.
 
 #![expect(
     clippy::result_large_err,
@@ -48,13 +47,13 @@ pub use entra::Entra;
 pub use hub::Hub;
 pub use mint::Mint;
 
-/// An answer that a persona gives by itself.
+/// An answer of a persona itself.
 pub type Answer = Response<Full<Bytes>>;
 
-/// Who the registry behind the front pretends to be.
+/// The service that the registry behind the front imitates.
 #[derive(Debug, Clone, Default)]
 pub enum Persona {
-    /// Itself.
+    /// None: a plain registry.
     #[default]
     Plain,
     /// Docker Hub.
@@ -63,48 +62,47 @@ pub enum Persona {
     Acr(Arc<Acr>),
 }
 
-/// What becomes of a request.
+/// What happens to a request.
 #[derive(Debug)]
 pub enum Verdict {
     /// The persona answers.
     Respond(Answer),
-    /// The registry behind it does.
+    /// The registry behind answers.
     Forward(Box<Forward>),
 }
 
-/// A request to pass on.
+/// A request to forward.
 #[derive(Debug)]
 pub struct Forward {
     /// The head to send.
     pub head: Parts,
-    /// How to treat the body.
+    /// How to send the body.
     pub body: BodyRule,
     note: Note,
 }
 
-/// How the body of a forwarded request travels.
+/// How the body of a forwarded request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyRule {
-    /// As it comes.
+    /// As it arrives.
     Streamed,
-    /// Collected before the registry sees any of it; longer than this is
-    /// [`Persona::too_large`].
+    /// Read as a whole before the registry gets any of it. A longer one is answered with [`Persona::too_large`].
     Whole {
-        /// The most bytes taken.
+        /// The most bytes.
         limit: u64,
     },
 }
 
-/// What to do with the part of a body that came before the client's connection broke.
+/// What happens to a part of a body when the client's connection breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broken {
-    /// Nothing: the registry never saw it.
+    /// It is dropped: the registry never sees it.
     Drop,
-    /// Send it as if it were all, then [`Persona::adjust`] the answer nobody gets.
+    /// It is sent as if it were complete. [`Persona::adjust`] gets the answer, which no client sees.
     Keep,
 }
 
-/// What a persona remembers between `answer` and `adjust`.
+/// State of a persona between `answer` and `adjust`.
 #[derive(Debug)]
 enum Note {
     Nothing,
@@ -116,7 +114,7 @@ enum Note {
 }
 
 impl Persona {
-    /// Whether `answer` needs the request's body: forms posted to a token endpoint.
+    /// Whether `answer` needs the request's body: a form for a token endpoint.
     #[must_use]
     pub fn wants_form(&self, head: &Parts) -> bool {
         match self {
@@ -126,7 +124,7 @@ impl Persona {
         }
     }
 
-    /// Decides about a request. `form` is empty unless [`Self::wants_form`].
+    /// Decides what happens to a request. `form` is empty unless [`Self::wants_form`].
     #[must_use]
     pub fn answer(&self, head: &Parts, form: &[u8]) -> Verdict {
         match self {
@@ -136,15 +134,14 @@ impl Persona {
         }
     }
 
-    /// Shows the persona a body that was collected for [`BodyRule::Whole`], before it is sent on.
+    /// Shows the persona a body that was read for [`BodyRule::Whole`], before it is sent.
     pub fn saw(&self, forward: &mut Forward, body: &[u8]) {
         if let (Self::Acr(_), Note::Pushed { name, referrer }) = (self, &mut forward.note) {
             *referrer = acr_referrers::Referrer::read(name, body);
         }
     }
 
-    /// Makes the registry's answer look like the persona's. A body that is returned replaces the
-    /// registry's.
+    /// Changes the registry's answer into the persona's. A returned body replaces the registry's.
     #[must_use]
     pub fn adjust(&self, forward: &Forward, response: &mut response::Parts) -> Option<Bytes> {
         match (self, &forward.note) {
@@ -152,7 +149,7 @@ impl Persona {
                 link::redirect(response, to);
                 Some(Bytes::new())
             }
-            // The registry was asked by HEAD, which brought its refusal's length but no text.
+            // The registry was asked with HEAD: its refusal has a length but no text.
             (_, Note::Redirect(_)) => {
                 let document = wire::error_document("BLOB_UNKNOWN", "blob unknown to registry");
                 response.headers.remove("content-length");
@@ -170,7 +167,7 @@ impl Persona {
         }
     }
 
-    /// Tells the persona that the client's connection broke in the middle of this request.
+    /// The client's connection broke in the middle of this request.
     #[must_use]
     pub fn broken(&self, forward: &Forward) -> Broken {
         match (self, &forward.note) {
@@ -179,13 +176,13 @@ impl Persona {
         }
     }
 
-    /// The answer to a body over its limit.
+    /// The answer to a body that is too long.
     #[must_use]
     pub fn too_large(&self) -> Answer {
         self::wire::too_large()
     }
 
-    /// Makes every token issued so far invalid.
+    /// Makes all tokens so far invalid.
     pub fn revoke(&self) {
         match self {
             Self::Plain => {}
@@ -194,7 +191,7 @@ impl Persona {
         }
     }
 
-    /// Moves the persona's clock on, so that tokens and links expire without a wait.
+    /// Advances the persona's clock, so that tokens and links expire without a wait.
     pub fn advance(&self, by: Duration) {
         match self {
             Self::Plain => {}

@@ -1,4 +1,4 @@
-//! Small readers and writers of HTTP heads that the personas share.
+//! Reading and writing of HTTP heads, shared by the personas.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,24 +11,24 @@ use serde_json::{Value, json};
 
 use super::Answer;
 
-/// The host (and port) a request is for: `Host`, or HTTP/2's `:authority`.
+/// The host and port of a request: `Host`, or HTTP/2's `:authority`.
 pub(super) fn host(head: &Parts) -> String {
     let named = head.headers.get(HOST).and_then(|value| value.to_str().ok());
     let named = named.or_else(|| head.uri.authority().map(|authority| authority.as_str()));
     named.unwrap_or_default().to_ascii_lowercase()
 }
 
-/// A request header as text; empty counts as absent.
+/// A header of the request as text; `None` if it is empty.
 pub(super) fn header<'a>(head: &'a Parts, name: &str) -> Option<&'a str> {
     head.headers.get(name)?.to_str().ok().filter(|value| !value.is_empty())
 }
 
-/// `Content-Length`, where the client sent one that is a number.
+/// `Content-Length`, if it is a number.
 pub(super) fn content_length(head: &Parts) -> Option<u64> {
     header(head, CONTENT_LENGTH.as_str())?.parse().ok()
 }
 
-/// What an `Authorization` header holds.
+/// The credential in an `Authorization` header.
 pub(super) enum Credential {
     None,
     Basic { user: String, password: String },
@@ -55,7 +55,7 @@ pub(super) fn credential(head: &Parts) -> Credential {
     }
 }
 
-/// A query or an `application/x-www-form-urlencoded` body, decoded, in order, repeats kept.
+/// A decoded query or `application/x-www-form-urlencoded` body, in order, with repeated names.
 pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {
@@ -76,7 +76,7 @@ impl Form {
     }
 }
 
-/// The address a persona answers at for one of its parts: a host, or a host and a path.
+/// The address of a part of a persona: a host, or a host and a path.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     /// As configured, without a slash at the end.
@@ -93,7 +93,7 @@ impl Base {
         Self { authority: authority.to_ascii_lowercase(), path: path.to_owned(), url }
     }
 
-    /// What stands after the base in the request's path, if the request is for this base.
+    /// The rest of the request's path, if the request is for this address.
     pub(super) fn serves<'a>(&self, head: &'a Parts) -> Option<&'a str> {
         let rest = head.uri.path().strip_prefix(&self.path)?;
         let whole = rest.is_empty() || rest.starts_with('/');
@@ -127,7 +127,7 @@ pub(super) fn error_document(code: &str, message: &str) -> Value {
     json!({"errors": [{"code": code, "message": message, "detail": null}]})
 }
 
-/// The pages an openresty or nginx writes by itself, before a registry is asked.
+/// A page that openresty or nginx writes itself, without the registry.
 pub(super) fn page(status: StatusCode, title: &str, detail: &str) -> Answer {
     let body = format!(
         "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n\
@@ -136,7 +136,7 @@ pub(super) fn page(status: StatusCode, title: &str, detail: &str) -> Answer {
     text(status, "text/html", body)
 }
 
-/// openresty's page before the registry (harbor#23015).
+/// openresty's own page (harbor#23015).
 pub(super) fn too_large() -> Answer {
     let title = "413 Request Entity Too Large";
     page(StatusCode::PAYLOAD_TOO_LARGE, title, "AzureContainerRegistry")

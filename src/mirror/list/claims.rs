@@ -1,5 +1,5 @@
-//! What is known of a list as a whole before any registry is asked: that no two images go to one tag, which may,
-//! and which are listed twice.
+//! Checks of a list as a whole before any request: two images for one tag, patterns that may conflict, repeated
+//! images.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -10,11 +10,11 @@ use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 
 impl List {
-    /// Checks all that is known before any registry is asked: that each image has a destination that can
-    /// be, and that no two go to one tag. `to` are the run's destinations.
+    /// Checks that each image has a valid destination, and that no two images go to one tag. No registry is asked.
+    /// `to` are the run's destinations.
     ///
     /// # Errors
-    /// With the lines at fault; `name` is the file's.
+    /// With the lines of the conflict; `name` is the file's.
     pub fn check(&self, to: &[DestinationBase], name: &str) -> Result<()> {
         let mut claims = Claims::default();
         for entry in &self.entries {
@@ -31,8 +31,8 @@ impl List {
         Ok(())
     }
 
-    /// A note where images stand in the list more than once, with the same destination: how many entries and
-    /// images there are, and where the first of them is.
+    /// A note if an image is in the list more than once with the same destination. It has the line of the first one,
+    /// and how many entries and different images there are.
     ///
     /// # Errors
     /// As [`Entry::places`].
@@ -58,7 +58,7 @@ impl List {
         }))
     }
 
-    /// Entries of different sources that may write the same tags, since patterns pick theirs.
+    /// Notes about entries of different sources that may write the same tags, since their patterns select them.
     ///
     /// # Errors
     /// As [`Entry::places`].
@@ -66,13 +66,13 @@ impl List {
         let mut seen: HashMap<ImageDestination, &Entry> = HashMap::new();
         let mut notes = Vec::new();
         for entry in &self.entries {
-            // Where templates make different tags of the same one, nothing can meet.
+            // Different templates for one tag make different tags, so such entries cannot conflict.
             for place in entry.places(to, Some("tag"))? {
                 let other = *seen.entry(place.clone()).or_insert(entry);
                 let patterns = other.pick.needs_tag_list() || entry.pick.needs_tag_list();
                 if other.source != entry.source && patterns {
                     let text = format!(
-                        "line {} goes to {} too: of an image whose tag that one has as well, this one fails",
+                        "line {} writes to {} too: if both have the same tag, this one fails",
                         other.line, place.0
                     );
                     notes.push(Note { line: entry.line, text });
@@ -83,18 +83,18 @@ impl List {
     }
 }
 
-/// Which image goes to which tag of a destination, so that none overwrites another.
+/// The image that is written to each tag of a destination, so that none overwrites another.
 #[derive(Debug, Default)]
 pub struct Claims(HashMap<ImageDestination, (Repository, SelectedImage, usize)>);
 
 impl Claims {
-    /// Notes that an image of an entry goes to a place. Returns whether it is new there.
+    /// Records the destination of an image. Returns whether it is new.
     ///
     /// # Errors
     /// If another image goes there.
     pub fn claim(&mut self, place: &ImageDestination, entry: &Entry, exact: &SelectedImage) -> Result<bool> {
         if place.1.is_none() {
-            // By its digest: whoever else goes there is the same.
+            // Written by digest: any other image there is the same.
             return Ok(true);
         }
         match self.0.entry(place.clone()) {

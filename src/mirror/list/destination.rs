@@ -1,4 +1,4 @@
-//! Where an image goes: destinations, and templates of paths.
+//! Destinations of images, and templates of paths.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,19 +8,19 @@ use super::{DestinationRule, Entry};
 use crate::error::{Error, Kind, Result};
 use crate::reference::{RegistryName, Repository, RepositoryName, Tag, check_name, check_tag, looks_like_host};
 
-/// A destination of a run: a registry, and a path in it that stands before all repositories.
+/// A destination of a run: a registry, and a path before all repositories.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DestinationBase {
     /// The registry.
     pub registry: RegistryName,
-    /// The path, without a slash at its ends; may be empty.
+    /// The path, without a slash at its ends. May be empty.
     pub prefix: String,
 }
 
 impl FromStr for DestinationBase {
     type Err = Error;
 
-    /// Reads `myregistry.azurecr.io` or `myregistry.azurecr.io/mirror`; a slash at the end is as good.
+    /// Reads `myregistry.azurecr.io` or `myregistry.azurecr.io/mirror`. A slash at the end is ignored.
     fn from_str(text: &str) -> Result<Self> {
         let bare = text.strip_prefix("docker://").unwrap_or(text).trim_end_matches('/');
         let (registry, prefix) = bare.split_once('/').unwrap_or((bare, ""));
@@ -35,7 +35,7 @@ impl FromStr for DestinationBase {
             return Err(wrong("names no registry"));
         }
         if prefix.contains('@') || prefix.contains(':') {
-            return Err(wrong("has a tag or digest, where a path is meant"));
+            return Err(wrong("has a tag or digest; only a path is allowed"));
         }
         if !prefix.is_empty() {
             check_name(text, prefix)?;
@@ -51,17 +51,17 @@ impl fmt::Display for DestinationBase {
     }
 }
 
-/// The path of a repository, made of its source's name, and its tags: `hub/{repository}:{tag}`.
+/// A template of the target's repository and tag, such as `hub/{repository}:{tag}`.
 ///
 /// | placeholder | for `docker.io/library/nginx:1.27` |
 /// | --- | --- |
-/// | `{registry}` | `docker.io`; a port follows with `-`: `localhost-5000` |
+/// | `{registry}` | `docker.io`; a port is joined with `-`: `localhost-5000` |
 /// | `{repository}` | `library/nginx`; with `strip-library`, `nginx` |
-/// | `{namespace}` | `library`: all before the name; empty if there is none, or with `strip-library` |
-/// | `{name}` | `nginx`: what follows the last slash |
-/// | `{tag}` | `1.27`; only behind the colon |
+/// | `{namespace}` | `library`: all before the name; empty without a slash, or with `strip-library` |
+/// | `{name}` | `nginx`: all after the last slash |
+/// | `{tag}` | `1.27`; allowed after the colon only |
 ///
-/// A slash beside an empty `{namespace}` goes with it. Without a colon the source's tags are kept.
+/// A slash beside an empty `{namespace}` is dropped. A template without a colon keeps the source's tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     path: String,
@@ -96,12 +96,12 @@ impl fmt::Display for Template {
 }
 
 impl Template {
-    /// Exactly this repository; its tag, where one is given, too.
+    /// A template without placeholders: this repository, and this tag if there is one.
     pub(super) fn literal(path: &str, tag: Option<&str>) -> Self {
         Self { path: path.to_owned(), tag: tag.map(str::to_owned) }
     }
 
-    /// Whether all that is picked would get one tag.
+    /// Whether all selected images would get one tag.
     pub(super) fn is_one_tag(&self) -> bool {
         self.tag.as_ref().is_some_and(|tag| !tag.contains("{tag}"))
     }
@@ -127,7 +127,7 @@ impl Template {
                 rest = after;
             }
         }
-        // With a sample that is as plain as can be: what is wrong then is wrong for all.
+        // A plain sample: a mistake in it is a mistake for all sources.
         let sample: Repository = "a.b/a/b".parse()?;
         let name = self.name(&sample, false);
         check_name(text, &name)?;
@@ -140,14 +140,14 @@ impl Template {
     }
 }
 
-/// Puts in all but the tag.
+/// Fills in all placeholders but `{tag}`.
 fn fill_placeholders(text: &str, source: &Repository, strip_library: bool) -> String {
     let repository = match source.name.strip_prefix("library/") {
         Some(official) if strip_library && source.is_docker_hub() => official,
         _ => &source.name,
     };
     let (namespace, name) = repository.rsplit_once('/').unwrap_or(("", repository));
-    // `localhost:5000`, `[::1]:5000`: what no path may have becomes a hyphen.
+    // `localhost:5000`, `[::1]:5000`: characters that no path may have become a hyphen.
     let registry = source.registry.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
     let registry = registry.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
     text.replace("{registry}", &registry)
@@ -156,19 +156,19 @@ fn fill_placeholders(text: &str, source: &Repository, strip_library: bool) -> St
         .replace("{name}", name)
 }
 
-/// What a list writes as a target: a path below the run's destinations, or a registry with a path in it.
+/// Reads a target of a list: a path below the run's destinations, or a registry with a path.
 ///
-/// What stands before the first slash is a registry by Docker's rule; but a name alone is never Docker
-/// Hub's: who means that writes `docker.io/…`.
+/// Docker's rule decides whether the part before the first slash is a registry. A name alone never means Docker Hub;
+/// `docker.io/…` does.
 pub(super) fn parse_target(text: &str) -> Result<(Option<RegistryName>, Template)> {
     let bare = bare_reference(text)?;
     let bare = bare.strip_prefix("docker://").unwrap_or(bare);
     if !bare.contains('/') && version(bare).is_some() && bare.parse::<std::net::IpAddr>().is_err() {
-        return Err(Error::new(Kind::Usage, format!("{text:?} is a version, where a target stands"))
+        return Err(Error::new(Kind::Usage, format!("{text:?} is a version, not a target"))
             .hint(format!("write a tag behind the image's name, as in nginx:{bare}")));
     }
     if bare.contains("://") || bare.starts_with("oci:") {
-        return Err(Error::new(Kind::Usage, format!("{text:?} is no place in a registry"))
+        return Err(Error::new(Kind::Usage, format!("{text:?} is not a path in a registry"))
             .hint("write a path, or a registry and a path, such as myregistry.azurecr.io/web/nginx"));
     }
     let below = |path: &str| match path.strip_suffix('/') {
@@ -185,23 +185,22 @@ pub(super) fn parse_target(text: &str) -> Result<(Option<RegistryName>, Template
     if is_host { Ok((Some(first.parse()?), below(rest)?)) } else { Ok((None, below(bare)?)) }
 }
 
-/// Where an image goes: the repository, and the tag; an image without a tag is written by its digest.
+/// The target of an image: repository and tag. An image without a tag is written by its digest.
 pub type ImageDestination = (Repository, Option<Tag>);
 
 impl Entry {
-    /// Where the image with this tag goes, `to` being the run's destinations: the repositories, each once.
+    /// The targets of the image with this tag, each once; `to` are the run's destinations.
     ///
     /// # Errors
-    /// If there is no destination, or a name that no registry takes comes out of the template.
+    /// If there is no destination, or the template makes an invalid name.
     pub fn places(&self, to: &[DestinationBase], tag: Option<&str>) -> Result<Vec<ImageDestination>> {
         self.each_place(to, tag)?.into_iter().map(|made| Ok((made.repository, made.tag?))).collect()
     }
 
-    /// As [`Self::places`], but a tag that is none fails for its place alone: what comes out of one template says
-    /// nothing against the others.
+    /// As [`Self::places`], but an invalid tag is an error of its own target only, and the other targets stay.
     ///
     /// # Errors
-    /// If there is no destination, or what is wrong depends on no tag.
+    /// If there is no destination, or for an error that does not depend on the tag.
     pub(in crate::mirror) fn each_place(
         &self,
         to: &[DestinationBase],
@@ -230,7 +229,7 @@ impl Entry {
         Ok(places)
     }
 
-    /// Whether it goes to the run's destinations.
+    /// Whether the entry needs the run's destinations.
     pub fn needs_destination(&self) -> bool {
         matches!(self.target, DestinationRule::Below(_))
     }
@@ -252,7 +251,7 @@ impl Entry {
                 Some(fill_placeholders(wanted, &self.source, self.strip_library).replace("{tag}", tag))
             }
             (Some(wanted), None) if wanted.contains("{tag}") => {
-                return Err(Error::new(Kind::Usage, format!("an image by its digest has no {{tag}} for {template}"))
+                return Err(Error::new(Kind::Usage, format!("an image without a tag has no {{tag}} for {template}"))
                     .hint("write its tag before the digest, as name:tag@sha256:…"));
             }
             (Some(wanted), None) => Some(fill_placeholders(wanted, &self.source, self.strip_library)),
@@ -266,10 +265,10 @@ impl Entry {
     }
 }
 
-/// What a template makes of an image.
+/// The result of a template for an image.
 pub(in crate::mirror) struct RenderedDestination {
     pub(in crate::mirror) repository: Repository,
-    /// The tag's text, whether it is a tag or not.
+    /// The text of the tag, valid or not.
     pub(in crate::mirror) text: Option<String>,
     /// `None` for an image that is written by its digest.
     pub(in crate::mirror) tag: Result<Option<Tag>>,
@@ -277,21 +276,20 @@ pub(in crate::mirror) struct RenderedDestination {
 
 const PLACEHOLDERS: [&str; 4] = ["registry", "repository", "namespace", "name"];
 
-/// A reference without `oci://`, which Helm puts before those of registries; refused where a template or a
-/// variable stands in it.
+/// A reference without `oci://`, which Helm writes before references. References with a template or a variable are
+/// refused.
 pub(super) fn bare_reference(text: &str) -> Result<&str> {
     if text.contains("{{") || text.contains("{%") {
-        return Err(Error::new(Kind::Usage, format!("{text:?} has a template that was not rendered")).hint(
-            "render it first, and give what comes out: helm template … | transload mirror check -, or the like",
-        ));
+        return Err(Error::new(Kind::Usage, format!("{text:?} has a template that was not rendered"))
+            .hint("render it first, for example: helm template … | transload mirror check -"));
     }
     if text.contains(char::is_whitespace) {
         return Err(Error::new(Kind::Usage, format!("{text:?} is more than one reference"))
             .hint("begin each item at the same column, with - and a space before it; a comment begins with #"));
     }
     if text.contains('$') {
-        return Err(Error::new(Kind::Usage, format!("{text:?} has a variable, and none are put in here"))
-            .hint("put its value in first: envsubst < FILE | transload mirror check -, or the like"));
+        return Err(Error::new(Kind::Usage, format!("{text:?} has a variable; variables are not replaced here"))
+            .hint("replace it first, for example: envsubst < FILE | transload mirror check -"));
     }
     let bare =
         text.strip_prefix("oci://").filter(|bare| bare.split_once('/').is_some_and(|(host, _)| looks_like_host(host)));

@@ -14,8 +14,8 @@
 //!         platform: linux/arm64
 //!       - from: test/another-image
 //! ```
-//! A tag need fit one of them, and each `keep:`; tags that are named are copied whatever `keep:` says, save for
-//! `keep: latest`, which counts them. A pattern gets the `^` and `$` that it lacks; `!` before it inverts it.
+//! A tag must match one of `tags`, and each `keep:`. `keep:` does not apply to named tags, except for `keep: latest`,
+//! which counts them. A pattern gets the `^` and `$` that it lacks; `!` before a pattern inverts it.
 //!
 //! Rules: <https://github.com/xelalexv/dregsy#tag-filtering>, and
 //! <https://github.com/xelalexv/dregsy/blob/master/internal/pkg/tags/tagset.go>.
@@ -38,7 +38,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
         match key.text.as_str() {
             "tasks" => {}
             "relay" | "skopeo" | "docker" | "lister" | "watch" | "dockerhost" | "api-version" => {
-                reader.note(key.line, format!("`{}` isn't used: it is about dregsy itself", key.text));
+                reader.note(key.line, format!("`{}` is ignored: it configures dregsy itself", key.text));
             }
             other if other.starts_with("x-") => {}
             _ => reader.ignored(key, TOOL),
@@ -52,7 +52,7 @@ fn task(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, _) in reader.fields(node, "a task")? {
         match key.text.as_str() {
             "source" | "target" | "mappings" | "name" | "verbose" => {}
-            "interval" => reader.note(key.line, "`interval` isn't used: give --interval, or run it by a CronJob"),
+            "interval" => reader.note(key.line, "`interval` is ignored: use --interval, or a CronJob"),
             _ => reader.ignored(key, TOOL),
         }
     }
@@ -72,18 +72,18 @@ fn registry<'n>(task: &'n Node, side: &str, reader: &mut Reader<'_>) -> Result<&
         match key.text.as_str() {
             "registry" => registry = Some(reader.text(value, "`registry`")?),
             "auth" | "auth-refresh" => {
-                reader.note(key.line, format!("`{}` isn't used: transload login keeps credentials", key.text));
+                reader.note(key.line, format!("`{}` is ignored: log in with transload login", key.text));
             }
             "skip-tls-verify" => insecure = reader.boolean(value, "`skip-tls-verify`")?.then_some(key.line),
-            "lister" => reader.note(key.line, "`lister` isn't used: repositories must be named"),
+            "lister" => reader.note(key.line, "`lister` is ignored: repositories must be named"),
             _ => reader.ignored(key, TOOL),
         }
     }
     let registry = registry.ok_or_else(|| reader.fail(node.line, format!("`{side}` has no `registry`")))?;
-    // For a public ECR registry an account may stand before it.
+    // A public ECR registry may have an account before it.
     let registry = registry.rsplit_once('@').map_or(registry, |(_, registry)| registry);
     if let Some(line) = insecure {
-        reader.note(line, format!("`skip-tls-verify` isn't done: give --insecure-registry {registry}"));
+        reader.note(line, format!("`skip-tls-verify` is ignored: use --insecure-registry {registry}"));
     }
     Ok(registry)
 }
@@ -139,7 +139,7 @@ fn platform(key: &Key, value: &Node, reader: &mut Reader<'_>) -> Result<Vec<crat
     }
 }
 
-/// The path at the target: `to`, which may be a replacement in `from` by a regular expression.
+/// The path at the target. `to` may be a regular expression and a replacement, applied to `from`.
 fn mapped(from: &str, to: Option<(usize, &str)>, line: usize, reader: &Reader<'_>) -> Result<(usize, String)> {
     let Some((line, to)) = to else { return Ok((line, from.trim_start_matches('/').to_owned())) };
     let Some(expression) = to.strip_prefix("regex:") else {
@@ -151,13 +151,13 @@ fn mapped(from: &str, to: Option<(usize, &str)>, line: usize, reader: &Reader<'_
             .hint("write regex:THIS,THAT"));
     };
     reader.at(line, Pattern::regex(pattern))?;
-    let regex = regex::Regex::new(pattern).map_err(|_| reader.fail(line, "`to` has no regular expression"))?;
-    // It sees paths with their first slash.
+    let regex = regex::Regex::new(pattern).map_err(|_| reader.fail(line, "`to` has an invalid regular expression"))?;
+    // The regular expression is applied to a path with a leading slash.
     let path = format!("/{}", from.trim_start_matches('/'));
     Ok((line, regex.replace_all(&path, replacement).trim_start_matches('/').to_owned()))
 }
 
-/// `tags` and `digests`: which images; all tags without any.
+/// Reads `tags` and `digests`. Without both, all tags are selected.
 fn tags(node: &Node, source: &Repository, pick: &mut ImageSelection, reader: &mut Reader<'_>) -> Result<()> {
     let mut select = TagFilter::default();
     let mut named = BTreeSet::new();
@@ -195,7 +195,7 @@ fn tags(node: &Node, source: &Repository, pick: &mut ImageSelection, reader: &mu
     Ok(())
 }
 
-/// What follows `regex:` and `keep:`.
+/// The pattern after `regex:` or `keep:`.
 fn pattern(line: usize, text: &str, reader: &mut Reader<'_>) -> Result<Pattern> {
     let text = text.trim();
     let (inverted, text) = text.strip_prefix('!').map_or((false, text), |text| (true, text));
@@ -210,7 +210,7 @@ fn limit(line: usize, rest: &str, reader: &Reader<'_>) -> Result<Option<usize>> 
         return Ok(None);
     };
     match count.trim().parse() {
-        // Without the space it is a pattern to dregsy, which no tag fits.
+        // dregsy reads it without the space as a pattern, which matches no tag.
         Ok(count) if rest.starts_with([' ', '\t']) => Ok(Some(count)),
         _ => Err(reader
             .fail(line, format!("\"keep:{rest}\" keeps no number of tags"))

@@ -1,4 +1,4 @@
-//! Lists of other tools: inputs, and the tags that their own rules give. Each table names its source.
+//! Lists of other tools: inputs, and the tags that those tools select. Each table cites its source.
 
 use super::*;
 use crate::reference::Tag;
@@ -7,7 +7,7 @@ fn read(text: &str) -> List {
     List::read(text, "list").unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// What the first entry of a list picks of a repository with these tags, in order.
+/// The tags that the first entry of a list selects, in order.
 fn picked(list: &str, tags: &str) -> Vec<String> {
     let list = read(list);
     let chosen = list.entries[0].pick.choose(tags.split(' ').map(Tag::from)).expect("patterns");
@@ -53,9 +53,9 @@ fn dregsys_tags() {
         (r"['regex: ^1\.3.*$']", releases, "1.30.0 1.31.0 1.31.8 1.31.9 1.31-alpine"),
         ("['semver: 1.31.x']", releases, "1.31.0 1.31.8 1.31.9"),
         ("['semver: 1.20.x']", "1.20.0 1.20.15 1.21.0", "1.20.0 1.20.15"),
-        // Tags that are versions to no rule of dregsy's.
+        // Tags that are not versions by dregsy's rules.
         ("['semver: >=1.20.0']", "1.21.0 1.21-alpine3.18 2-alpine 3.9-slim 1.2.3.4 3.14rc1 v1_amd64 v2", "1.21.0 v2"),
-        // What is named is not for `keep`.
+        // `keep` does not apply to named tags.
         (
             "['semver: >=2.0.0', 'keep: .+-(alpine|buster)']",
             "2.0.0 2.1.0-alpine 2.2.0-buster 1.0.0-alpine",
@@ -78,7 +78,7 @@ fn dregsys_tags() {
         ("['keep: latest 0']", "1.0.0 2.0.0", "1.0.0 2.0.0"),
         ("['keep: latest 1', 'keep: 1.*']", "1.0.0 1.1.0 2.0.0", "1.1.0"),
         ("['keep: latest']", "1.0.0 latest", "latest"),
-        // Without a group around it.
+        // Alternatives without a group.
         (r"['regex: 1\.0|latest']", "1.0 1.0-alpine latest my-latest 2", "1.0 1.0-alpine latest my-latest"),
         (r"['regex: (1\.0|latest)']", "1.0 1.0-alpine latest my-latest 2", "1.0 latest"),
     ] {
@@ -150,7 +150,7 @@ fn image_syncers_tags() {
         ("a.io/x/y:1,2".to_owned(), "1 2 3", "1 2".to_owned()),
         ("a.io/x/y:/^v[12]/".to_owned(), "v1 v2-a v3", "v1 v2-a".to_owned()),
         (format!("a.io/x/y@{DIGEST}"), "1", format!("@{DIGEST}")),
-        // Of both the digest counts.
+        // If both are given, the digest counts.
         (format!("a.io/x/y:1@{DIGEST}"), "1", format!("@{DIGEST}")),
         (format!("a.io:5000/x/y:1@{DIGEST}"), "1", format!("@{DIGEST}")),
     ] {
@@ -165,7 +165,7 @@ fn image_syncers_tags() {
     assert_eq!((place(0, None), place(1, Some("3"))), ("b.io/x:two".to_owned(), "c.io/y:3".to_owned()));
 }
 
-/// Go's yaml.v2 and encoding/json take the last of equal keys; yaml.v3, which skopeo uses, takes none.
+/// Go's yaml.v2 and encoding/json use the last of equal keys; yaml.v3, which skopeo uses, refuses them.
 #[test]
 fn the_last_of_equal_keys_counts_where_the_tool_has_it_so() {
     let list = read("a.io/x:1: b.io/first\na.io/y:1: b.io/y\na.io/x:1: b.io/second\n");
@@ -184,7 +184,7 @@ fn the_last_of_equal_keys_counts_where_the_tool_has_it_so() {
     }
 }
 
-/// skopeo warns of a registry without images, and goes on.
+/// skopeo warns about a registry without images, and goes on.
 #[test]
 fn skopeo_passes_over_a_registry_without_images() {
     for empty in ["b.io:\n", "b.io: {}\n", "b.io:\n  images: {}\n", "b.io:\n  tls-verify: true\n"] {
@@ -220,7 +220,7 @@ fn regsyncs_templates_are_evaluated() {
     assert!(said.starts_with("local: list:2: the templates at lines 2, 4 and 5 can't"), "{said}");
     let unset = step("a:1", "{{env \"NONE\"}}/a:1");
     let error = List::read_with(&unset, "list", &defaults).expect_err("a variable");
-    assert!(error.to_string().contains("the environment has no NONE"), "{error}");
+    assert!(error.to_string().contains("the variable NONE is not set"), "{error}");
     assert!(error.hint_text().is_some_and(|hint| hint.contains("NONE=")), "{error:?}");
 }
 
@@ -251,18 +251,18 @@ fn a_pattern_whose_alternatives_are_loose_is_noted() {
     }
 }
 
-/// What a list says of TLS is not done: each place tells the flag, with the registry's name.
+/// TLS settings of lists are ignored; each note names the flag and the registry.
 #[test]
 fn tls_settings_are_noted() {
     let step = "sync: [{source: 'a:1', target: 'b.io/a:1', type: image}]\n";
     for (list, wanted) in [
-        (format!("creds:\n- registry: b.io:5000\n  tls: disabled\n{step}"), "3: `tls: disabled` isn't done: give --insecure-registry b.io:5000"),
-        (format!("creds: [{{registry: c.io, tls: insecure}}]\n{step}"), "1: `tls: insecure` isn't done: give --insecure-registry c.io"),
-        ("auth:\n  b.io/team:\n    insecure: true\nimages: {a.io/x: b.io/x}\n".to_owned(), "3: `insecure: true` isn't done: give --insecure-registry b.io"),
-        ("a.io:\n  images: {x: ['1']}\n  tls-verify: false\n".to_owned(), "3: `tls-verify: false` isn't done: give --insecure-registry a.io"),
+        (format!("creds:\n- registry: b.io:5000\n  tls: disabled\n{step}"), "3: `tls: disabled` is ignored: use --insecure-registry b.io:5000"),
+        (format!("creds: [{{registry: c.io, tls: insecure}}]\n{step}"), "1: `tls: insecure` is ignored: use --insecure-registry c.io"),
+        ("auth:\n  b.io/team:\n    insecure: true\nimages: {a.io/x: b.io/x}\n".to_owned(), "3: `insecure: true` is ignored: use --insecure-registry b.io"),
+        ("a.io:\n  images: {x: ['1']}\n  tls-verify: false\n".to_owned(), "3: `tls-verify: false` is ignored: use --insecure-registry a.io"),
         (
             "tasks:\n- source: {registry: a.io, skip-tls-verify: true}\n  target: {registry: b.io}\n  mappings: [{from: x, platform: all}]\n".to_owned(),
-            "2: `skip-tls-verify` isn't done: give --insecure-registry a.io",
+            "2: `skip-tls-verify` is ignored: use --insecure-registry a.io",
         ),
     ] {
         assert!(notes(&list).iter().any(|note| note == wanted), "{wanted}: {:?}", notes(&list));
@@ -297,7 +297,10 @@ fn a_host_without_a_path_is_noted() {
     for line in ["ghcr.io", "registry.k8s.io\nnginx", "localhost:5000"] {
         let said = notes(&format!("{line}\n"));
         assert!(
-            line.contains(':') || said.iter().any(|note| note.starts_with("1: ") && note.contains("a path is missing")),
+            line.contains(':')
+                || said
+                    .iter()
+                    .any(|note| note.starts_with("1: ") && note.contains("a path for that registry is missing")),
             "{said:?}"
         );
     }

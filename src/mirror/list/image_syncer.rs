@@ -1,5 +1,5 @@
-//! image-syncer's images: from each source to one or several destinations; or its older file, which
-//! holds them under `images`, beside `auth`.
+//! image-syncer's images: each source with one or several destinations; or its older file, which has them under
+//! `images`, beside `auth`.
 //!
 //! ```yaml
 //! quay.io/coreos/kube-rbac-proxy: quay.io/ruohe/kube-rbac-proxy              # all tags
@@ -7,8 +7,8 @@
 //! quay.io/coreos/kube-rbac-proxy:/^v1/: registry.example.com/c/proxy         # tags by regular expression
 //! quay.io/coreos/kube-rbac-proxy@sha256:…: registry.example.com/d/proxy:v1
 //! ```
-//! A destination may name as many tags as its source does: they go together in their order. Variables of the
-//! environment are put into destinations.
+//! A destination may name as many tags as its source; the tags are paired in order. Environment variables in
+//! destinations are replaced.
 //!
 //! Rules: <https://github.com/AliyunContainerService/image-syncer#configure-files>, and
 //! <https://github.com/AliyunContainerService/image-syncer/blob/master/pkg/utils/url.go>.
@@ -31,9 +31,9 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     rules(images, reader)
 }
 
-/// `auth`: nothing of it is used; plain http must be allowed otherwise.
+/// Notes for `auth`: none of it is used.
 fn credentials(key: &Key, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
-    reader.note(key.line, "`auth` isn't used: transload login keeps credentials");
+    reader.note(key.line, "`auth` is ignored: log in with transload login");
     for (registry, node) in reader.fields(node, "`auth`")? {
         let insecure = node.field("insecure");
         if let Some(value) = insecure
@@ -41,7 +41,7 @@ fn credentials(key: &Key, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
         {
             // The key may have a path.
             let host = registry.text.split('/').next().unwrap_or_default();
-            reader.note(value.line, format!("`insecure: true` isn't done: give --insecure-registry {host}"));
+            reader.note(value.line, format!("`insecure: true` is ignored: use --insecure-registry {host}"));
         }
     }
     Ok(())
@@ -53,7 +53,7 @@ fn rules(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
         let from = from.ok_or_else(|| reader.fail(source.line, format!("{:?} is no source", source.text)))?;
         let repository = reader.repository(source.line, from.repository)?;
         let texts = match &destinations.value {
-            // Older versions take their default registry then.
+            // Older versions use their default registry.
             Value::Null => Vec::new(),
             Value::Text(text) if text.is_empty() => Vec::new(),
             _ => reader.texts(destinations, "a destination")?,
@@ -78,7 +78,7 @@ fn rules(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A source and one of its destinations.
+/// Reads a source with one of its destinations.
 fn rule(
     key: &Key,
     from: &NamedRepository<'_>,
@@ -99,7 +99,7 @@ fn rule(
             let entry = entry(from.pick(key.line, reader)?, None, reader);
             reader.add(entry)
         }
-        // Which tags go where: in their order.
+        // Tags are paired in order.
         (WantedTags::Tags(from), WantedTags::Tags(to)) if from.len() == to.len() => {
             for (from, to) in from.iter().zip(to) {
                 let exact = SelectedImage { tag: Some(reader.at(key.line, from.parse())?), digest: None };
@@ -114,18 +114,18 @@ fn rule(
             let entry = entry(from.pick(key.line, reader)?, Some(&to), reader);
             reader.add(entry)
         }
-        // The image is written by its digest anyway.
+        // Such an image is written by its digest.
         (WantedTags::Digest(from_digest), WantedTags::Digest(to)) if from_digest == to => {
             let entry = entry(from.pick(key.line, reader)?, None, reader);
             reader.add(entry)
         }
         _ => Err(reader
             .fail(line, format!("{text:?} doesn't name as many tags as its source"))
-            .hint("leave the destination's tags out to keep those of the source")),
+            .hint("remove the destination's tags to keep those of the source")),
     }
 }
 
-/// A repository, and which images of it.
+/// A repository, and a selection of its images.
 #[derive(Debug)]
 struct NamedRepository<'a> {
     repository: &'a str,
@@ -143,7 +143,7 @@ enum WantedTags<'a> {
 impl<'a> NamedRepository<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         if let Some((repository, digest)) = text.split_once('@') {
-            // Of a tag and a digest the digest counts.
+            // If a tag and a digest are given, the digest counts.
             let name = repository.rfind('/').map_or(0, |at| at + 1);
             let end = repository[name..].find(':').map_or(repository.len(), |at| name + at);
             return Some(Self { repository: &repository[..end], which: WantedTags::Digest(digest) });

@@ -1,10 +1,9 @@
-//! `keep: latest N` of dregsy: how many tags it leaves, and which.
+//! dregsy's `keep: latest N`, which limits the number of tags.
 //!
 //! Rules: <https://github.com/xelalexv/dregsy#tag-set-pruning-feature>, and
-//! <https://github.com/xelalexv/dregsy/blob/master/internal/pkg/tags/tagset.go>. Of the tags that are versions
-//! the N newest stay; tags that are none all stay. Only where no tag at all is a version, the last N in the
-//! order of their bytes stay. Tags that the file names count as those that were found; a tag that is both
-//! counts twice.
+//! <https://github.com/xelalexv/dregsy/blob/master/internal/pkg/tags/tagset.go>. The N newest versions stay, and so
+//! do all tags that are no versions. If no tag is a version, the last N tags in byte order stay. Tags that the file
+//! names count as found ones. A tag that is both named and found counts twice.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashSet};
@@ -17,14 +16,14 @@ use crate::reference::Tag;
 /// A limit on the number of tags.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Latest {
-    /// How many.
+    /// How many versions stay.
     pub count: usize,
-    /// Images that the file names, which are there whether the repository lists them or not.
+    /// Images that the file names. They count whether the repository lists them or not.
     pub named: BTreeSet<SelectedImage>,
 }
 
 impl Latest {
-    /// What is left where nothing else is chosen.
+    /// The images that stay if no others are found.
     pub(super) fn of_named(&self) -> BTreeSet<SelectedImage> {
         Held::new(self).finish().into_iter().collect()
     }
@@ -40,17 +39,16 @@ impl fmt::Display for Latest {
     }
 }
 
-/// What is known so far of the tags that stay.
+/// The tags that stay so far.
 #[derive(Debug)]
 pub(super) struct Held {
     count: usize,
     named: BTreeSet<SelectedImage>,
     /// Tags that the list pins to a digest.
     pinned: HashSet<Tag>,
-    /// The oldest first. Versions that are equal (`1.2`, `v1.2.0`) are in the order of their text; dregsy's is
-    /// left to chance.
+    /// The oldest first. Equal versions (`1.2`, `v1.2.0`) are in the order of their text; dregsy's order is random.
     versions: BinaryHeap<Reverse<(Semver, String, SelectedImage)>>,
-    /// Tags that are no versions, kept only until the first that is: then all of them stay.
+    /// Tags that are no versions. They are kept until the first version arrives; then all of them stay.
     others: Vec<SelectedImage>,
 }
 
@@ -71,9 +69,9 @@ impl Held {
         held
     }
 
-    /// Offers what was found in the repository; returns what stays whatever follows.
+    /// Adds a tag of the repository. Returns it if it stays in any case.
     pub(super) fn offer(&mut self, exact: SelectedImage) -> Option<SelectedImage> {
-        // One that the file pins must not be overwritten by what its tag is now.
+        // The current content of a tag must not replace the digest that the file pins.
         if exact.tag.as_ref().is_some_and(|tag| self.pinned.contains(tag)) {
             return None;
         }
@@ -98,7 +96,7 @@ impl Held {
         }
     }
 
-    /// What stays of what was held back, each once.
+    /// The tags that stay, each once.
     pub(super) fn finish(mut self) -> Vec<SelectedImage> {
         if self.versions.is_empty() {
             self.others.sort_by_cached_key(written);
@@ -110,7 +108,7 @@ impl Held {
     }
 }
 
-/// An image as dregsy has it in its list of tags: `1.2`, `1.2@sha256:…`, `sha256:…`.
+/// An image as in dregsy's list of tags: `1.2`, `1.2@sha256:…`, `sha256:…`.
 fn written(exact: &SelectedImage) -> String {
     match (&exact.tag, &exact.digest) {
         (None, Some(digest)) => digest.to_string(),
@@ -136,7 +134,7 @@ mod tests {
         all
     }
 
-    /// Tags and what stays of them, by the rules of dregsy's documentation.
+    /// Tags, and those that stay by the rules of dregsy's documentation.
     #[test]
     fn what_stays() {
         for (named, found, count, expected) in [

@@ -1,4 +1,4 @@
-//! Lines: one reference each, or a reference and where it goes.
+//! The format of lines: a reference, or a reference and a target.
 //!
 //! ```text
 //! # a comment
@@ -8,8 +8,8 @@
 //! ghcr.io/o/r:v2  my.azurecr.io/o/r
 //! --platform=linux/arm64 alpine:3.21
 //! ```
-//! `oc image mirror -f` writes `SRC=DST`; that is read too, and so are `SRC => DST`, `SRC -> DST`, and the lines
-//! that `grep image:` leaves of a manifest.
+//! `SRC=DST`, as in `oc image mirror -f`, `SRC => DST`, `SRC -> DST` and the lines that `grep image:` prints of a
+//! Kubernetes manifest are read too.
 
 use super::destination::parse_target;
 use super::reader::Reader;
@@ -21,19 +21,19 @@ use crate::reference::looks_like_host;
 
 pub(super) fn read(text: &str, reader: &mut Reader<'_>) -> Result<()> {
     for (index, line) in text.lines().enumerate() {
-        let said = line.split_once(['#']).filter(|(before, _)| before.is_empty() || before.ends_with([' ', '\t']));
-        let said = said.map_or(line, |(said, _)| said).trim();
-        if !said.is_empty() {
-            entry(index + 1, image_value(said).unwrap_or(said), reader)?;
+        let comment = line.split_once(['#']).filter(|(before, _)| before.is_empty() || before.ends_with([' ', '\t']));
+        let content = comment.map_or(line, |(before, _)| before).trim();
+        if !content.is_empty() {
+            entry(index + 1, image_value(content).unwrap_or(content), reader)?;
         }
     }
     Ok(())
 }
 
-/// A line without its comment.
-fn entry(line: usize, said: &str, reader: &mut Reader<'_>) -> Result<()> {
-    let template = said.contains("{{");
-    let mut words: Vec<&str> = if template { vec![said] } else { said.split_whitespace().collect() };
+/// Reads a line without its comment.
+fn entry(line: usize, text: &str, reader: &mut Reader<'_>) -> Result<()> {
+    let template = text.contains("{{");
+    let mut words: Vec<&str> = if template { vec![text] } else { text.split_whitespace().collect() };
     let platform = platform(line, &mut words, reader)?;
     let (source, to) = match words[..] {
         [pair] if !template => {
@@ -47,7 +47,7 @@ fn entry(line: usize, said: &str, reader: &mut Reader<'_>) -> Result<()> {
                 Some(&"REPOSITORY") => "docker images --format '{{.Repository}}:{{.Tag}}' writes a list",
                 _ => "write nginx:1.27, or nginx:1.27 web/nginx for another target; a comment begins with #",
             };
-            let what = format!("{} words, where a line has one reference, or two", words.len());
+            let what = format!("{} words; a line has one or two references", words.len());
             return Err(reader.fail(line, what).hint(hint));
         }
     };
@@ -69,7 +69,7 @@ fn entry(line: usize, said: &str, reader: &mut Reader<'_>) -> Result<()> {
     reader.add(entry)
 }
 
-/// `--platform=linux/arm64` before a reference, as docker's commands have it.
+/// `--platform=linux/arm64` before a reference, as in docker's commands.
 fn platform(line: usize, words: &mut Vec<&str>, reader: &Reader<'_>) -> Result<Option<Platform>> {
     let Some(&first) = words.first().filter(|word| word.starts_with("--")) else { return Ok(None) };
     let (value, used) = match (first.strip_prefix("--platform"), words.get(1)) {
@@ -77,7 +77,7 @@ fn platform(line: usize, words: &mut Vec<&str>, reader: &Reader<'_>) -> Result<O
         (Some(value), _) if value.starts_with('=') => (&value[1..], 1),
         _ => {
             return Err(reader
-                .fail(line, format!("{first:?} is no option of a line"))
+                .fail(line, format!("{first:?} is not an option of a line"))
                 .hint("only --platform=OS/ARCHITECTURE may stand before a reference"));
         }
     };

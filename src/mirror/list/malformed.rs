@@ -1,4 +1,4 @@
-//! What is wrong with a text that is no YAML, in a sentence, and what to write instead.
+//! Explains malformed YAML: the mistake in a sentence, and a correction.
 
 use serde_saphyr::Error as Yaml;
 use serde_saphyr::budget::BudgetBreach;
@@ -13,7 +13,7 @@ pub(super) fn explain(error: &Yaml, text: &str, name: &str) -> Error {
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).unwrap_or_default();
     if let Some(line) = unrendered(text) {
         return invalid_list(name, line, "a template was not rendered")
-            .hint("render it first, and give what comes out: helm template … | transload mirror check -, or the like");
+            .hint("render it first, for example: helm template … | transload mirror check -");
     }
     match error {
         Yaml::MultipleDocuments { .. } | Yaml::Budget { breach: BudgetBreach::Documents { .. }, .. } => invalid_list(
@@ -21,18 +21,18 @@ pub(super) fn explain(error: &Yaml, text: &str, name: &str) -> Error {
             second_document(text).unwrap_or(line),
             "another YAML document begins; a list is one document",
         )
-        .hint("take the line --- out if both are one list, or keep each document in a file of its own"),
+        .hint("remove the line --- if both are one list, or use a file for each document"),
         Yaml::Budget { .. }
         | Yaml::AliasReplayLimitExceeded { .. }
         | Yaml::AliasReplayStackDepthExceeded { .. }
         | Yaml::AliasExpansionLimitExceeded { .. } => {
-            invalid_list(name, line, "it is nested too deeply, or its aliases make too much of it")
-                .hint("write what the aliases stand for, or cut the list in several")
+            invalid_list(name, line, "it is nested too deeply, or its aliases expand to too much")
+                .hint("replace the aliases by their values, or split the list")
         }
         Yaml::UnknownAnchor { .. } => invalid_list(name, line, "an alias (*) has no anchor (&) of its name before it")
             .hint("put a value that begins with * in quotes, as \"*\""),
         Yaml::RecursiveReferencesRequireWeakTypes { .. } => {
-            invalid_list(name, line, "an alias stands in its own anchor").hint("write what it stands for")
+            invalid_list(name, line, "an alias stands in its own anchor").hint("replace it by its value")
         }
         Yaml::AliasError { error, .. } => explain(error, text, name),
         _ => by_text(text, line, name),
@@ -53,12 +53,12 @@ fn second_document(text: &str) -> Option<usize> {
     None
 }
 
-/// Looks at the line, and at what of the file is open there.
+/// Finds the mistake by the text of the line, and by brackets and quotes that are open there.
 fn by_text(text: &str, line: usize, name: &str) -> Error {
     let lines: Vec<&str> = text.lines().collect();
     let at = |line: usize| line.checked_sub(1).and_then(|index| lines.get(index)).copied().unwrap_or_default();
     let json = text.trim_start().starts_with('{');
-    // The parser finds some faults at the line after.
+    // The parser reports some mistakes one line late.
     for line in [line, line.saturating_sub(1)] {
         let content = at(line);
         if !json && content.starts_with(|c: char| c.is_whitespace()) && indent(content).contains('\t') {
@@ -86,7 +86,7 @@ fn by_text(text: &str, line: usize, name: &str) -> Error {
         }
         let within = value.get(1..).unwrap_or_default();
         if !json && value.starts_with(['{', '[']) && (within.contains(['{', '[']) || !within.ends_with(['}', ']'])) {
-            return invalid_list(name, line, "between these brackets is something that ends them, or begins others")
+            return invalid_list(name, line, "something between these brackets ends them, or begins others")
                 .hint("put texts that have brackets, commas or colons in them in quotes");
         }
         if value.contains(": ") || (content.contains(": ") && value.ends_with(':')) {
@@ -111,7 +111,7 @@ fn indent(line: &str) -> &str {
     &line[..line.len() - line.trim_start().len()]
 }
 
-/// The first bracket or quote that is open at the end, and its line.
+/// The first bracket or quote that is still open at the end, and its line.
 fn unclosed(text: &str) -> Option<(usize, char)> {
     let mut open: Vec<(usize, char)> = Vec::new();
     let mut line = 1;
@@ -119,7 +119,7 @@ fn unclosed(text: &str) -> Option<(usize, char)> {
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         let quote = open.last().map(|(_, c)| *c).filter(|c| ['"', '\''].contains(c));
-        // Only where a value begins are these more than text.
+        // These characters are special only at the beginning of a value.
         let begins = [' ', '\n', '[', '{', ',', ':', '\t'].contains(&before);
         match (c, quote) {
             ('\n', _) => line += 1,

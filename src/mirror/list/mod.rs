@@ -1,13 +1,13 @@
-//! What a list of images says, whatever form it was written in. No I/O.
+//! Lists of images, in any of the known formats. No I/O.
 //!
 //! ```text
-//! text ── read ──> which form? ── lines | own | skopeo | regsync | image_syncer | dregsy ──> List
-//!                      │                                                                      │
-//!                  node (YAML and JSON, each value with its line)      select: which tags   place: where to
+//! text ── read ──> format? ── lines | native | skopeo | regsync | image_syncer | dregsy ──> List
+//!                     │                                                                      │
+//!                 node (YAML and JSON, each value with its line)    tag_filter: tags   destination: targets
 //! ```
 //!
-//! A list of another tool is taken as it is: what it says that changes nothing about which images are
-//! copied (credentials, schedules, hooks) becomes a [`Note`]; what would, and can't be done, is an error.
+//! A setting of another tool that does not change which images are copied (credentials, schedules, hooks) becomes a
+//! [`Note`]. A setting that would change it, and is not supported, is an error.
 
 mod claims;
 mod destination;
@@ -45,94 +45,93 @@ pub use tag_filter::{TagChooser, TagFilter, TagSet, Versions};
 use crate::descriptor::{Digest, Platform};
 use crate::reference::{RegistryName, Repository, Tag};
 
-/// A list, read and checked.
+/// A list that was read and checked.
 #[derive(Clone, Debug)]
 pub struct List {
-    /// How it is written.
+    /// The format of the file.
     pub form: ListFormat,
     /// In the order of the file.
     pub entries: Vec<Entry>,
-    /// Destinations that the list names for all its entries without their own; those of the command
-    /// line stand instead of them.
+    /// Destinations of all entries without their own. Those of the command line replace them.
     pub to: Vec<DestinationBase>,
-    /// What the file says and transload doesn't do, or does otherwise. By line.
+    /// Settings in the file that are ignored or have another effect, in the order of their lines.
     pub notes: Vec<Note>,
 }
 
-/// How a list is written.
+/// The format of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListFormat {
-    /// One reference a line, or two.
+    /// One or two references in each line.
     Lines,
-    /// transload's YAML or JSON.
+    /// transload's own YAML or JSON.
     Native,
     /// `skopeo sync --src yaml`.
     Skopeo,
     /// regclient's regsync.
     Regsync,
-    /// image-syncer's images, or its older file of everything.
+    /// image-syncer's images, or its older file, which has all settings.
     ImageSyncer,
     /// dregsy's tasks.
     Dregsy,
 }
 
-/// Something to be mirrored: images of one repository.
+/// Images of one repository that are to be mirrored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The line of the file it begins at, from 1.
+    /// The first line of the entry, from 1.
     pub line: usize,
-    /// Where it is.
+    /// The source repository.
     pub source: Repository,
-    /// Which images of it.
+    /// The images of the repository.
     pub pick: ImageSelection,
-    /// Where it goes; [`Entry::places`] says where that is.
+    /// The target; [`Entry::places`] resolves it.
     pub target: DestinationRule,
     /// Docker Hub's official images lose their `library/` at the destination.
     pub strip_library: bool,
-    /// Only these platforms; all if empty.
+    /// Copy only these platforms; all if empty.
     pub platforms: Vec<Platform>,
-    /// With signatures, attestations and other referrers.
+    /// Copy signatures, attestations and other referrers too.
     pub referrers: bool,
 }
 
-/// Which images of a repository.
+/// A selection of images of a repository.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageSelection {
-    /// These, by name.
+    /// Images by name.
     pub exact: BTreeSet<SelectedImage>,
-    /// And those tags that fit; needs the list of tags.
+    /// Further tags, by a filter. It needs the list of tags.
     pub select: Option<TagFilter>,
 }
 
-/// An image by its name.
+/// An image by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SelectedImage {
-    /// Its tag here and at the destination; an image without is written by its digest.
+    /// The tag at source and destination. An image without a tag is written by its digest.
     pub tag: Option<Tag>,
-    /// What the tag must be: pinned.
+    /// The digest that the tag must have: the image is pinned.
     pub digest: Option<Digest>,
 }
 
-/// Where an entry goes.
+/// The target of an entry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DestinationRule {
-    /// To the run's destinations, under the path that the template makes.
+    /// The run's destinations, with the path that the template makes.
     Below(Template),
-    /// To these registries, whatever the run's destinations are: each a registry and a path in it.
+    /// These registries, each with a path. The run's destinations do not matter.
     Fixed(Vec<(RegistryName, Template)>),
 }
 
-/// A remark about a line of the file.
+/// A note about a line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     /// The line, from 1; 0 for the file as a whole.
     pub line: usize,
-    /// What is remarked.
+    /// The text.
     pub text: String,
 }
 
 impl ListFormat {
-    /// What it is called.
+    /// The name that users see.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lines => "lines",

@@ -1,7 +1,7 @@
-//! transload's own form: YAML, or JSON.
+//! transload's own format: YAML or JSON.
 //!
 //! ```yaml
-//! to: myregistry.azurecr.io/hub         # or a list; --to stands instead
+//! to: myregistry.azurecr.io/hub         # or a list; --to replaces it
 //! defaults: { strip-library: true, platforms: [linux/amd64, linux/arm64] }
 //! images:
 //!   - nginx:1.27
@@ -11,7 +11,7 @@
 //!     semver: ">=2.50 <4"
 //!     newest: 5
 //! ```
-//! `deploy/mirror.schema.json` has it all; keys that aren't there are errors.
+//! `deploy/mirror.schema.json` describes it. Other keys are errors.
 
 use super::destination::parse_target;
 use super::node::{Key, Node, Value};
@@ -25,7 +25,7 @@ use crate::reference::Repository;
 
 pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, _) in reader.fields(root, "a list")? {
-        // Where anchors are kept.
+        // Keys for anchors.
         if !key.text.starts_with("x-") {
             check_key(reader, key, &TOP_KEYS, "a list")?;
         }
@@ -56,7 +56,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What `defaults` has, and each image may have of its own.
+/// The settings of `defaults`, which an image can override.
 #[derive(Clone, Debug)]
 struct ImageDefaults {
     target: Template,
@@ -82,7 +82,7 @@ impl ImageDefaults {
                     (None, template) => template,
                     (Some(_), _) => {
                         return Err(reader
-                            .fail(value.line, format!("{text:?} names a registry, where a path is meant"))
+                            .fail(value.line, format!("{text:?} names a registry; only a path is allowed"))
                             .hint("destinations of the whole list stand in `to`"));
                     }
                 };
@@ -95,7 +95,7 @@ impl ImageDefaults {
         Ok(common)
     }
 
-    /// Reads what is of both.
+    /// Reads a setting that both `defaults` and images have.
     fn read(&mut self, key: &Key, value: &Node, reader: &Reader<'_>) -> Result<()> {
         match key.text.as_str() {
             "strip-library" => {
@@ -164,7 +164,7 @@ fn mapping_entry(node: &Node, fields: &[(Key, Node)], defaults: &ImageDefaults, 
     let selects = set != TagSet::default() || newest > 0;
     if !exclude.is_empty() && !selects {
         return Err(reader
-            .fail(node.line, "there is nothing that `exclude` could take from")
+            .fail(node.line, "`exclude` has no pattern to exclude from")
             .hint("add a pattern: `glob: \"*\"` is all tags"));
     }
     if let Some(exact) = exact {
@@ -188,7 +188,7 @@ fn mapping_entry(node: &Node, fields: &[(Key, Node)], defaults: &ImageDefaults, 
     Ok(entry)
 }
 
-/// A path below the run's destinations, or one or several registries with paths.
+/// A path below the run's destinations, or registries with paths.
 fn destination_rule(node: &Node, reader: &Reader<'_>) -> Result<DestinationRule> {
     let texts = reader.texts(node, "`target`")?;
     let mut fixed = Vec::new();
@@ -204,7 +204,7 @@ fn destination_rule(node: &Node, reader: &Reader<'_>) -> Result<DestinationRule>
         }
     }
     if fixed.is_empty() {
-        return Err(reader.fail(node.line, "`target` is empty").hint("leave it out for the default"));
+        return Err(reader.fail(node.line, "`target` is empty").hint("remove it to use the default"));
     }
     Ok(DestinationRule::Fixed(fixed))
 }
@@ -228,7 +228,7 @@ pub(super) fn parse_tag(line: usize, text: &str, repository: &str, reader: &Read
 fn patterns<T>(node: &Node, what: &str, parse: impl Fn(&str) -> Result<T>, reader: &Reader<'_>) -> Result<Vec<T>> {
     let texts = reader.texts(node, what)?;
     if texts.is_empty() {
-        return Err(reader.fail(node.line, format!("{what} is empty")).hint("leave it out, or write a pattern"));
+        return Err(reader.fail(node.line, format!("{what} is empty")).hint("remove it, or write a pattern"));
     }
     texts.into_iter().map(|(line, text)| reader.at(line, parse(text))).collect()
 }
@@ -239,7 +239,7 @@ fn count(node: &Node, reader: &Reader<'_>) -> Result<usize> {
     number.ok_or_else(|| reader.fail(node.line, "`newest` is a number from 1 to 100000"))
 }
 
-/// Whether a key is one of those that there are.
+/// Fails unless the key is known.
 fn check_key(reader: &Reader<'_>, key: &Key, keys: &[&str], of: &str) -> Result<()> {
     if keys.contains(&key.text.as_str()) {
         return Ok(());
@@ -297,7 +297,7 @@ mod tests {
         }
     }
 
-    /// Each type that the schema gives a key is taken, and the others refused.
+    /// Each type that the schema allows for a key is read, and the others are refused.
     #[test]
     fn values_are_taken_as_the_schema_has_them() {
         let schema = schema();
@@ -323,7 +323,7 @@ mod tests {
                 let select = if key.starts_with("exclude") { "\"glob\": \"*\", " } else { "" };
                 let text = format!("{{\"images\": [{{\"source\": \"nginx\", {select}\"{key}\": {sample}}}]}}");
                 let may = allowed.contains(kind) || (kind == "integer" && allowed.contains("number"));
-                // YAML's scalars are read as text: what JSON would call a number may be meant as one.
+                // Scalars of YAML are read as text, so a number in JSON can be one too.
                 let lenient = ["boolean", "number", "integer"].contains(&kind) && allowed.contains("string");
                 if !lenient {
                     assert_eq!(List::read(&text, "list").is_ok(), may, "{text}");

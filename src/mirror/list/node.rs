@@ -1,5 +1,4 @@
-//! YAML and JSON as a tree in which each value knows its line, and scalars are the text that was written:
-//! a tag `1.10` is no number.
+//! YAML and JSON as a tree. Each value knows its line. Scalars are the text of the file, so a tag `1.10` is no number.
 
 use std::collections::HashMap;
 
@@ -12,14 +11,14 @@ use crate::error::Result;
 /// A value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
-    /// Where it begins; an alias, where it stands.
+    /// The first line; of an alias, the line of the alias.
     pub(super) line: usize,
     pub(super) value: Value,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
-    /// Nothing, `~`, `null`.
+    /// Nothing, `~` or `null`.
     Null,
     Text(String),
     List(Vec<Node>),
@@ -61,8 +60,8 @@ impl Node {
         Self { line, value }
     }
 
-    /// Of equal keys of a mapping leaves the last, as Go's YAML version 2 and JSON do; returns the keys that went,
-    /// each with the line of the one that stays.
+    /// Keeps the last of equal keys of a mapping, as Go's YAML version 2 and JSON do. Returns the removed keys, each
+    /// with the line of the key that stays.
     pub(super) fn keep_last_keys(&mut self) -> Vec<(Key, usize)> {
         let mut gone = Vec::new();
         match &mut self.value {
@@ -122,7 +121,7 @@ impl Node {
         self.value == Value::Null
     }
 
-    /// What it is, for errors.
+    /// The type, for errors.
     pub(super) fn kind(&self) -> &'static str {
         match self.value {
             Value::Null => "nothing",
@@ -133,13 +132,12 @@ impl Node {
     }
 }
 
-/// What a file is read into first: scalars that aren't text lose how they were written, and find it by
-/// their place.
+/// The deserialized form of a file. Scalars that aren't text have lost their spelling; their position finds it.
 #[derive(Debug)]
 enum Raw {
     Null,
     Text(String),
-    /// A number or boolean, as it would be written.
+    /// A number or boolean in its usual spelling.
     Plain(String),
     List(Vec<Spanned<Raw>>),
     Map(Vec<(Spanned<String>, Spanned<Raw>)>),
@@ -209,18 +207,18 @@ fn line_of(location: &Location) -> usize {
     usize::try_from(location.line()).unwrap_or_default()
 }
 
-/// A scalar as it stands in the file.
+/// A scalar as the file spells it.
 fn literal_text(place: &Location, text: &str) -> Option<String> {
     let from = usize::try_from(place.span().byte_offset()?).ok()?;
     let length = usize::try_from(place.span().byte_len()?).ok()?;
     text.get(from..from + length).map(|text| text.trim().to_owned())
 }
 
-/// Bounds that no list needs, and that keep a hostile file from taking memory or stack.
+/// Limits that no real list reaches. They keep a hostile file from using up memory or stack.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            // image-syncer has lists of tags in its keys; YAML stops at 1,024 characters.
+            // image-syncer has lists of tags in keys. YAML's own limit is 1,024 characters.
             simple_key_max_lookahead: 1 << 16,
             max_depth: 24,
             max_documents: 1,
@@ -232,12 +230,12 @@ fn options() -> serde_saphyr::Options {
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 200_000, max_replay_stack_depth: 8 },
         with_snippet: false,
-        // Which of them counts, the form of the list says.
+        // The format of the list decides which one is used.
         duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
     }
 }
 
-/// Entries that a list may have.
+/// The most entries of a list.
 pub(super) const MAX_ENTRIES: usize = 100_000;
 
 #[cfg(test)]
@@ -248,7 +246,7 @@ mod tests {
         Node::parse(text, "list.yaml").unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A tree in one line: each value after its line.
+    /// A tree in one line: each line number before its value.
     fn shown(node: &Node) -> String {
         let value = match &node.value {
             Value::Null => "~".to_owned(),
@@ -273,7 +271,7 @@ mod tests {
         let texts: Vec<&str> = tags.iter().map(|tag| tag.text().unwrap_or_default()).collect();
         assert_eq!(texts, expected);
         assert!(root.field("empty").is_some_and(Node::is_null));
-        // JSON, and beyond ASCII: places are bytes.
+        // JSON, and not ASCII: positions are bytes.
         let root = read("{\"grüße\": [1.10, \"ü\", 2.50]}");
         assert_eq!(shown(&root), r#"1{1:grüße=1[1"1.10" 1"ü" 1"2.50"]}"#);
     }

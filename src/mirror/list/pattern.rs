@@ -7,15 +7,15 @@ use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Kind, Result};
 
-/// A pattern of tags, known to be well formed.
+/// A valid pattern of tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
-    /// As it was written.
+    /// The spelling in the list.
     written: String,
-    /// As it is compiled: with the anchors that the tool adds.
+    /// The compiled text, with the anchors that the tool adds.
     text: String,
     kind: Form,
-    /// It matches what `text` doesn't.
+    /// Whether it matches the tags that `text` does not match.
     inverted: bool,
 }
 
@@ -26,7 +26,7 @@ enum Form {
 }
 
 impl Pattern {
-    /// `1.27*`, `[0-9]*-{alpine,slim}`: the whole tag must fit.
+    /// A glob for the whole tag: `1.27*`, `[0-9]*-{alpine,slim}`.
     pub fn glob(text: &str) -> Result<Self> {
         let pattern = Self::of(text, text.to_owned(), Form::Glob);
         if text.contains(['/', ':', '@']) {
@@ -36,20 +36,20 @@ impl Pattern {
         pattern.compile().map(|_| pattern)
     }
 
-    /// `^v1\.2[0-9]`: a regular expression that is searched in the tag.
+    /// A regular expression that is searched in the tag: `^v1\.2[0-9]`.
     pub fn regex(text: &str) -> Result<Self> {
         let pattern = Self::of(text, text.to_owned(), Form::Regex);
         pattern.compile().map(|_| pattern)
     }
 
-    /// A regular expression between `^` and `$`, without a group: regsync puts them around each of its
-    /// patterns. <https://regclient.org/usage/regsync/>
+    /// A regular expression between `^` and `$`, without a group, as in regsync.
+    /// <https://regclient.org/usage/regsync/>
     pub fn enclosed(text: &str) -> Result<Self> {
         let pattern = Self::of(text, format!("^{text}$"), Form::Regex);
         pattern.compile().map(|_| pattern)
     }
 
-    /// A regular expression that gets the `^` and `$` that it lacks, as dregsy does.
+    /// A regular expression with `^` and `$` added where they are missing, as in dregsy.
     /// <https://github.com/xelalexv/dregsy/blob/master/internal/pkg/util/regex.go>
     pub fn anchored(text: &str) -> Result<Self> {
         let begin = if text.starts_with('^') { "" } else { "^" };
@@ -62,8 +62,8 @@ impl Pattern {
         Self { written: written.to_owned(), text, kind, inverted: false }
     }
 
-    /// What a `|` that stands in no group makes of a pattern with anchors, where that is hardly meant:
-    /// `^1\.0|latest$` fits `1.0-alpine` too.
+    /// A note for a pattern with anchors and a `|` outside of groups, which is probably a mistake: `^1\.0|latest$`
+    /// matches `1.0-alpine` too.
     pub(super) fn loose_alternatives(&self) -> Option<String> {
         let alternatives = if self.kind == Form::Regex { alternatives(&self.text) } else { return None };
         let begins = |text: &&&str| text.starts_with('^');
@@ -84,7 +84,7 @@ impl Pattern {
         ))
     }
 
-    /// What this doesn't match.
+    /// The pattern for all other tags.
     #[must_use]
     pub fn inverted(self) -> Self {
         Self { inverted: !self.inverted, ..self }
@@ -98,7 +98,7 @@ impl Pattern {
 
     pub(super) fn compile(&self) -> Result<Matcher> {
         let wrong = |error: &dyn fmt::Display, hint| {
-            // Their own words span lines, with a caret under the place.
+            // The libraries' messages have several lines, with a caret below the mistake.
             let text = error.to_string();
             let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
             Error::new(Kind::Usage, format!("{:?} is not a pattern: {last}", self.written)).hint(hint)
@@ -151,14 +151,14 @@ impl Matcher {
     }
 }
 
-/// The alternatives of a regular expression that stand in no group.
+/// The alternatives of a regular expression outside of groups.
 fn alternatives(text: &str) -> Vec<&str> {
     let (mut found, mut begin, mut depth, mut class) = (Vec::new(), 0, 0usize, None);
     let mut chars = text.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
         match (c, class) {
             ('\\', _) => _ = chars.next(),
-            // `]` right after the beginning of a class is one of its characters.
+            // A `]` at the beginning of a class is one of its characters.
             (']', Some(first)) if at > first => class = None,
             (_, Some(_)) => {}
             ('[', None) => class = Some(if text[at + 1..].starts_with('^') { at + 2 } else { at + 1 }),
@@ -175,7 +175,7 @@ fn alternatives(text: &str) -> Vec<&str> {
     found
 }
 
-/// What a compiled regular expression may take; one of a list is tried on each tag.
+/// The largest compiled regular expression, in bytes. Each is applied to every tag.
 const REGEX_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    /// regsync compiles `^` + pattern + `$`; dregsy adds only what is missing.
+    /// regsync compiles `^` + pattern + `$`; dregsy adds only the missing anchors.
     #[test]
     fn anchors_are_those_of_the_tool() {
         for (written, regsync, dregsy) in [
@@ -223,7 +223,7 @@ mod tests {
             let pattern = Pattern::enclosed(strict).expect("a pattern");
             assert_eq!(pattern.loose_alternatives(), None, "{strict}");
         }
-        // Where nothing is anchored, nothing is promised.
+        // A pattern without anchors cannot be mistaken for one of whole tags.
         assert_eq!(Pattern::regex("a|b").expect("a pattern").loose_alternatives(), None);
         assert!(Pattern::regex("^a|b$").expect("a pattern").loose_alternatives().is_some());
         let said = Pattern::enclosed("1|2").expect("a pattern").loose_alternatives().expect("a remark");

@@ -1,8 +1,8 @@
 //! Ranges of versions in transload's own lists: `>=1.25`, `^1.2 || ~2.1`, `1.2 - 1.4`, `1.x`.
 //!
-//! The grammar is npm's: alternatives by `||`, what must hold together by spaces or commas; `=`, `!=`, `>`,
-//! `>=`, `<`, `<=`, `~`, `^`, `x` and `*`. A range that lacks numbers means all that they could be (`=1.2` is
-//! `1.2.x`), and early versions fit only where the range names one. Other tools' ranges: `dialect`.
+//! The grammar is npm's: alternatives with `||`; comparisons that must all hold, with spaces or commas; `=`, `!=`,
+//! `>`, `>=`, `<`, `<=`, `~`, `^`, `x` and `*`. A missing number may have any value (`=1.2` is `1.2.x`). A
+//! pre-release is in a range only if the range names a pre-release. `dialect` has the ranges of other tools.
 
 use std::ops::Bound;
 
@@ -17,15 +17,15 @@ pub(super) struct Range {
     alternatives: Vec<Alternative>,
 }
 
-/// What must hold together.
+/// Spans that must all contain a version.
 #[derive(Clone, Debug, PartialEq)]
 struct Alternative {
     spans: Vec<Span>,
-    /// Whether it names an early version, as in `>=1.2.0-0`.
+    /// Whether the range names a pre-release, as `>=1.2.0-0` does.
     early: bool,
 }
 
-/// From where to where; or all but that.
+/// All versions between two bounds; with `not`, all others.
 #[derive(Clone, Debug, PartialEq)]
 struct Span {
     low: Bound<Point>,
@@ -33,7 +33,7 @@ struct Span {
     not: bool,
 }
 
-/// By its derived order a point without a pre-release is above those with one, as semver has it.
+/// A point without a pre-release is above those with one, as in semver. The derived order does that.
 type Point = ([u64; MAX_NUMBERS], Prerelease);
 
 impl Range {
@@ -47,8 +47,8 @@ impl Range {
         Ok(Self { alternatives })
     }
 
-    /// Whether a version is in it. `named`: a pattern picked the tag too, so that a variant
-    /// (`1.27-alpine`) counts as the version that it is built of.
+    /// Whether a version is in the range. `named`: a pattern selected the tag too, so that a variant (`1.27-alpine`)
+    /// counts as the version that it is built from.
     pub(super) fn contains(&self, version: &Version, named: bool) -> bool {
         self.alternatives.iter().any(|alternative| {
             let by_order = alternative.early;
@@ -71,7 +71,7 @@ impl Span {
     }
 }
 
-/// A version in a range: numbers that may be wildcards or lack, and a pre-release.
+/// A version in a range: numbers, of which some may be wildcards or missing, and a pre-release.
 #[derive(Clone, Debug)]
 struct PartialVersion {
     numbers: [u64; MAX_NUMBERS],
@@ -107,7 +107,7 @@ fn alternative(text: &str) -> Option<Alternative> {
         spans.push(span(&word[..at], &version)?);
         rest = after;
     }
-    // npm's empty range is everything; here it is rather a slip, and `*` says it.
+    // npm's empty range contains everything. In a list it is probably a mistake, and `*` says the same.
     (!spans.is_empty()).then_some(Alternative { spans, early })
 }
 
@@ -133,13 +133,13 @@ impl PartialVersion {
         (self.numbers, self.early.clone())
     }
 
-    /// Whether it lacks numbers that could be anything.
+    /// Whether numbers are missing that may have any value.
     fn is_open(&self) -> bool {
         self.written == 0 || (self.written < 3 && self.early.is_empty())
     }
 
-    /// Where the next one begins if number `at` is raised. The very first pre-release (`-0`) of it is
-    /// outside too, or `^1` would have `2.0.0-rc1` in it.
+    /// The bound below the next version when the number at `at` is raised. Its pre-releases are excluded too, or `^1`
+    /// would contain `2.0.0-rc1`.
     fn raised(&self, at: usize) -> Bound<Point> {
         let mut numbers = [0; MAX_NUMBERS];
         numbers[..=at].copy_from_slice(&self.numbers[..=at]);
@@ -147,7 +147,7 @@ impl PartialVersion {
         Bound::Excluded((numbers, identifiers("0").unwrap_or(Prerelease::EMPTY)))
     }
 
-    /// The end of all that it may be.
+    /// The upper bound of all versions that it may mean.
     fn end(&self) -> Bound<Point> {
         match self.written {
             0 => Bound::Unbounded,
@@ -163,7 +163,7 @@ fn span(operator: &str, version: &PartialVersion) -> Option<Span> {
     let (low, high) = match operator {
         "" | "=" | "==" | "!=" | "!" => (low(), version.end()),
         ">" if open => match version.end() {
-            // `>1.2` begins where `1.2.x` ends; nothing is above `*`.
+            // `>1.2` begins after all `1.2.x`. No version is above `*`.
             Bound::Excluded((numbers, _)) => (Bound::Included((numbers, Prerelease::EMPTY)), Bound::Unbounded),
             _ => return None,
         },
@@ -178,7 +178,7 @@ fn span(operator: &str, version: &PartialVersion) -> Option<Span> {
     Some(Span { low, high, not: operator.starts_with('!') })
 }
 
-/// `~1.2.3` may raise the patch, `~1.2` too, `~1` the minor.
+/// `~1.2.3` and `~1.2` allow other patches, `~1` other minor versions.
 fn tilde(version: &PartialVersion) -> Bound<Point> {
     match version.written {
         0 => Bound::Unbounded,
@@ -187,7 +187,7 @@ fn tilde(version: &PartialVersion) -> Bound<Point> {
     }
 }
 
-/// `^1.2.3` may raise all behind the first number that isn't 0.
+/// `^1.2.3` allows changes after the first number that isn't 0.
 fn caret(version: &PartialVersion) -> Bound<Point> {
     if version.written == 0 {
         return Bound::Unbounded;
@@ -281,7 +281,7 @@ mod tests {
             prop_assert_eq!(fits(">"), !fits("<="));
             prop_assert_eq!(fits("="), !fits("!="));
             prop_assert_eq!(fits(">"), (x, y, z) > (a, b, c));
-            // A caret is within its major; a tilde is within a caret, save for `^0.0.z`.
+            // A caret range stays in its major version. A tilde range is in the caret range, except for `^0.0.z`.
             prop_assert!(!fits("^") || (x == a && fits(">=")));
             prop_assert!(!fits("~") || fits("^") || (a, b) == (0, 0));
         }

@@ -1,4 +1,4 @@
-//! Which form a list is written in; limits, and errors with lines.
+//! Detects the format of a list, and limits its size.
 
 use super::error::invalid_list;
 use super::node::{MAX_ENTRIES, Node, Value};
@@ -9,19 +9,19 @@ use crate::error::{Error, Result};
 use crate::reference::RegistryName;
 
 impl List {
-    /// Bytes that a list may have. Who reads a file need not take more.
+    /// The largest list, in bytes. A reader of a file need not read more.
     pub const MAX_BYTES: u64 = MAX_BYTES as u64;
 
-    /// Reads a list in whatever form it is. `name` is the file's, for errors.
+    /// Reads a list in any known format. `name` is the file's, for errors.
     ///
     /// # Errors
-    /// [`Kind::Usage`](crate::error::Kind::Usage), with the line: for what isn't understood, and for what would change which images
-    /// are copied and can't be done.
+    /// [`Kind::Usage`](crate::error::Kind::Usage), with the line, for malformed lists, and for settings that would
+    /// change which images are copied and are not supported.
     pub fn read(text: &str, name: &str) -> Result<Self> {
         Self::read_with(text, name, &Defaults::default())
     }
 
-    /// Reads a list of bytes, as they stand in a file.
+    /// Reads a list from the bytes of a file.
     ///
     /// # Errors
     /// As [`Self::read`], and for bytes that are UTF-16.
@@ -29,7 +29,7 @@ impl List {
         Self::read_with(&decode(bytes, name)?, name, defaults)
     }
 
-    /// Reads a list, the command line's word standing before its defaults.
+    /// Reads a list; `defaults` come from the command line.
     pub fn read_with(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
         let list = Self::parse(text, name, defaults)?;
         // Where they go isn't known yet; that two go to one place is.
@@ -45,7 +45,7 @@ impl List {
 
     fn parse(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
         if text.len() > MAX_BYTES {
-            let hint = format!("a list has up to {} MiB and {MAX_ENTRIES} entries: cut it in several", MAX_BYTES >> 20);
+            let hint = format!("a list has up to {} MiB and {MAX_ENTRIES} entries: split it", MAX_BYTES >> 20);
             return Err(invalid_list(name, 0, "it is too large for a list").hint(hint));
         }
         let text = &*prepare(text);
@@ -54,7 +54,7 @@ impl List {
             let mut root = Node::parse(text, name)?;
             let twice = root.keep_last_keys();
             let form = form(&root).ok_or_else(|| unknown_format(name, &root))?;
-            reader.keys_that_are_twice(form, &twice)?;
+            reader.check_duplicate_keys(form, &twice)?;
             match form {
                 ListFormat::Lines | ListFormat::Native => native::read(&root, &mut reader)?,
                 ListFormat::Skopeo => skopeo::read(&root, &mut reader)?,
@@ -71,7 +71,7 @@ impl List {
     }
 }
 
-/// By the keys at the top: each form has its own.
+/// Detects the format by the keys at the top.
 fn form(root: &Node) -> Option<ListFormat> {
     let fields = root.fields()?;
     let is_list = |name: &str| root.field(name).is_some_and(|node| node.items().is_some() || node.is_null());
@@ -89,12 +89,12 @@ fn form(root: &Node) -> Option<ListFormat> {
     if is_list("tasks") {
         return Some(ListFormat::Dregsy);
     }
-    // skopeo passes over registries without images.
+    // skopeo skips registries without images.
     let is_registry = |node: &Node| node.is_null() || node.fields().is_some();
     if fields.iter().any(|(_, value)| has_images(value)) && fields.iter().all(|(_, value)| is_registry(value)) {
         return Some(ListFormat::Skopeo);
     }
-    // Destinations name a registry, and sources a namespace or a tag, one of them at least.
+    // Each destination names a registry. At least one source has a namespace or a tag.
     let is_target =
         |node: &Node| node.is_null() || node.text().is_some_and(|text| text.contains('/') || text.is_empty());
     let is_rule = |node: &Node| match &node.value {
@@ -106,7 +106,7 @@ fn form(root: &Node) -> Option<ListFormat> {
     rules.then_some(ListFormat::ImageSyncer)
 }
 
-/// Whether a mapping is what skopeo has for a registry.
+/// Whether a mapping is skopeo's for one registry.
 fn has_images(node: &Node) -> bool {
     skopeo::IMAGES.iter().any(|name| node.field(name).is_some())
 }
@@ -114,7 +114,7 @@ fn has_images(node: &Node) -> bool {
 fn unknown_format(name: &str, root: &Node) -> Error {
     let what = match &root.value {
         Value::List(_) => "a list without a name",
-        Value::Map(_) => "none of the known forms",
+        Value::Map(_) => "none of the known formats",
         _ => "no list of images",
     };
     invalid_list(name, root.line, format!("it is {what}")).hint(
@@ -123,5 +123,5 @@ fn unknown_format(name: &str, root: &Node) -> Error {
     )
 }
 
-/// What a file may have at most.
+/// The largest list, in bytes.
 pub(super) const MAX_BYTES: usize = 8 << 20;

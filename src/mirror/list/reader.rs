@@ -1,4 +1,4 @@
-//! What the readers of all forms share: notes, entries, and values of the kind that is wanted.
+//! Shared by the readers of all formats: notes, entries, and values of an expected type.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result};
 use crate::reference::{Reference, Repository, SourceLocation, Target, looks_like_host};
 
-/// Collects what a list says.
+/// Collects entries and notes of a list.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
     pub(super) name: &'a str,
@@ -26,17 +26,16 @@ impl<'a> Reader<'a> {
         Self { name, defaults, to: Vec::new(), entries: Vec::new(), notes: Vec::new(), noted: HashMap::new() }
     }
 
-    /// An error at a line.
     pub(super) fn fail(&self, line: usize, what: impl Into<String>) -> Error {
         invalid_list(self.name, line, what)
     }
 
-    /// Says at which line an error is.
+    /// Adds the line to an error.
     pub(super) fn at<T>(&self, line: usize, result: Result<T>) -> Result<T> {
         result.map_err(|error| error_at(self.name, line, error))
     }
 
-    /// Remarks on a line. What is said again is only counted.
+    /// Adds a note about a line. A repeated note is only counted.
     pub(super) fn note(&mut self, line: usize, text: impl Into<String>) {
         let text = text.into();
         if let Some(known) = self.noted.get(&text) {
@@ -47,7 +46,7 @@ impl<'a> Reader<'a> {
         self.notes.push((Note { line, text }, 0));
     }
 
-    /// A pattern at a line, with a note if its `|` binds less than it seems.
+    /// Reads a pattern; adds a note if its `|` binds less than it seems to.
     pub(super) fn pattern(&mut self, line: usize, parsed: Result<Pattern>) -> Result<Pattern> {
         let pattern = self.at(line, parsed)?;
         if let Some(text) = pattern.loose_alternatives() {
@@ -56,41 +55,40 @@ impl<'a> Reader<'a> {
         Ok(pattern)
     }
 
-    /// Notes a key that the tool is not known to have.
+    /// Adds a note about a key that the tool is not known to have.
     pub(super) fn ignored(&mut self, key: &Key, tool: &str) {
-        self.note(key.line, format!("`{}` is nothing that {tool} is known to have: it is ignored", key.text));
+        self.note(key.line, format!("`{}` is not a known setting of {tool}: it is ignored", key.text));
     }
 
-    /// Which of equal keys counts: to Go's YAML version 2 the last, to the others none.
-    pub(super) fn keys_that_are_twice(&mut self, form: ListFormat, twice: &[(Key, usize)]) -> Result<()> {
+    /// Checks keys that occur twice in a mapping. Go's YAML version 2 uses the last one; the other parsers refuse
+    /// them.
+    pub(super) fn check_duplicate_keys(&mut self, form: ListFormat, twice: &[(Key, usize)]) -> Result<()> {
         for (key, last) in twice {
             if matches!(form, ListFormat::Native | ListFormat::Lines | ListFormat::Skopeo) {
                 return Err(self
                     .fail(*last, format!("the key {:?} is at line {} already", key.text, key.line))
-                    .hint("join both under one key, or take one of them out"));
+                    .hint("merge them, or remove one"));
             }
-            let text = format!("{:?} is not used: the same key is at line {last} again, and the last counts", key.text);
+            let text =
+                format!("{:?} is ignored: the same key is at line {last} again, and the last one counts", key.text);
             self.note(key.line, text);
         }
         Ok(())
     }
 
-    /// Adds an entry.
     pub(super) fn add(&mut self, entry: Entry) -> Result<()> {
         if let Some(name) = entry.source.name.strip_prefix("library/")
             && entry.source.is_docker_hub()
             && looks_like_host(name)
         {
             let text = format!(
-                "{name} is read as an image of Docker Hub, {}: for that registry, a path is missing",
+                "{name} is read as an image of Docker Hub, {}: a path for that registry is missing",
                 entry.source
             );
             self.note(entry.line, text);
         }
         if self.entries.len() == MAX_ENTRIES {
-            return Err(self
-                .fail(entry.line, format!("more than {MAX_ENTRIES} entries"))
-                .hint("cut the list in several"));
+            return Err(self.fail(entry.line, format!("more than {MAX_ENTRIES} entries")).hint("split the list"));
         }
         let one_tag = match &entry.target {
             DestinationRule::Fixed(targets) => targets.iter().any(|(_, template)| template.is_one_tag()),
@@ -99,13 +97,13 @@ impl<'a> Reader<'a> {
         if one_tag && (entry.pick.select.is_some() || entry.pick.exact.len() > 1) {
             return Err(self
                 .fail(entry.line, "several images would get one tag")
-                .hint("leave the target's tag out, or write {tag} in it, such as nginx:{tag}-hub"));
+                .hint("remove the target's tag, or write {tag} in it, such as nginx:{tag}-hub"));
         }
         self.entries.push(entry);
         Ok(())
     }
 
-    /// An entry as plain as can be: this source, below the run's destinations.
+    /// The simplest entry: this source, below the run's destinations.
     pub(super) fn entry(&self, line: usize, source: Repository, pick: ImageSelection) -> Entry {
         Entry {
             line,
@@ -118,7 +116,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The text of a scalar that must be one.
+    /// The text of a scalar that must not be empty.
     pub(super) fn text<'n>(&self, node: &'n Node, what: &str) -> Result<&'n str> {
         match node.text() {
             Some(text) if !text.is_empty() => Ok(text),
@@ -126,7 +124,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The texts of a list, or one text alone; none if there is nothing.
+    /// The texts of a list, or a single text; empty for a null.
     pub(super) fn texts<'n>(&self, node: &'n Node, what: &str) -> Result<Vec<(usize, &'n str)>> {
         match &node.value {
             Value::Null => Ok(Vec::new()),
@@ -151,7 +149,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The items of a list; none if there is nothing.
+    /// The items of a list; empty for a null.
     pub(super) fn items<'n>(&self, node: &'n Node, what: &str) -> Result<&'n [Node]> {
         match &node.value {
             Value::Null => Ok(&[]),
@@ -160,7 +158,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The fields of a mapping; none if there is nothing.
+    /// The fields of a mapping; empty for a null.
     pub(super) fn fields<'n>(&self, node: &'n Node, what: &str) -> Result<&'n [(Key, Node)]> {
         match &node.value {
             Value::Null => Ok(&[]),
@@ -169,7 +167,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `true` or `false`.
+    /// `true` or `false`, as YAML 1.1 writes them.
     pub(super) fn boolean(&self, node: &Node, what: &str) -> Result<bool> {
         match node.text().map(str::to_ascii_lowercase).as_deref() {
             Some("true" | "yes" | "on") => Ok(true),
@@ -178,22 +176,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A platform.
     pub(super) fn platform(&self, line: usize, text: &str) -> Result<Platform> {
         self.at(line, text.parse())
     }
 
-    /// A reference: its repository, and which image; `None` where neither tag nor digest was written.
+    /// The repository and the image of a reference; the image is `None` if there is neither a tag nor a digest.
     pub(super) fn reference(&self, line: usize, text: &str) -> Result<(Repository, Option<SelectedImage>)> {
         self.at(line, reference(text))
     }
 
-    /// A repository.
     pub(super) fn repository(&self, line: usize, text: &str) -> Result<Repository> {
         self.at(line, bare_reference(text).and_then(str::parse))
     }
 
-    /// A text with the variables of the environment put in, `$NAME` and `${NAME}`, as Go's os.ExpandEnv does.
+    /// A text with the environment variables `$NAME` and `${NAME}` replaced, as Go's os.ExpandEnv does.
     pub(super) fn expanded(&mut self, line: usize, text: &str) -> Result<String> {
         let mut made = String::new();
         let mut rest = text;
@@ -206,7 +202,7 @@ impl<'a> Reader<'a> {
             };
             let Some(value) = self.defaults.environment.and_then(|variable| variable(name)) else {
                 return Err(self
-                    .fail(line, format!("{text:?} has the variable {name}, which the environment has not"))
+                    .fail(line, format!("{text:?} has the variable {name}, which is not set"))
                     .hint(format!("set it, as in {name}=… transload mirror …, or write its value")));
             };
             made.push_str(&value);
@@ -234,12 +230,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A reference; its tag and digest as they were written.
+/// Reads a reference; tag and digest as they were written.
 pub(super) fn reference(text: &str) -> Result<(Repository, Option<SelectedImage>)> {
     let text = bare_reference(text)?;
     let location = text.parse::<SourceLocation>()?;
     let SourceLocation::Registry(Reference { repository, target }, beside) = location else {
-        return Err(Error::new(Kind::Usage, format!("{text:?} is a directory, and a list is of registries' images"))
+        return Err(Error::new(Kind::Usage, format!("{text:?} is a directory; a list has images of registries only"))
             .hint("transload copy copies from and to directories"));
     };
     let exact = match target {
@@ -248,23 +244,23 @@ pub(super) fn reference(text: &str) -> Result<(Repository, Option<SelectedImage>
             let last = text.rsplit('/').next().unwrap_or(text);
             last.contains(':').then_some(SelectedImage { tag: Some(tag), digest: None })
         }
-        // A reference has none of these.
+        // References to registries have no names of layouts.
         Target::Name(_) => None,
     };
     Ok((repository, exact))
 }
 
-/// What the command line says about a list.
+/// Settings of the command line for a list.
 #[derive(Clone, Debug, Default)]
 pub struct Defaults {
-    /// The path of entries that name none, before what the list has as its default.
+    /// The path of entries that have none. It replaces the list's default.
     pub target: Option<Template>,
-    /// Take `library/` off Docker Hub's official images, whatever the list says.
+    /// Remove `library/` from Docker Hub's official images, also where the list does not.
     pub strip_library: bool,
-    /// Variables of the environment, for lists whose tool puts them in: regsync's templates, image-syncer's
-    /// destinations. Without it such lists are refused.
+    /// Environment variables, for tools that use them: regsync's templates, image-syncer's destinations. Without it
+    /// such lists are refused.
     pub environment: Option<Environment>,
 }
 
-/// Looks a variable of the environment up.
+/// Returns the value of an environment variable.
 pub type Environment = fn(&str) -> Option<String>;

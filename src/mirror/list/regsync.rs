@@ -14,7 +14,7 @@
 //!     tags: { allow: ["3\\.\\d+"], deny: ["3\\.0"], semverRange: [">=3.5"] }
 //!     referrers: true
 //! ```
-//! `tags` and each of `tagSets` are sets; a tag need be in one. Each pattern stands between `^` and `$`.
+//! `tags` and each of `tagSets` are sets; a tag must be in one of them. Each pattern is enclosed in `^` and `$`.
 //!
 //! Rules: <https://regclient.org/usage/regsync/>, and
 //! <https://github.com/regclient/regclient/blob/main/pkg/regsync/root.go>.
@@ -43,7 +43,9 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
                         continue;
                     }
                     match DEFAULTS.contains(&key.text.as_str()) {
-                        true => reader.note(key.line, format!("`{}` isn't used: it is about regsync itself", key.text)),
+                        true => {
+                            reader.note(key.line, format!("`{}` is ignored: it configures regsync itself", key.text))
+                        }
                         false => reader.ignored(key, TOOL),
                     }
                 }
@@ -54,12 +56,12 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
         }
     }
     let steps = root.field("sync").map_or(Ok(&[][..]), |node| reader.items(node, "`sync`"))?;
-    let mut undone = Vec::new();
+    let mut unevaluated = Vec::new();
     for node in steps {
-        step(node, defaults.clone(), &mut undone, reader)?;
+        step(node, defaults.clone(), &mut unevaluated, reader)?;
     }
-    let Some((first, why)) = undone.first() else { return Ok(()) };
-    let lines: Vec<String> = undone.iter().map(|(line, _)| line.to_string()).collect();
+    let Some((first, why)) = unevaluated.first() else { return Ok(()) };
+    let lines: Vec<String> = unevaluated.iter().map(|(line, _)| line.to_string()).collect();
     let what = match &lines[..] {
         [_] => format!("this template can't be evaluated: {why}"),
         [all @ .., last] => {
@@ -73,27 +75,27 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     ))
 }
 
-/// `creds`: nothing of it is used; what of it changes how a registry is asked is told.
+/// Notes for `creds`: none of it is used, and some of it changes requests.
 fn credentials(key: &Key, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
-    reader.note(key.line, "`creds` aren't used: transload login keeps credentials");
+    reader.note(key.line, "`creds` is ignored: log in with transload login");
     for node in reader.items(node, "`creds`")? {
         let text = |name: &str| node.field(name).and_then(Node::text);
         let registry = text("registry").unwrap_or("HOST");
         for (key, value) in reader.fields(node, "an item of `creds`")? {
             match (key.text.as_str(), value.text()) {
                 ("tls", Some(tls @ ("disabled" | "insecure"))) => {
-                    reader.note(key.line, format!("`tls: {tls}` isn't done: give --insecure-registry {registry}"));
+                    reader.note(key.line, format!("`tls: {tls}` is ignored: use --insecure-registry {registry}"));
                 }
                 ("scheme", Some("http")) => {
-                    reader.note(key.line, format!("`scheme: http` isn't done: give --insecure-registry {registry}"));
+                    reader.note(key.line, format!("`scheme: http` is ignored: use --insecure-registry {registry}"));
                 }
                 ("hostname", Some(host)) if host != registry => {
-                    reader.note(key.line, format!("`hostname` isn't used: {registry} is asked itself, and not {host}"));
+                    reader.note(key.line, format!("`hostname` is ignored: requests go to {registry}, not to {host}"));
                 }
-                ("regcert", _) => reader.note(key.line, "`regcert` isn't read: give --ca-file"),
-                ("mirrors", _) => reader.note(key.line, format!("`mirrors` aren't used: {registry} is asked itself")),
+                ("regcert", _) => reader.note(key.line, "`regcert` is ignored: use --ca-file"),
+                ("mirrors", _) => reader.note(key.line, format!("`mirrors` is ignored: requests go to {registry}")),
                 ("pathPrefix", _) => {
-                    reader.note(key.line, "`pathPrefix` isn't used: write the path in `source` and `target`");
+                    reader.note(key.line, "`pathPrefix` is ignored: write the path in `source` and `target`");
                 }
                 _ => {}
             }
@@ -102,7 +104,7 @@ fn credentials(key: &Key, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What a step says, after `defaults`.
+/// Settings of a step; it begins with those of `defaults`.
 #[derive(Clone, Debug, Default)]
 struct Step {
     referrers: bool,
@@ -110,7 +112,7 @@ struct Step {
 }
 
 impl Step {
-    /// Reads what `defaults` and steps both have; returns whether it was such.
+    /// Reads a setting that both `defaults` and steps have. Returns whether it was one.
     fn common(&mut self, key: &Key, value: &Node, reader: &mut Reader<'_>) -> Result<bool> {
         let what = format!("`{}`", key.text);
         match key.text.as_str() {
@@ -122,12 +124,12 @@ impl Step {
                     .hint("copy that repository by an entry of its own"));
             }
             "forceRecursive" if reader.boolean(value, &what)? => {
-                reader.note(key.line, format!("{what} isn't done: give --force to a run that should repair"));
+                reader.note(key.line, format!("{what} is ignored: use --force to repair a destination"));
             }
             "includeExternal" if reader.boolean(value, &what)? => {
-                reader.note(key.line, format!("{what} isn't done: foreign layers stay where they are"));
+                reader.note(key.line, format!("{what} is ignored: foreign layers are not copied"));
             }
-            // What transload does always, or what says not to do what it doesn't.
+            // transload always does these, or they turn off something that it does not do.
             "fastCheck" | "fastCopy" | "referrerSlow" | "forceRecursive" | "includeExternal" => {}
             name => match REMARKS.iter().find(|(known, _)| *known == name) {
                 Some((_, remark)) => reader.note(key.line, format!("{what} {remark}")),
@@ -138,7 +140,7 @@ impl Step {
     }
 }
 
-fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: &mut Reader<'_>) -> Result<()> {
+fn step(node: &Node, mut step: Step, unevaluated: &mut Vec<(usize, String)>, reader: &mut Reader<'_>) -> Result<()> {
     let mut sets = Vec::new();
     let mut platforms = Vec::new();
     for (key, value) in reader.fields(node, "a step")? {
@@ -147,7 +149,7 @@ fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: 
             "tags" => sets.extend(tag_set(value, reader)?),
             "tagSets" => {
                 for node in reader.items(value, "`tagSets`")? {
-                    // One without conditions has all tags.
+                    // An empty set selects all tags.
                     sets.push(tag_set(node, reader)?.unwrap_or_default());
                 }
             }
@@ -172,7 +174,7 @@ fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: 
             }
         }
     }
-    let Some([source, target]) = ends(node, undone, reader)? else { return Ok(()) };
+    let Some([source, target]) = ends(node, unevaluated, reader)? else { return Ok(()) };
     let (source, pick) = picked(node, (source.0, &source.1), sets, reader)?;
     let (registry, template) = destination_rule((target.0, &target.1), &pick, reader)?;
     let entry = Entry {
@@ -185,7 +187,7 @@ fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: 
     reader.add(entry)
 }
 
-/// What is copied: by `type`.
+/// The selected images, by `type`.
 fn picked(
     node: &Node,
     (line, text): (usize, &str),
@@ -217,7 +219,7 @@ fn picked(
     }
 }
 
-/// Where to: `target`, a repository for a repository, an image for an image.
+/// The target: a repository for a repository, an image for an image.
 fn destination_rule(
     (line, text): (usize, &str),
     pick: &ImageSelection,
@@ -235,27 +237,28 @@ fn destination_rule(
             ));
         }
         Some(exact) => exact.tag,
-        // Its tag is `latest` by default.
+        // The default tag is `latest`.
         None => pick.select.is_none().then(Tag::latest),
     };
     Ok((target.registry, Template::literal(&target.name, tag.as_deref())))
 }
 
-/// `source` and `target`, their templates evaluated; `None` where one can't be, which `undone` holds then.
+/// `source` and `target` with their templates evaluated. `None` if one cannot be evaluated, which is added to
+/// `unevaluated`.
 fn ends(
     node: &Node,
-    undone: &mut Vec<(usize, String)>,
+    unevaluated: &mut Vec<(usize, String)>,
     reader: &mut Reader<'_>,
 ) -> Result<Option<[(usize, String); 2]>> {
     let (source_line, source) = parse_location(node, "source", reader)?;
     let (target_line, target) = parse_location(node, "target", reader)?;
-    let (mut texts, before) = (Vec::new(), undone.len());
+    let (mut texts, before) = (Vec::new(), unevaluated.len());
     for (line, text) in [(source_line, source), (target_line, target)] {
         if !text.contains("{{") {
             texts.push((line, text.to_owned()));
             continue;
         }
-        // regsync evaluates `source` first, and `target` sees what came out.
+        // regsync evaluates `source` first; `target` can use the result.
         let source = texts.first().map_or(source, |(_, source)| source);
         let field = |path: &str| match path {
             ".Sync.Source" => Some(source.to_owned()),
@@ -267,7 +270,7 @@ fn ends(
             }
         };
         let Some(environment) = reader.defaults.environment else {
-            undone.push((line, "there is no environment".to_owned()));
+            unevaluated.push((line, "there is no environment".to_owned()));
             continue;
         };
         match evaluate(text, &Scope { field: &field, variable: &environment }) {
@@ -277,20 +280,14 @@ fn ends(
                         made.text.starts_with('/') || made.text.ends_with([':', '/']) || made.text.contains("//");
                     if empty || made.text.is_empty() {
                         return Err(reader
-                            .fail(
-                                line,
-                                format!(
-                                    "{:?} is what is left of {text:?}: the environment has no {variable}",
-                                    made.text
-                                ),
-                            )
+                            .fail(line, format!("{text:?} becomes {:?}: the variable {variable} is not set", made.text))
                             .hint(format!("set it, as in {variable}=… transload mirror …")));
                     }
-                    reader.note(line, format!("the environment has no {variable}: it is empty, as in regsync"));
+                    reader.note(line, format!("the variable {variable} is not set: it is empty, as in regsync"));
                 }
                 texts.push((line, made.text.trim().to_owned()));
             }
-            Err(why) => undone.push((line, why)),
+            Err(why) => unevaluated.push((line, why)),
         }
     }
     let [source, target] = &texts[..] else { return Ok(None) };
@@ -298,14 +295,14 @@ fn ends(
     for (name, (line, text)) in [("source", source), ("target", target)] {
         if text.starts_with("ocidir://") {
             return Err(reader
-                .fail(*line, format!("`{name}` is a directory, and a list is of registries' images"))
+                .fail(*line, format!("`{name}` is a directory; a list has images of registries only"))
                 .hint("transload copy copies from and to directories, as oci:DIR"));
         }
     }
-    Ok((undone.len() == before).then_some(ends))
+    Ok((unevaluated.len() == before).then_some(ends))
 }
 
-/// `source` or `target`, as it is written.
+/// The text of `source` or `target`.
 fn parse_location<'n>(node: &'n Node, name: &str, reader: &Reader<'_>) -> Result<(usize, &'n str)> {
     let Some(value) = node.field(name) else {
         return Err(reader.fail(node.line, format!("a step without `{name}`")));
@@ -313,7 +310,7 @@ fn parse_location<'n>(node: &'n Node, name: &str, reader: &Reader<'_>) -> Result
     Ok((value.line, reader.text(value, &format!("`{name}`"))?))
 }
 
-/// `tags`, or one of `tagSets`; `None` without a condition.
+/// Reads `tags` or one of `tagSets`; `None` if it has no condition.
 fn tag_set(node: &Node, reader: &mut Reader<'_>) -> Result<Option<TagSet>> {
     let mut set = TagSet::default();
     for (key, value) in reader.fields(node, "tags")? {
@@ -321,7 +318,7 @@ fn tag_set(node: &Node, reader: &mut Reader<'_>) -> Result<Option<TagSet>> {
             match key.text.as_str() {
                 "allow" => set.patterns.push(reader.pattern(line, Pattern::enclosed(text))?),
                 "deny" => set.exclude.push(reader.pattern(line, Pattern::enclosed(text))?),
-                // An empty one is passed over.
+                // regsync ignores an empty range.
                 "semverRange" if text.is_empty() => {}
                 "semverRange" => set.versions.push(reader.at(line, Versions::parse(text, Dialect::Regsync))?),
                 _ => reader.ignored(key, TOOL),
@@ -333,16 +330,16 @@ fn tag_set(node: &Node, reader: &mut Reader<'_>) -> Result<Option<TagSet>> {
 
 const TOOL: &str = "regsync";
 
-/// What is remarked and not done.
+/// Notes for settings that are ignored.
 const REMARKS: [(&str, &str); 7] = [
-    ("interval", "isn't used: give --interval, or run it by a CronJob"),
-    ("schedule", "isn't used: give --interval, or run it by a CronJob"),
-    ("ratelimit", "isn't used: give --reserve-pulls for a reserve of Docker Hub's pulls"),
-    ("backup", "isn't done: what a tag held before is overwritten"),
-    ("hooks", "aren't run"),
-    ("mediaTypes", "isn't used: whatever a tag names is copied"),
-    ("referrerFilters", "isn't used: all referrers are copied"),
+    ("interval", "is ignored: use --interval, or a CronJob"),
+    ("schedule", "is ignored: use --interval, or a CronJob"),
+    ("ratelimit", "is ignored: use --reserve-pulls to reserve pulls of Docker Hub"),
+    ("backup", "is ignored: the old content of a tag is not kept"),
+    ("hooks", "is ignored: transload runs no hooks"),
+    ("mediaTypes", "is ignored: all media types are copied"),
+    ("referrerFilters", "is ignored: all referrers are copied"),
 ];
 
-/// Keys of `defaults` about regsync itself, which mean nothing here.
+/// Keys of `defaults` that configure regsync itself.
 const DEFAULTS: [&str; 6] = ["parallel", "blobLimit", "cacheCount", "cacheTime", "skipDockerConfig", "userAgent"];

@@ -32,7 +32,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     reader.note(0, "all platforms are copied, as by skopeo sync --all");
     for (registry, node) in reader.fields(root, "the file")? {
         if IMAGES.iter().all(|name| node.field(name).is_none_or(is_empty)) {
-            reader.note(registry.line, format!("{} has no images: it is passed over, as by skopeo", registry.text));
+            reader.note(registry.line, format!("{} has no images: it is skipped, as in skopeo", registry.text));
         }
         for (key, value) in reader.fields(node, "a registry")? {
             match key.text.as_str() {
@@ -45,21 +45,23 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
                     let versions = vec![reader.at(line, Versions::parse(text, Dialect::Skopeo))?];
                     Ok(TagSet { versions, ..TagSet::default() })
                 })?,
-                "credentials" => reader.note(key.line, "`credentials` aren't used: transload login keeps them"),
+                "credentials" => reader.note(key.line, "`credentials` is ignored: log in with transload login"),
                 "tls-verify" if reader.boolean(value, "`tls-verify`")? => {}
                 "tls-verify" => reader.note(
                     key.line,
-                    format!("`tls-verify: false` isn't done: give --insecure-registry {}", registry.text),
+                    format!("`tls-verify: false` is ignored: use --insecure-registry {}", registry.text),
                 ),
-                "cert-dir" => reader.note(key.line, "`cert-dir` isn't read: give --ca-file"),
-                other => reader.note(key.line, format!("`{other}` is nothing that skopeo sync has: it is ignored")),
+                "cert-dir" => reader.note(key.line, "`cert-dir` is ignored: use --ca-file"),
+                other => {
+                    reader.note(key.line, format!("`{other}` is not a known setting of skopeo sync: it is ignored"))
+                }
             }
         }
     }
     Ok(())
 }
 
-/// `images`: repositories with their tags and digests; all tags where none are named.
+/// Reads `images`: repositories with their tags and digests. Without both, all tags are selected.
 fn images(registry: &str, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, tags) in reader.fields(node, "`images`")? {
         let source = source(registry, key, reader)?;
@@ -75,7 +77,7 @@ fn images(registry: &str, node: &Node, reader: &mut Reader<'_>) -> Result<()> {
     Ok(())
 }
 
-/// `images-by-…`: repositories with one condition each.
+/// Reads `images-by-…`: repositories with one condition each.
 fn selected(
     registry: &str,
     key: &Key,
@@ -93,7 +95,7 @@ fn selected(
     Ok(())
 }
 
-/// Nothing, or a list or mapping without items.
+/// Whether a value is null, or a list or mapping without items.
 fn is_empty(node: &Node) -> bool {
     node.is_null() || node.fields().is_some_and(<[_]>::is_empty) || node.items().is_some_and(<[_]>::is_empty)
 }
@@ -110,11 +112,11 @@ fn source(registry: &str, key: &Key, reader: &Reader<'_>) -> Result<Repository> 
     repository(key.line, registry, &key.text, reader)
 }
 
-/// A repository of a registry, both by name.
+/// A repository by the names of its registry and itself.
 pub(super) fn repository(line: usize, registry: &str, name: &str, reader: &Reader<'_>) -> Result<Repository> {
     let text = format!("{}/{name}", registry.trim_end_matches('/'));
     let repository: Repository = reader.at(line, text.parse())?;
-    // `registry` alone is no host to Docker's rule, and would be a namespace of Docker Hub.
+    // Docker's rule would read a name like `registry` as a namespace of Docker Hub.
     let is_hub = registry.contains(DOCKER_HUB) || registry.contains("docker.com");
     if repository.is_docker_hub() && !is_hub {
         return Err(reader
@@ -124,5 +126,5 @@ pub(super) fn repository(line: usize, registry: &str, name: &str, reader: &Reade
     Ok(repository)
 }
 
-/// What holds a registry's repositories.
+/// The keys that hold repositories of a registry.
 pub(super) const IMAGES: [&str; 3] = ["images", "images-by-tag-regex", "images-by-semver"];

@@ -1,7 +1,6 @@
-//! Which tags of a repository: by pattern, by range of versions, the newest of them.
+//! Filters of tags: patterns, ranges of versions, the newest ones.
 //!
-//! The lists of referrers (`sha256-<hex>`) and cosign's tags (`sha256-<hex>.sig`) are no images, and no
-//! pattern picks them.
+//! Tags of referrers (`sha256-<hex>`) and of cosign (`sha256-<hex>.sig`) are no images. No filter selects them.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,40 +14,41 @@ use super::{ImageSelection, SelectedImage};
 use crate::error::Result;
 use crate::reference::{Artifact, Tag};
 
-/// Which tags, by what they look like.
+/// A filter of tags.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TagFilter {
-    /// A tag fits if it's in any of these; without one, each does.
+    /// A tag must be in one of these; if empty, all are.
     pub sets: Vec<TagSet>,
-    /// And if all of these match it.
+    /// And all of these must match it.
     pub keep: Vec<Pattern>,
-    /// And none of these.
+    /// And none of these may match it.
     pub exclude: Vec<Pattern>,
-    /// Of those that fit, so many, the newest; all if 0.
+    /// Only this many of the selected tags, the newest ones; 0 for all.
     ///
-    /// Versions are newer than tags that are none; then the higher is newer, and a version newer than its
-    /// variants (`1.27-alpine`), those than its early versions (`1.27-rc1`). Each tag counts.
+    /// Versions are newer than other tags. A higher version is newer. A version is newer than its variants
+    /// (`1.27-alpine`), and those are newer than its pre-releases (`1.27-rc1`). Each tag counts.
     pub newest: usize,
-    /// Or so many as dregsy's `keep: latest` leaves.
+    /// Or only those that dregsy's `keep: latest` leaves.
     pub latest: Option<Latest>,
 }
 
 /// A set of tags.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TagSet {
-    /// Any of these must match; without one, none need to.
+    /// One of these must match; if empty, any tag matches.
     pub patterns: Vec<Pattern>,
-    /// And any of these ranges must hold the tag's version; without one, it need be none.
+    /// And one of these ranges must contain the tag's version; if empty, the tag need not be a version.
     ///
-    /// What is a version follows each range's [`Dialect`]. In transload's own, `1.27` is 1.27.0, and `v1` is 1.0.0. What comes before a version (`-rc1`) is in a range only if
-    /// that names such a one (`>=1.27.0-0`). Other suffixes are variants (`-alpine`): they are in a range
-    /// only if `patterns` name them too, and count as the version that they are built of.
+    /// The [`Dialect`] of a range decides which tags are versions. In transload's own, `1.27` is 1.27.0, and `v1` is
+    /// 1.0.0. A pre-release (`-rc1`) is in a range only if the range names a pre-release (`>=1.27.0-0`). Other
+    /// suffixes are variants (`-alpine`): they are in a range only if `patterns` select them too, and count as the
+    /// version that they are built from.
     pub versions: Vec<Versions>,
     /// And none of these may match.
     pub exclude: Vec<Pattern>,
 }
 
-/// A range of versions, known to be well formed.
+/// A valid range of versions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Versions {
     text: String,
@@ -74,7 +74,7 @@ impl fmt::Display for TagFilter {
             text if self.sets.len() > 1 && text.contains(' ') => format!("({text})"),
             text => text,
         };
-        // A set without conditions has all.
+        // A set without conditions contains all tags.
         let all = self.sets.is_empty() || self.sets.contains(&TagSet::default());
         let sets: Vec<String> = self.sets.iter().map(each).collect();
         let mut parts = vec![if all { "all tags".to_owned() } else { sets.join(" or ") }];
@@ -104,22 +104,22 @@ fn join<T: fmt::Display>(items: &[T], between: &str) -> String {
 }
 
 impl ImageSelection {
-    /// Whether the repository's tags must be listed to know what is picked.
+    /// Whether the list of the repository's tags is needed.
     pub fn needs_tag_list(&self) -> bool {
         self.select.is_some()
     }
 
-    /// Chooses among tags as their list arrives. What [`Self::exact`] names isn't chosen again.
+    /// Selects tags while their list arrives. Tags in [`Self::exact`] are not selected again.
     ///
     /// # Errors
-    /// Only for patterns that weren't checked when they were made: none of a list that was read.
+    /// For invalid patterns. A list that was read has none.
     pub fn chooser(&self) -> Result<TagChooser<'_>> {
         let rules = self.select.as_ref().map(CompiledFilter::of).transpose()?;
         let latest = self.select.as_ref().and_then(|select| select.latest.as_ref()).map(Held::new);
         Ok(TagChooser { pick: self, rules, newest: BinaryHeap::new(), latest })
     }
 
-    /// All images that are selected of a repository with these tags.
+    /// All images of a repository with these tags that are selected.
     #[cfg(test)]
     pub(super) fn choose(&self, tags: impl IntoIterator<Item = Tag>) -> Result<Vec<SelectedImage>> {
         let mut chooser = self.chooser()?;
@@ -130,23 +130,23 @@ impl ImageSelection {
     }
 }
 
-/// Chooses tags one by one: those that fit come back at once, save where the newest are wanted, which
-/// are known at the end. Holds no more tags than that number.
+/// Selects tags one by one. Selected tags are returned at once, except for the newest ones, which are known at the
+/// end. It holds no more than their number.
 #[derive(Debug)]
 pub struct TagChooser<'a> {
     pick: &'a ImageSelection,
     rules: Option<CompiledFilter<'a>>,
-    /// The oldest of them first.
+    /// The oldest first.
     newest: BinaryHeap<Reverse<Age>>,
-    /// Where `keep: latest` of dregsy chooses among them.
+    /// For dregsy's `keep: latest`.
     latest: Option<Held>,
 }
 
 impl TagChooser<'_> {
-    /// Offers a tag; returns what is chosen already.
+    /// Adds a tag; returns it if it is selected already.
     pub fn offer(&mut self, tag: Tag) -> Option<SelectedImage> {
         let rules = self.rules.as_ref().filter(|rules| rules.matches(&tag))?;
-        // In their order, the first with a tag is the one without a digest.
+        // In this order, the first image of a tag is the one without a digest.
         let exact = SelectedImage { tag: Some(tag.clone()), digest: None };
         if self.pick.exact.range(&exact..).next().is_some_and(|known| known.tag == exact.tag) {
             return None;
@@ -168,7 +168,7 @@ impl TagChooser<'_> {
         None
     }
 
-    /// What was held back: the newest tags, the newest first.
+    /// The tags that are known at the end only, the newest first.
     pub fn finish(self) -> Vec<SelectedImage> {
         let held = self.latest.map_or(Vec::new(), Held::finish);
         let ages = self.newest.into_sorted_vec();
@@ -177,7 +177,7 @@ impl TagChooser<'_> {
     }
 }
 
-/// [`TagFilter`], compiled: kept only while one repository's tags are gone through.
+/// [`TagFilter`], compiled for the tags of one repository.
 #[derive(Debug)]
 struct CompiledFilter<'a> {
     sets: Vec<CompiledTagSet<'a>>,
@@ -243,7 +243,7 @@ mod tests {
     fn chosen(select: TagFilter, tags: &str) -> String {
         let pick = ImageSelection { exact: [].into(), select: Some(select) };
         let mut chosen = pick.choose(tags.split(' ').map(Tag::from)).expect("patterns");
-        // What isn't by age is in the order of the list.
+        // Other tags are in the order of the list.
         chosen.iter_mut().filter_map(|exact| exact.tag.take()).collect::<Vec<_>>().join(" ")
     }
 
@@ -352,7 +352,7 @@ mod tests {
         let pick = ImageSelection { exact: [].into(), select: Some(TagFilter { newest: 3, ..TagFilter::default() }) };
         let mut chooser = pick.chooser().expect("patterns");
         for number in 0..100_000u32 {
-            // In an order that is neither rising nor falling.
+            // Neither ascending nor descending.
             assert_eq!(chooser.offer(format!("1.{}", number.wrapping_mul(7919) % 100_000).as_str().into()), None);
             assert!(chooser.newest.len() <= 3);
         }

@@ -1,12 +1,11 @@
-//! Go's templates, as far as lists have them: regsync's `{{env "REGISTRY"}}/{{.Sync.Source}}`.
+//! The part of Go's templates that lists use: regsync's `{{env "REGISTRY"}}/{{.Sync.Source}}`.
 //!
-//! Syntax: <https://pkg.go.dev/text/template>; functions: <https://regclient.org/usage/regsync/#templates>. What
-//! would read files or change from run to run (`file`, `time`) is not evaluated, nor are conditions, loops and
-//! variables.
+//! Syntax: <https://pkg.go.dev/text/template>; functions: <https://regclient.org/usage/regsync/#templates>. Functions
+//! that read files or whose results change (`file`, `time`), conditions, loops and variables are not evaluated.
 
 use std::collections::VecDeque;
 
-/// What a template may ask for.
+/// The values that a template can use.
 pub(super) struct Scope<'a> {
     /// A field by its path, such as `.Sync.Source`.
     pub(super) field: &'a dyn Fn(&str) -> Option<String>,
@@ -197,8 +196,8 @@ fn command(
     }
 }
 
-/// Calls a function. `env` finds out that a variable is missing; `default` keeps the missing variables of the
-/// argument that it returns; every other function's result depends on all its arguments.
+/// Calls a function. `default` keeps the missing variables of the argument that it returns. The result of any other
+/// function depends on all its arguments.
 fn call(name: &str, mut arguments: Vec<Operand>, scope: &Scope<'_>) -> Result<Operand, String> {
     if name == "default" && arguments.len() == 2 {
         let replaced = arguments[1].value.is_empty();
@@ -216,9 +215,9 @@ fn call(name: &str, mut arguments: Vec<Operand>, scope: &Scope<'_>) -> Result<Op
     Ok(Operand { value, unset })
 }
 
-/// The functions that regsync's documentation names, and those of Go's templates that make texts.
+/// The functions in regsync's documentation, and those of Go's templates that make texts.
 fn apply(name: &str, arguments: Vec<Value>) -> Result<Value, String> {
-    let wrong = || format!("`{name}` has not the arguments that it takes");
+    let wrong = || format!("`{name}` has wrong arguments");
     Ok(match (name, &arguments[..]) {
         ("lower", [Value::Text(text)]) => Value::Text(text.to_lowercase()),
         ("upper", [Value::Text(text)]) => Value::Text(text.to_uppercase()),
@@ -237,7 +236,7 @@ fn apply(name: &str, arguments: Vec<Value>) -> Result<Value, String> {
     })
 }
 
-/// `%s`, `%v` and `%d`; no widths.
+/// `%s`, `%v` and `%d`, without widths.
 fn printf(format: &str, arguments: Vec<Value>) -> Option<String> {
     let mut arguments = arguments.into_iter();
     let mut made = String::new();
@@ -255,7 +254,7 @@ fn printf(format: &str, arguments: Vec<Value>) -> Option<String> {
     arguments.next().is_none().then_some(made)
 }
 
-/// Parentheses inside each other. Each level takes stack.
+/// How deep parentheses may be nested. Each level uses stack.
 const MAX_DEPTH: usize = 32;
 
 #[cfg(test)]
@@ -270,7 +269,7 @@ mod tests {
         evaluate(text, &Scope { field: &field, variable: &variable })
     }
 
-    /// Templates and what Go makes of them.
+    /// Templates, and their results in Go.
     #[test]
     fn texts() {
         for (text, expected) in [
@@ -294,7 +293,7 @@ mod tests {
         assert_eq!(made("{{env \"NONE\"}}/x").map(|made| made.unset), Ok(vec!["NONE".to_owned()]));
     }
 
-    /// `default` excuses only the variable that it replaces.
+    /// `default` suppresses only the variable that it replaces.
     #[test]
     fn a_default_hides_no_other_missing_variable() {
         for (text, expected, unset) in [

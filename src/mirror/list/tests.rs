@@ -1,5 +1,5 @@
-//! Lists in each form: what is refused, and at which line; what is recognised. What the fixtures mean in
-//! full is in tests/it/mirror_check.rs.
+//! Each format: lists that are refused, with the line, and detection of the format. `tests/it/mirror_check.rs` checks
+//! the meaning of whole files.
 
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn good(text: &str) -> List {
     read(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// Reads what must be refused: at this line, with this in the error or its hint.
+/// Reads an invalid list, and asserts the line and a part of the error or its hint.
 #[track_caller]
 fn refused(text: &str, line: usize, why: &str) {
     let error = read(text).err().unwrap_or_else(|| panic!("is taken:\n{text}"));
@@ -28,7 +28,7 @@ fn refused(text: &str, line: usize, why: &str) {
     assert_eq!(error.exit_code(), 2, "{said}");
 }
 
-/// Where its images go, in a word each.
+/// The targets of a list's images.
 fn places(list: &List, to: &[&str]) -> Vec<String> {
     let to: Vec<DestinationBase> = to.iter().map(|base| base.parse().expect("a base")).collect();
     let mut all = Vec::new();
@@ -81,9 +81,9 @@ fn what_is_no_list() {
         ("images: []\n", 0, "names no images"),
         ("sync: []\n", 0, "names no images"),
         ("- nginx\n- redis\n", 1, "a list without a name"),
-        ("\nimagse: [nginx]\n", 2, "none of the known forms"),
-        ("imagse: [quay.io/a/b]\n", 1, "none of the known forms"),
-        ("{}", 1, "none of the known forms"),
+        ("\nimagse: [nginx]\n", 2, "none of the known formats"),
+        ("imagse: [quay.io/a/b]\n", 1, "none of the known formats"),
+        ("{}", 1, "none of the known formats"),
         ("\"nginx\"", 1, "no list of images"),
         ("images: [nginx\n", 1, "never closed"),
     ] {
@@ -140,7 +140,7 @@ fn lines_refused() {
     ] {
         refused(text, line, why);
     }
-    // The same again, or nothing but its digest, overwrites nothing.
+    // The same image again, or one without a tag, overwrites nothing.
     good(&format!("x:1\nx:1\na.io/x@{DIGEST}\nb.io/x@{DIGEST}\na.io/x:1 y\n"));
 }
 
@@ -167,7 +167,7 @@ fn our_form_refused() {
         ("- source: nginx\n  semver: latest", 2, "not a range"),
         ("- source: nginx\n  newest: 0", 2, "from 1 to 100000"),
         ("- source: nginx\n  newest: all", 2, "from 1 to 100000"),
-        ("- source: nginx\n  exclude: a*", 1, "nothing that `exclude`"),
+        ("- source: nginx\n  exclude: a*", 1, "`exclude` has no pattern"),
         ("- source: nginx\n  platforms: [linux]", 2, "not a platform"),
         ("- source: nginx\n  referrers: maybe", 2, "true or false"),
         ("- source: nginx\n  target: []", 2, "`target` is empty"),
@@ -189,7 +189,7 @@ fn our_form_refused() {
         ("defaults:\n  target: a.io/b\nimages: [nginx]\n", 2, "names a registry"),
         ("defaults: [a]\nimages: [nginx]\n", 1, "`defaults` is a mapping"),
         ("images: [nginx]\nimages: [redis]\n", 2, "at line 1 already"),
-        // The destinations that it names are held to, too.
+        // The list's own destinations are checked too.
         ("to: docker.io\nimages: [nginx]\n", 2, "onto itself"),
     ] {
         refused(text, line, why);
@@ -278,7 +278,7 @@ fn templates() {
             places.iter().map(|(to, tag)| format!("{to}:{}", tag.as_deref().unwrap_or("-"))).collect();
         assert_eq!(shown, [place], "{template}");
     }
-    // What only comes out of a source or a tag.
+    // Names that are only known once a source or a tag fills in the template.
     let mut long = entry("nginx:1", false);
     long.target = DestinationRule::Below("x:{tag}-y".parse().expect("a template"));
     assert!(
@@ -339,7 +339,7 @@ fn claims_hold_between_patterns_too() {
     let notes: Vec<(usize, String)> =
         list.overlaps(&to).expect("places").into_iter().map(|note| (note.line, note.text)).collect();
     assert_eq!(notes.len(), 1, "{notes:?}");
-    assert!(notes[0].0 == 3 && notes[0].1.starts_with("line 2 goes to d.io/z too"), "{notes:?}");
+    assert!(notes[0].0 == 3 && notes[0].1.starts_with("line 2 writes to d.io/z too"), "{notes:?}");
 
     let mut claims = Claims::default();
     let exact = SelectedImage { tag: Some("1".into()), digest: None };

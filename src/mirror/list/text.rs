@@ -1,17 +1,17 @@
-//! What is done to a file's text before its form is looked at. Nothing here moves a line.
+//! Prepares the text of a file before its format is detected. Line numbers do not change.
 
 use std::borrow::Cow;
 
 use super::error::invalid_list;
 use crate::error::Result;
 
-/// The text of a file's bytes.
+/// Decodes the bytes of a file.
 ///
 /// # Errors
-/// For UTF-16, which Windows' tools write.
+/// For UTF-16, which tools on Windows write.
 pub(super) fn decode<'b>(bytes: &'b [u8], name: &str) -> Result<Cow<'b, str>> {
     let marked = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
-    // Without its mark: each second byte of plain text is 0, and the others are not.
+    // UTF-16 without a byte order mark: each second byte of ASCII is 0, and the others are not.
     let head = &bytes[..bytes.len().min(64)];
     let zeros = |from: usize| head.len() > 3 && head.iter().skip(from).step_by(2).all(|byte| *byte == 0);
     let halves = zeros(0) != zeros(1);
@@ -23,13 +23,13 @@ pub(super) fn decode<'b>(bytes: &'b [u8], name: &str) -> Result<Cow<'b, str>> {
     Ok(String::from_utf8_lossy(bytes))
 }
 
-/// The text with its lines ended by `\n` or `\r\n`, and without a mark at its beginning and JSON's comments.
+/// The text without a byte order mark and JSON comments, and with lines that end in `\n` or `\r\n`.
 pub(super) fn prepare(text: &str) -> Cow<'_, str> {
-    // YAML forgives a mark at its beginning, Windows' editors write it.
+    // Editors on Windows write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut text = Cow::Borrowed(text);
     if has_lone_returns(&text) {
-        // As old editors of the Mac end lines.
+        // Old editors on the Mac end lines with `\r` alone.
         let crlf = text.replace("\r\n", "\n");
         text = Cow::Owned(crlf.replace('\r', "\n"));
     }
@@ -44,14 +44,14 @@ fn has_lone_returns(text: &str) -> bool {
     bytes.iter().enumerate().any(|(at, byte)| *byte == b'\r' && bytes.get(at + 1) != Some(&b'\n'))
 }
 
-/// JSON with `//` and `/* */` made spaces of; `None` for what is not JSON, or has none.
+/// JSON with spaces in place of `//` and `/* */` comments; `None` for other texts, and without comments.
 fn without_json_comments(text: &str) -> Option<String> {
     let mut made = String::with_capacity(text.len());
     let (mut rest, mut string, mut found, mut begun) = (text, false, false, false);
     while let Some(c) = rest.chars().next() {
         let width = c.len_utf8();
         if string {
-            // An escaped quote ends nothing.
+            // An escaped quote does not end the string.
             let width = if c == '\\' { 1 + rest[1..].chars().next().map_or(0, char::len_utf8) } else { width };
             made.push_str(&rest[..width]);
             rest = &rest[width..];
@@ -84,8 +84,8 @@ fn without_json_comments(text: &str) -> Option<String> {
     (found && begun).then_some(made)
 }
 
-/// Whether a text is YAML or JSON rather than lines of references: by its first line that says
-/// something. No reference has a colon before a space or at its end.
+/// Whether a text is YAML or JSON instead of lines of references, by its first line that is not empty or a comment.
+/// No reference has a colon before a space or at its end.
 pub(super) fn is_structured(text: &str) -> bool {
     let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
     let structured = first.is_some_and(|line| {
@@ -103,13 +103,13 @@ pub(super) fn is_structured(text: &str) -> bool {
     structured && !is_column_of_images(text)
 }
 
-/// What `grep image:` makes of a manifest: nothing but lines of `image: REFERENCE`.
+/// Whether all lines are `image: REFERENCE`, as `grep image:` prints them.
 fn is_column_of_images(text: &str) -> bool {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).peekable();
     lines.peek().is_some() && lines.all(|line| image_value(line).is_some())
 }
 
-/// The value of a line `image: nginx:1`, also as an item of a list or in quotes.
+/// The value of a line `image: nginx:1`, which may be an item of a list or quoted.
 pub(super) fn image_value(line: &str) -> Option<&str> {
     let line = line.strip_prefix("- ").map_or(line, str::trim_start);
     let value = line.strip_prefix("image:").filter(|value| value.starts_with([' ', '\t']))?.trim();
@@ -120,7 +120,7 @@ pub(super) fn image_value(line: &str) -> Option<&str> {
         .then_some(value)
 }
 
-/// The line of the first template that was not rendered, from 1: `{{ .Values.image }}`, `{% if x %}`.
+/// The line of the first template that was not rendered (`{{ .Values.image }}`, `{% if x %}`), from 1.
 pub(super) fn unrendered(text: &str) -> Option<usize> {
     let lines = text.lines().map(|line| if line.trim_start().starts_with('#') { "" } else { line });
     lines.enumerate().find(|(_, line)| line.contains("{{") || line.contains("{%")).map(|(index, _)| index + 1)

@@ -1,38 +1,38 @@
-//! Tags as versions: `v1.27.3`, `1.27`, `1.27-alpine`, `3.14.0rc1`; and which of two tags is newer.
+//! Tags as versions: `v1.27.3`, `1.27`, `1.27-alpine`, `3.14.0rc1`; and the order of tags by age.
 //!
-//! Registries know no versions, only names, and no times of tags: their order is all there is.
+//! Registries have no versions and no times of tags. The age of a tag is estimated from its name.
 
 use crate::reference::Tag;
 use std::cmp::Ordering;
 
 use semver::Prerelease;
 
-/// What a tag says as a version.
+/// A tag as a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Version {
-    /// Number of numbers that were written.
+    /// How many numbers are written.
     pub(super) written: usize,
-    /// The numbers; those that weren't written are 0.
+    /// The numbers; missing ones are 0.
     pub(super) numbers: [u64; MAX_NUMBERS],
-    /// What stands behind the numbers.
+    /// The text after the numbers.
     pub(super) suffix: Suffix,
 }
 
-/// What stands behind a version's numbers.
+/// The text after a version's numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Suffix {
     /// Nothing.
     None,
-    /// It comes before the version: `-rc1`, `-beta.2`, `rc1`.
+    /// A pre-release: `-rc1`, `-beta.2`, `rc1`.
     Early(Prerelease),
-    /// It is another build of the version: `-alpine`, `-bookworm-slim`.
+    /// Another build of the version: `-alpine`, `-bookworm-slim`.
     Variant(Prerelease),
 }
 
 /// Reads a tag as a version: an optional `v`, one to four numbers with dots, and a suffix.
 ///
-/// A suffix begins with `-`, `_` or `+`; one that is an early version by its first word may follow the
-/// numbers at once (`3.14.0rc1`, as Python's images have it).
+/// A suffix begins with `-`, `_` or `+`. A pre-release may follow the numbers without them, as in Python's images
+/// (`3.14.0rc1`).
 pub(super) fn version(tag: &str) -> Option<Version> {
     let bare = tag.strip_prefix(['v', 'V']).unwrap_or(tag);
     let (numbers, written, rest) = numbers(bare)?;
@@ -46,12 +46,12 @@ pub(super) fn version(tag: &str) -> Option<Version> {
     Some(Version { written, numbers, suffix })
 }
 
-/// The numbers at the beginning, how many they are, and what follows.
+/// The leading numbers, how many there are, and the rest.
 pub(super) fn numbers(text: &str) -> Option<([u64; MAX_NUMBERS], usize, &str)> {
     let (mut numbers, mut written, mut rest) = ([0; MAX_NUMBERS], 0, text);
     loop {
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        // A fifth number isn't a version's; nor is one that no u64 holds.
+        // A version has no fifth number, and no number that does not fit into a u64.
         *numbers.get_mut(written)? = rest[..end].parse().ok()?;
         written += 1;
         rest = &rest[end..];
@@ -62,7 +62,7 @@ pub(super) fn numbers(text: &str) -> Option<([u64; MAX_NUMBERS], usize, &str)> {
     }
 }
 
-/// A suffix as semver's pre-release identifiers; what semver refuses in them is smoothed.
+/// A suffix as semver's identifiers of a pre-release. Characters that semver does not allow are replaced.
 pub(super) fn identifiers(text: &str) -> Option<Prerelease> {
     let smooth = |part: &str| {
         let digits = part.bytes().all(|b| b.is_ascii_digit());
@@ -76,18 +76,18 @@ pub(super) fn identifiers(text: &str) -> Option<Prerelease> {
     Prerelease::new(&parts.join(".")).ok()
 }
 
-/// Whether a suffix tells of a version that isn't out yet, by its first word.
+/// Whether a suffix marks a pre-release, by its first word.
 fn is_prerelease(suffix: &str) -> bool {
     let word: String = suffix.chars().take_while(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
     let numbered = suffix[word.len()..].starts_with(|c: char| c.is_ascii_digit());
     PRERELEASE_WORDS.contains(&word.as_str()) || (numbered && ["a", "b", "m"].contains(&word.as_str()))
 }
 
-/// A tag's place among others: the greater, the newer.
+/// A tag in the order of age: the greatest is the newest.
 ///
-/// Versions are newer than what is none; the numbers decide, then an early version is older than the
-/// version and its variants, and the version itself newer than its variants; among equals (`1.27` and
-/// `1.27.0`) the longer is newer. Other tags are in natural order, digits by their value: `r9` < `r10`.
+/// Versions are newer than other tags. Versions are ordered by their numbers; then a pre-release is older than the
+/// version and its variants, and the version is newer than its variants. Of equal versions (`1.27` and `1.27.0`) the
+/// longer one is newer. Other tags are in natural order, with digits by their value: `r9` < `r10`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Age {
     version: Option<Version>,
@@ -117,7 +117,7 @@ impl Ord for Age {
                 .cmp(&b.numbers)
                 .then_with(|| rank(a).cmp(&rank(b)))
                 .then_with(|| match (&a.suffix, &b.suffix) {
-                    // Not as semver, to which `rc10` is before `rc2`.
+                    // Not semver's order, in which `rc10` is before `rc2`.
                     (Suffix::Early(a), Suffix::Early(b)) => natural_order(a, b),
                     _ => Ordering::Equal,
                 })
@@ -134,7 +134,7 @@ impl PartialOrd for Age {
     }
 }
 
-/// Natural order: runs of digits by value, all else by its bytes.
+/// Natural order: runs of digits by their value, other bytes as they are.
 fn natural_order(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {
@@ -154,7 +154,7 @@ fn natural_order(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// The digits at the beginning without leading zeros, and what follows.
+/// The leading digits without leading zeros, and the rest.
 fn digits(text: &[u8]) -> (&[u8], &[u8]) {
     let end = text.iter().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
     let (run, rest) = text.split_at(end);
@@ -162,10 +162,10 @@ fn digits(text: &[u8]) -> (&[u8], &[u8]) {
     (&run[zeros..], rest)
 }
 
-/// Numbers that a version has at most.
+/// The most numbers of a version.
 pub(super) const MAX_NUMBERS: usize = 4;
 
-/// First words of suffixes that come before a version.
+/// First words of suffixes that mark a pre-release.
 const PRERELEASE_WORDS: [&str; 14] = [
     "alpha",
     "beta",

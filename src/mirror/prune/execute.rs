@@ -1,4 +1,4 @@
-//! The removal of what a plan says.
+//! Removes the tags of a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::panics;
 use crate::reference::{Repository, Tag, Target};
 
-/// Removes what the plan says, and notes in it what is gone. A refused plan removes nothing.
+/// Removes the tags of a plan, and records which ones are gone. A refused plan removes nothing.
 ///
-/// What fails ends the work on that repository; the others go on. Dropping the future stops it between two
-/// tags, or in the middle of one's request.
+/// An error ends the work on its repository; the others go on. Dropping the future stops it between two tags, or
+/// during the request for one.
 pub async fn execute<S: PruneTarget>(plan: &mut Plan, open: impl Fn(&Repository) -> Result<S>, options: &Options) {
     plan.done = true;
     if plan.refused.is_some() {
@@ -44,9 +44,9 @@ async fn remove_tags<S: PruneTarget>(remote: &S, part: &mut RepositoryPlan, opti
         }
         if !options.manifests {
             return Err(Error::new(Kind::Unsupported, "this registry cannot delete a tag by itself")
-                .hint("allow that its manifest is deleted, where no tag that stays needs it, by --prune-manifests"));
+                .hint("use --prune-manifests to delete its manifest, unless a tag that stays needs it"));
         }
-        // Asked anew: whatever came since the plan was made counts as well.
+        // Read again, so that tags that were written since the plan count.
         if needed.is_none() {
             needed = Some(digests_in_use(remote, part).await?);
         }
@@ -60,7 +60,7 @@ async fn remove_tags<S: PruneTarget>(remote: &S, part: &mut RepositoryPlan, opti
                 part.deletions[at].kept_reason = Some(format!("its manifest is needed by tag \"{by}\""));
             }
             Some(Target::Digest(by)) => {
-                part.deletions[at].kept_reason = Some(format!("its manifest is needed by {by}, which the list holds"));
+                part.deletions[at].kept_reason = Some(format!("its manifest is needed by {by}, which the list has"));
             }
             None => {
                 remote.delete_manifest(&digest).await?;
@@ -71,11 +71,11 @@ async fn remove_tags<S: PruneTarget>(remote: &S, part: &mut RepositoryPlan, opti
     Ok(())
 }
 
-/// Every manifest that tags which stay, and what the list holds by digest, are or hold: an index is broken
-/// without its children. With who needs it.
+/// All manifests that are in use by tags that stay, and by digests of the list, each with its user. An index needs
+/// its children.
 async fn digests_in_use<S: PruneTarget>(remote: &S, part: &RepositoryPlan) -> Result<BTreeMap<Digest, Target>> {
     let mut tags: BTreeSet<Tag> = remote.tags().await?.into_iter().collect();
-    // A tag that the second list lacks may be gone, or the list may be a wrong one, such as a passing 404.
+    // A tag that the second list lacks may be gone, or the list may be wrong, such as a temporary 404.
     tags.extend(part.staying.iter().cloned());
     let going: BTreeSet<&str> = part.deletions.iter().map(|going| going.tag.as_str()).collect();
     tags.retain(|tag| !going.contains(tag.as_str()));

@@ -1,4 +1,4 @@
-//! What a repository says of its tags, whatever registry it's in.
+//! Reads the tags of a repository and their contents, at any registry.
 
 use std::collections::BTreeSet;
 
@@ -13,11 +13,11 @@ use crate::error::{Kind, Result};
 use crate::manifest::{MAX_DEPTH, Manifest};
 use crate::reference::{RejectedTags, Tag, Target};
 
-/// All tags of a repository; none if it doesn't exist.
+/// All tags of a repository; none if it does not exist.
 ///
 /// # Errors
-/// If the list may be incomplete: a tag that is missing here would look like one that nothing needs. Also for a list
-/// with names that are not tags: it is not known what they point to.
+/// If the list may be incomplete: a missing tag would look like one that needs no manifest. Also for names that are
+/// not tags, since their manifests are unknown.
 pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<Tag>> {
     let (mut all, mut pages, mut begun) = (BTreeSet::new(), source.tags(), false);
     let mut rejected = RejectedTags::default();
@@ -38,10 +38,10 @@ pub async fn all_tags<S: Source>(source: &S) -> Result<Vec<Tag>> {
     }
 }
 
-/// The digest of a manifest, then of all manifests below it. Empty if it isn't there.
+/// The digest of a manifest and of all manifests below it. Empty if it does not exist.
 ///
 /// # Errors
-/// Also if a child is missing, unless it's one that a sparse index never had: see the comment there.
+/// Also if a child is missing, unless it is one that a sparse index never had.
 pub async fn digests_of<S: Source>(source: &S, target: &Target) -> Result<Vec<Digest>> {
     match source.manifest(target).await {
         Ok(root) => {
@@ -63,14 +63,14 @@ fn collect_digests<'a, S: Source>(
     async move {
         digests.push(manifest.digest());
         for child in &manifest.contents().manifests {
-            // An index names its images; only an index in it has to be read to know more.
+            // An index names its images. Only an index inside it must be read.
             if !child.media_type.is_index() || depth >= MAX_DEPTH {
                 digests.push(child.digest);
                 continue;
             }
             match source.manifest(&Target::Digest(child.digest)).await {
                 Ok(inner) => collect_digests(source, inner, digests, depth + 1).await?,
-                // With --platform the destination holds some of the children only.
+                // With --platform the destination has only some of the children.
                 Err(error) if error.kind() == Kind::NotFound => digests.push(child.digest),
                 Err(error) => return Err(error),
             }
@@ -80,8 +80,8 @@ fn collect_digests<'a, S: Source>(
     .boxed()
 }
 
-/// When the image of a tag was made, as its config says: of an index, the youngest of its images. `None`
-/// if it says nothing, or if it is something else than an image.
+/// When the image of a tag was made, by its config; for an index, the time of its youngest image. `None` if the
+/// config has no time, or if it is not an image.
 ///
 /// # Errors
 /// Those of reading it.
@@ -129,7 +129,7 @@ async fn config_creation_time<S: Source>(source: &S, manifest: &Manifest) -> Res
         }
         bytes.extend_from_slice(&chunk);
     }
-    // Other bytes than the manifest's own say nothing of it.
+    // A config with another digest is not the image's.
     if !config.digest.matches(&bytes) {
         return Ok(None);
     }

@@ -25,7 +25,7 @@ impl Memory {
         self.0.lock().expect("no panic while held")
     }
 
-    /// Nine days old unless something else is said.
+    /// Nine days old by default.
     fn with(tags: &[&str]) -> Self {
         let made = Self::default();
         made.state().by_tag = true;
@@ -162,7 +162,7 @@ async fn doubt_spares_a_repository() {
     assert_eq!(plan.repositories[0].kept_reason.as_deref(), Some("docker.io/a could not be listed"));
     assert_eq!(memory.left(), ["1", "2"]);
     assert_eq!(memory.state().looked, 0);
-    assert!(!plan.failed(), "the failure itself was told before");
+    assert!(!plan.failed(), "the failure itself was reported before");
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn too_many_is_none_at_all() {
     let refused = plan.refused.as_ref().expect("refused");
     assert!(refused.message.contains("11 of 40 tags of r.example.com/a"), "{refused:?}");
     assert_eq!((memory.left().len(), plan.deletions(), plan.failed()), (40, 0, true));
-    assert_eq!(tags(&plan).len(), 11, "what would go is told all the same");
+    assert_eq!(tags(&plan).len(), 11, "the tags are listed all the same");
     let plan = carried_out(&memory, &all_but(5), &with(Some(4))).await;
     assert!(plan.refused.is_some_and(|refused| refused.message.contains("--prune-max allows 4")));
     assert_eq!(memory.left().len(), 40);
@@ -299,7 +299,7 @@ async fn what_is_held_by_digest_stays() {
     assert_eq!(memory.left().len(), 4);
     let stayed: Vec<_> =
         plan.repositories[0].deletions.iter().filter_map(|going| going.kept_reason.as_deref()).collect();
-    assert!(stayed.len() == 2 && stayed.iter().all(|why| why.ends_with("which the list holds")), "{stayed:?}");
+    assert!(stayed.len() == 2 && stayed.iter().all(|why| why.ends_with("which the list has")), "{stayed:?}");
 }
 
 #[tokio::test]
@@ -313,7 +313,7 @@ async fn one_repository_that_fails_leaves_the_others() {
     execute(&mut plan, open, &Options::default()).await;
     let error = plan.repositories[0].error.as_ref().expect("an error");
     assert!(
-        error.message.contains("destination: cannot see what may be pruned of r.example.com/a: not for you"),
+        error.message.contains("destination: cannot find tags to prune in r.example.com/a: not for you"),
         "{error:?}"
     );
     assert_eq!((good.left(), plan.failed()), (vec!["keep".to_owned()], true));

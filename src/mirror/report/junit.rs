@@ -1,4 +1,4 @@
-//! A run in the form of JUnit's XML, which CI systems show.
+//! A run as JUnit's XML, which CI systems show.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use super::{RunReport, registry};
 use crate::copy::{Entry, Report};
 use crate::{printable, redact};
 
-/// The schema is nobody's standard; this is what Jenkins, GitLab and Azure DevOps all read.
+/// There is no standard; Jenkins, GitLab and Azure DevOps all read this.
 pub(super) fn write(run: &RunReport, to: &mut dyn Write) -> Result<()> {
     let mut suites: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
     for image in run.images() {
@@ -37,10 +37,10 @@ fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
     let Some(error) = image.ended.error() else {
         let (status, report) = (image.ended.status(), image.ended.report().cloned().unwrap_or_default());
         let Report { bytes_uploaded, bytes_skipped, pulls, .. } = report;
-        let said = format!("{status}: {bytes_uploaded} bytes moved, {bytes_skipped} saved, {pulls} pulls");
-        return writeln!(to, "><system-out>{said}</system-out></testcase>");
+        let counts = format!("{status}: {bytes_uploaded} bytes moved, {bytes_skipped} saved, {pulls} pulls");
+        return writeln!(to, "><system-out>{counts}</system-out></testcase>");
     };
-    let (kind, message) = (Escaped(&error.kind), Escaped(&error.message));
+    let (kind, message) = (Escaped(error.kind), Escaped(&error.message));
     if image.ended.status() == "skipped" {
         return writeln!(to, "><skipped message=\"{message}\"/></testcase>");
     }
@@ -51,7 +51,7 @@ fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
     writeln!(to, "</failure></testcase>")
 }
 
-/// Where it goes; where that isn't known, where it's from.
+/// The destination; the source if it is unknown.
 fn case_class(image: &Entry) -> &str {
     if image.destination.is_empty() { &image.source } else { &image.destination }
 }
@@ -79,7 +79,7 @@ impl fmt::Display for CaseCounts {
     }
 }
 
-/// Text within an element or between double quotes. XML 1.0 can't have most control characters at all (§2.2).
+/// Text of an element, or between double quotes. XML 1.0 allows few control characters (§2.2).
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {

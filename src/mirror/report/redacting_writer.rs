@@ -1,10 +1,10 @@
-//! A JSON document on its way to a file, without secrets and without characters that a terminal obeys.
+//! Writes a JSON document without secrets and control characters.
 
 use std::io::{Result, Write};
 
 use crate::{printable, redact};
 
-/// Passes on whole lines. A string of a JSON document is never on two.
+/// Writes whole lines. A string of a JSON document never spans two lines.
 pub(super) struct RedactingWriter<W> {
     to: W,
     line: Vec<u8>,
@@ -29,7 +29,7 @@ impl<W: Write> Write for RedactingWriter<W> {
         Ok(bytes.len())
     }
 
-    /// What is before the last newline.
+    /// Writes up to the last newline.
     fn flush(&mut self) -> Result<()> {
         self.to.flush()
     }

@@ -1,4 +1,4 @@
-//! A report's file: there as a whole, or as it was before.
+//! Writes a report's file as a whole.
 
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -8,15 +8,15 @@ use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::regular_file;
 
-/// Writes `path` by `write`: into a file beside it, which then takes its name. So whoever reads it sees
-/// the report of this run or of the one before, and never half of one. What isn't a plain file
-/// (`/dev/stderr`, a pipe) is written as it is.
+/// Writes `path` by `write`: into a temporary file beside it, which is then renamed. So a reader sees a complete
+/// report, of this run or of the one before. A path that is not a regular file (`/dev/stderr`, a pipe) is written
+/// directly.
 ///
 /// # Errors
-/// With the path. The file beside it is removed then.
+/// With the path. The temporary file is removed then.
 pub fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let failed = |error: std::io::Error| Error::io(format!("write {}", path.display()), &error);
-    // Through a symbolic link, which stays.
+    // A symbolic link stays: its target is replaced.
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if fs::metadata(&real).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
         let file = fs::OpenOptions::new().write(true).open(&real).map_err(failed)?;
@@ -26,7 +26,7 @@ pub fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<(
     atomic_file::write(&real, None, |to| write(&mut LimitedWriter { to, left: MAX_REPORT })).map_err(failed)
 }
 
-/// Fails where a report becomes longer than what [`read`] accepts.
+/// Fails when a report becomes longer than [`read`] accepts.
 struct LimitedWriter<'a> {
     to: &'a mut dyn Write,
     left: u64,
@@ -49,7 +49,7 @@ fn report_too_large() -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("the report has more than {MAX_REPORT} bytes"))
 }
 
-/// The bytes of a report that the user named: it may be a pipe.
+/// Reads a report that the user named. It may be a pipe.
 ///
 /// # Errors
 /// Those of the system, or if it has more than 256 MiB.
@@ -77,7 +77,7 @@ mod tests {
         fs::remove_dir_all(dir).expect("removed");
     }
 
-    /// As two pods with one volume, each of them process 1.
+    /// Two pods with one volume: both are process 1.
     #[test]
     fn who_writes_the_same_report_spoils_no_other() {
         let dir = std::env::temp_dir().join(format!("transload-reports-{}", std::process::id()));

@@ -50,7 +50,7 @@ impl Log {
         self.0.borrow_mut().push((self.1.elapsed().as_secs_f64(), what.into()));
     }
 
-    fn told(&self, event: &Event<'_>) {
+    fn record(&self, event: &Event<'_>) {
         match event {
             Event::Loaded => self.note("loaded"),
             Event::Rejected(error) => self.note(format!("rejected {error}")),
@@ -75,7 +75,7 @@ async fn scripted(fake: &Fake, took: Duration, hangup: &Notify, script: impl Fut
         sleep(took).await;
         log.note(format!("/{list}"));
     };
-    run_every(&Schedule::new(HOUR), fake, parse, run, hangup, script, |event| log.told(&event))
+    run_every(&Schedule::new(HOUR), fake, parse, run, hangup, script, |event| log.record(&event))
         .await
         .expect("a good list");
     log
@@ -131,7 +131,7 @@ async fn a_change_during_a_run_is_seen_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_list_keeps_the_old_one_and_is_told_once() {
+async fn a_bad_list_keeps_the_old_one_and_is_reported_once() {
     let fake = Fake::new("a");
     let script = async {
         sleep(Duration::from_secs(100)).await;

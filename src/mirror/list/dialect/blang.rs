@@ -4,14 +4,14 @@
 //! <https://pkg.go.dev/github.com/blang/semver/v4#ParseTolerant>; how dregsy uses them:
 //! <https://github.com/xelalexv/dregsy#tag-filtering>.
 //!
-//! A tag is a version if it has one to three numbers; a suffix needs all three. Versions of a range need all
-//! three, save for `x` in the place of the last ones. Order alone decides, also for pre-releases.
+//! A tag is a version if it has one to three numbers; with a suffix it needs all three. A version in a range needs
+//! all three; the last ones may be `x`. Pre-releases are compared by their order only.
 
 use semver::Prerelease;
 
 use super::{Operator, Refused, Semver, refused, split_prerelease};
 
-/// What dregsy takes as a version: `v1.2`, `1.2.3-rc.1`, `01.2`; not `1.2-alpine`, `1.2.3.4`, `V1`.
+/// Reads a tag as dregsy does: `v1.2`, `1.2.3-rc.1`, `01.2` are versions; `1.2-alpine`, `1.2.3.4`, `V1` are not.
 pub(in crate::mirror::list) fn version(tag: &str) -> Option<Semver> {
     let tag = tag.trim();
     let parts: Vec<&str> = tag.strip_prefix('v').unwrap_or(tag).splitn(3, '.').collect();
@@ -29,7 +29,7 @@ pub(in crate::mirror::list) fn version(tag: &str) -> Option<Semver> {
     strict(&parts.join("."))
 }
 
-/// A version with all that semver 2.0.0 wants of it.
+/// A version by the strict rules of semver 2.0.0.
 fn strict(text: &str) -> Option<Semver> {
     let (numbers, early) = split_prerelease(text)?;
     let mut read = numbers.split('.').map(number);
@@ -43,7 +43,7 @@ fn number(text: &str) -> Option<u64> {
     plain.then(|| text.parse().ok()).flatten()
 }
 
-/// A range: alternatives, each of comparisons that hold together.
+/// A range: alternatives of comparisons that must all hold.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::mirror::list) struct Range(Vec<Vec<Comparison>>);
 
@@ -71,7 +71,7 @@ impl Range {
     }
 }
 
-/// The range by its spaces; those after `<`, `>` and `=` separate nothing.
+/// The words of a range. Spaces after `<`, `>` and `=` do not separate words.
 fn words(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut last = ' ';
@@ -92,7 +92,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 fn comparisons(word: &str, all: &mut Vec<Comparison>) -> Result<(), Refused> {
-    // dregsy drops words of one character, so that these would mean something else without a sign.
+    // dregsy ignores words of one character, which would change the meaning of the range.
     if word == "-" {
         return refused("it has no ranges with a hyphen", "write >=1.2.0 <=1.4.0");
     }
@@ -119,7 +119,7 @@ fn comparisons(word: &str, all: &mut Vec<Comparison>) -> Result<(), Refused> {
     }
     let Some(version) = strict(version) else {
         return refused(
-            format!("{version:?} has not three numbers"),
+            format!("{version:?} does not have three numbers"),
             "write them all, as 1.2.0, or an x in the place of the last, as 1.2.x",
         );
     };
@@ -135,8 +135,8 @@ fn comparisons(word: &str, all: &mut Vec<Comparison>) -> Result<(), Refused> {
     Ok(())
 }
 
-/// `1.x` is from 1.0.0 up to below 2.0.0, `1.2.x` from 1.2.0 up to below 1.3.0; and `1.x.x` ends below 1.1.0,
-/// because blang/semver counts the places.
+/// `1.x` is from 1.0.0 to below 2.0.0, `1.2.x` from 1.2.0 to below 1.3.0. `1.x.x` ends below 1.1.0, because
+/// blang/semver counts the parts.
 fn wildcard(operator: &str, text: &str, all: &mut Vec<Comparison>) -> Result<(), Refused> {
     let parts: Vec<&str> = text.split('.').collect();
     let numbers: Vec<u64> = parts.iter().map_while(|part| number(part)).collect();
@@ -169,7 +169,7 @@ mod tests {
     use super::super::tests::check_range;
     use super::*;
 
-    /// Each tag, and the numbers that ParseTolerant reads from it.
+    /// Tags, and the numbers that ParseTolerant reads from them.
     #[test]
     fn tags_that_are_versions() {
         for (tag, numbers, early) in [
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    /// Inputs and results by the rules of ParseRange's documentation.
+    /// Inputs and results from the documentation of ParseRange.
     #[test]
     fn ranges() {
         for (range, inside, outside) in [

@@ -3,15 +3,16 @@
 //! Rules: <https://github.com/Masterminds/semver#checking-version-constraints>; how skopeo uses them:
 //! <https://github.com/containers/skopeo/blob/main/docs/skopeo-sync.1.md#yaml-file-content-used-source-for---src-yaml>.
 //!
-//! A tag is a version if it has one to three numbers, and a suffix after a hyphen. A suffix makes it a
-//! pre-release, which fits only where one of the comparisons that hold together names one. In a range a
-//! number that is missing is a wildcard.
+//! A tag is a version if it has one to three numbers; a suffix follows a hyphen. A suffix makes it a pre-release,
+//! which is in a range only if a comparison of the same group names a pre-release. A missing number in a range is a
+//! wildcard.
 
 use semver::Prerelease;
 
 use super::{Operator, Refused, Semver, refused, split_prerelease};
 
-/// What skopeo takes as a version: `v1.2`, `01.2.3`, `1.21-alpine3.18`; not `1.2.3.4`, `3.14rc1`, `v1_amd64`.
+/// Reads a tag as skopeo does: `v1.2`, `01.2.3`, `1.21-alpine3.18` are versions; `1.2.3.4`, `3.14rc1`, `v1_amd64` are
+/// not.
 pub(super) fn version(tag: &str) -> Option<Semver> {
     let bare = tag.strip_prefix('v').unwrap_or(tag);
     let (text, early) = split_prerelease(bare)?;
@@ -26,14 +27,14 @@ fn number(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// Alternatives, each of comparisons that hold together.
+/// Alternatives of comparisons that must all hold.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::mirror::list) struct Constraints(Vec<Group>);
 
 #[derive(Clone, Debug, PartialEq)]
 struct Group {
     all: Vec<Comparison>,
-    /// One of them names a pre-release.
+    /// Whether a comparison names a pre-release.
     early: bool,
 }
 
@@ -51,7 +52,7 @@ enum Sign {
     Caret,
 }
 
-/// From which number on a comparison is open, by a wildcard or because it ends before.
+/// The first number of a comparison that is a wildcard or missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Open {
     Major,
@@ -112,7 +113,7 @@ impl Group {
     }
 }
 
-/// What follows a hyphen between spaces.
+/// The text after a hyphen between spaces.
 fn hyphen(text: &str) -> Option<&str> {
     let after = text.trim_start_matches(is_space);
     let to = after.strip_prefix('-').filter(|to| after.len() < text.len() && to.starts_with(is_space))?;
@@ -120,7 +121,7 @@ fn hyphen(text: &str) -> Option<&str> {
 }
 
 impl Comparison {
-    /// Reads one at the beginning of a text; returns what follows it.
+    /// Reads the comparison at the beginning of a text. Returns it and the rest.
     fn scan(text: &str) -> Result<(Self, &str), Refused> {
         let signs = [
             ("!=", Sign::Order(Operator::Other)),
@@ -171,7 +172,7 @@ impl Comparison {
             },
             Sign::Order(Operator::UpTo) => match open {
                 Open::Minor => is_major <= major,
-                // Of * this leaves the first versions only: the library knows no other end than 0.0.
+                // The library reads * as 0.0 here, so that only the first versions match.
                 Open::Major | Open::Patch | Open::No => (is_major, is_minor) <= (major, minor),
             },
             Sign::Order(operator @ (Operator::Below | Operator::From)) => operator.holds(version.cmp(with)),
@@ -180,7 +181,7 @@ impl Comparison {
                     && match (major, minor) {
                         _ if major > 0 || open == Open::Minor => is_major == major,
                         _ if minor > 0 || open == Open::Patch => (is_major, is_minor) == (0, minor),
-                        // Of ^* this leaves 0.0.0 only, as in the library.
+                        // The library matches only 0.0.0 for ^*.
                         _ => (is_major, is_minor, is_patch) == (0, 0, patch),
                     }
             }
@@ -188,7 +189,7 @@ impl Comparison {
     }
 }
 
-/// A version of a range: its numbers may be wildcards, or fewer than three.
+/// A version in a range. Its numbers may be wildcards or missing.
 fn partial(word: &str) -> Option<(Semver, Open)> {
     let bare = word.strip_prefix('v').unwrap_or(word);
     let (text, early) = split_prerelease(bare)?;
@@ -206,7 +207,7 @@ fn partial(word: &str) -> Option<(Semver, Open)> {
     for (place, part) in parts.iter().take(known).enumerate() {
         numbers[place] = number(part)?;
     }
-    // A wildcard in the first place leaves nothing of the rest.
+    // After a wildcard in the first place the rest is ignored.
     let early = if open == Open::Major { Prerelease::EMPTY } else { early };
     Some((Semver { numbers, early }, open))
 }
@@ -255,7 +256,7 @@ mod tests {
         }
     }
 
-    /// The forms of the library's documentation, and what they are equal to by it.
+    /// The forms in the library's documentation, and their equivalents.
     #[test]
     fn ranges() {
         for (range, inside, outside) in [

@@ -1,8 +1,7 @@
-//! Which tags are versions, and which versions a range holds: each tool by its own rules.
+//! The rules of each tool for versions and ranges.
 //!
-//! Every tool that takes ranges uses another library, and those disagree: on what a version is, on numbers
-//! that are missing, on wildcards, on pre-releases. `docs/foreign-lists.md` has the differences in one
-//! table; a test below holds it to this code.
+//! The tools use different libraries. These disagree on what a version is, on missing numbers, on wildcards and on
+//! pre-releases. `docs/foreign-lists.md` has tables of the differences; a test below checks them.
 //!
 //! | dialect | tool | rules of |
 //! | --- | --- | --- |
@@ -23,11 +22,11 @@ use super::range::Range as Native;
 use super::version::version;
 use crate::error::{Error, Kind, Result};
 
-/// Whose rules a range of versions follows.
+/// The tool whose rules a range follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// transload's own lists: a range that lacks numbers means all that they could be (`=1.2` is `1.2.x`), and
-    /// early versions fit only where the range names one.
+    /// transload's own lists: a missing number may have any value (`=1.2` is `1.2.x`), and a pre-release is in a
+    /// range only if the range names one.
     Native,
     /// `images-by-semver` of skopeo sync.
     Skopeo,
@@ -37,7 +36,7 @@ pub enum Dialect {
     Regsync,
 }
 
-/// A range of versions, by the rules of its dialect.
+/// A range with its dialect.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Range {
     Native(Native),
@@ -60,8 +59,8 @@ impl Range {
         })
     }
 
-    /// Whether a tag is a version of the range. `named`: a pattern picked the tag too; only
-    /// [`Dialect::Native`] makes a difference of it.
+    /// Whether a tag is a version in the range. `named`: a pattern selected the tag too, which matters to
+    /// [`Dialect::Native`] only.
     pub(super) fn contains(&self, tag: &str, named: bool) -> bool {
         match self {
             Self::Native(range) => version(tag).is_some_and(|version| range.contains(&version, named)),
@@ -74,7 +73,7 @@ impl Range {
     }
 }
 
-/// Why a range is refused, and what to write.
+/// The reason for refusing a range, and a hint.
 #[derive(Debug)]
 struct Refused(String, String);
 
@@ -94,7 +93,7 @@ enum Operator {
 }
 
 impl Operator {
-    /// Whether the comparison holds, `order` being that of the left version to the right one.
+    /// Whether the comparison holds; `order` is that of the left version to the right one.
     fn holds(self, order: Ordering) -> bool {
         match self {
             Self::Equal => order.is_eq(),
@@ -117,7 +116,7 @@ fn split_prerelease(text: &str) -> Option<(&str, Prerelease)> {
     }
 }
 
-/// A version of three numbers in the order of semver 2.0.0: the derived one, since an empty [`Prerelease`]
+/// A version of three numbers in the order of semver 2.0.0. The derived order is right, since an empty [`Prerelease`]
 /// is above all others. <https://semver.org/#spec-item-11>
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Semver {
@@ -131,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    /// Asserts which of these tags, separated by spaces, are in the range.
+    /// Asserts that tags, separated by spaces, are inside or outside of the range.
     pub(super) fn check_range(range: &str, inside: &str, outside: &str, contains: impl Fn(&str) -> bool) {
         for tag in inside.split(' ').filter(|tag| !tag.is_empty()) {
             assert!(contains(tag), "{tag} is in {range}");
@@ -141,14 +140,13 @@ mod tests {
         }
     }
 
-    /// Tags as repositories have them; the table in docs/foreign-lists.md is over these.
     fn fits(range: &str, dialect: Dialect, tag: &str) -> bool {
         Range::parse(range, dialect).unwrap_or_else(|error| panic!("{range}: {error}")).contains(tag, false)
     }
 
     const COLUMNS: [Dialect; 4] = [Dialect::Native, Dialect::Skopeo, Dialect::Dregsy, Dialect::Regsync];
 
-    /// The rows of a table of the page: cells without their backquotes.
+    /// The rows of a table of the page, as cells without backquotes.
     fn rows(head: &str) -> Vec<Vec<String>> {
         let page = include_str!("../../../../docs/foreign-lists.md");
         let table = page.split(&format!("\n| {head} |")).nth(1).unwrap_or_else(|| panic!("no table of {head}"));
@@ -161,7 +159,7 @@ mod tests {
         rows.map(cells).collect()
     }
 
-    /// What stands between the first backquotes.
+    /// The texts between backquotes.
     fn quoted(cell: &str) -> Vec<&str> {
         cell.split('`').skip(1).step_by(2).collect()
     }
@@ -205,7 +203,7 @@ mod tests {
         assert!(page.contains(&TAGS.split(' ').map(|tag| format!("`{tag}`")).collect::<Vec<_>>().join(", ")));
     }
 
-    /// The repository that the page's ranges are tried on.
+    /// The tags of the page's tables.
     const TAGS: &str = "1.2.0 1.2.3 1.2.4-rc1 1.3 1.3-alpine 1.3.1-alpine 2 2-alpine 2.0.0-rc1 2.1.0 1.2.3.4 latest";
 
     proptest! {
@@ -218,7 +216,7 @@ mod tests {
             }
         }
 
-        /// Where no pre-release and no wildcard is about, all agree.
+        /// All dialects agree on versions without pre-releases and wildcards.
         #[test]
         fn on_plain_versions_all_agree(a in 0u64..5, b in 0u64..5, c in 0u64..5, x in 0u64..5, y in 0u64..5, z in 0u64..5) {
             for operator in [">=", ">", "<", "<=", "="] {

@@ -1,23 +1,23 @@
-//! regsync's ranges, those of regclient itself.
+//! regsync's ranges: those of regclient.
 //!
 //! Rules: <https://regclient.org/usage/regsync/> (`semverRange`), and
 //! <https://github.com/regclient/regclient/blob/main/internal/semver/semver.go>.
 //!
-//! A tag is a version if all before its first hyphen are numbers with dots, however many. Numbers that are
-//! missing are 0, in tags and in ranges. Order alone decides, so that `2-alpine` is below 2.0.0.
+//! A tag is a version if the part before its first hyphen has only numbers and dots. Missing numbers are 0, in tags
+//! and in ranges. Pre-releases are compared by their order only, so `2-alpine` is below 2.0.0.
 
 use std::cmp::Ordering;
 
 use super::{Operator, Refused, refused};
 
-/// A version: its numbers, and what follows the first hyphen.
+/// A version: its numbers, and the text after the first hyphen.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Version {
     numbers: Vec<u64>,
     early: String,
 }
 
-/// What regsync takes as a version: `v1`, `1.2.3.4`, `2-alpine`, `20240101`; not `3.14rc1`, `v1_amd64`.
+/// Reads a tag as regsync does: `v1`, `1.2.3.4`, `2-alpine`, `20240101` are versions; `3.14rc1`, `v1_amd64` are not.
 pub(super) fn version(text: &str) -> Option<Version> {
     let bare = text.strip_prefix('v').unwrap_or(text);
     let bare = bare.split_once('+').map_or(bare, |(bare, _)| bare);
@@ -47,8 +47,8 @@ impl Version {
     }
 }
 
-/// Words between dots in turn, and in each word text and numbers in turn: `rc9` is before `rc10`. Two words
-/// that end in the same text without a number end the comparison.
+/// Compares words between dots, and in each word text and numbers in turn: `rc9` is before `rc10`. Two words that end
+/// with the same text, without a number, are equal.
 fn early_order(a: &str, b: &str) -> Ordering {
     for (mut a, mut b) in a.split('.').zip(b.split('.')) {
         while !a.is_empty() && !b.is_empty() {
@@ -63,7 +63,7 @@ fn early_order(a: &str, b: &str) -> Ordering {
             }
             (a, b) = (rest_a, rest_b);
         }
-        // What is left over makes it greater.
+        // The longer word is greater.
         let order = a.len().cmp(&b.len());
         if order.is_ne() {
             return order;
@@ -79,7 +79,7 @@ fn cut(word: &str) -> (&str, Option<u64>, &str) {
     (text, number.parse().ok(), rest)
 }
 
-/// Comparisons that hold together.
+/// Comparisons that must all hold.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::mirror::list) struct Constraint(Vec<(Operator, Version)>);
 
@@ -110,7 +110,7 @@ fn comparisons(word: &str, all: &mut Vec<(Operator, Version)>) -> Result<(), Ref
     if let Some(text) = word.strip_prefix('^') {
         let from = read(text)?;
         let (major, minor, patch) = (from.at(0), from.at(1), from.at(2));
-        // Numbers that are missing are 0 here too: ^0 ends below 0.0.1.
+        // Missing numbers are 0 here too: ^0 ends below 0.0.1.
         let below = match (major, minor) {
             (0, 0) => [0, 0, patch.saturating_add(1)],
             (0, _) => [0, minor.saturating_add(1), 0],
@@ -131,20 +131,20 @@ fn comparisons(word: &str, all: &mut Vec<(Operator, Version)>) -> Result<(), Ref
     Ok(())
 }
 
-/// Why a word is refused, and how regsync has it.
+/// Explains why a word is refused, and how to write it for regsync.
 fn explain(word: &str, version: &str) -> Refused {
     let (why, hint) = if word.contains("||") {
         ("it has no ||".to_owned(), "write each alternative as an item of its own under semverRange")
     } else if word == "-" {
         ("it has no ranges with a hyphen".to_owned(), "write >=1.2 <=1.4")
     } else if version.is_empty() {
-        (format!("there is no version after {word:?}"), "write the version at once after the sign, as >=1.2")
+        (format!("there is no version after {word:?}"), "write the version right after the sign, as in >=1.2")
     } else if word.contains(',') {
         ("it takes spaces, not commas".to_owned(), "write >=1.2 <2")
     } else if version.contains(['x', 'X', '*']) {
         ("it has no wildcards".to_owned(), "write >=1.2 <1.3, or ~1.2")
     } else if word.starts_with('!') {
-        ("it has no !".to_owned(), "name what is not wanted under deny, as a regular expression")
+        ("it has no !".to_owned(), "name unwanted versions under deny, as a regular expression")
     } else {
         (format!("{version:?} is no version"), FORM)
     };
