@@ -5,13 +5,12 @@
 //!   "credHelpers": { "<host>": "<helper>" },      for this host: run docker-credential-<helper>
 //!   "credsStore":  "<helper>" }                   for all others
 //! ```
-//! A key is a host (Docker), a host and a namespace (`quay.io/team`, containers-auth.json(5)), a
-//! host with stars (`*.azurecr.io`, Kubernetes), or the URL of an old API (`https://host/v1/`).
-//! The older `.dockercfg` is what stands in `auths`, without the rest. The manifest of a Kubernetes Secret that
-//! holds one of both is read as what it holds.
+//! A key is a host (Docker), a host and a namespace (`quay.io/team`, containers-auth.json(5)), a host with stars
+//! (`*.azurecr.io`, Kubernetes), or the URL of an old API (`https://host/v1/`). The older `.dockercfg` is the content
+//! of `auths` alone. The manifest of a Kubernetes Secret with one of the two is read as its content.
 //!
-//! The names of all fields match in any case, by Go's rule ([`super::go_json`]): Docker Desktop 2.0.0.3 wrote
-//! `credSstore`. So do the hosts in keys, which are DNS names.
+//! Field names match in any letter case, by Go's rule ([`super::go_json`]): Docker Desktop 2.0.0.3 wrote `credSstore`.
+//! So do hosts in keys, which are DNS names.
 //!
 //! <https://github.com/docker/cli/blob/master/cli/config/configfile/file.go>
 //! <https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md>
@@ -39,18 +38,18 @@ use crate::regular_file::{self, Links};
 /// The field with the entries, as [`fold`] writes it.
 pub(super) const AUTHS: &str = "auths";
 
-/// A file as it was read.
+/// The content of a file.
 pub(super) struct AuthFile {
     pub(super) path: PathBuf,
     entries: Vec<Entry>,
     helpers: BTreeMap<String, String>,
-    /// Keys of a registry with the port of https, by which Docker asks a helper.
+    /// Keys with the port of https, by which Docker queries a helper.
     with_port: Vec<String>,
     store: Option<String>,
 }
 
 struct Entry {
-    /// As it stands in the file.
+    /// The key as the file has it.
     key: String,
     scope: String,
     value: Value,
@@ -104,7 +103,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// The fields of `entry`, or nothing if it has not the form of an entry.
+    /// The fields of `entry`; none if its form is not that of an entry.
     fn read(entry: &Value) -> Option<Self> {
         let mut fields = Self::default();
         if entry.is_null() {
@@ -126,13 +125,13 @@ impl Fields {
 }
 
 impl AuthFile {
-    /// Reads `bytes`, which stand in `path`.
+    /// Parses `bytes`, the content of `path`.
     ///
     /// # Errors
-    /// If they aren't JSON of this shape. An entry that is broken is found when it's needed.
+    /// If the content is not JSON of this form. A broken entry is reported on use.
     pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
-        // Docker takes an empty file for one without entries.
+        // As in Docker, an empty file has no entries.
         let bytes = if bytes.is_empty() { b"{}" } else { bytes };
         let within = within(path, bytes)?;
         let bytes = within.as_deref().unwrap_or(bytes);
@@ -143,7 +142,7 @@ impl AuthFile {
         };
         let mut entries: Vec<Entry> =
             auths.into_iter().map(|(key, value)| Entry { scope: scope(&key), key, value }).collect();
-        // Of several keys for one registry, the one that Docker itself would use comes first.
+        // If several keys name one registry, Docker's choice comes first.
         entries.sort_by_key(|entry| (entry.key != DOCKER_HUB_KEY, entry.key != entry.scope));
         let helpers = shape.helpers.unwrap_or_default();
         let keys = entries.iter().map(|entry| &entry.key).chain(helpers.keys());
@@ -157,9 +156,9 @@ impl AuthFile {
         })
     }
 
-    /// The helper that keeps the credentials of `registry`: its own, or else the file's store.
+    /// The helper with the credentials of `registry`: the registry's own, or else the file's store.
     ///
-    /// As with Docker, a registry with an empty helper of its own keeps them in the file.
+    /// As in Docker, a registry with an empty helper keeps its credentials in the file.
     pub(super) fn helper(&self, registry: &str) -> Option<&str> {
         match self.helpers.get(registry) {
             Some(own) => (!own.is_empty()).then_some(own),
@@ -167,8 +166,8 @@ impl AuthFile {
         }
     }
 
-    /// What a helper is asked for: as Docker does, and for Docker Hub then as podman does. Also by the name with the
-    /// port of https, where the file says that something was stored under it.
+    /// The server names for a helper: Docker's, and for Docker Hub then podman's. If the file shows that credentials
+    /// were stored under the name with the port of https, that name too.
     pub(super) fn servers<'a>(&'a self, registry: &'a str) -> Vec<&'a str> {
         if registry == DOCKER_HUB {
             return vec![DOCKER_HUB_KEY, DOCKER_HUB];
@@ -177,7 +176,7 @@ impl AuthFile {
         [registry].into_iter().chain(spelled.map(String::as_str)).collect()
     }
 
-    /// Whether anything in the file is for this registry, by its host alone.
+    /// Whether the file has anything for this registry, by its host alone.
     pub(super) fn knows(&self, registry: &str) -> bool {
         self.helper(registry).is_some()
             || self.entries.iter().any(|entry| {
@@ -186,7 +185,7 @@ impl AuthFile {
             })
     }
 
-    /// The registries that the file's entries are for, each once.
+    /// The registries of the file's entries, each once.
     pub(super) fn registries(&self) -> Vec<&str> {
         let mut hosts: Vec<&str> = self.entries.iter().filter_map(|entry| entry.scope.split('/').next()).collect();
         hosts.sort_unstable();
@@ -194,7 +193,7 @@ impl AuthFile {
         hosts
     }
 
-    /// What stands in the file itself for `repository`, the most specific entry first.
+    /// The credentials in the file itself for `repository`, the most specific entry first.
     ///
     /// # Errors
     /// If that entry is broken.
@@ -216,7 +215,7 @@ impl AuthFile {
 
     fn read(&self, entry: &Entry) -> Result<Option<LocatedCredential>> {
         let credential = credential(&entry.value).map_err(|why| {
-            // Not what serde says: that would show the value.
+            // Without serde's message, which would show the value.
             Error::new(Kind::Invalid, format!("the entry {:?} in {} {why}", entry.key, self.path.display()))
                 .hint("log in again, or remove the entry")
         })?;
@@ -225,10 +224,10 @@ impl AuthFile {
     }
 }
 
-/// A file that is read again when it has changed.
+/// A file that is read again after a change.
 pub(super) struct WatchedFile {
     path: PathBuf,
-    /// `None` where it can't change: the environment, a pipe.
+    /// `None` if it cannot change: the environment, a pipe.
     seen: Option<Mutex<SeenFile>>,
     first: Option<Arc<AuthFile>>,
 }
@@ -241,22 +240,22 @@ struct SeenFile {
 type Stamp = (SystemTime, u64);
 
 impl WatchedFile {
-    /// A file that the user named: it must be there.
+    /// A file that the user named. It must exist.
     pub(super) fn named(path: &Path) -> Result<Self> {
         let path = named_file(path);
-        // The user may name `<(command)` of a shell, which is a pipe.
+        // The user may name a shell's `<(command)`, which is a pipe.
         match Self::open(&path, |path| regular_file::read_named(path, MAX_AUTH_FILE)) {
             Ok(watched) => watched,
             Err(error) => Err(Error::unreadable(format!("read the credentials in {}", path.display()), &error)),
         }
     }
 
-    /// A file at a usual place, where there may be none.
+    /// A file at a default path, which may be missing.
     pub(super) fn at_default(path: &Path) -> Result<Self> {
         match Self::open(path, |path| regular_file::read(path, Links::Follow, MAX_AUTH_FILE)) {
             Ok(watched) => watched,
             Err(error) => {
-                // A container's HOME is often root's, and not readable: Docker warns as well.
+                // A container's HOME is often root's and not readable. Docker warns as well.
                 if error.kind() != io::ErrorKind::NotFound {
                     tracing::warn!("credentials in {} are not used: {error}", path.display());
                 }
@@ -266,7 +265,7 @@ impl WatchedFile {
         }
     }
 
-    /// Something that never changes.
+    /// Content that never changes.
     pub(super) fn fixed(file: AuthFile) -> Self {
         Self { path: file.path.clone(), seen: None, first: Some(Arc::new(file)) }
     }
@@ -278,7 +277,7 @@ impl WatchedFile {
             Ok(file) => file,
             Err(error) => return Ok(Err(error)),
         };
-        // What a shell passes as <(command) can be read once only.
+        // A shell's <(command) can be read only once.
         if !metadata.is_file() {
             return Ok(Ok(Self::fixed(file)));
         }
@@ -286,12 +285,12 @@ impl WatchedFile {
         Ok(Ok(Self { path: path.to_owned(), seen: Some(Mutex::new(seen)), first: None }))
     }
 
-    /// The file as it is now. One that can't be read any more, or is just being written, counts
-    /// as it was last; one that is gone is gone.
+    /// The current content. A file that became unreadable, or is being written, keeps its last content; a deleted file
+    /// has none.
     pub(super) fn current(&self) -> Option<Arc<AuthFile>> {
         let Some(seen) = &self.seen else { return self.first.clone() };
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // One stat before each token that is asked for: no need for a thread or a watcher.
+        // One stat before each token request: a thread or a watcher is not needed.
         let now = match std::fs::metadata(&self.path) {
             Ok(metadata) => stamp(&metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -314,14 +313,14 @@ impl WatchedFile {
     }
 }
 
-/// The largest file of credentials that is read or written, in bytes.
+/// The limit for a file of credentials, in bytes.
 pub(super) const MAX_AUTH_FILE: u64 = 8 << 20;
 
 fn stamp(metadata: &std::fs::Metadata) -> Option<Stamp> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-/// Says where, but not what: serde's message may quote a secret.
+/// Names the position without serde's message, which may quote a secret.
 pub(super) fn malformed(path: &Path, error: &serde_json::Error) -> Error {
     let what = if error.is_data() { "a value of the wrong kind" } else { "malformed JSON" };
     let (line, column) = (error.line(), error.column());
@@ -336,7 +335,7 @@ fn looks_like_entry(value: &Value) -> bool {
     value.as_object().is_some_and(|members| members.keys().any(|name| FIELDS.contains(&fold(name).as_str())))
 }
 
-/// The helpers by host. Of several keys for one host, the one that Docker itself would use comes first.
+/// The helpers by host. If several keys name one host, Docker's choice comes first.
 fn by_host(helpers: BTreeMap<String, Option<String>>) -> BTreeMap<String, String> {
     let (exact, other): (Vec<_>, Vec<_>) =
         helpers.into_iter().partition(|(key, _)| key == DOCKER_HUB_KEY || *key == scope(key));
@@ -344,10 +343,10 @@ fn by_host(helpers: BTreeMap<String, Option<String>>) -> BTreeMap<String, String
     helpers.map(|(key, helper)| (scope(&key), helper.unwrap_or_default())).collect()
 }
 
-/// What a key speaks for: `host` or `host/namespace`, as [`Repository`] writes it.
+/// The scope of a key: `host` or `host/namespace`, as [`Repository`] writes it.
 ///
-/// Docker cuts any key to its host; but a key with a namespace of its own must not be sent to the
-/// whole registry, and `https://index.docker.io/v1/access-token` (Docker Desktop) is no password.
+/// Docker cuts any key to its host. But credentials with a namespace must not be sent for the whole registry, and
+/// `https://index.docker.io/v1/access-token` (Docker Desktop) is no password.
 pub(super) fn scope(key: &str) -> String {
     let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
@@ -381,7 +380,7 @@ fn scopes(repository: &Repository) -> Vec<String> {
     spellings(&repository.registry).flat_map(below).collect()
 }
 
-/// Kubernetes' rule: a star stands for any part of one label, and the number of labels must agree.
+/// Kubernetes' rule: a star matches any part of one label, and the numbers of labels must be equal.
 fn matches_stars(scope: &str, repository: &Repository) -> bool {
     let (pattern, path) = scope.split_once('/').unwrap_or((scope, ""));
     if !pattern.contains('*') || !(path.is_empty() || format!("{}/", repository.name).starts_with(&format!("{path}/")))
@@ -401,7 +400,7 @@ fn matches_stars(scope: &str, repository: &Repository) -> bool {
         })
 }
 
-/// What an entry holds; nothing where a helper left only the host's name behind.
+/// The credentials of an entry; none if a helper left only the host's name.
 fn credential(value: &Value) -> Result<Option<Credential>, &'static str> {
     let fields = Fields::read(value).ok_or("has values of the wrong kind")?;
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
@@ -423,7 +422,7 @@ fn credential(value: &Value) -> Result<Option<Credential>, &'static str> {
     })
 }
 
-/// What a user name and a secret mean: `<token>` is the helpers' sign for an identity token.
+/// The credential for a user name and a secret: helpers mark an identity token with the user `<token>`.
 /// <https://docs.docker.com/reference/cli/docker/login/#credential-helper-protocol>
 pub(super) fn from_pair(username: String, secret: String) -> Credential {
     if username == "<token>" {
@@ -440,7 +439,7 @@ pub(super) fn encode(username: &str, password: &str) -> String {
 fn decode(auth: &str) -> Result<(String, String), &'static str> {
     let bytes = BASE64.decode(auth.trim()).map_err(|_| "has an `auth` that isn't base64")?;
     let text = String::from_utf8(bytes).map_err(|_| "has an `auth` that isn't text")?;
-    // Docker cuts zeros: its old files were padded with them.
+    // As in Docker, trailing zeros are cut: old files were padded with them.
     let text = text.trim_matches('\0').trim_end_matches(['\r', '\n']);
     let (username, password) = text.split_once(':').ok_or("has an `auth` without a colon")?;
     Ok((username.to_owned(), password.to_owned()))

@@ -1,8 +1,8 @@
 //! JSON objects as Go's encoding/json reads them into structs: Docker, podman and the kubelet are Go programs.
 //!
-//! A member's name matches a field whatever its case. Members that match one field are read in the order of the file:
-//! a later string replaces an earlier one, a later object is merged into an earlier one, and `null` clears an object but
-//! leaves a string as it is. <https://pkg.go.dev/encoding/json#Unmarshal>
+//! Names match fields in any letter case. Members for one field are read in the order of the file: a later string
+//! replaces an earlier one, a later object is merged into an earlier one, and `null` clears an object but leaves a
+//! string as it is. <https://pkg.go.dev/encoding/json#Unmarshal>
 
 use std::fmt;
 
@@ -27,12 +27,12 @@ pub(super) fn merge_map<M: Default + IntoIterator + Extend<M::Item>>(field: &mut
     }
 }
 
-/// The members of an object, each as it stands in the file. A name may occur more than once.
+/// The members of an object, with their raw values. A name may occur several times.
 #[derive(Default)]
 pub(super) struct Members(pub(super) Vec<(String, Value)>);
 
 impl Members {
-    /// The values of the members that match the field `name`.
+    /// The values of all members for the field `name`.
     pub(super) fn matching(&self, name: &str) -> impl Iterator<Item = &Value> {
         self.0.iter().filter(move |(own, _)| fold(own) == name).map(|(_, value)| value)
     }

@@ -1,4 +1,4 @@
-//! Docker's credential helpers: programs that keep passwords elsewhere.
+//! Runs Docker's credential helpers: programs that store passwords.
 //!
 //! `docker-credential-NAME get` reads a server from stdin and answers
 //! `{"ServerURL": …, "Username": …, "Secret": …}`; `store` reads that; `erase` reads a server.
@@ -19,19 +19,19 @@ use super::go_json::{Members, fold, set_string};
 use super::process::{self, Output};
 use crate::error::{Error, Kind, Result, Side};
 
-/// A helper asks a keychain or a cloud; one that waits for a person would wait forever.
+/// The time limit for a helper. It queries a keychain or a cloud; one that prompts a person would wait forever.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an answer counts. Helpers hand out tokens that last from about an hour (gcloud) on.
+/// How long a helper's answer is cached. Helpers return tokens that last an hour (gcloud) or longer.
 const ANSWER_TTL: Duration = Duration::from_secs(300);
-/// How long a failure counts: long enough that a list of images isn't held up by each.
+/// How long a helper's failure is cached, so that a list of images does not wait for each image.
 const FAILURE_TTL: Duration = Duration::from_secs(30);
 
-/// Runs helpers, and remembers for some minutes what they answered.
+/// Runs helpers and caches their answers for some minutes.
 pub(super) struct Helpers {
     /// Directories, as in `PATH`.
     path: Option<OsString>,
     limit: Duration,
-    /// By helper and server. Locked while a helper runs: the images of a list ask it once.
+    /// Cached answers by helper and server. Locked while a helper runs: it runs once for all images of a list.
     answers: Mutex<HashMap<(String, String), Answer>>,
 }
 
@@ -40,7 +40,7 @@ struct Answer {
     result: Result<Option<Credential>>,
 }
 
-/// What a helper is told to store.
+/// The input of `store`.
 #[derive(Serialize)]
 struct Message<'a> {
     #[serde(rename = "ServerURL")]
@@ -51,7 +51,7 @@ struct Message<'a> {
     secret: &'a str,
 }
 
-/// What a helper answers. Docker reads the names in any case, so helpers that aren't written in Go may print any.
+/// The output of `get`. Docker accepts names in any letter case, so helpers in other languages than Go may print any.
 #[derive(Default)]
 struct Answered {
     username: Option<String>,
@@ -78,7 +78,7 @@ impl Helpers {
         Self { path, limit: HELPER_TIMEOUT, answers: Mutex::default() }
     }
 
-    /// What `docker-credential-{name}`, named in `file`, knows of `server`, now or a short while ago.
+    /// The credential of `docker-credential-{name}`, named in `file`, for `server`; from the cache if it is recent.
     pub(super) async fn find(&self, name: &str, server: &str, file: &Path) -> Result<Option<Credential>> {
         let key = (name.to_owned(), server.to_owned());
         let mut answers = self.answers.lock().await;
@@ -94,12 +94,12 @@ impl Helpers {
         result
     }
 
-    /// Drops what was answered.
+    /// Clears the cached answer.
     pub(super) async fn forget(&self) {
         self.answers.lock().await.clear();
     }
 
-    /// Has the helper keep `username` and `secret` for `server`.
+    /// Stores `username` and `secret` for `server` in the helper.
     pub(super) async fn store(
         &self,
         name: &str,
@@ -110,19 +110,18 @@ impl Helpers {
     ) -> Result<()> {
         let message = Message { server, username, secret };
         let input =
-            serde_json::to_vec(&message).map_err(|_| helper_failed(name, file, "cannot be told the credentials"))?;
+            serde_json::to_vec(&message).map_err(|_| helper_failed(name, file, "cannot receive the credentials"))?;
         let output = self.run(name, "store", &input, file).await?;
         if output.status.success() {
             return Ok(());
         }
-        // Should it repeat what it was told.
+        // The helper may repeat its input.
         Err(helper_failed(name, file, &format!("failed to store: {}", output.complaint().replace(secret, "***"))))
     }
 
-    /// Has the helper drop what it knows of `server`; whether there was something.
+    /// Erases the helper's credentials for `server`. Returns whether there were any.
     pub(super) async fn erase(&self, name: &str, server: &str, file: &Path) -> Result<bool> {
-        // `erase` fails in another way with each helper where there is nothing to erase.
-        // <https://github.com/docker/docker-credential-helpers/issues/220>
+        // If there is nothing to erase, each helper's `erase` fails in another way.
         if self.get(name, server, file).await?.is_none() {
             return Ok(false);
         }
@@ -141,11 +140,10 @@ impl Helpers {
             }
             return Err(helper_failed(name, file, &format!("failed for {server}: {}", output.complaint())));
         }
-        // What was printed is a secret: neither it nor serde's message may be shown.
-        let answer = Answered::read(&output.stdout).ok_or_else(|| {
-            helper_failed(name, file, &format!("gave an answer for {server} that isn't its protocol's"))
-        })?;
-        // Some answer so, with success, where they know nothing (docker-credential-helpers#220).
+        // The output is a secret: neither it nor serde's message may be shown.
+        let answer = Answered::read(&output.stdout)
+            .ok_or_else(|| helper_failed(name, file, &format!("sent a malformed answer for {server}")))?;
+        // Some helpers answer like this, with success, if they have no credentials (docker-credential-helpers#220).
         let secret = answer.secret.filter(|secret| !secret.is_empty());
         Ok(secret.map(|secret| from_pair(answer.username.unwrap_or_default(), secret)))
     }
@@ -164,7 +162,7 @@ impl Helpers {
             let what = format!("{name:?}, in {}, is not the name of a credential helper", file.display());
             return Err(Error::new(Kind::Refused, what)
                 .on(Side::Local)
-                .hint("the name is what stands after docker-credential-, without a path"));
+                .hint("the name is the part after docker-credential-, without a path"));
         }
         let program = format!("docker-credential-{name}{}", std::env::consts::EXE_SUFFIX);
         process::look_up(self.path.as_deref(), &program).ok_or_else(|| {
@@ -183,7 +181,7 @@ fn copy_result(result: &Result<Option<Credential>>) -> Result<Option<Credential>
     }
 }
 
-/// The helpers print this to stdout, and end with 1.
+/// Helpers print this to stdout and exit with 1.
 fn is_not_found(bytes: &[u8]) -> bool {
     String::from_utf8_lossy(bytes).contains("credentials not found in native keychain")
 }
@@ -235,7 +233,7 @@ esac"#,
         for (server, why) in [
             ("locked.io", "the keychain is locked"),
             ("silent.io", "exit status: 3"),
-            ("garbage.io", "isn't its protocol's"),
+            ("garbage.io", "sent a malformed answer"),
         ] {
             let said = known(server).await.expect_err(server).to_string();
             assert!(said.contains(why) && said.contains(FILE) && said.contains("docker-credential-x"), "{said}");
@@ -294,7 +292,7 @@ echo $$ > "$HERE/helper"; exec sleep 600"#;
         let mut helpers = helpers(&scratch);
         helpers.limit = Duration::from_millis(1500);
         let error = find(&helpers, "x", "a.io").await.expect_err("too slow");
-        assert!(error.to_string().contains("gave no answer") && !error.is_transient(), "{error}");
+        assert!(error.to_string().contains("did not answer") && !error.is_transient(), "{error}");
         assert_ends(&scratch, "helper").await;
         assert_ends(&scratch, "child").await;
     }

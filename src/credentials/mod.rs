@@ -1,20 +1,19 @@
-//! Where user names, passwords and tokens of registries come from, and where `login` puts them.
-//! Knows no registry's HTTP.
+//! Credentials of registries: where they are read from, and where `login` stores them. This module does not use HTTP.
 //!
-//! Sources, in this order; the first that has something for the registry wins:
+//! Sources in this order; the first one with credentials for the registry wins:
 //!
-//! 1. what was given for this run: `TRANSLOAD_REGISTRY` with `TRANSLOAD_USERNAME` and
-//!    `TRANSLOAD_PASSWORD`, and `TRANSLOAD_AUTH_<HOST>=user:password`;
-//! 2. `--auth-file`, in the order given: a Kubernetes secret (`.dockerconfigjson`, the old
-//!    `.dockercfg`, or the directory that it's mounted at), or any file of Docker's shape;
+//! 1. values for this run: `TRANSLOAD_REGISTRY` with `TRANSLOAD_USERNAME` and `TRANSLOAD_PASSWORD`, and
+//!    `TRANSLOAD_AUTH_<HOST>=user:password`;
+//! 2. `--auth-file`, in the given order: a Kubernetes secret (`.dockerconfigjson`, the old `.dockercfg`, or the
+//!    directory that it is mounted at), or any file of Docker's format;
 //! 3. `DOCKER_AUTH_CONFIG`, the same JSON in the environment (Docker CLI, GitLab's runner);
 //! 4. Docker's `config.json`;
 //! 5. the `auth.json` of podman, skopeo and buildah.
 //!
-//! Within a file: the credential helper of the registry, or else the file's store, then the
-//! entries in `auths`, the most specific first.
+//! Within a file: the credential helper of the registry, or else the file's store, then the entries in `auths`, the
+//! most specific first.
 //!
-//! Nothing here reads the process's environment: the CLI passes it to [`Settings::from_environment`].
+//! This module does not read the process's environment: the CLI passes it to [`Settings::from_environment`].
 
 use std::fmt;
 use std::path::Path;
@@ -38,11 +37,6 @@ mod process;
 mod secret;
 mod settings;
 mod store;
-/// `application/x-www-form-urlencoded` (WHATWG URL, section 5): the body of a token request, or a URL's query.
-pub(crate) fn encode_form(pairs: &[(&str, &str)]) -> String {
-    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
-}
-
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -52,12 +46,12 @@ pub use store::{StorageLocation, erase, pull_secret, store};
 use file::{AuthFile, WatchedFile};
 use helper::Helpers;
 
-/// The key under which Docker keeps Docker Hub's credentials, a fossil of the first registry API.
+/// Docker's key for Docker Hub's credentials, from the first registry API.
 /// <https://github.com/docker/cli/blob/master/cli/command/registry.go>
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
-/// A password or token. It is never printed: what prints it shows `***`, and so does all that is printed while it is
-/// known, whoever wrote it.
+/// A password or token. Its formatted value is `***`, and all printed text is redacted while the secret is in memory,
+/// whatever its source.
 #[derive(Clone)]
 pub struct Secret(redact::KeptSecret);
 
@@ -67,18 +61,17 @@ impl Secret {
         Self(redact::register(secret.into()))
     }
 
-    /// Says that the secret is also sent in this form, which then isn't printed either: `user:password` in Base64.
+    /// Registers another form of the secret for redaction, such as `user:password` in Base64.
     pub(crate) fn also_sent_as(&self, form: &str) {
         self.0.also(form);
     }
 
-    /// The secret itself, for the one place that sends or stores it.
+    /// The secret, to send or store it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// When it expires, if it's a JSON Web Token that says so. Nothing is verified: that's for
-    /// whoever issued it.
+    /// The expiry, if the secret is a JSON Web Token with one. Nothing is verified: only the issuer can.
     pub fn expires(&self) -> Option<SystemTime> {
         #[derive(Deserialize)]
         struct Claims {
@@ -88,7 +81,7 @@ impl Secret {
         let [_, claims, _] = self.0.split('.').collect::<Vec<_>>()[..] else { return None };
         let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
         let Claims { exp } = serde_json::from_slice(&claims).ok()?;
-        // Until the year 2106: whatever is later is no time that a token has.
+        // Until the year 2106: a later time is not plausible.
         let known = (0.0..=f64::from(u32::MAX)).contains(&exp);
         known.then(|| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(exp.trunc()))
     }
@@ -120,10 +113,10 @@ impl fmt::Display for Secret {
     }
 }
 
-/// What proves to a registry who is asking.
+/// A proof of identity for a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
-    /// A user and a password (or a personal access token in its place).
+    /// A user and a password, or a personal access token instead of it.
     Basic {
         /// The user.
         username: String,
@@ -132,7 +125,7 @@ pub enum Credential {
     },
     /// An OAuth refresh token, exchanged for access tokens. Docker calls it `identitytoken`.
     RefreshToken(Secret),
-    /// A token that is sent to the registry as it stands. Docker calls it `registrytoken`.
+    /// A token that is sent to the registry unchanged. Docker calls it `registrytoken`.
     Bearer(Secret),
 }
 
@@ -143,19 +136,19 @@ impl Credential {
     }
 }
 
-/// A credential, and where it was found, for what is said when the registry refuses it.
+/// A credential and its origin, for errors when a registry refuses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocatedCredential {
     /// The credential.
     pub credential: Credential,
-    /// As in "the credentials from …": a file, a helper, a variable.
+    /// A file, a helper or a variable, as in "the credentials from …".
     pub origin: String,
 }
 
-/// All credentials that this run may use. Cheap to clone; clones share what helpers answered.
+/// All credentials of this run. Clones are cheap and share the helpers' answers.
 ///
-/// Files are read again when they change, and helpers asked again after some minutes: a proxy
-/// runs for months, while Kubernetes renews mounted secrets and helpers hand out short-lived tokens.
+/// Changed files are read again, and helpers run again after some minutes: a proxy runs for months, while Kubernetes
+/// renews mounted secrets and helpers return short-lived tokens.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
@@ -163,12 +156,12 @@ struct Inner {
     given: Vec<(String, LocatedCredential)>,
     by_variable: Vec<VariableCredential>,
     files: Vec<WatchedFile>,
-    /// So many of the files, the first ones, were named by `--auth-file`.
+    /// The number of files from `--auth-file`, which come first.
     named: usize,
     helpers: Helpers,
 }
 
-/// A variable `TRANSLOAD_AUTH_<HOST>`: the host can't be read back from its name, only compared.
+/// A variable `TRANSLOAD_AUTH_<HOST>`. The host cannot be restored from its name, only compared.
 #[derive(Clone)]
 struct VariableCredential {
     name: String,
@@ -176,7 +169,7 @@ struct VariableCredential {
 }
 
 impl Credentials {
-    /// No credentials: everything is asked for as anybody may.
+    /// No credentials: all requests are anonymous.
     pub fn anonymous() -> Self {
         Self(Arc::new(Inner {
             given: Vec::new(),
@@ -187,21 +180,21 @@ impl Credentials {
         }))
     }
 
-    /// This credential for this registry, none for others.
+    /// This credential for this registry, and none for others.
     ///
     /// # Errors
-    /// If `registry` isn't a registry's name.
+    /// If `registry` is not a valid name.
     pub fn fixed(registry: &str, credential: Credential) -> Result<Self> {
         let mut settings = Settings::default();
         settings.add(registry, credential, "the caller")?;
         Self::load(&settings)
     }
 
-    /// Reads the files that `settings` names.
+    /// Reads the files in `settings`.
     ///
     /// # Errors
-    /// If a file is malformed, or one that was named explicitly can't be read. A file at a
-    /// default place that isn't there or may not be read is passed over.
+    /// If a file is malformed, or a file that the user named cannot be read. A missing or unreadable file at a default
+    /// path is skipped.
     pub fn load(settings: &Settings) -> Result<Self> {
         let mut files = Vec::new();
         for path in &settings.auth_files {
@@ -211,7 +204,7 @@ impl Credentials {
             files.push(WatchedFile::fixed(AuthFile::parse(Path::new("DOCKER_AUTH_CONFIG"), text.reveal().as_bytes())?));
         }
         if let Some(path) = &settings.docker_config {
-            // What a `login` that was killed left beside it holds a password.
+            // A killed `login` may leave a temporary file with a password.
             atomic_file::remove_abandoned(&std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()));
         }
         for path in settings.docker_config.iter().chain(&settings.containers_auth) {
@@ -226,17 +219,17 @@ impl Credentials {
         })))
     }
 
-    /// The credential for `repository`, or `None`, which means: ask as anybody may.
+    /// The credential for `repository`; `None` for anonymous requests.
     ///
-    /// Runs credential helpers, each for ten seconds at most. Cancelling kills a running helper.
+    /// Runs credential helpers, each for ten seconds at most. Cancellation kills a running helper.
     ///
     /// # Errors
-    /// If a helper that's named for the registry fails, or the registry's entry is broken.
+    /// If the registry's helper fails, or the registry's entry is broken.
     pub async fn find(&self, repository: &Repository) -> Result<Option<Credential>> {
         Ok(self.locate(repository).await?.map(|found| found.credential))
     }
 
-    /// Like [`find`](Self::find), with where the credential is from.
+    /// As [`find`](Self::find), with the credential's origin.
     ///
     /// # Errors
     /// As [`find`](Self::find).
@@ -252,17 +245,17 @@ impl Credentials {
         Ok(found)
     }
 
-    /// For hints, when a registry refuses somebody without credentials: the files of `--auth-file` that have
-    /// nothing for it, and what they are for. `None` without such files, or if one has something.
+    /// For hints after an anonymous request was refused: the `--auth-file` files without credentials for the registry,
+    /// and the registries that they have. `None` without such files, or if one has credentials.
     pub fn not_for(&self, registry: &str) -> Option<String> {
-        let mut said = Vec::new();
+        let mut parts = Vec::new();
         for watched in self.0.files.iter().take(self.0.named) {
             let Some(file) = watched.current() else { continue };
             if file.knows(registry) {
                 return None;
             }
             let path = file.path.display();
-            said.push(match &file.registries()[..] {
+            parts.push(match &file.registries()[..] {
                 [] => format!("{path} (--auth-file) has no entry"),
                 known => {
                     let shown = known.iter().take(3).copied().collect::<Vec<_>>().join(", ");
@@ -271,11 +264,10 @@ impl Credentials {
                 }
             });
         }
-        (!said.is_empty()).then(|| said.join("; "))
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 
-    /// Drops what helpers answered, so that the next search asks them again: for when a registry
-    /// refused a credential that may have been renewed since.
+    /// Clears the helpers' cached answers, for a refused credential that may have been renewed.
     pub async fn forget(&self) {
         self.0.helpers.forget().await;
     }
@@ -291,7 +283,7 @@ impl Credentials {
         for watched in &self.0.files {
             let Some(file) = watched.current() else { continue };
             match self.search_file(&file, repository).await? {
-                // `az acr login` leaves one behind each time, good for three hours.
+                // Each `az acr login` leaves a token, which is valid for three hours.
                 Some(LocatedCredential { credential: Credential::RefreshToken(token), origin })
                     if is_expired(&token) =>
                 {
@@ -325,6 +317,11 @@ impl fmt::Debug for Credentials {
 
 fn is_expired(token: &Secret) -> bool {
     token.expires().is_some_and(|expiry| expiry <= crate::clock::now())
+}
+
+/// `application/x-www-form-urlencoded` (WHATWG URL, section 5): the body of a token request, or a URL's query.
+pub(crate) fn encode_form(pairs: &[(&str, &str)]) -> String {
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 
 #[cfg(all(test, unix))]

@@ -1,4 +1,4 @@
-//! Runs another program, for a bounded time, without a shell.
+//! Runs another program with a time limit and without a shell.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,12 +12,12 @@ use tokio::process::{Child, Command};
 
 use crate::{printable, redact};
 
-/// The most bytes that a program may print to one of its outputs: more than any token has.
+/// The limit for each output of a program, in bytes: larger than any token.
 const MAX_OUTPUT: usize = 1 << 20;
-/// How long a program's children may hold its outputs open after it has ended.
+/// How long children may keep a program's outputs open after its end.
 const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
-/// What a program printed, and how it ended.
+/// The outputs and the exit status of a program.
 pub(super) struct Output {
     pub(super) status: ExitStatus,
     pub(super) stdout: Vec<u8>,
@@ -25,23 +25,23 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// The first line that a failed program printed; Go's helpers use stdout for it.
+    /// The first line of a failed program's output; Go's helpers use stdout for errors.
     pub(super) fn complaint(&self) -> String {
-        let said = [&self.stderr, &self.stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        let line = said.iter().flat_map(|text| text.lines()).map(str::trim).find(|line| !line.is_empty());
+        let texts = [&self.stderr, &self.stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let line = texts.iter().flat_map(|text| text.lines()).map(str::trim).find(|line| !line.is_empty());
         line.map_or_else(|| self.status.to_string(), printable)
     }
 }
 
-/// Runs `program` and tells it `input`.
+/// Runs `program` with `input` on stdin.
 ///
-/// The program is the leader of a process group of its own. The whole group is killed after `limit`, when the future is
-/// dropped, when it prints more than 1 MiB, and when a child still holds an output half a second after the program
-/// ended: what was printed until then is the answer. A child that holds no output is not killed after a good end, since
-/// it may be an agent that is meant to stay.
+/// The program is the leader of its own process group. The whole group is killed after `limit`, when the future is
+/// dropped, when it prints more than 1 MiB, and when a child still holds an output half a second after the program's
+/// end; the output until then is the result. After a successful end, a child that holds no output stays, since it may
+/// be an agent.
 ///
 /// # Errors
-/// What kept it from answering, to be put after its name.
+/// The reason for the failure, to be put after the program's name.
 pub(super) async fn run(program: &Path, args: &[&str], input: &[u8], limit: Duration) -> Result<Output, String> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -49,43 +49,43 @@ pub(super) async fn run(program: &Path, args: &[&str], input: &[u8], limit: Dura
     command.process_group(0);
     let mut child = command.spawn().map_err(|error| format!("can't be run: {error}"))?;
     let mut group = Group::of(&child);
-    let talked = tokio::time::timeout(limit, talk(&mut child, input)).await;
-    let failed = match talked {
+    let exchange = tokio::time::timeout(limit, talk(&mut child, input)).await;
+    let failed = match exchange {
         Ok(Ok((output, closed))) => {
             if closed {
                 group.release();
             }
             return Ok(output);
         }
-        Ok(Err(error)) => format!("can't be talked to: {error}"),
-        Err(_) => format!("gave no answer in {:.1} s", limit.as_secs_f64()),
+        Ok(Err(error)) => format!("cannot read its input or write its output: {error}"),
+        Err(_) => format!("did not answer within {:.1} s", limit.as_secs_f64()),
     };
     drop(group);
     let _ = child.kill().await;
     Err(failed)
 }
 
-/// What the program printed, and whether its outputs are closed.
+/// The program's output, and whether its outputs are closed.
 async fn talk(child: &mut Child, input: &[u8]) -> io::Result<(Output, bool)> {
     let (stdin, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let tell = async {
+    let write = async {
         if let Some(mut stdin) = stdin {
-            // It may end without reading: what it says counts, not the broken pipe.
+            // The program may end without reading stdin: its output counts, not the broken pipe.
             let _ = stdin.write_all(input).await;
         }
         Ok(())
     };
     let (status, closed) = {
-        let mut talked = pin!(async { tokio::try_join!(tell, read(out, &mut stdout), read(err, &mut stderr)) });
+        let mut exchange = pin!(async { tokio::try_join!(write, read(out, &mut stdout), read(err, &mut stderr)) });
         tokio::select! {
-            talked = &mut talked => {
-                talked?;
+            exchange = &mut exchange => {
+                exchange?;
                 (child.wait().await?, true)
             }
-            status = child.wait() => match tokio::time::timeout(OUTPUT_GRACE, talked).await {
-                Ok(talked) => {
-                    talked?;
+            status = child.wait() => match tokio::time::timeout(OUTPUT_GRACE, exchange).await {
+                Ok(exchange) => {
+                    exchange?;
                     (status?, true)
                 }
                 Err(_) => (status?, false),
@@ -95,7 +95,7 @@ async fn talk(child: &mut Child, input: &[u8]) -> io::Result<(Output, bool)> {
     Ok((Output { status, stdout, stderr }, closed))
 }
 
-/// The process group of a program, killed on Drop.
+/// The process group of a program. Killed on drop.
 struct Group {
     #[cfg(unix)]
     id: Option<rustix::process::Pid>,
@@ -108,7 +108,7 @@ impl Group {
         Self { id: id.and_then(rustix::process::Pid::from_raw) }
     }
 
-    /// Leaves it alone from now on.
+    /// Does not kill the group on drop any more.
     fn release(&mut self) {
         self.id = None;
     }
@@ -118,7 +118,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            // It may be gone already.
+            // The group may have ended.
             let _ = rustix::process::kill_process_group(id, rustix::process::Signal::KILL);
         }
     }
@@ -133,24 +133,24 @@ impl Group {
     fn release(&mut self) {}
 }
 
-/// Where `program` is in `path`, which has the form of `PATH`.
+/// Finds `program` in `path`, which has the form of `PATH`.
 pub(super) fn look_up(path: Option<&OsStr>, program: &str) -> Option<PathBuf> {
     path.map(std::env::split_paths)
         .into_iter()
         .flatten()
-        // An empty or relative directory would mean wherever transload happens to be run.
+        // An empty or relative entry would depend on the working directory.
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(program))
         .find(|candidate| is_executable(candidate))
 }
 
-/// A line of someone else's, fit to stand in a message.
+/// A line of another program's output, safe to print in a message.
 pub(super) fn printable(line: &str) -> String {
     let safe: String = redact::redact_remote(line).chars().take(300).collect();
     printable::line(&safe).into_owned()
 }
 
-/// Reads to the end. What was read is in `bytes` if this is cancelled, too.
+/// Reads to the end. After a cancellation, `bytes` holds what was read.
 async fn read(from: Option<impl AsyncRead + Unpin>, bytes: &mut Vec<u8>) -> io::Result<()> {
     let Some(mut from) = from else { return Ok(()) };
     while from.read_buf(bytes).await? > 0 {

@@ -1,4 +1,4 @@
-//! A Kubernetes Secret as a file: the manifest, as `kubectl get secret NAME -o yaml` writes it.
+//! Reads the manifest of a Kubernetes Secret, as `kubectl get secret NAME -o yaml` writes it.
 //!
 //! <https://kubernetes.io/docs/concepts/configuration/secret/#docker-config-secrets>
 
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result, Side};
 
-/// What of a manifest is read.
+/// The fields of a manifest that are read.
 #[derive(Deserialize)]
 struct Manifest {
     #[serde(default)]
@@ -23,10 +23,10 @@ struct Manifest {
     string_data: Option<BTreeMap<String, Option<String>>>,
 }
 
-/// The file of credentials within a Secret's manifest, YAML or JSON; `None` for what is no such manifest.
+/// The file of credentials in a Secret's manifest, YAML or JSON; `None` if this is no Secret.
 ///
 /// # Errors
-/// If the Secret holds no file of credentials. Values are never shown.
+/// If the Secret has no file of credentials. Values are never shown.
 pub(super) fn within(path: &Path, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     let manifest = if bytes.starts_with(b"{") {
         serde_json::from_slice::<Manifest>(bytes).ok()
@@ -41,7 +41,7 @@ pub(super) fn within(path: &Path, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     };
     for name in [".dockerconfigjson", ".dockercfg"] {
         let value = |fields: &Option<BTreeMap<String, Option<String>>>| fields.as_ref()?.get(name)?.clone();
-        // As Kubernetes has it, what is written as text stands before what is encoded.
+        // As in Kubernetes, `stringData` takes precedence over `data`.
         if let Some(text) = value(&manifest.string_data) {
             return Ok(Some(text.into_bytes()));
         }
@@ -53,7 +53,7 @@ pub(super) fn within(path: &Path, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
     Err(wrong("has no .dockerconfigjson"))
 }
 
-/// Hand-made Kubernetes secrets come without padding.
+/// Secrets written by hand may lack the padding.
 pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),

@@ -1,4 +1,4 @@
-//! Which files, variables and helpers a run looks at.
+//! The files, variables and helpers of a run.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,16 +10,16 @@ use crate::reference::{registry_name, without_https_port};
 
 const VARIABLE_PREFIX: &str = "TRANSLOAD_AUTH_";
 
-/// Where credentials are looked for. The default looks nowhere.
+/// The places to search for credentials; none by default.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Files of Docker's shape, or directories with one, that the user named: `--auth-file`.
+    /// Files of Docker's format, or directories with one, from `--auth-file`.
     pub auth_files: Vec<PathBuf>,
-    /// Docker's own file, read and written by `login`: `~/.docker/config.json`.
+    /// Docker's own file, which `login` reads and writes: `~/.docker/config.json`.
     pub docker_config: Option<PathBuf>,
     /// The files of podman, skopeo and buildah, in their order.
     pub containers_auth: Vec<PathBuf>,
-    /// Where helpers are looked up, in the form of `PATH`.
+    /// The search path for helpers, in the form of `PATH`.
     pub helper_path: Option<OsString>,
     /// The content of `DOCKER_AUTH_CONFIG`.
     pub(super) docker_auth_config: Option<Secret>,
@@ -28,19 +28,19 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The usual places, from the process's environment variables, which the caller passes in.
+    /// The default places, from environment variables, which the caller passes in.
     ///
     /// # Errors
-    /// If `TRANSLOAD_USERNAME` or `TRANSLOAD_PASSWORD` is set, but not both, or without
-    /// `TRANSLOAD_REGISTRY`: a password must not go to whatever registry is talked to.
+    /// If only one of `TRANSLOAD_USERNAME` and `TRANSLOAD_PASSWORD` is set, or `TRANSLOAD_REGISTRY` is missing: a
+    /// password must not go to any other registry.
     pub fn from_environment(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self> {
-        // An empty variable is an unset one, as in a manifest with an optional value left out.
+        // An empty variable counts as unset, for manifests that leave out an optional value.
         let all: BTreeMap<OsString, OsString> = variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         let path = |name: &str| all.get(std::ffi::OsStr::new(name)).map(PathBuf::from);
         let home = path("HOME").or_else(|| path("USERPROFILE"));
 
         let docker = path("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
-        // containers-auth.json(5): a variable stands in for the whole search.
+        // containers-auth.json(5): the variable replaces the whole search.
         let containers_auth = match path("REGISTRY_AUTH_FILE") {
             Some(file) => vec![file],
             None => [
@@ -62,7 +62,7 @@ impl Settings {
         settings.take_triple(&all)?;
         for name in all.keys().filter_map(|name| name.to_str()) {
             let Some(host) = prefixed(name) else { continue };
-            // This one belongs to `--auth-file`.
+            // This variable belongs to `--auth-file`.
             if !host.eq_ignore_ascii_case("FILE")
                 && let Some(value) = text(&all, name)?
             {
@@ -72,13 +72,13 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Uses `credential` for `registry` before anything else; `origin` says who gave it.
+    /// Uses `credential` for `registry` before anything else. `origin` names its source.
     ///
     /// # Errors
-    /// If `registry` isn't a registry's name.
+    /// If `registry` is not a valid name.
     pub fn add(&mut self, registry: &str, credential: Credential, origin: &str) -> Result<()> {
         let found = LocatedCredential { credential, origin: origin.to_owned() };
-        // In front: what is given later, such as a flag after the environment, wins.
+        // At the front: a later value, such as a flag after the environment, wins.
         self.given.insert(0, (registry_name(registry)?, found));
         Ok(())
     }
@@ -99,18 +99,17 @@ impl Settings {
             (_, None, None) => Ok(()),
             (_, None, Some(_)) => Err(wrong("TRANSLOAD_PASSWORD is set, but TRANSLOAD_USERNAME is not")),
             (_, Some(_), None) => Err(wrong("TRANSLOAD_USERNAME is set, but TRANSLOAD_PASSWORD is not")),
-            (None, Some(_), Some(_)) => Err(wrong(
-                "TRANSLOAD_USERNAME and TRANSLOAD_PASSWORD are set, but TRANSLOAD_REGISTRY doesn't say for which registry",
-            )),
+            (None, Some(_), Some(_)) => {
+                Err(wrong("TRANSLOAD_USERNAME and TRANSLOAD_PASSWORD are set, but TRANSLOAD_REGISTRY is not"))
+            }
         }
     }
 }
 
-/// The variable that holds the credentials of `registry`.
+/// The variable with the credentials of `registry`.
 ///
-/// The form of Terraform's `TF_TOKEN_<host>`: a dot or colon becomes `_`, a dash `__`. So no two
-/// hosts share a variable, and none is sent another's password.
-/// <https://developer.hashicorp.com/terraform/cli/config/config-file#environment-variable-credentials>
+/// The form of Terraform's `TF_TOKEN_<host>`: a dot or colon becomes `_`, a dash `__`. So two hosts never share a
+/// variable. <https://developer.hashicorp.com/terraform/cli/config/config-file#environment-variable-credentials>
 pub fn variable_name(registry: &str) -> String {
     let mut name = VARIABLE_PREFIX.to_owned();
     for character in registry.chars() {
@@ -128,7 +127,7 @@ pub fn variable_name(registry: &str) -> String {
 pub(super) fn from_variable(variables: &[VariableCredential], registry: &str) -> Result<Option<LocatedCredential>> {
     let wanted = variable_name(registry);
     let named = |name: &str| variables.iter().find(|have| have.name.eq_ignore_ascii_case(name));
-    // The same registry with the port that https has anyway.
+    // The same registry with the default port of https.
     let found = named(&wanted).or_else(|| named(&variable_name(&https_spelling(registry)?)));
     let Some(VariableCredential { name, value }) = found else {
         let near = variables.iter().find(|have| without_separators(&have.name) == without_separators(&wanted));
@@ -146,7 +145,7 @@ pub(super) fn from_variable(variables: &[VariableCredential], registry: &str) ->
 }
 
 fn prefixed(name: &str) -> Option<&str> {
-    // Windows knows no case in names of variables.
+    // On Windows, variable names ignore the letter case.
     let (start, host) = name.split_at_checked(VARIABLE_PREFIX.len())?;
     (start.eq_ignore_ascii_case(VARIABLE_PREFIX) && !host.is_empty()).then_some(host)
 }
@@ -169,7 +168,7 @@ impl std::fmt::Debug for VariableCredential {
     }
 }
 
-/// The file that `--auth-file` means: a mounted Kubernetes secret may be named by its directory.
+/// The file for `--auth-file`; a mounted Kubernetes secret may be named by its directory.
 /// <https://kubernetes.io/docs/concepts/configuration/secret/#docker-config-secrets>
 pub(super) fn named_file(path: &Path) -> PathBuf {
     if !path.is_dir() {
@@ -179,7 +178,7 @@ pub(super) fn named_file(path: &Path) -> PathBuf {
     known.iter().map(|name| path.join(name)).find(|file| file.exists()).unwrap_or_else(|| path.join(known[0]))
 }
 
-/// The registry with the port of https, if that is another spelling of the same one.
+/// The registry's name with the port of https, if it means the same registry.
 pub(super) fn https_spelling(registry: &str) -> Option<String> {
     let spelled = format!("{registry}:443");
     (without_https_port(&spelled) == registry).then_some(spelled)

@@ -1,4 +1,4 @@
-//! Keeping credentials for later runs, where Docker would keep them: `login` and `logout`.
+//! Stores credentials for later runs, in Docker's places: `login` and `logout`.
 
 use std::fmt;
 use std::io;
@@ -17,17 +17,16 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{DOCKER_HUB, registry_as_written, registry_name};
 use crate::regular_file::{self, Links};
 
-/// The user that stands beside an identity token, as Azure's CLI writes it: podman passes over an
-/// entry whose `auth` has no user.
+/// The user name for an identity token, as Azure's CLI writes it: podman skips an entry whose `auth` has no user.
 /// <https://learn.microsoft.com/azure/container-registry/container-registry-authentication>
 const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Where credentials are kept.
+/// The place of stored credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StorageLocation {
-    /// By `docker-credential-{0}`.
+    /// In `docker-credential-{0}`.
     Helper(String),
-    /// In this file, readable by whoever can read the file.
+    /// In this file, in plain text.
     File(PathBuf),
 }
 
@@ -40,19 +39,19 @@ impl fmt::Display for StorageLocation {
     }
 }
 
-/// Keeps `credential` for `registry`: by the credential helper that Docker's `config.json` names
-/// for it, or else in that file.
+/// Stores `credential` for `registry`: in the credential helper that Docker's `config.json` names for the registry, or
+/// else in that file.
 ///
-/// The file is replaced as a whole, and whatever else stands in it stays.
+/// The file is replaced atomically, and its other content stays.
 ///
 /// # Errors
-/// If the file can't be read, understood or written, or the helper fails.
+/// If the file cannot be read, parsed or written, or if the helper fails.
 pub async fn store(settings: &Settings, registry: &str, credential: &Credential) -> Result<StorageLocation> {
     let written = registry_as_written(registry)?;
     let registry = registry_name(registry)?;
     let doing = |error: Error| error.doing(format!("store the credentials of {registry}")).on(Side::Local);
     let mut config = Config::open(settings).map_err(doing)?;
-    // Docker finds an entry by the very name that an image's reference has.
+    // Docker finds an entry by the name in an image's reference.
     let key = if registry == DOCKER_HUB { DOCKER_HUB_KEY } else { &written };
     let (entry, stored) = match config.parsed.helper(&registry) {
         Some(name) => {
@@ -66,7 +65,7 @@ pub async fn store(settings: &Settings, registry: &str, credential: &Credential)
             };
             let helpers = Helpers::new(settings.helper_path.clone());
             helpers.store(name, key, username, secret.reveal(), &config.path).await.map_err(doing)?;
-            // Docker leaves the bare name behind; a password from before must not stay.
+            // Docker leaves the bare name in the file; an old password must not stay.
             (json!({}), StorageLocation::Helper(name.to_owned()))
         }
         None => (entry(credential), StorageLocation::File(config.path.clone())),
@@ -76,7 +75,7 @@ pub async fn store(settings: &Settings, registry: &str, credential: &Credential)
     Ok(stored)
 }
 
-/// Drops what is kept for `registry`, and says where something was: nowhere, if the result is empty.
+/// Deletes the credentials for `registry`. Returns the places that had some.
 ///
 /// # Errors
 /// As [`store`].
@@ -103,10 +102,10 @@ pub async fn erase(settings: &Settings, registry: &str) -> Result<Vec<StorageLoc
     Ok(erased)
 }
 
-/// A file with this one credential, of the shape that Kubernetes' pull secrets have
-/// (`.dockerconfigjson`), and that `--auth-file` reads.
+/// A file with this one credential, in the format of Kubernetes' pull secrets (`.dockerconfigjson`), which
+/// `--auth-file` reads.
 ///
-/// User and password stand there beside `auth`: the kubelet reads either, other readers only one of them.
+/// The file has the user and password in addition to `auth`: the kubelet reads either, other programs only one of them.
 pub fn pull_secret(registry: &str, username: &str, password: &Secret) -> String {
     let key = if registry == DOCKER_HUB { DOCKER_HUB_KEY } else { registry };
     let password = password.reveal();
@@ -114,7 +113,7 @@ pub fn pull_secret(registry: &str, username: &str, password: &Secret) -> String 
     json!({ "auths": { key: entry } }).to_string()
 }
 
-/// Docker's `config.json`, about to be changed.
+/// Docker's `config.json` during a change.
 struct Config {
     path: PathBuf,
     parsed: AuthFile,
@@ -124,10 +123,10 @@ struct Config {
 impl Config {
     fn open(settings: &Settings) -> Result<Self> {
         let Some(path) = settings.docker_config.clone() else {
-            return Err(Error::new(Kind::Usage, "there is no place for Docker's config.json")
+            return Err(Error::new(Kind::Usage, "no directory for Docker's config.json is set")
                 .hint("set DOCKER_CONFIG to a directory, or HOME"));
         };
-        // A link, as dotfile managers make them, stays one: what it points to is replaced.
+        // A symbolic link, as dotfile managers make them, stays; its target is replaced.
         let path = std::fs::canonicalize(&path).unwrap_or(path);
         let bytes = match regular_file::read(&path, Links::Follow, MAX_AUTH_FILE) {
             Ok(bytes) => bytes,
@@ -143,14 +142,14 @@ impl Config {
         Ok(Self { path, parsed, whole })
     }
 
-    /// Whether an entry of the registry as a whole holds more than the name that a helper leaves behind.
+    /// Whether an entry for the whole registry holds more than the name that a helper leaves.
     fn holds_something(&self, registry: &str) -> bool {
         let entries = self.whole.matching(AUTHS).filter_map(Value::as_object).flatten();
         let mut own = entries.filter(|(key, _)| scope(key) == registry).filter_map(|(_, entry)| entry.as_object());
         own.any(|fields| !fields.is_empty())
     }
 
-    /// Removes all entries of the registry as a whole, and puts in `new`; whether that changed anything.
+    /// Replaces all entries for the whole registry with `new`. Returns whether that changed anything.
     fn replace(&mut self, registry: &str, new: Option<(&str, Value)>) -> bool {
         let mut changed = false;
         let mut last = self.whole.0.iter().rposition(|(name, _)| fold(name) == AUTHS);
@@ -159,14 +158,14 @@ impl Config {
             self.whole.0.push((AUTHS.to_owned(), Value::Null));
         }
         for (at, (_, value)) in self.whole.0.iter_mut().enumerate().filter(|(_, (name, _))| fold(name) == AUTHS) {
-            // Of several members the last one counts.
+            // The last of several equal members counts.
             let new = new.as_ref().filter(|_| Some(at) == last);
             if new.is_some() && value.is_null() {
                 *value = json!({});
             }
             let Some(auths) = value.as_object_mut() else { continue };
             let before = auths.len();
-            // An entry that is written again stays in its place.
+            // A replaced entry keeps its place.
             auths.retain(|key, _| scope(key) != registry || new.is_some_and(|(again, _)| again == key));
             changed |= auths.len() != before;
             if let Some((key, entry)) = new {
@@ -179,7 +178,7 @@ impl Config {
 
     fn save(&self) -> Result<()> {
         let mut text = Vec::new();
-        // Docker's own indentation.
+        // Docker's indentation.
         let mut to = serde_json::Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"\t"));
         self.whole.serialize(&mut to).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
         text.push(b'\n');
@@ -201,7 +200,7 @@ fn entry(credential: &Credential) -> Value {
     }
 }
 
-/// Replaces the file as a whole. It is readable by this user alone, and so is a directory that is made for it.
+/// Replaces the file atomically. The file, and a directory that is created for it, are readable by this user only.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_private_directory(directory)?;

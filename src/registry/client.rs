@@ -230,7 +230,7 @@ impl Registry {
             // The request itself reports the fault and may be retried. The probe is then repeated.
             Err(error) if error.is_transient() => {
                 if error.kind() == Kind::Timeout {
-                    *silent_until() = Some(Instant::now() + SILENCE);
+                    *silent_until() = Some(Instant::now() + PROBE_PAUSE);
                 }
                 Ok(&self.first_base)
             }
@@ -286,7 +286,7 @@ impl Registry {
                 return Err(Error::new(Kind::Network, what));
             }
         };
-        tracing::debug!("{} is asked by {scheme}", self.name);
+        tracing::debug!("{}: using {scheme}", self.name);
         let _ = base.set_scheme(scheme);
         Ok(base)
     }
@@ -454,7 +454,7 @@ impl Registry {
             // The storage refused the link, not our credentials. A new link may work, for example after its expiry.
             let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
             if !matches!(method, Method::GET | Method::HEAD) {
-                let hint = format!("credentials are never sent on to another host: name {storage} itself");
+                let hint = format!("credentials are never sent to another host: name {storage} in the reference");
                 return Err(Error::new(Kind::Denied, what).hint(hint));
             }
             return Err(Error::new(Kind::Registry, what).transient(None));
@@ -481,9 +481,10 @@ impl Registry {
     /// The registry redirects to another registry, which requires credentials. A redirect never gets credentials.
     fn sent_to_another_registry(&self, other: &str, scope: &Scope) -> Error {
         let host = other.split_once("://").map_or(other, |(_, host)| host);
-        let what = format!("{} sends us to {other}, another registry, which wants a token of its own (401)", self.name);
+        let what =
+            format!("{} sends us to {other}, another registry, which requires a token of its own (401)", self.name);
         Error::new(Kind::Refused, what).hint(format!(
-            "credentials are never given to where a registry sends us: name that registry in the reference, as in \
+            "credentials are never sent to a redirect's target: name that registry in the reference, as in \
              {host}/{}",
             scope.repository.name
         ))
@@ -493,7 +494,7 @@ impl Registry {
     async fn ask_quota(&self, url: Url, scope: &Scope, headers: &HeaderMap, account: usize) {
         let call = Call { headers: headers.clone(), ..Call::new(Method::HEAD, url, scope, "") };
         if let Err(error) = self.attempt(call, account, None).await {
-            tracing::debug!("{}: what is left of the pulls is not known: {error}", self.name);
+            tracing::debug!("{}: the remaining pulls are unknown: {error}", self.name);
         }
     }
 }
@@ -534,8 +535,9 @@ async fn read_body(mut body: TimedBody, expected: Option<u64>, most: u64) -> Res
             }
             Ok(None)
         };
-        let slow =
-            || Error::new(Kind::Timeout, format!("the answer did not end in {} s", SMALL_ANSWER_TIMEOUT.as_secs()));
+        let slow = || {
+            Error::new(Kind::Timeout, format!("the response did not end within {} s", SMALL_ANSWER_TIMEOUT.as_secs()))
+        };
         let Some(data) = tokio::time::timeout(SMALL_ANSWER_TIMEOUT, reading).await.map_err(|_| slow())?? else {
             return Ok(bytes.finish());
         };
@@ -553,7 +555,7 @@ const MIN_WAIT: Duration = Duration::from_millis(100);
 /// The total wait of a request without a streamed body, if the run has a deadline.
 const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
 /// How long no new probe is made after a silent one.
-const SILENCE: Duration = Duration::from_secs(30);
+const PROBE_PAUSE: Duration = Duration::from_secs(30);
 
 /// `Content-Length`, if it is a size that a blob can have.
 pub(in crate::registry) fn length(headers: &HeaderMap) -> Option<u64> {

@@ -33,18 +33,18 @@ pub(super) async fn from_response(
     let page = web_page::media_type(response.headers()).filter(|_| web_page::stands_in(status));
     let from = redirected_to(&response).cloned();
     let body = beginning(response).await;
-    let said = explain(&body);
-    if let Some(page) = page.filter(|_| said.code.is_none()) {
-        return web_page::error(registry, from.as_ref(), status, &page, said.message.as_deref());
+    let explained = explain(&body);
+    if let Some(page) = page.filter(|_| explained.code.is_none()) {
+        return web_page::error(registry, from.as_ref(), status, &page, explained.message.as_deref());
     }
-    let (known, quote) = quoted(&said);
+    let (known, quote) = quoted(&explained);
     let what = format!("{registry} answered {}{known}", status.as_u16());
     let asked = RequestContext { registry, method, scope, user, wait, remaining };
-    let error = match refusal(status, &asked, &said) {
+    let error = match refusal(status, &asked, &explained) {
         Some((kind, hint)) => Error::new(kind, what).hint(hint),
-        None => from_status(status, what, &said, asked),
+        None => from_status(status, what, &explained, asked),
     };
-    error.answered(status.as_u16(), said.code).quoting(quote)
+    error.answered(status.as_u16(), explained.code).quoting(quote)
 }
 
 /// The beginning of an error's body, up to [`MAX_BODY`]: a page that is long or breaks off may state the reason there.
@@ -72,9 +72,9 @@ pub(super) fn token_error(
     wait: Option<std::time::Duration>,
     (registry, user): (&str, Option<&str>),
 ) -> Error {
-    let said = explain(body);
+    let explained = explain(body);
     let what = format!("the token endpoint answered {}", status.as_u16());
-    let message = said.message.as_deref().unwrap_or_default();
+    let message = explained.message.as_deref().unwrap_or_default();
     let refusal = Refusal { registry, repository: "the repository", status, write: false, message };
     let refused = is_acr(registry).then(|| refusal.explain()).flatten();
     let error = match (refused, user) {
@@ -83,25 +83,25 @@ pub(super) fn token_error(
         _ if status.is_server_error() => Error::new(Kind::Registry, what).transient(wait),
         (None, Some(user)) => {
             let hint = format!(
-                "the password or token of '{user}' is not taken, or has expired: log in again by transload login {registry}"
+                "the password or token of '{user}' was refused, or has expired: log in again by transload login {registry}"
             );
             Error::new(Kind::Unauthorized, what).hint(with_abac(hint, registry, Some(user)))
         }
         (None, None) => Error::new(Kind::Unauthorized, what).hint(login_first(registry)),
     };
-    let (known, quote) = quoted(&said);
-    error.answered(status.as_u16(), said.code).quoting(format!("{known}{quote}"))
+    let (known, quote) = quoted(&explained);
+    error.answered(status.as_u16(), explained.code).quoting(format!("{known}{quote}"))
 }
 
 /// A refusal that only ACR has.
-fn refusal(status: StatusCode, asked: &RequestContext<'_>, said: &Explained) -> Option<(Kind, String)> {
+fn refusal(status: StatusCode, asked: &RequestContext<'_>, explained: &Explained) -> Option<(Kind, String)> {
     let RequestContext { registry, method, scope, .. } = asked;
     let refusal = Refusal {
         registry,
         repository: &scope.repository.name,
         status,
         write: !matches!(**method, Method::GET | Method::HEAD),
-        message: said.message.as_deref().unwrap_or_default(),
+        message: explained.message.as_deref().unwrap_or_default(),
     };
     is_acr(registry).then(|| refusal.explain())?
 }
@@ -136,7 +136,7 @@ fn from_status(
     Explained { code, message }: &Explained,
     RequestContext { registry, method, scope, user, wait, remaining }: RequestContext<'_>,
 ) -> Error {
-    let who = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
+    let account = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
     let delete = scope.access == Access::Delete;
     // A write follows a read in the same repository, so reading is allowed.
     let write = !matches!(*method, Method::GET | Method::HEAD);
@@ -153,15 +153,15 @@ fn from_status(
         }
         // ACR issues a token with fewer rights than requested, and answers 401 where others answer 403.
         StatusCode::UNAUTHORIZED if user.is_some() && write => {
-            Error::new(Kind::Denied, what).hint(with_abac(push_hint(registry, &who), registry, user))
+            Error::new(Kind::Denied, what).hint(with_abac(push_hint(registry, &account), registry, user))
         }
         StatusCode::UNAUTHORIZED if user.is_some() => {
             Error::new(Kind::Unauthorized, what).hint(with_abac(login_hint(registry, user, push), registry, user))
         }
         StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthorized, what).hint(login_hint(registry, user, push)),
-        StatusCode::FORBIDDEN if write => Error::new(Kind::Denied, what).hint(push_hint(registry, &who)),
-        StatusCode::FORBIDDEN if push => Error::new(Kind::Denied, what).hint(pull_and_push_hint(registry, &who)),
-        StatusCode::FORBIDDEN => Error::new(Kind::Denied, what).hint(pull_hint(registry, &who)),
+        StatusCode::FORBIDDEN if write => Error::new(Kind::Denied, what).hint(push_hint(registry, &account)),
+        StatusCode::FORBIDDEN if push => Error::new(Kind::Denied, what).hint(pull_and_push_hint(registry, &account)),
+        StatusCode::FORBIDDEN => Error::new(Kind::Denied, what).hint(pull_hint(registry, &account)),
         StatusCode::NOT_FOUND if code == "BLOB_UPLOAD_UNKNOWN" || code == "BLOB_UPLOAD_INVALID" => {
             Error::new(Kind::SessionLost, what)
         }
@@ -236,7 +236,7 @@ fn login_hint(registry: &str, user: Option<&str>, push: bool) -> String {
         Some(user) if push && is_acr(registry) => {
             format!("'{user}' may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer")
         }
-        Some(user) => format!("the password or token of '{user}' is not taken, or it may not see this repository"),
+        Some(user) => format!("the password or token of '{user}' was refused, or has no access to this repository"),
         None if registry == DOCKER_HUB => {
             "the repository does not exist, or is private: check its name, or log in by transload login docker.io"
                 .to_owned()
@@ -245,31 +245,33 @@ fn login_hint(registry: &str, user: Option<&str>, push: bool) -> String {
     }
 }
 
-fn push_hint(registry: &str, who: &str) -> String {
+fn push_hint(registry: &str, account: &str) -> String {
     if is_acr(registry) {
-        format!("{who} may pull but not push: it needs AcrPush or Container Registry Repository Writer")
+        format!("{account} may pull but not push: it needs AcrPush or Container Registry Repository Writer")
     } else {
-        format!("{who} may pull but not push: log in as one who may, by transload login {registry}")
+        format!("{account} may pull but not push: log in with an account that may, by transload login {registry}")
     }
 }
 
-fn pull_and_push_hint(registry: &str, who: &str) -> String {
+fn pull_and_push_hint(registry: &str, account: &str) -> String {
     if is_acr(registry) {
         format!(
-            "{who} may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer, and an allowed address"
+            "{account} may neither pull nor push here: it needs AcrPush or Container Registry Repository Writer, and an allowed address"
         )
     } else {
-        format!("{who} may neither pull nor push here: log in as one who may, by transload login {registry}")
+        format!(
+            "{account} may neither pull nor push here: log in with an account that may, by transload login {registry}"
+        )
     }
 }
 
 /// The hint for a refused delete.
 fn delete_hint(registry: &str) -> &'static str {
     if is_acr(registry) {
-        "to prune takes the right to delete: AcrDelete, Container Registry Repository Contributor, or a token with \
+        "pruning requires the right to delete: AcrDelete, Container Registry Repository Contributor, or a token with \
          content/delete and metadata/read"
     } else {
-        "to prune takes the right to delete: log in as one who has it"
+        "pruning requires the right to delete: log in with an account that has it"
     }
 }
 
@@ -279,11 +281,15 @@ fn with_abac(hint: String, registry: &str, user: Option<&str>) -> String {
     if is_acr(registry) && user != Some(IDENTITY_NAME) { format!("{hint}; {}", abac_hint(registry)) } else { hint }
 }
 
-fn pull_hint(registry: &str, who: &str) -> String {
+fn pull_hint(registry: &str, account: &str) -> String {
     if is_acr(registry) {
-        format!("{who} may not pull: it needs AcrPull or Container Registry Repository Reader, and an allowed address")
+        format!(
+            "{account} may not pull: it needs AcrPull or Container Registry Repository Reader, and an allowed address"
+        )
     } else {
-        format!("{who} may not read this repository: log in as one who may, by transload login {registry}")
+        format!(
+            "{account} may not read this repository: log in with an account that may, by transload login {registry}"
+        )
     }
 }
 

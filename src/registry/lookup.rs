@@ -85,7 +85,7 @@ impl Repo {
             Found::There(size) => size.is_none_or(|size| size == blob.size),
             Found::Absent => false,
             Found::Unknown(error) => {
-                tracing::debug!("{}: {} is sent without a look: {error}", self.registry.name, blob.digest);
+                tracing::debug!("{}: {} is sent without a lookup: {error}", self.registry.name, blob.digest);
                 false
             }
         })

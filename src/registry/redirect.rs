@@ -27,7 +27,7 @@ pub(super) fn target(method: &Method, response: &Response, asked: &Url) -> Resul
         return Ok(None);
     }
     let next = location::of(response.headers(), asked)
-        .ok_or_else(|| Error::new(Kind::Registry, "it redirects to what isn't a URL"))?;
+        .ok_or_else(|| Error::new(Kind::Registry, "it redirects to an invalid URL"))?;
     if read || keeps_method(status) {
         return Ok(Some(next));
     }

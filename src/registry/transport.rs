@@ -73,7 +73,7 @@ impl Registry {
             drop(turn);
             if streamed && again {
                 // The stream is used up. Its owner asks the session where to continue.
-                return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
+                return Err(Error::new(Kind::Unauthorized, "the token is no longer accepted (401)")
                     .transient(Some(Duration::ZERO)));
             }
             if attempt == MAX_SIGNATURES || !again {
@@ -91,8 +91,8 @@ impl Registry {
         let auth = self.account(account);
         auth.authorization(self, scope).await.inspect_err(|error| {
             if error.kind() == Kind::Unauthorized && !error.is_transient() && self.pulls.refuse(account) {
-                let who = auth.username().unwrap_or_default();
-                tracing::warn!("{}: going on without the account '{who}': {error}", self.name);
+                let account_name = auth.username().unwrap_or_default();
+                tracing::warn!("{}: continuing without the account '{account_name}': {error}", self.name);
             }
         })
     }

@@ -1,8 +1,8 @@
-//! The URLs of a registry's API, and which of them may be written to.
+//! URLs of a registry's API, and the check of URLs before a write.
 //!
-//! A URL is built from checked parts, each of which becomes one percent-encoded segment; nothing is
-//! resolved against the base, so `..`, `?` and `#` in a part cannot lead to another endpoint. Where an
-//! upload continues is for the registry to say (`Location`), so that is checked instead.
+//! A URL is built from checked parts, each of which becomes one percent-encoded segment. Nothing is resolved against
+//! the base, so `..`, `?` and `#` in a part cannot lead to another endpoint. The URL of an upload session comes from
+//! the registry (`Location`), so it is checked instead.
 
 use http::Method;
 use reqwest::Url;
@@ -34,10 +34,10 @@ pub(super) enum Endpoint<'a> {
 }
 
 impl Endpoint<'_> {
-    /// Its URL at the registry of this base, without a query.
+    /// The endpoint's URL at this base, without a query.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a name that no registry can have.
+    /// [`Kind::Usage`] for an invalid name.
     pub(super) fn url(&self, base: &Url) -> Result<Url> {
         let (first, name): (&[&str], _) = match self {
             Self::Base => return below(base, ["v2", ""]),
@@ -47,7 +47,7 @@ impl Endpoint<'_> {
             Self::Uploads(name) | Self::Referrers(name, _) => (&["v2"], *name),
         };
         if name.is_empty() {
-            return Err(Error::new(Kind::Invalid, "a request without a repository cannot be made to one"));
+            return Err(Error::new(Kind::Invalid, "the request has no repository"));
         }
         let last = match self {
             Self::Base | Self::AcrExchange => ["", ""].map(str::to_owned),
@@ -59,7 +59,7 @@ impl Endpoint<'_> {
             Self::Blob(_, digest) => ["blobs".to_owned(), digest.to_string()],
             Self::Referrers(_, digest) => ["referrers".to_owned(), digest.to_string()],
             Self::AcrTag(_, tag) => ["_tags".to_owned(), tag.to_string()],
-            // And the slash at the end.
+            // The trailing slash.
             Self::Uploads(_) => {
                 return below(base, first.iter().copied().chain(name.split('/')).chain(["blobs", "uploads", ""]));
             }
@@ -78,11 +78,11 @@ fn below<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Result<
     Ok(url)
 }
 
-/// Checks that a request that changes something is one to this repository: the last check before it is sent.
+/// Checks that a write goes to this repository: the last check before it is sent.
 ///
 /// # Errors
-/// [`Kind::Refused`] for the URL of anything else. That is a fault of this program, save where a registry
-/// names the URL of an upload session; [`check_session`] refuses that one earlier.
+/// [`Kind::Refused`] for any other URL. That is a bug of this program, except for the URL of an upload session, which
+/// [`check_session`] refuses earlier.
 pub(super) fn check_write(method: &Method, url: &Url, base: &Url, repository: &Repository) -> Result<()> {
     if matches!(*method, Method::GET | Method::HEAD) || is_own(url, base, &repository.name) {
         return Ok(());
@@ -90,13 +90,13 @@ pub(super) fn check_write(method: &Method, url: &Url, base: &Url, repository: &R
     check_session(url, base, repository)
 }
 
-/// Whether it is a manifest, a tag, or the beginning of an upload, in the repository of this name.
+/// Whether this is the path of a manifest, a tag, or an upload in the repository with this name.
 fn is_own(url: &Url, base: &Url, name: &RepositoryName) -> bool {
     if !same_origin(url, base) || name.is_empty() {
         return false;
     }
     let rest = |before: &str| url.path().strip_prefix(before)?.strip_prefix(name.as_str());
-    // A segment that was built here holds no escape: tags and digests need none.
+    // A segment that was built here has no escapes: tags and digests need none.
     let is_one = |segment: &str| !segment.is_empty() && !segment.contains(['/', '\\', '%']);
     match (rest("/v2/"), rest("/acr/v1/")) {
         (Some("/blobs/uploads/"), _) => true,
@@ -106,12 +106,12 @@ fn is_own(url: &Url, base: &Url, name: &RepositoryName) -> bool {
     }
 }
 
-/// Checks where a registry sends the bytes of an upload.
+/// Checks the URL of an upload session.
 ///
-/// The path is the registry's affair (distribution spec, "Pushing a blob in chunks"), and differs: mostly
-/// `/v2/<name>/blobs/uploads/<id>`, `…/blobs/upload/<id>` at ghcr.io, `/artifacts-uploads/…` at Google,
-/// all of them behind a prefix at some. But at the registry's own origin the request has our credentials,
-/// so it must not be another endpoint, nor a session of another repository. Another origin gets no credentials.
+/// The registry chooses the path (distribution spec, "Pushing a blob in chunks"): mostly
+/// `/v2/<name>/blobs/uploads/<id>`, `…/blobs/upload/<id>` at ghcr.io, `/artifacts-uploads/…` at Google, some with a
+/// prefix. At the registry's own origin the request has our credentials, so the URL must not be another endpoint or a
+/// session of another repository. Another origin gets no credentials.
 ///
 /// # Errors
 /// [`Kind::Refused`].
@@ -129,7 +129,7 @@ pub(super) fn check_session(url: &Url, base: &Url, repository: &Repository) -> R
 
 fn is_session(path: &str, name: &RepositoryName) -> bool {
     let Some(path) = decoded(path) else { return false };
-    // As lenient as the most lenient server: `\` is a slash, `//` is one, `;…` is no part of a segment.
+    // As lenient as the most lenient server: `\` and `//` are a slash, `;…` is not part of a segment.
     let segments: Vec<String> = path
         .split(['/', '\\'])
         .map(|segment| segment.split(';').next().unwrap_or_default().to_ascii_lowercase())
@@ -144,18 +144,18 @@ fn is_session(path: &str, name: &RepositoryName) -> bool {
         return false;
     }
     let Some(api) = segments.iter().position(|segment| *segment == "v2") else {
-        // A path of the registry's own, outside of the API that we know.
+        // A path outside of the known API.
         return !matches!(segments[0], "acr" | "oauth2" | "token");
     };
     let Some(blobs) = segments.windows(2).rposition(|pair| matches!(pair, ["blobs", "uploads" | "upload"])) else {
         return false;
     };
-    // A registry behind a proxy may know the repository by a longer name.
+    // A registry behind a proxy may have a longer name for the repository.
     let own: Vec<&str> = name.split('/').collect();
     blobs > api && segments[api + 1..blobs].ends_with(&own) && segments.len() > blobs + 2
 }
 
-/// The path with its escapes decoded, those of escapes too; `None` if that never ends or is no text.
+/// The path with all escapes decoded, nested ones too; `None` if it is nested too deeply or is no text.
 fn decoded(path: &str) -> Option<String> {
     let mut path = path.to_owned();
     for _ in 0..MAX_ESCAPES {
@@ -168,12 +168,12 @@ fn decoded(path: &str) -> Option<String> {
     None
 }
 
-/// [`percent_decode`], if the result is text.
+/// As [`percent_decode`], for text.
 pub(super) fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(percent_decode(text)).ok()
 }
 
-/// Decodes once. A `%` that begins no escape stays.
+/// Decodes percent-encoding once. A `%` that starts no escape stays.
 pub(super) fn percent_decode(text: &str) -> Vec<u8> {
     let hex = |byte: Option<&u8>| {
         byte.and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
@@ -195,7 +195,7 @@ pub(super) fn percent_decode(text: &str) -> Vec<u8> {
     decoded
 }
 
-/// How often a path may be escaped.
+/// The limit for nested escapes.
 const MAX_ESCAPES: usize = 4;
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub(super) fn error(
     // A portal may show a page once, and let the next request through.
     let made = if (200..300).contains(&status) && from.is_none() { made.transient(None) } else { made };
     made.quoting(title.map(|title| format!(": {title}")).unwrap_or_default()).hint(
-        "this is no answer of a registry: a login page of the network, or a proxy that blocks the host, answers in its \
+        "this is not a registry's response: a login page of the network, or a proxy that blocks the host, answers in its \
          place; open the registry's address in a browser to see the page",
     )
 }

@@ -362,7 +362,7 @@ fn readers_are_told_what_they_lack() {
 
     // A wrong password and no password are other matters.
     let wrong = stage.copy_as(Some("admin:wrong"), &[]).exits(1);
-    assert!(wrong.stderr.contains("hint: the password or token of 'admin' is not taken"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("hint: the password or token of 'admin' was refused"), "{}", wrong.stderr);
     assert!(!wrong.stderr.contains("wrong"), "{}", wrong.stderr);
 }
 

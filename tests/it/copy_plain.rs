@@ -315,7 +315,7 @@ fn exit_codes_and_their_words() {
         tool.run()
     };
     let run = with("wrong").exits(1);
-    let hint = "hint: the password or token of 'mirror' is not taken";
+    let hint = "hint: the password or token of 'mirror' was refused";
     assert!(run.stderr.contains("answered 401") && run.stderr.contains(hint), "{}", run.stderr);
     with(PASSWORD).ok();
 }

@@ -196,7 +196,8 @@ fn a_token_realm_of_another_site_gets_no_password() {
 
     let front = hub();
     let tool = copy("a/b:v1", &at, &front.flags()).file(".docker/config.json", &login);
-    let run = refused(tool, "docker.io wants its credentials given to tokens.example, which is another site");
+    let run =
+        refused(tool, "docker.io requests that its credentials are sent to tokens.example, which is another site");
     assert!(run.stderr.contains("hint: if that is right, allow it by --allow-realm tokens.example"), "{}", run.stderr);
     assert_eq!(count(&front, realm), 0);
 

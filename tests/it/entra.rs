@@ -354,7 +354,7 @@ fn an_expired_login_falls_back_to_the_identity() {
     stage.acr.reset_log();
     let tool = client_secret(stage.copy()).env("TRANSLOAD_AUTH_MYREGISTRY_AZURECR_IO", "admin:hunter2");
     let run = tool.run().exits(1);
-    assert!(run.stderr.contains("hint: the password or token of 'admin' is not taken"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: the password or token of 'admin' was refused"), "{}", run.stderr);
     assert_eq!(stage.asked_entra().len(), 0);
 }
 

@@ -163,7 +163,7 @@ fn retry_after_counts_down_and_no_idle_time() {
     for name in ["a", "b"] {
         image.assert_at(behind.addr(), name, "v1");
     }
-    assert!(!run.stderr.contains("said nothing for"), "{}", run.stderr);
+    assert!(!run.stderr.contains("neither accepted bytes nor responded for"), "{}", run.stderr);
     let refused = acr.log().iter().filter(|seen| seen.status == Some(429)).count();
     assert!((1..=40).contains(&refused), "{refused}");
 }

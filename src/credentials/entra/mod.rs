@@ -1,16 +1,14 @@
 //! Access tokens of Microsoft Entra for Azure Container Registry.
 //!
-//! In this order, as in acr-env and the SDKs' `DefaultAzureCredential`: a client secret (in mounted files, or in
-//! variables), a workload identity (a file that Kubernetes keeps renewing), a managed identity, the Azure CLI. The first
-//! two are taken when they're configured, and then nothing else is tried: a copy must not run as
-//! somebody else because a secret has expired.
+//! The sources in this order, as in acr-env and the SDKs' `DefaultAzureCredential`: a client secret (in mounted files
+//! or variables), a workload identity (a file that Kubernetes renews), a managed identity, the Azure CLI. If one of the
+//! first two is configured, no other source is tried: a copy must not run as another identity because a secret has
+//! expired.
 //!
-//! Why not Microsoft's `azure_identity` 1.0, which does the same? It takes no other address than its
-//! own for the metadata service, and no `http://127.0.0.1` as authority, so a test of the program
-//! can't stand in for Azure. Outside Azure it asks the metadata service for up to 72 seconds; its
-//! Azure CLI has no time limit, and is run through `/bin/sh`. It reads the environment by itself.
-//! Its HTTP client comes with a feature of its own, which brings certificates and proxies that
-//! aren't ours. And it brings 30 of 187 crates. The four requests here are
+//! Microsoft's `azure_identity` 1.0 does the same, but it allows no other address for the metadata service, and no
+//! `http://127.0.0.1` as authority, so that a test cannot replace Azure. Outside Azure it queries the metadata service
+//! for up to 72 seconds; its Azure CLI has no time limit and runs through `/bin/sh`. It reads the environment directly.
+//! Its HTTP client brings certificates and proxies of its own, and 30 of 187 crates. The four requests here are
 //! documented protocols:
 //!
 //! - <https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow>
@@ -18,7 +16,7 @@
 //! - <https://learn.microsoft.com/azure/container-apps/managed-identity#connect-to-azure-services-in-app-code>
 //! - <https://learn.microsoft.com/cli/azure/account#az-account-get-access-token>
 //!
-//! Azure Arc's endpoint, certificates as secrets and the developer CLI are left out.
+//! Azure Arc's endpoint, certificates as secrets and the developer CLI are not supported.
 
 use std::fmt;
 use std::path::Path;
@@ -43,46 +41,46 @@ use token_request::{error_chain, retry_after, send};
 const IMDS: &str = "http://169.254.169.254";
 const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// Gets access tokens for `https://containerregistry.azure.net` (or its like in another cloud).
+/// Gets access tokens for `https://containerregistry.azure.net`, or the audience of another cloud.
 pub(crate) struct Entra {
     settings: EntraSettings,
     authority: Url,
-    /// Where the token is valid.
+    /// The audience of the token.
     resource: &'static str,
-    /// For the authority; with the user's proxies and certificates.
+    /// The client for the authority, with the user's proxies and certificates.
     client: Client,
-    /// For this machine and its metadata service; never through a proxy.
+    /// The client for this machine and its metadata service; never through a proxy.
     direct: Client,
     /// A second; shorter in tests.
     second: Duration,
 }
 
-/// What a source of tokens that may not be there says.
+/// The result of a source that may be missing.
 enum TokenAttempt {
     Token(Secret),
     NotHere(String),
 }
 
 impl Entra {
-    /// Prepares, without asking anything yet. `client` carries the proxies and certificates to use;
-    /// redirects and time limits are set here.
+    /// Sets up the clients without a request. `client` carries the proxies and certificates; redirects and time limits
+    /// are set here.
     ///
     /// # Errors
-    /// If the settings make no sense: half an identity, or an authority that isn't https.
+    /// If the settings are invalid: half an identity, or an authority without https.
     pub(crate) fn new(settings: EntraSettings, client: ClientBuilder) -> Result<Self> {
         check_complete(&settings)?;
         let authority = authority(settings.authority_host.as_deref())?;
         let failed = |error: reqwest::Error| Error::new(Kind::Local, error_chain(&error)).doing("make an HTTP client");
         let second = Duration::from_secs(1);
-        // A redirect would carry the secret in the body elsewhere.
+        // A redirect would send the secret in the body to another host.
         let client = client
             .redirect(redirect::Policy::none())
             .connect_timeout(second * 10)
             .timeout(second * 30)
             .build()
             .map_err(failed)?;
-        // Outside Azure nothing answers there, not even with a refusal. It speaks no TLS; no
-        // certificates, so that an image without any can still ask.
+        // Outside Azure nothing answers at this address, not even with a refusal. It has no TLS; without certificates,
+        // an image without any can send requests too.
         let direct = Client::builder()
             .no_proxy()
             .tls_certs_only([])
@@ -94,13 +92,13 @@ impl Entra {
         Ok(Self { resource: resource(&authority), settings, authority, client, direct, second })
     }
 
-    /// A new access token. It lasts about an hour; nothing is kept here, since what the registry
-    /// gives in exchange for it lasts three.
+    /// A new access token, which lasts about an hour. It is not cached, since the registry's token that it is exchanged
+    /// for lasts three hours.
     ///
-    /// Takes two minutes at the very most: while Azure updates its metadata service.
+    /// Takes two minutes at most: while Azure updates its metadata service.
     ///
     /// # Errors
-    /// If no identity was found, or Entra refused it. A passing fault is marked as such.
+    /// If no identity was found, or Entra refused it. A passing fault is transient.
     pub(crate) async fn token(&self) -> Result<Secret> {
         let token = self.request_token().await;
         token.map_err(|error| error.doing("get a token from Microsoft Entra"))
@@ -162,31 +160,31 @@ impl Entra {
             return Ok(Secret::new(token.as_str()));
         }
         let host = self.authority.host_str().unwrap_or_default();
-        let mut said = answer.complaint(status);
+        let mut reason = answer.complaint(status);
         for (_, secret) in proof {
-            said = said.replace(secret, "***");
+            reason = reason.replace(secret, "***");
         }
         Err(match status {
             StatusCode::TOO_MANY_REQUESTS => {
-                Error::new(Kind::Limited, format!("{host} says: {said}")).transient(retry_after(&headers))
+                Error::new(Kind::Limited, format!("{host} says: {reason}")).transient(retry_after(&headers))
             }
             status if status.is_server_error() => {
-                Error::new(Kind::Registry, format!("{host} says: {said}")).transient(retry_after(&headers))
+                Error::new(Kind::Registry, format!("{host} says: {reason}")).transient(retry_after(&headers))
             }
             StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Error::new(Kind::Unauthorized, format!("{host} refused {client}: {said}"))
+                Error::new(Kind::Unauthorized, format!("{host} refused {client}: {reason}"))
                     .hint("look the AADSTS number up at https://login.microsoftonline.com/error")
             }
             status if status.is_success() && answer.unreadable => {
-                let what = format!("the answer of {host} is not JSON: {said}");
+                let what = format!("the answer of {host} is not JSON: {reason}");
                 Error::new(Kind::Registry, what).transient(retry_after(&headers))
             }
-            _ => Error::new(Kind::Registry, format!("{host} gave no token: {said}"))
+            _ => Error::new(Kind::Registry, format!("{host} sent no token: {reason}"))
                 .hint("check AZURE_AUTHORITY_HOST and AZURE_TENANT_ID"),
         })
     }
 
-    /// Asks what this machine has for managed identities.
+    /// Queries the machine's endpoint for managed identities.
     async fn ask_managed_identity(&self) -> Result<TokenAttempt> {
         let mut pairs = vec![("resource", self.resource)];
         if let Some(client) = &self.settings.client_id {
@@ -215,7 +213,7 @@ impl Entra {
             let mut request = self.direct.get(url.clone());
             request = match &self.settings.identity_endpoint {
                 Some((_, header)) => request.header("X-IDENTITY-HEADER", header.reveal()),
-                // Says that no page in a browser made us ask.
+                // Shows that no browser page caused the request.
                 None => request.header("Metadata", "true"),
             };
             let (status, _, answer) = match send(request).await {
@@ -229,19 +227,19 @@ impl Entra {
             match self.wait_for_imds(status, answer.error.is_some(), attempt) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => {
-                    let said = answer.complaint(status);
-                    return Ok(TokenAttempt::NotHere(format!("the managed identity can't be used ({said})")));
+                    let reason = answer.complaint(status);
+                    return Ok(TokenAttempt::NotHere(format!("the managed identity can't be used ({reason})")));
                 }
             }
         }
     }
 
-    /// How long to wait before the metadata service is asked again, as MSAL does it.
+    /// The wait before the metadata service is queried again, as in MSAL.
     /// <https://github.com/AzureAD/microsoft-authentication-library-for-dotnet/blob/main/docs/imds_retry_based_on_errors.md>
     fn wait_for_imds(&self, status: StatusCode, azures: bool, attempt: u32) -> Option<Duration> {
         match status.as_u16() {
             410 => (attempt < 7).then_some(self.second * 10),
-            // Amazon and Google have services at the same address, which know no such path.
+            // Amazon and Google have services at the same address, which do not have this path.
             404 if !azures => None,
             404 | 408 | 429 | 500.. => (attempt < 4).then(|| self.second * (1 << (attempt - 1))),
             _ => None,
@@ -257,7 +255,7 @@ impl Entra {
         if let Some(tenant) = &self.settings.tenant_id {
             args.extend(["--tenant", tenant]);
         }
-        // It is written in Python, and slow to start.
+        // The Azure CLI is written in Python, and starts slowly.
         let output = match process::run(&program, &args, b"", self.second * 30).await {
             Ok(output) if output.status.success() => output,
             Ok(output) => return TokenAttempt::NotHere(format!("the Azure CLI says: {}", output.complaint())),
@@ -284,9 +282,9 @@ impl fmt::Debug for Entra {
     }
 }
 
-/// The client's id, the tenant and the client's secret, read anew each time.
+/// Reads the client's id, the tenant and the client's secret. Not cached.
 fn read_principal(dir: &Path) -> Result<[Secret; 3]> {
-    // Kubernetes replaces all files of a volume at once, by this link: those of one version belong together.
+    // Kubernetes replaces all files of a volume at once through this link: files of one version belong together.
     // <https://kubernetes.io/docs/tasks/inject-data-application/distribute-credentials-secure/>
     let version = std::fs::canonicalize(dir.join("..data")).unwrap_or_else(|_| dir.to_owned());
     let read = |name: &str| read_token(&version.join(name));
@@ -295,10 +293,10 @@ fn read_principal(dir: &Path) -> Result<[Secret; 3]> {
     Ok(all)
 }
 
-/// The largest token file that is read, in bytes: Kubernetes' tokens have some 2 KiB.
+/// The limit for a token file, in bytes. Kubernetes' tokens have about 2 KiB.
 const MAX_TOKEN: u64 = 256 << 10;
 
-/// Read anew each time: Kubernetes replaces it before it expires, after an hour by default.
+/// Not cached: Kubernetes replaces the file before it expires, after an hour by default.
 fn read_token(file: &Path) -> Result<Secret> {
     let doing = || format!("read {}", file.display());
     let text = regular_file::read_text(file, Links::Follow, MAX_TOKEN).map_err(|error| Error::io(doing(), &error))?;
@@ -587,7 +585,7 @@ mod tests {
         for (script, why) in [
             ("echo \"ERROR: Please run 'az login'\" >&2; exit 1", "Please run 'az login'"),
             ("echo '{\"hunter\": 2}'", "printed no token"),
-            ("exec sleep 600", "gave no answer in 3.0 s"),
+            ("exec sleep 600", "did not answer within 3.0 s"),
         ] {
             scratch.program("az", script);
             let error = ask().await.expect_err(why).to_string();

@@ -1,4 +1,4 @@
-//! Which identity is meant, and of which cloud.
+//! The settings of the identity and its cloud.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,38 +10,38 @@ use crate::error::{Error, Kind, Result};
 
 const PUBLIC_AUTHORITY: &str = "https://login.microsoftonline.com";
 
-/// What decides which identity is used. The names are those of the Azure SDKs' environment variables.
+/// The settings that choose the identity. The names are those of the Azure SDKs' environment variables.
 #[derive(Clone, Debug, Default)]
 pub struct EntraSettings {
-    /// `AZURE_CLIENT_ID`: the application; with a managed identity, which one of several.
+    /// `AZURE_CLIENT_ID`: the application, or one of several managed identities.
     pub client_id: Option<String>,
     /// `AZURE_TENANT_ID`.
     pub tenant_id: Option<String>,
     /// `AZURE_CLIENT_SECRET`.
     pub client_secret: Option<Secret>,
     /// `TRANSLOAD_AZURE_PRINCIPAL`: a directory with the files `AZURE_CLIENT_ID`, `AZURE_TENANT_ID` and
-    /// `AZURE_CLIENT_SECRET`, such as a mounted Kubernetes Secret. It comes before the variables of these names, and is
-    /// read for each token: a secret that is rotated counts at once, where a variable never changes.
+    /// `AZURE_CLIENT_SECRET`, such as a mounted Kubernetes Secret. It takes precedence over the variables, and is read
+    /// for each token, so that a rotated secret is used at once.
     pub principal: Option<PathBuf>,
     /// `AZURE_FEDERATED_TOKEN_FILE`, set by AKS's workload identity webhook.
     pub federated_token_file: Option<PathBuf>,
-    /// `AZURE_AUTHORITY_HOST`: another cloud's, or a stand-in.
+    /// `AZURE_AUTHORITY_HOST`: the authority of another cloud, or of a test.
     pub authority_host: Option<String>,
-    /// `AZURE_POD_IDENTITY_AUTHORITY_HOST`: where the metadata service is, instead of 169.254.169.254.
+    /// `AZURE_POD_IDENTITY_AUTHORITY_HOST`: the address of the metadata service instead of 169.254.169.254.
     pub imds_host: Option<String>,
-    /// `IDENTITY_ENDPOINT` and `IDENTITY_HEADER`: what App Service and Container Apps have in its place.
+    /// `IDENTITY_ENDPOINT` and `IDENTITY_HEADER`: the metadata service of App Service and Container Apps.
     pub identity_endpoint: Option<(String, Secret)>,
-    /// `PATH`, where `az` is looked up.
+    /// `PATH`, to find `az`.
     pub program_path: Option<OsString>,
 }
 
 impl EntraSettings {
-    /// Whether an identity was configured, rather than one looked for.
+    /// Whether an identity is configured, rather than discovered.
     pub fn is_configured(&self) -> bool {
         self.principal.is_some() || self.client_secret.is_some() || self.federated_token_file.is_some()
     }
 
-    /// From the process's environment variables, which the caller passes in.
+    /// The settings in environment variables, which the caller passes in.
     pub fn from_environment(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let (mut settings, mut endpoint, mut header) = (Self::default(), None, None);
         for (name, value) in variables {
@@ -68,7 +68,7 @@ impl EntraSettings {
     }
 }
 
-/// Half an identity is a mistake: going on would find another one.
+/// Refuses half an identity: otherwise another identity would be used.
 pub(super) fn check_complete(settings: &EntraSettings) -> Result<()> {
     let EntraSettings { client_id, tenant_id, client_secret, federated_token_file, .. } = settings;
     if let Some(tenant) = tenant_id {
@@ -92,7 +92,7 @@ pub(super) fn check_complete(settings: &EntraSettings) -> Result<()> {
     Ok(())
 }
 
-/// It becomes a part of a path, and an argument.
+/// Checks the tenant, which becomes part of a path and an argument.
 pub(super) fn check_tenant(tenant: &str) -> Result<()> {
     let plain = tenant.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b)) && !tenant.starts_with('-');
     if plain {
@@ -108,20 +108,20 @@ pub(super) fn authority(host: Option<&str>) -> Result<Url> {
     let url = Url::parse(&text).map_err(|_| wrong("is not a URL"))?;
     match url.scheme() {
         "https" => Ok(url),
-        // A stand-in on this machine, for tests: nobody can listen.
+        // A test on this machine: requests cannot be overheard.
         "http" if is_loopback(&url) => Ok(url),
         _ => Err(wrong("is not https").hint("secrets are sent there")),
     }
 }
 
-/// By its address only: what `localhost` is, the resolver decides.
+/// Checks the address only: the resolver may give `localhost` any address.
 pub(super) fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The audiences that the SDKs use: ACR's own in the public cloud, elsewhere that of Azure's management.
+/// The audiences of the SDKs: ACR's own in the public cloud, that of Azure's management elsewhere.
 /// <https://learn.microsoft.com/dotnet/api/azure.containers.containerregistry.containerregistryaudience>
 pub(super) fn resource(authority: &Url) -> &'static str {
     match authority.host_str() {

@@ -1,4 +1,4 @@
-//! One request, one answer in JSON.
+//! Sends one request and parses its JSON response.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use serde::Deserialize;
 use crate::credentials::process;
 use crate::error::{Error, Kind, Result};
 
-/// More than any token, even one that lists hundreds of groups.
+/// The limit for a response, in bytes: larger than any token, even with hundreds of groups.
 const MAX_RESPONSE: usize = 1 << 20;
-/// In seconds. Nobody waits longer, and sums with it don't overflow.
+/// The limit for `Retry-After`, in seconds, so that sums do not overflow.
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
 #[derive(Deserialize, Default)]
@@ -18,7 +18,7 @@ pub(super) struct Answer {
     pub(super) access_token: Option<String>,
     pub(super) error: Option<String>,
     pub(super) error_description: Option<String>,
-    /// The answer was no such JSON document: it was damaged, or something between wrote a page in its place.
+    /// The response was not such a JSON document: it was damaged, or a web page replaced it.
     #[serde(skip)]
     pub(super) unreadable: bool,
 }
@@ -26,12 +26,12 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn complaint(&self, status: StatusCode) -> String {
         let first = |text: &String| text.lines().next().map(process::printable);
-        let said = self.error_description.as_ref().and_then(first).or_else(|| self.error.as_ref().and_then(first));
-        said.unwrap_or_else(|| format!("HTTP {status}"))
+        let text = self.error_description.as_ref().and_then(first).or_else(|| self.error.as_ref().and_then(first));
+        text.unwrap_or_else(|| format!("HTTP {status}"))
     }
 }
 
-/// Sends and reads the answer, whatever its status: an answer that isn't JSON has no fields.
+/// Sends the request and reads the response, whatever its status. A response that is not JSON has no fields.
 pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<(StatusCode, HeaderMap, Answer)> {
     let failed = |error: reqwest::Error| {
         let kind = if error.is_timeout() { Kind::Timeout } else { Kind::Network };
@@ -55,13 +55,14 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds.min(SECONDS_PER_DAY)))
 }
 
-/// reqwest says "error sending request", and why in its sources. The message of an [`Error`] has its sources already.
+/// The error with its sources: reqwest's own message is only "error sending request". The message of an [`Error`] has
+/// its sources already.
 pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
+    let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
-        said = format!("{said}: {source}");
+        text = format!("{text}: {source}");
         next = source.source().filter(|_| !source.is::<Error>());
     }
-    said
+    text
 }

@@ -1,4 +1,4 @@
-//! The Entra identity as one who asks ACR: by `/oauth2/exchange` it has a refresh token of ACR's own.
+//! Exchanges an Entra token for ACR's own refresh token, by `/oauth2/exchange`.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::registry::client::Registry;
 use crate::registry::urls::Endpoint;
 
 impl Registry {
-    /// Refuses to send what stands for an identity, unless it reaches this registry and nobody else: by TLS with a
-    /// verified certificate, or on this machine.
+    /// Refuses to send a credential of an identity, unless the connection is confidential: TLS with a verified
+    /// certificate, or this machine.
     ///
-    /// Whoever is between can block port 443, and so force plain http on a registry that is called insecure. A
-    /// password that the user stored for it is sent all the same, as docker and skopeo do: the user allowed that for
-    /// this registry. A token of an identity is worth more than one registry, and nobody allowed it there.
+    /// An attacker in between can block port 443, and so force plain http on an insecure registry. A stored password is
+    /// sent all the same, as by docker and skopeo: the user allowed that for this registry. A token of an identity is
+    /// valid for more than one registry, and the user did not allow that there.
     ///
     /// # Errors
     /// [`Kind::Refused`].
@@ -34,7 +34,7 @@ impl Registry {
         Err(Error::new(Kind::Refused, what).hint(NO_TLS_HINT))
     }
 
-    /// The same for a credential that is stored: tokens are identities, and so is the password of ACR's token user.
+    /// As above, for a stored credential: tokens are identities, and so is the password of ACR's token user.
     pub(in crate::registry) async fn guard_credential(&self, credential: &Credential) -> Result<()> {
         match credential {
             Credential::Basic { username, .. } if username != TOKEN_USER => Ok(()),
@@ -44,8 +44,8 @@ impl Registry {
 }
 
 impl Auth {
-    /// The Entra identity's refresh token; `None` where this machine has no identity, so that public
-    /// images can be had without one.
+    /// The Entra identity's refresh token; `None` if this machine has no identity, so that public images can be read
+    /// without one.
     pub(in crate::registry) async fn identity(
         &self,
         registry: &Registry,
@@ -65,7 +65,7 @@ impl Auth {
         Ok(None)
     }
 
-    /// ACR's own refresh token for an Entra access token, which lasts three hours.
+    /// Exchanges an Entra access token for ACR's refresh token, which is valid for three hours.
     pub(in crate::registry) async fn exchange(
         &self,
         registry: &Registry,
@@ -92,14 +92,14 @@ impl Auth {
         let response = post(registry, url, form).await?;
         let answer = Answer::read(response, registry, Some(IDENTITY_NAME)).await?;
         let value =
-            answer.refresh_token.ok_or_else(|| Error::new(Kind::Registry, "the exchange gave no refresh_token"))?;
+            answer.refresh_token.ok_or_else(|| Error::new(Kind::Registry, "the exchange returned no refresh_token"))?;
         let token =
             Token { renew: renewal(jwt_life(&value).unwrap_or(DEFAULT_REFRESH_LIFETIME)), value: Secret::new(value) };
         self.set_username(Some(IDENTITY_NAME.to_owned()));
         Ok(Some(kept.insert(token).value.clone()))
     }
 
-    /// The registry doesn't take this one: the next is exchanged anew.
+    /// Drops a refused refresh token: the next one is exchanged again.
     pub(in crate::registry) async fn forget_exchanged(&self, refused: &Secret) {
         let mut kept = self.exchanged.lock().await;
         if kept.as_ref().is_some_and(|token| token.value == *refused) {
@@ -108,9 +108,9 @@ impl Auth {
     }
 }
 
-/// The life of ACR's refresh tokens, where they don't say it.
+/// The lifetime of ACR's refresh tokens, if the token does not state it.
 const DEFAULT_REFRESH_LIFETIME: Duration = Duration::from_secs(3 * 3600);
-/// Under this name ACR takes a refresh token as the password ("az acr login --expose-token").
+/// With this user name ACR accepts a refresh token as the password ("az acr login --expose-token").
 const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
 const NO_TLS_HINT: &str = "leave out --insecure-registry, and give the certificate's issuer by --ca-file where it is \
                            not a public one; or log in with a user name and a password by transload login";

@@ -1,27 +1,27 @@
-//! `WWW-Authenticate` (RFC 9110 §11.6.1), and which token realms are believed.
+//! `WWW-Authenticate` (RFC 9110 §11.6.1), and which token realms are trusted.
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 use reqwest::Url;
 
-/// How a registry wants to be asked.
+/// The authentication that a registry requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::registry) enum Challenge {
-    /// User and password with each request.
+    /// User and password in each request.
     Basic,
     /// A token from `realm` (distribution's token specification).
     Bearer {
         /// The token endpoint.
         realm: String,
-        /// The name by which the token endpoint knows the registry.
+        /// The registry's name at the token endpoint.
         service: Option<String>,
-        /// `insufficient_scope` or `invalid_token`, where the registry says why.
+        /// `insufficient_scope` or `invalid_token`, if the registry states a reason.
         error: Option<String>,
     },
 }
 
 impl Challenge {
-    /// The best challenge of a 401's headers: Bearer, else Basic.
+    /// The best challenge in the headers of a 401: Bearer, or else Basic.
     pub(in crate::registry) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut basic = None;
         for value in headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()) {
@@ -45,11 +45,11 @@ impl Challenge {
     }
 }
 
-/// Whether credentials for a registry at `base` may be given to the token endpoint `realm`.
+/// Whether credentials for a registry at `base` may be sent to the token endpoint `realm`.
 ///
-/// The realm comes from an unauthenticated answer: whoever forges it would be given the password
-/// (CVE-2026-48978, CVE-2026-33540). It must be the registry's own host, or one of the same site;
-/// Docker Hub's is known. ACR's is always the registry itself.
+/// The realm comes from an unauthenticated response: an attacker who forges it would receive the password
+/// (CVE-2026-48978, CVE-2026-33540). It must be on the registry's own host, or on one of the same site; Docker Hub's is
+/// known. ACR's is always the registry itself.
 pub(in crate::registry) fn realm_is_trusted(base: &Url, realm: &Url, allowed: &[String]) -> bool {
     let (Some(own), Some(host)) = (base.host_str(), realm.host_str()) else { return false };
     if own == host || allowed.iter().any(|name| name == host) {
@@ -61,10 +61,10 @@ pub(in crate::registry) fn realm_is_trusted(base: &Url, realm: &Url, allowed: &[
     own == "registry-1.docker.io" && host == "auth.docker.io" || site(own).is_some_and(|own| site(host) == Some(own))
 }
 
-/// The part of a host name that one owner has: its label below a public suffix, and that suffix.
+/// The part of a host name that has one owner: a label below a public suffix, and that suffix.
 ///
-/// By the public suffix list (publicsuffix.org), with its private section: customers of one cloud share suffixes such
-/// as `github.io`, and are no one site.
+/// By the public suffix list (publicsuffix.org) with its private section: customers of one cloud share suffixes such as
+/// `github.io`, and are not one site.
 fn site(host: &str) -> Option<&str> {
     let host = host.strip_suffix('.').unwrap_or(host);
     if host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok() {
@@ -73,8 +73,8 @@ fn site(host: &str) -> Option<&str> {
     psl::domain_str(host).filter(|site| !SHARED_CLOUD_DOMAINS.contains(site))
 }
 
-/// Domains of clouds whose customers have names at several depths, such as `a.westeurope.cloudapp.azure.com`, of
-/// which the public suffix list knows a part only. No two hosts there are known to have one owner.
+/// Domains of clouds whose customers have names at several levels, such as `a.westeurope.cloudapp.azure.com`. The
+/// public suffix list has only some of them. No two hosts there are known to have one owner.
 const SHARED_CLOUD_DOMAINS: [&str; 10] = [
     "amazonaws.com",
     "amazonaws.com.cn",
@@ -97,7 +97,7 @@ pub(in crate::registry) fn schemes(header: &str) -> Vec<String> {
 fn parse(header: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut challenges: Vec<(String, Vec<(String, String)>)> = Vec::new();
     let mut rest = header.trim_start_matches([' ', ',']);
-    // A scheme stands before the place in the header, and nothing but spaces between them.
+    // The last word was a scheme, followed by spaces only.
     let mut follows_scheme = false;
     while !rest.is_empty() {
         let word_end = rest.find([' ', '=', ',']).unwrap_or(rest.len());
@@ -112,7 +112,7 @@ fn parse(header: &str) -> Vec<(String, Vec<(String, String)>)> {
         } else if word.is_empty() {
             break;
         } else if follows_scheme {
-            // The data of a scheme without parameters, such as NTLM's (`token68`).
+            // The `token68` data of a scheme such as NTLM.
             (rest, follows_scheme) = (after_space, false);
         } else {
             challenges.push((word.to_owned(), Vec::new()));
@@ -123,7 +123,7 @@ fn parse(header: &str) -> Vec<(String, Vec<(String, String)>)> {
     challenges
 }
 
-/// A token or quoted string, and what follows.
+/// A token or quoted string, and the rest.
 fn read_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ']).unwrap_or(text.len());

@@ -1,6 +1,6 @@
-//! Tokens: one for each repository and side, fetched once by whoever needs it first, renewed before it
-//! expires. A mount needs a token for two repositories: it takes the place of the destination's own one,
-//! and is asked for with the repositories that others were mounted from, as this one soon will be too.
+//! Tokens: one for each repository and access, fetched once by the first request that needs it, and renewed before it
+//! expires. A mount needs a token for two repositories. That token replaces the destination's token, and includes the
+//! repositories that other blobs were mounted from, since later mounts will need them.
 //!
 //! Sources: distribution's token and OAuth2 specifications, Docker Hub's and ACR's documents
 //! (`/oauth2/exchange` and `/oauth2/token`).
@@ -35,18 +35,18 @@ use crate::error::{Error, Kind, Result};
 use crate::reference::{Repository, RepositoryName};
 use crate::retry::Budget;
 
-/// How a registry wants to be asked, as all of its accounts know.
+/// The authentication that a registry requires; shared by all of its accounts.
 #[derive(Debug, Default)]
 pub(super) struct SharedChallenge {
     challenge: Mutex<Option<Challenge>>,
-    /// It answered: what it wants is known.
+    /// The registry has answered: its authentication is known.
     answered: AtomicBool,
-    /// Held by the first who asks; the others would be sent away just the same (401), each by itself.
+    /// Held by the first request. Without it, each of the others would get a 401 of its own.
     first: tokio::sync::Mutex<()>,
 }
 
-/// The first one who asks a registry. Ended by its drop, even without an answer: if there is none, the
-/// others needn't find that out one after another.
+/// The first request to a registry. Ends on drop, even without a response, so that the other requests do not wait for
+/// one another.
 pub(super) struct FirstRequest<'a> {
     wanted: &'a SharedChallenge,
     _guard: tokio::sync::MutexGuard<'a, ()>,
@@ -58,28 +58,28 @@ impl Drop for FirstRequest<'_> {
     }
 }
 
-/// One account at one registry, and the tokens that it was given.
+/// One account at one registry, and its tokens.
 #[derive(Debug)]
 pub(super) struct Auth {
     wanted: Arc<SharedChallenge>,
-    /// The account, where it isn't whoever is stored.
+    /// The account, if it is not the stored one.
     given: Option<Credential>,
     tokens: Mutex<HashMap<(Repository, Access), TokenSlot>>,
-    /// Where a token was answered with a Basic challenge: see [`Auth::challenged_by_basic`].
+    /// Repositories where a token was answered with a Basic challenge: see [`Auth::challenged_by_basic`].
     basic: Mutex<HashSet<(Repository, Access)>>,
     mount_scopes: Mutex<MountScopes>,
-    /// An ACR refresh token that was had for an Entra token.
+    /// ACR's refresh token for an Entra token.
     pub(super) exchanged: tokio::sync::Mutex<Option<Token>>,
-    /// Set up when it's first needed.
+    /// Set up on first use.
     pub(super) entra: OnceCell<Option<Entra>>,
-    /// There's no identity here: found out once.
+    /// This machine has no identity, as found by one search.
     pub(super) without_identity: AtomicBool,
     username: Mutex<Option<String>>,
 }
 
-/// Lets go of half of the tokens that nobody is about to use: those that end first, if they haven't ended already.
+/// Removes half of the unused tokens: expired ones, then those that expire first.
 fn evict_token(tokens: &mut HashMap<(Repository, Access), TokenSlot>) {
-    // Who holds a slot got it under the lock that we have.
+    // A slot in use was taken under the lock that is held here.
     let idle = tokens.iter().filter(|(_, slot)| Arc::strong_count(slot) == 1);
     let ends = |slot: &TokenSlot| slot.try_lock().ok().and_then(|token| token.as_ref().map(|(token, _)| token.renew));
     let mut idle: Vec<_> = idle.map(|(key, slot)| (ends(slot), key.clone())).collect();
@@ -89,7 +89,7 @@ fn evict_token(tokens: &mut HashMap<(Repository, Access), TokenSlot>) {
     }
 }
 
-/// A repository's token, and what it may mount from.
+/// A repository's token, and the repositories that it may mount from.
 type TokenSlot = Arc<tokio::sync::Mutex<Option<(Token, Vec<RepositoryName>)>>>;
 
 impl Auth {
@@ -111,13 +111,12 @@ impl Auth {
         }
     }
 
-    /// As whom we asked last, for messages. `None` while anonymous.
+    /// The user name of the last request, for messages. `None` while anonymous.
     pub(super) fn username(&self) -> Option<String> {
         self.username.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits while somebody else asks the registry for the first time. To be held until the answer is
-    /// here and was learnt from.
+    /// Waits while another task sends the registry's first request. Held until the response is handled.
     pub(super) async fn first_request(&self) -> Option<FirstRequest<'_>> {
         let wanted = &*self.wanted;
         if wanted.answered.load(Ordering::Acquire) {
@@ -127,7 +126,7 @@ impl Auth {
         (!wanted.answered.load(Ordering::Acquire)).then_some(FirstRequest { wanted, _guard: guard })
     }
 
-    /// The `Authorization` for a request of `scope`; none before the registry asked for one.
+    /// The `Authorization` for a request with `scope`; `None` before the registry has required one.
     pub(super) async fn authorization(&self, registry: &Registry, scope: &Scope) -> Result<Option<HeaderValue>> {
         let challenge = self.challenge().clone();
         if matches!(challenge, Some(Challenge::Bearer { .. }))
@@ -144,7 +143,7 @@ impl Auth {
                 _ => Ok(None),
             },
             Some(Challenge::Bearer { realm, service, .. }) => {
-                // Whoever comes first fetches it; the others wait here and find it.
+                // The first task fetches the token; the others wait here and find it.
                 let slot = self.slot(scope);
                 let mut slot = slot.lock().await;
                 let living = slot.take().filter(|(token, _)| token.renew > Instant::now());
@@ -163,7 +162,7 @@ impl Auth {
         }
     }
 
-    /// A token for `scope` and for mounts that may come, and what it may mount from.
+    /// A token for `scope` and for later mounts, and the repositories that it may mount from.
     async fn fetch_wide(
         &self,
         registry: &Registry,
@@ -174,7 +173,7 @@ impl Auth {
     ) -> Result<(Token, Vec<RepositoryName>)> {
         let wide = if scope.pushes() { self.mount_scopes().widen(scope, before) } else { scope.clone() };
         let fetched = match self.fetch(registry, &wide, scope, realm, service).await {
-            // Some servers refuse all where they'd refuse a part.
+            // Some servers refuse the whole scope if they refuse a part.
             Err(error) if wide != *scope && !error.is_transient() => {
                 self.mount_scopes().give_up();
                 return Ok((self.fetch(registry, scope, scope, realm, service).await?, scope.from().to_vec()));
@@ -184,7 +183,7 @@ impl Auth {
         Ok((fetched, wide.from().to_vec()))
     }
 
-    /// A blob was mounted from this repository.
+    /// Notes that a blob was mounted from this repository.
     pub(super) fn mounted_from(&self, name: &RepositoryName) {
         self.mount_scopes().mounted(name);
     }
@@ -205,7 +204,7 @@ impl Auth {
         tokens.entry((scope.repository.clone(), scope.access)).or_default().clone()
     }
 
-    /// The name that the registry has for its token endpoint, once it was asked.
+    /// The registry's name at its token endpoint, once known.
     pub(super) fn service(&self) -> Option<String> {
         match &*self.challenge() {
             Some(Challenge::Bearer { service, .. }) => service.clone(),
@@ -213,8 +212,8 @@ impl Auth {
         }
     }
 
-    /// The registry answered 401 to a request signed with `used`. Says whether to ask again: yes
-    /// if there's a new challenge to answer, or a token to renew.
+    /// Handles a 401 for a request with the credentials `used`. Returns whether to retry: yes if there is a new
+    /// challenge to answer, or a token to renew.
     pub(super) async fn on_challenge(
         &self,
         challenge: Option<Challenge>,
@@ -243,21 +242,21 @@ impl Auth {
             return used.is_none() || !denied;
         }
         if denied && held.as_ref().is_some_and(|(_, from)| from.len() > scope.from().len()) {
-            // Perhaps a server that gives but one of the scopes that are asked for, and not the right one.
+            // The server may grant only one of the requested scopes, and not the right one.
             *held = None;
             self.mount_scopes().give_up();
             return true;
         }
-        // A mount that may not be says nothing against the token's other uses.
+        // A refused mount says nothing about other uses of the token.
         if !denied || scope.from().is_empty() {
             *held = None;
         }
         used.is_none() || !denied
     }
 
-    /// A token was answered with a Basic challenge: Harbor does so where it does not take the token (goharbor/harbor
-    /// issue 18856). It is answered once for each repository and access: by the password from then on, or by a new
-    /// token where there is no password.
+    /// A token was answered with a Basic challenge, as by Harbor if it does not accept the token (goharbor/harbor issue
+    /// 18856). It is answered once for each repository and access: with the password from then on, or with a new token
+    /// if there is no password.
     async fn challenged_by_basic(&self, scope: &Scope) -> bool {
         *self.slot(scope).lock().await = None;
         let mut basic = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
@@ -272,7 +271,7 @@ impl Auth {
         !basic.is_empty() && basic.contains(&(scope.repository.clone(), scope.access))
     }
 
-    /// The password was answered with a Bearer challenge.
+    /// A password was answered with a Bearer challenge.
     fn prefer_tokens(&self, scope: &Scope) {
         let mut basic = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
         basic.remove(&(scope.repository.clone(), scope.access));
@@ -299,7 +298,7 @@ impl Auth {
         *self.username.lock().unwrap_or_else(PoisonError::into_inner) = name;
     }
 
-    /// Fetches a token for `wide`; `scope` is what it's needed for.
+    /// Fetches a token for `wide`; `scope` is the part that is needed.
     async fn fetch(
         &self,
         registry: &Registry,
@@ -309,7 +308,7 @@ impl Auth {
         service: Option<&str>,
     ) -> Result<Token> {
         let doing = match scope.to_string().as_str() {
-            // Only the credentials are tried.
+            // Only the credentials are checked.
             "" => format!("get a token of {}", registry.name),
             scope => format!("get a token for {scope} of {}", registry.name),
         };
@@ -342,7 +341,7 @@ impl Auth {
             let host = realm.host_str().unwrap_or_default();
             return Err(Error::new(
                 Kind::Refused,
-                format!("{} wants its credentials given to {host}, which is another site", registry.name),
+                format!("{} requests that its credentials are sent to {host}, which is another site", registry.name),
             )
             .hint(format!("if that is right, allow it by --allow-realm {host}")));
         }
@@ -354,8 +353,8 @@ impl Auth {
             Some(Credential::RefreshToken(token)) => {
                 let response = refresh(registry, scope, &realm, service, &token).await?;
                 let refused = matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED);
-                // A login by `az acr login` or `--azure` lasts three hours; the identity itself goes on. What
-                // was had for it may have ended too: earlier than it said, or by somebody's hand.
+                // A login by `az acr login` or `--azure` lasts three hours; the identity itself stays valid. Its token
+                // may have ended too, before the stated time or by revocation.
                 let identity = if refused && is_acr(&registry.name) {
                     self.forget_exchanged(&token).await;
                     self.identity(registry, &base, Some(service)).await?
@@ -386,7 +385,7 @@ impl Auth {
                     basic_header.map(|value| HeaderMap::from_iter([(AUTHORIZATION, value)])).unwrap_or_default();
                 let response = registry.ask_token(Method::GET, realm, headers, Payload::Empty).await?;
                 match (&other, response.status()) {
-                    // A server that knows OAuth2's form only (distribution's "oauth2" page).
+                    // A server with OAuth2's form only (distribution's "oauth2" page).
                     (
                         Some(Credential::Basic { username, password }),
                         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED,
@@ -402,7 +401,7 @@ impl Auth {
         let user = self.username();
         let answer = Answer::read(response, registry, user.as_deref()).await;
         match answer {
-            // The identity that would be taken was held back: that is what the user can change.
+            // The unused identity is what the user can change.
             Err(error) if user.is_none() && error.kind() == Kind::Unauthorized && is_acr(&registry.name) => {
                 let held_back = registry.guard_identity().await.err();
                 let hint = held_back.as_ref().and_then(Error::hint_text);
@@ -416,12 +415,12 @@ impl Auth {
     }
 }
 
-/// Whether an `Authorization` holds a token.
+/// Whether an `Authorization` has a token.
 fn is_token(header: &HeaderValue) -> bool {
     header.as_bytes().starts_with(b"Bearer ")
 }
 
-/// Tokens kept at once: each is a few kilobytes, and a list may have any number of repositories.
+/// The limit of cached tokens: each has a few kilobytes, and a list may have any number of repositories.
 const MAX_TOKENS: usize = 2048;
 
 #[cfg(test)]

@@ -1,24 +1,25 @@
-//! Which repositories will be mounted from: guessed, so that one token is enough for a repository.
+//! Predicts which repositories blobs will be mounted from, so that one token is enough for a repository.
 //!
-//! A mount takes a token for both repositories, and in a list of images most repositories are mounted
-//! to from a few others. The first request to a repository comes before it's known from which.
+//! A mount needs a token for both repositories. In a list of images most repositories mount from a few others. The
+//! first request to a repository is sent before they are known.
 
 use super::scope::{MAX_MOUNT_SOURCES, Scope};
 use crate::reference::RepositoryName;
 
-/// The repositories that others will probably mount from.
+/// The repositories that blobs will probably be mounted from.
 #[derive(Debug, Default)]
 pub(in crate::registry) struct MountScopes {
-    /// Those that others were mounted from, the last one first.
+    /// The repositories of earlier mounts, the newest first.
     mounted: Vec<RepositoryName>,
-    /// The first ones that were written to: who needs what is on its way there, waits for it and mounts it.
+    /// The first repositories that were written to: later images with the same blobs wait for them and mount from
+    /// there.
     opened: Vec<RepositoryName>,
-    /// The registry gives no token for what may come.
+    /// The registry refuses tokens for predicted scopes.
     off: bool,
 }
 
 impl MountScopes {
-    /// The scope of a token that's good for mounts to come, too.
+    /// The scope of a token that later mounts can use too.
     pub(in crate::registry) fn widen(&mut self, scope: &Scope, before: &[RepositoryName]) -> Scope {
         if self.off {
             return scope.clone();
@@ -31,14 +32,14 @@ impl MountScopes {
         wide
     }
 
-    /// A blob was mounted from this repository: others will be too.
+    /// Notes that a blob was mounted from this repository: later ones may be too.
     pub(in crate::registry) fn mounted(&mut self, name: &RepositoryName) {
         self.mounted.retain(|other| other != name);
         self.mounted.insert(0, name.clone());
         self.mounted.truncate(MAX_MOUNT_SOURCES);
     }
 
-    /// No more guesses here.
+    /// Stops predictions for this registry.
     pub(in crate::registry) fn give_up(&mut self) {
         *self = Self { off: true, ..Self::default() };
     }

@@ -5,17 +5,17 @@ use std::fmt;
 use crate::reference::{Repository, RepositoryName};
 use crate::registry::azure::is_acr;
 
-/// What a token is for. One token has few scopes: one that gathered every repository's made ACR
-/// answer "Request Header Or Cookie Too Large" (regclient#797).
+/// The scope of a token. One token has few repositories: ACR answered a token with all of them with "Request Header Or
+/// Cookie Too Large" (regclient#797).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::registry) struct Scope {
     pub(in crate::registry) repository: Repository,
     pub(in crate::registry) access: Access,
-    /// A mount reads other repositories too.
+    /// The repositories that a mount reads.
     pub(super) from: Vec<RepositoryName>,
 }
 
-/// What is to be done in a repository.
+/// The access to a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::registry) enum Access {
     Pull,
@@ -32,13 +32,12 @@ impl Scope {
         Self { access: Access::Push, ..Self::pull(repository) }
     }
 
-    /// For deletes; at ACR also to read when a tag was written.
+    /// For deletes. At ACR also to read the time of a tag's last write.
     pub(in crate::registry) fn delete(repository: &Repository) -> Self {
         Self { access: Access::Delete, ..Self::pull(repository) }
     }
 
-    /// For a mount from `from`: Docker Hub wants `pull` there too (rust-oci-client#235), as does ACR
-    /// in ABAC mode.
+    /// For a mount from `from`: Docker Hub requires `pull` there too (rust-oci-client#235), as does ACR in ABAC mode.
     pub(in crate::registry) fn mounting(&self, from: &Repository) -> Self {
         Self { from: vec![from.name.clone()], ..self.clone() }
     }
@@ -52,7 +51,7 @@ impl Scope {
         &self.from
     }
 
-    /// The same with more repositories to mount from, the first ones if that's too many for one token.
+    /// The scope with more repositories to mount from; only the first ones if they are too many for one token.
     pub(in crate::registry) fn with<'a>(&self, more: impl IntoIterator<Item = &'a RepositoryName>) -> Self {
         let mut wide = self.clone();
         for name in more {
@@ -81,6 +80,6 @@ impl fmt::Display for Scope {
     }
 }
 
-/// The most repositories that one token lets us mount from. With names of a hundred characters it still
-/// has but 2 KiB; from some 8 KiB on, ACR refuses the header.
+/// The limit of repositories that one token may mount from. With names of a hundred characters it has 2 KiB; above
+/// about 8 KiB, ACR refuses the header.
 pub(in crate::registry) const MAX_MOUNT_SOURCES: usize = 8;

@@ -1,4 +1,4 @@
-//! Scopes, tokens, and the requests that get them.
+//! Tokens, and the requests for them.
 //!
 //! Sources: distribution's token and OAuth2 specifications, ACR's documents on `/oauth2/token`.
 
@@ -38,13 +38,13 @@ impl fmt::Debug for Token {
     }
 }
 
-/// A token endpoint's answer.
+/// A token endpoint's response.
 #[derive(Default)]
 pub(in crate::registry) struct Answer {
-    /// `token` or `access_token`: the same thing by two names. Some write both, and leave one empty.
+    /// `token` or `access_token`, which mean the same. Some endpoints write both and leave one empty.
     token: Option<String>,
     pub(in crate::registry) refresh_token: Option<String>,
-    /// A number, or text with a number: both are seen (RFC 6749 §5.1 says a number).
+    /// A number, or text with a number: both occur (RFC 6749 §5.1 requires a number).
     expires_in: Value,
 }
 
@@ -55,7 +55,7 @@ impl Answer {
         let page = web_page::instead("the token endpoint", &response).filter(|_| web_page::stands_in(status));
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
-            // What stands between is more likely to say this than the registry.
+            // A proxy or portal in between is a more likely sender than the registry.
             return Self::parse(&body).map_err(|error| page.unwrap_or(error));
         }
         if let Some(page) = page {
@@ -64,11 +64,11 @@ impl Answer {
         Err(token_error(status, &body, wait, (&registry.name, user)))
     }
 
-    /// Reads the document as Go programs do: names in any letter case, `null` as if it were not there. A value that is
-    /// empty, or of another type, is not there either.
+    /// Parses the document as Go programs do: names in any letter case, `null` as absent. An empty value, or one of
+    /// another type, counts as absent too.
     fn parse(body: &[u8]) -> Result<Self> {
         let document: Map<String, Value> = serde_json::from_slice(body)
-            // What stands between is more likely to say this than the registry.
+            // A proxy or portal in between is a more likely sender than the registry.
             .map_err(|_| Error::new(Kind::Registry, "the token endpoint's answer is not JSON").transient(None))?;
         let mut answer = Self::default();
         let mut access_token = None;
@@ -84,7 +84,7 @@ impl Answer {
                 _ => continue,
             };
             if let Value::String(text) = value {
-                // What isn't used is a secret all the same.
+                // An unused token is a secret too.
                 drop(Secret::new(text.as_str()));
                 *field = Some(text).filter(|text| !text.trim().is_empty());
             }
@@ -94,21 +94,21 @@ impl Answer {
     }
 
     pub(in crate::registry) fn token(self) -> Result<Token> {
-        let value = self.token.ok_or_else(|| Error::new(Kind::Registry, "the token endpoint gave no token"))?;
-        // 60 s where nothing is said (distribution's token specification); ACR says it in the token only.
+        let value = self.token.ok_or_else(|| Error::new(Kind::Registry, "the token endpoint sent no token"))?;
+        // 60 s if nothing states the lifetime (distribution's token specification); ACR states it in the token only.
         let life = number(&self.expires_in).and_then(lifetime).or_else(|| jwt_life(&value)).unwrap_or(DEFAULT_LIFETIME);
         Ok(Token { renew: renewal(life), value: Secret::new(value) })
     }
 }
 
-/// When a token that lives this long is renewed: a while before its end, so that a request which
-/// starts with it also ends with it. Every lifetime is limited to [`MAX_LIFETIME`]: it comes from outside.
+/// The time to renew a token of this lifetime: before its end, so that a request with the token does not outlive it.
+/// The lifetime comes from outside, so it is limited to [`MAX_LIFETIME`].
 pub(in crate::registry) fn renewal(life: Duration) -> Instant {
     let life = life.min(MAX_LIFETIME);
     Instant::now() + (life - (life / 10).min(Duration::from_secs(30)))
 }
 
-/// The time until a JWT's `exp`, by its own `iat` where it has one (clocks differ). `None` if it is over.
+/// The time until a JWT's `exp`, by its own `iat` if present, since clocks differ. `None` if it has expired.
 pub(in crate::registry) fn jwt_life(token: &str) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Claims {
@@ -122,7 +122,7 @@ pub(in crate::registry) fn jwt_life(token: &str) -> Option<Duration> {
     lifetime(number(&claims.exp)? - issued)
 }
 
-/// A number as JSON has it, or as text. Fractions occur (RFC 7519 §2, "NumericDate").
+/// A number, as JSON number or as text. Fractions occur (RFC 7519 §2, "NumericDate").
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Number(number) => number.as_f64(),
@@ -131,13 +131,12 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// So many seconds, at most [`MAX_LIFETIME`]. `None` for less than one, and for what is no number.
+/// A duration in seconds, at most [`MAX_LIFETIME`]. `None` for less than one second, and for what is not a number.
 fn lifetime(seconds: f64) -> Option<Duration> {
     (seconds >= 1.0).then(|| Duration::from_secs_f64(seconds.min(MAX_LIFETIME.as_secs_f64())))
 }
 
-/// The form of a token request. ACR takes `scope` repeated, distribution's OAuth2 page says one
-/// with spaces.
+/// The form of a token request. ACR accepts `scope` repeated; distribution's OAuth2 page has one `scope` with spaces.
 pub(in crate::registry) fn form(scope: &Scope, service: &str, grant: &[(&str, &str)], repeat: bool) -> String {
     let texts: Vec<String> = if repeat { scope.texts().collect() } else { vec![scope.to_string()] };
     let mut pairs = vec![("service", service), ("client_id", "transload")];
@@ -172,7 +171,7 @@ pub(in crate::registry) fn bearer(token: &Secret) -> Result<HeaderValue> {
     sensitive(format!("Bearer {}", token.reveal()))
 }
 
-/// Marked so that the HTTP library neither logs nor indexes it.
+/// The value is marked, so that the HTTP library neither logs nor indexes it.
 pub(in crate::registry) fn sensitive(text: String) -> Result<HeaderValue> {
     let mut value = HeaderValue::from_str(&text)
         .map_err(|_| Error::new(Kind::Unauthorized, "the stored credential has characters that HTTP does not allow"))?;
@@ -180,11 +179,11 @@ pub(in crate::registry) fn sensitive(text: String) -> Result<HeaderValue> {
     Ok(value)
 }
 
-/// A token that the user stored says nothing of its end; a 401 will.
+/// A stored token does not state its end; a 401 shows it.
 pub(in crate::registry) const STORED_TOKEN_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
-/// No token is kept for longer, whatever its lifetime.
+/// The longest time that a token is kept.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// The lifetime of a token that states none (distribution, "Token Authentication Specification").
+/// The lifetime of a token that does not state one (distribution, "Token Authentication Specification").
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -248,7 +247,7 @@ mod tests {
         }
         for answer in [r#"{}"#, r#"{"token":"","access_token":null}"#, r#"{"token":7}"#] {
             let error = Answer::parse(answer.as_bytes()).and_then(Answer::token).expect_err(answer);
-            assert!(error.to_string().contains("gave no token"), "{answer}: {error}");
+            assert!(error.to_string().contains("sent no token"), "{answer}: {error}");
         }
         assert!(Answer::parse(b"[]").and_then(Answer::token).is_err_and(|error| error.is_transient()));
         let empty = Answer::parse(br#"{"refresh_token":""}"#).expect("an answer");

@@ -1,4 +1,4 @@
-//! Reading blobs, and beginning uploads.
+//! Reads blobs, and starts uploads.
 
 use std::ops::Range;
 
@@ -24,21 +24,21 @@ use crate::registry::client::length;
 use crate::registry::urls::Endpoint;
 use crate::registry::web_page;
 
-/// Whether a cache has a blob, as it says by `Cache-Status`.
+/// The state of a blob in a cache, by `Cache-Status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cached {
-    /// It has it.
+    /// The cache has the blob.
     Yes,
-    /// It fetches it.
+    /// The cache is fetching the blob.
     Soon,
-    /// It hasn't it.
+    /// The cache does not have the blob.
     No,
-    /// It's no cache, or doesn't say.
+    /// The server is no cache, or sends no `Cache-Status`.
     Unknown,
 }
 
 impl Cached {
-    /// Reads `Cache-Status`. Of several caches the one that answered us comes last (RFC 9211, section 2).
+    /// Parses `Cache-Status`. The last entry is that of the cache that answered (RFC 9211, section 2).
     pub(in crate::registry) fn from_headers(headers: &HeaderMap) -> Self {
         let status = headers.get("cache-status").and_then(|value| value.to_str().ok());
         let mut words = status.and_then(|status| status.rsplit(',').next()).unwrap_or_default().split(';');
@@ -53,7 +53,7 @@ impl Cached {
 }
 
 impl Repo {
-    /// `GET` of a blob's bytes from `from` on. Once: the feed that reads it has the budget.
+    /// `GET` of a blob's bytes from `from` on. Without retries: the feed has the budget.
     pub(in crate::registry) async fn get_blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
         let doing = format!("read blob {}", blob.digest);
         let mut call = self.call(Method::GET, self.at_blob(&blob.digest), &self.pull, doing.clone()).await?;
@@ -72,7 +72,7 @@ impl Repo {
         Ok(body_of(response, skip))
     }
 
-    /// `GET` of some of a blob's bytes, and no more: so the connection can be used again.
+    /// `GET` of a range of a blob, and no more, so that the connection can be reused.
     pub(in crate::registry) async fn get_part(&self, blob: &Descriptor, part: Range<u64>) -> Result<Body> {
         let doing = format!("read blob {}", blob.digest);
         let call = self.call(Method::GET, self.at_blob(&blob.digest), &self.pull, doing.clone()).await?;
@@ -81,13 +81,13 @@ impl Repo {
         self.refuse_page(&response, Some(blob.size)).map_err(|error| error.doing(doing.clone()))?;
         let skip = check_head(&response, blob, part.start).map_err(|error| error.doing(doing))?;
         if response.status() != StatusCode::PARTIAL_CONTENT && part.start > 0 {
-            return Err(Error::new(Kind::Unsupported, "the registry knows no ranges"));
+            return Err(Error::new(Kind::Unsupported, "the registry does not support ranges"));
         }
         Ok(take_bytes(body_of(response, skip), part.end - part.start))
     }
 
-    /// `GET` of a foreign layer from where its descriptor says (OCI image spec, "Descriptor Properties": `urls`).
-    /// Without credentials, and not to addresses that a redirect mayn't lead to either.
+    /// `GET` of a foreign layer from the URLs in its descriptor (OCI image spec, "Descriptor Properties": `urls`).
+    /// Without credentials, and under the address rule for redirects.
     async fn get_foreign_layer(&self, blob: &Descriptor, from: u64) -> Result<Response> {
         let mut last = Error::new(Kind::NotFound, "the layer names no other address");
         for text in &blob.urls {
@@ -105,7 +105,7 @@ impl Repo {
         Err(last)
     }
 
-    /// Refuses a web page in the place of a blob. Storage may label a blob as one, but then its size is right.
+    /// Refuses a web page instead of a blob. Storage may label a blob as a web page, but then its size is right.
     pub(in crate::registry) fn refuse_page(&self, response: &Response, size: Option<u64>) -> Result<()> {
         let found = length(response.headers());
         if response.status() == StatusCode::PARTIAL_CONTENT || found.is_some() && found == size {
@@ -114,22 +114,21 @@ impl Repo {
         web_page::instead(&self.registry.name, response).map_or(Ok(()), Err)
     }
 
-    /// `POST` of an upload, which asks for a mount too where there is something to mount from.
+    /// `POST` that starts an upload, with a mount if there is a source repository.
     ///
-    /// Once begun, it's ended even if the caller is dropped: else a session would stay open of which
-    /// nobody here knows.
+    /// The request runs to its end even if the caller is dropped: otherwise an unknown session would stay open.
     pub(in crate::registry) async fn start_upload(
         &self,
         blob: &Descriptor,
         from: Option<&Repository>,
     ) -> Result<UploadStart<UploadSession>> {
         let (repo, blob, from) = (self.clone(), blob.clone(), from.cloned());
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (sender, result) = tokio::sync::oneshot::channel();
         self.registry.finish_in_background(async move {
-            // Nobody listens after an interrupt; the session is known by then, and is deleted.
-            drop(tell.send(panics::catch_panic(repo.post_upload(&blob, from.as_ref())).await));
+            // After an interrupt there is no receiver. The session is tracked by then, and is deleted.
+            drop(sender.send(panics::catch_panic(repo.post_upload(&blob, from.as_ref())).await));
         });
-        told.await.map_err(|_| Error::new(Kind::Interrupted, "the upload was abandoned"))?
+        result.await.map_err(|_| Error::new(Kind::Interrupted, "the upload was abandoned"))?
     }
 
     async fn post_upload(&self, blob: &Descriptor, from: Option<&Repository>) -> Result<UploadStart<UploadSession>> {
@@ -137,7 +136,8 @@ impl Repo {
         let scope = from.map(|from| self.push.mounting(from));
         let call = self.upload_call(blob, from, scope.as_ref().unwrap_or(&self.push), &doing).await?;
         let response = match self.registry.call(call).await {
-            // What may not be mounted may still be uploaded: a token for both repositories may be refused as a whole.
+            // If the mount is refused, the upload may still be allowed: a token for both repositories may be refused as
+            // a whole.
             Err(error)
                 if from.is_some() && matches!(error.kind(), Kind::Unauthorized | Kind::Denied | Kind::NotFound) =>
             {
@@ -158,7 +158,7 @@ impl Repo {
 }
 
 impl Repo {
-    /// The `POST` that begins an upload, and asks for a mount of the blob from `from`.
+    /// The call of the `POST` that starts an upload, with a mount from `from`.
     async fn upload_call<'a>(
         &self,
         blob: &Descriptor,
@@ -167,9 +167,9 @@ impl Repo {
         doing: &str,
     ) -> Result<Call<'a>> {
         let mut call = self.call(Method::POST, Endpoint::Uploads(&self.repository.name), scope, doing).await?;
-        // Digests and names need no escapes here, and some registries expect none.
+        // Digests and names need no escapes here, and some registries do not decode them.
         let mount = from.map(|from| format!("mount={}&from={}", blob.digest, from.name));
-        // Distribution spec, "Pushing a blob in chunks": others than sha256 must be announced.
+        // Distribution spec, "Pushing a blob in chunks": algorithms other than sha256 must be announced.
         let algorithm = (!matches!(blob.digest, Digest::Sha256(_)))
             .then(|| format!("digest-algorithm={}", blob.digest.algorithm()));
         let query: Vec<String> = mount.into_iter().chain(algorithm).collect();
@@ -178,8 +178,8 @@ impl Repo {
     }
 }
 
-/// Checks status, range and length of a blob's response. Returns how many bytes of it to skip: a
-/// server may ignore Range and send the whole (RFC 9110 §14.2).
+/// Checks the status, range and length of a blob's response. Returns the number of bytes to skip: a server may ignore
+/// Range and send the whole blob (RFC 9110 §14.2).
 fn check_head(response: &Response, blob: &Descriptor, from: u64) -> Result<u64> {
     let wrong = |what: String| {
         Err(Error::new(Kind::Mismatch, format!("blob {} is not as described: {what}", blob.digest)).transient(None))
@@ -217,7 +217,7 @@ fn body_of(response: Response, mut skip: u64) -> Body {
     rest.boxed()
 }
 
-/// Start and total of `bytes 5-9/10`.
+/// Parses the start and total of `bytes 5-9/10`.
 pub(in crate::registry) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = text.split_once('/')?;

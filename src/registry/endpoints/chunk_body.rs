@@ -1,4 +1,4 @@
-//! A slice of a blob's stream as a request's body, and the watch over its progress.
+//! Request bodies that are slices of a blob's stream, and a watchdog for their progress.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::registry::client::{COMMIT_TIMEOUT, Registry};
 use crate::registry::min_rate::{MinRate, RateWatch};
 use crate::verify::Verified;
 
-/// Runs `sending`, and stops it where nothing has moved for too long, or too little.
+/// Runs `sending`, and stops it if the transfer is idle for too long, or too slow.
 pub(in crate::registry) async fn with_watchdog<T>(
     slot: &StreamSlot,
     registry: &Registry,
@@ -28,7 +28,7 @@ pub(in crate::registry) async fn with_watchdog<T>(
     }
 }
 
-/// Waits until the destination has taken nothing for `idle`, or less than `least` in its window; says so.
+/// Waits until the destination has taken nothing for `idle`, or less than `least` in its window. Returns the error.
 async fn abort_reason(slot: &StreamSlot, registry: &str, idle: Duration, least: MinRate) -> Error {
     let step = if least.bytes > 0 { idle.min(least.window) / 10 } else { idle / 10 };
     let mut rate = RateWatch::new(least);
@@ -41,11 +41,11 @@ async fn abort_reason(slot: &StreamSlot, registry: &str, idle: Duration, least: 
         }
         let patience = if slot.is_sent() { COMMIT_TIMEOUT.max(idle) } else { idle };
         if last.elapsed() > patience {
-            let what = format!("{registry} took nothing and said nothing for {} s", patience.as_secs());
+            let what = format!("{registry} neither accepted bytes nor responded for {} s", patience.as_secs());
             return Error::new(Kind::Timeout, what);
         }
         let blocked = now.blocked.saturating_sub(before.blocked);
-        // When it has all of the body it checks and stores it: that is no slow transfer.
+        // With the whole body, the destination checks and stores it: that is no slow transfer.
         match rate.record(now.bytes - before.bytes, blocked, "were taken by", registry) {
             Err(error) if !slot.is_sent() => return error,
             _ => before = now,
@@ -53,7 +53,7 @@ async fn abort_reason(slot: &StreamSlot, registry: &str, idle: Duration, least: 
     }
 }
 
-/// Where the stream rests between two requests, and where a request's body leaves word.
+/// Holds the stream between two requests, and the state of the current body.
 #[derive(Clone, Default)]
 pub(in crate::registry) struct StreamSlot(Arc<Mutex<StreamState>>);
 
@@ -62,22 +62,23 @@ struct StreamState {
     stream: Option<Verified>,
     error: Option<Error>,
     taken: UploadProgress,
-    /// Since when the destination has bytes to take, and has not asked for more.
+    /// The start of the time in which the destination has bytes to take and has not requested more.
     blocked_since: Option<Instant>,
     waits: bool,
     sent: bool,
 }
 
-/// What the destination has taken so far.
+/// The bytes that the destination has taken so far.
 #[derive(Clone, Copy, Default)]
 struct UploadProgress {
     bytes: u64,
-    /// How long it had bytes to take, and took none. Time in which the source brings nothing is not in it.
+    /// The time in which the destination had bytes to take and took none, without the time in which the source brought
+    /// nothing.
     blocked: Duration,
 }
 
 impl StreamState {
-    /// The destination has taken all that it was given, and asks for more.
+    /// The destination has taken all bytes, and requests more.
     fn unblock(&mut self) {
         if let Some(since) = self.blocked_since.take() {
             self.taken.blocked += since.elapsed();
@@ -113,13 +114,13 @@ impl StreamSlot {
     }
 }
 
-/// The next bytes of a stream as a request's body of known length.
+/// A request body of known length with the next bytes of a stream.
 ///
-/// Its stream goes back into the slot with its last byte, as a body that has yielded its whole
-/// Content-Length isn't polled again.
+/// The stream returns to the slot with the last byte, since a body that has yielded its whole Content-Length is not
+/// polled again.
 pub(in crate::registry) struct ChunkBody {
     slot: StreamSlot,
-    /// In a mutex for `Sync`, which reqwest asks of bodies; never contended.
+    /// In a mutex for `Sync`, which reqwest requires of bodies; never contended.
     stream: Mutex<Option<Verified>>,
     left: u64,
 }
@@ -130,7 +131,7 @@ impl ChunkBody {
         let stream =
             resting.stream.take().ok_or_else(|| Error::new(Kind::Network, "the stream of the blob is lost"))?;
         resting.sent = false;
-        // Until it's asked for bytes, the request waits for its turn with us: the registry knows nothing of it.
+        // Until the first poll the request waits here: the registry does not know of it.
         resting.waits = true;
         drop(resting);
         Ok(Self { slot: slot.clone(), stream: Mutex::new(Some(stream)), left: length })

@@ -1,4 +1,4 @@
-//! Deletes: of a tag, as far as the registry can, and of a manifest.
+//! Deletes tags, if the registry supports that, and manifests.
 
 use bytes::Bytes;
 use http::Method;
@@ -15,12 +15,12 @@ use crate::registry::azure::is_acr;
 use crate::registry::lookup::is_unsupported;
 use crate::registry::urls::Endpoint;
 
-/// What a registry says of a tag itself, which is more than of its image.
+/// The state of a tag itself, apart from its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagState {
-    /// When it was last written.
+    /// The time of the last write.
     pub written: Option<Timestamp>,
-    /// Whether it's locked: it can't be deleted then.
+    /// Whether the tag is locked and cannot be deleted.
     pub locked: bool,
 }
 
@@ -45,10 +45,10 @@ struct Changeable {
 }
 
 impl Repo {
-    /// What the registry says of the tag: ACR only, `None` elsewhere.
+    /// The state of a tag at ACR; `None` elsewhere.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if there's no such tag.
+    /// [`Kind::NotFound`] if the tag does not exist.
     pub async fn tag_state(&self, tag: &Tag) -> Result<Option<TagState>> {
         if !is_acr(&self.registry.name) {
             return Ok(None);
@@ -71,10 +71,10 @@ impl Repo {
         }))
     }
 
-    /// Deletes the tag, and nothing else. `false` if the registry can't do that; a tag that is gone is no error.
+    /// Deletes the tag only. `false` if the registry does not support that. A missing tag is no error.
     ///
-    /// The distribution spec's way ("Deleting tags"), except at ACR, which would delete the manifest with all
-    /// its tags: there its own. docker-registry 2 takes digests only (400 `DIGEST_INVALID`, or 405).
+    /// By the distribution spec ("Deleting tags"), except at ACR, which would delete the manifest with all its tags:
+    /// there by ACR's own API. docker-registry 2 deletes digests only (400 `DIGEST_INVALID`, or 405).
     ///
     /// # Errors
     /// [`Kind::Denied`] without the right to delete.
@@ -82,16 +82,16 @@ impl Repo {
         let target = Target::Tag(tag.clone());
         let at = if is_acr(&self.registry.name) { self.acr_tag(tag) } else { self.at_manifest(&target) };
         match self.delete(at, format!("delete tag {}:{tag}", self.repository)).await {
-            // At ACR it says that this tag is locked.
+            // At ACR this means that the tag is locked.
             Err(error) if is_unable(&error) && !is_acr(&self.registry.name) => Ok(false),
             deleted => deleted.map(|()| true),
         }
     }
 
-    /// Deletes the manifest and every tag that points to it. One that is gone is no error.
+    /// Deletes the manifest and every tag that points to it. A missing manifest is no error.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where the registry allows no deletes.
+    /// [`Kind::Unsupported`] if the registry allows no deletes.
     pub async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
         let target = Target::Digest(*digest);
         let deleted =
@@ -118,7 +118,7 @@ impl Repo {
     }
 }
 
-/// Whether the registry says that it doesn't do such a thing at all.
+/// Whether the registry does not support such deletes at all.
 fn is_unable(error: &Error) -> bool {
     match (error.kind(), error.status()) {
         // DIGEST_INVALID

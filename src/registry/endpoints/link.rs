@@ -1,4 +1,4 @@
-//! `Link` (RFC 8288), as registries write it: where the next page of a list is.
+//! Parses `Link` headers (RFC 8288), as registries write them, for the next page of a list.
 
 use http::HeaderMap;
 use http::header::LINK;
@@ -7,14 +7,14 @@ use reqwest::Url;
 use crate::error::{Error, Kind, Result};
 use crate::registry::urls::percent_decode;
 
-/// The query of the next page of the list at `current`. `None` if no header names a next page: the list ends here.
+/// The query of the next page of the list at `current`. `None` if no header names a next page: the list is complete.
 ///
 /// Only the query is taken from the header. Scheme, host and port stay the registry's own: behind a proxy that
 /// terminates TLS, registries write `http://` or an internal host name. The path must be that of `current`.
 ///
 /// # Errors
-/// [`Kind::Registry`] for a link that cannot be understood, for several next pages, and for a next page that is
-/// not a page of this list: the list would be incomplete.
+/// [`Kind::Registry`] for a malformed link, for several next pages, and for a next page of another list: the list would
+/// be incomplete.
 pub(in crate::registry) fn next_query(headers: &HeaderMap, current: &Url) -> Result<Option<String>> {
     let mut next = None;
     for value in headers.get_all(LINK) {
@@ -66,7 +66,7 @@ fn is_next(relation: &str) -> bool {
     relation.eq_ignore_ascii_case("next")
 }
 
-/// A link's target, and what follows it. zot before 2.0.1 writes it without angle brackets.
+/// A link's target, and the rest. zot before 2.0.1 writes the target without angle brackets.
 fn target(link: &str) -> Result<(&str, &str)> {
     match link.strip_prefix('<') {
         Some(rest) => {
@@ -102,7 +102,7 @@ fn relations(parameters: &str) -> Result<(Option<String>, &str)> {
     Err(unclear("a parameter does not end"))
 }
 
-/// A token or a quoted string, and what follows it.
+/// A token or a quoted string, and the rest.
 fn value_of(text: &str) -> Result<(String, &str)> {
     let Some(quote) = text.chars().next().filter(|first| matches!(first, '"' | '\'')) else {
         let end = text.find([';', ',']).unwrap_or(text.len());

@@ -1,4 +1,4 @@
-//! Lists: tags and referrers, page by page.
+//! Reads lists of tags and referrers, page by page.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,7 +52,7 @@ struct ReferrersPage {
     manifests: Vec<Descriptor>,
 }
 
-/// A list of tags while it is read.
+/// The state of a list of tags while it is read.
 struct TagList {
     repo: Repo,
     pages: Pages,
@@ -71,8 +71,8 @@ impl TagList {
         let (head, size, page): Page<TagsDocument> = repo.registry.read(call, MAX_PAGE_BYTES, page).await?;
         self.pages.weigh(size).map_err(|error| error.doing(doing.clone()))?;
         let TagsDocument { mut tags } = page;
-        // The spec lets a registry omit the Link of a page that is full ("Listing Tags": "MAY"). One more or one
-        // fewer is a whole list: a registry that ignores `n`, or that has no more.
+        // The spec lets a registry omit the Link of a full page ("Listing Tags": "MAY"). Any other number of tags means
+        // a whole list: of a registry that ignores `n`, or that has no more.
         let full = tags.last().filter(|_| tags.len() == TAGS_PER_PAGE);
         let guess = full.map(|last| encode_form(&[("n", &TAGS_PER_PAGE.to_string()), ("last", last)]));
         let taken = self.pages.take(&url, &head, &mut tags, String::as_str, guess);
@@ -82,18 +82,18 @@ impl TagList {
 }
 
 impl Repo {
-    /// All tags, page by page, each once. The next page is where the registry's `Link` says: some (ECR) know it by
-    /// a token of their own, so it can't be made up from the last tag.
+    /// All tags, page by page, each once. The next page is the one in `Link`: some registries (ECR) use a token of
+    /// their own, so the last tag is not enough.
     ///
-    /// Ends in an error if the list may be incomplete, or exceeds [`TAG_BOUNDS`].
+    /// The stream ends in an error if the list may be incomplete, or exceeds [`TAG_BOUNDS`].
     pub(in crate::registry) fn list_tags(&self) -> TagPages {
         let pages = Pages::new(Some(format!("n={TAGS_PER_PAGE}")), TAG_BOUNDS);
         let list = TagList { repo: self.clone(), pages };
         stream::try_unfold(list, async |mut list| Ok(list.next().await?.map(|page| (page, list)))).boxed()
     }
 
-    /// Whether the repository doesn't exist yet, so that nothing in it needs to be looked for.
-    /// Asked once; an unclear answer means no.
+    /// Whether the repository does not exist yet, so that lookups in it are not needed. One request; an unclear answer
+    /// means no.
     pub(in crate::registry) async fn probe_new(&self) -> bool {
         let at = Endpoint::Tags(&self.repository.name);
         let Ok(mut call) = self.call(Method::GET, at, &self.push, "look for the repository").await else {
@@ -101,14 +101,14 @@ impl Repo {
         };
         call.url.set_query(Some("n=1"));
         match self.registry.call_once(call).await {
-            // NAME_UNKNOWN, not any 404: behind some paths a proxy answers for everything.
+            // NAME_UNKNOWN, not any 404: a proxy may answer 404 for some paths.
             Err(error) => error.kind() == Kind::NotFound && error.code() == Some("NAME_UNKNOWN"),
             Ok(_) => false,
         }
     }
 
-    /// The referrers of `subject`: by the API, else by the tag schema (distribution spec, "Listing
-    /// Referrers"). Bounded to [`REFERRER_BOUNDS`].
+    /// The referrers of `subject`: by the API, or else by the tag schema (distribution spec, "Listing Referrers").
+    /// Limited by [`REFERRER_BOUNDS`].
     pub(in crate::registry) async fn list_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Vec<Descriptor>> {
         if self.registry.referrers_api.is_absent() {
             return self.tagged_referrers(subject, scope).await;
@@ -123,8 +123,8 @@ impl Repo {
             let read = self.registry.read(call, MAX_PAGE_BYTES, page).await;
             let (head, size, page): Page<ReferrersPage> = match read {
                 Ok(read) => read,
-                // 404 says that there is no API here (the spec has an empty list for no referrers); some
-                // registries say 400, 405 or even 403 to a path that they don't know. A passing fault says nothing.
+                // 404 means that there is no API (the spec has an empty list for no referrers). Some registries answer
+                // 400, 405 or even 403 for unknown paths. A transient fault means nothing.
                 Err(error)
                     if pages.is_first()
                         && !error.is_transient()
@@ -158,12 +158,12 @@ impl Repo {
         }
     }
 
-    /// Takes room for the descriptors of a page, where all lists share it.
+    /// Reserves memory for the descriptors of a page, if lists share a limit.
     fn take_room(&self, room: &mut ListReservation, page: &[Descriptor]) -> Result<()> {
         if !self.registry.options.share_list_room {
             return Ok(());
         }
-        // Not `Limited`: the registry isn't, so whoever counts its limits must not learn of it.
+        // Not `Limited`: the registry's limits are not the reason.
         room.add(page.iter().map(Descriptor::weight).sum()).map_err(|_| {
             let what = "the list is long, and too many long ones are being read";
             Error::new(Kind::Invalid, what).hint("ask again later")
@@ -171,12 +171,12 @@ impl Repo {
     }
 }
 
-/// A page's headers, its size in bytes, and what it has.
+/// A page's headers, its size in bytes, and its content.
 type Page<T> = (HeaderMap, usize, T);
 
-/// Reads a page of a list. What is not even JSON may be from something between the registry and us: it is asked again.
+/// Parses a page of a list. Content that is not JSON may come from something between, so it is transient.
 fn page<T: DeserializeOwned>(head: &Parts, bytes: Bytes) -> Result<Page<T>> {
-    // 206 is a part, and 202 or 204 is no list.
+    // 206 is a partial response, and 202 or 204 is no list.
     if head.status != StatusCode::OK {
         let what = format!("the answer is not a list: its status is {}", head.status.as_u16());
         return Err(Error::new(Kind::Invalid, what));
@@ -189,12 +189,12 @@ fn page<T: DeserializeOwned>(head: &Parts, bytes: Bytes) -> Result<Page<T>> {
     Ok((head.headers.clone(), bytes.len(), parsed?))
 }
 
-/// Entries that a page of tags is asked to have: Docker Hub and distribution allow 1,000. ACR gives what it likes.
+/// The requested number of tags for each page: Docker Hub and distribution allow 1,000. ACR chooses its own.
 const TAGS_PER_PAGE: usize = 1000;
 /// In bytes.
 const MAX_PAGE_BYTES: u64 = 8 << 20;
-/// A million tags, also at registries that give but 1,000 for each request. The largest public repositories have
-/// some 100,000. A tag has at most 128 characters.
+/// A million tags, even with 1,000 for each request. The largest public repositories have about 100,000. A tag has at
+/// most 128 characters.
 const TAG_BOUNDS: Bounds = Bounds { pages: 1_000, entries: 1_000_000, bytes: 128 << 20 };
-/// One image has a few signatures, SBOMs and attestations. One client request to the proxy reads at most this.
+/// One image has few signatures, SBOMs and attestations. One client request to the proxy reads at most this.
 const REFERRER_BOUNDS: Bounds = Bounds { pages: 100, entries: 10_000, bytes: 16 << 20 };

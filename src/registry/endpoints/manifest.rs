@@ -1,4 +1,4 @@
-//! Manifests: GET, PUT.
+//! Reads and writes manifests.
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
@@ -18,18 +18,18 @@ use crate::registry::call::Payload;
 use crate::registry::client::Response;
 
 impl Repo {
-    /// `GET` of a manifest: a pull for Docker Hub.
+    /// `GET` of a manifest, which Docker Hub counts as a pull.
     pub(in crate::registry) async fn get_manifest(&self, target: &Target, scope: &Scope) -> Result<Manifest> {
         let reference = self.repository.at(target.clone());
         let doing = format!("read manifest {reference}");
         let call = self.call(Method::GET, self.at_manifest(target), scope, doing).await?;
         let parse = |head: &Parts, bytes: Bytes| {
-            // By tag the header's digest is all there is to check the bytes by.
+            // For a tag, the header's digest is the only check of the bytes.
             let expected = target.digest().or(digest(&head.headers));
-            // The answer holds the room for being read until it is parsed.
+            // The response keeps its memory reservation until it is parsed.
             let read = Manifest::read(memory::copy_if_shared(&bytes), content_type(&head.headers), expected);
             read.map_err(|error| match error.kind() {
-                // Without a digest nobody says that these are the registry's bytes.
+                // Without a digest it is unknown whether these are the registry's bytes.
                 Kind::Invalid if expected.is_none() && serde_json::from_slice::<IgnoredAny>(&bytes).is_err() => {
                     error.transient(None)
                 }
@@ -41,8 +41,8 @@ impl Repo {
 
     /// `PUT` of a manifest's bytes.
     ///
-    /// They were verified here: when the registry finds them wrong, they were damaged on their way, which costs one
-    /// attempt.
+    /// The bytes were verified here. If the registry finds them wrong, they were damaged on the way, which costs one
+    /// retry.
     pub(in crate::registry) async fn send_manifest(&self, manifest: &Manifest, at: &Target) -> Result<PushReceipt> {
         let reference = self.repository.at(at.clone());
         let doing = format!("write manifest {reference}");
@@ -55,12 +55,13 @@ impl Repo {
             Ok(response) => {
                 check_stored(&response, manifest.digest()).map(|()| response).map_err(|e| e.doing(doing.clone()))
             }
-            // docker-registry says 500 `UNKNOWN` to layers with `urls`, and will say so each time.
+            // docker-registry always answers layers with `urls` with 500 `UNKNOWN`.
             Err(error) if far && is_about_content(&error) => {
                 let error = error.hint(FOREIGN_HINT);
                 if std::mem::replace(&mut invalid, true) { Err(error.permanent()) } else { Err(error.transient(None)) }
             }
-            // `MANIFEST_INVALID`: damage, or a kind of manifest that the registry never takes. So once more only.
+            // `MANIFEST_INVALID`: the bytes were damaged, or the registry never accepts this kind of manifest. So one
+            // retry only.
             Err(error) if error.kind() == Kind::Invalid && !std::mem::replace(&mut invalid, true) => {
                 Err(error.transient(None))
             }
@@ -71,13 +72,13 @@ impl Repo {
     }
 }
 
-/// Whether the manifest names layers that are elsewhere, by `urls` (foreign layers).
+/// Whether the manifest has foreign layers, with `urls`.
 fn names_addresses(manifest: &Manifest) -> bool {
     manifest.contents().blobs.iter().any(|blob| !blob.urls.is_empty())
 }
 
-/// Whether a registry may have refused what the manifest says, rather than have failed. docker-registry says 500 to it,
-/// with the errors that it found.
+/// Whether a registry may have refused the manifest's content, rather than have failed. docker-registry answers with
+/// 500 and the errors that it found.
 fn is_about_content(error: &Error) -> bool {
     let found = matches!(error.code(), Some("UNKNOWN" | "MANIFEST_BLOB_UNKNOWN" | "MANIFEST_INVALID"));
     error.kind() == Kind::Invalid || (found && matches!(error.status(), Some(400 | 404 | 500)))
@@ -86,8 +87,8 @@ fn is_about_content(error: &Error) -> bool {
 const FOREIGN_HINT: &str = "the image has foreign layers, which name addresses (urls): docker-registry takes them only if \
                             its configuration allows these, by validation.manifests.urls.allow";
 
-/// The registry says which digest it stored, if it says so (distribution spec, "Pushing Manifests"). Another one
-/// means that it got other bytes: below a tag they look right to it.
+/// Checks the digest that the registry stored, if the response has it (distribution spec, "Pushing Manifests"). Another
+/// digest means that it received other bytes: under a tag they are valid.
 ///
 /// # Errors
 /// [`Kind::Mismatch`], transient.

@@ -1,4 +1,4 @@
-//! A list that is read page by page: whether it is complete, and where it must stop.
+//! Limits a list that is read page by page, and checks that it is complete.
 //!
 //! Every list of a registry goes through [`Pages`], so every caller is bounded: by pages, entries, links that were
 //! followed before, and pages in a row that bring nothing new. A list that exceeds a bound, or that may be
@@ -13,14 +13,14 @@ use reqwest::Url;
 use super::link::next_query;
 use crate::error::{Error, Kind, Result};
 
-/// How much of a list is read.
+/// The limits of a list.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::registry) struct Bounds {
     /// Requests.
     pub(in crate::registry) pages: usize,
     /// Different entries.
     pub(in crate::registry) entries: usize,
-    /// Of all pages' bodies: an entry may have any length.
+    /// Of the bodies of all pages: an entry may have any length.
     pub(in crate::registry) bytes: u64,
 }
 
@@ -44,7 +44,7 @@ enum Next {
     End,
 }
 
-/// Text that was seen. 128 bits with random keys stand for each: a million tags take 16 MB, whatever their length.
+/// A set of text. Each text is stored as 128 bits with random keys: a million tags take 16 MB, whatever their length.
 #[derive(Debug, Default)]
 struct Fingerprints {
     keys: [RandomState; 2],
@@ -52,7 +52,7 @@ struct Fingerprints {
 }
 
 impl Fingerprints {
-    /// Whether it is new.
+    /// Adds a text. Returns whether it is new.
     fn insert(&mut self, text: impl Hash) -> bool {
         self.seen.insert([self.keys[0].hash_one(&text), self.keys[1].hash_one(&text)])
     }
@@ -87,7 +87,7 @@ impl Pages {
     /// Sets the query of the next page. False at the end of the list.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] if as many pages were read as may be.
+    /// [`Kind::Invalid`] above the limit for pages.
     pub(in crate::registry) fn turn(&mut self, url: &mut Url) -> Result<bool> {
         match &self.next {
             Next::End => return Ok(false),
@@ -100,10 +100,10 @@ impl Pages {
         Ok(true)
     }
 
-    /// Counts a page's body of so many bytes, before it is parsed.
+    /// Counts a page's body, before it is parsed.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] past the bound.
+    /// [`Kind::Invalid`] above the limit.
     pub(in crate::registry) fn weigh(&mut self, bytes: usize) -> Result<()> {
         self.bytes = self.bytes.saturating_add(bytes as u64);
         if self.bytes > self.bounds.bytes {
@@ -112,11 +112,10 @@ impl Pages {
         Ok(())
     }
 
-    /// Takes a page that was read from `url`, and keeps those of its entries that are new. Without a `Link`, the next
-    /// page is the one that `guess` names.
+    /// Records a page that was read from `url`, and keeps its new entries. Without a `Link`, the next page is `guess`.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] past a bound, and the errors of [`next_query`].
+    /// [`Kind::Invalid`] above a limit, and the errors of [`next_query`].
     pub(in crate::registry) fn take<T, K: Hash + ?Sized>(
         &mut self,
         url: &Url,
@@ -151,7 +150,7 @@ fn list_too_long(why: String) -> Error {
     Error::new(Kind::Invalid, format!("the list is not read to its end: {why}"))
 }
 
-/// An empty page with a next one is legal, as where a registry filters a page after it was cut.
+/// An empty page with a next one is valid: a registry may filter pages after it has cut them.
 const MAX_EMPTY_PAGES: usize = 10;
 
 #[cfg(test)]

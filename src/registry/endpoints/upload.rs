@@ -1,10 +1,8 @@
-//! Upload sessions: one streamed PUT where the registry takes it, else ranged chunks; and how to go
-//! on after a fault.
+//! Upload sessions: one streamed PUT if the registry accepts it, or else chunks with ranges; and recovery after faults.
 //!
-//! A chunk is no buffer: its body is a slice of the one stream that the source sends. After a fault
-//! the registry is asked what it has (`GET` of the session), and the source is opened there. A
-//! session that is gone (ACR loses them: azure-sdk-for-net#35322, Azure/acr#866) is replaced by a new
-//! one. Bytes are never replayed blindly.
+//! A chunk is not a buffer: its body is a slice of the source's stream. After a fault, the session's state is read
+//! (`GET` of the session), and the source is opened at that offset. A lost session (ACR loses them:
+//! azure-sdk-for-net#35322, Azure/acr#866) is replaced by a new one. Bytes are never sent again blindly.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -34,27 +32,27 @@ use crate::registry::urls::check_session;
 use crate::retry::Budget;
 use crate::verify::Verified;
 
-/// An upload that a registry began.
+/// A started upload.
 #[derive(Debug)]
 pub struct UploadSession {
     id: u64,
     /// The newest Location.
     url: Url,
-    /// How many bytes the registry has.
+    /// The number of bytes that the registry has.
     at: u64,
     /// `OCI-Chunk-Min-Length`, in bytes.
     least: u64,
-    /// The length of the last body that was tried, in bytes.
+    /// The length of the last body, in bytes.
     tried: u64,
-    /// Where the last body was redirected to, and how often in a row.
+    /// The redirect of the last body, and the number of redirects in a row.
     redirected: Option<Url>,
     redirects: u32,
-    /// From which origin bodies are redirected to the same path of which other one.
+    /// Bodies for the first origin are redirected to the same path of the second one.
     moved: Option<(Url, Url)>,
 }
 
 impl Repo {
-    /// The session that a 202 describes.
+    /// The session of a 202.
     pub(in crate::registry) async fn session(&self, response: &Response) -> Result<UploadSession> {
         let url = self.session_url(response).await?;
         let least = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -72,7 +70,7 @@ impl Repo {
         })
     }
 
-    /// Sends a blob, resuming and restarting within the feed's budget.
+    /// Sends a blob, and resumes or restarts it within the feed's budget.
     pub(in crate::registry) async fn send_blob<S: Source>(
         &self,
         mut session: UploadSession,
@@ -87,7 +85,7 @@ impl Repo {
                 self.registry.untrack_session(session.id);
                 return Ok(());
             };
-            // The source failed, and has spent its part of the budget already.
+            // The source failed and has used up its budget.
             let error = slot.take_error().unwrap_or(error);
             if error.side() == Some(Side::Source) {
                 self.cancel(&session).await;
@@ -110,13 +108,13 @@ impl Repo {
         }
     }
 
-    /// Sends what the session hasn't yet, to the end.
+    /// Sends the rest of the blob.
     async fn send_rest(&self, session: &mut UploadSession, blob: &Descriptor, slot: &StreamSlot) -> Result<()> {
         let doing = format!("write blob {} to {}", blob.digest, self.repository);
         loop {
             let left = blob.size - session.at;
             let chunk = self.chunk_size().map(|size| size.max(session.least));
-            // A blob of one chunk is sent whole with the PUT that ends it: ACR refuses only large ones.
+            // A blob of one chunk is sent with the PUT that ends the session: ACR refuses only large bodies.
             let whole = chunk.is_none_or(|size| session.at == 0 && left <= size);
             let (method, length) = match chunk {
                 _ if whole => (Method::PUT, left),
@@ -127,9 +125,9 @@ impl Repo {
             let last = method == Method::PUT;
             session.tried = length;
             let mut url = session.redirected.take().unwrap_or_else(|| session.next());
-            // A redirect repeats the query of the request that it answers.
+            // A redirect has the query of the redirected request already.
             if last && !url.query_pairs().any(|(name, _)| name == "digest") {
-                // Behind whatever query the Location has: it is the registry's state.
+                // After the Location's own query, which is the registry's state.
                 url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
             }
             let asked = url.clone();
@@ -149,7 +147,7 @@ impl Repo {
             };
             let call = Call { headers, body, ..Call::new(method, url, &self.push, doing.clone()) };
             let sending = self.registry.call_once(call);
-            // Without a body to watch, the transport itself bounds the wait for the answer.
+            // Without a body there is nothing to watch: the transport limits the wait for the response.
             let response =
                 if length == 0 { sending.await? } else { with_watchdog(slot, &self.registry, sending).await? };
             if redirect::keeps_method(response.status()) {
@@ -163,37 +161,37 @@ impl Repo {
             }
             match self.session_url(&response).await {
                 Ok(url) => session.url = url,
-                // ECR answers 201 to a PATCH; a Location beside it may be that of the blob.
+                // ECR answers a PATCH with 201; its Location may be that of the blob.
                 Err(_) if response.status() == StatusCode::CREATED => {}
                 Err(error) if error.kind() == Kind::Refused => return Err(error.doing(doing)),
-                // Without a new one the old one holds.
+                // Without a new URL the old one stays valid.
                 Err(_) => {}
             }
             self.registry.track_session(session.id, &session.url, self);
             if let Some(has) = taken_in_part(response.headers(), before, session.at) {
-                let what = format!("the registry took {has} bytes, where {} were sent", session.at);
+                let what = format!("the registry accepted {has} of {} bytes", session.at);
                 session.at = has;
                 return Err(Error::new(Kind::Registry, what).transient(None).doing(doing));
             }
         }
     }
 
-    /// Finds where to go on after `error`, in this session or a new one. `None` if the blob turns
-    /// out to be stored: the answer alone was lost.
+    /// Finds the offset to continue from after `error`, in this session or a new one. `None` if the blob is stored:
+    /// only the response was lost.
     async fn recover<S: Source>(
         &self,
         mut session: UploadSession,
         feed: &Feed<S>,
         error: Error,
     ) -> Result<Option<(UploadSession, Verified)>> {
-        // Some say no more than 404 to a session that is gone.
+        // Some registries answer only 404 for a lost session.
         let mut lost = matches!(error.kind(), Kind::SessionLost | Kind::NotFound | Kind::TooLarge | Kind::Mismatch);
         let mut error = match error.kind() {
-            // `DIGEST_INVALID`: the bytes that arrived there are not those that were verified here.
+            // `DIGEST_INVALID`: the registry received other bytes than those verified here.
             Kind::SessionLost | Kind::NotFound | Kind::Mismatch => error.transient(None),
             Kind::TooLarge => self.shrink(session.tried, error),
             Kind::Network if session.tried > DEFAULT_CHUNK => {
-                // Hung up in the middle of one large body: smaller ones from here on.
+                // The connection closed within a large body: use smaller bodies from now on.
                 self.registry.largest_body.fetch_min(DEFAULT_CHUNK, Ordering::Relaxed);
                 error
             }
@@ -207,9 +205,9 @@ impl Repo {
             if !lost {
                 match self.state(&mut session).await {
                     Ok(()) if session.at > 0 && session.at <= feed.blob().size => {
-                        tracing::info!("blob {}: going on at byte {}", feed.blob().digest, session.at);
+                        tracing::info!("blob {}: continuing at byte {}", feed.blob().digest, session.at);
                         let body = self.reopen(&session, feed, session.at).await?;
-                        // A session that goes on after a fault is asked anew.
+                        // A resumed session starts without redirects.
                         (session.redirected, session.moved) = (None, None);
                         return Ok(Some((session, body)));
                     }
@@ -217,7 +215,7 @@ impl Repo {
                         error = fault;
                         continue;
                     }
-                    // `Range: 0-0` may mean no byte or one: begin anew rather than guess.
+                    // `Range: 0-0` may mean no byte or one: restart rather than guess.
                     Ok(()) | Err(_) => lost = true,
                 }
             }
@@ -228,7 +226,7 @@ impl Repo {
                 }
                 Ok(false) | Err(_) => self.cancel(&session).await,
             }
-            tracing::info!("blob {}: beginning again in a new upload session", feed.blob().digest);
+            tracing::info!("blob {}: restarting in a new upload session", feed.blob().digest);
             match self.start_upload(feed.blob(), None).await {
                 Ok(UploadStart::Mounted) => return Ok(None),
                 Ok(UploadStart::Session(new)) => {
@@ -240,9 +238,9 @@ impl Repo {
         }
     }
 
-    /// Asks the session how many bytes it has (distribution spec, "Pushing a blob in chunks").
+    /// Reads the number of bytes that the session has (distribution spec, "Pushing a blob in chunks").
     async fn state(&self, session: &mut UploadSession) -> Result<()> {
-        let call = Call::new(Method::GET, session.url.clone(), &self.push, "ask the upload session's state");
+        let call = Call::new(Method::GET, session.url.clone(), &self.push, "read the upload session's state");
         let response = self.registry.call_once(call).await?;
         session.at = end_of_range(response.headers()).filter(|end| *end > 1).unwrap_or(0);
         if let Ok(url) = self.session_url(&response).await {
@@ -252,7 +250,7 @@ impl Repo {
         Ok(())
     }
 
-    /// Opens the source again from byte `from` on, for this session, which is deleted if that fails.
+    /// Opens the source at byte `from` for this session. Deletes the session if that fails.
     async fn reopen<S: Source>(&self, session: &UploadSession, feed: &Feed<S>, from: u64) -> Result<Verified> {
         let opened = feed.open(from).await;
         if opened.is_err() {
@@ -261,7 +259,7 @@ impl Repo {
         opened
     }
 
-    /// The session's URL by the `Location` of a response.
+    /// The session's URL in the `Location` of a response.
     ///
     /// # Errors
     /// As [`session_url`].
@@ -270,16 +268,16 @@ impl Repo {
         session_url(response.headers(), answered_by(response).unwrap_or(base), base, &self.repository)
     }
 
-    /// Deletes the session, if the registry still knows it. Its failure says nothing.
+    /// Deletes the session, if the registry still knows it. Errors are ignored.
     async fn cancel(&self, session: &UploadSession) {
         self.registry.abandon(session.id).await;
     }
 
-    /// A body of `tried` bytes was refused (413): smaller ones from here on, unless that one was small.
+    /// A body of `tried` bytes was refused (413): use smaller bodies, unless that one was small.
     fn shrink(&self, tried: u64, error: Error) -> Error {
         if tried <= MIN_CHUNK {
             return error.hint(format!(
-                "something before the registry takes no body of {tried} bytes: raise its limit (nginx: client_max_body_size)"
+                "a server in front of the registry refuses a body of {tried} bytes: raise its limit (nginx: client_max_body_size)"
             ));
         }
         let smaller = if tried > DEFAULT_CHUNK { DEFAULT_CHUNK } else { (tried / 4).max(MIN_CHUNK) };
@@ -287,7 +285,7 @@ impl Repo {
         error.transient(Some(Duration::ZERO))
     }
 
-    /// The size of chunks, if this registry needs or the user wants any.
+    /// The size of chunks, if the registry or the user requires them.
     fn chunk_size(&self) -> Option<u64> {
         let taken = self.registry.largest_body.load(Ordering::Relaxed);
         let wanted = self.registry.options.chunk_size.or(is_acr(&self.registry.name).then_some(DEFAULT_CHUNK));
@@ -299,7 +297,7 @@ impl Repo {
 }
 
 impl UploadSession {
-    /// Where the next body goes.
+    /// The URL for the next body.
     fn next(&self) -> Url {
         let mut url = self.url.clone();
         if let Some((_, to)) = self.moved.as_ref().filter(|(from, _)| same_origin(from, &self.url)) {
@@ -311,18 +309,19 @@ impl UploadSession {
         url
     }
 
-    /// Notes where a streamed body was redirected to. The error is transient, and costs an attempt: the source has to
-    /// be opened again. A registry that redirects again and again ends that.
+    /// Records the redirect of a streamed body. The error is transient, and costs a retry, since the source must be
+    /// opened again. So endless redirects end.
     fn redirect(&mut self, response: &Response, asked: &Url) -> Error {
         let Some(next) = location::of(response.headers(), asked) else {
-            return Error::new(Kind::Registry, "it redirects an upload to what isn't a URL");
+            return Error::new(Kind::Registry, "it redirects an upload to an invalid URL");
         };
         self.redirects += 1;
         if self.redirects > MAX_REDIRECTS {
             return Error::new(Kind::Registry, format!("it redirects an upload more than {MAX_REDIRECTS} times"));
         }
         let what = format!("the upload is redirected to {}", origin(&next));
-        // A front sends all on to another host, whose answers may name the front again: bodies go there at once then.
+        // A front may redirect everything to another host, whose Locations name the front again: later bodies go to
+        // that host at once.
         let same = asked.path() == next.path() && asked.query() == next.query();
         self.moved = same.then(|| (asked.clone(), next.clone()));
         self.redirected = Some(next);
@@ -351,8 +350,7 @@ impl Registry {
         }
     }
 
-    /// `DELETE` of a session, a few times where that fails: one that stays holds storage until the registry's own
-    /// cleaning finds it.
+    /// `DELETE` of a session, with a few retries: an open session uses storage until the registry's own cleanup.
     async fn delete_session(&self, url: Url, scope: &Scope) -> Result<()> {
         let budget = Budget::new(DELETE_RETRIES, DELETE_TIMEOUT);
         loop {
@@ -364,7 +362,7 @@ impl Registry {
         }
     }
 
-    /// Runs what must not stop in its middle, on a task that [`Self::abandon_all`] waits for.
+    /// Runs a task that must not stop midway. [`Self::abandon_all`] waits for it.
     pub(in crate::registry) fn finish_in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         while starting.try_join_next().is_some() {}
@@ -383,12 +381,12 @@ impl Registry {
     }
 }
 
-/// The session's URL from `Location`, which may be relative to the URL that answered (ACR's is, with a query).
+/// The session's URL in `Location`, which may be relative to the URL that answered (as ACR's is, with a query).
 ///
 /// # Errors
-/// [`Kind::Registry`] if there is none, [`Kind::Refused`] as [`check_session`].
+/// [`Kind::Registry`] without a Location, [`Kind::Refused`] as [`check_session`].
 fn session_url(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Repository) -> Result<Url> {
-    let wrong = || Error::new(Kind::Registry, "the registry began an upload without a Location to send it to");
+    let wrong = || Error::new(Kind::Registry, "the registry started an upload without a Location");
     let url = location::of(headers, asked).ok_or_else(wrong)?;
     check_session(&url, base, repository)?;
     if !same_origin(&url, base) {
@@ -397,18 +395,18 @@ fn session_url(headers: &HeaderMap, asked: &Url, base: &Url, repository: &Reposi
     Ok(url)
 }
 
-/// How many bytes the registry has by the `Range` of its answer to a chunk, if that means that it took a part of the
-/// chunk. The chunk brought the upload from `before` to `after` bytes.
+/// The number of bytes that the registry has by `Range` in the response to a chunk, if it took a part of the chunk. The
+/// chunk ends at `after` and starts at `before` bytes.
 ///
-/// The distribution spec has the end of all that it took. Some answer otherwise after they took the whole chunk: ECR
-/// with the end of the first chunk (aws/containers-roadmap issue 2831), zot with the length of this chunk
-/// (distribution-spec issue 580), others with one byte more, or with `0-0`. What is not within the chunk says nothing;
-/// if the chunk was lost, the next one is answered with 416, or the digest is wrong.
+/// By the distribution spec, `Range` ends with all bytes so far. Some registries answer otherwise after they took the
+/// whole chunk: ECR with the end of the first chunk (aws/containers-roadmap issue 2831), zot with the length of this
+/// chunk (distribution-spec issue 580), others with one byte more, or with `0-0`. A value outside of the chunk is
+/// ignored; if the chunk was lost, the next one is answered with 416, or the digest is wrong.
 fn taken_in_part(headers: &HeaderMap, before: u64, after: u64) -> Option<u64> {
     end_of_range(headers).filter(|has| *has > before.max(1) && *has < after)
 }
 
-/// How many bytes there are by `Range: 0-9` (inclusive; some write `bytes=0-9`).
+/// The number of bytes by `Range: 0-9` (inclusive; some registries write `bytes=0-9`).
 fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RANGE)?.to_str().ok()?;
     let text = text.trim_start().trim_start_matches("bytes").trim_start_matches(['=', ' ']);
@@ -416,12 +414,12 @@ fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     end.checked_add(1)
 }
 
-/// 16 MiB: ACR refuses single bodies from some 20 MB on, and counts each chunk as a write.
+/// 16 MiB: ACR refuses single bodies above about 20 MB, and counts each chunk as a write.
 const DEFAULT_CHUNK: u64 = 16 << 20;
-/// What the DELETE of an upload session may take in all, and how often it is tried again.
+/// The time limit and the retries of the DELETE of an upload session.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 const DELETE_RETRIES: u32 = 3;
-/// Chunks are made no smaller than this, however large bodies are refused: nginx's own limit, if none is set.
+/// The smallest chunk, however large bodies are refused: nginx's default limit.
 const MIN_CHUNK: u64 = 1 << 20;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How many requests a registry is asked at once, and how it's left alone when it pushes back.
+//! Limits concurrent requests, and pauses after a 429 or 503.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::retry::jitter;
 
-/// Requests at once to one registry: halved when it pushes back, grown by success
-/// (additive increase, multiplicative decrease, as in RFC 5681).
+/// Concurrent requests to one registry: halved by a push-back, increased by success (additive increase, multiplicative
+/// decrease, as in RFC 5681).
 #[derive(Debug)]
 pub(in crate::registry) struct ParallelismLimit {
     state: Mutex<State>,
@@ -22,21 +22,21 @@ struct State {
     limit: f64,
     most: f64,
     running: u32,
-    /// Nobody asks before this: the registry said `Retry-After`, or is to be left alone for a while.
+    /// The end of a pause, by `Retry-After` or by the backoff.
     paused: Option<Instant>,
-    /// One burst of 429s halves once.
+    /// The last halving. One burst of 429s halves once.
     halved: Option<Instant>,
-    /// Bursts since an answer went well: each is followed by a longer silence.
+    /// Bursts since the last success. Each causes a longer pause.
     bursts: u32,
-    /// The longest of those.
+    /// The longest pause.
     longest: Duration,
 }
 
-/// A place among the running requests; given back on drop.
+/// A permit to run a request. Returned on drop.
 #[derive(Debug)]
 pub(in crate::registry) struct Permit(Arc<ParallelismLimit>);
 
-/// One who waits for a place. If he heard of one and goes without it, the next one hears of it.
+/// A task that waits for a permit. If it was notified and leaves without a permit, it notifies the next one.
 struct Waiter<'a> {
     limiter: &'a ParallelismLimit,
     heard: bool,
@@ -57,7 +57,7 @@ impl ParallelismLimit {
         Arc::new(Self { state: Mutex::new(state), freed: Notify::new() })
     }
 
-    /// Waits for a place, and for the end of a pause.
+    /// Waits for a permit, and for the end of a pause.
     pub(in crate::registry) async fn acquire(self: &Arc<Self>) -> Permit {
         let mut waiting = Waiter { limiter: self, heard: false };
         loop {
@@ -82,7 +82,7 @@ impl ParallelismLimit {
         }
     }
 
-    /// Waits for the end of a pause, for what needs no place.
+    /// Waits for the end of a pause, without a permit.
     pub(in crate::registry) async fn wait_for_pause(&self) {
         loop {
             let Some(until) = self.lock().paused.filter(|until| *until > Instant::now()) else { return };
@@ -90,10 +90,10 @@ impl ParallelismLimit {
         }
     }
 
-    /// The registry answered well.
+    /// Records a successful response.
     pub(in crate::registry) fn on_success(&self) {
         let mut state = self.lock();
-        // What was under way when it pushed back says nothing of how it is now.
+        // A request from before the pause says nothing about the registry's state now.
         if state.paused.is_none_or(|until| until <= Instant::now()) {
             state.bursts = 0;
         }
@@ -104,19 +104,19 @@ impl ParallelismLimit {
         }
     }
 
-    /// The registry pushed back (429 or 503), and wants to be left alone for `wait`. Where it doesn't say
-    /// how long, that's for twice as long with each burst. Says when the pause ends.
+    /// Records a push-back (429 or 503) that asks for a pause of `wait`. Without a time the pause doubles with each
+    /// burst. Returns the end of the pause.
     pub(in crate::registry) fn on_push_back(&self, wait: Option<Duration>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.lock();
         if state.halved.is_none_or(|at| now.duration_since(at) > Duration::from_secs(1)) {
             state.limit = (state.limit / 2.0).max(1.0);
             state.halved = Some(now);
-            tracing::info!("the registry pushes back: at most {:.0} requests at once", state.limit.floor());
+            tracing::info!("the registry limits requests: at most {:.0} at once", state.limit.floor());
         }
         let wait = match (wait, state.paused) {
             (Some(wait), _) => wait,
-            // It answers what was sent before the pause began.
+            // The response is to a request from before the pause.
             (None, Some(until)) if until > now => return state.paused,
             (None, _) => {
                 let half = state.longest.min(FIRST_PAUSE * 2_u32.pow(state.bursts)) / 2;
@@ -124,7 +124,7 @@ impl ParallelismLimit {
                 half + jitter(half)
             }
         };
-        // A longer wait is a spent quota, which is its request's own affair to wait out or report.
+        // A longer wait means a used up quota: the request itself waits, or fails.
         if wait <= DEFAULT_MAX_PAUSE {
             state.paused = state.paused.max(Some(now + wait));
         }
@@ -155,7 +155,7 @@ pub(in crate::registry) fn retry_after(headers: &HeaderMap) -> Option<Duration> 
     Some(wait.min(MAX_WAIT))
 }
 
-/// Nobody waits longer, and sums with it don't overflow.
+/// The longest wait, so that sums do not overflow.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_MAX_PAUSE: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);

@@ -1,7 +1,7 @@
-//! What is left of the pulls that Docker Hub allows, account by account, and who spends the next one.
+//! Counts the pulls that Docker Hub allows, account by account, and chooses the account for the next pull.
 //!
-//! Pure bookkeeping, no waiting: that is in `pulls`. What counts is a GET of a manifest; HEADs, blobs
-//! and tokens are free (Docker documentation, "Pull usage and limits").
+//! This module only counts; [`super::pull_limit`] waits. A pull is a GET of a manifest. HEADs, blobs and tokens cost
+//! none (Docker documentation, "Pull usage and limits").
 
 use std::collections::HashMap;
 
@@ -16,24 +16,24 @@ pub struct PullQuota {
     pub remaining: u64,
     /// The window, in seconds.
     pub window: u64,
-    /// What is counted: an address or a user's id.
+    /// The counted subject: an address or a user's id.
     pub source: Option<String>,
 }
 
 /// The pulls of one account.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct AccountPulls {
-    /// The account's name; none for who asks without one.
+    /// The account's name; `None` for the anonymous one.
     pub account: Option<String>,
-    /// Manifests that were read by it in this run.
+    /// The number of manifests that the account read in this run.
     pub pulls: u64,
-    /// What the registry last told; none if it told no limit.
+    /// The quota in the newest response; `None` without a limit.
     pub quota: Option<PullQuota>,
 }
 
 impl PullQuota {
-    /// Reads `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 20;w=21600` and
-    /// `docker-ratelimit-source` (Docker documentation, "Pull usage and limits"). Absent means unlimited.
+    /// Parses `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 20;w=21600` and `docker-ratelimit-source` (Docker
+    /// documentation, "Pull usage and limits"). Without them there is no limit.
     pub(in crate::registry) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         let number = |text: &str| Some(text.split(';').next()?.trim().parse::<u64>().ok()?.min(MAX_PULLS));
@@ -47,12 +47,12 @@ impl PullQuota {
         })
     }
 
-    /// How many pulls are left to others at most.
+    /// The most pulls that are left to others.
     fn most_room(&self, keep: u64) -> u64 {
         (self.limit.saturating_sub(keep) / SHARED_RESERVE).max(1)
     }
 
-    /// The quota of several accounts together.
+    /// The sum of several accounts' quotas.
     fn plus(self, other: Self) -> Self {
         Self {
             limit: self.limit + other.limit,
@@ -65,9 +65,9 @@ impl PullQuota {
 
 /// The accounts of one registry, and their pulls.
 ///
-/// Account 0 is the stored credential (or nobody). Where further ones were given, they do the reading,
-/// and account 0 the writing. A repository keeps the account that it began with, so that it needs one
-/// token, until that one's pulls are spent.
+/// Account 0 is the stored credential, or the anonymous one. If further accounts are given, they read and account 0
+/// writes. A repository stays with its first account, so that it needs one token, until that account's pulls are used
+/// up.
 #[derive(Debug)]
 pub(in crate::registry) struct PullLedger {
     rules: PullRules,
@@ -75,31 +75,31 @@ pub(in crate::registry) struct PullLedger {
     chosen: HashMap<String, Choice>,
 }
 
-/// What the user wants.
+/// The user's options.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::registry) struct PullRules {
-    /// Pulls that stay unspent.
+    /// Pulls that stay unused.
     pub(in crate::registry) keep: u64,
-    /// Whether pulls are held back at all; else they are merely counted.
+    /// Whether pulls wait; otherwise they are only counted.
     pub(in crate::registry) guarded: bool,
-    /// Whether an account's quota is looked up before its first pull.
+    /// Whether an account's quota is read before its first pull.
     pub(in crate::registry) ask_first: bool,
-    /// How many programs like this one spend the same pulls.
+    /// The number of processes that share the pulls.
     pub(in crate::registry) share: u64,
 }
 
 #[derive(Debug, Default)]
 struct Account {
     known: Option<PullQuota>,
-    /// Whether an answer came that would have told of a limit.
+    /// Whether a response that would state a limit has arrived.
     reported: bool,
-    /// Grows with each answer that was believed: whoever was sent before it may be older.
+    /// Increases with each accepted response: a request from before it may be older.
     epoch: u64,
-    /// Pulls that were sent and not answered yet.
+    /// Pulls in flight.
     flying: u64,
     /// The registry refused a pull.
     spent: bool,
-    /// Its password isn't taken.
+    /// The registry refused its password.
     refused: bool,
     pulls: u64,
     repositories: usize,
@@ -108,24 +108,24 @@ struct Account {
 #[derive(Debug, Default)]
 struct Choice {
     account: usize,
-    /// Accounts that may not read it.
+    /// Accounts that may not read the repository.
     denied: Vec<usize>,
 }
 
-/// Whether the next pull may go out.
+/// The decision about the next pull.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::registry) enum PullDecision {
-    /// By this account.
+    /// Send it with this account.
     Go(usize),
-    /// When one of those that are under way has been answered.
+    /// Wait for a pull in flight.
     Busy,
-    /// When it's known what this account has left.
+    /// Wait for this account's quota.
     Ask(usize),
-    /// When the window opens again.
+    /// Wait for the next window.
     Spent,
 }
 
-/// What an account has for one more pull.
+/// The state of an account for one more pull.
 enum PullAllowance {
     Free,
     Busy,
@@ -139,7 +139,7 @@ impl PullLedger {
         Self { rules, accounts, chosen: HashMap::new() }
     }
 
-    /// Who asks for what is free, or has the first say on a pull.
+    /// The account for requests that cost no pull, and the first choice for a pull.
     pub(in crate::registry) fn choose(&mut self, repository: &str, push: bool) -> usize {
         if push || self.accounts.len() == 1 {
             return 0;
@@ -154,7 +154,7 @@ impl PullLedger {
         best
     }
 
-    /// Takes a pull of what is left, if one is.
+    /// Takes a pull, if one is left.
     pub(in crate::registry) fn reserve(&mut self, repository: &str, push: bool) -> PullDecision {
         let first = self.choose(repository, push);
         if !self.rules.guarded {
@@ -183,12 +183,12 @@ impl PullLedger {
         turn
     }
 
-    /// The mark to give to [`Self::learn`] with the answer to a request that is sent now.
+    /// The mark for [`Self::learn`] with the response to a request that is sent now.
     pub(in crate::registry) fn mark(&self, index: usize) -> u64 {
         self.accounts[index].epoch
     }
 
-    /// An answer to a manifest's request that was sent at `mark` told this, or nothing of a limit.
+    /// Records the quota, or the missing limit, in the response to a request for a manifest that was sent at `mark`.
     pub(in crate::registry) fn learn(&mut self, index: usize, mark: u64, reported: Option<PullQuota>) {
         let keep = self.rules.keep;
         let account = &mut self.accounts[index];
@@ -200,7 +200,7 @@ impl PullLedger {
             }
             return;
         };
-        // Of answers that overtake each other, the one with the fewest pulls left is the newest.
+        // Responses may overtake each other: the one with the fewest pulls left is the newest.
         let older = overlapped
             && account.known.as_ref().is_some_and(|known| {
                 (reported.limit, &reported.source) == (known.limit, &known.source)
@@ -214,14 +214,14 @@ impl PullLedger {
         account.reported = true;
     }
 
-    /// A pull was answered; `counted` if the registry counts it.
+    /// Records the response to a pull; `counted` if the registry counts it.
     pub(in crate::registry) fn answered(&mut self, index: usize, counted: bool) {
         let account = &mut self.accounts[index];
         account.flying -= 1;
         account.pulls += u64::from(counted);
     }
 
-    /// A pull has no answer: nobody knows whether it was counted.
+    /// Records a pull without a response: it may have been counted.
     pub(in crate::registry) fn lost(&mut self, index: usize) {
         let account = &mut self.accounts[index];
         account.flying -= 1;
@@ -230,8 +230,7 @@ impl PullLedger {
         }
     }
 
-    /// The registry says that this account's pulls are spent. Whether to go on in spite of it, by
-    /// another account or after a pause.
+    /// Records that an account's pulls are used up. Returns whether to continue, with another account or after a pause.
     pub(in crate::registry) fn spend(&mut self, index: usize) -> bool {
         let account = &mut self.accounts[index];
         account.spent = true;
@@ -242,7 +241,7 @@ impl PullLedger {
         self.rules.guarded
     }
 
-    /// This account may not read the repository. Whether another one is to be asked.
+    /// Records that an account may not read the repository. Returns whether another account is left.
     pub(in crate::registry) fn deny(&mut self, repository: &str, index: usize) -> bool {
         if index == 0 {
             return false;
@@ -251,7 +250,8 @@ impl PullLedger {
         !self.ranked(repository).is_empty()
     }
 
-    /// This account's password isn't taken. Whether there's another account; the last one stays, for its error.
+    /// Records that an account's password is refused. Returns whether another account is left; the last one stays, for
+    /// its error.
     pub(in crate::registry) fn refuse(&mut self, index: usize) -> bool {
         let others = self.accounts.iter().enumerate().skip(1).any(|(at, other)| at != index && !other.refused);
         let again = index > 0 && others;
@@ -259,7 +259,7 @@ impl PullLedger {
         again
     }
 
-    /// The quota of all who read, together; none if one of them has no limit.
+    /// The sum of the reading accounts' quotas; `None` if one has no limit.
     pub(in crate::registry) fn quota(&self) -> Option<PullQuota> {
         let used = self.readers().map(|index| &self.accounts[index]).filter(|account| account.reported);
         let mut sum = None;
@@ -278,23 +278,23 @@ impl PullLedger {
         self.accounts.iter().map(|account| account.pulls).sum()
     }
 
-    /// Each account's pulls and quota, with its index; those that were never used left out.
+    /// Each account's pulls and quota, with its index, without unused accounts.
     pub(in crate::registry) fn accounts(&self) -> Vec<(usize, u64, Option<PullQuota>)> {
         let used = self.accounts.iter().enumerate().filter(|(_, account)| account.reported || account.pulls > 0);
         used.map(|(index, account)| (index, account.pulls, account.known.clone())).collect()
     }
 
-    /// This account's quota was asked for, in vain: the next pull goes out all the same.
+    /// Records that this account's quota could not be read: the next pull is sent all the same.
     pub(in crate::registry) fn asked(&mut self, index: usize) {
         self.accounts[index].reported = true;
     }
 
-    /// Whether no account has a pull to spare, now or when those under way are answered.
+    /// Whether no account has a pull to spare, now or after the responses in flight.
     pub(in crate::registry) fn is_spent(&self, repository: &str, push: bool) -> bool {
         self.waiting(repository, push).into_iter().all(|index| matches!(self.room(index), PullAllowance::Spent))
     }
 
-    /// The largest limit of those who may read the repository, if not one of them has a pull to spare in any window.
+    /// The largest limit of the accounts that may read the repository, if none has a pull to spare in any window.
     pub(in crate::registry) fn never(&self, repository: &str, push: bool) -> Option<u64> {
         let waiting = self.waiting(repository, push).into_iter();
         let limits: Option<Vec<u64>> =
@@ -302,7 +302,7 @@ impl PullLedger {
         limits?.into_iter().max().filter(|most| *most <= self.rules.keep)
     }
 
-    /// Those whose quota is worth asking for while all are spent.
+    /// The accounts whose quota is read while all are used up.
     pub(in crate::registry) fn waiting(&self, repository: &str, push: bool) -> Vec<usize> {
         if push || self.accounts.len() == 1 { vec![0] } else { self.ranked(repository) }
     }
@@ -343,8 +343,8 @@ impl PullLedger {
             _ if account.spent => PullAllowance::Spent,
             None if ask_first && !account.reported => PullAllowance::Ask,
             None => PullAllowance::Free,
-            // The others of a share send theirs in the same moment. Where they are many, not all of them do, and room
-            // for all of them would leave most pulls unspent.
+            // The other processes send their pulls at the same time. If there are many, not all do, and reserving room
+            // for all would leave most pulls unused.
             Some(known)
                 if known.remaining >= keep.saturating_add(account_share(account, share.min(known.most_room(keep)))) =>
             {
@@ -356,18 +356,19 @@ impl PullLedger {
     }
 }
 
-/// What must be left for the account's next pull, besides those under way: as much for each who shares them.
+/// The pulls that must be left for the account's next pull, in addition to those in flight: one for each process that
+/// shares them.
 fn account_share(account: &Account, share: u64) -> u64 {
     account.flying.saturating_add(1).saturating_mul(share)
 }
 
-/// No registry has such a limit: it is no limit at all, and sums of several don't overflow.
+/// A larger limit means no limit, and sums of several do not overflow.
 const MAX_PULLS: u64 = 1 << 40;
 /// In seconds: a week. The longest known window is a day.
 const MAX_WINDOW: u64 = 7 * 24 * 3600;
-/// Docker Hub's window, where it doesn't say.
+/// Docker Hub's window, if the response does not state it.
 pub(in crate::registry) const SIX_HOURS: u64 = 6 * 3600;
-/// One part of so many of an account's pulls is left to who spends the same ones.
+/// The fraction of an account's pulls that is left to other processes.
 const SHARED_RESERVE: u64 = 10;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Pulls are spent here: one is taken of what is left before each GET of a manifest, and where only the
-//! reserve is left, whoever wants one waits for the window to open again. All other requests go on.
+//! Takes a pull before each GET of a manifest. If only the reserve is left, a pull waits for the next window. Other
+//! requests do not wait.
 
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
@@ -18,9 +18,9 @@ use crate::registry::Options;
 pub(in crate::registry) struct PullLimit {
     registry: String,
     ledger: Mutex<PullLedger>,
-    /// A pull was answered.
+    /// Notified with each response to a pull.
     answered: Notify,
-    /// Held by the one who asks whether the window has opened; the others wait for it.
+    /// Held by the task that checks whether the next window has begun; the others wait for it.
     poll: tokio::sync::Mutex<QuotaPoll>,
     first: Duration,
     most: Duration,
@@ -31,13 +31,13 @@ pub(in crate::registry) struct PullLimit {
 
 #[derive(Debug, Default)]
 struct QuotaPoll {
-    /// How long to wait before the next question; none before the first one of a pause.
+    /// The wait before the next check; `None` before the first check of a pause.
     wait: Option<Duration>,
-    /// Pulls counted when the last pause ended: without one since, it's the same pause.
+    /// The count at the end of the last pause: if it has not changed, the pause continues.
     pulls: u64,
 }
 
-/// A pull that was taken: by which account. Given back on drop.
+/// A pull of an account. Returned on drop.
 #[derive(Debug)]
 pub(in crate::registry) struct PullPermit<'a> {
     pulls: &'a PullLimit,
@@ -69,10 +69,10 @@ impl PullLimit {
         }
     }
 
-    /// Takes a pull of `repository`, and waits where none is left to take. `ask` asks the registry by a
-    /// free HEAD what an account has left, and has it [learnt](Self::learn).
+    /// Takes a pull for `repository`, or waits for one. `ask` reads an account's quota by a free HEAD and
+    /// [records](Self::learn) it.
     ///
-    /// `began` is when the caller first wanted it: its wait ends some time after that, whatever comes.
+    /// `began` is the start of the caller's wait, which is limited in total.
     ///
     /// # Errors
     /// [`Kind::Limited`] if the window didn't open in time, [`Kind::Usage`] if no window has more than is to be kept.
@@ -98,7 +98,7 @@ impl PullLimit {
                     let _poll = self.poll.lock().await;
                     if !self.lock().accounts().iter().any(|(index, ..)| *index == account) {
                         ask(account).await;
-                        // Whatever it said: the pull itself is the next to tell.
+                        // Whatever the result: the pull itself is the next source.
                         self.lock().asked(account);
                     }
                 }
@@ -107,7 +107,7 @@ impl PullLimit {
         }
     }
 
-    /// Waits until a pull may be had.
+    /// Waits until a pull is available.
     async fn pause<F>(&self, repository: &str, push: bool, began: Instant, ask: &impl Fn(usize) -> F) -> Result<()>
     where
         F: Future<Output = ()> + Send,
@@ -123,7 +123,7 @@ impl PullLimit {
             *poll = QuotaPoll { wait: None, pulls };
         }
         loop {
-            // The first question is asked at once: what is known may be old.
+            // The first check is immediate: the known quota may be old.
             if let Some(wait) = poll.wait {
                 let next = Instant::now() + wait;
                 tokio::time::sleep_until(next.min(until)).await;
@@ -140,7 +140,7 @@ impl PullLimit {
             match (poll.wait, open) {
                 (None, true) => return Ok(()),
                 (Some(_), true) => {
-                    tracing::warn!("{}: {}: going on", self.registry, self.state());
+                    tracing::warn!("{}: {}: continuing", self.registry, self.state());
                     return Ok(());
                 }
                 (None, false) => {
@@ -153,19 +153,21 @@ impl PullLimit {
     }
 
     /// # Errors
-    /// If waiting would be in vain.
+    /// If a wait cannot help.
     fn check_attainable(&self, repository: &str, push: bool) -> Result<()> {
         let Some(limit) = self.lock().never(repository, push) else { return Ok(()) };
         let (keep, hours) = (self.keep.unwrap_or(0), self.window() / 3600);
-        let what =
-            format!("{} allows {limit} pulls in {hours} h, and {keep} are kept: none can ever be made", self.registry);
+        let what = format!(
+            "{} allows {limit} pulls in {hours} h, which is not more than the reserve of {keep}",
+            self.registry
+        );
         Err(Error::new(Kind::Usage, what)
             .hint(format!("keep fewer than {limit} by --reserve-pulls, or log in for more")))
     }
 
-    /// When a wait that began then ends. None if nobody wants to wait.
+    /// The end of a wait that began then. `None` if the options do not allow to wait.
     fn until(&self, began: Instant) -> Option<Instant> {
-        // Nobody has a reason to wait longer than a window, after which all pulls are back.
+        // After one window all pulls are available again, so no wait is longer.
         let window = Duration::from_secs(self.window()) + self.most;
         (self.keep.is_some() || self.deadline.is_some())
             .then(|| self.deadline.map_or(began + window, |deadline| deadline.min(began + window)))
@@ -208,7 +210,7 @@ impl PullLimit {
         }
     }
 
-    /// Who asks for what is free.
+    /// The account for requests that cost no pull.
     pub(in crate::registry) fn choose(&self, repository: &str, push: bool) -> usize {
         self.lock().choose(repository, push)
     }
@@ -248,7 +250,7 @@ impl PullLimit {
         self.lock().pulls()
     }
 
-    /// Each account that was used; `name` knows their names.
+    /// The accounts that were used; `name` returns their names.
     pub(in crate::registry) fn accounts(&self, name: impl Fn(usize) -> Option<String>) -> Vec<AccountPulls> {
         let used = self.lock().accounts();
         used.into_iter().map(|(index, pulls, quota)| AccountPulls { account: name(index), pulls, quota }).collect()
@@ -260,7 +262,7 @@ impl PullLimit {
 }
 
 impl PullPermit<'_> {
-    /// The registry answered; `counted` if that was a pull.
+    /// Records the response; `counted` if it was a pull.
     pub(in crate::registry) fn answered(&mut self, counted: bool) {
         if std::mem::take(&mut self.flying) {
             self.pulls.lock().answered(self.account, counted);

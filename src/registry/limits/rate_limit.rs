@@ -1,9 +1,8 @@
-//! Requests a minute: what ACR allows to one identity, and what a user wants for other registries.
+//! Limits requests per minute: ACR's limits for one identity, and the user's for other registries.
 //!
-//! Kept by counting the last minute's requests, second by second: so no minute, wherever it begins, has
-//! more than was allowed, and a list that is done within one isn't slowed down at all. Figures of ACR
-//! (its documents, "Service tiers", March 2026); a 429 teaches what they don't say: that others have a
-//! share in them.
+//! The requests of the last minute are counted by second. So no minute, wherever it begins, has more requests than
+//! allowed, and a list that is done within a minute is not slowed down. The figures are ACR's (its documents, "Service
+//! tiers", March 2026); a 429 shows that others use a share of them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,19 +19,19 @@ use crate::registry::azure::is_acr;
 /// A tier of Azure Container Registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sku {
-    /// The smallest one. It has the limits of [`Sku::Standard`].
+    /// The smallest tier. It has the limits of [`Sku::Standard`].
     Basic,
-    /// The middle one.
+    /// The middle tier.
     Standard,
-    /// The largest one.
+    /// The largest tier.
     Premium,
 }
 
 impl Sku {
-    /// All of them, by the names that [`FromStr`] takes.
+    /// All tiers, by the names that [`FromStr`] parses.
     pub const NAMES: [&'static str; 3] = ["basic", "standard", "premium"];
 
-    /// Requests a minute by one identity: reads, writes, deletes, lists of referrers. Tokens are counted by registry.
+    /// Requests per minute of one identity: reads, writes, deletes, lists of referrers. Tokens are counted by registry.
     fn allows(self, class: Class) -> u32 {
         match (self, class) {
             (Self::Premium, Class::Read) => 10_000,
@@ -71,13 +70,13 @@ impl fmt::Display for Sku {
     }
 }
 
-/// What a request is counted as.
+/// The class that a request counts in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::registry) enum Class {
     Read,
     Write,
     Delete,
-    /// A read too.
+    /// Counts as a read too.
     Referrers,
     Token,
 }
@@ -102,13 +101,13 @@ impl Class {
         }
     }
 
-    /// The buckets that a request takes from.
+    /// The buckets that a request counts in.
     fn draws(self, bucket: Option<Self>) -> bool {
         bucket.is_none_or(|bucket| bucket == self || (self == Self::Referrers && bucket == Self::Read))
     }
 }
 
-/// The limits of one registry. Without any, nothing waits.
+/// The limits of one registry. Without limits, no request waits.
 #[derive(Debug)]
 pub(in crate::registry) struct RateLimit {
     registry: String,
@@ -118,19 +117,19 @@ pub(in crate::registry) struct RateLimit {
 
 #[derive(Debug)]
 struct Bucket {
-    /// None for requests of any kind.
+    /// `None` for requests of any class.
     class: Option<Class>,
     window: Window,
-    /// What may be asked in a minute, and what at most: it falls by 429s and grows without.
+    /// The current and the largest number of requests per minute: a 429 decreases it, and it grows without one.
     allowed: f64,
     most: f64,
     grown: Instant,
-    /// The registry said `Retry-After`.
+    /// The end of a `Retry-After`.
     closed: Option<Instant>,
     reported: Option<Instant>,
 }
 
-/// Requests of the last minute, by second.
+/// The requests of the last minute, by second.
 #[derive(Debug)]
 struct Window {
     slots: [u32; WINDOW_SLOTS],
@@ -168,19 +167,19 @@ impl RateLimit {
         Self { registry: registry.to_owned(), origin: now, buckets: Mutex::new(buckets) }
     }
 
-    /// Waits until a request of the class may go out. Takes nothing: somebody else may be faster.
+    /// Waits until a request of the class is allowed. Takes nothing: another task may be faster.
     pub(in crate::registry) async fn wait(&self, class: Class) {
         while let Some(until) = self.next(class, false) {
             tokio::time::sleep_until(until).await;
         }
     }
 
-    /// Takes a request of the class of what is allowed, if it may go out now.
+    /// Counts a request of the class, if it is allowed now.
     pub(in crate::registry) fn take(&self, class: Class) -> bool {
         self.next(class, true).is_none()
     }
 
-    /// When to look again; now, if none.
+    /// The time of the next check; `None` means now.
     fn next(&self, class: Class, take: bool) -> Option<Instant> {
         let now = Instant::now();
         let second = now.duration_since(self.origin).as_secs();
@@ -204,14 +203,13 @@ impl RateLimit {
         until
     }
 
-    /// The registry answered 429 to a request of this class, and said how long to wait. Whether that's
-    /// taken care of here.
+    /// Records a 429 with `Retry-After` for a request of this class. Returns whether this limit handles it.
     pub(in crate::registry) fn on_rate_limited(&self, class: Class, wait: Option<Duration>) -> bool {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(bucket) = buckets.iter_mut().find(|bucket| bucket.class == Some(class)) else { return false };
-        // All that were under way are answered so: that's one lesson. The next is worth its own when they
-        // have waited.
+        // All requests in flight get a 429: together they decrease the limit once. The next one decreases it again
+        // after the wait.
         if bucket.closed.is_none_or(|closed| closed <= now) {
             bucket.allowed = (bucket.allowed / 2.0).max(bucket.most / GROW_STEPS).max(1.0);
             bucket.grown = now;
@@ -251,7 +249,7 @@ impl Bucket {
 }
 
 impl Window {
-    /// Lets go of what is older than a minute.
+    /// Removes requests that are older than a minute.
     fn turn(&mut self, second: u64) {
         for passed in 0..(second - self.newest).min(WINDOW_SLOTS as u64) {
             let slot = &mut self.slots[index(self.newest + 1 + passed)];
@@ -265,7 +263,7 @@ impl Window {
         self.sum += 1;
     }
 
-    /// The second in which the oldest request leaves.
+    /// The second when the oldest request leaves the window.
     fn frees(&self) -> u64 {
         let length = WINDOW_SLOTS as u64;
         let oldest = (0..length).find(|age| self.slots[index(self.newest + 1 + age)] > 0).unwrap_or(length - 1);
@@ -277,16 +275,16 @@ fn index(second: u64) -> usize {
     usize::try_from(second % WINDOW_SLOTS as u64).unwrap_or(0)
 }
 
-/// A minute touches so many seconds, the first and the last one in part.
+/// A minute spans this many seconds, the first and the last one in part.
 const WINDOW_SLOTS: usize = 61;
-/// How much of what ACR allows is asked: the identity may be used elsewhere too.
+/// The used share of ACR's limits: the identity may be used elsewhere too.
 const USED_SHARE: f64 = 0.9;
-/// An allowance grows back by one of so many parts at a time.
+/// The fraction by which a limit grows at a time.
 const GROW_STEPS: f64 = 20.0;
 const GROW_INTERVAL: Duration = Duration::from_secs(15);
-/// ACR counts down from a minute at most.
+/// ACR's `Retry-After` counts down from a minute at most.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
-/// Where a 429 says nothing.
+/// The wait after a 429 without `Retry-After`.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 

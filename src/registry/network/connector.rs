@@ -161,7 +161,7 @@ impl Shared {
     }
 
     async fn connect(&self, uri: &Uri, pin: Option<&AddressPin>) -> Result<Stream> {
-        let target = Target::of(uri).ok_or_else(|| Error::new(Kind::Usage, "there is no host in a URL"))?;
+        let target = Target::of(uri).ok_or_else(|| Error::new(Kind::Usage, "the URL has no host"))?;
         let https = uri.scheme_str() == Some("https");
         let proxy = self.proxies.for_host(https, &target.host, target.port)?;
         let connecting = async {
@@ -339,7 +339,7 @@ impl Shared {
             matches!(error.kind(), K::ConnectionReset | K::ConnectionAborted | K::BrokenPipe | K::UnexpectedEof)
         }) || find_source::<hyper::Error>(error).is_some_and(hyper::Error::is_incomplete_message);
         let refused = hung_up && peer.client.was_asked_for() && !self.answered.load(Ordering::Relaxed);
-        refused.then(|| tls_error::client_certificate(peer, "it hung up"))
+        refused.then(|| tls_error::client_certificate(peer, "it closed the connection"))
     }
 
     /// The error for an exchange without a response, if TLS is the reason. With TLS 1.3, a server refuses a client

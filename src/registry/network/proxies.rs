@@ -144,7 +144,7 @@ impl Proxy {
         if let (Some((user, password)), Scheme::Socks5 | Scheme::Socks5h) = (&user, scheme)
             && (user.len() > 255 || password.reveal().len() > 255)
         {
-            return wrong("SOCKS 5 knows no user name or password of more than 255 bytes");
+            return wrong("SOCKS 5 allows no user name or password of more than 255 bytes");
         }
         let authorization = user.as_ref().and_then(|(user, password)| basic(user, password).ok());
         Ok(Arc::new(Self {
@@ -196,14 +196,17 @@ impl Proxy {
         let schemes = challenge::schemes(authenticate);
         if !schemes.is_empty() && !schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic")) {
             return self
-                .refusal(format!("wants a user by {} (407), but only Basic is supported", schemes.join(", ")))
+                .refusal(format!(
+                    "requires authentication by {} (407), but only Basic is supported",
+                    schemes.join(", ")
+                ))
                 .hint_instead("set up a local proxy that signs in there, such as cntlm or px, and name that one");
         }
         match self.user {
             Some(_) => {
                 self.login_refused(format!("does not accept the user name and password in {} (407)", self.variable))
             }
-            None => self.login_refused("wants a user name and a password (407)"),
+            None => self.login_refused("requires a user name and a password (407)"),
         }
     }
 
@@ -313,9 +316,17 @@ mod tests {
             (with.login_refused("refuses"), "refuses", "correct them in ALL_PROXY; "),
             (without.login_refused("refuses"), "refuses", "put USER:PASSWORD@ before the host in ALL_PROXY; "),
             (with.wants_user("Negotiate, Basic realm=\"x, y\""), "does not accept", "correct them in ALL_PROXY; "),
-            (without.wants_user("Negotiate, basic"), "wants a user name and a password (407)", "put USER:PASSWORD@ "),
-            (without.wants_user(""), "wants a user name and a password (407)", "put USER:PASSWORD@ "),
-            (with.wants_user("NTLM x, Negotiate"), "wants a user by NTLM, Negotiate (407)", "set up a local proxy "),
+            (
+                without.wants_user("Negotiate, basic"),
+                "requires a user name and a password (407)",
+                "put USER:PASSWORD@ ",
+            ),
+            (without.wants_user(""), "requires a user name and a password (407)", "put USER:PASSWORD@ "),
+            (
+                with.wants_user("NTLM x, Negotiate"),
+                "requires authentication by NTLM, Negotiate (407)",
+                "set up a local proxy ",
+            ),
         ] {
             assert!(error.to_string().contains(what), "{error}");
             assert!(error.hint_text().is_some_and(|text| text.starts_with(hint)), "{error}: {:?}", error.hint_text());

@@ -138,10 +138,10 @@ impl fmt::Display for Fault {
             }
             Self::Io(error) => write!(f, "failed: {error}"),
             Self::NotSocks => f.write_str("does not speak SOCKS 5"),
-            Self::WantsUser => f.write_str("wants a user name and a password"),
+            Self::WantsUser => f.write_str("requires a user name and a password"),
             Self::WrongUser => f.write_str("does not accept the user name and password"),
             Self::Refused(code) => write!(f, "could not connect: {} (SOCKS reply {code})", refused(*code)),
-            Self::LongName => f.write_str("takes no host name of more than 255 bytes"),
+            Self::LongName => f.write_str("does not accept host names of more than 255 bytes"),
         }
     }
 }
@@ -192,7 +192,7 @@ mod tests {
         let name = Host::Name("r.test".into());
         let user = Some(("me", "pw"));
         for (user, answer, expected) in [
-            (None, &b"\x05\xff"[..], "wants a user name and a password"),
+            (None, &b"\x05\xff"[..], "requires a user name and a password"),
             (user, b"\x05\x02\x01\x01", "does not accept the user name and password"),
             (None, b"\x05\x00\x05\x05\x00\x01", "could not connect: connection refused (SOCKS reply 5)"),
             (None, b"\x05\x00\x05\x02\x00\x01", "could not connect: not allowed by its rules (SOCKS reply 2)"),

@@ -62,10 +62,10 @@ fn alerted(alert: AlertDescription, peer: Peer<'_>) -> Error {
             "{name} speaks no TLS 1.2 or 1.3, and older versions are not secure (TLS alert {alert:?})"
         ))
         .hint(UPDATE_TLS),
-        A::HandshakeFailure => {
-            permanent(format!("{name} has no version or cipher suite of TLS in common with us (TLS alert {alert:?})"))
-                .hint(UPDATE_TLS)
-        }
+        A::HandshakeFailure => permanent(format!(
+            "{name} and this client have no common TLS version or cipher suite (TLS alert {alert:?})"
+        ))
+        .hint(UPDATE_TLS),
         A::UnrecognisedName => {
             permanent(format!("{name} has no certificate for the name {} (TLS alert {alert:?})", peer.host))
                 .hint("is the registry's name spelled as its certificate has it?")
@@ -116,7 +116,7 @@ fn certificate(wrong: &CertificateError, Peer { name, host, .. }: Peer<'_>) -> E
             not_trusted(other)
         }
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
-            made("is not one for servers (its extended key usage lacks serverAuth)".to_owned())
+            made("is not a server certificate (its extended key usage lacks serverAuth)".to_owned())
         }
         other => not_trusted(other),
     }

@@ -141,7 +141,10 @@ fn children_of_a_helper_end_at_its_time_limit() {
     let dir = TempDir::new();
     let hangs = format!("{CHILD}echo $$ > \"$here/helper\"; exec sleep 600");
     let run = inspect(&dir, &Registry::with_basic("carol"), &hangs).run().exits(1);
-    assert!(run.stderr.contains("docker-credential-x") && run.stderr.contains("gave no answer in 10.0 s"), "{run:?}");
+    assert!(
+        run.stderr.contains("docker-credential-x") && run.stderr.contains("did not answer within 10.0 s"),
+        "{run:?}"
+    );
     assert_ends(&dir, "helper");
     assert_ends(&dir, "child");
 }

@@ -174,13 +174,13 @@ fn faults_of_a_proxy_are_named_and_not_tried_again() {
     let socks = [SocksProxy::start(&[], None), SocksProxy::start(&[], Some(("me", "pw")))];
     let url = |nth: usize| answers[nth].url();
     for (value, part) in [
-        (url(0), "wants a user name and a password (407)"),
-        (url(1), "wants a user by Negotiate, NTLM (407), but only Basic is supported"),
+        (url(0), "requires a user name and a password (407)"),
+        (url(1), "requires authentication by Negotiate, NTLM (407), but only Basic is supported"),
         (url(2), "answered 403 (text/html) to CONNECT registry.example.test:443"),
         (url(3), "answered 502 to CONNECT registry.example.test:443"),
         (url(4), "answered 405 to CONNECT registry.example.test:443"),
         (url(5), "answered 503 to CONNECT registry.example.test:443"),
-        (url(6), "wants a user name and a password (407)"),
+        (url(6), "requires a user name and a password (407)"),
         (format!("http://{dead}"), "cannot be reached: Connection refused"),
         (format!("https://{dead}"), "cannot be reached: Connection refused"),
         (format!("socks5h://{dead}"), "cannot be reached: Connection refused"),
@@ -191,7 +191,7 @@ fn faults_of_a_proxy_are_named_and_not_tried_again() {
             format!("socks5h://{}", socks[0].addr()),
             "could not connect: host unreachable (SOCKS reply 4), when asked for registry.example.test:443",
         ),
-        (format!("socks5h://{}", socks[1].addr()), "wants a user name and a password"),
+        (format!("socks5h://{}", socks[1].addr()), "requires a user name and a password"),
         (format!("socks5://me:no@{}", socks[1].addr()), "does not accept the user name and password"),
     ] {
         let shown = value.replace("me:no@", "");

@@ -63,7 +63,7 @@ fn storage_at_a_private_address_can_be_allowed() {
     }
 }
 
-/// A front sends us to another registry, which wants a token of its own. No credentials are given there, and it is not
+/// A front sends us to another registry, which requires a token of its own. No credentials are given there, and it is not
 /// asked again and again; the hint names the reference to use.
 #[test]
 fn another_registry_is_named_in_the_hint() {

@@ -51,9 +51,9 @@ fn copied(from: &FakeRegistry) -> Run {
 fn said_page(run: Run, status: u16, said: &str) {
     if status == 200 {
         let run = run.exits(1);
-        assert!(run.stderr.contains(said) && run.stderr.contains("no answer of a registry"), "{}", run.stderr);
+        assert!(run.stderr.contains(said) && run.stderr.contains("not a registry's response"), "{}", run.stderr);
     } else {
-        failed_at_once(run, &[said, "no answer of a registry"]);
+        failed_at_once(run, &[said, "not a registry's response"]);
     }
 }
 

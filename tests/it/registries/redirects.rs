@@ -126,7 +126,7 @@ fn a_redirect_that_is_refused_says_where_it_leads() {
         ("POST", Fault::SendOn(307, "http://169.254.169.254".to_owned()), "169.254.169.254"),
         ("PUT", Fault::SendOn(308, "ftp://files.example".to_owned()), "ftp://files.example"),
         ("POST", Fault::SendOn(302, "http://other.example".to_owned()), "http://other.example by 302"),
-        ("POST", Fault::SendOn(307, "http://[".to_owned()), "isn't a URL"),
+        ("POST", Fault::SendOn(307, "http://[".to_owned()), "to an invalid URL"),
     ];
     for (method, fault, says) in cases {
         let (from, registry) = (source(&image), Registry::start());
