@@ -2,9 +2,9 @@
 //! copying.
 //!
 //! ```text
-//! file ── list ──> List: entries with a repository, selected images and a target
+//! file ── load ──> List: entries with a repository, selected images and a target; checked with the run's destinations
 //!                    │
-//!                  expand       lists tags for entries with patterns; shards
+//!                  expand       lists tags for entries with patterns; `selection`: shards, --retry-failed
 //!                    │
 //!                   run         one engine copies; sources and destinations have limits of their own, and each pair
 //!                    │          of them has a queue
@@ -15,12 +15,14 @@
 mod compare;
 pub mod job;
 pub mod list;
+pub(crate) mod load;
 pub mod metrics;
 pub mod prune;
 mod queues;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub(crate) mod selection;
 pub mod shard;
 mod shared_source;
 mod tag_conflicts;

@@ -7,6 +7,7 @@
 //! ```
 //! An image takes some 400 bytes: see [`RunReport::add`].
 
+mod events;
 mod junit;
 mod redacting_writer;
 mod save;

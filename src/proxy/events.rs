@@ -1,6 +1,6 @@
 //! What happens in the proxy, for whoever counts it, shows it, or acts on it.
 //!
-//! Metrics, the status page and the copying of images into the durable tier stand behind
+//! Metrics, the status page and the copying of images into the first tier stand behind
 //! [`Observer`]: the proxy itself knows none of them.
 
 use std::time::Duration;

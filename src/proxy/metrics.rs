@@ -215,7 +215,7 @@ impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> Collector for LiveMet
 
 impl<F> fmt::Debug for LiveMetrics<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Live").finish_non_exhaustive()
+        f.debug_tuple("LiveMetrics").finish_non_exhaustive()
     }
 }
 

@@ -52,7 +52,7 @@ fn copy_again(live: &Live, digest: &str) {
     let image = &again["images"][0];
     assert_eq!(image["status"], "unchanged", "{}", live.scrub(&again.to_string()));
     assert_eq!(image["digest"], digest);
-    for count in ["manifests", "uploaded", "bytes_moved", "pulls"] {
+    for count in ["manifests_written", "blobs_uploaded", "bytes_uploaded", "pulls"] {
         assert_eq!(image[count], 0, "{count}");
     }
     live.say(&format!("copied again, unchanged: {}", again["summary"]));

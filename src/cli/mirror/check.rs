@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Read as _;
 
 use serde::Serialize;
 
@@ -10,9 +9,9 @@ use super::super::global::{Format, Global};
 use super::super::output;
 use super::DestinationArgs;
 use crate::descriptor::Platform;
-use crate::error::{Error, Kind, Result, Side};
-use crate::mirror::List;
-use crate::mirror::list::{Defaults, DestinationBase, Entry, ImageDestination, Note, SelectedImage};
+use crate::error::{Error, Result};
+use crate::mirror::list::{DestinationBase, Entry, ImageDestination, Note, SelectedImage};
+use crate::mirror::{List, load};
 use crate::reference::RegistryName;
 
 /// Explain a list without network access: images, targets, and what is ignored
@@ -26,15 +25,13 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
-    let (list, name) = read_list(&args.list, &args.to.defaults())?;
-    let known = destinations(&list, &name, &args.to)?;
-    // A list can be checked without a destination too.
+    let overrides = args.to.overrides();
+    let (list, name) = load::read(&args.list, &overrides.defaults)?;
+    let known = load::destinations(&list, &name, &overrides)?;
+    // Without a destination a list can be checked all the same.
     let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
-    // Reading the list has checked it with its own destinations.
-    if known != list.to {
-        list.check(to, &name)?;
-    }
+    list.check(to, &name)?;
     let document = Document::of(&list, &known, to, !args.to.to.is_empty())?;
     match global.output {
         Format::Json => output::print_json(&document),
@@ -47,67 +44,6 @@ pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
 pub(super) fn schema() -> Result<u8> {
     output::print(include_str!("../../../deploy/mirror.schema.json"));
     Ok(0)
-}
-
-/// Reads a list, with `-` from stdin. Returns it and its name for messages.
-pub(in crate::cli) fn read_list(file: &str, defaults: &Defaults) -> Result<(List, String)> {
-    let name = if file == "-" { "stdin" } else { file };
-    let mut text = Vec::new();
-    // One byte more than the limit, to detect longer files. A list on the command line may be a pipe: `<(command)` or
-    // `/dev/stdin`.
-    let result = match file {
-        "-" => std::io::stdin().lock().take(List::MAX_BYTES + 1).read_to_end(&mut text),
-        _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
-    };
-    result.map_err(|error| Error::unreadable(format!("read {name}"), &error))?;
-    let list = List::read_bytes(&text, name, defaults)?;
-    Ok((list, name.to_owned()))
-}
-
-/// Reads and checks a list with the destinations of the run.
-pub(super) fn open_list(file: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
-    let (list, name) = read_list(file, &to.defaults())?;
-    validate_list(list, &name, to)
-}
-
-/// The same for bytes of a list.
-pub(super) fn parse_list(bytes: &[u8], name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
-    validate_list(List::read_bytes(bytes, name, &to.defaults())?, name, to)
-}
-
-fn validate_list(list: List, name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
-    let to = destinations(&list, name, to)?;
-    // Reading the list has checked it with its own destinations. A list without any may lack them now.
-    if to != list.to || to.is_empty() {
-        list.check(&to, name)?;
-    }
-    Ok((list, to))
-}
-
-/// The destinations of the run: those of the command line, or else those of the list. Empty if no entry needs them.
-///
-/// # Errors
-/// If the command line names destinations or a path, and all entries name their own. The run would write to those,
-/// which is probably not intended.
-fn destinations(list: &List, name: &str, to: &DestinationArgs) -> Result<Vec<DestinationBase>> {
-    let mut fixed = list.entries.iter().filter(|entry| !entry.needs_destination());
-    let some = list.entries.iter().any(Entry::needs_destination);
-    match fixed.next() {
-        Some(first) if !some => {
-            let flag = if !to.to.is_empty() { "--to" } else { "--target" };
-            if (!to.to.is_empty() || to.target.is_some()) && !to.keep_targets {
-                let places = first.places(&[], Some("TAG")).unwrap_or_default();
-                let example = places.first().map_or(String::new(), |(place, _)| format!(", such as {place}"));
-                let what = format!("{flag} has no effect: all entries name their own registry{example}");
-                return Err(Error::new(Kind::Usage, format!("{name}: {what}")).on(Side::Local).hint(format!(
-                    "remove {flag} to copy there, or add --keep-targets; or change the targets in the list"
-                )));
-            }
-            Ok(Vec::new())
-        }
-        _ if to.to.is_empty() => Ok(list.to.clone()),
-        _ => Ok(to.to.clone()),
-    }
 }
 
 #[derive(Debug, Serialize)]

@@ -183,15 +183,14 @@ impl Args {
     }
 }
 
-fn announce<O: Origins>(proxy_config: &ProxyConfig, listener_configs: &[OpenListener], proxy: &Proxy<O>) {
+fn announce<O: Origins>(proxy_config: &ProxyConfig, listeners: &[OpenListener], proxy: &Proxy<O>) {
     let names: Vec<&str> = proxy_config.settings.upstreams.iter().map(|spec| spec.name.as_str()).collect();
     let (blobs, bytes) = proxy.cache().blobs.count();
-    for listener_config in listener_configs {
-        note(&format!("proxying {} on {}", names.join(", "), listener_config.url));
+    for listener in listeners {
+        note(&format!("proxying {} on {}", names.join(", "), listener.url));
     }
     note(&format!("the cache {} has {blobs} blobs, {} MiB", proxy_config.settings.cache.dir.display(), bytes >> 20));
-    let exposed: Vec<String> =
-        listener_configs.iter().filter_map(|listener_config| Some(listener_config.exposed?.to_string())).collect();
+    let exposed: Vec<String> = listeners.iter().filter_map(|listener| Some(listener.exposed?.to_string())).collect();
     let open = proxy_config.settings.upstreams.iter().filter(|spec| spec.rules.allow.is_empty());
     let open: Vec<&str> = open.map(|spec| spec.name.as_str()).collect();
     if !exposed.is_empty() && !open.is_empty() {

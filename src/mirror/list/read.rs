@@ -4,8 +4,9 @@ use super::error::invalid_list;
 use super::node::{MAX_ENTRIES, Node, Value};
 use super::reader::{Defaults, Reader};
 use super::text::{decode, is_structured, prepare};
-use super::{List, ListFormat, dregsy, image_syncer, lines, native, regsync, skopeo};
+use super::{DestinationBase, List, ListFormat, dregsy, image_syncer, lines, native, regsync, skopeo};
 use crate::error::{Error, Result};
+use crate::reference::RegistryName;
 
 impl List {
     /// The largest list, in bytes. A reader of a file need not read more.
@@ -30,6 +31,19 @@ impl List {
 
     /// Reads a list; `defaults` come from the command line.
     pub fn read_with(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
+        let list = Self::parse(text, name, defaults)?;
+        // The destinations of the run are not known yet. A conflict of two images is found anyway.
+        let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
+        list.check(if list.to.is_empty() { &somewhere } else { &list.to }, name)?;
+        Ok(list)
+    }
+
+    /// As [`Self::read_bytes`], without the [`check`](Self::check), which the caller does with the run's destinations.
+    pub(crate) fn parse_bytes(bytes: &[u8], name: &str, defaults: &Defaults) -> Result<Self> {
+        Self::parse(&decode(bytes, name)?, name, defaults)
+    }
+
+    fn parse(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
         if text.len() > MAX_BYTES {
             let hint = format!("a list has up to {} MiB and {MAX_ENTRIES} entries: split it", MAX_BYTES >> 20);
             return Err(invalid_list(name, 0, "it is too large for a list").hint(hint));

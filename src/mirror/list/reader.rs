@@ -8,7 +8,7 @@ use super::node::{Key, MAX_ENTRIES, Node, Value};
 use super::{DestinationRule, Entry, ImageSelection, List, ListFormat, Note, Pattern, SelectedImage};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{Reference, RegistryName, Repository, SourceLocation, Target, looks_like_host};
+use crate::reference::{Reference, Repository, SourceLocation, Target, looks_like_host};
 
 /// Collects entries and notes of a list.
 #[derive(Debug)]
@@ -228,11 +228,7 @@ impl<'a> Reader<'a> {
         };
         self.notes.sort_by_key(|(note, _)| note.line);
         let notes = self.notes.into_iter().map(more).collect();
-        let list = List { form, entries: self.entries, to: self.to, notes };
-        // The destinations of the run are not known yet. A conflict of two images is found anyway.
-        let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
-        list.check(if list.to.is_empty() { &somewhere } else { &list.to }, self.name)?;
-        Ok(list)
+        Ok(List { form, entries: self.entries, to: self.to, notes })
     }
 }
 

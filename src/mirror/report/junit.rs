@@ -40,7 +40,7 @@ fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
         let counts = format!("{status}: {bytes_uploaded} bytes moved, {bytes_skipped} saved, {pulls} pulls");
         return writeln!(to, "><system-out>{counts}</system-out></testcase>");
     };
-    let (kind, message) = (Escaped(&error.kind), Escaped(&error.message));
+    let (kind, message) = (Escaped(error.kind), Escaped(&error.message));
     if image.ended.status() == "skipped" {
         return writeln!(to, "><skipped message=\"{message}\"/></testcase>");
     }
