@@ -67,6 +67,12 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// Which repository this is. Blobs can be mounted between repositories of one registry.
     fn repository(&self) -> &Repository;
 
+    /// A handle for the push of one image. If the destination's name leads to several replicas, all requests of the
+    /// handle go to one of them.
+    fn for_one_image(&self) -> Self {
+        self.clone()
+    }
+
     /// Whether no image is here yet, so that nothing small needs to be looked for. Blobs may be: those
     /// of a run that was interrupted.
     fn is_new(&self) -> impl Future<Output = bool> + Send;

@@ -1,8 +1,7 @@
-//! The one place where bytes become trustworthy.
+//! Verification: the one place where bytes become trusted.
 //!
-//! [`Verified`] withholds the last frame of a blob until size and digest agree. That matters: an
-//! HTTP/1.1 sender with a Content-Length that has sent all its bytes is never asked for an error
-//! that comes after them, so a check at the end of the stream would come too late for the receiver.
+//! [`Verified`] withholds the last frame of a blob until size and digest are verified. An HTTP/1.1 sender with a Content-Length
+//! that has sent all its bytes does not poll the body again, so an error after the last byte would never reach the receiver.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -16,21 +15,21 @@ use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result, Side};
 
-/// A stream of a blob's bytes whose last frame comes only if the whole is right.
+/// A stream of a blob's bytes. It yields the last frame only if the whole blob matches its digest and size.
 pub struct Verified {
     body: Body,
     check: ContentCheck,
-    /// Where the reader wants to begin: what is before it is hashed, not given out.
+    /// The first byte to yield. Bytes before it are only hashed.
     begin: u64,
-    /// Hashed frames that were put back.
+    /// Frames that are hashed already, and were put back.
     pending: VecDeque<Bytes>,
 }
 
-/// What verifies a blob's bytes, for who takes the body [`apart`](Verified::into_parts) to hash elsewhere.
+/// Verifies the bytes of a blob. [`Verified::into_parts`] returns it for a caller that hashes elsewhere.
 pub struct ContentCheck {
     digest: Digest,
     size: u64,
-    /// Hashed, up to here.
+    /// The number of hashed bytes.
     read: u64,
     hasher: Option<Hasher>,
     checkpoints: HashCheckpoints,
@@ -40,14 +39,14 @@ impl Verified {
     /// Verifies a whole `body` against `blob`.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] for an empty blob whose digest isn't that of nothing: such a body is
-    /// never polled, so it's checked here.
+    /// [`Kind::Mismatch`] for an empty blob whose digest is not that of zero bytes. Such a body is never polled, so it is
+    /// checked here.
     pub fn new(body: Body, blob: &Descriptor) -> Result<Self> {
         Self::resumed(body, blob, 0, blob.digest.hasher(), 0, HashCheckpoints::default())
     }
 
-    /// Goes on with a `body` that starts at offset `from`, where the hash had the state `hasher`,
-    /// and gives out what comes from offset `begin` on.
+    /// Continues with a `body` that starts at offset `from`, where the hash had the state `hasher`. Yields the bytes from
+    /// offset `begin` on.
     pub fn resumed(
         body: Body,
         blob: &Descriptor,
@@ -62,14 +61,14 @@ impl Verified {
         Ok(Self { body, check, begin, pending: VecDeque::new() })
     }
 
-    /// The body as it comes, not verified, and what verifies it: for who hashes on another thread than the one that
-    /// receives. Of a stream that begins where its body does.
+    /// The unverified body and its check, for a caller that receives and hashes on different threads. The stream must yield all
+    /// bytes of its body.
     pub fn into_parts(self) -> (Body, ContentCheck) {
         debug_assert!(self.begin <= self.check.read && self.pending.is_empty());
         (self.body, self.check)
     }
 
-    /// Gives back a frame, or the rest of one, to come out again next.
+    /// Puts back a frame, or the rest of one. It is the next one that the stream yields.
     pub fn unread(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.pending.push_front(bytes);
@@ -79,7 +78,7 @@ impl Verified {
     fn take_in(&mut self, mut bytes: Bytes) -> Result<Bytes> {
         let skip = self.begin.saturating_sub(self.check.read).min(bytes.len() as u64);
         self.check.take_in(&bytes)?;
-        // A usize suffices: it's at most the frame's length.
+        // Fits into a usize: it is at most the frame's length.
         let _ = bytes.split_to(usize::try_from(skip).unwrap_or(usize::MAX));
         Ok(bytes)
     }
@@ -89,13 +88,15 @@ impl ContentCheck {
     /// Hashes the next bytes.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] if they are more than the blob's, or its last and not right. Whoever has them must then
-    /// give them to nobody.
+    /// [`Kind::Mismatch`] if they exceed the blob's size, or are its last bytes and the digest does not match. The caller must
+    /// not pass them on then.
     pub fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
         let start = self.read;
         self.read += bytes.len() as u64;
         if self.read > self.size {
-            return Err(self.wrong(format!("the source sent more than the {} bytes that the manifest says", self.size)));
+            return Err(
+                self.wrong(format!("the source sent more than the {} bytes that the manifest states", self.size))
+            );
         }
         if let Some(hasher) = &mut self.hasher {
             self.checkpoints.note(start, self.size, hasher);
@@ -120,7 +121,7 @@ impl ContentCheck {
     fn wrong(&self, why: String) -> Error {
         Error::new(Kind::Mismatch, format!("blob {} is corrupt: {why}", self.digest))
             .on(Side::Source)
-            .hint("nothing of it was stored; the registry, or something between, changed the content")
+            .hint("nothing of it was stored; the registry, or a proxy on the way, has changed the content")
     }
 }
 
@@ -149,24 +150,24 @@ impl Stream for Verified {
     }
 }
 
-/// States of a blob's hash at offsets on the way, so that it can be resumed there.
+/// States of a blob's hash at several offsets, so that hashing can be resumed there.
 #[derive(Clone, Default)]
 pub struct HashCheckpoints(Arc<Mutex<Vec<(u64, Hasher)>>>);
 
 impl HashCheckpoints {
-    /// The last mark at or before `offset`.
+    /// The last state at or before `offset`.
     pub fn before(&self, offset: u64) -> Option<(u64, Hasher)> {
         let checkpoints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         checkpoints.iter().rev().find(|(at, _)| *at <= offset).cloned()
     }
 
-    /// Forgets all of them: some of the bytes before them were wrong.
+    /// Removes all states, because some of the bytes before them were wrong.
     pub fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Keeps the state at `offset`, if the last one kept is far enough behind: 16 MiB, or a
-    /// 256th of a blob so large that this would be many.
+    /// Keeps the state at `offset`, if the last one is at least 16 MiB before it, or a 256th of a blob that is larger than
+    /// 4 GiB.
     fn note(&self, offset: u64, size: u64, hasher: &Hasher) {
         let step = (size / 256).max(16 << 20);
         if offset == 0 {

@@ -132,7 +132,7 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     }
     let options = cli.global.options()?;
     let registries = Registries::new(match &cli.command {
-        Command::Copy(args) => Options { chunk_size: args.chunk_size, ..options },
+        Command::Copy(args) => Options { chunk_size: args.chunk_size, pin_pushes: true, ..options },
         Command::Mirror(args) => args.options(options)?,
         Command::Proxy(args) => match args.warm() {
             Some(warm) => warm.options(options),

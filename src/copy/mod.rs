@@ -143,6 +143,7 @@ impl Engine {
         options: &Options,
     ) -> Result<Report> {
         let begun = Instant::now();
+        let destination = &destination.for_one_image();
         let (root, pulls) = self.resolve_root(source, target, destination, at, options).await?;
         let mut report = Report { pulls, ..Report::default() };
         let held = match root {

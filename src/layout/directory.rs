@@ -1,4 +1,4 @@
-//! The directory as such: made, recognised, locked, swept. All of it blocks.
+//! The layout directory: created, recognised, locked, cleaned. All functions block.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::regular_file;
 
-/// Checks that `dir` is a layout of a version that is known.
+/// Checks that `dir` is a layout of a supported version.
 pub(super) fn check_layout(root: &RootDir) -> Result<()> {
     let dir = root.path();
     let mark = dir.join(LAYOUT_FILE);
@@ -27,8 +27,8 @@ pub(super) fn check_layout(root: &RootDir) -> Result<()> {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             let why = match () {
                 () if dir.is_dir() => "it has no file oci-layout",
-                () if dir.exists() => "it is no directory",
-                () => "it doesn't exist",
+                () if dir.exists() => "it is not a directory",
+                () => "it does not exist",
             };
             return Err(Error::new(Kind::NotFound, format!("{} is not an OCI image layout: {why}", dir.display()))
                 .hint("name a directory that transload, skopeo (oci:DIR) or crane wrote; unpack an archive first"));
@@ -40,12 +40,12 @@ pub(super) fn check_layout(root: &RootDir) -> Result<()> {
         .and_then(|mark| mark.get("imageLayoutVersion")?.as_str().map(str::to_owned));
     match version {
         Some(version) if version.starts_with("1.") => Ok(()),
-        Some(version) => Err(Error::new(Kind::Unsupported, format!("image layout version {version} is not known"))),
-        None => Err(Error::new(Kind::Invalid, format!("{} says no imageLayoutVersion", mark.display()))),
+        Some(version) => Err(Error::new(Kind::Unsupported, format!("image layout version {version} is not supported"))),
+        None => Err(Error::new(Kind::Invalid, format!("{} has no imageLayoutVersion", mark.display()))),
     }
 }
 
-/// Makes `dir` a layout, unless it is one.
+/// Creates a layout in `dir`, unless there is one.
 pub(super) fn create_layout(root: &RootDir) -> Result<()> {
     let dir = root.path();
     let failed = |error: &std::io::Error| Error::io(format!("create {}", dir.display()), error);
@@ -53,7 +53,7 @@ pub(super) fn create_layout(root: &RootDir) -> Result<()> {
         check_empty(dir)?;
         let mut temp = TempFile::new(dir, None)?;
         temp.write(&[Bytes::from_static(br#"{"imageLayoutVersion":"1.0.0"}"#)])?;
-        // Only if nobody else was faster: the file is what others may hold the lock on.
+        // Keeps an existing file: others may hold a lock on it.
         temp.try_rename(root, Path::new(LAYOUT_FILE))?;
     }
     check_layout(root)?;
@@ -71,7 +71,7 @@ pub(super) fn create_layout(root: &RootDir) -> Result<()> {
     Ok(())
 }
 
-/// Whether [`create_layout`] would succeed, as far as can be seen without writing.
+/// Checks that [`create_layout`] would succeed, as far as possible without writing.
 pub(super) fn check_creatable(dir: &Path) -> Result<()> {
     match () {
         () if has_layout_file(dir) => check_layout(&RootDir::following(dir)),
@@ -80,17 +80,17 @@ pub(super) fn check_creatable(dir: &Path) -> Result<()> {
     }
 }
 
-/// Whether `dir` says of itself that it's a layout.
+/// Whether `dir` has the marker file of a layout.
 pub(super) fn has_layout_file(dir: &Path) -> bool {
     dir.join(LAYOUT_FILE).exists()
 }
 
-/// Someone's home directory is soon named by mistake.
+/// Checks that `dir` has no other files, in case a wrong directory was given by mistake.
 fn check_empty(dir: &Path) -> Result<()> {
     let entries = fs::read_dir(dir).map_err(|error| Error::io(format!("read {}", dir.display()), &error))?;
     let mut names = entries.flatten().map(|entry| entry.file_name());
     let Some(other) = names.find(|name| !is_ours(&name.to_string_lossy())) else { return Ok(()) };
-    let why = format!("{} is no image layout, and holds other things ({})", dir.display(), other.display());
+    let why = format!("{} is not an image layout, and contains other files ({})", dir.display(), other.display());
     Err(Error::new(Kind::Usage, why).hint("name a new or an empty directory"))
 }
 
@@ -98,15 +98,18 @@ fn is_ours(name: &str) -> bool {
     matches!(name, "blobs" | INDEX_FILE | LAYOUT_FILE) || is_temporary(name)
 }
 
-/// Waits for the lock on the layout `dir`, which is free again when the file is dropped.
+/// Waits for the lock on the layout. Dropping the file releases it.
 pub(super) fn lock(root: &RootDir) -> Result<File> {
     let mark = root.path().join(LAYOUT_FILE);
     let failed = |error: &std::io::Error| Error::io(format!("lock {}", mark.display()), error);
-    // For writing, since NFS makes of flock a lock that needs it.
+    // For writing, because NFS turns flock into a lock that requires it.
     let file = root.open_writable(Path::new(LAYOUT_FILE)).map_err(|error| failed(&error))?;
     match file.lock() {
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            tracing::warn!("{} cannot be locked: nothing else may write to it meanwhile", mark.display());
+            tracing::warn!(
+                "cannot lock {}: no other process may write to the directory at the same time",
+                mark.display()
+            );
         }
         Err(error) => return Err(failed(&error)),
         Ok(()) => {}
@@ -114,23 +117,23 @@ pub(super) fn lock(root: &RootDir) -> Result<File> {
     Ok(file)
 }
 
-/// Removes what processes that were killed left in `dir` a day ago or longer.
+/// Removes temporary files in `dir` that killed processes have left a day ago or earlier.
 pub(super) fn remove_stale_uploads(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name().to_string_lossy())) {
         let changed = entry.metadata().and_then(|data| data.modified()).unwrap_or_else(|_| clock::now());
         let old = clock::age(changed).is_some_and(|age| age > STALE_AFTER);
         if old && fs::remove_file(entry.path()).is_ok() {
-            tracing::info!("removed {}, left by a run that was killed", entry.path().display());
+            tracing::info!("removed the temporary file {} of a killed process", entry.path().display());
         }
     }
 }
 
-/// The roots' file (image-layout.md, "index.json file").
+/// The file with the roots (image-layout.md, "index.json file").
 pub(super) const INDEX_FILE: &str = "index.json";
 /// The file that marks a layout (image-layout.md, "oci-layout file").
 const LAYOUT_FILE: &str = "oci-layout";
-/// The largest such file that is read, in bytes. It has one field.
+/// The largest layout file that is read, in bytes. The file has one field.
 const MAX_LAYOUT_FILE: u64 = 64 << 10;
-/// No upload is silent for so long.
+/// No upload is idle for this long.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);

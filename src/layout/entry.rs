@@ -1,4 +1,4 @@
-//! One entry of `index.json`: its descriptor and the annotations that have a meaning here. No I/O.
+//! One entry of `index.json`: its descriptor and its known annotations. No I/O.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use crate::reference::RepositoryName;
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) raw: Bytes,
-    /// `None` if it can't be read, such as one with another hash algorithm.
+    /// `None` if it cannot be parsed, for example because of an unknown hash algorithm.
     pub(super) known: Option<ParsedEntry>,
 }
 
-/// What is looked for in an entry.
+/// The parsed parts of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ParsedEntry {
     pub(super) media_type: Arc<str>,
@@ -23,7 +23,7 @@ pub(super) struct ParsedEntry {
     pub(super) has_artifact_type: bool,
 }
 
-/// Those annotations of an entry that mean something here.
+/// The known annotations of an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Annotations {
     pub(super) known: [Option<Box<str>>; KNOWN_ANNOTATIONS.len()],
@@ -41,14 +41,14 @@ impl Annotations {
         !self.has_others && self.known.iter().all(Option::is_none)
     }
 
-    /// Whether this is an entry without a name, which a push to `repository` made.
+    /// Whether this is an entry without a name that was pushed to `repository`.
     pub(super) fn is_push_to(&self, repository: &RepositoryName) -> bool {
         let named = self.get(REF_NAME).is_some() || self.get(CONTAINERD_NAME).is_some();
         self.get(PUSHED_TO) == Some(repository.as_str()) && !named && !self.has_others
     }
 }
 
-/// The annotations that mean something here.
+/// The known annotations.
 pub(super) const KNOWN_ANNOTATIONS: [&str; 4] = [REF_NAME, CONTAINERD_NAME, PUSHED_TO, INCOMPLETE];
 
 impl From<&Descriptor> for ParsedEntry {
@@ -66,7 +66,7 @@ impl From<&Descriptor> for ParsedEntry {
 
 impl From<&Descriptor> for Entry {
     fn from(entry: &Descriptor) -> Self {
-        // Writing a descriptor to memory can't fail.
+        // Writing a descriptor to memory cannot fail.
         let raw = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
         Self { raw, known: Some(ParsedEntry::from(entry)) }
     }
@@ -78,10 +78,10 @@ pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The full name, as containerd, buildx and `docker save` write it.
 pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// To which repository of a served directory a manifest was pushed by digest. Ours, as the spec has none.
+/// The repository of a served directory to which a manifest was pushed by digest. The spec has no annotation for it.
 pub(super) const PUSHED_TO: &str = "io.transload.repository";
 
-/// `true` for a manifest of which the repository lacks something: children of a sparse index, or layers that their
-/// owner doesn't allow to be distributed. Others may push those to other repositories, and what a manifest merely
-/// names doesn't become the repository's by that. Ours too.
+/// `true` for a manifest whose repository lacks some of its content: children of a sparse index, or layers that must not be
+/// distributed. Other users may push that content to other repositories, and it must not become accessible here because a
+/// manifest names it. The spec has no annotation for it.
 pub(super) const INCOMPLETE: &str = "io.transload.partial";

@@ -16,7 +16,7 @@ use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::pool::run_blocking;
 
-/// A blob that is there: an open file, so that it stays readable even if it's replaced.
+/// A blob as an open file. It stays readable if it is replaced.
 #[derive(Debug)]
 pub struct StoredBlob {
     file: File,
@@ -30,12 +30,12 @@ impl StoredBlob {
         Self { file, size: data.len(), stamp: FileVersion::of(data), name: name.into() }
     }
 
-    /// What tells this state of the file from others.
+    /// The version of the file.
     pub(super) fn stamp(&self) -> FileVersion {
         self.stamp
     }
 
-    /// Whether the file has this digest. Reads all of it.
+    /// Whether the file has this digest. Reads the whole file.
     pub(super) fn matches(&self, digest: &Digest) -> Result<bool> {
         let failed = |error: &std::io::Error| Error::io(format!("read {}", self.name), error);
         let (mut hasher, mut chunk) = (digest.hasher(), vec![0; IO_CHUNK]);
@@ -54,8 +54,7 @@ impl StoredBlob {
         self.size
     }
 
-    /// The bytes in `range`, which is cut to the file's size. Read as they are asked for: at most
-    /// one chunk is in memory.
+    /// The bytes in `range`, limited to the file's size. At most one chunk is in memory.
     pub fn read(self, range: Range<u64>) -> Body {
         let rest = range.start..range.end.min(self.size);
         let start = rest.start;
@@ -69,10 +68,10 @@ impl StoredBlob {
         .boxed()
     }
 
-    /// All of it; for files whose size was checked.
+    /// The whole content, for files whose size was checked.
     pub(super) fn read_all(self) -> Result<Bytes> {
         let mut bytes = Vec::with_capacity(usize::try_from(self.size).unwrap_or(0));
-        // It may grow meanwhile: then its digest is another one.
+        // If the file grows at the same time, its digest does not match.
         let read = self.file.take(self.size).read_to_end(&mut bytes);
         read.map_err(|error| Error::io(format!("read {}", self.name), &error))?;
         Ok(bytes.into())
@@ -104,12 +103,12 @@ impl FileStream {
     }
 }
 
-/// What tells one version of a file from the next. A rename makes a new inode.
+/// Identifies a version of a file. A rename changes the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileVersion {
     pub(super) size: u64,
     modified: (i64, i64),
-    /// Any program can set the time of a file's last modification, and none that of its last change.
+    /// The time of the last change. Unlike the modification time, programs cannot set it.
     pub(super) changed: (i64, i64),
     inode: u64,
     device: u64,

@@ -1,5 +1,4 @@
-//! What a store's manifests say of each other: which is the image, what is whole, who is about whom.
-//! All of it blocks.
+//! Relations between the manifests of a store: the only image, complete images, referrers. All methods block.
 
 use std::collections::HashSet;
 
@@ -45,19 +44,19 @@ impl Store {
                 let names: Vec<_> =
                     found.iter().chain([&last]).take(MAX_NAMES_IN_ERROR + 1).map(Target::to_string).collect();
                 Err(Error::new(Kind::Usage, format!("{dir} has several images: {}", join_names(&names)))
-                    .hint(format!("write which one: oci:{dir}:{}", names[0])))
+                    .hint(format!("select one: oci:{dir}:{}", names[0])))
             }
         }
     }
 
-    /// Whether an image's blobs are all here, with the right size; of an index, at least one child
-    /// must be, and none in part: a sparse index is a whole one.
+    /// Whether all blobs of an image exist with the right size. Of an index at least one child must exist, and none may be
+    /// incomplete: a sparse index is complete.
     pub(super) fn is_whole(&self, manifest: &Manifest, depth: usize) -> Result<bool> {
         self.is_whole_but(manifest, depth, &mut HashSet::new())
     }
 
-    /// The same, where the manifests that were `seen` are whole. Each is read once: indexes may name the same child
-    /// thousands of times, at each depth.
+    /// Like [`is_whole`](Self::is_whole), for manifests that are not in `seen`. Each is read once: indexes may name the same
+    /// child thousands of times, at each depth.
     fn is_whole_but(&self, manifest: &Manifest, depth: usize, seen: &mut HashSet<Digest>) -> Result<bool> {
         for blob in manifest.contents().blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
             if self.open_blob_blocking(&blob.digest)?.is_none_or(|stored| stored.size() != blob.size) {
@@ -108,7 +107,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Refuses a referrer with which the list of its subject's referrers would have more than a client reads.
+    /// Checks that the list of referrers of the manifest's subject does not become too large for clients.
     ///
     /// # Errors
     /// [`Kind::Full`].
@@ -120,13 +119,13 @@ impl Store {
         check_referrers_size(&subject.digest, LIST_OVERHEAD + size, Kind::Full)
     }
 
-    /// What the manifest with this digest is about. Each is read once.
+    /// The subject of a manifest. Each manifest is read once.
     pub(super) fn subject(&self, entry: &ParsedEntry) -> Result<Option<Digest>> {
         let digest = &entry.digest;
         if let Some(known) = lock(self.subjects()).get(digest) {
             return Ok(*known);
         }
-        // A directory may list what it lacks, or what isn't a manifest: that's nobody's referrer.
+        // A directory may list missing content, or content that is not a manifest: it has no subject.
         let manifest = match self.read_manifest(digest, Some(&entry.media_type)) {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Ok(None),
@@ -135,7 +134,7 @@ impl Store {
         };
         let subject = manifest.contents().subject.as_ref().map(|subject| subject.digest);
         let mut known = lock(self.subjects());
-        // Entries come and go; so many are never listed at one time.
+        // Bounded: entries come and go, and never so many are listed at once.
         if known.len() > 2 * MAX_ENTRIES {
             known.clear();
         }
@@ -144,7 +143,7 @@ impl Store {
     }
 }
 
-/// A manifest that is about another, as the referrers API shows it.
+/// The descriptor of a referrer for the referrers API.
 fn as_referrer(manifest: &Manifest) -> Descriptor {
     let contents = manifest.contents();
     let mut descriptor = manifest.descriptor().clone();
@@ -153,23 +152,24 @@ fn as_referrer(manifest: &Manifest) -> Descriptor {
     descriptor
 }
 
-/// Bytes of an entry in a list, with the comma.
+/// The bytes of an entry in a list, with the comma.
 fn referrer_size(entry: &Descriptor) -> u64 {
     serde_json::to_vec(entry).map_or(0, |text| text.len() as u64 + 1)
 }
 
-/// A list of referrers is an index, and no larger than one that is read (distribution spec, "Listing Referrers").
+/// Checks the size of a list of referrers. It is an index, and must not exceed the largest manifest that clients read
+/// (distribution spec, "Listing Referrers").
 fn check_referrers_size(subject: &Digest, size: u64, kind: Kind) -> Result<()> {
     if size <= MAX_MANIFEST {
         return Ok(());
     }
-    Err(Error::new(kind, format!("the list of the referrers of {subject} has more than {MAX_MANIFEST} bytes")))
+    Err(Error::new(kind, format!("the list of referrers of {subject} has more than {MAX_MANIFEST} bytes")))
 }
 
-/// Bytes of a list besides its entries.
+/// The bytes of a list besides its entries.
 const LIST_OVERHEAD: u64 = 128;
 
-/// The name by which the whole directory has the entry: the tag of `oci:DIR:TAG`, or a longer one.
+/// The name of the entry in the scope of the whole directory: the tag of `oci:DIR:TAG`, or a longer name.
 fn whole_target(entry: &ParsedEntry) -> Option<Target> {
     Scope::Whole.targets(entry, "").into_iter().min().map(|(_, target)| target)
 }

@@ -1,8 +1,7 @@
 //! The document `index.json`. No I/O.
 //!
-//! What other tools wrote into it is kept: fields and entries that aren't known here go out again
-//! as they came. Of each entry only what is looked for is parsed; the rest stays a part of the file's bytes, so that
-//! an index of 64 MiB costs some two times that of memory, whatever is in it.
+//! Unknown fields and entries of other tools are kept unchanged. Only the used parts of each entry are parsed. The rest stays a
+//! slice of the file's bytes, so that an index of 64 MiB takes at most about twice that in memory.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,25 +20,25 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::RepositoryName;
 
-/// The largest `index.json` that is read, and that is written, in bytes.
+/// The largest `index.json` that is read or written, in bytes.
 pub(super) const MAX_INDEX: u64 = 64 << 20;
 
 /// The roots of a layout.
 #[derive(Debug)]
 pub(super) struct Index {
-    /// Differs for each state that was read or made.
+    /// Unique for each state of the index.
     id: u64,
     fields: Vec<(String, Bytes)>,
     entries: Vec<Entry>,
     lookup: OnceLock<EntryPositions>,
 }
 
-/// Where an entry stands.
+/// The positions of entries.
 #[derive(Clone, Debug, Default)]
 struct EntryPositions {
     /// By repository: the entries that have a name in it, or were pushed to it.
     homes: HashMap<Box<str>, Vec<u32>>,
-    /// Those that say nothing of a repository.
+    /// The entries without a repository.
     loose: Vec<u32>,
     by_digest: HashMap<Digest, u32>,
 }
@@ -49,9 +48,9 @@ struct EntryPositions {
 pub(super) struct ListingScope<'a> {
     /// The `ref.name`.
     pub(super) name: Option<&'a str>,
-    /// The repository that it was pushed to, where the directory has several.
+    /// The repository that it was pushed to, if the directory has several.
     pub(super) repository: Option<&'a RepositoryName>,
-    /// Whether that repository lacks some of what the manifest names.
+    /// Whether that repository lacks some content that the manifest names.
     pub(super) partial: bool,
 }
 
@@ -66,15 +65,15 @@ impl Index {
         Self { id: NEXT.fetch_add(1, Ordering::Relaxed), fields, entries, lookup: OnceLock::new() }
     }
 
-    /// A copy to be changed.
+    /// A copy for changes.
     pub(super) fn copy(&self) -> Self {
         Self::of(self.fields.clone(), self.entries.clone())
     }
 
-    /// Reads the file's bytes.
+    /// Parses the file.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] if it isn't an index, or has more than [`MAX_ENTRIES`] entries.
+    /// [`Kind::Invalid`] if it is not an index, or has more than [`MAX_ENTRIES`] entries.
     pub(super) fn parse(bytes: &Bytes) -> Result<Self> {
         let read: IndexJson<'_> = serde_json::from_slice(bytes)
             .map_err(|error| Error::new(Kind::Invalid, format!("index.json is malformed: {error}")).caused_by(error))?;
@@ -82,7 +81,7 @@ impl Index {
         let entries = read.entries.into_iter().map(|raw| {
             let known = serde_json::from_str::<Descriptor>(raw.get()).ok().map(|entry| {
                 let mut listed = ParsedEntry::from(&entry);
-                // Most entries have one of a few types, which are kept once.
+                // Most entries have one of a few media types, which are stored once.
                 match types.get(&listed.media_type) {
                     Some(same) => listed.media_type = same.clone(),
                     None => drop(types.insert(listed.media_type.clone())),
@@ -96,10 +95,10 @@ impl Index {
         Ok(Self::of(fields.collect(), entries))
     }
 
-    /// The file's bytes.
+    /// The content of the file.
     ///
     /// # Errors
-    /// [`Kind::Full`] if there are more than a reader accepts.
+    /// [`Kind::Full`] if it exceeds the limits of readers.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
         if self.entries.len() > MAX_ENTRIES {
             return Err(quota_exceeded(format!("index.json lists at most {MAX_ENTRIES} manifests")));
@@ -124,7 +123,7 @@ impl Index {
         Ok(text)
     }
 
-    /// Differs for each state of the index.
+    /// A number that is unique for each state of the index.
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -134,8 +133,8 @@ impl Index {
         self.entries.iter().filter_map(|entry| entry.known.as_ref())
     }
 
-    /// The entries that have a name in `repository`, or were pushed to it, in the order of the file. Those with a bare
-    /// tag, or that say nothing of a repository, are in the `default` one.
+    /// The entries that have a name in `repository`, or were pushed to it, in the order of the file. Entries with a bare tag, or
+    /// without a repository, are in the `default` one.
     pub(super) fn in_repository(&self, repository: &RepositoryName, default: &RepositoryName) -> Vec<&ParsedEntry> {
         let lookup = self.lookup();
         let mut places: Vec<u32> = lookup.homes.get(repository.as_str()).into_iter().flatten().copied().collect();
@@ -147,7 +146,7 @@ impl Index {
         self.at(&places)
     }
 
-    /// The entries that say nothing of a repository.
+    /// The entries without a repository.
     pub(super) fn loose(&self) -> Vec<&ParsedEntry> {
         self.at(&self.lookup().loose)
     }
@@ -164,7 +163,7 @@ impl Index {
     fn lookup(&self) -> &EntryPositions {
         self.lookup.get_or_init(|| {
             let mut lookup = EntryPositions::default();
-            // At most MAX_ENTRIES, and one more while one is added.
+            // At most MAX_ENTRIES, and one more while an entry is added.
             for (entry, at) in self.entries.iter().zip(0_u32..) {
                 let Some(entry) = &entry.known else { continue };
                 lookup.by_digest.entry(entry.digest).or_insert(at);
@@ -180,10 +179,10 @@ impl Index {
         })
     }
 
-    /// Lists `manifest`. Says whether anything changed.
+    /// Lists `manifest`. Returns whether the index has changed.
     ///
-    /// An image's children are written before their index, so they come in here as roots first;
-    /// their index takes them out again. What remains are the roots.
+    /// The children of an index are written before it, so they are listed first, and removed when their index is listed. So the
+    /// entries are the roots.
     pub(super) fn put(&mut self, manifest: &Manifest, listing: ListingScope<'_>) -> bool {
         let added = entry(manifest, listing);
         let changed = !self.is_listed(&added, listing) && {
@@ -201,7 +200,7 @@ impl Index {
         match listing {
             ListingScope { name: Some(name), .. } => {
                 let mut same = self.entries.iter().filter(|old| is_named(old, name));
-                // Another tool may have left two of one name: then both give way.
+                // Another tool may have written two entries of the same name. Both are replaced.
                 let is_same = same
                     .next()
                     .is_some_and(|old| serde_json::from_slice::<Descriptor>(&old.raw).is_ok_and(|old| old == *added));
@@ -214,7 +213,7 @@ impl Index {
         }
     }
 
-    /// Adds the entry in place of those that it stands for.
+    /// Adds the entry, and removes those that it replaces.
     fn replace(&mut self, added: &Descriptor, listing: ListingScope<'_>) {
         let mut superseded = Vec::new();
         self.entries.retain(|old| {
@@ -229,7 +228,7 @@ impl Index {
                 None => same && listing.name.is_some() && known.annotations.is_empty(),
             }
         });
-        // A registry keeps a manifest whose tag moved on: who asked for the tag a moment ago asks for its digest now.
+        // As in a registry, a manifest whose tag has moved is kept: a client that has just resolved the tag reads it by digest.
         if let Some(repository) = listing.repository {
             for old in superseded.iter().filter_map(|raw| without_name(raw, repository)) {
                 let same = |entry: &ParsedEntry| {
@@ -246,7 +245,7 @@ impl Index {
     fn drop_children(&mut self, parent: &Manifest, repository: Option<&RepositoryName>) -> bool {
         let children: HashSet<Digest> = parent.contents().manifests.iter().map(|child| child.digest).collect();
         let before = self.entries.len();
-        // A referrer (it has an artifact type) stays: it's found only here.
+        // A referrer (it has an artifact type) stays, because it can only be found here.
         self.entries.retain(|entry| {
             !entry.known.as_ref().is_some_and(|known| {
                 let is_bare = match repository {
@@ -270,7 +269,7 @@ fn is_entry_of(entry: &ParsedEntry, digest: &Digest, repository: &RepositoryName
     entry.digest == *digest && names::pushed_repositories(entry).iter().any(|home| *home == **repository)
 }
 
-/// The entry that lost its name, as one that was pushed to `repository` by digest.
+/// An entry that has lost its name, as if it was pushed to `repository` by digest.
 fn without_name(raw: &[u8], repository: &RepositoryName) -> Option<Entry> {
     let mut entry: Descriptor = serde_json::from_slice(raw).ok()?;
     let partial = entry.annotations.remove(INCOMPLETE);

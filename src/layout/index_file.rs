@@ -1,4 +1,4 @@
-//! The file `index.json`: read when it has changed, and replaced. All of it blocks.
+//! The file `index.json`: it is read when it has changed, and replaced as a whole. All methods block.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::reference::Target;
 use crate::regular_file;
 
 impl Store {
-    /// The entry that fits best; the last of equals, since entries are added at the end.
+    /// The entry with the best match; among equal ones the last, since entries are added at the end.
     pub(super) fn entry(&self, scope: &Scope, target: &Target) -> Result<Option<ParsedEntry>> {
         let index = self.index()?;
         let mut fitting: Vec<(NameMatch, &ParsedEntry)> = Vec::new();
@@ -50,19 +50,19 @@ impl Store {
         }
     }
 
-    /// The index as it is now; read again only if its file is another one.
+    /// The current index. The file is read only if it has changed.
     pub(super) fn index(&self) -> Result<Arc<Index>> {
         let failed =
             |error: std::io::Error| Error::io(format!("read {}", self.dir().join(INDEX_FILE).display()), &error);
         let (file, data) = match self.root().open(Path::new(INDEX_FILE)) {
-            // Only planned, or in the making.
+            // The layout is only planned, or is being created.
             Err(error) if error.kind() == ErrorKind::NotFound && !directory::has_layout_file(self.dir()) => {
                 return Ok(Arc::new(Index::empty()));
             }
             other => other.map_err(failed)?,
         };
         let stamp = FileVersion::of(&data);
-        // Held until it is read: of many requests after a change one reads the file, and the others wait.
+        // Held while the file is read: after a change one request reads it, and the others wait.
         let mut known = lock(self.known_index());
         if let Some((seen, index)) = &*known
             && *seen == stamp
@@ -78,7 +78,7 @@ impl Store {
         Ok(index)
     }
 
-    /// Changes the index under the lock, which holds between threads and between processes.
+    /// Changes the index under a lock between threads and between processes.
     pub(super) fn change_index(&self, change: impl FnOnce(&mut Index) -> bool) -> Result<()> {
         let _held = directory::lock(self.root())?;
         let mut index = self.index()?.copy();
@@ -86,10 +86,10 @@ impl Store {
             return Ok(());
         }
         let mut temp = TempFile::new(self.dir(), None)?;
-        // Before anything is written: an index that is too large to be read would be the end of all images in it.
+        // Checked before writing: an index that is too large to be read would make all images inaccessible.
         temp.write(&[Bytes::from(index.to_bytes()?)])?;
         let done = temp.rename(self.root(), Path::new(INDEX_FILE));
-        // Two writes within one tick of the file system's clock could look the same.
+        // Two writes within the clock resolution of the file system could look equal.
         *lock(self.known_index()) = None;
         done
     }

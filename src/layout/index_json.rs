@@ -1,4 +1,4 @@
-//! The form of `index.json`: an object with a list. Nothing else in it is parsed. No I/O.
+//! The outer structure of `index.json`: an object with a list. Nothing else of it is parsed. No I/O.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// The document, as parts of the file's bytes.
+/// The document, as slices of the file's bytes.
 pub(super) struct IndexJson<'a> {
     pub(super) fields: Vec<(String, &'a RawValue)>,
     pub(super) entries: Vec<&'a RawValue>,
@@ -85,8 +85,8 @@ impl<'de> Visitor<'de> for Entries {
     }
 }
 
-/// The most fields beside the entries. The image spec knows six.
+/// The limit of fields besides the entries. The image spec defines six.
 const MAX_FIELDS: usize = 100;
 
-/// The most entries that one has: more than fit, as the smallest that means something has some 150 bytes.
+/// The limit of entries: more than fit into the largest file, since the smallest useful entry has about 150 bytes.
 pub(super) const MAX_ENTRIES: usize = 500_000;

@@ -1,4 +1,4 @@
-//! Which repositories, tags and names a directory lists.
+//! Lists the repositories, tags and names of a directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::reference::{RepositoryName, Target};
 
 impl Store {
-    /// All repositories that have a tag, in the order of their bytes.
+    /// All repositories that have a tag, sorted by bytes.
     pub async fn repositories(&self) -> Result<Vec<RepositoryName>> {
         self.run_blocking(|store| {
             let index = store.index()?;
@@ -20,8 +20,8 @@ impl Store {
         .await
     }
 
-    /// Up to `most` tags and names behind `after`, in the order of their bytes. The first page of the whole
-    /// directory has all malformed names.
+    /// Up to `most` tags and names after `after`, sorted by bytes. The first page of the whole directory also has all malformed
+    /// names.
     pub(super) async fn page(
         &self,
         scope: &Scope,

@@ -1,14 +1,14 @@
-//! What belongs to which repository of a served directory. All of it blocks.
+//! Membership: which content belongs to which repository of a served directory. All methods block.
 //!
-//! Content stands in the directory once, whatever names it, and is named by its digest. But who may read one
-//! repository need not be allowed to read another (a proxy in front may decide so), and a digest is no secret. So
-//! content belongs to a repository if
-//! - `index.json` lists it there, by a name or by the annotation [`REPOSITORY`](super::entry::PUSHED_TO), or
-//! - a manifest that belongs there names it, unless that is listed as partial, or
-//! - it was uploaded to it, or mounted from a repository where it belongs, and no manifest names it yet: that is
-//!   remembered in memory, and after a restart it's uploaded once more.
+//! The directory contains each blob and manifest once, under its digest. But a user who may read one repository may not be
+//! allowed to read another one (an HTTP proxy in front of the server may decide that), and a digest is not a secret. So content
+//! belongs to a repository if
+//! - `index.json` lists it there, by a name or by the annotation [`PUSHED_TO`](super::entry::PUSHED_TO), or
+//! - a manifest that belongs to the repository names it, unless the manifest is listed as partial, or
+//! - it was uploaded to the repository, or mounted from one that it belongs to, and no manifest names it yet. That is
+//!   remembered in memory only; after a restart it must be uploaded again.
 //!
-//! A referrer that other tools left without any name belongs where its subject does.
+//! A referrer without any name, as other tools write it, belongs to the repository of its subject.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,14 +26,14 @@ use crate::error::{Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::RepositoryName;
 
-/// What is remembered, within bounds.
+/// Results in memory, within limits.
 #[derive(Debug)]
 pub(super) struct MembershipCache {
-    /// What manifests name. That never changes.
+    /// The content that manifests name. It never changes.
     links: Cache<Digest, Arc<ManifestLinks>, ByWeight>,
-    /// What was uploaded to a repository.
+    /// Uploads to repositories.
     uploaded: Cache<(Arc<str>, Digest), ()>,
-    /// What was found to belong to a repository, and in which state of the index.
+    /// Members of repositories, with the state of the index for which they were found.
     found: Cache<(Arc<str>, Digest), u64>,
 }
 
@@ -47,12 +47,12 @@ impl Default for MembershipCache {
     }
 }
 
-/// What a manifest names.
+/// The content that a manifest names.
 #[derive(Debug)]
 struct ManifestLinks {
     manifests: Vec<Digest>,
     blobs: Vec<Digest>,
-    /// Layers that their owner doesn't allow to be distributed.
+    /// Layers that must not be distributed.
     foreign: Vec<Digest>,
     subject: Option<Digest>,
 }
@@ -73,13 +73,13 @@ impl ManifestLinks {
 }
 
 impl Store {
-    /// Whether `digest` belongs to the repository that `scope` is; to a whole directory everything does.
+    /// Whether `digest` belongs to the repository of `scope`. In the scope of the whole directory everything does.
     pub(super) fn is_member(&self, scope: &Scope, digest: &Digest) -> Result<bool> {
         let Scope::Repository(repository) = scope else { return Ok(true) };
         Ok(!self.members_among(repository, &HashSet::from([*digest]))?.is_empty())
     }
 
-    /// Those of `wanted` that belong to `repository`.
+    /// The content of `wanted` that belongs to `repository`.
     pub(super) fn members_among(
         &self,
         repository: &RepositoryName,
@@ -103,12 +103,12 @@ impl Store {
         Ok(found)
     }
 
-    /// Remembers that the blob was uploaded to the repository, or mounted there.
+    /// Records that the blob was uploaded to the repository, or mounted there.
     pub(super) fn note_upload(&self, repository: &RepositoryName, digest: Digest) {
         self.members().uploaded.insert((repository.as_str().into(), digest), ());
     }
 
-    /// Whether the repository lacks some of what `manifest` names.
+    /// Whether the repository lacks some content that `manifest` names.
     pub(super) fn is_partial(&self, repository: &RepositoryName, manifest: &Manifest) -> Result<bool> {
         let links = ManifestLinks::of(manifest);
         let named: HashSet<Digest> = links.manifests.into_iter().chain(links.foreign).collect();
@@ -119,10 +119,10 @@ impl Store {
         if let Some(known) = self.members().links.get(digest) {
             return Ok(Some(known));
         }
-        // The type that the index knows makes no difference to what is named.
+        // The media type in the index makes no difference here.
         let manifest = match self.read_manifest(digest, Some("")) {
             Err(error) if matches!(error.kind(), Kind::Local | Kind::Interrupted) => return Err(error),
-            // What isn't a manifest, or not the right one, names nothing.
+            // A file that is not a manifest, or does not match its digest, names nothing.
             Err(_) | Ok(None) => return Ok(None),
             Ok(Some(manifest)) => manifest,
         };
@@ -135,7 +135,7 @@ impl Store {
 /// A search through the manifests of one repository.
 struct RepositoryWalk<'a> {
     store: &'a Store,
-    /// What isn't found yet.
+    /// The content that is not found yet.
     wanted: HashSet<Digest>,
     found: &'a mut HashSet<Digest>,
     seen: HashSet<Digest>,
@@ -144,9 +144,9 @@ struct RepositoryWalk<'a> {
 impl RepositoryWalk<'_> {
     fn repository(&mut self, index: &Index, repository: &RepositoryName) -> Result<()> {
         let listed = index.in_repository(repository, self.store.default_repository());
-        // Cheap, and what pushes mostly ask for.
+        // Cheap, and sufficient for most pushes.
         listed.iter().for_each(|entry| self.visit(&entry.digest));
-        // Listed twice, it's partial only if both are.
+        // A manifest with two entries is partial only if both are.
         let is_partial = |entry: &&&ParsedEntry| entry.annotations.get(INCOMPLETE).is_some();
         let whole: HashSet<Digest> = listed.iter().filter(|e| !is_partial(e)).map(|entry| entry.digest).collect();
         let partial: HashSet<Digest> = listed.iter().filter(is_partial).map(|entry| entry.digest).collect();
@@ -154,7 +154,7 @@ impl RepositoryWalk<'_> {
         for entry in listed {
             self.below(entry.digest, &partial)?;
         }
-        // Referrers of referrers come in turn, each at its second look at the latest.
+        // Referrers of referrers are found in later rounds.
         let mut loose = index.loose();
         let mut progress = true;
         while progress && !self.wanted.is_empty() {
@@ -175,14 +175,14 @@ impl RepositoryWalk<'_> {
         Ok(())
     }
 
-    /// Looks at what is below `root`, which belongs to the repository.
+    /// Visits the content below `root`, which belongs to the repository.
     fn below(&mut self, root: Digest, partial: &HashSet<Digest>) -> Result<()> {
         let mut open = vec![root];
         while let Some(digest) = open.pop() {
             if self.wanted.is_empty() || self.seen.contains(&digest) {
                 continue;
             }
-            // What isn't here is not remembered: an index may name any number of such.
+            // Missing content is not remembered: an index may name any amount of it.
             let Some(links) = self.store.links(&digest)? else { continue };
             self.seen.insert(digest);
             links.blobs.iter().for_each(|blob| self.visit(blob));
@@ -218,7 +218,7 @@ impl Store {
     }
 }
 
-/// By the bytes that it takes.
+/// Weighs links by their bytes.
 #[derive(Clone, Debug)]
 struct ByWeight;
 
@@ -229,7 +229,7 @@ impl Weighter<Digest, Arc<ManifestLinks>> for ByWeight {
     }
 }
 
-/// Bytes of what manifests name.
+/// The limit of the links of manifests in memory, in bytes.
 const MAX_LINK_BYTES: u64 = 32 << 20;
-/// Uploads without a manifest, and answers.
+/// The limit of uploads and of results in memory.
 const MAX_REMEMBERED: usize = 65_536;

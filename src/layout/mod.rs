@@ -3,34 +3,33 @@
 //!
 //! ```text
 //! DIR/
-//! ├── oci-layout             {"imageLayoutVersion":"1.0.0"}; locked (flock) while index.json changes
-//! ├── index.json             the roots: tagged manifests, and untagged ones that no index here names
+//! ├── oci-layout             {"imageLayoutVersion":"1.0.0"}; locked (flock) while index.json is changed
+//! ├── index.json             the roots: tagged manifests, and untagged ones that no index names
 //! ├── blobs/sha256/<hex>     blobs and manifests, each named by its hash; sha512 beside it
-//! └── .transload-<pid>-<n>   a file on its way; renamed when whole, removed when given up
+//! └── .transload-<pid>-<n>   a temporary file; renamed when it is complete, or else removed
 //! ```
 //!
-//! (OCI image spec, image-layout.md.) A file under `blobs/` is whole: it was hashed and synced
-//! before it got its name. `index.json` is replaced by rename, so readers need no lock.
+//! (OCI image spec, image-layout.md.) A file under `blobs/` is complete: it was hashed and synced before it got its name.
+//! `index.json` is replaced by a rename, so readers need no lock.
 //!
 //! # Names
-//! The spec has one annotation for them, `org.opencontainers.image.ref.name`. In `oci:DIR:TAG` it
-//! is the tag, as skopeo and crane write it. A directory that is served holds several
-//! repositories; there it is `repository:tag`, which the spec's grammar of that annotation
-//! allows. What containerd, buildx and `docker save` write beside it, `io.containerd.image.name`,
-//! is read too. Content stands in the directory once, whatever repositories it belongs to; `membership`
-//! decides which these are, and a digest alone opens nothing.
+//! The spec has one annotation for names, `org.opencontainers.image.ref.name`. In `oci:DIR:TAG` it is the tag, as in skopeo
+//! and crane. A served directory contains several repositories; there it is `repository:tag`, which the spec's grammar of the
+//! annotation allows. The annotation `io.containerd.image.name` of containerd, buildx and `docker save` is read too. The
+//! directory contains each blob and manifest once. `membership` decides which repositories it belongs to, and a digest alone
+//! gives no access.
 //!
 //! # Limits
 //! Media types have at most 255 bytes, annotations 256 KiB, `index.json` 64 MiB and 500,000 entries. Writers keep the
 //! limits of readers, so what is written can be read again. Only regular files are opened.
 //!
 //! # Served
-//! [`Store::serve`] follows no link out of the directory (`root_dir`), serves nothing that it hasn't hashed (`verified_files`),
-//! and takes pushes up to a [`Quota`] (`quota`).
+//! [`Store::serve`] follows no link out of the directory (`root_dir`), serves only files that it has hashed
+//! (`verified_files`), and accepts pushes up to a [`Quota`] (`quota`).
 //!
 //! # Referrers
-//! A manifest with a subject stands in `index.json` even without a name, as in oras, so that it
-//! is found again; lists by the tag schema (`sha256-<hex>`), as regclient writes them, are read.
+//! A manifest with a subject is listed in `index.json` even without a name, as in oras, so that it can be found. Lists by the
+//! tag schema (`sha256-<hex>`), as regclient writes them, are read.
 
 mod directory;
 mod entry;
@@ -76,33 +75,33 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout in `dir`, which must be one.
+    /// Opens the layout in `dir`.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if there is none, [`Kind::Unsupported`] for another version of it.
+    /// [`Kind::NotFound`] if there is none, [`Kind::Unsupported`] for another version.
     pub async fn open(dir: &Path) -> Result<Self> {
         Ok(Store::open(dir).await?.layout())
     }
 
-    /// The layout in `dir`, made if there is none.
+    /// Opens the layout in `dir`, and creates it if there is none.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if `dir` holds other things, [`Kind::Local`] if it can't be written.
+    /// [`Kind::Usage`] if `dir` contains other files, [`Kind::Local`] if it cannot be written.
     pub async fn create(dir: &Path) -> Result<Self> {
         Ok(Store::create(dir).await?.layout())
     }
 
-    /// The layout that [`Layout::create`] would find or make in `dir`, to be read only: for a dry run.
+    /// The layout that [`Layout::create`] would open or create in `dir`, for reading only: for a dry run.
     ///
     /// # Errors
-    /// As [`Layout::create`], as far as can be seen without writing.
+    /// Those of [`Layout::create`], as far as possible without writing.
     pub async fn planned(dir: &Path) -> Result<Self> {
         Ok(Store::planned(dir).await?.layout())
     }
 
     pub(crate) fn new(store: Store, scope: Scope) -> Self {
-        // Not the name of any registry, so that nothing is mounted across, and the same for all
-        // repositories of the directory, so that within it everything is.
+        // Not the name of any registry, so that nothing is mounted from one. The same for all repositories of the directory,
+        // so that blobs are mounted between them.
         let registry = RegistryName::of_directory(store.dir());
         let name = match &scope {
             Scope::Whole => store.default_repository().clone(),
@@ -111,7 +110,7 @@ impl Layout {
         Self { store, scope, repository: Repository { registry, name } }
     }
 
-    /// Which image is meant: the one with `tag`, or the only one.
+    /// The selected image: the one with `name`, or the only one.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Usage`] with the list if there are several.
@@ -122,7 +121,7 @@ impl Layout {
         }
     }
 
-    /// The manifest, verified; `None` if it isn't there.
+    /// The verified manifest; `None` if it does not exist.
     pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
         let _turn = memory::disk_read_permit().await;
         self.store.manifest(&self.scope, target).await
@@ -131,18 +130,18 @@ impl Layout {
     /// Stores a manifest under all of these targets. On an error it is listed under none of them.
     ///
     /// # Errors
-    /// As [`Destination::put_manifest`].
+    /// Those of [`Destination::put_manifest`].
     pub async fn put_as(&self, manifest: &Manifest, targets: &[Target]) -> Result<()> {
         self.store.put_manifest(&self.scope, manifest, targets).await
     }
 
-    /// Up to `most` tags behind `after`, in the order of their bytes.
+    /// Up to `most` tags after `after`, sorted by bytes.
     pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
         Ok(self.store.page(&self.scope, after, most).await?.0.tags)
     }
 
-    /// The blob or manifest as a file, whatever its size; `None` if it isn't there. Of one of several repositories,
-    /// only what belongs to it, and is verified: the first time that takes as long as to hash it.
+    /// The blob or manifest as a file of any size; `None` if it does not exist. In one of several repositories, only content
+    /// that belongs to it and is verified: the first time this hashes the file.
     pub async fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
         match &self.scope {
             Scope::Whole => self.store.open_blob(digest).await,
@@ -150,18 +149,18 @@ impl Layout {
         }
     }
 
-    /// Begins an upload, whose digest is checked at its end and will have the algorithm of `like`.
+    /// Starts an upload. Its digest, with the algorithm of `like`, is verified at the end.
     ///
     /// # Errors
-    /// [`Kind::Local`] if the directory can't be written to.
+    /// [`Kind::Local`] if the directory cannot be written.
     pub async fn create_upload(&self, like: Digest) -> Result<BlobUpload> {
         self.store.create_upload_for(self.owner(), Some(like.hasher())).await
     }
 
-    /// Takes the blob over from the repository `from` of the same directory. Whether it's there.
+    /// Mounts the blob from the repository `from` of the same directory. Returns whether it exists there.
     ///
     /// # Errors
-    /// [`Kind::Local`] if the directory can't be read.
+    /// [`Kind::Local`] if the directory cannot be read.
     pub async fn mount(&self, digest: &Digest, from: &RepositoryName) -> Result<bool> {
         if self.store.repository(from).open_blob(digest).await?.is_none() {
             return Ok(false);
@@ -197,8 +196,8 @@ impl Source for Layout {
             Error::new(Kind::NotFound, format!("blob {} is not in {}", blob.digest, self.store.dir().display()))
         })?;
         if stored.size() != blob.size {
-            let says = format!("its file has {} bytes, the manifest says {}", stored.size(), blob.size);
-            return Err(Error::new(Kind::Mismatch, format!("blob {} is corrupt: {says}", blob.digest)));
+            let why = format!("its file has {} bytes, but the manifest states {}", stored.size(), blob.size);
+            return Err(Error::new(Kind::Mismatch, format!("blob {} is corrupt: {why}", blob.digest)));
         }
         Ok(stored.read(from..blob.size))
     }
@@ -225,13 +224,13 @@ impl Destination for Layout {
         &self.repository
     }
 
-    /// Never: asking whether a blob is here costs no request.
+    /// Always false: checking for a blob costs no request.
     async fn is_new(&self) -> bool {
         false
     }
 
-    /// What is here *and whole*: unlike a registry, a directory that someone else filled, or that
-    /// was copied in part, may lack what its manifests name. So a second copy repairs it.
+    /// The descriptor, if the image is complete. Unlike a registry, a directory may lack content of its manifests, for example
+    /// after a partial copy. A second copy then repairs it.
     async fn resolve_existing(&self, target: &Target) -> Result<Option<Descriptor>> {
         self.store.find_whole(&self.scope, target).await
     }
@@ -258,11 +257,11 @@ impl Destination for Layout {
         Ok(UploadStart::Session(self.store.create_upload_for(self.owner(), None).await?))
     }
 
-    /// Writes to a temporary file, which gets its name when all is there. Dropped before, or
-    /// failed, it leaves nothing behind.
+    /// Writes to a temporary file, which is renamed when it is complete. After an error, or if the future is dropped, the file
+    /// is removed.
     async fn upload<S: Source>(&self, session: BlobUpload, feed: &Feed<S>, mut body: Verified) -> Result<()> {
         session.append(&mut body).await?;
-        // `Verified` gave out its last frame only after digest and size agreed.
+        // `Verified` yields its last frame only after digest and size are verified.
         session.commit(feed.blob().digest).await
     }
 
@@ -296,9 +295,9 @@ fn join_names<T: std::fmt::Display>(names: &[T]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-/// Frames of `body`, gathered to at least [`IO_CHUNK`] bytes, or to its end; empty at the end.
+/// Collects frames of `body`: at least [`IO_CHUNK`] bytes, or up to its end. Empty at the end.
 ///
-/// An error comes after what came before it: whoever keeps a partial upload keeps all of it.
+/// The frames before an error are returned first, so that a partial upload keeps them.
 async fn collect_frames<B>(body: &mut B, failed: &mut Option<Error>) -> Vec<bytes::Bytes>
 where
     B: futures_util::TryStream<Ok = bytes::Bytes, Error = Error> + Unpin + Send,
@@ -318,10 +317,10 @@ where
     frames
 }
 
-/// How much is read or written in one go on the blocking pool.
+/// Bytes that are read or written in one step on the blocking pool.
 ///
-/// Measured on a relay: 1 MiB costs 0.28-0.42 CPU s/GiB, tokio's file in its own small steps a
-/// multiple of that. Half of it, since each connection of a server holds one.
+/// Measured on a relay: steps of 1 MiB cost 0.28-0.42 CPU s/GiB, and the small steps of tokio's file a multiple of that. It is
+/// half of that, because each connection of a server holds one chunk.
 const IO_CHUNK: usize = 512 << 10;
 /// Tags of one page.
 const TAGS_PER_PAGE: usize = 1000;

@@ -1,32 +1,32 @@
-//! Under which names an entry of `index.json` can be asked for. No I/O.
+//! The names of an entry of `index.json`. No I/O.
 
 use super::entry::ParsedEntry;
 use super::entry::{CONTAINERD_NAME, PUSHED_TO, REF_NAME};
 use crate::reference::{LayoutName, Malformed, Reference, RepositoryName, Tag, Target};
 
-/// What tags mean.
+/// How tags are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The directory as one repository: the tag is the whole `ref.name`, as skopeo has it.
+    /// The directory is one repository: the tag is the whole `ref.name`, as in skopeo.
     Whole,
     /// One of several repositories: the `ref.name` is `repository:tag`.
     Repository(RepositoryName),
 }
 
 impl Scope {
-    /// The `ref.name` that is written for `target`; none for a digest.
+    /// The `ref.name` to write for `target`; `None` for a digest.
     pub(super) fn written(&self, target: &Target) -> Option<String> {
         match (self, target) {
             (_, Target::Digest(_)) => None,
             (Self::Whole, Target::Tag(_) | Target::Name(_)) => Some(target.to_string()),
             (Self::Repository(name), Target::Tag(tag)) => Some(format!("{name}:{tag}")),
-            // A repository has no such names.
+            // A repository has no full names.
             (Self::Repository(_), Target::Name(_)) => None,
         }
     }
 
-    /// The tags that `entry` has here (for the whole directory, full names too), each with how well it fits:
-    /// what was written by the same rule wins over what is only read. `default` is the repository of bare tags.
+    /// The tags of `entry` in this scope (in the whole directory also full names), each with the quality of its match: a name
+    /// in the form that this program writes is preferred. `default` is the repository of bare tags.
     pub(super) fn targets(&self, entry: &ParsedEntry, default: &str) -> Vec<(NameMatch, Target)> {
         let exact = match (self, entry.annotations.get(REF_NAME)) {
             (Self::Whole, Some(whole)) => whole_name(whole).map(|target| (NameMatch::Exact, target)),
@@ -42,23 +42,23 @@ impl Scope {
     }
 }
 
-/// What a `ref.name` is called in the whole directory: a tag or a longer name.
+/// The target of a `ref.name` in the whole directory: a tag or a longer name.
 fn whole_name(text: &str) -> Option<Target> {
     text.parse().map(Target::Tag).or_else(|_| text.parse::<LayoutName>().map(Target::Name)).ok()
 }
 
-/// The `ref.name` of an entry, if it is neither a tag nor what the image spec allows there (annotations.md).
+/// The `ref.name` of an entry, if it is neither a tag nor valid by the image spec (annotations.md).
 pub(super) fn malformed(entry: &ParsedEntry) -> Option<Malformed> {
     let text = entry.annotations.get(REF_NAME).filter(|text| !text.is_empty())?;
     whole_name(text).is_none().then(|| Malformed::new(text))
 }
 
-/// How well a name fits what was asked; the best first.
+/// The quality of a match; the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum NameMatch {
-    /// The `ref.name`, as this program writes it.
+    /// The `ref.name` in the form that this program writes.
     Exact,
-    /// Another tool's name for the same.
+    /// A name in the form of another tool.
     Read,
     /// The name without its registry: `library/nginx:1` for `docker.io/library/nginx:1`.
     Alias,
@@ -101,10 +101,10 @@ pub(super) fn pushed_repositories(entry: &ParsedEntry) -> Vec<String> {
     homes
 }
 
-/// What stands for the repository of a bare tag: no repository has this name.
+/// The placeholder for the repository of a bare tag. No repository has this name.
 pub(super) const NO_REPOSITORY: &str = "";
 
-/// `repository:tag` as it stands, and without the registry that it begins with.
+/// `repository:tag` unchanged, and without its registry.
 fn full_names(text: &str, fit: NameMatch) -> Vec<Name> {
     let Some((repository, tag)) = text.rsplit_once(':') else { return Vec::new() };
     let Ok(tag) = tag.parse::<Tag>() else { return Vec::new() };

@@ -1,4 +1,4 @@
-//! How much may be stored below a layout's directory.
+//! The quota of a layout directory.
 
 use std::fs;
 use std::path::Path;
@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Kind, Result};
 use crate::file_access;
 
-/// What pushes to a served layout may use of the disk.
+/// The disk space that pushes to a served layout may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// The most bytes that the directory's blobs, manifests and uploads have together; `None` for no limit.
+    /// The limit of all blobs, manifests and uploads of the directory in bytes; `None` for no limit.
     pub max_size: Option<u64>,
-    /// Bytes that stay free on the file system.
+    /// Bytes to keep free on the file system.
     pub keep_free: u64,
 }
 
-/// A [`Quota`], and what is used of it.
+/// A [`Quota`], with the bytes that are used.
 #[derive(Debug)]
 pub(super) struct QuotaUsage {
     quota: Quota,
@@ -24,16 +24,16 @@ pub(super) struct QuotaUsage {
 }
 
 impl QuotaUsage {
-    /// Counts what is there. Blocks, for one `stat` a file where there is a limit of bytes.
+    /// Counts the existing files. Blocks for one `stat` per file, if there is a limit of bytes.
     pub(super) fn new(quota: Quota, dir: &Path) -> Self {
         let used = if quota.max_size.is_some() { directory_size(dir, MAX_DEPTH) } else { 0 };
         Self { quota, used: AtomicU64::new(used) }
     }
 
-    /// Takes room for `bytes` more. Blocks.
+    /// Reserves `bytes` more. Blocks.
     ///
     /// # Errors
-    /// [`Kind::Full`]: then nothing is taken.
+    /// [`Kind::Full`] if the quota does not allow them. Nothing is reserved then.
     pub(super) fn reserve(&self, dir: &Path, bytes: u64) -> Result<()> {
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
         let checked = self.check(dir, before, bytes);
@@ -56,19 +56,19 @@ impl QuotaUsage {
         Ok(())
     }
 
-    /// Gives back what was removed, or replaced by the same.
+    /// Releases bytes of content that was removed, or replaced by equal content.
     pub(super) fn release(&self, bytes: u64) {
         let less = |used: u64| Some(used.saturating_sub(bytes));
         let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
-/// The error for content that there is no room for.
+/// The error for content that exceeds the quota.
 pub(super) fn quota_exceeded(why: String) -> Error {
-    Error::new(Kind::Full, format!("there is no room for it: {why}"))
+    Error::new(Kind::Full, format!("no space left: {why}"))
 }
 
-/// Bytes of the regular files in `dir`, and so many levels below it. Links aren't followed.
+/// The size of the regular files in `dir` and `depth` levels below it. Links are not followed.
 fn directory_size(dir: &Path, depth: usize) -> u64 {
     let mut size = 0;
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

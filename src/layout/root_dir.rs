@@ -1,10 +1,10 @@
-//! How names below a layout's directory are resolved. All of it blocks.
+//! Resolves names below a layout directory. All methods block.
 //!
-//! A copy follows links: build tools write layouts whose blobs are links into their own store, and a copy checks each
-//! digest anyway. A server must not: whoever can put a link into the directory would have it read any file of the
-//! host. So a confined root opens nothing outside of its directory, whatever links there are, and also while they are
-//! being changed: by openat2(2) with `RESOLVE_BENEATH`, or where the kernel lacks that (before Linux 5.6, or by a
-//! seccomp filter), by opening each part of the path without following links.
+//! A copy follows links: build tools write layouts whose blobs are links into their own store, and a copy verifies each
+//! digest anyway. A server must not follow them: a link in the directory could expose any file of the host. So a confined
+//! root opens nothing outside its directory, also while links are being changed. It uses openat2(2) with `RESOLVE_BENEATH`.
+//! If that is not available (before Linux 5.6, or blocked by a seccomp filter), it opens each part of the path without
+//! following links.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -17,24 +17,24 @@ use rustix::fs::{Mode, OFlags};
 use crate::atomic_file::sync_dir;
 use crate::regular_file::{self, Links, SAFE_OPEN_FLAGS};
 
-/// A layout's directory.
+/// The directory of a layout.
 #[derive(Debug)]
 pub(super) struct RootDir {
     path: PathBuf,
-    /// The open directory, if nothing outside of it may be reached.
+    /// The open directory of a confined root.
     confined: Option<OwnedFd>,
 }
 
 impl RootDir {
-    /// A directory in which links are followed.
+    /// A root that follows links.
     pub(super) fn following(path: &Path) -> Self {
         Self { path: path.to_owned(), confined: None }
     }
 
-    /// A directory out of which no name leads. `path` itself may be a link.
+    /// A confined root: no name leads out of it. `path` itself may be a link.
     ///
     /// # Errors
-    /// If it can't be opened.
+    /// If the directory cannot be opened.
     pub(super) fn confined(path: &Path) -> io::Result<Self> {
         let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { path: path.to_owned(), confined: Some(dir) })
@@ -48,10 +48,10 @@ impl RootDir {
         self.confined.is_some()
     }
 
-    /// The regular file `name` below the directory, for reading.
+    /// Opens the regular file `name` below the directory for reading.
     ///
     /// # Errors
-    /// Those of the system, `EXDEV` or `ELOOP` if a confined root would be left, and those of
+    /// Errors of the system, `EXDEV` or `ELOOP` if the path leads out of a confined root, and the errors of
     /// [`regular_file::open`].
     pub(super) fn open(&self, name: &Path) -> io::Result<(File, Metadata)> {
         let Some(root) = &self.confined else { return regular_file::open(&self.path.join(name), Links::Follow) };
@@ -60,7 +60,7 @@ impl RootDir {
         Ok((file, metadata))
     }
 
-    /// The same for writing, which locks over NFS need.
+    /// Like [`open`](Self::open), but for writing, which locks over NFS need.
     pub(super) fn open_writable(&self, name: &Path) -> io::Result<File> {
         let file = match &self.confined {
             Some(root) => File::from(open_beneath(root, name, OFlags::RDWR | SAFE_OPEN_FLAGS)?),
@@ -75,10 +75,10 @@ impl RootDir {
         Ok(file)
     }
 
-    /// Makes the directory `name` and those before it, where they aren't there.
+    /// Creates the directory `name` and its parents, if they do not exist.
     ///
     /// # Errors
-    /// Those of the system; a confined root takes no link for a directory.
+    /// Errors of the system. A confined root does not accept a link as a directory.
     pub(super) fn make_directory(&self, name: &Path) -> io::Result<()> {
         match &self.confined {
             None => fs::create_dir_all(self.path.join(name)),
@@ -86,11 +86,11 @@ impl RootDir {
         }
     }
 
-    /// Moves `from`, a file in the directory itself, to the name `to` below it, and makes that durable. What has the
-    /// name is replaced; a link is replaced, not followed. Returns the size of the regular file that was there.
+    /// Renames `from`, a file in the directory itself, to `to` below it, and makes the rename durable. An existing file or link
+    /// is replaced; a link is not followed. Returns the size of the regular file that was replaced.
     ///
     /// # Errors
-    /// As [`Self::make_directory`].
+    /// Those of [`Self::make_directory`].
     pub(super) fn rename(&self, from: &OsStr, to: &Path) -> io::Result<u64> {
         let (parent, name) = (to.parent().unwrap_or(Path::new("")), to.file_name().unwrap_or_default());
         let Some(root) = &self.confined else {
@@ -110,7 +110,7 @@ impl RootDir {
     }
 }
 
-/// Whether an error says that a path leads out of a confined root, or over a link that isn't followed.
+/// Whether an error means that a path leads out of a confined root, or contains a link that is not followed.
 pub(super) fn is_escape(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     [rustix::io::Errno::XDEV, rustix::io::Errno::LOOP].iter().any(|errno| code == Some(errno.raw_os_error()))
@@ -124,18 +124,18 @@ fn open_beneath(root: &OwnedFd, name: &Path, flags: OFlags) -> io::Result<OwnedF
     }
 }
 
-/// `None` where there is no such system call.
+/// `None` if the system call is not available.
 #[cfg(target_os = "linux")]
 fn openat2(root: &OwnedFd, name: &Path, flags: OFlags) -> Option<io::Result<OwnedFd>> {
     use rustix::fs::ResolveFlags;
     use rustix::io::Errno;
-    /// Another process renamed something meanwhile; so often in a row is no accident.
+    /// Retries after a concurrent rename by another process.
     const MAX_RENAME_RACES: usize = 8;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..MAX_RENAME_RACES {
         match rustix::fs::openat2(root, name, flags, Mode::empty(), resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // A seccomp filter that doesn't know the call says EPERM.
+            // A seccomp filter without this call returns EPERM.
             Err(Errno::NOSYS | Errno::PERM) => return None,
             opened => return Some(opened.map_err(io::Error::from)),
         }
@@ -148,7 +148,7 @@ fn openat2(_: &OwnedFd, _: &Path, _: OFlags) -> Option<io::Result<OwnedFd>> {
     None
 }
 
-/// Opens each part of `name` by itself, following no link.
+/// Opens each part of `name` separately, without following links.
 fn open_by_parts(root: &OwnedFd, name: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let parent = name.parent().unwrap_or(Path::new(""));
     let mut at = root.try_clone()?;
@@ -158,7 +158,7 @@ fn open_by_parts(root: &OwnedFd, name: &Path, flags: OFlags) -> io::Result<Owned
     Ok(rustix::fs::openat(&at, name.file_name().unwrap_or_default(), flags | OFlags::NOFOLLOW, Mode::empty())?)
 }
 
-/// The directory `name` below `root`, made where it isn't there.
+/// Opens the directory `name` below `root`, and creates it if it does not exist.
 fn open_directory(root: &OwnedFd, name: &Path) -> io::Result<OwnedFd> {
     let mut at = root.try_clone()?;
     for part in parts(name)? {
@@ -171,7 +171,7 @@ fn open_directory(root: &OwnedFd, name: &Path) -> io::Result<OwnedFd> {
     Ok(at)
 }
 
-/// The parts of a relative path that goes down only.
+/// The parts of a relative path without `..`.
 fn parts(name: &Path) -> io::Result<Vec<&OsStr>> {
     let part = |component| match component {
         Component::Normal(part) => Ok(part),
@@ -180,7 +180,7 @@ fn parts(name: &Path) -> io::Result<Vec<&OsStr>> {
     name.components().map(part).collect()
 }
 
-/// For reading, so that it can be synced.
+/// Opened for reading, so that the directory can be synced.
 const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The directory itself: files, the index and its lock.
+//! The store of a layout directory: files, the index and its lock.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -23,7 +23,7 @@ use crate::memory;
 use crate::pool::run_blocking;
 use crate::reference::{RepositoryName, Target};
 
-/// A layout directory. A clone is a handle to the same.
+/// A layout directory. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
 
@@ -31,9 +31,9 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     root: RootDir,
     default_repository: RepositoryName,
-    /// The index as it was last read, and what its file looked like then.
+    /// The latest index, with the version of its file.
     index: Mutex<Option<(FileVersion, Arc<Index>)>>,
-    /// For manifests that were looked at: what they are about. Their content never changes.
+    /// The subjects of manifests that were read. They never change.
     subjects: Mutex<HashMap<Digest, Option<Digest>>>,
     members: OnceLock<MembershipCache>,
     checked: OnceLock<VerifiedFiles>,
@@ -41,7 +41,7 @@ struct Inner {
 }
 
 impl Store {
-    /// The layout in `dir`, which must be one.
+    /// Opens the layout in `dir`.
     ///
     /// # Errors
     /// As [`Layout::open`].
@@ -54,7 +54,7 @@ impl Store {
         .await
     }
 
-    /// The layout in `dir`, made if there is none. Leavings of killed runs are removed.
+    /// Opens the layout in `dir`, and creates it if there is none. Removes temporary files of killed processes.
     ///
     /// # Errors
     /// As [`Layout::create`].
@@ -69,8 +69,8 @@ impl Store {
         .await
     }
 
-    /// The layout in `dir` for a server. No name in it leads out of it, and what is read is verified. With a `quota`
-    /// it is made if there is none, and pushes may use so much.
+    /// Opens the layout in `dir` for a server. No name leads out of it, and all files are verified before they are served.
+    /// With a `quota` it is created if there is none, and pushes are accepted up to the quota.
     ///
     /// # Errors
     /// As [`Layout::open`], or as [`Layout::create`] with a `quota`.
@@ -82,7 +82,7 @@ impl Store {
             }
             let opened = dir.canonicalize().and_then(|real| RootDir::confined(&real));
             let root = opened.map_err(|error| {
-                // Says what is there instead of a layout, if that is what is wrong.
+                // Reports what is there instead of a layout, if there is something else.
                 let what = directory::check_layout(&RootDir::following(&dir)).err();
                 what.unwrap_or_else(|| Error::io(format!("open {}", dir.display()), &error))
             })?;
@@ -98,10 +98,10 @@ impl Store {
         .await
     }
 
-    /// The layout that [`Store::create`] would find or make in `dir`, to be read only.
+    /// The layout that [`Store::create`] would open or create in `dir`, for reading only.
     ///
     /// # Errors
-    /// As [`Layout::create`], as far as can be seen without writing.
+    /// Those of [`Layout::create`], as far as possible without writing.
     pub async fn planned(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         run_blocking(move || {
@@ -130,12 +130,12 @@ impl Store {
         }))
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn dir(&self) -> &Path {
         self.0.root.path()
     }
 
-    /// The repository that entries with no more than a tag are in: the directory's name.
+    /// The repository of entries that have only a tag: the directory's name.
     pub fn default_repository(&self) -> &RepositoryName {
         &self.0.default_repository
     }
@@ -145,7 +145,7 @@ impl Store {
         Layout::new(self.clone(), Scope::Whole)
     }
 
-    /// The repository `name` in it.
+    /// The repository `name` in the directory.
     pub fn repository(&self, name: &RepositoryName) -> Layout {
         Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
@@ -174,7 +174,7 @@ impl Store {
         self.run_blocking(move |store| store.manifest_blocking(&scope, &target)).await
     }
 
-    /// The descriptor of `target`, if all that it needs is here.
+    /// The descriptor of `target`, if the image is complete.
     pub(super) async fn find_whole(&self, scope: &Scope, target: &Target) -> Result<Option<Descriptor>> {
         let (scope, target) = (scope.clone(), target.clone());
         self.run_blocking(move |store| {
@@ -183,7 +183,7 @@ impl Store {
                 _ => Ok(None),
             });
             match found {
-                // What is broken isn't whole.
+                // A damaged image is not complete.
                 Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Mismatch) => Ok(None),
                 found => found,
             }
@@ -191,7 +191,7 @@ impl Store {
         .await
     }
 
-    /// The one image of the directory. Signatures and lists of referrers don't count as images.
+    /// The only image of the directory. Signatures and lists of referrers do not count as images.
     pub(super) async fn only(&self) -> Result<Target> {
         self.run_blocking(|store| store.only_blocking()).await
     }
@@ -201,7 +201,7 @@ impl Store {
         self.run_blocking(move |store| store.referrers_blocking(&scope, &subject)).await
     }
 
-    /// Stores `manifest`, then lists it in the index, by the names that `targets` have here: by all of them, or none.
+    /// Stores `manifest`, then lists it in the index under the names of all `targets`, or under none.
     pub(super) async fn put_manifest(&self, scope: &Scope, manifest: &Manifest, targets: &[Target]) -> Result<()> {
         let partial = self.check_put(scope, manifest).await?;
         let names: Vec<_> = targets.iter().map(|target| scope.written(target)).collect();
@@ -222,18 +222,18 @@ impl Store {
                 let put = |name: &Option<String>| {
                     index.put(&manifest, ListingScope { name: name.as_deref(), repository, partial })
                 };
-                // All of them, whichever changes the index.
+                // Adds all of them, also after one has changed the index.
                 names.iter().map(put).fold(false, |changed, put| changed | put)
             })
         })
         .await
     }
 
-    /// Whether `manifest` is partial in this scope. Reads other manifests, so it takes a turn; the turn ends before
+    /// Whether `manifest` is partial in this scope. Reads other manifests, so it needs a permit, which is released before
     /// anything waits for the lock of the index.
     ///
     /// # Errors
-    /// As [`Store::check_referrer`].
+    /// Those of [`Store::check_referrer`].
     async fn check_put(&self, scope: &Scope, manifest: &Manifest) -> Result<bool> {
         let _turn = memory::disk_read_permit().await;
         let (scope, manifest) = (scope.clone(), manifest.clone());
@@ -256,7 +256,7 @@ impl Store {
     }
 }
 
-/// What blocks.
+/// Methods that block.
 impl Store {
     pub(super) fn root(&self) -> &RootDir {
         &self.0.root
@@ -274,8 +274,8 @@ impl Store {
         self.0.checked.get_or_init(VerifiedFiles::default)
     }
 
-    /// The file of a blob or manifest; `None` if there is none. What isn't a regular file, or leads out of a served
-    /// directory, is none: a push or a copy may put the right one in its place.
+    /// The file of a blob or manifest; `None` if there is none. A path that is not a regular file, or leads out of a served
+    /// directory, counts as none: a push or a copy may replace it.
     pub(super) fn open_blob_blocking(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
         let name = blob_name(digest);
         let path = || self.dir().join(&name).display().to_string();
@@ -302,19 +302,18 @@ impl Store {
                 self.read_manifest(&entry.digest, media_type)?.map(Some).ok_or_else(|| {
                     let dir = self.dir().display();
                     Error::new(Kind::Invalid, format!("{dir} lists {target} as {}, but lacks that blob", entry.digest))
-                        .hint("the directory was copied in part: copy the image to it again")
+                        .hint("the directory is incomplete: copy the image to it again")
                 })
             }
         }
     }
 
-    /// The manifest with this digest; `None` if there is no such file, or one that is too large
-    /// to be a manifest.
+    /// The manifest with this digest; `None` if there is no such file, or it is too large for a manifest.
     pub(super) fn read_manifest(&self, digest: &Digest, media_type: Option<&str>) -> Result<Option<Manifest>> {
         let Some(stored) = self.open_blob_blocking(digest)?.filter(|stored| stored.size() <= MAX_MANIFEST) else {
             return Ok(None);
         };
-        // OCI made a manifest's own `mediaType` optional: then the index knows it.
+        // The `mediaType` in an OCI manifest is optional. Without it the index has the media type.
         let listed = match media_type {
             Some(_) => None,
             None => self.index()?.by_digest(digest).map(|entry| entry.media_type.clone()),

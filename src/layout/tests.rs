@@ -324,7 +324,7 @@ async fn writers_do_not_lose_each_others_names() {
 async fn other_directories_are_refused() {
     let dir = Dir::new();
     let open = async || Layout::open(&dir.0).await.expect_err("no layout");
-    assert!(open().await.to_string().contains("doesn't exist"));
+    assert!(open().await.to_string().contains("does not exist"));
     std::fs::create_dir_all(dir.0.join("photos")).expect("made");
     assert!(open().await.to_string().contains("no file oci-layout"));
     let error = Layout::create(&dir.0).await.expect_err("not empty");

@@ -1,4 +1,4 @@
-//! A blob on its way into the layout: a temporary file that gets its name when it's whole.
+//! Uploads: a temporary file that is renamed to its final name when it is complete.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, Read as _, Seek as _, Write as _};
@@ -18,15 +18,15 @@ use crate::error::{Error, Kind, Result};
 use crate::pool::run_blocking;
 use crate::reference::RepositoryName;
 
-/// An upload that was begun: a temporary file in the directory, removed on drop unless committed.
+/// An upload: a temporary file in the directory, which is removed on drop unless it is committed.
 ///
-/// Its state outlives a dropped `append`: what was written is counted, so that a client can ask
-/// how far it came and go on from there.
+/// After a dropped `append` the upload is still usable: written bytes are counted, so that a client can query the size and
+/// continue there.
 #[derive(Debug)]
 pub struct BlobUpload {
     store: Store,
     temp: Arc<Mutex<TempFile>>,
-    /// The repository that it is uploaded to, where the directory has several.
+    /// The repository of the upload, if the directory has several.
     owner: Option<RepositoryName>,
 }
 
@@ -35,16 +35,16 @@ impl BlobUpload {
         Self { store, temp: Arc::new(Mutex::new(temp)), owner }
     }
 
-    /// How many bytes are written.
+    /// The number of written bytes.
     pub async fn size(&self) -> Result<u64> {
-        // On the pool, since a write of an append that was dropped may still hold the lock.
+        // On the pool, because the write of a dropped append may still hold the lock.
         self.run_blocking(|temp| Ok(temp.written)).await
     }
 
-    /// Writes `body` behind what is there, to its end. Reads the next chunk while one is written.
+    /// Appends the whole `body`. Reads the next chunk while one is written.
     ///
     /// # Errors
-    /// The body's own, when what came before it is written; [`Kind::Local`] if the disk fails.
+    /// The error of the body, after the bytes before it are written; [`Kind::Local`] if the disk fails.
     pub async fn append<B>(&self, body: &mut B) -> Result<()>
     where
         B: TryStream<Ok = Bytes, Error = Error> + Unpin + Send,
@@ -60,8 +60,8 @@ impl BlobUpload {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Gives the file its name, after its bytes are on the disk. If a hash was kept (or is asked
-    /// for by another algorithm than it was begun with), the digest is checked.
+    /// Makes the bytes durable, and renames the file to its final name. The digest is verified if a hash was kept, or if
+    /// `digest` has another algorithm.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] if the bytes have another digest.
@@ -100,7 +100,7 @@ pub(super) struct TempFile {
     path: PathBuf,
     written: u64,
     hasher: Option<Hasher>,
-    /// Whose room its bytes take.
+    /// The quota that its bytes count for.
     room: Option<Arc<QuotaUsage>>,
     done: bool,
 }
@@ -112,14 +112,13 @@ impl std::fmt::Debug for TempFile {
 }
 
 impl TempFile {
-    /// A new file in `dir`. `hasher` keeps the hash of what is written, for bytes that nobody
-    /// verified before.
+    /// A new file in `dir`. `hasher` hashes the written bytes, if they are not verified yet.
     pub(super) fn new(dir: &Path, hasher: Option<Hasher>) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = dir.join(format!("{TEMP_PREFIX}{}-{number}", std::process::id()));
-            // In a container every process has the same number: another's file isn't taken.
+            // In containers processes often have the same PID: an existing file is not reused.
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => return Ok(Self { file, path, written: 0, hasher, room: None, done: false }),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -128,7 +127,7 @@ impl TempFile {
         }
     }
 
-    /// The same, whose bytes take of `room`, until it's dropped without a name.
+    /// Counts the bytes of the file for the quota `room`. They are released if the file is dropped without a name.
     pub(super) fn with_quota(mut self, room: Option<Arc<QuotaUsage>>) -> Self {
         self.room = room;
         self
@@ -137,7 +136,7 @@ impl TempFile {
     /// Appends all `frames`.
     ///
     /// # Errors
-    /// [`Kind::Full`] if there is no room for them; [`Kind::Local`] if the disk fails.
+    /// [`Kind::Full`] if the quota is exceeded; [`Kind::Local`] if the disk fails.
     pub(super) fn write(&mut self, frames: &[Bytes]) -> Result<()> {
         let size = frames.iter().map(|frame| frame.len() as u64).sum();
         if let Some(room) = &self.room {
@@ -177,13 +176,13 @@ impl TempFile {
         Ok(())
     }
 
-    /// Syncs the file, then gives it the name `to` below the root, in which it is. What is there already is
-    /// replaced: it's either the same, or broken. Who reads the old one goes on reading it.
+    /// Syncs the file, and renames it to `to` below the root. An existing file is replaced: it is either equal or damaged.
+    /// Current readers of the old file continue.
     pub(super) fn rename(&mut self, root: &RootDir, to: &Path) -> Result<()> {
         self.file.sync_all().map_err(|error| self.failed("write", &error))?;
         let name = self.path.file_name().unwrap_or_default();
         let renamed = root.rename(name, to);
-        // A rename that wasn't made durable may have been made.
+        // After an error the rename may have happened without being durable.
         self.done = renamed.is_ok() || !self.path.exists();
         let replaced =
             renamed.map_err(|error| Error::io(format!("create {}", root.path().join(to).display()), &error))?;
@@ -191,18 +190,18 @@ impl TempFile {
         Ok(())
     }
 
-    /// As [`rename`](Self::rename), but what is there already stays.
+    /// Like [`rename`](Self::rename), but keeps an existing file.
     pub(super) fn try_rename(&mut self, root: &RootDir, to: &Path) -> Result<()> {
         self.file.sync_all().map_err(|error| self.failed("write", &error))?;
         match fs::hard_link(&self.path, root.path().join(to)) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            // Some file systems have no links; then two that make it at once may not see each other.
+            // Some file systems have no links. Then two processes that create the file at once may not notice each other.
             Err(_) => self.rename(root, to),
             Ok(()) => Ok(()),
         }
     }
 
-    /// Whether it could be checked, since a hash was kept.
+    /// Verifies the digest, if a hash was kept. Returns whether one was kept.
     fn check(&mut self, digest: &Digest) -> Result<bool> {
         let Some(hasher) = self.hasher.take() else { return Ok(false) };
         let same_algorithm = matches!(
@@ -216,7 +215,7 @@ impl TempFile {
         Err(Error::new(Kind::Mismatch, format!("the bytes have the digest {got}, not {digest}")))
     }
 
-    /// A push may say only at its end that its digest is a sha512.
+    /// Hashes the file again: a push may state only at its end that its digest is sha512.
     fn hash_again(&mut self, digest: &Digest) -> Result<Digest> {
         let mut hasher = digest.hasher();
         let mut chunk = vec![0; IO_CHUNK];
@@ -229,7 +228,7 @@ impl TempFile {
         }
     }
 
-    /// After a failed write, what was written of it is taken off, so that file, hash and count agree.
+    /// After a failed write, removes the bytes that it has written, so that file, hash and count agree.
     fn truncate_after_error(&mut self, error: &std::io::Error) -> Error {
         let cut = self.file.set_len(self.written).and_then(|()| self.file.seek(std::io::SeekFrom::End(0)));
         if let Err(error) = cut {
@@ -240,7 +239,7 @@ impl TempFile {
 
     fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
         let made = Error::io(format!("{doing} {}", self.path.display()), error);
-        // What a push is answered by. A disk that is full is no fault of this program.
+        // The response to a push. A full disk is reported as such, and not as an internal error.
         match (&self.room, error.kind()) {
             (Some(_), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
                 tracing::error!("{made}");
@@ -266,14 +265,14 @@ impl Drop for TempFile {
 
 /// The file of a blob or manifest, below the layout's directory.
 pub(super) fn blob_name(digest: &Digest) -> PathBuf {
-    // A `Digest` holds a known algorithm and a hash: nothing in here comes from outside as text.
+    // A `Digest` contains a known algorithm and a hash, so the path contains no text from outside.
     Path::new("blobs").join(digest.algorithm()).join(digest.hex())
 }
 
-/// Whether a file's name is that of a temporary one.
+/// Whether this is the name of a temporary file.
 pub(super) fn is_temporary(name: &str) -> bool {
     name.starts_with(TEMP_PREFIX)
 }
 
-/// How the names of temporary files begin.
+/// The prefix of the names of temporary files.
 const TEMP_PREFIX: &str = ".transload-";

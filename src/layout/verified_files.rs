@@ -1,9 +1,8 @@
 //! Files of a served layout are verified before they are served, once for each state of a file.
 //!
-//! A file under `blobs/` should be whole and right, but others may write to the directory: a copy that was cut short,
-//! a disk that lost something, or somebody who links a file of the host there. The first request for a file waits for
-//! its hash; later ones cost a `stat`. A request for a part waits as well. Of a file that isn't right no byte is
-//! served.
+//! A file under `blobs/` should be complete and match its digest, but others may change the directory: a copy that was
+//! interrupted, a disk that lost data, or a link to a file of the host. The first request for a file waits until it is hashed,
+//! also if it is for a part. Later requests cost one `stat`. No byte of a damaged file is served.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -19,12 +18,12 @@ use crate::descriptor::Digest;
 use crate::error::Result;
 use crate::memory;
 
-/// What was found of files.
+/// The results of verifying files.
 #[derive(Debug)]
 pub(super) struct VerifiedFiles {
-    /// Whether the file in this state had the right digest.
+    /// Whether the file in this version matched its digest.
     known: Cache<Digest, (FileVersion, bool)>,
-    /// Files that are hashed at one time: each takes a processor and the disk.
+    /// Limits the files that are hashed at one time: each uses a core and the disk.
     turns: Arc<Semaphore>,
 }
 
@@ -45,7 +44,7 @@ impl Store {
     /// The blob or manifest as a file, if it belongs to the repository and has the right digest.
     pub(super) async fn verified_blob(&self, scope: &Scope, digest: &Digest) -> Result<Option<StoredBlob>> {
         let (scope, digest) = (scope.clone(), *digest);
-        // Whether it belongs there may be asked of many manifests, each of which is read and parsed.
+        // The membership check may read and parse many manifests.
         let turn = memory::disk_read_permit().await;
         let found = self.run_blocking(move |store| {
             if !store.is_member(&scope, &digest)? {
@@ -64,12 +63,12 @@ impl Store {
         }
     }
 
-    /// Hashes the file. If the caller goes away meanwhile, the hash is still finished, and remembered.
+    /// Hashes the file. If the caller is dropped, hashing continues, and the result is remembered.
     async fn verify_blob(&self, digest: Digest, stored: StoredBlob) -> Result<Option<StoredBlob>> {
         let Ok(turn) = self.checked().turns.clone().acquire_owned().await else { return Ok(None) };
         self.run_blocking(move |store| {
             let _turn = turn;
-            // Another request may have done it while this one waited.
+            // Another request may have hashed the file while this one waited.
             let verdict = store.checked().verdict(&digest, stored.stamp());
             let right = match verdict {
                 Some(right) => right,
@@ -80,14 +79,17 @@ impl Store {
                 }
             };
             if !right {
-                tracing::error!("the file of {digest} in {} has another digest: not served", store.dir().display());
+                tracing::error!(
+                    "the file of {digest} in {} does not match the digest: not served",
+                    store.dir().display()
+                );
             }
             Ok(right.then_some(stored))
         })
         .await
     }
 
-    /// Remembers that the file, as it is now, was verified.
+    /// Records that the current version of the file is verified.
     pub(super) fn is_right(&self, digest: Digest, file: &File) {
         if self.root().is_confined()
             && let Ok(data) = file.metadata()
@@ -97,5 +99,5 @@ impl Store {
     }
 }
 
-/// Files that are remembered. Others are hashed again.
+/// Results that are kept. Other files are hashed again.
 const MAX_REMEMBERED: usize = 65_536;

@@ -1,4 +1,4 @@
-//! The proxy behind the server.
+//! The proxy as a backend of the server.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct BlobContent<O: Origins> {
     found: ReadableBlob<O::Source>,
 }
 
-/// There are none: the proxy takes no pushes.
+/// The upload session type. It has no values, because the proxy accepts no pushes.
 #[derive(Debug)]
 pub enum NoUpload {}
 
@@ -61,13 +61,13 @@ impl<O: Origins> Backend for Proxy<O> {
     }
 
     fn cache_status(&self, repository: &RepositoryPath, digest: &Digest) -> Option<&'static str> {
-        // What is cached for others is nobody's business.
+        // Must not reveal what is cached for other repositories.
         if !self.0.tiers.upstreams().find(repository).is_some_and(|repo| self.0.is_member(&repo, digest)) {
             return Some("transload; fwd=miss");
         }
         // In this order: a fill leaves its list only after its blob is in the cache.
         Some(if self.0.fills.holds(digest) {
-            // Whoever asks for it joins the one fetch.
+            // A request joins the running fill.
             "transload; fwd=miss; collapsed"
         } else if self.0.cache.blobs.size_of(digest).is_some() {
             "transload; hit"
@@ -92,7 +92,7 @@ impl<O: Origins> Backend for Proxy<O> {
         })
     }
 
-    /// None: what could be asked for isn't known.
+    /// Empty: upstreams have no list of repositories that the proxy could use.
     async fn repositories(&self, _: Option<&str>, _: usize) -> Result<Vec<RepositoryName>> {
         Ok(Vec::new())
     }
@@ -115,16 +115,16 @@ impl<O: Origins> Backend for Proxy<O> {
 }
 
 impl<O: Origins> Proxy<O> {
-    /// A client was answered: counts it.
+    /// Counts a response to a client.
     pub fn report_status(&self, status: StatusCode) {
         self.0.observer.event(&Event::Answered { status: status.as_u16() });
     }
 
-    /// What is asked, if it's of this world.
+    /// The upstream repository of a request. `None` if no upstream is configured for it, or the rules deny it.
     fn upstream_repository(&self, repository: &RepositoryPath, what: RequestKind) -> Option<UpstreamRepository> {
         let found = self.0.tiers.upstreams().find(repository);
         if found.is_none() {
-            // Without the name: clients make up as many as they like.
+            // Without the name, because clients can invent names.
             let (upstream, repository, how) = (UNKNOWN_UPSTREAM, "", CacheOutcome::Absent);
             self.0.observer.event(&Event::Served { upstream, repository, what, how });
         }
@@ -149,7 +149,7 @@ impl<O: Origins> Blob for BlobContent<O> {
     }
 }
 
-/// Counts what goes to a client, and tells it when that is much, or all.
+/// Counts bytes that are sent to a client. Reports them at each [`COUNT_INTERVAL`] and at the end.
 struct SentCounter {
     from: BytesOrigin,
     bytes: u64,
@@ -193,8 +193,8 @@ impl Upload for NoUpload {
 }
 
 fn read_only() -> Error {
-    Error::new(Kind::Unsupported, "the proxy takes no pushes")
+    Error::new(Kind::Unsupported, "the proxy accepts no pushes")
 }
 
-/// Sent to one client before it's counted: so that a long pull shows while it goes on.
+/// Bytes after which a running answer is counted, so that metrics show a long pull before it ends.
 const COUNT_INTERVAL: u64 = 16 << 20;

@@ -1,7 +1,7 @@
-//! The circuit breaker of an upstream registry: when to leave it alone. No I/O.
+//! The circuit breaker of a registry. No I/O.
 //!
 //! ```text
-//!            FAULTS failures in a row            the pause is over
+//!     FAILURES_TO_OPEN failures in a row         the pause is over
 //!   closed ───────────────────────────▶ open ───────────────────────▶ probing
 //!     ▲                                  ▲                               │
 //!     │                                  └── it fails: pause × 2 ────────┤
@@ -16,68 +16,68 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
 
-/// One registry's state: whether it is down, and whether it asked to be left alone.
+/// The breaker of one registry, with its rate limit.
 ///
-/// After [`FAILURES_TO_OPEN`] failures in a row nobody asks it for a pause of [`MIN_OPEN`]. Then one question probes it,
-/// and the others wait for the result. Each failed probe doubles the pause, up to a maximum. So an outage of
-/// some seconds ends for the clients soon after it ends for the registry, and a sick registry is not overrun.
+/// After [`FAILURES_TO_OPEN`] failures in a row the registry gets no requests for a pause of [`MIN_OPEN`]. Then one request
+/// probes it, and the others wait for the result. Each failed probe doubles the pause, up to a maximum. So clients see the end
+/// of a short outage soon, and a registry in trouble is not overloaded.
 #[derive(Debug)]
 pub(super) struct Breaker {
     registry: String,
     longest_pause: Duration,
     state: Mutex<State>,
-    /// Wakes those who wait: some breaker of the proxy changed its state.
+    /// Signals that some breaker of the proxy has changed its state.
     changed: Arc<watch::Sender<()>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// Failures in a row.
-    faults: u32,
+    failures: u32,
     open: Option<OpenCircuit>,
-    /// It answered 429, with this as the end of the wait.
+    /// When the wait after an answer 429 ends.
     limited_until: Option<Instant>,
 }
 
-/// The registry does not answer.
+/// The state of an open circuit.
 #[derive(Debug)]
 struct OpenCircuit {
     since: Instant,
-    /// Nobody asks before this.
+    /// No requests before this time.
     until: Instant,
     pause: Duration,
-    /// One question is on its way.
+    /// A probe is running.
     probing: bool,
-    /// What the last question came to.
+    /// The error of the last probe, or of the request that opened the circuit.
     cause: String,
 }
 
-/// The right to ask once. Dropped without [`learn`](Permit::record), it says nothing of the registry.
+/// The permission for one request. If it is dropped without [`record`](Permit::record), nothing is learned about the registry.
 #[derive(Debug)]
 pub(super) struct Permit<'a> {
     breaker: &'a Breaker,
     probe: bool,
 }
 
-/// Why the registry is not asked now.
+/// Why the registry gets no request now.
 #[derive(Debug)]
 pub(super) struct NotAllowed {
-    /// What to say if nobody waits for the end of it.
+    /// The error for a client that does not wait.
     pub(super) error: Error,
-    /// When to try again; `None` while a probe is on its way, whose end the breakers' signal tells.
+    /// When to try again. `None` while a probe is running, whose end is signalled.
     pub(super) again: Option<Duration>,
 }
 
 impl Breaker {
-    /// Of this registry; changes are signalled by `changed`, and no pause is longer than `longest_pause`.
+    /// A closed breaker of `registry`. It signals changes by `changed`, and no pause is longer than `longest_pause`.
     pub(super) fn new(registry: &str, changed: Arc<watch::Sender<()>>, longest_pause: Duration) -> Self {
         Self { registry: registry.to_owned(), longest_pause, state: Mutex::default(), changed }
     }
 
-    /// Asks for the right to ask the registry.
+    /// A permit for one request to the registry.
     ///
     /// # Errors
-    /// Why not now, and for how long.
+    /// If the circuit is open, or the registry has set a rate limit.
     pub(super) fn permit(&self) -> Result<Permit<'_>, NotAllowed> {
         self.limit().map_err(|error| NotAllowed { again: error.retry_after(), error })?;
         let now = Instant::now();
@@ -95,7 +95,7 @@ impl Breaker {
         Err(NotAllowed { error, again })
     }
 
-    /// Whether it is asked at all now.
+    /// Whether the registry gets requests now.
     pub(super) fn is_healthy(&self) -> bool {
         let now = Instant::now();
         let state = self.lock();
@@ -103,12 +103,12 @@ impl Breaker {
         !paused && state.limited_until.is_none_or(|until| until <= now)
     }
 
-    /// Whether it is known to be down: whatever fails then is no news.
+    /// Whether the circuit is open. The log has a line about it, so further failures need none.
     pub(super) fn is_open(&self) -> bool {
         self.lock().open.is_some()
     }
 
-    /// Whether it asked to be left alone.
+    /// Checks the registry's rate limit.
     ///
     /// # Errors
     /// [`Kind::Limited`], with the time to wait.
@@ -126,7 +126,7 @@ impl Breaker {
 
     fn failed(&self, state: &mut State, error: &Error, probe: bool) {
         let now = Instant::now();
-        state.faults += 1;
+        state.failures += 1;
         match &mut state.open {
             Some(open) if probe => {
                 open.pause = (open.pause * 2).min(self.longest_pause);
@@ -134,10 +134,10 @@ impl Breaker {
                 open.probing = false;
                 open.cause = error.to_string();
             }
-            // It was on its way when the circuit opened.
+            // The request was running when the circuit opened.
             Some(_) => {}
-            None if state.faults >= FAILURES_TO_OPEN => {
-                tracing::error!("{error}; circuit open for {}: it is asked less until it answers", self.registry);
+            None if state.failures >= FAILURES_TO_OPEN => {
+                tracing::error!("{error}; circuit open for {}: it gets fewer requests until it answers", self.registry);
                 let pause = MIN_OPEN.min(self.longest_pause);
                 let (until, cause) = (now + pause, error.to_string());
                 state.open = Some(OpenCircuit { since: now, until, pause, probing: false, cause });
@@ -147,7 +147,7 @@ impl Breaker {
     }
 
     fn answered(&self, state: &mut State) {
-        state.faults = 0;
+        state.failures = 0;
         if let Some(open) = state.open.take() {
             let down = open.since.elapsed().as_secs();
             tracing::warn!("circuit closed for {}: it answers again after {down} s", self.registry);
@@ -160,7 +160,7 @@ impl Breaker {
 }
 
 impl Permit<'_> {
-    /// Learns how asking ended.
+    /// Records the result of the request.
     pub(super) fn record<T>(mut self, asked: &Result<T>) {
         let breaker = self.breaker;
         let mut state = breaker.lock();
@@ -176,7 +176,7 @@ impl Permit<'_> {
             Err((Kind::Network | Kind::Timeout | Kind::Registry, error)) if error.is_transient() => {
                 breaker.failed(&mut state, error, self.probe);
             }
-            // It answered, though perhaps not with what was wanted.
+            // Any other answer shows that the registry works.
             _ => {
                 breaker.answered(&mut state);
                 state.limited_until = None;
@@ -190,7 +190,7 @@ impl Permit<'_> {
 }
 
 impl Drop for Permit<'_> {
-    /// A probe that was abandoned leaves its turn to the next one.
+    /// After an abandoned probe another request may probe.
     fn drop(&mut self) {
         if self.probe {
             if let Some(open) = &mut self.breaker.lock().open {
@@ -201,13 +201,13 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// Failures in a row that open the circuit.
+/// Failures in a row after which the circuit opens.
 const FAILURES_TO_OPEN: u32 = 5;
-/// How long nobody asks after the circuit opened.
+/// The first pause of an open circuit.
 const MIN_OPEN: Duration = Duration::from_secs(1);
-/// For how long a registry that answers 429 is left alone: by default and at least.
+/// The default and shortest pause after an answer 429.
 const MIN_RATE_LIMIT_PAUSE: Duration = Duration::from_secs(1);
-/// And at most.
+/// The longest pause after an answer 429.
 const MAX_RATE_LIMIT_PAUSE: Duration = Duration::from_secs(120);
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ use crate::pool::run_blocking;
 pub struct CacheAdmin {
     online: OnlineCache,
     observer: Arc<dyn Observer>,
-    /// One at a time reads or collects all of it.
-    turn: Arc<Semaphore>,
+    /// Held by the one command that goes through the whole cache.
+    exclusive: Arc<Semaphore>,
 }
 
 /// A part of the cache's tags: [`PARTS`] make all.
@@ -30,24 +30,24 @@ pub struct TagsPart {
     pub tags: Vec<ListedTag>,
 }
 
-/// What a part of the cache's content was found to be: [`PARTS`] make all.
+/// The result of verifying a part of the cache: [`PARTS`] make all.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct VerifiedPart {
-    /// What was read.
+    /// The content that was read.
     pub read: FileTotals,
-    /// What was corrupt, and is gone.
+    /// The corrupt content, which was removed.
     pub dropped: Vec<Digest>,
 }
 
-/// In so many steps the whole is gone through, so that no step's answer is large.
+/// The number of parts that commands divide the cache into, so that no part of an answer is large.
 pub const PARTS: u16 = 256;
 
 impl CacheAdmin {
     pub(super) fn new(cache: &Cache, observer: Arc<dyn Observer>) -> Self {
-        Self { online: cache.online(), observer, turn: Arc::new(Semaphore::new(1)) }
+        Self { online: cache.online(), observer, exclusive: Arc::new(Semaphore::new(1)) }
     }
 
-    /// Some of the tags.
+    /// The tags of a part.
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory can't be read.
@@ -56,7 +56,7 @@ impl CacheAdmin {
         run_blocking(move || Ok(TagsPart { tags: super::cache::offline::tags(cache.dir(), part)? })).await
     }
 
-    /// The manifests, then the blobs.
+    /// The totals of the manifests, then of the blobs.
     pub fn counts(&self) -> [FileTotals; 2] {
         [self.online.manifest_store.content_store().count(), self.online.blobs.count()]
             .map(|(count, bytes)| FileTotals { count, bytes })
@@ -71,16 +71,16 @@ impl CacheAdmin {
         run_blocking(move || cache.remove(&item)).await
     }
 
-    /// The turn for what goes through all of the cache, held until it's dropped.
+    /// The permit for a command that goes through the whole cache.
     ///
     /// # Errors
-    /// [`Kind::Limited`] if somebody has it.
+    /// [`Kind::Limited`] if another command has it.
     pub fn acquire_permit(&self) -> Result<OwnedSemaphorePermit> {
-        let taken = self.turn.clone().try_acquire_owned();
-        taken.map_err(|_| Error::new(Kind::Limited, "another gc or verify of this cache is under way"))
+        let taken = self.exclusive.clone().try_acquire_owned();
+        taken.map_err(|_| Error::new(Kind::Limited, "another gc or verify of this cache is running"))
     }
 
-    /// Removes what is too old, too much, or left over; the bounds are the proxy's own, where none are given.
+    /// Removes content that is too old or exceeds the limits, and leftovers. Limits that `wanted` leaves out are the proxy's own.
     ///
     /// # Errors
     /// [`Kind::Local`] if the disk fails.
@@ -89,7 +89,7 @@ impl CacheAdmin {
         run_blocking(move || cache.gc(wanted)).await
     }
 
-    /// Reads some of the content, as fast as it goes, and drops what is corrupt.
+    /// Reads the content of a part without a rate limit, and removes corrupt content.
     pub async fn verify(&self, part: u16) -> VerifiedPart {
         let mut found = VerifiedPart::default();
         let stores = self.online.stores();

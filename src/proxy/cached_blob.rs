@@ -1,8 +1,8 @@
 //! A cached blob as a stream that survives the loss of its file.
 //!
-//! A disk may refuse to read what it once stored, and a file may become short while it is read. The file is then
-//! dropped from the cache, and the blob is fetched again: the stream goes on with that fetch, at the same byte. So the
-//! rest is verified as any other fetch is, and the client sees no fault.
+//! A disk may fail to read a file, and a file may become short while it is read. The file is then removed from the cache, and
+//! the blob is fetched again. The stream continues with that fetch at the same byte. So the rest is verified as in any other
+//! fetch, and the client sees no error.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ struct CachedBlob<O: Origins> {
     repo: UpstreamRepository,
     source: BlobSource,
     pipe: Option<FilePipe>,
-    /// What is still to be sent.
+    /// The range that is not sent yet.
     rest: Range<u64>,
     recoveries: u32,
 }
@@ -76,11 +76,11 @@ impl<O: Origins> CachedBlob<O> {
         }
     }
 
-    /// Drops the file, and opens the blob again where the file failed.
+    /// Removes the file from the cache, and opens the blob again at the byte where the file failed.
     async fn recover(&mut self, why: Error) -> Result<()> {
         let BlobSource::File(stored, _) = &self.source else { return Err(why) };
         let digest = stored.digest;
-        tracing::error!("{why}: cached blob {digest} is dropped and fetched again");
+        tracing::error!("{why}: cached blob {digest} is removed and fetched again");
         self.inner.observer.event(&Event::CacheReadFailed { digest: &digest });
         let (blobs, file) = (self.inner.cache.blobs.clone(), stored.file.clone());
         let size = stored.pin.size();
@@ -90,7 +90,7 @@ impl<O: Origins> CachedBlob<O> {
             return Err(why);
         }
         let found = self.inner.blob_silently(&self.repo, &digest).await.0?;
-        let absent = || Error::new(Kind::NotFound, format!("no upstream has blob {digest} any more"));
+        let absent = || Error::new(Kind::NotFound, format!("no tier has blob {digest} any more"));
         let found = found.filter(|found| found.size() == size).ok_or_else(absent)?;
         self.source = match found {
             ReadableBlob::Hot(stored) => BlobSource::File(stored, self.inner.readers.enter(self.pipe.clone())),
@@ -103,5 +103,5 @@ impl<O: Origins> CachedBlob<O> {
     }
 }
 
-/// Files of one blob that may fail one answer. Each of them was fetched and stored since the last one failed.
+/// Files of the same blob that may fail during one answer. Each of them was stored after the one before had failed.
 const MAX_RECOVERIES: u32 = 2;

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::{Repository, Target};
 
-/// A repository of an upstream, read through the proxy. Nobody's request: it isn't counted as one.
+/// A repository of an upstream, read through the proxy. Reads are not counted as requests of clients.
 pub struct CachedSource<O: Origins> {
     inner: Arc<Inner<O>>,
     repo: UpstreamRepository,
@@ -55,13 +55,13 @@ impl<O: Origins> Source for CachedSource<O> {
 
     async fn manifest(&self, target: &Target) -> Result<Manifest> {
         let found = as_write_back(Box::pin(self.inner.manifest_silently(&self.repo, target))).await.0?;
-        let manifest = found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no manifest {target}")))?;
+        let manifest = found.ok_or_else(|| Error::new(Kind::NotFound, format!("no tier has manifest {target}")))?;
         self.moved(manifest.bytes().len());
         Ok(manifest)
     }
 
     async fn blob(&self, blob: &Descriptor, from: u64) -> Result<Body> {
-        let absent = || Error::new(Kind::NotFound, format!("there is no blob {}", blob.digest));
+        let absent = || Error::new(Kind::NotFound, format!("no tier has blob {}", blob.digest));
         let found = self.inner.blob_silently(&self.repo, &blob.digest).await.0?.ok_or_else(absent)?;
         if found.size() != blob.size {
             let what = format!("blob {} has {} bytes, not {}", blob.digest, found.size(), blob.size);

@@ -1,7 +1,5 @@
-//! What happens in the proxy, for whoever counts it, shows it, or acts on it.
-//!
-//! Metrics, the status page and the copying of images into the first tier stand behind
-//! [`Observer`]: the proxy itself knows none of them.
+//! Events of the proxy. Metrics, the status page and write-back receive them as [`Observer`]s, and the proxy itself does
+//! not depend on them.
 
 use std::time::Duration;
 
@@ -9,40 +7,40 @@ use crate::descriptor::Digest;
 use crate::error::{Error, Kind};
 use crate::reference::Target;
 
-/// Hears of what happens. Called in the middle of requests: it must not wait.
+/// Receives events. It is called while requests are handled, so it must not block.
 pub trait Observer: Send + Sync + 'static {
-    /// Something happened.
+    /// Handles an event.
     fn event(&self, event: &Event<'_>);
 }
 
-/// Nobody listens.
+/// Ignores all events.
 impl Observer for () {
     fn event(&self, _: &Event<'_>) {}
 }
 
-/// All of them listen.
+/// Passes each event to all observers.
 impl Observer for Vec<std::sync::Arc<dyn Observer>> {
     fn event(&self, event: &Event<'_>) {
         self.iter().for_each(|observer| observer.event(event));
     }
 }
 
-/// What was asked for.
+/// What a client has requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RequestKind {
-    /// A manifest or what a tag is.
+    /// A manifest, by GET or HEAD.
     Manifest,
-    /// A blob.
+    /// A blob, by GET.
     Blob,
-    /// How large a blob is, and whether it's there: by `HEAD`.
+    /// A blob, by HEAD.
     Head,
     /// A list of tags.
     Tags,
-    /// What is about a manifest.
+    /// The referrers of a manifest.
     Referrers,
 }
 
-/// Instead of names of upstreams that clients make up.
+/// The upstream name in events for requests without a configured upstream, because clients can invent names.
 pub const UNKNOWN_UPSTREAM: &str = "unknown";
 
 /// How a request was served.
@@ -50,17 +48,17 @@ pub const UNKNOWN_UPSTREAM: &str = "unknown";
 pub enum CacheOutcome {
     /// From the cache.
     Hit,
-    /// From the upstream; it's cached now.
+    /// From the upstream, and cached.
     Miss,
-    /// By what was on its way already for another client.
+    /// By a fetch that another request has started.
     Coalesced,
-    /// From the cache, though it may be old: the upstream can't be asked.
+    /// From the cache, possibly outdated, because the upstream cannot be asked.
     Stale,
-    /// From the upstream, not cached: there is no room, or the disk can't be written.
+    /// From the upstream, not cached: no space, or the disk cannot be written.
     Passed,
-    /// It isn't there.
+    /// Not found.
     Absent,
-    /// Not at all.
+    /// With an error.
     Failed,
 }
 
@@ -69,96 +67,96 @@ pub enum CacheOutcome {
 pub enum BytesOrigin {
     /// From a file of the cache.
     Disk,
-    /// Along with a fetch into the cache.
+    /// From a running fill.
     Fill,
-    /// From the upstream, past the cache.
+    /// From the upstream, uncached.
     Passed,
 }
 
-/// One thing that happened.
+/// An event.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A request was answered, whatever it was for, and whether or not it came as far as to an upstream.
+    /// A response was sent to a client, for a request of any kind.
     Answered {
         /// The HTTP status.
         status: u16,
     },
-    /// A request was served, or not.
+    /// A request for content was handled.
     Served {
-        /// The upstream's name; [`UNKNOWN_UPSTREAM`] where there is none for what was asked for.
+        /// The upstream's name, or [`UNKNOWN_UPSTREAM`].
         upstream: &'a str,
         /// The repository there.
         repository: &'a str,
-        /// What was asked for.
+        /// The kind of request.
         what: RequestKind,
-        /// And how it was served.
+        /// The outcome.
         how: CacheOutcome,
     },
-    /// A registry was asked, up to the head of its answer.
+    /// A registry was asked.
     Asked {
         /// The registry.
         registry: &'a str,
-        /// How long that took.
+        /// The time until the head of its response.
         took: Duration,
-        /// What went wrong, if it did.
+        /// The kind of error, if it failed.
         failed: Option<Kind>,
     },
-    /// A registry refused the proxy what it asked for, or can't be asked until somebody mends something.
+    /// A registry refused a request of the proxy, or cannot be asked until an operator changes something.
     Refused {
         /// The registry.
         registry: &'a str,
-        /// Why, in one word, such as `unauthorized` (401) or `denied` (403).
+        /// The reason in one word, such as `unauthorized` (401) or `denied` (403).
         reason: &'static str,
     },
-    /// Bytes of a blob came from a registry.
+    /// Bytes of a blob were received from a registry.
     Moved {
         /// The registry.
         registry: &'a str,
         /// How many.
         bytes: u64,
     },
-    /// Bytes of a blob went to a client.
+    /// Bytes of a blob were sent to a client.
     Sent {
-        /// From there.
+        /// Where the bytes came from.
         from: BytesOrigin,
         /// How many.
         bytes: u64,
     },
-    /// A blob begins to be fetched.
+    /// A fill was started.
     FillBegan {
-        /// Which one.
+        /// The blob.
         digest: &'a Digest,
-        /// Its size.
+        /// Its size in bytes.
         size: u64,
     },
-    /// A fetch is over.
+    /// A fill has ended.
     FillEnded {
-        /// Which one.
+        /// The blob.
         digest: &'a Digest,
-        /// Why it failed, if it did.
+        /// The error, if it failed.
         failed: Option<&'a Error>,
     },
-    /// Content had to go from the disk.
+    /// Content was evicted from the cache.
     Evicted {
-        /// Which one.
+        /// The content.
         digest: &'a Digest,
         /// Its size.
         bytes: u64,
     },
-    /// The scrubber read so much of the cache.
+    /// The scrubber has read a part of the cache.
     Scrubbed {
         /// Bytes.
         bytes: u64,
     },
-    /// Content had other bytes on the disk than its digest says. It's gone.
+    /// Content in the cache did not match its digest, and was removed.
     Corrupt {
-        /// Which one.
+        /// The content.
         digest: &'a Digest,
     },
-    /// A cached blob could not be read, or had become short. It is dropped, and fetched again.
+    /// A cached blob could not be read, or had become short. It is removed, and fetched again.
     CacheReadFailed {
-        /// Which one.
+        /// The blob.
         digest: &'a Digest,
     },
     /// Only a later tier had this manifest: the image is to be copied into the first tier.

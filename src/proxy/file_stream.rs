@@ -1,5 +1,5 @@
-//! Files as streams: sent by the kernel where the connection can and the bytes are in memory already, else
-//! read, for many readers within one bound of memory.
+//! Files as streams. The kernel sends a part directly if the connection allows it and the part is in the page cache.
+//! Otherwise the part is read into a buffer, whose size depends on the number of readers.
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -14,33 +14,34 @@ use crate::file_access::OpenFile;
 use crate::pool::run_blocking;
 use crate::server::FilePipe;
 
-/// Who reads at the moment, and the memory that they read into. Clones share it.
+/// The number of current readers, and their buffers. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FileReaders(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     count: AtomicUsize,
-    /// Buffers that were read into before: new ones cost a page fault for each 4 KiB, and are cold.
+    /// Free buffers. New ones would cost a page fault for each 4 KiB, and are not in the CPU cache.
     large: Mutex<Vec<Vec<u8>>>,
     middle: Mutex<Vec<Vec<u8>>>,
 }
 
-/// One of them.
+/// A reader of files for one answer.
 #[derive(Debug)]
 pub(super) struct FileReader {
     readers: FileReaders,
-    /// The connection that it's for, if parts of files can be sent on it.
+    /// The client's connection, if the kernel can send parts of files on it.
     pipe: Option<FilePipe>,
 }
 
-/// A buffer that goes back when nobody needs its bytes any more.
+/// A buffer that is returned to the free ones when it is dropped.
 struct LentBuffer {
     bytes: Vec<u8>,
     readers: FileReaders,
 }
 
 impl FileReaders {
+    /// A new reader, which sends on `pipe` if there is one.
     pub(super) fn enter(&self, pipe: Option<FilePipe>) -> FileReader {
         self.0.count.fetch_add(1, Ordering::Relaxed);
         FileReader { readers: self.clone(), pipe }
@@ -82,7 +83,7 @@ impl FileReaders {
         free.unwrap_or_else(|| Vec::with_capacity(capacity))
     }
 
-    /// The buffers of this capacity that nobody uses.
+    /// The free buffers of this capacity.
     fn free(&self, capacity: usize) -> Option<MutexGuard<'_, Vec<Vec<u8>>>> {
         let list = match capacity {
             MEDIUM_READ => &self.0.middle,
@@ -113,14 +114,14 @@ impl Drop for LentBuffer {
 }
 
 impl FileReader {
-    /// What `range` of the file begins with: as much as is for one step.
+    /// The first bytes of `range`: as many as one step sends.
     ///
     /// # Errors
     /// [`Kind::Local`] if the disk fails, or the file is shorter.
     pub(super) async fn some(&self, file: &OpenFile, range: Range<u64>) -> Result<Bytes> {
         if let (Some(pipe), Some(file)) = (&self.pipe, file.for_sendfile()) {
-            let part = range.start..range.end.min(range.start + FilePipe::MOST);
-            // Else the kernel would wait for the disk in the middle of what many tasks run on.
+            let part = range.start..range.end.min(range.start + FilePipe::MAX_PART);
+            // Otherwise the kernel would wait for the disk, and block a thread that runs many tasks.
             if is_in_page_cache(file, &part) {
                 return Ok(pipe.part(file.clone(), part));
             }
@@ -129,7 +130,7 @@ impl FileReader {
         self.readers.read(file.clone(), range.start..end).await
     }
 
-    /// How much to read in one go: less for each of many.
+    /// Bytes to read in one step: fewer if there are many readers.
     fn chunk(&self) -> u64 {
         let count = self.readers.0.count.load(Ordering::Relaxed);
         let size = if count <= FEW_READERS {
@@ -143,11 +144,11 @@ impl FileReader {
     }
 }
 
-/// Whether the kernel has these bytes of the file in memory: looked at in a few places, which costs
-/// a microsecond. It may drop them again before they are sent; then sending them takes longer.
+/// Whether the range is in the page cache. Probes a few offsets, which takes a microsecond. The kernel may drop the pages
+/// before they are sent; then sending takes longer.
 #[cfg(target_os = "linux")]
 fn is_in_page_cache(file: &File, range: &Range<u64>) -> bool {
-    let places = (range.start..range.end).step_by(READ_AHEAD).chain(range.end.checked_sub(1));
+    let places = (range.start..range.end).step_by(PROBE_INTERVAL).chain(range.end.checked_sub(1));
     let mut there = places.map(|at| {
         let mut byte = [0];
         rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, rustix::io::ReadWriteFlags::NOWAIT)
@@ -166,14 +167,14 @@ impl Drop for FileReader {
     }
 }
 
-/// The disk is read ahead by half of this, at least.
-const READ_AHEAD: usize = 256 << 10;
-/// Read in one go by one of a few readers: each time costs two changes of thread.
+/// The distance of the probes in bytes. The kernel reads ahead at least half of this.
+const PROBE_INTERVAL: usize = 256 << 10;
+/// Bytes that each of a few readers reads in one step. Each step costs two thread switches.
 const LARGE_READ: usize = 1 << 20;
 const FEW_READERS: usize = 8;
-/// By one of some more. It fits a core's cache.
+/// Bytes that each of more readers reads in one step. They fit into the cache of a core.
 pub(super) const MEDIUM_READ: usize = 256 << 10;
-/// And by each of many, from so many on.
+/// Bytes that each of more than [`MANY_READERS`] reads in one step.
 const SMALL_READ: usize = 64 << 10;
 const MANY_READERS: usize = 32;
 

@@ -1,9 +1,8 @@
-//! Lists of tags and of referrers: always as the upstream has them now, or, while it can't be asked, as it
-//! last had them.
+//! Lists of tags and of referrers. They come from the upstream, or from memory if the upstream cannot be asked.
 //!
-//! Who lists tags wants to know what is new, and who lists referrers whether there is a signature by now: so
-//! there is no TTL but for the further pages of a list that a client reads by pages, and what is kept is given only where the upstream is down, silent or limited. It's kept in
-//! memory, within a bound of bytes for each of the two; a proxy that starts while its upstream is down has none.
+//! Clients list tags and referrers to find new ones, so a list has no TTL. A list in memory is served only if the upstream is
+//! down, silent or limited, and for the further pages of a list that a client reads by pages. Tags and referrers have a
+//! limit of bytes each. A proxy that starts while its upstream is down has no lists.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::ListReservation;
 use crate::reference::{RejectedTags, Tag};
 
-/// What is asked for now, and what was answered.
+/// Running requests for lists, and the latest lists.
 #[derive(Debug)]
 pub(super) struct State {
     tags: Lists<Tag>,
@@ -43,7 +42,7 @@ struct Lists<T> {
     kept: Memory<Key, CachedList, ByteWeigher>,
 }
 
-/// A list, with its room in memory until those who asked have their answers.
+/// A list with its memory reservation, which is held until all waiting requests are answered.
 #[derive(Debug)]
 pub(in crate::proxy) struct Listed<T> {
     entries: Vec<T>,
@@ -63,18 +62,18 @@ impl<T> AsRef<[T]> for Listed<T> {
 }
 
 impl<T> From<Vec<T>> for Listed<T> {
-    /// A list that was kept: it is read by one thread, for one answer.
+    /// A list from memory, for one answer.
     fn from(entries: Vec<T>) -> Self {
         Self { entries, _room: ListReservation::default() }
     }
 }
 
-/// Of which repository, and about which manifest.
+/// The repository, and the subject of a list of referrers.
 type Key = (UpstreamRepository, Option<Digest>);
 
 #[derive(Clone, Debug)]
 struct CachedList {
-    /// As JSON: it's smaller than the list, and its weight is its length.
+    /// As JSON, which is smaller than the parsed list, and whose length is its weight.
     list: Bytes,
     since: Instant,
 }
@@ -96,12 +95,13 @@ impl State {
 
 impl<T: Serialize + DeserializeOwned> Lists<T> {
     fn new(bound: u64) -> Self {
-        // So few that it's one shard: in many, each has a part of the bound, and no long list fits.
+        // With so few expected items the cache has one shard. Each of many shards would have a part of the limit, and a long
+        // list would fit into none.
         let kept = Memory::with_weighter(32, bound, ByteWeigher);
         Self { asking: SingleFlight::default(), kept }
     }
 
-    /// Keeps what the upstream said; that there is none, too.
+    /// Keeps the upstream's answer. `None` removes an older list.
     fn keep(&self, key: Key, list: Option<&[T]>) {
         match list.and_then(|list| serde_json::to_vec(list).ok()) {
             Some(list) => self.kept.insert(key, CachedList { list: list.into(), since: Instant::now() }),
@@ -111,8 +111,8 @@ impl<T: Serialize + DeserializeOwned> Lists<T> {
 }
 
 impl<O: Origins> Inner<O> {
-    /// All tags of the upstream, in order; or those that it had. For a further page that is the list that the first one
-    /// was cut from, within a tag's TTL: else each page would cost the upstream the whole list.
+    /// All tags of the repository, sorted, possibly stale. For a `further` page it is the list of the first page, within the
+    /// tag TTL: otherwise each page would read the whole list from the upstream.
     pub(super) async fn tags(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -134,7 +134,7 @@ impl<O: Origins> Inner<O> {
         .await
     }
 
-    /// What is about `subject` at the upstream; or was.
+    /// The referrers of `subject`, possibly stale.
     pub(super) async fn referrers(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -169,8 +169,7 @@ impl<O: Origins> Inner<O> {
             return (Ok(Some(Arc::new(list))), CacheOutcome::Stale);
         }
         let patience = if lists.kept.contains_key(&key) { self.timeouts.stale } else { self.timeouts.request };
-        // By a task: a client that has waited long enough doesn't end the question, and the registry's
-        // breaker learns how it ended.
+        // In a task: the request continues when the client stops waiting, and the registry's breaker records its result.
         let work = || {
             let (inner, key) = (self.clone(), key.clone());
             let asked = ask(inner.clone(), key.clone(), patience);
@@ -196,11 +195,11 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// All tags of the upstream, in order, as it has them now.
+    /// All tags of the repository from the upstream, sorted.
     pub(super) async fn ask_tags(&self, repo: &UpstreamRepository, patience: Duration) -> Result<Option<Listed<Tag>>> {
         let name = format!("{}/{}", repo.upstream.name, repo.repository);
         let name = &name;
-        // Of all tiers and tries together.
+        // Pages of all tiers and retries together.
         let read = AtomicUsize::new(0);
         let read = &read;
         let question = |source: O::Source| async move {
@@ -214,18 +213,18 @@ impl<O: Origins> Inner<O> {
                 tags.extend(page.tags);
                 rejected.add(page.malformed);
                 if bytes > MAX_TAGS_BYTES {
-                    let what = format!("the list of the tags of {name} has more than {MAX_TAGS_BYTES} bytes");
+                    let what = format!("the list of tags of {name} has more than {MAX_TAGS_BYTES} bytes");
                     return Err(Error::new(Kind::Invalid, what));
                 }
                 if read.fetch_add(1, Ordering::Relaxed) >= MAX_PAGES {
-                    let what = format!("the list of the tags of {name} has more than {MAX_PAGES} pages");
+                    let what = format!("the list of tags of {name} has more than {MAX_PAGES} pages");
                     return Err(Error::new(Kind::Invalid, what));
                 }
             }
             if let Some(error) = rejected.error(name) {
                 tracing::warn!("{error}");
             }
-            // Each registry has an order of its own.
+            // Registries use different orders.
             tags.sort_unstable();
             tags.dedup();
             Ok(Some(Listed { entries: tags, _room: room }))
@@ -234,7 +233,7 @@ impl<O: Origins> Inner<O> {
         Ok(found.map(|found| found.value))
     }
 
-    /// What is about `subject` at the upstream now.
+    /// The referrers of `subject` from the upstream.
     pub(super) async fn ask_referrers(
         &self,
         repo: &UpstreamRepository,
@@ -251,20 +250,20 @@ impl<O: Origins> Inner<O> {
     }
 }
 
-/// Too much memory is taken by lists. Not `Limited`: the upstream isn't, so its breaker must not learn of it.
+/// The error of a list for which there is no memory. Not [`Kind::Limited`]: that would open the upstream's breaker.
 fn crowded(entries: &str, name: &str) -> Error {
-    let what = format!("the list of the {entries} of {name} is long, and too many long ones are being read");
-    Error::new(Kind::Invalid, what).hint("ask again later")
+    let what = format!("the list of {entries} of {name} is long, and too many long lists are being read");
+    Error::new(Kind::Invalid, what).hint("try again later")
 }
 
-/// Pages of tags that are read for one client request: 100,000 tags of a registry with full pages. A longer list is
-/// an error, as a part of a list would look like the whole.
+/// Pages of tags that are read for one client request: 100,000 tags of a registry with full pages. A longer list is an error,
+/// because a client could not see that a shortened list is incomplete.
 const MAX_PAGES: usize = 100;
-/// Of the tags that are read for one client request: as many of 128 characters each.
+/// Bytes of tags that are read for one client request: 100,000 tags of 128 characters.
 const MAX_TAGS_BYTES: usize = 13 << 20;
-/// Bytes of lists that are kept, for each of the two kinds.
+/// Bytes of lists that are kept in memory, for tags and for referrers each.
 const MAX_CACHED_BYTES: u64 = 4 << 20;
-/// What an entry takes besides its list and its name, about.
+/// Bytes of an entry besides its list and its name, roughly.
 const ENTRY_OVERHEAD: u64 = 160;
 
 #[cfg(test)]

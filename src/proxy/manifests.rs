@@ -1,12 +1,13 @@
-//! Manifests and tags: from memory, from disk, from the upstream; and what to do when that can't be asked.
+//! Manifests and tags: from memory, from disk, or from the upstream, and stale if the upstream cannot be asked.
 //!
-//! - A **digest** never changes: what is cached is the answer, for repositories that [hold](super::membership) it.
-//! - A **tag** is believed for its TTL. Then the upstream is asked by `HEAD` (which Docker Hub doesn't
-//!   count as a pull), once for all who wait. If it can't be asked, or doesn't answer in time, the old
-//!   answer is given; that it answers "there is no such tag" is news, and believed.
-//! - What **isn't there** is remembered for a short time, in memory.
+//! - The content of a **digest** never changes: the cached manifest is served, to repositories that it
+//!   [belongs](super::membership) to.
+//! - A cached **tag** is fresh for its TTL. Then the upstream is asked by `HEAD` (which Docker Hub does not count as a
+//!   pull), once for all waiting requests. If it cannot be asked, or does not answer in time, the stale tag is served. The
+//!   answer that the tag does not exist is used.
+//! - An answer **"not found"** is remembered for a short time, in memory.
 //!
-//! All asking is done by tasks of the proxy's own: a client that leaves changes nothing.
+//! Requests to the upstream are made by tasks of the proxy: they continue when the client leaves.
 
 use std::future::Future;
 use std::hash::{BuildHasher as _, RandomState};
@@ -31,20 +32,20 @@ use crate::memory;
 use crate::reference::{self, Target};
 use crate::server::Reply;
 
-/// What is known in memory besides the documents.
+/// The state in memory, besides the manifests.
 #[derive(Debug)]
 pub(super) struct State {
     reading: SingleFlight<(UpstreamRepository, Target), Option<Manifest>>,
     looking: SingleFlight<(UpstreamRepository, Target), Option<Descriptor>>,
-    /// By a hash of who and what: for how long it isn't asked for again. A collision costs one wrong
-    /// answer for some seconds, and with a keyed hash of 64 bits there is none.
+    /// Until when something is known not to exist, by a hash of repository and target. A collision would cause a wrong answer
+    /// for some seconds, but the hash has 64 bits and a secret key.
     absent: Memory<u64, Instant>,
-    /// Tags and lists whose upstream couldn't be asked.
-    resting: Memory<u64, Instant>,
-    /// When the question was asked whose answer is the newest that is stored, by a hash of repository and target.
-    noted: Memory<u64, Instant>,
-    /// Answers are stored one at a time, by the same hash.
-    noting: [tokio::sync::Mutex<()>; CONCURRENT_TAG_WRITES],
+    /// Until when tags and lists are served stale, because their upstream could not be asked.
+    backed_off: Memory<u64, Instant>,
+    /// When the request was sent whose answer is stored, by a hash of repository and target.
+    stored_since: Memory<u64, Instant>,
+    /// Locks for storing answers, by the same hash.
+    store_locks: [tokio::sync::Mutex<()>; CONCURRENT_TAG_WRITES],
     hash: RandomState,
 }
 
@@ -54,9 +55,9 @@ impl State {
             reading: SingleFlight::default(),
             looking: SingleFlight::default(),
             absent: Memory::new(10_000),
-            resting: Memory::new(10_000),
-            noted: Memory::new(10_000),
-            noting: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            backed_off: Memory::new(10_000),
+            stored_since: Memory::new(10_000),
+            store_locks: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             hash: RandomState::new(),
         }
     }
@@ -68,7 +69,7 @@ impl State {
 }
 
 impl<O: Origins> Inner<O> {
-    /// What `target` is; fetches no manifest that isn't needed for that.
+    /// The descriptor of `target`. Fetches no manifest.
     pub(super) async fn resolve(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -78,7 +79,7 @@ impl<O: Origins> Inner<O> {
         self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
-    /// The same, told to nobody.
+    /// Like [`resolve`](Self::resolve), but reports no outcome to the observer.
     pub(super) async fn resolve_silently(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -98,7 +99,7 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// The manifest.
+    /// The manifest of `target`.
     pub(super) async fn manifest(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -108,7 +109,7 @@ impl<O: Origins> Inner<O> {
         self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
-    /// The same, told to nobody.
+    /// Like [`manifest`](Self::manifest), but reports no outcome to the observer.
     pub(super) async fn manifest_silently(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -128,7 +129,7 @@ impl<O: Origins> Inner<O> {
     ) -> (Result<Option<Manifest>>, CacheOutcome) {
         let target = Target::Digest(*digest);
         if !self.is_recorded_member(repo, digest).await && self.cache.manifest_store.has(digest) {
-            // Another repository's, as far as is known. It's not fetched again if this one holds it too.
+            // Cached for another repository. It is not fetched again if the upstream confirms it for this one.
             match self.resolve_upstream(repo, &target, self.timeouts.request).await {
                 (Ok(Some(found)), _) if found.digest == *digest => {}
                 (Ok(_), _) => return (Ok(None), CacheOutcome::Absent),
@@ -164,13 +165,13 @@ impl<O: Origins> Inner<O> {
         let reading = self.manifest_by_digest(repo, &current);
         let (found, read) = if old.is_some() {
             let read = timeout(self.timeouts.stale, reading).await;
-            let late = || Error::new(Kind::Timeout, format!("{current} did not come in time"));
+            let late = || Error::new(Kind::Timeout, format!("the upstream did not send {current} in time"));
             read.unwrap_or_else(|_| (Err(late()), CacheOutcome::Failed))
         } else {
             reading.await
         };
         match (found, old) {
-            // The tag has moved to what can't be read now.
+            // The tag has moved to a manifest that cannot be read now.
             (Err(_), Some(old)) => (Ok(Some(old)), CacheOutcome::Stale),
             (Err(error), None) if moved => (Err(error), CacheOutcome::Failed),
             (found, _) => (found, if how == CacheOutcome::Hit { read } else { how }),
@@ -200,12 +201,12 @@ impl<O: Origins> Inner<O> {
                 self.back_off(key);
                 (Ok(Some(known.descriptor())), CacheOutcome::Stale)
             }
-            // It was checked, and not read: a hit, if the content is here.
+            // The tag was revalidated: a hit, if its content is cached.
             answered => (answered, CacheOutcome::Hit),
         }
     }
 
-    /// What the tag was when the upstream was asked last. Whatever it was belongs to the repository.
+    /// The cached tag, fresh or stale. Its manifest belongs to the repository.
     async fn stale_tag(&self, repo: &UpstreamRepository, tag: &reference::Tag) -> Option<CachedTag> {
         let known = self.cache.manifest_store.tag(&self.tag_name(repo, tag)).await?;
         if !is_tag_of(&known, repo) {
@@ -217,7 +218,7 @@ impl<O: Origins> Inner<O> {
         Some(known)
     }
 
-    /// Asks the upstream what `target` is, for a client of this patience.
+    /// Asks the upstream for the descriptor of `target`, for a client that waits for `patience`.
     async fn resolve_upstream(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -250,7 +251,7 @@ impl<O: Origins> Inner<O> {
             async move { source.resolve(&target).await }
         };
         let found = self.tiers.ask(repo, patience, question).await.map_err(blame_upstream)?.map(|found| {
-            // A client that asks by HEAD for the tag reads by digest: the tag is to be copied too.
+            // A client that resolves a tag by HEAD then reads by digest: the tag is to be copied too.
             self.report_later_tier(repo, target, found.tier);
             found.value
         });
@@ -318,8 +319,8 @@ impl<O: Origins> Inner<O> {
         (result, if joined { CacheOutcome::Coalesced } else { CacheOutcome::Miss })
     }
 
-    /// Remembers what the upstream said to a question that was asked at `asked`. An answer to an older question
-    /// replaces no newer one: a tag may have moved between them.
+    /// Stores the upstream's answer to a request that was sent at `asked`. The answer to an older request does not replace
+    /// that to a newer one, because the tag may have moved between them.
     pub(super) async fn remember_answer(
         &self,
         repo: &UpstreamRepository,
@@ -333,11 +334,11 @@ impl<O: Origins> Inner<O> {
             self.admit(repo, &found.digest, Some(found.size));
         }
         // Held until the answer is stored, so that an older one cannot be stored after it.
-        let _turn = self.manifests.noting[usize::try_from(key).unwrap_or(0) % CONCURRENT_TAG_WRITES].lock().await;
-        if self.manifests.noted.get(&key).is_some_and(|newest| newest > asked) {
+        let _turn = self.manifests.store_locks[usize::try_from(key).unwrap_or(0) % CONCURRENT_TAG_WRITES].lock().await;
+        if self.manifests.stored_since.get(&key).is_some_and(|newest| newest > asked) {
             return;
         }
-        self.manifests.noted.insert(key, asked);
+        self.manifests.stored_since.insert(key, asked);
         match found {
             Some(_) => drop(self.manifests.absent.remove(&key)),
             None => self.manifests.absent.insert(key, Instant::now() + self.negative_ttl(repo)),
@@ -357,26 +358,26 @@ impl<O: Origins> Inner<O> {
         TagName::new(&repo.upstream.name, &repo.repository, tag)
     }
 
-    /// Whether what is known of `key` is served without asking.
+    /// Whether the cached answer of `key` is served without asking the upstream.
     pub(super) fn is_backed_off(&self, key: u64) -> bool {
-        State::is_running(&self.manifests.resting, key)
+        State::is_running(&self.manifests.backed_off, key)
     }
 
-    /// The upstream couldn't be asked: it's not for a while.
+    /// The upstream could not be asked: for [`RETRY_DELAY`] the cached answer of `key` is served.
     pub(super) fn back_off(&self, key: u64) {
-        self.manifests.resting.insert(key, Instant::now() + RETRY_DELAY);
+        self.manifests.backed_off.insert(key, Instant::now() + RETRY_DELAY);
     }
 
-    /// It has answered.
+    /// The upstream has answered.
     pub(super) fn end_back_off(&self, key: u64) {
-        self.manifests.resting.remove(&key);
+        self.manifests.backed_off.remove(&key);
     }
 
     pub(super) fn key<T: std::hash::Hash>(&self, repo: &UpstreamRepository, what: &T) -> u64 {
         self.manifests.hash.hash_one((repo, what))
     }
 
-    /// Whether it's known that a blob isn't there.
+    /// Whether the upstream has answered recently that the blob does not exist.
     pub(super) fn is_absent(&self, repo: &UpstreamRepository, digest: &Digest) -> bool {
         State::is_running(&self.manifests.absent, self.key(repo, &("blob", digest)))
     }
@@ -415,7 +416,8 @@ fn now() -> u64 {
     crate::clock::unix_seconds()
 }
 
-/// How long ago a tag was checked. A clock that was set back makes it old, not young for ever.
+/// The time since the tag was last checked. If the clock was set back, the tag counts as old: otherwise it could stay fresh
+/// forever.
 fn tag_age(tag: &CachedTag) -> Duration {
     now().checked_sub(tag.checked).map_or(Duration::MAX, Duration::from_secs)
 }
@@ -441,7 +443,7 @@ impl LastQuestion {
 
 /// The longest TTL that is used: `Instant::now() + MAX_TTL` does not overflow.
 const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Answers about tags that are stored at once.
+/// The number of locks: answers that can be stored at once.
 const CONCURRENT_TAG_WRITES: usize = 64;
-/// For how long a tag or a list whose upstream couldn't be asked is served without asking.
+/// How long a stale tag or list is served before its upstream is asked again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);

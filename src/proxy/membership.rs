@@ -1,27 +1,27 @@
-//! Which repository holds which content: the access rule of the cache.
+//! Membership: which content belongs to which repository. This is the access rule of the cache.
 //!
-//! The cache stores content by its digest, whoever brought it. A digest is no password: it stands in logs, lock files
-//! and manifests. So content is served under a repository only if it belongs to that repository, which is an upstream
-//! (its name, and the registries behind it) and a name there ([`UpstreamRepository`]). It belongs there if
+//! The cache stores content by its digest, whichever repository it came from. A digest is not a secret: logs, lock files and
+//! manifests contain it. So content is served under a repository only if it belongs to that repository, which is a name at an
+//! upstream with certain tiers ([`UpstreamRepository`]). Content belongs to a repository if
 //!
-//! - a tag of the repository was this manifest,
+//! - it is a manifest to which a tag of the repository pointed,
 //! - a manifest or a list of referrers of the repository names it,
-//! - or the upstream confirmed it there: by an answer with the content, or to a `HEAD`.
+//! - or the upstream confirmed it: it sent the content, or answered a `HEAD`.
 //!
 //! ```text
-//! asked for ─▶ known here? ─▶ yes: serve
-//!                  │ no
-//!              the repository's record was read lately? ─▶ no: read it, and the manifests that it lists ─▶ known? serve
-//!                  │ still unknown
-//!              HEAD at the upstream, once for all who wait ─▶ there: serve from the cache │ not there: 404 │ error: error
+//! request ─▶ known member? ─▶ yes: serve
+//!                │ no
+//!            record of the repository read recently? ─▶ no: read it, and the manifests that it lists ─▶ known? serve
+//!                │ still unknown
+//!            HEAD to the upstream, one for all waiting requests ─▶ exists: serve from the cache │ else: 404 │ error: error
 //! ```
 //!
-//! All of it is in memory, bounded; the record of a repository's manifests is on the disk
-//! ([`super::cache`]), so that a warm cache works after a restart without its upstream. Rules decide before
-//! any of this: what is denied has no [`UpstreamRepository`].
+//! The known members are in memory, bounded. The record of a repository's manifests is on disk ([`super::cache`]), so that
+//! a warm cache works after a restart without its upstream. Rules come first: a denied repository has no
+//! [`UpstreamRepository`].
 //!
-//! Not evidence: a manifest's `subject`, and a foreign layer (a media type that is not distributed, or `urls`).
-//! Registries accept both without having the content, so anybody who may push could name any digest there.
+//! A manifest's `subject` and its foreign layers (a media type that is not distributed, or `urls`) are no evidence.
+//! Registries accept both without having the content, so a user with push access could name any digest there.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -41,11 +41,10 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::pool::run_blocking;
 
-/// What is known of repositories' content.
+/// The known members of repositories.
 #[derive(Debug)]
 pub(super) struct State {
-    /// By a keyed hash of repository and digest. With 64 bits that nobody outside can compute, a collision would have
-    /// to be met by chance.
+    /// By a keyed hash of repository and digest. It has 64 bits and a secret key, so a client cannot construct a collision.
     known: Memory<u64, KnownContent>,
     /// When a repository's record was read, by the hash of the repository.
     loaded: Memory<u64, Instant>,
@@ -57,9 +56,9 @@ pub(super) struct State {
 /// Content of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct KnownContent {
-    /// In bytes, if somebody said so.
+    /// In bytes, if a descriptor or the upstream has stated it.
     size: Option<u64>,
-    /// It's a manifest in the repository's record.
+    /// The content is a manifest in the repository's record.
     recorded: bool,
 }
 
@@ -86,7 +85,7 @@ impl State {
         self.known.get(&self.key(self.repository(repo), digest))
     }
 
-    /// Adds content, or changes its size.
+    /// Adds a member, or changes its size.
     fn add(&self, key: u64, size: Option<u64>) {
         let known = self.known.get(&key);
         let next = KnownContent { size, recorded: known.is_some_and(|known| known.recorded) };
@@ -102,12 +101,12 @@ impl State {
 }
 
 impl<O: Origins> Inner<O> {
-    /// Whether the content is known to belong to the repository. Looks into memory only.
+    /// Whether the content is known to belong to the repository. Looks in memory only.
     pub(super) fn is_member(&self, repo: &UpstreamRepository, digest: &Digest) -> bool {
         self.membership.known(repo, digest).is_some()
     }
 
-    /// The same; reads the repository's record first, if that was not done lately. Asks no upstream.
+    /// Like [`is_member`](Self::is_member), but reads the repository's record if it was not read recently. Asks no upstream.
     pub(super) async fn is_recorded_member(self: &Arc<Self>, repo: &UpstreamRepository, digest: &Digest) -> bool {
         if self.is_member(repo, digest) {
             return true;
@@ -116,11 +115,12 @@ impl<O: Origins> Inner<O> {
         self.is_member(repo, digest)
     }
 
-    /// How large a blob is, if the repository holds it: the upstream is asked, once for all who wait.
+    /// Asks the upstream for a blob's size, with one request for all waiting callers. `None` if the repository does not have the
+    /// blob.
     ///
     /// # Errors
-    /// Why the upstream could not be asked; [`Kind::Registry`] if it has the blob in another size than the cache, which
-    /// is no confirmation.
+    /// Why the upstream could not be asked. [`Kind::Registry`] if it states another size than that of the cached blob: such
+    /// an answer confirms nothing.
     pub(super) async fn confirm_blob(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -142,20 +142,20 @@ impl<O: Origins> Inner<O> {
             return Ok(None);
         };
         if let Some(cached) = self.cache.blobs.size_of(digest).filter(|cached| *cached != size) {
-            let what = format!("the upstream says that blob {digest} has {size} bytes: it has {cached}");
+            let what = format!("the upstream states {size} bytes for blob {digest}, which has {cached}");
             return Err(Error::new(Kind::Registry, what));
         }
         self.admit(repo, digest, Some(size));
         Ok(Some(size))
     }
 
-    /// The content belongs to the repository.
+    /// Records that the content belongs to the repository.
     pub(super) fn admit(&self, repo: &UpstreamRepository, digest: &Digest, size: Option<u64>) {
         let membership = &self.membership;
         membership.add(membership.key(membership.repository(repo), digest), size);
     }
 
-    /// A manifest belongs to the repository, and so does what it names.
+    /// Records that a manifest and the content that it names belong to the repository.
     pub(super) fn learn(&self, repo: &UpstreamRepository, manifest: &Manifest) {
         let (membership, contents) = (&self.membership, manifest.contents());
         let repository = membership.repository(repo);
@@ -165,9 +165,8 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// The same for a manifest that is read from the cache, and has the disk remember it. A manifest that was recorded
-    /// before costs two lookups: one for itself, and one for the last content that it names, because memory drops what is
-    /// used least.
+    /// Like [`learn`](Self::learn) for a manifest from the cache, and adds it to the record on disk. A manifest that is in the
+    /// record already costs two lookups: itself, and the last content that it names, because memory may have dropped that.
     pub(super) async fn learn_cached(&self, repo: &UpstreamRepository, manifest: &Manifest) {
         let (membership, contents) = (&self.membership, manifest.contents());
         let repository = membership.repository(repo);
@@ -181,17 +180,17 @@ impl<O: Origins> Inner<O> {
         self.record(repo, &manifest.descriptor().digest).await;
     }
 
-    /// A list of the repository names these manifests.
+    /// Records that the manifests of a list of the repository belong to it.
     pub(super) fn learn_listed(&self, repo: &UpstreamRepository, listed: &[Descriptor]) {
         let membership = &self.membership;
         let repository = membership.repository(repo);
-        // A list that is longer would only drive out what others need.
+        // A longer list would displace the members of other repositories.
         for named in listed.iter().take(MAX_LISTED) {
             membership.add(membership.key(repository, &named.digest), Some(named.size));
         }
     }
 
-    /// Has the disk remember that a manifest belongs to the repository, if it does not yet.
+    /// Adds a manifest to the repository's record on disk, unless it is there.
     pub(super) async fn record(&self, repo: &UpstreamRepository, digest: &Digest) {
         let key = self.membership.key(self.membership.repository(repo), digest);
         if self.membership.known.get(&key).is_some_and(|known| known.recorded) {
@@ -200,7 +199,8 @@ impl<O: Origins> Inner<O> {
         self.write_record(repo, digest).await;
     }
 
-    /// The same for a manifest that was just fetched: its record may have gone with the manifest before.
+    /// Like [`record`](Self::record), but always writes: the record of a manifest that was just fetched may have been removed
+    /// with an earlier copy of it.
     pub(super) async fn write_record(&self, repo: &UpstreamRepository, digest: &Digest) {
         self.membership.mark_recorded(self.membership.key(self.membership.repository(repo), digest));
         let (manifest_store, name, digest) = (self.cache.manifest_store.clone(), repo.record_name(), *digest);
@@ -208,16 +208,16 @@ impl<O: Origins> Inner<O> {
             manifest_store.record(&name, &[digest]);
             Ok(())
         });
-        // A failure was logged; the upstream is asked after a restart.
+        // A failure is logged. After a restart the upstream is asked instead.
         let _ = recorded.await;
     }
 
-    /// How large a blob is by a manifest of its repository. That may be a lie, for this repository alone.
+    /// The size of a blob as a manifest of its repository states it. A false size affects this repository only.
     pub(super) fn told_size(&self, repo: &UpstreamRepository, digest: &Digest) -> Option<u64> {
         self.membership.known(repo, digest)?.size
     }
 
-    /// The size was wrong. The blob still belongs to the repository.
+    /// Forgets a wrong size. The blob still belongs to the repository.
     pub(super) fn forget_size(&self, repo: &UpstreamRepository, digest: &Digest) {
         let key = self.membership.key(self.membership.repository(repo), digest);
         if self.membership.known.get(&key).is_some() {
@@ -225,11 +225,11 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// Reads the repository's record and the manifests that it lists, unless that was done lately.
+    /// Reads the repository's record and the manifests that it lists, unless they were read recently.
     async fn load(self: &Arc<Self>, repo: &UpstreamRepository) {
         let repository = self.membership.repository(repo);
-        let is_late = |loaded: Instant| loaded.elapsed() < RELOAD_AFTER;
-        if self.membership.loaded.get(&repository).is_some_and(is_late) {
+        let is_recent = |loaded: Instant| loaded.elapsed() < RELOAD_AFTER;
+        if self.membership.loaded.get(&repository).is_some_and(is_recent) {
             return;
         }
         let work = || {
@@ -240,7 +240,7 @@ impl<O: Origins> Inner<O> {
                 Ok(())
             }
         };
-        // An error means that the proxy is ending: then nothing is known of the repository.
+        // An error means that the proxy is ending.
         let _ = self.membership.loading.join(&self.tasks, repo.clone(), work).await;
     }
 
@@ -253,7 +253,7 @@ impl<O: Origins> Inner<O> {
             for digest in &recorded {
                 membership.mark_recorded(membership.key(repository, digest));
             }
-            // The latest first: they are what is pulled. Then what they name, which another repository may have brought.
+            // The latest first: they are pulled most. Then their children, which another repository may have fetched.
             let mut left: VecDeque<Digest> = recorded.into_iter().rev().take(MAX_READ).collect();
             let mut seen: HashSet<Digest> = left.iter().copied().collect();
             let mut bytes = 0;
@@ -270,7 +270,7 @@ impl<O: Origins> Inner<O> {
         let _ = read.await;
     }
 
-    /// Makes the records of a cache that has none, from its tags: a former version kept no records.
+    /// Makes the records of a cache without records from its tags: older versions wrote no records.
     pub(super) async fn make_records(self: &Arc<Self>, upstreams: Arc<Upstreams>) {
         let inner = self.clone();
         let made = run_blocking(move || {
@@ -289,31 +289,32 @@ impl<O: Origins> Inner<O> {
             Ok(())
         });
         if let Err(error) = made.await {
-            tracing::warn!("{error}: the upstreams are asked which repository holds what");
+            tracing::warn!("{error}: the upstreams are asked which content belongs to which repository");
         }
     }
 }
 
-/// Whether the tag was read from the registries that are behind the upstream's name now.
+/// Whether the tag was read from the upstream's current tiers.
 pub(super) fn is_tag_of(tag: &CachedTag, repo: &UpstreamRepository) -> bool {
     tag.tiers().is_none_or(|tiers| repo.upstream.is_read_from(tiers))
 }
 
-/// Whether a manifest that names this blob shows that its repository holds it. Registries take a manifest with a
-/// foreign layer without having the layer (OCI image spec, "Non-Distributable Layers"; distribution checks only `urls`).
+/// Whether a manifest that names this blob is evidence that its repository has it. Registries accept a manifest without
+/// having its foreign layers (OCI image spec, "Non-Distributable Layers"; distribution checks only `urls`).
 fn is_evidence(blob: &Descriptor) -> bool {
     blob.urls.is_empty() && !blob.media_type.is_foreign_layer()
 }
 
-/// Content that is known in memory: some 5 MiB.
+/// Members in memory: about 5 MiB.
 const MAX_KNOWN: usize = 100_000;
-/// Repositories whose record was read.
+/// Repositories for which the time of the last read is kept.
 const MAX_LOADED: usize = 10_000;
-/// After this time a record is read again for content that is unknown: what was learned from it may have been dropped.
-/// Until then the upstream is asked, so that asking for made-up digests costs no work on the disk.
+/// After this time a record is read again when content is unknown, because memory may have dropped members. Until then the
+/// upstream is asked, so that requests for invented digests cause no disk reads.
 const RELOAD_AFTER: Duration = Duration::from_secs(600);
-/// Manifests of a record that are read at once, and their bytes.
+/// Manifests of a record that are read.
 const MAX_READ: usize = 1000;
+/// Bytes of manifests after which no more of a record are read.
 const MAX_READ_BYTES: usize = 64 << 20;
-/// Entries of one list that are remembered.
+/// Entries of one list that become members.
 const MAX_LISTED: usize = 1000;

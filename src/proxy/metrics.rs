@@ -1,4 +1,4 @@
-//! What the proxy tells Prometheus. docs/reference/metrics.md lists it.
+//! The proxy's metrics for Prometheus. docs/reference/metrics.md lists them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::error::Kind;
 type Label = (&'static str, Cow<'static, str>);
 type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
 
-/// The figures. Clones share them.
+/// The metrics. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: Family<[Label; 3], Counter>,
@@ -38,7 +38,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at nought, and shown by `registry`.
+    /// New metrics, registered in `registry`.
     pub fn new(registry: &mut Registry) -> Self {
         let made = Self {
             requests: Family::default(),
@@ -121,7 +121,7 @@ impl Observer for Metrics {
                 self.bytes.get_or_create(&label).inc_by(*bytes);
             }
             Event::Sent { from, bytes } => {
-                self.sent.get_or_create(&[("source", tier(*from).into())]).inc_by(*bytes);
+                self.sent.get_or_create(&[("source", origin(*from).into())]).inc_by(*bytes);
             }
             Event::FillBegan { .. } => drop(self.fills.inc()),
             Event::FillEnded { failed, .. } => {
@@ -141,7 +141,7 @@ impl Observer for Metrics {
     }
 }
 
-/// How a request was served, in one word.
+/// The label of an outcome.
 pub fn name(how: CacheOutcome) -> &'static str {
     match how {
         CacheOutcome::Hit => "hit",
@@ -164,7 +164,7 @@ fn kind(what: RequestKind) -> &'static str {
     }
 }
 
-fn tier(from: BytesOrigin) -> &'static str {
+fn origin(from: BytesOrigin) -> &'static str {
     match from {
         BytesOrigin::Disk => "disk",
         BytesOrigin::Fill => "fill",
@@ -172,7 +172,7 @@ fn tier(from: BytesOrigin) -> &'static str {
     }
 }
 
-/// Figures that are looked up whenever someone asks for the page.
+/// Metrics whose values are computed for each scrape.
 pub struct LiveMetrics<F>(F);
 
 /// A family of [`LiveMetrics`]: name, help, and its values by registry, or one without. A name that ends with
@@ -180,7 +180,7 @@ pub struct LiveMetrics<F>(F);
 pub type MetricFamily = (&'static str, &'static str, Vec<(Option<String>, u64)>);
 
 impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> LiveMetrics<F> {
-    /// Has `registry` show what `look` finds, with names that begin with `prefix`.
+    /// Registers the metrics that `look` returns. Their names get `prefix`.
     pub fn register(registry: &mut Registry, prefix: &str, look: F) {
         registry.sub_registry_with_prefix(prefix).register_collector(Box::new(Self(look)));
     }
@@ -189,7 +189,7 @@ impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> LiveMetrics<F> {
 impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> Collector for LiveMetrics<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, values) in (self.0)() {
-            // A family that says nothing yet is left out.
+            // A family without values is left out.
             if values.is_empty() {
                 continue;
             }
@@ -219,7 +219,7 @@ impl<F> fmt::Debug for LiveMetrics<F> {
     }
 }
 
-/// What all names of the proxy's figures begin with.
+/// The prefix of the names of the proxy's metrics.
 pub const NAME_PREFIX: &str = "transload_proxy";
 const LATENCY_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0];
 

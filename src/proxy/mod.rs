@@ -1,49 +1,48 @@
-//! A pull-through cache: a [`Backend`](crate::server::Backend) that answers from disk, else from its
-//! upstreams, storing while it streams.
+//! A pull-through cache: a [`Backend`](crate::server::Backend) that answers from its cache, or else from an upstream,
+//! and stores content while it streams it.
 //!
 //! ```text
 //!            server::run ── Server<Proxy> ── backend: Backend for Proxy
-//!                                               │  world: ?ns= or path ─▶ upstream + repository, or 404
+//!                                               │  Upstreams: ?ns= or path ─▶ upstream and repository, or 404
 //!                    ┌──────────────────────────┴───────────────┐
-//!                manifests ───── membership: may the repository have it? ───── fill ◀── side reads, what isn't cached
-//!      fresh? known? stale? absent?                one writer per blob │ any number of readers (fill::reader)
+//!                manifests ──── membership: does it belong to the repository? ──── fill ◀── ranged requests, uncached blobs
+//!      fresh? stale? not found?                     one writer per blob │ any number of readers (fill::reader)
 //!          │            │                                  │           │
-//!   cache::manifest_store  Flights                        cache::blobs    tasks: they outlive the client
+//!   cache::manifest_store  SingleFlight                   cache::blobs    tasks: they outlive the client
 //!                       └───────────┬──────────────────────┘
-//!                        upstream: tier by tier, breaker each
+//!                        Tiers: tier by tier, a breaker for each registry
 //!                                   │
 //!                          Origins ─▶ Source  (cli::proxy: registry::Repo)
 //! ```
 //!
 //! # Where things are
-//! - [`cache`]: files, bounds, eviction, the start (the directory is drawn there), collecting
-//! - `fill`: fetching a blob: `find` finds or begins one, `write` sees it through, `follow` reads along,
+//! - [`cache`]: files, limits, eviction, garbage collection; the directory is drawn there
+//! - `fill`: fetches of blobs: `find` finds or starts a fill, `task` and `writer` write the file, `reader` reads along,
 //!   `parallel` fetches by several requests
-//! - `membership`: which repository holds which content: the access rule
+//! - `membership`: which content belongs to which repository: the access rule
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
-//! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
-//! - `tiers`, `breaker`, `refusals`, `timeouts`: asking registries; [`Origins`] is all that is known of them
-//! - [`upstreams`], [`rules`]: which upstreams there are; what a request means
-//! - [`events`]: what happens, for metrics, the status page, and the copying into the first tier
-//! - [`cache_admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
-//! - [`scrub`]: reads the cache in the background, and drops what is corrupt
-//! - [`metrics`]: what is told to Prometheus; [`writeback`]: the copying into the first tier
-//! - `cached_source`: the proxy as a source for the copying
-//! - `cached_blob`: a cached blob as a stream, which goes on from the upstream where its file fails
-//! - `tasks`: work that belongs to the proxy; `file_stream`: files as streams; `backend`: the front
+//! - `lists`: lists of tags and of referrers, from the upstream or stale
+//! - `tiers`, `breaker`, `refusals`, `timeouts`: requests to registries, by the interface [`Origins`]
+//! - [`upstreams`], [`rules`]: the configured upstreams, and which one a request is for
+//! - [`events`]: events for metrics, the status page and write-back
+//! - [`cache_admin`]: commands of operators: list, remove, collect, verify
+//! - [`scrub`]: reads the cache in the background, and removes corrupt content
+//! - [`metrics`]: metrics for Prometheus; [`writeback`]: the queue of copies into the first tier
+//! - `cached_source`: the proxy as a source of those copies
+//! - `cached_blob`: a cached blob as a stream, which continues from the upstream if its file fails
+//! - `tasks`: tasks of the proxy; `file_stream`: files as streams; `backend`: the interface to the server
 //!
-//! # What is never done
-//! - Nothing that a client writes is dialled, and no client's `Authorization` is looked at.
-//! - No blob's last byte leaves before its digest matched, to anyone who asked for the whole or for a
-//!   range with it in. On a mismatch the connections are cut, and nothing is committed. What comes
-//!   before the last byte is passed on as it arrives: it can't be verified before the whole is there,
-//!   and a client that has no last byte has no blob. A range from the middle of a blob that is still
-//!   being fetched is therefore unverified; so is one of a blob that isn't cached for want of room.
-//!   Its reader has the blob's digest, as we do.
-//! - No cached blob or manifest is served to a client only because the client knows its digest. It is served under a
-//!   repository that has it (`membership`), if the upstream and the rules as they are now allow that repository.
-//! - After a failed write nothing more of that file is written or announced. No complete answer has bytes of a file that
-//!   could not be written or read well ([`cache`], `cached_blob`).
+//! # Guarantees
+//! - The proxy never connects to a host that a client names, and ignores the `Authorization` header of clients.
+//! - A client that requests a whole blob, or a range with its last byte, gets the last byte only after the digest is
+//!   verified. On a mismatch the connections are cut, and nothing is committed. The bytes before the last one are passed on
+//!   as they arrive: they cannot be verified before the whole is there, and a client without the last byte has no blob.
+//!   A range that does not contain the last byte is therefore unverified if the blob is still being fetched or cannot be
+//!   cached. The client has the blob's digest.
+//! - Knowing a digest gives a client no access. Cached content is served under a repository that it belongs to
+//!   (`membership`), if the current upstreams and rules allow that repository.
+//! - After a failed write nothing more is written to that file or published. No complete answer contains bytes of a file that
+//!   could not be written or read ([`cache`], `cached_blob`).
 
 mod backend;
 mod breaker;
@@ -83,32 +82,32 @@ use self::upstreams::{UpstreamConfig, UpstreamRepository, Upstreams};
 use crate::error::{Error, Kind, Result};
 use crate::server::{Reply, Served};
 
-/// How the proxy behaves.
+/// The settings of the proxy.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where images are read from.
+    /// The upstreams.
     pub upstreams: Vec<UpstreamConfig>,
-    /// The cache.
+    /// The cache's settings.
     pub cache: cache::Settings,
-    /// For how long a tag is believed before it's asked for again.
+    /// How long a cached tag stays fresh.
     pub tag_ttl: Duration,
-    /// For how long it's believed that something isn't there.
+    /// How long an answer "not found" is remembered.
     pub negative_ttl: Duration,
-    /// How long a client's request may wait for the upstreams before it is answered with an error: less than the 30 s
-    /// that containerd waits for the head of an answer.
+    /// How long a client's request may wait for an upstream before it is answered with an error. The default is less than
+    /// the 30 s that containerd waits for the head of a response.
     pub upstream_timeout: Duration,
-    /// Requests at once for one large blob.
+    /// The largest number of concurrent requests for one large blob.
     pub parallel: usize,
-    /// From which size on (in bytes) a blob is large.
+    /// The size in bytes from which on a blob is large.
     pub parallel_from: u64,
-    /// Blobs that are fetched at once.
+    /// The largest number of blobs that are fetched at once from each registry.
     pub fills: usize,
-    /// Bytes of the cache to read and check in a second; `None` for none.
+    /// Bytes of the cache that the scrubber reads per second; `None` for no scrubber.
     pub scrub: Option<u64>,
 }
 
 impl Settings {
-    /// The defaults, for these upstreams and this cache.
+    /// The defaults, with these upstreams and this cache.
     pub fn new(upstreams: Vec<UpstreamConfig>, cache: cache::Settings) -> Self {
         Self {
             upstreams,
@@ -124,10 +123,10 @@ impl Settings {
     }
 }
 
-/// The proxy. Dropped, it ends what it fetches; what was committed stays.
+/// The proxy. Dropping the last clone ends all fetches. Committed content stays in the cache.
 pub struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<ProxyGuard<O>>);
 
-/// What all clones of a proxy share: with the last of them its tasks end.
+/// Ends the tasks with the last clone of the proxy.
 struct ProxyGuard<O: Origins>(Arc<Inner<O>>);
 
 struct Inner<O: Origins> {
@@ -145,7 +144,7 @@ struct Inner<O: Origins> {
 }
 
 impl<O: Origins> Proxy<O> {
-    /// Opens the cache. No upstream is asked before a client asks: so it starts while they are down.
+    /// Opens the cache. Sends no request to an upstream, so the proxy starts while its upstreams are down.
     ///
     /// # Errors
     /// See [`Upstreams::new`] and [`Cache::open`].
@@ -180,41 +179,41 @@ impl<O: Origins> Proxy<O> {
         Ok(Self(inner.clone(), Arc::new(ProxyGuard(inner))))
     }
 
-    /// How it behaves.
+    /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
-    /// The cache, to be looked at.
+    /// The cache, for reading its state.
     pub fn cache(&self) -> &Cache {
         &self.0.cache
     }
 
-    /// What can be done to the cache from outside.
+    /// The commands of operators on the cache.
     pub fn admin(&self) -> cache_admin::CacheAdmin {
         cache_admin::CacheAdmin::new(&self.0.cache, self.0.observer.clone())
     }
 
-    /// What is asked for from now on is looked for in these upstreams; what is being fetched goes on.
+    /// Replaces the upstreams for new requests. Running fetches continue with the old ones.
     ///
     /// # Errors
-    /// See [`Upstreams::new`]; nothing has changed then.
+    /// See [`Upstreams::new`]. Nothing changes then.
     pub fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
         self.0.tiers.set_upstreams(Upstreams::new(specs)?);
         Ok(())
     }
 
-    /// What gives the repositories that are read from.
+    /// The source of repositories.
     pub fn origins(&self) -> &O {
         &self.0.tiers.origins
     }
 
-    /// How the registries do that are read from.
+    /// The health of each registry.
     pub fn health(&self) -> Vec<Health> {
         self.0.tiers.health()
     }
 
-    /// Blobs that are being fetched: which, how far, how large where that is known.
+    /// The blobs that are being fetched: digest, fetched bytes, and size if it is known.
     pub fn filling(&self) -> Vec<(crate::descriptor::Digest, u64, Option<u64>)> {
         self.0.fills.list()
     }
@@ -240,13 +239,19 @@ impl<O: Origins> Inner<O> {
         Reply { found, served: Some(served) }
     }
 
-    /// Waits for `work` as long as a client does.
+    /// Runs `work` with a time limit.
+    ///
+    /// # Errors
+    /// [`Kind::Timeout`] after `patience`.
     async fn with_patience<T>(&self, patience: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
         with_patience_since(Instant::now(), patience, work).await
     }
 }
 
-/// Waits for `work` as long as a client does who has waited since `begun`.
+/// Runs `work` for a client that has been waiting since `begun`.
+///
+/// # Errors
+/// [`Kind::Timeout`] when the client has waited for `patience`.
 async fn with_patience_since<T>(
     begun: Instant,
     patience: Duration,
@@ -258,13 +263,13 @@ async fn with_patience_since<T>(
 
 impl<O: Origins> Drop for ProxyGuard<O> {
     fn drop(&mut self) {
-        // They hold the rest, and would go on.
+        // Tasks hold references to the proxy, and would continue.
         self.0.tasks.abort();
     }
 }
 
 impl<O: Origins> Clone for Proxy<O> {
-    /// The same one: it ends with the last of them.
+    /// Another handle of the same proxy.
     fn clone(&self) -> Self {
         Self(self.0.clone(), self.1.clone())
     }

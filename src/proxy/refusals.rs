@@ -1,7 +1,7 @@
-//! What a registry refuses to the proxy: reported once, not once for each request.
+//! Refusals: a registry answers the proxy with 401, 403 or the like. They are logged once, not for each request.
 //!
-//! A tier that refuses the proxy is passed over, and the next one is asked: clients see no difference, while all their
-//! pulls go elsewhere. So that is said in the log when it begins and when it ends, counted, and shown.
+//! When a tier refuses the proxy, the next tier is asked. Clients see no difference, but all their pulls go to the next
+//! tier. So the log has a line when refusals start and when they end, and metrics and the status page show them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,8 +13,8 @@ use crate::error::{Error, Kind, Result};
 
 /// The refusals of one registry.
 ///
-/// A registry may refuse some repositories and not others: an answer from one says nothing of another. So each
-/// repository's refusal stands until that repository is answered, or until [`FORGET_AFTER`] after the last one.
+/// A registry may refuse some repositories and not others. So a refusal of a repository is kept until a request for the same
+/// repository succeeds, or until [`FORGET_AFTER`] has passed since the last refusal.
 #[derive(Debug)]
 pub(super) struct Refusals {
     registry: String,
@@ -32,7 +32,7 @@ impl Refusals {
         Self { registry: registry.to_owned(), standing: Mutex::default() }
     }
 
-    /// Learns how a question about a repository ended. The reason, if it was refused.
+    /// Records the result of a request for a repository. Returns the reason if it was refused.
     pub(super) fn record<T>(&self, repository: &str, asked: &Result<T>) -> Option<&'static str> {
         let mut standing = self.lock();
         let before = !standing.is_empty();
@@ -60,7 +60,7 @@ impl Refusals {
         Some(reason)
     }
 
-    /// The reasons that stand now, each with how many repositories it is for.
+    /// The current reasons, each with the number of its repositories.
     pub(super) fn reasons(&self) -> BTreeMap<&'static str, usize> {
         let mut reasons = BTreeMap::new();
         for refusal in self.lock().values().filter(|refusal| refusal.last.elapsed() < FORGET_AFTER) {
@@ -74,18 +74,18 @@ impl Refusals {
     }
 }
 
-/// Why the registry, or the way to it, is of no use to this proxy until somebody does something about it. `None` for
-/// faults that pass, and for what is about the content.
+/// The reason why the registry cannot be used until an operator changes something. `None` for temporary faults, and for
+/// errors of the content.
 pub(super) fn reason(error: &Error) -> Option<&'static str> {
     match error.kind() {
         _ if error.is_transient() => None,
         Kind::Unauthorized => Some("unauthorized"),
         Kind::Denied => Some("denied"),
-        // A spent quota of pulls.
+        // A pull limit that is reached.
         Kind::Limited => Some("limited"),
         // A certificate that is not trusted, a name without an address.
         Kind::Network => Some("unreachable"),
-        // A redirect to where the proxy must not go.
+        // A redirect that the proxy must not follow.
         Kind::Refused => Some("refused"),
         // Credentials that this machine cannot give.
         Kind::Local | Kind::Usage => Some("local"),
@@ -93,9 +93,9 @@ pub(super) fn reason(error: &Error) -> Option<&'static str> {
     }
 }
 
-/// A repository that nobody asks for any more is forgotten after this.
+/// A refusal that does not recur is forgotten after this time.
 const FORGET_AFTER: Duration = Duration::from_secs(10 * 60);
-/// Repositories that are kept for each registry: clients make up as many names as they like.
+/// Repositories that are kept for each registry. Bounded, because clients can invent names.
 const MAX_REPOSITORIES: usize = 100;
 
 #[cfg(test)]

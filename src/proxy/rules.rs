@@ -1,25 +1,25 @@
-//! Which repositories of an upstream may be asked for. No I/O.
+//! Rules: which repositories of an upstream clients may pull. No I/O.
 
 use globset::{Glob, GlobBuilder, GlobMatcher};
 
 use crate::error::{Error, Kind, Result};
 
-/// A pattern of repositories' names: `*` and `?` stay within one part of the path, `**` does not,
-/// `[abc]` and `{one,other}` are as in a shell.
+/// A pattern of repository names: `*` and `?` match within one part of the path, `**` matches across parts,
+/// `[abc]` and `{one,other}` work as in a shell.
 #[derive(Clone, Debug)]
 pub struct Pattern(GlobMatcher);
 
-/// What may be asked for. Without any rule, everything.
+/// The rules of an upstream. Without rules every repository is allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Only what fits one of these; everything, if there is none.
+    /// A repository must match one of these, if there are any.
     pub allow: Vec<Pattern>,
-    /// And nothing that fits one of these.
+    /// A repository that matches one of these is denied.
     pub deny: Vec<Pattern>,
 }
 
 impl Rules {
-    /// Whether this repository, as the upstream names it, may be asked for.
+    /// Whether clients may pull this repository. `repository` is its name at the upstream.
     pub fn allows(&self, repository: &str) -> bool {
         let fits = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.0.is_match(repository));
         (self.allow.is_empty() || fits(&self.allow)) && !fits(&self.deny)
@@ -51,8 +51,8 @@ impl std::str::FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |why: &str| {
-            Error::new(Kind::Usage, format!("{text:?} is no pattern of repositories: {why}"))
-                .hint("write such as library/*, or team/** for whatever is below team")
+            Error::new(Kind::Usage, format!("invalid repository pattern {text:?}: {why}"))
+                .hint("examples: library/*, or team/** for all repositories below team")
         };
         if text.is_empty() {
             return Err(wrong("it is empty"));

@@ -1,8 +1,8 @@
-//! The scrubber: reads what is cached, slowly, and drops what isn't what its digest says.
+//! The scrubber: slowly reads the cached content, and removes content that does not match its digest.
 //!
-//! It's nobody's use of the cache: no hit is counted, no file's time of access changes, nothing is kept from
-//! being evicted. It holds one piece of one file in memory. What it drops is fetched again when it's
-//! asked for; whoever reads it at the moment reads on.
+//! Its reads do not count as uses of the cache: they count no hits, change no access times, and prevent no evictions. It holds
+//! one piece of one file in memory. Removed content is fetched again at the next request. Current readers of a removed file
+//! are not interrupted.
 
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pool::run_blocking;
 use crate::regular_file::{self, Links};
 
-/// Number and bytes of what was read, and how much of it was dropped.
+/// Totals of a pass: files and bytes that were read, and files that were removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scrubbed {
     pub(super) files: usize,
@@ -29,7 +29,7 @@ pub(super) struct Scrubbed {
     pub(super) dropped: usize,
 }
 
-/// A pass after the other, for ever, at `rate` bytes a second and at most one in [`PASS_INTERVAL`].
+/// Runs passes forever, at `rate` bytes per second, and at most one in [`PASS_INTERVAL`].
 pub(super) async fn run(stores: [ContentStore; 2], rate: u64, observer: Arc<dyn Observer>) {
     let mut pace = RateLimiter::new(rate);
     loop {
@@ -37,12 +37,12 @@ pub(super) async fn run(stores: [ContentStore; 2], rate: u64, observer: Arc<dyn 
         let tell = |digest: &Digest| observer.event(&Event::Corrupt { digest });
         let read = |bytes| observer.event(&Event::Scrubbed { bytes });
         let done = scrub_pass(&stores, Some(&mut pace), read, tell).await;
-        tracing::info!("scrubbed {} files, {} MiB; dropped {}", done.files, done.bytes >> 20, done.dropped);
+        tracing::info!("scrubbed {} files, {} MiB; removed {}", done.files, done.bytes >> 20, done.dropped);
         sleep_until(begun + PASS_INTERVAL).await;
     }
 }
 
-/// Reads all of it once. Begins anywhere: a proxy that is restarted often must get to the end too.
+/// Reads the whole cache once. Starts at a random part, so that a proxy that is restarted often reads every part too.
 pub(super) async fn scrub_pass(
     stores: &[ContentStore; 2],
     mut pace: Option<&mut RateLimiter>,
@@ -60,7 +60,7 @@ pub(super) async fn scrub_pass(
     done
 }
 
-/// Reads a 256th of it.
+/// Reads one of 256 parts.
 pub(super) async fn scrub_part(
     stores: &[ContentStore; 2],
     part: u8,
@@ -83,7 +83,8 @@ pub(super) async fn scrub_part(
     done
 }
 
-/// Whether the file was good; a bad one is gone then. `None` if it left the cache meanwhile, or can't be judged.
+/// Whether the file matches its digest. If not, it was removed. `None` if it has left the cache meanwhile, or could not be
+/// checked.
 async fn check_file(
     store: &ContentStore,
     digest: Digest,
@@ -93,7 +94,7 @@ async fn check_file(
 ) -> Option<bool> {
     let mut reading = FileCheck::open(store, digest, size).await?;
     let good = loop {
-        // What was evicted needs no check, and its room is held by the open file.
+        // Evicted content needs no check, and the open file would keep its blocks.
         if store.size_of(&digest) != Some(size) {
             return None;
         }
@@ -119,12 +120,12 @@ async fn check_file(
     let (store, inode) = (store.clone(), reading.inode);
     let gone = run_blocking(move || Ok(store.discard_same(&digest, size, inode))).await.unwrap_or(false);
     if gone {
-        tracing::error!("{digest} has other bytes on the disk than its digest says: dropped, to be fetched again");
+        tracing::error!("cached content {digest} does not match its digest: removed");
     }
     gone.then_some(false)
 }
 
-/// A file that is read, and its hash so far.
+/// A file that is being read, with its hash.
 struct FileCheck {
     file: File,
     inode: u64,
@@ -143,7 +144,7 @@ impl FileCheck {
                     file.metadata().map_err(|error| Error::io(format!("read {}", path.display()), &error))?.ino();
                 Ok(Some((file, inode)))
             }
-            // Somebody removed it: who asks for it must not be promised it.
+            // Somebody has removed the file: the index must not list it.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 store.discard(&digest);
                 Ok(None)
@@ -152,12 +153,12 @@ impl FileCheck {
         });
         let (file, inode) = opened.await.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()?;
         let hasher = digest.hasher();
-        // One byte more than there should be tells a file that grew.
+        // One byte more than the size, to detect a file that has grown.
         let piece = usize::try_from(size + 1).unwrap_or(READ_SIZE).min(READ_SIZE);
         Some(Self { file, inode, digest, hasher, size: 0, buffer: vec![0; piece] })
     }
 
-    /// Reads the next piece: how many bytes, 0 at the end.
+    /// Reads the next piece. Returns its length in bytes, 0 at the end.
     async fn next(mut self) -> Option<(Self, Result<u64>)> {
         let read = run_blocking(move || {
             let count = loop {
@@ -182,17 +183,17 @@ impl FileCheck {
     }
 }
 
-/// Opens a file without changing its time of access, where that may be done.
+/// Opens a file without changing its access time, if that is permitted.
 pub(super) fn open_without_atime(path: &Path) -> std::io::Result<File> {
     let opened = match regular_file::open_with(path, Links::Refuse, rustix::fs::OFlags::NOATIME) {
-        // Only its owner may.
+        // Only the owner may use `O_NOATIME`.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => regular_file::open(path, Links::Refuse),
         other => other,
     };
     opened.map(|(file, _)| file)
 }
 
-/// So many bytes a second, and no more after a break.
+/// Limits bytes per second. Unused time is not saved up.
 #[derive(Debug)]
 pub(super) struct RateLimiter {
     rate: u64,
@@ -200,7 +201,7 @@ pub(super) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// So many bytes a second from now on.
+    /// `rate` bytes per second from now on.
     pub(super) fn new(rate: u64) -> Self {
         Self { rate: rate.max(1), due: Instant::now() }
     }
@@ -212,10 +213,10 @@ impl RateLimiter {
     }
 }
 
-/// The rate of `4MiB`, or none for `off`.
+/// Parses a rate, such as `4MiB`; `on` is [`DEFAULT_RATE`], and `off` is `None`.
 ///
 /// # Errors
-/// [`Kind::Usage`] if `bytes` doesn't read the text.
+/// [`Kind::Usage`] if `bytes` cannot parse the text, or it is 0.
 pub fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
     match text {
         "off" => return Ok(None),
@@ -224,15 +225,13 @@ pub fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Opt
     }
     match bytes(text) {
         Ok(rate) if rate > 0 => Ok(Some(rate)),
-        _ => {
-            Err(Error::new(Kind::Usage, format!("{text:?} is no rate"))
-                .hint("write bytes a second, such as 10MiB, or off"))
-        }
+        _ => Err(Error::new(Kind::Usage, format!("invalid rate {text:?}"))
+            .hint("use bytes per second, such as 10MiB, or off")),
     }
 }
 
-/// What a proxy reads of its cache in a second, where nobody says otherwise: 50 GiB in four hours.
+/// The default rate in bytes per second: 50 GiB in four hours.
 pub const DEFAULT_RATE: u64 = 4 << 20;
-/// From the start of a pass to that of the next one, at least.
+/// The least time from the start of a pass to the start of the next one.
 const PASS_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 const READ_SIZE: usize = 256 << 10;

@@ -1,4 +1,4 @@
-//! What the status page shows: a static page, fed by one JSON document.
+//! The status page: a static page that reads one JSON document.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use super::events::{CacheOutcome, Event, Observer, RequestKind};
 use super::{Health, Origins, Proxy};
 use crate::error::Kind;
 
-/// What happened lately, for people. Clones share it.
+/// Recent requests and errors, for the status page. Clones share the data.
 #[derive(Clone, Debug, Default)]
 pub struct RecentActivity(Arc<Mutex<Counters>>);
 
@@ -22,14 +22,14 @@ struct Counters {
     errors: VecDeque<RecentError>,
 }
 
-/// An error, for people.
+/// An error with its time.
 #[derive(Clone, Debug, Serialize)]
 struct RecentError {
     when: Timestamp,
     what: String,
 }
 
-/// What the status page shows.
+/// The JSON document of the status page.
 #[derive(Debug, Serialize)]
 pub struct Status {
     /// Of all requests for manifests and blobs that were answered, the part that needed no upstream: 0 to 1.
@@ -67,7 +67,7 @@ struct PulledRepository {
 }
 
 impl RecentActivity {
-    /// What the page shows of `proxy`.
+    /// The document for `proxy`.
     pub fn status<O: Origins>(&self, proxy: &Proxy<O>) -> Status {
         let seen = self.lock();
         let mut most_pulled: Vec<PulledRepository> =
@@ -95,7 +95,7 @@ impl RecentActivity {
     }
 
     fn served(&self, upstream: &str, repository: &str, what: RequestKind, how: CacheOutcome) {
-        // Lists are always asked for, and a `HEAD` of a blob fetches none: neither says what the cache is worth.
+        // Lists always come from the upstream, and a `HEAD` of a blob fetches none: neither counts for the hit ratio.
         if matches!(how, CacheOutcome::Absent | CacheOutcome::Failed)
             || !matches!(what, RequestKind::Manifest | RequestKind::Blob)
         {
@@ -112,7 +112,7 @@ impl RecentActivity {
         }
     }
 
-    fn trouble(&self, what: String) {
+    fn add_error(&self, what: String) {
         let mut seen = self.lock();
         if seen.errors.len() == MAX_LINES {
             seen.errors.pop_front();
@@ -129,22 +129,22 @@ impl Observer for RecentActivity {
     fn event(&self, event: &Event<'_>) {
         match event {
             Event::Served { upstream, repository, what, how } => self.served(upstream, repository, *what, *how),
-            // That something isn't there is an answer.
+            // "Not found" is no error.
             Event::Asked { registry, failed: Some(kind), .. } if *kind != Kind::NotFound => {
-                self.trouble(format!("{registry}: {}", kind.name()));
+                self.add_error(format!("{registry}: {}", kind.name()));
             }
-            Event::FillEnded { digest, failed: Some(error) } => self.trouble(format!("{}: {error}", digest.short())),
-            Event::Corrupt { digest } => self.trouble(format!("{}: corrupt on the disk, dropped", digest.short())),
+            Event::FillEnded { digest, failed: Some(error) } => self.add_error(format!("{}: {error}", digest.short())),
+            Event::Corrupt { digest } => self.add_error(format!("{}: corrupt in the cache, removed", digest.short())),
             _ => {}
         }
     }
 }
 
-/// The page, with nothing from elsewhere.
+/// The page. It loads nothing from other hosts.
 pub const PAGE: &str = include_str!("status/page.html");
-/// Repositories that are counted, which clients make up: those of the first so many.
+/// The largest number of repositories that are counted. Bounded, because clients can invent names.
 const MAX_REPOSITORIES: usize = 10_000;
-/// Lines of a list on the page.
+/// Lines of each list on the page.
 const MAX_LINES: usize = 20;
 
 #[cfg(test)]
@@ -162,7 +162,7 @@ mod tests {
         let recent = RecentActivity::default();
         for nth in 0..MAX_REPOSITORIES + 50 {
             recent.served("docker.io", &format!("app{nth}"), RequestKind::Manifest, CacheOutcome::Miss);
-            recent.trouble(nth.to_string());
+            recent.add_error(nth.to_string());
         }
         let seen = recent.lock();
         assert_eq!((seen.pulled.len(), seen.errors.len()), (MAX_REPOSITORIES, MAX_LINES));

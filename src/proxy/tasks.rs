@@ -1,4 +1,4 @@
-//! Work that belongs to the proxy and not to a client: it goes on when the client leaves.
+//! Tasks of the proxy. They continue when the client that caused them leaves.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use crate::error::{Error, Kind, Result};
 use crate::panics;
 
-/// The proxy's tasks. They hold what they need of the proxy, so they are ended by
-/// [`abort`](Self::abort), not by dropping this.
+/// The proxy's tasks. Each holds a reference to the proxy, so they are ended by [`abort`](Self::abort), not by dropping
+/// this.
 #[derive(Debug, Default)]
 pub(super) struct Tasks(Mutex<Option<JoinSet<()>>>);
 
@@ -21,19 +21,19 @@ impl Tasks {
         Self(Mutex::new(Some(JoinSet::new())))
     }
 
-    /// Runs `work`, unless the proxy is ending, or has far too much to do: then it's dropped.
+    /// Runs `work` as a task. Drops it if the proxy is ending, or [`MAX_TASKS`] are running.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = lock(&self.0);
         let Some(tasks) = tasks.as_mut() else { return };
-        // Reaped, so that the set doesn't grow.
+        // Finished tasks are removed, so that the set does not grow.
         while tasks.try_join_next().is_some() {}
-        // Clients that ask and leave can't heap them up.
-        if tasks.len() < MAX_FLIGHTS {
+        // Bounded: clients may send requests and leave.
+        if tasks.len() < MAX_TASKS {
             tasks.spawn(work);
         }
     }
 
-    /// Ends all of them, and takes no more.
+    /// Ends all tasks, and starts no more.
     pub(super) fn abort(&self) {
         // Dropped outside the lock: a task that is dropped may spawn.
         let tasks = lock(&self.0).take();
@@ -41,7 +41,7 @@ impl Tasks {
     }
 }
 
-/// Work under way by its key: who asks for the same meanwhile gets the same answer.
+/// Running work by its key. Callers with the same key share one result.
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, V>(Arc<Mutex<Running<K, V>>>);
 
@@ -55,7 +55,7 @@ impl<K, V> Default for SingleFlight<K, V> {
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> SingleFlight<K, V> {
-    /// What `work` comes to, or what the same work that is under way already does; and whether it was that.
+    /// The result of the running work of this key, or else of `work`. The flag is true if the work was running already.
     pub(super) async fn join<F>(&self, tasks: &Tasks, key: K, work: impl FnOnce() -> F) -> (Result<V>, bool)
     where
         F: Future<Output = Result<V>> + Send + 'static,
@@ -64,8 +64,8 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Si
         let result = match landed.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(Ok(value))) => Ok(value.clone()),
             Ok(Some(Err(error))) => Err(error.duplicate()),
-            // The task was dropped before it had an answer.
-            _ => Err(Error::new(Kind::Interrupted, "the proxy is ending, or has too much to do")),
+            // The task was dropped before it had a result.
+            _ => Err(Error::new(Kind::Interrupted, "the proxy is ending, or runs too many tasks")),
         };
         (result, joined)
     }
@@ -93,7 +93,7 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Si
         tasks.spawn(async move {
             let over = over;
             let result = panics::catch_panic(work).await.map_err(Arc::new);
-            // Off the board first: who comes later asks anew.
+            // Removed before the result is sent: a later caller starts new work.
             drop(over);
             land.send_replace(Some(result));
         });
@@ -101,7 +101,7 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Si
     }
 }
 
-/// Takes a flight off the board, also when its task is dropped.
+/// Removes the work from the running ones, also when its task is dropped.
 struct FlightGuard<K: Eq + Hash, V> {
     flights: Arc<Mutex<Running<K, V>>>,
     key: K,
@@ -114,21 +114,21 @@ impl<K: Eq + Hash, V> Drop for FlightGuard<K, V> {
 }
 
 tokio::task_local! {
-    // By the task: else each question to the upstream would hand it on.
+    // Task-local, because it would be a parameter of nearly all functions that ask an upstream.
     static WRITE_BACK: ();
 }
 
-/// Runs `work` for write-back itself, with the flights that it begins.
+/// Runs `work`, and the shared work that it starts, on behalf of write-back.
 pub(super) async fn as_write_back<T>(work: impl Future<Output = T>) -> T {
     WRITE_BACK.scope((), work).await
 }
 
-/// Whether this is done for write-back, and not for a client: what it reads needs no copy of its own.
+/// Whether the current task reads for write-back and not for a client. Such reads cause no further write-back.
 pub(super) fn is_write_back() -> bool {
     WRITE_BACK.try_with(|()| ()).is_ok()
 }
 
-const MAX_FLIGHTS: usize = 10_000;
+const MAX_TASKS: usize = 10_000;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

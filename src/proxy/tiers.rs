@@ -1,4 +1,4 @@
-//! The upstreams' registries: asked tier by tier, within a client's patience.
+//! Requests to the tiers of an upstream, in order, within the time that a client waits.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,31 +19,31 @@ use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 use crate::retry::{Budget, jitter};
 
-/// Gives the repositories that are read from. All that the proxy knows of registries.
+/// Gives access to repositories. This is the proxy's only interface to registries.
 pub trait Origins: Send + Sync + 'static {
     /// One repository.
     type Source: Source;
 
-    /// The repository of this name, to be read for the upstream `upstream`. Asks nobody yet.
+    /// A repository, to be read for the upstream `upstream`. Sends no request.
     fn source(&self, upstream: &str, repository: &Repository) -> Result<Self::Source>;
 
-    /// How large a blob is there, by `HEAD`; `None` if it isn't.
+    /// The size of a blob in bytes, by `HEAD`; `None` if the repository does not have it.
     fn size_of(&self, source: &Self::Source, digest: &Digest) -> impl Future<Output = Result<Option<u64>>> + Send;
 }
 
-/// All of them.
+/// The configured upstreams and their registries.
 pub(super) struct Tiers<O> {
     pub(super) origins: O,
     configured: RwLock<Arc<Upstreams>>,
-    /// Those of former worlds too: what is being fetched still asks them.
+    /// Includes registries of earlier configurations: running fetches still use them.
     registries: RwLock<BTreeMap<String, Arc<Registry>>>,
-    /// Some circuit breaker changed its state.
+    /// Signals that some circuit breaker has changed its state.
     changed: Arc<watch::Sender<()>>,
     timeouts: Timeouts,
     observer: Arc<dyn Observer>,
 }
 
-/// What is known of one registry.
+/// The state of one registry.
 struct Registry {
     name: String,
     breaker: Breaker,
@@ -51,18 +51,18 @@ struct Registry {
     timeouts: Timeouts,
 }
 
-/// How a registry does.
+/// The health of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     /// The registry.
     pub registry: String,
-    /// Whether it is asked now: it answers, and has set no limit that lasts.
+    /// Whether it gets requests now: its circuit is closed, and no rate limit is running.
     pub well: bool,
-    /// Why it refuses the proxy, and for how many repositories, where it does.
+    /// The reasons of current refusals, each with the number of its repositories.
     pub refusals: BTreeMap<&'static str, usize>,
 }
 
-/// What one tier had.
+/// The answer of the tier that had the content.
 pub(super) struct TierAnswer<S, T> {
     /// The tier's number, from 0.
     pub(super) tier: usize,
@@ -70,13 +70,13 @@ pub(super) struct TierAnswer<S, T> {
     pub(super) value: T,
 }
 
-/// A tier's answer to a question.
+/// The result of asking one tier.
 enum TierOutcome<T> {
     Found(T),
     Absent,
-    /// No answer that another try would better.
+    /// An error that a retry would not change.
     Failed(Error),
-    /// Another try may go better: after this time, or when a breaker changes its state.
+    /// An error that may pass. Retry after this time, or when a breaker changes its state.
     Later(Error, Option<Duration>),
 }
 
@@ -94,12 +94,12 @@ impl<O: Origins> Tiers<O> {
         upstreams
     }
 
-    /// The world as it is now.
+    /// The current upstreams.
     pub(super) fn upstreams(&self) -> Arc<Upstreams> {
         self.configured.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Requests from now on are of this world.
+    /// Replaces the upstreams for new requests.
     pub(super) fn set_upstreams(&self, configured: Upstreams) {
         let mut registries = self.registries.write().unwrap_or_else(PoisonError::into_inner);
         for name in configured.registries() {
@@ -115,7 +115,7 @@ impl<O: Origins> Tiers<O> {
         *self.configured.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(configured);
     }
 
-    /// How the registries do.
+    /// The health of the registries of the current upstreams.
     pub(super) fn health(&self) -> Vec<Health> {
         let (configured, known) = (self.upstreams(), self.registries.read().unwrap_or_else(PoisonError::into_inner));
         let health = |name: &str| Health {
@@ -130,7 +130,7 @@ impl<O: Origins> Tiers<O> {
         self.registries.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// [`Self::ask_where`] for what every tier may be asked.
+    /// Like [`Self::ask_where`], without a condition on the tiers.
     pub(super) async fn ask<T, F>(
         &self,
         repo: &UpstreamRepository,
@@ -143,12 +143,12 @@ impl<O: Origins> Tiers<O> {
         self.ask_where(repo, patience, |_| Ok(()), question).await
     }
 
-    /// Asks the tiers in turn, until one has it. Those that fail are asked again, as long as that leaves time for an
-    /// answer within `patience`: that of the client who waits for it. A limit, or a pause of the circuit breaker, is
-    /// waited out within the same time. A repository that `may_ask` refuses is passed over.
+    /// Asks the tiers in order until one has the content. Tiers that fail are asked again as long as an answer is possible
+    /// within `patience`, the time that the client waits. Rate limits and pauses of a circuit breaker are waited out within the
+    /// same time. Tiers that `may_ask` refuses are skipped.
     ///
     /// # Errors
-    /// If no tier had it and one couldn't be asked, why.
+    /// If no tier had the content, the error of the first tier that failed.
     pub(super) async fn ask_where<T, F>(
         &self,
         repo: &UpstreamRepository,
@@ -162,7 +162,7 @@ impl<O: Origins> Tiers<O> {
         let (begun, mut changed) = (Instant::now(), self.changed.subscribe());
         let Timeouts { registry: answer, reserve, .. } = self.timeouts;
         let mut left: Vec<usize> = (0..repo.upstream.tiers.len()).collect();
-        // By tier: the first one's trouble is what its owner has to know.
+        // By tier: the error of the first tier is returned, because that is the one to repair.
         let mut errors = BTreeMap::new();
         for round in 0.. {
             changed.mark_unchanged();
@@ -174,7 +174,7 @@ impl<O: Origins> Tiers<O> {
                     continue;
                 }
                 let source = self.origins.source(&repo.upstream.name, base)?;
-                // Asked again, it must answer while the client still waits: else a limit would look like silence.
+                // A retry must end while the client still waits. Otherwise a rate limit would look like a timeout.
                 let rest = patience.saturating_sub(begun.elapsed() + reserve);
                 let within = if round == 0 { answer } else { answer.min(rest) };
                 if within.is_zero() {
@@ -187,7 +187,7 @@ impl<O: Origins> Tiers<O> {
                     TierOutcome::Absent => {}
                     TierOutcome::Failed(error) => drop(errors.insert(tier, error)),
                     TierOutcome::Later(error, again) => {
-                        // An answer that was cut short says less than the one before.
+                        // The timeout of a shortened retry says less than the error before.
                         let cut = error.kind() == Kind::Timeout && within < answer;
                         errors.insert(tier, before.filter(|_| cut).unwrap_or(error));
                         left.push(tier);
@@ -234,13 +234,13 @@ impl<O: Origins> Tiers<O> {
         match answer {
             Ok(Some(value)) => TierOutcome::Found(value),
             Ok(None) => TierOutcome::Absent,
-            // What is damaged was asked for again already.
+            // The caller has retried damaged content already.
             Err(error) if !error.is_transient() || matches!(error.kind(), Kind::Mismatch | Kind::Invalid) => {
                 TierOutcome::Failed(if refused.is_some() { error.reported() } else { error })
             }
             Err(error) => {
                 let again = error.retry_after().unwrap_or_default().max(self.backoff(round));
-                // Of a registry that is known to be down the log has a line.
+                // The log has a line about a registry whose circuit is open.
                 TierOutcome::Later(if registry.breaker.is_open() { error.reported() } else { error }, Some(again))
             }
         }
@@ -248,7 +248,7 @@ impl<O: Origins> Tiers<O> {
 }
 
 impl<O> Tiers<O> {
-    /// How long to wait after this round of questions failed.
+    /// How long to wait after a failed round of requests.
     fn backoff(&self, round: u32) -> Duration {
         let Timeouts { first_backoff, longest_backoff, .. } = self.timeouts;
         let most = longest_backoff.min(first_backoff * 2_u32.pow(round.min(6)));
@@ -257,7 +257,7 @@ impl<O> Tiers<O> {
 }
 
 impl Registry {
-    /// Asks a question, a few times at once: a connection that was reset is no outage. Ends `within` this time.
+    /// Sends a request, with a few immediate retries, because a connection that was reset is no outage. Ends within `within`.
     async fn answer<T, F>(&self, patience: Duration, within: Duration, question: impl Fn() -> F) -> Result<Option<T>>
     where
         F: Future<Output = Result<Option<T>>>,
@@ -280,7 +280,7 @@ impl Registry {
         let silent = || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, within.as_secs()));
         match timeout(within, tries).await {
             Ok(answer) => answer,
-            // The client below holds requests back where this or another one was answered 429: that is no silence.
+            // After an answer 429 the registry client delays requests: the error is the rate limit then, not a timeout.
             Err(_) => {
                 let limited = limited.lock().unwrap_or_else(PoisonError::into_inner).take();
                 Err(limited.or(self.breaker.limit().err()).unwrap_or_else(silent))
@@ -289,11 +289,11 @@ impl Registry {
     }
 }
 
-/// Faults that are forgiven to one question before the next tier is asked: within half a second or so.
+/// Retries of one request before the next tier is asked. They take about half a second.
 const RETRIES: u32 = 2;
 
-/// What came from the upstream and makes no sense, or leads where we don't go, is the upstream's fault, not our
-/// storage's.
+/// Turns an error of the upstream's content or redirects into [`Kind::Registry`], so that the server answers 502 and blames
+/// neither the request nor the proxy's storage.
 pub(super) fn blame_upstream(error: Error) -> Error {
     match error.kind() {
         Kind::Mismatch | Kind::Invalid | Kind::Unsupported | Kind::Refused | Kind::SessionLost | Kind::TooLarge => {

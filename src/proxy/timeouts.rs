@@ -1,47 +1,47 @@
-//! How long a client's request may wait for the upstreams, and how that time is divided.
+//! How long a client's request may wait for the upstream, and how that time is divided.
 //!
 //! ```text
 //! request  ├──────────────────────── 25 s ───────────────────────┤ then 504
 //! registry ├────────── 12 s ────────┤├────────── 12 s ───────────┤ two silent registries fit in
-//! limit    ├─────── 10 s ───────┤ a longer Retry-After: the next registry first
-//! pause    ├─────── 10 s ───────┤ of an open circuit: each client that waits sees a probe or two
+//! limit    ├─────── 10 s ───────┤ with a longer Retry-After the next registry is asked first
+//! pause    ├─────── 10 s ───────┤ of an open circuit: one or two probes happen while a client waits
 //! ```
 //!
-//! The whole is a setting (`--upstream-timeout`). The parts keep their proportions where it is shorter than the default,
-//! and never grow beyond what is right for the default.
+//! The total is a setting (`--upstream-timeout`). With a total below the default, the parts shrink in proportion. They never
+//! grow beyond their defaults.
 
 use std::time::Duration;
 
 /// The time of one request, and its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timeouts {
-    /// From the request to the head of its answer, with all retries.
+    /// From the request to the head of the response, with all retries.
     pub(super) request: Duration,
-    /// The same where an older answer is at hand.
+    /// The same if a stale answer is available.
     pub(super) stale: Duration,
-    /// How long one registry may take for the head of its answer.
+    /// How long one registry may take for the head of its response.
     pub(super) registry: Duration,
-    /// The longest limit (429) that is waited out before the next tier is asked: it leaves time for the answer.
+    /// The longest rate limit (429) that is waited out before the next tier is asked. It leaves time for the answer.
     pub(super) limit: Duration,
-    /// What isn't spent on waiting for a limit's end: the answer takes some time too.
+    /// Time that is kept for the answer after waiting for a limit to end.
     pub(super) reserve: Duration,
-    /// Between two rounds of questions to all tiers, at first.
+    /// The first wait between two rounds of requests to all tiers.
     pub(super) first_backoff: Duration,
-    /// And at most.
+    /// The longest wait between two rounds.
     pub(super) longest_backoff: Duration,
-    /// For how long a circuit breaker withholds a registry, at most.
+    /// The longest pause of a circuit breaker.
     pub(super) longest_pause: Duration,
-    /// How long a fill waits for a place: after it, its clients wait for one among what is passed on.
-    pub(super) fill_place: Duration,
-    /// How long a client waits for a place among what is passed on.
-    pub(super) pass_place: Duration,
+    /// How long a fill waits for a permit. After that its clients wait for a permit to stream the blob uncached.
+    pub(super) fill_permit: Duration,
+    /// How long a client waits for a permit to stream a blob uncached.
+    pub(super) uncached_permit: Duration,
 }
 
 /// How long a request waits for the upstreams by default. containerd 2.3 waits 30 s for the head of an answer.
 pub(super) const DEFAULT_REQUEST: Duration = Duration::from_secs(25);
 
 impl Timeouts {
-    /// The parts of this whole.
+    /// Divides the total time of a request.
     pub(super) fn new(request: Duration) -> Self {
         let part = |seconds: u32| Duration::from_secs(seconds.into()).min(request * seconds / DEFAULT_SECONDS);
         Self {
@@ -53,8 +53,8 @@ impl Timeouts {
             first_backoff: part(1),
             longest_backoff: part(4),
             longest_pause: part(10),
-            fill_place: part(10),
-            pass_place: part(12),
+            fill_permit: part(10),
+            uncached_permit: part(12),
         }
     }
 }
@@ -71,7 +71,7 @@ mod tests {
             let times = Timeouts::new(Duration::from_secs(seconds));
             assert!(times.registry * 2 < times.request && times.reserve * 10 <= times.request, "{times:?}");
             assert!(times.limit < times.registry && times.longest_pause * 2 < times.request, "{times:?}");
-            assert!(times.fill_place + times.pass_place < times.request, "{times:?}");
+            assert!(times.fill_permit + times.uncached_permit < times.request, "{times:?}");
             assert!(times.first_backoff < times.longest_backoff && !times.first_backoff.is_zero(), "{times:?}");
             assert!(times.stale <= Duration::from_secs(3) && times.registry <= Duration::from_secs(12), "{times:?}");
         }

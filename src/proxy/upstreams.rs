@@ -1,7 +1,7 @@
-//! Which upstreams there are, and which one a request means. No I/O.
+//! The configured upstreams, and which one a request is for. No I/O.
 //!
-//! The world is closed: what a client writes, in the path or as `?ns=`, is looked up here and never
-//! dialled (docs/protocol.md, section 4: peers that dial it are open proxies into their own network).
+//! A name from a client, in the path or as `?ns=`, is only looked up here. The proxy never connects to a host that a client
+//! names: it would be an open proxy into its own network (docs/protocol.md, section 4).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::reference::{
 };
 use crate::server::RepositoryPath;
 
-/// What is proxied under one name, and where it's read from.
+/// The configuration of one upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
     /// The registry's name, as clients know it: `docker.io`.
@@ -26,46 +26,46 @@ pub struct UpstreamConfig {
     pub tiers: Vec<RegistryPath>,
     /// Which of its repositories may be asked for.
     pub rules: Rules,
-    /// For how long its tags are believed, if not as [`Settings`](super::Settings) have it.
+    /// How long a cached tag stays fresh; `None` for the value of [`Settings`](super::Settings).
     pub tag_ttl: Option<Duration>,
-    /// For how long it's believed that something isn't there, likewise.
+    /// How long an answer "not found" is remembered; `None` for the value of [`Settings`](super::Settings).
     pub negative_ttl: Option<Duration>,
     /// What only its last tiers had is copied into the first.
     pub write_back: bool,
 }
 
-/// A registry, and where in it.
+/// A registry and a prefix of repository names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RegistryPath {
     /// The registry: `myregistry.azurecr.io`.
     pub registry: RegistryName,
-    /// What stands before a repository's name there: `docker.io`, or nothing.
+    /// The prefix of all repository names, such as `docker.io`, or empty.
     pub prefix: String,
 }
 
-/// A repository of an upstream. It keeps the upstream as it was when a request came: what is being
-/// fetched goes on as it began, whatever the world is by then.
+/// A repository of an upstream. It keeps the configuration that was valid when the request came, so a reload does not
+/// change a fetch that is running.
 #[derive(Clone, Debug)]
 pub struct UpstreamRepository {
     /// The upstream.
     pub upstream: Arc<UpstreamConfig>,
-    /// The repository, as it's named there.
+    /// The repository, by its name at the upstream.
     pub repository: Arc<str>,
 }
 
 impl UpstreamRepository {
-    /// The repository as one text that tells it from all others, also from one of the same name at other tiers.
+    /// A text that identifies the repository. It differs from that of a repository of the same name at other tiers.
     pub(super) fn record_name(&self) -> String {
         format!("{} {} {}", self.upstream.name, self.upstream.tiers_text(), self.repository)
     }
 }
 
-/// All upstreams.
+/// The configured upstreams.
 #[derive(Clone, Debug, Default)]
 pub struct Upstreams(Vec<Arc<UpstreamConfig>>);
 
-/// By what is read, and where from. With other tiers it's another one: what was learned of the old
-/// ones says nothing.
+/// Compares the repository, the upstream's name and its tiers. With other tiers it is another repository: answers of the old
+/// tiers say nothing about it.
 impl PartialEq for UpstreamRepository {
     fn eq(&self, other: &Self) -> bool {
         self.repository == other.repository
@@ -85,26 +85,26 @@ impl Hash for UpstreamRepository {
 }
 
 impl Upstreams {
-    /// These upstreams.
+    /// The upstreams of a configuration.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if there is none, if two have the same name, or if the tiers of one make no sense: none,
-    /// more than [`MAX_TIERS`], or one of them twice.
+    /// [`Kind::Usage`] if there is none, if two have the same name, or if one has no tiers, more than [`MAX_TIERS`], or the
+    /// same tier twice.
     pub fn new(specs: Vec<UpstreamConfig>) -> Result<Self> {
         if specs.is_empty() {
-            return Err(Error::new(Kind::Usage, "there is no upstream").hint("name one, such as docker.io"));
+            return Err(Error::new(Kind::Usage, "no upstream is configured").hint("add one, such as docker.io"));
         }
         for (n, spec) in specs.iter().enumerate() {
             if specs[..n].iter().any(|other| other.name == spec.name) {
-                return Err(Error::new(Kind::Usage, format!("there are two upstreams {}", spec.name))
-                    .hint("clients know an upstream by its name: leave one of them out"));
+                return Err(Error::new(Kind::Usage, format!("two upstreams have the name {}", spec.name))
+                    .hint("remove one of them: clients address an upstream by its name"));
             }
             check_tiers(spec)?;
         }
         Ok(Self(specs.into_iter().map(Arc::new).collect()))
     }
 
-    /// Its upstreams.
+    /// The configurations.
     pub fn specs(&self) -> &[Arc<UpstreamConfig>] {
         &self.0
     }
@@ -114,19 +114,19 @@ impl Upstreams {
         self.0.iter().flat_map(|spec| &spec.tiers).map(|base| base.registry.as_str()).collect()
     }
 
-    /// What `repository` means: by `?ns=`, else by the first part of the path, else the upstream that
-    /// Docker's `registry-mirrors` means, which is Docker Hub or the only one that there is. `None` for
-    /// what isn't in this world, or may not be asked for.
+    /// The upstream repository of a request: by `?ns=`, else by the first part of the path, else the upstream that
+    /// Docker's `registry-mirrors` implies, which is Docker Hub or the only one. `None` if no upstream is configured for it, or
+    /// the rules deny it.
     pub fn find(&self, repository: &RepositoryPath) -> Option<UpstreamRepository> {
         self.requested(repository).filter(|repo| repo.upstream.rules.allows(&repo.repository))
     }
 
-    /// A repository of the upstream of this name, if both are in this world.
+    /// A repository of the upstream of this name. `None` if there is no such upstream, or the rules deny the repository.
     pub fn repository(&self, upstream: &str, repository: &str) -> Option<UpstreamRepository> {
         self.repository_unchecked(upstream, repository).filter(|repo| repo.upstream.rules.allows(&repo.repository))
     }
 
-    /// The same, also where the rules deny it: for what is remembered, not for what is answered.
+    /// Like [`repository`](Self::repository) without the rules: for the records on disk, not for answers.
     pub(super) fn repository_unchecked(&self, upstream: &str, repository: &str) -> Option<UpstreamRepository> {
         let upstream = self.0.iter().find(|spec| spec.name == upstream)?.clone();
         Some(UpstreamRepository { upstream, repository: repository.into() })
@@ -140,7 +140,7 @@ impl Upstreams {
             if let Some(found) = self.position(first) {
                 return Some(self.repository_of(found, rest));
             }
-            // Docker Hub's users have no dots: this is a registry that isn't one of ours.
+            // Names of Docker Hub users have no dots: this is a registry that is not configured.
             if first.contains('.') && self.position(DOCKER_HUB).is_some() {
                 return None;
             }
@@ -156,7 +156,7 @@ impl Upstreams {
         self.0.iter().position(|spec| spec.name == name)
     }
 
-    /// Docker Hub's own images have a first part that may be left out.
+    /// Clients may leave out `library/` of Docker Hub's official images.
     fn repository_of(&self, upstream: usize, name: &str) -> UpstreamRepository {
         let upstream = self.0[upstream].clone();
         let bare = upstream.name == DOCKER_HUB && !name.contains('/');
@@ -167,7 +167,7 @@ impl Upstreams {
 fn check_tiers(spec: &UpstreamConfig) -> Result<()> {
     let (name, tiers) = (&spec.name, &spec.tiers);
     if tiers.is_empty() || tiers.len() > MAX_TIERS {
-        let what = format!("the upstream {name} has {} tiers; 1 to {MAX_TIERS} are possible", tiers.len());
+        let what = format!("the upstream {name} has {} tiers; 1 to {MAX_TIERS} are allowed", tiers.len());
         return Err(Error::new(Kind::Usage, what).hint("a tier is a registry with an optional path"));
     }
     match tiers.iter().enumerate().find(|(n, tier)| tiers[..*n].contains(tier)) {
@@ -177,10 +177,10 @@ fn check_tiers(spec: &UpstreamConfig) -> Result<()> {
 }
 
 impl RegistryPath {
-    /// Where a repository is.
+    /// The repository of this name below the prefix.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if the name, or prefix and name together, are no name of a repository.
+    /// [`Kind::Usage`] if the name, or prefix and name together, is not a valid repository name.
     pub fn repository(&self, name: &str) -> Result<Repository> {
         let name = name.parse::<RepositoryName>()?.below(&self.prefix)?;
         Ok(Repository { registry: self.registry.clone(), name })
@@ -220,7 +220,7 @@ impl UpstreamConfig {
         self.tiers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
-    /// Whether [`tiers_text`](Self::tiers_text) is this text. It is asked for each pull by tag, and makes no text.
+    /// Whether [`tiers_text`](Self::tiers_text) is this text. Called for each pull by tag, so it allocates nothing.
     pub(super) fn is_read_from(&self, text: &str) -> bool {
         let mut parts = text.split(',');
         let is = |base: &RegistryPath, part: &str| match part.strip_prefix(&*base.registry) {
@@ -247,7 +247,7 @@ impl FromStr for UpstreamConfig {
 /// Each tier that fails costs a client time before the next one is asked.
 const MAX_TIERS: usize = 8;
 
-/// Other names of Docker Hub that clients have for it.
+/// Other names that clients use for Docker Hub.
 const HUB_ALIASES: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Refusals that only Azure Container Registry has, and what to do about each.
+//! Refusals that only Azure Container Registry has, each with a hint.
 //!
 //! Sources: Microsoft Learn, "Lock a container image", "Configure rules to access an Azure container registry behind a
-//! firewall", "Artifact cache", "Microsoft Entra attribute-based access control for repository permissions"; the texts
-//! are those of Azure/acr issues 84 (locked), 772 and 845 (cache rules), and docker/build-push-action issue 1214
-//! (firewall). What a push to a cache rule's target is answered is not published: it is known by its words.
+//! firewall", "Artifact cache", "Microsoft Entra attribute-based access control for repository permissions". The texts
+//! are from Azure/acr issues 84 (locked), 772 and 845 (cache rules), and docker/build-push-action issue 1214
+//! (firewall). ACR's response to a push to a cache rule's target is not published; it is recognised by its words.
 
 use std::net::IpAddr;
 
@@ -11,19 +11,18 @@ use http::StatusCode;
 
 use crate::error::Kind;
 
-/// A refusal of ACR.
 pub(super) struct Refusal<'a> {
     pub(super) registry: &'a str,
     pub(super) repository: &'a str,
     pub(super) status: StatusCode,
-    /// Whether the request would have changed something.
+    /// The request was a write.
     pub(super) write: bool,
-    /// What the error document says.
+    /// The message of the error document.
     pub(super) message: &'a str,
 }
 
 impl Refusal<'_> {
-    /// What kind of error it is, and what to do. `None` for a refusal that other registries have too.
+    /// The kind of error, and a hint. `None` for refusals that other registries have too.
     pub(super) fn explain(&self) -> Option<(Kind, String)> {
         let Self { registry, repository, .. } = self;
         let name = resource(registry);
@@ -63,7 +62,7 @@ impl Refusal<'_> {
     }
 }
 
-/// What to add to the hint of a 401: credentials that were right may have stopped working.
+/// Added to the hint of a 401: valid credentials may have stopped working.
 pub(super) fn abac_hint(registry: &str) -> String {
     format!(
         "if the registry was switched to ABAC mode (repository permissions) since the login, log in again, by az acr \

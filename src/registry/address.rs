@@ -1,9 +1,9 @@
-//! Where a registry's answers may lead us: redirects, upload Locations and token realms.
+//! The addresses that a registry may lead the client to: by redirects, upload Locations and token realms.
 //!
-//! A registry that is out on the internet must not send us to a private, loopback or link-local
-//! address (server-side request forgery; the cloud's metadata service at 169.254.169.254 is the
-//! prize). A registry which is in such a network itself may. The check is made on the addresses
-//! that are connected to, so a name that resolves differently the second time gains nothing.
+//! A public registry must not lead the client to a private, loopback or link-local address (server-side request
+//! forgery; the cloud's metadata service at 169.254.169.254 is the main target). A registry in a private network may.
+//! The check is made on the addresses that are connected to, so a name that resolves to another address later gains
+//! nothing.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,30 +14,44 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
+use super::resolver::Resolver;
 use crate::error::{Error, Kind, Result};
 
-/// What one registry may lead us to. Clones share what was learned.
+/// The address rule of one registry. Clones share its state.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
-    /// The registry's own host, which may be anywhere.
+    /// The registry's own host. Its address may be private.
     own: Arc<str>,
     overrides: Arc<HashMap<String, SocketAddr>>,
-    /// Hosts, with or without a port, that the user allows to be asked by plain http or with any certificate.
+    resolver: Resolver,
+    /// Hosts, with or without a port, where the user allows plain http and any certificate.
     insecure: Arc<[String]>,
-    /// In which network the registry is, as far as its own addresses have told: [`UNKNOWN`], [`PRIVATE`], [`PUBLIC`].
+    /// The network that the registry is in, by its own addresses so far: [`UNKNOWN`], [`PRIVATE`] or [`PUBLIC`].
     network: Arc<AtomicU8>,
 }
 
 impl Policy {
-    /// The policy of the registry at `base`; `overrides` are the user's own word of where a host is.
+    /// The rule for the registry at `base`. `overrides` are the addresses that the user sets.
     pub(super) fn new(base: &Url, overrides: Arc<HashMap<String, SocketAddr>>, allow_private: bool) -> Self {
         let own = bare_host(base).to_owned();
         let private = allow_private || is_this_machine(&own) || literal(base).is_some_and(|ip| !is_public(ip));
         let network = if private { PRIVATE } else { UNKNOWN };
-        Self { network: Arc::new(AtomicU8::new(network)), own: own.into(), overrides, insecure: Arc::default() }
+        Self {
+            network: Arc::new(AtomicU8::new(network)),
+            own: own.into(),
+            overrides,
+            resolver: Resolver::default(),
+            insecure: Arc::default(),
+        }
     }
 
-    /// The same with hosts that the user called insecure: steps from https to http are allowed there.
+    /// The rule with another resolver.
+    #[must_use]
+    pub(super) fn with_resolver(self, resolver: Resolver) -> Self {
+        Self { resolver, ..self }
+    }
+
+    /// The rule with insecure hosts, where a step from https to http is allowed.
     #[must_use]
     pub(super) fn with_insecure(self, insecure: &[String]) -> Self {
         Self { insecure: insecure.into(), ..self }
@@ -50,12 +64,12 @@ impl Policy {
         self.insecure.iter().any(|allowed| *allowed == host || *allowed == with_port)
     }
 
-    /// Where a host is by the user's own word.
+    /// The address that the user sets for a host.
     pub(super) fn given_address(&self, host: &str) -> Option<SocketAddr> {
         self.overrides.get(host).or_else(|| self.overrides.get(&format!("[{host}]"))).copied()
     }
 
-    /// Whether `to`, which a response from `from` named, may be asked at all.
+    /// Checks `to`, a URL in a response from `from`.
     ///
     /// # Errors
     /// [`Kind::Refused`] for a step from https to http, other schemes, and private addresses.
@@ -91,13 +105,13 @@ impl Policy {
     }
 
     fn may_reach(&self, name: &str, ip: IpAddr) -> bool {
-        // Even from a private network nothing but the registry itself is reached by link-local
-        // addresses: that's where a cloud's metadata service is.
+        // In a private network too, only the registry itself may have a link-local address: clouds have their metadata
+        // service there.
         name == &*self.own || is_public(ip) || (self.network.load(Ordering::Relaxed) == PRIVATE && !keeps_secrets(ip))
     }
 
-    /// Learns from the registry's own addresses in which network it is: in a private one only if all of them are, at
-    /// each time. Its owner chooses them: a private one beside the one that answers must not open our network.
+    /// Learns the registry's network from its own addresses. It is private only if all addresses are, in each lookup:
+    /// the registry's owner chooses them, and a private address next to a public one must not open our network.
     fn learn(&self, own: &[SocketAddr]) {
         let public = own.iter().any(|address| is_public(address.ip()));
         let to = if public { PUBLIC } else { PRIVATE };
@@ -108,7 +122,7 @@ impl Policy {
         }
     }
 
-    /// Those of the addresses of `name` that may be connected to.
+    /// The addresses of `name` that are allowed.
     fn allowed(&self, name: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>> {
         if name == &*self.own {
             self.learn(&found);
@@ -121,16 +135,16 @@ impl Policy {
         Ok(allowed)
     }
 
-    /// The addresses of a host to connect to, where the user does not say them.
+    /// The allowed addresses of a host that the user does not set.
     ///
     /// # Errors
-    /// Whether a rule forbids them, with the option that allows them, or the resolver failed.
+    /// [`Lookup::Refused`] with the option that allows the address, [`Lookup::Failed`] with the resolver's error.
     pub(super) async fn addresses_of(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Lookup> {
-        // An address as it stands was checked where it came from.
+        // An IP address in a URL was checked with the URL.
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
-        let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(Lookup::Failed)?.collect();
+        let found = self.resolver.lookup(host, port).await.map_err(Lookup::Failed)?;
         let first = found.first().map(SocketAddr::ip);
         self.allowed(host, found).map_err(|error| {
             Lookup::Refused(match first {
@@ -144,7 +158,7 @@ impl Policy {
         if let Some(address) = self.overrides.get(&name) {
             return Ok(vec![*address]);
         }
-        let found = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+        let found = self.resolver.lookup(&name, 0).await?;
         Ok(self.allowed(&name, found)?)
     }
 }
@@ -156,12 +170,12 @@ impl Resolve for Policy {
     }
 }
 
-/// Whether both URLs have the same scheme, host and port: the only place where credentials go.
+/// Whether both URLs have the same scheme, host and port. Credentials go to the same origin only.
 pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Scheme, host and port: all of a URL that may be shown. Paths and queries may hold signatures.
+/// Scheme, host and port: the part of a URL that may be shown. Paths and queries may hold signatures.
 pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
@@ -181,16 +195,16 @@ pub(super) fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// Why a name has no address to connect to.
+/// Why there is no address to connect to.
 #[derive(Debug)]
 pub(super) enum Lookup {
-    /// It has, but a rule forbids them.
+    /// The address rule forbids all addresses.
     Refused(Error),
-    /// The resolver found none.
+    /// The resolver failed.
     Failed(io::Error),
 }
 
-/// What to type so that a host is asked although a rule refuses its address.
+/// The hint with the option that allows a refused address.
 fn allow_by_resolve(host: &str, ip: IpAddr, port: u16) -> String {
     if keeps_secrets(ip) {
         return "nothing allows it: clouds give secrets to their machines at such addresses".to_owned();
@@ -198,7 +212,7 @@ fn allow_by_resolve(host: &str, ip: IpAddr, port: u16) -> String {
     format!("if it may be asked, allow it by --resolve {host}={}", SocketAddr::new(ip, port))
 }
 
-/// Whether it is an address at which a cloud gives secrets to its machines.
+/// Whether clouds serve secrets to their machines at this address.
 fn keeps_secrets(ip: IpAddr) -> bool {
     is_link_local(ip) || is_of_the_cloud(ip)
 }
@@ -208,7 +222,7 @@ fn private(name: &str) -> Error {
     Error::new(Kind::Refused, text)
 }
 
-/// Whether it is a name of this machine, whatever the resolver says of it (RFC 6761 §6.3).
+/// Whether this is a name of this machine, whatever the resolver returns (RFC 6761 §6.3).
 fn is_this_machine(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     host == "localhost" || host.ends_with(".localhost")
@@ -229,7 +243,7 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether a cloud gives secrets to its machines there. None of these is link-local.
+/// Whether this is one of the clouds' addresses that are not link-local.
 fn is_of_the_cloud(ip: IpAddr) -> bool {
     match canonical(ip) {
         IpAddr::V4(v4) => v4 == AZURE_WIRE_SERVER || v4 == ALIBABA_METADATA,
@@ -237,7 +251,7 @@ fn is_of_the_cloud(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether the address is one of the public internet.
+/// Whether the address is on the public internet.
 ///
 /// Sources: IANA's IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890), its IPv4 multicast registry, and its
 /// IPv6 Global Unicast Address Assignments.
@@ -251,7 +265,7 @@ fn is_public(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether one of the networks (its address, and the length of its prefix) has the address, both of 32 bits.
+/// Whether the address is in one of the networks (address and prefix length, both of 32 bits).
 fn within(networks: &[(u32, u32)], address: impl TryInto<u32>) -> bool {
     let Ok(address) = address.try_into() else { return true };
     networks.iter().any(|(network, length)| (address ^ network).leading_zeros() >= *length)
@@ -302,7 +316,7 @@ const AWS_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254
 
 const UNKNOWN: u8 = 0;
 const PRIVATE: u8 = 1;
-/// For good: one public address was seen.
+/// Final: one public address was seen.
 const PUBLIC: u8 = 2;
 
 /// The IPv4 address inside of a mapped (`::ffff:a.b.c.d`) or NAT64 (`64:ff9b::a.b.c.d`, RFC 6052) one.

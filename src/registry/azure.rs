@@ -1,9 +1,9 @@
-//! What is special about Azure Container Registry's names.
+//! Names of Azure Container Registries.
 
-/// Whether `host` is an Azure Container Registry: `NAME.azurecr.io`, or the sovereign clouds'.
+/// Whether `host` is an Azure Container Registry: `NAME.azurecr.io`, or that of a sovereign cloud.
 ///
-/// Anchored at the end, and only below the suffix: a host that merely contains it got people's
-/// Entra tokens elsewhere (GO-2026-6225, CVE-2026-105769: `x.azurecr.io.attacker.com`).
+/// Only the end of the name counts: tools that looked for the suffix anywhere sent Entra tokens to other hosts
+/// (GO-2026-6225, CVE-2026-105769: `x.azurecr.io.attacker.com`).
 pub fn is_acr(host: &str) -> bool {
     [".azurecr.io", ".azurecr.cn", ".azurecr.us"]
         .iter()

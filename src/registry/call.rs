@@ -7,14 +7,13 @@ use reqwest::Url;
 
 use super::auth::scope::Scope;
 
-/// One request to be made.
 pub(super) struct Call<'a> {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) scope: &'a Scope,
     pub(super) headers: HeaderMap,
     pub(super) body: Payload,
-    /// What to say when it fails, as in "cannot {doing}".
+    /// The start of the error message, as in "cannot {doing}".
     pub(super) doing: String,
 }
 
@@ -28,7 +27,7 @@ pub(super) enum Payload {
 }
 
 impl Payload {
-    /// The body to be sent now; what can be sent again stays.
+    /// Takes the body for the next attempt. A body that can be sent again stays.
     pub(super) fn next(&mut self) -> Self {
         match self {
             Self::Bytes(bytes) => Self::Bytes(bytes.clone()),
@@ -43,7 +42,7 @@ impl<'a> Call<'a> {
         Self { method, url, scope, headers: HeaderMap::new(), body: Payload::Empty, doing: doing.into() }
     }
 
-    /// The call once more. A streamed body goes with the first one.
+    /// The call for one attempt. A streamed body goes with the first one.
     pub(super) fn again(&mut self) -> Self {
         let body = self.body.next();
         Self {
@@ -56,7 +55,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Whether Docker Hub counts it as a pull: a GET of a manifest does, a HEAD doesn't.
+    /// Whether Docker Hub counts the call as a pull: a GET of a manifest counts, a HEAD does not.
     pub(super) fn costs_pull(&self) -> bool {
         self.method == Method::GET && names_manifest(&self.url)
     }
@@ -69,7 +68,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Whether it's a manifest's URL, `/v2/NAME/manifests/REFERENCE`.
+/// Whether this is the URL of a manifest, `/v2/NAME/manifests/REFERENCE`.
 pub(super) fn names_manifest(url: &Url) -> bool {
     url.path().rsplit('/').nth(1) == Some("manifests")
 }

@@ -1,6 +1,7 @@
-//! One registry, and calls to it: what is shared by all who talk to it, who asks, what is tried again.
+//! One registry, and calls to it: shared state, accounts, retries.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,68 +36,93 @@ use super::redirect;
 use super::urls::{Endpoint, check_write};
 use super::web_page;
 use crate::credentials::Credential;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Side};
 use crate::memory::CollectedBody;
 use crate::reference::{DOCKER_HUB, RegistryName, Repository, is_loopback, split_port, without_https_port};
 use crate::retry::Budget;
 
-/// A response whose body hasn't been read.
+/// A response whose body is not read yet.
 pub(super) type Response = http::Response<TimedBody>;
 
-/// One registry: everything that is shared by all who talk to it in this run.
+/// A handle to one registry: the state that all users of the registry share in this run, and connections.
 #[derive(Debug)]
 pub struct Registry {
-    /// As users name it: `docker.io`.
+    state: Arc<RegistryState>,
+    pub(super) http: HttpClient,
+}
+
+impl Deref for Registry {
+    type Target = RegistryState;
+
+    fn deref(&self) -> &RegistryState {
+        &self.state
+    }
+}
+
+/// The state of a registry that all handles share.
+#[derive(Debug)]
+pub struct RegistryState {
+    /// The name that users write, such as `docker.io`.
     pub(super) name: String,
-    /// Where it's asked: `https://registry-1.docker.io`.
+    /// The URL of the API, such as `https://registry-1.docker.io`. Unset until its scheme is known.
     base: OnceCell<Url>,
     first_base: Url,
-    /// It was silent when it was asked whether it speaks TLS: until then it is not asked again.
+    /// The registry did not answer a probe for TLS. No other probe is made before this time.
     silent_until: Mutex<Option<Instant>>,
-    /// Unverified TLS and plain http were allowed for it.
+    /// Plain http and unverified TLS are allowed.
     insecure: bool,
     is_on_this_machine: bool,
     pub(super) options: Arc<Options>,
-    pub(super) http: HttpClient,
     pub(super) policy: Policy,
-    /// The stored one, and those that were given.
+    /// The stored account first, then those of `--hub-accounts`.
     accounts: Vec<Auth>,
     pub(super) pulls: PullLimit,
     pub(super) rate_limit: RateLimit,
     pub(super) limiter: Arc<ParallelismLimit>,
-    /// Learned: bodies of uploads that are larger (in bytes) are refused here.
+    /// Learned: the registry refuses larger upload bodies, in bytes.
     pub(super) largest_body: AtomicU64,
-    /// Learned: there is no referrers API here.
+    /// Learned: the registry has no referrers API.
     pub(super) no_referrers: AtomicBool,
-    /// Learned: for what there is no HEAD here.
+    /// Learned: the registry does not support HEAD for these.
     pub(super) without_head: WithoutHead,
-    pub(super) sessions: Mutex<HashMap<u64, (Url, Scope)>>,
+    pub(super) sessions: Mutex<HashMap<u64, OpenSession>>,
     pub(super) next_session: AtomicU64,
-    /// Uploads whose session isn't known yet.
+    /// Uploads whose session is not known yet.
     pub(super) starting: Mutex<JoinSet<()>>,
     pub(super) requests: AtomicU64,
 }
 
+/// An upload session, which is deleted if its blob does not arrive.
+#[derive(Debug)]
+pub(super) struct OpenSession {
+    pub(super) url: Url,
+    pub(super) scope: Scope,
+    /// The connections that the session was started on.
+    pub(super) http: HttpClient,
+}
+
 impl Registry {
     pub(super) fn new(name: &str, options: Arc<Options>) -> Result<Self> {
-        // A directory's pseudo registry, and text that was not checked, must not become a host.
+        // A layout directory's pseudo registry and unchecked text must not become a host.
         if name.parse::<RegistryName>()? != *name {
             return Err(Error::new(Kind::Usage, format!("{name:?} is not the name of a registry")));
         }
         let host = if name == DOCKER_HUB { "registry-1.docker.io" } else { name };
         let insecure =
             options.insecure.iter().any(|allowed| without_https_port(allowed) == name || allowed == split_port(name).0);
-        // Of a registry on this machine, until it has been asked.
+        // A registry on this machine: the scheme until a probe has decided.
         let is_on_this_machine = is_loopback(split_port(name).0);
         let scheme = if is_on_this_machine { "http" } else { "https" };
         let first_base = Url::parse(&format!("{scheme}://{host}"))
             .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;
-        // Further ones, who read.
+        // Further accounts, for reading.
         let given: &[Credential] = if name == DOCKER_HUB { &options.hub_accounts } else { &[] };
         let wanted = Arc::default();
         let accounts =
             [None].into_iter().chain(given.iter().cloned().map(Some)).map(|given| Auth::new(&wanted, given)).collect();
-        let policy = Policy::new(&first_base, options.resolve.clone(), false).with_insecure(&options.insecure);
+        let policy = Policy::new(&first_base, options.resolve.clone(), false)
+            .with_insecure(&options.insecure)
+            .with_resolver(options.resolver.clone());
         let http = HttpClient::new(network::Settings {
             registry: name,
             base: &first_base,
@@ -106,14 +132,13 @@ impl Registry {
             insecure,
             idle: options.concurrency,
         });
-        Ok(Self {
+        let state = RegistryState {
             name: name.to_owned(),
             base: OnceCell::new(),
             first_base,
             silent_until: Mutex::default(),
             insecure,
             is_on_this_machine,
-            http,
             policy,
             accounts,
             pulls: PullLimit::new(name, &options),
@@ -127,21 +152,43 @@ impl Registry {
             starting: Mutex::default(),
             requests: AtomicU64::new(0),
             options,
-        })
+        };
+        Ok(Self { state: Arc::new(state), http })
     }
 
-    /// Requests made so far, each redirect and token request counted.
+    /// The same registry with connections that all lead to one of its addresses. `None` if pushes are not pinned, or if
+    /// there is nothing to pin.
+    pub(super) fn pinned(&self) -> Option<Self> {
+        let http = self.http.pinned().filter(|_| self.options.pin_pushes)?;
+        Some(Self { state: self.state.clone(), http })
+    }
+
+    /// The same registry with these connections.
+    pub(super) fn with(&self, http: HttpClient) -> Self {
+        Self { state: self.state.clone(), http }
+    }
+
+    /// Reports that a request, which began at `since`, failed. After a network error a pinned address is not used any
+    /// longer.
+    pub(super) fn note_fault(&self, error: &Error, since: Instant) {
+        let of_network = matches!(error.kind(), Kind::Network | Kind::Timeout);
+        if of_network && error.side() != Some(Side::Source) {
+            self.http.on_fault(since);
+        }
+    }
+
+    /// The number of requests so far. Redirects and token requests count too.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// The pull quota that the registry (Docker Hub) last told; of several accounts, their sum. None if
-    /// it told no limit.
+    /// The pull quota in the newest responses of the registry (Docker Hub); of several accounts, their sum. `None` if
+    /// there is no limit.
     pub fn quota(&self) -> Option<PullQuota> {
         self.pulls.quota()
     }
 
-    /// Manifests read (by GET) so far: what Docker Hub counts as pulls.
+    /// The number of manifests read by GET so far. Docker Hub counts these as pulls.
     pub fn pulls(&self) -> u64 {
         self.pulls.count()
     }
@@ -158,17 +205,17 @@ impl Registry {
         token.ok_or_else(|| Error::new(Kind::Unauthorized, "there is no Azure identity here"))
     }
 
-    /// An account: the stored one, if there's none of this number.
+    /// The account with this index; the stored account if there is none.
     pub(super) fn account(&self, index: usize) -> &Auth {
         self.accounts.get(index).unwrap_or(&self.accounts[0])
     }
 
-    /// A blob was mounted from this repository.
+    /// Notes that a blob was mounted from this repository.
     pub(super) fn mounted_from(&self, from: &Repository) {
         self.account(0).mounted_from(&from.name);
     }
 
-    /// Where the registry is asked. What is not decided yet is asked for, without credentials.
+    /// The URL of the API. Probes the scheme, without credentials, if it is not known.
     pub(super) async fn base(&self) -> Result<&Url> {
         if let Some(base) = self.base.get() {
             return Ok(base);
@@ -179,7 +226,7 @@ impl Registry {
         }
         match self.base.get_or_try_init(|| Box::pin(self.find_base())).await {
             Ok(base) => Ok(base),
-            // The request itself will say what is wrong, and may be tried again; then the question is asked again.
+            // The request itself reports the fault and may be retried. The probe is then repeated.
             Err(error) if error.is_transient() => {
                 if error.kind() == Kind::Timeout {
                     *silent_until() = Some(Instant::now() + SILENCE);
@@ -190,8 +237,8 @@ impl Registry {
         }
     }
 
-    /// The registry answered at this URL with this status. If no probe has found the scheme yet, the answer has, except
-    /// for 400 by http: servers with TLS answer so.
+    /// Notes that the registry answered at this URL with this status. If no probe has found the scheme yet, the answer
+    /// decides it, except for 400 over http: servers with TLS answer so.
     pub(super) fn answered_at(&self, url: &Url, status: StatusCode) {
         let is_unclear = status == StatusCode::BAD_REQUEST && url.scheme() == "http";
         if !self.base.initialized() && same_origin(url, &self.first_base) && !is_unclear {
@@ -199,7 +246,7 @@ impl Registry {
         }
     }
 
-    /// The same call at the scheme that was found since it was made: the registry may not have been there then.
+    /// Changes the URL of a call to the scheme that was found since the call was made.
     async fn at_its_scheme(&self, url: &mut Url) -> Result<()> {
         let base = self.base().await?;
         let same_port = url.port_or_known_default() == base.port_or_known_default()
@@ -210,21 +257,20 @@ impl Registry {
         Ok(())
     }
 
-    /// Whether a probe decides between https and http, since a reference names no scheme: on this machine, and where the
-    /// user called the registry insecure.
+    /// Whether a probe decides between https and http: on this machine, and for insecure registries.
     fn is_probed(&self) -> bool {
         self.is_on_this_machine || self.insecure
     }
 
-    /// Whether nobody else can read what is sent: by TLS with a verified certificate, or on this machine.
+    /// Whether requests are confidential: TLS with a verified certificate, or a registry on this machine.
     pub(super) async fn is_confidential(&self) -> Result<bool> {
         let verified = !self.insecure && self.base().await?.scheme() == "https";
         Ok(verified || self.is_on_this_machine)
     }
 
-    /// Decides between https and http. Plain http is used only if the port answers a TLS handshake in another protocol, or
-    /// if nothing answers there and a request by http is answered: never because a certificate is wrong, or because of a
-    /// fault that may pass.
+    /// Decides between https and http. http is used only if the port answers a TLS handshake in another protocol, or if
+    /// nothing answers the handshake and a request over http succeeds. A wrong certificate or a passing fault never
+    /// leads to http.
     async fn find_base(&self) -> Result<Url> {
         let mut base = self.first_base.clone();
         if !self.is_probed() {
@@ -244,11 +290,11 @@ impl Registry {
         Ok(base)
     }
 
-    /// Whether a request by http, without credentials, is answered as a registry answers: a front that only redirects to
-    /// https is none.
+    /// Whether the registry answers a request over http, which has no credentials. A front that only redirects to https
+    /// does not count.
     ///
     /// # Errors
-    /// Those that trying again does not help.
+    /// Errors that a retry does not help.
     async fn answers_by_http(&self) -> Result<bool> {
         let mut plain = self.first_base.clone();
         let _ = plain.set_scheme("http");
@@ -261,15 +307,15 @@ impl Registry {
         }
     }
 
-    /// What may be waited in all for one small request.
+    /// The total time that one small request may wait between attempts.
     fn patience(&self) -> Duration {
         if self.options.deadline.is_some() { LONG_PATIENCE } else { self.options.patience }
     }
 
-    /// Makes the call, trying again within a budget of its own; a streamed body goes out once.
+    /// Makes the call, with retries within a budget of its own. A streamed body is sent once.
     ///
     /// # Errors
-    /// What [`error::from_response`] makes of statuses other than 2xx.
+    /// See [`error::from_response`] for statuses other than 2xx.
     pub(super) async fn call(&self, mut call: Call<'_>) -> Result<Response> {
         if matches!(call.body, Payload::Stream(..)) {
             return self.call_once(call).await;
@@ -277,8 +323,8 @@ impl Registry {
         self.call_judged(&mut call, |answered| answered).await
     }
 
-    /// The same for a body that can be sent again; `judge` says which answers are errors, and which errors are
-    /// transient.
+    /// As [`call`](Self::call), for a body that can be sent again. `judge` decides which results are errors, and which
+    /// errors are transient.
     pub(super) async fn call_judged(
         &self,
         call: &mut Call<'_>,
@@ -293,9 +339,8 @@ impl Registry {
         }
     }
 
-    /// Makes the call and reads its small answer of at most `most` bytes by `parse`, trying all of it again
-    /// together: a body may break off after a fine head, and something between may damage it, or answer in the
-    /// registry's place.
+    /// Makes the call, reads the small response of at most `most` bytes, and parses it. A retry repeats all three: a
+    /// body may break off after a good head, be damaged on its way, or come from something between.
     pub(super) async fn read<T>(
         &self,
         mut call: Call<'_>,
@@ -305,6 +350,7 @@ impl Registry {
         let budget = Budget::new(self.options.retries, self.patience());
         let mut pages = 0;
         loop {
+            let began = Instant::now();
             let read = async {
                 let response = self.call_once(call.again()).await?;
                 let page = web_page::instead(&self.name, &response);
@@ -314,7 +360,7 @@ impl Registry {
                 parsed.map_err(|error| match page {
                     Some(page) => {
                         pages += 1;
-                        // A second page is one that stays.
+                        // The second page is permanent.
                         if pages > 1 { page.permanent() } else { page }
                     }
                     None => error,
@@ -322,14 +368,17 @@ impl Registry {
             };
             match read.await.map_err(|error| error.doing(call.doing.clone())) {
                 Ok(read) => return Ok(read),
-                Err(error) => budget.retry(error).await?,
+                Err(error) => {
+                    self.note_fault(&error, began);
+                    budget.retry(error).await?;
+                }
             }
         }
     }
 
-    /// Makes the call once, as who may; where the pulls of one account are spent or it may not read, as the next.
+    /// Makes the call once. If an account has no pulls left or may not read, the next account is tried.
     ///
-    /// Waits for a pull where one is needed and none is left, and somebody wants to wait.
+    /// Waits for a pull if one is needed, none is left, and the options allow to wait.
     pub(super) async fn call_once(&self, mut call: Call<'_>) -> Result<Response> {
         let began = Instant::now();
         let doing = std::mem::take(&mut call.doing);
@@ -361,7 +410,8 @@ impl Registry {
         }
     }
 
-    /// Says, where somebody without credentials was refused, which file of `--auth-file` has none for here.
+    /// Adds a hint that names the `--auth-file` without credentials for this registry, if an anonymous request was
+    /// refused.
     fn without_credentials(&self, error: Error, account: usize) -> Error {
         let refused = matches!(error.kind(), Kind::Unauthorized | Kind::Denied);
         if !refused || self.account(account).username().is_some() {
@@ -374,7 +424,7 @@ impl Registry {
         }
     }
 
-    /// Makes the call as this account.
+    /// Makes the call with this account.
     async fn attempt(&self, call: Call<'_>, account: usize, pull_permit: Option<PullPermit<'_>>) -> Result<Response> {
         let (method, scope) = (call.method.clone(), call.scope);
         let streamed = matches!(call.body, Payload::Stream(..));
@@ -386,7 +436,7 @@ impl Registry {
             return Ok(response);
         }
         if streamed && redirect::keeps_method(status) {
-            // Whoever has the stream opens it again, and sends it to where this leads.
+            // The owner of the stream opens it again, and sends it to the redirect's target.
             return Ok(response);
         }
         let asked = retry_after(response.headers());
@@ -400,7 +450,7 @@ impl Registry {
             if path.starts_with("/v2/") && response.headers().contains_key(WWW_AUTHENTICATE) {
                 return Err(self.sent_to_another_registry(&storage, scope));
             }
-            // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
+            // The storage refused the link, not our credentials. A new link may work, for example after its expiry.
             let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
             if !matches!(method, Method::GET | Method::HEAD) {
                 let hint = format!("credentials are never sent on to another host: name {storage} itself");
@@ -411,13 +461,13 @@ impl Registry {
         let user = self.account(account).username();
         let error = error::from_response(response, &self.name, &method, scope, user.as_deref()).await;
         let until = match status {
-            // Only pulls have to wait for pulls.
+            // A pull limit delays pulls only.
             _ if error.is_quota() => None,
             StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.on_push_back(class, asked),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.limiter.on_push_back(asked),
             _ => None,
         };
-        // Who has time leaves the registry alone as long as it takes, rather than give up after a few tries.
+        // With a deadline, a request waits as long as the pause lasts, and does not fail after a few retries.
         match until {
             Some(until) if self.options.deadline.is_some() && asked.is_none() => {
                 let wait = until.saturating_duration_since(Instant::now());
@@ -427,7 +477,7 @@ impl Registry {
         }
     }
 
-    /// The registry leads to one that wants credentials of its own, which are never given on a redirect.
+    /// The registry redirects to another registry, which requires credentials. A redirect never gets credentials.
     fn sent_to_another_registry(&self, other: &str, scope: &Scope) -> Error {
         let host = other.split_once("://").map_or(other, |(_, host)| host);
         let what = format!("{} sends us to {other}, another registry, which wants a token of its own (401)", self.name);
@@ -438,7 +488,7 @@ impl Registry {
         ))
     }
 
-    /// Asks by a HEAD, which is free, what an account has left.
+    /// Reads an account's remaining pulls by HEAD, which costs no pull.
     async fn ask_quota(&self, url: Url, scope: &Scope, headers: &HeaderMap, account: usize) {
         let call = Call { headers: headers.clone(), ..Call::new(Method::HEAD, url, scope, "") };
         if let Err(error) = self.attempt(call, account, None).await {
@@ -447,7 +497,7 @@ impl Registry {
     }
 }
 
-/// As the HTTP client takes it.
+/// The URL in the type of the HTTP client.
 pub(super) fn uri(url: &Url) -> Result<http::Uri> {
     url.as_str().parse().map_err(|_| Error::new(Kind::Registry, format!("{} is no address for HTTP", origin(url))))
 }
@@ -455,14 +505,14 @@ pub(super) fn uri(url: &Url) -> Result<http::Uri> {
 /// Reads a small body to its end.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for more than `most` bytes: the size is never taken on trust.
+/// [`Kind::Invalid`] if the body has more than `most` bytes, whatever `Content-Length` claims.
 pub(super) async fn read_small(response: Response, most: u64) -> Result<Bytes> {
     let expected = length(response.headers());
     read_body(response.into_body(), expected, most).await
 }
 
-/// Reads a body that claims to have `expected` bytes. A large one waits for its turn before most of it is read; that
-/// takes no time of [`SMALL_ANSWER_TIMEOUT`].
+/// Reads a body that claims to have `expected` bytes. A large body waits for memory before most of it is read; the wait
+/// does not count against [`SMALL_ANSWER_TIMEOUT`].
 async fn read_body(mut body: TimedBody, expected: Option<u64>, most: u64) -> Result<Bytes> {
     let too_large = || Error::new(Kind::Invalid, format!("the answer has more than {most} bytes"));
     if expected.is_some_and(|expected| expected > most) {
@@ -493,18 +543,18 @@ async fn read_body(mut body: TimedBody, expected: Option<u64>, most: u64) -> Res
     }
 }
 
-/// How long it may take to answer when it has all of a blob: it hashes and stores the blob meanwhile.
+/// The time limit for the response after all of a blob was sent: the registry hashes and stores the blob meanwhile.
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long a small answer may take in all, however evenly it trickles.
+/// The time limit for a small response in total, however evenly it trickles.
 pub(super) const SMALL_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// What is waited at least where a 429 said nothing.
+/// The minimal wait after a 429 without `Retry-After`.
 const MIN_WAIT: Duration = Duration::from_millis(100);
-/// What may be waited for a request without a streamed body, where the run has a deadline.
+/// The total wait of a request without a streamed body, if the run has a deadline.
 const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
-/// How long a registry on this machine that was silent is not asked again whether it speaks TLS.
+/// How long no new probe is made after a silent one.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// `Content-Length`, where it is a size that a blob can have.
+/// `Content-Length`, if it is a size that a blob can have.
 pub(in crate::registry) fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().filter(|size| *size <= MAX_SIZE)
 }

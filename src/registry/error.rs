@@ -1,4 +1,4 @@
-//! From a registry's answer, or the lack of one, to an error that says what to do.
+//! Turns a registry's error response, or a failed exchange, into an error with a hint.
 
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
@@ -16,10 +16,10 @@ use super::web_page;
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;
 
-/// The error that a response with a status other than 2xx stands for.
+/// The error for a response with a status other than 2xx.
 ///
-/// The body is read as the distribution spec's error document where it is one; ACR's and CDNs'
-/// HTML pages and plain texts are cut to a line.
+/// The body is parsed as the distribution spec's error document if it is one. HTML pages and plain text, which ACR and
+/// CDNs send, are cut to one line.
 pub(super) async fn from_response(
     response: Response,
     registry: &str,
@@ -47,8 +47,7 @@ pub(super) async fn from_response(
     error.answered(status.as_u16(), said.code).quoting(quote)
 }
 
-/// As much of an error's body as came, up to [`MAX_BODY`]: a page that is long or breaks off may say why at its
-/// beginning.
+/// The beginning of an error's body, up to [`MAX_BODY`]: a page that is long or breaks off may state the reason there.
 async fn beginning(response: Response) -> Vec<u8> {
     let (mut body, mut bytes) = (response.into_body(), Vec::new());
     let reading = async {
@@ -61,12 +60,12 @@ async fn beginning(response: Response) -> Vec<u8> {
             }
         }
     };
-    // What came in time is enough.
+    // A part is enough.
     let _ = tokio::time::timeout(SMALL_ANSWER_TIMEOUT, reading).await;
     bytes
 }
 
-/// The error of a token endpoint. ACR says 400 and Harbor 403 to a wrong secret, the others 401.
+/// The error of a token endpoint. A wrong secret gives 400 at ACR, 403 at Harbor, and 401 elsewhere.
 pub(super) fn token_error(
     status: StatusCode,
     body: &[u8],
@@ -107,7 +106,8 @@ fn refusal(status: StatusCode, asked: &RequestContext<'_>, said: &Explained) -> 
     is_acr(registry).then(|| refusal.explain())?
 }
 
-/// What the registry said: a code of the specification, which is as good as our own words, and all else.
+/// The registry's code and message: the part with a code of the specification, which is trusted text, and the quoted
+/// rest.
 fn quoted(Explained { code, message }: &Explained) -> (String, String) {
     match (code, message) {
         (Some(code), Some(message)) if ERROR_CODES.contains(&code.as_str()) => {
@@ -120,7 +120,7 @@ fn quoted(Explained { code, message }: &Explained) -> (String, String) {
     }
 }
 
-/// What was asked for, and what the answer's headers say of limits.
+/// The request, and the limits in the response's headers.
 struct RequestContext<'a> {
     registry: &'a str,
     method: &'a Method,
@@ -138,12 +138,12 @@ fn from_status(
 ) -> Error {
     let who = user.map_or_else(|| "an anonymous user".to_owned(), |user| format!("'{user}'"));
     let delete = scope.access == Access::Delete;
-    // Nothing is written before something was read in the same repository: so reading is allowed.
+    // A write follows a read in the same repository, so reading is allowed.
     let write = !matches!(*method, Method::GET | Method::HEAD);
     let push = scope.pushes();
     let code = code.as_deref().unwrap_or_default();
     match status {
-        // Geo-replicas agree after a while only: what one took, another doesn't know yet. (400 by distribution's
+        // Geo-replicas are eventually consistent: another replica does not know the blob yet. (400 by distribution's
         // table, 404 elsewhere.)
         _ if code == "MANIFEST_BLOB_UNKNOWN" && is_acr(registry) => Error::new(Kind::Registry, what).transient(wait),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if delete => {
@@ -151,7 +151,7 @@ fn from_status(
             let kind = if known { Kind::Denied } else { Kind::Unauthorized };
             Error::new(kind, what).hint(delete_hint(registry))
         }
-        // ACR gives a token for less than was asked, and then says 401 where others say 403.
+        // ACR issues a token with fewer rights than requested, and answers 401 where others answer 403.
         StatusCode::UNAUTHORIZED if user.is_some() && write => {
             Error::new(Kind::Denied, what).hint(with_abac(push_hint(registry, &who), registry, user))
         }
@@ -176,14 +176,14 @@ fn from_status(
         _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
             Error::new(Kind::Registry, what).transient(wait)
         }
-        // The bytes that arrived there are not those that were announced.
+        // The registry received other bytes than announced.
         _ if code == "DIGEST_INVALID" || code == "SIZE_INVALID" => Error::new(Kind::Mismatch, what),
         _ if code == "MANIFEST_INVALID" && write => Error::new(Kind::Invalid, what),
         _ => Error::new(Kind::Registry, what),
     }
 }
 
-/// The error for an exchange with `name` that broke off. Those of connections are made by [`super::network`].
+/// The error for an exchange with `name` that broke off. [`super::network`] makes the errors of connections.
 pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), name: &str) -> Error {
     if let Some(own) = find_source::<Error>(error) {
         return own.duplicate();
@@ -195,7 +195,7 @@ pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), name: &
     }
 }
 
-/// The innermost cause, which says more than the layers around it. The message of an [`Error`] has its causes already.
+/// The innermost cause, which is the most specific one. The message of an [`Error`] has its causes already.
 pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let (mut inner, mut next) = (error, error.source());
     while let Some(source) = next {
@@ -219,13 +219,13 @@ fn rate_limited(
         } else {
             "the pull limit is spent: wait until it resets"
         };
-        // Trying again soon can't help, and each try may count.
+        // A retry does not help soon, and each one may count as a pull.
         return Error::new(Kind::Limited, what).hint(hint);
     }
     Error::new(Kind::Limited, what).transient(wait).hint("too many requests: try later, or with fewer --jobs")
 }
 
-/// What somebody without credentials can do.
+/// The hint for anonymous users.
 pub(super) fn login_first(registry: &str) -> String {
     let identity = if is_acr(registry) { ", or with an Azure identity, as by az login" } else { "" };
     format!("log in by transload login {registry}{identity}")
@@ -263,7 +263,7 @@ fn pull_and_push_hint(registry: &str, who: &str) -> String {
     }
 }
 
-/// What it takes to delete.
+/// The hint for a refused delete.
 fn delete_hint(registry: &str) -> &'static str {
     if is_acr(registry) {
         "to prune takes the right to delete: AcrDelete, Container Registry Repository Contributor, or a token with \
@@ -273,8 +273,8 @@ fn delete_hint(registry: &str) -> &'static str {
     }
 }
 
-/// The hint of a 401 to somebody who is known: at ACR it may also mean that the mode of the registry has changed since
-/// the login. The Entra identity was exchanged by this run.
+/// The hint of a 401 for a known user. At ACR, a 401 may also mean that the registry's mode changed after the login.
+/// This run exchanged the Entra identity itself.
 fn with_abac(hint: String, registry: &str, user: Option<&str>) -> String {
     if is_acr(registry) && user != Some(IDENTITY_NAME) { format!("{hint}; {}", abac_hint(registry)) } else { hint }
 }
@@ -287,10 +287,11 @@ fn pull_hint(registry: &str, who: &str) -> String {
     }
 }
 
-/// The most bytes of an error's body that are read.
+/// The limit for an error's body, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
-/// The error codes of the distribution specification, and of registries that add to them: <https://distribution.github.io/distribution/spec/api/#errors-2>.
+/// The error codes of the distribution specification and of registries that add to it:
+/// <https://distribution.github.io/distribution/spec/api/#errors-2>.
 const ERROR_CODES: [&str; 22] = [
     "BLOB_UNKNOWN",
     "BLOB_UPLOAD_INVALID",

@@ -1,23 +1,23 @@
-//! What the body of an error says: the code, and the reason in one bounded line.
+//! Parses the body of an error response: the code, and the reason in one line of limited length.
 //!
 //! The distribution spec's document is `{"errors": [{"code", "message", "detail"}]}` ("Error Codes"). Registries, and
-//! what stands before them, write others too: RFC 9457's problem document, OAuth's `error` and `error_description`
+//! servers in front of them, send other forms too: RFC 9457's problem document, OAuth's `error` and `error_description`
 //! (RFC 6749 §5.2), the XML of object stores, HTML pages and plain text.
 
 use serde_json::{Map, Value};
 
 use crate::{printable, redact};
 
-/// What an error document says.
+/// The content of an error document.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Explained {
-    /// The code of the error that says most.
+    /// The code of the most specific error.
     pub(super) code: Option<String>,
-    /// Every error's message and detail, fit to be shown.
+    /// The message and detail of every error, safe to print.
     pub(super) message: Option<String>,
 }
 
-/// Reads the body of an error. A body that has no reason gives nothing.
+/// Parses the body of an error. A body without a reason gives an empty result.
 pub(super) fn explain(body: &[u8]) -> Explained {
     let entries = match serde_json::from_slice(body) {
         Ok(Value::Object(document)) => entries(&document),
@@ -41,7 +41,7 @@ impl Entry {
         self.code.is_empty() && self.message.is_empty() && self.detail.is_empty()
     }
 
-    /// Message and detail. A detail that repeats the message is left out.
+    /// The message and detail. A detail that repeats the message is left out.
     fn reason(&self) -> String {
         match (self.message.as_str(), self.detail.as_str()) {
             (message, detail) if detail.is_empty() || message.contains(detail) => message.to_owned(),
@@ -50,13 +50,13 @@ impl Entry {
         }
     }
 
-    /// Whether it says no more than that something failed, as distribution's `UNKNOWN` does.
+    /// Whether the error only states that something failed, as distribution's `UNKNOWN` does.
     fn is_vague(&self) -> bool {
         self.code == "UNKNOWN" || self.code.is_empty()
     }
 }
 
-/// The error that says most comes first; errors that say the same are one.
+/// The most specific error comes first. Errors with the same text are merged.
 fn join(mut entries: Vec<Entry>) -> Explained {
     entries.retain(|entry| !entry.is_empty());
     if let Some(best) = entries.iter().position(|entry| !entry.is_vague()) {

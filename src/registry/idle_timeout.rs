@@ -1,4 +1,4 @@
-//! The body of a response: its errors are ours, and it's never waited for without end.
+//! Response bodies with timeouts and our error type.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,10 +12,10 @@ use super::error::transport_error;
 use super::min_rate::{MinRate, RateWatch};
 use crate::error::{Error, Kind, Result};
 
-/// A response's body that fails when nothing came for too long, or too little.
+/// A response body that fails if it is idle for too long, or too slow.
 ///
-/// The time runs only while somebody waits: a reader that is slow itself, since its destination is,
-/// finds the bytes where they are.
+/// The timeout runs only while a reader waits. A reader that is slow itself, for example because its destination is
+/// slow, finds bytes in the buffer.
 pub(super) struct TimedBody {
     body: reqwest::Body,
     peer: String,
@@ -27,18 +27,18 @@ pub(super) struct TimedBody {
 /// A wait for the next bytes.
 struct IdleTimer {
     since: Instant,
-    /// Up to here it is in the rate's window.
+    /// The wait up to this time is already recorded in the rate's window.
     noted: Instant,
     timer: Pin<Box<Sleep>>,
 }
 
 impl TimedBody {
-    /// `peer` is how errors name the sender.
+    /// `peer` is the sender's name in errors.
     pub(super) fn new(body: reqwest::Body, peer: String, patience: Duration, least: MinRate) -> Self {
         Self { body, peer, patience, rate: RateWatch::new(least), waiting: None }
     }
 
-    /// A frame came, or the end.
+    /// Handles a frame, or the end of the body.
     fn on_frame(&mut self, frame: Option<Result<Frame<Bytes>, reqwest::Error>>) -> Option<Result<Frame<Bytes>>> {
         let waited = self.waiting.take().map(|waiting| waiting.noted.elapsed());
         let frame = match frame? {
@@ -46,12 +46,12 @@ impl TimedBody {
             Err(error) => return Some(Err(transport_error(&error, &self.peer))),
         };
         let length = frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
-        // A body that has come to its end is not given up.
+        // A body that is complete does not fail for its rate.
         let noted = self.rate.record(length, waited.unwrap_or_default(), DIRECTION, &self.peer);
         Some(if self.body.is_end_stream() { Ok(frame) } else { noted.map(|()| frame) })
     }
 
-    /// Waits on. The error if that was too long, or brought too little.
+    /// Keeps waiting. Returns the error for a body that is idle for too long, or too slow.
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let now = Instant::now;
         let due = |since: Instant, rate: &RateWatch, patience: Duration| {
@@ -100,7 +100,7 @@ impl Body for TimedBody {
     }
 }
 
-/// The words before the registry in the error of a body that crawls.
+/// The words before the sender's name in the error for a slow body.
 const DIRECTION: &str = "came from";
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use reqwest::Url;
 
 use super::address::same_origin;
 
-/// Where a response came from, after redirects. In the response's extensions.
+/// The origin of a response, after redirects; stored in the response's extensions.
 #[derive(Clone, Debug)]
 struct AnsweredBy {
     url: Url,
-    /// Redirects led there from another origin.
+    /// Redirects led to another origin.
     is_elsewhere: bool,
 }
 
@@ -30,15 +30,15 @@ pub(super) fn redirected_to<B>(response: &http::Response<B>) -> Option<&Url> {
     response.extensions().get::<AnsweredBy>().filter(|from| from.is_elsewhere).map(|from| &from.url)
 }
 
-/// The URL that the `Location` of an answer from `asked` names; `None` if there is none, or it is no URL.
+/// The URL in the `Location` of a response from `asked`; `None` if there is no valid URL.
 pub(super) fn of(headers: &HeaderMap, asked: &Url) -> Option<Url> {
     joined(asked, headers.get(LOCATION)?.to_str().ok()?)
 }
 
-/// The URL that `text`, which the answer from `asked` has, means: relative to `asked` (RFC 9110 §10.2.2).
+/// Resolves `text` relative to `asked`, the URL that answered (RFC 9110 §10.2.2).
 ///
-/// A registry behind a proxy that ends TLS often calls itself `http`: its own host and port by `https` is meant.
-/// Nothing is sent in clear.
+/// A registry behind a proxy that terminates TLS often writes `http` for its own URL. For the same host and port, https
+/// is used: nothing is sent in clear.
 pub(super) fn joined(asked: &Url, text: &str) -> Option<Url> {
     let mut url = asked.join(text).ok()?;
     let same_host = url.host_str() == asked.host_str();

@@ -1,7 +1,7 @@
-//! What is there: by HEAD, or by GET at registries that do not support HEAD.
+//! Looks up manifests and blobs: by HEAD, or by GET at registries that do not support HEAD.
 //!
-//! GitHub Enterprise Server, Nexus and others answer HEAD with 405 or 501. That is remembered for each registry, so it
-//! costs one request more: a manifest is read then, and of a blob one byte is asked for.
+//! GitHub Enterprise Server, Nexus and others answer HEAD with 405 or 501. The client remembers that for each registry,
+//! so it costs one extra request. The fallback reads the manifest, or one byte of the blob.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,21 +21,21 @@ use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::error::{Error, Kind, Result};
 use crate::reference::Target;
 
-/// Learned of one registry: for what it does not support HEAD.
+/// Learned: what a registry does not support HEAD for.
 #[derive(Debug, Default)]
 pub(super) struct WithoutHead {
     manifests: AtomicBool,
     blobs: AtomicBool,
 }
 
-/// Whether the registry says that it does not support the request's method here.
+/// Whether the registry does not support the request's method.
 pub(super) fn is_unsupported(error: &Error) -> bool {
     matches!(error.status(), Some(405 | 501)) && !error.is_transient()
 }
 
-/// A blob that was looked for.
+/// The result of a blob's lookup.
 enum Found {
-    /// It is there. Its size in bytes, if the registry says it.
+    /// The blob exists. Its size in bytes, if the registry states it.
     There(Option<u64>),
     Absent,
     /// The registry supports neither HEAD nor GET here.
@@ -43,7 +43,7 @@ enum Found {
 }
 
 impl Repo {
-    /// What a manifest is; `None` where it isn't there. By `HEAD`, which is no pull for Docker Hub.
+    /// The descriptor of a manifest; `None` if it does not exist. By `HEAD`, which is no pull for Docker Hub.
     pub(super) async fn head_manifest(&self, target: &Target, scope: &Scope) -> Result<Option<Descriptor>> {
         let without = &self.registry.without_head.manifests;
         if without.load(Ordering::Relaxed) {
@@ -66,7 +66,7 @@ impl Repo {
         if let (Some(digest), Some(size), None) = found {
             return Ok(Some(Descriptor::new(content_type(headers).unwrap_or_default(), digest, size)));
         }
-        // Docker-Content-Digest is a "should" only; and a web page may be gone by the next request.
+        // Docker-Content-Digest is optional ("should"), and a web page may be gone by the next request.
         self.read_descriptor(target, scope).await
     }
 
@@ -78,10 +78,10 @@ impl Repo {
         }
     }
 
-    /// Whether a blob is at the destination. One that cannot be looked up is not, so it is sent.
+    /// Whether a blob is at the destination. If the lookup is not supported, the answer is no, and the blob is sent.
     pub(super) async fn head_blob(&self, blob: &Descriptor) -> Result<bool> {
         Ok(match self.look_for_blob(&blob.digest, &self.push, Some(blob.size)).await? {
-            // A blob of another size can't have this digest: what is there is broken, so it's sent again.
+            // A blob of another size cannot have this digest: the stored one is broken, so the blob is sent again.
             Found::There(size) => size.is_none_or(|size| size == blob.size),
             Found::Absent => false,
             Found::Unknown(error) => {
@@ -91,10 +91,10 @@ impl Repo {
         })
     }
 
-    /// A blob's size in bytes, as who pulls; `None` where it isn't there.
+    /// A blob's size in bytes, with the scope of a pull. `None` if the blob does not exist.
     ///
     /// # Errors
-    /// [`Kind::Registry`] if the registry doesn't say how large the blob is.
+    /// [`Kind::Registry`] if the registry does not state the size.
     pub async fn size_of(&self, digest: &Digest) -> Result<Option<u64>> {
         match self.look_for_blob(digest, &self.pull, None).await? {
             Found::There(Some(size)) => Ok(Some(size)),
@@ -107,7 +107,7 @@ impl Repo {
         }
     }
 
-    /// `size` is that of the blob, in bytes, if it is known: an answer with it is no web page.
+    /// `size` is the blob's size in bytes, if known. A response with that length is not a web page.
     async fn look_for_blob(&self, digest: &Digest, scope: &Scope, size: Option<u64>) -> Result<Found> {
         let without = &self.registry.without_head.blobs;
         if without.load(Ordering::Relaxed) {
@@ -127,21 +127,22 @@ impl Repo {
         }
     }
 
-    /// The error of a `HEAD` that ACR answered with 403, with the reason, such as its firewall's: the answer to a HEAD has
-    /// no body, that to a GET has.
+    /// Adds the reason, such as ACR's firewall, to the error of a `HEAD` that was answered with 403: the response to a
+    /// GET has a body, that to a HEAD has none.
     async fn with_reason(&self, error: Error, at: Endpoint<'_>, scope: &Scope) -> Error {
         if error.status() != Some(403) || !is_acr(&self.registry.name) {
             return error;
         }
         let asked = async { self.registry.call_once(self.call(Method::GET, at, scope, "").await?).await };
         match asked.await {
-            // What is not refused any more, or in another way, says nothing of this refusal.
+            // Any other result does not explain this refusal.
             Err(explained) if explained.status() == Some(403) => error.explained_by(explained),
             _ => error,
         }
     }
 
-    /// `GET` of a blob's first byte. The whole blob, which is sent where ranges are not supported, is not read.
+    /// `GET` of a blob's first byte. If the registry does not support ranges and sends the whole blob, the rest is not
+    /// read.
     async fn ask_for_a_byte(&self, digest: &Digest, scope: &Scope, size: Option<u64>) -> Result<Found> {
         let doing = format!("look for blob {digest}");
         let call = self.call(Method::GET, self.at_blob(digest), scope, doing.clone()).await?;
@@ -155,7 +156,7 @@ impl Repo {
         }
     }
 
-    /// The blob that a response is about, unless it is a web page.
+    /// The lookup's result by a response, unless that is a web page.
     fn found(&self, response: &Response, size: Option<u64>) -> Result<Found> {
         if size.is_some() {
             self.refuse_page(response, size)?;
@@ -163,10 +164,10 @@ impl Repo {
         Ok(Found::There(size_in(response)))
     }
 
-    /// How a cache says that it has a blob, as who pulls (RFC 9211). By `HEAD` only, which fetches nothing.
+    /// Whether a cache has the blob, by its `Cache-Status` (RFC 9211). By `HEAD`, which fetches nothing.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if it isn't there.
+    /// [`Kind::NotFound`] if the blob does not exist.
     pub async fn cached(&self, digest: &Digest) -> Result<Cached> {
         let doing = format!("look for blob {digest}");
         let call = self.call(Method::HEAD, self.at_blob(digest), &self.pull, doing).await?;
@@ -175,7 +176,7 @@ impl Repo {
     }
 }
 
-/// The size in bytes of the blob of which this answer has a byte, or all.
+/// The size in bytes of the whole blob, by a response with all or a part of it.
 fn size_in(response: &Response) -> Option<u64> {
     match response.status() {
         StatusCode::PARTIAL_CONTENT => content_range(response.headers()).and_then(|(_, total)| total),

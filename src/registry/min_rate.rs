@@ -1,19 +1,19 @@
-//! The least rate at which a body must come, or be taken.
+//! The minimal rate of a body that is received or sent.
 
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 
-/// A connection that brings less, or takes less, is given up, and its work tried again.
+/// A connection below this rate is closed, and its work is retried.
 ///
-/// It is the average over a window of waiting: time in which a reader waits for bytes. A reader that is slow itself,
-/// since its client or its destination is, finds them in the connection's buffers, and does not wait.
-/// For a body that is sent it is the time in which the destination has bytes to take and takes none.
+/// The rate is the average over a window of waiting time. A reader that is slow itself, because its client or its
+/// destination is slow, finds bytes in the buffers and does not wait. For a body that is sent, waiting is the time in
+/// which the destination has bytes to take and takes none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
-    /// Bytes a second. 0 is no limit.
+    /// Bytes per second. 0 means no limit.
     pub bytes: u64,
-    /// How much waiting the average is of.
+    /// The waiting time that the average covers.
     pub window: Duration,
 }
 
@@ -24,7 +24,7 @@ impl Default for MinRate {
     }
 }
 
-/// What moved of one body in the current window.
+/// The bytes of one body in the current window.
 #[derive(Debug)]
 pub(super) struct RateWatch {
     least: MinRate,
@@ -37,13 +37,13 @@ impl RateWatch {
         Self { least, bytes: 0, waited: Duration::ZERO }
     }
 
-    /// How much more waiting fills the window; `None` where there is no limit.
+    /// The waiting time until the window is full; `None` without a limit.
     pub(super) fn time_left(&self) -> Option<Duration> {
         (self.least.bytes > 0).then(|| self.least.window.saturating_sub(self.waited))
     }
 
-    /// Notes what moved, and how long it was waited for. `what` is the start of the error's sentence after the
-    /// number of bytes, as in "came from" `registry`.
+    /// Records bytes and the waiting time for them. `what` is the text between the number of bytes and the registry in
+    /// the error, as in "came from".
     ///
     /// # Errors
     /// [`Kind::Timeout`] if the window is full, and the rate in it was too low.

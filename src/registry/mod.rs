@@ -1,15 +1,16 @@
-//! Everything that talks HTTP to a registry: the client side of the OCI distribution spec, as Docker
-//! Hub, ACR and the others really answer it.
+//! The registry client: the client side of the OCI distribution spec, as Docker Hub, ACR and other registries implement
+//! it.
 //!
 //! - `client`, `call`, `transport`: one registry, a request to it, and how it is sent
 //! - `auth`: tokens (`token`, `scope`), challenges (`challenge`), ACR's token exchange (`acr_exchange`), and the scopes
 //!   for mounts (`mount_scopes`)
-//! - `address`: which addresses a registry's answers may lead to
+//! - `address`: which addresses redirects, upload locations and token realms may lead to
+//! - `resolver`: the addresses of a name
 //! - `urls`: the URLs of the API, and which of them may be written to
-//! - `idle_timeout`, `min_rate`: bodies that fail when they are silent or too slow
+//! - `idle_timeout`, `min_rate`: timeouts of bodies
 //! - `limits`: requests in flight (`parallelism`), requests per minute (`rate_limit`), pulls (`pull_limit`, and the
 //!   bookkeeping in `pull_ledger`)
-//! - `error`: from a response to an error
+//! - `error`: errors from responses
 //! - `endpoints`: blobs, uploads, manifests, lists and deletes; one file for each kind of request
 //!
 //! [`Repo`] is one repository as a [`Source`] and [`Destination`].
@@ -30,6 +31,7 @@ mod lookup;
 mod min_rate;
 mod network;
 mod redirect;
+mod resolver;
 mod transport;
 mod urls;
 mod web_page;
@@ -53,6 +55,7 @@ pub use self::limits::pull_ledger::{AccountPulls, PullQuota};
 pub use self::limits::rate_limit::Sku;
 pub use self::min_rate::MinRate;
 pub use self::network::{Proxies, Trust};
+pub use self::resolver::Resolver;
 pub(crate) use error::root_cause;
 
 use self::address::Policy;
@@ -70,57 +73,59 @@ use crate::manifest::Manifest;
 use crate::reference::{Repository, Target};
 use crate::verify::Verified;
 
-/// How registries are talked to. The same for all registries of a run.
+/// The options of the registry client. All registries of a run share them.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whose credentials.
+    /// The credentials of registries.
     pub credentials: Credentials,
     /// The Entra identity, for ACR where no other credentials are stored.
     pub entra: Option<EntraSettings>,
     /// Registries (`host` or `host:port`) that may be plain http or have unverified TLS.
     pub insecure: Vec<String>,
-    /// Which certificates are trusted.
+    /// The trusted certificates.
     pub trust: Arc<Trust>,
     /// The proxies that lead to registries.
     pub proxies: Proxies,
-    /// Where a host is, whatever DNS says.
+    /// Addresses of hosts, instead of DNS.
     pub resolve: Arc<HashMap<String, SocketAddr>>,
-    /// Hosts of other sites that may be given credentials for a token.
+    /// The resolver for all other hosts.
+    pub resolver: Resolver,
+    /// Send all requests of one image's push to one address of the registry, for at most five minutes, so that a push
+    /// does not reach two replicas. No effect through a proxy.
+    pub pin_pushes: bool,
+    /// Hosts of other sites that may receive credentials for a token.
     pub realms: Vec<String>,
-    /// The size of an upload's chunks in bytes; chunked only where needed if `None`.
+    /// The size of an upload's chunks in bytes. `None` uses chunks only where the registry needs them.
     pub chunk_size: Option<u64>,
-    /// Requests at once to one registry, at most.
+    /// The maximal number of concurrent requests to one registry.
     pub concurrency: usize,
-    /// How long a registry may be silent: before its answer, in the middle of a body that it sends,
-    /// and of one that it takes.
+    /// The idle timeout: before a response, within a response's body, and within a request's body.
     pub idle: Duration,
-    /// The least rate of a body that it sends, or that it takes.
+    /// The minimal rate of a body in either direction.
     pub min_rate: MinRate,
-    /// All lists of referrers that are being read share one room in memory, and one that finds none left is refused: for
-    /// whoever reads lists for any number of clients.
+    /// All lists of referrers share one memory limit; a list above the limit fails. For servers that read lists for any
+    /// number of clients.
     pub share_list_room: bool,
-    /// How long nobody asks at most after an answer of 429 or 503 without `Retry-After`.
+    /// The longest pause after a 429 or 503 without `Retry-After`.
     pub longest_pause: Duration,
-    /// Faults that are forgiven to a request without a streamed body.
+    /// Retries of a request without a streamed body.
     pub retries: u32,
-    /// How long such a request may be waited for in all, between its attempts: as a registry asks by
-    /// `Retry-After`, or by the backoff.
+    /// The total wait of such a request between its attempts, by `Retry-After` or by the backoff.
     pub patience: Duration,
-    /// Pulls of Docker Hub to leave unspent, of each account: before the next one would be taken of them,
-    /// whoever needs it waits for the window to open again.
+    /// Docker Hub pulls of each account that stay unused. A pull that would use one of them waits for the next window.
     pub reserve_pulls: Option<u64>,
-    /// When to give up waiting for pulls; and a sign that waiting is wanted. Without it and `reserve_pulls`,
-    /// a spent limit is an error at once.
+    /// The deadline for waits for pulls. Without it and without `reserve_pulls`, a used up limit is an error at once.
     pub deadline: Option<Instant>,
-    /// How soon it's asked whether pulls are back, at first and at most: a HEAD, which is free.
+    /// The first and the longest interval between checks whether pulls are available again. A check is a HEAD, which
+    /// costs no pull.
     pub pull_poll: (Duration, Duration),
-    /// Accounts of Docker Hub that read in the stored one's place, each with pulls of its own.
+    /// Docker Hub accounts that read instead of the stored account. Each has pulls of its own.
     pub hub_accounts: Vec<Credential>,
-    /// The tier of the Azure registries; the smallest one's limits if it isn't known.
+    /// The tier of the Azure registries. `None` assumes the limits of the smallest one.
     pub acr_sku: Option<Sku>,
-    /// Requests a minute to a registry (as users name it), of any kind.
+    /// Limits of requests per minute, by the name of the registry.
     pub rates: Arc<HashMap<String, u32>>,
-    /// How many programs like this one share the rates and pulls.
+    /// The number of processes that share the rates and pulls.
     pub share: u32,
 }
 
@@ -133,6 +138,8 @@ impl Default for Options {
             trust: Arc::default(),
             proxies: Proxies::default(),
             resolve: Arc::default(),
+            resolver: Resolver::default(),
+            pin_pushes: false,
             realms: Vec::new(),
             chunk_size: None,
             concurrency: 32,
@@ -154,12 +161,12 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Whether an Entra identity was configured, rather than one looked for.
+    /// Whether an Entra identity is configured, rather than discovered.
     fn has_identity(&self) -> bool {
         self.entra.as_ref().is_some_and(EntraSettings::is_configured)
     }
 
-    /// The Entra identity's client: by the same certificates and addresses.
+    /// The client of the Entra identity, with the same certificates and addresses.
     fn entra(&self) -> Result<Option<Entra>> {
         let Some(settings) = &self.entra else { return Ok(None) };
         let authority =
@@ -182,7 +189,7 @@ pub struct Registries {
 }
 
 impl Registries {
-    /// No registry is asked before it's used.
+    /// A set without any request so far.
     pub fn new(options: Options) -> Self {
         Self { options: Arc::new(options), known: Arc::default() }
     }
@@ -209,18 +216,18 @@ impl Registries {
         Ok(registry)
     }
 
-    /// Tries the credentials of a registry: asks its base (`/v2/`).
+    /// Checks the credentials of a registry with a request to its base (`/v2/`).
     ///
     /// # Errors
-    /// [`Kind::Unauthorized`] if they aren't taken.
+    /// [`Kind::Unauthorized`] if the registry refuses them.
     pub async fn verify(&self, name: &str) -> Result<()> {
         self.repository(&Repository::none(name.parse()?))?.ping().await
     }
 
-    /// What ACR gives in exchange for a token of the Entra identity: a refresh token that lasts three hours.
+    /// Exchanges a token of the Entra identity for a refresh token of ACR, which is valid for three hours.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if `name` isn't an Azure registry: none else may see a token of Entra.
+    /// [`Kind::Usage`] if `name` is no Azure registry: no other registry may receive an Entra token.
     pub async fn azure_refresh_token(&self, name: &str) -> Result<Secret> {
         if !azure::is_acr(name) {
             return Err(Error::new(Kind::Usage, format!("{name} is not an Azure Container Registry"))
@@ -229,13 +236,13 @@ impl Registries {
         self.registry(name)?.acr_refresh_token().await
     }
 
-    /// Those that were used, by name.
+    /// The registries that were used, by name.
     pub fn known(&self) -> Vec<(String, Arc<Registry>)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().map(|(name, registry)| (name.clone(), registry.clone())).collect()
     }
 
-    /// Deletes all upload sessions that are still open, within a few seconds: after an interrupt.
+    /// Deletes all open upload sessions after an interrupt. Takes a few seconds at most.
     pub async fn abandon_uploads(&self) {
         let all = self.known().into_iter().map(|(_, registry)| async move { registry.abandon_all().await });
         let _ = tokio::time::timeout(Duration::from_secs(5), futures_util::future::join_all(all)).await;
@@ -249,25 +256,25 @@ pub struct Repo {
     repository: Arc<Repository>,
     pull: Scope,
     push: Scope,
-    /// Known not to exist, or to exist.
+    /// Whether the repository does not exist yet, once known.
     new: Arc<OnceCell<bool>>,
 }
 
 impl Repo {
-    /// The registry that it's in.
+    /// The registry of this repository.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Asks the registry's base (`/v2/`), with credentials where it wants them.
+    /// Sends a request to the registry's base (`/v2/`), with credentials if the registry requires them.
     ///
     /// # Errors
-    /// [`Kind::Unauthorized`] if the credentials aren't taken.
+    /// [`Kind::Unauthorized`] if the registry refuses the credentials.
     pub async fn ping(&self) -> Result<()> {
         let call = self.call(Method::GET, Endpoint::Base, &self.pull, "reach the registry").await?;
         let response = self.registry.call(call).await?;
         if let Some(page) = web_page::instead(&self.registry.name, &response) {
-            // Quay labels its answer "true" as HTML.
+            // Quay labels its response "true" as HTML.
             let body = read_small(response, 1 << 20).await?;
             if body.trim_ascii_start().starts_with(b"<") {
                 return Err(page.doing("reach the registry"));
@@ -335,6 +342,13 @@ impl Destination for Repo {
 
     fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    fn for_one_image(&self) -> Self {
+        match self.registry.pinned() {
+            Some(registry) => Self { registry: Arc::new(registry), ..self.clone() },
+            None => self.clone(),
+        }
     }
 
     async fn is_new(&self) -> bool {

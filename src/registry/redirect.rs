@@ -1,7 +1,7 @@
-//! Which redirects are followed. Where they lead to is checked by whoever follows them.
+//! Which redirects are followed. The caller checks the target.
 //!
-//! Reads follow every redirect. Writes follow 307 and 308 only, which keep method and body (RFC 9110 §15.4.8, §15.4.9):
-//! 301, 302 and 303 would turn a write into a GET.
+//! Reads follow every redirect. Writes follow 307 and 308 only, which keep the method and body (RFC 9110 §15.4.8,
+//! §15.4.9): 301, 302 and 303 would turn a write into a GET.
 
 use http::{Method, StatusCode};
 use reqwest::Url;
@@ -11,15 +11,15 @@ use super::client::Response;
 use super::location;
 use crate::error::{Error, Kind, Result};
 
-/// Whether the request is to be sent once more, with its method and body.
+/// Whether a redirect with this status keeps the method and body.
 pub(super) fn keeps_method(status: StatusCode) -> bool {
     matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT)
 }
 
-/// Where the answer from `asked` sends the request; `None` if it is no redirect.
+/// The target of a redirect from `asked`; `None` if the response is no redirect.
 ///
 /// # Errors
-/// [`Kind::Registry`] for a redirect that names no URL, or that would lose the method and body of a write.
+/// [`Kind::Registry`] for a redirect without a valid URL, or one that loses the method and body of a write.
 pub(super) fn target(method: &Method, response: &Response, asked: &Url) -> Result<Option<Url>> {
     let status = response.status();
     let read = matches!(*method, Method::GET | Method::HEAD);

@@ -1,7 +1,7 @@
-//! A request's way out: signed, within the limits, redirected, counted.
+//! Sends requests: credentials, limits, redirects, counters.
 //!
-//! Redirects are followed here and not by the HTTP library, since `Authorization` must go to the
-//! registry's own origin only, and not every address may be followed (see [`super::address`]).
+//! Redirects are followed here and not by the HTTP library: `Authorization` must go to the registry's own origin only,
+//! and some addresses are forbidden (see [`super::address`]).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,7 +30,8 @@ use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
 
 impl Registry {
-    /// Signs the call as `account`, answers challenges, and sends it. `pull_permit` is the pull that it costs.
+    /// Adds the credentials of `account`, answers challenges, and sends the call. `pull_permit` is the pull that the
+    /// call costs.
     pub(super) async fn send_signed(
         &self,
         call: Call<'_>,
@@ -40,7 +41,7 @@ impl Registry {
         let Call { method, url, scope, headers, mut body, .. } = call;
         let base = self.base().await?.clone();
         let auth = self.account(account);
-        // A session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
+        // An upload session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
         let ours = same_origin(&base, &url);
         if !ours {
             self.policy.check(&base, &url)?;
@@ -58,7 +59,7 @@ impl Registry {
             let mark = self.pulls.mark(account);
             let response = self.send_following_redirects(&method, &url, signed, once, &scope.repository).await?;
             if location::redirected_to(&response).is_some() {
-                // Whatever it asks for: it's not the registry, and gets no credentials.
+                // Another origin gets no credentials, whatever it asks for.
                 return Ok(response);
             }
             if response.status() != StatusCode::UNAUTHORIZED || !ours {
@@ -71,7 +72,7 @@ impl Registry {
             let again = auth.on_challenge(challenge, scope, signature.as_ref()).await;
             drop(turn);
             if streamed && again {
-                // The stream is spent; whoever feeds it asks the session where to go on.
+                // The stream is used up. Its owner asks the session where to continue.
                 return Err(Error::new(Kind::Unauthorized, "the token was not taken any more (401)")
                     .transient(Some(Duration::ZERO)));
             }
@@ -85,7 +86,7 @@ impl Registry {
         Err(Error::new(Kind::Unauthorized, "the registry keeps asking for credentials"))
     }
 
-    /// The account's `Authorization`. An account of several whose password isn't taken is not used again.
+    /// The account's `Authorization`. If there are several accounts, one whose password is refused is not used again.
     async fn authorization(&self, account: usize, scope: &Scope) -> Result<Option<HeaderValue>> {
         let auth = self.account(account);
         auth.authorization(self, scope).await.inspect_err(|error| {
@@ -96,7 +97,7 @@ impl Registry {
         })
     }
 
-    /// What an answer of the registry itself says of an account's pulls.
+    /// Records the pull quota in a response of the registry itself.
     fn record_answer(
         &self,
         account: usize,
@@ -115,11 +116,11 @@ impl Registry {
         }
     }
 
-    /// Sends, and follows redirects (see [`redirect`]). A streamed body goes out once: its redirect is the answer.
+    /// Sends a request and follows redirects (see [`redirect`]). A streamed body is sent once: its redirect is the
+    /// response.
     ///
     /// # Errors
-    /// [`Kind::Refused`] for a redirect to an address that may not be asked, and of a write to what is no part of
-    /// `repository`.
+    /// [`Kind::Refused`] for a redirect to a forbidden address, and for a write outside of `repository`.
     async fn send_following_redirects(
         &self,
         method: &Method,
@@ -151,10 +152,10 @@ impl Registry {
         Err(Error::new(Kind::Registry, format!("it redirects more than {MAX_REDIRECTS} times")))
     }
 
-    /// Waits for a place among the requests that run, and for the minute to have room for one more. Who
-    /// waits for the minute holds no place meanwhile. No request's own time runs yet.
+    /// Waits for a permit to run, and for the rate limit. A request that waits for the rate limit holds no permit. The
+    /// request's own timeout does not run yet.
     async fn acquire_permits(&self, method: &Method, url: &Url) -> Result<Permit> {
-        // What storage elsewhere gives isn't counted by the registry.
+        // The registry does not count requests to storage elsewhere.
         if !same_origin(self.base().await?, url) {
             return Ok(self.limiter.acquire().await);
         }
@@ -190,15 +191,15 @@ impl Registry {
         Ok(response)
     }
 
-    /// One HTTP exchange, up to the response's head; counts it.
+    /// One HTTP exchange, up to the response's head. Counts it.
     ///
-    /// A streamed body's progress is watched by its owner: here only the others' waits are bounded.
+    /// The owner of a streamed body watches its progress; other requests have a time limit here.
     async fn send_once(&self, method: &Method, url: &Url, headers: HeaderMap, body: Payload) -> Result<Response> {
         let mut request = Request::new(reqwest::Body::default());
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri(url)?;
         *request.headers_mut() = headers;
-        let streamed = matches!(body, Payload::Stream(..));
+        let (streamed, began) = (matches!(body, Payload::Stream(..)), Instant::now());
         let empty = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
         match body {
             Payload::Empty if empty => {
@@ -217,12 +218,13 @@ impl Registry {
         let sent = if streamed {
             sending.await
         } else {
-            // What is written is also checked and stored before the answer comes.
+            // The registry checks and stores a written body before it answers.
             let idle = self.options.idle;
             let patience = if *method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
             let late =
                 || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
-            tokio::time::timeout(patience, sending).await.map_err(|_| late())?
+            let sent = tokio::time::timeout(patience, sending).await.unwrap_or_else(|_| Err(late()));
+            sent.inspect_err(|error| self.note_fault(error, began))
         };
         let mut sent = sent?;
         self.answered_at(url, sent.status());
@@ -232,8 +234,8 @@ impl Registry {
         Ok(response)
     }
 
-    /// The registry answered 429 or 503 to a request of the class: that class waits where it has limits by
-    /// the minute, else everything. Says until when.
+    /// Handles a 429 or 503 for a request of this class: the class pauses if it has limits per minute, else all
+    /// requests do. Returns the end of the pause.
     pub(super) fn on_push_back(&self, class: Class, wait: Option<Duration>) -> Option<Instant> {
         if wait.is_some() && self.rate_limit.on_rate_limited(class, wait) {
             return None;
@@ -243,5 +245,5 @@ impl Registry {
 }
 
 pub(super) const MAX_REDIRECTS: u32 = 5;
-/// How often a call is signed: without a token, with one, and with a new one if that expired on the way.
+/// How often a call is sent with credentials: without a token, with one, and with a new one if that expired meanwhile.
 const MAX_SIGNATURES: u32 = 3;

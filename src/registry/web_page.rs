@@ -1,8 +1,8 @@
-//! Web pages in the place of a registry's answer: of captive portals, single sign-on, and proxies that block a host.
+//! Web pages instead of a registry's response: from captive portals, single sign-on, and proxies that block a host.
 //!
-//! They come with any status: 200, a redirect to a login page, 403, or 511 (RFC 6585, section 6, which is made for
-//! them). A registry's own answers may be labelled as HTML too: a framework's default for an empty answer, or the page
-//! of a proxy before it. So the label alone is no error where the content is what was asked for.
+//! They have any status: 200, a redirect to a login page, 403, or 511 (RFC 6585, section 6). A registry's own responses
+//! may be labelled as HTML too: by a framework's default for empty responses, or by a proxy in front of the registry.
+//! So the label alone is no error if the content is right.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
@@ -12,14 +12,15 @@ use super::address::origin;
 use super::location::redirected_to;
 use crate::error::{Error, Kind};
 
-/// The media type of a response, if it is that of a web page.
+/// The media type of a response, if it is a web page's.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
     let bare = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     matches!(bare.as_str(), "text/html" | "application/xhtml+xml").then_some(bare)
 }
 
-/// Whether a page with this status stands in for the answer, rather than being a registry's or its front's own error.
+/// Whether a page with this status replaces the registry's response, and is not an error page of the registry or its
+/// front.
 pub(super) fn stands_in(status: StatusCode) -> bool {
     status.is_success()
         || status.is_redirection()
@@ -27,7 +28,7 @@ pub(super) fn stands_in(status: StatusCode) -> bool {
         || status == StatusCode::NETWORK_AUTHENTICATION_REQUIRED
 }
 
-/// The error for a page. `from` is where redirects led to, and `title` the page's own text.
+/// The error for a page. `from` is the target of redirects, and `title` the text of the page.
 pub(super) fn error(
     registry: &str,
     from: Option<&Url>,
@@ -45,7 +46,7 @@ pub(super) fn error(
     };
     let kind = if status == 403 { Kind::Denied } else { Kind::Registry };
     let made = Error::new(kind, what);
-    // What stands between may say "please wait" once, and let the next request through.
+    // A portal may show a page once, and let the next request through.
     let made = if (200..300).contains(&status) && from.is_none() { made.transient(None) } else { made };
     made.quoting(title.map(|title| format!(": {title}")).unwrap_or_default()).hint(
         "this is no answer of a registry: a login page of the network, or a proxy that blocks the host, answers in its \
@@ -53,7 +54,7 @@ pub(super) fn error(
     )
 }
 
-/// The error for a response that should be a document or a blob, if it is labelled as a page.
+/// The error for a response that should be a document or a blob, if it is labelled as a web page.
 pub(super) fn instead<B>(registry: &str, response: &http::Response<B>) -> Option<Error> {
     let media_type = media_type(response.headers())?;
     Some(error(registry, redirected_to(response), response.status(), &media_type, None))

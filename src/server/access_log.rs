@@ -1,14 +1,14 @@
-//! One line of log for each request, written when its answer has gone out, or the client has.
+//! The access log: one line for each request, written when its response is sent or the client has left.
 //!
 //! ```text
-//! request ─▶ Line ─ the answer's head ─ its body … dropped ─▶ AccessLog ─ queue ─▶ thread ─▶ one write a line
+//! request ─▶ Line ─ head of the response ─ its body … dropped ─▶ AccessLog ─ queue ─▶ thread ─▶ one write a line
 //!                                                         └─▶ or `transload::access` of -v and RUST_LOG
 //! ```
-//! Nothing is formatted while nobody wants it. A thread of its own writes, so that a reader of the log that
-//! stalls stops no pull: what the queue can't hold is lost, and the next line says how much that was.
+//! Lines are formatted only if a log is enabled. A separate thread writes them, so that a log reader that stalls does not
+//! block pulls. If the queue is full, lines are lost, and the next line contains their number.
 //!
-//! What came from the client is quoted: no line can be forged, and no terminal be told what to do. There is no
-//! `Authorization`, and of the query only `ns`.
+//! Text from clients is quoted, so that clients can neither forge lines nor control terminals. The log contains no
+//! `Authorization`, and only `ns` of the query.
 
 mod form;
 
@@ -32,7 +32,7 @@ use super::run::Peer;
 use super::served::Served;
 use crate::error::{Error, Result};
 
-/// How lines look.
+/// The format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Fields in a fixed order.
@@ -41,7 +41,7 @@ pub enum Form {
     Json,
 }
 
-/// Where lines go. Clones share it.
+/// An access log. Clones share it.
 #[derive(Clone, Debug)]
 pub struct AccessLog(Arc<Shared>);
 
@@ -54,21 +54,21 @@ struct Shared {
 
 enum LogJob {
     Line(Form, String),
-    /// All before it is written.
+    /// Signals that all earlier lines are written.
     Flush(SyncSender<()>),
 }
 
 impl AccessLog {
-    /// Lines of this form, or none, to `out`.
+    /// A log that writes lines in this form to `out`, or no lines.
     ///
     /// # Errors
-    /// If there is no thread to be had.
+    /// If the thread cannot be started.
     pub fn new(out: impl Write + Send + 'static, form: Option<Form>) -> Result<Self> {
         let (queue, jobs) = sync_channel(MAX_QUEUED_LINES);
         let shared = Arc::new(Shared { form: AtomicU8::new(0), queue, lost: AtomicU64::new(0) });
         let log = Self(shared.clone());
         log.set(form);
-        // It ends when the last clone is gone: it holds none itself.
+        // The thread ends with the last clone: it holds none itself.
         let lost = Arc::downgrade(&shared);
         std::thread::Builder::new()
             .name("access-log".to_owned())
@@ -76,11 +76,11 @@ impl AccessLog {
             .spawn(move || {
                 write(out, &jobs, || lost.upgrade().map_or(0, |shared| shared.lost.swap(0, Ordering::Relaxed)));
             })
-            .map_err(|error| Error::io("begin the access log", &error))?;
+            .map_err(|error| Error::io("start the access log", &error))?;
         Ok(log)
     }
 
-    /// From now on of this form, or none.
+    /// Changes the form of new lines; `None` for no lines.
     pub fn set(&self, form: Option<Form>) {
         let form = match form {
             None => 0,
@@ -90,7 +90,7 @@ impl AccessLog {
         self.0.form.store(form, Ordering::Relaxed);
     }
 
-    /// Waits until all is written, but not for long. Blocks.
+    /// Waits until all lines are written, for `patience` at most. Blocks.
     pub fn flush(&self, patience: Duration) {
         let (done, wait) = sync_channel(1);
         let until = Instant::now() + patience;
@@ -119,7 +119,7 @@ impl AccessLog {
     }
 }
 
-/// Writes what comes, until there is nobody who could send any more.
+/// Writes lines until all senders are dropped.
 fn write(mut out: impl Write, jobs: &Receiver<LogJob>, lost: impl Fn() -> u64) {
     let mut told = false;
     for job in jobs {
@@ -135,18 +135,18 @@ fn write(mut out: impl Write, jobs: &Receiver<LogJob>, lost: impl Fn() -> u64) {
         if lost > 0 {
             line.insert_str(0, &form::lost_lines(form, lost));
         }
-        // One write for each line, which is short enough that a pipe doesn't mix it with others'.
+        // One write for each line: it is short enough that a pipe does not mix it with others.
         if let Err(error) = out.write_all(line.as_bytes())
             && !std::mem::replace(&mut told, true)
         {
-            tracing::error!("the access log can't be written: {error}");
+            tracing::error!("cannot write the access log: {error}");
         }
     }
 }
 
-/// What is known of a request. Written when it's dropped.
+/// The data of a request's line. The line is written on drop.
 pub(super) struct Line {
-    /// Parts that are cheap to keep: most lines are never written.
+    /// These parts are cheap to keep, because often no line is written.
     log: Option<AccessLog>,
     peer: Option<Peer>,
     method: Method,
@@ -156,21 +156,21 @@ pub(super) struct Line {
     status: Option<u16>,
     served: Option<Served>,
     user: Option<User>,
-    /// Bytes of the body that there are to be, where that is known, and that went to the connection.
+    /// The expected length of the body, if it is known, and the bytes that were passed to the connection.
     length: Option<u64>,
     sent: u64,
     end: End,
-    /// The connection is busy for as long as this line isn't written.
+    /// Keeps the connection busy until the line is written.
     _busy: Option<Busy>,
 }
 
-/// Who asks, once that is verified: in the extensions of the answer.
+/// The authenticated user, in the extensions of the response.
 #[derive(Clone, Debug)]
 pub(super) struct User(pub(super) Arc<str>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The client left before it was over.
+    /// The client left before the end of the response.
     Left,
     Failed,
     Whole,
@@ -195,7 +195,7 @@ impl Line {
         }
     }
 
-    /// Goes on with the answer's body.
+    /// Follows the body of the response.
     pub(super) fn follow(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
         self.status = Some(response.status().as_u16());
         self.served = response.extensions().get().copied();
@@ -211,7 +211,7 @@ impl Line {
 
     fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
-        // Who has the last byte doesn't ask whether there is another.
+        // The sender does not poll the body again after the last byte.
         if self.length == Some(self.sent) {
             self.end = End::Whole;
         }
@@ -263,5 +263,5 @@ impl http_body::Body for Logged {
 
 /// Lines that wait to be written.
 const MAX_QUEUED_LINES: usize = 4096;
-/// What `-v` and `RUST_LOG` call these lines.
+/// The target of these lines for `-v` and `RUST_LOG`.
 const LOG_TARGET: &str = "transload::access";

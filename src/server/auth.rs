@@ -1,4 +1,4 @@
-//! Who may ask: whoever knows a token, or is a user with the right password.
+//! Authentication: by a token, or by user name and password.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -13,35 +13,35 @@ use super::{Handler, Refusal, ResponseBody, respond};
 use crate::body::Body;
 use crate::error::{Error, Kind, Result};
 
-/// Tokens, as hashes. They are random and long, unlike passwords: a plain hash of one tells nothing,
-/// and two of equal length are compared in a time that doesn't tell how much of them agrees.
+/// Tokens as hashes. Unlike passwords, tokens are random and long, so a plain hash does not reveal them. Hashes are compared
+/// in constant time.
 #[derive(Clone)]
 pub struct Tokens(Vec<[u8; 32]>);
 
-/// Who may ask; clones share it. Without tokens and users, everyone.
+/// The access control of a listener. Clones share it. Without tokens and users everyone has access.
 #[derive(Clone)]
 pub struct AccessControl(Arc<Shared>);
 
 struct Shared {
     methods: RwLock<AuthMethods>,
-    /// All listeners' one: what checks may cost is bounded for the program, not for each of them.
+    /// Shared by all listeners, so that the cost of password checks is limited for the whole process.
     verifier: Arc<Verifier>,
 }
 
-/// Each of them is enough.
+/// One of them suffices.
 #[derive(Clone, Default)]
 struct AuthMethods {
     tokens: Option<Arc<Tokens>>,
     users: Option<Arc<Users>>,
 }
 
-/// What a client gave.
+/// The credentials of a request.
 enum GivenCredentials {
     Bearer(String),
     Basic(String, String),
 }
 
-/// A handler behind that.
+/// A handler behind access control.
 #[derive(Debug)]
 pub struct Guarded<H> {
     handler: H,
@@ -49,27 +49,27 @@ pub struct Guarded<H> {
 }
 
 impl Tokens {
-    /// One a line; `#` begins a comment.
+    /// Parses tokens, one per line; `#` starts a comment.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if there is none, or one is so short that it could be guessed.
+    /// [`Kind::Usage`] if there is none, or one is shorter than 20 characters and could be guessed.
     pub fn read(text: &str) -> Result<Self> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let tokens: Vec<&str> = lines.collect();
         if tokens.is_empty() || tokens.iter().any(|token| token.len() < MIN_TOKEN_LENGTH) {
             return Err(Error::new(
                 Kind::Usage,
-                format!("tokens have {MIN_TOKEN_LENGTH} characters or more, one a line"),
+                format!("tokens need {MIN_TOKEN_LENGTH} characters or more, one per line"),
             )
-            .hint("make one: openssl rand -hex 32"));
+            .hint("create one with: openssl rand -hex 32"));
         }
         Ok(Self(tokens.into_iter().map(hash).collect()))
     }
 
-    /// Whether `given` is one, in a time that doesn't tell which.
+    /// Whether `given` is one of the tokens. Takes the same time for all of them.
     fn admit(&self, given: &str) -> bool {
         let given = hash(given);
-        // All of them, whichever fits.
+        // Compares with all tokens, also after a match.
         let same = |token: &[u8; 32]| {
             let differ = token.iter().zip(&given).fold(0, |differ, (a, b)| differ | (a ^ b));
             std::hint::black_box(differ) == 0
@@ -107,7 +107,7 @@ impl std::fmt::Debug for AccessControl {
 }
 
 impl AccessControl {
-    /// For everyone, at first.
+    /// Access for everyone, until [`set`](Self::set) is called.
     ///
     /// # Errors
     /// If the system has no random bytes.
@@ -115,14 +115,14 @@ impl AccessControl {
         Ok(Self(Arc::new(Shared { methods: RwLock::default(), verifier: Arc::new(Verifier::new()?) })))
     }
 
-    /// Another listener's, for everyone at first: its checks of passwords have their bounds, and what they remember,
-    /// in common with this one's.
+    /// The access control of another listener, for everyone until [`set`](Self::set) is called. It shares the limits and
+    /// the cache of password checks with this one.
     #[must_use]
     pub fn beside(&self) -> Self {
         Self(Arc::new(Shared { methods: RwLock::default(), verifier: self.0.verifier.clone() }))
     }
 
-    /// From now on for those who know one of `tokens`, and for `users`; for everyone without both.
+    /// Gives access to the holders of `tokens` and to `users`; to everyone, if both are `None`.
     pub fn set(&self, tokens: Option<Tokens>, users: Option<Users>) {
         let methods = AuthMethods { tokens: tokens.map(Arc::new), users: users.map(Arc::new) };
         *self.0.methods.write().unwrap_or_else(PoisonError::into_inner) = methods;
@@ -132,7 +132,7 @@ impl AccessControl {
         self.0.methods.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether who asks may, and who that is, if it's a user.
+    /// Checks the credentials of a request. Returns the user, if there is one.
     async fn admit(&self, authorization: Option<&HeaderValue>) -> (Verdict, Option<User>) {
         let methods = self.methods();
         if methods.tokens.is_none() && methods.users.is_none() {
@@ -140,7 +140,7 @@ impl AccessControl {
         }
         let Some(given) = GivenCredentials::read(authorization) else { return (Verdict::Unknown, None) };
         let (GivenCredentials::Bearer(secret) | GivenCredentials::Basic(_, secret)) = &given;
-        // As a password it's known with any name, which tells nothing of who asks.
+        // A token is accepted as the password of any name, so the name identifies nobody.
         if methods.tokens.is_some_and(|tokens| tokens.admit(secret)) {
             return (Verdict::Known, None);
         }
@@ -153,7 +153,7 @@ impl AccessControl {
 }
 
 impl<H> Guarded<H> {
-    /// `handler` for those whom `access` admits.
+    /// Protects `handler` by `access`.
     pub fn new(handler: H, access: AccessControl) -> Self {
         Self { handler, access }
     }
@@ -169,11 +169,13 @@ impl<H: Handler> Handler for Guarded<H> {
                 }
                 return response;
             }
-            // Clients look for Basic, and have a name and password for it by `login`.
-            (Verdict::Unknown, _) => {
-                Refusal::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "a name and password, or a token, are needed")
-                    .with(header::WWW_AUTHENTICATE, "Basic realm=\"transload\"")
-            }
+            // Clients support Basic, with name and password from `login`.
+            (Verdict::Unknown, _) => Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                "UNAUTHORIZED",
+                "user name and password, or a token, are required",
+            )
+            .with(header::WWW_AUTHENTICATE, "Basic realm=\"transload\""),
             (Verdict::Busy, _) => {
                 let why = "too many passwords are being checked";
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", why).with(header::RETRY_AFTER, "1")
@@ -192,7 +194,7 @@ fn hash(token: impl AsRef<[u8]>) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-/// What can't be guessed.
+/// The shortest token that cannot be guessed.
 const MIN_TOKEN_LENGTH: usize = 20;
 
 #[cfg(test)]

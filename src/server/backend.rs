@@ -1,4 +1,4 @@
-//! What the front asks of whatever holds the content.
+//! The interface between the server and the content that it serves.
 
 use std::future::Future;
 use std::ops::Range;
@@ -13,35 +13,34 @@ use crate::error::Result;
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
 
-/// A list of referrers: however it is kept, answering from it takes no copy.
+/// A list of referrers. It is a trait object, so that an answer needs no copy.
 pub type Referrers = dyn AsRef<[Descriptor]> + Send + Sync;
 
 /// Content behind the distribution API: a directory, or a proxy's cache with its upstreams.
 ///
-/// An error is answered by its kind: see [`Refusal`](super::Refusal).
+/// The kind of an error determines the response: see [`Refusal`](super::Refusal).
 pub trait Backend: Send + Sync + 'static {
     /// A blob that can be read.
     type Blob: Blob;
-    /// An upload that was begun.
+    /// An upload session.
     type Upload: Upload;
 
-    /// Whether pushes are taken. If not, the methods for it are never called.
+    /// Whether pushes are accepted. If not, the methods for pushes are never called.
     fn is_writable(&self) -> bool;
 
-    /// Whether `?ns=` decides what is served here: then the answer repeats it (distribution spec,
-    /// "Registry Proxying").
+    /// Whether `?ns=` selects the registry. Responses then contain it (distribution spec, "Registry Proxying").
     fn knows_namespaces(&self) -> bool {
         false
     }
 
-    /// What `target` is, for `HEAD`; `None` if it isn't there.
+    /// The descriptor of `target`, for `HEAD`; `None` if it does not exist.
     fn resolve(
         &self,
         repository: &RepositoryPath,
         target: &Target,
     ) -> impl Future<Output = Reply<Option<Descriptor>>> + Send;
 
-    /// The manifest; `None` if it isn't there.
+    /// The manifest; `None` if it does not exist.
     fn manifest(
         &self,
         repository: &RepositoryPath,
@@ -53,21 +52,20 @@ pub trait Backend: Send + Sync + 'static {
         async move { self.blob(repository, digest).await.map(|found| found.map(|blob| blob.size())) }
     }
 
-    /// What the answer to a `HEAD` of a blob says as `Cache-Status` (RFC 9211), where this is a cache. Asked for a blob
-    /// that [`size_of`](Self::size_of) has found there.
+    /// The `Cache-Status` (RFC 9211) in the response to `HEAD` of a blob, if this is a cache. Called for a blob that
+    /// [`size_of`](Self::size_of) has found.
     fn cache_status(&self, _repository: &RepositoryPath, _digest: &Digest) -> Option<&'static str> {
         None
     }
 
-    /// The blob, to be read; `None` if it isn't there.
+    /// The blob; `None` if it does not exist.
     fn blob(
         &self,
         repository: &RepositoryPath,
         digest: &Digest,
     ) -> impl Future<Output = Reply<Option<Self::Blob>>> + Send;
 
-    /// Up to `most` tags behind `after`, in the order of their bytes; `None` if there is no such
-    /// repository.
+    /// Up to `most` tags after `after`, sorted by bytes; `None` if the repository does not exist.
     fn tags(
         &self,
         repository: &RepositoryPath,
@@ -75,31 +73,29 @@ pub trait Backend: Send + Sync + 'static {
         most: usize,
     ) -> impl Future<Output = Reply<Option<Vec<Tag>>>> + Send;
 
-    /// Up to `most` repositories behind `after`, in the order of their bytes.
+    /// Up to `most` repositories after `after`, sorted by bytes.
     fn repositories(
         &self,
         after: Option<&str>,
         most: usize,
     ) -> impl Future<Output = Result<Vec<RepositoryName>>> + Send;
 
-    /// The manifests that are about `subject`.
+    /// The referrers of `subject`.
     fn referrers(
         &self,
         repository: &RepositoryPath,
         subject: &Digest,
     ) -> impl Future<Output = Reply<Arc<Referrers>>> + Send;
 
-    /// Begins an upload. `like` is of the algorithm that the client said its digest will have, if
-    /// it said so.
+    /// Starts an upload session. `like` has the digest algorithm that the client has announced, if it has.
     fn start_upload(
         &self,
         repository: &RepositoryPath,
         like: Option<Digest>,
     ) -> impl Future<Output = Result<Self::Upload>> + Send;
 
-    /// Takes a blob over from the repository `from` (distribution spec, "Mounting a blob from another repository").
-    /// Whether the blob is in `repository` now: that needs no `from` if it is there already, and a `from` that has the
-    /// blob if it isn't.
+    /// Mounts a blob from the repository `from` (distribution spec, "Mounting a blob from another repository"). Returns
+    /// whether the blob is in `repository` now. That needs no `from` if the blob was there before.
     fn mount(
         &self,
         repository: &RepositoryPath,
@@ -116,8 +112,8 @@ pub trait Backend: Send + Sync + 'static {
         }
     }
 
-    /// Stores a manifest, whose blobs were checked to be there, under all of `targets`, and lists it where it is about
-    /// another. On return it's durable; after an error it is under none of the targets.
+    /// Stores a manifest under all of `targets`, and adds it to the referrers of its subject. The caller has checked that its
+    /// blobs exist. On return the manifest is durable; after an error it is under none of the targets.
     fn put_manifest(
         &self,
         repository: &RepositoryPath,
@@ -126,30 +122,30 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// A blob that is there.
+/// A blob that exists.
 pub trait Blob: Send + 'static {
-    /// How large it is.
+    /// The size in bytes.
     fn size(&self) -> u64;
 
-    /// The bytes in `range`, which is within the size. Where there's a `pipe`, they may be parts of files
-    /// that are sent on it, as long as the body goes to that connection and nowhere else.
+    /// The bytes in `range`, which is within the size. With a `pipe` the body may contain placeholders for parts of files, and
+    /// must be sent on that connection only.
     fn read(self, range: Range<u64>, pipe: Option<FilePipe>) -> impl Future<Output = Result<Body>> + Send;
 }
 
-/// An upload that was begun. Dropped, it leaves nothing behind.
+/// An upload session. Dropping it removes what was uploaded.
 ///
-/// When a future of its methods is dropped, as it is when a client hangs up, the upload stays
-/// usable: [`size`](Self::size) says how far it came.
+/// When a future of its methods is dropped, because the client has closed the connection, the session stays usable:
+/// [`size`](Self::size) returns the bytes that were stored.
 pub trait Upload: Send + 'static {
-    /// How many bytes are stored.
+    /// The number of stored bytes.
     fn size(&mut self) -> impl Future<Output = Result<u64>> + Send;
 
-    /// Stores `body` behind what is there. What comes before an error of the body is kept.
+    /// Appends `body`. Bytes before an error of the body are kept.
     fn append(&mut self, body: &mut Body) -> impl Future<Output = Result<()>> + Send;
 
-    /// Ends it. On return the blob is durable.
+    /// Completes the upload. On return the blob is durable.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`](crate::error::Kind::Mismatch) if the bytes don't have the digest.
+    /// [`Kind::Mismatch`](crate::error::Kind::Mismatch) if the bytes do not match the digest.
     fn commit(self, digest: Digest) -> impl Future<Output = Result<()>> + Send;
 }

@@ -1,11 +1,11 @@
-//! The connections of one listener: how many there are, what each one does, and which one is closed when a
-//! further client needs its place.
+//! The connections of one listener: their number, their states, and which one is closed when a further client needs its
+//! slot.
 //!
 //! ```text
-//! accept ─▶ Connections::admit ─▶ Place ─▶ New ─▶ Head ─▶ Busy ─▶ Answered ─▶ Idle ─▶ Head …
+//! accept ─▶ Connections::admit ─▶ ConnectionSlot ─▶ New ─▶ Head ─▶ Busy ─▶ Answered ─▶ Idle ─▶ Head …
 //!              │ full: closes the connection that has been idle longest
 //! ```
-//! A connection in the middle of a request's body or of an answer is never closed for another one.
+//! A connection within a request's body or a response is never closed for another one.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -22,12 +22,12 @@ pub(super) struct Connections(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     max: usize,
-    /// Of one client address, if that is limited.
+    /// The limit of connections of one client address.
     max_per_address: Option<usize>,
     open: Mutex<OpenConnections>,
     /// A connection ended or became idle. Only the task that accepts waits for it.
     changed: Notify,
-    /// Whether a client waits for a place, which is what makes `changed` worth a wake-up.
+    /// Whether a client waits for a slot. Only then `changed` is signalled.
     full: std::sync::atomic::AtomicBool,
 }
 
@@ -47,10 +47,10 @@ struct Connection {
     closed: Notify,
 }
 
-/// What a connection does.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It sent no byte of a request yet; TLS may be in progress.
+    /// No byte of a request has arrived; the TLS handshake may be running.
     New,
     /// It waits for the next request.
     Idle,
@@ -58,13 +58,13 @@ enum State {
     Head,
     /// A request is being read or answered.
     Busy,
-    /// The handler's answer has ended; bytes of it may still be on their way.
+    /// The response is complete, but some of its bytes may not be sent yet.
     Answered,
-    /// Its place is wanted for another client.
+    /// It is being closed, because its slot is needed for another client.
     Closing,
 }
 
-/// A connection's place among the others. Dropping it frees the place.
+/// The slot of a connection. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     number: u64,
@@ -72,7 +72,7 @@ pub(super) struct ConnectionSlot {
     shared: Arc<Shared>,
 }
 
-/// A handle that reports what a connection does. Clones are for the same connection.
+/// Reports the state of a connection. Clones are for the same connection.
 #[derive(Clone, Debug)]
 pub(super) struct Activity {
     connection: Arc<Connection>,
@@ -84,7 +84,7 @@ pub(super) struct Activity {
 pub(super) struct Busy(Activity);
 
 impl Connections {
-    /// Room for `max` connections, and for `max_per_address` of one client address.
+    /// A limit of `max` connections, and of `max_per_address` from one client address.
     pub(super) fn new(max: usize, max_per_address: Option<usize>) -> Self {
         Self(Arc::new(Shared {
             max,
@@ -95,10 +95,10 @@ impl Connections {
         }))
     }
 
-    /// A place for a connection from `peer`. If there is none, the connection that has been idle longest is
-    /// closed; if all are busy, this waits. `None` if `peer` has as many busy connections as one address may have.
+    /// A slot for a connection from `peer`. If there is none, the connection that has been idle longest is closed. If all are
+    /// busy, this waits. `None` if `peer` already has the limit of busy connections of one address.
     ///
-    /// Cancel safe. Only one task may wait in here.
+    /// Cancel safe. Only one task may wait in this method.
     pub(super) async fn admit(&self, peer: Option<SocketAddr>) -> Option<ConnectionSlot> {
         let address = peer.map(|peer| peer.ip().to_canonical());
         loop {
@@ -150,15 +150,15 @@ impl OpenConnections {
         ConnectionSlot { number, connection, shared: shared.clone() }
     }
 
-    /// Closes one idle connection among those that `such` accepts. `true` if one is closing now.
+    /// Closes one idle connection for which `such` returns true. Returns true if one is closing now.
     fn make_room(&self, such: impl Fn(&Connection) -> bool) -> bool {
         let now = Instant::now();
         let candidates = || self.slots.values().filter(|connection| such(connection));
-        // One at a time: the place of a closing connection is free in a moment.
+        // One at a time: the slot of a closing connection is free soon.
         if candidates().any(|connection| connection.state().0 == State::Closing) {
             return true;
         }
-        // A candidate may become busy while this looks at it.
+        // A candidate may become busy at the same time.
         for _ in 0..4 {
             let worst = candidates()
                 .filter_map(|connection| Some((connection.rank(now)?, connection)))
@@ -173,7 +173,7 @@ impl OpenConnections {
     }
 }
 
-/// How far a connection is from being of use: the greatest is closed first.
+/// The order in which connections are closed: the greatest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ClosePriority {
     class: u8,
@@ -201,8 +201,8 @@ impl Connection {
         self.activity.store(millis << STATE_BITS | state as u64, Ordering::Release);
     }
 
-    /// `None` for a connection that may not be closed. Those that are idle for less than a second have no class:
-    /// the next bytes of an honest client are on their way.
+    /// The priority for closing; `None` for a connection that must not be closed. Connections that are idle for less than
+    /// [`IDLE_GRACE`] come last: the next request of a normal client may be on its way.
     fn rank(&self, now: Instant) -> Option<ClosePriority> {
         let (state, seen) = self.state();
         let class = match state {
@@ -216,7 +216,7 @@ impl Connection {
         Some(ClosePriority { class, idle, seen })
     }
 
-    /// Closes it, unless it did something since `seen`.
+    /// Closes the connection, unless its activity has changed since `seen`.
     fn close(&self, seen: u64) -> bool {
         let closing = seen & !STATE_MASK | State::Closing as u64;
         let closed = self.activity.compare_exchange(seen, closing, Ordering::AcqRel, Ordering::Relaxed).is_ok();
@@ -241,7 +241,7 @@ impl Drop for ConnectionSlot {
 }
 
 impl Activity {
-    /// Bytes arrived. `false` if the connection is being closed, and they must not be looked at.
+    /// Records that bytes have arrived. Returns false if the connection is being closed: the bytes must be ignored then.
     pub(super) fn received(&self) -> bool {
         let (state, seen) = self.connection.state();
         match state {
@@ -255,14 +255,14 @@ impl Activity {
         }
     }
 
-    /// A request's head is complete: the connection is busy until what this returns is dropped and the answer is
-    /// flushed.
+    /// Records that the head of a request is complete. The connection is busy until the returned guard is dropped and the
+    /// response is flushed.
     pub(super) fn busy(&self) -> Busy {
         self.connection.set(State::Busy);
         Busy(self.clone())
     }
 
-    /// All that was written is with the kernel.
+    /// Records that all written bytes are passed to the kernel.
     pub(super) fn flushed(&self) {
         if self.connection.state().0 == State::Answered {
             self.connection.set(State::Idle);
@@ -277,7 +277,7 @@ impl Activity {
         self.connection.state().0 == State::New
     }
 
-    /// Ready when the place is wanted for another client.
+    /// Ready when the connection is to be closed for another client.
     pub(super) async fn closed(&self) {
         self.connection.closed.notified().await;
     }
@@ -292,7 +292,7 @@ impl Drop for Busy {
 /// The bits of [`Connection::activity`] that are the state.
 const STATE_BITS: u32 = 3;
 const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
-/// A connection that is idle for less is closed only if all others are busy or as young.
+/// A connection that is idle for less than this is closed only if all others are busy, or idle for less too.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

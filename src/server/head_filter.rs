@@ -1,5 +1,5 @@
-//! A connection whose bytes are looked at on their way to hyper: requests with malformed heads are stopped here, and
-//! the listener learns what the connection does.
+//! A connection filter between the socket and hyper. It stops requests with malformed heads, and reports the state of the
+//! connection to the listener.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,16 +10,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::connections::Activity;
 use super::head_parser::{ChunkScanner, Framing, HeadParser, HeadProgress};
 
-/// Passes heads on when they are complete and well formed, and bodies as they arrive.
+/// Passes a head to hyper when it is complete and well formed, and a body as it arrives.
 pub(super) struct HeadFilter<T> {
     io: T,
     activity: Activity,
     phase: Phase,
-    /// Bytes that hyper doesn't have yet: a part of a head, and what it's preceded by.
+    /// Bytes that hyper does not have yet: a part of a head, and the bytes before it.
     held: Vec<u8>,
-    /// So many of them may be passed on.
+    /// The number of these bytes that may be passed on.
     cleared: usize,
-    /// The most that may be held: hyper refuses heads of this length by itself.
+    /// The limit of held bytes: hyper refuses longer heads itself.
     limit: usize,
 }
 
@@ -27,11 +27,11 @@ enum Phase {
     Head(HeadParser),
     Body(u64),
     Chunks(ChunkScanner),
-    /// The head is malformed: hyper gets [`MALFORMED_HEAD`] in its place.
+    /// The head is malformed: hyper gets [`MALFORMED_HEAD`] instead.
     Refused,
-    /// Nothing is looked at any more: hyper ends this connection.
+    /// Bytes are no longer checked: hyper ends this connection.
     Ended,
-    /// A body without an end.
+    /// A body without a defined end.
     Broken(&'static str),
 }
 
@@ -41,7 +41,7 @@ impl<T> HeadFilter<T> {
         Self { io, activity, phase: Phase::Head(HeadParser::default()), held: Vec::new(), cleared: 0, limit }
     }
 
-    /// Hands over what is held and cleared. `true` if there was something.
+    /// Passes on the held bytes that were checked. Returns true if there were any.
     fn hand_over(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         if self.cleared > 0 {
             let some = self.cleared.min(buffer.remaining());
@@ -63,7 +63,7 @@ impl<T> HeadFilter<T> {
 }
 
 impl Phase {
-    /// How many of these bytes may be passed on; the others are a part of a head.
+    /// The number of these bytes that may be passed on. The others are a part of a head.
     fn clear(&mut self, bytes: &[u8]) -> usize {
         let mut cleared = 0;
         while cleared < bytes.len() {
@@ -79,7 +79,7 @@ impl Phase {
                         (length, Some(Self::Chunks(ChunkScanner::new())))
                     }
                     HeadProgress::Malformed(why) => {
-                        tracing::debug!("a request was refused: {why} in its head");
+                        tracing::debug!("refused a request with a malformed head: {why}");
                         *self = Self::Refused;
                         return cleared;
                     }
@@ -119,7 +119,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for HeadFilter<T> {
                 if this.held.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                // The client left in the middle of a head: hyper knows what to do.
+                // The client has closed the connection within a head. hyper handles that.
                 (this.phase, this.cleared) = (Phase::Ended, this.held.len());
                 continue;
             }
@@ -127,7 +127,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for HeadFilter<T> {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed for another client")));
             }
             if this.held.is_empty() {
-                // Nearly always: a whole head in one read, or a part of a body. Nothing is copied.
+                // The common case, without a copy: a whole head in one read, or a part of a body.
                 let cleared = this.phase.clear(fresh);
                 if let Phase::Broken(why) = this.phase {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
@@ -185,5 +185,5 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for HeadFilter<T> {
     }
 }
 
-/// A request that hyper answers with 400, and then ends the connection.
+/// A request that hyper answers with 400 before it ends the connection.
 const MALFORMED_HEAD: &[u8] = b"\0\r\n\r\n";

@@ -1,15 +1,15 @@
-//! Where a request's head ends, where its body ends, and whether the head is well formed. Pure.
+//! Finds the ends of a request's head and body, and checks that the head is well formed. No I/O.
 //!
-//! hyper's parser takes a bare LF for the end of a line and doesn't look at `Host`. A proxy in front of this server
-//! may read such a request in another way; then one client's bytes become another client's request. So everything
-//! that RFC 9112 forbids and that hyper lets pass is refused here.
+//! hyper's parser accepts a bare LF as the end of a line, and does not check `Host`. An HTTP proxy in front of this server may
+//! parse such a request differently, and then bytes of one client become a request of another client. So everything that
+//! RFC 9112 forbids and hyper accepts is refused here.
 
-/// Reads a head line by line, as it arrives.
+/// Parses a head line by line, as it arrives.
 #[derive(Debug, Default)]
 pub(super) struct HeadParser {
-    /// Where the line that is not complete yet begins.
+    /// The start of the incomplete line.
     line: usize,
-    /// All before it was searched for the line's end.
+    /// Bytes before this offset were searched for the end of the line.
     searched: usize,
     version: Option<Version>,
     hosts: u32,
@@ -23,28 +23,28 @@ enum Version {
     Http11,
 }
 
-/// What is known of a head so far.
+/// The state of parsing a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeadProgress {
-    /// Its end has not arrived.
+    /// The end of the head has not arrived.
     Incomplete,
-    /// The head's length, and what follows it.
+    /// The length of the head, and the framing of the body.
     Complete(usize, Framing),
-    /// It must be refused, and why.
+    /// The head must be refused, with the reason.
     Malformed(&'static str),
 }
 
-/// How long a request's body is.
+/// The framing of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// So many bytes; none without a `Content-Length`.
+    /// A number of bytes; 0 without a `Content-Length`.
     Length(u64),
     /// Chunks (RFC 9112 §7.1).
     Chunked,
 }
 
 impl HeadParser {
-    /// Reads on. `bytes` are all bytes of the head that have arrived, also those of the calls before.
+    /// Continues. `bytes` are all bytes of the head that have arrived, including those of earlier calls.
     pub(super) fn read(&mut self, bytes: &[u8]) -> HeadProgress {
         while let Some(found) = bytes[self.searched..].iter().position(|byte| *byte == b'\n') {
             let end = self.searched + found;
@@ -84,7 +84,7 @@ impl HeadParser {
         if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
             return Err("an invalid header name");
         }
-        // Most names have none of these lengths.
+        // By length first: most names have none of these lengths.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.host(value),
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value),
@@ -141,28 +141,28 @@ pub(super) struct ChunkScanner {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ChunkState {
-    /// In the line with a chunk's size.
+    /// In the line with the size of a chunk.
     Size { size: u64, digits: u32, extension: bool },
     /// Its CR has arrived.
     SizeEnd { size: u64 },
-    /// In a chunk's data, of which so much is left.
+    /// In the data of a chunk, with the number of bytes that are left.
     Data { left: u64 },
     /// In the CRLF after the data.
     DataEnd { cr: bool },
-    /// In a trailer, or in the empty line that ends it all.
+    /// In a trailer, or in the final empty line.
     Trailer { empty: bool, cr: bool },
 }
 
 impl ChunkScanner {
-    /// Before the first chunk.
+    /// A scanner before the first chunk.
     pub(super) fn new() -> Self {
         Self { at: ChunkState::SIZE }
     }
 
-    /// Reads on. The number of bytes that belong to the body, and whether it has ended.
+    /// Continues. Returns the number of bytes that belong to the body, and whether it has ended.
     ///
     /// # Errors
-    /// If these are no chunks.
+    /// If the bytes are not valid chunks.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Result<(usize, bool), &'static str> {
         let mut used = 0;
         while let Some(byte) = bytes.get(used) {
@@ -189,7 +189,7 @@ impl ChunkScanner {
 impl ChunkState {
     const SIZE: Self = Self::Size { size: 0, digits: 0, extension: false };
 
-    /// The next state, none if that was the body's last byte.
+    /// The next state; `Some(None)` after the last byte of the body.
     fn next(self, byte: u8) -> Option<Option<Self>> {
         let next = match (self, byte) {
             (Self::Size { size, digits: 1.., .. }, b'\r') => Self::SizeEnd { size },

@@ -1,8 +1,8 @@
-//! The memory of large answers that are being sent.
+//! Limits the memory of large responses that are being sent.
 //!
-//! Manifests and lists are answered from memory. Those of images are small; a client can make others: a thousand of
-//! 4 MiB, each asked for by a connection that reads slowly. What is beyond the room for them is refused, to be asked for
-//! again. One manifest that many clients ask for is in memory once.
+//! Manifests and lists are sent from memory. Those of real images are small, but a client can push a thousand manifests of
+//! 4 MiB, and request each on a connection that reads slowly. Responses beyond the limit are refused with `Retry-After`. A
+//! manifest that many clients request is in memory once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use crate::descriptor::Digest;
 use crate::memory::SMALL_ANSWER;
 
-/// The large answers of a server.
+/// The large responses of a server.
 #[derive(Debug)]
 pub(super) struct LargeResponses {
     /// Permits are KiB.
@@ -23,14 +23,14 @@ pub(super) struct LargeResponses {
     manifests: Mutex<HashMap<Digest, Weak<HeldBytes>>>,
 }
 
-/// Bytes that are being sent, with their room.
+/// Bytes that are being sent, with their permits.
 #[derive(Debug)]
 struct HeldBytes {
     bytes: Bytes,
     _room: OwnedSemaphorePermit,
 }
 
-/// A part in them.
+/// A shared reference to the bytes.
 struct SharedPart(Arc<HeldBytes>);
 
 impl AsRef<[u8]> for SharedPart {
@@ -41,15 +41,15 @@ impl AsRef<[u8]> for SharedPart {
 
 impl Default for LargeResponses {
     fn default() -> Self {
-        Self { room: Arc::new(Semaphore::new(ROOM_KIB)), manifests: Mutex::default() }
+        Self { room: Arc::new(Semaphore::new(LIMIT_KIB)), manifests: Mutex::default() }
     }
 }
 
 impl LargeResponses {
-    /// The bytes of the manifest `digest` as they are sent: those of another answer, where it is being sent already.
+    /// The bytes of the manifest `digest` for a response. They are shared with other responses that send the same manifest.
     ///
     /// # Errors
-    /// 503 if there is no room for it.
+    /// 503 if the limit is reached.
     pub(super) fn manifest(&self, digest: &Digest, bytes: Bytes) -> Result<Bytes, Refusal> {
         if bytes.len() <= SMALL_ANSWER {
             return Ok(bytes);
@@ -59,16 +59,16 @@ impl LargeResponses {
             return Ok(Bytes::from_owner(SharedPart(held)));
         }
         let held = self.hold(bytes)?;
-        // There is room for few: whatever is over goes.
+        // The map is small: entries that are no longer in use are removed.
         manifests.retain(|_, held| held.strong_count() > 0);
         manifests.insert(*digest, Arc::downgrade(&held));
         Ok(Bytes::from_owner(SharedPart(held)))
     }
 
-    /// The bytes of another answer as they are sent.
+    /// The bytes of a list for a response.
     ///
     /// # Errors
-    /// 503 if there is no room for it.
+    /// 503 if the limit is reached.
     pub(super) fn list(&self, bytes: Bytes) -> Result<Bytes, Refusal> {
         if bytes.len() <= SMALL_ANSWER {
             Ok(bytes)
@@ -82,7 +82,7 @@ impl LargeResponses {
         match self.room.clone().try_acquire_many_owned(kib) {
             Ok(room) => Ok(Arc::new(HeldBytes { bytes, _room: room })),
             Err(_) => {
-                let message = "too many large answers are being sent at once: try again";
+                let message = "too many large responses are being sent at once: try again";
                 Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", message)
                     .with(header::RETRY_AFTER, "1"))
             }
@@ -90,8 +90,8 @@ impl LargeResponses {
     }
 }
 
-/// Room for large answers: 64 MiB, sixteen of the largest manifests.
-const ROOM_KIB: usize = 64 << 10;
+/// The limit of all large responses: 64 MiB, sixteen of the largest manifests.
+const LIMIT_KIB: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(again.as_ptr(), held[3].as_ptr());
         held.clear();
         assert!((20..35).all(|nth| manifest(nth).is_ok()), "room again");
-        assert_eq!(large.room.available_permits(), ROOM_KIB - (4 << 10), "but for the one that is sent still");
+        assert_eq!(large.room.available_permits(), LIMIT_KIB - (4 << 10), "but for the one that is sent still");
         drop(again);
         assert!(manifest(40).is_ok());
         assert!(large.manifests.lock().expect("no panic").len() <= 2);

@@ -1,4 +1,4 @@
-//! What connections come from: TCP, TLS on it, or a Unix socket.
+//! Listeners: TCP, TLS over TCP, or a Unix socket.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use super::access_log::AccessLog;
 use super::sendfile::{FilePipe, PipedStream};
 
-/// Where connections come in.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
@@ -29,17 +29,17 @@ enum Socket {
     Unix(UnixListener),
 }
 
-/// What TLS is spoken with. Clones share it; what is set holds for the next connection.
+/// The TLS configuration of a listener. Clones share it. A change applies to new connections.
 #[derive(Clone, Debug)]
 pub struct TlsConfig(Arc<RwLock<Arc<ServerConfig>>>);
 
-/// A connection on which nothing was said yet.
+/// An accepted connection, before the TLS handshake.
 pub(super) enum Connected {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// A connection.
+/// An established connection.
 pub(super) enum Stream {
     Tcp(PipedStream),
     Unix(UnixStream),
@@ -47,12 +47,12 @@ pub(super) enum Stream {
 }
 
 impl Listener {
-    /// TLS over TCP.
+    /// A listener with TLS over TCP.
     pub fn tls(listener: TcpListener, tls: TlsConfig) -> Self {
         Self { socket: Socket::Tcp(listener), tls: Some(tls), log: None }
     }
 
-    /// Has each request that comes in here told to `log`.
+    /// Logs each request of this listener to `log`.
     #[must_use]
     pub fn logged(self, log: AccessLog) -> Self {
         Self { log: Some(log), ..self }
@@ -62,7 +62,7 @@ impl Listener {
         self.log.clone()
     }
 
-    /// The next connection, and who it's from; TLS is not spoken yet.
+    /// Accepts the next connection. Returns it before the TLS handshake, with the client's address.
     pub(super) async fn accept(&self) -> io::Result<(Connected, Option<SocketAddr>)> {
         match &self.socket {
             Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Connected::Tcp(stream), Some(peer))),
@@ -70,7 +70,7 @@ impl Listener {
         }
     }
 
-    /// What TLS the next connection has.
+    /// The TLS acceptor for the next connection; `None` without TLS.
     pub(super) fn acceptor(&self) -> Option<TlsAcceptor> {
         self.tls.as_ref().map(|tls| tls.0.read().unwrap_or_else(PoisonError::into_inner).clone().into())
     }
@@ -89,19 +89,19 @@ impl From<UnixListener> for Listener {
 }
 
 impl TlsConfig {
-    /// With this.
+    /// A configuration that [`set`](Self::set) can replace for new connections.
     pub fn new(config: ServerConfig) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(config))))
     }
 
-    /// With this from the next connection on.
+    /// Replaces the configuration for new connections.
     pub fn set(&self, config: ServerConfig) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 }
 
 impl Connected {
-    /// Speaks TLS, if there is to be any.
+    /// Performs the TLS handshake, if there is an acceptor.
     pub(super) async fn greet(self, acceptor: Option<TlsAcceptor>) -> io::Result<Stream> {
         if let Self::Tcp(stream) = &self {
             stream.set_nodelay(true)?;
@@ -115,7 +115,7 @@ impl Connected {
 }
 
 impl Stream {
-    /// How parts of files can be sent on it, if they can.
+    /// The pipe for parts of files, if the kernel can send them on this connection.
     pub(super) fn pipe(&self) -> Option<FilePipe> {
         match self {
             Self::Tcp(stream) => stream.pipe(),

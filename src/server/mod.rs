@@ -6,10 +6,10 @@
 //!                                                              └▶ push ─┴▶ Backend
 //! ```
 //!
-//! [`Server::handle`] takes and gives plain `http` types, so that it can be called in process, and
-//! so that something may stand before it: `transload demo` puts the manners of Docker Hub and of
-//! Azure there. Nothing here buffers a blob. Who may ask is for `listen` (TLS, client certificates) and
-//! `auth` (tokens, `users`); without them it belongs on loopback or in a cluster's network.
+//! [`Server::handle`] uses plain `http` types, so that it can be called in process and wrapped: `transload demo` adds the
+//! behaviour of Docker Hub and Azure that way. Blobs are never buffered. Access control is in `listen` (TLS, client
+//! certificates) and `auth` (tokens, `users`). Without access control the server should listen on loopback or in a cluster's
+//! network only.
 
 mod access_log;
 mod auth;
@@ -58,12 +58,12 @@ pub use sendfile::FilePipe;
 pub use served::{Reply, Served};
 pub use users::Users;
 
-/// The body of an answer.
+/// The body of a response.
 pub type ResponseBody = UnsyncBoxBody<Bytes, Error>;
 
-/// Something that answers requests.
+/// Handles requests.
 pub trait Handler: Send + Sync + 'static {
-    /// The answer. If the client hangs up, this is dropped.
+    /// The response to a request. The future is dropped if the client closes the connection.
     fn handle(&self, request: Request<Body>) -> impl Future<Output = Response<ResponseBody>> + Send;
 }
 
@@ -75,27 +75,27 @@ pub struct Server<B: Backend> {
 }
 
 impl<B: Backend> Server<B> {
-    /// A server of what `backend` holds.
+    /// A server of the content of `backend`.
     pub fn new(backend: B) -> Self {
         Self { backend, uploads: uploads::Uploads::default(), large: large_responses::LargeResponses::default() }
     }
 
-    /// What it serves.
+    /// The backend.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// Gives up uploads that were silent for ten minutes. Also done whenever one begins.
+    /// Removes upload sessions that were idle for ten minutes. This also happens whenever a session starts.
     pub fn sweep(&self) {
         self.uploads.sweep();
     }
 
-    /// Answers one request.
+    /// Handles one request.
     pub async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let (head, mut body) = request.into_parts();
         let (mut namespace, mut served) = (None, None);
-        // A push to a registry that takes none is answered before anything else is looked at: a session's
-        // name, for one, is that of whatever registry the client thinks this is.
+        // A push to a read-only registry is refused before anything else is checked: session IDs, for example, may be those
+        // of another registry.
         let pushes = !matches!(head.method, Method::GET | Method::HEAD) && !self.backend.is_writable();
         let routed = if pushes { Err(not_writable()) } else { route(&head.method, head.uri.path(), head.uri.query()) };
         let answered = match routed {
@@ -110,8 +110,8 @@ impl<B: Backend> Server<B> {
         let mut response = match answered {
             Ok(response) => response,
             Err(refusal) => {
-                // Who is still sending would lose the answer to a reset connection; who waits for
-                // "100 Continue" sends nothing.
+                // A client that is still sending would lose the response to a reset connection. A client that waits for "100
+                // Continue" sends nothing.
                 if !head.headers.contains_key(header::EXPECT) {
                     request_body::discard(&mut body).await;
                 }
@@ -127,7 +127,7 @@ impl<B: Backend> Server<B> {
             respond::set(headers, HeaderName::from_static("oci-namespace"), &namespace);
         }
         if served.is_some_and(|served| served.stale) {
-            // RFC 7234, 5.5.1. The one after it has no such header, and clients don't mind it.
+            // RFC 7234, 5.5.1. RFC 9111 no longer has this header, but clients accept it.
             headers.insert(header::WARNING, HeaderValue::from_static("110 - \"Response is Stale\""));
         }
         headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
@@ -142,8 +142,8 @@ impl<B: Backend> Server<B> {
         if route.is_write() && !self.backend.is_writable() {
             return Err(not_writable()).into();
         }
-        // A future is copied into its box. Those of uploads have up to 60 KB: each route has a box of its own, so that a pull
-        // does not pay for them.
+        // A future is copied into its box. Futures of uploads have up to 60 KB, so each route has its own box: a pull must not
+        // pay for them.
         match route {
             Route::Base => Ok(respond::buffered(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))).into(),
             Route::Manifest(repository, target) => Box::pin(self.manifest(&repository, &target, head)).await,

@@ -1,4 +1,4 @@
-//! Reading: manifests, blobs, and the lists.
+//! Pulls: manifests, blobs and lists.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -106,8 +106,8 @@ impl<B: Backend> Server<B> {
         Ok(response)
     }
 
-    /// `If-Range` with anything but this content's own tag asks for the whole (RFC 9110, 13.1.5); so does
-    /// `HEAD`, which has no range (14.2).
+    /// The requested range. It is the whole blob if `If-Range` has another tag than that of this content (RFC 9110, 13.1.5),
+    /// and for `HEAD`, which has no range (14.2).
     fn wanted(&self, digest: &Digest, size: u64, head: &Parts) -> RequestedRange {
         if head.method == Method::HEAD {
             return RequestedRange::Whole;
@@ -177,7 +177,7 @@ impl<B: Backend> Server<B> {
     }
 }
 
-/// An index of what is listed, which takes no copy of it.
+/// An index of descriptors, without copies of them.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Index<'a> {
@@ -199,7 +199,7 @@ fn manifest_response(descriptor: &Descriptor, bytes: Bytes, head: &Parts) -> Res
 }
 
 fn no_manifest(target: &Target) -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} is not here"))
+    Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {target} does not exist"))
 }
 
 fn json_response(text: Bytes) -> Response<ResponseBody> {
@@ -210,7 +210,7 @@ fn page_size(page: &PageQuery) -> usize {
     page.most.unwrap_or(MAX_PAGE).min(MAX_PAGE)
 }
 
-/// Cuts one too many off. If there was one, gives the last that remains, for the next page.
+/// Truncates a list to `most` entries. If there were more, returns the last remaining entry, for the link to the next page.
 fn truncate_page<T: std::fmt::Display>(list: &mut Vec<T>, most: usize) -> Option<String> {
     let more = list.len() > most;
     list.truncate(most);
@@ -221,12 +221,11 @@ fn set_next_link(response: &mut Response<ResponseBody>, to: &str) {
     set(response.headers_mut(), header::LINK, &format!("<{to}>; rel=\"next\""));
 }
 
-/// Escapes what isn't plain in a query. Tags and names are plain already; a client's `last` may
-/// be anything.
+/// Percent-encodes a query value. Tags and names need no encoding, but a client's `last` may be anything.
 fn escape(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-/".contains(byte);
     text.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-/// The most entries of a page of tags or repositories, and of one that doesn't say how many.
+/// The limit of entries on a page of tags or repositories, and the default.
 const MAX_PAGE: usize = 1000;

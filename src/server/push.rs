@@ -1,4 +1,4 @@
-//! Writing: uploads of blobs, and manifests.
+//! Pushes: uploads of blobs, and manifests.
 
 use std::collections::HashSet;
 
@@ -52,7 +52,7 @@ impl<B: Backend> Server<B> {
         Ok(session_response(StatusCode::ACCEPTED, repository, id, size))
     }
 
-    /// With the last chunk, or with none.
+    /// Completes an upload, with or without a last chunk.
     pub(super) async fn finish(
         &self,
         repository: &RepositoryPath,
@@ -64,7 +64,7 @@ impl<B: Backend> Server<B> {
         let mut held = self.uploads.lock_upload(repository, id).await?;
         append_body(&mut held, repository, id, head, body).await?;
         let Some(upload) = held.take() else { return Err(unknown_upload()) };
-        // From here on the session is over, whatever comes: wrong bytes don't become right.
+        // The session ends here in any case: wrong bytes cannot be corrected.
         self.uploads.remove(id);
         upload.commit(digest).await.map_err(|error| Refusal::body(&error))?;
         Ok(created_response(repository, "blobs", &digest))
@@ -92,19 +92,18 @@ impl<B: Backend> Server<B> {
         self.backend.put_manifest(repository, &manifest, &targets).await.map_err(|error| Refusal::backend(&error))?;
         let mut response = created_response(repository, "manifests", &manifest.digest());
         for tag in &tags {
-            // A header for each tag. Clients push the tags that are not confirmed one by one.
+            // One header for each tag. Clients push tags that are not confirmed one by one.
             respond::add(response.headers_mut(), HeaderName::from_static("oci-tag"), tag);
         }
         if let Some(subject) = &manifest.contents().subject {
-            // Spec, "Pushing Manifests with Subject": it's listed, nobody else needs to.
+            // Spec, "Pushing Manifests with Subject": confirms that the server lists the referrer.
             set(response.headers_mut(), HeaderName::from_static("oci-subject"), &subject.digest.to_string());
         }
         Ok(response)
     }
 
-    /// All blobs must be here, save those that their owner forbids to distribute. Of an index's
-    /// children one must be: a sparse index, an image for some of its platforms, is taken. A
-    /// subject may be missing (spec, "Pushing Manifests with Subject").
+    /// Checks that all blobs exist, except layers that must not be distributed. Of an index one child must exist: a sparse
+    /// index, which lacks some platforms, is accepted. A subject may be missing (spec, "Pushing Manifests with Subject").
     async fn check_parts(&self, repository: &RepositoryPath, manifest: &Manifest) -> Result<(), Refusal> {
         let mut checked = HashSet::new();
         for blob in manifest.contents().blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
@@ -116,10 +115,11 @@ impl<B: Backend> Server<B> {
             match there.map(|there| there.size()) {
                 Some(size) if size == blob.size => {}
                 Some(size) => {
-                    let message = format!("blob {} has {size} bytes, the manifest says {}", blob.digest, blob.size);
+                    let message =
+                        format!("blob {} has {size} bytes, but the manifest states {}", blob.digest, blob.size);
                     return Err(Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message));
                 }
-                None => return Err(missing_content(format!("blob {} is not here", blob.digest))),
+                None => return Err(missing_content(format!("blob {} does not exist", blob.digest))),
             }
         }
         for child in &manifest.contents().manifests {
@@ -131,12 +131,12 @@ impl<B: Backend> Server<B> {
         }
         match manifest.contents().manifests.as_slice() {
             [] => Ok(()),
-            _ => Err(missing_content("none of the manifests that the index lists is here".into())),
+            _ => Err(missing_content("none of the manifests in the index exists".into())),
         }
     }
 }
 
-/// Appends the body, if it's the chunk that is due. Says how large the upload is then.
+/// Appends the body, if it is the expected chunk. Returns the size of the upload.
 async fn append_body<U: Upload>(
     held: &mut Option<U>,
     repository: &RepositoryPath,
@@ -149,13 +149,13 @@ async fn append_body<U: Upload>(
         if refusal.status != StatusCode::RANGE_NOT_SATISFIABLE {
             return refusal;
         }
-        // Spec, "Pushing a blob in chunks": out of order; these say where to go on.
+        // Spec, "Pushing a blob in chunks": the chunk is out of order, and these headers show where to continue.
         refusal.with(header::LOCATION, &session_location(repository, id)).with(header::RANGE, &stored_range(at))
     })?;
     let Some(upload) = held.as_mut() else { return Err(unknown_upload()) };
     if let Err(error) = upload.append(body).await {
-        // A client that broke off may go on. Where the storage failed, the disk is full, most
-        // likely: what this upload holds of it must not stay for as long as a silent one may.
+        // After a broken connection the client may continue. After an error of the storage the disk is probably full, so the
+        // bytes of this upload must not stay until the session expires.
         if !matches!(error.kind(), Kind::Network | Kind::Timeout) {
             *held = None;
         }
@@ -171,7 +171,7 @@ fn check_chunk(head: &Parts, at: u64) -> Result<(), Refusal> {
         Refusal::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
     })?;
     if *chunk.start() != at {
-        let message = format!("the chunk begins at {}, but {at} is due", chunk.start());
+        let message = format!("the chunk starts at {}, but {at} is expected", chunk.start());
         return Err(Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message));
     }
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -194,7 +194,7 @@ async fn read_manifest(target: &Target, head: &Parts, body: &mut Body) -> Result
         Kind::Mismatch => Refusal::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string()),
         _ => invalid(&error),
     })?;
-    // Spec, "Pushing Manifests": what the header says and what the body says must be the same.
+    // Spec, "Pushing Manifests": the header and the body must have the same media type.
     let said = content_type.map(crate::descriptor::MediaType::from);
     let own = &manifest.descriptor().media_type;
     match said {
@@ -218,8 +218,7 @@ fn created_response(repository: &RepositoryPath, kind: &str, digest: &Digest) ->
     response
 }
 
-/// How a session stands. The location is relative, as Azure's is: which name this server has for
-/// its clients, it can't know.
+/// The state of a session. The location is relative, as in Azure: the server does not know under which name clients reach it.
 fn session_response(status: StatusCode, repository: &RepositoryPath, id: &str, size: u64) -> Response<ResponseBody> {
     let mut response = respond::empty_response(status);
     let headers = response.headers_mut();
@@ -233,13 +232,13 @@ fn session_location(repository: &RepositoryPath, id: &str) -> String {
     format!("/v2/{}/blobs/uploads/{id}", repository.name)
 }
 
-/// Nothing is `0-0` too, as in every registry: Docker's client insists on a range.
+/// The range of stored bytes. An empty upload also has `0-0`, as in every registry: Docker's client requires a range.
 fn stored_range(size: u64) -> String {
     format!("0-{}", size.saturating_sub(1))
 }
 
 fn unknown_upload() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "the upload is over")
+    Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "the upload session has ended")
 }
 
 fn missing_content(message: String) -> Refusal {

@@ -1,21 +1,21 @@
-//! Byte ranges of requests. Pure.
+//! Byte ranges of requests. No I/O.
 
 use std::ops::{Range, RangeInclusive};
 
-/// What part of a blob a request wants.
+/// The part of a blob that a request is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RequestedRange {
-    /// All of it: 200.
+    /// The whole blob: 200.
     Whole,
     /// These bytes: 206.
     Part(Range<u64>),
-    /// Bytes that there aren't: 416.
+    /// Bytes outside the blob: 416.
     Beyond,
 }
 
-/// Reads a `Range` header for content of `size` bytes (RFC 9110, 14.1-14.2).
+/// Parses a `Range` header for content of `size` bytes (RFC 9110, 14.1-14.2).
 ///
-/// What isn't understood, and more than one range, is answered by the whole, as the RFC allows.
+/// A header that cannot be parsed, and one with several ranges, is answered with the whole, as the RFC allows.
 pub(super) fn parse_range(header: Option<&str>, size: u64) -> RequestedRange {
     let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else {
         return RequestedRange::Whole;
@@ -33,19 +33,19 @@ pub(super) fn parse_range(header: Option<&str>, size: u64) -> RequestedRange {
     if range.is_empty() { RequestedRange::Beyond } else { RequestedRange::Part(range) }
 }
 
-/// Reads the `Content-Range` of an uploaded chunk: `<first>-<last>` (distribution spec, "Pushing
-/// a blob in chunks"). RFC 9110's own form, `bytes <first>-<last>/*`, is understood too.
+/// Parses the `Content-Range` of an uploaded chunk: `<first>-<last>` (distribution spec, "Pushing
+/// a blob in chunks"). RFC 9110's own form, `bytes <first>-<last>/*`, is accepted too.
 pub(super) fn parse_chunk_range(header: &str) -> Option<RangeInclusive<u64>> {
     let spec = header.trim();
     let spec = spec.strip_prefix("bytes ").or_else(|| spec.strip_prefix("bytes=")).unwrap_or(spec);
     let spec = spec.split_once('/').map_or(spec, |(range, _)| range);
     let (first, last) = spec.split_once('-')?;
     let (first, last) = (number(first)?, number(last)?);
-    // Not one that would have 2^64 bytes: its length has to be a number.
+    // A range of 2^64 bytes is rejected: its length must fit into a u64.
     (first <= last && last < u64::MAX).then_some(first..=last)
 }
 
-/// Digits only: `parse` would take a `+` too.
+/// Parses digits only: `parse` would also accept a `+`.
 fn number(text: &str) -> Option<u64> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }

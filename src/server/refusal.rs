@@ -1,4 +1,4 @@
-//! Errors as the distribution spec writes them ("Error Codes").
+//! Error responses of the distribution spec ("Error Codes").
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
@@ -7,16 +7,16 @@ use super::{ResponseBody, respond};
 use crate::error::{Error, Kind};
 use crate::printable;
 
-/// An answer that says no.
+/// An error response.
 #[derive(Debug)]
 pub struct Refusal {
     /// The HTTP status.
     pub status: StatusCode,
     /// The spec's code, such as `BLOB_UNKNOWN`.
     pub code: &'static str,
-    /// What is wrong, for people.
+    /// The message for users.
     pub message: String,
-    /// Headers that go with it.
+    /// Additional headers.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -24,7 +24,7 @@ impl Refusal {
     /// A refusal with this status, code and message.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let message: String = message.into();
-        // It may repeat what a client sent, and clients print it.
+        // The message may contain text from a client, and clients print it.
         Self { status, code, message: printable::line(&message).into_owned(), headers: Vec::new() }
     }
 
@@ -35,30 +35,30 @@ impl Refusal {
         self
     }
 
-    /// The refusal for what the backend couldn't do.
+    /// The error response for an error of the backend.
     ///
-    /// A client must not learn local paths: what failed in here is logged, not told. Nor does it learn what an
-    /// upstream wrote, which was meant for this server's credentials.
+    /// Clients must not learn local paths, so local errors are only logged. Clients do not get the text of an upstream's error
+    /// either: that was meant for the server's own credentials.
     pub fn backend(error: &Error) -> Self {
         let made = match error.kind() {
             Kind::NotFound => Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", error.own_text()),
-            // Not 429: containerd tries that again at once, five times, whatever `Retry-After` says; by a 503
-            // it goes on to its next host.
+            // Not 429: containerd retries that five times at once and ignores `Retry-After`. After a 503 it continues with its
+            // next host.
             Kind::Limited => Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", error.own_text()),
-            Kind::Timeout => Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", "the upstream is silent"),
-            // A proxy's upstream refuses the proxy, by 401 or 403. Never 401: the client would look for
-            // credentials of its own, or send what it has to us. Not 404: containerd would say "not found" of
-            // what may well be there. Nor 502, which podman and skopeo try again for nothing. By a 403
-            // containerd, CRI-O, podman and Docker go on to their next host or mirror at once, and where there is
-            // none, say that access was denied: Docker Hub answers so for what doesn't exist, too.
+            Kind::Timeout => Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", "the upstream does not answer"),
+            // The upstream refuses the proxy with 401 or 403. Not 401: the client would look for its own credentials, or send
+            // them to the proxy. Not 404: containerd would report "not found" for content that may exist. Not 502: podman and
+            // skopeo would retry without effect. After a 403 containerd, CRI-O, podman and Docker continue with their next
+            // host or mirror at once. If there is none, they report that access was denied, which Docker Hub also answers for
+            // missing repositories.
             Kind::Unauthorized | Kind::Denied => {
                 log(error);
                 Self::new(StatusCode::FORBIDDEN, "DENIED", UPSTREAM_DENIES)
             }
-            // Not 413: clients would try again by smaller requests. Nor 507, which they would try again as it is. Other
-            // registries too say so of a quota that is used up.
+            // Not 413: clients would retry with smaller requests. Not 507: they would retry unchanged. Other registries also
+            // answer 403 if a quota is exceeded.
             Kind::Full => Self::new(StatusCode::FORBIDDEN, "DENIED", error.own_text()),
-            // A gateway's fault, and the text has nothing that the upstream wrote.
+            // The text contains nothing from the upstream.
             Kind::Damaged => Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", error.own_text()),
             Kind::Network | Kind::Registry => Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the upstream failed"),
             Kind::Interrupted => Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the server is ending"),
@@ -73,7 +73,7 @@ impl Refusal {
         }
     }
 
-    /// The refusal for a request's body that broke off, or for storage that couldn't take it.
+    /// The error response if a request's body breaks off, or cannot be stored.
     pub fn body(error: &Error) -> Self {
         match error.kind() {
             Kind::Network => Self::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", "the request's body broke off"),
@@ -95,7 +95,7 @@ impl Refusal {
     }
 }
 
-/// Logs an error that is not in the log yet: one upstream that is down fails thousands of requests.
+/// Logs an error, unless the log has it already: an upstream that is down fails thousands of requests.
 fn log(error: &Error) {
     if error.is_reported() {
         tracing::debug!("{error}");
@@ -104,6 +104,6 @@ fn log(error: &Error) {
     }
 }
 
-/// Whose credentials are wanting: whoever reads this has looked at their own first.
-const UPSTREAM_DENIES: &str = "the upstream does not let this proxy read it: the proxy's own credentials do not suffice, \
-    or there is no such repository";
+/// Says whose credentials are missing, because users check their own credentials first.
+const UPSTREAM_DENIES: &str = "the upstream denies access to this proxy: the proxy's own credentials are not sufficient, \
+    or the repository does not exist";

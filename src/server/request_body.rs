@@ -1,4 +1,4 @@
-//! The body of a request, which may stall, and which may have to be thrown away.
+//! The body of a request, which may stall, or may have to be discarded.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::body::Body;
 use crate::error::{Error, Kind, Result};
 use crate::memory::CollectedBody;
 
-/// A request's body as a stream: [`Kind::Network`] if the client hangs up in the middle,
-/// [`Kind::Timeout`] if nothing comes for a minute.
+/// A request's body as a stream. It fails with [`Kind::Network`] if the client closes the connection, and with
+/// [`Kind::Timeout`] if nothing arrives for a minute.
 pub fn request_body<R>(body: R) -> Body
 where
     R: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
@@ -23,7 +23,7 @@ where
             match timeout(IDLE_TIMEOUT, body.frame()).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => {
-                    // Trailers say nothing that is needed.
+                    // Trailers are ignored.
                     if let Ok(data) = frame.into_data()
                         && !data.is_empty()
                     {
@@ -44,8 +44,8 @@ where
     .boxed()
 }
 
-/// Reads a body that is refused to its end, within bounds: a server that closes the connection
-/// while the client still writes resets it, and the answer is lost with it.
+/// Reads a refused body to its end, within limits. If the server closed the connection while the client is writing, the
+/// connection would be reset, and the client would not get the answer.
 pub(super) async fn discard(body: &mut Body) {
     let all = async {
         let mut read = 0;
@@ -58,8 +58,8 @@ pub(super) async fn discard(body: &mut Body) {
     let _ = timeout(DISCARD_TIME, all).await;
 }
 
-/// The whole body, or `None` if it has more than `most` bytes. A large one waits for its turn before most of it is
-/// read, and has to come within a minute then: others wait for it.
+/// The whole body, or `None` if it has more than `most` bytes. A large body waits for a permit before most of it is read,
+/// and must arrive within a minute then, because others wait for the permit.
 pub(super) async fn read_all(body: &mut Body, most: usize) -> Result<Option<Bytes>> {
     let mut bytes = CollectedBody::for_push(most as u64);
     while let Some(frame) = body.try_next().await? {
@@ -88,12 +88,12 @@ async fn read_rest(body: &mut Body, mut bytes: CollectedBody) -> Result<Option<B
     Ok(Some(bytes.finish()))
 }
 
-/// How long the rest of a large body may take, however evenly it trickles.
+/// How long the rest of a large body may take, also if it arrives slowly but steadily.
 const LARGE_BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a client may be silent in the middle of a body.
+/// How long a client may send nothing within a body.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of a refused body is read. Reading costs little, and a client that sends a whole
-/// layer in one request hears why it's refused.
+/// Bytes of a refused body that are read. Reading costs little, and a client that sends a whole layer in one request gets
+/// the reason of the refusal.
 const MAX_DISCARDED: usize = 256 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! The parts that answers are made of.
+//! Building responses.
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -10,7 +10,7 @@ use super::ResponseBody;
 use crate::body::Body;
 use crate::descriptor::Digest;
 
-/// An answer whose body is at hand.
+/// A response whose body is in memory.
 pub fn buffered(status: StatusCode, content_type: &str, body: Bytes) -> Response<ResponseBody> {
     let length = body.len() as u64;
     let mut response = Response::new(Full::new(body).map_err(|never| match never {}).boxed_unsync());
@@ -21,8 +21,7 @@ pub fn buffered(status: StatusCode, content_type: &str, body: Bytes) -> Response
     response
 }
 
-/// An answer of `length` bytes that come as they are read. An error of `body` ends the connection
-/// before its end, which is how a client sees it.
+/// A response of `length` bytes from a stream. An error of `body` ends the connection early, so that the client notices it.
 pub fn streamed(status: StatusCode, length: u64, body: Body) -> Response<ResponseBody> {
     let mut response = Response::new(StreamBody::new(body.map_ok(Frame::data).boxed()).boxed_unsync());
     *response.status_mut() = status;
@@ -30,7 +29,7 @@ pub fn streamed(status: StatusCode, length: u64, body: Body) -> Response<Respons
     response
 }
 
-/// An answer without a body.
+/// A response without a body.
 pub(super) fn empty_response(status: StatusCode) -> Response<ResponseBody> {
     let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
@@ -40,12 +39,12 @@ pub(super) fn empty_response(status: StatusCode) -> Response<ResponseBody> {
     response
 }
 
-/// Makes it the answer to a `HEAD`: its headers stay, also that of the length.
+/// Turns the response into one to `HEAD`: removes the body, and keeps all headers, also the length.
 pub(super) fn remove_body(response: &mut Response<ResponseBody>) {
     *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
 }
 
-/// Sets a header, unless the value can't stand in one.
+/// Sets a header. An invalid value is logged and left out.
 pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     match HeaderValue::from_str(value) {
         Ok(value) => drop(headers.insert(name, value)),
@@ -53,7 +52,7 @@ pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// Adds a header beside others of its name, unless the value can't stand in one.
+/// Adds a header to others of the same name. An invalid value is logged and left out.
 pub(super) fn add(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     match HeaderValue::from_str(value) {
         Ok(value) => drop(headers.append(name, value)),
@@ -61,21 +60,21 @@ pub(super) fn add(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// Says which content this is.
+/// Sets the headers with the content's digest.
 pub(super) fn set_content_digest(headers: &mut HeaderMap, digest: &Digest) {
     let etag = etag(digest);
     set(headers, DOCKER_CONTENT_DIGEST, etag.trim_matches('"'));
     set(headers, header::ETAG, &etag);
 }
 
-/// Whether the client has the content already (RFC 9110, 13.1.2).
+/// Whether `If-None-Match` shows that the client has the content (RFC 9110, 13.1.2).
 pub(super) fn matches_etag(headers: &HeaderMap, digest: &Digest) -> bool {
     let Some(known) = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else { return false };
     let etag = etag(digest);
     known.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-/// A strong validator: a digest is nothing else.
+/// The entity tag of content: its digest is a strong validator.
 pub(super) fn etag(digest: &Digest) -> String {
     format!("\"{digest}\"")
 }

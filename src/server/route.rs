@@ -1,7 +1,7 @@
-//! From method, path and query to what is asked. Pure.
+//! Routing: from method, path and query to the requested operation. No I/O.
 //!
-//! Repository names contain slashes, so a path is read from its end; and since names, tags,
-//! digests and session ids are held to their grammar here, nothing behind this file sees a path.
+//! Repository names contain slashes, so a path is parsed from its end. Names, tags, digests and session IDs are checked here, so
+//! other modules never see an unchecked path.
 
 use http::{Method, StatusCode, header};
 
@@ -9,20 +9,20 @@ use super::refusal::Refusal;
 use crate::descriptor::Digest;
 use crate::reference::{RepositoryName, Tag, Target};
 
-/// Which repository is asked for.
+/// The repository of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RepositoryPath {
     /// The repository's name.
     pub name: RepositoryName,
-    /// The registry that containerd asks its mirror for: `?ns=docker.io` (distribution spec,
-    /// "Registry Proxying"). A key to look up, never an address to dial.
+    /// The registry in `?ns=docker.io`, which containerd sends to a mirror (distribution spec, "Registry Proxying"). It is
+    /// only looked up, and never used as an address.
     pub ns: Option<String>,
 }
 
-/// What a request asks for.
+/// The requested operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// `GET /v2/`: is this a registry?
+    /// `GET /v2/`.
     Base,
     /// `GET /v2/_catalog`.
     Catalog(PageQuery),
@@ -48,30 +48,30 @@ pub enum Route {
     Cancel(RepositoryPath, String),
 }
 
-/// How an upload begins.
+/// The parameters of a new upload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BeginUpload {
-    /// `?mount=`: the blob may be here already.
+    /// `?mount=`: the blob to mount.
     pub mount: Option<Digest>,
     /// `?from=`: the repository that it is mounted from.
     pub from: Option<RepositoryName>,
     /// `?digest=`: the body is the whole blob.
     pub digest: Option<Digest>,
-    /// `?digest-algorithm=`: a digest of the algorithm that will be used.
+    /// `?digest-algorithm=`, as a digest with that algorithm.
     pub like: Option<Digest>,
 }
 
-/// Which part of a list.
+/// The requested part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageQuery {
-    /// `?n=`: how many at most.
+    /// `?n=`: the largest number of entries.
     pub most: Option<usize>,
-    /// `?last=`: those behind it.
+    /// `?last=`: only entries after this one.
     pub after: Option<String>,
 }
 
 impl Route {
-    /// The registry that a mirror is asked for.
+    /// The registry in `?ns=`.
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::Base | Self::Catalog(_) => None,
@@ -88,7 +88,7 @@ impl Route {
         }
     }
 
-    /// Whether it changes what is stored.
+    /// Whether the operation changes stored content.
     pub fn is_write(&self) -> bool {
         match self {
             Self::Base | Self::Catalog(_) | Self::Tags(..) | Self::Manifest(..) | Self::Blob(..) => false,
@@ -99,10 +99,10 @@ impl Route {
     }
 }
 
-/// Reads a request's line.
+/// Parses the request line.
 ///
 /// # Errors
-/// What to answer to a request that makes no sense.
+/// The response to an invalid request.
 pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Refusal> {
     let unknown = || Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "there is nothing at this path");
     let query = Query::parse(query.unwrap_or_default());
@@ -143,7 +143,7 @@ fn manifest(method: &Method, repository: RepositoryPath, reference: &str, query:
     let target = match reference.parse() {
         _ if reference.contains(':') => Target::Digest(parse_digest(reference)?),
         Ok(tag) => Target::Tag(tag),
-        // Nothing can have this name: so it isn't there, and can't be put there.
+        // An invalid tag cannot exist, and cannot be pushed.
         Err(_) if method == Method::PUT => {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", "this is not a tag"));
         }
@@ -152,7 +152,7 @@ fn manifest(method: &Method, repository: RepositoryPath, reference: &str, query:
     match *method {
         Method::GET | Method::HEAD => Ok(Route::Manifest(repository, target)),
         Method::PUT => {
-            // Only a push by digest names tags in its query (distribution spec 1.1.1+dev, end-7b).
+            // Only a push by digest has tags in its query (distribution spec 1.1.1+dev, end-7b).
             let tags = if target.digest().is_some() { query.tags()? } else { Vec::new() };
             Ok(Route::PutManifest(repository, target, tags))
         }
@@ -170,7 +170,7 @@ fn begin(method: &Method, repository: RepositoryPath, query: &Query) -> Result<R
         None => None,
         Some("sha256") => Some(Digest::Sha256([0; 32])),
         Some("sha512") => Some(Digest::Sha512([0; 64])),
-        Some(_) => return Err(digest_invalid("only sha256 and sha512 are known")),
+        Some(_) => return Err(digest_invalid("only sha256 and sha512 are supported")),
     };
     let digest = |key| query.value(key).map(parse_digest).transpose();
     Ok(Route::Begin(repository, BeginUpload { mount: digest("mount")?, from, digest: digest("digest")?, like }))
@@ -179,7 +179,7 @@ fn begin(method: &Method, repository: RepositoryPath, query: &Query) -> Result<R
 fn upload(method: &Method, repository: RepositoryPath, id: &str, query: &Query) -> Result<Route, Refusal> {
     let well_formed = id.len() == ID_LENGTH && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if !well_formed {
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "there is no such upload"));
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "the upload session does not exist"));
     }
     let id = id.to_owned();
     match *method {
@@ -188,7 +188,7 @@ fn upload(method: &Method, repository: RepositoryPath, id: &str, query: &Query) 
         Method::DELETE => Ok(Route::Cancel(repository, id)),
         Method::PUT => match query.value("digest") {
             Some(digest) => Ok(Route::Finish(repository, id, parse_digest(digest)?)),
-            None => Err(digest_invalid("a PUT that ends an upload says ?digest=")),
+            None => Err(digest_invalid("a PUT that completes an upload needs ?digest=")),
         },
         _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
     }
@@ -199,7 +199,7 @@ fn check_read_method(method: &Method) -> Result<(), Refusal> {
 }
 
 fn not_allowed(allowed: &str) -> Refusal {
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", format!("only {allowed} can be done here"))
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", format!("only {allowed} are allowed here"))
         .with(header::ALLOW, allowed)
 }
 
@@ -222,15 +222,14 @@ impl Query {
     fn parse(text: &str) -> Self {
         let pairs = text.split('&').filter_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // In a query a `+` is a space, or the `+` of `image.config.v1+json`, which clients
-            // forget to escape. No value that is known here has a space in it.
-            // A value that is not well encoded stays as it is: it is no tag, digest or name.
+            // A `+` may be an encoded space, or the `+` of `image.config.v1+json`, which clients forget to escape. No valid
+            // value contains a space, so it is kept. An invalid encoding is kept unchanged: it is no tag, digest or name.
             Some((decode(key)?, decode(value).unwrap_or_else(|| value.to_owned())))
         });
         Self(pairs.collect())
     }
 
-    /// A value that isn't empty.
+    /// The first value of a key that is not empty.
     fn value(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.as_str())
     }
@@ -246,7 +245,7 @@ impl Query {
                 tags.push(tag);
             }
             if tags.len() > MAX_PUSH_TAGS {
-                let message = format!("a push names at most {MAX_PUSH_TAGS} tags");
+                let message = format!("a push may have at most {MAX_PUSH_TAGS} tags");
                 return Err(Refusal::new(StatusCode::URI_TOO_LONG, "UNSUPPORTED", message));
             }
         }
@@ -259,14 +258,15 @@ impl Query {
     }
 
     fn page(&self) -> Result<PageQuery, Refusal> {
-        let wrong =
-            |_| Refusal::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", "n is not a number of entries");
+        let wrong = |_| {
+            Refusal::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", "n is not a valid number of entries")
+        };
         let most = self.value("n").map(str::parse).transpose().map_err(wrong)?;
         Ok(PageQuery { most, after: self.value("last").map(str::to_owned) })
     }
 }
 
-/// Percent-decodes; `None` for what isn't well formed, or isn't text.
+/// Percent-decodes a text; `None` if it is malformed, or not UTF-8.
 fn decode(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());
@@ -287,9 +287,9 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Tags that one push of a manifest may name.
+/// Tags that one push of a manifest may have.
 const MAX_PUSH_TAGS: usize = 100;
-/// The length of an upload's id: 128 bits in hexadecimal.
+/// The length of a session ID: 128 bits in hexadecimal.
 pub(super) const ID_LENGTH: usize = 32;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The listener: connections within bounds, and an orderly end.
+//! Runs a listener: limits of connections, and a graceful shutdown.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,26 +26,26 @@ use super::write_timeout::WriteTimeout;
 use super::{Handler, ResponseBody};
 use crate::error::Result;
 
-/// What clients may use up.
+/// The limits of a listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at one time. A further one takes the place of the connection that has been idle longest; if
-    /// all are busy, it waits.
+    /// Connections at one time. A further one replaces the connection that has been idle longest. If all are busy, it
+    /// waits.
     pub connections: usize,
-    /// Connections of one client address at one time, if that is limited. A further one takes the place of that
-    /// address's idle connection; if all are busy, it is closed.
+    /// Connections of one client address at one time; `None` for no limit. A further one replaces an idle connection of
+    /// that address. If all are busy, it is closed.
     pub per_address: Option<usize>,
     /// How long a connection may be open before the first byte of a request arrives. Not longer than `head`.
     pub first_byte: Duration,
     /// How long a connection may take to send a request's head, or be idle between requests.
-    /// Longer than the 30 s that containerd keeps an idle one, so that it is the one to close it.
+    /// The default is longer than the 30 s for which containerd keeps an idle connection, so that containerd closes it first.
     pub head: Duration,
-    /// How long a client may take nothing of its answer.
+    /// How long a client may accept no bytes of its response.
     pub stalled: Duration,
-    /// How long requests may go on after the stop signal.
+    /// How long running requests may continue after the stop signal.
     pub drain: Duration,
-    /// Bytes of answers that may wait to be sent on one connection, beside the piece that is being sent;
-    /// and of a request's head.
+    /// Bytes of responses that may be queued on one connection, besides the piece that is being sent. Also the limit of a
+    /// request's head.
     pub buffer: usize,
 }
 
@@ -64,15 +64,15 @@ impl Default for Limits {
     }
 }
 
-/// Who sent a request, where that has an address: in its extensions.
+/// The client's address, in the extensions of a request; `None` on a Unix socket.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub Option<SocketAddr>);
 
-/// Answers what comes in at `listener` by `handler`, until `shutdown` is ready; then takes no new
-/// connections, ends idle ones, and lets requests end for a while.
+/// Serves the connections of `listener` by `handler` until `shutdown` is ready. Then it accepts no new connections, closes
+/// idle ones, and waits for running requests up to [`Limits::drain`].
 ///
 /// # Errors
-/// None so far: what goes wrong with a connection ends that connection.
+/// None at present: an error of a connection ends that connection only.
 pub async fn run<H: Handler>(
     listener: impl Into<Listener>,
     handler: H,
@@ -84,13 +84,13 @@ pub async fn run<H: Handler>(
     let room = Connections::new(limits.connections, limits.per_address);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
-    // Accepted, without a place yet.
+    // Accepted, but without a slot yet.
     let mut waiting: Option<(Connected, Option<SocketAddr>)> = None;
     loop {
         let peer = waiting.as_ref().and_then(|(_, peer)| *peer);
         tokio::select! {
             () = &mut shutdown => break,
-            // Reaped, so that the set doesn't grow.
+            // Finished tasks are removed, so that the set does not grow.
             Some(_) = connections.join_next() => {}
             accepted = accept(&listener, &room), if waiting.is_none() => waiting = Some(accepted),
             slot = room.admit(peer), if waiting.is_some() => {
@@ -107,7 +107,11 @@ pub async fn run<H: Handler>(
     }
     drop((listener, waiting));
     if timeout(limits.drain, graceful.shutdown()).await.is_err() {
-        tracing::warn!("{} connections were cut, still busy after {} s", connections.len(), limits.drain.as_secs());
+        tracing::warn!(
+            "closed {} connections that were still busy after {} s",
+            connections.len(),
+            limits.drain.as_secs()
+        );
     }
     Ok(())
 }
@@ -117,7 +121,7 @@ async fn accept(listener: &Listener, room: &Connections) -> (Connected, Option<S
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
-            // Out of file descriptors, most likely: it passes when a connection ends.
+            // Probably out of file descriptors, which passes when a connection ends.
             Err(error) => {
                 room.close_idle();
                 tracing::error!("cannot accept a connection: {error}");
@@ -127,7 +131,7 @@ async fn accept(listener: &Listener, room: &Connections) -> (Connected, Option<S
     }
 }
 
-/// Runs a connection until it ends, its place is wanted for another client, or no request has begun in time.
+/// Runs a connection until it ends, its slot is needed for another client, or no request has started in time.
 async fn until_closed(
     slot: ConnectionSlot,
     first_byte: Duration,
@@ -167,8 +171,8 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
     limits: &Limits,
     graceful: Watcher,
 ) -> impl Future<Output = ()> + Send + use<H, G> {
-    // Clients of registries speak HTTP/1.1 only. Looking whether it's HTTP/2 would
-    // wait for the first bytes without a limit, before hyper's own limit on a request's head.
+    // HTTP/1.1 only, which all registry clients use. Detection of HTTP/2 would wait for the first bytes without a time
+    // limit, before hyper's own limit on a request's head.
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(limits.buffer);
     let (handshake, stalled, buffer) = (limits.head.min(HANDSHAKE_TIMEOUT), limits.stalled, limits.buffer);
@@ -176,8 +180,8 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
         let name = || peer_name(peer);
         let stream = match timeout(handshake, greeting).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::debug!("{}: no TLS: {error}", name()),
-            Err(_) => return tracing::debug!("{}: no TLS within {} s", name(), handshake.as_secs()),
+            Ok(Err(error)) => return tracing::debug!("{}: TLS handshake failed: {error}", name()),
+            Err(_) => return tracing::debug!("{}: no TLS handshake within {} s", name(), handshake.as_secs()),
         };
         let pipe = stream.pipe();
         let watched = HeadFilter::new(WriteTimeout::new(stream, stalled), activity.clone(), buffer);
@@ -191,7 +195,7 @@ fn connection<H: Handler, G: Future<Output = io::Result<Stream>> + Send>(
         });
         let served = graceful.watch(builder.serve_connection(TokioIo::new(watched), service).into_owned());
         if let Err(error) = served.await {
-            // A client that hangs up in the middle is nothing unusual.
+            // Clients often close a connection early.
             tracing::debug!("{}: {error}", name());
         }
     }
@@ -208,5 +212,5 @@ async fn answer<H: Handler>(
     line.follow(handler.handle(Request::from_parts(head, request_body(body))).await)
 }
 
-/// How long TLS may take to be agreed on, beside [`Limits::head`]: it needs two round trips.
+/// How long the TLS handshake may take, in addition to [`Limits::head`]: it needs two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,13 +1,12 @@
-//! Parts of files that go to a client without passing through our memory.
+//! Sends parts of files to a client by sendfile(2), without copying them through the process.
 //!
-//! An answer's body is made of [`Bytes`], which hyper hands on to the connection. What stands there for a
-//! part of a file are as many bytes of a constant, which nobody reads; the part itself waits in the
-//! connection's queue. Asked to write bytes of the constant, the connection has the kernel send those of
-//! the file instead (sendfile(2)): they aren't copied to us and back, which is the most of what a blob
-//! from the disk costs, and need no buffer.
+//! The body of a response consists of [`Bytes`], which hyper writes to the connection. The frame for a part of a file is a
+//! placeholder: as many bytes of a constant, which nobody reads. The part itself is in the queue of the connection. When hyper
+//! writes bytes of the constant, the connection lets the kernel send the bytes of the file instead. That avoids the copy to
+//! the process and back, which is most of the cost of a cached blob, and needs no buffer.
 //!
-//! It works since hyper writes a body's frames in their order, and never copies them on a connection that
-//! writes vectored. TLS must see the bytes; on a Unix socket nobody measured what it brings.
+//! This works because hyper writes the frames of a body in order, and does not copy them if the connection supports vectored
+//! writes. TLS needs the bytes in the process. On a Unix socket the gain was not measured.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -21,11 +20,11 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A connection that parts of files can be sent on. Clones are the same connection.
+/// The queue of file parts of a connection. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct FilePipe(Arc<Mutex<VecDeque<FilePart>>>);
 
-/// What is to be sent, and not yet.
+/// A part of a file that is not sent yet.
 #[derive(Debug)]
 struct FilePart {
     file: Arc<File>,
@@ -33,24 +32,24 @@ struct FilePart {
 }
 
 impl FilePipe {
-    /// How long a part may be, in bytes.
-    pub const MOST: u64 = STAND_IN.len() as u64;
+    /// The longest part in bytes.
+    pub const MAX_PART: u64 = PLACEHOLDER.len() as u64;
 
-    /// The next frame of this connection's answer: stands for the bytes in `range`, or for the first
-    /// [`Self::MOST`] of them. What they are is decided when they are sent: they must not change until then.
+    /// The next frame of this connection's response: a placeholder for the bytes in `range`, or for the first
+    /// [`Self::MAX_PART`] of them. The bytes are read when they are sent, so they must not change until then.
     ///
-    /// If the file is shorter, the connection ends there.
+    /// If the file is too short, the connection ends there.
     pub fn part(&self, file: Arc<File>, range: Range<u64>) -> Bytes {
-        let end = range.end.min(range.start + Self::MOST);
-        // Can't be more than the constant has.
+        let end = range.end.min(range.start + Self::MAX_PART);
+        // At most the length of the constant.
         let length = usize::try_from(end - range.start).unwrap_or(0);
         if length > 0 {
             self.queue().push_back(FilePart { file, range: range.start..end });
         }
-        Bytes::from_static(&STAND_IN[..length])
+        Bytes::from_static(&PLACEHOLDER[..length])
     }
 
-    /// How many bytes of parts wait.
+    /// The queued bytes.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> u64 {
         self.queue().iter().map(|part| part.range.end - part.range.start).sum()
@@ -60,12 +59,12 @@ impl FilePipe {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends of the first part, of which `left` bytes weren't sent yet, what there is room for.
+    /// Sends bytes of the first part, of which `left` are not sent yet: as many as the socket accepts.
     fn send(&self, stream: &TcpStream, left: usize) -> io::Result<usize> {
         let mut queue = self.queue();
         let part = queue.front_mut().filter(|part| part.range.end - part.range.start == left as u64);
         let Some(FilePart { file, range }) = part else {
-            return Err(io::Error::other("what is to be sent is not the file's part whose turn it is"));
+            return Err(io::Error::other("the frame does not match the next queued file part"));
         };
         let sent = sendfile(stream, file, &mut range.start, left)?;
         if sent == 0 {
@@ -82,8 +81,8 @@ impl FilePipe {
 pub(super) struct PipedStream {
     stream: TcpStream,
     pipe: FilePipe,
-    /// Only whole segments leave: what is left over waits for what comes next, at most for a flush. With
-    /// what ends each part in a segment of its own, a reader would be woken twice as often.
+    /// TCP_CORK is set: only full segments are sent, and the rest waits for more bytes or a flush. Otherwise the end of each
+    /// part would be a segment of its own, and the client would wake up twice as often.
     corked: bool,
 }
 
@@ -92,13 +91,13 @@ impl PipedStream {
         Self { stream, pipe: FilePipe::default(), corked: false }
     }
 
-    /// `None` where the kernel can't do it.
+    /// `None` if the kernel has no sendfile(2) for this.
     pub(super) fn pipe(&self) -> Option<FilePipe> {
         cfg!(target_os = "linux").then(|| self.pipe.clone())
     }
 
     fn cork(&mut self, corked: bool) {
-        // Without it all goes as well, only in more segments.
+        // An error is ignored: without TCP_CORK there are only more segments.
         if self.corked != corked && cork(&self.stream, corked).is_ok() {
             self.corked = corked;
         }
@@ -108,7 +107,7 @@ impl PipedStream {
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
             match self.stream.try_io(Interest::WRITABLE, || self.pipe.send(&self.stream, left)) {
-                // It wasn't ready after all, and is waited for.
+                // The socket was not ready: waits for it.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 sent => return Poll::Ready(sent),
@@ -162,9 +161,9 @@ impl AsyncWrite for PipedStream {
     }
 }
 
-/// Whether these are bytes of the constant itself; ones that are equal don't count.
+/// Whether these are bytes of the constant itself, by address. Equal bytes elsewhere do not count.
 fn is_placeholder(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && STAND_IN.as_ptr_range().contains(&bytes.as_ptr())
+    !bytes.is_empty() && PLACEHOLDER.as_ptr_range().contains(&bytes.as_ptr())
 }
 
 #[cfg(target_os = "linux")]
@@ -188,8 +187,8 @@ fn sendfile(_: &TcpStream, _: &File, _: &mut u64, _: usize) -> io::Result<usize>
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Never read, and so it takes no memory.
-static STAND_IN: [u8; 4 << 20] = [0; 4 << 20];
+/// The placeholder. It is never read, so it takes no memory.
+static PLACEHOLDER: [u8; 4 << 20] = [0; 4 << 20];
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {

@@ -1,15 +1,15 @@
-//! What a backend says of an answer besides the answer: how it came about. Clients hear that it may be old,
-//! the access log hears all of it.
+//! How a backend has produced an answer. The access log has the outcome, and clients get a header if the answer may be
+//! outdated.
 
 use super::refusal::Refusal;
 use crate::error::{Error, Result};
 
-/// How an answer came about. In the extensions of the answer.
+/// How an answer was produced. It is in the extensions of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// In one word, such as `hit`.
+    /// The outcome in one word, such as `hit`.
     pub how: &'static str,
-    /// It may be old: what it comes from can't be asked.
+    /// The answer may be outdated, because the upstream cannot be asked.
     pub stale: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The uploads that are under way, by their ids.
+//! The open upload sessions, by ID.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::refusal::Refusal;
 use super::route::RepositoryPath;
 
-/// All uploads of a server. Those that were silent for ten minutes are given up, or earlier if there are too many.
+/// All upload sessions of a server. A session without requests for ten minutes is removed, or earlier if there are too many.
 pub(super) struct Uploads<U> {
     live: Mutex<HashMap<String, Entry<U>>>,
     secret: RandomState,
@@ -24,11 +24,11 @@ pub(super) struct Uploads<U> {
 struct Entry<U> {
     repository: RepositoryPath,
     touched: LastUse,
-    /// `None` when it's over.
+    /// `None` after the session has ended.
     upload: Arc<tokio::sync::Mutex<Option<U>>>,
 }
 
-/// When a request for an upload began or ended last.
+/// When a request for a session started or ended last.
 #[derive(Clone)]
 struct LastUse(Arc<Mutex<Instant>>);
 
@@ -46,7 +46,7 @@ impl LastUse {
     }
 }
 
-/// An upload for one request alone. `None` when it's over.
+/// Exclusive access to a session. It contains `None` after the session has ended.
 pub(super) struct UploadLock<U> {
     upload: OwnedMutexGuard<Option<U>>,
     touched: LastUse,
@@ -67,7 +67,7 @@ impl<U> DerefMut for UploadLock<U> {
 }
 
 impl<U> Drop for UploadLock<U> {
-    /// A request may take longer than an upload may be silent: the silence begins at its end.
+    /// The idle time starts at the end of a request: a request may take longer than a session may be idle.
     fn drop(&mut self) {
         self.touched.touch();
     }
@@ -80,7 +80,7 @@ impl<U> Default for Uploads<U> {
 }
 
 impl<U> Uploads<U> {
-    /// Takes an upload in, and gives its id.
+    /// Adds a session, and returns its ID.
     pub(super) fn add(&self, repository: RepositoryPath, upload: U) -> String {
         let id = self.id();
         let upload = Arc::new(tokio::sync::Mutex::new(Some(upload)));
@@ -88,21 +88,22 @@ impl<U> Uploads<U> {
         id
     }
 
-    /// Whether one more may begin.
+    /// Checks that one more session may start.
     pub(super) fn check_capacity(&self) -> Result<(), Refusal> {
         self.sweep();
         if self.lock().len() < MAX_UPLOADS || self.give_up_idle() {
             return Ok(());
         }
-        Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many uploads are under way")
+        Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many upload sessions are open")
             .with(header::RETRY_AFTER, "5"))
     }
 
-    /// The upload, for this request alone.
+    /// Locks the session for one request.
     ///
-    /// A client that resumes may come before its broken request was noticed here: so it waits.
+    /// A client that resumes may come before the server has noticed that its last request broke off, so this waits.
     pub(super) async fn lock_upload(&self, repository: &RepositoryPath, id: &str) -> Result<UploadLock<U>, Refusal> {
-        let unknown = || Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "there is no such upload");
+        let unknown =
+            || Refusal::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "the upload session does not exist");
         let (upload, touched) = match self.lock().get(id).filter(|entry| entry.repository.name == repository.name) {
             Some(entry) => {
                 entry.touched.touch();
@@ -111,20 +112,19 @@ impl<U> Uploads<U> {
             None => return Err(unknown()),
         };
         let held = timeout(LOCK_TIMEOUT, upload.lock_owned()).await.map_err(|_| {
-            let message = "another request is writing to this upload";
+            let message = "another request is writing to this upload session";
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message).with(header::RETRY_AFTER, "1")
         })?;
         if held.is_some() { Ok(UploadLock { upload: held, touched }) } else { Err(unknown()) }
     }
 
-    /// Forgets an upload; what it stored is removed when nobody holds it any more.
+    /// Removes a session. Its temporary file is removed when no request uses it any more.
     pub(super) fn remove(&self, id: &str) {
         let removed = self.lock().remove(id);
         drop(removed);
     }
 
-    /// Forgets those that are over, and those that were silent for too long and that no request
-    /// holds.
+    /// Removes sessions that have ended, and those that were idle for too long and are not locked.
     pub(super) fn sweep(&self) {
         let stale: Vec<_> = {
             let mut live = self.lock();
@@ -135,14 +135,14 @@ impl<U> Uploads<U> {
             let ids: Vec<_> = live.iter().filter(|(_, entry)| old(entry)).map(|(id, _)| id.clone()).collect();
             ids.into_iter().filter_map(|id| live.remove_entry(&id)).collect()
         };
-        // Dropped outside the lock, since it removes files.
+        // Dropped outside the lock, since dropping removes files.
         for (id, _) in stale {
-            tracing::debug!("forgot upload {id}");
+            tracing::debug!("removed upload session {id}");
         }
     }
 
-    /// Forgets the upload that was silent longest, if that is some time and no request holds it: so whoever begins
-    /// uploads and leaves them does not keep others from pushing. Whether there was one.
+    /// Removes the session that was idle longest, if it was idle for [`EVICTABLE_AFTER`] and is not locked. So a client that
+    /// abandons sessions does not block others. Returns whether there was one.
     fn give_up_idle(&self) -> bool {
         let given_up = {
             let mut live = self.lock();
@@ -154,12 +154,12 @@ impl<U> Uploads<U> {
             }
         };
         if let Some((id, _)) = &given_up {
-            tracing::info!("gave up upload {id}: {MAX_UPLOADS} uploads are under way, and it was silent longest");
+            tracing::info!("removed upload session {id}: {MAX_UPLOADS} are open, and it was idle longest");
         }
         given_up.is_some()
     }
 
-    /// An id that nobody guesses who wasn't told: whoever knows it can write to the upload.
+    /// A new ID that cannot be guessed: whoever knows it can write to the session.
     ///
     /// std's hasher with its random 128-bit key is a pseudo-random function of the counter.
     fn id(&self) -> String {
@@ -172,13 +172,13 @@ impl<U> Uploads<U> {
     }
 }
 
-/// The most uploads at one time: each has an open file.
+/// The limit of open sessions. Each has an open file.
 const MAX_UPLOADS: usize = 256;
-/// How long an upload may be silent between two requests.
+/// How long a session may be idle.
 const STALE_AFTER: Duration = Duration::from_secs(10 * 60);
-/// After how long a silence an upload gives way to another, when there are too many.
+/// The idle time after which a session may be replaced by another one, if there are too many.
 const EVICTABLE_AFTER: Duration = Duration::from_secs(30);
-/// How long a request waits for another one of the same upload.
+/// How long a request waits for another request of the same session.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

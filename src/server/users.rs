@@ -1,13 +1,13 @@
-//! Users with passwords: a file as `htpasswd -B` writes it, and the check of a pair against it.
+//! Users with passwords: a file in the format of `htpasswd -B`, and the check of credentials.
 //!
 //! ```text
-//! pair ─▶ verified lately? ─ no ─▶ queue (bounded) ─▶ place ─▶ lately, by now? ─ no ─▶ bcrypt, on the pool
+//! credentials ─▶ verified recently? ─ no ─▶ queue (bounded) ─▶ permit ─▶ verified by now? ─ no ─▶ bcrypt, on the pool
 //! ```
-//! bcrypt is slow on purpose: half the cores may be at it at once, for all listeners together, so that whoever
-//! guesses stops no pull of those who are known, and who finds the queue full, or waits too long in it, is told to
-//! come again.
-//! What is remembered of a verified pair is a hash with a key that only this process has. The stored hash is part of
-//! it: a password that is changed, or a user who is gone, isn't remembered, whatever was before.
+//! bcrypt is slow on purpose. At most half the cores run it at once, for all listeners together, so that guessing passwords
+//! does not block clients with known credentials. If the queue is full, or a request waits too long in it, the client gets
+//! an error with `Retry-After`.
+//! Verified credentials are remembered as a keyed hash, whose key only this process has. The stored bcrypt hash is part of the
+//! input, so a changed password or a removed user is not accepted from memory.
 
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
@@ -23,22 +23,22 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use crate::error::{Error, Kind, Result};
 use crate::pool::run_blocking;
 
-/// Names, and the bcrypt hashes of their passwords.
+/// User names with the bcrypt hashes of their passwords.
 #[derive(Clone)]
 pub struct Users(BTreeMap<String, Arc<str>>);
 
-/// What came of a pair.
+/// The result of checking credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Known,
     Unknown,
-    /// Too many ask: nobody looked.
+    /// There were too many checks: the credentials were not checked.
     Busy,
 }
 
-/// Checks pairs, and remembers those that were right.
+/// Checks credentials, and remembers the right ones.
 pub(super) struct Verifier {
-    /// What makes the hashes below worthless elsewhere.
+    /// The key of the remembered hashes, which makes them useless outside this process.
     key: [u8; 32],
     lately: Arc<Cache<[u8; 32], Instant>>,
     queue: Arc<Semaphore>,
@@ -46,11 +46,11 @@ pub(super) struct Verifier {
 }
 
 impl Users {
-    /// One a line: `name:hash`; `#` begins a comment.
+    /// Parses users, one per line: `name:hash`; `#` starts a comment.
     ///
     /// # Errors
-    /// [`Kind::Usage`], with the line, for a hash that isn't bcrypt, or would take too long to check, and for a
-    /// name that is there twice; or if there is none. Never with the hash.
+    /// [`Kind::Usage`] with the line number for a hash that is not bcrypt or whose cost is too high, and for a name that
+    /// occurs twice; also if there are no users. The error never contains the hash.
     pub fn read(text: &str) -> Result<Self> {
         let mut users = BTreeMap::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
@@ -58,29 +58,30 @@ impl Users {
                 continue;
             }
             let wrong = |what: &str| {
-                Err(Error::new(Kind::Usage, format!("line {number}: {what}")).hint("make one: htpasswd -nB NAME"))
+                Err(Error::new(Kind::Usage, format!("line {number}: {what}"))
+                    .hint("create a line with: htpasswd -nB NAME"))
             };
             let Some((name, hash)) = line.split_once(':').filter(|(name, _)| !name.is_empty()) else {
-                return wrong("it's not a name, a colon and a hash");
+                return wrong("expected a name, a colon and a hash");
             };
-            // $2x$ has the passwords of a faulty program, which this one hasn't the fault for.
-            let ours = ["$2y$", "$2b$", "$2a$"].iter().any(|kind| hash.starts_with(kind));
-            let Some(parts) = bcrypt::HashParts::from_str(hash).ok().filter(|_| ours) else {
-                return wrong("the hash is not one of bcrypt ($2y$, $2b$ or $2a$)");
+            // $2x$ marks hashes from a buggy crypt_blowfish; they cannot be verified.
+            let is_bcrypt = ["$2y$", "$2b$", "$2a$"].iter().any(|kind| hash.starts_with(kind));
+            let Some(parts) = bcrypt::HashParts::from_str(hash).ok().filter(|_| is_bcrypt) else {
+                return wrong("the hash is not a bcrypt hash ($2y$, $2b$ or $2a$)");
             };
             if !ALLOWED_COSTS.contains(&parts.get_cost()) {
                 return wrong(&format!(
-                    "the hash's cost is not within {} and {}",
+                    "the hash's cost is not between {} and {}",
                     ALLOWED_COSTS.start(),
                     ALLOWED_COSTS.end()
                 ));
             }
             if users.insert(name.to_owned(), hash.into()).is_some() {
-                return wrong(&format!("{name:?} is there twice"));
+                return wrong(&format!("{name:?} occurs twice"));
             }
         }
         if users.is_empty() {
-            return Err(Error::new(Kind::Usage, "there are no users in it").hint("make one: htpasswd -nB NAME"));
+            return Err(Error::new(Kind::Usage, "the file has no users").hint("create a line with: htpasswd -nB NAME"));
         }
         Ok(Self(users))
     }
@@ -93,11 +94,11 @@ impl std::fmt::Debug for Users {
 }
 
 impl Verifier {
-    /// One that remembers nobody.
+    /// A verifier that remembers no credentials yet.
     pub(super) fn new() -> Result<Self> {
         let mut key = [0; 32];
         let random = aws_lc_rs::default_provider().secure_random;
-        random.fill(&mut key).map_err(|_| Error::new(Kind::Local, "the system gives no random bytes"))?;
+        random.fill(&mut key).map_err(|_| Error::new(Kind::Local, "the system has no random bytes"))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self::with(key, cores.div_ceil(2), MAX_QUEUED))
     }
@@ -113,14 +114,14 @@ impl Verifier {
 
     /// Whether `password` is that of `name`.
     ///
-    /// A password that bcrypt would not read as a whole is nobody's: see [`is_whole_to_bcrypt`].
+    /// A password that bcrypt would not read completely is refused: see [`is_whole_to_bcrypt`].
     pub(super) async fn verify(&self, users: &Users, name: &str, password: &str) -> Verdict {
         if !is_whole_to_bcrypt(password) {
             return Verdict::Unknown;
         }
         let known = users.0.get(name);
-        // For a name that isn't there somebody's hash is checked all the same, always the same one's, and the
-        // result thrown away: the time tells no names.
+        // For an unknown name the hash of some user is checked, always of the same one, and the result is ignored. So the
+        // time does not show which names exist.
         let hash = match known {
             Some(hash) => hash.clone(),
             None => self.decoy_hash(users, name),
@@ -130,12 +131,12 @@ impl Verifier {
             return Verdict::Known;
         }
         let Some((waiting, place)) = self.place().await else { return Verdict::Busy };
-        // Nodes that come all at once, with the same password, cost one check.
+        // Many nodes that connect at once with the same password cost one check.
         if pair.is_some_and(|pair| self.is_known(&pair)) {
             return Verdict::Known;
         }
         let (password, lately) = (password.to_owned(), self.lately.clone());
-        // It goes on when the client leaves: its place is taken until it ends, and what it finds is remembered.
+        // The check continues when the client leaves: it keeps its permit until it ends, and its result is remembered.
         let checked = run_blocking(move || {
             let _held = (waiting, place);
             let same = bcrypt::verify(&password, &hash).unwrap_or(false);
@@ -152,14 +153,14 @@ impl Verifier {
         }
     }
 
-    /// A place in the queue and one to work at, if there is one in time.
+    /// A place in the queue and a permit for a check. `None` if the queue is full, or no permit is free in time.
     async fn place(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let waiting = self.queue.clone().try_acquire_owned().ok()?;
         let place = tokio::time::timeout(QUEUE_TIMEOUT, self.places.clone().acquire_owned()).await.ok()?.ok()?;
         Some((waiting, place))
     }
 
-    /// All of the queue.
+    /// Fills the queue, for tests.
     #[cfg(test)]
     pub(super) fn hold(&self) -> impl Drop + use<> {
         let all = u32::try_from(self.queue.available_permits()).expect("few");
@@ -179,11 +180,11 @@ impl Verifier {
 
     fn decoy_hash(&self, users: &Users, name: &str) -> Arc<str> {
         let [first, ..] = self.digest(&[name]);
-        // There is always one: no file without is taken.
+        // There is always one: a file without users is refused.
         users.0.values().nth(usize::from(first) % users.0.len().max(1)).cloned().unwrap_or_else(|| Arc::from(""))
     }
 
-    /// Of parts with their lengths: no two lists of them are the same text.
+    /// A keyed hash of parts. Their lengths are included, so different lists of parts give different input.
     fn digest(&self, parts: &[&str]) -> [u8; 32] {
         let mut digest = Sha256::new_with_prefix(self.key);
         for part in parts {
@@ -194,7 +195,7 @@ impl Verifier {
     }
 }
 
-/// Whether bcrypt tells this password from all others.
+/// Whether bcrypt distinguishes this password from all others.
 ///
 /// bcrypt reads the first 72 bytes of a password and its final NUL byte, and repeats them to fill its key: a longer
 /// password equals its first 72 bytes, and `a\0a` equals `a`.
@@ -203,15 +204,17 @@ fn is_whole_to_bcrypt(password: &str) -> bool {
     password.len() <= MAX_PASSWORD && !password.contains('\0')
 }
 
-/// The most bytes of a password that bcrypt reads.
+/// Bytes of a password that bcrypt reads.
 const MAX_PASSWORD: usize = 72;
-/// From the least that bcrypt has to what takes some two seconds: a larger one by mistake would keep all out.
+/// From the lowest cost of bcrypt to about two seconds. A higher cost, set by mistake, would lock everyone out.
 const ALLOWED_COSTS: std::ops::RangeInclusive<u32> = 4..=15;
-/// Pairs that are remembered, and for how long.
+/// Credentials that are remembered.
 const MAX_REMEMBERED: usize = 1000;
+/// How long credentials are remembered.
 const REMEMBER_FOR: Duration = Duration::from_secs(600);
-/// Requests that wait for a check or have one, and for how long they wait.
+/// Requests that wait for a check or run one.
 const MAX_QUEUED: usize = 256;
+/// How long a request waits for a check.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -236,14 +239,14 @@ mod tests {
         let read = Users::read(&format!("# ours\n\nanna:{good}\r\nb:{b}\nc:{a}\n")).expect("users");
         assert_eq!(format!("{read:?}"), "3 users");
         for (line, said) in [
-            ("x:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "line 2: the hash is not one of bcrypt"),
-            ("x:$apr1$WWIFjmva$uJtCwFR8nj9zYbqUKSg8T1", "line 2: the hash is not one of bcrypt"),
-            (&format!("x:{}", good.replace("2y", "2x")), "line 2: the hash is not one of bcrypt"),
-            (&format!("x:{good}x"), "line 2: the hash is not one of bcrypt"),
-            (&format!("x:{}", good.replace("$05", "$31")), "line 2: the hash's cost is not within 4 and 15"),
-            (&format!(":{good}"), "line 2: it's not a name"),
-            ("x", "line 2: it's not a name"),
-            (&format!("anna:{good}"), "line 2: \"anna\" is there twice"),
+            ("x:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "line 2: the hash is not a bcrypt hash"),
+            ("x:$apr1$WWIFjmva$uJtCwFR8nj9zYbqUKSg8T1", "line 2: the hash is not a bcrypt hash"),
+            (&format!("x:{}", good.replace("2y", "2x")), "line 2: the hash is not a bcrypt hash"),
+            (&format!("x:{good}x"), "line 2: the hash is not a bcrypt hash"),
+            (&format!("x:{}", good.replace("$05", "$31")), "line 2: the hash's cost is not between 4 and 15"),
+            (&format!(":{good}"), "line 2: expected a name"),
+            ("x", "line 2: expected a name"),
+            (&format!("anna:{good}"), "line 2: \"anna\" occurs twice"),
         ] {
             let error = Users::read(&format!("anna:{good}\n{line}\n")).expect_err(line).to_string();
             assert!(error.contains(said) && !error.contains("CCCC") && !error.contains("W6ph"), "{error}");

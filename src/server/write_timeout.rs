@@ -1,4 +1,4 @@
-//! A connection whose peer must go on reading.
+//! A connection with a time limit on writes.
 
 use std::future::Future as _;
 use std::io::{self, IoSlice};
@@ -9,12 +9,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Ends a connection that takes nothing for `patience`: hyper has no limit on a write, and a
-/// client that asks for a blob and never reads would hold its place for ever.
+/// Ends a connection whose client accepts no bytes for `patience`. hyper has no time limit on writes, and a client that
+/// requests a blob and never reads would keep its slot forever.
 pub(super) struct WriteTimeout<T> {
     io: T,
     patience: Duration,
-    /// Runs while a write waits.
+    /// Runs while a write is blocked.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 

@@ -111,7 +111,10 @@ fn the_scrubber_finds_what_is_corrupt() {
     corrupt(&cache);
     let upstream = format!("docker.io={}", registry.addr());
     let proxy = ProxyProcess::start_in(cache, &upstream, &["--scrub", "10MiB", "--listen-ops", "127.0.0.1:0"]);
-    proxy.process.stderr.wait_line(&format!("{} has other bytes", digest(&image)), RUN_TIMEOUT);
+    proxy
+        .process
+        .stderr
+        .wait_line(&format!("cached content {} does not match its digest", digest(&image)), RUN_TIMEOUT);
     assert_eq!(proxy.files("blobs").len(), 0);
     assert_metric_line(ops_addr(&proxy), "transload_proxy_corrupt_removed_total 1");
     let whole = http::get(registry.addr(), &layer(&image)).expect(200).body;
@@ -119,7 +122,7 @@ fn the_scrubber_finds_what_is_corrupt() {
     committed(&proxy);
     assert_blobs_valid(&proxy.cache);
     let wrong = transload(&["proxy", "--upstream", "docker.io", "--cache", "/nowhere", "--scrub", "fast"]).exits(2);
-    assert!(wrong.stderr.contains("no rate") && wrong.stderr.contains("or off"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("invalid rate") && wrong.stderr.contains("or off"), "{}", wrong.stderr);
 }
 
 /// A proxy that answers those who operate it, with an image in its cache; and their address.

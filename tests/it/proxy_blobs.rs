@@ -397,7 +397,7 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     assert_eq!(world.front.struck(), 1);
     let said = proxy.process.stderr.text();
     assert_eq!(said.matches("passed on uncached").count(), 1, "{said}");
-    assert!(said.contains("the cache has no room for 5243880 bytes"), "{said}");
+    assert!(said.contains("the cache has no space for 5243880 bytes"), "{said}");
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     // What it can't write at all: what is there is served, the rest passed on.
     drop(proxy);
@@ -433,7 +433,7 @@ fn no_byte_of_a_large_blob_that_cannot_be_cached_is_requested_twice() {
     let ranges: Vec<_> = asked.iter().map(|seen| seen.header("range").unwrap_or_default().to_owned()).collect();
     assert_eq!(asked.iter().map(|seen| seen.sent()).sum::<u64>(), 64 * MIB as u64, "{ranges:?}");
     assert_eq!((ranges.len(), ranges[0].starts_with("bytes=0-")), (2, true), "{ranges:?}");
-    assert!(proxy.process.stderr.text().contains("the cache has no room for"), "{}", proxy.process.stderr.text());
+    assert!(proxy.process.stderr.text().contains("the cache has no space for"), "{}", proxy.process.stderr.text());
 }
 
 /// A client that got the answer's beginning.

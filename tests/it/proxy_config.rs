@@ -211,7 +211,7 @@ fn users_by_name_and_password_until_they_are_gone() {
     // A file with other hashes changes nothing.
     world.dir.write("users", "bert:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n");
     proxy.hang_up();
-    let said = proxy.stderr.wait_line("the hash is not one of bcrypt", RUN_TIMEOUT);
+    let said = proxy.stderr.wait_line("the hash is not a bcrypt hash", RUN_TIMEOUT);
     assert!(said.contains("line 1") && !said.contains("W6ph"), "{said}");
     copy(&["--src-creds", "bert:other"]).ok();
     proxy.terminate();
@@ -438,10 +438,10 @@ fn errors_point_at_the_line() {
     for (from, to, said) in [
         ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:22: unknown field"),
         ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:12: "),
-        ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:14: \"fast\" is no rate"),
+        ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:14: invalid rate \"fast\""),
         ("    tiers: [my", "    tiers: [m.io/Upper/", "proxy.yaml:17: "),
         ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:25: "),
-        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:26: there are two upstreams docker.io"),
+        ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:26: two upstreams have the name docker.io"),
         ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
         ("fills: 8", "fills: 0", "proxy.yaml:27: 0 is not within 1 and 10000"),
         (",\n            docker.io]", "\n    ]", "proxy.yaml:16: `write-back` needs a second tier"),

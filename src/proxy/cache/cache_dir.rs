@@ -54,17 +54,17 @@ impl CacheDir {
         Ok(dir)
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// Where temporary files are.
+    /// The directory of temporary files.
     pub(super) fn fills(&self) -> PathBuf {
         self.0.path.join("fills")
     }
 
-    /// The calls that access its files.
+    /// The calls that access the cache's files.
     pub(super) fn files(&self) -> &Files {
         &self.0.files
     }
@@ -82,7 +82,7 @@ impl CacheDir {
     /// A new temporary file. Creates the directory again if somebody removed it.
     ///
     /// # Errors
-    /// The system's. [`is_full`] tells whether the disk has no room for one more file.
+    /// The system's error. [`is_full`] is true for it if the disk has no space for one more file.
     pub(super) fn temporary(&self) -> std::io::Result<TempFile> {
         let created = self.create_temporary();
         self.0.failed.store(created.as_ref().is_err_and(|error| !is_full(error)), Ordering::Relaxed);
@@ -95,7 +95,7 @@ impl CacheDir {
                 let restored = self.create().map_err(|failed| std::io::Error::other(failed.to_string()));
                 restored?;
                 self.0.restored.fetch_add(1, Ordering::Relaxed);
-                tracing::error!("{} was removed: it is created again", self.fills().display());
+                tracing::error!("{} was removed: created it again", self.fills().display());
                 TempFile::create(&self.fills(), &self.0.files)
             }
             other => other,
@@ -128,7 +128,7 @@ impl CacheDir {
             let created = self.0.files.create_dir_all(&path);
             created.map_err(|error| Error::io(format!("create {}", path.display()), &error))
         });
-        // Also if a part could not be created: the disk may fail once only, and then the directory is written to.
+        // Also if a part could not be created: the disk may fail only once, and the directory is written later.
         if created.is_ok() || self.0.path.is_dir() {
             self.take_lock()?;
         }
@@ -149,7 +149,7 @@ impl CacheDir {
     }
 }
 
-/// Whether an error says that the disk has no room: no blocks, no inodes, or the quota is spent.
+/// Whether an error means that the disk has no space: no blocks, no inodes, or a quota is exceeded.
 pub(super) fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
@@ -170,7 +170,7 @@ pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             Err(Error::new(Kind::Usage, format!("another proxy uses the cache {}", dir.display()))
-                .hint("give each proxy a directory of its own"))
+                .hint("use another directory for each proxy"))
         }
         Err(TryLockError::Error(error)) => Err(failed(&error)),
     }
@@ -178,6 +178,7 @@ pub(super) fn take_lock(dir: &Path, path: &Path) -> Result<File> {
 
 const SUBDIRECTORIES: [&str; 5] = ["blobs", "manifests", "tags", super::REPOSITORIES, "fills"];
 
+/// Removes a file. Returns false if it does not exist.
 pub(super) fn unlink(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),

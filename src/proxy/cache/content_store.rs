@@ -1,4 +1,4 @@
-//! A directory of content by its digest, within bounds.
+//! A directory of content by digest, within limits.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,50 +15,50 @@ use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::file_access::OpenFile;
 
-/// Content by its digest. Clones share it. Methods that say so block.
+/// Content by digest. Clones share it. Some methods block; their documentation says so.
 #[derive(Clone)]
 pub struct ContentStore(Arc<Inner>);
 
-/// Hears of what had to go.
+/// Called for evicted content with its digest and size.
 type EvictionCallback = Box<dyn Fn(&Digest, u64) + Send + Sync>;
 
 struct Inner {
     dir: PathBuf,
     home: CacheDir,
     keep_free: u64,
-    /// Bytes on their way, which the disk doesn't know of.
+    /// Reserved bytes that are not written yet, of all files.
     unwritten: Arc<AtomicU64>,
     index: Index,
-    /// Held while names are made and removed, so that the removal of a victim can't hit the file
-    /// that was fetched anew under its name.
+    /// Held while files are renamed and removed, so that an eviction cannot remove a file that was just fetched again under
+    /// the same name.
     names: Mutex<()>,
     evicted: EvictionCallback,
 }
 
-/// What became of something that was to go.
+/// The result of removing something from the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// It's gone.
+    /// It was removed.
     Gone,
-    /// It's being read, and stays.
+    /// It is being read, and was not removed.
     Busy,
-    /// It wasn't here.
+    /// It is not in the cache.
     Absent,
 }
 
-/// Content that is open. It stays on the disk as long as this lives.
+/// Open content. It stays on the disk as long as this lives.
 #[derive(Debug)]
 pub struct StoredContent {
-    /// Which content it is.
+    /// Its digest.
     pub digest: Digest,
-    /// To be read from.
+    /// The open file.
     pub file: OpenFile,
-    /// Keeps it there, and knows its size.
+    /// Prevents the eviction of the content, and has its size.
     pub pin: Pin,
 }
 
 impl ContentStore {
-    /// The shelf in the part `name` of `home`, with what is whole in there. Blocks.
+    /// Opens the store in the directory `name` of `home`, with its complete files. Blocks.
     pub(super) fn open(
         name: &str,
         home: CacheDir,
@@ -83,23 +83,24 @@ impl ContentStore {
         Ok(store)
     }
 
-    /// Whether it's here, and how large.
+    /// The size of the content in bytes; `None` if it is not in the cache.
     pub fn size_of(&self, digest: &Digest) -> Option<u64> {
         self.0.index.size_of(digest)
     }
 
-    /// Marks it as being read, if it's here. Cheap; [`open`](Self::open_pinned) follows.
+    /// Marks the content as being read; `None` if it is not in the cache. Cheap; [`open_pinned`](Self::open_pinned) follows.
     pub fn pin(&self, digest: &Digest) -> Option<Pin> {
         self.0.index.pin(digest)
     }
 
-    /// Opens what was pinned. A file that is missing, or of another size, is forgotten: `None`. Blocks.
+    /// Opens pinned content. If its file is missing or has a wrong size, the content is removed, and this returns `None`.
+    /// Blocks.
     ///
     /// # Errors
-    /// [`Kind::Local`] where the system can't open any more files: that tells nothing of this one.
+    /// [`Kind::Local`] if the system cannot open any more files: the content is not removed then.
     pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<StoredContent>> {
         let path = self.path(digest, pin.size());
-        // The program itself wrote it: `open` takes a regular file only, and no link.
+        // The proxy has written the file itself: `open` accepts only a regular file, and no link.
         let files = self.0.home.files();
         let file = files.open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
         match file {
@@ -114,26 +115,25 @@ impl ContentStore {
         Ok(None)
     }
 
-    /// A temporary file with room for `size` bytes that are here, for which others may have to go. Blocks.
+    /// A temporary file with `size` reserved bytes, for content that is in memory. May evict other content. Blocks.
     ///
     /// # Errors
-    /// Those of [`prepare`](Self::prepare), and [`Kind::Local`] if there is no room.
+    /// Those of [`prepare`](Self::prepare), and [`Kind::Local`] if there is no space.
     pub fn begin(&self, size: u64) -> Result<TempFile> {
         let temp = self.prepare(size)?;
         temp.reserved()?.take_all()?;
         Ok(temp)
     }
 
-    /// A temporary file that has no room yet, for `size` bytes that are only announced. Nothing has to go. Blocks.
+    /// A temporary file without reserved bytes, for content whose size was announced. Evicts nothing. Blocks.
     ///
     /// # Errors
-    /// [`Kind::Local`] if it's larger than the cache or than all that could be freed on the disk, or the disk can't be
-    /// written.
+    /// [`Kind::Local`] if `size` exceeds the cache or all that could be freed on the disk, or the disk cannot be written.
     pub fn prepare(&self, size: u64) -> Result<TempFile> {
         if !self.0.index.could_hold(size) {
             return Err(cache_full(size));
         }
-        if self.missing_bytes(size).is_some_and(|free| self.is_hopeless(free, size)) {
+        if self.insufficient_bytes(size).is_some_and(|free| self.is_hopeless(free, size)) {
             return Err(cache_full(size).hint("other files fill the disk"));
         }
         let mut temp = self.temporary()?;
@@ -141,7 +141,7 @@ impl ContentStore {
         Ok(temp)
     }
 
-    /// A temporary file. Where the disk has no inode for it, content is evicted until there is one, within a limit.
+    /// A temporary file. If the disk has no free inode, evicts content until there is one, within a limit.
     pub(super) fn temporary(&self) -> Result<TempFile> {
         for _ in 0..MAX_EVICTIONS_FOR_INODE {
             match self.0.home.temporary() {
@@ -152,16 +152,16 @@ impl ContentStore {
         Err(cache_full(0).hint("the disk has no free inodes: other files use them"))
     }
 
-    /// Takes room for `size` bytes, for which others may have to go; so many are still to come in all. The lock is held
-    /// until the disk's part is counted. Blocks.
+    /// Reserves `size` bytes, and evicts other content if necessary. `to_come` is the number of bytes that the file will still
+    /// need in total. The caller holds the returned lock until it has counted the bytes as unwritten. Blocks.
     ///
     /// # Errors
-    /// [`Kind::Local`] if there is none: all is being read, or the disk is full. What could never make room
-    /// enough on the disk makes none: else one blob that is too large would cost all the others.
+    /// [`Kind::Local`] if there is no space: all content is being read, or the disk is full. If evicting everything would not
+    /// free enough of the disk, nothing is evicted: otherwise one blob that is too large would empty the cache.
     pub(super) fn reserve(&self, size: u64, to_come: u64) -> Result<(Reservation, MutexGuard<'_, ()>)> {
         loop {
             let names = self.lock_names();
-            if let Some(free) = self.missing_bytes(size) {
+            if let Some(free) = self.insufficient_bytes(size) {
                 if self.is_hopeless(free, to_come) || !self.evict(&names) {
                     return Err(cache_full(size).hint("other files fill the disk"));
                 }
@@ -173,25 +173,25 @@ impl ContentStore {
         }
     }
 
-    /// What the disk has free, where that is too little for `size` bytes more.
-    fn missing_bytes(&self, size: u64) -> Option<u64> {
+    /// The free bytes of the disk, if they are too few for `size` more bytes.
+    fn insufficient_bytes(&self, size: u64) -> Option<u64> {
         let wanted = self.0.keep_free.saturating_add(self.0.unwritten.load(Ordering::Relaxed)).saturating_add(size);
         crate::file_access::free_bytes(self.0.home.path()).filter(|free| *free < wanted)
     }
 
-    /// Whether `size` bytes would find no room on the disk if all content went. Content goes all the same where other
-    /// files take the room that is to stay free.
+    /// Whether `size` bytes would not fit on the disk even if all content were evicted. If other files use the space that is to
+    /// be kept free, content is evicted anyway.
     fn is_hopeless(&self, free: u64, size: u64) -> bool {
         let (keep_free, (count, bytes)) = (self.0.keep_free, self.0.index.count());
         if free < keep_free { count == 0 } else { free - keep_free + bytes < size }
     }
 
-    /// For a file that begins to take room.
+    /// A counter of unwritten bytes, for a new file.
     pub(super) fn unwritten_bytes(&self) -> UnwrittenBytes {
         UnwrittenBytes::new(self.0.unwritten.clone())
     }
 
-    /// Gives a whole and verified file its name. On return it's durable. Blocks.
+    /// Renames a complete and verified file to its final name. On return the content is durable. Blocks.
     pub fn commit(&self, digest: Digest, mut temp: TempFile) -> Result<Pin> {
         temp.sync()?;
         let reserved = temp.reserved()?.close()?;
@@ -224,7 +224,7 @@ impl ContentStore {
         Err(cache_full(0).hint("the disk has no free inodes: other files use them"))
     }
 
-    /// Removes content, though it may be read: who has it open goes on reading. Blocks.
+    /// Removes content, also while it is read. Readers that have it open continue. Blocks.
     pub fn discard(&self, digest: &Digest) -> bool {
         let names = self.lock_names();
         let Some(size) = self.0.index.remove(digest) else { return false };
@@ -232,7 +232,7 @@ impl ContentStore {
         true
     }
 
-    /// Removes content, unless it's being read. Blocks.
+    /// Removes content, unless it is being read. Blocks.
     pub(super) fn discard_idle(&self, digest: &Digest) -> Removal {
         let names = self.lock_names();
         match self.0.index.remove_idle(digest) {
@@ -245,12 +245,12 @@ impl ContentStore {
         }
     }
 
-    /// Removes content whose file is still the open one, as it cannot be read. Blocks.
+    /// Removes content that cannot be read, if its file is still the open one. Blocks.
     pub(in crate::proxy) fn discard_file(&self, digest: &Digest, size: u64, file: &OpenFile) -> bool {
         file.file().metadata().is_ok_and(|metadata| self.discard_same(digest, size, metadata.ino()))
     }
 
-    /// Removes content whose file is this one still, as it was found to be bad, though it may be read. Blocks.
+    /// Removes corrupt content, also while it is read, if its file still has this inode. Blocks.
     pub(in crate::proxy) fn discard_same(&self, digest: &Digest, size: u64, inode: u64) -> bool {
         let names = self.lock_names();
         let is_same = fs::metadata(self.path(digest, size)).is_ok_and(|metadata| metadata.ino() == inode);
@@ -262,33 +262,33 @@ impl ContentStore {
         true
     }
 
-    /// When it was asked for last, if it was since the start.
+    /// The time of the last request; `None` if there was none since the start.
     pub(super) fn last_used(&self, digest: &Digest) -> Option<SystemTime> {
         self.0.index.last_used(digest)
     }
 
-    /// Number and bytes of what is here.
+    /// The number of entries, and their bytes.
     pub fn count(&self) -> (usize, u64) {
         self.0.index.count()
     }
 
-    /// What is here of a 256th of all digests.
+    /// The content whose digest begins with the byte `shard`.
     pub(in crate::proxy) fn shard(&self, shard: u8) -> Vec<(Digest, u64)> {
         self.0.index.shard(shard)
     }
 
-    /// What is here, in no order.
+    /// All content, in no order.
     pub fn list(&self) -> Vec<(Digest, u64)> {
         self.0.index.list()
     }
 
-    /// The file that content of this digest and size has.
+    /// The path of content with this digest and size.
     pub fn path(&self, digest: &Digest, size: u64) -> PathBuf {
         let hex = digest.hex();
         self.0.dir.join(digest.algorithm()).join(&hex[..2]).join(format!("{hex}.{size}"))
     }
 
-    /// Removes the least worthy content. False if there is none that isn't being read.
+    /// Evicts the content that the index chooses. False if there is none that is not being read.
     fn evict(&self, names: &MutexGuard<'_, ()>) -> bool {
         let Some((digest, size)) = self.0.index.victim() else { return false };
         tracing::debug!("evicted {digest}, {size} bytes");
@@ -311,21 +311,21 @@ impl ContentStore {
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where it is.
+    /// The directory.
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
 }
 
 fn cache_full(size: u64) -> Error {
-    Error::new(Kind::Local, format!("the cache has no room for {size} bytes"))
+    Error::new(Kind::Local, format!("the cache has no space for {size} bytes"))
 }
 
-/// Files that are evicted for one new file, at most: where the disk has no inodes because other files use them,
-/// the cache must not empty itself for nothing.
+/// Files that are evicted for one new file at most. If other files use up the inodes of the disk, emptying the cache would not
+/// help.
 const MAX_EVICTIONS_FOR_INODE: usize = 16;
 
-/// Whether the process or the system has too much open, which passes.
+/// Whether the process or the system has too many open files or too little memory, which may pass.
 fn is_exhausted(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))

@@ -1,4 +1,4 @@
-//! What of a cache's directory is too old, too much, or left over. All of it blocks.
+//! Garbage collection: removes content that is too old or exceeds the limits, and leftovers. All functions block.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,57 +14,57 @@ use crate::descriptor::Digest;
 use crate::error::Result;
 use crate::regular_file::{self, Links};
 
-/// What is to go.
+/// What garbage collection removes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GcOptions {
-    /// What is more than so many bytes of blobs, the least lately used first; and what is more than a 64th
-    /// of that of manifests, as a proxy has it.
+    /// The limit of all blobs in bytes; the least recently used ones above it are removed. Manifests may take a 64th of it in
+    /// addition, as in a running proxy.
     pub size: Option<u64>,
-    /// And so many blobs that so many bytes are free on the disk.
+    /// Bytes to keep free on the disk; the least recently used blobs are removed for that.
     pub keep_free: Option<u64>,
-    /// Tags that were not checked, and content that was not used, for so long.
+    /// Removes tags that were not checked, and content that was not used, for longer than this.
     pub older_than: Option<Duration>,
-    /// Only say what would go.
+    /// Removes nothing, and reports what would be removed.
     pub dry_run: bool,
 }
 
-/// Why something went.
+/// Why something was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RemovalReason {
-    /// A fetch or a write that was never completed left it.
+    /// An incomplete fetch or write has left it.
     Left,
-    /// It's not as large as its name says.
+    /// Its size is not the one in its name.
     Cut,
-    /// It was not used for long.
+    /// It was not used for too long.
     Unused,
-    /// There was more than there may be.
+    /// The cache exceeded its limits.
     Room,
 }
 
 /// Number and bytes of files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileTotals {
-    /// How many.
+    /// The number of files.
     pub count: usize,
-    /// Their bytes.
+    /// The sum of their sizes.
     pub bytes: u64,
 }
 
-/// What went.
+/// The result of a garbage collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GcResult {
-    /// Nothing did: it would.
+    /// Nothing was removed: the result shows what would be.
     pub dry_run: bool,
-    /// By the reason.
+    /// The removed files, by reason.
     pub removed: BTreeMap<RemovalReason, FileTotals>,
-    /// What should have gone, and stayed as it's being read.
+    /// Content that was not removed because it is being read.
     pub busy: usize,
 }
 
 impl GcResult {
-    /// All of it.
+    /// The total of all reasons.
     pub fn sum(&self) -> FileTotals {
         self.removed.values().fold(FileTotals::default(), |all, sum| FileTotals {
             count: all.count + sum.count,
@@ -73,15 +73,15 @@ impl GcResult {
     }
 }
 
-/// Whoever uses the directory: what only he knows, and how something is removed under him.
+/// The user of the directory: a running proxy, or nobody.
 pub(super) trait CacheUser {
     /// Whether a temporary file of this name is being written.
     fn writes(&self, name: &str) -> bool;
 
-    /// When this content was used last, besides what the file system says.
+    /// The time of the last use of this content, if the user knows it.
     fn used(&self, content: &ContentFile) -> Option<SystemTime>;
 
-    /// Removes something.
+    /// Removes a file, a tag or content.
     fn remove(&self, what: &GcItem) -> Result<Removal>;
 }
 
@@ -91,12 +91,12 @@ pub(super) struct ContentFile {
     pub(super) is_manifest: bool,
     pub(super) digest: Digest,
     pub(super) size: u64,
-    /// What it really has.
+    /// The real length of the file.
     length: u64,
     used: SystemTime,
 }
 
-/// Something to be removed.
+/// A file, a tag or content to remove.
 #[derive(Debug)]
 pub(super) enum GcItem<'a> {
     File(PathBuf),
@@ -104,7 +104,7 @@ pub(super) enum GcItem<'a> {
     Content(PathBuf, &'a ContentFile),
 }
 
-/// Removes what is wanted to go from `dir`.
+/// Collects garbage in the cache directory `dir`.
 pub(super) fn collect(dir: &Path, wanted: &GcOptions, user: &dyn CacheUser) -> Result<GcResult> {
     let freed = GcResult { dry_run: wanted.dry_run, ..GcResult::default() };
     let mut gc = Collector { dir, wanted, user, now: crate::clock::now(), freed };
@@ -151,7 +151,7 @@ impl Collector<'_> {
         self.wanted.older_than.is_some_and(|most| age > most)
     }
 
-    /// Drops old tags; returns what the others name. A tag's file is written whenever it's checked.
+    /// Removes old tags, and returns the manifests of the others. A tag file is written at each check of the tag.
     fn tags(&mut self) -> Result<HashSet<Digest>> {
         let mut named = HashSet::new();
         for shard in entries(&self.dir.join("tags"))? {
@@ -172,7 +172,8 @@ impl Collector<'_> {
         Ok(named)
     }
 
-    /// Drops what is cut, old, or too much; returns what remains, the least lately used first. What is `named` isn't old.
+    /// Removes content that is cut, old, or above the limit. Returns the rest, the least recently used first. Content in
+    /// `named` is not old.
     fn collect_store(&mut self, is_manifest: bool, named: &HashSet<Digest>) -> Result<Vec<ContentFile>> {
         let mut kept = Vec::new();
         for content in self.contents(is_manifest)? {
@@ -190,9 +191,9 @@ impl Collector<'_> {
         }
         kept.sort_by_key(|content| content.used);
         if let Some(size) = self.wanted.size {
-            let bound = if is_manifest { super::manifest_capacity(size) } else { size };
+            let limit = if is_manifest { super::manifest_capacity(size) } else { size };
             let all: u64 = kept.iter().map(|content| content.size).sum();
-            self.oldest(&mut kept, all.saturating_sub(bound))?;
+            self.remove_oldest(&mut kept, all.saturating_sub(limit))?;
         }
         Ok(kept)
     }
@@ -201,11 +202,11 @@ impl Collector<'_> {
         let Some(keep) = self.wanted.keep_free else { return Ok(()) };
         let planned = if self.wanted.dry_run { self.freed.sum().bytes } else { 0 };
         let free = crate::file_access::free_bytes(self.dir).unwrap_or(u64::MAX).saturating_add(planned);
-        self.oldest(&mut blobs, keep.saturating_sub(free))
+        self.remove_oldest(&mut blobs, keep.saturating_sub(free))
     }
 
-    /// Drops the least lately used, until so many bytes went.
-    fn oldest(&mut self, kept: &mut Vec<ContentFile>, mut excess: u64) -> Result<()> {
+    /// Removes the least recently used content until `excess` bytes are removed.
+    fn remove_oldest(&mut self, kept: &mut Vec<ContentFile>, mut excess: u64) -> Result<()> {
         let mut rest = Vec::new();
         for content in kept.drain(..) {
             if excess > 0 && self.content(RemovalReason::Room, &content)? != Removal::Busy {
@@ -233,11 +234,11 @@ impl Collector<'_> {
                 for file in entries(&shard.path())? {
                     let named = file.file_name().to_str().and_then(|name| parse(algorithm, name));
                     let (Some((digest, size)), Ok(metadata)) = (named, file.metadata()) else { continue };
-                    // Where the file system notes reads at all, it does so once a day.
+                    // A file system that records access times usually updates them once a day.
                     let used = [metadata.modified().ok(), metadata.accessed().ok()].into_iter().flatten().max();
                     let used = used.unwrap_or(self.now);
                     let mut content = ContentFile { is_manifest, digest, size, length: metadata.len(), used };
-                    content.used = self.user.used(&content).map_or(used, |told| told.max(used));
+                    content.used = self.user.used(&content).map_or(used, |known| known.max(used));
                     found.push(content);
                 }
             }
@@ -245,7 +246,7 @@ impl Collector<'_> {
         Ok(found)
     }
 
-    /// Drops notes of media types whose manifests are gone. They are written before these.
+    /// Removes media type files without a manifest. A manifest is written after its media type file.
     fn types(&mut self, manifests: &[ContentFile]) -> Result<()> {
         let notes = entries(&self.dir.join("manifests").join("types"))?;
         if notes.is_empty() {
@@ -261,7 +262,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Drops records of repositories of whose manifests none is left.
+    /// Removes records of repositories that have no manifests left.
     fn repositories(&mut self, manifests: &[ContentFile]) -> Result<()> {
         let known: HashSet<Digest> = manifests.iter().map(|manifest| manifest.digest).collect();
         for shard in entries(&self.dir.join(super::REPOSITORIES))? {
@@ -276,12 +277,12 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Whether what is written about a manifest is so old that the manifest has been written too.
+    /// Whether a file about a manifest is so old that the manifest must have been written too.
     fn is_settled(&self, metadata: &std::fs::Metadata) -> bool {
         let age = metadata.modified().ok().and_then(|made| self.now.duration_since(made).ok());
         age.unwrap_or_default() > SETTLE_TIME
     }
 }
 
-/// After this time a manifest has followed the note of its type, and its line in a record.
+/// A manifest is written within this time after its media type file, and after its line in a record.
 const SETTLE_TIME: Duration = Duration::from_secs(3600);

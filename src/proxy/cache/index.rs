@@ -1,24 +1,23 @@
-//! What is in a directory of content, how much of it there may be, and what has to go. No I/O.
+//! The index of a directory of content: its entries, its limit, and the eviction policy. No I/O.
 //!
-//! The policy is S3-FIFO counted in bytes (Yang et al., SOSP 2023): what is new waits in a small
-//! queue, and only what is asked for again there moves to the main one; what left the small queue is
-//! remembered for a while, and comes back into the main one. An index of our own and not a cache of
-//! a library's, since three things are wanted together: room is reserved before bytes are written
-//! (so that the bound also holds what is on its way), what is read stays, and single victims can be
-//! asked for when another program fills the disk.
+//! The policy is S3-FIFO counted in bytes (Yang et al., SOSP 2023). New content enters a small queue. Only content that is
+//! requested again there moves to the main queue. Digests that left the small queue are remembered for a while, and enter the
+//! main queue when they return. No library offers the three features that are needed together: space is reserved before bytes
+//! are written, so that the limit includes running fetches; content that is being read stays; and a single victim can be
+//! evicted when another program fills the disk.
 //!
-//! It was chosen by `benches/eviction.rs`, which replays a month of made-up pulls: Zipf-like, sizes as in
-//! studies of registries, deployments, a nightly scan. What hits, in percent of requests and of bytes:
+//! The policy was chosen by `benches/eviction.rs`, which replays a month of synthetic pulls: a Zipf-like distribution, sizes
+//! as in studies of registries, deployments, a nightly scan. Hits in percent of requests and of bytes:
 //!
-//! | cache, of all bytes | S3-FIFO | LRU | FIFO | knowing the future |
+//! | cache size, of all bytes | S3-FIFO | LRU | FIFO | optimal |
 //! | --- | --- | --- | --- | --- |
 //! | 2 % | 44.3, 41.7 | 40.7, 37.2 | 38.9, 35.4 | 57.4, 55.4 |
 //! | 5 % | 55.1, 55.5 | 51.8, 51.6 | 49.0, 47.8 | 66.5, 66.4 |
 //! | 10 % | 63.0, 63.4 | 60.3, 61.1 | 57.8, 57.9 | 74.6, 75.0 |
 //! | 20 % | 71.8, 73.7 | 68.1, 69.0 | 66.1, 66.8 | 83.2, 83.9 |
 //!
-//! A small queue of a quarter is worse at each size (by up to 2 points of the bytes); one of a twentieth, or
-//! one hit to move where we ask for two, change half a point at most, either way: so the paper's numbers stand.
+//! A small queue of a quarter is worse at each size, by up to 2 points of the bytes. A small queue of a twentieth, or moving
+//! after one hit instead of two, changes at most half a point in either direction. So the paper's numbers are used.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -37,7 +36,7 @@ struct State {
     entries: HashMap<Digest, Arc<Entry>>,
     small: Queue,
     main: Queue,
-    /// Digests that left the small queue.
+    /// Digests that were evicted from the small queue.
     ghosts: VecDeque<Digest>,
     ghostly: HashSet<Digest>,
     reserved: u64,
@@ -55,19 +54,19 @@ struct Entry {
     size: u64,
     hits: AtomicU8,
     readers: AtomicUsize,
-    /// When it was asked for last, in seconds since 1970; 0 if not since the start.
+    /// The time of the last request in seconds since 1970; 0 if there was none since the start.
     used: AtomicU64,
-    /// Removed, though it still stands in a queue.
+    /// Removed, but still in a queue.
     gone: AtomicBool,
-    /// In which queue it stands. Written under the lock.
+    /// Whether it is in the small queue. Written under the lock.
     small: AtomicBool,
 }
 
-/// Content that stays as long as this lives. It's being read.
+/// Marks content as being read: it is not evicted as long as this lives.
 #[derive(Debug)]
 pub struct Pin(Arc<Entry>);
 
-/// Room that is taken for content on its way. Given back on drop.
+/// Reserved bytes for content that is being fetched. Released on drop.
 #[derive(Debug)]
 pub struct Reservation {
     index: Index,
@@ -75,7 +74,7 @@ pub struct Reservation {
 }
 
 impl Index {
-    /// Nothing is here yet, and there may be so many bytes.
+    /// An empty index with a limit of `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             capacity,
@@ -88,29 +87,29 @@ impl Index {
         })))
     }
 
-    /// The content, if it's here: a hit.
+    /// Pins the content, and counts a hit; `None` if it is not in the index.
     pub fn pin(&self, digest: &Digest) -> Option<Pin> {
         let state = self.lock();
         let entry = state.entries.get(digest)?;
-        // Racing hits may lose one: it's a hint.
+        // Concurrent hits may be counted once. The count need not be exact.
         let hits = entry.hits.load(Ordering::Relaxed);
         entry.hits.store(hits.saturating_add(1).min(MAX_HITS), Ordering::Relaxed);
         entry.used.store(crate::clock::unix_seconds(), Ordering::Relaxed);
         Some(Pin::new(entry.clone()))
     }
 
-    /// When it was asked for last, if it was since the start.
+    /// The time of the last request; `None` if there was none since the start.
     pub(super) fn last_used(&self, digest: &Digest) -> Option<SystemTime> {
         let seconds = self.lock().entries.get(digest)?.used.load(Ordering::Relaxed);
         (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds))
     }
 
-    /// How large it is, if it's here. No hit.
+    /// The size of the content in bytes. Counts no hit.
     pub(super) fn size_of(&self, digest: &Digest) -> Option<u64> {
         self.lock().entries.get(digest).map(|entry| entry.size)
     }
 
-    /// Takes room, if there is any.
+    /// Reserves `size` bytes; `None` if they would exceed the limit.
     pub fn reserve(&self, size: u64) -> Option<Reservation> {
         let mut state = self.lock();
         if size > state.capacity.saturating_sub(state.used() + state.reserved) {
@@ -120,14 +119,14 @@ impl Index {
         Some(Reservation { index: self.clone(), size })
     }
 
-    /// Whether it could ever fit.
+    /// Whether `size` bytes fit into an empty cache.
     pub(super) fn could_hold(&self, size: u64) -> bool {
         size <= self.lock().capacity
     }
 
-    /// Adds content, whose room was reserved. Pinned: nothing that was just fetched is a victim.
-    pub fn add(&self, digest: Digest, mut room: Reservation) -> Pin {
-        let size = std::mem::take(&mut room.size);
+    /// Adds content in place of its reservation. It is pinned, so that it is not evicted at once.
+    pub fn add(&self, digest: Digest, mut reservation: Reservation) -> Pin {
+        let size = std::mem::take(&mut reservation.size);
         let mut state = self.lock();
         state.reserved -= size;
         state.remove(&digest);
@@ -135,25 +134,25 @@ impl Index {
         Pin::new(state.insert(digest, size, !known))
     }
 
-    /// Adds content that was here before, oldest first.
+    /// Adds content that was found at the start. The oldest is added first.
     pub(super) fn recall(&self, digest: Digest, size: u64) {
         let mut state = self.lock();
         state.remove(&digest);
         state.insert(digest, size, false);
     }
 
-    /// Whether there is more than there may be.
+    /// Whether the content exceeds the limit.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.used() + state.reserved > state.capacity
     }
 
-    /// Forgets content, and says how large it was.
+    /// Removes content from the index, and returns its size.
     pub(super) fn remove(&self, digest: &Digest) -> Option<u64> {
         self.lock().remove(digest)
     }
 
-    /// Forgets content that isn't being read, and says how large it was: `Err` if it's read.
+    /// Removes content from the index, and returns its size. `Err` if it is being read.
     pub(super) fn remove_idle(&self, digest: &Digest) -> Result<Option<u64>, ()> {
         let mut state = self.lock();
         match state.entries.get(digest) {
@@ -162,23 +161,23 @@ impl Index {
         }
     }
 
-    /// Forgets the content that is worth least, unless all of it is being read.
+    /// Removes the content that the policy evicts next. `None` if all content is being read.
     pub fn victim(&self) -> Option<(Digest, u64)> {
         self.lock().victim()
     }
 
-    /// Number and bytes of what is here.
+    /// The number of entries, and their bytes.
     pub(super) fn count(&self) -> (usize, u64) {
         let state = self.lock();
         (state.entries.len(), state.used())
     }
 
-    /// What is here, in no order.
+    /// All content, in no order.
     pub(super) fn list(&self) -> Vec<(Digest, u64)> {
         self.lock().entries.values().map(|entry| (entry.digest, entry.size)).collect()
     }
 
-    /// What is here and has a digest that begins with this byte.
+    /// The content whose digest begins with this byte.
     pub(super) fn shard(&self, shard: u8) -> Vec<(Digest, u64)> {
         let state = self.lock();
         let entries = state.entries.values().filter(|entry| entry.digest.shard() == shard);
@@ -215,7 +214,7 @@ impl State {
         entry.gone.store(true, Ordering::Relaxed);
         let queue = if entry.small.load(Ordering::Relaxed) { &mut self.small } else { &mut self.main };
         queue.bytes -= entry.size;
-        // Entries that are gone are skipped; too many of them are swept out.
+        // The queues skip removed entries. If there are too many of them, they are taken out.
         if self.small.entries.len() + self.main.entries.len() > 2 * self.entries.len() + 64 {
             for queue in [&mut self.small, &mut self.main] {
                 queue.entries.retain(|entry| !entry.gone.load(Ordering::Relaxed));
@@ -225,14 +224,14 @@ impl State {
     }
 
     fn victim(&mut self) -> Option<(Digest, u64)> {
-        // Each entry may pass by once for each of its hits, and once to move.
-        let mut patience = (usize::from(MAX_HITS) + 2) * (self.small.entries.len() + self.main.entries.len()) + 1;
-        while patience > 0 {
-            patience -= 1;
+        // Each entry may come up once for each of its hits, and once to move.
+        let mut steps = (usize::from(MAX_HITS) + 2) * (self.small.entries.len() + self.main.entries.len()) + 1;
+        while steps > 0 {
+            steps -= 1;
             let from_small = self.small.bytes > self.capacity / SMALL_QUEUE_SHARE || self.main.bytes == 0;
             let queue = if from_small { &mut self.small } else { &mut self.main };
             let Some(entry) = queue.pop() else {
-                // Only entries of no bytes are left in the other one.
+                // The other queue has only entries of zero bytes.
                 let other = if from_small { &mut self.main } else { &mut self.small };
                 let entry = other.pop()?;
                 let small = !from_small;
@@ -248,7 +247,7 @@ impl State {
         None
     }
 
-    /// Decides on an entry that was taken from the front of its queue.
+    /// Decides about an entry from the front of its queue: it stays, moves, or is evicted.
     fn judge(&mut self, entry: Arc<Entry>, small: bool) -> Option<(Digest, u64)> {
         if entry.readers.load(Ordering::Acquire) > 0 {
             if small { &mut self.small } else { &mut self.main }.push(entry);
@@ -304,13 +303,13 @@ impl Queue {
 }
 
 impl Pin {
-    /// Under the index's lock, or for an entry that is pinned: else it may be a victim meanwhile.
+    /// Called under the index's lock, or for a pinned entry. Otherwise the entry could be evicted at the same time.
     fn new(entry: Arc<Entry>) -> Self {
         entry.readers.fetch_add(1, Ordering::AcqRel);
         Self(entry)
     }
 
-    /// How large the content is.
+    /// The size of the content in bytes.
     pub fn size(&self) -> u64 {
         self.0.size
     }
@@ -323,7 +322,7 @@ impl Drop for Pin {
 }
 
 impl Reservation {
-    /// Adds the room of another one.
+    /// Adds the bytes of another reservation.
     pub(super) fn join(&mut self, mut other: Self) {
         self.size += std::mem::take(&mut other.size);
     }

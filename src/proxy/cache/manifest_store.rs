@@ -1,4 +1,4 @@
-//! Manifests and tags: in memory what was asked for lately, on the disk all.
+//! Manifests and tags: all on disk, and the recently used ones in memory.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,62 +35,62 @@ struct Inner {
     home: CacheDir,
     manifests: Memory<Digest, Manifest, ByteWeigher>,
     known: Memory<TagName, CachedTag>,
-    /// That nothing can be written was said.
-    told: AtomicBool,
+    /// The log has a line about a failed write.
+    warned: AtomicBool,
 }
 
-/// A tag of a repository of an upstream, as one text: it's looked up for each request.
+/// A tag with its repository and upstream, as one text, because it is looked up for each request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TagName(Arc<str>);
 
 impl TagName {
-    /// The tag's name. None of the three can hold a space.
+    /// The name of a tag. None of the three parts can contain a space.
     pub fn new(upstream: &str, repository: &str, tag: &str) -> Self {
         Self(format!("{upstream} {repository} {tag}").into())
     }
 
-    /// The name that a tag's file says.
+    /// The name in a tag file.
     pub(super) fn of(tag: &CachedTag) -> Self {
         Self(tag.name.as_str().into())
     }
 
-    /// Its file below the directory of tags.
+    /// The path of the tag file, relative to the directory of tags.
     pub(super) fn file(&self) -> PathBuf {
         let hex = Digest::of(self.0.as_bytes()).hex();
         [&hex[..2], &hex].iter().collect()
     }
 }
 
-/// What a tag was, and when that was known for sure.
+/// A tag: its descriptor, and the time of the last check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CachedTag {
-    /// `upstream repository tag`: a hash can't be turned back.
+    /// `upstream repository tag`. The file's name is only a hash of it.
     name: String,
     media_type: MediaType,
     digest: Digest,
     size: u64,
-    /// Seconds since 1970.
+    /// When the upstream confirmed it, in seconds since 1970.
     pub checked: u64,
-    /// The registries behind the upstream's name, as one text. A cache of a former version has none.
+    /// The tiers of the upstream, as one text. Tag files of older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tiers: Option<Box<str>>,
 }
 
 impl CachedTag {
-    /// What `name` was found to be.
+    /// The tag `name` with its descriptor.
     pub fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
         let Descriptor { media_type, digest, size, .. } = descriptor.clone();
         Self { name: name.0.to_string(), media_type, digest, size, checked, tiers: None }
     }
 
-    /// The same, read from these registries: see [`tiers`](Self::tiers).
+    /// The tag, as read from these [`tiers`](Self::tiers).
     pub fn with_tiers(self, tiers: &str) -> Self {
         Self { tiers: Some(tiers.into()), ..self }
     }
 
-    /// The registries that it was read from, as one text. Other registries behind the same name are another upstream,
-    /// of which the tag says nothing. `None` for a tag that a former version wrote.
+    /// The tiers of the upstream when the tag was read, as one text. With other tiers it is another upstream, and the tag says
+    /// nothing about it. `None` for a tag that an older version wrote.
     pub fn tiers(&self) -> Option<&str> {
         self.tiers.as_deref()
     }
@@ -106,43 +106,43 @@ impl CachedTag {
         Some((parts.next()?, parts.next()?))
     }
 
-    /// The manifest that it was.
+    /// The descriptor of its manifest.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor::new(self.media_type.clone(), self.digest, self.size)
     }
 
-    /// That manifest's digest.
+    /// The digest of its manifest.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 }
 
 impl ManifestStore {
-    /// Those of `store` and `records`, and the tags in `home`: so many of them at most. Blocks.
-    pub(super) fn new(store: ContentStore, records: RepositoryRecords, home: CacheDir, most_tags: usize) -> Self {
+    /// The manifests of `store` and `records`, and at most `max_tags` tags in `home`. Blocks.
+    pub(super) fn new(store: ContentStore, records: RepositoryRecords, home: CacheDir, max_tags: usize) -> Self {
         let tags = home.path().join("tags");
         let manifests = Memory::with_weighter(4096, MANIFEST_MEMORY, ByteWeigher);
         Self(Arc::new(Inner {
             store,
             records,
-            tag_files: TagFileCount::new(tags.clone(), most_tags),
+            tag_files: TagFileCount::new(tags.clone(), max_tags),
             tags,
             home,
             manifests,
             known: Memory::new(MAX_TAGS_IN_MEMORY),
-            told: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
         }))
     }
 
-    /// The manifest, if it's here.
+    /// The manifest, if it is cached.
     pub async fn manifest(&self, digest: &Digest) -> Option<Manifest> {
         if let Some(found) = self.0.manifests.get(digest) {
             return Some(found);
         }
         let pin = self.0.store.pin(digest)?;
-        // Many clients may ask for many large ones.
+        // Many clients may request many large manifests.
         let large = self.0.store.size_of(digest).is_some_and(|size| size > memory::SMALL_ANSWER as u64);
-        let _turn = if large { memory::disk_read_permit().await } else { None };
+        let _permit = if large { memory::disk_read_permit().await } else { None };
         let (manifest_store, digest) = (self.clone(), *digest);
         let read = run_blocking(move || {
             let Some(stored) = manifest_store.0.store.open_pinned(&digest, pin)? else { return Ok(None) };
@@ -162,12 +162,12 @@ impl ManifestStore {
         }
     }
 
-    /// Whether the manifest is here.
+    /// Whether the manifest is cached.
     pub(in crate::proxy) fn has(&self, digest: &Digest) -> bool {
         self.0.manifests.peek(digest).is_some() || self.0.store.size_of(digest).is_some()
     }
 
-    /// The manifest, if it's here, without taking the place of others in memory. Blocks.
+    /// The manifest, if it is cached. Does not displace others in memory. Blocks.
     pub(in crate::proxy) fn look_through(&self, digest: &Digest) -> Option<Manifest> {
         if let Some(found) = self.0.manifests.peek(digest) {
             return Some(found);
@@ -187,7 +187,7 @@ impl ManifestStore {
         self.log_error(self.0.records.add(repository, manifests, |digest| self.has(digest)));
     }
 
-    /// Keeps a manifest. On return it's on the disk, unless that can't be written.
+    /// Stores a manifest. On return it is on disk, unless the disk cannot be written.
     pub async fn put(&self, manifest: &Manifest) {
         self.0.manifests.insert(manifest.digest(), manifest.clone());
         if self.0.store.size_of(&manifest.digest()).is_some() {
@@ -197,7 +197,7 @@ impl ManifestStore {
         self.log_error(run_blocking(move || manifest_store.write(&manifest)).await);
     }
 
-    /// What the tag was last, if it's known.
+    /// The cached tag.
     pub async fn tag(&self, name: &TagName) -> Option<CachedTag> {
         if let Some(found) = self.0.known.get(name) {
             return Some(found);
@@ -217,14 +217,14 @@ impl ManifestStore {
         Some(found)
     }
 
-    /// Keeps what a tag is.
+    /// Stores a tag.
     pub async fn put_tag(&self, name: &TagName, tag: CachedTag) {
         self.0.known.insert(name.clone(), tag.clone());
         let (manifest_store, name) = (self.clone(), name.clone());
         self.log_error(run_blocking(move || manifest_store.write_tag(&name, &tag)).await);
     }
 
-    /// Forgets a tag that is no more.
+    /// Removes a tag that no longer exists at the upstream.
     pub async fn forget_tag(&self, name: &TagName) {
         self.0.known.remove(name);
         let path = self.0.tags.join(name.file());
@@ -239,7 +239,7 @@ impl ManifestStore {
         Ok(if gone || known { Removal::Gone } else { Removal::Absent })
     }
 
-    /// Removes a manifest, unless it's being read. Blocks.
+    /// Removes a manifest, unless it is being read. Blocks.
     pub(super) fn discard_idle(&self, digest: &Digest) -> Removal {
         let removal = self.0.store.discard_idle(digest);
         if removal != Removal::Busy && self.0.manifests.remove(digest).is_some() {
@@ -256,7 +256,7 @@ impl ManifestStore {
         self.0.store.last_used(digest)
     }
 
-    /// The shelf of manifests.
+    /// The store of the manifests.
     pub fn content_store(&self) -> &ContentStore {
         &self.0.store
     }
@@ -282,7 +282,7 @@ impl ManifestStore {
         let own = Manifest::read(bytes.clone(), None, Some(digest)).ok();
         let media_type = &manifest.descriptor().media_type;
         if own.is_none_or(|own| own.descriptor().media_type != *media_type) {
-            // Before the manifest: what has a name is complete.
+            // Before the manifest, so that a manifest with a name is complete.
             let path = self.type_file(&digest);
             self.replace(&path, media_type.0.as_bytes())?;
         }
@@ -291,7 +291,7 @@ impl ManifestStore {
         self.0.store.commit(digest, temp).map(drop)
     }
 
-    /// Not synced: what is lost with the power is asked for again.
+    /// Not synced: after a power loss the upstream is asked again.
     fn write_tag(&self, name: &TagName, tag: &CachedTag) -> Result<()> {
         let json = serde_json::to_vec(tag).unwrap_or_default();
         let path = self.0.tags.join(name.file());
@@ -319,17 +319,17 @@ impl ManifestStore {
         self.0.store.dir().join("types").join(digest.hex())
     }
 
-    /// Manifests and tags that can't be written are served from memory: said once.
+    /// Logs the first failed write. Manifests and tags that cannot be written are served from memory.
     fn log_error(&self, result: Result<()>) {
         if let Err(error) = result
-            && !self.0.told.swap(true, Ordering::Relaxed)
+            && !self.0.warned.swap(true, Ordering::Relaxed)
         {
             tracing::error!("{error}: manifests and tags are kept in memory only");
         }
     }
 }
 
-/// All bytes of a manifest's file, which is no larger than a manifest may be.
+/// Reads a manifest file, up to the largest size of a manifest.
 fn read_whole(file: &OpenFile) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     loop {
@@ -345,7 +345,7 @@ fn read_whole(file: &OpenFile) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// A manifest in memory: its bytes, and what was parsed of them.
+/// Weighs a manifest in memory by its bytes and its parsed content.
 #[derive(Clone, Debug)]
 struct ByteWeigher;
 
@@ -355,10 +355,10 @@ impl Weighter<Digest, Manifest> for ByteWeigher {
     }
 }
 
-/// The largest file of a tag that is read or written, in bytes.
+/// The largest tag file that is read or written, in bytes.
 pub(super) const MAX_TAG_FILE: u64 = 16 << 10;
-/// Bytes of manifests in memory.
+/// The limit of manifests in memory, in bytes.
 const MANIFEST_MEMORY: u64 = 16 << 20;
 const MAX_TAGS_IN_MEMORY: usize = 10_000;
-/// Bytes that one read asks for: more than most manifests have.
+/// Bytes of one read: more than the size of most manifests.
 const READ_SIZE: usize = 16 << 10;

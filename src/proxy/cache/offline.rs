@@ -1,11 +1,10 @@
-//! Looking at a cache's directory, and mending it, from outside of the proxy that uses it. It blocks.
+//! Commands on a cache directory, outside the proxy that uses it. All functions block.
 //!
-//! [`list`] and [`verify`] do no harm to a running proxy, and so take no lock (they would keep one from
-//! starting): a file has its name only when it's whole, and none is written after that, so whatever is
-//! read under a name is final. A file that `verify` takes away is fetched again, as the proxy does with
-//! one that a broken disk lost; who has it open reads on. [`remove()`] and [`gc()`] take the lock: a running proxy
-//! remembers tags and manifests, and would go on answering with what was to go. It's asked itself
-//! therefore: [`Proxy::admin`](crate::proxy::Proxy::admin).
+//! [`list`] and [`verify`] are safe while a proxy runs, so they take no lock (a proxy could not start meanwhile). A file gets
+//! its name when it is complete, and is never written after that. The proxy fetches a file that `verify` has removed again,
+//! and current readers of it continue. [`remove()`] and [`gc()`] take the lock: a running proxy has tags and manifests in
+//! memory, and would still serve what was removed. For a running proxy there is
+//! [`Proxy::admin`](crate::proxy::Proxy::admin).
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
@@ -26,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::reference::{Reference, Target, check_name, check_tag};
 use crate::regular_file::{self, Links};
 
-/// What a directory holds.
+/// The content of a cache directory.
 #[derive(Debug)]
 pub struct Listing {
     /// The tags, by name.
@@ -37,7 +36,7 @@ pub struct Listing {
     pub blobs: (usize, u64),
 }
 
-/// Something that a cache may hold, by its name.
+/// A tag or content, as an operator names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// A tag.
@@ -66,7 +65,7 @@ impl FromStr for Item {
             Target::Tag(tag) => {
                 Self::Tag { upstream: repository.registry.into(), repository: repository.name.into(), tag: tag.into() }
             }
-            Target::Name(_) => return Err(Error::new(Kind::Usage, format!("{text:?} is nothing that a cache holds"))),
+            Target::Name(_) => return Err(Error::new(Kind::Usage, format!("{text:?} is neither a tag nor a digest"))),
             Target::Digest(digest) => Self::Content(digest),
         })
     }
@@ -81,7 +80,7 @@ impl std::fmt::Display for Item {
     }
 }
 
-/// A tag.
+/// A tag in a listing.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ListedTag {
     /// The upstream's name.
@@ -90,32 +89,32 @@ pub struct ListedTag {
     pub repository: String,
     /// The tag.
     pub tag: String,
-    /// What it was.
+    /// The digest of its manifest.
     pub digest: Digest,
-    /// When that was known for sure: seconds since 1970.
+    /// When the upstream confirmed it, in seconds since 1970.
     pub checked: u64,
 }
 
-/// What [`verify`] found.
+/// The result of [`verify`].
 #[derive(Debug)]
 pub struct VerifyResult {
     /// Number and bytes of the files that were read.
     pub read: (usize, u64),
-    /// Those that were not what their names say. They are gone.
+    /// Those that did not match their names. They were removed.
     pub dropped: Vec<Digest>,
 }
 
-/// Content's file.
+/// A file of content.
 struct CheckedFile {
     path: PathBuf,
     digest: Digest,
     size: u64,
 }
 
-/// What the directory holds. Nothing is changed.
+/// Lists the content of the directory. Changes nothing.
 ///
 /// # Errors
-/// [`Kind::Usage`] if it's no cache, [`Kind::Local`] if it can't be read.
+/// [`Kind::Usage`] if `dir` is not a cache, [`Kind::Local`] if it cannot be read.
 pub fn list(dir: &Path) -> Result<Listing> {
     check(dir)?;
     let count = |below: &str| -> Result<(usize, u64)> {
@@ -130,15 +129,15 @@ pub fn list(dir: &Path) -> Result<Listing> {
     Ok(Listing { tags, manifests: count("manifests")?, blobs: count("blobs")? })
 }
 
-/// A 256th of the tags.
+/// The tags of one of 256 parts.
 pub(in crate::proxy) fn tags(dir: &Path, part: u16) -> Result<Vec<ListedTag>> {
     Ok(tag_files(dir, part)?.iter().filter_map(listed).collect())
 }
 
-/// The same, as their files have them.
+/// The tag files of one of 256 parts.
 pub(in crate::proxy) fn tag_files(dir: &Path, part: u16) -> Result<Vec<CachedTag>> {
     let files = entries(&dir.join("tags").join(format!("{part:02x}")))?;
-    // One that was removed meanwhile, or makes no sense, is none to the proxy either.
+    // A file that was removed meanwhile, or cannot be parsed, is no tag to the proxy either.
     let read = |path: PathBuf| {
         let bytes = regular_file::read(&path, Links::Refuse, MAX_TAG_FILE).ok()?;
         serde_json::from_slice::<CachedTag>(&bytes).ok()
@@ -149,15 +148,15 @@ pub(in crate::proxy) fn tag_files(dir: &Path, part: u16) -> Result<Vec<CachedTag
 fn listed(tag: &CachedTag) -> Option<ListedTag> {
     let mut parts = tag.name().split(' ').map(str::to_owned);
     let (upstream, repository, name) = (parts.next()?, parts.next()?, parts.next()?);
-    // A file that was changed by hand must not put other text into listings.
+    // A file that was edited by hand must not put other text into listings.
     check_tag(&name).and(check_name(&name, &repository)).ok()?;
     Some(ListedTag { upstream, repository, tag: name, digest: tag.digest(), checked: tag.checked })
 }
 
-/// Removes a tag, or content. A tag's manifest and blobs stay, as others may have them in common.
+/// Removes a tag, or content. The manifest and blobs of a tag stay, since other tags may share them.
 ///
 /// # Errors
-/// [`Kind::Usage`] if it's no cache, or a proxy uses it; [`Kind::Local`] if it can't be written.
+/// [`Kind::Usage`] if `dir` is not a cache, or a proxy uses it; [`Kind::Local`] if it cannot be written.
 pub fn remove(dir: &Path, item: &Item) -> Result<Removal> {
     let _lock = lock_directory(dir)?;
     let mut found = false;
@@ -176,7 +175,7 @@ pub fn remove(dir: &Path, item: &Item) -> Result<Removal> {
     Ok(if found { Removal::Gone } else { Removal::Absent })
 }
 
-/// Removes what is too old, too much, or left over.
+/// Removes content that is too old or exceeds the limits, and leftovers.
 ///
 /// # Errors
 /// Those of [`remove()`].
@@ -185,7 +184,7 @@ pub fn gc(dir: &Path, wanted: &GcOptions) -> Result<GcResult> {
     gc::collect(dir, wanted, &NoUser)
 }
 
-/// Nobody uses the directory: we have its lock.
+/// No proxy uses the directory: this process has its lock.
 struct NoUser;
 
 impl CacheUser for NoUser {
@@ -203,12 +202,11 @@ impl CacheUser for NoUser {
     }
 }
 
-/// Reads all content, and removes what has another digest or size than its name says. `dropped` hears
-/// of each at once: the whole may take hours.
+/// Reads all content, and removes files whose digest or size does not match their name, or that cannot be read. `dropped` is
+/// called for each at once, because the whole may take hours.
 ///
 /// # Errors
-/// [`Kind::Usage`] if it's no cache; [`Kind::Local`] if a bad file can't be removed. One that can't be
-/// read is bad.
+/// [`Kind::Usage`] if `dir` is not a cache; [`Kind::Local`] if a corrupt file cannot be removed.
 pub fn verify(dir: &Path, mut dropped: impl FnMut(&Path)) -> Result<VerifyResult> {
     check(dir)?;
     let mut verified = VerifyResult { read: (0, 0), dropped: Vec::new() };
@@ -216,7 +214,7 @@ pub fn verify(dir: &Path, mut dropped: impl FnMut(&Path)) -> Result<VerifyResult
         for file in content_files(&dir.join(below))? {
             let Some((good, inode)) = verify_file(&file)? else { continue };
             verified.read = (verified.read.0 + 1, verified.read.1 + file.size);
-            // A running proxy may have found it too, and fetched it anew: that one stays.
+            // A running proxy may have removed it too, and fetched it again: the new file stays.
             let same = || fs::metadata(&file.path).is_ok_and(|metadata| metadata.ino() == inode);
             if !good && same() && unlink(&file.path)? {
                 dropped(&file.path);
@@ -227,13 +225,13 @@ pub fn verify(dir: &Path, mut dropped: impl FnMut(&Path)) -> Result<VerifyResult
     Ok(verified)
 }
 
-/// Whether the file is what its name says, and its inode. `None` if it was removed meanwhile.
+/// Whether the file matches its name, and its inode. `None` if it was removed meanwhile.
 fn verify_file(held: &CheckedFile) -> Result<Option<(bool, u64)>> {
     let failed = |error: &std::io::Error| Error::io(format!("read {}", held.path.display()), error);
     let mut file = match crate::proxy::scrub::open_without_atime(&held.path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        // Whether it may be read is no matter of the disk.
+        // A missing permission does not make the file corrupt.
         Err(error) => return Err(failed(&error)),
     };
     let inode = file.metadata().map_err(|error| failed(&error))?.ino();
@@ -246,7 +244,7 @@ fn verify_file(held: &CheckedFile) -> Result<Option<(bool, u64)>> {
                 size += count as u64;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // A sector that can't be read.
+            // A disk sector that cannot be read.
             Err(error) => {
                 tracing::error!("{}", failed(&error));
                 return Ok(Some((false, inode)));
@@ -256,7 +254,7 @@ fn verify_file(held: &CheckedFile) -> Result<Option<(bool, u64)>> {
     Ok(Some((size == held.size && hasher.finish() == held.digest, inode)))
 }
 
-/// The files of content below `dir`. Others, which aren't ours, are left alone.
+/// The files of content below `dir`. Files with other names are ignored.
 fn content_files(dir: &Path) -> Result<Vec<CheckedFile>> {
     let mut found = Vec::new();
     for algorithm in ["sha256", "sha512"] {
@@ -272,20 +270,20 @@ fn content_files(dir: &Path) -> Result<Vec<CheckedFile>> {
     Ok(found)
 }
 
-/// A path with a slip in it must not look like an empty cache.
+/// Checks that `dir` is a cache: a mistyped path must not look like an empty cache.
 fn check(dir: &Path) -> Result<()> {
     if dir.join("blobs").is_dir() && dir.join("tags").is_dir() {
         return Ok(());
     }
     Err(Error::new(Kind::Usage, format!("{} is not the directory of a cache", dir.display()))
-        .hint("it's what `transload proxy --cache` was given"))
+        .hint("use the directory of `transload proxy --cache`"))
 }
 
 fn lock_directory(dir: &Path) -> Result<File> {
     check(dir)?;
     super::cache_dir::take_lock(dir, &dir.join("lock")).map_err(|error| match error.kind() {
         Kind::Usage => Error::new(Kind::Usage, format!("a proxy uses the cache {}", dir.display())).hint(
-            "it remembers what is to go: ask it by --admin with the address of its --listen-admin, or stop it first",
+            "run the command with --admin and the address of the proxy's --listen-admin, or stop the proxy first",
         ),
         _ => error,
     })

@@ -1,4 +1,4 @@
-//! A cache that a proxy uses, as whoever mends it sees it. All of it blocks.
+//! Commands on the cache of a running proxy. All methods block.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use super::offline::Item;
 use super::{Cache, ContentStore, ManifestStore, Removal, Settings, TagName};
 use crate::error::Result;
 
-/// The cache; clones are the same one.
+/// The cache of a running proxy. Clones share it.
 #[derive(Clone, Debug)]
 pub(in crate::proxy) struct OnlineCache {
     pub(in crate::proxy) blobs: ContentStore,
@@ -38,7 +38,7 @@ impl OnlineCache {
         [self.blobs.clone(), self.manifest_store.content_store().clone()]
     }
 
-    /// Removes a tag, or content that isn't being read.
+    /// Removes a tag, or content that is not being read.
     pub(in crate::proxy) fn remove(&self, item: &Item) -> Result<Removal> {
         match item {
             Item::Tag { upstream, repository, tag } => {
@@ -52,7 +52,7 @@ impl OnlineCache {
         }
     }
 
-    /// Removes what is too old, too much or left over.
+    /// Removes content that is too old or exceeds the limits, and leftovers.
     pub(in crate::proxy) fn gc(&self, wanted: GcOptions) -> Result<GcResult> {
         let wanted = GcOptions {
             size: wanted.size.or(Some(self.settings.size)),
@@ -64,7 +64,7 @@ impl OnlineCache {
 }
 
 impl CacheUser for OnlineCache {
-    /// What others left was removed at the start: what has our number may be ours.
+    /// A name with this process's PID is one of its files: those of an earlier process were removed at the start.
     fn writes(&self, name: &str) -> bool {
         name.split('-').next() == Some(std::process::id().to_string().as_str())
     }

@@ -1,11 +1,11 @@
 //! Which manifests belong to which repository: one small text file for each repository of an upstream.
 //!
-//! Content is stored by its digest, whoever brought it. These records say for whom: the first line of a file is the
-//! repository's name, each further line is the digest of a manifest that the upstream confirmed there. So a warm cache
-//! answers after a restart without its upstream, and answers nobody else.
+//! Content is stored by its digest, whichever repository it came from. A record lists the manifests of one repository: the
+//! first line is the repository's name, and each further line is the digest of a manifest that the upstream confirmed there.
+//! So a warm cache works after a restart without its upstream, and serves content only to repositories that it belongs to.
 //!
-//! A record is a hint that saves a question. What is lost (power, thinning, a torn line) is asked for again; nothing
-//! is synced. Files are bounded by the disk space they take together, since clients choose the names. All of it blocks.
+//! A record only saves a request to the upstream. Nothing is synced: what is lost by a power failure, a removal or a torn
+//! line is requested again. The disk space of all records is limited, since clients choose the names. All methods block.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -26,21 +26,21 @@ use crate::regular_file::{self, Links};
 pub(super) struct RepositoryRecords {
     dir: PathBuf,
     max_bytes: u64,
-    /// Disk space of all files, at least: removals by others are noticed when there seems to be too much.
+    /// An upper bound of the disk space of all files: removals by others are noticed only when the limit is reached.
     bytes: AtomicU64,
     /// Held while a record is changed.
     writing: Mutex<()>,
 }
 
 impl RepositoryRecords {
-    /// The records in `dir`, which together may take `max_bytes` of the disk.
+    /// The records in `dir`, which may take `max_bytes` of disk space in total.
     pub(super) fn new(dir: PathBuf, max_bytes: u64) -> Self {
         let bytes = files(&dir).map_or(0, |files| files.iter().map(|file| file.bytes).sum());
         Self { dir, max_bytes, bytes: AtomicU64::new(bytes), writing: Mutex::new(()) }
     }
 
-    /// The manifests that belong to the repository `name`, the latest last. A file that cannot be read, or has
-    /// another name in it, records nothing.
+    /// The manifests that belong to the repository `name`, the latest last. None if the file cannot be read, or contains
+    /// another name.
     pub(super) fn manifests(&self, name: &str) -> Vec<Digest> {
         match read(&self.path(name)) {
             Some((found, manifests)) if found == name => manifests,
@@ -48,8 +48,8 @@ impl RepositoryRecords {
         }
     }
 
-    /// Records that these manifests belong to the repository `name`. `is_cached` tells which manifests are worth
-    /// their line when there are too many.
+    /// Records that these manifests belong to the repository `name`. If there are too many, only manifests for which
+    /// `is_cached` returns true are kept.
     ///
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if the disk cannot be written.
@@ -63,7 +63,7 @@ impl RepositoryRecords {
         let before = space(&path);
         if known.is_empty() || known.len() + new.len() > MAX_MANIFESTS {
             let mut kept: Vec<Digest> = known.into_iter().filter(|digest| is_cached(digest)).collect();
-            // With some to spare: the next ones are appended again.
+            // Leaves a quarter free, so that the next manifests are appended again.
             let reserved = (MAX_MANIFESTS - MAX_MANIFESTS / 4).saturating_sub(new.len());
             kept.drain(..kept.len().saturating_sub(reserved));
             kept.extend(new);
@@ -73,30 +73,30 @@ impl RepositoryRecords {
             let opened = regular_file::with_safe_flags(options.append(true)).open(&path);
             let mut file = opened.map_err(|error| failed(&error))?;
             regular_file::check(&file).map_err(|error| failed(&error))?;
-            // Also where there is nothing new: records that are in use are thinned last.
+            // Also without new manifests: records that are in use are removed last.
             file.set_modified(crate::clock::now()).map_err(|error| failed(&error))?;
             file.write_all(lines(&new).as_bytes()).map_err(|error| failed(&error))?;
         }
         let growth = space(&path).saturating_sub(before);
         if self.bytes.fetch_add(growth, Ordering::Relaxed) + growth > self.max_bytes {
-            self.thin()?;
+            self.remove_oldest()?;
         }
         Ok(())
     }
 
-    /// Written beside and renamed: a record is replaced as a whole.
+    /// Replaces a record as a whole, by a rename.
     fn replace(&self, path: &Path, name: &str, manifests: &[Digest]) -> std::io::Result<()> {
         super::make_dir(path.parent().unwrap_or(&self.dir))?;
-        let beside = path.with_extension("new");
-        // What a killed process left; it may be another kind of file.
-        let _ = fs::remove_file(&beside);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let temporary = path.with_extension("new");
+        // A killed process may have left it, and it may be another kind of file.
+        let _ = fs::remove_file(&temporary);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(format!("{name}{}", lines(manifests)).as_bytes())?;
-        fs::rename(&beside, path)
+        fs::rename(&temporary, path)
     }
 
-    /// Removes the records that were used least lately, until an eighth of the space is free.
-    fn thin(&self) -> Result<()> {
+    /// Removes the least recently used records until an eighth of the space is free.
+    fn remove_oldest(&self) -> Result<()> {
         let mut all = files(&self.dir)?;
         all.sort_by_key(|file| file.written);
         let mut bytes: u64 = all.iter().map(|file| file.bytes).sum();
@@ -110,7 +110,7 @@ impl RepositoryRecords {
                 bytes -= file.bytes;
                 removed += 1;
             }
-            tracing::info!("{removed} records of repositories were removed: they took more than {}", self.max_bytes);
+            tracing::info!("removed {removed} records of repositories: they took more than {} bytes", self.max_bytes);
         }
         self.bytes.store(bytes, Ordering::Relaxed);
         Ok(())
@@ -122,7 +122,7 @@ impl RepositoryRecords {
     }
 }
 
-/// The repository that a record names, and its manifests.
+/// The repository's name in a record, and its manifests.
 pub(super) fn read(path: &Path) -> Option<(String, Vec<Digest>)> {
     let mut text = String::new();
     let read =
@@ -139,12 +139,12 @@ pub(super) fn read(path: &Path) -> Option<(String, Vec<Digest>)> {
     Some((name, lines.filter_map(|line| line.parse().ok()).collect()))
 }
 
-/// The lines of these manifests. Each begins with the line end before it, so a torn line spoils no other one.
+/// The lines of these manifests. Each begins with a line feed, so a torn line does not damage the next one.
 fn lines(manifests: &[Digest]) -> String {
     manifests.iter().map(|digest| format!("\n{digest}")).collect()
 }
 
-/// One file.
+/// The file of a record.
 #[derive(Debug)]
 struct Record {
     path: PathBuf,
@@ -168,16 +168,16 @@ fn space(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| blocks(metadata.len()))
 }
 
-/// What a file of this length takes of the disk.
+/// The disk space of a file of this length.
 fn blocks(length: u64) -> u64 {
     length.max(1).next_multiple_of(DISK_BLOCK)
 }
 
-/// Disk space of all records.
+/// The limit of the disk space of all records.
 pub(super) const MAX_RECORDS_BYTES: u64 = 256 << 20;
 /// Manifests of one repository that are recorded.
 const MAX_MANIFESTS: usize = 10_000;
-/// Longer than the longest record: a name, and a SHA-512 digest for each manifest.
+/// An upper bound of a record's length: a name, and a SHA-512 digest for each manifest.
 const MAX_RECORD: u64 = 4096 + MAX_MANIFESTS as u64 * 140;
 const DISK_BLOCK: u64 = 4096;
 

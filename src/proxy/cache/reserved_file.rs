@@ -1,12 +1,11 @@
-//! Room for a file that is being fetched: it grows with the bytes that arrive.
+//! The space of a file that is being fetched. The reservation grows with the bytes that arrive.
 //!
-//! The upstream announces a size before it sends anything, and the announcement may be a lie. So nothing is evicted for
-//! a size alone: a fetch takes [`FIRST_STEP`] bytes of room with its first byte, and then at most twice what has arrived,
-//! in steps that double. A gigabyte takes eleven steps, each some microseconds on the thread that hashes and writes.
+//! The size that an upstream announces may be false, so nothing is evicted because of a size alone. A fetch reserves
+//! [`FIRST_STEP`] bytes at its first byte, and then at most twice the bytes that have arrived, in steps that double. A
+//! gigabyte takes eleven steps of some microseconds each, on the thread that hashes and writes.
 //!
-//! Where the file is written from its beginning on, each step also has the disk set blocks aside, which costs less
-//! than to find some at each write. Where it's written in parts, the room is counted and the disk finds the blocks: the
-//! connection is the limit then.
+//! If the file is written from its beginning on, each step also allocates blocks on the disk, which costs less than
+//! allocation at each write. If it is written in parts, the space is only counted: the connection is the limit then.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +17,7 @@ use super::temp::{UnwrittenBytes, write_at};
 use crate::error::{Error, Result};
 use crate::file_access::OpenFile;
 
-/// The room of one file. Clones of the `Arc` around it write to the same file.
+/// A file with its reserved space. Clones of the `Arc` around it write to the same file.
 pub struct ReservedFile {
     store: ContentStore,
     file: OpenFile,
@@ -29,13 +28,13 @@ pub struct ReservedFile {
 #[derive(Debug)]
 struct ReservedBytes {
     reservation: Option<Reservation>,
-    /// Bytes that arrived, in whatever order.
+    /// Bytes that have arrived, in any order.
     arrived: u64,
-    /// The file's first bytes that have blocks on the disk.
+    /// The length of the file's beginning that has blocks on the disk.
     allocated: u64,
-    /// Blocks are still set aside: so far all was written from the beginning on, on a file system that does it.
+    /// Whether blocks are allocated in advance: the file is written from its beginning on, and the file system supports it.
     allocates: bool,
-    /// What the disk still calls free.
+    /// Reserved bytes that the disk still counts as free.
     unwritten: UnwrittenBytes,
 }
 
@@ -44,13 +43,13 @@ impl ReservedBytes {
         self.reservation.as_ref().map_or(0, Reservation::size)
     }
 
-    fn count_owed(&mut self) {
+    fn count_unwritten(&mut self) {
         self.unwritten.set(self.reserved().saturating_sub(self.allocated.max(self.arrived)));
     }
 }
 
 impl ReservedFile {
-    /// None yet, for a file that will have `size` bytes.
+    /// A file that will have `size` bytes, without a reservation yet.
     pub(super) fn new(store: ContentStore, file: OpenFile, size: u64) -> Self {
         let unwritten = store.unwritten_bytes();
         let taken = ReservedBytes { reservation: None, arrived: 0, allocated: 0, allocates: true, unwritten };
@@ -62,10 +61,10 @@ impl ReservedFile {
         &self.file
     }
 
-    /// Writes bytes that arrived, once there is room for them. Blocks.
+    /// Reserves space for `bytes` and writes them at offset `at`. Blocks.
     ///
     /// # Errors
-    /// [`Kind::Local`](crate::error::Kind::Local) if there is no room: all is being read, or the disk is full.
+    /// [`Kind::Local`](crate::error::Kind::Local) if there is no space: all content is being read, or the disk is full.
     pub fn write(&self, bytes: &Bytes, at: u64) -> Result<()> {
         {
             let mut taken = self.lock();
@@ -75,12 +74,12 @@ impl ReservedFile {
                 let doubled = taken.arrived.max(taken.reserved().saturating_mul(2)).max(FIRST_STEP);
                 self.grow(&mut taken, doubled.min(self.size))?;
             }
-            taken.count_owed();
+            taken.count_unwritten();
         }
         write_at(&self.file, bytes, at)
     }
 
-    /// Takes all of it at once, for bytes that are here. Blocks.
+    /// Reserves the whole size at once, for bytes that are in memory. Blocks.
     ///
     /// # Errors
     /// Those of [`write`](Self::write).
@@ -89,14 +88,14 @@ impl ReservedFile {
         self.grow(&mut taken, self.size)
     }
 
-    /// What was taken, which is all of it. Blocks.
+    /// Completes the reservation to the whole size, and returns it. Blocks.
     ///
     /// # Errors
     /// Those of [`write`](Self::write).
     pub(super) fn close(&self) -> Result<Reservation> {
         let mut taken = self.lock();
         self.grow(&mut taken, self.size)?;
-        taken.reservation.take().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
+        taken.reservation.take().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no reserved space"))
     }
 
     fn grow(&self, taken: &mut ReservedBytes, to: u64) -> Result<()> {
@@ -104,20 +103,23 @@ impl ReservedFile {
         if taken.reservation.is_some() && to <= reserved {
             return Ok(());
         }
-        // With the names held: who comes next sees what is left.
+        // The lock is held until the space is counted: the next caller must see what is left.
         let (more, _names) = self.store.reserve(to - reserved, self.size - reserved)?;
         match &mut taken.reservation {
             Some(reservation) => reservation.join(more),
             none => *none = Some(more),
         }
-        // Of what is small the kernel finds all blocks at once anyway, when it writes them.
+        // The kernel allocates the blocks of a small file at once when it writes them.
         taken.allocates = taken.allocates
             && self.size >= FIRST_STEP
-            && self.file.allocate(taken.allocated..to).map_err(|error| Error::io("make room in the cache", &error))?;
+            && self
+                .file
+                .allocate(taken.allocated..to)
+                .map_err(|error| Error::io("allocate space in the cache", &error))?;
         if taken.allocates {
             taken.allocated = to;
         }
-        taken.count_owed();
+        taken.count_unwritten();
         Ok(())
     }
 
@@ -132,5 +134,5 @@ impl std::fmt::Debug for ReservedFile {
     }
 }
 
-/// The first step, which a single byte takes.
+/// The bytes that the first step reserves.
 pub(super) const FIRST_STEP: u64 = 1 << 20;

@@ -1,4 +1,4 @@
-//! What a directory of content holds at the start. All of it blocks.
+//! Reads a directory of content at the start. All functions block.
 
 use std::fs::{self, DirEntry};
 use std::io::ErrorKind;
@@ -8,11 +8,10 @@ use std::time::SystemTime;
 use crate::descriptor::Digest;
 use crate::error::{Error, Result};
 
-/// The whole files below `dir`, oldest first. Those that were cut short are removed; others, which
-/// aren't ours, are left alone.
+/// The complete files below `dir`, oldest first. Files of a wrong size are removed. Files with other names are ignored.
 ///
-/// A file is whole if it's as large as its name says: it got the name after its bytes were hashed and
-/// synced, so only a broken disk can make it shorter. One `stat` a file: 100,000 take below a second.
+/// A file is complete if it has the size that is in its name: it got the name after its bytes were hashed and synced, so only
+/// a broken disk can make it shorter. This costs one `stat` for each file; 100,000 files take less than a second.
 pub(super) fn scan_directory(dir: &Path) -> Result<Vec<(Digest, u64)>> {
     let mut found: Vec<(SystemTime, Digest, u64)> = Vec::new();
     for algorithm in ["sha256", "sha512"] {
@@ -41,22 +40,23 @@ fn scan_file(algorithm: &str, file: &DirEntry) -> Option<(SystemTime, Digest, u6
     Some((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), digest, size))
 }
 
-/// The digest and the size that a file's name tells: `<hex>.<size>`.
+/// The digest and the size in a file's name: `<hex>.<size>`.
 pub(super) fn parse(algorithm: &str, name: &str) -> Option<(Digest, u64)> {
     let (hex, size) = name.split_once('.')?;
     Some((format!("{algorithm}:{hex}").parse().ok()?, size.parse().ok()?))
 }
 
-/// Removes what was on its way when the process ended.
+/// Removes the temporary files of an earlier process.
 pub(super) fn sweep(fills: &Path) -> Result<()> {
     for left in entries(fills)? {
-        tracing::info!("removing {}, which was never completed", left.path().display());
+        tracing::info!("removing the incomplete file {}", left.path().display());
         let path = left.path();
         fs::remove_file(&path).map_err(|error| Error::io(format!("remove {}", path.display()), &error))?;
     }
     Ok(())
 }
 
+/// The entries of a directory; none if it does not exist.
 pub(super) fn entries(dir: &Path) -> Result<Vec<DirEntry>> {
     let failed = |error: &std::io::Error| Error::io(format!("read {}", dir.display()), error);
     match fs::read_dir(dir) {

@@ -1,4 +1,4 @@
-//! Content on its way to the disk: a temporary file with room reserved for it.
+//! Temporary files, with the space that is reserved for them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::reserved_file::ReservedFile;
 use crate::error::{Error, Result};
 use crate::file_access::{Files, OpenFile};
 
-/// A file that others may read while it grows. Removed on drop, unless it got its name.
+/// A file that others may read while it grows. It is removed on drop, unless it was renamed to its final name.
 ///
 /// All methods block.
 #[derive(Debug)]
@@ -17,12 +17,12 @@ pub struct TempFile {
     file: OpenFile,
     access: Files,
     path: PathBuf,
-    /// Room for it, if it's content: other files are small and take none.
+    /// The reserved space of content. Other files are small, and reserve none.
     pub(super) reserved: Option<Arc<ReservedFile>>,
     named: bool,
 }
 
-/// Bytes that will be written, and that the disk still calls free.
+/// Reserved bytes that are not written yet, so that the disk still counts them as free.
 #[derive(Debug)]
 pub(super) struct UnwrittenBytes {
     all: Arc<AtomicU64>,
@@ -30,12 +30,12 @@ pub(super) struct UnwrittenBytes {
 }
 
 impl UnwrittenBytes {
-    /// Nothing yet, of what is owed in `all`.
+    /// No bytes yet. `all` is the sum over all files.
     pub(super) fn new(all: Arc<AtomicU64>) -> Self {
         Self { all, size: 0 }
     }
 
-    /// It's so much now.
+    /// Sets the number of bytes.
     pub(super) fn set(&mut self, size: u64) {
         if size > self.size {
             self.all.fetch_add(size - self.size, Ordering::Relaxed);
@@ -56,34 +56,35 @@ impl TempFile {
     /// A new file in `dir`.
     ///
     /// # Errors
-    /// The system's, as they are: the caller may make room, or create the directory.
+    /// The system's errors, unchanged: the caller may evict content, or create the directory.
     pub(super) fn create(dir: &Path, access: &Files) -> std::io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("{}-{number}", std::process::id()));
-        // What a dead process of the same number left behind was removed at the start.
+        // Files that a dead process with the same PID has left were removed at the start.
         let file = OpenFile::new(access.create(&path)?, access.clone());
         Ok(Self { file, access: access.clone(), path, reserved: None, named: false })
     }
 
-    /// Where its bytes go as they arrive, within the cache's bounds.
+    /// The file with its reserved space, to write content within the limits of the cache.
     ///
     /// # Errors
-    /// [`Kind::Local`](crate::error::Kind::Local) if it was made for no content.
+    /// [`Kind::Local`](crate::error::Kind::Local) if the file is not for content.
     pub fn reserved(&self) -> Result<Arc<ReservedFile>> {
-        self.reserved.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
+        self.reserved.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no reserved space"))
     }
 
-    /// The file, which stays readable when it gets its name, and when it's removed.
+    /// The open file. It stays readable after the file is renamed or removed.
     pub fn file(&self) -> OpenFile {
         self.file.clone()
     }
 
-    /// Syncs it, and gives it its name. What has the name already is replaced.
+    /// Makes the bytes durable.
     pub(super) fn sync(&self) -> Result<()> {
         self.file.sync().map_err(|error| self.failed("write", &error))
     }
 
+    /// Renames the file to its final name. An existing file of that name is replaced.
     pub(super) fn rename(&mut self, to: &Path) -> Result<()> {
         self.access.rename(&self.path, to).map_err(|error| Error::io(format!("create {}", to.display()), &error))?;
         self.named = true;
@@ -110,7 +111,7 @@ pub fn write_at(file: &OpenFile, bytes: &[u8], at: u64) -> Result<()> {
     file.write_all_at(bytes, at).map_err(|error| Error::io("write to the cache", &error))
 }
 
-/// Makes names in a directory durable.
+/// Makes the names in a directory durable.
 pub(super) fn sync_dir(access: &Files, dir: &Path) -> Result<()> {
     access.sync_dir(dir).map_err(|error| Error::io(format!("sync {}", dir.display()), &error))
 }

@@ -202,7 +202,7 @@ impl<O: Origins> Inner<O> {
         blob: &Descriptor,
         range: Range<u64>,
     ) -> Result<Body> {
-        let mut pass = self.uncached_permit(repo, 0, self.timeouts.pass_place).await?;
+        let mut permit = self.uncached_permit(repo, 0, self.timeouts.uncached_permit).await?;
         let length = range.end - range.start;
         let has_end = range.end == blob.size;
         let part = if has_end { 0..blob.size } else { range.clone() };
@@ -211,8 +211,8 @@ impl<O: Origins> Inner<O> {
         };
         if tier > 0 {
             // The permit of the first tier is released before: otherwise two answers could wait for each other.
-            drop(pass);
-            pass = self.uncached_permit(repo, tier, self.timeouts.pass_place).await?;
+            drop(permit);
+            permit = self.uncached_permit(repo, tier, self.timeouts.uncached_permit).await?;
         }
         let body = if has_end {
             let (inner, repo, feed) = (self.clone(), repo.clone(), self.feed(repo, tier, source, blob));
@@ -224,7 +224,7 @@ impl<O: Origins> Inner<O> {
         } else {
             self.count_bytes(repo, tier, first)
         };
-        Ok(with_permit(body, pass))
+        Ok(with_permit(body, permit))
     }
 
     /// Waits for a permit to stream a blob uncached from the registry of a tier. Such a blob is fetched again for each
@@ -238,12 +238,12 @@ impl<O: Origins> Inner<O> {
         tier: usize,
         patience: Duration,
     ) -> Result<OwnedSemaphorePermit> {
-        let place = self.fills.passes.acquire(&repo.upstream.tiers[tier].registry, patience).await;
+        let permit = self.fills.passes.acquire(&repo.upstream.tiers[tier].registry, patience).await;
         let busy = || {
             Error::new(Kind::Limited, "too many blobs are streamed uncached at once")
                 .transient(Some(Duration::from_secs(5)))
         };
-        place.ok_or_else(busy)
+        permit.ok_or_else(busy)
     }
 
     /// Reports the bytes of a body that is not read by a [`Feed`].
@@ -314,9 +314,9 @@ impl<O: Origins> Inner<O> {
 }
 
 /// `body`, which holds the permit until it is dropped.
-fn with_permit(body: Body, place: OwnedSemaphorePermit) -> Body {
+fn with_permit(body: Body, permit: OwnedSemaphorePermit) -> Body {
     body.inspect(move |_| {
-        let _ = &place;
+        let _ = &permit;
     })
     .boxed()
 }

@@ -72,7 +72,7 @@ impl<O: Origins> Inner<O> {
 
     async fn fill(self: &Arc<Self>, fill: &Arc<Fill<O::Source>>) -> Result<()> {
         let registry = |tier: usize| fill.repo.upstream.tiers[tier].registry.as_str();
-        let Some(mut place) = self.fills.slots.acquire(registry(0), self.timeouts.fill_place).await else {
+        let Some(mut permit) = self.fills.slots.acquire(registry(0), self.timeouts.fill_permit).await else {
             log_crowded(fill, registry(0));
             let size = self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)?;
             pass_uncached(fill, Descriptor::new(OCTET_STREAM, fill.digest, size));
@@ -91,15 +91,15 @@ impl<O: Origins> Inner<O> {
         if tier > 0 {
             // The permit must be of the registry that is read from. The first one is released before: otherwise two
             // fills could wait for each other.
-            drop(place);
-            let Some(other) = self.fills.slots.acquire(registry(tier), self.timeouts.fill_place).await else {
+            drop(permit);
+            let Some(other) = self.fills.slots.acquire(registry(tier), self.timeouts.fill_permit).await else {
                 log_crowded(fill, registry(tier));
                 pass_uncached(fill, blob);
                 return Ok(());
             };
-            place = other;
+            permit = other;
         }
-        let _place = place;
+        let _permit = permit;
         let feed = self.feed(&fill.repo, tier, source.clone(), &blob);
         let reserved = temp.reserved()?;
         let (body, written_from) = self.body(fill, &feed, &source, first, &reserved)?;

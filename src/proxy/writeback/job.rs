@@ -22,7 +22,7 @@ impl Job {
         self.upstream.len() + self.repository.len() + self.target.len()
     }
 
-    pub(super) fn is_beside(&self, other: &Self) -> bool {
+    pub(super) fn has_same_repository(&self, other: &Self) -> bool {
         (&self.upstream, &self.repository) == (&other.upstream, &other.repository)
     }
 

@@ -39,12 +39,12 @@ struct Inner {
 }
 
 impl Queue {
-    /// The queue that `dir` keeps, with its figures shown by `registry`. One that can't be read is told
-    /// and begun anew: its images come again when they are pulled again.
+    /// Opens the queue in `dir`, and registers its metrics in `registry`. A file that cannot be read is logged, and the queue is
+    /// empty then: its images are queued again when they are pulled.
     pub fn open(dir: &Path, registry: &mut Registry) -> Self {
         let file = dir.join(QUEUE_FILE);
         let saved = saved::load(&file).unwrap_or_else(|error| {
-            tracing::warn!("{error}: the write-back queue begins anew");
+            tracing::warn!("{error}: starting with an empty write-back queue");
             Vec::new()
         });
         let (ended, waiting) = (Family::default(), Gauge::default());
@@ -54,20 +54,20 @@ impl Queue {
         let saved = saved.into_iter().filter(|saved| saved.job.is_valid()).collect();
         let state = Mutex::new(State::of(saved));
         let queue = Self(Arc::new(Inner { file, state, changed: Notify::new(), ended, waiting }));
-        let deadly: Vec<Job> = {
+        let crashed: Vec<Job> = {
             let state = queue.lock();
-            let deadly = state.jobs.iter().filter(|waiting| waiting.unended >= MAX_CRASHES);
-            deadly.map(|waiting| waiting.job.clone()).collect()
+            let crashed = state.jobs.iter().filter(|waiting| waiting.unended >= MAX_CRASHES);
+            crashed.map(|waiting| waiting.job.clone()).collect()
         };
-        for job in deadly {
+        for job in crashed {
             queue.give_up(&job, &format!("the proxy was killed {MAX_CRASHES} times while it was copied"));
         }
         queue.count(&queue.lock());
         queue
     }
 
-    /// Has `copy` copy what is in the queue, for ever; it counts the bytes that it moved. Dropped, what is
-    /// left is kept, and what was running counts as not tried. A panic in a copy is that copy's failure.
+    /// Runs `copy` for the queued images, forever. `copy` adds the bytes that it moves to its counter. When this future is
+    /// dropped, the queue is kept, and running tries are not counted. A panic in a copy fails that copy only.
     pub async fn run<F: Future<Output = Result<CopyOutcome>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
         let mut running = FuturesUnordered::new();
         let _stopping = StopGuard(self);
@@ -80,7 +80,7 @@ impl Queue {
                     if !self.save().await {
                         self.finish(
                             &job,
-                            Err(Error::new(Kind::Local, "its try cannot be counted in the queue's file")),
+                            Err(Error::new(Kind::Local, "the queue's file cannot be written to count the try")),
                         );
                         continue;
                     }
@@ -106,12 +106,12 @@ impl Queue {
         }
     }
 
-    /// How many wait.
+    /// The number of queued images.
     pub fn len(&self) -> usize {
         self.lock().jobs.len()
     }
 
-    /// Whether none waits.
+    /// Whether no image is queued.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -121,9 +121,9 @@ impl Queue {
         if state.known.contains(&job) || state.is_given_up(&job) {
             return;
         }
-        if !state.has_room(&job) {
+        if !state.has_space(&job) {
             self.count_result("dropped");
-            // What fails again and again makes room for what may not.
+            // The job that has failed most often is replaced.
             let idle = state.jobs.iter().filter(|waiting| waiting.tries > 0 && !waiting.running);
             let worst = idle.max_by_key(|waiting| waiting.tries).map(|waiting| waiting.job.clone());
             match worst {
@@ -139,8 +139,9 @@ impl Queue {
         self.0.changed.notify_one();
     }
 
-    /// What is next, and when, if not now: then it's marked, and its try is counted, but not saved yet. Images of one
-    /// repository have much in common: the second one finds it there.
+    /// The next job, and the time when it is due. Without a time it is due now: it is marked as running, and its try is counted
+    /// but not saved yet. Images of the same repository are copied one after the other: the second finds the blobs that it
+    /// shares with the first.
     fn next(&self) -> Option<(Job, Option<Instant>)> {
         let mut state = self.lock();
         let running: Vec<_> = state.jobs.iter().filter(|waiting| waiting.running).collect();
@@ -149,7 +150,7 @@ impl Queue {
         }
         let may = |waiting: &WaitingJob| match waiting.is_suspect() {
             true => running.is_empty(),
-            false => !running.iter().any(|one| one.job.is_beside(&waiting.job)),
+            false => !running.iter().any(|one| one.job.has_same_repository(&waiting.job)),
         };
         let idle = state.jobs.iter().enumerate().filter(|(_, waiting)| !waiting.running && may(waiting));
         let (at, due) = idle.map(|(at, waiting)| (at, waiting.due)).min_by_key(|(_, due)| *due)?;
@@ -167,7 +168,7 @@ impl Queue {
 
     fn finish(&self, job: &Job, result: Result<CopyOutcome>) {
         let what = format!("{}/{} {}", job.upstream, job.repository, job.target);
-        let mut most = MAX_TRIES;
+        let mut max_tries = MAX_TRIES;
         let gone = match result {
             Ok(done) => {
                 tracing::info!("{what} is in the first tier");
@@ -177,11 +178,11 @@ impl Queue {
             Err(error) => {
                 tracing::warn!("{what} was not copied into the first tier: {error}");
                 self.count_result("failed");
-                // The image itself is at fault, unless something between sent something else.
+                // Probably an error of the image itself, unless a proxy on the way has changed it.
                 if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Internal) {
-                    most = MAX_TRIES_INVALID;
+                    max_tries = MAX_TRIES_INVALID;
                 }
-                // The source has it no more. What the destination lacks is another matter, and may pass.
+                // The source no longer has the image. "Not found" at the destination may pass.
                 error.kind() == Kind::NotFound && error.side() != Some(Side::Destination)
             }
         };
@@ -194,7 +195,7 @@ impl Queue {
             waiting.unended = 0;
             let tries = waiting.tries;
             state.unsaved = true;
-            if tries >= most {
+            if tries >= max_tries {
                 drop(state);
                 self.give_up(job, &format!("it failed {tries} times"));
                 state = self.lock();
@@ -203,17 +204,17 @@ impl Queue {
         self.count(&state);
     }
 
-    /// Takes a job out of the queue for good.
+    /// Removes a job from the queue, and records that it was given up.
     fn give_up(&self, job: &Job, why: &str) {
         let Job { upstream, repository, target } = job;
-        tracing::error!("{upstream}/{repository} {target} is not copied into the first tier any more: {why}");
+        tracing::error!("{upstream}/{repository} {target} is given up and not copied into the first tier: {why}");
         self.count_result("given-up");
         let mut state = self.lock();
         state.remove(job);
         state.give_up(job.clone());
     }
 
-    /// Saves what has changed. False if that failed, and the file may still hold what has changed since.
+    /// Saves changes. False if that failed, and the file may still contain an outdated queue.
     async fn save(&self) -> bool {
         let saved = {
             let mut state = self.lock();
@@ -226,7 +227,7 @@ impl Queue {
         let stored = run_blocking(move || match saved::store(&file, &saved) {
             Ok(()) => Ok(true),
             Err(error) => {
-                tracing::warn!("{error}: a restart forgets what was to be copied into the first tier");
+                tracing::warn!("{error}: the write-back queue will not survive a restart");
                 let removed = fs::remove_file(&file);
                 Ok(removed.is_ok() || removed.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound))
             }
@@ -247,7 +248,7 @@ impl Queue {
     }
 }
 
-/// The orderly end of [`Queue::run`]: tries that it cuts off count for nothing.
+/// The orderly end of [`Queue::run`]: interrupted tries are not counted.
 struct StopGuard<'a>(&'a Queue);
 
 impl Drop for StopGuard<'_> {
@@ -277,7 +278,7 @@ impl Observer for Queue {
     }
 }
 
-/// Gives a copy up that moves less than it should: one that hangs holds a place.
+/// Ends a copy that moves too few bytes: otherwise a copy that hangs would block others.
 async fn with_time_limit(
     copy: impl Future<Output = Result<CopyOutcome>>,
     moved: Arc<AtomicU64>,
@@ -295,7 +296,7 @@ async fn with_time_limit(
     tokio::select! {
         done = copy => done,
         () = late => {
-            let what = format!("{} bytes moved in {} s: it hangs", moved.load(Ordering::Relaxed), begun.elapsed().as_secs());
+            let what = format!("too slow: {} bytes moved in {} s", moved.load(Ordering::Relaxed), begun.elapsed().as_secs());
             Err(Error::new(Kind::Timeout, what))
         }
     }

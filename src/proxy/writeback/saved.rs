@@ -1,7 +1,7 @@
-//! The queue's file: which images wait, how often each was tried, and which were given up.
+//! The file of the write-back queue: the queued images with their tries, and those that were given up.
 //!
-//! A JSON list, replaced by rename. A try is counted here before it begins: if the process does not survive it, the next
-//! one knows.
+//! It is a JSON list, replaced by a rename. A try is counted here before it starts, so that the next process knows about it
+//! if this one does not survive.
 
 use std::path::Path;
 
@@ -18,18 +18,18 @@ use crate::regular_file::{self, Links};
 pub(super) struct SavedJob {
     #[serde(flatten)]
     pub(super) job: Job,
-    /// Tries so far.
+    /// The number of tries.
     #[serde(default)]
     pub(super) tries: u32,
-    /// The last ones of them that began and never ended: the process was killed.
+    /// The latest tries that started and never ended, because the process was killed.
     #[serde(default)]
     pub(super) unended: u32,
-    /// When it was given up, in seconds since 1970. Until it is forgotten, it is not queued again.
+    /// When it was given up, in seconds since 1970. It is not queued again for some time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) given_up: Option<u64>,
 }
 
-/// Reads the file; empty where there is none. Blocks.
+/// Reads the file; empty if there is none. Blocks.
 pub(super) fn load(file: &Path) -> Result<Vec<SavedJob>> {
     let bytes = match regular_file::read(file, Links::Refuse, MAX_FILE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -39,17 +39,17 @@ pub(super) fn load(file: &Path) -> Result<Vec<SavedJob>> {
         .map_err(|error| Error::new(Kind::Local, format!("{}: {error}", file.display())).caused_by(error))
 }
 
-/// Replaces the file as a whole: a process may be killed at any moment. Only its owner may read it, since it names
-/// private repositories. Blocks.
+/// Replaces the file as a whole, since a process may be killed at any moment. Only its owner may read it, since it contains
+/// names of private repositories. Blocks.
 pub(super) fn store(file: &Path, all: &[SavedJob]) -> Result<()> {
     let bytes = serde_json::to_vec(all).map_err(|error| Error::new(Kind::Local, error.to_string()).caused_by(error))?;
     let failed = |error: &std::io::Error| Error::io(format!("write {}", file.display()), error);
-    // What could not be read back would end all jobs.
+    // A file above the limit could not be read back, and all jobs would be lost.
     regular_file::check_size(bytes.len() as u64, MAX_FILE).map_err(|error| failed(&error))?;
     atomic_file::write(file, Some(0o600), |to| to.write_all(&bytes)).map_err(|error| failed(&error))
 }
 
-/// The most bytes that are read and written: more than a full queue has.
+/// The largest file that is read or written, in bytes: larger than a full queue.
 const MAX_FILE: u64 = 16 << 20;
 
 #[cfg(test)]

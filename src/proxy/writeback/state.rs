@@ -69,13 +69,13 @@ impl State {
         waiting.chain(given_up).collect()
     }
 
-    pub(super) fn has_room(&self, job: &Job) -> bool {
+    pub(super) fn has_space(&self, job: &Job) -> bool {
         self.jobs.len() < MAX_WAITING && self.bytes + job.size() <= MAX_NAME_BYTES
     }
 
-    /// Adds a job, if there is room.
+    /// Adds a job, if there is space.
     pub(super) fn add(&mut self, waiting: WaitingJob) -> bool {
-        let fits = self.has_room(&waiting.job) && self.known.insert(waiting.job.clone());
+        let fits = self.has_space(&waiting.job) && self.known.insert(waiting.job.clone());
         if fits {
             self.bytes += waiting.job.size();
             self.jobs.push(waiting);

@@ -124,6 +124,7 @@ fn is_unable(error: &Error) -> bool {
         // DIGEST_INVALID
         (Kind::Mismatch, status) => status == Some(400),
         (Kind::Registry, Some(400)) => error.code() == Some("UNSUPPORTED"),
-        _ => is_unsupported(error),
+        (Kind::Registry, _) => is_unsupported(error),
+        _ => false,
     }
 }

@@ -14,6 +14,7 @@ use futures_util::future;
 use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE};
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::Url;
+use tokio::time::Instant;
 
 use super::chunk_body::{ChunkBody, StreamSlot, with_watchdog};
 use crate::content::{Feed, Source, UploadStart};
@@ -25,7 +26,7 @@ use crate::registry::address::{origin, same_origin};
 use crate::registry::auth::scope::Scope;
 use crate::registry::azure::is_acr;
 use crate::registry::call::{Call, Payload};
-use crate::registry::client::{Registry, Response};
+use crate::registry::client::{OpenSession, Registry, Response};
 use crate::registry::location::{self, answered_by};
 use crate::registry::redirect;
 use crate::registry::transport::MAX_REDIRECTS;
@@ -80,7 +81,7 @@ impl Repo {
     ) -> Result<()> {
         let mut body = body;
         loop {
-            let slot = StreamSlot::default();
+            let (slot, began) = (StreamSlot::default(), Instant::now());
             slot.put(body);
             let Err(error) = self.send_rest(&mut session, feed.blob(), &slot).await else {
                 self.registry.untrack_session(session.id);
@@ -92,6 +93,7 @@ impl Repo {
                 self.cancel(&session).await;
                 return Err(error);
             }
+            self.registry.note_fault(&error, began);
             drop(slot);
             if session.redirected.is_some() {
                 if let Err(error) = feed.budget().retry(error).await {
@@ -331,7 +333,7 @@ impl UploadSession {
 impl Registry {
     fn track_session(&self, id: u64, url: &Url, repo: &Repo) {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.insert(id, (url.clone(), repo.push.clone()));
+        sessions.insert(id, OpenSession { url: url.clone(), scope: repo.push.clone(), http: self.http.clone() });
     }
 
     fn untrack_session(&self, id: u64) {
@@ -340,8 +342,9 @@ impl Registry {
 
     async fn abandon(&self, id: u64) {
         let session = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        if let Some((url, scope)) = session {
-            let deleted = tokio::time::timeout(DELETE_TIMEOUT, self.delete_session(url, &scope)).await;
+        if let Some(OpenSession { url, scope, http }) = session {
+            let registry = self.with(http);
+            let deleted = tokio::time::timeout(DELETE_TIMEOUT, registry.delete_session(url, &scope)).await;
             if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, "no answer"))) {
                 tracing::debug!("{error}");
             }

@@ -19,7 +19,7 @@ use super::pem::{MAX_FILE, certificates, usable};
 use crate::error::{Error, Kind, Result, Side};
 use crate::regular_file::{self, Links};
 
-/// What the directories have for one registry.
+/// The certificates for one registry.
 #[derive(Debug, Default)]
 pub(super) struct OwnFiles {
     pub(super) authorities: Vec<CertificateDer<'static>>,
@@ -34,7 +34,7 @@ pub(super) struct Identity {
     pub(super) path: PathBuf,
 }
 
-/// The directories that are looked at, the user's own before the system's.
+/// The searched directories, the user's before the system's.
 pub(super) fn directories(home: Option<&Path>, config: Option<&Path>) -> Vec<PathBuf> {
     let own = [
         config.map(|config| config.join("containers/certs.d")),
@@ -45,10 +45,10 @@ pub(super) fn directories(home: Option<&Path>, config: Option<&Path>) -> Vec<Pat
     own.into_iter().flatten().chain(system.map(PathBuf::from)).collect()
 }
 
-/// Reads what is there for a registry of these names: all authorities, and the first client certificate.
+/// Reads the certificates for a registry with these names: all authorities, and the first client certificate.
 ///
 /// # Errors
-/// If a file is not what its name says, or cannot be read. A directory that may not be read is left out, as podman does.
+/// If a file has the wrong content, or cannot be read. A directory without read permission is skipped, as in podman.
 pub(super) fn read(directories: &[PathBuf], names: &[String]) -> Result<OwnFiles> {
     let mut found = OwnFiles::default();
     for directory in directories.iter().flat_map(|directory| names.iter().map(|name| directory.join(name))) {
@@ -90,7 +90,7 @@ fn list(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
     std::fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect()
 }
 
-/// The client certificate in this file, with its key beside it.
+/// Reads the client certificate in this file, and its key in the same directory.
 fn identity(path: &Path) -> Result<Identity> {
     let key_path = path.with_extension("key");
     if !key_path.exists() {

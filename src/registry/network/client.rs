@@ -1,7 +1,8 @@
 //! An HTTP client for one registry and the hosts that it sends us to.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, USER_AGENT};
@@ -10,45 +11,56 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use reqwest::{Body, Url};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
+use super::address_pin::{AddressPin, PinnedPool};
 use super::connector::{Connector, Shared, Target, TlsConfigs, through};
 use super::proxies::Proxies;
 use super::trust::{Roots, Trust};
 use super::verifier::{self, ClientCertificate};
 use super::{AGENT, find_source, probe};
 use crate::error::{Error, Result};
+use crate::reference::is_loopback;
 use crate::registry::address::{Policy, authority, bare_host};
 use crate::registry::error::transport_error;
 
-/// How errors of a response's body name its sender: the registry, and the proxy that forwards its answers. In the
-/// response's extensions.
+/// The sender's name in errors of a response's body: the registry, and the proxy that forwards its responses. Stored in
+/// the response's extensions.
 #[derive(Clone, Debug)]
 pub(in crate::registry) struct PeerName(pub(in crate::registry) String);
+
+/// A pool of connections. Clones share it.
+pub(super) type Pool = Client<Connector, Body>;
 
 /// A client with a pool of connections. Clones share it.
 #[derive(Clone, Debug)]
 pub(in crate::registry) struct HttpClient {
-    client: Client<Connector, Body>,
+    pool: Pool,
     shared: Arc<Shared>,
+    idle: usize,
+    /// A pool that is used instead of `pool`; all of its connections lead to one address.
+    pinned: Option<Arc<PinnedPool<Pool>>>,
+    /// The newest of these pools. Later pushes may share it.
+    newest_pinned: Arc<Mutex<Option<Arc<PinnedPool<Pool>>>>>,
 }
 
-/// What a client is made of.
+/// The parts of a client.
 pub(in crate::registry) struct Settings<'a> {
-    /// The registry as users name it.
+    /// The name of the registry that users write.
     pub(in crate::registry) registry: &'a str,
-    /// Where it is asked.
+    /// The URL of the registry's API.
     pub(in crate::registry) base: &'a Url,
     pub(in crate::registry) policy: Policy,
     pub(in crate::registry) proxies: &'a Proxies,
     pub(in crate::registry) trust: &'a Arc<Trust>,
-    /// No certificate is verified.
+    /// Certificates are not verified.
     pub(in crate::registry) insecure: bool,
-    /// Connections that may wait for the next request, for each host.
+    /// The number of idle connections for each host.
     pub(in crate::registry) idle: usize,
 }
 
 impl HttpClient {
-    /// A client that has no connection yet.
+    /// A client without connections.
     pub(in crate::registry) fn new(settings: Settings<'_>) -> Self {
         let Settings { registry, base, policy, proxies, trust, insecure, idle } = settings;
         let host = bare_host(base).to_ascii_lowercase();
@@ -57,15 +69,42 @@ impl HttpClient {
         let (registry, proxies, trust) = (registry.to_owned(), proxies.clone(), trust.clone());
         let (tls, answered) = (OnceCell::new(), AtomicBool::new(false));
         let shared = Arc::new(Shared { registry, own, policy, proxies, tls, trust, insecure, answered });
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(idle)
-            .build(Connector::new(shared.clone()));
-        Self { client, shared }
+        let pool = new_pool(&shared, idle, None);
+        Self { pool, shared, idle, pinned: None, newest_pinned: Arc::default() }
     }
 
-    /// Sends a request, up to the head of the response.
+    /// The client with connections that all lead to one address of the registry. `None` if the registry is not a name
+    /// in DNS, or is reached through a proxy.
+    pub(in crate::registry) fn pinned(&self) -> Option<Self> {
+        let Target { host, port, .. } = &self.shared.own;
+        let is_name = !is_loopback(host) && host.parse::<IpAddr>().is_err();
+        let is_direct = |https| matches!(self.shared.proxies.for_host(https, host, *port), Ok(None));
+        let is_resolved = is_name && self.shared.policy.given_address(host).is_none();
+        if !is_resolved || !is_direct(true) || !is_direct(false) {
+            return None;
+        }
+        let mut newest = self.newest_pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let joined = newest.take().filter(|pinned| pinned.may_be_joined());
+        let pinned = joined.unwrap_or_else(|| PinnedPool::new(|pin| new_pool(&self.shared, self.idle, Some(pin))));
+        *newest = Some(pinned.clone());
+        Some(Self { pinned: Some(pinned), ..self.clone() })
+    }
+
+    /// Reports that a request, which began at `since`, failed on the network.
+    pub(in crate::registry) fn on_fault(&self, since: Instant) {
+        if let Some(pinned) = &self.pinned {
+            pinned.on_fault(since);
+        }
+    }
+
+    fn pool(&self) -> Pool {
+        match &self.pinned {
+            Some(pinned) => pinned.current(|pin| new_pool(&self.shared, self.idle, Some(pin))),
+            None => self.pool.clone(),
+        }
+    }
+
+    /// Sends a request and returns the response's head.
     ///
     /// # Errors
     /// [`Kind::Network`] and [`Kind::Timeout`] if no response came; the text names the registry, and the proxy if one
@@ -73,7 +112,7 @@ impl HttpClient {
     pub(in crate::registry) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>> {
         let uri = request.uri().clone();
         request.headers_mut().entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
-        // A tunnel is signed when it is made.
+        // A tunnel has credentials of its own.
         let forwarding = match uri.scheme_str() {
             Some("http") => {
                 let port = uri.port_u16().unwrap_or(80);
@@ -86,7 +125,7 @@ impl HttpClient {
             request.headers_mut().insert(PROXY_AUTHORIZATION, value.clone());
         }
         let peer = PeerName(format!("{}{}", self.shared.registry, through(forwarding.as_deref())));
-        let mut response = self.client.request(request).await.map_err(|error| match find_source::<Error>(&error) {
+        let mut response = self.pool().request(request).await.map_err(|error| match find_source::<Error>(&error) {
             Some(own) => own.duplicate(),
             None => self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| transport_error(&error, &peer.0)),
         })?;
@@ -106,6 +145,14 @@ impl HttpClient {
     pub(in crate::registry) async fn probe(&self) -> Result<probe::Answer> {
         self.shared.probe_own(PROBE_TIMEOUT).await
     }
+}
+
+fn new_pool(shared: &Arc<Shared>, idle: usize, pin: Option<Arc<AddressPin>>) -> Pool {
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(idle)
+        .build(Connector::new(shared.clone(), pin))
 }
 
 impl TlsConfigs {
@@ -139,8 +186,8 @@ impl TlsConfigs {
     }
 }
 
-/// The names of a registry's directory in `certs.d`: as users write it, with and without the port of https, and the
-/// host that is asked.
+/// The names of a registry's directory in `certs.d`: the name that users write, with and without the port of https, and
+/// the host of the API.
 fn names(registry: &str, own: &Target) -> Vec<String> {
     let mut names = vec![registry.to_owned()];
     let with_port = authority(&own.host, own.port);
@@ -153,7 +200,7 @@ fn names(registry: &str, own: &Target) -> Vec<String> {
     names
 }
 
-/// TLS for requests that go not to a registry but to an identity service.
+/// The TLS configuration for identity services.
 ///
 /// # Errors
 /// If certificates that are configured cannot be read.
@@ -162,5 +209,5 @@ pub(in crate::registry) fn library_tls(trust: &Trust) -> Result<tokio_rustls::ru
 }
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a registry may take to answer the beginning of a TLS handshake.
+/// The time limit for the answer to a TLS handshake in a probe.
 pub(in crate::registry) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

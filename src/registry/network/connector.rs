@@ -1,4 +1,4 @@
-//! Connections: directly or through a proxy, plain or with TLS. Every error says whose fault it is.
+//! Connections: direct or through a proxy, plain or with TLS. Each error names the faulty part.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -13,12 +13,14 @@ use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
 use tower_service::Service;
 
+use super::address_pin::AddressPin;
 use super::dial::dial;
 use super::find_source;
 use super::proxies::{Proxies, Proxy, Scheme};
@@ -30,34 +32,38 @@ use crate::error::{Error, Kind, Result};
 use crate::pool;
 use crate::registry::address::{Lookup, Policy, authority, without_brackets};
 
-/// Makes the connections to one registry, and to where it sends us.
+/// Makes connections to one registry, and to the hosts that it leads to.
 #[derive(Clone, Debug)]
-pub(super) struct Connector(Arc<Shared>);
+pub(super) struct Connector {
+    shared: Arc<Shared>,
+    /// The kept address of the registry itself.
+    pin: Option<Arc<AddressPin>>,
+}
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// The registry as users name it.
+    /// The name of the registry that users write.
     pub(super) registry: String,
-    /// Its host and port: the only place where the client certificate is shown.
+    /// The registry's host and port. Only this host gets the client certificate.
     pub(super) own: Target,
     pub(super) policy: Policy,
     pub(super) proxies: Proxies,
-    /// Made for the first connection with TLS: it takes some time to read all certificates of a system.
+    /// Set up for the first TLS connection, since reading all certificates of a system takes time.
     pub(super) tls: OnceCell<Result<TlsConfigs>>,
     pub(super) trust: Arc<Trust>,
-    /// No certificate is verified.
+    /// Certificates are not verified.
     pub(super) insecure: bool,
-    /// The registry answered at least once: a later fault is none of the client certificate.
+    /// The registry has answered once: later faults are not due to the client certificate.
     pub(super) answered: AtomicBool,
 }
 
-/// TLS for the registry itself, for other hosts, and for hosts whose certificates are not verified.
+/// TLS configurations for the registry itself, for other hosts, and for hosts whose certificates are not verified.
 #[derive(Debug)]
 pub(super) struct TlsConfigs {
     pub(super) own: Arc<ClientConfig>,
     pub(super) other: Arc<ClientConfig>,
     pub(super) unverified: Arc<ClientConfig>,
-    /// For proxies, which speak no HTTP of a registry.
+    /// For proxies: without ALPN.
     pub(super) proxy: Arc<ClientConfig>,
     pub(super) certificate: Arc<ClientCertificate>,
     pub(super) none: Arc<ClientCertificate>,
@@ -69,7 +75,7 @@ pub(super) struct Target {
     /// A name or an address, an IPv6 one without brackets.
     pub(super) host: String,
     pub(super) port: u16,
-    /// The port stands in the URL. Then it holds also where the user says at which address the host is.
+    /// The URL names the port. Then this port is used also if the user sets the host's address.
     pub(super) is_explicit: bool,
 }
 
@@ -86,7 +92,7 @@ impl Target {
         Some(Self { host, port: uri.port_u16().unwrap_or(default), is_explicit: uri.port_u16().is_some() })
     }
 
-    /// As CONNECT names it.
+    /// Host and port, as in CONNECT.
     fn authority(&self) -> String {
         authority(&self.host, self.port)
     }
@@ -95,14 +101,14 @@ impl Target {
 /// A connection.
 pub(super) struct Stream {
     io: Box<dyn Io>,
-    /// Its other end is a proxy that forwards requests.
+    /// The peer is a proxy that forwards requests.
     forwarded: bool,
 }
 
 /// Why there is no stream to a host.
 struct NoStream {
     error: Error,
-    /// The host or its proxy answered: nothing listens at the port, or no tunnel leads there.
+    /// The host refused the connection, or the proxy refused the tunnel.
     refused: bool,
 }
 
@@ -118,13 +124,12 @@ impl From<NoStream> for Error {
     }
 }
 
-/// What a connection can do.
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Connector {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self(shared)
+    pub(super) fn new(shared: Arc<Shared>, pin: Option<Arc<AddressPin>>) -> Self {
+        Self { shared, pin }
     }
 }
 
@@ -138,8 +143,8 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let shared = self.0.clone();
-        Box::pin(async move { shared.connect(&uri).await.map(TokioIo::new) })
+        let Self { shared, pin } = self.clone();
+        Box::pin(async move { shared.connect(&uri, pin.as_deref()).await.map(TokioIo::new) })
     }
 }
 
@@ -155,12 +160,12 @@ impl Shared {
         made.await.as_ref().map_err(Error::duplicate)
     }
 
-    async fn connect(&self, uri: &Uri) -> Result<Stream> {
+    async fn connect(&self, uri: &Uri, pin: Option<&AddressPin>) -> Result<Stream> {
         let target = Target::of(uri).ok_or_else(|| Error::new(Kind::Usage, "there is no host in a URL"))?;
         let https = uri.scheme_str() == Some("https");
         let proxy = self.proxies.for_host(https, &target.host, target.port)?;
         let connecting = async {
-            let io = self.stream(&target, https, proxy.as_deref()).await?;
+            let io = self.stream(&target, https, proxy.as_deref(), pin).await?;
             if https {
                 return self.secured(io, &target, proxy.as_deref()).await;
             }
@@ -172,9 +177,15 @@ impl Shared {
         }
     }
 
-    /// A stream that leads to a host, or to the proxy that forwards requests to it.
-    async fn stream(&self, target: &Target, https: bool, proxy: Option<&Proxy>) -> Result<Box<dyn Io>, NoStream> {
-        let Some(proxy) = proxy else { return self.direct(target).await };
+    /// Opens a stream to a host, or to the proxy that forwards requests to it.
+    async fn stream(
+        &self,
+        target: &Target,
+        https: bool,
+        proxy: Option<&Proxy>,
+        pin: Option<&AddressPin>,
+    ) -> Result<Box<dyn Io>, NoStream> {
+        let Some(proxy) = proxy else { return self.direct(target, pin).await };
         let mut io = to_proxy(self, proxy).await?;
         if https || !proxy.forwards() {
             io = self.through(proxy, io, target).await?;
@@ -195,28 +206,43 @@ impl Shared {
         }
     }
 
-    /// How messages name a host: the registry's name where it is that.
+    /// The name of a host in messages: the registry's name, or host and port.
     fn name(&self, target: &Target) -> String {
         if *target == self.own { self.registry.clone() } else { target.authority() }
     }
 
-    /// TCP to a host, at one of the addresses that the address rule allows.
-    async fn direct(&self, target: &Target) -> Result<Box<dyn Io>, NoStream> {
-        let addresses = self.addresses(target).await?;
-        let name = self.name(target);
-        let stream = dial(&addresses, DIAL_TIMEOUT).await.map_err(|error| {
-            let hint = if *target == self.own {
-                "is the registry up, and reachable from here?"
-            } else {
-                "the registry sends us there: is it up, and reachable from here?"
-            };
-            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-            NoStream {
-                error: Error::new(Kind::Network, format!("{name}: {error}")).caused_by(error).hint(hint),
-                refused,
-            }
-        })?;
+    /// Connects to a host by TCP, at an address that the rule allows.
+    async fn direct(&self, target: &Target, pin: Option<&AddressPin>) -> Result<Box<dyn Io>, NoStream> {
+        let Some(pin) = pin.filter(|_| target.host == self.own.host) else {
+            return Ok(Box::new(self.dial(target, &self.addresses(target).await?).await?));
+        };
+        let turn = match pin.kept().await {
+            Ok(ip) => return Ok(Box::new(self.dial(target, &[SocketAddr::new(ip, target.port)]).await?)),
+            Err(turn) => turn,
+        };
+        let mut addresses = self.addresses(target).await?;
+        pin.order(&mut addresses);
+        let stream = self.dial(target, &addresses).await?;
+        if let Ok(peer) = stream.peer_addr() {
+            pin.keep(peer.ip());
+        }
+        drop(turn);
         Ok(Box::new(stream))
+    }
+
+    async fn dial(&self, target: &Target, addresses: &[SocketAddr]) -> Result<TcpStream, NoStream> {
+        dial(addresses, DIAL_TIMEOUT).await.map_err(|error| self.unreachable(target, error))
+    }
+
+    fn unreachable(&self, target: &Target, error: io::Error) -> NoStream {
+        let hint = if *target == self.own {
+            "is the registry up, and reachable from here?"
+        } else {
+            "the registry sends us there: is it up, and reachable from here?"
+        };
+        let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+        let what = format!("{}: {error}", self.name(target));
+        NoStream { error: Error::new(Kind::Network, what).caused_by(error).hint(hint), refused }
     }
 
     async fn lookup(&self, target: &Target) -> Result<Vec<SocketAddr>, Lookup> {
@@ -235,7 +261,7 @@ impl Shared {
         }
     }
 
-    /// Makes a tunnel through a proxy that the stream leads to.
+    /// Opens a tunnel through a proxy on a stream to that proxy.
     async fn through(&self, proxy: &Proxy, mut io: Box<dyn Io>, target: &Target) -> Result<Box<dyn Io>, NoStream> {
         let handshake = async {
             if proxy.forwards() {
@@ -258,8 +284,8 @@ impl Shared {
         }
     }
 
-    /// How a SOCKS proxy is told where to connect. With `socks5://` names are resolved here, as curl does, and the
-    /// address rule holds for them; a name that only the proxy knows is left to it.
+    /// The target that a SOCKS proxy gets. With `socks5://`, names are resolved here, as in curl, and the address rule
+    /// applies; a name that is unknown here is resolved by the proxy.
     async fn socks_target(&self, proxy: &Proxy, target: &Target) -> Result<(socks::Host, u16)> {
         let by_name = match target.host.parse::<IpAddr>() {
             Ok(address) => socks::Host::Address(address),
@@ -277,7 +303,7 @@ impl Shared {
         }
     }
 
-    /// TLS with a host, on a stream that leads there.
+    /// Starts TLS on a stream to a host.
     async fn secured(&self, io: Box<dyn Io>, target: &Target, proxy: Option<&Proxy>) -> Result<Stream> {
         let tls = self.tls().await?;
         let (config, client) = if *target == self.own {
@@ -302,7 +328,8 @@ impl Shared {
         }
     }
 
-    /// What is wrong if it is about TLS: the peer said so, or it hung up after it asked for a client certificate.
+    /// The error for a TLS fault: the peer reported it, or closed the connection after it requested a client
+    /// certificate.
     fn explain(&self, error: &(dyn std::error::Error + 'static), peer: Peer<'_>) -> Option<Error> {
         if let Some(tls) = find_source::<TlsError>(error) {
             return Some(tls_error::explain(tls, peer));
@@ -315,8 +342,8 @@ impl Shared {
         refused.then(|| tls_error::client_certificate(peer, "it hung up"))
     }
 
-    /// The error of an exchange that got no answer, if it is about TLS. With TLS 1.3 a server refuses a client's
-    /// certificate only after the client thinks that the handshake is done.
+    /// The error for an exchange without a response, if TLS is the reason. With TLS 1.3, a server refuses a client
+    /// certificate only after the client has finished the handshake.
     pub(super) fn explain_exchange(&self, error: &(dyn std::error::Error + 'static), uri: &Uri) -> Option<Error> {
         let target = Target::of(uri).filter(|_| uri.scheme_str() == Some("https"))?;
         let tls = self.tls.get()?.as_ref().ok()?;
@@ -324,18 +351,17 @@ impl Shared {
         self.explain(error, Peer { name: &self.name(&target), host: &target.host, client })
     }
 
-    /// How the registry's own port answers a TLS handshake. The connection goes the way of https: through the proxy,
-    /// if one leads there.
+    /// Probes the registry's own port for TLS, through the proxy for https if there is one.
     ///
     /// # Errors
     /// If the registry cannot be reached, or stays silent for `limit`.
     pub(super) async fn probe_own(&self, limit: Duration) -> Result<probe::Answer> {
         let own = &self.own;
         let proxy = self.proxies.for_host(true, &own.host, own.port)?;
-        let connecting = self.stream(own, true, proxy.as_deref());
+        let connecting = self.stream(own, true, proxy.as_deref(), None);
         let io = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(io)) => io,
-            // Nothing listens at the port of https, or the proxy makes no tunnels there.
+            // Nothing listens on the port of https, or the proxy refuses tunnels to it.
             Ok(Err(no)) if no.refused && !own.is_explicit => return Ok(probe::Answer::Nothing),
             Ok(Err(no)) => return Err(no.error),
             Err(_) => return Err(self.late(own, proxy.as_deref(), CONNECT_TIMEOUT)),
@@ -344,13 +370,13 @@ impl Shared {
     }
 }
 
-/// How messages name the proxy on the way to a host.
+/// The text that names the proxy in messages.
 pub(super) fn through(proxy: Option<&Proxy>) -> String {
     proxy.map(|proxy| format!(", through the proxy {proxy}")).unwrap_or_default()
 }
 
-/// The error for a name that the resolver knows no address of. `getaddrinfo` has a code of its own for a resolver that
-/// failed (EAI_AGAIN), of which only the text is left here: glibc's or musl's.
+/// The error for a name without an address. A failed resolver (EAI_AGAIN of `getaddrinfo`) is recognised by its text in
+/// glibc and musl, since the code is lost.
 fn no_address(name: &str, error: &io::Error) -> Error {
     let made = Error::new(Kind::Network, format!("{name} has no address: {error}"))
         .caused_by_io(error)
@@ -359,7 +385,7 @@ fn no_address(name: &str, error: &io::Error) -> Error {
     if ["Temporary failure", "Try again"].iter().any(|part| text.contains(part)) { made } else { made.permanent() }
 }
 
-/// A stream to the proxy itself. The user named it, so it may be at any address.
+/// Opens a stream to the proxy itself. The user configured it, so any address is allowed.
 async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
     let addresses = match shared.policy.given_address(&proxy.host) {
         Some(address) => vec![SocketAddr::new(address.ip(), proxy.port)],
@@ -399,7 +425,7 @@ async fn handshake(config: &Arc<ClientConfig>, io: Box<dyn Io>, host: &str) -> i
     Ok(Box::new(stream))
 }
 
-/// Whether the proxy's answer to CONNECT opens the tunnel.
+/// Checks the proxy's response to CONNECT.
 fn opened(proxy: &Proxy, target: &Target, answer: &tunnel::Answer) -> Result<(), NoStream> {
     let kind = answer.content_type.split(';').next().unwrap_or_default().trim();
     let page = if kind.is_empty() { String::new() } else { format!(" ({kind})") };
@@ -441,11 +467,11 @@ fn socks_fault(proxy: &Proxy, target: &Target, fault: &socks::Fault) -> Error {
     }
 }
 
-/// What a connection may take in all, with proxy and TLS.
+/// The time limit for a connection, with proxy and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// What TCP may take of it.
+/// The part of it for TCP.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(14);
-/// What the proxy's part may take of it.
+/// The part of it for the handshake with a proxy.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Connection for Stream {

@@ -1,21 +1,20 @@
-//! The few fields of a certificate (RFC 5280, section 4.1) that errors name: how long it is valid, and who signed it.
+//! Reads the fields of a certificate (RFC 5280, section 4.1) that errors name: its validity and issuer.
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
 
-/// Fields of a certificate.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// Seconds since the epoch: the first and the last at which it is valid.
+    /// The first and the last valid second, since the epoch.
     pub(super) valid: (i64, i64),
-    /// The common name of who signed it, or the organization.
+    /// The issuer's common name, or its organization.
     pub(super) issuer: Option<String>,
-    /// Its issuer has its own name.
+    /// The issuer and the subject have the same name.
     pub(super) self_issued: bool,
 }
 
 impl Facts {
-    /// Reads a certificate; `None` if it is none.
+    /// Parses a certificate; `None` if it is malformed.
     pub(super) fn read(certificate: &[u8]) -> Option<Self> {
         let mut input = certificate;
         let mut outer = tagged(&mut input, SEQUENCE)?;
@@ -43,7 +42,7 @@ fn element<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
             let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
             (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
         }
-        // Without an end, which DER does not have, or longer than any certificate.
+        // An indefinite length, which DER does not allow, or one longer than any certificate.
         _ => return None,
     };
     let (content, rest) = rest.split_at_checked(length)?;

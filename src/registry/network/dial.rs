@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
-/// Connects to the first of the addresses that answers.
+/// Connects to the first address that answers.
 ///
 /// The addresses of the family that the resolver names first are tried in turn. After [`HEAD_START`], or once they have
 /// failed, those of the other family are tried too (RFC 8305, section 5: "Happy Eyeballs").
@@ -66,7 +66,7 @@ async fn in_turn(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStr
     Err(last)
 }
 
-/// Small writes leave at once, and a peer that is gone is noticed.
+/// Sends small writes at once, and detects a dead peer.
 fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(&stream, true)?;
@@ -83,7 +83,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
-/// How long sent bytes may stay without an acknowledgement, in milliseconds.
+/// The time limit for the acknowledgement of sent bytes, in milliseconds.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: u32 = 30_000;
 

@@ -1,16 +1,18 @@
-//! The way to a registry: which proxy leads there, which certificates are trusted, and the connections.
+//! Connections to registries: proxies, certificates, TCP and TLS.
 //!
 //! ```text
 //!  HttpClient ── Connector ─┬─ proxies, no_proxy ── which proxy, if any
 //!                           ├─ tunnel, socks ────── through the proxy
 //!                           ├─ dial ─────────────── TCP, at addresses that the address rule allows
+//!                           ├─ address_pin ──────── at the same address for one image's push
 //!                           └─ trust, certs_d, verifier ── TLS, with errors by tls_error
 //! ```
 //!
-//! An HTTP library could do most of this. Ours does it here since an error must say whose fault it is (the proxy's,
-//! the certificate's, the registry's), a client certificate must reach one registry only, and the addresses of names
-//! that a registry sends us to are checked, while those of a proxy that the user configured are not.
+//! An HTTP library does most of this too. There are three reasons for code of our own: an error names the faulty part
+//! (the proxy, the certificate or the registry); a client certificate goes to one registry only; and the addresses of
+//! names that a registry sends us to are checked, while those of a configured proxy are not.
 
+mod address_pin;
 mod certs_d;
 mod client;
 mod connector;
@@ -18,6 +20,7 @@ mod der;
 mod dial;
 mod no_proxy;
 mod pem;
+
 mod probe;
 mod proxies;
 mod socks;
@@ -36,8 +39,8 @@ use std::error::Error as StdError;
 /// `User-Agent`, to registries and proxies.
 const AGENT: &str = concat!("transload/", env!("CARGO_PKG_VERSION"));
 
-/// The first error of type `T` among an error and its sources. An [`std::io::Error`] hides the error that it was made
-/// of from [`StdError::source`], so it is opened.
+/// The first error of type `T` in a chain of sources. [`std::io::Error`] hides its inner error from
+/// [`StdError::source`], so that one is opened.
 pub(super) fn find_source<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -25,7 +25,7 @@ enum Rule {
 }
 
 impl NoProxy {
-    /// Reads a list, separated by commas or spaces. An entry that makes no sense matches nothing, as in Go.
+    /// Parses a list, separated by commas or spaces. An invalid entry matches nothing, as in Go.
     pub(super) fn parse(list: &str) -> Self {
         let entries = || list.split([',', ' ', '\t', '\n']).map(str::trim).filter(|entry| !entry.is_empty());
         Self { all: entries().any(|entry| entry == "*"), rules: entries().filter_map(rule).collect() }
@@ -51,12 +51,12 @@ impl NoProxy {
     }
 }
 
-/// In lower case, without brackets and without the dot at the end.
+/// The host in lower case, without brackets and without a trailing dot.
 fn bare(host: &str) -> String {
     without_brackets(host).trim_end_matches('.').to_ascii_lowercase()
 }
 
-/// No proxy can reach what is on this machine.
+/// Names of this machine, which no proxy can reach.
 fn is_own_machine(host: &str) -> bool {
     is_loopback(host) || host.ends_with(".localhost")
 }

@@ -1,13 +1,13 @@
-//! Certificates from files, in PEM or DER.
+//! Reads certificates from files in PEM or DER.
 
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-/// The certificates of a file that a user named: all of it is meant to be trusted.
+/// The certificates of a file that the user trusts.
 ///
 /// # Errors
-/// Why there is none in it, or none that can be used.
+/// The reason, if the file has no certificate, or one that cannot be used.
 pub(super) fn usable(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = certificates(file)?;
     let mut store = RootCertStore::empty();
@@ -29,10 +29,10 @@ pub(super) fn usable(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, String
     }
 }
 
-/// The certificates of a file, in PEM or a single one in DER.
+/// The certificates of a file: any number in PEM, or one in DER.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason, if the file has no certificate.
 pub(super) fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let file = file.strip_prefix(BYTE_ORDER_MARK).unwrap_or(file);
@@ -55,5 +55,5 @@ pub(super) fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
     })
 }
 
-/// The largest file of certificates that is read, in bytes: all public authorities have some 250 KiB.
+/// The limit for a file of certificates, in bytes. All public authorities together have 250 KiB.
 pub(super) const MAX_FILE: u64 = 16 << 20;

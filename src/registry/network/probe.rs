@@ -1,8 +1,8 @@
-//! Whether a port speaks TLS: for registries that may be asked by plain http, on this machine or by the user's word.
+//! Probes a port for TLS: for registries that may use plain http, on this machine or by `--insecure-registry`.
 //!
-//! `kubectl port-forward` and `ssh -L` put a registry with TLS on a port of loopback; `docker run registry` puts one
-//! without TLS there. A handshake is begun, and nothing of a request is sent. Whatever answers it with a record of
-//! TLS, an alert among them, speaks TLS: its certificate is then verified as any other, and http is not used.
+//! `kubectl port-forward` and `ssh -L` put a registry with TLS on a loopback port; `docker run registry` puts one
+//! without TLS there. The probe starts a handshake and sends no part of a request. An answer with a TLS record, such as
+//! an alert, means TLS: the certificate is then verified as usual, and http is not used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::error::{Error, Kind, Result};
 /// How a port answers the beginning of a TLS handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::registry) enum Answer {
-    /// A record of TLS.
+    /// The answer is a TLS record.
     Tls,
-    /// Another protocol.
+    /// The answer is in another protocol.
     Other,
-    /// None: the connection ended, or was refused. A server that is just starting does so too.
+    /// There is no answer: the connection was closed or refused. A server that is starting does the same.
     Nothing,
 }
 
-/// Begins a TLS handshake on a new connection.
+/// Starts a TLS handshake on a new connection.
 ///
 /// # Errors
 /// [`Kind::Timeout`] if the other end stays silent for `limit`.
@@ -36,13 +36,13 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Answer> {
     let hello = hello(host)?;
     let asked = async {
-        // A server that answers and closes at once may do so before all is written.
+        // A server may answer and close before the client has written everything.
         if stream.write_all(&hello).await.is_ok() {
             drop(stream.flush().await);
         }
         let mut record = [0; 2];
         match stream.read_exact(&mut record).await {
-            // A record's type, then the major version of TLS (RFC 8446, section 5.1).
+            // The record's type, then the major version of TLS (RFC 8446, section 5.1).
             Ok(_) if matches!(record, [HANDSHAKE | ALERT, 3]) => Answer::Tls,
             Ok(_) => Answer::Other,
             Err(_) => Answer::Nothing,
@@ -68,8 +68,8 @@ fn hello(host: &str) -> Result<Vec<u8>> {
 
 const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
-/// Offered as a protocol (RFC 7301 allows any bytes, and a server ignores those that it does not know), so that an
-/// HTTP server that waits for the end of a request's head finds one, and answers.
+/// Offered in ALPN, so that an HTTP server that waits for the end of a request's head finds one, and answers. RFC 7301
+/// allows any bytes there, and a server ignores unknown protocols.
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! The proxies that the environment names, and which one leads to a host.
+//! The proxies of the environment's variables, and the choice of one for a host.
 //!
-//! `HTTPS_PROXY` is for https, `HTTP_PROXY` for http, `ALL_PROXY` for both where the other is not set; each in upper
-//! case first, then in lower case. `NO_PROXY` lists hosts that are reached without one ([`super::no_proxy`]).
+//! `HTTPS_PROXY` is for https, `HTTP_PROXY` for http, `ALL_PROXY` for both if the specific one is not set. Upper case
+//! takes precedence over lower case. `NO_PROXY` lists hosts that are reached directly ([`super::no_proxy`]).
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -20,7 +20,7 @@ use crate::registry::auth::challenge;
 use crate::registry::auth::token::basic;
 use crate::registry::urls::percent_decoded;
 
-/// The proxies of a run. The default has none. Clones share what was learned of them.
+/// The proxies of a run; none by default. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     https: Option<Arc<Setting>>,
@@ -28,10 +28,9 @@ pub struct Proxies {
     exceptions: NoProxy,
 }
 
-/// What a variable names, or why that is no proxy.
+/// The proxy of a variable, or the reason why its value is invalid.
 type Setting = Result<Arc<Proxy>, String>;
 
-/// One proxy.
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub(super) scheme: Scheme,
@@ -41,29 +40,29 @@ pub(super) struct Proxy {
     pub(super) user: Option<(String, Secret)>,
     /// The value of `Proxy-Authorization` for that user.
     authorization: Option<HeaderValue>,
-    /// The environment variable that names it.
+    /// The environment variable that names the proxy.
     variable: String,
-    /// A connection was made through it in this run.
+    /// The proxy has worked in this run.
     worked: AtomicBool,
 }
 
-/// How a proxy is spoken to.
+/// The protocol of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
     /// HTTP: CONNECT for https, and requests to be forwarded for http.
     Http,
-    /// The same over TLS.
+    /// HTTP over TLS.
     Https,
-    /// SOCKS 5 with names that are resolved here, where that is possible.
+    /// SOCKS 5; names are resolved here, if possible.
     Socks5,
-    /// SOCKS 5 with names that the proxy resolves.
+    /// SOCKS 5; the proxy resolves names.
     Socks5h,
 }
 
 impl Proxies {
-    /// Those of the process's environment variables, which the caller passes in.
+    /// The proxies in environment variables, which the caller passes in.
     ///
-    /// A value that names no proxy is an error where the proxy would be used.
+    /// An invalid value is an error when the proxy would be used.
     pub fn from_environment(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let all: HashMap<OsString, OsString> = variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         let value = |name: &str| {
@@ -74,7 +73,7 @@ impl Proxies {
         let setting = |(name, value): (String, String)| Arc::new(Proxy::parse(&name, &value));
         // A CGI program has the request header "Proxy" in HTTP_PROXY (CVE-2016-5385), as Go knows too.
         let http = if value("REQUEST_METHOD").is_some() { value("http_proxy") } else { either("HTTP_PROXY") };
-        // Shared, so that what is learned of the proxy is learned for both.
+        // Both schemes share the proxy and its state.
         let for_all = either("ALL_PROXY").map(setting);
         Self {
             https: either("HTTPS_PROXY").map(setting).or_else(|| for_all.clone()),
@@ -86,7 +85,7 @@ impl Proxies {
     /// The proxy that leads to a host; `None` if it is reached directly.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if the variable that is for it names no proxy.
+    /// [`Kind::Usage`] if the variable's value is invalid.
     pub(super) fn for_host(&self, https: bool, host: &str, port: u16) -> Result<Option<Arc<Proxy>>> {
         let setting = if https { &self.https } else { &self.http };
         let Some(setting) = setting.as_ref().filter(|_| !self.exceptions.matches(host, port)) else { return Ok(None) };
@@ -99,7 +98,7 @@ impl Proxies {
         }
     }
 
-    /// The same for the HTTP library, for requests that do not go to a registry.
+    /// The proxies in the type of the HTTP library, for requests that do not go to a registry.
     pub(in crate::registry) fn as_library_proxy(&self) -> reqwest::Proxy {
         let own = self.clone();
         reqwest::Proxy::custom(move |url| {
@@ -119,8 +118,7 @@ impl Proxies {
 }
 
 impl Proxy {
-    /// Parses the value of a variable. The error says why it is no proxy, without any of the value: there may be a
-    /// password in it.
+    /// Parses the value of a variable. The error does not contain the value, since that may hold a password.
     fn parse(variable: &str, value: &str) -> Setting {
         let wrong = |why: &str| Err(format!("{variable} does not name a proxy: {why}"));
         let text = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
@@ -130,7 +128,7 @@ impl Proxy {
             "https" => (Scheme::Https, 443),
             "socks5" => (Scheme::Socks5, 1080),
             "socks5h" => (Scheme::Socks5h, 1080),
-            // It may be the beginning of a password, where "://" is in one.
+            // The scheme is not shown: if a password contains "://", it is the beginning of the password.
             "socks4" | "socks4a" => return wrong("SOCKS 4 is not supported"),
             _ => return wrong("its scheme is none of http, https, socks5 and socks5h"),
         };
@@ -160,7 +158,7 @@ impl Proxy {
         }))
     }
 
-    /// Whether requests for http are given to it to be forwarded, rather than sent through a tunnel.
+    /// Whether the proxy forwards requests for http, rather than opening a tunnel.
     pub(super) fn forwards(&self) -> bool {
         matches!(self.scheme, Scheme::Http | Scheme::Https)
     }
@@ -170,24 +168,24 @@ impl Proxy {
         self.authorization.as_ref()
     }
 
-    /// Notes that a connection was made through it.
+    /// Notes that the proxy works.
     pub(super) fn works(&self) {
         self.worked.store(true, Ordering::Relaxed);
     }
 
-    /// An error of the proxy, with a hint. It is tried again only if the proxy has worked in this run: one that never did is wrongly
-    /// configured, and trying again takes time without any hope.
+    /// An error of the proxy, with a hint. It is transient only if the proxy has worked in this run. Otherwise the
+    /// configuration is probably wrong, and a retry only takes time.
     pub(super) fn fault(&self, what: impl fmt::Display) -> Error {
         let error = self.refusal(what);
         if self.worked.load(Ordering::Relaxed) { error.transient(None) } else { error }
     }
 
-    /// An error of the proxy that trying again cannot help, with a hint.
+    /// A permanent error of the proxy, with a hint.
     pub(super) fn refusal(&self, what: impl fmt::Display) -> Error {
         Error::new(Kind::Network, format!("the proxy {self} {what}")).permanent().hint(self.hint())
     }
 
-    /// What to do about a proxy that does not work.
+    /// The usual hint for a proxy that does not work.
     pub(super) fn hint(&self) -> String {
         format!("check {}; hosts that need no proxy are listed in NO_PROXY", self.variable)
     }
@@ -209,7 +207,7 @@ impl Proxy {
         }
     }
 
-    /// The error for a login that the proxy requires or refuses, with a hint that says where the user stands.
+    /// The error for a missing or refused login, with a hint that depends on whether a user is configured.
     pub(super) fn login_refused(&self, what: impl fmt::Display) -> Error {
         let variable = &self.variable;
         self.refusal(what).hint_instead(match self.user {
@@ -247,7 +245,7 @@ impl fmt::Display for Scheme {
     }
 }
 
-/// As it may be shown: without user and password.
+/// The URL without user and password, and the variable.
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{} ({})", self.scheme, self.address(), self.variable)

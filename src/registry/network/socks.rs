@@ -1,4 +1,4 @@
-//! A tunnel through a SOCKS 5 proxy (RFC 1928), with a user and a password where it wants them (RFC 1929).
+//! Opens tunnels through SOCKS 5 proxies (RFC 1928), with a user and a password if the proxy requires them (RFC 1929).
 
 use std::fmt;
 use std::io;
@@ -6,28 +6,28 @@ use std::net::IpAddr;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// Where a tunnel leads.
+/// The target of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Host {
     Address(IpAddr),
-    /// The proxy resolves it.
+    /// A name, which the proxy resolves.
     Name(String),
 }
 
 /// Why there is no tunnel.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// Of the connection to the proxy.
+    /// The connection to the proxy failed.
     Io(io::Error),
-    /// It does not speak SOCKS 5.
+    /// The proxy does not speak SOCKS 5.
     NotSocks,
-    /// It wants a user and a password, or another proof.
+    /// The proxy requires a user and a password, or another authentication.
     WantsUser,
-    /// It does not take the user and the password.
+    /// The proxy refused the user and the password.
     WrongUser,
-    /// It could not connect: a code of RFC 1928, section 6.
+    /// The proxy could not connect: a code of RFC 1928, section 6.
     Refused(u8),
-    /// A host's name has more than 255 bytes.
+    /// The host's name has more than 255 bytes.
     LongName,
 }
 
@@ -90,7 +90,7 @@ async fn sign_in<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, user: &str, 
     if status == 0 { Ok(()) } else { Err(Fault::WrongUser) }
 }
 
-/// Reads the reply, with the address that the proxy uses, which is of no interest.
+/// Reads the reply, and ignores the proxy's address in it.
 async fn answered<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(), Fault> {
     let [version, reply, _, kind] = read(stream).await?;
     if version != VERSION {
@@ -118,7 +118,7 @@ async fn read<const N: usize>(stream: &mut (impl AsyncRead + Unpin)) -> io::Resu
     Ok(bytes)
 }
 
-/// What stands behind "the proxy X".
+/// The text after "the proxy X".
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let refused = |code: u8| match code {

@@ -1,4 +1,4 @@
-//! From an error of TLS to one that says what is wrong with which certificate, and what to do.
+//! Turns a TLS error into one that names the faulty certificate and the remedy.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -22,7 +22,7 @@ fn permanent(what: String) -> Error {
     Error::new(Kind::Network, what).permanent()
 }
 
-/// The error that one of TLS stands for. Trying again helps none of them.
+/// The error for a TLS error. All are permanent.
 pub(super) fn explain(error: &TlsError, peer: Peer<'_>) -> Error {
     let name = peer.name;
     match error {
@@ -74,7 +74,7 @@ fn alerted(alert: AlertDescription, peer: Peer<'_>) -> Error {
     }
 }
 
-/// The registry does not go on without a client certificate, or with the one that it got.
+/// The error for a registry that requires a client certificate, or refuses ours.
 pub(super) fn client_certificate(peer: Peer<'_>, how: &str) -> Error {
     let name = peer.name;
     match peer.client.path() {
@@ -122,14 +122,14 @@ fn certificate(wrong: &CertificateError, Peer { name, host, .. }: Peer<'_>) -> E
     }
 }
 
-/// The day in UTC.
+/// A date in UTC.
 fn day(time: UnixTime) -> String {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     let stamp = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
     stamp.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d").to_string()
 }
 
-/// A few of the names of a certificate, which TLS's library shows as `DnsName("other.example")`.
+/// The first names of a certificate. The TLS library writes them as `DnsName("other.example")`.
 fn names(presented: &[String]) -> String {
     let bare = |name: &String| match name.split_once('(') {
         Some((_, inner)) => inner.trim_end_matches(')').trim_matches('"').to_owned(),

@@ -1,5 +1,5 @@
-//! Which certificates are trusted: the system's or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`, those of `--ca-file`,
-//! and for one registry those of its directory in `certs.d`.
+//! The trusted certificates: the system's or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`, those of `--ca-file`, and for
+//! one registry those in `certs.d`.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -16,7 +16,8 @@ use super::pem::{MAX_FILE, certificates, usable};
 use crate::error::{Error, Kind, Result, Side};
 use crate::regular_file::{self, Links};
 
-/// The certificates that a run trusts. The default trusts the system's, and looks at no variable and no `certs.d`.
+/// The certificates that a run trusts. The default trusts the system's, and ignores environment variables and
+/// `certs.d`.
 #[derive(Debug, Default)]
 pub struct Trust {
     /// Of `--ca-file`.
@@ -25,9 +26,9 @@ pub struct Trust {
     file: Option<PathBuf>,
     /// `SSL_CERT_DIR`.
     directories: Vec<PathBuf>,
-    /// Directories with one directory for each registry.
+    /// Directories that contain one directory for each registry.
     certs_d: Vec<PathBuf>,
-    /// All but those of `certs_d`; read when they are first needed.
+    /// All trusted certificates but those of `certs_d`; read on first use.
     roots: OnceLock<Result<Arc<Roots>>>,
 }
 
@@ -35,12 +36,12 @@ pub struct Trust {
 #[derive(Clone, Debug)]
 pub(super) struct Roots {
     pub(super) store: Arc<RootCertStore>,
-    /// The same, whole: a server may show one of them as its own.
+    /// The certificates themselves: a server may present one of them as its own.
     pub(super) certificates: HashSet<CertificateDer<'static>>,
 }
 
 impl Trust {
-    /// The usual places, by the process's environment variables, which the caller passes in.
+    /// The usual places, by environment variables, which the caller passes in.
     pub fn from_environment(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let all: std::collections::HashMap<_, _> =
             variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
@@ -56,29 +57,29 @@ impl Trust {
         }
     }
 
-    /// Trusts the certificates of a file too, whose content is `pem`.
+    /// Adds the certificates of a file with this content.
     ///
     /// # Errors
-    /// If there is no certificate in it, or one that cannot be read; `path` is named.
+    /// If the file has no valid certificate. The error names `path`.
     pub fn add_file(&mut self, path: &Path, pem: &[u8]) -> Result<()> {
         let found = usable(pem).map_err(|why| not_certificates(&path.display().to_string(), &why))?;
         self.given.extend(found);
         Ok(())
     }
 
-    /// What is trusted for every registry.
+    /// The certificates that are trusted for every registry.
     ///
     /// # Errors
-    /// If `SSL_CERT_FILE` or `SSL_CERT_DIR` name no certificates.
+    /// If `SSL_CERT_FILE` or `SSL_CERT_DIR` have no certificates.
     pub(super) fn roots(&self) -> Result<Arc<Roots>> {
         let roots = self.roots.get_or_init(|| self.load().map(Arc::new));
         roots.as_ref().map(Arc::clone).map_err(Error::duplicate)
     }
 
-    /// What `certs.d` has for the registry of these names, the most exact name first.
+    /// The certificates in `certs.d` for the registry with these names, the most specific name first.
     ///
     /// # Errors
-    /// If it has files that are not what their names say.
+    /// If a file there has the wrong content.
     pub(super) fn own_files(&self, names: &[String]) -> Result<OwnFiles> {
         certs_d::read(&self.certs_d, names)
     }
@@ -98,7 +99,7 @@ impl Trust {
         Ok(roots)
     }
 
-    /// Those of `SSL_CERT_FILE` and `SSL_CERT_DIR`, which stand in for the system's, as everywhere.
+    /// Loads `SSL_CERT_FILE` and `SSL_CERT_DIR`, which replace the system's certificates, as in other programs.
     fn load_named(&self, roots: &mut Roots) -> Result<()> {
         if let Some(path) = &self.file {
             let shown = format!("SSL_CERT_FILE={}", path.display());
@@ -127,7 +128,7 @@ impl Trust {
 }
 
 impl Roots {
-    /// Adds certificates; one that cannot be read is left out.
+    /// Adds certificates; a malformed one is skipped.
     pub(super) fn add(&mut self, certificates: impl IntoIterator<Item = CertificateDer<'static>>) {
         let store = Arc::make_mut(&mut self.store);
         for certificate in certificates {
@@ -149,8 +150,8 @@ fn not_certificates(shown: &str, why: &str) -> Error {
     )
 }
 
-/// The certificates of all files in a directory, whatever their names: `openssl rehash` makes names of hashes. Files
-/// without certificates are left out.
+/// The certificates of all files in a directory, whatever their names: `openssl rehash` names files by hashes. Files
+/// without certificates are skipped.
 fn read_directory(directory: &Path, seen: &mut HashSet<(u64, u64)>) -> io::Result<Vec<CertificateDer<'static>>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
@@ -172,7 +173,7 @@ fn read_if_readable(path: &Path) -> Vec<CertificateDer<'static>> {
     })
 }
 
-/// Those of the system: of the first bundle, and of the directories, as Go's crypto/x509 does.
+/// Loads the system's certificates: the first bundle, and the directories, as Go's crypto/x509 does.
 #[cfg(target_os = "linux")]
 fn load_system(roots: &mut Roots) {
     const FILES: [&str; 6] = [

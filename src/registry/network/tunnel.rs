@@ -1,4 +1,4 @@
-//! A tunnel through an HTTP proxy: CONNECT (RFC 9110, section 9.3.6).
+//! Opens tunnels through HTTP proxies: CONNECT (RFC 9110, section 9.3.6).
 
 use std::io;
 
@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::AGENT;
 
-/// A proxy's answer to CONNECT.
+/// A proxy's response to CONNECT.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -16,10 +16,10 @@ pub(super) struct Answer {
     pub(super) authenticate: String,
 }
 
-/// Asks the proxy for a tunnel to `target`, as host and port. The tunnel is open if the answer's status is 2xx.
+/// Requests a tunnel to `target`, as host and port. The tunnel is open if the response's status is 2xx.
 ///
 /// # Errors
-/// Those of the connection; [`io::ErrorKind::InvalidData`] if the answer is not HTTP.
+/// The connection's errors; [`io::ErrorKind::InvalidData`] if the response is not HTTP.
 pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     target: &str,
@@ -41,7 +41,7 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection without an answer"));
         }
         answer.extend_from_slice(&buffer[..count]);
-        // In a tunnel to TLS the client speaks first: nothing after the head is lost.
+        // With TLS in the tunnel the client sends first, so no bytes follow the head.
         if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
             return parse(&answer[..end]).ok_or_else(not_http);
         }
@@ -74,7 +74,7 @@ fn parse(head: &[u8]) -> Option<Answer> {
     Some(answer)
 }
 
-/// The most bytes of an answer's head.
+/// The limit for a response's head, in bytes.
 const MAX_HEAD: usize = 16 << 10;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which certificates of servers are accepted, and which one a client shows.
+//! Verifies certificates of servers, and presents the client certificate.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,22 +23,21 @@ use crate::error::{Error, Kind, Result};
 /// The cryptography of all connections.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
 
-/// Decides about the certificates of servers.
 pub(super) type ServerVerifier = Arc<dyn ServerCertVerifier>;
 
-/// Accepts what these certificates vouch for.
+/// A verifier that accepts certificates issued by these roots.
 pub(super) fn by_roots(roots: &Arc<Roots>) -> Result<ServerVerifier> {
     let chains = WebPkiServerVerifier::builder_with_provider(roots.store.clone(), PROVIDER.clone());
     let chains = chains.build().map_err(|error| broken(&error))?;
     Ok(Arc::new(Verifier { chains, roots: roots.clone() }))
 }
 
-/// Accepts every certificate.
+/// A verifier that accepts every certificate.
 pub(super) fn accept_all() -> ServerVerifier {
     Arc::new(AcceptAll(PROVIDER.clone()))
 }
 
-/// A client's TLS. `client` answers a request for a certificate.
+/// A client's TLS configuration. `client` answers requests for a certificate.
 pub(super) fn config(verifier: ServerVerifier, client: Arc<ClientCertificate>, alpn: &[&[u8]]) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(PROVIDER.clone()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| broken(&error))?.dangerous().with_custom_certificate_verifier(verifier);
@@ -52,11 +51,11 @@ pub(super) fn broken(error: &dyn fmt::Display) -> Error {
     Error::new(Kind::Local, format!("TLS cannot be set up: {error}"))
 }
 
-/// The common verification, and besides it certificates that are trusted as themselves.
+/// The usual verification, which also accepts certificates that are trusted themselves.
 ///
-/// `openssl req -x509` makes a self-signed certificate that may sign others (CA:TRUE), which webpki never accepts from
-/// a server (`CaUsedAsEndEntity`). Nor does it accept a server's certificate that is in the list without its issuer.
-/// Go, OpenSSL and browsers accept both: a user who lists the very certificate has said enough.
+/// `openssl req -x509` makes a self-signed certificate with CA:TRUE, which webpki never accepts as a server's
+/// (`CaUsedAsEndEntity`). webpki also refuses a listed server certificate whose issuer is not listed. Go, OpenSSL and
+/// browsers accept both, since the user listed this certificate.
 #[derive(Debug)]
 struct Verifier {
     chains: Arc<WebPkiServerVerifier>,
@@ -64,7 +63,7 @@ struct Verifier {
 }
 
 impl Verifier {
-    /// Whether this very certificate is trusted, is valid now, and has the server's name.
+    /// Whether the certificate itself is trusted, is valid now, and has the server's name.
     fn is_trusted_itself(
         &self,
         certificate: &CertificateDer<'_>,
@@ -108,7 +107,7 @@ impl ServerCertVerifier for Verifier {
         if self.is_trusted_itself(end_entity, server_name, now)? {
             return Ok(ServerCertVerified::assertion());
         }
-        // The authority is above the last certificate that the server shows.
+        // The authority issued the last certificate that the server sent.
         let last = intermediates.last().unwrap_or(end_entity);
         let facts = Facts::read(last);
         let unknown = UnknownAuthority {
@@ -141,7 +140,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Why a certificate is not trusted: who signed it, where it says that.
+/// Why a certificate is not trusted, with its issuer if known.
 #[derive(Debug)]
 pub(super) struct UnknownAuthority {
     pub(super) issuer: Option<String>,
@@ -160,7 +159,7 @@ impl fmt::Display for UnknownAuthority {
 
 impl std::error::Error for UnknownAuthority {}
 
-/// Accepts every certificate: for registries that the user called insecure, and to see whether TLS is spoken at all.
+/// Accepts every certificate: for insecure registries, and for the probe for TLS.
 #[derive(Debug)]
 struct AcceptAll(Arc<CryptoProvider>);
 
@@ -199,7 +198,7 @@ impl ServerCertVerifier for AcceptAll {
     }
 }
 
-/// The certificate that is shown to a server which asks for one; it is known afterwards whether one did.
+/// The client certificate for servers that request one. Records whether one did.
 #[derive(Debug, Default)]
 pub(super) struct ClientCertificate {
     identity: Option<Identity>,
@@ -211,12 +210,12 @@ impl ClientCertificate {
         Arc::new(Self { identity, asked: AtomicBool::new(false) })
     }
 
-    /// Whether a server asked for a certificate.
+    /// Whether a server requested a certificate.
     pub(super) fn was_asked_for(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// The file of the certificate that is shown.
+    /// The file of the certificate.
     pub(super) fn path(&self) -> Option<&PathBuf> {
         self.identity.as_ref().map(|identity| &identity.path)
     }

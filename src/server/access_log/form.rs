@@ -1,4 +1,4 @@
-//! What a line looks like. Pure.
+//! The format of a line. No I/O.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{End, Form, Line};
 
-/// A line with its end.
+/// A formatted line with its line feed.
 pub(super) fn line(line: &Line, form: Form, now: Timestamp) -> String {
     let peer = line.peer.and_then(|peer| peer.0).map(|peer| peer.to_string());
     let agent = line.agent.as_ref().map(|value| String::from_utf8_lossy(value.as_bytes()));
@@ -37,7 +37,7 @@ pub(super) fn line(line: &Line, form: Form, now: Timestamp) -> String {
     text
 }
 
-/// That so many lines are missing.
+/// A line that reports lost lines.
 pub(super) fn lost_lines(form: Form, count: u64) -> String {
     let now = crate::clock::timestamp();
     match form {
@@ -46,7 +46,7 @@ pub(super) fn lost_lines(form: Form, count: u64) -> String {
     }
 }
 
-/// Without a time, for a log that has its own.
+/// A line without a time, for a log that adds its own.
 pub(super) fn brief_line(of: &Line) -> String {
     let text = line(of, Form::Text, Timestamp::UNIX_EPOCH);
     text.trim_end().split_once(' ').map_or_else(String::new, |(_, rest)| rest.to_owned())
@@ -72,7 +72,7 @@ impl Fields<'_> {
         };
     }
 
-    /// The first `most` bytes of a text; the agent's is always quoted, as it has spaces.
+    /// Adds the first `most` bytes of a text. The user agent is always quoted, since it contains spaces.
     fn word(&mut self, name: &str, value: Option<&str>, most: usize) {
         self.name(name);
         let text = self.form == Form::Text;
@@ -95,12 +95,13 @@ impl Fields<'_> {
     }
 }
 
-/// Whether it can stand between spaces as it is, and isn't taken for nothing.
+/// Whether a word needs no quotes. `-` needs them, since it stands for a missing value.
 fn is_plain(word: &str) -> bool {
     !word.is_empty() && word != "-" && word.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
 }
 
-/// As a JSON string of plain ASCII: also DEL and what is past it are escaped, which terminals obey too.
+/// Quotes a text as a JSON string of printable ASCII. DEL and all non-ASCII characters are escaped too, since they may
+/// control terminals.
 fn quote(to: &mut String, text: &str, most: usize) {
     to.push('"');
     let end =
@@ -119,7 +120,7 @@ fn quote(to: &mut String, text: &str, most: usize) {
     to.push_str(if end < text.len() { "...\"" } else { "\"" });
 }
 
-/// The value of `ns`, as it was sent.
+/// The value of `ns`, unchanged.
 fn namespace(query: &str) -> Option<&str> {
     query.split('&').find_map(|pair| pair.strip_prefix("ns=")).filter(|ns| !ns.is_empty())
 }

@@ -21,7 +21,7 @@ fn append(serving: &ServeProcess, location: &str, size: usize) -> Reply {
 fn assert_full(reply: &Reply, dir: &TempDir) {
     assert_eq!(reply.status, 403, "{}", reply.text());
     assert_eq!(reply.json()["errors"][0]["code"], "DENIED");
-    assert!(reply.text().contains("no room") && !reply.text().contains(&dir.join("")), "{}", reply.text());
+    assert!(reply.text().contains("no space left") && !reply.text().contains(&dir.join("")), "{}", reply.text());
 }
 
 /// How many bytes of files there are.
@@ -116,5 +116,5 @@ fn a_copy_to_a_full_server_says_so() {
     let (from, to) = (format!("oci:{}:v1", from.display()), format!("{}/app:v1", serving.addr()));
     let run = Tool::transload().args(&["copy", &from, &to]).run();
     assert_ne!(run.code, 0);
-    assert!(run.stderr.contains("no room"), "{}", run.stderr);
+    assert!(run.stderr.contains("no space left"), "{}", run.stderr);
 }

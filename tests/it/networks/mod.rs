@@ -5,6 +5,7 @@ mod client_certificates;
 mod loopback;
 mod no_proxy;
 mod proxies;
+mod replicas;
 mod storage;
 mod web_pages;
 
