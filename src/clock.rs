@@ -5,7 +5,6 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The time now.
 pub(crate) fn now() -> SystemTime {
     shift(SystemTime::now())
 }

@@ -7,7 +7,7 @@
 #[cfg(test)]
 pub(crate) mod faults;
 #[cfg(debug_assertions)]
-pub mod random_faults;
+pub(crate) mod random_faults;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -20,7 +20,7 @@ use crate::atomic_file;
 use crate::regular_file::{self, Links};
 
 /// The calls that a disk can fail. All of them block. The methods' own bodies call the operating system.
-pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
+pub(crate) trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
     /// Creates a file that does not exist yet, for reading and writing, readable by its owner only.
     fn create(&self, path: &Path) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
@@ -84,17 +84,17 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
 
 /// The operating system's files.
 #[derive(Clone, Copy, Debug)]
-pub struct SystemFiles;
+pub(crate) struct SystemFiles;
 
 impl FileAccess for SystemFiles {}
 
 /// A shared [`FileAccess`]: the operating system's by default.
 #[derive(Clone, Debug)]
-pub struct Files(Arc<dyn FileAccess>);
+pub(crate) struct Files(Arc<dyn FileAccess>);
 
 impl Files {
     /// File access by these calls.
-    pub fn new(access: impl FileAccess) -> Self {
+    pub(crate) fn new(access: impl FileAccess) -> Self {
         Self(Arc::new(access))
     }
 }
@@ -115,44 +115,44 @@ impl Deref for Files {
 
 /// An open file together with the calls that access it. Clones share the file.
 #[derive(Clone, Debug)]
-pub struct OpenFile {
+pub(crate) struct OpenFile {
     file: Arc<File>,
     access: Files,
 }
 
 impl OpenFile {
     /// A file that is accessed by `access`.
-    pub fn new(file: File, access: Files) -> Self {
+    pub(crate) fn new(file: File, access: Files) -> Self {
         Self { file: Arc::new(file), access }
     }
 
     /// Writes all of `bytes` at `offset`.
-    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    pub(crate) fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.access.write_all_at(&self.file, bytes, offset)
     }
 
     /// See [`FileAccess::read_at`].
-    pub fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+    pub(crate) fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         self.access.read_at(&self.file, buffer, offset)
     }
 
     /// Makes the content durable.
-    pub fn sync(&self) -> io::Result<()> {
+    pub(crate) fn sync(&self) -> io::Result<()> {
         self.access.sync(&self.file)
     }
 
     /// See [`FileAccess::allocate`].
-    pub fn allocate(&self, part: Range<u64>) -> io::Result<bool> {
+    pub(crate) fn allocate(&self, part: Range<u64>) -> io::Result<bool> {
         self.access.allocate(&self.file, part)
     }
 
     /// The file for sendfile(2), where that is allowed.
-    pub fn for_sendfile(&self) -> Option<&Arc<File>> {
+    pub(crate) fn for_sendfile(&self) -> Option<&Arc<File>> {
         self.access.allows_sendfile().then_some(&self.file)
     }
 
     /// The file itself, for its metadata.
-    pub fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 }

@@ -100,6 +100,9 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start tasks and read the environment"))]
 
+// Public is what the program (`src/main.rs`), the tests and the benchmarks name: `cli` for the program; the engine, its
+// traits and types, `registry`, `layout` and `mirror` for tests that copy without a command; `demo` for its look-alikes;
+// `proxy` for the benchmark of its disk index. All else is for the crate.
 mod atomic_file;
 pub mod body;
 mod change_detector;
@@ -111,14 +114,14 @@ pub mod credentials;
 pub mod demo;
 pub mod descriptor;
 pub mod error;
-pub mod file_access;
+mod file_access;
 mod go_names;
 pub mod layout;
 pub mod manifest;
 mod memory;
 pub mod mirror;
-pub mod node;
-pub mod ops;
+mod node;
+mod ops;
 mod panics;
 mod pool;
 mod printable;
@@ -127,6 +130,6 @@ mod redact;
 pub mod reference;
 pub mod registry;
 mod regular_file;
-pub mod retry;
-pub mod server;
+mod retry;
+mod server;
 pub mod verify;

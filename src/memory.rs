@@ -61,12 +61,10 @@ impl CollectedBody {
         self.bytes.reserve_exact(usize::try_from(expected).unwrap_or(0).saturating_sub(self.bytes.len()));
     }
 
-    /// Adds a frame.
     pub(crate) fn add(&mut self, frame: &[u8]) {
         self.bytes.extend_from_slice(frame);
     }
 
-    /// All of it.
     pub(crate) fn finish(self) -> Bytes {
         // Exact: what a growing buffer has in reserve would be kept with it.
         let bytes = self.bytes.into_boxed_slice();

@@ -147,7 +147,7 @@ impl Default for Budget {
 
 /// Full jitter: anything from nothing to `most`
 /// (AWS Architecture Blog, "Exponential Backoff And Jitter").
-pub fn jitter(most: Duration) -> Duration {
+pub(crate) fn jitter(most: Duration) -> Duration {
     // RandomState's keys differ in each instance: randomness enough to spread retries.
     let random = std::hash::RandomState::new().build_hasher().finish();
     most.mul_f64(random as f64 / u64::MAX as f64)

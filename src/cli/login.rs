@@ -18,35 +18,35 @@ const MAX_STDIN_BYTES: u64 = 64 * 1024;
 /// ~/.docker/config.json names, or else in that file. A password is read from the terminal or from stdin, never from an
 /// argument, because other users of the machine can see arguments.
 #[derive(Args, Clone, Debug)]
-pub struct Login {
+pub(crate) struct Login {
     /// The registry, such as myregistry.azurecr.io, ghcr.io or docker.io
-    pub registry: String,
+    pub(crate) registry: String,
 
     /// User name; asked for at a terminal
     #[arg(long, short, value_name = "USER")]
-    pub username: Option<String>,
+    pub(crate) username: Option<String>,
 
     /// Read the password or access token from stdin
     #[arg(long, requires = "username")]
-    pub password_stdin: bool,
+    pub(crate) password_stdin: bool,
 
     /// Log in to Azure Container Registry with the Azure identity of this machine
     ///
     /// The identity is a service principal or workload identity from AZURE_* variables, a managed identity, or the account
     /// of `az login`. The stored token is valid for three hours, as with `az acr login`.
     #[arg(long, conflicts_with_all = ["username", "password_stdin"])]
-    pub azure: bool,
+    pub(crate) azure: bool,
 }
 
 /// Remove the stored credentials of a registry, of `login` or `docker login`
 #[derive(Args, Clone, Debug)]
-pub struct Logout {
+pub(crate) struct Logout {
     /// The registry, such as myregistry.azurecr.io, ghcr.io or docker.io
-    pub registry: String,
+    pub(crate) registry: String,
 }
 
 /// The person at the other end.
-pub trait Prompter {
+pub(crate) trait Prompter {
     /// Whether somebody is there to be asked.
     fn is_there(&self) -> bool;
 
@@ -73,7 +73,7 @@ pub trait Prompter {
 }
 
 /// The terminal, stdin and stderr of this process.
-pub struct Console;
+pub(crate) struct Console;
 
 /// Logs in.
 ///
@@ -83,7 +83,7 @@ pub struct Console;
 ///
 /// # Errors
 /// If the registry refuses the credentials, which then aren't kept, or they can't be kept.
-pub async fn login(
+pub(crate) async fn login(
     args: &Login,
     settings: &Settings,
     person: &mut impl Prompter,
@@ -120,7 +120,7 @@ pub async fn login(
 ///
 /// # Errors
 /// If what is kept can't be removed.
-pub async fn logout(args: &Logout, settings: &Settings, person: &mut impl Prompter) -> Result<()> {
+pub(crate) async fn logout(args: &Logout, settings: &Settings, person: &mut impl Prompter) -> Result<()> {
     let registry = registry_name(&args.registry)?;
     let erased = credentials::erase(settings, &registry).await?;
     if erased.is_empty() {
@@ -283,13 +283,13 @@ mod tests {
         Line::try_parse_from([&["login"], line].concat()).map(|line| line.login).expect("arguments")
     }
 
-    /// Logs in at a registry that takes the password "right", and ACR's token "acr".
+    /// Logs in at a registry that takes the password "sesame", and ACR's token "acr".
     async fn run(line: &[&str], scratch: &Scratch, person: &mut Script) -> Result<Vec<(String, Credential)>> {
         let tried = RefCell::new(Vec::new());
         let verify = async |registry: &str, credential: &Credential| {
             tried.borrow_mut().push((registry.to_owned(), credential.clone()));
             match credential {
-                Credential::Basic { password, .. } if password.reveal() != "right" => {
+                Credential::Basic { password, .. } if password.reveal() != "sesame" => {
                     Err(Error::new(Kind::Unauthorized, "wrong password"))
                 }
                 _ => Ok(()),
@@ -307,18 +307,18 @@ mod tests {
     #[tokio::test]
     async fn at_a_terminal() {
         let scratch = Scratch::new();
-        let mut person = Script { there: true, username: "u\n", password: "right", ..Script::default() };
+        let mut person = Script { there: true, username: "u\n", password: "sesame", ..Script::default() };
         let tried = run(&["Docker.io"], &scratch, &mut person).await.expect("logged in");
-        assert_eq!(tried, [("docker.io".to_owned(), Credential::basic("u", "right"))]);
+        assert_eq!(tried, [("docker.io".to_owned(), Credential::basic("u", "sesame"))]);
         assert_eq!(person.asked, ["Username: ", "Password: (hidden)"]);
-        assert_eq!(kept(&scratch, "nginx").await, Some(Credential::basic("u", "right")));
+        assert_eq!(kept(&scratch, "nginx").await, Some(Credential::basic("u", "sesame")));
         assert_eq!(person.said[0], "logged in to docker.io as u");
         let file = scratch.path("docker/config.json").display().to_string();
         assert!(person.said[1].contains("unencrypted") && person.said[1].contains(&file), "{:?}", person.said);
-        assert!(!person.said.concat().contains("right"));
+        assert!(!person.said.concat().contains("sesame"));
 
         // The user is known already.
-        let mut person = Script { there: true, password: "right", ..Script::default() };
+        let mut person = Script { there: true, password: "sesame", ..Script::default() };
         run(&["a.io", "-u", "v"], &scratch, &mut person).await.expect("logged in");
         assert_eq!(person.asked, ["Password: (hidden)"]);
     }
@@ -326,13 +326,13 @@ mod tests {
     #[tokio::test]
     async fn from_stdin() {
         let scratch = Scratch::new();
-        for stdin in ["right", "right\n", "right\r\n"] {
+        for stdin in ["sesame", "sesame\n", "sesame\r\n"] {
             let mut person = Script { stdin, ..Script::default() };
             let tried = run(&["a.io", "--username", "u", "--password-stdin"], &scratch, &mut person).await;
-            assert_eq!(tried.expect("logged in")[0].1, Credential::basic("u", "right"), "{stdin:?}");
+            assert_eq!(tried.expect("logged in")[0].1, Credential::basic("u", "sesame"), "{stdin:?}");
             assert!(person.asked.is_empty());
         }
-        for (stdin, why) in [("", "empty"), ("\n", "empty"), ("right\n\n", "more than one line")] {
+        for (stdin, why) in [("", "empty"), ("\n", "empty"), ("sesame\n\n", "more than one line")] {
             let mut person = Script { stdin, ..Script::default() };
             let error = run(&["a.io", "-u", "u", "--password-stdin"], &scratch, &mut person).await.expect_err(why);
             assert!(error.to_string().contains(why) && error.exit_code() == 2, "{error}");
@@ -356,7 +356,7 @@ mod tests {
             let error = run(line, &scratch, &mut Script::default()).await.expect_err("nobody");
             assert!(error.hint_text().is_some_and(|hint| hint.contains("--password-stdin")), "{error}");
         }
-        let mut person = Script { there: true, username: "a:b", password: "right", ..Script::default() };
+        let mut person = Script { there: true, username: "a:b", password: "sesame", ..Script::default() };
         assert!(run(&["a.io"], &scratch, &mut person).await.expect_err("a colon").to_string().contains("colon"));
     }
 

@@ -13,7 +13,7 @@ mod image;
 mod inspect;
 mod interval;
 mod k8s;
-pub mod login;
+mod login;
 mod mirror;
 mod node;
 mod output;
@@ -21,7 +21,7 @@ mod progress;
 mod proxy;
 mod prune;
 mod render;
-pub mod serve;
+mod serve;
 mod shell;
 mod watchdog;
 

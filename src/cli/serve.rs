@@ -19,7 +19,7 @@ use crate::layout::{Quota, Store};
 use crate::reference::RejectedTags;
 use crate::server::{self, Limits, Server};
 
-pub use layout_backend::LayoutBackend;
+pub(crate) use layout_backend::LayoutBackend;
 
 /// Serve a directory of images (an OCI image layout) as a registry
 ///
@@ -27,28 +27,28 @@ pub use layout_backend::LayoutBackend;
 /// repository that is named after the directory. There is no authentication and no TLS. Links that lead out of the directory
 /// are not followed, and each file is verified before it is served.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Args {
+pub(crate) struct Args {
     /// Directory; created with --writable if it does not exist
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Accept pushes, from everyone who can connect
     #[arg(long)]
-    pub writable: bool,
+    pub(crate) writable: bool,
     /// Address and port to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
-    pub listen: String,
+    pub(crate) listen: String,
     /// Maximum size of the directory with uploads in progress; larger pushes are refused
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, requires = "writable")]
-    pub max_size: Option<u64>,
+    pub(crate) max_size: Option<u64>,
     /// Space to leave free on the disk; pushes that need it are refused
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
-    pub keep_free: u64,
+    pub(crate) keep_free: u64,
 }
 
 /// Serves until `shutdown` is ready.
 ///
 /// # Errors
 /// If the directory is no layout, or the address can't be bound.
-pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub(crate) async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
     let quota = args.writable.then_some(Quota { max_size: args.max_size, keep_free: args.keep_free });
     let store = Store::serve(&args.dir, quota).await?;
     let listener = bind(&args.listen).await?;

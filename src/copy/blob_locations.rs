@@ -43,7 +43,6 @@ impl BlobLocations {
         number
     }
 
-    /// The repository with this number.
     pub(super) fn repository(&self, number: RepositoryId) -> Option<Repository> {
         self.lock().repositories.get(number.0 as usize).cloned()
     }

@@ -30,7 +30,7 @@ use crate::error::{Result, Side};
 use crate::redact;
 use crate::reference::Repository;
 
-pub mod entra;
+pub(crate) mod entra;
 mod file;
 mod go_json;
 mod helper;

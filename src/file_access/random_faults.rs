@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::{FileAccess, Files, SystemFiles};
 
 /// Files whose calls fail by a pseudo-random sequence that `seed` determines. `dir` is described above.
-pub fn files(seed: u64, dir: PathBuf) -> Files {
+pub(crate) fn files(seed: u64, dir: PathBuf) -> Files {
     Files::new(RandomFaults { dir, state: AtomicU64::new(seed) })
 }
 

@@ -18,7 +18,7 @@ use crate::pool::run_blocking;
 
 /// A blob as an open file. It stays readable if it is replaced.
 #[derive(Debug)]
-pub struct StoredBlob {
+pub(crate) struct StoredBlob {
     file: File,
     size: u64,
     stamp: FileVersion,
@@ -50,12 +50,12 @@ impl StoredBlob {
     }
 
     /// The file's size.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
     /// The bytes in `range`, limited to the file's size. At most one chunk is in memory.
-    pub fn read(self, range: Range<u64>) -> Body {
+    pub(crate) fn read(self, range: Range<u64>) -> Body {
         let rest = range.start..range.end.min(self.size);
         let start = rest.start;
         let first = FileStream { file: self.file, name: self.name, rest, seek: Some(start) };

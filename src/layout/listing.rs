@@ -10,7 +10,7 @@ use crate::reference::{RepositoryName, Target};
 
 impl Store {
     /// All repositories that have a tag, sorted by bytes.
-    pub async fn repositories(&self) -> Result<Vec<RepositoryName>> {
+    pub(crate) async fn repositories(&self) -> Result<Vec<RepositoryName>> {
         self.run_blocking(|store| {
             let index = store.index()?;
             let default = || store.default_repository().clone();

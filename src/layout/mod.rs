@@ -60,11 +60,11 @@ use crate::memory;
 use crate::reference::{RegistryName, Repository, RepositoryName, Tag, Target};
 use crate::verify::Verified;
 
-pub use file_stream::StoredBlob;
-pub use names::Scope;
-pub use quota::Quota;
-pub use store::Store;
-pub use upload::BlobUpload;
+pub(crate) use file_stream::StoredBlob;
+pub(crate) use names::Scope;
+pub(crate) use quota::Quota;
+pub(crate) use store::Store;
+pub(crate) use upload::BlobUpload;
 
 /// A handle to a layout directory, or to one repository in it.
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ impl Layout {
     ///
     /// # Errors
     /// Those of [`Layout::create`], as far as possible without writing.
-    pub async fn planned(dir: &Path) -> Result<Self> {
+    pub(crate) async fn planned(dir: &Path) -> Result<Self> {
         Ok(Store::planned(dir).await?.layout())
     }
 
@@ -114,7 +114,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none, [`Kind::Usage`] with the list if there are several.
-    pub async fn select_target(&self, name: Option<&Target>) -> Result<Target> {
+    pub(crate) async fn select_target(&self, name: Option<&Target>) -> Result<Target> {
         match name {
             Some(name) => Ok(name.clone()),
             None => self.store.only().await,
@@ -122,7 +122,7 @@ impl Layout {
     }
 
     /// The verified manifest; `None` if it does not exist.
-    pub async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
+    pub(crate) async fn lookup(&self, target: &Target) -> Result<Option<Manifest>> {
         let _turn = memory::disk_read_permit().await;
         self.store.manifest(&self.scope, target).await
     }
@@ -131,18 +131,18 @@ impl Layout {
     ///
     /// # Errors
     /// Those of [`Destination::put_manifest`].
-    pub async fn put_as(&self, manifest: &Manifest, targets: &[Target]) -> Result<()> {
+    pub(crate) async fn put_as(&self, manifest: &Manifest, targets: &[Target]) -> Result<()> {
         self.store.put_manifest(&self.scope, manifest, targets).await
     }
 
     /// Up to `most` tags after `after`, sorted by bytes.
-    pub async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
+    pub(crate) async fn tags_page(&self, after: Option<&str>, most: usize) -> Result<Vec<Tag>> {
         Ok(self.store.page(&self.scope, after, most).await?.0.tags)
     }
 
     /// The blob or manifest as a file of any size; `None` if it does not exist. In one of several repositories, only content
     /// that belongs to it and is verified: the first time this hashes the file.
-    pub async fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
+    pub(crate) async fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>> {
         match &self.scope {
             Scope::Whole => self.store.open_blob(digest).await,
             scope @ Scope::Repository(_) => self.store.verified_blob(scope, digest).await,
@@ -153,7 +153,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory cannot be written.
-    pub async fn create_upload(&self, like: Digest) -> Result<BlobUpload> {
+    pub(crate) async fn create_upload(&self, like: Digest) -> Result<BlobUpload> {
         self.store.create_upload_for(self.owner(), Some(like.hasher())).await
     }
 
@@ -161,7 +161,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory cannot be read.
-    pub async fn mount(&self, digest: &Digest, from: &RepositoryName) -> Result<bool> {
+    pub(crate) async fn mount(&self, digest: &Digest, from: &RepositoryName) -> Result<bool> {
         if self.store.repository(from).open_blob(digest).await?.is_none() {
             return Ok(false);
         }

@@ -6,7 +6,7 @@ use crate::reference::{LayoutName, Malformed, Reference, RepositoryName, Tag, Ta
 
 /// How tags are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// The directory is one repository: the tag is the whole `ref.name`, as in skopeo.
     Whole,
     /// One of several repositories: the `ref.name` is `repository:tag`.

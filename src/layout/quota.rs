@@ -9,11 +9,11 @@ use crate::file_access;
 
 /// The disk space that pushes to a served layout may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
+pub(crate) struct Quota {
     /// The limit of all blobs, manifests and uploads of the directory in bytes; `None` for no limit.
-    pub max_size: Option<u64>,
+    pub(crate) max_size: Option<u64>,
     /// Bytes to keep free on the file system.
-    pub keep_free: u64,
+    pub(crate) keep_free: u64,
 }
 
 /// A [`Quota`], with the bytes that are used.

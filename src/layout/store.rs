@@ -25,7 +25,7 @@ use crate::reference::{RepositoryName, Target};
 
 /// A layout directory. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Inner>);
+pub(crate) struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -45,7 +45,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Layout::open`].
-    pub async fn open(dir: &Path) -> Result<Self> {
+    pub(crate) async fn open(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         run_blocking(move || {
             directory::check_layout(&RootDir::following(&dir))?;
@@ -58,7 +58,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Layout::create`].
-    pub async fn create(dir: &Path) -> Result<Self> {
+    pub(crate) async fn create(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         run_blocking(move || {
             create_all(&dir)?;
@@ -74,7 +74,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Layout::open`], or as [`Layout::create`] with a `quota`.
-    pub async fn serve(dir: &Path, quota: Option<Quota>) -> Result<Self> {
+    pub(crate) async fn serve(dir: &Path, quota: Option<Quota>) -> Result<Self> {
         let dir = dir.to_owned();
         run_blocking(move || {
             if quota.is_some() {
@@ -102,7 +102,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`Layout::create`], as far as possible without writing.
-    pub async fn planned(dir: &Path) -> Result<Self> {
+    pub(crate) async fn planned(dir: &Path) -> Result<Self> {
         let dir = dir.to_owned();
         run_blocking(move || {
             directory::check_creatable(&dir)?;
@@ -131,22 +131,21 @@ impl Store {
     }
 
     /// The path of the directory.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.0.root.path()
     }
 
     /// The repository of entries that have only a tag: the directory's name.
-    pub fn default_repository(&self) -> &RepositoryName {
+    pub(crate) fn default_repository(&self) -> &RepositoryName {
         &self.0.default_repository
     }
 
     /// The directory as one repository.
-    pub fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         Layout::new(self.clone(), Scope::Whole)
     }
 
-    /// The repository `name` in the directory.
-    pub fn repository(&self, name: &RepositoryName) -> Layout {
+    pub(crate) fn repository(&self, name: &RepositoryName) -> Layout {
         Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
 

@@ -36,7 +36,7 @@ impl BlobUpload {
     }
 
     /// The number of written bytes.
-    pub async fn size(&self) -> Result<u64> {
+    pub(crate) async fn size(&self) -> Result<u64> {
         // On the pool, because the write of a dropped append may still hold the lock.
         self.run_blocking(|temp| Ok(temp.written)).await
     }
@@ -45,7 +45,7 @@ impl BlobUpload {
     ///
     /// # Errors
     /// The error of the body, after the bytes before it are written; [`Kind::Local`] if the disk fails.
-    pub async fn append<B>(&self, body: &mut B) -> Result<()>
+    pub(crate) async fn append<B>(&self, body: &mut B) -> Result<()>
     where
         B: TryStream<Ok = Bytes, Error = Error> + Unpin + Send,
     {
@@ -65,7 +65,7 @@ impl BlobUpload {
     ///
     /// # Errors
     /// [`Kind::Mismatch`] if the bytes have another digest.
-    pub async fn commit(self, digest: Digest) -> Result<()> {
+    pub(crate) async fn commit(self, digest: Digest) -> Result<()> {
         let (store, owner) = (self.store.clone(), self.owner.clone());
         self.run_blocking(move |temp| {
             let is_checked = temp.check(&digest)?;

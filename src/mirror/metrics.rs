@@ -18,7 +18,7 @@ type Seconds = Gauge<f64, AtomicU64>;
 
 /// The metrics. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     runs: Counter,
     images: Family<Label, Counter>,
     received: Counter,
@@ -39,7 +39,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers all metrics, with the value 0.
-    pub fn new(registry: &mut Registry) -> Self {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let made = Self::default();
         let Self { runs, images, received, moved, saved, pulls, requests, .. } = made.clone();
         let Self { pulls_left, pulls_limit, pruned, last_images, .. } = made.clone();
@@ -66,7 +66,7 @@ impl Metrics {
     }
 
     /// Records the end of a run.
-    pub fn run_finished(&self, run: &RunReport) {
+    pub(crate) fn run_finished(&self, run: &RunReport) {
         let summary = run.summary();
         self.runs.inc();
         let numbers = [
@@ -104,12 +104,12 @@ impl Metrics {
     }
 
     /// Records when the next run is due.
-    pub fn next_run_in(&self, wait: Duration) {
+    pub(crate) fn next_run_in(&self, wait: Duration) {
         self.next.set(seconds(crate::clock::timestamp()) + wait.as_secs_f64());
     }
 
     /// Records whether the current list is valid.
-    pub fn list_read(&self, good: bool) {
+    pub(crate) fn list_read(&self, good: bool) {
         self.list_valid.set(i64::from(good));
     }
 }

@@ -28,17 +28,17 @@ use crate::retry::jitter;
 
 /// When runs begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// The time from the start of a run to the next one. It varies by a few percent, so that many mirrors do not
     /// start together.
-    pub every: Duration,
+    pub(crate) every: Duration,
     /// How often the list is read.
-    pub poll: Duration,
+    pub(crate) poll: Duration,
 }
 
 impl Schedule {
     /// A schedule with this interval.
-    pub fn new(every: Duration) -> Self {
+    pub(crate) fn new(every: Duration) -> Self {
         Self { every, poll: POLL_INTERVAL }
     }
 
@@ -49,14 +49,14 @@ impl Schedule {
 }
 
 /// A source of list bytes.
-pub trait ListOrigin: Send + Sync {
+pub(crate) trait ListOrigin: Send + Sync {
     /// The current bytes.
     fn read(&self) -> impl Future<Output = Result<Vec<u8>>> + Send;
 }
 
 /// A file with a list.
 #[derive(Clone, Debug)]
-pub struct ListFile(pub PathBuf);
+pub(crate) struct ListFile(pub(crate) PathBuf);
 
 impl ListOrigin for ListFile {
     async fn read(&self) -> Result<Vec<u8>> {
@@ -79,7 +79,7 @@ impl ListOrigin for ListFile {
 
 /// Events for logs and metrics.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// A valid list was loaded: the first one, a new one, or the old one after an invalid one.
     Loaded,
     /// The current list is invalid; the last valid one is kept.
@@ -99,7 +99,7 @@ pub enum Event<'a> {
 /// # Errors
 /// If the list is unreadable or invalid at the start. Later the last valid one is kept, and the error is passed to
 /// `report`.
-pub async fn run_every<L, O: ListOrigin>(
+pub(crate) async fn run_every<L, O: ListOrigin>(
     schedule: &Schedule,
     origin: &O,
     parse: impl Fn(&[u8]) -> Result<L>,
@@ -211,7 +211,7 @@ struct ReportedError;
 ///
 /// # Errors
 /// [`Kind::Usage`] for other texts, for months, whose length varies, and for negative durations.
-pub fn parse_duration(text: &str) -> Result<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
     let wrong = |why: String| {
         Error::new(Kind::Usage, format!("{text:?} is not a duration: {why}"))
             .hint("write it such as 90s, 15m, 6h or 7d")

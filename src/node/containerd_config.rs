@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// How containerd uses a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConfigPathUse {
+pub(crate) enum ConfigPathUse {
     /// containerd reads it.
     Yes,
     /// The configuration names no directory.
@@ -26,7 +26,7 @@ const TABLES: [(&str, &str); 3] = [
 ];
 
 /// The table of this `config.toml` to which `config_path` belongs.
-pub fn registry_table(config: &str) -> &'static str {
+pub(crate) fn registry_table(config: &str) -> &'static str {
     let top = config.lines().map(str::trim).take_while(|line| !line.starts_with('['));
     let version = top.filter_map(|line| value(line, "version")).next().unwrap_or("1");
     TABLES.iter().find(|(known, _)| *known == version).map_or(TABLES[2].1, |(_, table)| table)
@@ -36,7 +36,7 @@ pub fn registry_table(config: &str) -> &'static str {
 ///
 /// It reads line by line, as people and `containerd config default` write these files. Other forms of TOML and
 /// imported files are ignored.
-pub fn config_path_use(config: &str, directory: &Path) -> ConfigPathUse {
+pub(crate) fn config_path_use(config: &str, directory: &Path) -> ConfigPathUse {
     let wanted = unquoted_key(registry_table(config));
     let (mut inside, mut found) = (false, None);
     for line in config.lines().map(str::trim) {

@@ -16,7 +16,7 @@ pub(super) const DIRECTORY_MARKER: &str = "# The directory was made for this fil
 
 /// The hosts that a node uses for one registry's images: the proxy, then ACR, then the registry itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mirror {
+pub(crate) struct Mirror {
     registry: String,
     proxy: Option<String>,
     acr: Option<Acr>,
@@ -26,7 +26,7 @@ pub struct Mirror {
 
 /// A registry with copies, and a prefix: `myregistry.azurecr.io/docker.io`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acr {
+pub(crate) struct Acr {
     scheme: &'static str,
     registry: String,
     prefix: String,
@@ -37,7 +37,7 @@ impl Mirror {
     ///
     /// # Errors
     /// If `registry` is not the name of a registry.
-    pub fn new(registry: &str) -> Result<Self> {
+    pub(crate) fn new(registry: &str) -> Result<Self> {
         let registry = registry_as_written(registry)?;
         let upstream = Some(upstream_url(&registry));
         Ok(Self { registry, proxy: None, acr: None, upstream, dial_timeout: Duration::from_millis(200) })
@@ -47,7 +47,7 @@ impl Mirror {
     ///
     /// # Errors
     /// If it is not `http://HOST[:PORT]` or `https://HOST[:PORT]`.
-    pub fn proxy(mut self, url: &str) -> Result<Self> {
+    pub(crate) fn proxy(mut self, url: &str) -> Result<Self> {
         let (scheme, host) = split_url(url).ok_or_else(|| not_a_url(url))?;
         self.proxy = Some(format!("{scheme}://{}", registry_as_written(host).map_err(|_| not_a_url(url))?));
         Ok(self)
@@ -55,7 +55,7 @@ impl Mirror {
 
     /// Adds a registry that is used after the proxy.
     #[must_use]
-    pub fn acr(mut self, acr: Acr) -> Self {
+    pub(crate) fn acr(mut self, acr: Acr) -> Self {
         self.acr = Some(acr);
         self
     }
@@ -64,7 +64,7 @@ impl Mirror {
     ///
     /// # Errors
     /// If no host is left.
-    pub fn without_upstream(mut self) -> Result<Self> {
+    pub(crate) fn without_upstream(mut self) -> Result<Self> {
         if self.proxy.is_none() && self.acr.is_none() {
             return Err(Error::new(Kind::Usage, "no host is left: no proxy, no ACR, and not the registry itself")
                 .on(Side::Local));
@@ -75,18 +75,18 @@ impl Mirror {
 
     /// How long a host may take to accept a connection before containerd uses the next one.
     #[must_use]
-    pub fn dial_timeout(mut self, limit: Duration) -> Self {
+    pub(crate) fn dial_timeout(mut self, limit: Duration) -> Self {
         self.dial_timeout = limit;
         self
     }
 
     /// The mirrored registry, such as `docker.io`.
-    pub fn registry(&self) -> &str {
+    pub(crate) fn registry(&self) -> &str {
         &self.registry
     }
 
     /// The text of the file without its first line.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         // Without `server`, containerd uses the registry itself at the end.
         let last = self.upstream.clone().or_else(|| self.acr.as_ref().map(Acr::url)).or_else(|| self.proxy.clone());
@@ -123,7 +123,7 @@ impl Acr {
     ///
     /// # Errors
     /// If host or prefix are malformed.
-    pub fn parse(text: &str, of: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str, of: &str) -> Result<Self> {
         let wrong = |why: &str| {
             Error::new(Kind::Usage, format!("{text:?} is not REGISTRY[/PREFIX]: {why}"))
                 .on(Side::Local)
@@ -148,7 +148,7 @@ impl Acr {
 /// The directory below `certs.d` that containerd reads first: `host_5000_` for `host:5000`.
 ///
 /// Windows allows no colon in names. containerd tries this form before the other.
-pub fn directory_name(registry: &str) -> String {
+pub(crate) fn directory_name(registry: &str) -> String {
     match split_port(registry) {
         (host, Some(port)) => format!("{host}_{port}_"),
         (host, None) => host.to_owned(),

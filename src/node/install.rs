@@ -19,7 +19,7 @@ const MAX_HOSTS_FILE: u64 = 64 * 1024;
 
 /// What was there before an installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstallOutcome {
+pub(crate) enum InstallOutcome {
     /// The same file. Nothing was changed.
     Same,
     /// An older file of ours.
@@ -32,7 +32,7 @@ pub enum InstallOutcome {
 
 /// The result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemoveOutcome {
+pub(crate) enum RemoveOutcome {
     /// The file before ours was restored.
     Restored,
     /// Our file was removed. There was none before it.
@@ -45,19 +45,19 @@ pub enum RemoveOutcome {
 
 /// The `hosts.toml` of one registry on a node.
 #[derive(Clone, Debug)]
-pub struct Installed {
+pub(crate) struct Installed {
     place: RootDir,
     directory: PathBuf,
 }
 
 impl Installed {
     /// The file for `registry`, below containerd's directory `certs` on the node with this root.
-    pub fn new(place: &RootDir, certs: &Path, registry: &str) -> Self {
+    pub(crate) fn new(place: &RootDir, certs: &Path, registry: &str) -> Self {
         Self { place: place.clone(), directory: certs.join(directory_name(registry)) }
     }
 
     /// The path of the file below the root.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.directory.join(HOSTS_FILE)
     }
 
@@ -66,7 +66,7 @@ impl Installed {
     ///
     /// # Errors
     /// If the directory leads out of the root, or cannot be written.
-    pub fn write(&self, mirror: &Mirror) -> Result<InstallOutcome> {
+    pub(crate) fn write(&self, mirror: &Mirror) -> Result<InstallOutcome> {
         let (directory, made) = self.place.make(&self.directory)?;
         let doing = |error: &io::Error| Error::io(format!("write {}", directory.join(HOSTS_FILE).display()), error);
         let current = ExistingFile::read(&directory.join(HOSTS_FILE)).map_err(|error| doing(&error))?;
@@ -95,7 +95,7 @@ impl Installed {
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub fn remove(&self) -> Result<RemoveOutcome> {
+    pub(crate) fn remove(&self) -> Result<RemoveOutcome> {
         let Some(directory) = self.place.find(&self.directory)? else { return Ok(RemoveOutcome::Nothing) };
         let (file, backup) = (directory.join(HOSTS_FILE), directory.join(BACKUP_FILE));
         let doing = |error: &io::Error| Error::io(format!("remove {}", file.display()), error);

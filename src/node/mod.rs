@@ -19,7 +19,7 @@ mod hosts;
 mod install;
 mod root_dir;
 
-pub use containerd_config::{ConfigPathUse, config_path_use, registry_table};
-pub use hosts::{Acr, Mirror, directory_name};
-pub use install::{InstallOutcome, Installed, RemoveOutcome};
-pub use root_dir::RootDir;
+pub(crate) use containerd_config::{ConfigPathUse, config_path_use, registry_table};
+pub(crate) use hosts::{Acr, Mirror};
+pub(crate) use install::{InstallOutcome, Installed, RemoveOutcome};
+pub(crate) use root_dir::RootDir;

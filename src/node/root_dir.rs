@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result, Side};
 /// `/etc/containerd -> /opt/containerd` leads to the container's `/opt`. So paths that leave the root are refused.
 /// Users who may write to the root's directories are trusted: they are root.
 #[derive(Clone, Debug)]
-pub struct RootDir {
+pub(crate) struct RootDir {
     root: PathBuf,
 }
 
@@ -20,7 +20,7 @@ impl RootDir {
     ///
     /// # Errors
     /// If it does not exist.
-    pub fn new(path: &Path) -> Result<Self> {
+    pub(crate) fn new(path: &Path) -> Result<Self> {
         let failed = |error| {
             Error::io(format!("use the root {}", path.display()), &error)
                 .hint("--root is the node's root directory: / on the node, its mount point in a pod")
@@ -36,7 +36,7 @@ impl RootDir {
     ///
     /// # Errors
     /// If a part of the path leaves the root or is not a directory.
-    pub fn find(&self, path: &Path) -> Result<Option<PathBuf>> {
+    pub(crate) fn find(&self, path: &Path) -> Result<Option<PathBuf>> {
         let mut at = self.root.clone();
         for name in path_components(path)? {
             match self.step(&at.join(name))? {
@@ -51,7 +51,7 @@ impl RootDir {
     ///
     /// # Errors
     /// As [`find`](Self::find), or if it cannot be created.
-    pub fn make(&self, path: &Path) -> Result<(PathBuf, bool)> {
+    pub(crate) fn make(&self, path: &Path) -> Result<(PathBuf, bool)> {
         let (mut at, mut made) = (self.root.clone(), false);
         for name in path_components(path)? {
             let next = at.join(name);

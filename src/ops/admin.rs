@@ -22,17 +22,15 @@ use crate::printable;
 use crate::server::{ResponseBody, buffered};
 
 /// Does what is asked.
-pub type AdminHandler = Arc<dyn Fn(AdminRequest) -> BoxFuture<'static, Response<ResponseBody>> + Send + Sync>;
+pub(crate) type AdminHandler = Arc<dyn Fn(AdminRequest) -> BoxFuture<'static, Response<ResponseBody>> + Send + Sync>;
 
 /// A request that may be answered.
 #[derive(Clone, Debug)]
-pub struct AdminRequest {
-    /// How.
-    pub method: Method,
-    /// By which path.
-    pub path: String,
+pub(crate) struct AdminRequest {
+    pub(crate) method: Method,
+    pub(crate) path: String,
     /// And with which query, as it was sent.
-    pub query: String,
+    pub(crate) query: String,
 }
 
 pub(super) async fn answer(admin: &AdminHandler, alone: bool, head: &Parts) -> Response<ResponseBody> {
@@ -73,20 +71,20 @@ fn is_loopback_host(host: &str) -> bool {
 }
 
 /// An answer of one document.
-pub fn json(status: StatusCode, document: &impl serde::Serialize) -> Response<ResponseBody> {
+pub(crate) fn json(status: StatusCode, document: &impl serde::Serialize) -> Response<ResponseBody> {
     let text = serde_json::to_string(document).unwrap_or_default();
     buffered(status, "application/json", Bytes::from(printable::json(&text).into_owned()))
 }
 
 /// An answer of documents, one a line, that come as they are made. An error cuts it before its end.
-pub fn chunked(lines: Body) -> Response<ResponseBody> {
+pub(crate) fn chunked(lines: Body) -> Response<ResponseBody> {
     let mut response = Response::new(StreamBody::new(lines.map_ok(Frame::data).boxed()).boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
 
 /// The header that every request must have, with any value.
-pub const ADMIN_HEADER: &str = "x-transload-admin";
+pub(crate) const ADMIN_HEADER: &str = "x-transload-admin";
 
 #[cfg(test)]
 mod tests {

@@ -23,11 +23,11 @@ use crate::body::Body;
 use crate::error::Result;
 use crate::server::{self, Handler, Limits, ResponseBody, buffered};
 
-pub use self::admin::{ADMIN_HEADER, AdminHandler, AdminRequest, chunked, json};
+pub(crate) use self::admin::{ADMIN_HEADER, AdminHandler, AdminRequest, chunked, json};
 
 /// Whether the program is of use now. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<Mutex<State>>);
+pub(crate) struct Health(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -39,12 +39,12 @@ struct State {
 
 impl Health {
     /// Not ready yet, and why.
-    pub fn unready_from_start(why: &str) -> Self {
+    pub(crate) fn unready_from_start(why: &str) -> Self {
         Self(Arc::new(Mutex::new(State { why_not: Some(why.to_owned()), ends: false })))
     }
 
     /// It is of use.
-    pub fn set_ready(&self) {
+    pub(crate) fn set_ready(&self) {
         let mut state = self.lock();
         if !state.ends {
             state.why_not = None;
@@ -52,7 +52,7 @@ impl Health {
     }
 
     /// It isn't any more, and why: a line for people.
-    pub fn set_unready(&self, why: impl Into<String>) {
+    pub(crate) fn set_unready(&self, why: impl Into<String>) {
         let mut state = self.lock();
         if !state.ends {
             state.why_not = Some(why.into());
@@ -60,14 +60,14 @@ impl Health {
     }
 
     /// The program stops: it is not ready from now on, whatever else is said.
-    pub fn ends(&self) {
+    pub(crate) fn ends(&self) {
         let mut state = self.lock();
         state.why_not = Some("it stops".to_owned());
         state.ends = true;
     }
 
     /// Why it isn't ready; `None` if it is.
-    pub fn unready_reason(&self) -> Option<String> {
+    pub(crate) fn unready_reason(&self) -> Option<String> {
         self.lock().why_not.clone()
     }
 
@@ -80,7 +80,7 @@ impl Health {
 ///
 /// # Errors
 /// Those of [`server::run`].
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     health: Health,
     metrics: Arc<Registry>,
@@ -94,7 +94,7 @@ pub async fn serve(
 ///
 /// # Errors
 /// Those of [`server::run`].
-pub async fn serve_with(
+pub(crate) async fn serve_with(
     listener: TcpListener,
     health: Health,
     metrics: Arc<Registry>,
@@ -110,7 +110,11 @@ pub async fn serve_with(
 ///
 /// # Errors
 /// Those of [`server::run`].
-pub async fn serve_admin(listener: TcpListener, admin: AdminHandler, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub(crate) async fn serve_admin(
+    listener: TcpListener,
+    admin: AdminHandler,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let alone = is_loopback_only(&listener);
     server::run(listener, AdminServer { admin, alone }, limits(), shutdown).await
 }
@@ -132,7 +136,7 @@ fn limits() -> Limits {
 }
 
 /// A page: its media type, and its content.
-pub type Page = (&'static str, Bytes);
+pub(crate) type Page = (&'static str, Bytes);
 
 struct OpsHandler<P> {
     health: Health,

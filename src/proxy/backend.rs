@@ -18,7 +18,7 @@ use crate::reference::{RepositoryName, Tag, Target};
 use crate::server::{Backend, Blob, FilePipe, Referrers, Reply, RepositoryPath, Upload};
 
 /// A blob that can be read.
-pub struct BlobContent<O: Origins> {
+pub(crate) struct BlobContent<O: Origins> {
     inner: Arc<Inner<O>>,
     repo: UpstreamRepository,
     found: ReadableBlob<O::Source>,
@@ -26,7 +26,7 @@ pub struct BlobContent<O: Origins> {
 
 /// The upload session type. It has no values, because the proxy accepts no pushes.
 #[derive(Debug)]
-pub enum NoUpload {}
+pub(crate) enum NoUpload {}
 
 impl<O: Origins> Backend for Proxy<O> {
     type Blob = BlobContent<O>;
@@ -116,7 +116,7 @@ impl<O: Origins> Backend for Proxy<O> {
 
 impl<O: Origins> Proxy<O> {
     /// Counts a response to a client.
-    pub fn report_status(&self, status: StatusCode) {
+    pub(crate) fn report_status(&self, status: StatusCode) {
         self.0.observer.event(&Event::Answered { status: status.as_u16() });
     }
 

@@ -16,7 +16,7 @@ use crate::pool::run_blocking;
 
 /// What can be done to a running proxy's cache. Clones do it to the same one.
 #[derive(Clone)]
-pub struct CacheAdmin {
+pub(crate) struct CacheAdmin {
     online: OnlineCache,
     observer: Arc<dyn Observer>,
     /// Held by the one command that goes through the whole cache.
@@ -25,22 +25,20 @@ pub struct CacheAdmin {
 
 /// A part of the cache's tags: [`PARTS`] make all.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct TagsPart {
-    /// The tags.
-    pub tags: Vec<ListedTag>,
+pub(crate) struct TagsPart {
+    pub(crate) tags: Vec<ListedTag>,
 }
 
 /// The result of verifying a part of the cache: [`PARTS`] make all.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct VerifiedPart {
-    /// The content that was read.
-    pub read: FileTotals,
+pub(crate) struct VerifiedPart {
+    pub(crate) read: FileTotals,
     /// The corrupt content, which was removed.
-    pub dropped: Vec<Digest>,
+    pub(crate) dropped: Vec<Digest>,
 }
 
 /// The number of parts that commands divide the cache into, so that no part of an answer is large.
-pub const PARTS: u16 = 256;
+pub(crate) const PARTS: u16 = 256;
 
 impl CacheAdmin {
     pub(super) fn new(cache: &Cache, observer: Arc<dyn Observer>) -> Self {
@@ -51,13 +49,13 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Local`] if the directory can't be read.
-    pub async fn tags(&self, part: u16) -> Result<TagsPart> {
+    pub(crate) async fn tags(&self, part: u16) -> Result<TagsPart> {
         let cache = self.online.clone();
         run_blocking(move || Ok(TagsPart { tags: super::cache::offline::tags(cache.dir(), part)? })).await
     }
 
     /// The totals of the manifests, then of the blobs.
-    pub fn counts(&self) -> [FileTotals; 2] {
+    pub(crate) fn counts(&self) -> [FileTotals; 2] {
         [self.online.manifest_store.content_store().count(), self.online.blobs.count()]
             .map(|(count, bytes)| FileTotals { count, bytes })
     }
@@ -66,7 +64,7 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Local`] if the disk fails.
-    pub async fn remove(&self, item: Item) -> Result<Removal> {
+    pub(crate) async fn remove(&self, item: Item) -> Result<Removal> {
         let cache = self.online.clone();
         run_blocking(move || cache.remove(&item)).await
     }
@@ -75,7 +73,7 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Limited`] if another command has it.
-    pub fn acquire_permit(&self) -> Result<OwnedSemaphorePermit> {
+    pub(crate) fn acquire_permit(&self) -> Result<OwnedSemaphorePermit> {
         let taken = self.exclusive.clone().try_acquire_owned();
         taken.map_err(|_| Error::new(Kind::Limited, "another gc or verify of this cache is running"))
     }
@@ -84,13 +82,13 @@ impl CacheAdmin {
     ///
     /// # Errors
     /// [`Kind::Local`] if the disk fails.
-    pub async fn gc(&self, wanted: GcOptions) -> Result<GcResult> {
+    pub(crate) async fn gc(&self, wanted: GcOptions) -> Result<GcResult> {
         let cache = self.online.clone();
         run_blocking(move || cache.gc(wanted)).await
     }
 
     /// Reads the content of a part without a rate limit, and removes corrupt content.
-    pub async fn verify(&self, part: u16) -> VerifiedPart {
+    pub(crate) async fn verify(&self, part: u16) -> VerifiedPart {
         let mut found = VerifiedPart::default();
         let stores = self.online.stores();
         let dropped = |digest: &Digest| {

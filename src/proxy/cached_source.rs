@@ -18,7 +18,7 @@ use crate::manifest::Manifest;
 use crate::reference::{Repository, Target};
 
 /// A repository of an upstream, read through the proxy. Reads are not counted as requests of clients.
-pub struct CachedSource<O: Origins> {
+pub(crate) struct CachedSource<O: Origins> {
     inner: Arc<Inner<O>>,
     repo: UpstreamRepository,
     moved: Arc<AtomicU64>,
@@ -27,7 +27,7 @@ pub struct CachedSource<O: Origins> {
 impl<O: Origins> Proxy<O> {
     /// A repository as a source that tells `moved` how many bytes it gave, and where its first tier
     /// has it. `None` if nothing is to be written there, as the upstreams are now.
-    pub fn cached_source(
+    pub(crate) fn cached_source(
         &self,
         upstream: &str,
         repository: &str,

@@ -8,7 +8,7 @@ use crate::error::{Error, Kind};
 use crate::reference::Target;
 
 /// Receives events. It is called while requests are handled, so it must not block.
-pub trait Observer: Send + Sync + 'static {
+pub(crate) trait Observer: Send + Sync + 'static {
     /// Handles an event.
     fn event(&self, event: &Event<'_>);
 }
@@ -27,7 +27,7 @@ impl Observer for Vec<std::sync::Arc<dyn Observer>> {
 
 /// What a client has requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RequestKind {
+pub(crate) enum RequestKind {
     /// A manifest, by GET or HEAD.
     Manifest,
     /// A blob, by GET.
@@ -41,11 +41,11 @@ pub enum RequestKind {
 }
 
 /// The upstream name in events for requests without a configured upstream, because clients can invent names.
-pub const UNKNOWN_UPSTREAM: &str = "unknown";
+pub(crate) const UNKNOWN_UPSTREAM: &str = "unknown";
 
 /// How a request was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CacheOutcome {
+pub(crate) enum CacheOutcome {
     /// From the cache.
     Hit,
     /// From the upstream, and cached.
@@ -64,7 +64,7 @@ pub enum CacheOutcome {
 
 /// What a client's bytes of a blob came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BytesOrigin {
+pub(crate) enum BytesOrigin {
     /// From a file of the cache.
     Disk,
     /// From a running fill.
@@ -75,8 +75,8 @@ pub enum BytesOrigin {
 
 /// An event.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
+#[expect(dead_code, reason = "an event says what it is about, whoever reads it")]
+pub(crate) enum Event<'a> {
     /// A response was sent to a client, for a request of any kind.
     Answered {
         /// The HTTP status.
@@ -86,7 +86,6 @@ pub enum Event<'a> {
     Served {
         /// The upstream's name, or [`UNKNOWN_UPSTREAM`].
         upstream: &'a str,
-        /// The repository there.
         repository: &'a str,
         /// The kind of request.
         what: RequestKind,
@@ -95,7 +94,6 @@ pub enum Event<'a> {
     },
     /// A registry was asked.
     Asked {
-        /// The registry.
         registry: &'a str,
         /// The time until the head of its response.
         took: Duration,
@@ -104,66 +102,38 @@ pub enum Event<'a> {
     },
     /// A registry refused a request of the proxy, or cannot be asked until an operator changes something.
     Refused {
-        /// The registry.
         registry: &'a str,
         /// The reason in one word, such as `unauthorized` (401) or `denied` (403).
         reason: &'static str,
     },
     /// Bytes of a blob were received from a registry.
-    Moved {
-        /// The registry.
-        registry: &'a str,
-        /// How many.
-        bytes: u64,
-    },
+    Moved { registry: &'a str, bytes: u64 },
     /// Bytes of a blob were sent to a client.
-    Sent {
-        /// Where the bytes came from.
-        from: BytesOrigin,
-        /// How many.
-        bytes: u64,
-    },
+    Sent { from: BytesOrigin, bytes: u64 },
     /// A fill was started.
-    FillBegan {
-        /// The blob.
-        digest: &'a Digest,
-        /// Its size in bytes.
-        size: u64,
-    },
+    FillBegan { digest: &'a Digest, size: u64 },
     /// A fill has ended.
     FillEnded {
-        /// The blob.
         digest: &'a Digest,
         /// The error, if it failed.
         failed: Option<&'a Error>,
     },
     /// Content was evicted from the cache.
     Evicted {
-        /// The content.
         digest: &'a Digest,
         /// Its size.
         bytes: u64,
     },
     /// The scrubber has read a part of the cache.
-    Scrubbed {
-        /// Bytes.
-        bytes: u64,
-    },
+    Scrubbed { bytes: u64 },
     /// Content in the cache did not match its digest, and was removed.
-    Corrupt {
-        /// The content.
-        digest: &'a Digest,
-    },
+    Corrupt { digest: &'a Digest },
     /// A cached blob could not be read, or had become short. It is removed, and fetched again.
-    CacheReadFailed {
-        /// The blob.
-        digest: &'a Digest,
-    },
+    CacheReadFailed { digest: &'a Digest },
     /// Only a later tier had this manifest: the image is to be copied into the first tier.
     OnlyOriginal {
         /// The upstream's name.
         upstream: &'a str,
-        /// The repository there.
         repository: &'a str,
         /// The manifest.
         target: &'a Target,

@@ -99,7 +99,6 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// The manifest of `target`.
     pub(super) async fn manifest(
         self: &Arc<Self>,
         repo: &UpstreamRepository,

@@ -20,7 +20,7 @@ type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
 
 /// The metrics. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     requests: Family<[Label; 3], Counter>,
     answers: Family<[Label; 1], Counter>,
     asked: Family<[Label; 2], Counter>,
@@ -39,7 +39,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// New metrics, registered in `registry`.
-    pub fn new(registry: &mut Registry) -> Self {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let made = Self {
             requests: Family::default(),
             answers: Family::default(),
@@ -142,7 +142,7 @@ impl Observer for Metrics {
 }
 
 /// The label of an outcome.
-pub fn name(how: CacheOutcome) -> &'static str {
+pub(crate) fn name(how: CacheOutcome) -> &'static str {
     match how {
         CacheOutcome::Hit => "hit",
         CacheOutcome::Miss => "miss",
@@ -173,15 +173,15 @@ fn origin(from: BytesOrigin) -> &'static str {
 }
 
 /// Metrics whose values are computed for each scrape.
-pub struct LiveMetrics<F>(F);
+pub(crate) struct LiveMetrics<F>(F);
 
 /// A family of [`LiveMetrics`]: name, help, and its values by registry, or one without. A name that ends with
 /// `_total` is a counter without registries; others are gauges.
-pub type MetricFamily = (&'static str, &'static str, Vec<(Option<String>, u64)>);
+pub(crate) type MetricFamily = (&'static str, &'static str, Vec<(Option<String>, u64)>);
 
 impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> LiveMetrics<F> {
     /// Registers the metrics that `look` returns. Their names get `prefix`.
-    pub fn register(registry: &mut Registry, prefix: &str, look: F) {
+    pub(crate) fn register(registry: &mut Registry, prefix: &str, look: F) {
         registry.sub_registry_with_prefix(prefix).register_collector(Box::new(Self(look)));
     }
 }
@@ -220,7 +220,7 @@ impl<F> fmt::Debug for LiveMetrics<F> {
 }
 
 /// The prefix of the names of the proxy's metrics.
-pub const NAME_PREFIX: &str = "transload_proxy";
+pub(crate) const NAME_PREFIX: &str = "transload_proxy";
 const LATENCY_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0];
 
 #[cfg(test)]

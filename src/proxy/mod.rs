@@ -47,25 +47,25 @@
 mod backend;
 mod breaker;
 pub mod cache;
-pub mod cache_admin;
+pub(crate) mod cache_admin;
 mod cached_blob;
 mod cached_source;
-pub mod events;
+pub(crate) mod events;
 mod file_stream;
 mod fill;
 mod lists;
 mod manifests;
 mod membership;
-pub mod metrics;
+pub(crate) mod metrics;
 mod refusals;
-pub mod rules;
-pub mod scrub;
-pub mod status;
+pub(crate) mod rules;
+pub(crate) mod scrub;
+pub(crate) mod status;
 mod tasks;
 mod tiers;
 mod timeouts;
-pub mod upstreams;
-pub mod writeback;
+pub(crate) mod upstreams;
+pub(crate) mod writeback;
 
 use std::fmt;
 use std::sync::Arc;
@@ -73,8 +73,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use cached_source::CachedSource;
-pub use tiers::{Health, Origins};
+pub(crate) use tiers::{Health, Origins};
 
 use self::cache::Cache;
 use self::events::{CacheOutcome, Event, Observer, RequestKind};
@@ -84,31 +83,30 @@ use crate::server::{Reply, Served};
 
 /// The settings of the proxy.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The upstreams.
-    pub upstreams: Vec<UpstreamConfig>,
-    /// The cache's settings.
-    pub cache: cache::Settings,
+    pub(crate) upstreams: Vec<UpstreamConfig>,
+    pub(crate) cache: cache::Settings,
     /// How long a cached tag stays fresh.
-    pub tag_ttl: Duration,
+    pub(crate) tag_ttl: Duration,
     /// How long an answer "not found" is remembered.
-    pub negative_ttl: Duration,
+    pub(crate) negative_ttl: Duration,
     /// How long a client's request may wait for an upstream before it is answered with an error. The default is less than
     /// the 30 s that containerd waits for the head of a response.
-    pub upstream_timeout: Duration,
+    pub(crate) upstream_timeout: Duration,
     /// The largest number of concurrent requests for one large blob.
-    pub parallel: usize,
+    pub(crate) parallel: usize,
     /// The size in bytes from which on a blob is large.
-    pub parallel_from: u64,
+    pub(crate) parallel_from: u64,
     /// The largest number of blobs that are fetched at once from each registry.
-    pub fills: usize,
+    pub(crate) fills: usize,
     /// Bytes of the cache that the scrubber reads per second; `None` for no scrubber.
-    pub scrub: Option<u64>,
+    pub(crate) scrub: Option<u64>,
 }
 
 impl Settings {
     /// The defaults, with these upstreams and this cache.
-    pub fn new(upstreams: Vec<UpstreamConfig>, cache: cache::Settings) -> Self {
+    pub(crate) fn new(upstreams: Vec<UpstreamConfig>, cache: cache::Settings) -> Self {
         Self {
             upstreams,
             cache,
@@ -124,7 +122,7 @@ impl Settings {
 }
 
 /// The proxy. Dropping the last clone ends all fetches. Committed content stays in the cache.
-pub struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<ProxyGuard<O>>);
+pub(crate) struct Proxy<O: Origins>(Arc<Inner<O>>, Arc<ProxyGuard<O>>);
 
 /// Ends the tasks with the last clone of the proxy.
 struct ProxyGuard<O: Origins>(Arc<Inner<O>>);
@@ -148,7 +146,7 @@ impl<O: Origins> Proxy<O> {
     ///
     /// # Errors
     /// See [`Upstreams::new`] and [`Cache::open`].
-    pub async fn open(settings: Settings, origins: O, observer: Arc<dyn Observer>) -> Result<Self> {
+    pub(crate) async fn open(settings: Settings, origins: O, observer: Arc<dyn Observer>) -> Result<Self> {
         let upstreams = Upstreams::new(settings.upstreams.clone())?;
         let evicted = {
             let observer = observer.clone();
@@ -180,17 +178,17 @@ impl<O: Origins> Proxy<O> {
     }
 
     /// The settings.
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
     /// The cache, for reading its state.
-    pub fn cache(&self) -> &Cache {
+    pub(crate) fn cache(&self) -> &Cache {
         &self.0.cache
     }
 
     /// The commands of operators on the cache.
-    pub fn admin(&self) -> cache_admin::CacheAdmin {
+    pub(crate) fn admin(&self) -> cache_admin::CacheAdmin {
         cache_admin::CacheAdmin::new(&self.0.cache, self.0.observer.clone())
     }
 
@@ -198,23 +196,23 @@ impl<O: Origins> Proxy<O> {
     ///
     /// # Errors
     /// See [`Upstreams::new`]. Nothing changes then.
-    pub fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
+    pub(crate) fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
         self.0.tiers.set_upstreams(Upstreams::new(specs)?);
         Ok(())
     }
 
     /// The source of repositories.
-    pub fn origins(&self) -> &O {
+    pub(crate) fn origins(&self) -> &O {
         &self.0.tiers.origins
     }
 
     /// The health of each registry.
-    pub fn health(&self) -> Vec<Health> {
+    pub(crate) fn health(&self) -> Vec<Health> {
         self.0.tiers.health()
     }
 
     /// The blobs that are being fetched: digest, fetched bytes, and size if it is known.
-    pub fn filling(&self) -> Vec<(crate::descriptor::Digest, u64, Option<u64>)> {
+    pub(crate) fn filling(&self) -> Vec<(crate::descriptor::Digest, u64, Option<u64>)> {
         self.0.fills.list()
     }
 }

@@ -7,20 +7,20 @@ use crate::error::{Error, Kind, Result};
 /// A pattern of repository names: `*` and `?` match within one part of the path, `**` matches across parts,
 /// `[abc]` and `{one,other}` work as in a shell.
 #[derive(Clone, Debug)]
-pub struct Pattern(GlobMatcher);
+pub(crate) struct Pattern(GlobMatcher);
 
 /// The rules of an upstream. Without rules every repository is allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// A repository must match one of these, if there are any.
-    pub allow: Vec<Pattern>,
+    pub(crate) allow: Vec<Pattern>,
     /// A repository that matches one of these is denied.
-    pub deny: Vec<Pattern>,
+    pub(crate) deny: Vec<Pattern>,
 }
 
 impl Rules {
     /// Whether clients may pull this repository. `repository` is its name at the upstream.
-    pub fn allows(&self, repository: &str) -> bool {
+    pub(crate) fn allows(&self, repository: &str) -> bool {
         let fits = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.0.is_match(repository));
         (self.allow.is_empty() || fits(&self.allow)) && !fits(&self.deny)
     }

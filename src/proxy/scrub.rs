@@ -217,7 +217,7 @@ impl RateLimiter {
 ///
 /// # Errors
 /// [`Kind::Usage`] if `bytes` cannot parse the text, or it is 0.
-pub fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
+pub(crate) fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Option<u64>> {
     match text {
         "off" => return Ok(None),
         "on" => return Ok(Some(DEFAULT_RATE)),
@@ -231,7 +231,7 @@ pub fn parse_rate(text: &str, bytes: impl Fn(&str) -> Result<u64>) -> Result<Opt
 }
 
 /// The default rate in bytes per second: 50 GiB in four hours.
-pub const DEFAULT_RATE: u64 = 4 << 20;
+pub(crate) const DEFAULT_RATE: u64 = 4 << 20;
 /// The least time from the start of a pass to the start of the next one.
 const PASS_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 const READ_SIZE: usize = 256 << 10;

@@ -12,7 +12,7 @@ use crate::error::Kind;
 
 /// Recent requests and errors, for the status page. Clones share the data.
 #[derive(Clone, Debug, Default)]
-pub struct RecentActivity(Arc<Mutex<Counters>>);
+pub(crate) struct RecentActivity(Arc<Mutex<Counters>>);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -31,7 +31,7 @@ struct RecentError {
 
 /// The JSON document of the status page.
 #[derive(Debug, Serialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Of all requests for manifests and blobs that were answered, the part that needed no upstream: 0 to 1.
     hit_ratio: f64,
     requests: u64,
@@ -68,7 +68,7 @@ struct PulledRepository {
 
 impl RecentActivity {
     /// The document for `proxy`.
-    pub fn status<O: Origins>(&self, proxy: &Proxy<O>) -> Status {
+    pub(crate) fn status<O: Origins>(&self, proxy: &Proxy<O>) -> Status {
         let seen = self.lock();
         let mut most_pulled: Vec<PulledRepository> =
             seen.pulled.iter().map(|(image, times)| PulledRepository { image: image.clone(), times: *times }).collect();
@@ -141,7 +141,7 @@ impl Observer for RecentActivity {
 }
 
 /// The page. It loads nothing from other hosts.
-pub const PAGE: &str = include_str!("status/page.html");
+pub(crate) const PAGE: &str = include_str!("status/page.html");
 /// The largest number of repositories that are counted. Bounded, because clients can invent names.
 const MAX_REPOSITORIES: usize = 10_000;
 /// Lines of each list on the page.

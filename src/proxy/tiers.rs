@@ -20,7 +20,7 @@ use crate::reference::Repository;
 use crate::retry::{Budget, jitter};
 
 /// Gives access to repositories. This is the proxy's only interface to registries.
-pub trait Origins: Send + Sync + 'static {
+pub(crate) trait Origins: Send + Sync + 'static {
     /// One repository.
     type Source: Source;
 
@@ -31,7 +31,6 @@ pub trait Origins: Send + Sync + 'static {
     fn size_of(&self, source: &Self::Source, digest: &Digest) -> impl Future<Output = Result<Option<u64>>> + Send;
 }
 
-/// The configured upstreams and their registries.
 pub(super) struct Tiers<O> {
     pub(super) origins: O,
     configured: RwLock<Arc<Upstreams>>,
@@ -53,13 +52,12 @@ struct Registry {
 
 /// The health of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// The registry.
-    pub registry: String,
+pub(crate) struct Health {
+    pub(crate) registry: String,
     /// Whether it gets requests now: its circuit is closed, and no rate limit is running.
-    pub well: bool,
+    pub(crate) well: bool,
     /// The reasons of current refusals, each with the number of its repositories.
-    pub refusals: BTreeMap<&'static str, usize>,
+    pub(crate) refusals: BTreeMap<&'static str, usize>,
 }
 
 /// The answer of the tier that had the content.

@@ -19,38 +19,37 @@ use crate::server::RepositoryPath;
 
 /// The configuration of one upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamConfig {
+pub(crate) struct UpstreamConfig {
     /// The registry's name, as clients know it: `docker.io`.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its images are read from, in this order.
-    pub tiers: Vec<RegistryPath>,
+    pub(crate) tiers: Vec<RegistryPath>,
     /// Which of its repositories may be asked for.
-    pub rules: Rules,
+    pub(crate) rules: Rules,
     /// How long a cached tag stays fresh; `None` for the value of [`Settings`](super::Settings).
-    pub tag_ttl: Option<Duration>,
+    pub(crate) tag_ttl: Option<Duration>,
     /// How long an answer "not found" is remembered; `None` for the value of [`Settings`](super::Settings).
-    pub negative_ttl: Option<Duration>,
+    pub(crate) negative_ttl: Option<Duration>,
     /// What only its last tiers had is copied into the first.
-    pub write_back: bool,
+    pub(crate) write_back: bool,
 }
 
 /// A registry and a prefix of repository names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RegistryPath {
+pub(crate) struct RegistryPath {
     /// The registry: `myregistry.azurecr.io`.
-    pub registry: RegistryName,
+    pub(crate) registry: RegistryName,
     /// The prefix of all repository names, such as `docker.io`, or empty.
-    pub prefix: String,
+    pub(crate) prefix: String,
 }
 
 /// A repository of an upstream. It keeps the configuration that was valid when the request came, so a reload does not
 /// change a fetch that is running.
 #[derive(Clone, Debug)]
-pub struct UpstreamRepository {
-    /// The upstream.
-    pub upstream: Arc<UpstreamConfig>,
+pub(crate) struct UpstreamRepository {
+    pub(crate) upstream: Arc<UpstreamConfig>,
     /// The repository, by its name at the upstream.
-    pub repository: Arc<str>,
+    pub(crate) repository: Arc<str>,
 }
 
 impl UpstreamRepository {
@@ -62,7 +61,7 @@ impl UpstreamRepository {
 
 /// The configured upstreams.
 #[derive(Clone, Debug, Default)]
-pub struct Upstreams(Vec<Arc<UpstreamConfig>>);
+pub(crate) struct Upstreams(Vec<Arc<UpstreamConfig>>);
 
 /// Compares the repository, the upstream's name and its tiers. With other tiers it is another repository: answers of the old
 /// tiers say nothing about it.
@@ -90,7 +89,7 @@ impl Upstreams {
     /// # Errors
     /// [`Kind::Usage`] if there is none, if two have the same name, or if one has no tiers, more than [`MAX_TIERS`], or the
     /// same tier twice.
-    pub fn new(specs: Vec<UpstreamConfig>) -> Result<Self> {
+    pub(crate) fn new(specs: Vec<UpstreamConfig>) -> Result<Self> {
         if specs.is_empty() {
             return Err(Error::new(Kind::Usage, "no upstream is configured").hint("add one, such as docker.io"));
         }
@@ -104,25 +103,20 @@ impl Upstreams {
         Ok(Self(specs.into_iter().map(Arc::new).collect()))
     }
 
-    /// The configurations.
-    pub fn specs(&self) -> &[Arc<UpstreamConfig>] {
-        &self.0
-    }
-
     /// The registries that are read from, each once.
-    pub fn registries(&self) -> BTreeSet<&str> {
+    pub(crate) fn registries(&self) -> BTreeSet<&str> {
         self.0.iter().flat_map(|spec| &spec.tiers).map(|base| base.registry.as_str()).collect()
     }
 
     /// The upstream repository of a request: by `?ns=`, else by the first part of the path, else the upstream that
     /// Docker's `registry-mirrors` implies, which is Docker Hub or the only one. `None` if no upstream is configured for it, or
     /// the rules deny it.
-    pub fn find(&self, repository: &RepositoryPath) -> Option<UpstreamRepository> {
+    pub(crate) fn find(&self, repository: &RepositoryPath) -> Option<UpstreamRepository> {
         self.requested(repository).filter(|repo| repo.upstream.rules.allows(&repo.repository))
     }
 
     /// A repository of the upstream of this name. `None` if there is no such upstream, or the rules deny the repository.
-    pub fn repository(&self, upstream: &str, repository: &str) -> Option<UpstreamRepository> {
+    pub(crate) fn repository(&self, upstream: &str, repository: &str) -> Option<UpstreamRepository> {
         self.repository_unchecked(upstream, repository).filter(|repo| repo.upstream.rules.allows(&repo.repository))
     }
 
@@ -181,7 +175,7 @@ impl RegistryPath {
     ///
     /// # Errors
     /// [`Kind::Usage`] if the name, or prefix and name together, is not a valid repository name.
-    pub fn repository(&self, name: &str) -> Result<Repository> {
+    pub(crate) fn repository(&self, name: &str) -> Result<Repository> {
         let name = name.parse::<RepositoryName>()?.below(&self.prefix)?;
         Ok(Repository { registry: self.registry.clone(), name })
     }
@@ -211,7 +205,7 @@ impl FromStr for RegistryPath {
 
 impl UpstreamConfig {
     /// An upstream without any rules.
-    pub fn new(name: String, tiers: Vec<RegistryPath>) -> Self {
+    pub(crate) fn new(name: String, tiers: Vec<RegistryPath>) -> Self {
         Self { name, tiers, rules: Rules::default(), tag_ttl: None, negative_ttl: None, write_back: false }
     }
 

@@ -4,7 +4,7 @@
 ///
 /// Only the end of the name counts: tools that looked for the suffix anywhere sent Entra tokens to other hosts
 /// (GO-2026-6225, CVE-2026-105769: `x.azurecr.io.attacker.com`).
-pub fn is_acr(host: &str) -> bool {
+pub(crate) fn is_acr(host: &str) -> bool {
     [".azurecr.io", ".azurecr.cn", ".azurecr.us"]
         .iter()
         .filter_map(|suffix| host.strip_suffix(suffix))

@@ -18,7 +18,7 @@
 mod acr_refusals;
 mod address;
 mod auth;
-pub mod azure;
+pub(crate) mod azure;
 mod call;
 mod client;
 mod endpoints;

@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 
 /// The format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// Fields in a fixed order.
     Text,
     /// A JSON object.
@@ -43,7 +43,7 @@ pub enum Form {
 
 /// An access log. Clones share it.
 #[derive(Clone, Debug)]
-pub struct AccessLog(Arc<Shared>);
+pub(crate) struct AccessLog(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -63,7 +63,7 @@ impl AccessLog {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn new(out: impl Write + Send + 'static, form: Option<Form>) -> Result<Self> {
+    pub(crate) fn new(out: impl Write + Send + 'static, form: Option<Form>) -> Result<Self> {
         let (queue, jobs) = sync_channel(MAX_QUEUED_LINES);
         let shared = Arc::new(Shared { form: AtomicU8::new(0), queue, lost: AtomicU64::new(0) });
         let log = Self(shared.clone());
@@ -81,7 +81,7 @@ impl AccessLog {
     }
 
     /// Changes the form of new lines; `None` for no lines.
-    pub fn set(&self, form: Option<Form>) {
+    pub(crate) fn set(&self, form: Option<Form>) {
         let form = match form {
             None => 0,
             Some(Form::Text) => 1,
@@ -91,7 +91,7 @@ impl AccessLog {
     }
 
     /// Waits until all lines are written, for `patience` at most. Blocks.
-    pub fn flush(&self, patience: Duration) {
+    pub(crate) fn flush(&self, patience: Duration) {
         let (done, wait) = sync_channel(1);
         let until = Instant::now() + patience;
         // The queue may be full.

@@ -16,11 +16,11 @@ use crate::error::{Error, Kind, Result};
 /// Tokens as hashes. Unlike passwords, tokens are random and long, so a plain hash does not reveal them. Hashes are compared
 /// in constant time.
 #[derive(Clone)]
-pub struct Tokens(Vec<[u8; 32]>);
+pub(crate) struct Tokens(Vec<[u8; 32]>);
 
 /// The access control of a listener. Clones share it. Without tokens and users everyone has access.
 #[derive(Clone)]
-pub struct AccessControl(Arc<Shared>);
+pub(crate) struct AccessControl(Arc<Shared>);
 
 struct Shared {
     methods: RwLock<AuthMethods>,
@@ -43,7 +43,7 @@ enum GivenCredentials {
 
 /// A handler behind access control.
 #[derive(Debug)]
-pub struct Guarded<H> {
+pub(crate) struct Guarded<H> {
     handler: H,
     access: AccessControl,
 }
@@ -53,7 +53,7 @@ impl Tokens {
     ///
     /// # Errors
     /// [`Kind::Usage`] if there is none, or one is shorter than 20 characters and could be guessed.
-    pub fn read(text: &str) -> Result<Self> {
+    pub(crate) fn read(text: &str) -> Result<Self> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let tokens: Vec<&str> = lines.collect();
         if tokens.is_empty() || tokens.iter().any(|token| token.len() < MIN_TOKEN_LENGTH) {
@@ -111,19 +111,19 @@ impl AccessControl {
     ///
     /// # Errors
     /// If the system has no random bytes.
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Ok(Self(Arc::new(Shared { methods: RwLock::default(), verifier: Arc::new(Verifier::new()?) })))
     }
 
     /// The access control of another listener, for everyone until [`set`](Self::set) is called. It shares the limits and
     /// the cache of password checks with this one.
     #[must_use]
-    pub fn beside(&self) -> Self {
+    pub(crate) fn beside(&self) -> Self {
         Self(Arc::new(Shared { methods: RwLock::default(), verifier: self.0.verifier.clone() }))
     }
 
     /// Gives access to the holders of `tokens` and to `users`; to everyone, if both are `None`.
-    pub fn set(&self, tokens: Option<Tokens>, users: Option<Users>) {
+    pub(crate) fn set(&self, tokens: Option<Tokens>, users: Option<Users>) {
         let methods = AuthMethods { tokens: tokens.map(Arc::new), users: users.map(Arc::new) };
         *self.0.methods.write().unwrap_or_else(PoisonError::into_inner) = methods;
     }
@@ -154,7 +154,7 @@ impl AccessControl {
 
 impl<H> Guarded<H> {
     /// Protects `handler` by `access`.
-    pub fn new(handler: H, access: AccessControl) -> Self {
+    pub(crate) fn new(handler: H, access: AccessControl) -> Self {
         Self { handler, access }
     }
 }

@@ -14,12 +14,12 @@ use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
 
 /// A list of referrers. It is a trait object, so that an answer needs no copy.
-pub type Referrers = dyn AsRef<[Descriptor]> + Send + Sync;
+pub(crate) type Referrers = dyn AsRef<[Descriptor]> + Send + Sync;
 
 /// Content behind the distribution API: a directory, or a proxy's cache with its upstreams.
 ///
 /// The kind of an error determines the response: see [`Refusal`](super::Refusal).
-pub trait Backend: Send + Sync + 'static {
+pub(crate) trait Backend: Send + Sync + 'static {
     /// A blob that can be read.
     type Blob: Blob;
     /// An upload session.
@@ -122,8 +122,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// A blob that exists.
-pub trait Blob: Send + 'static {
+pub(crate) trait Blob: Send + 'static {
     /// The size in bytes.
     fn size(&self) -> u64;
 
@@ -136,7 +135,7 @@ pub trait Blob: Send + 'static {
 ///
 /// When a future of its methods is dropped, because the client has closed the connection, the session stays usable:
 /// [`size`](Self::size) returns the bytes that were stored.
-pub trait Upload: Send + 'static {
+pub(crate) trait Upload: Send + 'static {
     /// The number of stored bytes.
     fn size(&mut self) -> impl Future<Output = Result<u64>> + Send;
 

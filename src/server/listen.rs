@@ -17,7 +17,7 @@ use super::sendfile::{FilePipe, PipedStream};
 
 /// A listening socket.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     socket: Socket,
     tls: Option<TlsConfig>,
     log: Option<AccessLog>,
@@ -31,7 +31,7 @@ enum Socket {
 
 /// The TLS configuration of a listener. Clones share it. A change applies to new connections.
 #[derive(Clone, Debug)]
-pub struct TlsConfig(Arc<RwLock<Arc<ServerConfig>>>);
+pub(crate) struct TlsConfig(Arc<RwLock<Arc<ServerConfig>>>);
 
 /// An accepted connection, before the TLS handshake.
 pub(super) enum Connected {
@@ -48,13 +48,13 @@ pub(super) enum Stream {
 
 impl Listener {
     /// A listener with TLS over TCP.
-    pub fn tls(listener: TcpListener, tls: TlsConfig) -> Self {
+    pub(crate) fn tls(listener: TcpListener, tls: TlsConfig) -> Self {
         Self { socket: Socket::Tcp(listener), tls: Some(tls), log: None }
     }
 
     /// Logs each request of this listener to `log`.
     #[must_use]
-    pub fn logged(self, log: AccessLog) -> Self {
+    pub(crate) fn logged(self, log: AccessLog) -> Self {
         Self { log: Some(log), ..self }
     }
 
@@ -89,13 +89,12 @@ impl From<UnixListener> for Listener {
 }
 
 impl TlsConfig {
-    /// A configuration that [`set`](Self::set) can replace for new connections.
-    pub fn new(config: ServerConfig) -> Self {
+    pub(crate) fn new(config: ServerConfig) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(config))))
     }
 
     /// Replaces the configuration for new connections.
-    pub fn set(&self, config: ServerConfig) {
+    pub(crate) fn set(&self, config: ServerConfig) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 }

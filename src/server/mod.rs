@@ -45,30 +45,30 @@ use self::pull::ServedAnswer;
 use crate::body::Body;
 use crate::error::Error;
 
-pub use access_log::{AccessLog, Form};
-pub use auth::{AccessControl, Guarded, Tokens};
-pub use backend::{Backend, Blob, Referrers, Upload};
-pub use listen::{Listener, TlsConfig};
-pub use refusal::Refusal;
-pub use request_body::request_body;
-pub use respond::{buffered, streamed};
-pub use route::{BeginUpload, PageQuery, RepositoryPath, Route, route};
-pub use run::{Limits, Peer, run};
-pub use sendfile::FilePipe;
-pub use served::{Reply, Served};
-pub use users::Users;
+pub(crate) use access_log::{AccessLog, Form};
+pub(crate) use auth::{AccessControl, Guarded, Tokens};
+pub(crate) use backend::{Backend, Blob, Referrers, Upload};
+pub(crate) use listen::{Listener, TlsConfig};
+pub(crate) use refusal::Refusal;
+pub(crate) use request_body::request_body;
+pub(crate) use respond::buffered;
+pub(crate) use route::{RepositoryPath, Route, route};
+pub(crate) use run::{Limits, run};
+pub(crate) use sendfile::FilePipe;
+pub(crate) use served::{Reply, Served};
+pub(crate) use users::Users;
 
 /// The body of a response.
-pub type ResponseBody = UnsyncBoxBody<Bytes, Error>;
+pub(crate) type ResponseBody = UnsyncBoxBody<Bytes, Error>;
 
 /// Handles requests.
-pub trait Handler: Send + Sync + 'static {
+pub(crate) trait Handler: Send + Sync + 'static {
     /// The response to a request. The future is dropped if the client closes the connection.
     fn handle(&self, request: Request<Body>) -> impl Future<Output = Response<ResponseBody>> + Send;
 }
 
 /// The distribution API over a backend.
-pub struct Server<B: Backend> {
+pub(crate) struct Server<B: Backend> {
     backend: B,
     uploads: uploads::Uploads<B::Upload>,
     large: large_responses::LargeResponses,
@@ -76,22 +76,22 @@ pub struct Server<B: Backend> {
 
 impl<B: Backend> Server<B> {
     /// A server of the content of `backend`.
-    pub fn new(backend: B) -> Self {
+    pub(crate) fn new(backend: B) -> Self {
         Self { backend, uploads: uploads::Uploads::default(), large: large_responses::LargeResponses::default() }
     }
 
     /// The backend.
-    pub fn backend(&self) -> &B {
+    pub(crate) fn backend(&self) -> &B {
         &self.backend
     }
 
     /// Removes upload sessions that were idle for ten minutes. This also happens whenever a session starts.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         self.uploads.sweep();
     }
 
     /// Handles one request.
-    pub async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
+    pub(crate) async fn handle(&self, request: Request<Body>) -> Response<ResponseBody> {
         let (head, mut body) = request.into_parts();
         let (mut namespace, mut served) = (None, None);
         // A push to a read-only registry is refused before anything else is checked: session IDs, for example, may be those

@@ -9,20 +9,20 @@ use crate::printable;
 
 /// An error response.
 #[derive(Debug)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The HTTP status.
-    pub status: StatusCode,
+    pub(crate) status: StatusCode,
     /// The spec's code, such as `BLOB_UNKNOWN`.
-    pub code: &'static str,
+    pub(crate) code: &'static str,
     /// The message for users.
-    pub message: String,
+    pub(crate) message: String,
     /// Additional headers.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Refusal {
     /// A refusal with this status, code and message.
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let message: String = message.into();
         // The message may contain text from a client, and clients print it.
         Self { status, code, message: printable::line(&message).into_owned(), headers: Vec::new() }
@@ -30,7 +30,7 @@ impl Refusal {
 
     /// Adds a header.
     #[must_use]
-    pub fn with(mut self, name: HeaderName, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: HeaderName, value: &str) -> Self {
         self.headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
         self
     }
@@ -39,7 +39,7 @@ impl Refusal {
     ///
     /// Clients must not learn local paths, so local errors are only logged. Clients do not get the text of an upstream's error
     /// either: that was meant for the server's own credentials.
-    pub fn backend(error: &Error) -> Self {
+    pub(crate) fn backend(error: &Error) -> Self {
         let made = match error.kind() {
             Kind::NotFound => Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", error.own_text()),
             // Not 429: containerd retries that five times at once and ignores `Retry-After`. After a 503 it continues with its
@@ -74,7 +74,7 @@ impl Refusal {
     }
 
     /// The error response if a request's body breaks off, or cannot be stored.
-    pub fn body(error: &Error) -> Self {
+    pub(crate) fn body(error: &Error) -> Self {
         match error.kind() {
             Kind::Network => Self::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", "the request's body broke off"),
             Kind::Timeout => {

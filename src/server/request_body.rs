@@ -13,7 +13,7 @@ use crate::memory::CollectedBody;
 
 /// A request's body as a stream. It fails with [`Kind::Network`] if the client closes the connection, and with
 /// [`Kind::Timeout`] if nothing arrives for a minute.
-pub fn request_body<R>(body: R) -> Body
+pub(crate) fn request_body<R>(body: R) -> Body
 where
     R: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     R::Error: std::error::Error + Send + Sync,

@@ -11,7 +11,7 @@ use crate::body::Body;
 use crate::descriptor::Digest;
 
 /// A response whose body is in memory.
-pub fn buffered(status: StatusCode, content_type: &str, body: Bytes) -> Response<ResponseBody> {
+pub(crate) fn buffered(status: StatusCode, content_type: &str, body: Bytes) -> Response<ResponseBody> {
     let length = body.len() as u64;
     let mut response = Response::new(Full::new(body).map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
@@ -22,7 +22,7 @@ pub fn buffered(status: StatusCode, content_type: &str, body: Bytes) -> Response
 }
 
 /// A response of `length` bytes from a stream. An error of `body` ends the connection early, so that the client notices it.
-pub fn streamed(status: StatusCode, length: u64, body: Body) -> Response<ResponseBody> {
+pub(crate) fn streamed(status: StatusCode, length: u64, body: Body) -> Response<ResponseBody> {
     let mut response = Response::new(StreamBody::new(body.map_ok(Frame::data).boxed()).boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());

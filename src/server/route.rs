@@ -11,17 +11,17 @@ use crate::reference::{RepositoryName, Tag, Target};
 
 /// The repository of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RepositoryPath {
+pub(crate) struct RepositoryPath {
     /// The repository's name.
-    pub name: RepositoryName,
+    pub(crate) name: RepositoryName,
     /// The registry in `?ns=docker.io`, which containerd sends to a mirror (distribution spec, "Registry Proxying"). It is
     /// only looked up, and never used as an address.
-    pub ns: Option<String>,
+    pub(crate) ns: Option<String>,
 }
 
 /// The requested operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// `GET /v2/`.
     Base,
     /// `GET /v2/_catalog`.
@@ -50,29 +50,29 @@ pub enum Route {
 
 /// The parameters of a new upload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BeginUpload {
+pub(crate) struct BeginUpload {
     /// `?mount=`: the blob to mount.
-    pub mount: Option<Digest>,
+    pub(crate) mount: Option<Digest>,
     /// `?from=`: the repository that it is mounted from.
-    pub from: Option<RepositoryName>,
+    pub(crate) from: Option<RepositoryName>,
     /// `?digest=`: the body is the whole blob.
-    pub digest: Option<Digest>,
+    pub(crate) digest: Option<Digest>,
     /// `?digest-algorithm=`, as a digest with that algorithm.
-    pub like: Option<Digest>,
+    pub(crate) like: Option<Digest>,
 }
 
 /// The requested part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageQuery {
+pub(crate) struct PageQuery {
     /// `?n=`: the largest number of entries.
-    pub most: Option<usize>,
+    pub(crate) most: Option<usize>,
     /// `?last=`: only entries after this one.
-    pub after: Option<String>,
+    pub(crate) after: Option<String>,
 }
 
 impl Route {
     /// The registry in `?ns=`.
-    pub fn namespace(&self) -> Option<&str> {
+    pub(crate) fn namespace(&self) -> Option<&str> {
         match self {
             Self::Base | Self::Catalog(_) => None,
             Self::Tags(repository, _)
@@ -89,7 +89,7 @@ impl Route {
     }
 
     /// Whether the operation changes stored content.
-    pub fn is_write(&self) -> bool {
+    pub(crate) fn is_write(&self) -> bool {
         match self {
             Self::Base | Self::Catalog(_) | Self::Tags(..) | Self::Manifest(..) | Self::Blob(..) => false,
             Self::Referrers(..) => false,
@@ -103,7 +103,7 @@ impl Route {
 ///
 /// # Errors
 /// The response to an invalid request.
-pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Refusal> {
+pub(crate) fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Refusal> {
     let unknown = || Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "there is nothing at this path");
     let query = Query::parse(query.unwrap_or_default());
     let path = path.strip_prefix("/v2").ok_or_else(unknown)?;

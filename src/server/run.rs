@@ -28,25 +28,25 @@ use crate::error::Result;
 
 /// The limits of a listener.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Connections at one time. A further one replaces the connection that has been idle longest. If all are busy, it
     /// waits.
-    pub connections: usize,
+    pub(crate) connections: usize,
     /// Connections of one client address at one time; `None` for no limit. A further one replaces an idle connection of
     /// that address. If all are busy, it is closed.
-    pub per_address: Option<usize>,
+    pub(crate) per_address: Option<usize>,
     /// How long a connection may be open before the first byte of a request arrives. Not longer than `head`.
-    pub first_byte: Duration,
+    pub(crate) first_byte: Duration,
     /// How long a connection may take to send a request's head, or be idle between requests.
     /// The default is longer than the 30 s for which containerd keeps an idle connection, so that containerd closes it first.
-    pub head: Duration,
+    pub(crate) head: Duration,
     /// How long a client may accept no bytes of its response.
-    pub stalled: Duration,
+    pub(crate) stalled: Duration,
     /// How long running requests may continue after the stop signal.
-    pub drain: Duration,
+    pub(crate) drain: Duration,
     /// Bytes of responses that may be queued on one connection, besides the piece that is being sent. Also the limit of a
     /// request's head.
-    pub buffer: usize,
+    pub(crate) buffer: usize,
 }
 
 impl Default for Limits {
@@ -66,14 +66,14 @@ impl Default for Limits {
 
 /// The client's address, in the extensions of a request; `None` on a Unix socket.
 #[derive(Clone, Copy, Debug)]
-pub struct Peer(pub Option<SocketAddr>);
+pub(crate) struct Peer(pub(crate) Option<SocketAddr>);
 
 /// Serves the connections of `listener` by `handler` until `shutdown` is ready. Then it accepts no new connections, closes
 /// idle ones, and waits for running requests up to [`Limits::drain`].
 ///
 /// # Errors
 /// None at present: an error of a connection ends that connection only.
-pub async fn run<H: Handler>(
+pub(crate) async fn run<H: Handler>(
     listener: impl Into<Listener>,
     handler: H,
     limits: Limits,

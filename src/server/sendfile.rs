@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 
 /// The queue of file parts of a connection. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct FilePipe(Arc<Mutex<VecDeque<FilePart>>>);
+pub(crate) struct FilePipe(Arc<Mutex<VecDeque<FilePart>>>);
 
 /// A part of a file that is not sent yet.
 #[derive(Debug)]
@@ -33,13 +33,13 @@ struct FilePart {
 
 impl FilePipe {
     /// The longest part in bytes.
-    pub const MAX_PART: u64 = PLACEHOLDER.len() as u64;
+    pub(crate) const MAX_PART: u64 = PLACEHOLDER.len() as u64;
 
     /// The next frame of this connection's response: a placeholder for the bytes in `range`, or for the first
     /// [`Self::MAX_PART`] of them. The bytes are read when they are sent, so they must not change until then.
     ///
     /// If the file is too short, the connection ends there.
-    pub fn part(&self, file: Arc<File>, range: Range<u64>) -> Bytes {
+    pub(crate) fn part(&self, file: Arc<File>, range: Range<u64>) -> Bytes {
         let end = range.end.min(range.start + Self::MAX_PART);
         // At most the length of the constant.
         let length = usize::try_from(end - range.start).unwrap_or(0);
@@ -201,7 +201,8 @@ mod tests {
 
     use super::*;
     use crate::body::Body;
-    use crate::server::{Handler, Limits, ResponseBody, run, streamed};
+    use crate::server::respond::streamed;
+    use crate::server::{Handler, Limits, ResponseBody, run};
 
     /// Answers with plain bytes, a part of a file, plain bytes, and the rest of the file.
     struct Mixed {

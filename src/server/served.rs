@@ -6,25 +6,25 @@ use crate::error::{Error, Result};
 
 /// How an answer was produced. It is in the extensions of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Served {
+pub(crate) struct Served {
     /// The outcome in one word, such as `hit`.
-    pub how: &'static str,
+    pub(crate) how: &'static str,
     /// The answer may be outdated, because the upstream cannot be asked.
-    pub stale: bool,
+    pub(crate) stale: bool,
 }
 
 /// What was found, and how, where the backend says so.
 #[derive(Debug)]
-pub struct Reply<T, E = Error> {
+pub(crate) struct Reply<T, E = Error> {
     /// What was found, or why nothing could be.
-    pub found: Result<T, E>,
+    pub(crate) found: Result<T, E>,
     /// How that came about. An error has it too.
-    pub served: Option<Served>,
+    pub(crate) served: Option<Served>,
 }
 
 impl<T, E> Reply<T, E> {
     /// The same about what `convert` makes of it.
-    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Reply<U, E> {
+    pub(crate) fn map<U>(self, convert: impl FnOnce(T) -> U) -> Reply<U, E> {
         Reply { found: self.found.map(convert), served: self.served }
     }
 }

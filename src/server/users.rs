@@ -25,7 +25,7 @@ use crate::pool::run_blocking;
 
 /// User names with the bcrypt hashes of their passwords.
 #[derive(Clone)]
-pub struct Users(BTreeMap<String, Arc<str>>);
+pub(crate) struct Users(BTreeMap<String, Arc<str>>);
 
 /// The result of checking credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Users {
     /// # Errors
     /// [`Kind::Usage`] with the line number for a hash that is not bcrypt or whose cost is too high, and for a name that
     /// occurs twice; also if there are no users. The error never contains the hash.
-    pub fn read(text: &str) -> Result<Self> {
+    pub(crate) fn read(text: &str) -> Result<Self> {
         let mut users = BTreeMap::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if line.is_empty() || line.starts_with('#') {

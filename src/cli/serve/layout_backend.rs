@@ -17,14 +17,14 @@ use crate::server::{Backend, Blob, FilePipe, Referrers, Reply, RepositoryPath, U
 
 /// The backend of `transload serve`.
 #[derive(Debug)]
-pub struct LayoutBackend {
+pub(crate) struct LayoutBackend {
     store: Store,
     writable: bool,
 }
 
 impl LayoutBackend {
     /// Serves what `store` holds; takes pushes if `writable`.
-    pub fn new(store: Store, writable: bool) -> Self {
+    pub(crate) fn new(store: Store, writable: bool) -> Self {
         Self { store, writable }
     }
 

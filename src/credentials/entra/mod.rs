@@ -35,7 +35,7 @@ use crate::regular_file::{self, Links};
 mod settings;
 mod token_request;
 
-pub use settings::EntraSettings;
+pub(crate) use settings::EntraSettings;
 
 use settings::{authority, check_complete, check_tenant, is_loopback, resource};
 use token_request::{error_chain, retry_after, send};
@@ -44,7 +44,7 @@ const IMDS: &str = "http://169.254.169.254";
 const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// Gets access tokens for `https://containerregistry.azure.net` (or its like in another cloud).
-pub struct Entra {
+pub(crate) struct Entra {
     settings: EntraSettings,
     authority: Url,
     /// Where the token is valid.
@@ -69,7 +69,7 @@ impl Entra {
     ///
     /// # Errors
     /// If the settings make no sense: half an identity, or an authority that isn't https.
-    pub fn new(settings: EntraSettings, client: ClientBuilder) -> Result<Self> {
+    pub(crate) fn new(settings: EntraSettings, client: ClientBuilder) -> Result<Self> {
         check_complete(&settings)?;
         let authority = authority(settings.authority_host.as_deref())?;
         let failed = |error: reqwest::Error| Error::new(Kind::Local, error_chain(&error)).doing("make an HTTP client");
@@ -101,7 +101,7 @@ impl Entra {
     ///
     /// # Errors
     /// If no identity was found, or Entra refused it. A passing fault is marked as such.
-    pub async fn token(&self) -> Result<Secret> {
+    pub(crate) async fn token(&self) -> Result<Secret> {
         let token = self.request_token().await;
         token.map_err(|error| error.doing("get a token from Microsoft Entra"))
     }

@@ -26,7 +26,6 @@ impl<'a> Reader<'a> {
         Self { name, defaults, to: Vec::new(), entries: Vec::new(), notes: Vec::new(), noted: HashMap::new() }
     }
 
-    /// An error at a line.
     pub(super) fn fail(&self, line: usize, what: impl Into<String>) -> Error {
         invalid_list(self.name, line, what)
     }
@@ -77,7 +76,6 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Adds an entry.
     pub(super) fn add(&mut self, entry: Entry) -> Result<()> {
         if let Some(name) = entry.source.name.strip_prefix("library/")
             && entry.source.is_docker_hub()

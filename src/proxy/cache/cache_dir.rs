@@ -18,7 +18,7 @@ use std::fs;
 
 /// The directory of a running proxy. Clones share it.
 #[derive(Clone, Debug)]
-pub struct CacheDir(Arc<Inner>);
+pub(crate) struct CacheDir(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -55,7 +55,7 @@ impl CacheDir {
     }
 
     /// The path of the directory.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0.path
     }
 
@@ -75,7 +75,7 @@ impl CacheDir {
     }
 
     /// How often the directory, or a part of it, had to be created again.
-    pub fn restored(&self) -> u64 {
+    pub(crate) fn restored(&self) -> u64 {
         self.0.restored.load(Ordering::Relaxed)
     }
 
@@ -106,7 +106,7 @@ impl CacheDir {
     ///
     /// # Errors
     /// Why not.
-    pub fn check_writable(&self) -> Result<()> {
+    pub(crate) fn check_writable(&self) -> Result<()> {
         let access = rustix::fs::access(self.fills(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
         if access.is_ok() && !self.0.failed.load(Ordering::Relaxed) {
             return Ok(());

@@ -17,7 +17,7 @@ use crate::file_access::OpenFile;
 
 /// Content by digest. Clones share it. Some methods block; their documentation says so.
 #[derive(Clone)]
-pub struct ContentStore(Arc<Inner>);
+pub(crate) struct ContentStore(Arc<Inner>);
 
 /// Called for evicted content with its digest and size.
 type EvictionCallback = Box<dyn Fn(&Digest, u64) + Send + Sync>;
@@ -37,7 +37,7 @@ struct Inner {
 
 /// The result of removing something from the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
+pub(crate) enum Removal {
     /// It was removed.
     Gone,
     /// It is being read, and was not removed.
@@ -48,13 +48,13 @@ pub enum Removal {
 
 /// Open content. It stays on the disk as long as this lives.
 #[derive(Debug)]
-pub struct StoredContent {
+pub(crate) struct StoredContent {
     /// Its digest.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// The open file.
-    pub file: OpenFile,
+    pub(crate) file: OpenFile,
     /// Prevents the eviction of the content, and has its size.
-    pub pin: Pin,
+    pub(crate) pin: Pin,
 }
 
 impl ContentStore {
@@ -84,12 +84,12 @@ impl ContentStore {
     }
 
     /// The size of the content in bytes; `None` if it is not in the cache.
-    pub fn size_of(&self, digest: &Digest) -> Option<u64> {
+    pub(crate) fn size_of(&self, digest: &Digest) -> Option<u64> {
         self.0.index.size_of(digest)
     }
 
     /// Marks the content as being read; `None` if it is not in the cache. Cheap; [`open_pinned`](Self::open_pinned) follows.
-    pub fn pin(&self, digest: &Digest) -> Option<Pin> {
+    pub(crate) fn pin(&self, digest: &Digest) -> Option<Pin> {
         self.0.index.pin(digest)
     }
 
@@ -98,7 +98,7 @@ impl ContentStore {
     ///
     /// # Errors
     /// [`Kind::Local`] if the system cannot open any more files: the content is not removed then.
-    pub fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<StoredContent>> {
+    pub(crate) fn open_pinned(&self, digest: &Digest, pin: Pin) -> Result<Option<StoredContent>> {
         let path = self.path(digest, pin.size());
         // The proxy has written the file itself: `open` accepts only a regular file, and no link.
         let files = self.0.home.files();
@@ -119,7 +119,7 @@ impl ContentStore {
     ///
     /// # Errors
     /// Those of [`prepare`](Self::prepare), and [`Kind::Local`] if there is no space.
-    pub fn begin(&self, size: u64) -> Result<TempFile> {
+    pub(crate) fn begin(&self, size: u64) -> Result<TempFile> {
         let temp = self.prepare(size)?;
         temp.reserved()?.take_all()?;
         Ok(temp)
@@ -129,7 +129,7 @@ impl ContentStore {
     ///
     /// # Errors
     /// [`Kind::Local`] if `size` exceeds the cache or all that could be freed on the disk, or the disk cannot be written.
-    pub fn prepare(&self, size: u64) -> Result<TempFile> {
+    pub(crate) fn prepare(&self, size: u64) -> Result<TempFile> {
         if !self.0.index.could_hold(size) {
             return Err(cache_full(size));
         }
@@ -192,7 +192,7 @@ impl ContentStore {
     }
 
     /// Renames a complete and verified file to its final name. On return the content is durable. Blocks.
-    pub fn commit(&self, digest: Digest, mut temp: TempFile) -> Result<Pin> {
+    pub(crate) fn commit(&self, digest: Digest, mut temp: TempFile) -> Result<Pin> {
         temp.sync()?;
         let reserved = temp.reserved()?.close()?;
         let path = self.path(&digest, reserved.size());
@@ -225,7 +225,7 @@ impl ContentStore {
     }
 
     /// Removes content, also while it is read. Readers that have it open continue. Blocks.
-    pub fn discard(&self, digest: &Digest) -> bool {
+    pub(crate) fn discard(&self, digest: &Digest) -> bool {
         let names = self.lock_names();
         let Some(size) = self.0.index.remove(digest) else { return false };
         self.unlink(digest, size, &names);
@@ -268,7 +268,7 @@ impl ContentStore {
     }
 
     /// The number of entries, and their bytes.
-    pub fn count(&self) -> (usize, u64) {
+    pub(crate) fn count(&self) -> (usize, u64) {
         self.0.index.count()
     }
 
@@ -278,12 +278,13 @@ impl ContentStore {
     }
 
     /// All content, in no order.
-    pub fn list(&self) -> Vec<(Digest, u64)> {
+    #[cfg(test)]
+    pub(crate) fn list(&self) -> Vec<(Digest, u64)> {
         self.0.index.list()
     }
 
     /// The path of content with this digest and size.
-    pub fn path(&self, digest: &Digest, size: u64) -> PathBuf {
+    pub(crate) fn path(&self, digest: &Digest, size: u64) -> PathBuf {
         let hex = digest.hex();
         self.0.dir.join(digest.algorithm()).join(&hex[..2]).join(format!("{hex}.{size}"))
     }
@@ -312,7 +313,7 @@ impl ContentStore {
     }
 
     /// The directory.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.0.dir
     }
 }

@@ -16,22 +16,22 @@ use crate::regular_file::{self, Links};
 
 /// What garbage collection removes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct GcOptions {
+pub(crate) struct GcOptions {
     /// The limit of all blobs in bytes; the least recently used ones above it are removed. Manifests may take a 64th of it in
     /// addition, as in a running proxy.
-    pub size: Option<u64>,
+    pub(crate) size: Option<u64>,
     /// Bytes to keep free on the disk; the least recently used blobs are removed for that.
-    pub keep_free: Option<u64>,
+    pub(crate) keep_free: Option<u64>,
     /// Removes tags that were not checked, and content that was not used, for longer than this.
-    pub older_than: Option<Duration>,
+    pub(crate) older_than: Option<Duration>,
     /// Removes nothing, and reports what would be removed.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 /// Why something was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum RemovalReason {
+pub(crate) enum RemovalReason {
     /// An incomplete fetch or write has left it.
     Left,
     /// Its size is not the one in its name.
@@ -44,28 +44,25 @@ pub enum RemovalReason {
 
 /// Number and bytes of files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileTotals {
-    /// The number of files.
-    pub count: usize,
+pub(crate) struct FileTotals {
+    pub(crate) count: usize,
     /// The sum of their sizes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// The result of a garbage collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct GcResult {
+pub(crate) struct GcResult {
     /// Nothing was removed: the result shows what would be.
-    pub dry_run: bool,
-    /// The removed files, by reason.
-    pub removed: BTreeMap<RemovalReason, FileTotals>,
+    pub(crate) dry_run: bool,
+    pub(crate) removed: BTreeMap<RemovalReason, FileTotals>,
     /// Content that was not removed because it is being read.
-    pub busy: usize,
+    pub(crate) busy: usize,
 }
 
 impl GcResult {
-    /// The total of all reasons.
-    pub fn sum(&self) -> FileTotals {
+    pub(crate) fn sum(&self) -> FileTotals {
         self.removed.values().fold(FileTotals::default(), |all, sum| FileTotals {
             count: all.count + sum.count,
             bytes: all.bytes + sum.bytes,

@@ -173,6 +173,7 @@ impl Index {
     }
 
     /// All content, in no order.
+    #[cfg(test)]
     pub(super) fn list(&self) -> Vec<(Digest, u64)> {
         self.lock().entries.values().map(|entry| (entry.digest, entry.size)).collect()
     }

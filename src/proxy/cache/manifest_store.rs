@@ -24,7 +24,7 @@ use crate::regular_file::{self, Links};
 
 /// Manifests by digest, and tags. Clones share them.
 #[derive(Clone, Debug)]
-pub struct ManifestStore(Arc<Inner>);
+pub(crate) struct ManifestStore(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -41,11 +41,11 @@ struct Inner {
 
 /// A tag with its repository and upstream, as one text, because it is looked up for each request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TagName(Arc<str>);
+pub(crate) struct TagName(Arc<str>);
 
 impl TagName {
     /// The name of a tag. None of the three parts can contain a space.
-    pub fn new(upstream: &str, repository: &str, tag: &str) -> Self {
+    pub(crate) fn new(upstream: &str, repository: &str, tag: &str) -> Self {
         Self(format!("{upstream} {repository} {tag}").into())
     }
 
@@ -64,14 +64,14 @@ impl TagName {
 /// A tag: its descriptor, and the time of the last check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct CachedTag {
+pub(crate) struct CachedTag {
     /// `upstream repository tag`. The file's name is only a hash of it.
     name: String,
     media_type: MediaType,
     digest: Digest,
     size: u64,
     /// When the upstream confirmed it, in seconds since 1970.
-    pub checked: u64,
+    pub(crate) checked: u64,
     /// The tiers of the upstream, as one text. Tag files of older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tiers: Option<Box<str>>,
@@ -79,19 +79,19 @@ pub struct CachedTag {
 
 impl CachedTag {
     /// The tag `name` with its descriptor.
-    pub fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
+    pub(crate) fn new(name: &TagName, descriptor: &Descriptor, checked: u64) -> Self {
         let Descriptor { media_type, digest, size, .. } = descriptor.clone();
         Self { name: name.0.to_string(), media_type, digest, size, checked, tiers: None }
     }
 
     /// The tag, as read from these [`tiers`](Self::tiers).
-    pub fn with_tiers(self, tiers: &str) -> Self {
+    pub(crate) fn with_tiers(self, tiers: &str) -> Self {
         Self { tiers: Some(tiers.into()), ..self }
     }
 
     /// The tiers of the upstream when the tag was read, as one text. With other tiers it is another upstream, and the tag says
     /// nothing about it. `None` for a tag that an older version wrote.
-    pub fn tiers(&self) -> Option<&str> {
+    pub(crate) fn tiers(&self) -> Option<&str> {
         self.tiers.as_deref()
     }
 
@@ -100,19 +100,18 @@ impl CachedTag {
         &self.name
     }
 
-    /// Its upstream and repository.
     pub(in crate::proxy) fn upstream_and_repository(&self) -> Option<(&str, &str)> {
         let mut parts = self.name.split(' ');
         Some((parts.next()?, parts.next()?))
     }
 
     /// The descriptor of its manifest.
-    pub fn descriptor(&self) -> Descriptor {
+    pub(crate) fn descriptor(&self) -> Descriptor {
         Descriptor::new(self.media_type.clone(), self.digest, self.size)
     }
 
     /// The digest of its manifest.
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         self.digest
     }
 }
@@ -135,7 +134,7 @@ impl ManifestStore {
     }
 
     /// The manifest, if it is cached.
-    pub async fn manifest(&self, digest: &Digest) -> Option<Manifest> {
+    pub(crate) async fn manifest(&self, digest: &Digest) -> Option<Manifest> {
         if let Some(found) = self.0.manifests.get(digest) {
             return Some(found);
         }
@@ -188,7 +187,7 @@ impl ManifestStore {
     }
 
     /// Stores a manifest. On return it is on disk, unless the disk cannot be written.
-    pub async fn put(&self, manifest: &Manifest) {
+    pub(crate) async fn put(&self, manifest: &Manifest) {
         self.0.manifests.insert(manifest.digest(), manifest.clone());
         if self.0.store.size_of(&manifest.digest()).is_some() {
             return;
@@ -198,7 +197,7 @@ impl ManifestStore {
     }
 
     /// The cached tag.
-    pub async fn tag(&self, name: &TagName) -> Option<CachedTag> {
+    pub(crate) async fn tag(&self, name: &TagName) -> Option<CachedTag> {
         if let Some(found) = self.0.known.get(name) {
             return Some(found);
         }
@@ -218,14 +217,14 @@ impl ManifestStore {
     }
 
     /// Stores a tag.
-    pub async fn put_tag(&self, name: &TagName, tag: CachedTag) {
+    pub(crate) async fn put_tag(&self, name: &TagName, tag: CachedTag) {
         self.0.known.insert(name.clone(), tag.clone());
         let (manifest_store, name) = (self.clone(), name.clone());
         self.log_error(run_blocking(move || manifest_store.write_tag(&name, &tag)).await);
     }
 
     /// Removes a tag that no longer exists at the upstream.
-    pub async fn forget_tag(&self, name: &TagName) {
+    pub(crate) async fn forget_tag(&self, name: &TagName) {
         self.0.known.remove(name);
         let path = self.0.tags.join(name.file());
         let removed = run_blocking(move || super::cache_dir::unlink(&path)).await;
@@ -257,7 +256,7 @@ impl ManifestStore {
     }
 
     /// The store of the manifests.
-    pub fn content_store(&self) -> &ContentStore {
+    pub(crate) fn content_store(&self) -> &ContentStore {
         &self.0.store
     }
 

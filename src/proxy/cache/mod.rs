@@ -42,7 +42,7 @@ mod content_store;
 mod gc;
 pub mod index;
 mod manifest_store;
-pub mod offline;
+pub(crate) mod offline;
 mod online;
 mod repository_records;
 mod reserved_file;
@@ -54,14 +54,14 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-pub use cache_dir::CacheDir;
-pub use content_store::{ContentStore, Removal, StoredContent};
-pub use gc::{FileTotals, GcOptions, GcResult, RemovalReason};
-pub use index::Pin;
-pub use manifest_store::{CachedTag, ManifestStore, TagName};
+pub(crate) use cache_dir::CacheDir;
+pub(crate) use content_store::{ContentStore, Removal, StoredContent};
+pub(crate) use gc::{FileTotals, GcOptions, GcResult, RemovalReason};
+pub(crate) use index::Pin;
+pub(crate) use manifest_store::{CachedTag, ManifestStore, TagName};
 pub(super) use online::OnlineCache;
-pub use reserved_file::ReservedFile;
-pub use temp::{TempFile, write_at};
+pub(crate) use reserved_file::ReservedFile;
+pub(crate) use temp::{TempFile, write_at};
 
 use self::repository_records::RepositoryRecords;
 use crate::descriptor::Digest;
@@ -71,24 +71,24 @@ use crate::pool::run_blocking;
 
 /// The settings of the cache.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The directory.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// The limit of all blobs in bytes. Manifests may take a 64th of it in addition.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Bytes to keep free on the disk, also if other programs fill it.
-    pub keep_free: u64,
+    pub(crate) keep_free: u64,
     /// The calls that access its files.
-    pub files: Files,
+    pub(crate) files: Files,
 }
 
 /// The cache.
 #[derive(Debug)]
-pub struct Cache {
+pub(crate) struct Cache {
     /// Blobs by their digest.
-    pub blobs: ContentStore,
+    pub(crate) blobs: ContentStore,
     /// Manifests and tags.
-    pub manifest_store: ManifestStore,
+    pub(crate) manifest_store: ManifestStore,
     settings: Settings,
     dir: CacheDir,
     /// The directory was made by a version that kept no records of repositories.
@@ -102,7 +102,7 @@ impl Cache {
     /// # Errors
     /// [`Kind::Usage`](crate::error::Kind::Usage) if another proxy uses it, [`Kind::Local`](crate::error::Kind::Local) if it
     /// can be neither created nor read.
-    pub async fn open(
+    pub(crate) async fn open(
         settings: Settings,
         evicted: impl Fn(&Digest, u64) + Send + Sync + Clone + 'static,
     ) -> Result<Self> {
@@ -134,7 +134,7 @@ impl Cache {
     }
 
     /// The directory.
-    pub fn dir(&self) -> &CacheDir {
+    pub(crate) fn dir(&self) -> &CacheDir {
         &self.dir
     }
 }

@@ -27,25 +27,23 @@ use crate::regular_file::{self, Links};
 
 /// The content of a cache directory.
 #[derive(Debug)]
-pub struct Listing {
+pub(crate) struct Listing {
     /// The tags, by name.
-    pub tags: Vec<ListedTag>,
+    pub(crate) tags: Vec<ListedTag>,
     /// Number and bytes of the manifests.
-    pub manifests: (usize, u64),
+    pub(crate) manifests: (usize, u64),
     /// Number and bytes of the blobs.
-    pub blobs: (usize, u64),
+    pub(crate) blobs: (usize, u64),
 }
 
 /// A tag or content, as an operator names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item {
+pub(crate) enum Item {
     /// A tag.
     Tag {
         /// The upstream's name.
         upstream: String,
-        /// The repository there.
         repository: String,
-        /// The tag.
         tag: String,
     },
     /// A manifest or a blob.
@@ -82,26 +80,24 @@ impl std::fmt::Display for Item {
 
 /// A tag in a listing.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ListedTag {
+pub(crate) struct ListedTag {
     /// The upstream's name.
-    pub upstream: String,
-    /// The repository there.
-    pub repository: String,
-    /// The tag.
-    pub tag: String,
+    pub(crate) upstream: String,
+    pub(crate) repository: String,
+    pub(crate) tag: String,
     /// The digest of its manifest.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// When the upstream confirmed it, in seconds since 1970.
-    pub checked: u64,
+    pub(crate) checked: u64,
 }
 
 /// The result of [`verify`].
 #[derive(Debug)]
-pub struct VerifyResult {
+pub(crate) struct VerifyResult {
     /// Number and bytes of the files that were read.
-    pub read: (usize, u64),
+    pub(crate) read: (usize, u64),
     /// Those that did not match their names. They were removed.
-    pub dropped: Vec<Digest>,
+    pub(crate) dropped: Vec<Digest>,
 }
 
 /// A file of content.
@@ -115,7 +111,7 @@ struct CheckedFile {
 ///
 /// # Errors
 /// [`Kind::Usage`] if `dir` is not a cache, [`Kind::Local`] if it cannot be read.
-pub fn list(dir: &Path) -> Result<Listing> {
+pub(crate) fn list(dir: &Path) -> Result<Listing> {
     check(dir)?;
     let count = |below: &str| -> Result<(usize, u64)> {
         let held = content_files(&dir.join(below))?;
@@ -157,7 +153,7 @@ fn listed(tag: &CachedTag) -> Option<ListedTag> {
 ///
 /// # Errors
 /// [`Kind::Usage`] if `dir` is not a cache, or a proxy uses it; [`Kind::Local`] if it cannot be written.
-pub fn remove(dir: &Path, item: &Item) -> Result<Removal> {
+pub(crate) fn remove(dir: &Path, item: &Item) -> Result<Removal> {
     let _lock = lock_directory(dir)?;
     let mut found = false;
     match item {
@@ -179,7 +175,7 @@ pub fn remove(dir: &Path, item: &Item) -> Result<Removal> {
 ///
 /// # Errors
 /// Those of [`remove()`].
-pub fn gc(dir: &Path, wanted: &GcOptions) -> Result<GcResult> {
+pub(crate) fn gc(dir: &Path, wanted: &GcOptions) -> Result<GcResult> {
     let _lock = lock_directory(dir)?;
     gc::collect(dir, wanted, &NoUser)
 }
@@ -207,7 +203,7 @@ impl CacheUser for NoUser {
 ///
 /// # Errors
 /// [`Kind::Usage`] if `dir` is not a cache; [`Kind::Local`] if a corrupt file cannot be removed.
-pub fn verify(dir: &Path, mut dropped: impl FnMut(&Path)) -> Result<VerifyResult> {
+pub(crate) fn verify(dir: &Path, mut dropped: impl FnMut(&Path)) -> Result<VerifyResult> {
     check(dir)?;
     let mut verified = VerifyResult { read: (0, 0), dropped: Vec::new() };
     for below in ["manifests", "blobs"] {

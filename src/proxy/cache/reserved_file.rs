@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::file_access::OpenFile;
 
 /// A file with its reserved space. Clones of the `Arc` around it write to the same file.
-pub struct ReservedFile {
+pub(crate) struct ReservedFile {
     store: ContentStore,
     file: OpenFile,
     size: u64,
@@ -56,8 +56,7 @@ impl ReservedFile {
         Self { store, file, size, taken: Mutex::new(taken) }
     }
 
-    /// The file.
-    pub fn file(&self) -> &OpenFile {
+    pub(crate) fn file(&self) -> &OpenFile {
         &self.file
     }
 
@@ -65,7 +64,7 @@ impl ReservedFile {
     ///
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if there is no space: all content is being read, or the disk is full.
-    pub fn write(&self, bytes: &Bytes, at: u64) -> Result<()> {
+    pub(crate) fn write(&self, bytes: &Bytes, at: u64) -> Result<()> {
         {
             let mut taken = self.lock();
             taken.arrived = (taken.arrived + bytes.len() as u64).min(self.size);

@@ -13,7 +13,7 @@ use crate::file_access::{Files, OpenFile};
 ///
 /// All methods block.
 #[derive(Debug)]
-pub struct TempFile {
+pub(crate) struct TempFile {
     file: OpenFile,
     access: Files,
     path: PathBuf,
@@ -70,12 +70,12 @@ impl TempFile {
     ///
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if the file is not for content.
-    pub fn reserved(&self) -> Result<Arc<ReservedFile>> {
+    pub(crate) fn reserved(&self) -> Result<Arc<ReservedFile>> {
         self.reserved.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no reserved space"))
     }
 
     /// The open file. It stays readable after the file is renamed or removed.
-    pub fn file(&self) -> OpenFile {
+    pub(crate) fn file(&self) -> OpenFile {
         self.file.clone()
     }
 
@@ -107,7 +107,7 @@ impl Drop for TempFile {
 }
 
 /// Writes all of `bytes` at an offset. Blocks.
-pub fn write_at(file: &OpenFile, bytes: &[u8], at: u64) -> Result<()> {
+pub(crate) fn write_at(file: &OpenFile, bytes: &[u8], at: u64) -> Result<()> {
     file.write_all_at(bytes, at).map_err(|error| Error::io("write to the cache", &error))
 }
 

@@ -286,7 +286,6 @@ impl ServedAside {
     }
 }
 
-/// The bytes of a part of a file.
 fn file_bytes(readers: FileReaders, file: OpenFile, part: Range<u64>) -> Body {
     stream::try_unfold((readers, file, part), |(readers, file, part)| async move {
         if part.is_empty() {

@@ -7,13 +7,12 @@ use crate::reference::{RegistryName, RepositoryName, Target};
 
 /// One image to be copied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Job {
+pub(crate) struct Job {
     /// The upstream's name.
-    pub upstream: String,
-    /// The repository there.
-    pub repository: String,
+    pub(crate) upstream: String,
+    pub(crate) repository: String,
     /// The tag, or the digest.
-    pub target: String,
+    pub(crate) target: String,
 }
 
 impl Job {
@@ -30,7 +29,7 @@ impl Job {
     ///
     /// # Errors
     /// If it is neither a tag nor a digest: the queue's file can be anything.
-    pub fn target(&self) -> Result<Target> {
+    pub(crate) fn target(&self) -> Result<Target> {
         // A tag has no colon.
         if self.target.contains(':') {
             self.target.parse().map(Target::Digest)
@@ -53,7 +52,7 @@ impl Job {
 
 /// How a copy ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyOutcome {
+pub(crate) enum CopyOutcome {
     /// It was copied.
     Copied,
     /// The durable tier had it.

@@ -14,6 +14,6 @@ mod saved;
 mod state;
 mod worker;
 
-pub use self::job::{CopyOutcome, Job};
-pub use self::queue::Queue;
-pub use self::worker::{WriteBackOrigins, run};
+pub(crate) use self::job::{CopyOutcome, Job};
+pub(crate) use self::queue::Queue;
+pub(crate) use self::worker::{WriteBackOrigins, run};

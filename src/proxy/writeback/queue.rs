@@ -27,7 +27,7 @@ use crate::proxy::metrics::NAME_PREFIX;
 
 /// The queue. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Queue(Arc<Inner>);
+pub(crate) struct Queue(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -41,7 +41,7 @@ struct Inner {
 impl Queue {
     /// Opens the queue in `dir`, and registers its metrics in `registry`. A file that cannot be read is logged, and the queue is
     /// empty then: its images are queued again when they are pulled.
-    pub fn open(dir: &Path, registry: &mut Registry) -> Self {
+    pub(crate) fn open(dir: &Path, registry: &mut Registry) -> Self {
         let file = dir.join(QUEUE_FILE);
         let saved = saved::load(&file).unwrap_or_else(|error| {
             tracing::warn!("{error}: starting with an empty write-back queue");
@@ -68,7 +68,7 @@ impl Queue {
 
     /// Runs `copy` for the queued images, forever. `copy` adds the bytes that it moves to its counter. When this future is
     /// dropped, the queue is kept, and running tries are not counted. A panic in a copy fails that copy only.
-    pub async fn run<F: Future<Output = Result<CopyOutcome>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
+    pub(crate) async fn run<F: Future<Output = Result<CopyOutcome>>>(&self, copy: impl Fn(Job, Arc<AtomicU64>) -> F) {
         let mut running = FuturesUnordered::new();
         let _stopping = StopGuard(self);
         loop {
@@ -107,12 +107,14 @@ impl Queue {
     }
 
     /// The number of queued images.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.lock().jobs.len()
     }
 
     /// Whether no image is queued.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.len() == 0
     }
 

@@ -11,7 +11,7 @@ use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 
 /// Gives the repositories of first tiers, to be written.
-pub trait WriteBackOrigins: Origins {
+pub(crate) trait WriteBackOrigins: Origins {
     /// A repository that can be asked, and written.
     type FirstTier: Source + Destination;
 
@@ -23,7 +23,7 @@ pub trait WriteBackOrigins: Origins {
 ///
 /// What was written is believed to be there, so that images of one base have it mounted. It may have been removed
 /// since, by a registry's retention say: so after a failure nothing is believed any more.
-pub async fn run<O: WriteBackOrigins>(queue: &Queue, proxy: &Proxy<O>) {
+pub(crate) async fn run<O: WriteBackOrigins>(queue: &Queue, proxy: &Proxy<O>) {
     let new = || Arc::new(Engine::new(2, Arc::new(NoObserver)));
     let shared = Mutex::new(new());
     let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
