@@ -1,4 +1,4 @@
-//! Loading a list for a run: its bytes, the destinations that the run has, and one check of both.
+//! Loads a list for a run: reads its bytes, and checks it with the run's destinations.
 
 use std::io::Read as _;
 
@@ -6,34 +6,34 @@ use super::List;
 use super::list::{Defaults, DestinationBase, Entry};
 use crate::error::{Error, Kind, Result, Side};
 
-/// What a run says besides its list: where images go, and how entries without a target are placed.
+/// Settings of a run that replace those of its list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
-    /// Destinations of the run, in place of those of the list.
+    /// Destinations, in place of those of the list.
     pub(crate) to: Vec<DestinationBase>,
-    /// Destinations have no effect on entries that name their own registry, and that is meant.
+    /// Allow destinations that have no effect because all entries name their own registry.
     pub(crate) keep_targets: bool,
-    /// The rest.
+    /// Other settings.
     pub(crate) defaults: Defaults,
 }
 
-/// Reads and checks a list for a run, `-` being stdin.
+/// Reads and checks a list for a run, with `-` from stdin.
 pub(crate) fn load(file: &str, overrides: &Overrides) -> Result<(List, Vec<DestinationBase>)> {
     let (list, name) = read(file, &overrides.defaults)?;
     checked(list, &name, overrides)
 }
 
-/// The same for bytes that were read already.
+/// The same for bytes of a list.
 pub(crate) fn parse(bytes: &[u8], name: &str, overrides: &Overrides) -> Result<(List, Vec<DestinationBase>)> {
     checked(List::parse_bytes(bytes, name, &overrides.defaults)?, name, overrides)
 }
 
-/// Reads a list, `-` being stdin; and its name for people. It is not checked.
+/// Reads a list, with `-` from stdin, without a check. Returns it and its name for messages.
 pub(crate) fn read(file: &str, defaults: &Defaults) -> Result<(List, String)> {
     let name = if file == "-" { "stdin" } else { file };
     let mut text = Vec::new();
-    // One byte more than there may be tells that there is more. A list that the user names on the command line may
-    // be a pipe: `<(command)` or `/dev/stdin`.
+    // One byte more than the limit, to detect longer files. A list on the command line may be a pipe: `<(command)` or
+    // `/dev/stdin`.
     let result = match file {
         "-" => std::io::stdin().lock().take(List::MAX_BYTES + 1).read_to_end(&mut text),
         _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
@@ -49,11 +49,11 @@ fn checked(list: List, name: &str, overrides: &Overrides) -> Result<(List, Vec<D
     Ok((list, to))
 }
 
-/// The run's destinations: those of the command line, else the list's; none where no entry goes to them.
+/// The destinations of the run: those of the command line, or else those of the list. Empty if no entry needs them.
 ///
 /// # Errors
-/// If the command line names destinations or a path, and all entries name their own: the run would write to
-/// those, which is hardly meant.
+/// If the command line names destinations or a path, and all entries name their own. The run would write to those,
+/// which is probably not intended.
 pub(crate) fn destinations(list: &List, name: &str, overrides: &Overrides) -> Result<Vec<DestinationBase>> {
     let Overrides { to, keep_targets, defaults } = overrides;
     let mut fixed = list.entries.iter().filter(|entry| !entry.needs_destination());
@@ -76,7 +76,7 @@ pub(crate) fn destinations(list: &List, name: &str, overrides: &Overrides) -> Re
     }
 }
 
-/// Logs what of the list isn't done, or done otherwise.
+/// Logs the notes of a list.
 pub(crate) fn log_notes(list: &List) {
     for note in &list.notes {
         match note.line {

@@ -2,9 +2,9 @@
 //! copying.
 //!
 //! ```text
-//! file ── load ──> List: entries, each a repository, what of it, and where to; checked with the run's destinations
+//! file ── load ──> List: entries with a repository, selected images and a target; checked with the run's destinations
 //!                    │
-//!                  expand       lists tags where an entry picks by pattern; `selection`: shards, --retry-failed
+//!                  expand       lists tags for entries with patterns; `selection`: shards, --retry-failed
 //!                    │
 //!                   run         one engine copies; sources and destinations have limits of their own, and each pair
 //!                    │          of them has a queue

@@ -10,7 +10,7 @@
 //! Protections against removing too much, each with a test:
 //! - only repositories that the list names as targets are inspected: [`KeepSet`] can have no others;
 //! - nothing is removed from a repository in which an image failed, or whose source's tags could not be listed:
-//! [`KeepSet::keep_all`];
+//!   [`KeepSet::keep_all`];
 //! - nothing is removed from a repository for which the list selects no image, as a wrong filter would;
 //! - a tag stays if it is younger than [`Options::older_than`], or if its age is unknown;
 //! - no tag at all is removed if the run would remove more than [`Options::most`];
@@ -264,13 +264,13 @@ async fn plan_repository<S: PruneTarget>(
     part: &mut RepositoryPlan,
 ) -> Result<()> {
     let remote = &remote?;
-    let there = remote.tags().await?;
-    let (companions, images): (Vec<Tag>, Vec<Tag>) = there.into_iter().partition(|tag| Artifact::of(tag).is_some());
+    let tags = remote.tags().await?;
+    let (companions, images): (Vec<Tag>, Vec<Tag>) = tags.into_iter().partition(|tag| Artifact::of(tag).is_some());
     part.tags = images.len();
-    let (held, loose): (Vec<Tag>, Vec<Tag>) = images.into_iter().partition(|tag| kept_here.tags.contains(tag));
+    let (kept, unlisted): (Vec<Tag>, Vec<Tag>) = images.into_iter().partition(|tag| kept_here.tags.contains(tag));
     part.pinned.clone_from(&kept_here.digests);
-    let (mut staying, mut going) = (held, Vec::new());
-    let mut ages = stream::iter(loose)
+    let (mut staying, mut deletions) = (kept, Vec::new());
+    let mut ages = stream::iter(unlisted)
         .map(|tag| async move {
             let written = if options.older_than.is_zero() { None } else { remote.written_at(&tag).await? };
             Ok::<_, Error>((tag, written))
@@ -278,7 +278,7 @@ async fn plan_repository<S: PruneTarget>(
         .buffered(CONCURRENT_READS);
     while let Some((tag, written)) = ages.try_next().await? {
         if is_old(written, options.older_than, now) {
-            going.push(TagDeletion {
+            deletions.push(TagDeletion {
                 tag,
                 digest: None,
                 written_at: written,
@@ -292,8 +292,8 @@ async fn plan_repository<S: PruneTarget>(
         }
     }
     drop(ages);
-    going.sort_by(|a, b| a.tag.cmp(&b.tag));
-    part.deletions = going;
+    deletions.sort_by(|a, b| a.tag.cmp(&b.tag));
+    part.deletions = deletions;
     // The list may name tags such as `sha256-….sig` as images. Those stay.
     let companions = companions.into_iter().filter(|tag| !kept_here.tags.contains(tag)).collect();
     plan_companions(remote, &staying, companions, part).await?;
@@ -308,27 +308,27 @@ async fn plan_companions<S: PruneTarget>(
     companions: Vec<Tag>,
     part: &mut RepositoryPlan,
 ) -> Result<()> {
-    let mut lost = BTreeSet::new();
-    let held: Vec<Vec<Digest>> =
-        tag_contents(remote, part.deletions.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
-    for (going, digests) in part.deletions.iter_mut().zip(held) {
-        going.digest = digests.first().copied();
-        lost.extend(digests);
+    let mut removed = BTreeSet::new();
+    let contents: Vec<Vec<Digest>> =
+        tag_contents(remote, part.deletions.iter().map(|deletion| Target::Tag(deletion.tag.clone()))).await?;
+    for (deletion, digests) in part.deletions.iter_mut().zip(contents) {
+        deletion.digest = digests.first().copied();
+        removed.extend(digests);
     }
     // Sorted names: there may be as many companions as manifests.
-    let names = |lost: &BTreeSet<Digest>| lost.iter().map(Artifact::name).collect::<BTreeSet<String>>();
-    let is_lost =
+    let names = |removed: &BTreeSet<Digest>| removed.iter().map(Artifact::name).collect::<BTreeSet<String>>();
+    let is_about_removed =
         |tag: &Tag, names: &BTreeSet<String>| Artifact::of(tag).is_some_and(|artifact| artifact.is_about_any(names));
-    let named = names(&lost);
-    if !companions.iter().any(|tag| is_lost(tag, &named)) {
+    let named = names(&removed);
+    if !companions.iter().any(|tag| is_about_removed(tag, &named)) {
         return Ok(());
     }
     let staying = staying.iter().cloned().map(Target::Tag).chain(part.pinned.iter().copied().map(Target::Digest));
     for digest in tag_contents(remote, staying).await?.into_iter().flatten() {
-        lost.remove(&digest);
+        removed.remove(&digest);
     }
-    let named = names(&lost);
-    for tag in companions.into_iter().filter(|tag| is_lost(tag, &named)) {
+    let named = names(&removed);
+    for tag in companions.into_iter().filter(|tag| is_about_removed(tag, &named)) {
         part.deletions.push(TagDeletion {
             tag,
             digest: None,

@@ -110,10 +110,11 @@ pub async fn run<P: Repositories>(
     let run = RunContext { to, places, engine, options, wanted, ended, conflicts, claims, manifests };
     let mut sources: BTreeMap<&str, Vec<WantedEntry<'_>>> = BTreeMap::new();
     for (number, entry) in entries.into_iter().enumerate() {
-        let goes = entry.places(to, Some("any")).unwrap_or_default();
-        let goes = goes.into_iter().map(|(repository, _)| repository.registry.into()).collect::<BTreeSet<String>>();
-        let asked = WantedEntry { number, entry, goes: goes.into_iter().collect() };
-        sources.entry(&entry.source.registry).or_default().push(asked);
+        let places = entry.places(to, Some("any")).unwrap_or_default();
+        let registries: BTreeSet<String> =
+            places.into_iter().map(|(repository, _)| repository.registry.into()).collect();
+        let entry = WantedEntry { number, entry, registries: registries.into_iter().collect() };
+        sources.entry(&entry.entry.source.registry).or_default().push(entry);
     }
     future::join_all(sources.into_values().map(|entries| run.run_source(entries).boxed_local())).await;
 }
@@ -123,7 +124,7 @@ struct WantedEntry<'a> {
     number: usize,
     entry: &'a Entry,
     /// The registries of its destinations.
-    goes: Vec<String>,
+    registries: Vec<String>,
 }
 
 /// An image in a queue.
@@ -152,13 +153,13 @@ struct RunContext<'a, P> {
 impl<P: Repositories> RunContext<'_, P> {
     /// Copies all images of one source.
     async fn run_source(&self, entries: Vec<WantedEntry<'_>>) {
-        let queues = &RegistryQueues::new(entries.iter().map(|asked| &asked.goes[..]));
+        let queues = &RegistryQueues::new(entries.iter().map(|wanted| &wanted.registries[..]));
         // A future for each entry, so that one that waits for room in a queue does not delay other requests.
-        let expand = stream::iter(&entries).for_each_concurrent(CONCURRENT_LISTINGS, async |asked| {
-            self.conflicts.wait_for_turn(asked.number).await;
-            self.expand(asked.entry, queues).await;
-            self.conflicts.finish(asked.number);
-            queues.source_finished(&asked.goes);
+        let expand = stream::iter(&entries).for_each_concurrent(CONCURRENT_LISTINGS, async |wanted| {
+            self.conflicts.wait_for_turn(wanted.number).await;
+            self.expand(wanted.entry, queues).await;
+            self.conflicts.finish(wanted.number);
+            queues.source_finished(&wanted.registries);
         });
         let work = queues.names().into_iter().map(|registry| {
             let queued_images =
@@ -179,7 +180,9 @@ impl<P: Repositories> RunContext<'_, P> {
                 Event::Unknown { line, source, error, skipped: false }
             }
             // Listing tags moves nothing.
-            NotDone::Cut(error) | NotDone::Skipped(error) => Event::Unknown { line, source, error, skipped: true },
+            NotDone::Interrupted(error) | NotDone::Skipped(error) => {
+                Event::Unknown { line, source, error, skipped: true }
+            }
         });
     }
 
@@ -271,7 +274,7 @@ impl<P: Repositories> RunContext<'_, P> {
             Ok(Done::Copied(report)) => (self.ended)(Event::Copied(job, report)),
             Ok(Done::Compared(drift)) => (self.ended)(Event::Compared(job, drift)),
             Err(NotDone::Skipped(error)) => (self.ended)(Event::Skipped(job, error)),
-            Err(NotDone::Failed(error) | NotDone::Cut(error)) => self.fail(job, error),
+            Err(NotDone::Failed(error) | NotDone::Interrupted(error)) => self.fail(job, error),
         }
     }
 
@@ -286,7 +289,7 @@ impl<P: Repositories> RunContext<'_, P> {
             // Pulls are needed before anything is moved.
             Ok(Err(error)) if error.is_quota() && Instant::now() >= deadline => Err(NotDone::Skipped(error)),
             Ok(done) => Ok(done?),
-            Err(_) => Err(NotDone::Cut(deadline_passed())),
+            Err(_) => Err(NotDone::Interrupted(deadline_passed())),
         }
     }
 
@@ -318,7 +321,7 @@ enum Done {
 enum NotDone {
     Failed(Error),
     /// Interrupted by the deadline.
-    Cut(Error),
+    Interrupted(Error),
     /// Not begun by the deadline.
     Skipped(Error),
 }
@@ -331,7 +334,7 @@ impl From<Error> for NotDone {
 
 /// The error for a deadline.
 pub(super) fn deadline_passed() -> Error {
-    Error::new(Kind::Timeout, "the deadline has passed").hint("the next run goes on from here")
+    Error::new(Kind::Timeout, "the deadline has passed").hint("the next run continues")
 }
 
 /// Images in progress from one source to one registry. Most of them wait for blobs of other images, or for a free

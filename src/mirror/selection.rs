@@ -1,4 +1,4 @@
-//! Which images of a list a run takes: those of its shard, and after a run before those that failed in it.
+//! The images of a list that a run copies: those of its shard, and with `--retry-failed` those that failed before.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -9,19 +9,19 @@ use super::report::PreviousFailures;
 use super::{List, Shard};
 use crate::reference::{Reference, Repository};
 
-/// The images that a run takes.
+/// The images that a run copies.
 #[derive(Debug)]
 pub(crate) struct Selection {
     shard: Option<Shard>,
     failed: Option<PreviousFailures>,
-    /// The repositories of which something failed: no other's tags need to be listed.
+    /// The repositories in which images failed. Tags of others need not be listed.
     failed_repositories: Option<BTreeSet<Repository>>,
-    /// Images that failed before, and are in the list still: source and destination.
+    /// Images that failed before and are still in the list: source and destination.
     again: Mutex<BTreeSet<(String, String)>>,
 }
 
 impl Selection {
-    /// The images of this shard, if it isn't the whole list, that failed before, if not all are asked for.
+    /// Only images of `shard`, and only those that are in `failed`, if given.
     pub(crate) fn new(shard: Option<Shard>, failed: Option<PreviousFailures>) -> Self {
         let failed_repositories = failed.as_ref().map(repositories);
         Self { shard, failed, failed_repositories, again: Mutex::default() }
@@ -31,7 +31,7 @@ impl Selection {
         self.shard.as_ref()
     }
 
-    /// Whether the run takes something of an entry, or this image of it.
+    /// Whether the run copies images of an entry, or this image of it.
     pub(crate) fn wants(&self, entry: &Entry, job: Option<&Job>) -> bool {
         self.shard.as_ref().is_none_or(|shard| shard.contains(&entry.source))
             && self.failed_repositories.as_ref().is_none_or(|failed| failed.contains(&entry.source))
@@ -41,8 +41,8 @@ impl Selection {
             })
     }
 
-    /// After the run: warns of what failed before and isn't asked for any more. A list or a destination that's another
-    /// one would end as well as if all were done.
+    /// Warns after the run about images that failed before and are not in the list any more. With another list or
+    /// destination, the run would end as if all were done.
     pub(crate) fn warn_missing(self, list: &List) {
         let Self { shard, failed: Some(failed), again, .. } = self else { return };
         let again = again.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -52,10 +52,10 @@ impl Selection {
             shard.as_ref().zip(source).is_some_and(|(shard, source)| !shard.contains(&source.repository))
         };
         let mut missed = failed.iter().filter(|(source, destination)| {
-            // Of a repository whose tags weren't known, any may have failed.
+            // If a repository's tags were unknown, any of its images may have failed.
             let known = match destination.is_empty() {
                 true => listed(source),
-                // A set of pairs can't be asked by borrowed ones.
+                // A set of pairs needs owned keys.
                 false => again.contains(&((*source).to_owned(), (*destination).to_owned())),
             };
             !known && !others(source)

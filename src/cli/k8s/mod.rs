@@ -42,7 +42,7 @@ pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
     Ok(0)
 }
 
-/// kubectl takes both.
+/// Prints the document as JSON or YAML; kubectl reads both.
 fn print(document: &Value, global: &Global) -> Result<()> {
     match global.output {
         // Without redaction: the user asked for a Secret.

@@ -1,4 +1,4 @@
-//! A JSON document as YAML, for people to read and kubectl to take.
+//! A JSON document as YAML, for people and kubectl.
 
 use serde_json::Value;
 
@@ -6,8 +6,8 @@ use crate::error::{Error, Kind, Result};
 
 /// The document, with a line break at its end.
 ///
-/// kubectl reads YAML 1.1, where `no`, `012` and `1:30` are no strings: the serializer quotes what any version of YAML
-/// can take for anything else. A string stays on its line, however long it is.
+/// kubectl reads YAML 1.1, in which `no`, `012` and `1:30` are not strings. The serializer quotes all strings that a
+/// version of YAML reads as another type. A string stays on one line, however long it is.
 pub(super) fn document(value: &Value) -> Result<String> {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(value, options)

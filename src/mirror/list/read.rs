@@ -32,13 +32,13 @@ impl List {
     /// Reads a list; `defaults` come from the command line.
     pub fn read_with(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
         let list = Self::parse(text, name, defaults)?;
-        // Where they go isn't known yet; that two go to one place is.
+        // The destinations of the run are not known yet. A conflict of two images is found anyway.
         let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
         list.check(if list.to.is_empty() { &somewhere } else { &list.to }, name)?;
         Ok(list)
     }
 
-    /// As [`Self::read_bytes`], for who knows the destinations: without the [`check`](Self::check).
+    /// As [`Self::read_bytes`], without the [`check`](Self::check), which the caller does with the run's destinations.
     pub(crate) fn parse_bytes(bytes: &[u8], name: &str, defaults: &Defaults) -> Result<Self> {
         Self::parse(&decode(bytes, name)?, name, defaults)
     }

@@ -124,7 +124,7 @@ fn lines_refused() {
         ("nginx@sha256:12\n", 1, "sha256: and 64"),
         ("https://quay.io/a/b\n", 1, "written as a URL"),
         ("oci:dir\n", 1, "is a directory"),
-        ("nginx oci:dir\n", 1, "no place in a registry"),
+        ("nginx oci:dir\n", 1, "not a path in a registry"),
         ("nginx reg:5000\n", 1, "may be a registry"),
         ("nginx a.io/B\n", 1, "lower case"),
         ("nginx {nope}\n", 1, "there is no {nope}"),

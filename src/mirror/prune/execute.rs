@@ -81,7 +81,7 @@ async fn digests_in_use<S: PruneTarget>(remote: &S, part: &RepositoryPlan) -> Re
     tags.retain(|tag| !going.contains(tag.as_str()));
     let pinned = part.pinned.iter().copied().map(Target::Digest);
     let staying: Vec<Target> = tags.into_iter().map(Target::Tag).chain(pinned).collect();
-    let held = tag_contents(remote, staying.iter().cloned()).await?;
-    let pairs = staying.iter().zip(held);
+    let contents = tag_contents(remote, staying.iter().cloned()).await?;
+    let pairs = staying.iter().zip(contents);
     Ok(pairs.flat_map(|(target, digests)| digests.into_iter().map(|digest| (digest, target.clone()))).collect())
 }

@@ -1,4 +1,4 @@
-//! What a run holds of its targets: from what became of each image to what may be pruned.
+//! Records the results of a run for pruning.
 
 use super::KeepSet;
 use crate::error::Result;
@@ -6,8 +6,8 @@ use crate::mirror::list::DestinationBase;
 use crate::mirror::run::Event;
 use crate::mirror::{List, Shard};
 
-/// What the list holds of its targets, as far as a run came. What failed, was skipped or is not known spares its
-/// repository.
+/// The images of the list at its targets, by the results of a run. Nothing is removed from a repository in which an
+/// image failed, was skipped or is unknown.
 #[derive(Debug)]
 pub(crate) struct KeepRecorder<'a> {
     keep_set: KeepSet,
@@ -16,17 +16,17 @@ pub(crate) struct KeepRecorder<'a> {
 }
 
 impl<'a> KeepRecorder<'a> {
-    /// Of a run over `list` to these destinations: see [`KeepSet::of_list`].
+    /// A recorder of a run over `list` to these destinations; see [`KeepSet::of_list`].
     pub(crate) fn new(list: &'a List, to: &'a [DestinationBase], shard: Option<&Shard>) -> Result<Self> {
         Ok(Self { keep_set: KeepSet::of_list(list, to, shard)?, list, to })
     }
 
-    /// After the run.
+    /// The result, after the run.
     pub(crate) fn finish(self) -> KeepSet {
         self.keep_set
     }
 
-    /// Notes what became of an image, or of an entry.
+    /// Records the result of an image or an entry.
     pub(crate) fn record(&mut self, event: &Event) {
         match event {
             Event::Copied(job, _) | Event::Compared(job, _) => self.keep_set.keep(&job.destination, &job.at),
@@ -57,7 +57,7 @@ mod tests {
     use crate::reference::{Repository, Target};
     use crate::registry::{Options, Registries};
 
-    /// Nothing goes of a repository of which not all is known; and it isn't even looked at.
+    /// Nothing is removed from a repository whose images are not all known, and its tags are not listed.
     #[tokio::test]
     async fn what_was_skipped_or_failed_or_is_not_known_spares_its_repository() {
         let list = List::read("images: [{source: s.io/a, glob: '*'}]\n", "list").expect("a list");

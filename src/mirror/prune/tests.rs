@@ -2,18 +2,18 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
-/// A repository in memory, and what was done to it.
+/// A repository in memory, with a record of its changes.
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// A tag's digests, and when it was written.
+    /// A tag's digests, and the time when it was written.
     tags: BTreeMap<String, (Vec<Digest>, Option<Timestamp>)>,
     /// Whether tags can be deleted.
     by_tag: bool,
     broken: Option<&'static str>,
-    /// Whether lists are empty from the second one on.
+    /// Whether every list but the first is empty.
     forgets: bool,
     aged: usize,
     looked: usize,
@@ -171,7 +171,7 @@ async fn a_list_that_picks_nothing_removes_nothing() {
     let mut keep_set = KeepSet::default();
     keep_set.of(&repository("a"));
     let plan = carried_out(&memory, &keep_set, &Options::default()).await;
-    assert!(plan.repositories[0].kept_reason.as_deref().is_some_and(|why| why.contains("picks no tag")), "{plan:?}");
+    assert!(plan.repositories[0].kept_reason.as_deref().is_some_and(|why| why.contains("selects no tag")), "{plan:?}");
     assert_eq!(memory.left(), ["1", "2"]);
 }
 
@@ -207,7 +207,7 @@ async fn too_many_is_none_at_all() {
     assert_eq!(memory.left().len(), 10);
 }
 
-/// The count of the user's is over all repositories.
+/// A limit of the user counts for all repositories together.
 #[tokio::test]
 async fn most_counts_all_repositories() {
     let memory = Memory::with(&["1", "2", "keep"]);
@@ -284,7 +284,7 @@ async fn a_manifest_that_another_tag_needs_stays() {
     assert_eq!(stayed, [("else", false), ("part", true), ("same", true)]);
 }
 
-/// An image that the list holds by digest has no tag of its own; it isn't lost with one that it once had.
+/// The list has an image by digest, without a tag. It is not removed with a tag that it once had.
 #[tokio::test]
 async fn what_is_held_by_digest_stays() {
     let signature = format!("sha256-{}.sig", digest("index").hex());
@@ -344,7 +344,7 @@ async fn what_other_shards_write_is_not_pruned() {
     assert_eq!(all.0.values().filter(|kept_here| kept_here.doubt.is_some()).count(), 1);
 }
 
-/// A registry that answers 404 to the second list: what the first one had still counts.
+/// A registry that answers 404 to the second list: the tags of the first one still count.
 #[tokio::test]
 async fn a_manifest_that_a_tag_of_the_first_list_needs_is_not_deleted() {
     let memory = Memory::with(&["keep"]);

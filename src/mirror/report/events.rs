@@ -1,4 +1,4 @@
-//! From what became of an image to a line of the report.
+//! Adds the results of images to a report.
 
 use super::{ImageId, RunReport};
 use crate::error::Error;
@@ -6,8 +6,8 @@ use crate::mirror::job::Job;
 use crate::mirror::run::Event;
 
 impl RunReport {
-    /// Adds what happened to the run; gives back a failure, to be told at once. What is skipped is told at the
-    /// end: it would be the rest of the list.
+    /// Adds an event to the report. Returns a failure, which is printed at once. Skipped images are reported at the
+    /// end, since they may be the rest of the list.
     pub(crate) fn add_event(&mut self, event: Event) -> Option<(ImageId, Error)> {
         match event {
             Event::Copied(job, report) => {

@@ -30,7 +30,7 @@ fn failure() -> Error {
         .hint("log in & try again")
 }
 
-/// Ended out of the list's order, as they do.
+/// Ended in another order than the list's.
 fn run() -> RunReport {
     let mut run = RunReport::start(
         "2/3".parse::<crate::mirror::shard::ShardSpec>().and_then(|asked| asked.settle(None)).ok().as_ref(),
@@ -122,7 +122,7 @@ fn what_failed_is_read_back() {
     assert!(!failed.holds("docker.io/a/b:1", "a.example.com/a/b:1"));
 }
 
-/// Its tags could not be listed: all of them are to be tried again.
+/// The tags could not be listed: all images of the repository are tried again.
 #[test]
 fn a_repository_that_failed_as_a_whole_is_retried_as_a_whole() {
     let mut run = RunReport::start(None, false, &[]);

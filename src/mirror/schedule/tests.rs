@@ -37,7 +37,7 @@ fn parse(bytes: &[u8]) -> Result<String> {
     if text.starts_with("bad") { Err(Error::new(Kind::Usage, text)) } else { Ok(text) }
 }
 
-/// What happened, with the seconds since the beginning.
+/// An event, with the seconds since the beginning.
 #[derive(Clone)]
 struct Log(Rc<RefCell<Vec<(f64, String)>>>, Instant);
 
@@ -67,7 +67,7 @@ impl Log {
     }
 }
 
-/// Runs by the hour, each `took` long, while `script` does its work; then stops.
+/// Runs every hour, each for `took`, while `script` works; then stops.
 async fn scripted(fake: &Fake, took: Duration, hangup: &Notify, script: impl Future<Output = ()>) -> Log {
     let log = Log::new();
     let run = async |list: &String| {
@@ -105,7 +105,7 @@ async fn a_new_list_runs_at_once_when_it_is_settled() {
     let fake = Fake::new("a");
     let script = async {
         sleep(Duration::from_secs(100)).await;
-        // Written in three steps: none of them is taken for the list.
+        // Written in three steps: no step is read as a list.
         for part in ["b", "bb", "bbb"] {
             fake.set(part);
             sleep(Duration::from_secs(5)).await;
@@ -152,7 +152,7 @@ async fn a_bad_list_keeps_the_old_one_and_is_reported_once() {
 async fn a_hangup_reads_and_runs_now() {
     let (fake, hangup) = (Fake::new("a"), Notify::new());
     let script = async {
-        // During the run: remembered.
+        // A notice during the run takes effect after it.
         sleep(Duration::from_secs(10)).await;
         hangup.notify_one();
         sleep(Duration::from_secs(90)).await;
