@@ -12,7 +12,7 @@ use crate::proxy::Proxy;
 use crate::proxy::upstreams::UpstreamConfig;
 use crate::proxy::writeback::{CopyOutcome, Job, Queue};
 
-/// Whether, and as whom.
+/// The options of write-back.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Marks the upstreams that have several tiers.
+    /// Enables write-back for the upstreams with several tiers.
     ///
     /// # Errors
     /// [`Kind::Usage`] if there are none.
@@ -35,16 +35,16 @@ impl Args {
         }
         if self.write_back && !specs.iter().any(|spec| spec.write_back) {
             return Err(Error::new(Kind::Usage, "--write-back needs an upstream with several tiers")
-                .hint("write such as --upstream docker.io=myregistry.azurecr.io/docker.io,docker.io"));
+                .hint("example: --upstream docker.io=myregistry.azurecr.io/docker.io,docker.io"));
         }
         Ok(())
     }
 }
 
-/// Works the queue off, for ever. Which upstreams are written to, and as whom, may change meanwhile.
+/// Copies the queued images, forever. Upstreams and credentials may change at the same time.
 ///
-/// What was written is believed to be there, so that images of one base have it mounted. It may have been removed
-/// since, by a registry's retention say: so after a failure nothing is believed any more.
+/// Written blobs are remembered, so that images with the same base can mount them. A registry may have removed them since, for
+/// example by a retention policy. So after a failure all of them are forgotten.
 pub(super) async fn run(queue: &Queue, proxy: &Proxy<RegistryOrigins>) {
     let new = || Arc::new(Engine::new(2, Arc::new(NoObserver)));
     let shared = Mutex::new(new());
@@ -53,7 +53,7 @@ pub(super) async fn run(queue: &Queue, proxy: &Proxy<RegistryOrigins>) {
         let engine = lock().clone();
         let done = copy(&engine, proxy, job, moved).await;
         let mut shared = lock();
-        // Others that began with the same one fail by themselves, if they do.
+        // Running copies keep the old engine, and may fail as well.
         if done.is_err() && Arc::ptr_eq(&shared, &engine) {
             *shared = new();
         }
@@ -63,11 +63,12 @@ pub(super) async fn run(queue: &Queue, proxy: &Proxy<RegistryOrigins>) {
 }
 
 async fn copy(engine: &Engine, proxy: &Proxy<RegistryOrigins>, job: Job, moved: Arc<AtomicU64>) -> Result<CopyOutcome> {
-    let gone = || Error::new(Kind::NotFound, format!("nothing is written back of {}/{}", job.upstream, job.repository));
+    let gone =
+        || Error::new(Kind::NotFound, format!("write-back is not enabled for {}/{}", job.upstream, job.repository));
     let (source, durable) = proxy.cached_source(&job.upstream, &job.repository, moved).ok_or_else(gone)?;
     let target = job.target()?;
     let destination = proxy.origins().write_back_repository(&job.upstream, &durable)?;
-    // It may only have been silent when it was asked: what it calls by a tag is its own business.
+    // The first tier may have a tag, but did not answer when it was asked: its tag is not overwritten.
     match destination.resolve(&target).await {
         Ok(Some(_)) => return Ok(CopyOutcome::Present),
         Ok(None) => {}
