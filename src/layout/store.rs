@@ -150,12 +150,8 @@ impl Store {
         Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
 
-    /// Starts an upload. With a `hasher`, [`BlobUpload::commit`] verifies the digest.
-    pub async fn create_upload(&self, hasher: Option<Hasher>) -> Result<BlobUpload> {
-        self.create_upload_for(None, hasher).await
-    }
-
-    /// Like [`create_upload`](Self::create_upload), for a repository that the blob will belong to.
+    /// Starts an upload of a blob that will belong to the repository `owner`. With a `hasher`, [`BlobUpload::commit`] verifies
+    /// the digest.
     pub(super) async fn create_upload_for(
         &self,
         owner: Option<RepositoryName>,

@@ -17,6 +17,7 @@
 
 mod execute;
 mod inspect;
+mod recorder;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -28,6 +29,7 @@ use serde::Serialize;
 
 pub use self::execute::execute;
 pub use self::inspect::{all_tags, creation_time, digests_of};
+pub(crate) use self::recorder::KeepRecorder;
 
 use super::list::{DestinationBase, Entry};
 use super::{List, Shard};

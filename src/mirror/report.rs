@@ -7,6 +7,7 @@
 //! ```
 //! One line of a list of 10,000 images takes some 400 bytes: see [`RunReport::add`].
 
+mod events;
 mod junit;
 mod redacting_writer;
 mod save;

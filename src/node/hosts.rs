@@ -2,11 +2,10 @@
 //! <https://github.com/containerd/containerd/blob/main/docs/hosts.md>
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{DOCKER_HUB, check_name, registry_as_written, split_port};
+use crate::reference::{DOCKER_HUB, check_name, is_loopback, registry_as_written, split_port};
 
 /// The first line of each file of ours. What doesn't begin with it is somebody else's.
 pub(super) const FILE_HEADER: &str =
@@ -159,10 +158,9 @@ pub fn directory_name(registry: &str) -> String {
 /// The URL of a registry itself: plain http on loopback, as everywhere.
 fn upstream_url(registry: &str) -> String {
     let (host, _) = split_port(registry);
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     match registry {
         DOCKER_HUB => "https://registry-1.docker.io".to_owned(),
-        _ if host == "localhost" || address.is_ok_and(|address| address.is_loopback()) => format!("http://{registry}"),
+        _ if is_loopback(host) => format!("http://{registry}"),
         _ => format!("https://{registry}"),
     }
 }

@@ -15,7 +15,7 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
-use crate::server::{Backend, Blob, FilePipe, Referrers, RepositoryPath, Upload};
+use crate::server::{Backend, Blob, FilePipe, Referrers, Reply, RepositoryPath, Upload};
 
 /// A blob that can be read.
 pub struct BlobContent<O: Origins> {
@@ -40,24 +40,24 @@ impl<O: Origins> Backend for Proxy<O> {
         true
     }
 
-    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Descriptor>> {
+    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Reply<Option<Descriptor>> {
         match self.upstream_repository(repository, RequestKind::Manifest) {
             Some(repo) => self.0.resolve(&repo, target).await,
-            None => Ok(None),
+            None => Ok(None).into(),
         }
     }
 
-    async fn manifest(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
+    async fn manifest(&self, repository: &RepositoryPath, target: &Target) -> Reply<Option<Manifest>> {
         match self.upstream_repository(repository, RequestKind::Manifest) {
             Some(repo) => self.0.manifest(&repo, target).await,
-            None => Ok(None),
+            None => Ok(None).into(),
         }
     }
 
-    async fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<u64>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Head) else { return Ok(None) };
+    async fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> Reply<Option<u64>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Head) else { return Ok(None).into() };
         let (found, how) = self.0.blob_size(&repo, digest).await;
-        self.report(&repo, RequestKind::Head, found, how)
+        self.0.report_served(&repo, RequestKind::Head, found, how)
     }
 
     fn cache_status(&self, repository: &RepositoryPath, digest: &Digest) -> Option<&'static str> {
@@ -76,18 +76,20 @@ impl<O: Origins> Backend for Proxy<O> {
         })
     }
 
-    async fn blob(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<BlobContent<O>>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Blob) else { return Ok(None) };
-        let found = self.0.blob(&repo, digest).await?;
-        Ok(found.map(|found| BlobContent { inner: self.0.clone(), repo, found }))
+    async fn blob(&self, repository: &RepositoryPath, digest: &Digest) -> Reply<Option<BlobContent<O>>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Blob) else { return Ok(None).into() };
+        let reply = self.0.blob(&repo, digest).await;
+        reply.map(|found| found.map(|found| BlobContent { inner: self.0.clone(), repo, found }))
     }
 
-    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Tags) else { return Ok(None) };
+    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Reply<Option<Vec<Tag>>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Tags) else { return Ok(None).into() };
         let (found, how) = self.0.tags(&repo, after.is_some()).await;
-        let Some(tags) = self.report(&repo, RequestKind::Tags, found, how)? else { return Ok(None) };
         let behind = |tag: &&Tag| after.is_none_or(|after| tag.as_str() > after);
-        Ok(Some((*tags).as_ref().iter().filter(behind).take(most).cloned().collect()))
+        self.0.report_served(&repo, RequestKind::Tags, found, how).map(|tags| {
+            let tags = tags?;
+            Some((*tags).as_ref().iter().filter(behind).take(most).cloned().collect())
+        })
     }
 
     /// Empty: upstreams have no list of repositories that the proxy could use.
@@ -95,11 +97,12 @@ impl<O: Origins> Backend for Proxy<O> {
         Ok(Vec::new())
     }
 
-    async fn referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Referrers) else { return Ok(Arc::new([])) };
-        let (found, how) = self.0.referrers(&repo, subject).await;
+    async fn referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Reply<Arc<Referrers>> {
         let none: Arc<Referrers> = Arc::new([]);
-        Ok(self.report(&repo, RequestKind::Referrers, found, how)?.map_or(none, |listed| listed as Arc<Referrers>))
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Referrers) else { return Ok(none).into() };
+        let (found, how) = self.0.referrers(&repo, subject).await;
+        let reply = self.0.report_served(&repo, RequestKind::Referrers, found, how);
+        reply.map(|listed| listed.map_or(none, |listed| listed as Arc<Referrers>))
     }
 
     async fn start_upload(&self, _: &RepositoryPath, _: Option<Digest>) -> Result<NoUpload> {
@@ -125,18 +128,6 @@ impl<O: Origins> Proxy<O> {
             let (upstream, repository, how) = (UNKNOWN_UPSTREAM, "", CacheOutcome::Absent);
             self.0.observer.event(&Event::Served { upstream, repository, what, how });
         }
-        found
-    }
-
-    /// Reports the outcome of a request to the observer, and returns `found`.
-    fn report<T>(
-        &self,
-        repo: &UpstreamRepository,
-        what: RequestKind,
-        found: Result<Option<T>>,
-        how: CacheOutcome,
-    ) -> Result<Option<T>> {
-        self.0.report_served(repo, what, CacheOutcome::of(&found, how));
         found
     }
 }

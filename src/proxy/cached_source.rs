@@ -25,7 +25,7 @@ pub struct CachedSource<O: Origins> {
 }
 
 impl<O: Origins> Proxy<O> {
-    /// A repository as a source that tells `moved` how many bytes it gave, and where its durable tier
+    /// A repository as a source that tells `moved` how many bytes it gave, and where its first tier
     /// has it. `None` if nothing is to be written there, as the upstreams are now.
     pub fn cached_source(
         &self,

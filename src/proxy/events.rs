@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::descriptor::Digest;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind};
 use crate::reference::Target;
 
 /// Receives events. It is called while requests are handled, so it must not block.
@@ -60,17 +60,6 @@ pub enum CacheOutcome {
     Absent,
     /// With an error.
     Failed,
-}
-
-impl CacheOutcome {
-    /// The outcome of a request: `how`, if something was found.
-    pub(super) fn of<T>(found: &Result<Option<T>>, how: Self) -> Self {
-        match found {
-            Ok(Some(_)) => how,
-            Ok(None) => Self::Absent,
-            Err(_) => Self::Failed,
-        }
-    }
 }
 
 /// Where the bytes of a blob came from.

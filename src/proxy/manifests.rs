@@ -30,6 +30,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::reference::{self, Target};
+use crate::server::Reply;
 
 /// The state in memory, besides the manifests.
 #[derive(Debug)]
@@ -73,10 +74,9 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         target: &Target,
-    ) -> Result<Option<Descriptor>> {
+    ) -> Reply<Option<Descriptor>> {
         let (found, how) = self.resolve_silently(repo, target).await;
-        self.report_manifest(repo, &found, how);
-        found
+        self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
     /// Like [`resolve`](Self::resolve), but reports no outcome to the observer.
@@ -104,10 +104,9 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         target: &Target,
-    ) -> Result<Option<Manifest>> {
+    ) -> Reply<Option<Manifest>> {
         let (found, how) = self.manifest_silently(repo, target).await;
-        self.report_manifest(repo, &found, how);
-        found
+        self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
     /// Like [`manifest`](Self::manifest), but reports no outcome to the observer.
@@ -121,10 +120,6 @@ impl<O: Origins> Inner<O> {
             Target::Tag(tag) => self.manifest_by_tag(repo, tag).await,
             Target::Name(_) => (Ok(None), CacheOutcome::Absent),
         }
-    }
-
-    fn report_manifest<T>(&self, repo: &UpstreamRepository, found: &Result<Option<T>>, how: CacheOutcome) {
-        self.report_served(repo, RequestKind::Manifest, CacheOutcome::of(found, how));
     }
 
     async fn manifest_by_digest(

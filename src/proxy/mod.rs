@@ -80,7 +80,7 @@ use self::cache::Cache;
 use self::events::{CacheOutcome, Event, Observer, RequestKind};
 use self::upstreams::{UpstreamConfig, UpstreamRepository, Upstreams};
 use crate::error::{Error, Kind, Result};
-use crate::server;
+use crate::server::{Reply, Served};
 
 /// The settings of the proxy.
 #[derive(Clone, Debug)]
@@ -220,10 +220,23 @@ impl<O: Origins> Proxy<O> {
 }
 
 impl<O: Origins> Inner<O> {
-    fn report_served(&self, repo: &UpstreamRepository, what: RequestKind, how: CacheOutcome) {
+    /// Reports the outcome of a request to the observer, and adds it to the reply.
+    fn report_served<T>(
+        &self,
+        repo: &UpstreamRepository,
+        what: RequestKind,
+        found: Result<Option<T>>,
+        how: CacheOutcome,
+    ) -> Reply<Option<T>> {
+        let how = match &found {
+            Ok(Some(_)) => how,
+            Ok(None) => CacheOutcome::Absent,
+            Err(_) => CacheOutcome::Failed,
+        };
         let (upstream, repository) = (&*repo.upstream.name, &*repo.repository);
-        report_outcome(how);
         self.observer.event(&Event::Served { upstream, repository, what, how });
+        let served = Served { how: metrics::name(how), stale: how == CacheOutcome::Stale };
+        Reply { found, served: Some(served) }
     }
 
     /// Runs `work` with a time limit.
@@ -246,11 +259,6 @@ async fn with_patience_since<T>(
 ) -> Result<T> {
     let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
     tokio::time::timeout_at(begun + patience, work).await.unwrap_or_else(|_| Err(late()))
-}
-
-/// Records the outcome in the current request, for the access log and response headers.
-fn report_outcome(how: CacheOutcome) {
-    server::record(server::Served { how: metrics::name(how), stale: how == CacheOutcome::Stale });
 }
 
 impl<O: Origins> Drop for ProxyGuard<O> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::route::RepositoryPath;
 use super::sendfile::FilePipe;
+use super::served::Reply;
 use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::Result;
@@ -37,22 +38,18 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         repository: &RepositoryPath,
         target: &Target,
-    ) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Descriptor>>> + Send;
 
     /// The manifest; `None` if it does not exist.
     fn manifest(
         &self,
         repository: &RepositoryPath,
         target: &Target,
-    ) -> impl Future<Output = Result<Option<Manifest>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Manifest>>> + Send;
 
     /// The size of the blob in bytes, for `HEAD`; `None` if it does not exist. Never fetches the blob.
-    fn size_of(
-        &self,
-        repository: &RepositoryPath,
-        digest: &Digest,
-    ) -> impl Future<Output = Result<Option<u64>>> + Send {
-        async move { Ok(self.blob(repository, digest).await?.map(|blob| blob.size())) }
+    fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> impl Future<Output = Reply<Option<u64>>> + Send {
+        async move { self.blob(repository, digest).await.map(|found| found.map(|blob| blob.size())) }
     }
 
     /// The `Cache-Status` (RFC 9211) in the response to `HEAD` of a blob, if this is a cache. Called for a blob that
@@ -66,7 +63,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         repository: &RepositoryPath,
         digest: &Digest,
-    ) -> impl Future<Output = Result<Option<Self::Blob>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Self::Blob>>> + Send;
 
     /// Up to `most` tags after `after`, sorted by bytes; `None` if the repository does not exist.
     fn tags(
@@ -74,7 +71,7 @@ pub trait Backend: Send + Sync + 'static {
         repository: &RepositoryPath,
         after: Option<&str>,
         most: usize,
-    ) -> impl Future<Output = Result<Option<Vec<Tag>>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Vec<Tag>>>> + Send;
 
     /// Up to `most` repositories after `after`, sorted by bytes.
     fn repositories(
@@ -88,7 +85,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         repository: &RepositoryPath,
         subject: &Digest,
-    ) -> impl Future<Output = Result<Arc<Referrers>>> + Send;
+    ) -> impl Future<Output = Reply<Arc<Referrers>>> + Send;
 
     /// Starts an upload session. `like` has the digest algorithm that the client has announced, if it has.
     fn start_upload(
@@ -106,12 +103,12 @@ pub trait Backend: Send + Sync + 'static {
         from: Option<&RepositoryName>,
     ) -> impl Future<Output = Result<bool>> + Send {
         async move {
-            if self.blob(repository, digest).await?.is_some() {
+            if self.blob(repository, digest).await.found?.is_some() {
                 return Ok(true);
             }
             let Some(from) = from else { return Ok(false) };
             let from = RepositoryPath { name: from.clone(), ns: repository.ns.clone() };
-            Ok(self.blob(&from, digest).await?.is_some())
+            Ok(self.blob(&from, digest).await.found?.is_some())
         }
     }
 

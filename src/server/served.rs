@@ -1,8 +1,8 @@
 //! How a backend has produced an answer. The access log has the outcome, and clients get a header if the answer may be
 //! outdated.
 
-use std::cell::Cell;
-use std::future::Future;
+use super::refusal::Refusal;
+use crate::error::{Error, Result};
 
 /// How an answer was produced. It is in the extensions of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,40 +13,33 @@ pub struct Served {
     pub stale: bool,
 }
 
-tokio::task_local! {
-    // Task-local: most backends do not use it, and each of their methods would need a parameter.
-    static SAID: Cell<Option<Served>>;
+/// A result of a backend, with its outcome if the backend reports one.
+#[derive(Debug)]
+pub struct Reply<T, E = Error> {
+    /// The result.
+    pub found: Result<T, E>,
+    /// The outcome. An error has one too.
+    pub served: Option<Served>,
 }
 
-/// Records how the current request is answered. A later call replaces an earlier one. Outside of a request it does nothing.
-pub fn record(served: Served) {
-    let _ = SAID.try_with(|said| said.set(Some(served)));
+impl<T, E> Reply<T, E> {
+    /// Converts the value, and keeps the outcome.
+    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Reply<U, E> {
+        Reply { found: self.found.map(convert), served: self.served }
+    }
 }
 
-/// Runs `work`, and returns what it has [recorded](record).
-pub(super) async fn capture<T>(work: impl Future<Output = T>) -> (T, Option<Served>) {
-    let heard = async {
-        let done = work.await;
-        (done, SAID.with(Cell::get))
-    };
-    SAID.scope(Cell::new(None), heard).await
+impl<T> Reply<T> {
+    /// Converts the result into a response, and keeps the outcome.
+    pub(super) fn answer<U>(self, answer: impl FnOnce(T) -> Result<U, Refusal>) -> Reply<U, Refusal> {
+        let found = self.found.map_err(|error| Refusal::backend(&error)).and_then(answer);
+        Reply { found, served: self.served }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_said_last_is_heard() {
-        let served = |how| Served { how, stale: false };
-        record(served("nobody"));
-        let work = async {
-            record(served("one"));
-            tokio::task::yield_now().await;
-            record(served("other"));
-            7
-        };
-        let (both, none) = tokio::join!(capture(work), capture(async {}));
-        assert_eq!((both, none.1), ((7, Some(served("other"))), None));
+/// A result without an outcome.
+impl<T, E> From<Result<T, E>> for Reply<T, E> {
+    fn from(found: Result<T, E>) -> Self {
+        Self { found, served: None }
     }
 }

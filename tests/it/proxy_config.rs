@@ -196,11 +196,11 @@ fn users_by_name_and_password_until_they_are_gone() {
     assert!(world.front.log().iter().all(|seen| seen.header("authorization").is_none()), "it was passed on");
     // Who is remembered, but in the file no more, is a stranger at once; the other one stays.
     let changed = |users: String| {
-        let before = proxy.stderr.text().matches("yaml again").count();
+        let before = proxy.stderr.text().matches("reloaded ").count();
         world.dir.write("users", users);
         proxy.hang_up();
         let deadline = std::time::Instant::now() + RUN_TIMEOUT;
-        while proxy.stderr.text().matches("yaml again").count() == before {
+        while proxy.stderr.text().matches("reloaded ").count() == before {
             assert!(std::time::Instant::now() < deadline, "never read");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
@@ -308,10 +308,10 @@ fn the_access_log_is_turned_on_and_off_while_it_serves() {
     let text = std::fs::read_to_string(&file).expect("the file");
     let reload = |text: String| {
         world.dir.write("proxy.yaml", text);
-        let before = proxy.stderr.text().matches("yaml again").count();
+        let before = proxy.stderr.text().matches("reloaded ").count();
         proxy.hang_up();
         let deadline = std::time::Instant::now() + RUN_TIMEOUT;
-        while proxy.stderr.text().matches("yaml again").count() == before {
+        while proxy.stderr.text().matches("reloaded ").count() == before {
             assert!(std::time::Instant::now() < deadline, "never read");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }

@@ -86,7 +86,12 @@ fn errors_say_what_where_and_what_to_do() {
         ),
         (hub(&["--scrub", "fast"]), 2, "invalid rate \"fast\"", "use bytes per second"),
         (hub(&["--listen", "127.0.0.1"]), 2, "cannot listen on \"127.0.0.1\"", "use an address and a free port"),
-        (hub(&["--listen-ops", "127.0.0.1:x"]), 2, "cannot listen on \"127.0.0.1:x\"", "use an address and a free port"),
+        (
+            hub(&["--listen-ops", "127.0.0.1:x"]),
+            2,
+            "cannot listen on \"127.0.0.1:x\"",
+            "use an address and a free port",
+        ),
         (
             words(&["--upstream", "docker.io", "--listen", "127.0.0.1:0", "--cache", &at("short")]),
             1,

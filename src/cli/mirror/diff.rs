@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use super::super::global::{Format, Global};
 use super::super::output;
+use super::DestinationArgs;
 use super::repositories::RegistryRepositories;
-use super::{DestinationArgs, check};
 use crate::copy::Failure;
 use crate::copy::{Engine, NoObserver};
 use crate::error::Result;
 use crate::mirror::job::{Drift, Job};
+use crate::mirror::load;
 use crate::mirror::run::{self, Action, Event};
 use crate::registry::Registries;
 
@@ -60,7 +61,7 @@ struct Summary {
 
 /// Runs the command. The exit code is 3 if anything has drifted or could not be compared.
 pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    let (list, to) = check::open_list(&args.list, &args.to)?;
+    let (list, to) = load::load(&args.list, &args.to.overrides())?;
     let found = Mutex::new(Document { schema: 1, ..Document::default() });
     let ended = |event| {
         let line = line(event);

@@ -1,7 +1,7 @@
 //! Starts and runs the proxy.
 
 use std::future::Future;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -11,14 +11,14 @@ use super::config::ProxyConfig;
 use super::listen::{self, OpenListener};
 use super::origins::RegistryOrigins;
 use super::reload::{ConfigWatcher, IgnoredHangups};
-use super::{Args, announce, rlimit, writeback};
+use super::{Args, announce, rlimit};
 use crate::body::Body;
 use crate::cli::global::Global;
 use crate::error::{Result, Side};
 use crate::ops::Health;
 use crate::pool::run_blocking;
 use crate::proxy::Proxy;
-use crate::proxy::writeback::Queue;
+use crate::proxy::writeback::{self, Queue};
 use crate::server::{self, AccessControl, AccessLog, Guarded, Handler, ResponseBody, Server};
 
 /// Serves until `shutdown` is ready.
@@ -33,7 +33,7 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
 async fn start(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
     let proxy_config = args.plan()?;
     rlimit::raise();
-    let upstreams = RegistryOrigins(Arc::new(RwLock::new(RegistryOrigins::connect(global, &proxy_config)?)));
+    let upstreams = RegistryOrigins::new(global, &proxy_config)?;
     let (mut listeners, access) = (Vec::new(), AccessControl::new()?);
     for config in &proxy_config.listen {
         listeners.push(listen::open(config, access.beside()).await?);

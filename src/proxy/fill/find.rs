@@ -14,6 +14,7 @@ use crate::proxy::events::{CacheOutcome, RequestKind};
 use crate::proxy::tiers::blame_upstream;
 use crate::proxy::upstreams::UpstreamRepository;
 use crate::proxy::{Inner, Origins, with_patience_since};
+use crate::server::Reply;
 
 /// Where the blob of a request is.
 enum FillLookup<S> {
@@ -31,11 +32,13 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         digest: &Digest,
-    ) -> Result<Option<ReadableBlob<O::Source>>> {
+    ) -> Reply<Option<ReadableBlob<O::Source>>> {
         let (found, how) = self.blob_silently(repo, digest).await;
-        let how = if matches!(found, Ok(Some(ReadableBlob::Passed(..)))) { CacheOutcome::Passed } else { how };
-        self.report_served(repo, RequestKind::Blob, CacheOutcome::of(&found, how));
-        found
+        let how = match &found {
+            Ok(Some(ReadableBlob::Passed(..))) => CacheOutcome::Passed,
+            _ => how,
+        };
+        self.report_served(repo, RequestKind::Blob, found, how)
     }
 
     /// Like [`blob`](Self::blob), but reports no outcome to the observer.

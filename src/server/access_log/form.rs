@@ -151,7 +151,7 @@ mod tests {
         let text = super::line(&line, Form::Text, Timestamp::UNIX_EPOCH);
         let (before, after) = text.split_once(" 7 ").expect("bytes");
         assert_eq!(before, "1970-01-01T00:00:00.000Z - ann GET /v2/library/app/manifests/v1 docker.io 200");
-        assert_eq!(after.split_once(' ').expect("ms").1, "hit whole \"containerd/2.1\"\n");
+        assert_eq!(after.split_once(' ').expect("ms").1, "hit complete \"containerd/2.1\"\n");
         let json = super::line(&line, Form::Json, Timestamp::UNIX_EPOCH);
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!((&json["user"], &json["status"], &json["client"]), (&"ann".into(), &200.into(), &().into()));

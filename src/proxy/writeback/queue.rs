@@ -1,17 +1,6 @@
-//! Write-back: a bounded queue of images to copy into the first tier of their upstream. It survives restarts.
-//!
-//! Clients never wait for it: an event puts an image into the queue, and a worker in `cli::proxy`, which has the copy
-//! engine, copies several images at once, but one of each repository. A copy that fails or is too slow is tried again with
-//! growing pauses, until it succeeds or its source no longer exists.
-//!
-//! The number of tries is limited, and each try is counted in the file before it starts (`saved`). An image whose copy ends
-//! the process three times in a row, for example by its use of memory, is given up. After the first time it is copied alone,
-//! so that no other image is suspected. An image that was given up is not queued again for a day.
-
-mod saved;
+//! The queue. It is bounded, and stored in a file, so that it survives restarts. A try is counted there before it starts.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -25,72 +14,16 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::saved::SavedJob;
-use super::events::{Event, Observer};
+use super::state::{State, WaitingJob};
+use super::{CopyOutcome, Job, saved};
 use crate::error::{Error, Kind, Result, Side};
 use crate::panics;
 use crate::pool::run_blocking;
-use crate::reference::{RegistryName, RepositoryName, Target};
-
-/// An image to copy.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Job {
-    /// The upstream's name.
-    pub upstream: String,
-    /// The repository there.
-    pub repository: String,
-    /// The tag, or the digest.
-    pub target: String,
-}
-
-impl Job {
-    /// The length of its strings in bytes.
-    fn size(&self) -> usize {
-        self.upstream.len() + self.repository.len() + self.target.len()
-    }
-
-    fn has_same_repository(&self, other: &Self) -> bool {
-        (&self.upstream, &self.repository) == (&other.upstream, &other.repository)
-    }
-
-    /// The manifest to copy.
-    ///
-    /// # Errors
-    /// If `target` is neither a tag nor a digest: the queue's file may contain anything.
-    pub fn target(&self) -> Result<Target> {
-        // A tag has no colon.
-        if self.target.contains(':') {
-            self.target.parse().map(Target::Digest)
-        } else {
-            self.target.parse().map(Target::Tag)
-        }
-    }
-}
-
-impl Job {
-    /// Whether its parts are valid. The queue's file may contain anything, and an invalid job would be tried for ever.
-    fn is_valid(&self) -> bool {
-        let valid =
-            self.target().and(self.repository.parse::<RepositoryName>()).and(self.upstream.parse::<RegistryName>());
-        if let Err(error) = &valid {
-            tracing::warn!("removed an entry of the write-back queue: {error}");
-        }
-        valid.is_ok()
-    }
-}
-
-/// The result of a successful copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyOutcome {
-    /// The image was copied.
-    Copied,
-    /// The first tier had the image.
-    Present,
-}
+use crate::proxy::events::{Event, Observer};
+use crate::proxy::metrics::NAME_PREFIX;
 
 /// The queue. Clones share it.
 #[derive(Clone, Debug)]
@@ -105,113 +38,6 @@ struct Inner {
     waiting: Gauge,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    jobs: Vec<WaitingJob>,
-    /// The jobs as a set.
-    known: HashSet<Job>,
-    /// The length of all their strings in bytes.
-    bytes: usize,
-    /// The jobs that were given up, with the time in seconds since 1970.
-    given_up: HashMap<Job, u64>,
-    unsaved: bool,
-}
-
-#[derive(Debug)]
-struct WaitingJob {
-    job: Job,
-    tries: u32,
-    /// The latest tries that started and did not end.
-    unended: u32,
-    due: Instant,
-    running: bool,
-}
-
-impl WaitingJob {
-    fn new(job: Job) -> Self {
-        Self { job, tries: 0, unended: 0, due: Instant::now(), running: false }
-    }
-
-    /// Whether the process ended during its last try, possibly because of it.
-    fn is_suspect(&self) -> bool {
-        self.unended > u32::from(self.running)
-    }
-}
-
-impl State {
-    fn of(saved: Vec<SavedJob>) -> Self {
-        let mut state = Self::default();
-        for SavedJob { job, tries, unended, given_up } in saved {
-            match given_up {
-                Some(at) => drop(state.given_up.insert(job, at)),
-                None => drop(state.add(WaitingJob { tries, unended, ..WaitingJob::new(job) })),
-            }
-        }
-        state
-    }
-
-    fn saved(&self) -> Vec<SavedJob> {
-        let waiting = self.jobs.iter().map(|waiting| SavedJob {
-            job: waiting.job.clone(),
-            tries: waiting.tries,
-            unended: waiting.unended,
-            given_up: None,
-        });
-        let given_up = self.given_up.iter().map(|(job, at)| SavedJob {
-            job: job.clone(),
-            tries: 0,
-            unended: 0,
-            given_up: Some(*at),
-        });
-        waiting.chain(given_up).collect()
-    }
-
-    fn has_space(&self, job: &Job) -> bool {
-        self.jobs.len() < MAX_WAITING && self.bytes + job.size() <= MAX_NAME_BYTES
-    }
-
-    /// Adds a job, if there is space.
-    fn add(&mut self, waiting: WaitingJob) -> bool {
-        let fits = self.has_space(&waiting.job) && self.known.insert(waiting.job.clone());
-        if fits {
-            self.bytes += waiting.job.size();
-            self.jobs.push(waiting);
-            self.unsaved = true;
-        }
-        fits
-    }
-
-    fn remove(&mut self, job: &Job) -> Option<WaitingJob> {
-        let at = self.jobs.iter().position(|waiting| waiting.job == *job)?;
-        self.known.remove(job);
-        self.bytes -= job.size();
-        self.unsaved = true;
-        Some(self.jobs.remove(at))
-    }
-
-    /// Whether the job was given up recently.
-    fn is_given_up(&mut self, job: &Job) -> bool {
-        let Some(at) = self.given_up.get(job) else { return false };
-        // If the clock was set back, the entry counts as old.
-        let recently = now().checked_sub(*at).is_some_and(|age| age < GIVEN_UP_TTL.as_secs());
-        if !recently {
-            self.given_up.remove(job);
-        }
-        recently
-    }
-
-    /// Records that a job was given up. If there are too many, the oldest record is removed.
-    fn give_up(&mut self, job: Job) {
-        if self.given_up.len() >= MAX_GIVEN_UP
-            && let Some(oldest) = self.given_up.iter().min_by_key(|(_, at)| **at).map(|(job, _)| job.clone())
-        {
-            self.given_up.remove(&oldest);
-        }
-        self.given_up.insert(job, now());
-        self.unsaved = true;
-    }
-}
-
 impl Queue {
     /// Opens the queue in `dir`, and registers its metrics in `registry`. A file that cannot be read is logged, and the queue is
     /// empty then: its images are queued again when they are pulled.
@@ -222,7 +48,7 @@ impl Queue {
             Vec::new()
         });
         let (ended, waiting) = (Family::default(), Gauge::default());
-        let proxy = registry.sub_registry_with_prefix(super::metrics::NAME_PREFIX);
+        let proxy = registry.sub_registry_with_prefix(NAME_PREFIX);
         proxy.register("write_back_images", "Images copied into the first tier, by result", ended.clone());
         proxy.register("write_back_queue_length", "Images that wait to be copied into the first tier", waiting.clone());
         let saved = saved.into_iter().filter(|saved| saved.job.is_valid()).collect();
@@ -480,24 +306,14 @@ fn pause(tries: u32) -> Duration {
     MIN_PAUSE.saturating_mul(1 << tries.min(16)).min(MAX_PAUSE)
 }
 
-fn now() -> u64 {
-    crate::clock::unix_seconds()
-}
-
 /// The file in the cache's directory.
 const QUEUE_FILE: &str = "write-back.json";
-/// Images that wait at most, and the bytes of their names.
-const MAX_WAITING: usize = 10_000;
-const MAX_NAME_BYTES: usize = 4 << 20;
 /// Tries of one image: with the pauses between them, about a day.
 const MAX_TRIES: u32 = 300;
 /// Tries of an image that can't be copied as it is.
 const MAX_TRIES_INVALID: u32 = 8;
 /// Tries in a row that ended the process.
 const MAX_CRASHES: u32 = 3;
-/// For how long an image that was given up isn't queued again, and how many of those are remembered.
-const GIVEN_UP_TTL: Duration = Duration::from_secs(24 * 3600);
-const MAX_GIVEN_UP: usize = 1000;
 /// Images that are copied at once.
 const CONCURRENT_COPIES: usize = 4;
 /// What an image may take however small it is, and how many bytes of it give it another second.
@@ -508,7 +324,11 @@ const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::proxy::writeback::state::{GIVEN_UP_TTL, MAX_WAITING};
+    use crate::reference::Target;
 
     fn pulled(queue: &Queue, tag: &str) {
         pulled_of(queue, "a/b", tag);
