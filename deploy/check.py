@@ -308,8 +308,8 @@ def check_users():
         path = pathlib.Path(root, "proxy.yaml")
         path.write_text(config, encoding="utf-8")
         said = run(PROGRAM, "proxy", "check", str(path)).stdout
-        check(said, "listens at https://0.0.0.0:5443: whoever has a user's name and password" in said)
-        check(said, "listens at http://0.0.0.0:5000: whoever can connect" in said)
+        check(said, "listens on https://0.0.0.0:5443: access with user name and password" in said)
+        check(said, "listens on http://0.0.0.0:5000: access for everyone who can connect" in said)
         written = "copied into myregistry.azurecr.io, with the credentials of /run/transload/write-back/.dockerconfigjson"
         check(said, said.count(written) == 1)
         # A hash that the first programs for it were tested with.

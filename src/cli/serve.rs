@@ -1,4 +1,4 @@
-//! `transload serve`: a directory of images as a registry.
+//! `transload serve`: serves a directory of images as a registry.
 
 mod layout_backend;
 
@@ -47,7 +47,7 @@ pub(crate) struct Args {
 /// Serves until `shutdown` is ready.
 ///
 /// # Errors
-/// If the directory is no layout, or the address can't be bound.
+/// If the directory is not a layout, or the address cannot be bound.
 pub(crate) async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<()> {
     let quota = args.writable.then_some(Quota { max_size: args.max_size, keep_free: args.keep_free });
     let store = Store::serve(&args.dir, quota).await?;
@@ -62,11 +62,11 @@ pub(crate) async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Resul
     }
 }
 
-/// Says once which images of the directory have names that cannot be served. What cannot be read is told
-/// to whoever asks for it.
+/// Logs the images of the directory whose names cannot be served. An error of the directory is not logged here: requests
+/// report it.
 async fn warn_about_names(store: &Store) {
     let mut rejected = RejectedTags::default();
-    // The first page has all of them.
+    // The first page has all malformed names.
     if let Ok(Some(page)) = store.layout().tags().try_next().await {
         rejected.add(page.malformed);
     }
@@ -75,15 +75,15 @@ async fn warn_about_names(store: &Store) {
     }
 }
 
-/// Binds an address that a user wrote.
+/// Binds an address from the user.
 pub(super) async fn bind(listen: &str) -> Result<TcpListener> {
     let wrong = |error: &std::io::Error| {
         let error = Error::new(Kind::Usage, format!("cannot listen on {listen:?}: {error}"));
         error
             .on(Side::Local)
-            .hint("write an address and a port that is free, such as 127.0.0.1:5000, or port 0 for any")
+            .hint("use an address and a free port, such as 127.0.0.1:5000, or port 0 for any free port")
     };
-    // `localhost:5000` may be ::1 and 127.0.0.1.
+    // `localhost:5000` may resolve to ::1 and 127.0.0.1.
     let addresses: Vec<SocketAddr> = listen.to_socket_addrs().map_err(|error| wrong(&error))?.collect();
     TcpListener::bind(&addresses[..]).await.map_err(|error| wrong(&error))
 }
@@ -96,7 +96,7 @@ fn announce(args: &Args, address: SocketAddr) {
     }
 }
 
-/// Gives up uploads that nobody goes on with. Never ready.
+/// Removes abandoned upload sessions. Never ready.
 async fn sweep_periodically(server: &Server<LayoutBackend>) {
     loop {
         tokio::time::sleep(Duration::from_secs(60)).await;

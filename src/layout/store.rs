@@ -149,8 +149,8 @@ impl Store {
         Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
 
-    /// Begins a blob, which will belong to the repository `owner`. With a `hasher`, [`BlobUpload::commit`] checks the
-    /// digest.
+    /// Starts an upload of a blob that will belong to the repository `owner`. With a `hasher`, [`BlobUpload::commit`] verifies
+    /// the digest.
     pub(super) async fn create_upload_for(
         &self,
         owner: Option<RepositoryName>,

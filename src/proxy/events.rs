@@ -62,7 +62,7 @@ pub(crate) enum CacheOutcome {
     Failed,
 }
 
-/// What a client's bytes of a blob came from.
+/// Where the bytes of a blob came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum BytesOrigin {
     /// From a file of the cache.

@@ -218,7 +218,7 @@ impl<O: Origins> Proxy<O> {
 }
 
 impl<O: Origins> Inner<O> {
-    /// Says to the observer, and in the reply, how what was asked for was answered.
+    /// Reports the outcome of a request to the observer, and adds it to the reply.
     fn report_served<T>(
         &self,
         repo: &UpstreamRepository,

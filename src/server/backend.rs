@@ -47,7 +47,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
         target: &Target,
     ) -> impl Future<Output = Reply<Option<Manifest>>> + Send;
 
-    /// How large the blob is, for `HEAD`; `None` if it isn't there. Never fetches it.
+    /// The size of the blob in bytes, for `HEAD`; `None` if it does not exist. Never fetches the blob.
     fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> impl Future<Output = Reply<Option<u64>>> + Send {
         async move { self.blob(repository, digest).await.map(|found| found.map(|blob| blob.size())) }
     }

@@ -23,7 +23,7 @@ pub(super) type ServedAnswer = Reply<Response<ResponseBody>, Refusal>;
 impl<B: Backend> Server<B> {
     pub(super) async fn manifest(&self, repository: &RepositoryPath, target: &Target, head: &Parts) -> ServedAnswer {
         if head.method == Method::HEAD {
-            // A proxy asks its upstream by `HEAD` too, which Docker Hub doesn't count as a pull.
+            // A proxy then asks its upstream by `HEAD` too, which Docker Hub does not count as a pull.
             self.backend.resolve(repository, target).await.answer(|found| {
                 let descriptor = found.ok_or_else(|| no_manifest(target))?;
                 Ok(manifest_response(&descriptor, Bytes::new(), head))
@@ -42,7 +42,7 @@ impl<B: Backend> Server<B> {
             Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", repository.name))
         };
         let reply = if head.method == Method::HEAD {
-            // A proxy must not fetch it for that.
+            // A proxy must not fetch the blob for a `HEAD`.
             self.backend.size_of(repository, &digest).await.map(|size| Some((size?, None)))
         } else {
             self.backend.blob(repository, &digest).await.map(|blob| {
@@ -58,7 +58,7 @@ impl<B: Backend> Server<B> {
         Reply { found, served }
     }
 
-    /// `blob` is `None` for `HEAD`.
+    /// The response to a request for a blob. `blob` is `None` for `HEAD`.
     async fn blob_response(
         &self,
         repository: &RepositoryPath,
@@ -68,7 +68,7 @@ impl<B: Backend> Server<B> {
         blob: Option<B::Blob>,
     ) -> Answer {
         let (status, part) = match self.wanted(digest, size, head) {
-            // Whatever part is asked for (RFC 9110, 13.2.2).
+            // Checked before `Range` (RFC 9110, 13.2.2).
             _ if respond::matches_etag(&head.headers, digest) => (StatusCode::NOT_MODIFIED, 0..0),
             RequestedRange::Whole => (StatusCode::OK, 0..size),
             RequestedRange::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
@@ -152,8 +152,8 @@ impl<B: Backend> Server<B> {
         Ok(response)
     }
 
-    /// Always an index, an empty one if nothing is about `subject` (distribution spec, "Listing
-    /// Referrers"): a 404 would say that there is no such API.
+    /// The referrers of `subject`: always an index, possibly empty (distribution spec, "Listing Referrers"). A 404 would mean
+    /// that the server does not have this API.
     pub(super) async fn referrers(
         &self,
         repository: &RepositoryPath,
@@ -164,7 +164,7 @@ impl<B: Backend> Server<B> {
             let is_wanted = |entry: &&Descriptor| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind));
             let manifests = (*found).as_ref().iter().filter(is_wanted).collect();
             let list = Index { schema_version: 2, media_type: MediaType::OCI_INDEX, manifests };
-            // It can't fail: these are texts and numbers.
+            // Cannot fail: the index contains only texts and numbers.
             let list = serde_json::to_vec(&list).unwrap_or_default();
             drop(found);
             let mut response = json_response(self.large.list(list.into())?);

@@ -13,31 +13,31 @@ pub(crate) struct Served {
     pub(crate) stale: bool,
 }
 
-/// What was found, and how, where the backend says so.
+/// A result of a backend, with its outcome if the backend reports one.
 #[derive(Debug)]
 pub(crate) struct Reply<T, E = Error> {
-    /// What was found, or why nothing could be.
+    /// The result.
     pub(crate) found: Result<T, E>,
-    /// How that came about. An error has it too.
+    /// The outcome. An error has one too.
     pub(crate) served: Option<Served>,
 }
 
 impl<T, E> Reply<T, E> {
-    /// The same about what `convert` makes of it.
+    /// Converts the value, and keeps the outcome.
     pub(crate) fn map<U>(self, convert: impl FnOnce(T) -> U) -> Reply<U, E> {
         Reply { found: self.found.map(convert), served: self.served }
     }
 }
 
 impl<T> Reply<T> {
-    /// The answer to a client that `answer` makes of it.
+    /// Converts the result into a response, and keeps the outcome.
     pub(super) fn answer<U>(self, answer: impl FnOnce(T) -> Result<U, Refusal>) -> Reply<U, Refusal> {
         let found = self.found.map_err(|error| Refusal::backend(&error)).and_then(answer);
         Reply { found, served: self.served }
     }
 }
 
-/// A backend that has nothing to say about it.
+/// A result without an outcome.
 impl<T, E> From<Result<T, E>> for Reply<T, E> {
     fn from(found: Result<T, E>) -> Self {
         Self { found, served: None }

@@ -323,7 +323,7 @@ fn who_is_refused_by_the_admin_paths() {
     let refused = http::send(at, "GET", "/admin/cache", &[ours], &[]).expect(403);
     assert!(refused.text().contains("loopback only"), "{}", refused.text());
     let run = transload(&["proxy", "ls", "--admin", &at.to_string()]).exits(1);
-    assert!(run.stderr.contains("hint: give the proxy --listen-admin"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: start the proxy with --listen-admin"), "{}", run.stderr);
 }
 
 /// With an address of their own, orders are taken at no other; and nothing else is answered there.
@@ -360,7 +360,7 @@ fn orders_are_not_taken_from_elsewhere() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:9091"] {
         let wrong = ["proxy", "--upstream", "docker.io", "--cache", "/nowhere", "--listen-admin", address];
         let run = transload(&wrong).exits(2);
-        let said = format!("error: local: cannot use --listen-admin: {address} can be reached from elsewhere");
+        let said = format!("error: local: cannot use --listen-admin: {address} is reachable from other machines");
         assert!(run.stderr.starts_with(&said), "{}", run.stderr);
         assert!(run.stderr.contains("\nhint: ") && run.stderr.contains("127.0.0.1:9091"), "{}", run.stderr);
     }

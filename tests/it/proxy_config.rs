@@ -129,7 +129,7 @@ fn https_with_client_certificates_and_their_renewal() {
     // What isn't a certificate is not taken.
     world.dir.write("tls.crt", "nonsense");
     proxy.hang_up();
-    proxy.stderr.wait_line("the configuration stays as it was", RUN_TIMEOUT);
+    proxy.stderr.wait_line("the old configuration stays in use", RUN_TIMEOUT);
     pull(at, &certs).ok();
 }
 
@@ -196,11 +196,11 @@ fn users_by_name_and_password_until_they_are_gone() {
     assert!(world.front.log().iter().all(|seen| seen.header("authorization").is_none()), "it was passed on");
     // Who is remembered, but in the file no more, is a stranger at once; the other one stays.
     let changed = |users: String| {
-        let before = proxy.stderr.text().matches("yaml again").count();
+        let before = proxy.stderr.text().matches("reloaded ").count();
         world.dir.write("users", users);
         proxy.hang_up();
         let deadline = std::time::Instant::now() + RUN_TIMEOUT;
-        while proxy.stderr.text().matches("yaml again").count() == before {
+        while proxy.stderr.text().matches("reloaded ").count() == before {
             assert!(std::time::Instant::now() < deadline, "never read");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
@@ -251,7 +251,7 @@ fn a_unix_socket_comes_and_goes() {
         .dir
         .write("other.yaml", "listen: [{ unix: proxy.sock }]\ncache: { dir: other }\nupstreams: [{ name: ghcr.io }]\n");
     let second = transload(&["proxy", "--config", &other]).exits(2);
-    assert!(second.stderr.contains("something listens at"), "{second:?}");
+    assert!(second.stderr.contains("another process listens at"), "{second:?}");
     assert!(ask().starts_with("HTTP/1.1 200 "));
     proxy.terminate();
     proxy.finish(RUN_TIMEOUT).ok();
@@ -278,7 +278,7 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     proxy.hang_up();
     let said = proxy.stderr.wait_line("unknown field", RUN_TIMEOUT);
     assert!(said.contains("proxy.yaml:8: ") && said.contains("colour"), "{said}");
-    proxy.stderr.wait_line("the configuration stays as it was", RUN_TIMEOUT);
+    proxy.stderr.wait_line("the old configuration stays in use", RUN_TIMEOUT);
     http::get(at, LIBRARY).expect(200);
     http::get(at, TEAM).expect(404);
     // The other way round; and what can't change is said.
@@ -286,8 +286,8 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     let other = std::fs::read_to_string(&text).expect("the file").replace("dir: cache", "dir: elsewhere");
     world.dir.write("proxy.yaml", other);
     proxy.hang_up();
-    proxy.stderr.wait_line("what changed in `listen-admin` needs a restart", RUN_TIMEOUT);
-    proxy.stderr.wait_line("what changed in `cache` needs a restart", RUN_TIMEOUT);
+    proxy.stderr.wait_line("changes of `listen-admin` needs a restart", RUN_TIMEOUT);
+    proxy.stderr.wait_line("changes of `cache` needs a restart", RUN_TIMEOUT);
     proxy.stderr.wait_line("read ", RUN_TIMEOUT);
     http::get(at, LIBRARY).expect(404);
     http::get(at, TEAM).expect(200);
@@ -308,10 +308,10 @@ fn the_access_log_is_turned_on_and_off_while_it_serves() {
     let text = std::fs::read_to_string(&file).expect("the file");
     let reload = |text: String| {
         world.dir.write("proxy.yaml", text);
-        let before = proxy.stderr.text().matches("yaml again").count();
+        let before = proxy.stderr.text().matches("reloaded ").count();
         proxy.hang_up();
         let deadline = std::time::Instant::now() + RUN_TIMEOUT;
-        while proxy.stderr.text().matches("yaml again").count() == before {
+        while proxy.stderr.text().matches("reloaded ").count() == before {
             assert!(std::time::Instant::now() < deadline, "never read");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
@@ -376,21 +376,21 @@ fn check(text: &str) -> Run {
 fn check_says_what_a_file_means() {
     assert_eq!(
         check(FULL).ok().stdout,
-        "listens at http://127.0.0.1:5000: whoever can connect\n\
-         listens at https://0.0.0.0:5443: whoever has a client certificate and a token\n\
-         listens at unix:proxy.sock: whoever has a user's name and password\n\
-         takes the orders of proxy ls, rm, gc and verify at http://127.0.0.1:9091\n\
-         caches up to 204800 MiB in /var/cache/transload, and leaves 1024 MiB free\n\
-         \x20 and reads 8.0 MiB of it in a second, to find what is corrupt\n\
+        "listens on http://127.0.0.1:5000: access for everyone who can connect\n\
+         listens on https://0.0.0.0:5443: access with a client certificate and a token\n\
+         listens on unix:proxy.sock: access with user name and password\n\
+         serves proxy ls, rm, gc and verify --admin on http://127.0.0.1:9091\n\
+         caches up to 204800 MiB in /var/cache/transload, and keeps 1024 MiB of the disk free\n\
+         \x20 reads 8.0 MiB per second to find corrupt content\n\
          docker.io is read from myregistry.azurecr.io/docker.io, then docker.io \
          (only library/*, team/**; without library/nginx)\n  \
-         a tag is believed for 300 s, that something is absent for 5 s\n  \
+         a cached tag stays fresh for 300 s, \"not found\" for 5 s\n  \
          with the credentials of auth.json\n  \
-         what that lacks is copied into myregistry.azurecr.io, with the credentials of push.json\n\
+         write-back: images that only a later tier has are copied into myregistry.azurecr.io, with the credentials of push.json\n\
          ghcr.io is read from ghcr.io\n  \
-         a tag is believed for 60 s, that something is absent for 10 s\n\
-         at most 100 connections at each address, 8 fetches at once, 30 s for a request's head, 20 s for the upstreams\n\
-         tells each request on stdout as Json\n"
+         a cached tag stays fresh for 60 s, \"not found\" for 10 s\n\
+         limits: 100 connections per listener, 8 fills per registry, 30 s for the head of a request, 20 s for an upstream\n\
+         logs requests on stdout as Json\n"
     );
 }
 
@@ -404,28 +404,28 @@ fn words_that_yaml_takes_for_booleans_mean_what_they_say() {
     };
     for off in ["off", "Off", "OFF", "no", "false", "'off'", "\"no\""] {
         let said = said("scrub: 8MiB", &format!("scrub: {off}"));
-        assert!(!said.contains("to find what is corrupt"), "{off}: {said}");
+        assert!(!said.contains("to find corrupt content"), "{off}: {said}");
     }
     for on in ["on", "yes", "true", "\"on\""] {
         let said = said("scrub: 8MiB", &format!("scrub: {on}"));
-        assert!(said.contains("reads 4.0 MiB of it in a second"), "{on}: {said}");
+        assert!(said.contains("reads 4.0 MiB per second"), "{on}: {said}");
     }
     for (access, form) in [("off", None), ("no", None), ("false", None), ("on", Some("Text")), ("text", Some("Text"))] {
         let said = said("access: json", &format!("access: {access}"));
-        let line = said.lines().find(|line| line.starts_with("tells each request"));
+        let line = said.lines().find(|line| line.starts_with("logs requests"));
         assert_eq!(line.and_then(|line| line.rsplit(' ').next()), form, "{access}: {said}");
     }
     for (word, written_back) in [("on", true), ("yes", true), ("off", false), ("no", false)] {
         let from = "    write-back: true\n    write-back-auth-file: push.json\n";
         let said = said(from, &format!("    write-back: {word}\n"));
-        assert_eq!(said.contains("is copied into myregistry.azurecr.io"), written_back, "{word}: {said}");
+        assert_eq!(said.contains("are copied into myregistry.azurecr.io"), written_back, "{word}: {said}");
     }
     for (ttl, seconds) in [("5m", 300), ("90", 90), ("'90'", 90), ("1h30m", 5400), ("0", 0), ("3e+02", 300)] {
         let said = said("tag-ttl: 300", &format!("tag-ttl: {ttl}"));
-        assert!(said.contains(&format!("a tag is believed for {seconds} s,")), "{ttl}: {said}");
+        assert!(said.contains(&format!("a cached tag stays fresh for {seconds} s,")), "{ttl}: {said}");
     }
-    assert!(said("head-timeout: 30", "head-timeout: 2m").contains("120 s for a request's head"));
-    assert!(said("keep-free: 1073741824", "keep-free: 1.073741824e+09").contains("leaves 1024 MiB free"));
+    assert!(said("head-timeout: 30", "head-timeout: 2m").contains("120 s for the head of a request"));
+    assert!(said("keep-free: 1073741824", "keep-free: 1.073741824e+09").contains("keeps 1024 MiB of the disk free"));
     // Where a word of that kind is no value, or a name, nothing is guessed.
     check(&FULL.replace("size: 200GiB", "size: on")).exits(2);
     check(&FULL.replace("tag-ttl: 300", "tag-ttl: off")).exits(2);
@@ -442,18 +442,22 @@ fn errors_point_at_the_line() {
         ("    tiers: [my", "    tiers: [m.io/Upper/", "proxy.yaml:17: "),
         ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:25: "),
         ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:26: two upstreams have the name docker.io"),
-        ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
-        ("fills: 8", "fills: 0", "proxy.yaml:27: 0 is not within 1 and 10000"),
+        ("    key: tls.key\n", "", "proxy.yaml:3: https needs a `certificate` and a `key`"),
+        ("fills: 8", "fills: 0", "proxy.yaml:27: 0 is not between 1 and 10000"),
         (",\n            docker.io]", "\n    ]", "proxy.yaml:16: `write-back` needs a second tier"),
-        ("    write-back: true\n", "", "proxy.yaml:16: `write-back-auth-file` is for"),
+        ("    write-back: true\n", "", "proxy.yaml:16: `write-back-auth-file` needs"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
         (
             "listen-admin: 127.0.0.1",
             "listen-admin: 0.0.0.0",
-            "proxy.yaml:29: 0.0.0.0:9091 can be reached from elsewhere",
+            "proxy.yaml:29: 0.0.0.0:9091 is reachable from other machines",
         ),
         ("listen-admin: 127.0.0.1:9091", "listen-admin: 9091", "proxy.yaml:29: "),
-        ("  - unix: proxy.sock", "  - unix: proxy.sock\n    http: a:1", "proxy.yaml:8: each of `listen` has one of"),
+        (
+            "  - unix: proxy.sock",
+            "  - unix: proxy.sock\n    http: a:1",
+            "proxy.yaml:8: each item of `listen` needs one of",
+        ),
     ] {
         let text = FULL.replace(from, to);
         assert_ne!(text, FULL, "{from}");
@@ -501,7 +505,7 @@ fn the_schema_is_printed_and_right() {
     let default = |key: &str| schema["$defs"]["limits"]["properties"][key]["default"].to_string();
     let [connections, fills, head] = ["connections", "fills", "head-timeout"].map(default);
     let without = FULL.lines().filter(|line| !line.starts_with("limits: ")).collect::<Vec<_>>().join("\n");
-    let line = format!("at most {connections} connections at each address, {fills} fetches at once, {head} s for");
+    let line = format!("limits: {connections} connections per listener, {fills} fills per registry, {head} s for");
     assert!(check(&without).ok().stdout.contains(&line), "{line}");
     let said = check(&FULL.replace("access: json", "zzz: 8")).exits(2).stderr;
     assert_eq!(keys(&schema["$defs"]["logs"]), ["access"]);
@@ -517,7 +521,7 @@ fn the_guide_has_a_file_that_works() {
     let text = format!("listen:{text}");
     let said = check(&text).ok().stdout;
     assert!(
-        said.contains("listens at https://0.0.0.0:5443: whoever has a token, or a user's name and password\n"),
+        said.contains("listens on https://0.0.0.0:5443: access with a token, or user name and password\n"),
         "{said}"
     );
     assert!(said.contains("docker.io is read from myregistry.azurecr.io/docker.io, then docker.io"), "{said}");

@@ -46,27 +46,32 @@ fn errors_say_what_where_and_what_to_do() {
     let warm = |name: &str| vec!["warm".to_owned(), at(name)];
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let hub = |more: &[&str]| [words(&["--upstream", "docker.io", "--cache", &at("c")]), words(more)].concat();
-    let of_schema = "`transload proxy schema` says what a file may have";
+    let of_schema = "`transload proxy schema` prints the schema of the file";
     let of_paths = "check the path: one that does not begin with / is looked for in the directory that transload runs";
     for (args, code, said, hint) in [
         (check("unknown.yaml"), 2, "unknown.yaml:1: unknown field `colour`, expected one of http", of_schema),
         (check("type.yaml"), 2, "type.yaml:1: ", of_schema),
-        (check("empty.yaml"), 2, "empty.yaml: `listen` is empty", "write such as - http: 127.0.0.1:5000"),
+        (check("empty.yaml"), 2, "empty.yaml: `listen` is empty", "add an item such as - http: 127.0.0.1:5000"),
         (check("nothing.yaml"), 2, "nothing.yaml", of_schema),
         (check("missing.yaml"), 2, "missing field `upstreams`", of_schema),
         (check("none.yaml"), 2, "none.yaml:3: no upstream is configured", "add one, such as docker.io"),
         (check("twice.yaml"), 2, "twice.yaml:3: two upstreams have the name a.io", "remove one of them"),
-        (check("bounds.yaml"), 2, "bounds.yaml:4: 0 is not within 1 and 10000", of_schema),
-        (check("large.yaml"), 2, "large.yaml is larger than any configuration", "is it the right file?"),
+        (check("bounds.yaml"), 2, "bounds.yaml:4: 0 is not between 1 and 10000", of_schema),
+        (
+            check("large.yaml"),
+            2,
+            "large.yaml is too large for a configuration file",
+            "check that this is the right file",
+        ),
         (check("nowhere"), 1, "nowhere: No such file", of_paths),
         (check(""), 1, "Is a directory", "name a file"),
         (run("nowhere"), 1, "nowhere: No such file", of_paths),
-        (run("address.yaml"), 2, "cannot listen on \"127.0.0.1:99999\"", "write an address and a port"),
+        (run("address.yaml"), 2, "cannot listen on \"127.0.0.1:99999\"", "use an address and a free port"),
         (run("nobody.yaml"), 1, "nowhere: No such file", of_paths),
         (run("tokens.yaml"), 2, "short: tokens need 20 characters or more", "openssl rand -hex 32"),
         (run("users.yaml"), 2, "short: line 1: ", "htpasswd -nB NAME"),
-        (run("pem.yaml"), 2, "short can't be used for TLS", "files in PEM"),
-        (run("key.yaml"), 2, "nowhere can't be used for TLS", "files in PEM"),
+        (run("pem.yaml"), 2, "short cannot be used for TLS", "files in PEM"),
+        (run("key.yaml"), 2, "nowhere cannot be used for TLS", "files in PEM"),
         (run("auth.yaml"), 1, "the credentials in", of_paths),
         (warm("nowhere"), 1, "nowhere: No such file", of_paths),
         (warm(""), 1, "Is a directory", "name a file"),
@@ -80,8 +85,13 @@ fn errors_say_what_where_and_what_to_do() {
             "--upstream docker.io=myregistry.azurecr.io/docker.io,docker.io",
         ),
         (hub(&["--scrub", "fast"]), 2, "invalid rate \"fast\"", "use bytes per second"),
-        (hub(&["--listen", "127.0.0.1"]), 2, "cannot listen on \"127.0.0.1\"", "write an address and a port"),
-        (hub(&["--listen-ops", "127.0.0.1:x"]), 2, "cannot listen on \"127.0.0.1:x\"", "write an address and a port"),
+        (hub(&["--listen", "127.0.0.1"]), 2, "cannot listen on \"127.0.0.1\"", "use an address and a free port"),
+        (
+            hub(&["--listen-ops", "127.0.0.1:x"]),
+            2,
+            "cannot listen on \"127.0.0.1:x\"",
+            "use an address and a free port",
+        ),
         (
             words(&["--upstream", "docker.io", "--listen", "127.0.0.1:0", "--cache", &at("short")]),
             1,
@@ -95,7 +105,12 @@ fn errors_say_what_where_and_what_to_do() {
             "use the directory of `transload proxy --cache`",
         ),
         (words(&["rm", "--cache", &at("nowhere"), "a b"]), 2, "is not an image reference", "a repository's name has"),
-        (words(&["gc", "--admin", "127.0.0.1:1"]), 1, "cannot ask the proxy at http://127.0.0.1:1", "--listen-admin"),
+        (
+            words(&["gc", "--admin", "127.0.0.1:1"]),
+            1,
+            "cannot connect to the proxy at http://127.0.0.1:1",
+            "--listen-admin",
+        ),
     ] {
         let run = Tool::transload().args(&["proxy"]).args(&args).run().exits(code);
         let mut lines = run.stderr.lines().skip_while(|line| !line.starts_with("error: "));

@@ -145,7 +145,7 @@ fn a_hangup_ends_no_proxy() {
     let mut proxy = ProxyProcess::hub(world.front.addr(), &[]);
     for _ in 0..2 {
         proxy.process.hang_up();
-        proxy.process.stderr.wait_line("SIGHUP: there is no file to read again without --config", RUN_TIMEOUT);
+        proxy.process.stderr.wait_line("SIGHUP: without --config there is no file to reload", RUN_TIMEOUT);
     }
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     assert!(proxy.process.is_running());

@@ -1,14 +1,12 @@
-//! What a running proxy's cache is told to do: the paths below `/admin/` of its operators' address, or of one of
-//! their own.
+//! The admin API of a running proxy: the paths below `/admin/` on its operations address, or on a separate address.
 //!
 //! ```text
-//! GET    /admin/cache                                 tags in parts, one a line; then the sums
-//! DELETE /admin/cache?what=docker.io/library/nginx:1  or a digest; 404, 409 where it's being read
-//! POST   /admin/gc?older-than=SECONDS&dry-run         what was freed
-//! POST   /admin/verify                                what was read and dropped, in parts, one a line
+//! GET    /admin/cache                                 tags in parts, one per line; then the totals
+//! DELETE /admin/cache?what=docker.io/library/nginx:1  or a digest; 404 if unknown, 409 if it is being read
+//! POST   /admin/gc?older-than=SECONDS&dry-run         the removed files by reason
+//! POST   /admin/verify                                read and removed content in parts, one per line
 //! ```
-//! The parts are small however large the cache is. The last line has `"done": true`: without it the
-//! answer broke off.
+//! Parts are small, also for a large cache. The last line has `"done": true`; without it the response is incomplete.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +24,7 @@ use crate::proxy::cache::{GcOptions, Removal};
 use crate::proxy::cache_admin::{CacheAdmin, PARTS};
 use crate::server::ResponseBody;
 
-/// What does to the cache what it's asked.
+/// The handler of the admin API.
 pub(super) fn admin_handler(admin: CacheAdmin) -> ops::AdminHandler {
     Arc::new(move |asked| {
         let admin = admin.clone();
@@ -34,10 +32,10 @@ pub(super) fn admin_handler(admin: CacheAdmin) -> ops::AdminHandler {
     })
 }
 
-/// What stands in its place where orders have an address of their own.
+/// The handler on the operations address, if the admin API has a separate address.
 pub(super) fn moved_handler() -> ops::AdminHandler {
     Arc::new(|_| {
-        let said = json!({ "error": "it takes orders at another address: that of its --listen-admin" });
+        let said = json!({ "error": "the admin API is at another address, that of --listen-admin" });
         async move { ops::json(StatusCode::FORBIDDEN, &said) }.boxed()
     })
 }
@@ -57,9 +55,9 @@ async fn handle_request(admin: CacheAdmin, asked: &AdminRequest) -> Result<Respo
             Ok(ops::chunked(verify_body(admin, turn)))
         }
         (_, "/admin/cache" | "/admin/gc" | "/admin/verify") => {
-            Err(Error::new(Kind::Unsupported, format!("{} is not for {}", asked.method, asked.path)))
+            Err(Error::new(Kind::Unsupported, format!("{} is not supported on {}", asked.method, asked.path)))
         }
-        _ => Err(Error::new(Kind::NotFound, "there are /admin/cache, /admin/gc and /admin/verify")),
+        _ => Err(Error::new(Kind::NotFound, "unknown path: use /admin/cache, /admin/gc or /admin/verify")),
     }
 }
 
@@ -85,7 +83,7 @@ fn tags_body(admin: CacheAdmin) -> Body {
     lines.try_filter(|line| std::future::ready(line.len() > EMPTY_TAGS_LENGTH)).chain(sums).boxed()
 }
 
-/// Whoever asked hangs up: then it ends after the part that is being read.
+/// Verifies the cache. If the client closes the connection, it ends after the current part.
 fn verify_body(admin: CacheAdmin, turn: impl Send + Sync + 'static) -> Body {
     let turn = Arc::new(turn);
     let lines = stream::iter(0..PARTS).then(move |part| {
@@ -105,7 +103,7 @@ fn json_line(document: &impl serde::Serialize) -> Bytes {
 }
 
 fn gc_options(query: &str) -> Result<GcOptions> {
-    let wrong = |text: &str| Error::new(Kind::Usage, format!("older-than={text} is no number of seconds"));
+    let wrong = |text: &str| Error::new(Kind::Usage, format!("older-than={text} is not a number of seconds"));
     let seconds = query_value(query, "older-than").map(|text| text.parse().map_err(|_| wrong(text))).transpose()?;
     Ok(GcOptions {
         older_than: seconds.map(Duration::from_secs),
@@ -114,7 +112,7 @@ fn gc_options(query: &str) -> Result<GcOptions> {
     })
 }
 
-/// A key's value. What stands in them needs no escapes.
+/// The value of a key. Valid values need no percent-encoding.
 fn query_value<'a>(query: &'a str, key: &str) -> Option<&'a str> {
     query.split('&').find_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

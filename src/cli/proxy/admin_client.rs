@@ -1,4 +1,4 @@
-//! A running proxy, asked at the address for its orders what [`admin_api`](super::admin_api) answers.
+//! The client of the [admin API](super::admin_api) of a running proxy.
 
 use std::time::Duration;
 
@@ -10,32 +10,32 @@ use crate::error::{Error, Kind, Result, Side};
 use crate::ops::ADMIN_HEADER;
 use crate::registry::root_cause;
 
-/// The proxy.
+/// A client of one proxy.
 pub(super) struct AdminClient {
     client: reqwest::Client,
     base: String,
 }
 
 impl AdminClient {
-    /// The one whose `--listen-admin`, or `--listen-ops`, is this address.
+    /// A client of the proxy with this `--listen-admin` or `--listen-ops`.
     pub(super) fn new(address: &str) -> Result<Self> {
         let address = address.trim_end_matches('/');
         let base = format!("http://{}", address.strip_prefix("http://").unwrap_or(address));
-        // Nothing between us: it's this machine. It speaks no TLS, so an image without certificates can ask.
+        // The proxy is on this machine: no HTTP proxy is used, and no TLS, so a container without CA certificates works.
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).connect_timeout(Duration::from_secs(5));
         let client = client.redirect(reqwest::redirect::Policy::none()).build();
         let client = client.map_err(|error| Error::new(Kind::Local, format!("the HTTP client: {error}")))?;
         Ok(Self { client, base })
     }
 
-    /// Asks for one document.
+    /// Requests one document.
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
         let answer = self.send(method, path).await?;
         let bytes = answer.bytes().await.map_err(|error| self.broken(&error))?;
         serde_json::from_slice(&bytes).map_err(|error| self.broken(&error))
     }
 
-    /// Asks for documents; returns the last one, which says that all is done.
+    /// Requests several documents. Returns the last one, which marks the end.
     pub(super) async fn each<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -55,15 +55,15 @@ impl AdminClient {
                 took(serde_json::from_value(value).map_err(|error| self.broken(&error))?);
             }
         }
-        Err(self.broken(&"its answer broke off"))
+        Err(self.broken(&"the response is incomplete"))
     }
 
     async fn send(&self, method: Method, path: &str) -> Result<reqwest::Response> {
         let request = self.client.request(method, format!("{}{path}", self.base)).header(ADMIN_HEADER, "1");
         let answer = request.send().await.map_err(|error| {
             let why = root_cause(&error.without_url());
-            Error::new(Kind::Network, format!("cannot ask the proxy at {}: {why}", self.base))
-                .hint("--admin takes the address that its --listen-admin has, or its --listen-ops on loopback")
+            Error::new(Kind::Network, format!("cannot connect to the proxy at {}: {why}", self.base))
+                .hint("--admin needs the address of the proxy's --listen-admin, or of its --listen-ops on loopback")
         })?;
         let status = answer.status();
         if status.is_success() {
@@ -71,7 +71,7 @@ impl AdminClient {
         }
         let said = answer.text().await.unwrap_or_default();
         let said = serde_json::from_str::<Value>(&said).ok().and_then(|said| Some(said["error"].as_str()?.to_owned()));
-        let said = said.unwrap_or_else(|| format!("it answers {status}"));
+        let said = said.unwrap_or_else(|| format!("status {status}"));
         let kind = match status.as_u16() {
             400 => Kind::Usage,
             403 => Kind::Denied,
@@ -80,13 +80,13 @@ impl AdminClient {
         };
         let error = Error::new(kind, format!("the proxy at {}: {said}", self.base));
         Err(if kind == Kind::Denied {
-            error.hint("give the proxy --listen-admin 127.0.0.1:9091, and ask there; or a --listen-ops on loopback")
+            error.hint("start the proxy with --listen-admin 127.0.0.1:9091 and use that address, or with --listen-ops on loopback")
         } else {
             error
         })
     }
 
     fn broken(&self, why: &dyn std::fmt::Display) -> Error {
-        Error::new(Kind::Network, format!("the proxy at {} makes no sense: {why}", self.base)).on(Side::Local)
+        Error::new(Kind::Network, format!("invalid response of the proxy at {}: {why}", self.base)).on(Side::Local)
     }
 }

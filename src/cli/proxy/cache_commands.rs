@@ -1,5 +1,5 @@
-//! `transload proxy ls`, `rm`, `gc` and `verify`: a cache's directory without its proxy, or a running proxy's
-//! cache by its operators' address.
+//! `transload proxy ls`, `rm`, `gc` and `verify`: on a cache directory, or on the cache of a running proxy by its admin
+//! address.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ pub(in crate::cli) enum Action {
     Verify(CacheLocation),
 }
 
-/// Which cache.
+/// The cache of a command.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "admin-place", required = true, multiple = false)]
 pub(in crate::cli) struct CacheLocation {
@@ -90,7 +90,7 @@ impl CacheLocation {
     }
 }
 
-/// Does it; returns the exit code.
+/// Runs the command, and returns the exit code.
 pub(in crate::cli) async fn run(action: &Action, global: &Global) -> Result<u8> {
     let done = match action {
         Action::Ls(place) => listing(place).await.and_then(|found| ls(&found, global)),
@@ -98,7 +98,7 @@ pub(in crate::cli) async fn run(action: &Action, global: &Global) -> Result<u8> 
         Action::Gc(args) => gc(args, global).await,
         Action::Verify(place) => verify(place, global).await,
     };
-    // A cache's directory, or a proxy on this machine.
+    // Errors are local: of a cache directory, or a proxy on this machine.
     done.map_err(|error| error.on(Side::Local))
 }
 
@@ -151,7 +151,7 @@ async fn rm(place: &CacheLocation, what: &str, global: &Global) -> Result<u8> {
     let item: Item = what.parse()?;
     let absent = || {
         Error::new(Kind::NotFound, format!("{what} is not in the cache {}", place.name()))
-            .hint("`transload proxy ls` says what is")
+            .hint("`transload proxy ls` lists the content")
     };
     match place.remote()? {
         Some(remote) => {
@@ -198,15 +198,15 @@ fn freed_text(freed: &GcResult) -> String {
     let mut text = String::new();
     for (why, sum) in &freed.removed {
         let why = match why {
-            RemovalReason::Left => "left over",
-            RemovalReason::Cut => "cut short",
-            RemovalReason::Unused => "not used",
-            RemovalReason::Room => "too much",
+            RemovalReason::Left => "incomplete",
+            RemovalReason::Cut => "truncated",
+            RemovalReason::Unused => "unused",
+            RemovalReason::Room => "over the limit",
         };
         let _ = writeln!(text, "{why}: {}, {}", output::count_noun(sum.count, "file"), output::format_bytes(sum.bytes));
     }
     if freed.busy > 0 {
-        let _ = writeln!(text, "kept, as it is being read: {}", output::count_noun(freed.busy, "file"));
+        let _ = writeln!(text, "kept because it is being read: {}", output::count_noun(freed.busy, "file"));
     }
     let (verb, sum) = (if freed.dry_run { "would free" } else { "freed" }, freed.sum());
     let _ = writeln!(text, "{verb} {} in {}", output::format_bytes(sum.bytes), output::count_noun(sum.count, "file"));
@@ -248,5 +248,5 @@ async fn verify(place: &CacheLocation, global: &Global) -> Result<u8> {
     Ok(if dropped.is_empty() { 0 } else { EXIT_PARTIAL })
 }
 
-/// The exit code of what was done in part.
+/// The exit code of a command that found corrupt content or was partly done.
 const EXIT_PARTIAL: u8 = 3;

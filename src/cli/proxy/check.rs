@@ -1,4 +1,4 @@
-//! `transload proxy check`: what a file means, without any network.
+//! `transload proxy check`: explains a configuration file, without network access.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -30,24 +30,24 @@ pub(super) fn schema() -> Result<u8> {
 fn config_text(proxy_config: &ProxyConfig) -> String {
     let mut text = String::new();
     for listener_config in &proxy_config.listen {
-        let _ = writeln!(text, "listens at {}: {}", listener_config.url(), listener_config.allowed_clients());
+        let _ = writeln!(text, "listens on {}: {}", listener_config.url(), listener_config.allowed_clients());
     }
     if let Some(address) = &proxy_config.listen_admin {
-        let _ = writeln!(text, "takes the orders of proxy ls, rm, gc and verify at http://{address}");
+        let _ = writeln!(text, "serves proxy ls, rm, gc and verify --admin on http://{address}");
     }
     let (settings, cache) = (&proxy_config.settings, &proxy_config.settings.cache);
     let _ = writeln!(
         text,
-        "caches up to {} MiB in {}, and leaves {} MiB free",
+        "caches up to {} MiB in {}, and keeps {} MiB of the disk free",
         cache.size >> 20,
         cache.dir.display(),
         cache.keep_free >> 20
     );
     let _ = match settings.scrub {
         Some(rate) => {
-            writeln!(text, "  and reads {} of it in a second, to find what is corrupt", output::format_bytes(rate))
+            writeln!(text, "  reads {} per second to find corrupt content", output::format_bytes(rate))
         }
-        None => writeln!(text, "  and never looks whether what it has is corrupt"),
+        None => writeln!(text, "  does not search for corrupt content"),
     };
     for spec in &settings.upstreams {
         let tiers: Vec<String> = spec.tiers.iter().map(ToString::to_string).collect();
@@ -56,32 +56,36 @@ fn config_text(proxy_config: &ProxyConfig) -> String {
             (spec.tag_ttl.unwrap_or(settings.tag_ttl), spec.negative_ttl.unwrap_or(settings.negative_ttl));
         let _ = writeln!(
             text,
-            "  a tag is believed for {} s, that something is absent for {} s",
+            "  a cached tag stays fresh for {} s, \"not found\" for {} s",
             tag.as_secs(),
             negative.as_secs()
         );
         if let Some(file) = proxy_config.auth.get(&spec.name) {
             let _ = writeln!(text, "  with the credentials of {}", file.display());
         }
-        if let ([durable, _, ..], true) = (&spec.tiers[..], spec.write_back) {
+        if let ([first, _, ..], true) = (&spec.tiers[..], spec.write_back) {
             let file = proxy_config.write_auth.get(&spec.name);
             let whose = file.map_or_else(String::new, |file| format!(", with the credentials of {}", file.display()));
-            let _ = writeln!(text, "  what that lacks is copied into {}{whose}", durable.registry);
+            let _ = writeln!(
+                text,
+                "  write-back: images that only a later tier has are copied into {}{whose}",
+                first.registry
+            );
         }
     }
     let _ = writeln!(
         text,
-        "at most {} connections at each address, {} fetches at once, {} s for a request's head, {} s for the upstreams",
+        "limits: {} connections per listener, {} fills per registry, {} s for the head of a request, {} s for an upstream",
         proxy_config.limits.connections,
         settings.fills,
         proxy_config.limits.head.as_secs(),
         settings.upstream_timeout.as_secs()
     );
     if let Some(connections) = proxy_config.limits.per_address {
-        let _ = writeln!(text, "at most {connections} connections of each client address");
+        let _ = writeln!(text, "limits: {connections} connections per client address");
     }
     if proxy_config.access_log != AccessLogFormat::Off {
-        let _ = writeln!(text, "tells each request on stdout as {:?}", proxy_config.access_log);
+        let _ = writeln!(text, "logs requests on stdout as {:?}", proxy_config.access_log);
     }
     text
 }
@@ -99,7 +103,7 @@ fn rules(spec: &UpstreamConfig) -> String {
 }
 
 impl ListenerConfig {
-    /// Where it is, as it was written.
+    /// The address as a URL.
     pub(super) fn url(&self) -> String {
         match (&self.at, &self.tls) {
             (ListenAddress::Tcp(address), None) => format!("http://{address}"),
@@ -108,19 +112,19 @@ impl ListenerConfig {
         }
     }
 
-    /// Who may ask there.
+    /// The clients that have access.
     pub(super) fn allowed_clients(&self) -> String {
         let secret = match (self.token.is_some(), self.users.is_some()) {
             (false, false) => None,
             (true, false) => Some("a token"),
-            (false, true) => Some("a user's name and password"),
-            (true, true) => Some("a token, or a user's name and password"),
+            (false, true) => Some("user name and password"),
+            (true, true) => Some("a token, or user name and password"),
         };
         let certificate = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         match (certificate.then_some("a client certificate"), secret) {
-            (None, None) => "whoever can connect".to_owned(),
-            (Some(one), None) | (None, Some(one)) => format!("whoever has {one}"),
-            (Some(certificate), Some(secret)) => format!("whoever has {certificate} and {secret}"),
+            (None, None) => "access for everyone who can connect".to_owned(),
+            (Some(one), None) | (None, Some(one)) => format!("access with {one}"),
+            (Some(certificate), Some(secret)) => format!("access with {certificate} and {secret}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a proxy is started with, whether a file or flags said it.
+//! The configuration of a proxy, from a file or from flags.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,28 +10,28 @@ use super::loopback::Loopback;
 use crate::proxy::Settings;
 use crate::server::{Form, Limits};
 
-/// All of it.
+/// The configuration.
 #[derive(Clone, Debug)]
 pub(super) struct ProxyConfig {
     pub(super) listen: Vec<ListenerConfig>,
     pub(super) settings: Settings,
-    /// Credentials that only one upstream has: by its name.
+    /// The credentials files of upstreams, by the upstream's name.
     pub(super) auth: BTreeMap<String, PathBuf>,
-    /// And those for writing back to its first tier.
+    /// The credentials files for write-back, likewise.
     pub(super) write_auth: BTreeMap<String, PathBuf>,
     pub(super) limits: Limits,
-    /// Bytes a second that a blob must come with, and the seconds that this is the average of; if not as the flags of
-    /// all commands say.
+    /// The minimum rate of a blob in bytes per second, and the window of the average; `None` for the values of the global
+    /// flags.
     pub(super) min_rate: Option<u64>,
     pub(super) min_rate_window: Option<Duration>,
-    /// For how long connections are accepted after the stop signal.
+    /// How long connections are accepted after the stop signal.
     pub(super) shutdown_delay: Duration,
     pub(super) access_log: AccessLogFormat,
-    /// Where orders are taken, if they have an address of their own.
+    /// The separate address of the admin API.
     pub(super) listen_admin: Option<Loopback>,
 }
 
-/// Whether each request is told, and how.
+/// The format of the access log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum AccessLogFormat {
     /// None
@@ -53,15 +53,15 @@ impl AccessLogFormat {
     }
 }
 
-/// Where to listen.
+/// A listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ListenerConfig {
     pub(super) at: ListenAddress,
-    /// Certificates and key: TLS.
+    /// Certificate and key, for TLS.
     pub(super) tls: Option<TlsFiles>,
-    /// Who asks must know one of the tokens in it.
+    /// A file of tokens; a client needs one of them.
     pub(super) token: Option<PathBuf>,
-    /// Or be one of the users in it.
+    /// A file of users; a client may use their passwords instead of a token.
     pub(super) users: Option<PathBuf>,
 }
 
@@ -75,6 +75,6 @@ pub(super) enum ListenAddress {
 pub(super) struct TlsFiles {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
-    /// Clients must have a certificate of one of these authorities.
+    /// Clients need a certificate of one of these authorities.
     pub(super) client_ca: Option<PathBuf>,
 }

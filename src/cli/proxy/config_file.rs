@@ -1,6 +1,6 @@
-//! `--config`: what the file says. Reads the file and no other, asks nobody.
+//! The configuration file of `--config`. Only this file is read, and no request is sent.
 //!
-//! `deploy/proxy.schema.json` has all of it; keys that aren't there are errors.
+//! `deploy/proxy.schema.json` describes it. Unknown keys are errors.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,7 +77,7 @@ struct Upstream {
     deny: Vec<Spanned<String>>,
 }
 
-/// No level: that of what the program says for itself is `--verbose`'s.
+/// There is no log level here: `--verbose` sets it.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Logs {
@@ -89,7 +89,8 @@ struct Logs {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Bounds {
     connections: Option<Spanned<usize>>,
-    /// Of one client address; whole nodes and NAT gateways share one, so there is no limit unless it's given.
+    /// The limit per client address. There is none by default, because nodes and clients behind a NAT gateway share an
+    /// address.
     connections_per_client: Option<Spanned<usize>>,
     fills: Option<Spanned<usize>>,
     head_timeout: Option<Spanned<Seconds>>,
@@ -101,23 +102,23 @@ struct Bounds {
     drain_timeout: Option<Spanned<Seconds>>,
 }
 
-/// Reads a file.
+/// Reads a configuration file.
 ///
 /// # Errors
-/// [`Kind::Usage`], with the line; or why it can't be read.
+/// [`Kind::Usage`] with the line number; or why the file cannot be read.
 pub(super) fn load(path: &Path) -> Result<ProxyConfig> {
     let doing = || format!("read {}", path.display());
     let text = regular_file::read_text(path, Links::Follow, MAX_FILE_BYTES).map_err(|error| {
         if error.kind() == std::io::ErrorKind::FileTooLarge {
-            let what = format!("{} is larger than any configuration", path.display());
-            return Error::new(Kind::Usage, what).on(Side::Local).hint("is it the right file?");
+            let what = format!("{} is too large for a configuration file", path.display());
+            return Error::new(Kind::Usage, what).on(Side::Local).hint("check that this is the right file");
         }
         Error::unreadable(doing(), &error)
     })?;
-    parse(&text, path).map_err(|error| error.hint("`transload proxy schema` says what a file may have"))
+    parse(&text, path).map_err(|error| error.hint("`transload proxy schema` prints the schema of the file"))
 }
 
-/// What a text says; paths in it are meant from the directory of `path`.
+/// Parses a text. Paths in it are relative to the directory of `path`.
 fn parse(text: &str, path: &Path) -> Result<ProxyConfig> {
     let name = path.display().to_string();
     let options = serde_saphyr::options! { with_snippet: false };
@@ -138,9 +139,11 @@ struct Parser<'a> {
 impl Parser<'_> {
     fn plan(&self, file: File) -> Result<ProxyConfig> {
         if file.listen.is_empty() {
-            return Err(invalid_config(&self.name, 0, "`listen` is empty").hint("write such as - http: 127.0.0.1:5000"));
+            return Err(
+                invalid_config(&self.name, 0, "`listen` is empty").hint("add an item such as - http: 127.0.0.1:5000")
+            );
         }
-        let listen = file.listen.into_iter().map(|listen| self.door(listen)).collect::<Result<Vec<_>>>()?;
+        let listen = file.listen.into_iter().map(|listen| self.listener(listen)).collect::<Result<Vec<_>>>()?;
         let size = |size: Option<Spanned<Size>>, default| {
             size.map_or(Ok(default), |size| self.at(&size.referenced, parse_bytes(&size.value.0)))
         };
@@ -167,7 +170,7 @@ impl Parser<'_> {
                 write_auth.insert(spec.name.clone(), self.dir.join(file));
             }
             specs.push(spec);
-            // Two of one name are found at the second.
+            // A duplicate name is reported at the second one.
             self.at(&place, Upstreams::new(specs.clone()))?;
         }
         self.at(&place, Upstreams::new(specs.clone()))?;
@@ -196,13 +199,13 @@ impl Parser<'_> {
         })
     }
 
-    /// The duration of the key `name`, which must be within these seconds.
+    /// The duration of the key `name`, which must be in this range of seconds.
     fn seconds(&self, name: &str, value: &Spanned<Seconds>, range: RangeInclusive<u64>) -> Result<Duration> {
         if range.contains(&value.value.0.as_secs()) {
             return Ok(value.value.0);
         }
         let (from, to) = range.into_inner();
-        let what = format!("`{name}` is not within {from} and {to} seconds");
+        let what = format!("`{name}` is not between {from} and {to} seconds");
         Err(invalid_config(&self.name, value.referenced.line(), &what))
     }
 
@@ -232,7 +235,7 @@ impl Parser<'_> {
         Ok(limits)
     }
 
-    fn door(&self, listen: Spanned<Listen>) -> Result<ListenerConfig> {
+    fn listener(&self, listen: Spanned<Listen>) -> Result<ListenerConfig> {
         let (place, listen) = (listen.referenced, listen.value);
         let fail = |what: &str| Err(invalid_config(&self.name, place.line(), what));
         let path = |path: Option<PathBuf>| path.map(|path| self.dir.join(path));
@@ -253,10 +256,10 @@ impl Parser<'_> {
                     token,
                     users,
                 }),
-                _ => fail("https has a `certificate` and a `key`"),
+                _ => fail("https needs a `certificate` and a `key`"),
             },
-            (Some(_), None, None) | (None, None, Some(_)) => fail("certificates are for https"),
-            _ => fail("each of `listen` has one of http, https and unix"),
+            (Some(_), None, None) | (None, None, Some(_)) => fail("`certificate` and `key` need https"),
+            _ => fail("each item of `listen` needs one of http, https and unix"),
         }
     }
 
@@ -274,14 +277,15 @@ impl Parser<'_> {
             spec.tiers = self.each(&tiers)?;
         }
         if upstream.write_back && spec.tiers.len() < 2 {
-            let what = "`write-back` needs a second tier: it copies into the first tier what only a later one has";
+            let what =
+                "`write-back` needs a second tier: it copies images that only a later tier has into the first one";
             return Err(invalid_config(&self.name, name.referenced.line(), what));
         }
         if upstream.write_back_auth_file.is_some() && !upstream.write_back {
             return Err(invalid_config(
                 &self.name,
                 name.referenced.line(),
-                "`write-back-auth-file` is for `write-back`",
+                "`write-back-auth-file` needs `write-back`",
             ));
         }
         spec.write_back = upstream.write_back;
@@ -303,11 +307,11 @@ impl Parser<'_> {
         if range.contains(&value.value) {
             return Ok(value.value);
         }
-        let what = format!("{} is not within {} and {}", value.value, range.start(), range.end());
+        let what = format!("{} is not between {} and {}", value.value, range.start(), range.end());
         Err(invalid_config(&self.name, value.referenced.line(), what))
     }
 
-    /// Says at which line an error is, and keeps its hint.
+    /// Adds the line to an error, and keeps its hint.
     fn at<T>(&self, place: &Location, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
             let made = invalid_config(&self.name, place.line(), error.to_string());
@@ -324,5 +328,5 @@ fn invalid_config(name: &str, line: u64, what: impl fmt::Display) -> Error {
     Error::new(Kind::Usage, what).on(Side::Local)
 }
 
-/// More than any proxy needs.
+/// The largest file that is read, in bytes: more than any proxy needs.
 const MAX_FILE_BYTES: u64 = 1 << 20;

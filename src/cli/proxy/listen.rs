@@ -1,4 +1,4 @@
-//! Listeners by the configuration, and what of them can change while they listen.
+//! Opens the configured listeners. Their certificates, tokens and users can change while they listen.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,22 +20,22 @@ use crate::server::{AccessControl, Listener, TlsConfig, Tokens, Users};
 pub(super) struct OpenListener {
     pub(super) listener: Listener,
     pub(super) handle: ListenerHandle,
-    /// Where it listens: `https://127.0.0.1:5443`.
+    /// Its URL, such as `https://127.0.0.1:5443`.
     pub(super) url: String,
-    /// Whether it can be reached from elsewhere, by whoever wants.
+    /// Its address, if it is reachable from other machines without authentication.
     pub(super) exposed: Option<SocketAddr>,
-    /// Removed at the end.
+    /// Removed on drop.
     pub(super) socket: Option<SocketFile>,
 }
 
-/// What of it can be changed.
+/// The parts of a listener that can change.
 #[derive(Clone)]
 pub(super) struct ListenerHandle {
     tls: Option<TlsConfig>,
     access: AccessControl,
 }
 
-/// What files say, before it is taken over.
+/// The content of a listener's files, before it is applied.
 pub(super) struct ListenerSecrets {
     tls: Option<ServerConfig>,
     tokens: Option<Tokens>,
@@ -80,7 +80,7 @@ fn parse<T>(path: &Path, read: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     read(&text).map_err(|error| error.doing(doing()).on(Side::Local))
 }
 
-/// Opens a listener, for those whom its files admit.
+/// Opens a listener. Its files decide which clients have access.
 pub(super) async fn open(listener_config: &ListenerConfig, access: AccessControl) -> Result<OpenListener> {
     let secrets = ListenerSecrets::read(listener_config)?;
     access.set(secrets.tokens, secrets.users);
@@ -115,25 +115,25 @@ pub(super) async fn open(listener_config: &ListenerConfig, access: AccessControl
     }
 }
 
-/// A socket that a former run left is replaced; one at which someone listens is not.
+/// Binds a Unix socket. Replaces a stale socket, but not one on which another process listens.
 fn bind_unix(path: &Path) -> Result<UnixListener> {
     use std::os::unix::fs::FileTypeExt as _;
     let wrong = |error: &std::io::Error| Error::io(format!("listen at {}", path.display()), error);
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     if is_socket {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(Error::new(Kind::Usage, format!("something listens at {} already", path.display()))
-                .hint("give each proxy a socket of its own"));
+            return Err(Error::new(Kind::Usage, format!("another process listens at {} already", path.display()))
+                .hint("use another socket for each proxy"));
         }
         std::fs::remove_file(path).map_err(|error| wrong(&error))?;
     }
     UnixListener::bind(path).map_err(|error| wrong(&error))
 }
 
-/// TLS by files.
+/// The TLS configuration from files.
 fn tls_config(files: &TlsFiles) -> Result<ServerConfig> {
     let wrong = |path: &Path, error: &dyn std::fmt::Display| {
-        Error::new(Kind::Usage, format!("{} can't be used for TLS: {error}", path.display()))
+        Error::new(Kind::Usage, format!("{} cannot be used for TLS: {error}", path.display()))
             .on(Side::Local)
             .hint(PEM_HINT)
     };
@@ -171,16 +171,16 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let found = read().map_err(|error| error.to_string());
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err("there is no certificate in it".to_owned()),
+        Ok(_) => Err("the file has no certificate".to_owned()),
         Err(error) => Err(error),
     }
     .map_err(|why| Error::new(Kind::Usage, format!("{}: {why}", path.display())).on(Side::Local).hint(PEM_HINT))
 }
 
-/// The bytes of a file of certificates or a key.
+/// Reads a file with certificates or a key.
 fn read_pem(path: &Path) -> Result<Vec<u8>> {
     regular_file::read(path, Links::Follow, MAX_FILE).map_err(|error| {
-        Error::new(Kind::Usage, format!("{} can't be used for TLS: {error}", path.display()))
+        Error::new(Kind::Usage, format!("{} cannot be used for TLS: {error}", path.display()))
             .on(Side::Local)
             .hint(PEM_HINT)
     })
@@ -189,5 +189,5 @@ fn read_pem(path: &Path) -> Result<Vec<u8>> {
 /// The largest file of a listener (certificates, key, tokens, users) that is read, in bytes.
 pub(super) const MAX_FILE: u64 = 16 << 20;
 
-const PEM_HINT: &str = "certificates and keys are files in PEM: the server's certificate before its authority's, its key not \
-    encrypted";
+const PEM_HINT: &str = "certificates and keys are files in PEM: the server's certificate before that of its authority, and the key \
+    not encrypted";

@@ -1,4 +1,4 @@
-//! Addresses that only this machine can connect to.
+//! Loopback addresses, which only this machine can connect to.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -8,15 +8,15 @@ use tokio::net::TcpListener;
 use crate::cli::serve::bind;
 use crate::error::{Error, Kind, Result};
 
-/// An address and port that only this machine can connect to, as it was written.
+/// A loopback address with a port, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Loopback(String);
 
 impl Loopback {
-    /// Binds it.
+    /// Binds the address.
     ///
     /// # Errors
-    /// If it can't be bound; or if `localhost` isn't this machine here.
+    /// If it cannot be bound, or `localhost` does not resolve to a loopback address.
     pub(super) async fn bind(&self) -> Result<TcpListener> {
         let listener = bind(&self.0).await?;
         let bound = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
@@ -31,13 +31,13 @@ impl Loopback {
 impl FromStr for Loopback {
     type Err = Error;
 
-    /// `127.0.0.1:9091`, `[::1]:9091`, `localhost:9091`. No other name: who knows where it leads to tomorrow.
+    /// `127.0.0.1:9091`, `[::1]:9091`, `localhost:9091`. Other names are refused, because they may resolve to other addresses later.
     fn from_str(text: &str) -> Result<Self> {
         let named = |(host, port): (&str, &str)| host.eq_ignore_ascii_case("localhost") && port.parse::<u16>().is_ok();
         match text.parse::<SocketAddr>() {
             Ok(address) if !is_loopback_only(address.ip()) => Err(not_loopback(text)),
             Err(_) if !text.rsplit_once(':').is_some_and(named) => {
-                Err(Error::new(Kind::Usage, format!("{text:?} is no address of loopback with a port"))
+                Err(Error::new(Kind::Usage, format!("{text:?} is not a loopback address with a port"))
                     .hint(LOOPBACK_HINT))
             }
             _ => Ok(Self(text.to_owned())),
@@ -56,12 +56,12 @@ fn is_loopback_only(address: IpAddr) -> bool {
 }
 
 fn not_loopback(what: &str) -> Error {
-    let why = "can be reached from elsewhere, and who reaches it may empty the cache";
+    let why = "is reachable from other machines, and whoever can reach it can empty the cache";
     Error::new(Kind::Usage, format!("{what} {why}")).hint(LOOPBACK_HINT)
 }
 
-const LOOPBACK_HINT: &str = "orders are taken from this machine alone: write 127.0.0.1:9091, [::1]:9091 or localhost:9091; \
-    what others may read is at --listen-ops";
+const LOOPBACK_HINT: &str = "the admin API is for this machine only: use 127.0.0.1:9091, [::1]:9091 or localhost:9091; \
+    metrics and status for other machines are at --listen-ops";
 
 #[cfg(test)]
 mod tests {

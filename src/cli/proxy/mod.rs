@@ -110,7 +110,7 @@ enum Action {
 }
 
 impl Args {
-    /// Runs what asks nobody. `None` for the proxy itself.
+    /// Runs a command that needs no network. `None` for other commands and the proxy itself.
     pub(super) fn run_offline(&self) -> Option<Result<u8>> {
         match self.action.as_ref()? {
             Action::Check(args) => Some(check::run(args)),
@@ -119,7 +119,7 @@ impl Args {
         }
     }
 
-    /// What is to be done to a cache, if that is what is asked for. It needs no credentials.
+    /// The command on a cache, if there is one. It needs no credentials.
     pub(super) fn admin(&self) -> Option<&cache_commands::Action> {
         match &self.action {
             Some(Action::Cache(action)) => Some(action),
@@ -127,7 +127,7 @@ impl Args {
         }
     }
 
-    /// The list to fill a running proxy with, if that is what is asked for: no proxy runs here then.
+    /// The arguments of `warm`, if that is the command.
     pub(super) fn warm(&self) -> Option<&warm::WarmArgs> {
         match &self.action {
             Some(Action::Warm(args)) => Some(args),
@@ -135,7 +135,7 @@ impl Args {
         }
     }
 
-    /// What file or flags say.
+    /// The configuration from the file or the flags.
     fn plan(&self) -> Result<ProxyConfig> {
         if let Some(path) = &self.config {
             return config_file::load(path);
@@ -147,7 +147,7 @@ impl Args {
             settings: self.settings()?,
             write_auth: self.write_auth(),
             auth: BTreeMap::new(),
-            // Nodes may pull many images each, by several connections.
+            // Each node may pull many images, with several connections.
             limits: Limits {
                 connections: 4096,
                 buffer: 64 << 10,
@@ -214,7 +214,7 @@ Examples:
   transload proxy gc --admin 127.0.0.1:9091 --older-than 30d --dry-run
   transload proxy --config proxy.yaml";
 
-/// What stands in the file, where there is one.
+/// The flags that a configuration file replaces.
 const FLAGS_SET_BY_FILE: [&str; 16] = [
     "upstream_timeout",
     "shutdown_delay",

@@ -1,4 +1,4 @@
-//! What a running proxy tells those who operate it, on an address of its own.
+//! The operations address of a proxy: health, metrics, the status page, and the admin API.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -24,7 +24,7 @@ use crate::proxy::writeback::Queue;
 use crate::proxy::{Origins, Proxy};
 use crate::registry::Registries;
 
-/// Where it's told.
+/// The addresses.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
@@ -39,19 +39,19 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Where orders are taken, if they have an address of their own.
+    /// The separate address of the admin API, if there is one.
     ///
     /// # Errors
-    /// If others can connect to it.
+    /// If it is not a loopback address.
     pub(super) fn admin(&self) -> Result<Option<Loopback>> {
         let parsed = self.listen_admin.as_deref().map(str::parse).transpose();
         parsed.map_err(|error: Error| error.doing("use --listen-admin").on(Side::Local))
     }
 
-    /// Binds the addresses, where there are any, and begins to count.
+    /// Binds the addresses, and creates the metrics.
     ///
     /// # Errors
-    /// If an address can't be bound.
+    /// If an address cannot be bound.
     pub(super) async fn open(&self, admin: Option<&Loopback>, upstreams: &RegistryOrigins) -> Result<OpsServer> {
         let listener = match &self.listen_ops {
             Some(address) => Some(interval::listen(address).await?),
@@ -61,7 +61,7 @@ impl Args {
             Some(address) => {
                 let listener = address.bind().await.map_err(|error| error.on(Side::Local))?;
                 let bound = listener.local_addr().map_err(|error| Error::io("listen", &error))?;
-                output::note(&format!("taking the orders of proxy ls, rm, gc and verify --admin on http://{bound}"));
+                output::note(&format!("serving proxy ls, rm, gc and verify --admin on http://{bound}"));
                 Some(listener)
             }
             None => None,
@@ -87,10 +87,10 @@ impl Args {
     }
 }
 
-/// What is told, and where.
+/// The server of the operations addresses.
 pub(super) struct OpsServer {
     listener: Option<TcpListener>,
-    /// Where orders are taken, if not there.
+    /// The separate listener of the admin API.
     orders: Option<TcpListener>,
     registry: Registry,
     metrics: Metrics,
@@ -104,17 +104,17 @@ pub(super) struct OpsServer {
 type Pages = Box<dyn Fn(&str) -> Option<Page> + Send + Sync>;
 
 impl OpsServer {
-    /// Whether the proxy is of use now.
+    /// The readiness of the proxy.
     pub(super) fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// Where more figures can be shown.
+    /// The registry of metrics.
     pub(super) fn registry(&mut self) -> &mut Registry {
         &mut self.registry
     }
 
-    /// Who is to hear of what happens: figures and page, where someone can ask for them, and the queue.
+    /// The observers of events: metrics and status page, if they are served, and the write-back queue.
     pub(super) fn observer(&self, queue: Queue) -> Arc<dyn Observer> {
         let mut all: Vec<Arc<dyn Observer>> = Vec::new();
         if self.listener.is_some() {
@@ -125,8 +125,8 @@ impl OpsServer {
         Arc::new(all)
     }
 
-    /// The proxy is there: it can be pulled from, whether or not its upstreams answer. A proxy with a
-    /// full cache and no upstream is of use, and one that is taken away is of none.
+    /// Marks the proxy as ready, and registers its metrics. It is ready whether or not its upstreams answer, because it serves
+    /// its cache without them.
     pub(super) fn watch<O: Origins>(&mut self, proxy: &Proxy<O>) {
         let (proxy, proxy_again) = (proxy.clone(), proxy.clone());
         LiveMetrics::register(&mut self.registry, NAME_PREFIX, move || {
@@ -151,7 +151,7 @@ impl OpsServer {
         self.health.set_ready();
     }
 
-    /// Answers, for ever.
+    /// Serves forever.
     ///
     /// # Errors
     /// Those of [`ops::serve`].
@@ -187,7 +187,7 @@ impl OpsServer {
     }
 }
 
-/// Not ready while nothing can be cached: each pull would cost one of the upstream. Never returns.
+/// Sets the proxy unready while nothing can be cached, because each pull would reach the upstream then. Never returns.
 async fn watch_cache(dir: CacheDir, health: Health) -> Result<()> {
     let mut failed = false;
     loop {
@@ -202,7 +202,7 @@ async fn watch_cache(dir: CacheDir, health: Health) -> Result<()> {
             }
             Ok(()) if failed => {
                 failed = false;
-                tracing::info!("the cache can be written again: ready");
+                tracing::info!("the cache is writable again: ready");
                 health.set_ready();
             }
             Ok(()) => {}
@@ -211,7 +211,7 @@ async fn watch_cache(dir: CacheDir, health: Health) -> Result<()> {
     }
 }
 
-/// How often it is checked that the cache's directory can be written.
+/// The time between checks that the cache directory can be written.
 const CACHE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 fn page<O: Origins>(path: &str, proxy: &Proxy<O>, recent: &RecentActivity) -> Option<Page> {
@@ -225,8 +225,8 @@ fn page<O: Origins>(path: &str, proxy: &Proxy<O>, recent: &RecentActivity) -> Op
     }
 }
 
-/// Requests sent, and pulls left where registries tell;
-/// with several accounts at one registry those of the first.
+/// Metrics of requests and of pull limits, as registries report them. With several accounts at a registry, those of the first
+/// one.
 fn quotas(registries: &[Registries]) -> Vec<MetricFamily> {
     let (mut requests, mut left, mut limits) = (Vec::new(), Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();

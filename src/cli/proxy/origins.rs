@@ -19,21 +19,21 @@ use crate::registry::{MinRate, Options, Registries, Repo};
 #[derive(Clone)]
 pub(super) struct RegistryOrigins(Arc<RwLock<RegistryClients>>);
 
-/// The client for all upstreams, and those of upstreams with credentials of their own.
+/// The client for most upstreams, and the clients of upstreams with their own credentials.
 pub(super) struct RegistryClients {
     common: Registries,
     own: BTreeMap<String, Registries>,
-    /// For writing back: connections and limits of their own, since pulls come first.
+    /// The clients for write-back. They have their own connections and limits, so that pulls have priority.
     writing: BTreeMap<String, Registries>,
 }
 
 impl RegistryOrigins {
-    /// The upstreams of a configuration.
+    /// The upstreams of a configuration, with their clients.
     pub(super) fn new(global: &Global, proxy_config: &ProxyConfig) -> Result<Self> {
         Ok(Self(Arc::new(RwLock::new(Self::connect(global, proxy_config)?))))
     }
 
-    /// The clients for a configuration. Credentials are read again.
+    /// Creates the clients for a configuration, and reads credentials again.
     pub(super) fn connect(global: &Global, proxy_config: &ProxyConfig) -> Result<RegistryClients> {
         let mut own = BTreeMap::new();
         for (name, file) in &proxy_config.auth {
@@ -48,19 +48,19 @@ impl RegistryOrigins {
         Ok(RegistryClients { common, own, writing })
     }
 
-    /// All clients that there are now.
+    /// All current clients.
     pub(super) fn clients(&self) -> Vec<Registries> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         std::iter::once(&known.common).chain(known.own.values()).cloned().collect()
     }
 
-    /// From now on these.
+    /// Replaces the clients.
     pub(super) fn set(&self, known: RegistryClients) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = known;
     }
 }
 
-/// How registries are asked, with the credentials of `file` first.
+/// The options of a client that uses the credentials of `file` first.
 pub(super) fn options(global: &Global, file: Option<&PathBuf>) -> Result<Options> {
     let mut settings = global.settings()?;
     if let Some(file) = file {
@@ -69,7 +69,7 @@ pub(super) fn options(global: &Global, file: Option<&PathBuf>) -> Result<Options
     Ok(Options { credentials: Credentials::load(&settings)?, ..global.options()? })
 }
 
-/// What may be tried again, and waited for, is decided by the proxy: within its clients' patience.
+/// Adapts client options to the proxy, which decides about retries and waiting within the time limit of a request.
 pub(super) fn apply_config(given: Options, proxy_config: &ProxyConfig) -> Options {
     let min_rate = MinRate {
         bytes: proxy_config.min_rate.unwrap_or(given.min_rate.bytes),
@@ -78,7 +78,7 @@ pub(super) fn apply_config(given: Options, proxy_config: &ProxyConfig) -> Option
     Options {
         min_rate,
         share_list_room: true,
-        // Less than the time that a client waits, so that it is over for a client that does.
+        // Less than the time that a client waits, so that it ends before the client gives up.
         longest_pause: Duration::from_secs(5).min(proxy_config.settings.upstream_timeout / 5),
         retries: 0,
         patience: Duration::ZERO,

@@ -1,8 +1,8 @@
-//! The configuration, read again while the proxy serves: on SIGHUP, and when the file or one that it names
-//! changes. What is being fetched or sent goes on as it began.
+//! Reloads the configuration while the proxy runs: on SIGHUP, and when the file or a file that it names changes. Running
+//! fetches and responses continue unchanged.
 //!
-//! Files are known by their contents, which are taken when they are the same twice, as a mirror's list is: one
-//! that is written in pieces is not half read, and one that is only touched is not read at all.
+//! A change is recognised by the content of the files, and applied after two equal looks, as for a mirror's list. So a file that
+//! is being written is not read too early, and a file that is only touched is not reloaded.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::proxy::{Proxy, Settings};
 use crate::regular_file::{self, Links};
 use crate::server::{AccessLog, Limits};
 
-/// What is looked at.
+/// Watches the configuration.
 pub(super) struct ConfigWatcher {
     path: PathBuf,
     hangup: Signal,
@@ -33,8 +33,8 @@ pub(super) struct ConfigWatcher {
     log: AccessLog,
 }
 
-/// SIGHUP where there is nothing to read again. It must not end the proxy, as by default it ends what doesn't
-/// listen: whoever sends it, by habit or to all of a host's servers, wants a reload.
+/// Handles SIGHUP without a configuration file. By default the signal would end the process, but senders of SIGHUP usually want
+/// a reload.
 pub(super) struct IgnoredHangups(Signal);
 
 impl IgnoredHangups {
@@ -45,7 +45,7 @@ impl IgnoredHangups {
     /// Never ready.
     pub(super) async fn run(mut self) {
         while self.0.recv().await.is_some() {
-            output::note("SIGHUP: there is no file to read again without --config; flags change by a restart");
+            output::note("SIGHUP: without --config there is no file to reload; changed flags need a restart");
         }
         std::future::pending().await
     }
@@ -55,11 +55,11 @@ fn hangup_signal() -> Result<Signal> {
     signal(SignalKind::hangup()).map_err(|error| Error::io("listen to signals", &error))
 }
 
-/// By what changed files are known: the digest of each, where it can be read.
+/// The digest of each file; `None` if it cannot be read.
 type FileDigests = BTreeMap<PathBuf, Option<Digest>>;
 
 impl ConfigWatcher {
-    /// Begins to look, before anything is told to be ready.
+    /// Starts watching. Called before the proxy reports that it is ready.
     pub(super) fn new(
         path: PathBuf,
         proxy_config: ProxyConfig,
@@ -79,15 +79,15 @@ impl ConfigWatcher {
                 () = tokio::time::sleep(POLL_INTERVAL) => false,
             };
             let now = file_digests(&self.path, &self.proxy_config);
-            // Looked at before it's read: what is written in between is found the next time.
+            // Hashed before it is read: a change in between is found the next time.
             if !self.changes.observe(now.clone(), asked) {
                 continue;
             }
             match self.reload(proxy, global, &now) {
-                Ok(()) => output::note(&format!("read {} again", self.path.display())),
+                Ok(()) => output::note(&format!("reloaded {}", self.path.display())),
                 Err(error) => {
                     output::print_error(&error);
-                    output::note("the configuration stays as it was");
+                    output::note("the old configuration stays in use");
                 }
             }
         }
@@ -95,7 +95,7 @@ impl ConfigWatcher {
 
     fn reload(&mut self, proxy: &Proxy<RegistryOrigins>, global: &Global, looked: &FileDigests) -> Result<()> {
         let proxy_config = config_file::load(&self.path)?;
-        // Those that are named for the first time are looked at now, before they are read.
+        // Files that are named for the first time are hashed now, before they are read.
         let mut seen = file_digests(&self.path, &proxy_config);
         seen.extend(
             looked
@@ -103,7 +103,7 @@ impl ConfigWatcher {
                 .filter_map(|(path, mark)| Some((seen.get_key_value(path)?.0.clone(), *mark)))
                 .collect::<FileDigests>(),
         );
-        // Other files' names are taken over, other addresses and another kind of access are not.
+        // Changed file names apply at once. Changed addresses, and a switch between HTTP and HTTPS, need a restart.
         let same =
             |(old, new): (&ListenerConfig, &ListenerConfig)| old.at == new.at && old.tls.is_some() == new.tls.is_some();
         let listens = proxy_config.listen.len() == self.proxy_config.listen.len()
@@ -111,7 +111,7 @@ impl ConfigWatcher {
         let listener_configs = if listens { &proxy_config.listen } else { &self.proxy_config.listen };
         let secrets = listener_configs.iter().map(ListenerSecrets::read).collect::<Result<Vec<_>>>()?;
         let origins = RegistryOrigins::connect(global, &proxy_config)?;
-        // All of it can be used: from here on nothing fails but a world that makes no sense.
+        // Everything is loaded. From here on only invalid upstreams can fail.
         proxy.set_upstreams(proxy_config.settings.upstreams.clone())?;
         proxy.origins().set(origins);
         for (handle, secrets) in self.handles.iter().zip(secrets) {
@@ -135,10 +135,10 @@ impl ConfigWatcher {
             ("limits", limits(old) != limits(new)),
         ] {
             if differs {
-                output::note(&format!("warning: what changed in `{what}` needs a restart"));
+                output::note(&format!("warning: changes of `{what}` need a restart"));
             }
         }
-        // What needs a restart stays what it is, so that it's said again.
+        // Settings that need a restart keep their old values, so that the warning is repeated at the next reload.
         let (listen, mut settings, limits) = (
             if listens { proxy_config.listen } else { self.proxy_config.listen.clone() },
             proxy_config.settings,
@@ -155,7 +155,7 @@ impl ConfigWatcher {
     }
 }
 
-/// What the files are like now: the configuration, and those that it names.
+/// The digests of the configuration file and of the files that it names.
 fn file_digests(path: &Path, proxy_config: &ProxyConfig) -> FileDigests {
     let listener_configs = proxy_config.listen.iter().flat_map(|listener_config| {
         let tls =
@@ -171,12 +171,12 @@ fn file_digests(path: &Path, proxy_config: &ProxyConfig) -> FileDigests {
     files.map(|path| (path.to_owned(), file_digest(path))).collect()
 }
 
-/// The digest of all that is read of a file. `None` if it cannot be read, or is larger than any such file may be.
+/// The digest of a file. `None` if it cannot be read, or is larger than [`listen::MAX_FILE`].
 fn file_digest(path: &Path) -> Option<Digest> {
     Some(Digest::of(&regular_file::read(path, Links::Follow, listen::MAX_FILE).ok()?))
 }
 
-/// Between two looks at the files.
+/// The time between two looks at the files.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
-//! How many files the process may have open.
+//! The limit of open files of the process.
 //!
-//! A client that pulls has two, its connection and what it reads; what is fetched has some, too. Systems give
-//! a process 1024 unless it asks for more, for the sake of programs that are older than `poll`.
+//! Each client uses two files, its connection and the cached file; fills use some too. The default limit is often 1024, for
+//! programs that use `select`.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Takes as many as may be taken.
+/// Raises the limit to the maximum.
 pub(super) fn raise() {
     let limit = getrlimit(Resource::Nofile);
     let all = Rlimit { current: limit.maximum, ..limit };
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, all)
     {
-        tracing::warn!("not more than {} open files can be had: {error}", limit.current.unwrap_or_default());
+        tracing::warn!("cannot raise the limit of {} open files: {error}", limit.current.unwrap_or_default());
     }
 }

@@ -1,7 +1,7 @@
-//! Scalars of the configuration file, in each form in which YAML hands them over.
+//! Scalars of the configuration file, in all forms in which YAML parsers return them.
 //!
-//! YAML 1.1 reads `off`, `on`, `no` and `yes` as booleans, YAML 1.2 as text, and what writes YAML for others (Helm)
-//! writes the boolean. A number comes as an integer or, from such writers, as a float. <https://yaml.org/type/bool.html>
+//! YAML 1.1 parses `off`, `on`, `no` and `yes` as booleans, and YAML 1.2 as text. Programs that generate YAML, such as Helm,
+//! write booleans instead, and write some integers as floats. <https://yaml.org/type/bool.html>
 
 use std::fmt;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde::de::{self, Deserializer, Visitor};
 use super::config::AccessLogFormat;
 use crate::mirror::schedule;
 
-/// A scalar as text: a boolean is `on` or `off`, whatever word stood there.
+/// A scalar as text. All forms of a boolean become `on` or `off`.
 fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) -> Result<String, D::Error> {
     struct ScalarVisitor(&'static str);
     impl Visitor<'_> for ScalarVisitor {
@@ -27,7 +27,7 @@ fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) ->
         }
 
         fn visit_str<E>(self, text: &str) -> Result<String, E> {
-            // Quoted, it is text; the meaning is the same.
+            // A quoted word has the same meaning.
             Ok(match text {
                 "yes" | "true" => "on".to_owned(),
                 "no" | "false" => "off".to_owned(),
@@ -51,7 +51,7 @@ fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) ->
     deserializer.deserialize_any(ScalarVisitor(expected))
 }
 
-/// `50GiB`, or a number of bytes; `off` or `on`, where the key has that.
+/// `50GiB`, or a number of bytes. Some keys also accept `off` or `on`.
 #[derive(Clone)]
 pub(super) struct Size(pub(super) String);
 

@@ -1,4 +1,4 @@
-//! Serving: from the arguments to the listeners.
+//! Starts and runs the proxy.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,9 +24,9 @@ use crate::server::{self, AccessControl, AccessLog, Guarded, Handler, ResponseBo
 /// Serves until `shutdown` is ready.
 ///
 /// # Errors
-/// If the configuration or an upstream makes no sense, the cache can't be used, or an address can't be bound.
+/// If the configuration is invalid, the cache cannot be used, or an address cannot be bound.
 pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
-    // What ends a proxy is never its upstreams.
+    // Errors of upstreams never end the proxy.
     start(args, global, shutdown).await.map_err(|error| error.on(Side::Local))
 }
 
@@ -44,7 +44,7 @@ async fn start(args: Args, global: &Global, shutdown: impl Future<Output = ()>) 
     let proxy = proxy.map_err(|error| error.hint("the cache must be a directory that this user can write to"))?;
     ops.watch(&proxy);
     let handles = listeners.iter().map(|listener| listener.handle.clone()).collect();
-    // Data is on stdout; what the program says for itself is on stderr: each can be had without the other.
+    // The access log is on stdout, and messages are on stderr, so that they can be separated.
     let log = AccessLog::new(std::io::stdout(), proxy_config.access_log.form())?;
     let watch = match args.config {
         Some(path) => ReloadTask::File(Box::new(ConfigWatcher::new(path, proxy_config.clone(), handles, log.clone())?)),
@@ -72,13 +72,13 @@ async fn start(args: Args, global: &Global, shutdown: impl Future<Output = ()>) 
     ended
 }
 
-/// What is read again.
+/// The task that reloads files.
 enum ReloadTask {
     File(Box<ConfigWatcher>),
     Nothing(IgnoredHangups),
 }
 
-/// Has each answer counted, also those that never came as far as to the proxy.
+/// Counts all responses, also those that the proxy itself has not produced.
 struct CountedHandler<H>(H, Arc<Server<Proxy<RegistryOrigins>>>);
 
 impl<H: Handler> Handler for CountedHandler<H> {
@@ -91,15 +91,15 @@ impl<H: Handler> Handler for CountedHandler<H> {
 
 /// Ready when no more connections are to be accepted.
 ///
-/// Whoever sends connections here, such as kube-proxy, hears later than the proxy that it stops (Kubernetes, "Pod
-/// Lifecycle", "Termination of Pods"): what comes in the meantime is still answered.
+/// Load balancers such as kube-proxy notice the end of the proxy later than the proxy itself (Kubernetes, "Pod Lifecycle",
+/// "Termination of Pods"). Connections are still accepted during the delay.
 async fn stop_after_delay(shutdown: impl Future<Output = ()>, health: Health, delay: Duration) {
     shutdown.await;
     health.ends();
     tokio::time::sleep(delay).await;
 }
 
-/// At all of them, until `shutdown`; each then ends in its own time.
+/// Runs all listeners until `shutdown`. Each then drains its connections.
 async fn serve(
     listeners: Vec<OpenListener>,
     server: &Arc<Server<Proxy<RegistryOrigins>>>,
@@ -114,7 +114,7 @@ async fn serve(
         let (mut stopped, listener) = (stopped.clone(), open.listener.logged(log.clone()));
         async move {
             let _socket = open.socket;
-            // It's never sent: it ends.
+            // No value is sent: the channel is closed.
             server::run(listener, handler, limits, async move { while stopped.changed().await.is_ok() {} }).await
         }
     });

@@ -1,7 +1,7 @@
 //! `transload proxy warm`: fills a running proxy with the images of a list.
 //!
-//! The list's run and the copy engine as a mirror has them, with the proxy as the source and [`DiscardingDestination`]
-//! as the destination: so each blob is asked for once, within places, tried again, and verified here too.
+//! It runs the list like `transload mirror`, with the proxy as the source and [`DiscardingDestination`] as the destination. So
+//! each blob is requested once, with limits and retries, and is verified here too.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -46,11 +46,11 @@ pub(in crate::cli) struct WarmArgs {
     jobs: u16,
 }
 
-/// Where the proxy is.
+/// The address of the proxy.
 #[derive(Clone, Debug)]
 struct Address {
     name: RegistryName,
-    /// It was written as `http://…`, which is allowed therefore.
+    /// It was given as `http://…`, so plain HTTP is allowed.
     plain: bool,
 }
 
@@ -62,16 +62,16 @@ fn parse_address(text: &str) -> Result<Address> {
 }
 
 impl WarmArgs {
-    /// How the proxy is asked.
+    /// The client options for the proxy.
     pub(in crate::cli) fn options(&self, mut options: Options) -> Options {
-        // What is on loopback is plain without being called insecure.
+        // On loopback, plain HTTP needs no --insecure-registry.
         if self.proxy.plain && !crate::reference::is_loopback(crate::reference::split_port(&self.proxy.name).0) {
             options.insecure.push(self.proxy.name.to_string());
         }
         options
     }
 
-    /// The list, and where each image of it is at the proxy.
+    /// The list, with the location of each image at the proxy.
     fn list(&self) -> Result<(List, Vec<DestinationBase>)> {
         let (mut list, name) = load::read(&self.list, &Defaults::default())?;
         let to = vec![DestinationBase { registry: self.proxy.name.clone(), prefix: String::new() }];
@@ -87,7 +87,7 @@ impl WarmArgs {
     }
 }
 
-/// Runs it; returns the exit code, a mirror's.
+/// Runs the command, and returns an exit code like `transload mirror`.
 pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
     let Some(args) = args.warm() else { return Ok(0) };
     let (list, to) = args.list()?;
@@ -107,7 +107,7 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
         }
     };
     let engine = Engine::new(usize::from(args.jobs), observer);
-    // Nothing is ever at the destination: so all of each image is walked.
+    // The destination is always empty, so the whole of each image is walked.
     let options = run::Options { action: Action::Copy { dry_run: false, force: true }, deadline: None };
     let places = ProxyRepositories { registries, proxy: &args.proxy.name };
     run::run(&list, &to, &places, &engine, &options, &|_, _| true, &ended).await;
@@ -124,7 +124,7 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
     Ok(done.exit_code())
 }
 
-/// An image of which the proxy had all blobs is unchanged.
+/// Reports an image as unchanged if the proxy had all its blobs.
 fn with_proxy_names(event: Event) -> Event {
     match event {
         Event::Copied(job, mut report) => {
@@ -150,8 +150,8 @@ impl Repositories for ProxyRepositories<'_> {
     fn source(&self, repository: &Repository) -> Result<Repo> {
         let Repository { registry, name } = repository;
         if registry.contains([':', '[']) {
-            return Err(Error::new(Kind::Unsupported, format!("{repository} cannot be asked for by path"))
-                .hint("a registry with a port can't stand in a path: give the upstream a name without one"));
+            return Err(Error::new(Kind::Unsupported, format!("{repository} cannot be requested by path"))
+                .hint("a path cannot contain a registry with a port: use an upstream name without a port"));
         }
         let name = name.below(registry)?;
         self.registries.repository(&Repository { registry: self.proxy.clone(), name })
@@ -163,12 +163,12 @@ impl Repositories for ProxyRepositories<'_> {
     }
 }
 
-/// What is written here is verified and gone; the proxy it comes through has it then.
+/// Verifies and discards content. The proxy that it comes from has cached it then.
 #[derive(Clone)]
 struct DiscardingDestination {
-    /// The repository at the proxy, to ask what is cached.
+    /// The repository at the proxy, to check what is cached.
     at: Repo,
-    /// One for all images: what came by one repository is there for all.
+    /// The same for all images, so that a blob is requested once.
     all: Repository,
 }
 
@@ -201,7 +201,7 @@ impl Destination for DiscardingDestination {
 
     async fn upload<S: Source>(&self, (): (), feed: &Feed<S>, mut body: Verified) -> Result<()> {
         while body.try_next().await?.is_some() {}
-        // The last byte may be here a moment before the proxy has named the file.
+        // The last byte may arrive shortly before the proxy has committed the file.
         for _ in 0..STORED_POLLS {
             match self.at.cached(&feed.blob().digest).await? {
                 Cached::Yes | Cached::Unknown => return Ok(()),
@@ -211,7 +211,7 @@ impl Destination for DiscardingDestination {
         }
         Err(Error::new(Kind::Local, format!("the proxy did not keep blob {}", feed.blob().digest))
             .on(Side::Source)
-            .hint("its cache has no room for all of the list, or can't be written: see its logs"))
+            .hint("its cache has no space for the whole list, or cannot be written: see its logs"))
     }
 
     async fn put_manifest(&self, _: &Manifest, _: &Target) -> Result<PushReceipt> {
@@ -223,7 +223,7 @@ impl Destination for DiscardingDestination {
     }
 }
 
-/// How often, and after which time each, it's asked whether a blob has been stored: 30 s for a slow disk.
+/// Checks whether a blob is stored: 300 in 30 s, for a slow disk.
 const STORED_POLLS: u32 = 300;
 const STORED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Kind, Result};
 use crate::proxy::upstreams::UpstreamConfig;
 
-/// Whether, and as whom.
+/// The options of write-back.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
@@ -18,7 +18,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Marks the upstreams that have several tiers.
+    /// Enables write-back for the upstreams with several tiers.
     ///
     /// # Errors
     /// [`Kind::Usage`] if there are none.
@@ -28,7 +28,7 @@ impl Args {
         }
         if self.write_back && !specs.iter().any(|spec| spec.write_back) {
             return Err(Error::new(Kind::Usage, "--write-back needs an upstream with several tiers")
-                .hint("write such as --upstream docker.io=myregistry.azurecr.io/docker.io,docker.io"));
+                .hint("example: --upstream docker.io=myregistry.azurecr.io/docker.io,docker.io"));
         }
         Ok(())
     }

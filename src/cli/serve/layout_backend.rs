@@ -1,7 +1,6 @@
-//! A layout directory behind the server.
+//! A layout directory as a backend of the server.
 //!
-//! It's here, since `layout` and `server` don't know each other: the one also works without HTTP,
-//! the other also without a directory.
+//! It is in `cli`, because `layout` and `server` do not depend on each other.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,14 +22,14 @@ pub(crate) struct LayoutBackend {
 }
 
 impl LayoutBackend {
-    /// Serves what `store` holds; takes pushes if `writable`.
+    /// Serves the content of `store`. Accepts pushes if `writable`.
     pub(crate) fn new(store: Store, writable: bool) -> Self {
         Self { store, writable }
     }
 
     async fn manifest_in(&self, name: &RepositoryName, target: &Target) -> Result<Option<Manifest>> {
         match self.store.repository(name).lookup(target).await {
-            // A layer can't be asked for as a manifest.
+            // A layer cannot be requested as a manifest.
             Err(error) if error.kind() == Kind::Invalid && target.digest().is_some() => Ok(None),
             found => found,
         }
@@ -131,8 +130,8 @@ impl Backend for LayoutBackend {
     }
 }
 
-/// The repositories of the directory that `repository` may mean, the best first: it may hold both docker.io/a/b and
-/// ghcr.io/a/b, and a mirror be asked for the `a/b` of one of them.
+/// The repositories of the directory that `repository` may mean, the best first. The directory may contain docker.io/a/b and
+/// ghcr.io/a/b, and a client that uses it as a mirror requests `a/b` of one of them.
 fn name_candidates(repository: &RepositoryPath) -> Vec<RepositoryName> {
     let whole = repository.ns.as_ref().and_then(|ns| repository.name.below(without_https_port(ns)).ok());
     whole.into_iter().chain([repository.name.clone()]).collect()

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::reference::{RegistryName, RepositoryName, Target};
 
-/// One image to be copied.
+/// An image to copy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Job {
     /// The upstream's name.
@@ -16,7 +16,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Its strings, in bytes.
+    /// The length of its strings in bytes.
     pub(super) fn size(&self) -> usize {
         self.upstream.len() + self.repository.len() + self.target.len()
     }
@@ -25,10 +25,10 @@ impl Job {
         (&self.upstream, &self.repository) == (&other.upstream, &other.repository)
     }
 
-    /// Which manifest.
+    /// The manifest to copy.
     ///
     /// # Errors
-    /// If it is neither a tag nor a digest: the queue's file can be anything.
+    /// If `target` is neither a tag nor a digest: the queue's file may contain anything.
     pub(crate) fn target(&self) -> Result<Target> {
         // A tag has no colon.
         if self.target.contains(':') {
@@ -38,23 +38,22 @@ impl Job {
         }
     }
 
-    /// Whether its parts are what they should be. The queue's file can be anything; a job that can never be
-    /// done would be tried for ever.
+    /// Whether its parts are valid. The queue's file may contain anything, and an invalid job would be tried for ever.
     pub(super) fn is_valid(&self) -> bool {
         let valid =
             self.target().and(self.repository.parse::<RepositoryName>()).and(self.upstream.parse::<RegistryName>());
         if let Err(error) = &valid {
-            tracing::warn!("an entry of the write-back queue is dropped: {error}");
+            tracing::warn!("removed an entry of the write-back queue: {error}");
         }
         valid.is_ok()
     }
 }
 
-/// How a copy ended well.
+/// The result of a successful copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyOutcome {
-    /// It was copied.
+    /// The image was copied.
     Copied,
-    /// The durable tier had it.
+    /// The first tier had the image.
     Present,
 }

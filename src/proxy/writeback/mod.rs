@@ -1,12 +1,12 @@
-//! Images that only a later tier had are copied into the first tier, in the background.
+//! Write-back: copies images that only a later tier has into the first tier, in the background.
 //!
-//! Who pulls never waits for this: an event puts an image into the queue, and the worker takes some at once, of each
-//! repository one, and copies them by the copy engine. What failed, or got on too slowly, is tried again later, with
-//! growing pauses, until it's there or its source is gone.
+//! Clients never wait for it: an event puts an image into the queue, and the worker copies several images at once, but one
+//! of each repository, by the copy engine. A copy that fails or is too slow is tried again with growing pauses, until it
+//! succeeds or its source no longer exists.
 //!
-//! Tries are bounded, and counted in the file before each begins (`saved`). An image whose copy ends the process three
-//! times in a row, for example by its memory, is given up; until it has ended once, it is copied alone, so that
-//! no other image is suspected with it. What is given up is not queued again for a day.
+//! The number of tries is limited, and each try is counted in the file before it starts (`saved`). An image whose copy ends
+//! the process three times in a row, for example by its use of memory, is given up. After the first time it is copied alone,
+//! so that no other image is suspected. An image that was given up is not queued again for a day.
 
 mod job;
 mod queue;

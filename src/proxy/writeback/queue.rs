@@ -1,4 +1,4 @@
-//! The queue: bounded, and kept in a file, so that it survives restarts. A try is counted there before it begins.
+//! The queue. It is bounded, and stored in a file, so that it survives restarts. A try is counted there before it starts.
 
 use std::borrow::Cow;
 use std::fs;

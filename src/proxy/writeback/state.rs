@@ -1,4 +1,4 @@
-//! What is in the queue: the images that wait, and those that were given up.
+//! The state of the queue: the waiting images, and those that were given up.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -11,11 +11,11 @@ use super::saved::SavedJob;
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) jobs: Vec<WaitingJob>,
-    /// The same.
+    /// The jobs as a set.
     pub(super) known: HashSet<Job>,
-    /// The bytes of their strings.
+    /// The length of all their strings in bytes.
     pub(super) bytes: usize,
-    /// Images that were given up, and when, in seconds since 1970.
+    /// The jobs that were given up, with the time in seconds since 1970.
     pub(super) given_up: HashMap<Job, u64>,
     pub(super) unsaved: bool,
 }
@@ -24,7 +24,7 @@ pub(super) struct State {
 pub(super) struct WaitingJob {
     pub(super) job: Job,
     pub(super) tries: u32,
-    /// The last ones of them that began and did not end.
+    /// The latest tries that started and did not end.
     pub(super) unended: u32,
     pub(super) due: Instant,
     pub(super) running: bool,
@@ -35,7 +35,7 @@ impl WaitingJob {
         Self { job, tries: 0, unended: 0, due: Instant::now(), running: false }
     }
 
-    /// Whether a process did not survive its last try, perhaps because of it.
+    /// Whether the process ended during its last try, possibly because of it.
     pub(super) fn is_suspect(&self) -> bool {
         self.unended > u32::from(self.running)
     }
@@ -92,18 +92,18 @@ impl State {
         Some(self.jobs.remove(at))
     }
 
-    /// Whether the job was given up lately.
+    /// Whether the job was given up recently.
     pub(super) fn is_given_up(&mut self, job: &Job) -> bool {
         let Some(at) = self.given_up.get(job) else { return false };
-        // A clock that was set back makes it old.
-        let lately = now().checked_sub(*at).is_some_and(|age| age < GIVEN_UP_TTL.as_secs());
-        if !lately {
+        // If the clock was set back, the entry counts as old.
+        let recently = now().checked_sub(*at).is_some_and(|age| age < GIVEN_UP_TTL.as_secs());
+        if !recently {
             self.given_up.remove(job);
         }
-        lately
+        recently
     }
 
-    /// Remembers a job that is given up, in place of the oldest where there are many.
+    /// Records that a job was given up. If there are too many, the oldest record is removed.
     pub(super) fn give_up(&mut self, job: Job) {
         if self.given_up.len() >= MAX_GIVEN_UP
             && let Some(oldest) = self.given_up.iter().min_by_key(|(_, at)| **at).map(|(job, _)| job.clone())
@@ -119,9 +119,11 @@ fn now() -> u64 {
     crate::clock::unix_seconds()
 }
 
-/// Images that wait at most, and the bytes of their names.
+/// The limit of waiting images.
 pub(super) const MAX_WAITING: usize = 10_000;
+/// The limit of the length of their names in bytes.
 const MAX_NAME_BYTES: usize = 4 << 20;
-/// For how long an image that was given up isn't queued again, and how many of those are remembered.
+/// How long an image that was given up is not queued again.
 pub(super) const GIVEN_UP_TTL: Duration = Duration::from_secs(24 * 3600);
+/// The limit of records of images that were given up.
 const MAX_GIVEN_UP: usize = 1000;

@@ -1,4 +1,4 @@
-//! The worker: copies what is in the queue by the copy engine, through the proxy's cache.
+//! The worker: copies the queued images by the copy engine, through the proxy's cache.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,19 +10,19 @@ use crate::error::{Error, Kind, Result};
 use crate::proxy::{Origins, Proxy};
 use crate::reference::Repository;
 
-/// Gives the repositories of first tiers, to be written.
+/// Gives access to the repositories of first tiers, for writing.
 pub(crate) trait WriteBackOrigins: Origins {
-    /// A repository that can be asked, and written.
+    /// A repository for reading and writing.
     type FirstTier: Source + Destination;
 
-    /// The repository of this name in the first tier of the upstream `upstream`. Asks nobody yet.
+    /// The repository of this name in the first tier of the upstream `upstream`. Sends no request.
     fn first_tier(&self, upstream: &str, repository: &Repository) -> Result<Self::FirstTier>;
 }
 
-/// Works the queue off, for ever. Which upstreams are written to, and as whom, may change meanwhile.
+/// Copies the queued images, forever. Upstreams and credentials may change at the same time.
 ///
-/// What was written is believed to be there, so that images of one base have it mounted. It may have been removed
-/// since, by a registry's retention say: so after a failure nothing is believed any more.
+/// Written blobs are remembered, so that images with the same base can mount them. A registry may have removed them since, for
+/// example by a retention policy. So after a failure all of them are forgotten.
 pub(crate) async fn run<O: WriteBackOrigins>(queue: &Queue, proxy: &Proxy<O>) {
     let new = || Arc::new(Engine::new(2, Arc::new(NoObserver)));
     let shared = Mutex::new(new());
@@ -31,7 +31,7 @@ pub(crate) async fn run<O: WriteBackOrigins>(queue: &Queue, proxy: &Proxy<O>) {
         let engine = lock().clone();
         let done = copy(&engine, proxy, job, moved).await;
         let mut shared = lock();
-        // Others that began with the same one fail by themselves, if they do.
+        // Running copies keep the old engine, and may fail as well.
         if done.is_err() && Arc::ptr_eq(&shared, &engine) {
             *shared = new();
         }
@@ -46,11 +46,12 @@ async fn copy<O: WriteBackOrigins>(
     job: Job,
     moved: Arc<AtomicU64>,
 ) -> Result<CopyOutcome> {
-    let gone = || Error::new(Kind::NotFound, format!("nothing is written back of {}/{}", job.upstream, job.repository));
+    let gone =
+        || Error::new(Kind::NotFound, format!("write-back is not enabled for {}/{}", job.upstream, job.repository));
     let (source, durable) = proxy.cached_source(&job.upstream, &job.repository, moved).ok_or_else(gone)?;
     let target = job.target()?;
     let destination = proxy.origins().first_tier(&job.upstream, &durable)?;
-    // It may only have been silent when it was asked: what it calls by a tag is its own business.
+    // The first tier may have a tag, but did not answer when it was asked: its tag is not overwritten.
     match destination.resolve(&target).await {
         Ok(Some(_)) => return Ok(CopyOutcome::Present),
         Ok(None) => {}
