@@ -35,6 +35,8 @@ struct Inner {
     /// The HTTP status that a registry answered with, and the code in its error document.
     status: Option<u16>,
     code: Option<String>,
+    /// The registry that it is about.
+    registry: Option<String>,
 }
 
 /// Which end of a copy an error belongs to.
@@ -108,6 +110,7 @@ impl Error {
             reported: false,
             status: None,
             code: None,
+            registry: None,
         }))
     }
 
@@ -237,6 +240,18 @@ impl Error {
         self
     }
 
+    /// Names the registry that it is about, unless one is named already.
+    #[must_use]
+    pub(crate) fn from_registry(mut self, registry: &str) -> Self {
+        self.0.registry.get_or_insert_with(|| registry.to_owned());
+        self
+    }
+
+    /// The registry that it is about, where known.
+    pub(crate) fn registry(&self) -> Option<&str> {
+        self.0.registry.as_deref()
+    }
+
     /// The same error with what `other`, which is about the same answer, knows of its reason.
     #[must_use]
     pub(crate) fn explained_by(self, other: Self) -> Self {
@@ -309,7 +324,7 @@ impl Error {
     #[must_use]
     pub fn duplicate(&self) -> Self {
         let Inner { kind, side, doing, what, quote, hint, retry_after, transient, .. } = &*self.0;
-        let Inner { attempts, spent, reported, status, code, .. } = &*self.0;
+        let Inner { attempts, spent, reported, status, code, registry, .. } = &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,
@@ -324,6 +339,7 @@ impl Error {
             reported: *reported,
             status: *status,
             code: code.clone(),
+            registry: registry.clone(),
         }))
     }
 }

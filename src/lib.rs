@@ -26,7 +26,7 @@
 //!
 //! # The order of knowledge
 //! - Tools, which know each other only: `printable`, `redact` < [`error`] < `atomic_file`, [`body`], `change_detector`, `clock`, [`file_access`],
-//!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
+//!   `go_names`, `memory`, `panics`, `pool`, `regular_file`, `waits`.
 //! - tools < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
 //! - [`credentials`] < [`registry`]; [`copy`] < [`mirror`]; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
@@ -129,3 +129,4 @@ mod regular_file;
 pub mod retry;
 pub mod server;
 pub mod verify;
+mod waits;

@@ -8,7 +8,7 @@ use futures_util::future;
 use super::blob_locations::RepositoryId;
 use super::concurrency::{SMALL_BLOB, TransferSlot};
 use super::locks::ManifestLock;
-use super::{BLOB_PATIENCE, BlobStep, Engine, Outcome, Plan, Report};
+use super::{BLOB_PATIENCE, BlobStep, Engine, Observer, Outcome, Plan, Report};
 use crate::content::{Destination, Feed, Source, UploadStart};
 use crate::descriptor::Descriptor;
 use crate::error::{Kind, Result, Side};
@@ -54,6 +54,11 @@ impl Engine {
         };
         self.observer.finished(blob, &outcome);
         Ok(outcome)
+    }
+
+    /// Tells the observer that this blob is given up, unless its transfer ends well.
+    pub(super) fn abandon_on_drop<'a>(&'a self, blob: &'a Descriptor) -> AbandonGuard<'a> {
+        AbandonGuard { observer: &*self.observer, blob, finished: false }
     }
 
     fn holder(&self, held: &[RepositoryId]) -> Option<Repository> {
@@ -150,6 +155,54 @@ impl Engine {
         let (observer, digest) = (self.observer.clone(), blob.digest);
         let moved = Arc::new(move |bytes| observer.moved(&digest, bytes));
         Feed::new(source.clone(), blob.clone(), Budget::new(self.retries, BLOB_PATIENCE), moved)
+    }
+}
+
+/// A transfer that is under way.
+pub(super) struct AbandonGuard<'a> {
+    observer: &'a dyn Observer,
+    blob: &'a Descriptor,
+    finished: bool,
+}
+
+impl AbandonGuard<'_> {
+    /// The blob is at the destination.
+    pub(super) fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for AbandonGuard<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.observer.abandoned(self.blob);
+        }
+    }
+}
+
+/// Planned bytes of an image that are not at the destination yet.
+pub(super) struct PlannedBytes<'a> {
+    observer: &'a dyn Observer,
+    left: u64,
+}
+
+impl<'a> PlannedBytes<'a> {
+    pub(super) fn new(observer: &'a dyn Observer, plan: &Plan) -> Self {
+        observer.planned(plan.blobs.len(), plan.bytes());
+        Self { observer, left: plan.bytes() }
+    }
+
+    /// A blob is at the destination.
+    pub(super) fn finished(&mut self, blob: &Descriptor) {
+        self.left = self.left.saturating_sub(blob.size);
+    }
+}
+
+impl Drop for PlannedBytes<'_> {
+    fn drop(&mut self) {
+        if self.left > 0 {
+            self.observer.unplanned(self.left);
+        }
     }
 }
 

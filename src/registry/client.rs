@@ -105,7 +105,7 @@ impl Registry {
             accounts,
             pulls: PullLimit::new(name, &options),
             rate_limit: RateLimit::new(name, &options),
-            limiter: ParallelismLimit::new(options.concurrency, options.longest_pause),
+            limiter: ParallelismLimit::new(name, options.concurrency, options.longest_pause),
             largest_body: AtomicU64::new(u64::MAX),
             no_referrers: AtomicBool::new(false),
             without_head: WithoutHead::default(),
@@ -323,7 +323,7 @@ impl Registry {
                 _ => false,
             };
             if !next {
-                return Err(self.without_credentials(error, account).doing(doing));
+                return Err(self.without_credentials(error, account).doing(doing).from_registry(&self.name));
             }
         }
     }
@@ -380,8 +380,8 @@ impl Registry {
         let until = match status {
             // Only pulls have to wait for pulls.
             _ if error.is_quota() => None,
-            StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.on_push_back(class, asked),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.limiter.on_push_back(asked),
+            StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.on_push_back(class, status.as_u16(), asked),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.limiter.on_push_back(status.as_u16(), asked),
             _ => None,
         };
         // Who has time leaves the registry alone as long as it takes, rather than give up after a few tries.

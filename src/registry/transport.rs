@@ -194,7 +194,7 @@ impl Registry {
         }
         let response = self.send_once(method, url, headers, body).await?;
         if response.status() == StatusCode::TOO_MANY_REQUESTS {
-            self.on_push_back(Class::Token, retry_after(response.headers()));
+            self.on_push_back(Class::Token, response.status().as_u16(), retry_after(response.headers()));
         }
         Ok(response)
     }
@@ -244,11 +244,11 @@ impl Registry {
 
     /// The registry answered 429 or 503 to a request of the class: that class waits where it has limits by
     /// the minute, else everything. Says until when.
-    pub(super) fn on_push_back(&self, class: Class, wait: Option<Duration>) -> Option<Instant> {
+    pub(super) fn on_push_back(&self, class: Class, status: u16, wait: Option<Duration>) -> Option<Instant> {
         if wait.is_some() && self.rate_limit.on_rate_limited(class, wait) {
             return None;
         }
-        self.limiter.on_push_back(wait)
+        self.limiter.on_push_back(status, wait)
     }
 }
 

@@ -63,7 +63,7 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
     let (list, to) = check::open_list(&args.list, &args.to)?;
     let found = Mutex::new(Document { schema: 1, ..Document::default() });
     let ended = |event| {
-        let line = line(event);
+        let Some(line) = line(event) else { return };
         found.lock().unwrap_or_else(PoisonError::into_inner).add(line);
     };
     let engine = Engine::new(1, Arc::new(NoObserver));
@@ -80,7 +80,8 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
     Ok(if document.summary.same == document.images.len() { 0 } else { 3 })
 }
 
-fn line(event: Event) -> Line {
+/// The line of an image.
+fn line(event: Event) -> Option<Line> {
     let of = |job: &Job, status, here, there, error| Line {
         source: job.from(),
         destination: job.to(),
@@ -90,7 +91,8 @@ fn line(event: Event) -> Line {
         there,
         error,
     };
-    match event {
+    Some(match event {
+        Event::Expected(_) => return None,
         Event::Compared(job, Drift::None) => of(&job, "same", None, None, None),
         Event::Compared(job, Drift::Missing(here)) => of(&job, "missing", Some(here.to_string()), None, None),
         Event::Compared(job, Drift::Differs { here, there }) => {
@@ -108,7 +110,7 @@ fn line(event: Event) -> Line {
             there: None,
             error: Some((&error).into()),
         },
-    }
+    })
 }
 
 impl Document {

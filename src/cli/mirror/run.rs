@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::super::global::{Format, Global};
-use super::super::progress::Bars;
+use super::super::progress::Progress;
 use super::super::{interval, output, prune, render};
 use super::repositories::RegistryRepositories;
 use super::{DestinationArgs, check, limits};
-use crate::copy::{Engine, NoObserver, Observer};
+use crate::copy::{Engine, Observer};
 use crate::error::{Error, Result};
 use crate::mirror::job::Job;
 use crate::mirror::list::{DestinationBase, Entry};
@@ -69,7 +69,10 @@ pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries
     let file = args.list.as_deref().unwrap_or("-");
     if args.interval.is_scheduled() {
         let parse = |bytes: &[u8]| check::parse_list(bytes, file, &args.to);
+        let mut number = 0_u64;
         let once = async |(list, to): &(List, Vec<DestinationBase>), metrics: &Metrics| {
+            number += 1;
+            args.print_separator(number, global);
             let done = args.run_once((list, to), global, registries, None, Arc::new(metrics.clone())).await?;
             args.print_report(&done, global)?;
             Ok(done)
@@ -77,15 +80,9 @@ pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries
         return args.interval.run(Path::new(file), parse, once).await;
     }
     let (list, to) = check::open_list(file, &args.to)?;
-    let bars = Bars::new(global).map(Arc::new);
-    let observer: Arc<dyn Observer> = match &bars {
-        Some(bars) => bars.clone(),
-        None => Arc::new(NoObserver),
-    };
-    let done = args.run_once((&list, &to), global, registries, bars.as_ref(), observer).await?;
-    if let Some(bars) = &bars {
-        bars.clear();
-    }
+    let progress = Progress::start(global);
+    let done = args.run_once((&list, &to), global, registries, Some(&*progress), progress.clone()).await?;
+    progress.clear();
     args.print_report(&done, global)?;
     Ok(done.exit_code())
 }
@@ -111,7 +108,7 @@ impl RunArgs {
         (list, to): (&List, &[DestinationBase]),
         global: &Global,
         registries: &Registries,
-        bars: Option<&Arc<Bars>>,
+        progress: Option<&Progress>,
         observer: Arc<dyn Observer>,
     ) -> Result<RunReport> {
         let (shard, failed) = (self.shard()?, self.failed()?);
@@ -134,14 +131,22 @@ impl RunArgs {
         let keep_set = KeepSet::of_list(list, to, shard.as_ref())?;
         let done = Mutex::new((run, KeepRecorder { keep_set, list, to }));
         let ended = |event| {
+            if let Some(progress) = progress {
+                count_image(progress, &event);
+            }
+            // What stays has its lines in a log.
+            let line = progress.map_or(!global.quiet, Progress::wants_image_lines);
+            let line = line.then(|| finished_line(&event, self.dry_run)).flatten();
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             done.1.record(&event);
             let failure = add_event(&mut done.0, event);
             drop(done);
             if let Some((which, error)) = failure {
                 let name = format!("{} to {}", which.source, which.destination);
-                let tell = || output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
-                bars.map_or_else(tell, |bars| bars.suspend(tell));
+                output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
+            }
+            if let Some(line) = line {
+                output::note(&line);
             }
         };
         let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).thrifty();
@@ -173,6 +178,14 @@ impl RunArgs {
         Action::Copy { dry_run: self.dry_run, force: self.force }
     }
 
+    /// Separates the reports of runs that follow each other, if they are read by people.
+    fn print_separator(&self, number: u64, global: &Global) {
+        if global.output == Format::Text && !global.quiet {
+            let time = crate::clock::timestamp().strftime("%F %H:%M:%S UTC");
+            output::print(&format!("--- run {number}, {time} ---\n"));
+        }
+    }
+
     /// Prints the run, and writes its files.
     fn print_report(&self, done: &RunReport, global: &Global) -> Result<()> {
         if let Some(path) = &self.report {
@@ -187,6 +200,27 @@ impl RunArgs {
             Format::Text => output::print(&render::run_summary(done)),
         }
         Ok(())
+    }
+}
+
+/// Counts an image for the progress.
+pub(in crate::cli) fn count_image(progress: &Progress, event: &Event) {
+    match event {
+        Event::Expected(more) => progress.expect_images(*more),
+        Event::Unknown { .. } => {
+            progress.expect_images(1);
+            progress.image_ended(true);
+        }
+        Event::Failed(..) => progress.image_ended(true),
+        Event::Copied(..) | Event::Compared(..) | Event::Skipped(..) => progress.image_ended(false),
+    }
+}
+
+/// The line of an image that is done, or would be.
+pub(in crate::cli) fn finished_line(event: &Event, dry_run: bool) -> Option<String> {
+    match event {
+        Event::Copied(job, report) => Some(render::image_line(&job.from(), &job.to(), report, dry_run)),
+        _ => None,
     }
 }
 
@@ -209,6 +243,7 @@ impl KeepRecorder<'_> {
                 self.keep_set.keep(&job.destination, &job.at);
                 self.keep_set.keep_all(&job.destination, format!("{} was skipped", job.from()));
             }
+            Event::Expected(_) => {}
             Event::Unknown { line, source, .. } => {
                 let (list, line) = (self.list, *line);
                 for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {
@@ -267,7 +302,7 @@ pub(in crate::cli) fn add_event(done: &mut RunReport, event: Event) -> Option<(I
             done.add(image_id(&job), Ok(*report));
             None
         }
-        Event::Compared(..) => None,
+        Event::Compared(..) | Event::Expected(_) => None,
         Event::Failed(job, error) => {
             done.add(image_id(&job), Err(&error));
             Some((image_id(&job), error))

@@ -8,11 +8,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::retry::jitter;
+use crate::waits::{self, Wait};
 
 /// Requests at once to one registry: halved when it pushes back, grown by success
 /// (additive increase, multiplicative decrease, as in RFC 5681).
 #[derive(Debug)]
 pub(in crate::registry) struct ParallelismLimit {
+    registry: String,
     state: Mutex<State>,
     freed: Notify,
 }
@@ -24,6 +26,8 @@ struct State {
     running: u32,
     /// Nobody asks before this: the registry said `Retry-After`, or is to be left alone for a while.
     paused: Option<Instant>,
+    /// The status by which it did.
+    status: u16,
     /// One burst of 429s halves once.
     halved: Option<Instant>,
     /// Bursts since an answer went well: each is followed by a longer silence.
@@ -51,10 +55,10 @@ impl Drop for Waiter<'_> {
 }
 
 impl ParallelismLimit {
-    pub(in crate::registry) fn new(most: usize, longest: Duration) -> Arc<Self> {
+    pub(in crate::registry) fn new(registry: &str, most: usize, longest: Duration) -> Arc<Self> {
         let most = most.max(1) as f64;
-        let state = State { limit: most, most, running: 0, paused: None, halved: None, bursts: 0, longest };
-        Arc::new(Self { state: Mutex::new(state), freed: Notify::new() })
+        let state = State { limit: most, most, running: 0, paused: None, status: 429, halved: None, bursts: 0, longest };
+        Arc::new(Self { registry: registry.to_owned(), state: Mutex::new(state), freed: Notify::new() })
     }
 
     /// Waits for a place, and for the end of a pause.
@@ -75,7 +79,7 @@ impl ParallelismLimit {
                 }
             };
             match pause {
-                Some(until) => tokio::time::sleep_until(until).await,
+                Some(until) => self.sleep_until(until).await,
                 None => freed.await,
             }
             waiting.heard = true;
@@ -86,8 +90,14 @@ impl ParallelismLimit {
     pub(in crate::registry) async fn wait_for_pause(&self) {
         loop {
             let Some(until) = self.lock().paused.filter(|until| *until > Instant::now()) else { return };
-            tokio::time::sleep_until(until).await;
+            self.sleep_until(until).await;
         }
+    }
+
+    async fn sleep_until(&self, until: Instant) {
+        let status = self.lock().status;
+        let _waiting = waits::begin(|| Wait::pause(&self.registry, &status.to_string(), until));
+        tokio::time::sleep_until(until).await;
     }
 
     /// The registry answered well.
@@ -104,11 +114,12 @@ impl ParallelismLimit {
         }
     }
 
-    /// The registry pushed back (429 or 503), and wants to be left alone for `wait`. Where it doesn't say
+    /// The registry pushed back (`status` is 429 or 503), and wants to be left alone for `wait`. Where it doesn't say
     /// how long, that's for twice as long with each burst. Says when the pause ends.
-    pub(in crate::registry) fn on_push_back(&self, wait: Option<Duration>) -> Option<Instant> {
+    pub(in crate::registry) fn on_push_back(&self, status: u16, wait: Option<Duration>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.lock();
+        state.status = status;
         if state.halved.is_none_or(|at| now.duration_since(at) > Duration::from_secs(1)) {
             state.limit = (state.limit / 2.0).max(1.0);
             state.halved = Some(now);
@@ -168,9 +179,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn halves_once_a_burst_then_grows() {
-        let limiter = ParallelismLimit::new(8, LONGEST_BACKOFF);
-        limiter.on_push_back(None);
-        limiter.on_push_back(None);
+        let limiter = ParallelismLimit::new("r.io", 8, LONGEST_BACKOFF);
+        limiter.on_push_back(429, None);
+        limiter.on_push_back(429, None);
         let held = [limiter.acquire().await, limiter.acquire().await, limiter.acquire().await, limiter.acquire().await];
         let fifth = limiter.acquire();
         assert!(futures_util::FutureExt::now_or_never(fifth).is_none(), "only half may run");
@@ -184,21 +195,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn everyone_waits_out_a_pause() {
-        let limiter = ParallelismLimit::new(2, LONGEST_BACKOFF);
+        let limiter = ParallelismLimit::new("r.io", 2, LONGEST_BACKOFF);
         let begun = Instant::now();
-        limiter.on_push_back(Some(Duration::from_secs(30)));
+        limiter.on_push_back(429, Some(Duration::from_secs(30)));
         let _permit = limiter.acquire().await;
         assert!(begun.elapsed() >= Duration::from_secs(30));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_in_a_pause_passes_his_place_on() {
-        let limiter = ParallelismLimit::new(1, LONGEST_BACKOFF);
+        let limiter = ParallelismLimit::new("r.io", 1, LONGEST_BACKOFF);
         let held = limiter.acquire().await;
         let mut first = Box::pin(limiter.acquire());
         let mut second = Box::pin(limiter.acquire());
         assert!(futures_util::poll!(&mut first).is_pending() && futures_util::poll!(&mut second).is_pending());
-        limiter.on_push_back(Some(Duration::from_secs(30)));
+        limiter.on_push_back(429, Some(Duration::from_secs(30)));
         drop(held);
         assert!(futures_util::poll!(&mut first).is_pending(), "it heard of the place, and waits out the pause");
         drop(first);
@@ -209,7 +220,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn most_places_are_taken_and_never_more() {
         let (limiter, running, most) =
-            (ParallelismLimit::new(8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+            (ParallelismLimit::new("r.io", 8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
         let ask = |nth: u64| {
             let (limiter, running, most) = (limiter.clone(), running.clone(), most.clone());
             async move {
@@ -231,11 +242,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_burst_is_followed_by_a_longer_silence() {
-        let limiter = ParallelismLimit::new(8, LONGEST_BACKOFF);
+        let limiter = ParallelismLimit::new("r.io", 8, LONGEST_BACKOFF);
         for burst in 0..12 {
             let begun = Instant::now();
-            limiter.on_push_back(None);
-            limiter.on_push_back(None);
+            limiter.on_push_back(429, None);
+            limiter.on_push_back(429, None);
             limiter.wait_for_pause().await;
             let most = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(burst));
             let (least, most) = (most / 2, most + Duration::from_millis(2));
@@ -243,7 +254,7 @@ mod tests {
         }
         limiter.on_success();
         let begun = Instant::now();
-        limiter.on_push_back(None);
+        limiter.on_push_back(429, None);
         let _permit = limiter.acquire().await;
         assert!(begun.elapsed() <= FIRST_PAUSE + Duration::from_millis(2), "success forgets");
     }

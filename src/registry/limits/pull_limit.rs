@@ -12,6 +12,7 @@ use super::pull_ledger::{AccountPulls, PullDecision, PullLedger, PullQuota, Pull
 use crate::error::{Error, Kind, Result};
 use crate::reference::DOCKER_HUB;
 use crate::registry::Options;
+use crate::waits::{self, Wait};
 
 /// The pulls of one registry.
 #[derive(Debug)]
@@ -126,6 +127,8 @@ impl PullLimit {
             // The first question is asked at once: what is known may be old.
             if let Some(wait) = poll.wait {
                 let next = Instant::now() + wait;
+                let state = self.state();
+                let _waiting = waits::begin(|| Wait::pause(&self.registry, &state, next.min(until)));
                 tokio::time::sleep_until(next.min(until)).await;
                 if next > until {
                     return Err(self.exhausted());
