@@ -12,7 +12,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use crate::body::Body;
-use crate::descriptor::{Descriptor, Digest};
+use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 use crate::reference::{LayoutName, Malformed, Repository, Tag, Target, parse_tags};
@@ -211,6 +211,12 @@ impl<S: Source> Feed<S> {
         let (from, hasher) = mark.unwrap_or_else(|| (0, self.blob.digest.hasher()));
         let body = self.reader(from, None).opened().await?.into_body();
         Verified::resumed(body, &self.blob, from, hasher, at, self.checkpoints.clone())
+    }
+
+    /// The state of the hash after the blob's first `at` bytes, which the destination has from before: [`Self::open`]
+    /// goes on from there.
+    pub(crate) fn resume_at(&self, at: u64, hasher: Hasher) {
+        self.checkpoints.resume_at(at, hasher);
     }
 
     /// The bytes from `at` on, not verified: for whoever verifies the whole that they are a part of.

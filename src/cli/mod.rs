@@ -189,8 +189,9 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
     let drains = cli.command.stays();
     let again = second_interrupt();
     // Counted while the copies are still there.
+    let interrupted = interrupt_signal();
     let interrupted = async {
-        let signal = interrupt_signal().await;
+        let signal = interrupted.await;
         (signal, progress::kept())
     };
     watchdog::start();

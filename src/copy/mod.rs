@@ -189,6 +189,9 @@ impl Engine {
             }
             _ => {
                 let plan = Plan::new(&graph, options)?;
+                let (blobs, bytes) = (plan.blobs.len(), plan.bytes());
+                let manifests = graph.manifests.len();
+                tracing::info!("{}: manifests: {manifests}, blobs: {blobs} ({bytes} bytes)", destination.repository());
                 report.planned(&graph, &plan);
                 self.write_image(source, destination, &plan, at, options, report).await?;
             }

@@ -52,6 +52,14 @@ impl Engine {
             held.push(number);
             outcome
         };
+        match &outcome {
+            Outcome::Uploaded { attempts: 0 | 1, bytes } => tracing::info!("blob {}: {bytes} bytes sent", blob.digest.short()),
+            Outcome::Uploaded { attempts, bytes } => {
+                tracing::info!("blob {}: {bytes} bytes sent, in {attempts} attempts", blob.digest.short());
+            }
+            Outcome::Mounted { from } => tracing::info!("blob {}: mounted from {from}", blob.digest.short()),
+            Outcome::Present => tracing::info!("blob {}: there already", blob.digest.short()),
+        }
         self.observer.finished(blob, &outcome);
         Ok(outcome)
     }

@@ -16,7 +16,7 @@ use super::auth::challenge::Challenge;
 use super::auth::scope::Scope;
 use super::call::names_manifest;
 use super::call::{Call, Payload};
-use super::client::{COMMIT_TIMEOUT, Registry, Response, uri};
+use super::client::{COMMIT_TIMEOUT, Registry, Response, length, uri};
 use super::error;
 use super::idle_timeout::TimedBody;
 use super::limits::parallelism::{Permit, retry_after};
@@ -223,6 +223,7 @@ impl Registry {
             }
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let began = Instant::now();
         let explain = |error: &(dyn std::error::Error + 'static)| error::transport_error(error, &self.name);
         let sending = Box::pin(self.http().await?.send(request, explain));
         let sent = if streamed {
@@ -238,7 +239,11 @@ impl Registry {
         let sent = sent?;
         self.answered_at(&url);
         let response = sent.map(|body| TimedBody::new(body, &self.name, self.options.idle, self.options.min_rate));
-        tracing::debug!("{shown}: {}", response.status().as_u16());
+        let (status, took) = (response.status().as_u16(), began.elapsed().as_millis());
+        match length(response.headers()) {
+            Some(bytes) => tracing::debug!("{shown}: {status}, {bytes} bytes, {took} ms"),
+            None => tracing::debug!("{shown}: {status}, {took} ms"),
+        }
         Ok(response)
     }
 

@@ -56,3 +56,4 @@ mod registries;
 mod serve;
 mod support;
 mod support_test;
+mod terminal;

@@ -73,6 +73,9 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     }
     let begun = Instant::now();
     let progress = Progress::start(global);
+    if goals.iter().all(|goal| matches!(goal, DestinationLocation::Layout(..))) {
+        progress.set_keeps_partial();
+    }
     let engine = Engine::new(usize::from(args.jobs), progress.clone()).with_retries(args.retries);
     let options = args.options();
     let mut told = CopyOutput::new(global, args.all_tags || goals.len() > 1);

@@ -127,16 +127,19 @@ impl Document {
     /// Those that drifted, and the sums.
     fn text(&self) -> String {
         let mut text = String::new();
-        for image in self.images.iter().filter(|image| image.status != "same") {
-            text += &format!(
-                "{:8} {} {}",
+        let drifted = || self.images.iter().filter(|image| image.status != "same");
+        let width = |field: fn(&Line) -> &str| drifted().map(|image| output::format_field(field(image)).chars().count()).max();
+        let (source, destination) = (width(|image| &image.source), width(|image| &image.destination));
+        let (source, destination) = (source.unwrap_or(0), destination.unwrap_or(0));
+        for image in drifted() {
+            let why = image.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
+            let row = format!(
+                "{:8} {:source$} {:destination$} {why}",
                 image.status,
                 output::format_field(&image.source),
                 output::format_field(&image.destination)
             );
-            if let Some(error) = &image.error {
-                text += &format!(": {}", error.message);
-            }
+            text += row.trim_end();
             text.push('\n');
         }
         let Summary { same, missing, differs, failed, requests } = self.summary;

@@ -55,6 +55,11 @@ impl Progress {
         self.lines
     }
 
+    /// The destination keeps what it has of an unfinished blob.
+    pub(super) fn set_keeps_partial(&self) {
+        self.state().keeps_partial = true;
+    }
+
     /// So many more images belong to the run, or fewer.
     pub(super) fn expect_images(&self, more: isize) {
         self.state().expect_images(more);

@@ -26,6 +26,8 @@ pub(super) struct State {
     samples: VecDeque<(Instant, u64)>,
     kept_blobs: usize,
     kept_bytes: u64,
+    /// Whether the destination keeps what it has of an unfinished blob.
+    pub(super) keeps_partial: bool,
 }
 
 /// A blob on its way, to one or more destinations.
@@ -62,6 +64,7 @@ impl State {
             samples: VecDeque::from([(now, 0)]),
             kept_blobs: 0,
             kept_bytes: 0,
+            keeps_partial: false,
         }
     }
 
@@ -157,7 +160,12 @@ impl State {
         let unfinished = self.flights.values().map(|flight| flight.transfers).sum::<u64>();
         let arrived = format_bytes(self.flights.values().map(Flight::arrived).sum());
         let unfinished = usize::try_from(unfinished).unwrap_or(usize::MAX);
-        let again = if unfinished == 1 { "starts again" } else { "start again" };
+        let again = match (self.keeps_partial, unfinished) {
+            (true, 1) => "is continued",
+            (true, _) => "are continued",
+            (false, 1) => "starts again",
+            (false, _) => "start again",
+        };
         match unfinished {
             0 => format!("{kept}; run the same command to go on"),
             _ => format!(
@@ -363,6 +371,8 @@ mod tests {
             "1 blob (2.0 MiB) is finished and kept; 1 unfinished blob (1.0 MiB so far) starts again; run the same \
              command to go on"
         );
+        state.keeps_partial = true;
+        assert!(state.kept().contains("; 1 unfinished blob (1.0 MiB so far) is continued; run"), "{}", state.kept());
     }
 
     #[test]
