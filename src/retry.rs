@@ -279,8 +279,10 @@ mod tests {
     #[test]
     fn digests_are_short_in_warnings() {
         let hash = "0123456789abcdef".repeat(4);
-        let text = format!("source: cannot read blob sha256:{hash} of a/b@sha256:{hash}: sha256:12 sha512:{hash}{hash}");
-        let short = "source: cannot read blob sha256:0123456789ab… of a/b@sha256:0123456789ab…: sha256:12 sha512:0123456789ab…";
+        let text =
+            format!("source: cannot read blob sha256:{hash} of a/b@sha256:{hash}: sha256:12 sha512:{hash}{hash}");
+        let short =
+            "source: cannot read blob sha256:0123456789ab… of a/b@sha256:0123456789ab…: sha256:12 sha512:0123456789ab…";
         assert_eq!(shorten_digests(&text), short);
         assert_eq!(shorten_digests("é: no digest"), "é: no digest");
     }
@@ -289,7 +291,8 @@ mod tests {
     fn the_same_trouble_is_warned_of_once() {
         let (warned, start) = (Warnings(Mutex::default()), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let busy = |blob: &str, registry: &str| Error::new(Kind::Registry, blob).answered(503, None).from_registry(registry);
+        let busy =
+            |blob: &str, registry: &str| Error::new(Kind::Registry, blob).answered(503, None).from_registry(registry);
         assert!(warned.is_news(&busy("one", "r.io"), start));
         assert!(!warned.is_news(&busy("two", "r.io"), at(1)), "another blob, the same trouble");
         assert!(warned.is_news(&busy("two", "s.io"), at(1)), "another registry");

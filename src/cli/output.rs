@@ -70,7 +70,11 @@ fn print_line(level: Level, kind: &str, message: &str, hint: Option<&str>) {
 
 /// Says at once that an image failed; also why, unless a table at the end will.
 pub(super) fn print_failed_image(image: &str, error: &Error, table: bool) {
-    if table { print_line(Level::ERROR, "", &format!("failed: {image}"), None) } else { print_image_error(image, error) }
+    if table {
+        print_line(Level::ERROR, "", &format!("failed: {image}"), None)
+    } else {
+        print_image_error(image, error)
+    }
 }
 
 /// Prints the error of one image among several.

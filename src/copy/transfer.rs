@@ -53,7 +53,9 @@ impl Engine {
             outcome
         };
         match &outcome {
-            Outcome::Uploaded { attempts: 0 | 1, bytes } => tracing::info!("blob {}: {bytes} bytes sent", blob.digest.short()),
+            Outcome::Uploaded { attempts: 0 | 1, bytes } => {
+                tracing::info!("blob {}: {bytes} bytes sent", blob.digest.short())
+            }
             Outcome::Uploaded { attempts, bytes } => {
                 tracing::info!("blob {}: {bytes} bytes sent, in {attempts} attempts", blob.digest.short());
             }

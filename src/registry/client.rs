@@ -381,7 +381,9 @@ impl Registry {
             // Only pulls have to wait for pulls.
             _ if error.is_quota() => None,
             StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.on_push_back(class, status.as_u16(), asked),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.limiter.on_push_back(status.as_u16(), asked),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                self.limiter.on_push_back(status.as_u16(), asked)
+            }
             _ => None,
         };
         // Who has time leaves the registry alone as long as it takes, rather than give up after a few tries.

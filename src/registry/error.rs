@@ -172,9 +172,7 @@ fn from_status(
         StatusCode::NOT_FOUND => Error::new(Kind::NotFound, what),
         StatusCode::RANGE_NOT_SATISFIABLE => Error::new(Kind::SessionLost, what),
         StatusCode::PAYLOAD_TOO_LARGE => Error::new(Kind::TooLarge, what),
-        StatusCode::TOO_MANY_REQUESTS => {
-            rate_limited(what, registry, wait, remaining, message)
-        }
+        StatusCode::TOO_MANY_REQUESTS => rate_limited(what, registry, wait, remaining, message),
         StatusCode::REQUEST_TIMEOUT => Error::new(Kind::Timeout, what).transient(wait),
         _ if code == "MANIFEST_BLOB_UNKNOWN" || code == "MANIFEST_UNKNOWN" => Error::new(Kind::Registry, what),
         _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {

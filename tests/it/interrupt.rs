@@ -48,15 +48,19 @@ impl Stage {
     fn assert_cleaned(&self, run: &Run, signal: &str) {
         // Both are true: what the registry has stored, and what it has not.
         let stored = |blob: &usize| {
-            let stored = |seen: &SeenRequest| seen.target().contains(hex(&self.image, *blob)) && seen.status == Some(201);
+            let stored =
+                |seen: &SeenRequest| seen.target().contains(hex(&self.image, *blob)) && seen.status == Some(201);
             self.to.log().iter().any(stored)
         };
         let kept: Vec<usize> = [0, DONE].into_iter().filter(stored).collect();
         let bytes: usize = kept.iter().map(|blob| self.image.blobs[*blob].bytes.len()).sum();
         let verb = if kept.len() == 1 { "blob (1.4 MiB) is" } else { "blobs (1.4 MiB) are" };
         assert!((1_468_006..1_572_864).contains(&bytes), "1.4 MiB: {bytes}");
-        let start = format!("error: interrupted by {signal}\nhint: {} {verb} finished and kept; 1 unfinished blob (", kept.len());
-        let so_far = run.stderr.strip_prefix(&start).and_then(|rest| rest.split_once(" so far) "));
+        let start = format!(
+            "error: interrupted by {signal}\nhint: {} {verb} finished and kept; 1 unfinished blob (",
+            kept.len()
+        );
+        let so_far = run.stderr.strip_prefix(&start).and_then(|rest| rest.split_once(" read so far) "));
         let (so_far, end) = so_far.unwrap_or_else(|| panic!("{start}: {}", run.stderr));
         assert_eq!(end, "starts again; run the same command to go on\n");
         assert!(so_far.ends_with(" KiB") || so_far.ends_with(" MiB"), "{so_far}");

@@ -128,7 +128,8 @@ impl Document {
     fn text(&self) -> String {
         let mut text = String::new();
         let drifted = || self.images.iter().filter(|image| image.status != "same");
-        let width = |field: fn(&Line) -> &str| drifted().map(|image| output::format_field(field(image)).chars().count()).max();
+        let width =
+            |field: fn(&Line) -> &str| drifted().map(|image| output::format_field(field(image)).chars().count()).max();
         let (source, destination) = (width(|image| &image.source), width(|image| &image.destination));
         let (source, destination) = (source.unwrap_or(0), destination.unwrap_or(0));
         for image in drifted() {

@@ -52,11 +52,14 @@ pub(super) struct BlobView {
 
 /// The lines for a terminal of `width` columns. None is wider than that.
 pub(super) fn lines(view: &View, width: usize) -> Vec<String> {
-    // The last column stays free: some terminals wrap a line that fills it.
-    let width = width.saturating_sub(1);
+    // The last columns stay free: some terminals wrap a line that fills them all, and "^C" is written behind the last
+    // line. A line that wraps is not taken away whole.
+    let width = width.saturating_sub(3);
     let mut lines = Vec::new();
     if let Some(images) = &view.images {
-        lines.push(cut(&images.describe(), width));
+        let text = images.describe();
+        let short = text.trim_start_matches("image ");
+        lines.push(cut(if text.len() > width { short } else { &text }, width));
     }
     match view.work {
         // A wait says more.
@@ -84,7 +87,8 @@ pub(super) fn status(view: &View) -> String {
     match view.work {
         Work::Manifests(what) => parts.push(what.to_owned()),
         Work::Blobs => {
-            let mut sent = vec![format!("{} sent ({})", counts(view.sent, view.planned), percent(view.sent, view.planned))];
+            let mut sent =
+                vec![format!("{} sent ({})", counts(view.sent, view.planned), percent(view.sent, view.planned))];
             sent.push(format!("{}/s", format_bytes(view.rate)));
             sent.extend(view.eta.map(|seconds| format!("{} left", format_seconds(seconds))));
             parts.push(sent.join(", "));
@@ -112,7 +116,8 @@ fn total_line(view: &View, width: usize) -> String {
         None if view.sent >= view.planned => Some("storing".to_owned()),
         None => None,
     };
-    let with_time = |parts: &[&String]| -> Vec<String> { parts.iter().copied().chain(time.as_ref()).cloned().collect() };
+    let with_time =
+        |parts: &[&String]| -> Vec<String> { parts.iter().copied().chain(time.as_ref()).cloned().collect() };
     let choices = [
         with_time(&[&percent, &counts, &rate]),
         with_time(&[&percent, &rate]),
@@ -190,7 +195,7 @@ fn cut_before(text: &str, end: &str, width: usize) -> String {
     }
     match width.checked_sub(end_length + 1) {
         Some(room) => format!("{}…{end}", text.chars().take(room).collect::<String>()),
-        None => end.chars().skip(end_length - width).collect(),
+        None => end.trim_start_matches(", ").chars().take(width).collect(),
     }
 }
 
@@ -237,7 +242,7 @@ mod tests {
                 for sent in [0, 1, 405 * MIB, 1500 * MIB] {
                     let view = View { eta, sent, ..view() };
                     for line in lines(&view, width) {
-                        assert!(line.chars().count() < width, "{width}: {line:?}");
+                        assert!(line.chars().count() <= width - 3, "{width}: {line:?}");
                     }
                 }
             }
@@ -250,14 +255,42 @@ mod tests {
         assert_eq!(
             lines(&view(), 20),
             [
-                "image 7 of 20, 1 f…",
-                "[===>         ]  26%",
-                "waiting for r…, 6 s",
-                "q…, retrying in 4 s",
+                "7 of 20, 1 failed",
+                "[==>       ]  27%",
+                "waiting for…, 6 s",
+                "retrying in 4 s",
                 "stalled for 12 s",
-                "[==>        ]  26%",
+                "[==>       ]  26%",
                 "storing",
                 "stalled for 7 s",
+                "and 3 more",
+            ]
+        );
+        assert_eq!(
+            lines(&view(), 40),
+            [
+                "image 7 of 20, 1 failed",
+                "[===>         ]  27%  5 min 42 s left",
+                "waiting for registry-with-a-lon…, 6 s",
+                "quay.io: connection…, retrying in 4 s",
+                "stalled for 12 s",
+                "[=====>               ] 12.0/45.0 MiB",
+                "[============] 45.0/45.0 MiB  storing",
+                "[                   ] stalled for 7 s",
+                "and 3 more",
+            ]
+        );
+        assert_eq!(
+            lines(&view(), 80),
+            [
+                "image 7 of 20, 1 failed",
+                "total [====>            ]  27%  405.0 MiB/1.5 GiB  3.2 MiB/s  5 min 42 s left",
+                "waiting for registry-with-a-long-name.example.com (429), 6 s",
+                "quay.io: connection lost, retrying in 4 s",
+                "stalled for 12 s",
+                "0123456789ab [============>                                   ] 12.0/45.0 MiB",
+                "0123456789ab [=======================================] 45.0/45.0 MiB  storing",
+                "0123456789ab [                                ] 0 B/45.0 MiB  stalled for 7 s",
                 "and 3 more",
             ]
         );

@@ -169,7 +169,7 @@ impl State {
         match unfinished {
             0 => format!("{kept}; run the same command to go on"),
             _ => format!(
-                "{kept}; {} ({arrived} so far) {again}; run the same command to go on",
+                "{kept}; {} ({arrived} read so far) {again}; run the same command to go on",
                 count_noun(unfinished, "unfinished blob")
             ),
         }
@@ -191,7 +191,18 @@ impl State {
         let left = self.planned.saturating_sub(sent);
         let eta = (left > 0 && rate > 0 && silent < STALL && waits.is_empty()).then(|| left / rate);
         let (blobs, more_blobs) = self.blobs(now, stalled.is_some() || !waits.is_empty());
-        View { images: self.images.clone(), work, planned: self.planned, sent, rate, eta, stalled, waits, blobs, more_blobs }
+        View {
+            images: self.images.clone(),
+            work,
+            planned: self.planned,
+            sent,
+            rate,
+            eta,
+            stalled,
+            waits,
+            blobs,
+            more_blobs,
+        }
     }
 
     /// The large blobs on their way, the oldest first, and how many more there are.
@@ -368,11 +379,15 @@ mod tests {
         state.moved(&two.digest, MIB, start);
         assert_eq!(
             state.kept(),
-            "1 blob (2.0 MiB) is finished and kept; 1 unfinished blob (1.0 MiB so far) starts again; run the same \
+            "1 blob (2.0 MiB) is finished and kept; 1 unfinished blob (1.0 MiB read so far) starts again; run the same \
              command to go on"
         );
         state.keeps_partial = true;
-        assert!(state.kept().contains("; 1 unfinished blob (1.0 MiB so far) is continued; run"), "{}", state.kept());
+        assert!(
+            state.kept().contains("; 1 unfinished blob (1.0 MiB read so far) is continued; run"),
+            "{}",
+            state.kept()
+        );
     }
 
     #[test]

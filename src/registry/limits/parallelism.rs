@@ -57,7 +57,8 @@ impl Drop for Waiter<'_> {
 impl ParallelismLimit {
     pub(in crate::registry) fn new(registry: &str, most: usize, longest: Duration) -> Arc<Self> {
         let most = most.max(1) as f64;
-        let state = State { limit: most, most, running: 0, paused: None, status: 429, halved: None, bursts: 0, longest };
+        let state =
+            State { limit: most, most, running: 0, paused: None, status: 429, halved: None, bursts: 0, longest };
         Arc::new(Self { registry: registry.to_owned(), state: Mutex::new(state), freed: Notify::new() })
     }
 

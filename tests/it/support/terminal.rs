@@ -74,7 +74,8 @@ impl Terminal {
     #[track_caller]
     pub fn assert_no_line_wraps(&self) {
         // Joined and not in one call, so that it is one moment.
-        let both = self.tmux(&["capture-pane", "-p", ";", "display-message", "-p", "=====", ";", "capture-pane", "-p", "-J"]);
+        let both =
+            self.tmux(&["capture-pane", "-p", ";", "display-message", "-p", "=====", ";", "capture-pane", "-p", "-J"]);
         let (plain, joined) = both.split_once("=====\n").expect("two captures");
         assert_eq!(plain.trim_end().lines().count(), joined.trim_end().lines().count(), "a line wraps:\n{plain}");
     }
