@@ -391,7 +391,7 @@ def check_principal():
 def check_scalars():
     """Words that YAML takes for booleans, and numbers, as Helm hands them on."""
     values = ["--set", "proxy.config.cache.scrub=off,proxy.config.logs.access=off,proxy.config.cache.keep-free=1073741824",
-              "--set-json", 'proxy.config.upstreams=[{"name":"docker.io","tag-ttl":"5m","original":true}]',
+              "--set-json", 'proxy.config.upstreams=[{"name":"docker.io","tag-ttl":"5m","tiers":["docker.io"]}]',
               "--set", "mirror.interval=3600"]
     documents = template("--values", str(CHART / "ci/staying.yaml"), *values)
     mirror = next(pod for _, pod in pod_specs(documents) if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "mirror")
@@ -421,7 +421,7 @@ def check_metrics(watched):
             check("a mirror is alive before its first run has ended", "/healthz" in probes("staying", "mirror"))
             check("/healthz answers", get(url + "/healthz")[0] == 200)
             told |= told_by(url)
-    check("pages of metrics", {"transload_proxy_fills", "transload_mirror_list_good"} <= told)
+    check("pages of metrics", {"transload_proxy_fills_in_progress", "transload_mirror_list_valid"} <= told)
     # A metric without a value yet is not on the page; tests compare the reference with the program.
     reference = (CHART / "../../../docs/reference/metrics.md").read_text(encoding="utf-8")
     told |= {plain(name) for name in re.findall(r"`(transload_[a-z_]+)`", reference)}

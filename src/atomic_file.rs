@@ -45,6 +45,11 @@ pub(crate) fn write(
     written
 }
 
+/// Makes the names in a directory durable, such as after a rename. Only Unix can sync a directory.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
 /// Removes the temporary files that killed writers of `path` left beside it. Never those of a writer that lives.
 ///
 /// Does its best: what can't be read or removed stays.

@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -158,6 +158,8 @@ pub struct Feed<S> {
     checkpoints: HashCheckpoints,
     /// How often the whole came damaged.
     damaged: Arc<AtomicU32>,
+    /// A reader has given the first holder up.
+    used_fallback: Arc<AtomicBool>,
 }
 
 /// Who has the blob.
@@ -173,7 +175,8 @@ impl<S: Source> Feed<S> {
     /// bytes came.
     pub fn new(source: S, blob: Descriptor, budget: Budget, moved: Arc<dyn Fn(u64) + Send + Sync>) -> Self {
         let holders = vec![BlobHolder { source, budget, moved }];
-        Self { holders, blob, checkpoints: HashCheckpoints::default(), damaged: Arc::default() }
+        let checkpoints = HashCheckpoints::default();
+        Self { holders, blob, checkpoints, damaged: Arc::default(), used_fallback: Arc::default() }
     }
 
     /// Where the budgets before it are spent, `source` is gone on from, at the same byte: what a blob is is its
@@ -187,6 +190,11 @@ impl<S: Source> Feed<S> {
     /// Whether there is someone to go on from when the first one is given up.
     pub fn has_fallback(&self) -> bool {
         self.holders.len() > 1
+    }
+
+    /// Whether a fallback was read from. Bytes of several holders are mixed then.
+    pub(crate) fn used_fallback(&self) -> bool {
+        self.used_fallback.load(Ordering::Relaxed)
     }
 
     /// Which blob it is.
@@ -252,8 +260,9 @@ impl<S: Source> Feed<S> {
     }
 
     fn reader(&self, at: u64, body: Option<Body>) -> BlobReader<S> {
-        let (holders, damaged) = (self.holders.clone(), self.damaged.clone());
-        BlobReader { holders, now: 0, blob: self.blob.clone(), at, body, damaged }
+        let (holders, blob) = (self.holders.clone(), self.blob.clone());
+        let (damaged, used_fallback) = (self.damaged.clone(), self.used_fallback.clone());
+        BlobReader { holders, now: 0, blob, at, body, damaged, used_fallback }
     }
 }
 
@@ -291,6 +300,8 @@ struct BlobReader<S> {
     body: Option<Body>,
     /// The feed's.
     damaged: Arc<AtomicU32>,
+    /// The feed's.
+    used_fallback: Arc<AtomicBool>,
 }
 
 impl<S: Source> BlobReader<S> {
@@ -352,6 +363,7 @@ impl<S: Source> BlobReader<S> {
         }
         tracing::warn!("{spent}; going on from byte {} of it elsewhere", self.at);
         self.now += 1;
+        self.used_fallback.store(true, Ordering::Relaxed);
         self.damaged.store(0, Ordering::Relaxed);
         Ok(())
     }

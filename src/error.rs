@@ -6,7 +6,10 @@
 //! clients, and may hold what a registry wrote.
 
 use std::borrow::Cow;
+use std::error::Error as StdError;
 use std::fmt;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{printable, redact};
@@ -37,7 +40,11 @@ struct Inner {
     code: Option<String>,
     /// The registry that it is about.
     registry: Option<String>,
+    cause: Option<Cause>,
 }
+
+/// Shared by the copies of an error.
+type Cause = Arc<dyn StdError + Send + Sync>;
 
 /// Which end of a copy an error belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +100,33 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    /// Its name in JSON documents, metrics and logs, such as `not-found`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::NotFound => "not-found",
+            Self::Unauthorized => "unauthorized",
+            Self::Denied => "denied",
+            Self::Limited => "limited",
+            Self::Mismatch => "mismatch",
+            Self::Damaged => "damaged",
+            Self::Unsupported => "unsupported",
+            Self::Invalid => "invalid",
+            Self::SessionLost => "session-lost",
+            Self::TooLarge => "too-large",
+            Self::Network => "network",
+            Self::Timeout => "timeout",
+            Self::Registry => "registry",
+            Self::Refused => "refused",
+            Self::Local => "local",
+            Self::Full => "full",
+            Self::Interrupted => "interrupted",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 impl Error {
     /// An error of `kind` that says `what` went wrong.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
@@ -111,19 +145,21 @@ impl Error {
             status: None,
             code: None,
             registry: None,
+            cause: None,
         }))
     }
 
     /// A local I/O error while `doing` something.
-    pub fn io(doing: impl Into<String>, error: &std::io::Error) -> Self {
-        let full = error.kind() == std::io::ErrorKind::StorageFull;
-        let made = Self::new(Kind::Local, error.to_string()).doing(doing).on(Side::Local);
+    pub fn io(doing: impl Into<String>, error: &io::Error) -> Self {
+        let full = error.kind() == io::ErrorKind::StorageFull;
+        let made = Self::new(Kind::Local, error.to_string()).caused_by_io(error);
+        let made = made.doing(doing).on(Side::Local);
         if full { made.hint("free some space, or choose another directory") } else { made }
     }
 
     /// A file that the user named couldn't be read, while `doing` something.
-    pub fn unreadable(doing: impl Into<String>, error: &std::io::Error) -> Self {
-        use std::io::ErrorKind;
+    pub fn unreadable(doing: impl Into<String>, error: &io::Error) -> Self {
+        use io::ErrorKind;
         let made = Self::io(doing, error);
         match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => made.hint(
@@ -252,6 +288,20 @@ impl Error {
         self.0.registry.as_deref()
     }
 
+    /// Keeps the error of another library that this one was made from, for [`source`](StdError::source). Its text
+    /// belongs into the message all the same.
+    #[must_use]
+    pub(crate) fn caused_by(mut self, cause: impl StdError + Send + Sync + 'static) -> Self {
+        self.0.cause.get_or_insert_with(|| Arc::new(cause));
+        self
+    }
+
+    /// As [`caused_by`](Self::caused_by), for an I/O error that is only lent.
+    #[must_use]
+    pub(crate) fn caused_by_io(self, cause: &io::Error) -> Self {
+        self.caused_by(same_io_error(cause))
+    }
+
     /// The same error with what `other`, which is about the same answer, knows of its reason.
     #[must_use]
     pub(crate) fn explained_by(self, other: Self) -> Self {
@@ -324,7 +374,7 @@ impl Error {
     #[must_use]
     pub fn duplicate(&self) -> Self {
         let Inner { kind, side, doing, what, quote, hint, retry_after, transient, .. } = &*self.0;
-        let Inner { attempts, spent, reported, status, code, registry, .. } = &*self.0;
+        let Inner { attempts, spent, reported, status, code, registry, cause, .. } = &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,
@@ -340,6 +390,7 @@ impl Error {
             status: *status,
             code: code.clone(),
             registry: registry.clone(),
+            cause: cause.clone(),
         }))
     }
 }
@@ -370,7 +421,21 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+/// The causes are for code that asks for their types. They are not cleaned of secrets, and the message of an [`Error`]
+/// has their text already: print the error, never its causes.
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static))
+    }
+}
+
+/// An I/O error can't be cloned. Its kind and the number of the operating system stay.
+fn same_io_error(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
 
 /// Without secrets and control characters.
 fn clean(text: String) -> String {
@@ -391,5 +456,42 @@ impl fmt::Display for Side {
             Self::Destination => "destination",
             Self::Local => "local",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source_io_kind(error: &Error) -> Option<io::ErrorKind> {
+        error.source()?.downcast_ref::<io::Error>().map(io::Error::kind)
+    }
+
+    #[test]
+    fn the_cause_of_a_local_error_is_its_io_error() {
+        let missing = Error::io("read x", &io::Error::from_raw_os_error(2));
+        assert_eq!(source_io_kind(&missing), Some(io::ErrorKind::NotFound));
+        let cause = missing.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        assert_eq!(cause.and_then(io::Error::raw_os_error), Some(2));
+        let refused = Error::unreadable("read x", &io::Error::new(io::ErrorKind::InvalidData, "too large"));
+        assert_eq!(source_io_kind(&refused), Some(io::ErrorKind::InvalidData));
+        assert_eq!(refused.source().map(ToString::to_string).as_deref(), Some("too large"));
+        assert!(Error::new(Kind::Network, "silent").source().is_none());
+    }
+
+    #[test]
+    fn a_copy_of_an_error_keeps_its_causes_and_the_chain_goes_on() {
+        let inner = Error::io("write y", &io::Error::from_raw_os_error(28));
+        let outer = Error::new(Kind::Full, format!("no room: {inner}")).caused_by(inner).duplicate();
+        let inner = outer.source().and_then(|cause| cause.downcast_ref::<Error>()).expect("the inner error");
+        assert_eq!((inner.kind(), source_io_kind(inner)), (Kind::Local, Some(io::ErrorKind::StorageFull)));
+    }
+
+    #[test]
+    fn a_cause_is_not_a_part_of_what_is_printed() {
+        let cause = io::Error::other("password=hunter2");
+        let error = Error::new(Kind::Invalid, "the file is malformed").caused_by(cause);
+        assert_eq!(format!("{error} {error:?}"), "the file is malformed Invalid(the file is malformed)");
+        assert!(error.source().is_some());
     }
 }

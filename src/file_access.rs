@@ -16,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::atomic_file;
 use crate::regular_file::{self, Links};
 
 /// The calls that a disk can fail. All of them block. The methods' own bodies call the operating system.
@@ -49,7 +50,7 @@ pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
 
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        atomic_file::sync_dir(dir)
     }
 
     /// Renames a file. An existing file of the new name is replaced.
@@ -73,6 +74,12 @@ pub trait FileAccess: std::fmt::Debug + Send + Sync + 'static {
     fn allows_sendfile(&self) -> bool {
         true
     }
+}
+
+/// Bytes that an ordinary user can still write to the file system of `path`; `None` if the system does not say. Blocks.
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+    let stats = rustix::fs::statvfs(path).ok()?;
+    Some(stats.f_bavail.saturating_mul(stats.f_frsize))
 }
 
 /// The operating system's files.

@@ -18,7 +18,7 @@
 //!   ├── registry ──┴── HTTP to Docker Hub, ACR, … ────────┤
 //!   ├── layout ────┴── a directory of images ─────────────┘
 //!   ├── server ─────── answers HTTP over a layout, or over
-//!   ├── proxy ──────── a cache that reads from Sources
+//!   ├── proxy ──────── a cache that reads from Sources, and copies into the first tier by the engine
 //!   ├── ops ────────── health and metrics of what stays, and orders to it, by the server
 //!   ├── node ───────── a node's hosts.toml, and its place in the file system
 //!   └── demo ───────── look-alikes of Docker Hub and ACR
@@ -29,7 +29,7 @@
 //!   `go_names`, `memory`, `panics`, `pool`, `regular_file`, `waits`.
 //! - tools < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
-//! - [`credentials`] < [`registry`]; [`copy`] < [`mirror`]; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
+//! - [`credentials`] < [`registry`]; [`copy`] < {[`mirror`], [`proxy`]}; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
 //!   [`demo`]}.
 //!
 //! [`registry`], [`layout`], [`copy`] and [`server`] never name each other: `tests/layering.rs` holds that.
@@ -61,9 +61,9 @@
 //!   be signed. At the source it would be a pull.
 //! - **A walk skips the destination's HEADs where the repository doesn't exist** (`NAME_UNKNOWN` from one
 //!   small request): on an empty repository that saves a request for each blob and manifest.
-//! - **Two frugal ways of the engine**: for one image it asks both ends at once, since round trips count;
-//!   for a list ([`copy::Engine::thrifty`]) it asks the source only for tags that the destination has, sends
-//!   configs unasked, and learns from unchanged images which layers can be mounted.
+//! - **Two modes of the engine** ([`copy::Mode`]): for one image it asks both ends at once, since round trips count; for
+//!   a list it asks the source only for tags that the destination has, sends configs unasked, and learns from unchanged
+//!   images which layers can be mounted.
 //! - **Places at both ends** of a transfer instead of one number of jobs: so a slow source keeps no other
 //!   one waiting, and huge blobs never take the last place. Images of a list wait in a lane for each source and
 //!   destination, for the same reason.
@@ -82,13 +82,14 @@
 //! | --- | --- |
 //! | runtime, streams, HTTP's types | tokio, futures-util, bytes, http, http-body, http-body-util |
 //! | client | hyper-util: the pool and HTTP/1.1; tower-service, the trait of its connections, which are ours (`registry::network` says why); tokio-rustls; webpki-root-certs where the image has no CA store; rustls-native-certs where certificates are not in files (not on Linux) |
-//! | client of identity services | reqwest, by the same proxies and certificates; its `Url` and `Body` everywhere |
+//! | client of identity services | reqwest, by the same proxies and certificates; its `Url` and `Body` everywhere; form_urlencoded, which its `Url` is made of |
 //! | token realms | psl: the public suffix list, compiled in (1 crate of data and 1 of types, MIT or Apache-2.0): which hosts have one owner is nothing to guess, and nothing to ask the network for |
 //! | cache | quick_cache for what is in memory; rustix (in the tree for the terminal's width already) for `statvfs`, reads at an offset, `fallocate`, `sendfile`, corks and the limit of open files |
 //! | memory | mimalloc, in static binaries only: musl's own allocator maps each large buffer anew |
 //! | server | hyper, hyper-util: repository names contain slashes, which routers can't match in the middle |
+//! | forms of token requests | form_urlencoded, in the tree by reqwest's `Url` |
 //! | digests | sha2, behind [`descriptor::Hasher`] |
-//! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value |
+//! | files | serde, serde_json, base64; serde-saphyr for YAML, which knows the line of each value, and quotes what YAML 1.1 takes for no string |
 //! | tags | regex, globset, semver |
 //! | users of the proxy's listeners | bcrypt (in Rust, 5 small crates, constant-time comparison): the hash that htpasswd and other registries have, which is nothing to write ourselves |
 //! | TLS of the proxy's listeners | tokio-rustls, in the tree for the client already |

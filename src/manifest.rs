@@ -71,7 +71,8 @@ impl Manifest {
         };
         let raw: Raw =
             serde_json::from_slice(&bytes).and_then(|raw| spelling::check(&bytes).map(|()| raw)).map_err(|error| {
-                Error::new(Kind::Invalid, format!("{digest} is not a manifest")).quoting(format!(": {error}"))
+                let what = format!("{digest} is not a manifest");
+                Error::new(Kind::Invalid, what).quoting(format!(": {error}")).caused_by(error)
             })?;
         let media_type = raw.media_type(content_type);
         if raw.schema_version == Some(1) || media_type.is_schema1() {

@@ -79,8 +79,16 @@ pub(crate) fn register(secret: String) -> KeptSecret {
 impl KeptSecret {
     /// Registers another text by which this secret is sent, such as `user:password` in Base64.
     pub(crate) fn also(&self, text: &str) {
+        let mut new = forms(text);
+        // The same text comes with each request. Usually it is known, and no other thread has to wait.
+        let register = REGISTER.read().unwrap_or_else(PoisonError::into_inner);
+        new.retain(|form| !register.has(form, &self.0));
+        drop(register);
+        if new.is_empty() {
+            return;
+        }
         let mut register = REGISTER.write().unwrap_or_else(PoisonError::into_inner);
-        for form in forms(text) {
+        for form in new {
             register.add(form, &self.0);
         }
     }
@@ -108,11 +116,16 @@ pub(crate) fn redact_remote(text: &str) -> String {
 }
 
 impl Register {
+    /// Whether the text is registered as a form of this secret, or too short to be.
+    fn has(&self, text: &str, of: &Arc<Entry>) -> bool {
+        let Some(key) = key(text.chars()) else { return true };
+        self.forms.get(&key).is_some_and(|forms| forms.iter().any(|form| form.is(text, of)))
+    }
+
     fn add(&mut self, text: String, of: &Arc<Entry>) {
         let Some(key) = key(text.chars()) else { return };
         let forms = self.forms.entry(key).or_default();
-        if forms.iter().any(|form| form.text == text && form.of.upgrade().is_some_and(|entry| Arc::ptr_eq(&entry, of)))
-        {
+        if forms.iter().any(|form| form.is(&text, of)) {
             return;
         }
         let is_token = text.bytes().all(is_token);
@@ -151,6 +164,11 @@ impl Register {
 }
 
 impl Form {
+    /// Whether it is this text, of this secret.
+    fn is(&self, text: &str, of: &Arc<Entry>) -> bool {
+        self.text == text && self.of.upgrade().is_some_and(|entry| Arc::ptr_eq(&entry, of))
+    }
+
     fn found(&self, text: impl Iterator<Item = char>) -> Option<usize> {
         let mut form = self.text.chars();
         let same = form.by_ref().zip(text).take_while(|(a, b)| a == b).count();

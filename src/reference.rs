@@ -328,9 +328,13 @@ pub fn registry_as_written(text: &str) -> Result<String> {
 /// it is no host to [`looks_like_host`] without one.
 pub fn without_https_port(registry: &str) -> &str {
     let Some(host) = registry.strip_suffix(":443") else { return registry };
+    if is_loopback(host) || !looks_like_host(host) { registry } else { host }
+}
+
+/// Whether a host is this machine: `localhost`, or a loopback address with or without brackets.
+pub fn is_loopback(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-    let local = host == "localhost" || address.is_ok_and(|ip| ip.to_canonical().is_loopback());
-    if local || !looks_like_host(host) { registry } else { host }
+    host == "localhost" || address.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// Host and port of `host[:port]`; an IPv6 host keeps its brackets.

@@ -49,7 +49,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("layout", &["descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("copy", &["descriptor", "reference", "manifest", "retry", "verify", "content"]),
     ("server", &["descriptor", "reference", "manifest", "retry", "verify", "content"]),
-    ("proxy", &["descriptor", "reference", "manifest", "retry", "verify", "content", "server"]),
+    ("proxy", &["descriptor", "reference", "manifest", "retry", "verify", "content", "copy", "server"]),
     ("ops", &["content", "server"]),
     ("mirror", &["descriptor", "reference", "manifest", "retry", "verify", "content", "copy"]),
     ("node", &["reference"]),

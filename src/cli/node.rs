@@ -43,7 +43,7 @@ pub(super) struct MirrorArgs {
 
     /// Never use the mirrored registry itself
     #[arg(long)]
-    no_original: bool,
+    no_upstream: bool,
 
     /// Milliseconds for a host to accept a connection; used by containerd 2.1 and newer
     #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=30_000))]
@@ -96,7 +96,7 @@ impl MirrorArgs {
         if let Some(acr) = &self.acr {
             mirror = mirror.acr(Acr::parse(acr, registry)?);
         }
-        if self.no_original { mirror.without_original() } else { Ok(mirror) }
+        if self.no_upstream { mirror.without_upstream() } else { Ok(mirror) }
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Args {
     /// Remove nothing if more than N tags would be removed [default: ten or a fifth, whichever is more, of each
     /// repository and of all together]
     #[arg(long, value_name = "N", requires = "prune", help_heading = HELP_HEADING)]
-    prune_most: Option<usize>,
+    prune_max: Option<usize>,
     /// If a registry cannot delete a single tag, delete its manifest, unless a remaining tag needs it
     #[arg(long, requires = "prune", help_heading = HELP_HEADING)]
     prune_manifests: bool,
@@ -60,7 +60,7 @@ impl Args {
         deadline: Option<Instant>,
     ) -> Plan {
         let options =
-            Options { older_than: self.prune_older_than, most: self.prune_most, manifests: self.prune_manifests };
+            Options { older_than: self.prune_older_than, most: self.prune_max, manifests: self.prune_manifests };
         let open = |repository: &Repository| registries.repository(repository);
         let Some(mut plan) =
             before_deadline(deadline, prune::plan(keep_set, open, &options, crate::clock::timestamp())).await

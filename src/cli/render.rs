@@ -7,6 +7,7 @@ use super::output::{self, format_field};
 use crate::copy::{Entry, Quota, RegistryUsage, Report, Status, Summary};
 use crate::mirror::prune::Plan;
 use crate::mirror::report::RunReport;
+use crate::mirror::run::Event;
 use crate::registry::Registries;
 
 /// What the registries of a run were asked so far.
@@ -17,14 +18,22 @@ pub(super) fn registry_usage(registries: &Registries) -> Vec<RegistryUsage> {
             name,
             requests: registry.requests(),
             pulls: registry.pulls(),
-            pull_quota: registry.quota().map(|quota| Quota {
+            pull_limit: registry.quota().map(|quota| Quota {
                 limit: quota.limit,
                 remaining: quota.remaining,
-                window: quota.window,
+                window_seconds: quota.window,
                 source: quota.source,
             }),
         })
         .collect()
+}
+
+/// The line of an image of a list that is done, or would be.
+pub(super) fn finished_line(event: &Event, dry_run: bool) -> Option<String> {
+    match event {
+        Event::Copied(job, report) => Some(image_line(&job.from(), &job.to(), report, dry_run)),
+        _ => None,
+    }
 }
 
 /// An image that is there now, or would be.
@@ -40,26 +49,27 @@ pub(super) fn image_line(source: &str, destination: &str, report: &Report, dry_r
         return format!("unchanged: {source} is at {destination}{digest}{more}");
     }
     let verb = if dry_run { "would copy" } else { "copied" };
-    let mut parts = vec![output::count_noun(report.manifests, "manifest")];
+    let mut parts = vec![output::count_noun(report.manifests_written, "manifest")];
     let (sent, mounted) = if dry_run { ("to send", "to mount") } else { ("sent", "mounted") };
-    let blobs = [(report.uploaded, sent), (report.mounted, mounted), (report.present, "there already")];
+    let blobs =
+        [(report.blobs_uploaded, sent), (report.blobs_mounted, mounted), (report.blobs_present, "there already")];
     parts.extend(
         blobs
             .iter()
             .filter(|(number, _)| *number > 0)
             .map(|(number, what)| format!("{} {what}", output::count_noun(*number, "blob"))),
     );
-    if report.foreign > 0 {
+    if report.blobs_foreign > 0 {
         parts.push(format!(
             "{} left where they are (--include-foreign copies them)",
-            output::count_noun(report.foreign, "foreign layer")
+            output::count_noun(report.blobs_foreign, "foreign layer")
         ));
     }
     if report.referrers > 0 {
         parts.push(output::count_noun(report.referrers, "referrer"));
     }
     let moved = if dry_run { "to move" } else { "moved" };
-    let bytes = output::format_bytes(report.bytes_moved);
+    let bytes = output::format_bytes(report.bytes_uploaded);
     format!("{verb}: {source} to {destination}{digest}: {}; {bytes} {moved}", parts.join(", "))
 }
 
@@ -83,7 +93,8 @@ pub(super) fn run_summary(run: &RunReport) -> String {
         );
         text += row.trim_end();
         if let Some(report) = image.ended.report().filter(|report| report.status == Status::Copied) {
-            let (sent, saved) = (output::format_bytes(report.bytes_moved), output::format_bytes(report.bytes_saved));
+            let (sent, saved) =
+                (output::format_bytes(report.bytes_uploaded), output::format_bytes(report.bytes_skipped));
             let pulls = output::count_noun(report.pulls, "pull");
             text += &format!("  {sent:>11} {moved}, {saved:>11} saved, {pulls}");
         }
@@ -107,8 +118,8 @@ fn prune(plan: &Plan) -> String {
     let mut text = String::new();
     let removing = plan.done && plan.refused.is_none();
     for part in &plan.repositories {
-        for going in &part.going {
-            let (what, why) = match (&going.stayed, going.gone) {
+        for going in &part.deletions {
+            let (what, why) = match (&going.kept_reason, going.deleted) {
                 (Some(why), _) => ("kept", format!("  {}", format_field(why))),
                 (None, true) => ("removed", String::new()),
                 (None, false) if removing => ("left", String::new()),
@@ -120,10 +131,10 @@ fn prune(plan: &Plan) -> String {
                 format_field(&going.tag)
             );
         }
-        let not = part.spared.as_ref().map(|why| (why, None));
+        let not = part.kept_reason.as_ref().map(|why| (why, None));
         let not = not.or_else(|| part.error.as_ref().map(|error| (&error.message, error.hint.as_ref())));
         if let Some((why, hint)) = not {
-            let what = if part.going.is_empty() { "spared" } else { "failed" };
+            let what = if part.deletions.is_empty() { "spared" } else { "failed" };
             text += &format!("{what:STATUS_WIDTH$}  {}: {}\n", format_field(&part.repository), format_field(why));
             text += &hint.map(|hint| format!("{:STATUS_WIDTH$}  hint: {hint}\n", "")).unwrap_or_default();
         }
@@ -133,7 +144,7 @@ fn prune(plan: &Plan) -> String {
         return text
             + &format!("{:STATUS_WIDTH$}  {}\n{:STATUS_WIDTH$}  hint: {hint}\n", "refused", refused.message, "");
     }
-    let young: usize = plan.repositories.iter().map(|part| part.young).sum();
+    let young: usize = plan.repositories.iter().map(|part| part.too_young).sum();
     let young = if young > 0 { format!("; {young} more are too young, or of unknown age") } else { String::new() };
     text + &match removing {
         true => format!("{} removed{young}\n", output::count_noun(plan.deletions(), "obsolete tag")),
@@ -160,19 +171,19 @@ pub(super) fn summary(summary: &Summary, registries: &[RegistryUsage]) -> String
     let moved = if summary.planned > 0 { "to move" } else { "moved" };
     let mut text = format!(
         "{images}; {} {moved}, {} saved; {} requests; {}",
-        output::format_bytes(summary.bytes_moved),
-        output::format_bytes(summary.bytes_saved),
+        output::format_bytes(summary.bytes_uploaded),
+        output::format_bytes(summary.bytes_skipped),
         summary.requests,
-        output::format_duration(Duration::from_secs_f64(summary.seconds)),
+        output::format_duration(Duration::from_secs_f64(summary.duration_seconds)),
     );
     if let Some(requests) = summary.requests_planned {
         let pulls = output::count_noun(summary.pulls, "pull");
         text += &format!("\na run would make about {requests} requests, and cost {pulls}, as this look did");
     }
     for used in registries {
-        let Some(quota) = &used.pull_quota else { continue };
+        let Some(quota) = &used.pull_limit else { continue };
         let pulls = output::count_noun(usize::try_from(used.pulls).unwrap_or(usize::MAX), "pull");
-        let (name, left, limit, hours) = (&used.name, quota.remaining, quota.limit, quota.window / 3600);
+        let (name, left, limit, hours) = (&used.name, quota.remaining, quota.limit, quota.window_seconds / 3600);
         text += &format!("\n{name}: {pulls} counted; {left} of {limit} left in {hours} h");
     }
     text
@@ -200,14 +211,14 @@ mod tests {
         let mut ended = RunReport::start(None, false, &[]);
         let limited = Error::new(Kind::Limited, "docker.io answered 429").on(Side::Source).hint("wait");
         ended.add(which(1, "docker.io/a/long-name:1", "r.io/a/long-name:1"), Err(&limited));
-        let copied = Report { bytes_moved: 2048, bytes_saved: 1, pulls: 2, ..Report::default() };
+        let copied = Report { bytes_uploaded: 2048, bytes_skipped: 1, pulls: 2, ..Report::default() };
         ended.add(which(2, "docker.io/a/b:1", "r.io/a/b:1"), Ok(copied));
         ended.add(
             which(3, "docker.io/a/c:1", "r.io/a/c:1"),
             Ok(Report { status: Status::Unchanged, ..Report::default() }),
         );
-        let quota = Quota { limit: 100, remaining: 98, window: 21600, source: None };
-        let hub = RegistryUsage { name: "docker.io".into(), requests: 5, pulls: 3, pull_quota: Some(quota) };
+        let quota = Quota { limit: 100, remaining: 98, window_seconds: 21600, source: None };
+        let hub = RegistryUsage { name: "docker.io".into(), requests: 5, pulls: 3, pull_limit: Some(quota) };
         ended.finish(Duration::from_secs(2), vec![hub]);
         let expected = "\
 copied     docker.io/a/b:1          r.io/a/b:1      2.0 KiB moved,         1 B saved, 2 pulls
@@ -248,17 +259,21 @@ failed     a/failed:1  r/failed:1
         let going = |tag: &str, gone, stayed: Option<&str>| TagDeletion {
             tag: tag.into(),
             digest: None,
-            written: None,
+            written_at: None,
             companion: false,
-            gone,
-            stayed: stayed.map(str::to_owned),
+            deleted: gone,
+            kept_reason: stayed.map(str::to_owned),
         };
         let part = |name: &str| RepositoryPlan { repository: format!("r.io/{name}"), ..RepositoryPlan::default() };
         let denied = Failure::from(&Error::new(Kind::Denied, "no").hint("ask for the right"));
         let mut plan = Plan {
             repositories: vec![
-                RepositoryPlan { going: vec![going("1", false, None), going("2", false, None)], young: 3, ..part("a") },
-                RepositoryPlan { spared: Some("x failed".into()), ..part("b") },
+                RepositoryPlan {
+                    deletions: vec![going("1", false, None), going("2", false, None)],
+                    too_young: 3,
+                    ..part("a")
+                },
+                RepositoryPlan { kept_reason: Some("x failed".into()), ..part("b") },
                 RepositoryPlan { error: Some(denied.clone()), ..part("c") },
             ],
             refused: None,
@@ -275,7 +290,7 @@ spared     r.io/c: no
         assert_eq!(prune(&plan), expected);
         plan.done = true;
         plan.repositories.truncate(1);
-        plan.repositories[0].going =
+        plan.repositories[0].deletions =
             vec![going("1", true, None), going("2", false, Some("needed by \"3\"")), going("3", false, None)];
         plan.repositories[0].error = Some(denied.clone());
         let expected = "\

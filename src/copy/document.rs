@@ -91,8 +91,8 @@ impl CopyResult {
 pub struct Failure {
     /// `source`, `destination` or `local`.
     pub side: Option<&'static str>,
-    /// Its kind, in lower case.
-    pub kind: String,
+    /// Its kind.
+    pub kind: &'static str,
     /// What went wrong.
     pub message: String,
     /// What can be done about it.
@@ -107,7 +107,7 @@ impl From<&Error> for Failure {
                 Side::Destination => "destination",
                 Side::Local => "local",
             }),
-            kind: format!("{:?}", error.kind()).to_ascii_lowercase(),
+            kind: error.kind().name(),
             message: error.to_string(),
             hint: error.hint_text().map(str::to_owned),
         }
@@ -129,24 +129,24 @@ pub struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<usize>,
     /// Blobs sent.
-    pub uploaded: usize,
+    pub blobs_uploaded: usize,
     /// Blobs mounted.
-    pub mounted: usize,
+    pub blobs_mounted: usize,
     /// Blobs that were there.
-    pub present: usize,
+    pub blobs_present: usize,
     /// Manifests read from sources for the images that are there, or would be; [`RegistryUsage::pulls`] has all.
     pub pulls: usize,
     /// Bytes of blobs sent.
-    pub bytes_moved: u64,
+    pub bytes_uploaded: u64,
     /// Bytes of blobs that didn't need to be sent.
-    pub bytes_saved: u64,
+    pub bytes_skipped: u64,
     /// Requests to all registries.
     pub requests: u64,
     /// About how many a run would make; of a list's dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_planned: Option<u64>,
     /// How long it took.
-    pub seconds: f64,
+    pub duration_seconds: f64,
 }
 
 impl Summary {
@@ -160,12 +160,12 @@ impl Summary {
             _ => self.failed += 1,
         }
         let Some(report) = ended.report() else { return };
-        self.uploaded += report.uploaded;
-        self.mounted += report.mounted;
-        self.present += report.present;
+        self.blobs_uploaded += report.blobs_uploaded;
+        self.blobs_mounted += report.blobs_mounted;
+        self.blobs_present += report.blobs_present;
         self.pulls += report.pulls;
-        self.bytes_moved = self.bytes_moved.saturating_add(report.bytes_moved);
-        self.bytes_saved = self.bytes_saved.saturating_add(report.bytes_saved);
+        self.bytes_uploaded = self.bytes_uploaded.saturating_add(report.bytes_uploaded);
+        self.bytes_skipped = self.bytes_skipped.saturating_add(report.bytes_skipped);
     }
 
     /// How many images were counted.
@@ -184,7 +184,7 @@ pub struct RegistryUsage {
     /// Manifests read from it, also for images that failed then.
     pub pulls: u64,
     /// The pull quota that it last told.
-    pub pull_quota: Option<Quota>,
+    pub pull_limit: Option<Quota>,
 }
 
 /// A registry's (Docker Hub's) pull quota.
@@ -195,7 +195,7 @@ pub struct Quota {
     /// Pulls left in it.
     pub remaining: u64,
     /// The window, in seconds.
-    pub window: u64,
+    pub window_seconds: u64,
     /// What is counted: an address or a user's id.
     pub source: Option<String>,
 }

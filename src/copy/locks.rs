@@ -20,6 +20,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::blob_locations::RepositoryId;
 use crate::descriptor::Digest;
+use crate::reference::RegistryName;
 
 /// The manifests of a run.
 #[derive(Debug, Default)]
@@ -31,9 +32,19 @@ struct State {
     locks: HashMap<LockKey, Arc<tokio::sync::Mutex<()>>>,
 }
 
-/// Where one at a time may write it, the name of a registry or of a repository, or where from and to he reads it; and
-/// what.
-type LockKey = (String, Digest);
+/// Lock scope and digest.
+type LockKey = (LockScope, Digest);
+
+/// Within what one at a time holds the lock of a digest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum LockScope {
+    /// To write a manifest: a whole registry.
+    Registry(RegistryName),
+    /// To mount a blob: one repository.
+    Repository(RepositoryId),
+    /// To read what a manifest names, for a repository: the registry that it is read from, if it is one.
+    Source(Option<RegistryName>, RepositoryId),
+}
 
 /// The turn to write or to read one. Dropped without [`finish`](Self::finish), the next one has it.
 #[derive(Debug)]
@@ -46,9 +57,14 @@ pub(super) struct ManifestLock<'a> {
 
 impl ManifestLocks {
     /// The turn to write a manifest, or a blob, into the repository with this number, or to read it for that; waits
-    /// for whoever has it anywhere in `slot`. `None` if it's there.
-    pub(super) async fn acquire(&self, slot: &str, number: RepositoryId, digest: Digest) -> Option<ManifestLock<'_>> {
-        let key = (slot.to_owned(), digest);
+    /// for whoever has it anywhere in `scope`. `None` if it's there.
+    pub(super) async fn acquire(
+        &self,
+        scope: LockScope,
+        number: RepositoryId,
+        digest: Digest,
+    ) -> Option<ManifestLock<'_>> {
+        let key = (scope, digest);
         let lock = {
             let mut known = self.lock();
             if known.held.contains(&(number, digest)) {
@@ -100,24 +116,26 @@ mod tests {
         let (blob_locations, turns) = (BlobLocations::default(), ManifestLocks::default());
         let number = |text: &str| blob_locations.id_of(&text.parse::<Repository>().expect("a repository"));
         let (one, two, digest) = (number("r.io/one"), number("r.io/two"), Digest::of(b"x"));
-        let first = turns.acquire("r.io", one, digest).await.expect("it's nowhere");
+        let registry = |name: &str| LockScope::Registry(name.parse().expect("a registry"));
+        let first = turns.acquire(registry("r.io"), one, digest).await.expect("it's nowhere");
         let (mut same, mut other) =
-            (pin!(turns.acquire("r.io", one, digest)), pin!(turns.acquire("r.io", two, digest)));
+            (pin!(turns.acquire(registry("r.io"), one, digest)), pin!(turns.acquire(registry("r.io"), two, digest)));
         assert!(poll!(&mut same).is_pending() && poll!(&mut other).is_pending());
-        assert!(turns.acquire("s.io", one, digest).await.is_some(), "another registry's");
+        assert!(turns.acquire(registry("s.io"), one, digest).await.is_some(), "another registry's");
         first.finish();
         assert!(same.await.is_none(), "the same repository has it");
         drop(other.await.expect("the other one hasn't"));
         assert!(
-            turns.acquire("r.io", one, digest).await.is_none() && turns.acquire("r.io", two, digest).await.is_some()
+            turns.acquire(registry("r.io"), one, digest).await.is_none()
+                && turns.acquire(registry("r.io"), two, digest).await.is_some()
         );
         // Who gives up leaves it to the next one.
-        let failed = turns.acquire("r.io", two, digest).await;
-        let mut next = pin!(turns.acquire("r.io", two, digest));
+        let failed = turns.acquire(registry("r.io"), two, digest).await;
+        let mut next = pin!(turns.acquire(registry("r.io"), two, digest));
         assert!(poll!(&mut next).is_pending());
         drop(failed);
         next.await.expect("it's his turn").finish();
-        assert!(turns.acquire("r.io", two, digest).await.is_none());
+        assert!(turns.acquire(registry("r.io"), two, digest).await.is_none());
         assert_eq!(turns.lock().locks.len(), 0);
     }
 }

@@ -38,7 +38,7 @@ use self::concurrency::{SMALL_SLOTS_PER_LARGE, TransferSlots};
 pub use self::document::{CopyResult, Entry, Failure, Quota, RegistryUsage, Summary};
 pub use self::graph::Graph;
 use self::graph::{ManifestDigests, Walk};
-use self::locks::{ManifestLock, ManifestLocks};
+use self::locks::{LockScope, ManifestLock, ManifestLocks};
 pub(crate) use self::memory::Account;
 use self::memory::Memory;
 use self::mount_candidates::MountCandidates;
@@ -71,6 +71,19 @@ pub struct Options {
     pub include_foreign: bool,
 }
 
+/// What an engine saves. It is the engine's, not a copy's: what one copy learned serves the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Round trips, for an image or for a process that stays: both ends are asked at once, and the destination is asked
+    /// for all that may have been removed since it was written.
+    #[default]
+    SingleImage,
+    /// Requests, for one run over a list, whose images fill each other's round trips. The source isn't asked what its
+    /// tag is where the destination hasn't that tag. What the run wrote or saw at the destination is there, and
+    /// unchanged images say which blobs can be mounted.
+    List,
+}
+
 /// What all copies of a run share: which repository holds which blob, and how much runs at once.
 pub struct Engine {
     blob_locations: BlobLocations,
@@ -79,8 +92,7 @@ pub struct Engine {
     mount_candidates: MountCandidates,
     memory: Memory,
     jobs: usize,
-    /// Fewer requests rather than fewer round trips.
-    thrifty: bool,
+    mode: Mode,
     /// Faults that are forgiven to one blob.
     retries: u32,
     observer: Arc<dyn Observer>,
@@ -98,7 +110,7 @@ impl Engine {
             mount_candidates: MountCandidates::default(),
             memory: Memory::default(),
             jobs,
-            thrifty: false,
+            mode: Mode::default(),
             retries: BLOB_RETRIES,
             observer,
         }
@@ -110,11 +122,10 @@ impl Engine {
         Self { retries, ..self }
     }
 
-    /// The same, for lists: the source isn't asked what its tag is where the destination hasn't that tag,
-    /// which saves a request for each new image and costs a round trip, that other images fill.
+    /// The same, in this mode.
     #[must_use]
-    pub fn thrifty(self) -> Self {
-        Self { thrifty: true, ..self }
+    pub fn with_mode(self, mode: Mode) -> Self {
+        Self { mode, ..self }
     }
 
     /// Copies what `target` is in `source` to `at` in `destination`.
@@ -149,7 +160,7 @@ impl Engine {
         if options.referrers {
             report.referrers = self.referrers(source, destination, held, options, &mut report).await?;
         }
-        report.seconds = begun.elapsed().as_secs_f64();
+        report.duration_seconds = begun.elapsed().as_secs_f64();
         Ok(report)
     }
 
@@ -202,7 +213,8 @@ impl Engine {
     /// The turn to write a manifest, unless this run knows that it's there.
     async fn lock_manifest<D: Destination>(&self, destination: &D, manifest: Digest) -> Option<ManifestLock<'_>> {
         let here = destination.repository();
-        self.locks.acquire(&here.registry, self.blob_locations.id_of(here), manifest).await
+        let scope = LockScope::Registry(here.registry.clone());
+        self.locks.acquire(scope, self.blob_locations.id_of(here), manifest).await
     }
 
     /// The turn to read what a manifest names and to bring it from this source's registry, unless this run knows
@@ -214,12 +226,13 @@ impl Engine {
         destination: &D,
         manifest: Digest,
     ) -> Option<ManifestLock<'_>> {
-        let (from, here) = (source.origin().map_or("", |origin| &origin.registry), destination.repository());
-        self.locks.acquire(&format!("{from} for {here}"), self.blob_locations.id_of(here), manifest).await
+        let here = self.blob_locations.id_of(destination.repository());
+        let from = source.origin().map(|origin| origin.registry.clone());
+        self.locks.acquire(LockScope::Source(from, here), here, manifest).await
     }
 
     fn unchanged<D: Destination>(&self, destination: &D, root: &Descriptor, graph: &Graph, report: &mut Report) {
-        if self.thrifty {
+        if self.mode == Mode::List {
             let number = self.blob_locations.id_of(destination.repository());
             self.mount_candidates.add_image(destination, number, root.digest);
         }
@@ -251,7 +264,7 @@ impl Engine {
     /// Of which children of indexes it's known that they're there. One that stays, as a proxy's does, goes by
     /// what the destination says: what was written may have been removed since.
     fn knows(&self) -> Option<&Self> {
-        self.thrifty.then_some(self)
+        (self.mode == Mode::List).then_some(self)
     }
 
     async fn copy_blobs<S: Source, D: Destination>(
@@ -297,7 +310,7 @@ impl Engine {
     /// Writes a child, unless it's there.
     async fn put_child<D: Destination>(&self, destination: &D, child: &Manifest) -> Result<()> {
         let manifest_lock = self.lock_manifest(destination, child.digest()).await;
-        if manifest_lock.is_none() && self.thrifty {
+        if manifest_lock.is_none() && self.mode == Mode::List {
             return Ok(());
         }
         self.put(destination, child, Target::Digest(child.digest())).await?;

@@ -83,7 +83,7 @@ impl Engine {
         let walk = Walk { account: &account, jobs: self.jobs, knows: self.knows() };
         let graph = walk.run(source, destination, (root, Side::Source), &whole).await?;
         report.pulls += graph.pulls;
-        report.manifests += graph.manifests.len();
+        report.manifests_written += graph.manifests.len();
         let plan = Plan::new(&graph, &whole)?;
         self.write_image(source, destination, &plan, target, options, report).await
     }

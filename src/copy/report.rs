@@ -19,29 +19,29 @@ pub struct Report {
     /// The platforms of its images, as the index names them.
     pub platforms: Platforms,
     /// Manifests written (or, in a dry run, to be written).
-    pub manifests: usize,
+    pub manifests_written: usize,
     /// Manifests read from the source: at Docker Hub each is counted as a pull, in a dry run too.
     pub pulls: usize,
     /// Manifests that were there already.
     pub manifests_present: usize,
     /// Blobs sent.
-    pub uploaded: usize,
+    pub blobs_uploaded: usize,
     /// Blobs mounted from another repository of the destination.
-    pub mounted: usize,
+    pub blobs_mounted: usize,
     /// Blobs that were there already.
-    pub present: usize,
+    pub blobs_present: usize,
     /// Foreign layers that were left where they are.
-    pub foreign: usize,
+    pub blobs_foreign: usize,
     /// Bytes of blobs sent.
-    pub bytes_moved: u64,
+    pub bytes_uploaded: u64,
     /// Bytes of blobs that didn't need to be sent.
-    pub bytes_saved: u64,
+    pub bytes_skipped: u64,
     /// Blobs that needed more than one attempt.
-    pub retried: usize,
+    pub blobs_retried: usize,
     /// Referrers copied or found there.
     pub referrers: usize,
     /// How long it took.
-    pub seconds: f64,
+    pub duration_seconds: f64,
 }
 
 /// How a copy ended.
@@ -105,7 +105,7 @@ impl Report {
         let requests = match self.status {
             Status::Unchanged if self.manifests_present > 1 => 2 + self.manifests_present,
             Status::Unchanged => 2,
-            Status::Copied => 1 + 2 * self.manifests + 3 * self.uploaded + self.mounted,
+            Status::Copied => 1 + 2 * self.manifests_written + 3 * self.blobs_uploaded + self.blobs_mounted,
         };
         requests as u64
     }
@@ -120,25 +120,25 @@ impl Report {
     pub(super) fn planned(&mut self, graph: &Graph, plan: &Plan) {
         self.digest = graph.manifests.first().map(|root| root.digest());
         self.platforms = graph.platforms.iter().collect();
-        self.manifests = graph.manifests.len();
+        self.manifests_written = graph.manifests.len();
         self.manifests_present = graph.present.len();
-        self.foreign = plan.foreign.len();
+        self.blobs_foreign = plan.foreign.len();
     }
 
     pub(super) fn add(&mut self, blob: &Descriptor, outcome: &Outcome) {
         match outcome {
             Outcome::Uploaded { bytes, attempts } => {
-                self.uploaded += 1;
-                self.bytes_moved = self.bytes_moved.saturating_add(*bytes);
-                self.retried += usize::from(*attempts > 1);
+                self.blobs_uploaded += 1;
+                self.bytes_uploaded = self.bytes_uploaded.saturating_add(*bytes);
+                self.blobs_retried += usize::from(*attempts > 1);
             }
             Outcome::Mounted { .. } => {
-                self.mounted += 1;
-                self.bytes_saved = self.bytes_saved.saturating_add(blob.size);
+                self.blobs_mounted += 1;
+                self.bytes_skipped = self.bytes_skipped.saturating_add(blob.size);
             }
             Outcome::Present => {
-                self.present += 1;
-                self.bytes_saved = self.bytes_saved.saturating_add(blob.size);
+                self.blobs_present += 1;
+                self.bytes_skipped = self.bytes_skipped.saturating_add(blob.size);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use futures_util::future;
 
-use super::{Engine, Options, graph};
+use super::{Engine, Mode, Options, graph};
 use crate::content::{Destination, Source};
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Kind, Result, Side};
@@ -35,7 +35,7 @@ impl Engine {
             let Some(here) = here else { return read_root(source, target).await };
             if there.is_some_and(|there| there.digest == here.digest) {
                 // A list's single image was found to be for a wanted platform when it was copied.
-                if options.platforms.is_empty() || (self.thrifty && here.media_type.is_manifest()) {
+                if options.platforms.is_empty() || (self.mode == Mode::List && here.media_type.is_manifest()) {
                     return Ok((ResolvedRoot::Same(Box::new(here)), 0));
                 }
                 let stored =
@@ -88,7 +88,7 @@ impl Engine {
             found.ok_or_else(|| root_not_found(target))
         };
         let there = async { destination.resolve_existing(at).await.map_err(|error| error.on(Side::Destination)) };
-        if !self.thrifty {
+        if self.mode == Mode::SingleImage {
             let (here, there) = future::try_join(here, there).await?;
             return Ok((Some(here), there));
         }

@@ -7,8 +7,8 @@ use futures_util::future;
 
 use super::blob_locations::RepositoryId;
 use super::concurrency::{SMALL_BLOB, TransferSlot};
-use super::locks::ManifestLock;
-use super::{BLOB_PATIENCE, BlobStep, Engine, Observer, Outcome, Plan, Report};
+use super::locks::{LockScope, ManifestLock};
+use super::{BLOB_PATIENCE, BlobStep, Engine, Mode, Observer, Outcome, Plan, Report};
 use crate::content::{Destination, Feed, Source, UploadStart};
 use crate::descriptor::Descriptor;
 use crate::error::{Kind, Result, Side};
@@ -38,7 +38,7 @@ impl Engine {
             // Those that bring it into this repository do: it's one request then, and docker-registry writes its
             // link anew at each, while a manifest that needs it may be checked (400 `DIGEST_INVALID`).
             // No turn to have would only say that there's a manifest of this digest.
-            let _alone = self.locks.acquire(&here.to_string(), number, blob.digest).await;
+            let _alone = self.locks.acquire(LockScope::Repository(number), number, blob.digest).await;
             let mounted = holders.lock().await.contains(&number);
             if mounted {
                 Outcome::Present
@@ -121,7 +121,7 @@ impl Engine {
 
     /// A repository where a finished image has this blob, if it's large enough to look for.
     async fn other_holder(&self, here: &Repository, blob: &Descriptor) -> Option<Repository> {
-        if !self.thrifty || blob.size <= SMALL_BLOB {
+        if self.mode == Mode::SingleImage || blob.size <= SMALL_BLOB {
             return None;
         }
         let number = self.mount_candidates.holder(&here.registry, &blob.digest).await?;
@@ -155,7 +155,8 @@ impl Engine {
         }
         // And the children are there for the tags that come after.
         for child in plan.waves.iter().rev().skip(1).flatten() {
-            self.locks.acquire(&here.registry, number, child.digest()).await.into_iter().for_each(ManifestLock::finish);
+            let scope = LockScope::Registry(here.registry.clone());
+            self.locks.acquire(scope, number, child.digest()).await.into_iter().for_each(ManifestLock::finish);
         }
         Ok(())
     }

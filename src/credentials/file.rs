@@ -182,7 +182,7 @@ impl AuthFile {
         self.helper(registry).is_some()
             || self.entries.iter().any(|entry| {
                 let host = entry.scope.split('/').next().unwrap_or_default();
-                host == registry || host.contains('*')
+                host.contains('*') || spellings(registry).any(|spelling| spelling == host)
             })
     }
 
@@ -358,23 +358,27 @@ pub(super) fn scope(key: &str) -> String {
     }
 }
 
-/// `host/a/b`, `host/a`, `host`; then the same for the other spelling of the port of http: `host:80` and `host`.
+/// The name of a registry, and its other spelling: `host` and `host:80`.
+fn spellings(registry: &str) -> impl Iterator<Item = String> {
+    let other = match registry.strip_suffix(":80") {
+        Some(host) => Some(host.to_owned()),
+        None => split_port(registry).1.is_none().then(|| format!("{registry}:80")),
+    };
+    [registry.to_owned()].into_iter().chain(other)
+}
+
+/// `host/a/b`, `host/a`, `host`; then the same for the other spelling of the host.
 fn scopes(repository: &Repository) -> Vec<String> {
-    let whole = repository.to_string();
-    let cuts = whole.match_indices('/').map(|(at, _)| at).chain([whole.len()]);
-    let mut scopes: Vec<String> = cuts.map(|at| whole[..at].to_owned()).collect();
-    scopes.reverse();
-    if let Some(host) = repository.registry.strip_suffix(":80") {
-        let (without, path) = (host.to_owned(), &repository.name);
-        let cuts = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
-        let mut more: Vec<String> = cuts.map(|at| format!("{without}/{}", &path[..at])).collect();
-        more.reverse();
-        scopes.extend(more);
-        scopes.push(without);
-    } else if split_port(&repository.registry).1.is_none() {
-        scopes.push(format!("{}:80", repository.registry));
-    }
-    scopes
+    let name = &*repository.name;
+    let cuts = name.match_indices('/').map(|(at, _)| at).chain([name.len()]);
+    let mut paths: Vec<&str> = cuts.map(|at| &name[..at]).collect();
+    paths.reverse();
+    let below = |host: String| {
+        let mut scopes: Vec<String> = paths.iter().map(|path| format!("{host}/{path}")).collect();
+        scopes.push(host);
+        scopes
+    };
+    spellings(&repository.registry).flat_map(below).collect()
 }
 
 /// Kubernetes' rule: a star stands for any part of one label, and the number of labels must agree.
@@ -386,7 +390,8 @@ fn matches_stars(scope: &str, repository: &Repository) -> bool {
     }
     let (pattern, wanted_port) = split_port(pattern);
     let (host, port) = split_port(&repository.registry);
-    wanted_port.filter(|port| *port != "443") == port.filter(|port| *port != "443")
+    let usual = |port: &str| ["443", "80"].contains(&port);
+    wanted_port.filter(|port| !usual(port)) == port.filter(|port| !usual(port))
         && pattern.split('.').count() == host.split('.').count()
         && pattern.split('.').zip(host.split('.')).all(|(pattern, label)| match pattern.split_once('*') {
             Some((start, end)) => {
@@ -521,6 +526,32 @@ mod tests {
         ] {
             assert_eq!(look_up(&file, repository), wanted, "{repository}");
         }
+    }
+
+    /// The port of http may be in the key or in the reference alone, with a namespace and without one.
+    #[test]
+    fn port_80_is_the_same_registry_with_any_namespace() {
+        let wanted = ["a.io/team/image", "a.io/team", "a.io", "a.io:80/team/image", "a.io:80/team", "a.io:80"];
+        assert_eq!(scopes(&"a.io/team/image".parse().expect("a repository")), wanted);
+        let wanted = ["a.io:80/team/image", "a.io:80/team", "a.io:80", "a.io/team/image", "a.io/team", "a.io"];
+        assert_eq!(scopes(&"a.io:80/team/image".parse().expect("a repository")), wanted);
+        assert_eq!(
+            scopes(&"a.io:5000/image".parse().expect("a repository")),
+            ["a.io:5000/image", "a.io:5000"],
+            "only port 80 has two spellings"
+        );
+        for (key, repository, wanted) in [
+            ("a.io:80/team", "a.io/team/image", "u:p"),
+            ("a.io/team", "a.io:80/team/image", "u:p"),
+            ("a.io:80/team/image", "a.io/team/image", "u:p"),
+            ("a.io:80/team", "a.io/teams/image", "-"),
+        ] {
+            assert_eq!(look_up(&auths(&[(key, "u:p")]), repository), wanted, "{key} for {repository}");
+        }
+        assert_eq!(look_up(&auths(&[("*.b.io:80", "u:p")]), "a.b.io/image"), "u:p");
+        assert_eq!(look_up(&auths(&[("*.b.io", "u:p")]), "a.b.io:80/image"), "u:p");
+        assert!(auths(&[("a.io:80", "u:p")]).knows("a.io") && auths(&[("a.io/team", "u:p")]).knows("a.io:80"));
+        assert!(!auths(&[("a.io:5000", "u:p")]).knows("a.io"));
     }
 
     #[test]

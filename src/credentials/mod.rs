@@ -38,6 +38,11 @@ mod process;
 mod secret;
 mod settings;
 mod store;
+/// `application/x-www-form-urlencoded` (WHATWG URL, section 5): the body of a token request, or a URL's query.
+pub(crate) fn encode_form(pairs: &[(&str, &str)]) -> String {
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::index::Index;
 use super::root_dir::RootDir;
-use super::root_dir::sync_dir;
 use super::upload::{TempFile, is_temporary};
+use crate::atomic_file::sync_dir;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::regular_file;

@@ -77,7 +77,7 @@ impl Index {
     /// [`Kind::Invalid`] if it isn't an index, or has more than [`MAX_ENTRIES`] entries.
     pub(super) fn parse(bytes: &Bytes) -> Result<Self> {
         let read: IndexJson<'_> = serde_json::from_slice(bytes)
-            .map_err(|error| Error::new(Kind::Invalid, format!("index.json is malformed: {error}")))?;
+            .map_err(|error| Error::new(Kind::Invalid, format!("index.json is malformed: {error}")).caused_by(error))?;
         let mut types: HashSet<Arc<str>> = HashSet::new();
         let entries = read.entries.into_iter().map(|raw| {
             let known = serde_json::from_str::<Descriptor>(raw.get()).ok().map(|entry| {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Kind, Result};
+use crate::file_access;
 
 /// What pushes to a served layout may use of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +49,8 @@ impl QuotaUsage {
         {
             return Err(quota_exceeded(format!("the registry may hold {max} bytes (--max-size), and {used} are used")));
         }
-        // Where the system doesn't say how much is free, the write itself tells.
-        let free = rustix::fs::statvfs(dir).map(|told| told.f_bavail.saturating_mul(told.f_frsize));
-        if free.is_ok_and(|free| free < self.quota.keep_free.saturating_add(bytes)) {
+        // If the system does not say how much is free, the write itself fails on a full disk.
+        if file_access::free_bytes(dir).is_some_and(|free| free < self.quota.keep_free.saturating_add(bytes)) {
             return Err(quota_exceeded(format!("{} bytes are kept free on the registry's disk", self.quota.keep_free)));
         }
         Ok(())

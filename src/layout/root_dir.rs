@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::atomic_file::sync_dir;
 use crate::regular_file::{self, Links, SAFE_OPEN_FLAGS};
 
 /// A layout's directory.
@@ -181,11 +182,6 @@ fn parts(name: &Path) -> io::Result<Vec<&OsStr>> {
 
 /// For reading, so that it can be synced.
 const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Makes a rename durable. Only Unix can sync a directory.
-pub(super) fn sync_dir(dir: &Path) -> std::io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
 
 #[cfg(test)]
 mod tests {

@@ -150,12 +150,8 @@ impl Store {
         Layout::new(self.clone(), Scope::Repository(name.clone()))
     }
 
-    /// Begins a blob. With a `hasher`, [`BlobUpload::commit`] checks the digest.
-    pub async fn create_upload(&self, hasher: Option<Hasher>) -> Result<BlobUpload> {
-        self.create_upload_for(None, hasher).await
-    }
-
-    /// The same, for a repository that it will belong to.
+    /// Begins a blob, which will belong to the repository `owner`. With a `hasher`, [`BlobUpload::commit`] checks the
+    /// digest.
     pub(super) async fn create_upload_for(
         &self,
         owner: Option<RepositoryName>,

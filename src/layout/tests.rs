@@ -362,7 +362,7 @@ async fn a_push_is_hashed_and_keeps_what_came_before_a_fault() {
         hasher.update(text);
         hasher.finish()
     };
-    let begin = async || layout.store.create_upload(Some(Digest::of(b"").hasher())).await.expect("begins");
+    let begin = async || layout.store.create_upload_for(None, Some(Digest::of(b"").hasher())).await.expect("begins");
     let frames = |end: Option<Error>| {
         let parts = [b"he", b"ll"].map(|frame| Ok(Bytes::from_static(frame)));
         stream::iter(parts.into_iter().chain(end.map(Err)).collect::<Vec<_>>())

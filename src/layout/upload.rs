@@ -127,7 +127,7 @@ pub(super) struct TempFile {
 
 impl std::fmt::Debug for TempFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Temp").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
+        f.debug_struct("TempFile").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Metrics {
     last_ended: Seconds,
     last_seconds: Seconds,
     next: Seconds,
-    list_good: Gauge,
+    list_valid: Gauge,
 }
 
 impl Metrics {
@@ -43,25 +43,25 @@ impl Metrics {
         let made = Self::default();
         let Self { runs, images, received, moved, saved, pulls, requests, .. } = made.clone();
         let Self { pulls_left, pulls_limit, pruned, last_images, .. } = made.clone();
-        let Self { last_started, last_ended, last_seconds, next, list_good, .. } = made.clone();
+        let Self { last_started, last_ended, last_seconds, next, list_valid, .. } = made.clone();
         let mirror = registry.sub_registry_with_prefix("transload_mirror");
-        mirror.register("runs", "Runs that ended", runs);
-        mirror.register("images", "Images by how they ended, over all runs", images);
-        mirror.register("received_bytes", "Bytes of blobs as they come from sources, repeated ones too", received);
-        mirror.register("moved_bytes", "Bytes of blobs sent, counted at the end of a run", moved);
-        mirror.register("saved_bytes", "Bytes of blobs that did not need to be sent", saved);
+        mirror.register("runs", "Completed runs", runs);
+        mirror.register("images", "Images of all runs by status", images);
+        mirror.register("downloaded_bytes", "Bytes of blobs received from sources, with retries", received);
+        mirror.register("uploaded_bytes", "Bytes of blobs uploaded, counted at the end of a run", moved);
+        mirror.register("skipped_bytes", "Bytes of blobs that the destination had or mounted", saved);
         mirror.register("pruned_tags", "Tags removed from destinations", pruned);
-        mirror.register("last_run_images", "Images of the last run by how they ended", last_images);
-        mirror.register("last_run_start_timestamp_seconds", "When the last run began", last_started);
-        mirror.register("last_run_end_timestamp_seconds", "When the last run ended", last_ended);
-        mirror.register("last_run_duration_seconds", "How long the last run took", last_seconds);
-        mirror.register("next_run_timestamp_seconds", "When the next run is due", next);
-        mirror.register("list_good", "1 if the list as it is now can be used, 0 if an older one is kept", list_good);
+        mirror.register("last_run_images", "Images of the last run by status", last_images);
+        mirror.register("last_run_start_timestamp_seconds", "Start of the last run", last_started);
+        mirror.register("last_run_end_timestamp_seconds", "End of the last run", last_ended);
+        mirror.register("last_run_duration_seconds", "Duration of the last run", last_seconds);
+        mirror.register("next_run_timestamp_seconds", "Start of the next run", next);
+        mirror.register("list_valid", "1 if the current list is valid, 0 while an older one is used", list_valid);
         let asked = registry.sub_registry_with_prefix("transload_registry");
-        asked.register("requests", "Requests, each redirect and token request counted", requests);
-        asked.register("pulls", "Manifests read: what Docker Hub counts", pulls);
-        asked.register("pulls_left", "Pulls left in the window, where the registry tells", pulls_left);
-        asked.register("pulls_limit", "Pulls allowed in a window, where the registry tells", pulls_limit);
+        asked.register("requests", "Requests, with redirects and token requests", requests);
+        asked.register("pulls", "Manifests read, which Docker Hub counts as pulls", pulls);
+        asked.register("pulls_left", "Pulls left in the window, as the registry reports them", pulls_left);
+        asked.register("pulls_limit", "Pulls allowed in a window, as the registry reports them", pulls_limit);
         made
     }
 
@@ -81,12 +81,12 @@ impl Metrics {
             self.images.get_or_create(&label).inc_by(number as u64);
             self.last_images.get_or_create(&label).set(i64::try_from(number).unwrap_or(i64::MAX));
         }
-        self.moved.inc_by(summary.bytes_moved);
-        self.saved.inc_by(summary.bytes_saved);
+        self.moved.inc_by(summary.bytes_uploaded);
+        self.saved.inc_by(summary.bytes_skipped);
         self.pruned.inc_by(run.pruned() as u64);
         self.last_started.set(seconds(run.started()));
         self.last_ended.set(seconds(run.ended()));
-        self.last_seconds.set(summary.seconds);
+        self.last_seconds.set(summary.duration_seconds);
         run.registries().iter().for_each(|used| self.used(used));
     }
 
@@ -94,7 +94,7 @@ impl Metrics {
         let label = [("registry", used.name.clone())];
         self.requests.get_or_create(&label).inc_by(used.requests);
         self.pulls.get_or_create(&label).inc_by(used.pulls);
-        if let Some(quota) = &used.pull_quota {
+        if let Some(quota) = &used.pull_limit {
             let set = |family: &Family<Label, Gauge>, value: u64| {
                 family.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));
             };
@@ -110,7 +110,7 @@ impl Metrics {
 
     /// Whether the list as it is now can be used.
     pub fn list_read(&self, good: bool) {
-        self.list_good.set(i64::from(good));
+        self.list_valid.set(i64::from(good));
     }
 }
 
@@ -136,14 +136,14 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let which = || ImageId { source: "docker.io/a:1".into(), destination: "r.io/a:1".into(), line: 1 };
-        let quota = Quota { limit: 100, remaining: 7, window: 21600, source: None };
+        let quota = Quota { limit: 100, remaining: 7, window_seconds: 21600, source: None };
         let hub = |requests| {
             let name = "docker.io".into();
-            RegistryUsage { name, requests, pulls: requests / 2, pull_quota: Some(quota.clone()) }
+            RegistryUsage { name, requests, pulls: requests / 2, pull_limit: Some(quota.clone()) }
         };
         for (before, after, failed) in [(0, 5, false), (5, 8, true)] {
             let mut run = RunReport::start(None, false, &[hub(before)]);
-            run.add(which(), Ok(Report { bytes_moved: 1000, bytes_saved: 1, pulls: 2, ..Report::default() }));
+            run.add(which(), Ok(Report { bytes_uploaded: 1000, bytes_skipped: 1, pulls: 2, ..Report::default() }));
             if failed {
                 run.add(which(), Err(&Error::new(Kind::Network, "reset")));
             }
@@ -161,11 +161,11 @@ mod tests {
             "transload_mirror_images_total{status=\"failed\"} 1",
             "transload_mirror_last_run_images{status=\"copied\"} 1",
             "transload_mirror_last_run_images{status=\"skipped\"} 0",
-            "transload_mirror_received_bytes_total 4096",
-            "transload_mirror_moved_bytes_total 2000",
-            "transload_mirror_saved_bytes_total 2",
+            "transload_mirror_downloaded_bytes_total 4096",
+            "transload_mirror_uploaded_bytes_total 2000",
+            "transload_mirror_skipped_bytes_total 2",
             "transload_mirror_last_run_duration_seconds 1.5",
-            "transload_mirror_list_good 1",
+            "transload_mirror_list_valid 1",
             "transload_registry_requests_total{registry=\"docker.io\"} 8",
             "transload_registry_pulls_total{registry=\"docker.io\"} 4",
             "transload_registry_pulls_left{registry=\"docker.io\"} 7",

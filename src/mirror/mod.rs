@@ -2,9 +2,9 @@
 //! Stands on [`crate::copy`]; nothing of a copy is written here again.
 //!
 //! ```text
-//! file ── list ──> List: entries, each a repository, what of it, and where to
+//! file ── load ──> List: entries, each a repository, what of it, and where to; checked with the run's destinations
 //!                    │
-//!                  expand       lists tags where an entry picks by pattern; shards
+//!                  expand       lists tags where an entry picks by pattern; `selection`: shards, --retry-failed
 //!                    │
 //!                   run         copies by one engine: sources and destinations each within their limits, and each
 //!                    │          pair of them in a lane of its own
@@ -15,12 +15,14 @@
 mod compare;
 pub mod job;
 pub mod list;
+pub(crate) mod load;
 pub mod metrics;
 pub mod prune;
 mod queues;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub(crate) mod selection;
 pub mod shard;
 mod shared_source;
 mod tag_conflicts;

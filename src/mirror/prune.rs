@@ -17,6 +17,7 @@
 
 mod execute;
 mod inspect;
+mod recorder;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -28,6 +29,7 @@ use serde::Serialize;
 
 pub use self::execute::execute;
 pub use self::inspect::{all_tags, creation_time, digests_of};
+pub(crate) use self::recorder::KeepRecorder;
 
 use super::list::{DestinationBase, Entry};
 use super::{List, Shard};
@@ -164,11 +166,11 @@ pub struct RepositoryPlan {
     /// How many tags of images are there.
     pub tags: usize,
     /// The tags that go, in order; those of signatures behind the images'.
-    pub going: Vec<TagDeletion>,
+    pub deletions: Vec<TagDeletion>,
     /// How many tags stay though the list doesn't hold them, since they're too young or of unknown age.
-    pub young: usize,
+    pub too_young: usize,
     /// Why nothing of it may go.
-    pub spared: Option<String>,
+    pub kept_reason: Option<String>,
     /// What failed, while looking or while removing.
     pub error: Option<Failure>,
     /// What the list holds by digest.
@@ -187,13 +189,13 @@ pub struct TagDeletion {
     /// The digest that it had.
     pub digest: Option<Digest>,
     /// When it was written, where that was asked and told.
-    pub written: Option<Timestamp>,
+    pub written_at: Option<Timestamp>,
     /// Whether it is a signature or a list of referrers, which goes with what it's about.
     pub companion: bool,
     /// Whether it's gone.
-    pub gone: bool,
+    pub deleted: bool,
     /// Why it stayed in the end.
-    pub stayed: Option<String>,
+    pub kept_reason: Option<String>,
 }
 
 impl Plan {
@@ -205,12 +207,12 @@ impl Plan {
 
     /// How many tags go, companions too.
     pub fn planned_deletions(&self) -> usize {
-        self.repositories.iter().map(|part| part.going.len()).sum()
+        self.repositories.iter().map(|part| part.deletions.len()).sum()
     }
 
     /// How many went.
     pub fn deletions(&self) -> usize {
-        self.repositories.iter().flat_map(|part| &part.going).filter(|going| going.gone).count()
+        self.repositories.iter().flat_map(|part| &part.deletions).filter(|going| going.deleted).count()
     }
 
     /// Whether something went wrong, or was refused.
@@ -232,12 +234,12 @@ pub async fn plan<S: PruneTarget>(
     let repositories: Vec<RepositoryPlan> = stream::iter(&keep_set.0)
         .map(|(repository, kept_here)| async move {
             let mut part = RepositoryPlan { repository: repository.to_string(), ..RepositoryPlan::default() };
-            part.spared = skip_reason(kept_here);
-            if part.spared.is_none()
+            part.kept_reason = skip_reason(kept_here);
+            if part.kept_reason.is_none()
                 && let Err(error) =
                     panics::catch_panic(plan_repository(open(repository), kept_here, options, now, &mut part)).await
             {
-                part.going.clear();
+                part.deletions.clear();
                 let error = error.on(Side::Destination).doing(format!("see what may be pruned of {repository}"));
                 part.error = Some(Failure::from(&error));
             }
@@ -277,15 +279,22 @@ async fn plan_repository<S: PruneTarget>(
         .buffered(CONCURRENT_READS);
     while let Some((tag, written)) = ages.try_next().await? {
         if is_old(written, options.older_than, now) {
-            going.push(TagDeletion { tag, digest: None, written, companion: false, gone: false, stayed: None });
+            going.push(TagDeletion {
+                tag,
+                digest: None,
+                written_at: written,
+                companion: false,
+                deleted: false,
+                kept_reason: None,
+            });
         } else {
-            part.young += 1;
+            part.too_young += 1;
             staying.push(tag);
         }
     }
     drop(ages);
     going.sort_by(|a, b| a.tag.cmp(&b.tag));
-    part.going = going;
+    part.deletions = going;
     // Tags the list holds by their form (`sha256-….sig` written out as an image) are the user's own affair.
     let companions = companions.into_iter().filter(|tag| !kept_here.tags.contains(tag)).collect();
     plan_companions(remote, &staying, companions, part).await?;
@@ -302,8 +311,8 @@ async fn plan_companions<S: PruneTarget>(
 ) -> Result<()> {
     let mut lost = BTreeSet::new();
     let held: Vec<Vec<Digest>> =
-        tag_contents(remote, part.going.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
-    for (going, digests) in part.going.iter_mut().zip(held) {
+        tag_contents(remote, part.deletions.iter().map(|going| Target::Tag(going.tag.clone()))).await?;
+    for (going, digests) in part.deletions.iter_mut().zip(held) {
         going.digest = digests.first().copied();
         lost.extend(digests);
     }
@@ -321,7 +330,14 @@ async fn plan_companions<S: PruneTarget>(
     }
     let named = names(&lost);
     for tag in companions.into_iter().filter(|tag| is_lost(tag, &named)) {
-        part.going.push(TagDeletion { tag, digest: None, written: None, companion: true, gone: false, stayed: None });
+        part.deletions.push(TagDeletion {
+            tag,
+            digest: None,
+            written_at: None,
+            companion: true,
+            deleted: false,
+            kept_reason: None,
+        });
     }
     Ok(())
 }
@@ -345,14 +361,14 @@ fn is_old(written: Option<Timestamp>, older_than: Duration, now: Timestamp) -> b
 }
 
 fn check_limit(parts: &[RepositoryPlan], options: &Options) -> Option<Error> {
-    let images = |part: &RepositoryPlan| part.going.iter().filter(|going| !going.companion).count();
+    let images = |part: &RepositoryPlan| part.deletions.iter().filter(|going| !going.companion).count();
     let all: usize = parts.iter().map(images).sum();
     let refused = |what: String| {
         let error = Error::new(Kind::Refused, format!("{what}: nothing is removed"));
-        error.hint(format!("if that is meant, allow it: --prune-most {all}"))
+        error.hint(format!("if that is meant, allow it: --prune-max {all}"))
     };
     if let Some(most) = options.most {
-        return (all > most).then(|| refused(format!("{all} tags would go, and --prune-most allows {most}")));
+        return (all > most).then(|| refused(format!("{all} tags would go, and --prune-max allows {most}")));
     }
     let is_much = |number: usize, of: usize| number > FREE_DELETIONS.max(of / MAX_SHARE);
     let much = |number: usize, of: usize, whose: &str| {

@@ -7,6 +7,7 @@
 //! ```
 //! One line of a list of 10,000 images takes some 400 bytes: see [`RunReport::add`].
 
+mod events;
 mod junit;
 mod redacting_writer;
 mod save;
@@ -112,7 +113,7 @@ impl RunReport {
     /// since it began.
     pub fn finish(&mut self, took: Duration, registries: Vec<RegistryUsage>) {
         self.ended = crate::clock::timestamp();
-        self.summary.seconds = took.as_secs_f64();
+        self.summary.duration_seconds = took.as_secs_f64();
         self.registries = registries;
         for used in &mut self.registries {
             if let Some(before) = self.before.get(&used.name) {

@@ -2,11 +2,10 @@
 //! <https://github.com/containerd/containerd/blob/main/docs/hosts.md>
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result, Side};
-use crate::reference::{DOCKER_HUB, check_name, registry_as_written, split_port};
+use crate::reference::{DOCKER_HUB, check_name, is_loopback, registry_as_written, split_port};
 
 /// The first line of each file of ours. What doesn't begin with it is somebody else's.
 pub(super) const FILE_HEADER: &str =
@@ -21,7 +20,7 @@ pub struct Mirror {
     registry: String,
     proxy: Option<String>,
     acr: Option<Acr>,
-    original: Option<String>,
+    upstream: Option<String>,
     dial_timeout: Duration,
 }
 
@@ -40,8 +39,8 @@ impl Mirror {
     /// If `registry` isn't a registry's name.
     pub fn new(registry: &str) -> Result<Self> {
         let registry = registry_as_written(registry)?;
-        let original = Some(upstream_url(&registry));
-        Ok(Self { registry, proxy: None, acr: None, original, dial_timeout: Duration::from_millis(200) })
+        let upstream = Some(upstream_url(&registry));
+        Ok(Self { registry, proxy: None, acr: None, upstream, dial_timeout: Duration::from_millis(200) })
     }
 
     /// Asks the proxy at this URL first, such as `http://127.0.0.1:30500`.
@@ -65,12 +64,12 @@ impl Mirror {
     ///
     /// # Errors
     /// If nobody is left to be asked.
-    pub fn without_original(mut self) -> Result<Self> {
+    pub fn without_upstream(mut self) -> Result<Self> {
         if self.proxy.is_none() && self.acr.is_none() {
             return Err(Error::new(Kind::Usage, "neither a proxy, nor ACR, nor the registry itself: nobody to ask")
                 .on(Side::Local));
         }
-        self.original = None;
+        self.upstream = None;
         Ok(self)
     }
 
@@ -90,9 +89,9 @@ impl Mirror {
     pub fn render(&self) -> String {
         let mut text = String::new();
         // Without `server`, containerd asks the registry itself in the end.
-        let last = self.original.clone().or_else(|| self.acr.as_ref().map(Acr::url)).or_else(|| self.proxy.clone());
+        let last = self.upstream.clone().or_else(|| self.acr.as_ref().map(Acr::url)).or_else(|| self.proxy.clone());
         let _ = writeln!(text, "server = {}", quoted(&last.unwrap_or_default()));
-        if self.original.is_none() && self.acr.as_ref().is_some_and(|acr| !acr.prefix.is_empty()) {
+        if self.upstream.is_none() && self.acr.as_ref().is_some_and(|acr| !acr.prefix.is_empty()) {
             // The URL has the API's root in it; at the top level the key means the server.
             text.push_str("override_path = true\n");
         }
@@ -100,7 +99,7 @@ impl Mirror {
             self.host(&mut text, proxy, false);
         }
         // The last one is the server already; but containerd 1 takes no file without a host.
-        if let Some(acr) = self.acr.as_ref().filter(|_| self.original.is_some() || self.proxy.is_none()) {
+        if let Some(acr) = self.acr.as_ref().filter(|_| self.upstream.is_some() || self.proxy.is_none()) {
             self.host(&mut text, &acr.url(), !acr.prefix.is_empty());
         }
         text
@@ -159,10 +158,9 @@ pub fn directory_name(registry: &str) -> String {
 /// The URL of a registry itself: plain http on loopback, as everywhere.
 fn upstream_url(registry: &str) -> String {
     let (host, _) = split_port(registry);
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     match registry {
         DOCKER_HUB => "https://registry-1.docker.io".to_owned(),
-        _ if host == "localhost" || address.is_ok_and(|address| address.is_loopback()) => format!("http://{registry}"),
+        _ if is_loopback(host) => format!("http://{registry}"),
         _ => format!("https://{registry}"),
     }
 }
@@ -210,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn proxy_then_acr_then_the_original() {
+    fn proxy_then_acr_then_the_upstream() {
         assert_eq!(
             hub().acr(acr("https://myregistry.azurecr.io/{registry}")).render(),
             r#"server = "https://registry-1.docker.io"
@@ -228,19 +226,19 @@ mod tests {
     }
 
     #[test]
-    fn without_the_original_the_last_mirror_is_the_server() {
-        let both = hub().acr(acr("myregistry.azurecr.io/docker.io")).without_original().expect("two are left");
+    fn without_the_upstream_the_last_mirror_is_the_server() {
+        let both = hub().acr(acr("myregistry.azurecr.io/docker.io")).without_upstream().expect("two are left");
         let text = both.render();
         assert!(text.starts_with("server = \"https://myregistry.azurecr.io/v2/docker.io\"\noverride_path = true\n"));
         assert_eq!(text.matches("[host.").count(), 1, "{text}");
-        let proxy = hub().without_original().expect("one is left").render();
+        let proxy = hub().without_upstream().expect("one is left").render();
         assert!(
             proxy.starts_with("server = \"http://127.0.0.1:30500\"\n\n[host.\"http://127.0.0.1:30500\"]\n"),
             "{proxy}"
         );
         let mirror = || Mirror::new("docker.io").expect("a registry");
-        assert!(mirror().without_original().is_err());
-        assert!(mirror().acr(acr("r.azurecr.io")).without_original().expect("one").render().contains("[host."));
+        assert!(mirror().without_upstream().is_err());
+        assert!(mirror().acr(acr("r.azurecr.io")).without_upstream().expect("one").render().contains("[host."));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Putting a `hosts.toml` in its place, and what was there back.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -123,7 +123,7 @@ impl Installed {
         } else {
             fs::remove_file(&file).map_err(|error| doing(&error))?;
         }
-        sync(&directory).map_err(|error| doing(&error))?;
+        atomic_file::sync_dir(&directory).map_err(|error| doing(&error))?;
         if made && !is_there {
             // Stays where others have put something into it.
             let _ = fs::remove_dir(&directory);
@@ -184,17 +184,12 @@ fn replace(directory: &Path, text: &str) -> io::Result<()> {
     regular_file::check_size(text.len() as u64, MAX_HOSTS_FILE)?;
     // For all to read: containerd may run under another user (rootless).
     atomic_file::write(&directory.join(HOSTS_FILE), Some(0o644), |to| to.write_all(text.as_bytes()))?;
-    sync(directory)
+    atomic_file::sync_dir(directory)
 }
 
 fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
     let id = |path: &Path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     Ok(id(one)? == id(other)?)
-}
-
-/// Makes names last over a power cut.
-fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

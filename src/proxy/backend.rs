@@ -15,7 +15,7 @@ use crate::descriptor::{Descriptor, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target};
-use crate::server::{Backend, Blob, FilePipe, Referrers, RepositoryPath, Upload};
+use crate::server::{Backend, Blob, FilePipe, Referrers, Reply, RepositoryPath, Upload};
 
 /// A blob that can be read.
 pub struct BlobContent<O: Origins> {
@@ -40,29 +40,29 @@ impl<O: Origins> Backend for Proxy<O> {
         true
     }
 
-    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Descriptor>> {
+    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Reply<Option<Descriptor>> {
         match self.upstream_repository(repository, RequestKind::Manifest) {
             Some(repo) => self.0.resolve(&repo, target).await,
-            None => Ok(None),
+            None => Ok(None).into(),
         }
     }
 
-    async fn manifest(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
+    async fn manifest(&self, repository: &RepositoryPath, target: &Target) -> Reply<Option<Manifest>> {
         match self.upstream_repository(repository, RequestKind::Manifest) {
             Some(repo) => self.0.manifest(&repo, target).await,
-            None => Ok(None),
+            None => Ok(None).into(),
         }
     }
 
-    async fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<u64>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Head) else { return Ok(None) };
+    async fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> Reply<Option<u64>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Head) else { return Ok(None).into() };
         let (found, how) = self.0.blob_size(&repo, digest).await;
-        self.report(&repo, RequestKind::Head, found, how)
+        self.0.report_served(&repo, RequestKind::Head, found, how)
     }
 
     fn cache_status(&self, repository: &RepositoryPath, digest: &Digest) -> Option<&'static str> {
         // What is cached for others is nobody's business.
-        if !self.0.upstreams.upstreams().find(repository).is_some_and(|repo| self.0.is_member(&repo, digest)) {
+        if !self.0.tiers.upstreams().find(repository).is_some_and(|repo| self.0.is_member(&repo, digest)) {
             return Some("transload; fwd=miss");
         }
         // In this order: a fill leaves its list only after its blob is in the cache.
@@ -76,18 +76,20 @@ impl<O: Origins> Backend for Proxy<O> {
         })
     }
 
-    async fn blob(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<BlobContent<O>>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Blob) else { return Ok(None) };
-        let found = self.0.blob(&repo, digest).await?;
-        Ok(found.map(|found| BlobContent { inner: self.0.clone(), repo, found }))
+    async fn blob(&self, repository: &RepositoryPath, digest: &Digest) -> Reply<Option<BlobContent<O>>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Blob) else { return Ok(None).into() };
+        let reply = self.0.blob(&repo, digest).await;
+        reply.map(|found| found.map(|found| BlobContent { inner: self.0.clone(), repo, found }))
     }
 
-    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Tags) else { return Ok(None) };
+    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Reply<Option<Vec<Tag>>> {
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Tags) else { return Ok(None).into() };
         let (found, how) = self.0.tags(&repo, after.is_some()).await;
-        let Some(tags) = self.report(&repo, RequestKind::Tags, found, how)? else { return Ok(None) };
         let behind = |tag: &&Tag| after.is_none_or(|after| tag.as_str() > after);
-        Ok(Some((*tags).as_ref().iter().filter(behind).take(most).cloned().collect()))
+        self.0.report_served(&repo, RequestKind::Tags, found, how).map(|tags| {
+            let tags = tags?;
+            Some((*tags).as_ref().iter().filter(behind).take(most).cloned().collect())
+        })
     }
 
     /// None: what could be asked for isn't known.
@@ -95,11 +97,12 @@ impl<O: Origins> Backend for Proxy<O> {
         Ok(Vec::new())
     }
 
-    async fn referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
-        let Some(repo) = self.upstream_repository(repository, RequestKind::Referrers) else { return Ok(Arc::new([])) };
-        let (found, how) = self.0.referrers(&repo, subject).await;
+    async fn referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Reply<Arc<Referrers>> {
         let none: Arc<Referrers> = Arc::new([]);
-        Ok(self.report(&repo, RequestKind::Referrers, found, how)?.map_or(none, |listed| listed as Arc<Referrers>))
+        let Some(repo) = self.upstream_repository(repository, RequestKind::Referrers) else { return Ok(none).into() };
+        let (found, how) = self.0.referrers(&repo, subject).await;
+        let reply = self.0.report_served(&repo, RequestKind::Referrers, found, how);
+        reply.map(|listed| listed.map_or(none, |listed| listed as Arc<Referrers>))
     }
 
     async fn start_upload(&self, _: &RepositoryPath, _: Option<Digest>) -> Result<NoUpload> {
@@ -119,29 +122,12 @@ impl<O: Origins> Proxy<O> {
 
     /// What is asked, if it's of this world.
     fn upstream_repository(&self, repository: &RepositoryPath, what: RequestKind) -> Option<UpstreamRepository> {
-        let found = self.0.upstreams.upstreams().find(repository);
+        let found = self.0.tiers.upstreams().find(repository);
         if found.is_none() {
             // Without the name: clients make up as many as they like.
             let (upstream, repository, how) = (UNKNOWN_UPSTREAM, "", CacheOutcome::Absent);
             self.0.observer.event(&Event::Served { upstream, repository, what, how });
         }
-        found
-    }
-
-    /// Says how what was asked for was answered.
-    fn report<T>(
-        &self,
-        repo: &UpstreamRepository,
-        what: RequestKind,
-        found: Result<Option<T>>,
-        how: CacheOutcome,
-    ) -> Result<Option<T>> {
-        let how = match &found {
-            Ok(Some(_)) => how,
-            Ok(None) => CacheOutcome::Absent,
-            Err(_) => CacheOutcome::Failed,
-        };
-        self.0.report_served(repo, what, how);
         found
     }
 }

@@ -17,7 +17,7 @@ use crate::pool::run_blocking;
 /// What can be done to a running proxy's cache. Clones do it to the same one.
 #[derive(Clone)]
 pub struct CacheAdmin {
-    live: OnlineCache,
+    online: OnlineCache,
     observer: Arc<dyn Observer>,
     /// One at a time reads or collects all of it.
     turn: Arc<Semaphore>,
@@ -44,7 +44,7 @@ pub const PARTS: u16 = 256;
 
 impl CacheAdmin {
     pub(super) fn new(cache: &Cache, observer: Arc<dyn Observer>) -> Self {
-        Self { live: cache.live(), observer, turn: Arc::new(Semaphore::new(1)) }
+        Self { online: cache.online(), observer, turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// Some of the tags.
@@ -52,14 +52,14 @@ impl CacheAdmin {
     /// # Errors
     /// [`Kind::Local`] if the directory can't be read.
     pub async fn tags(&self, part: u16) -> Result<TagsPart> {
-        let live = self.live.clone();
-        run_blocking(move || Ok(TagsPart { tags: super::cache::offline::tags(live.dir(), part)? })).await
+        let cache = self.online.clone();
+        run_blocking(move || Ok(TagsPart { tags: super::cache::offline::tags(cache.dir(), part)? })).await
     }
 
     /// The manifests, then the blobs.
     pub fn counts(&self) -> [FileTotals; 2] {
-        [&self.live.manifest_store.shelf().count(), &self.live.blobs.count()]
-            .map(|&(count, bytes)| FileTotals { count, bytes })
+        [self.online.manifest_store.content_store().count(), self.online.blobs.count()]
+            .map(|(count, bytes)| FileTotals { count, bytes })
     }
 
     /// Removes a tag, or content.
@@ -67,8 +67,8 @@ impl CacheAdmin {
     /// # Errors
     /// [`Kind::Local`] if the disk fails.
     pub async fn remove(&self, item: Item) -> Result<Removal> {
-        let live = self.live.clone();
-        run_blocking(move || live.remove(&item)).await
+        let cache = self.online.clone();
+        run_blocking(move || cache.remove(&item)).await
     }
 
     /// The turn for what goes through all of the cache, held until it's dropped.
@@ -85,14 +85,14 @@ impl CacheAdmin {
     /// # Errors
     /// [`Kind::Local`] if the disk fails.
     pub async fn gc(&self, wanted: GcOptions) -> Result<GcResult> {
-        let live = self.live.clone();
-        run_blocking(move || live.gc(wanted)).await
+        let cache = self.online.clone();
+        run_blocking(move || cache.gc(wanted)).await
     }
 
     /// Reads some of the content, as fast as it goes, and drops what is corrupt.
     pub async fn verify(&self, part: u16) -> VerifiedPart {
         let mut found = VerifiedPart::default();
-        let stores = [self.live.blobs.clone(), self.live.manifest_store.shelf().clone()];
+        let stores = self.online.stores();
         let dropped = |digest: &Digest| {
             self.observer.event(&Event::Corrupt { digest });
             found.dropped.push(*digest);
@@ -105,6 +105,6 @@ impl CacheAdmin {
 
 impl std::fmt::Debug for CacheAdmin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Admin").field("dir", &self.live.dir()).finish_non_exhaustive()
+        f.debug_struct("CacheAdmin").field("dir", &self.online.dir()).finish_non_exhaustive()
     }
 }

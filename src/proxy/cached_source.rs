@@ -1,5 +1,5 @@
 //! The proxy as a source for the copy engine: what it has from the cache, all else as a client would get
-//! it. So an original sees each manifest and blob once, though an image is pulled and copied at a time.
+//! it. So a later tier sees each manifest and blob once, though an image is pulled and copied at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +25,7 @@ pub struct CachedSource<O: Origins> {
 }
 
 impl<O: Origins> Proxy<O> {
-    /// A repository as a source that tells `moved` how many bytes it gave, and where its durable tier
+    /// A repository as a source that tells `moved` how many bytes it gave, and where its first tier
     /// has it. `None` if nothing is to be written there, as the upstreams are now.
     pub fn cached_source(
         &self,
@@ -33,7 +33,7 @@ impl<O: Origins> Proxy<O> {
         repository: &str,
         moved: Arc<AtomicU64>,
     ) -> Option<(CachedSource<O>, Repository)> {
-        let repo = self.0.upstreams.upstreams().repository(upstream, repository)?;
+        let repo = self.0.tiers.upstreams().repository(upstream, repository)?;
         let durable = match &repo.upstream.tiers[..] {
             [durable, _, ..] if repo.upstream.write_back => durable.repository(repository).ok()?,
             _ => return None,

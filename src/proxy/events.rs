@@ -1,6 +1,6 @@
 //! What happens in the proxy, for whoever counts it, shows it, or acts on it.
 //!
-//! Metrics, the status page and the copying of images into the durable tier stand behind
+//! Metrics, the status page and the copying of images into the first tier stand behind
 //! [`Observer`]: the proxy itself knows none of them.
 
 use std::time::Duration;
@@ -161,7 +161,7 @@ pub enum Event<'a> {
         /// Which one.
         digest: &'a Digest,
     },
-    /// Only an original had this manifest, no tier before it: the durable tier is to be given the image.
+    /// Only a later tier had this manifest: the image is to be copied into the first tier.
     OnlyOriginal {
         /// The upstream's name.
         upstream: &'a str,

@@ -49,7 +49,7 @@ impl FileReaders {
     /// Exactly the bytes in `range`.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] if the file is shorter.
+    /// [`Kind::Local`] if the disk fails, or the file is shorter.
     pub(super) async fn read(&self, file: OpenFile, range: Range<u64>) -> Result<Bytes> {
         let readers = self.clone();
         run_blocking(move || {
@@ -58,8 +58,9 @@ impl FileReaders {
             while bytes.len() < wanted {
                 let at = range.start + bytes.len() as u64;
                 match file.read_at(&mut bytes, at) {
+                    // Local: no registry is to blame for it.
                     Ok(0) => {
-                        return Err(Error::new(Kind::Mismatch, "a file of the cache became shorter while it was read"));
+                        return Err(Error::new(Kind::Local, "a file of the cache became shorter while it was read"));
                     }
                     Ok(_) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -115,7 +116,7 @@ impl FileReader {
     /// What `range` of the file begins with: as much as is for one step.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] if the file is shorter.
+    /// [`Kind::Local`] if the disk fails, or the file is shorter.
     pub(super) async fn some(&self, file: &OpenFile, range: Range<u64>) -> Result<Bytes> {
         if let (Some(pipe), Some(file)) = (&self.pipe, file.for_sendfile()) {
             let part = range.start..range.end.min(range.start + FilePipe::MOST);
@@ -175,3 +176,22 @@ pub(super) const MEDIUM_READ: usize = 256 << 10;
 /// And by each of many, from so many on.
 const SMALL_READ: usize = 64 << 10;
 const MANY_READERS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file_access::Files;
+    use crate::proxy::cache::{Cache, Settings};
+
+    /// A fill that reads its own file in parts charges an error of this kind to no registry.
+    #[tokio::test]
+    async fn a_file_that_is_too_short_is_a_local_fault() {
+        let dir = std::env::temp_dir().join(format!("transload-file-stream-{}", std::process::id()));
+        let settings = Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0, files: Files::default() };
+        let cache = Cache::open(settings, |_, _| {}).await.expect("opens");
+        let temp = cache.blobs.prepare(100).expect("a file");
+        let short = FileReaders::default().read(temp.file(), 0..100).await;
+        std::fs::remove_dir_all(&dir).expect("is there");
+        assert_eq!(short.expect_err("it is empty").kind(), Kind::Local);
+    }
+}

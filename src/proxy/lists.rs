@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::events::CacheOutcome;
+use super::manifests::log_stale;
 use super::tasks::SingleFlight;
 use super::tiers::blame_upstream;
 use super::upstreams::UpstreamRepository;
@@ -118,7 +119,7 @@ impl<O: Origins> Inner<O> {
         further: bool,
     ) -> (Result<Option<Arc<Listed<Tag>>>>, CacheOutcome) {
         let key = (repo.clone(), None);
-        let fresh = repo.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl);
+        let fresh = self.tag_ttl(repo);
         if let Some(kept) = self.lists.tags.kept.get(&key).filter(|kept| further && kept.since.elapsed() < fresh)
             && !self.is_backed_off(self.key(repo, &("list", &key.1)))
             && let Ok(list) = serde_json::from_slice::<Vec<Tag>>(&kept.list)
@@ -185,11 +186,7 @@ impl<O: Origins> Inner<O> {
             Err(error) if error.kind() != Kind::Interrupted => match old() {
                 Some((list, since)) => {
                     let (repository, age) = (&key.0.repository, since.elapsed().as_secs());
-                    if error.is_reported() {
-                        tracing::info!("{error}: a list of {repository} is served as it was {age} s ago");
-                    } else {
-                        tracing::warn!("{error}: a list of {repository} is served as it was {age} s ago");
-                    }
+                    log_stale(&error, format_args!("a list of {repository} is served as it was {age} s ago"));
                     self.back_off(rest);
                     (Ok(Some(Arc::new(list))), CacheOutcome::Stale)
                 }
@@ -233,7 +230,7 @@ impl<O: Origins> Inner<O> {
             tags.dedup();
             Ok(Some(Listed { entries: tags, _room: room }))
         };
-        let found = self.upstreams.ask(repo, patience, question).await.map_err(blame_upstream)?;
+        let found = self.tiers.ask(repo, patience, question).await.map_err(blame_upstream)?;
         Ok(found.map(|found| found.value))
     }
 
@@ -245,7 +242,7 @@ impl<O: Origins> Inner<O> {
         patience: Duration,
     ) -> Result<Listed<Descriptor>> {
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
-        let found = self.upstreams.ask(repo, patience, question).await.map_err(blame_upstream)?;
+        let found = self.tiers.ask(repo, patience, question).await.map_err(blame_upstream)?;
         let (entries, mut room) = (found.map_or_else(Vec::new, |found| found.value), ListReservation::default());
         let weight = entries.iter().map(Descriptor::weight).sum();
         room.add(weight).map_err(|_| crowded("referrers", &format!("{}/{}", repo.upstream.name, repo.repository)))?;

@@ -29,6 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::reference::{self, Target};
+use crate::server::Reply;
 
 /// What is known in memory besides the documents.
 #[derive(Debug)]
@@ -60,7 +61,8 @@ impl State {
         }
     }
 
-    fn is_backed_off(until: &Memory<u64, Instant>, key: u64) -> bool {
+    /// Whether the deadline of `key` has not passed.
+    fn is_running(until: &Memory<u64, Instant>, key: u64) -> bool {
         until.get(&key).is_some_and(|until| until > Instant::now())
     }
 }
@@ -71,10 +73,9 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         target: &Target,
-    ) -> Result<Option<Descriptor>> {
+    ) -> Reply<Option<Descriptor>> {
         let (found, how) = self.resolve_silently(repo, target).await;
-        self.report_manifest(repo, &found, how);
-        found
+        self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
     /// The same, told to nobody.
@@ -92,7 +93,7 @@ impl<O: Origins> Inner<O> {
                 }
                 self.resolve_upstream(repo, target, self.timeouts.request).await
             }
-            Target::Tag(tag) => self.resolve_tag(repo, tag).await,
+            Target::Tag(tag) => self.resolve_tag(repo, tag, self.stale_tag(repo, tag).await).await,
             Target::Name(_) => (Ok(None), CacheOutcome::Absent),
         }
     }
@@ -102,10 +103,9 @@ impl<O: Origins> Inner<O> {
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         target: &Target,
-    ) -> Result<Option<Manifest>> {
+    ) -> Reply<Option<Manifest>> {
         let (found, how) = self.manifest_silently(repo, target).await;
-        self.report_manifest(repo, &found, how);
-        found
+        self.report_served(repo, RequestKind::Manifest, found, how)
     }
 
     /// The same, told to nobody.
@@ -119,15 +119,6 @@ impl<O: Origins> Inner<O> {
             Target::Tag(tag) => self.manifest_by_tag(repo, tag).await,
             Target::Name(_) => (Ok(None), CacheOutcome::Absent),
         }
-    }
-
-    fn report_manifest<T>(&self, repo: &UpstreamRepository, found: &Result<Option<T>>, how: CacheOutcome) {
-        let how = match found {
-            Ok(Some(_)) => how,
-            Ok(None) => CacheOutcome::Absent,
-            Err(_) => CacheOutcome::Failed,
-        };
-        self.report_served(repo, RequestKind::Manifest, how);
     }
 
     async fn manifest_by_digest(
@@ -161,14 +152,15 @@ impl<O: Origins> Inner<O> {
         let Some(known) = self.stale_tag(repo, tag).await else {
             return self.fetch_upstream(repo, &Target::Tag(tag.clone())).await;
         };
-        let (found, how) = self.resolve_tag(repo, tag).await;
+        let known_digest = known.digest();
+        let (found, how) = self.resolve_tag(repo, tag, Some(known)).await;
         let current = match found {
             Ok(Some(descriptor)) => descriptor.digest,
             Ok(None) => return (Ok(None), CacheOutcome::Absent),
             Err(error) => return (Err(error), CacheOutcome::Failed),
         };
-        let moved = current != known.digest();
-        let old = if moved { self.cache.manifest_store.manifest(&known.digest()).await } else { None };
+        let moved = current != known_digest;
+        let old = if moved { self.cache.manifest_store.manifest(&known_digest).await } else { None };
         let reading = self.manifest_by_digest(repo, &current);
         let (found, read) = if old.is_some() {
             let read = timeout(self.timeouts.stale, reading).await;
@@ -185,16 +177,14 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// What a tag is: what is known while it's fresh, else the upstream's answer, else what was known.
+    /// The tag's descriptor: the cached one, `known`, while it is fresh, else the upstream's answer, else the cached one.
     async fn resolve_tag(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         tag: &reference::Tag,
+        known: Option<CachedTag>,
     ) -> (Result<Option<Descriptor>>, CacheOutcome) {
-        let known = self.stale_tag(repo, tag).await;
-        if let Some(known) =
-            known.as_ref().filter(|known| tag_age(known) < repo.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl))
-        {
+        if let Some(known) = known.as_ref().filter(|known| tag_age(known) < self.tag_ttl(repo)) {
             return (Ok(Some(known.descriptor())), CacheOutcome::Hit);
         }
         let target = Target::Tag(tag.clone());
@@ -206,11 +196,7 @@ impl<O: Origins> Inner<O> {
         let patience = self.timeouts.stale;
         match self.with_patience(patience, async { self.resolve_upstream(repo, &target, patience).await.0 }).await {
             Err(error) if error.kind() != Kind::Interrupted => {
-                if error.is_reported() {
-                    tracing::info!("{error}: {tag} is served as it was {} s ago", tag_age(&known).as_secs());
-                } else {
-                    tracing::warn!("{error}: {tag} is served as it was {} s ago", tag_age(&known).as_secs());
-                }
+                log_stale(&error, format_args!("{tag} is served as it was {} s ago", tag_age(&known).as_secs()));
                 self.back_off(key);
                 (Ok(Some(known.descriptor())), CacheOutcome::Stale)
             }
@@ -239,7 +225,7 @@ impl<O: Origins> Inner<O> {
         patience: Duration,
     ) -> (Result<Option<Descriptor>>, CacheOutcome) {
         let key = self.key(repo, target);
-        if State::is_backed_off(&self.manifests.absent, key) {
+        if State::is_running(&self.manifests.absent, key) {
             return (Ok(None), CacheOutcome::Absent);
         }
         let work = || {
@@ -263,9 +249,9 @@ impl<O: Origins> Inner<O> {
             let target = target.clone();
             async move { source.resolve(&target).await }
         };
-        let found = self.upstreams.ask(repo, patience, question).await.map_err(blame_upstream)?.map(|found| {
+        let found = self.tiers.ask(repo, patience, question).await.map_err(blame_upstream)?.map(|found| {
             // A client that asks by HEAD for the tag reads by digest: the tag is to be copied too.
-            self.report_only_original(repo, target, found.tier);
+            self.report_later_tier(repo, target, found.tier);
             found.value
         });
         self.remember_answer(repo, target, found.as_ref(), asked.at()).await;
@@ -281,7 +267,7 @@ impl<O: Origins> Inner<O> {
         repo: &UpstreamRepository,
         target: &Target,
     ) -> (Result<Option<Manifest>>, CacheOutcome) {
-        if State::is_backed_off(&self.manifests.absent, self.key(repo, target)) {
+        if State::is_running(&self.manifests.absent, self.key(repo, target)) {
             return (Ok(None), CacheOutcome::Absent);
         }
         let work = || {
@@ -300,7 +286,7 @@ impl<O: Origins> Inner<O> {
             let target = target.clone();
             async move { source.manifest(&target).await.map(Some) }
         };
-        let found = self.upstreams.ask(repo, self.timeouts.request, question).await.map_err(blame_upstream)?;
+        let found = self.tiers.ask(repo, self.timeouts.request, question).await.map_err(blame_upstream)?;
         let Some(found) = found else {
             self.remember_answer(repo, target, None, asked.at()).await;
             return Ok(None);
@@ -310,11 +296,11 @@ impl<O: Origins> Inner<O> {
         self.remember_answer(repo, target, Some(found.value.descriptor()), asked.at()).await;
         self.learn(repo, &found.value);
         self.write_record(repo, &found.value.digest()).await;
-        self.report_only_original(repo, target, found.tier);
+        self.report_later_tier(repo, target, found.tier);
         Ok(Some(found.value))
     }
 
-    fn report_only_original(&self, repo: &UpstreamRepository, target: &Target, tier: usize) {
+    fn report_later_tier(&self, repo: &UpstreamRepository, target: &Target, tier: usize) {
         if tier > 0 && repo.upstream.write_back && !is_write_back() {
             let (upstream, repository) = (&*repo.upstream.name, &*repo.repository);
             self.observer.event(&Event::OnlyOriginal { upstream, repository, target });
@@ -373,7 +359,7 @@ impl<O: Origins> Inner<O> {
 
     /// Whether what is known of `key` is served without asking.
     pub(super) fn is_backed_off(&self, key: u64) -> bool {
-        State::is_backed_off(&self.manifests.resting, key)
+        State::is_running(&self.manifests.resting, key)
     }
 
     /// The upstream couldn't be asked: it's not for a while.
@@ -392,16 +378,31 @@ impl<O: Origins> Inner<O> {
 
     /// Whether it's known that a blob isn't there.
     pub(super) fn is_absent(&self, repo: &UpstreamRepository, digest: &Digest) -> bool {
-        State::is_backed_off(&self.manifests.absent, self.key(repo, &("blob", digest)))
+        State::is_running(&self.manifests.absent, self.key(repo, &("blob", digest)))
     }
 
-    fn negative_ttl(&self, repo: &UpstreamRepository) -> Duration {
+    /// How long a cached tag of the repository stays fresh.
+    pub(super) fn tag_ttl(&self, repo: &UpstreamRepository) -> Duration {
+        repo.upstream.tag_ttl.unwrap_or(self.settings.tag_ttl)
+    }
+
+    /// How long an answer "not found" of the repository is remembered.
+    pub(super) fn negative_ttl(&self, repo: &UpstreamRepository) -> Duration {
         repo.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl).min(MAX_TTL)
     }
 
     pub(super) fn note_absent(&self, repo: &UpstreamRepository, digest: &Digest) {
         let until = Instant::now() + self.negative_ttl(repo);
         self.manifests.absent.insert(self.key(repo, &("blob", digest)), until);
+    }
+}
+
+/// Logs that stale content is served because of `error`. An error that the log has already is no warning again.
+pub(super) fn log_stale(error: &Error, served: std::fmt::Arguments<'_>) {
+    if error.is_reported() {
+        tracing::info!("{error}: {served}");
+    } else {
+        tracing::warn!("{error}: {served}");
     }
 }
 
@@ -419,9 +420,7 @@ fn tag_age(tag: &CachedTag) -> Duration {
     now().checked_sub(tag.checked).map_or(Duration::MAX, Duration::from_secs)
 }
 
-/// A moment so far away can still be computed.
-const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// When a question was asked last: it may be asked of several tiers, and again after a fault.
+/// When an upstream was asked last: one request may ask several tiers, and each again after a fault.
 struct LastQuestion(std::sync::Mutex<Instant>);
 
 impl Default for LastQuestion {
@@ -440,6 +439,8 @@ impl LastQuestion {
     }
 }
 
+/// The longest TTL that is used: `Instant::now() + MAX_TTL` does not overflow.
+const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Answers about tags that are stored at once.
 const CONCURRENT_TAG_WRITES: usize = 64;
 /// For how long a tag or a list whose upstream couldn't be asked is served without asking.

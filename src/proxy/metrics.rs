@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::events::{BytesOrigin, CacheOutcome, Event, Observer, RequestKind};
+use crate::error::Kind;
 
 type Label = (&'static str, Cow<'static, str>);
 type Timed = Family<[Label; 1], Histogram, fn() -> Histogram>;
@@ -72,20 +73,24 @@ impl Metrics {
             read_errors,
         } = made.clone();
         let proxy = registry.sub_registry_with_prefix(NAME_PREFIX);
-        proxy.register("requests", "Requests of clients by upstream, kind, and how they were served", requests);
-        proxy.register("answers", "Answers to clients by their status, whatever was asked for", answers);
-        proxy.register("upstream_requests", "Questions to registries by how they ended", asked);
-        proxy.register("upstream_seconds", "How long registries took to answer, up to the head", took);
-        proxy.register("upstream_refused", "Questions that registries refused to the proxy by the reason", refused);
-        proxy.register("upstream_bytes", "Bytes of blobs that came from registries", bytes);
-        proxy.register("sent_bytes", "Bytes of blobs that went to clients by what they came from", sent);
-        proxy.register("fills", "Blobs that are being fetched into the cache", fills);
-        proxy.register("ended_fills", "Blobs fetched by how it ended", filled);
-        proxy.register("evicted", "Blobs and manifests that had to go from the cache", evicted);
-        proxy.register("evicted_bytes", "Bytes that had to go from the cache", evicted_bytes);
-        proxy.register("scrubbed_bytes", "Bytes of the cache that the scrubber read", scrubbed);
-        proxy.register("corrupt", "Blobs and manifests dropped for other bytes than their digests say", corrupt);
-        proxy.register("cache_read_errors", "Cached blobs dropped because their file could not be read", read_errors);
+        proxy.register("requests", "Requests of clients by upstream, kind and outcome", requests);
+        proxy.register("responses", "Responses to clients by status", answers);
+        proxy.register("upstream_requests", "Requests to registries by result", asked);
+        proxy.register("upstream_request_duration_seconds", "Time until the head of a registry's response", took);
+        proxy.register("upstream_refusals", "Requests that registries refused to the proxy, by reason", refused);
+        proxy.register("upstream_bytes", "Bytes of blobs received from registries", bytes);
+        proxy.register("sent_bytes", "Bytes of blobs sent to clients, by source", sent);
+        proxy.register("fills_in_progress", "Blobs that are being fetched into the cache", fills);
+        proxy.register("fills_completed", "Fetches of blobs that ended, by result", filled);
+        proxy.register("evicted_blobs", "Blobs evicted from the cache", evicted);
+        proxy.register("evicted_bytes", "Bytes of the blobs evicted from the cache", evicted_bytes);
+        proxy.register("scrubbed_bytes", "Bytes of the cache read to verify them", scrubbed);
+        proxy.register(
+            "corrupt_removed",
+            "Blobs and manifests removed from the cache because they did not match their digests",
+            corrupt,
+        );
+        proxy.register("cache_read_errors", "Cached blobs removed because their file could not be read", read_errors);
         made
     }
 }
@@ -95,7 +100,7 @@ impl Observer for Metrics {
         match event {
             Event::Served { upstream, what, how, .. } => {
                 let upstream = Cow::Owned((*upstream).to_owned());
-                let labels = [("upstream", upstream), ("kind", kind(*what).into()), ("how", name(*how).into())];
+                let labels = [("upstream", upstream), ("kind", kind(*what).into()), ("outcome", name(*how).into())];
                 self.requests.get_or_create(&labels).inc();
             }
             Event::Answered { status } => {
@@ -103,7 +108,7 @@ impl Observer for Metrics {
             }
             Event::Asked { registry, took, failed } => {
                 let registry = || ("registry", Cow::Owned((*registry).to_owned()));
-                let result = failed.map_or(Cow::Borrowed("ok"), |kind| format!("{kind:?}").to_lowercase().into());
+                let result = failed.map_or("ok", Kind::name).into();
                 self.asked.get_or_create(&[registry(), ("result", result)]).inc();
                 self.took.get_or_create(&[registry()]).observe(took.as_secs_f64());
             }
@@ -116,7 +121,7 @@ impl Observer for Metrics {
                 self.bytes.get_or_create(&label).inc_by(*bytes);
             }
             Event::Sent { from, bytes } => {
-                self.sent.get_or_create(&[("from", tier(*from).into())]).inc_by(*bytes);
+                self.sent.get_or_create(&[("source", tier(*from).into())]).inc_by(*bytes);
             }
             Event::FillBegan { .. } => drop(self.fills.inc()),
             Event::FillEnded { failed, .. } => {
@@ -143,8 +148,8 @@ pub fn name(how: CacheOutcome) -> &'static str {
         CacheOutcome::Miss => "miss",
         CacheOutcome::Coalesced => "coalesced",
         CacheOutcome::Stale => "stale",
-        CacheOutcome::Passed => "passed",
-        CacheOutcome::Absent => "absent",
+        CacheOutcome::Passed => "uncached",
+        CacheOutcome::Absent => "not-found",
         CacheOutcome::Failed => "failed",
     }
 }
@@ -163,14 +168,15 @@ fn tier(from: BytesOrigin) -> &'static str {
     match from {
         BytesOrigin::Disk => "disk",
         BytesOrigin::Fill => "fill",
-        BytesOrigin::Passed => "passed",
+        BytesOrigin::Passed => "uncached",
     }
 }
 
 /// Figures that are looked up whenever someone asks for the page.
 pub struct LiveMetrics<F>(F);
 
-/// What a [`LiveMetrics`] shows: a name, what it means, and its values by registry, or one without.
+/// A family of [`LiveMetrics`]: name, help, and its values by registry, or one without. A name that ends with
+/// `_total` is a counter without registries; others are gauges.
 pub type MetricFamily = (&'static str, &'static str, Vec<(Option<String>, u64)>);
 
 impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> LiveMetrics<F> {
@@ -185,6 +191,13 @@ impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> Collector for LiveMet
         for (name, help, values) in (self.0)() {
             // A family that says nothing yet is left out.
             if values.is_empty() {
+                continue;
+            }
+            if let Some(name) = name.strip_suffix("_total") {
+                let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+                for (_, value) in values {
+                    metric.encode_counter::<[Label; 0], u64, u64>(&value, None)?;
+                }
                 continue;
             }
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -202,7 +215,7 @@ impl<F: Fn() -> Vec<MetricFamily> + Send + Sync + 'static> Collector for LiveMet
 
 impl<F> fmt::Debug for LiveMetrics<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Live").finish_non_exhaustive()
+        f.debug_tuple("LiveMetrics").finish_non_exhaustive()
     }
 }
 
@@ -257,22 +270,22 @@ mod tests {
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
         for line in [
-            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="hit"} 2"#,
-            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",how="coalesced"} 1"#,
-            r#"transload_proxy_answers_total{status="401"} 1"#,
+            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",outcome="hit"} 2"#,
+            r#"transload_proxy_requests_total{upstream="docker.io",kind="blob",outcome="coalesced"} 1"#,
+            r#"transload_proxy_responses_total{status="401"} 1"#,
             r#"transload_proxy_upstream_requests_total{registry="r.io",result="ok"} 1"#,
             r#"transload_proxy_upstream_requests_total{registry="r.io",result="limited"} 1"#,
-            r#"transload_proxy_upstream_seconds_bucket{le="0.025",registry="r.io"} 2"#,
-            r#"transload_proxy_upstream_refused_total{registry="r.io",reason="denied"} 1"#,
+            r#"transload_proxy_upstream_request_duration_seconds_bucket{le="0.025",registry="r.io"} 2"#,
+            r#"transload_proxy_upstream_refusals_total{registry="r.io",reason="denied"} 1"#,
             r#"transload_proxy_upstream_bytes_total{registry="r.io"} 4096"#,
-            r#"transload_proxy_sent_bytes_total{from="disk"} 1024"#,
-            r#"transload_proxy_sent_bytes_total{from="passed"} 7"#,
-            "transload_proxy_fills 1",
-            r#"transload_proxy_ended_fills_total{result="ok"} 1"#,
-            "transload_proxy_evicted_total 1",
+            r#"transload_proxy_sent_bytes_total{source="disk"} 1024"#,
+            r#"transload_proxy_sent_bytes_total{source="uncached"} 7"#,
+            "transload_proxy_fills_in_progress 1",
+            r#"transload_proxy_fills_completed_total{result="ok"} 1"#,
+            "transload_proxy_evicted_blobs_total 1",
             "transload_proxy_evicted_bytes_total 11",
             "transload_proxy_scrubbed_bytes_total 500",
-            "transload_proxy_corrupt_total 1",
+            "transload_proxy_corrupt_removed_total 1",
             "transload_proxy_cache_bytes 77",
             "transload_proxy_cache_blobs 5",
             r#"transload_proxy_pulls_left{registry="b"} 2"#,

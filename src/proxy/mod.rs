@@ -24,11 +24,11 @@
 //! - `lists`: lists of tags and of referrers, which are the upstream's, or stale
 //! - `tiers`, `breaker`, `refusals`, `timeouts`: asking registries; [`Origins`] is all that is known of them
 //! - [`upstreams`], [`rules`]: which upstreams there are; what a request means
-//! - [`events`]: what happens, for metrics, the status page, and the copying into the durable tier
+//! - [`events`]: what happens, for metrics, the status page, and the copying into the first tier
 //! - [`cache_admin`]: what those who operate it may ask of the cache: list, remove, collect, verify
 //! - [`scrub`]: reads the cache in the background, and drops what is corrupt
-//! - [`metrics`]: what is told to Prometheus; [`writeback`]: what is for the durable tier
-//! - `cached_source`: the proxy as a source for the copying into the durable tier
+//! - [`metrics`]: what is told to Prometheus; [`writeback`]: the copying into the first tier
+//! - `cached_source`: the proxy as a source for the copying
 //! - `cached_blob`: a cached blob as a stream, which goes on from the upstream where its file fails
 //! - `tasks`: work that belongs to the proxy; `file_stream`: files as streams; `backend`: the front
 //!
@@ -81,7 +81,7 @@ use self::cache::Cache;
 use self::events::{CacheOutcome, Event, Observer, RequestKind};
 use self::upstreams::{UpstreamConfig, UpstreamRepository, Upstreams};
 use crate::error::{Error, Kind, Result};
-use crate::server;
+use crate::server::{Reply, Served};
 
 /// How the proxy behaves.
 #[derive(Clone, Debug)]
@@ -134,7 +134,7 @@ struct Inner<O: Origins> {
     settings: Settings,
     timeouts: timeouts::Timeouts,
     cache: Cache,
-    upstreams: tiers::Tiers<O>,
+    tiers: tiers::Tiers<O>,
     manifests: manifests::State,
     membership: membership::State,
     lists: lists::State,
@@ -160,7 +160,7 @@ impl<O: Origins> Proxy<O> {
         let inner = Arc::new(Inner {
             cache,
             timeouts,
-            upstreams: tiers::Tiers::new(origins, upstreams, observer.clone(), timeouts),
+            tiers: tiers::Tiers::new(origins, upstreams, observer.clone(), timeouts),
             manifests: manifests::State::new(),
             membership: membership::State::new(),
             lists: lists::State::new(),
@@ -171,10 +171,10 @@ impl<O: Origins> Proxy<O> {
             settings,
         });
         if inner.cache.lacks_records() {
-            inner.make_records(inner.upstreams.upstreams()).await;
+            inner.make_records(inner.tiers.upstreams()).await;
         }
         if let Some(rate) = inner.settings.scrub {
-            let (stores, observer) = (scrub::stores(&inner.cache), inner.observer.clone());
+            let (stores, observer) = (inner.cache.online().stores(), inner.observer.clone());
             inner.tasks.spawn(scrub::run(stores, rate, observer));
         }
         Ok(Self(inner.clone(), Arc::new(ProxyGuard(inner))))
@@ -200,18 +200,18 @@ impl<O: Origins> Proxy<O> {
     /// # Errors
     /// See [`Upstreams::new`]; nothing has changed then.
     pub fn set_upstreams(&self, specs: Vec<UpstreamConfig>) -> Result<()> {
-        self.0.upstreams.set_upstreams(Upstreams::new(specs)?);
+        self.0.tiers.set_upstreams(Upstreams::new(specs)?);
         Ok(())
     }
 
     /// What gives the repositories that are read from.
     pub fn origins(&self) -> &O {
-        &self.0.upstreams.origins
+        &self.0.tiers.origins
     }
 
     /// How the registries do that are read from.
     pub fn health(&self) -> Vec<Health> {
-        self.0.upstreams.health()
+        self.0.tiers.health()
     }
 
     /// Blobs that are being fetched: which, how far, how large where that is known.
@@ -221,10 +221,23 @@ impl<O: Origins> Proxy<O> {
 }
 
 impl<O: Origins> Inner<O> {
-    fn report_served(&self, repo: &UpstreamRepository, what: RequestKind, how: CacheOutcome) {
+    /// Says to the observer, and in the reply, how what was asked for was answered.
+    fn report_served<T>(
+        &self,
+        repo: &UpstreamRepository,
+        what: RequestKind,
+        found: Result<Option<T>>,
+        how: CacheOutcome,
+    ) -> Reply<Option<T>> {
+        let how = match &found {
+            Ok(Some(_)) => how,
+            Ok(None) => CacheOutcome::Absent,
+            Err(_) => CacheOutcome::Failed,
+        };
         let (upstream, repository) = (&*repo.upstream.name, &*repo.repository);
-        report_outcome(how);
         self.observer.event(&Event::Served { upstream, repository, what, how });
+        let served = Served { how: metrics::name(how), stale: how == CacheOutcome::Stale };
+        Reply { found, served: Some(served) }
     }
 
     /// Waits for `work` as long as a client does.
@@ -241,11 +254,6 @@ async fn with_patience_since<T>(
 ) -> Result<T> {
     let late = || Error::new(Kind::Timeout, format!("the upstream did not answer in {} s", patience.as_secs()));
     tokio::time::timeout_at(begun + patience, work).await.unwrap_or_else(|_| Err(late()))
-}
-
-/// Tells the request that is being answered.
-fn report_outcome(how: CacheOutcome) {
-    server::record(server::Served { how: metrics::name(how), stale: how == CacheOutcome::Stale });
 }
 
 impl<O: Origins> Drop for ProxyGuard<O> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::cache::{Cache, ContentStore};
+use super::cache::ContentStore;
 use super::events::{Event, Observer};
 use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
@@ -29,7 +29,7 @@ pub(super) struct Scrubbed {
     pub(super) dropped: usize,
 }
 
-/// A pass after the other, for ever, at `parse_rate` bytes a second and at most one in [`PASS_INTERVAL`].
+/// A pass after the other, for ever, at `rate` bytes a second and at most one in [`PASS_INTERVAL`].
 pub(super) async fn run(stores: [ContentStore; 2], rate: u64, observer: Arc<dyn Observer>) {
     let mut pace = RateLimiter::new(rate);
     loop {
@@ -40,11 +40,6 @@ pub(super) async fn run(stores: [ContentStore; 2], rate: u64, observer: Arc<dyn 
         tracing::info!("scrubbed {} files, {} MiB; dropped {}", done.files, done.bytes >> 20, done.dropped);
         sleep_until(begun + PASS_INTERVAL).await;
     }
-}
-
-/// What the scrubber goes through.
-pub(super) fn stores(cache: &Cache) -> [ContentStore; 2] {
-    [cache.blobs.clone(), cache.manifest_store.shelf().clone()]
 }
 
 /// Reads all of it once. Begins anywhere: a proxy that is restarted often must get to the end too.

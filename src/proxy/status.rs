@@ -131,7 +131,7 @@ impl Observer for RecentActivity {
             Event::Served { upstream, repository, what, how } => self.served(upstream, repository, *what, *how),
             // That something isn't there is an answer.
             Event::Asked { registry, failed: Some(kind), .. } if *kind != Kind::NotFound => {
-                self.trouble(format!("{registry}: {}", format!("{kind:?}").to_ascii_lowercase()));
+                self.trouble(format!("{registry}: {}", kind.name()));
             }
             Event::FillEnded { digest, failed: Some(error) } => self.trouble(format!("{}: {error}", digest.short())),
             Event::Corrupt { digest } => self.trouble(format!("{}: corrupt on the disk, dropped", digest.short())),

@@ -11,12 +11,39 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::body::Body;
-use crate::content::{Source, TagPage, TagPages};
+use crate::content::{Source, TagPage, TagPages, take_bytes};
 use crate::descriptor::{Descriptor, Digest};
 use crate::file_access::Files;
 use crate::manifest::Manifest;
-use crate::reference::{Repository, Target};
-use crate::server::{Backend as _, Blob as _, RepositoryPath};
+use crate::reference::{Repository, Tag, Target};
+use crate::server::{Backend, Blob as _, Referrers, RepositoryPath};
+
+/// What the backend finds, without how.
+impl<O: Origins> Proxy<O> {
+    async fn resolve(&self, at: &RepositoryPath, target: &Target) -> Result<Option<Descriptor>> {
+        Backend::resolve(self, at, target).await.found
+    }
+
+    async fn manifest(&self, at: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
+        Backend::manifest(self, at, target).await.found
+    }
+
+    async fn size_of(&self, at: &RepositoryPath, digest: &Digest) -> Result<Option<u64>> {
+        Backend::size_of(self, at, digest).await.found
+    }
+
+    async fn blob(&self, at: &RepositoryPath, digest: &Digest) -> Result<Option<backend::BlobContent<O>>> {
+        Backend::blob(self, at, digest).await.found
+    }
+
+    async fn tags(&self, at: &RepositoryPath, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
+        Backend::tags(self, at, after, most).await.found
+    }
+
+    async fn referrers(&self, at: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
+        Backend::referrers(self, at, subject).await.found
+    }
+}
 
 /// What a registry of these tests has, by repository and digest; and how it behaves.
 #[derive(Clone, Default)]
@@ -38,6 +65,8 @@ struct Content {
     ends: Mutex<HashMap<String, u64>>,
     /// Of which repository, and from which byte on.
     opened: Mutex<Vec<(String, u64)>>,
+    /// Parts of blobs that were requested as such.
+    parts: Mutex<Vec<std::ops::Range<u64>>>,
     /// How long each question about a blob takes.
     delay: Mutex<Duration>,
     sizes: AtomicUsize,
@@ -247,6 +276,11 @@ impl Source for Shop {
             }
         });
         Ok(body.boxed())
+    }
+
+    async fn blob_range(&self, blob: &Descriptor, part: std::ops::Range<u64>) -> Result<Body> {
+        self.0.0.parts.lock().expect("lock").push(part.clone());
+        Ok(take_bytes(self.blob(blob, part.start).await?, part.end - part.start))
     }
 
     async fn referrers(&self, _: &Digest) -> Result<Vec<Descriptor>> {

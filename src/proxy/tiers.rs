@@ -64,7 +64,7 @@ pub struct Health {
 
 /// What one tier had.
 pub(super) struct TierAnswer<S, T> {
-    /// The tier's number: past 0 only an original had it.
+    /// The tier's number, from 0.
     pub(super) tier: usize,
     pub(super) source: S,
     pub(super) value: T,

@@ -4,6 +4,7 @@
 //! dialled (docs/protocol.md, section 4: peers that dial it are open proxies into their own network).
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -87,7 +88,8 @@ impl Upstreams {
     /// These upstreams.
     ///
     /// # Errors
-    /// [`Kind::Usage`] if there is none, or two have one name.
+    /// [`Kind::Usage`] if there is none, if two have the same name, or if the tiers of one make no sense: none,
+    /// more than [`MAX_TIERS`], or one of them twice.
     pub fn new(specs: Vec<UpstreamConfig>) -> Result<Self> {
         if specs.is_empty() {
             return Err(Error::new(Kind::Usage, "there is no upstream").hint("name one, such as docker.io"));
@@ -97,6 +99,7 @@ impl Upstreams {
                 return Err(Error::new(Kind::Usage, format!("there are two upstreams {}", spec.name))
                     .hint("clients know an upstream by its name: leave one of them out"));
             }
+            check_tiers(spec)?;
         }
         Ok(Self(specs.into_iter().map(Arc::new).collect()))
     }
@@ -161,6 +164,18 @@ impl Upstreams {
     }
 }
 
+fn check_tiers(spec: &UpstreamConfig) -> Result<()> {
+    let (name, tiers) = (&spec.name, &spec.tiers);
+    if tiers.is_empty() || tiers.len() > MAX_TIERS {
+        let what = format!("the upstream {name} has {} tiers; 1 to {MAX_TIERS} are possible", tiers.len());
+        return Err(Error::new(Kind::Usage, what).hint("a tier is a registry with an optional path"));
+    }
+    match tiers.iter().enumerate().find(|(n, tier)| tiers[..*n].contains(tier)) {
+        Some((_, tier)) => Err(Error::new(Kind::Usage, format!("the upstream {name} has the tier {tier} twice"))),
+        None => Ok(()),
+    }
+}
+
 impl RegistryPath {
     /// Where a repository is.
     ///
@@ -169,6 +184,15 @@ impl RegistryPath {
     pub fn repository(&self, name: &str) -> Result<Repository> {
         let name = name.parse::<RepositoryName>()?.below(&self.prefix)?;
         Ok(Repository { registry: self.registry.clone(), name })
+    }
+}
+
+impl fmt::Display for RegistryPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.prefix {
+            "" => self.registry.fmt(f),
+            prefix => write!(f, "{}/{prefix}", self.registry),
+        }
     }
 }
 
@@ -193,11 +217,7 @@ impl UpstreamConfig {
 
     /// Its tiers as one text: `my.azurecr.io/hub,docker.io`.
     pub(super) fn tiers_text(&self) -> String {
-        let text = |base: &RegistryPath| match &*base.prefix {
-            "" => base.registry.to_string(),
-            prefix => format!("{}/{prefix}", base.registry),
-        };
-        self.tiers.iter().map(text).collect::<Vec<_>>().join(",")
+        self.tiers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// Whether [`tiers_text`](Self::tiers_text) is this text. It is asked for each pull by tag, and makes no text.
@@ -215,14 +235,17 @@ impl UpstreamConfig {
 impl FromStr for UpstreamConfig {
     type Err = Error;
 
-    /// `NAME=REGISTRY[/PREFIX]`, or `NAME` alone for the registry of that name.
+    /// `NAME=TIER[,TIER…]`, each tier `REGISTRY[/PREFIX]`; or `NAME` alone for the registry of that name.
     fn from_str(text: &str) -> Result<Self> {
-        let (name, base) = text.split_once('=').unwrap_or((text, text));
+        let (name, tiers) = text.split_once('=').unwrap_or((text, text));
         let hint = "write NAME=REGISTRY[/PREFIX], such as docker.io=myregistry.azurecr.io/docker.io";
-        let base = base.parse().map_err(|error: Error| error.hint(hint))?;
-        Ok(Self::new(registry_name(name).map_err(|error| error.hint(hint))?, vec![base]))
+        let tiers = tiers.split(',').map(str::parse).collect::<Result<_>>().map_err(|error| error.hint(hint))?;
+        Ok(Self::new(registry_name(name).map_err(|error| error.hint(hint))?, tiers))
     }
 }
+
+/// Each tier that fails costs a client time before the next one is asked.
+const MAX_TIERS: usize = 8;
 
 /// Other names of Docker Hub that clients have for it.
 const HUB_ALIASES: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
@@ -301,12 +324,24 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_said() {
-        for wrong in ["", "=", "docker.io=", "docker.io=UP/../x", "a b=c", "docker.io=x.io/Upper"] {
+        for wrong in [
+            "",
+            "=",
+            "docker.io=",
+            "docker.io=a.io,",
+            "docker.io=,a.io",
+            "docker.io=UP/../x",
+            "a b=c",
+            "docker.io=x.io/Upper",
+        ] {
             let error = wrong.parse::<UpstreamConfig>().expect_err(wrong);
             assert_eq!(error.kind(), Kind::Usage, "{wrong}: {error}");
         }
         let twice = vec!["ghcr.io".parse().expect("a spec"), "ghcr.io=my.io".parse().expect("a spec")];
         assert!(Upstreams::new(twice).is_err());
+        for wrong in ["docker.io=a.io,a.io", "docker.io=a,b,c,d,e,f,g,h,i"] {
+            assert!(Upstreams::new(vec![wrong.parse().expect("a spec")]).is_err(), "{wrong}");
+        }
         assert!(Upstreams::new(Vec::new()).is_err());
     }
 }

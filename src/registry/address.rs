@@ -31,7 +31,7 @@ pub(super) struct Policy {
 impl Policy {
     /// The policy of the registry at `base`; `overrides` are the user's own word of where a host is.
     pub(super) fn new(base: &Url, overrides: Arc<HashMap<String, SocketAddr>>, allow_private: bool) -> Self {
-        let own = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let own = bare_host(base).to_owned();
         let private = allow_private || is_this_machine(&own) || literal(base).is_some_and(|ip| !is_public(ip));
         let network = if private { PRIVATE } else { UNKNOWN };
         Self { network: Arc::new(AtomicU8::new(network)), own: own.into(), overrides, insecure: Arc::default() }
@@ -45,8 +45,8 @@ impl Policy {
 
     /// Whether the user allows plain http and any certificate at this host. An IPv6 address has no brackets.
     pub(super) fn is_insecure(&self, host: &str, port: u16) -> bool {
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        let with_port = format!("{host}:{port}");
+        let with_port = authority(host, port);
+        let host = with_port.rsplit_once(':').map_or(host, |(host, _)| host);
         self.insecure.iter().any(|allowed| *allowed == host || *allowed == with_port)
     }
 
@@ -66,7 +66,7 @@ impl Policy {
         let port = to.port_or_known_default().unwrap_or_default();
         match to.scheme() {
             "https" => {}
-            "http" if from.scheme() == "http" || self.is_insecure(host(to).trim_matches(['[', ']']), port) => {}
+            "http" if from.scheme() == "http" || self.is_insecure(bare_host(to), port) => {}
             "http" => {
                 return Err(refused("it would leave https").hint(format!(
                     "if that host may be asked by plain http, allow it by --insecure-registry {}:{port}",
@@ -166,6 +166,21 @@ pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
+/// The host without the brackets of an IPv6 address.
+pub(super) fn without_brackets(host: &str) -> &str {
+    host.trim_matches(['[', ']'])
+}
+
+/// The host of a URL, an IPv6 address without brackets; empty if there is none.
+pub(super) fn bare_host(url: &Url) -> &str {
+    without_brackets(url.host_str().unwrap_or_default())
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+pub(super) fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// Why a name has no address to connect to.
 #[derive(Debug)]
 pub(super) enum Lookup {
@@ -204,7 +219,7 @@ fn host(url: &Url) -> &str {
 }
 
 fn literal(url: &Url) -> Option<IpAddr> {
-    url.host_str()?.trim_matches(['[', ']']).parse().ok()
+    bare_host(url).parse().ok()
 }
 
 fn is_link_local(ip: IpAddr) -> bool {

@@ -37,7 +37,12 @@ impl Payload {
     }
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// A call without headers and body.
+    pub(super) fn new(method: Method, url: Url, scope: &'a Scope, doing: impl Into<String>) -> Self {
+        Self { method, url, scope, headers: HeaderMap::new(), body: Payload::Empty, doing: doing.into() }
+    }
+
     /// The call once more. A streamed body goes with the first one.
     pub(super) fn again(&mut self) -> Self {
         let body = self.body.next();

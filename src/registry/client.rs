@@ -28,16 +28,16 @@ use super::limits::parallelism::{ParallelismLimit, retry_after};
 use super::limits::pull_ledger::{AccountPulls, PullQuota};
 use super::limits::pull_limit::{PullLimit, PullPermit};
 use super::limits::rate_limit::{Class, RateLimit};
+use super::location;
 use super::lookup::WithoutHead;
-use super::network::{self, HttpClient};
+use super::network::{self, HttpClient, PROBE_TIMEOUT, ProbeAnswer};
 use super::redirect;
-use super::transport::Sent;
 use super::urls::{Endpoint, check_write};
-use super::web_page::{self, CameFrom};
+use super::web_page;
 use crate::credentials::Credential;
 use crate::error::{Error, Kind, Result};
 use crate::memory::CollectedBody;
-use crate::reference::{DOCKER_HUB, RegistryName, Repository, split_port, without_https_port};
+use crate::reference::{DOCKER_HUB, RegistryName, Repository, is_loopback, split_port, without_https_port};
 use crate::retry::Budget;
 
 /// A response whose body hasn't been read.
@@ -55,9 +55,10 @@ pub struct Registry {
     silent_until: Mutex<Option<Instant>>,
     /// Unverified TLS and plain http were allowed for it.
     insecure: bool,
+    is_on_this_machine: bool,
     pub(super) options: Arc<Options>,
-    http: OnceCell<HttpClient>,
-    policy: OnceCell<Policy>,
+    pub(super) http: HttpClient,
+    pub(super) policy: Policy,
     /// The stored one, and those that were given.
     accounts: Vec<Auth>,
     pub(super) pulls: PullLimit,
@@ -86,7 +87,8 @@ impl Registry {
         let insecure =
             options.insecure.iter().any(|allowed| without_https_port(allowed) == name || allowed == split_port(name).0);
         // Of a registry on this machine, until it has been asked.
-        let scheme = if is_loopback(split_port(name).0) { "http" } else { "https" };
+        let is_on_this_machine = is_loopback(split_port(name).0);
+        let scheme = if is_on_this_machine { "http" } else { "https" };
         let first_base = Url::parse(&format!("{scheme}://{host}"))
             .map_err(|error| Error::new(Kind::Usage, format!("{name:?} is not a registry: {error}")))?;
         // Further ones, who read.
@@ -94,14 +96,25 @@ impl Registry {
         let wanted = Arc::default();
         let accounts =
             [None].into_iter().chain(given.iter().cloned().map(Some)).map(|given| Auth::new(&wanted, given)).collect();
+        let policy = Policy::new(&first_base, options.resolve.clone(), false).with_insecure(&options.insecure);
+        let http = HttpClient::new(network::Settings {
+            registry: name,
+            base: &first_base,
+            policy: policy.clone(),
+            proxies: &options.proxies,
+            trust: &options.trust,
+            insecure,
+            idle: options.concurrency,
+        });
         Ok(Self {
             name: name.to_owned(),
             base: OnceCell::new(),
             first_base,
             silent_until: Mutex::default(),
             insecure,
-            http: OnceCell::new(),
-            policy: OnceCell::new(),
+            is_on_this_machine,
+            http,
+            policy,
             accounts,
             pulls: PullLimit::new(name, &options),
             rate_limit: RateLimit::new(name, &options),
@@ -157,14 +170,14 @@ impl Registry {
 
     /// Where the registry is asked. What is not decided yet is asked for, without credentials.
     pub(super) async fn base(&self) -> Result<&Url> {
-        if !self.is_on_this_machine() {
-            return self.base.get_or_try_init(|| Box::pin(self.find_base())).await;
+        if let Some(base) = self.base.get() {
+            return Ok(base);
         }
         let silent_until = || self.silent_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.base.get().is_none() && silent_until().is_some_and(|until| Instant::now() < until) {
+        if silent_until().is_some_and(|until| Instant::now() < until) {
             return Ok(&self.first_base);
         }
-        match self.base.get_or_try_init(|| Box::pin(self.probe_scheme())).await {
+        match self.base.get_or_try_init(|| Box::pin(self.find_base())).await {
             Ok(base) => Ok(base),
             // The request itself will say what is wrong, and may be tried again; then the question is asked again.
             Err(error) if error.is_transient() => {
@@ -177,9 +190,11 @@ impl Registry {
         }
     }
 
-    /// The registry answered at this URL. One on this machine that answers by http has said enough.
-    pub(super) fn answered_at(&self, url: &Url) {
-        if !self.base.initialized() && self.is_on_this_machine() && same_origin(url, &self.first_base) {
+    /// The registry answered at this URL with this status. If no probe has found the scheme yet, the answer has, except
+    /// for 400 by http: servers with TLS answer so.
+    pub(super) fn answered_at(&self, url: &Url, status: StatusCode) {
+        let is_unclear = status == StatusCode::BAD_REQUEST && url.scheme() == "http";
+        if !self.base.initialized() && same_origin(url, &self.first_base) && !is_unclear {
             let _ = self.base.set(self.first_base.clone());
         }
     }
@@ -187,46 +202,62 @@ impl Registry {
     /// The same call at the scheme that was found since it was made: the registry may not have been there then.
     async fn at_its_scheme(&self, url: &mut Url) -> Result<()> {
         let base = self.base().await?;
-        let same = url.host_str() == base.host_str() && url.port_or_known_default() == base.port_or_known_default();
-        if self.is_on_this_machine() && same && url.scheme() != base.scheme() {
+        let same_port = url.port_or_known_default() == base.port_or_known_default()
+            || url.port().is_none() && base.port().is_none();
+        if self.is_probed() && url.host_str() == base.host_str() && same_port && url.scheme() != base.scheme() {
             let _ = url.set_scheme(base.scheme());
         }
         Ok(())
     }
 
-    fn is_on_this_machine(&self) -> bool {
-        is_loopback(split_port(&self.name).0)
+    /// Whether a probe decides between https and http, since a reference names no scheme: on this machine, and where the
+    /// user called the registry insecure.
+    fn is_probed(&self) -> bool {
+        self.is_on_this_machine || self.insecure
     }
 
     /// Whether nobody else can read what is sent: by TLS with a verified certificate, or on this machine.
     pub(super) async fn is_confidential(&self) -> Result<bool> {
         let verified = !self.insecure && self.base().await?.scheme() == "https";
-        Ok(verified || self.is_on_this_machine())
+        Ok(verified || self.is_on_this_machine)
     }
 
-    /// A registry on this machine is named without a scheme. Plain http is used only if the port speaks no TLS: never
-    /// since a certificate is wrong.
-    async fn probe_scheme(&self) -> Result<Url> {
+    /// Decides between https and http. Plain http is used only if the port answers a TLS handshake in another protocol, or
+    /// if nothing answers there and a request by http is answered: never because a certificate is wrong, or because of a
+    /// fault that may pass.
+    async fn find_base(&self) -> Result<Url> {
         let mut base = self.first_base.clone();
-        let scheme = if self.http().await?.speaks_tls().await? { "https" } else { "http" };
+        if !self.is_probed() {
+            return Ok(base);
+        }
+        let scheme = match self.http.probe().await? {
+            ProbeAnswer::Tls => "https",
+            ProbeAnswer::Other => "http",
+            ProbeAnswer::Nothing if !self.is_on_this_machine && self.answers_by_http().await? => "http",
+            ProbeAnswer::Nothing => {
+                let what = format!("{} closed the connection without an answer to a TLS handshake", self.name);
+                return Err(Error::new(Kind::Network, what));
+            }
+        };
         tracing::debug!("{} is asked by {scheme}", self.name);
         let _ = base.set_scheme(scheme);
         Ok(base)
     }
 
-    /// A registry that the user called insecure is asked by https first, as Docker does.
-    async fn find_base(&self) -> Result<Url> {
-        if !self.insecure {
-            return Ok(self.first_base.clone());
-        }
+    /// Whether a request by http, without credentials, is answered as a registry answers: a front that only redirects to
+    /// https is none.
+    ///
+    /// # Errors
+    /// Those that trying again does not help.
+    async fn answers_by_http(&self) -> Result<bool> {
         let mut plain = self.first_base.clone();
         let _ = plain.set_scheme("http");
         let mut probe = http::Request::new(reqwest::Body::default());
-        *probe.uri_mut() = uri(&Endpoint::Base.url(&self.first_base)?)?;
-        let explain = |error: &(dyn std::error::Error + 'static)| error::transport_error(error, &self.name);
-        match tokio::time::timeout(PROBE_TIMEOUT, self.http().await?.send(probe, explain)).await {
-            Ok(Ok(_)) => Ok(self.first_base.clone()),
-            _ => Ok(plain),
+        *probe.uri_mut() = uri(&Endpoint::Base.url(&plain)?)?;
+        match tokio::time::timeout(PROBE_TIMEOUT, self.http.send(probe)).await {
+            Ok(Ok(response)) => Ok(response.status().is_success() || response.status() == StatusCode::UNAUTHORIZED),
+            Ok(Err(error)) if !error.is_transient() => Err(error),
+            Ok(Err(_)) | Err(_) => Ok(false),
         }
     }
 
@@ -275,10 +306,12 @@ impl Registry {
         let mut pages = 0;
         loop {
             let read = async {
-                let (head, body) = self.call_once(call.again()).await?.into_parts();
+                let response = self.call_once(call.again()).await?;
+                let page = web_page::instead(&self.name, &response);
+                let (head, body) = response.into_parts();
                 let bytes = read_body(body, length(&head.headers), most).await;
                 let parsed = bytes.and_then(|bytes| parse(&head, bytes));
-                parsed.map_err(|error| match web_page::instead(&self.name, &head) {
+                parsed.map_err(|error| match page {
                     Some(page) => {
                         pages += 1;
                         // A second page is one that stays.
@@ -346,8 +379,8 @@ impl Registry {
         let (method, scope) = (call.method.clone(), call.scope);
         let streamed = matches!(call.body, Payload::Stream(..));
         let class = Class::of(&method, call.url.path());
-        let Sent { response, storage } = self.send_signed(call, account, pull_permit).await?;
-        let status = response.status();
+        let response = self.send_signed(call, account, pull_permit).await?;
+        let (status, storage) = (response.status(), location::redirected_to(&response).cloned());
         if status.is_success() {
             self.limiter.on_success();
             return Ok(response);
@@ -360,12 +393,12 @@ impl Registry {
         if let Some(storage) = &storage
             && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         {
-            if let Some(page) = web_page::instead_of(&self.name, &response).filter(|_| web_page::stands_in(status)) {
+            if let Some(page) = web_page::instead(&self.name, &response).filter(|_| web_page::stands_in(status)) {
                 return Err(page);
             }
-            let other_registry = response.extensions().get::<CameFrom>().is_some_and(|from| from.is_registry);
-            if other_registry && response.headers().contains_key(WWW_AUTHENTICATE) {
-                return Err(self.sent_to_another_registry(storage, scope));
+            let (path, storage) = (storage.path(), origin(storage));
+            if path.starts_with("/v2/") && response.headers().contains_key(WWW_AUTHENTICATE) {
+                return Err(self.sent_to_another_registry(&storage, scope));
             }
             // It's the link that isn't taken, not our credentials: a new one may be, as after its expiry.
             let what = format!("{} sends us to {storage}, which answered {}", self.name, status.as_u16());
@@ -409,41 +442,10 @@ impl Registry {
 
     /// Asks by a HEAD, which is free, what an account has left.
     async fn ask_quota(&self, url: Url, scope: &Scope, headers: &HeaderMap, account: usize) {
-        let call = Call {
-            method: Method::HEAD,
-            url,
-            scope,
-            headers: headers.clone(),
-            body: Payload::Empty,
-            doing: String::new(),
-        };
+        let call = Call { headers: headers.clone(), ..Call::new(Method::HEAD, url, scope, "") };
         if let Err(error) = self.attempt(call, account, None).await {
             tracing::debug!("{}: what is left of the pulls is not known: {error}", self.name);
         }
-    }
-
-    pub(super) async fn policy(&self) -> Result<&Policy> {
-        self.http().await?;
-        self.policy.get().ok_or_else(|| Error::new(Kind::Local, "the client has no address policy"))
-    }
-
-    pub(super) async fn http(&self) -> Result<&HttpClient> {
-        self.http
-            .get_or_try_init(|| async {
-                let policy = Policy::new(&self.first_base, self.options.resolve.clone(), false);
-                let policy = policy.with_insecure(&self.options.insecure);
-                let policy = self.policy.get_or_init(|| async { policy }).await.clone();
-                Ok(HttpClient::new(network::Settings {
-                    registry: &self.name,
-                    base: &self.first_base,
-                    policy,
-                    proxies: &self.options.proxies,
-                    trust: &self.options.trust,
-                    insecure: self.insecure,
-                    idle: self.options.concurrency,
-                }))
-            })
-            .await
     }
 }
 
@@ -493,12 +495,6 @@ async fn read_body(mut body: TimedBody, expected: Option<u64>, most: u64) -> Res
     }
 }
 
-/// Whether a host as written is this machine: plain http needs no flag there, as in Docker.
-pub fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
 /// How long it may take to answer when it has all of a blob: it hashes and stores the blob meanwhile.
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a small answer may take in all, however evenly it trickles.
@@ -507,11 +503,34 @@ pub(super) const SMALL_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const MIN_WAIT: Duration = Duration::from_millis(100);
 /// What may be waited for a request without a streamed body, where the run has a deadline.
 const LONG_PATIENCE: Duration = Duration::from_secs(30 * 60);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a registry on this machine that was silent is not asked again whether it speaks TLS.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// `Content-Length`, where it is a size that a blob can have.
 pub(in crate::registry) fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().filter(|size| *size <= MAX_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(name: &str, insecure: &[&str]) -> Registry {
+        let insecure = insecure.iter().map(|name| (*name).to_owned()).collect();
+        Registry::new(name, Arc::new(Options { insecure, ..Options::default() })).expect("a registry")
+    }
+
+    /// A server with TLS answers http with 400, and may have been too slow for the probe.
+    #[test]
+    fn an_answer_of_400_by_http_decides_nothing() {
+        let local = registry("localhost:5000", &[]);
+        local.answered_at(&local.first_base, StatusCode::BAD_REQUEST);
+        assert_eq!(local.base.get(), None);
+        local.answered_at(&local.first_base, StatusCode::UNAUTHORIZED);
+        assert_eq!(local.base.get().map(Url::as_str), Some("http://localhost:5000/"));
+
+        let insecure = registry("r.test", &["r.test"]);
+        insecure.answered_at(&insecure.first_base, StatusCode::BAD_REQUEST);
+        assert_eq!(insecure.base.get().map(Url::as_str), Some("https://r.test/"));
+    }
 }

@@ -13,8 +13,9 @@ use super::client::{Response, SMALL_ANSWER_TIMEOUT};
 use super::error_document::{Explained, explain};
 use super::limits::parallelism::retry_after;
 use super::limits::pull_ledger::SIX_HOURS;
+use super::location::redirected_to;
 use super::network::find_source;
-use super::web_page::{self, CameFrom};
+use super::web_page;
 use crate::clock;
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;
@@ -35,7 +36,7 @@ pub(super) async fn from_response(
     let wait = retry_after(response.headers());
     let remaining = super::limits::pull_ledger::PullQuota::from_headers(response.headers());
     let page = web_page::media_type(response.headers()).filter(|_| web_page::stands_in(status));
-    let from = response.extensions().get::<CameFrom>().cloned();
+    let from = redirected_to(&response).cloned();
     let body = beginning(response).await;
     let said = explain(&body);
     if let Some(page) = page.filter(|_| said.code.is_none()) {
@@ -185,19 +186,24 @@ fn from_status(
     }
 }
 
-/// The error for an exchange that broke off. Those of connections are made by [`super::network`].
-pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), registry: &str) -> Error {
+/// The error for an exchange with `name` that broke off. Those of connections are made by [`super::network`].
+pub(super) fn transport_error(error: &(dyn std::error::Error + 'static), name: &str) -> Error {
     if let Some(own) = find_source::<Error>(error) {
         return own.duplicate();
     }
-    Error::new(Kind::Network, format!("{registry}: {}", root_cause(error)))
+    let made = Error::new(Kind::Network, format!("{name}: {}", root_cause(error)));
+    match find_source::<std::io::Error>(error) {
+        Some(cause) => made.caused_by_io(cause),
+        None => made,
+    }
 }
 
-/// The innermost cause, which says more than the layers around it.
+/// The innermost cause, which says more than the layers around it. The message of an [`Error`] has its causes already.
 pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
+    let (mut inner, mut next) = (error, error.source());
+    while let Some(source) = next {
         inner = source;
+        next = source.source().filter(|_| !source.is::<Error>());
     }
     inner.to_string()
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 /// finds the bytes where they are.
 pub(super) struct TimedBody {
     body: reqwest::Body,
-    registry: String,
+    peer: String,
     patience: Duration,
     rate: RateWatch,
     waiting: Option<IdleTimer>,
@@ -33,8 +33,9 @@ struct IdleTimer {
 }
 
 impl TimedBody {
-    pub(super) fn new(body: reqwest::Body, registry: &str, patience: Duration, least: MinRate) -> Self {
-        Self { body, registry: registry.to_owned(), patience, rate: RateWatch::new(least), waiting: None }
+    /// `peer` is how errors name the sender.
+    pub(super) fn new(body: reqwest::Body, peer: String, patience: Duration, least: MinRate) -> Self {
+        Self { body, peer, patience, rate: RateWatch::new(least), waiting: None }
     }
 
     /// A frame came, or the end.
@@ -42,11 +43,11 @@ impl TimedBody {
         let waited = self.waiting.take().map(|waiting| waiting.noted.elapsed());
         let frame = match frame? {
             Ok(frame) => frame,
-            Err(error) => return Some(Err(transport_error(&error, &self.registry).from_registry(&self.registry))),
+            Err(error) => return Some(Err(transport_error(&error, &self.peer).from_registry(&self.peer))),
         };
         let length = frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
         // A body that has come to its end is not given up.
-        let noted = self.rate.record(length, waited.unwrap_or_default(), DIRECTION, &self.registry);
+        let noted = self.rate.record(length, waited.unwrap_or_default(), DIRECTION, &self.peer);
         Some(if self.body.is_end_stream() { Ok(frame) } else { noted.map(|()| frame) })
     }
 
@@ -65,11 +66,11 @@ impl TimedBody {
         });
         while waiting.timer.as_mut().poll(cx).is_ready() {
             if waiting.since.elapsed() >= patience {
-                let what = format!("nothing came from {} for {} s", self.registry, patience.as_secs());
-                return Poll::Ready(Error::new(Kind::Timeout, what).from_registry(&self.registry));
+                let what = format!("nothing came from {} for {} s", self.peer, patience.as_secs());
+                return Poll::Ready(Error::new(Kind::Timeout, what).from_registry(&self.peer));
             }
-            if let Err(error) = rate.record(0, waiting.noted.elapsed(), DIRECTION, &self.registry) {
-                return Poll::Ready(error.from_registry(&self.registry));
+            if let Err(error) = rate.record(0, waiting.noted.elapsed(), DIRECTION, &self.peer) {
+                return Poll::Ready(error.from_registry(&self.peer));
             }
             waiting.noted = now();
             waiting.timer.as_mut().reset(due(waiting.since, rate, patience));
@@ -111,7 +112,8 @@ mod tests {
     async fn only_a_reader_that_waits_loses_its_patience() {
         let (to, mut from) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>>>(4);
         let frames = StreamBody::new(futures_util::stream::poll_fn(move |cx| from.poll_recv(cx)));
-        let mut body = TimedBody::new(reqwest::Body::wrap(frames), "r.io", Duration::from_secs(10), MinRate::default());
+        let mut body =
+            TimedBody::new(reqwest::Body::wrap(frames), "r.io".to_owned(), Duration::from_secs(10), MinRate::default());
         let frame = || Ok(Frame::data(Bytes::from_static(b"x")));
         let late = tokio::time::sleep(Duration::from_secs(9));
         let (got, _) = tokio::join!(body.frame(), async {
@@ -134,7 +136,7 @@ mod tests {
             (nth < count).then(|| (Ok::<_, Error>(Frame::data(Bytes::from(vec![0; size]))), nth + 1))
         });
         let body = reqwest::Body::wrap(StreamBody::new(Box::pin(frames)));
-        TimedBody::new(body, "r.io", Duration::from_secs(30), least)
+        TimedBody::new(body, "r.io".to_owned(), Duration::from_secs(30), least)
     }
 
     /// How many frames came, and how it ended.

@@ -1,23 +1,33 @@
-//! Which URL a `Location` means.
+//! Which URL a response came from, and which URL its `Location` means.
 
 use http::HeaderMap;
 use http::header::LOCATION;
 use reqwest::Url;
 
-use super::client::Response;
+use super::address::same_origin;
 
-/// The URL that an answer came from, after redirects. In the answer's extensions.
+/// Where a response came from, after redirects. In the response's extensions.
 #[derive(Clone, Debug)]
-struct AnsweredBy(Url);
-
-/// Notes which URL an answer came from.
-pub(super) fn note_origin(response: &mut Response, url: &Url) {
-    response.extensions_mut().insert(AnsweredBy(url.clone()));
+struct AnsweredBy {
+    url: Url,
+    /// Redirects led there from another origin.
+    is_elsewhere: bool,
 }
 
-/// The URL that the answer came from; `None` if nobody noted it.
-pub(super) fn answered_by(response: &Response) -> Option<&Url> {
-    response.extensions().get::<AnsweredBy>().map(|AnsweredBy(url)| url)
+/// Notes that the response to a request to `asked` came from `url`.
+pub(super) fn note_origin<B>(response: &mut http::Response<B>, asked: &Url, url: Url) {
+    let is_elsewhere = !same_origin(asked, &url);
+    response.extensions_mut().insert(AnsweredBy { url, is_elsewhere });
+}
+
+/// The URL that the response came from; `None` if none was noted.
+pub(super) fn answered_by<B>(response: &http::Response<B>) -> Option<&Url> {
+    response.extensions().get::<AnsweredBy>().map(|from| &from.url)
+}
+
+/// The URL that the response came from, if redirects led to another origin than the one that was asked.
+pub(super) fn redirected_to<B>(response: &http::Response<B>) -> Option<&Url> {
+    response.extensions().get::<AnsweredBy>().filter(|from| from.is_elsewhere).map(|from| &from.url)
 }
 
 /// The URL that the `Location` of an answer from `asked` names; `None` if there is none, or it is no URL.

@@ -29,7 +29,7 @@ pub(super) struct WithoutHead {
 }
 
 /// Whether the registry says that it does not support the request's method here.
-fn is_unsupported(error: &Error) -> bool {
+pub(super) fn is_unsupported(error: &Error) -> bool {
     matches!(error.status(), Some(405 | 501)) && !error.is_transient()
 }
 
@@ -61,14 +61,12 @@ impl Repo {
             }
             Err(error) => return Err(self.with_reason(error, self.at_manifest(target), scope).await),
         };
-        if let Some(page) = web_page::instead_of(&self.registry.name, &response) {
-            return Err(page.doing(format!("look for {reference}")));
-        }
         let headers = response.headers();
-        if let (Some(digest), Some(size)) = (digest(headers).or_else(|| target.digest()), length(headers)) {
+        let found = (digest(headers).or_else(|| target.digest()), length(headers), web_page::media_type(headers));
+        if let (Some(digest), Some(size), None) = found {
             return Ok(Some(Descriptor::new(content_type(headers).unwrap_or_default(), digest, size)));
         }
-        // Docker-Content-Digest is a "should" only.
+        // Docker-Content-Digest is a "should" only; and a web page may be gone by the next request.
         self.read_descriptor(target, scope).await
     }
 
@@ -113,22 +111,17 @@ impl Repo {
     async fn look_for_blob(&self, digest: &Digest, scope: &Scope, size: Option<u64>) -> Result<Found> {
         let without = &self.registry.without_head.blobs;
         if without.load(Ordering::Relaxed) {
-            return self.ask_for_a_byte(digest, scope).await;
+            return self.ask_for_a_byte(digest, scope, size).await;
         }
         let doing = format!("look for blob {digest}");
         let call = self.call(Method::HEAD, self.at_blob(digest), scope, doing.clone()).await?;
         match self.registry.call(call).await {
-            Ok(response) => {
-                if size.is_some() {
-                    self.refuse_page(&response, size).map_err(|error| error.doing(doing))?;
-                }
-                Ok(Found::There(length(response.headers())))
-            }
+            Ok(response) => self.found(&response, size).map_err(|error| error.doing(doing)),
             Err(error) if error.kind() == Kind::NotFound => Ok(Found::Absent),
             Err(error) if is_unsupported(&error) => {
                 tracing::debug!("{}: blobs are looked for by GET: {error}", self.registry.name);
                 without.store(true, Ordering::Relaxed);
-                self.ask_for_a_byte(digest, scope).await
+                self.ask_for_a_byte(digest, scope, size).await
             }
             Err(error) => Err(self.with_reason(error, self.at_blob(digest), scope).await),
         }
@@ -149,17 +142,25 @@ impl Repo {
     }
 
     /// `GET` of a blob's first byte. The whole blob, which is sent where ranges are not supported, is not read.
-    async fn ask_for_a_byte(&self, digest: &Digest, scope: &Scope) -> Result<Found> {
+    async fn ask_for_a_byte(&self, digest: &Digest, scope: &Scope, size: Option<u64>) -> Result<Found> {
         let doing = format!("look for blob {digest}");
-        let call = self.call(Method::GET, self.at_blob(digest), scope, doing).await?;
+        let call = self.call(Method::GET, self.at_blob(digest), scope, doing.clone()).await?;
         match self.registry.call(call.header(RANGE, "bytes=0-0")).await {
-            Ok(response) => Ok(Found::There(size_in(&response))),
+            Ok(response) => self.found(&response, size).map_err(|error| error.doing(doing)),
             Err(error) if error.kind() == Kind::NotFound => Ok(Found::Absent),
             // An empty blob has no first byte (RFC 9110 §15.5.17).
             Err(error) if error.status() == Some(416) => Ok(Found::There(Some(0))),
             Err(error) if is_unsupported(&error) => Ok(Found::Unknown(error)),
             Err(error) => Err(error),
         }
+    }
+
+    /// The blob that a response is about, unless it is a web page.
+    fn found(&self, response: &Response, size: Option<u64>) -> Result<Found> {
+        if size.is_some() {
+            self.refuse_page(response, size)?;
+        }
+        Ok(Found::There(size_in(response)))
     }
 
     /// How a cache says that it has a blob, as who pulls (RFC 9211). By `HEAD` only, which fetches nothing.

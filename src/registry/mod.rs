@@ -45,7 +45,7 @@ use reqwest::Url;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-pub use self::client::{Registry, is_loopback};
+pub use self::client::Registry;
 pub use self::endpoints::blob::Cached;
 pub use self::endpoints::delete::TagState;
 pub use self::endpoints::upload::UploadSession;
@@ -57,7 +57,7 @@ pub(crate) use error::root_cause;
 
 use self::address::Policy;
 use self::auth::scope::Scope;
-use self::call::{Call, Payload};
+use self::call::Call;
 use self::client::read_small;
 use self::urls::Endpoint;
 use crate::body::Body;
@@ -108,8 +108,8 @@ pub struct Options {
     pub patience: Duration,
     /// Pulls of Docker Hub to leave unspent, of each account: before the next one would be taken of them,
     /// whoever needs it waits for the window to open again.
-    pub keep_pulls: Option<u64>,
-    /// When to give up waiting for pulls; and a sign that waiting is wanted. Without it and `keep_pulls`,
+    pub reserve_pulls: Option<u64>,
+    /// When to give up waiting for pulls; and a sign that waiting is wanted. Without it and `reserve_pulls`,
     /// a spent limit is an error at once.
     pub deadline: Option<Instant>,
     /// How soon it's asked whether pulls are back, at first and at most: a HEAD, which is free.
@@ -142,7 +142,7 @@ impl Default for Options {
             longest_pause: Duration::from_secs(60),
             retries: 5,
             patience: Duration::from_secs(5 * 60),
-            keep_pulls: None,
+            reserve_pulls: None,
             deadline: None,
             pull_poll: (Duration::from_secs(60), Duration::from_secs(10 * 60)),
             hub_accounts: Vec::new(),
@@ -265,10 +265,10 @@ impl Repo {
     /// [`Kind::Unauthorized`] if the credentials aren't taken.
     pub async fn ping(&self) -> Result<()> {
         let call = self.call(Method::GET, Endpoint::Base, &self.pull, "reach the registry").await?;
-        let (head, body) = self.registry.call(call).await?.into_parts();
-        if let Some(page) = web_page::instead(&self.registry.name, &head) {
+        let response = self.registry.call(call).await?;
+        if let Some(page) = web_page::instead(&self.registry.name, &response) {
             // Quay labels its answer "true" as HTML.
-            let body = read_small(http::Response::new(body), 1 << 20).await?;
+            let body = read_small(response, 1 << 20).await?;
             if body.trim_ascii_start().starts_with(b"<") {
                 return Err(page.doing("reach the registry"));
             }
@@ -285,7 +285,7 @@ impl Repo {
         doing: impl Into<String>,
     ) -> Result<Call<'a>> {
         let url = endpoint.url(self.registry.base().await?)?;
-        Ok(Call { method, url, scope, headers: http::HeaderMap::new(), body: Payload::Empty, doing: doing.into() })
+        Ok(Call::new(method, url, scope, doing))
     }
 }
 
@@ -322,7 +322,7 @@ impl Source for Repo {
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        Ok(self.list_referrers(subject, &self.pull).await?.listed)
+        self.list_referrers(subject, &self.pull).await
     }
 
     fn tags(&self) -> TagPages {
@@ -370,6 +370,6 @@ impl Destination for Repo {
     }
 
     async fn listed_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        Ok(self.list_referrers(subject, &self.push).await?.listed)
+        self.list_referrers(subject, &self.push).await
     }
 }

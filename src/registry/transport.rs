@@ -17,24 +17,17 @@ use super::auth::scope::Scope;
 use super::call::names_manifest;
 use super::call::{Call, Payload};
 use super::client::{COMMIT_TIMEOUT, Registry, Response, length, uri};
-use super::error;
 use super::idle_timeout::TimedBody;
 use super::limits::parallelism::{Permit, retry_after};
 use super::limits::pull_ledger::PullQuota;
 use super::limits::pull_limit::PullPermit;
 use super::limits::rate_limit::Class;
 use super::location;
+use super::network::PeerName;
 use super::redirect;
 use super::urls::check_write;
-use super::web_page::CameFrom;
 use crate::error::{Error, Kind, Result};
 use crate::reference::Repository;
-
-/// The response to a call, who asked, and the origin that it came from if redirects led elsewhere.
-pub(super) struct Sent {
-    pub(super) response: Response,
-    pub(super) storage: Option<String>,
-}
 
 impl Registry {
     /// Signs the call as `account`, answers challenges, and sends it. `pull_permit` is the pull that it costs.
@@ -43,14 +36,14 @@ impl Registry {
         call: Call<'_>,
         account: usize,
         pull_permit: Option<PullPermit<'_>>,
-    ) -> Result<Sent> {
+    ) -> Result<Response> {
         let Call { method, url, scope, headers, mut body, .. } = call;
         let base = self.base().await?.clone();
         let auth = self.account(account);
         // A session's Location on another host gets the bytes, but never our credentials (CVE-2026-50151).
         let ours = same_origin(&base, &url);
         if !ours {
-            self.policy().await?.check(&base, &url)?;
+            self.policy.check(&base, &url)?;
         }
         let mut pull_permit = pull_permit;
         for attempt in 1..=MAX_SIGNATURES {
@@ -63,19 +56,16 @@ impl Registry {
             let streamed = matches!(body, Payload::Stream(..));
             let once = body.next();
             let mark = self.pulls.mark(account);
-            let (mut response, end) =
-                self.send_following_redirects(method.clone(), url.clone(), signed, once, &scope.repository).await?;
-            if !same_origin(&url, &end) {
+            let response = self.send_following_redirects(&method, &url, signed, once, &scope.repository).await?;
+            if location::redirected_to(&response).is_some() {
                 // Whatever it asks for: it's not the registry, and gets no credentials.
-                let from = CameFrom { origin: origin(&end), is_registry: end.path().starts_with("/v2/") };
-                response.extensions_mut().insert(from);
-                return Ok(Sent { response, storage: Some(origin(&end)) });
+                return Ok(response);
             }
             if response.status() != StatusCode::UNAUTHORIZED || !ours {
                 if ours {
                     self.record_answer(account, mark, &url, &response, pull_permit.as_mut());
                 }
-                return Ok(Sent { response, storage: None });
+                return Ok(response);
             }
             let challenge = Challenge::from_headers(response.headers());
             let again = auth.on_challenge(challenge, scope, signature.as_ref()).await;
@@ -89,7 +79,7 @@ impl Registry {
                 if let Some(pull_permit) = &mut pull_permit {
                     pull_permit.answered(false);
                 }
-                return Ok(Sent { response, storage: None });
+                return Ok(response);
             }
         }
         Err(Error::new(Kind::Unauthorized, "the registry keeps asking for credentials"))
@@ -132,25 +122,26 @@ impl Registry {
     /// `repository`.
     async fn send_following_redirects(
         &self,
-        method: Method,
-        mut url: Url,
+        method: &Method,
+        asked: &Url,
         mut headers: HeaderMap,
         mut body: Payload,
         repository: &Repository,
-    ) -> Result<(Response, Url)> {
+    ) -> Result<Response> {
         let base = self.base().await?;
         let streamed = matches!(body, Payload::Stream(..));
+        let mut url = asked.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let permit = self.acquire_permits(&method, &url).await?;
-            let mut response = self.send_once(method.clone(), url.clone(), headers.clone(), body.next()).await?;
+            let permit = self.acquire_permits(method, &url).await?;
+            let mut response = self.send_once(method, &url, headers.clone(), body.next()).await?;
             drop(permit);
-            location::note_origin(&mut response, &url);
-            let Some(next) = redirect::target(&method, &response, &url)? else { return Ok((response, url)) };
-            if streamed {
-                return Ok((response, url));
-            }
-            self.policy().await?.check(&url, &next)?;
-            check_write(&method, &next, base, repository)?;
+            let next = redirect::target(method, &response, &url)?;
+            let Some(next) = next.filter(|_| !streamed) else {
+                location::note_origin(&mut response, asked, url);
+                return Ok(response);
+            };
+            self.policy.check(&url, &next)?;
+            check_write(method, &next, base, repository)?;
             if !same_origin(&url, &next) {
                 headers.remove(AUTHORIZATION);
             }
@@ -192,7 +183,7 @@ impl Registry {
                 break;
             }
         }
-        let response = self.send_once(method, url, headers, body).await?;
+        let response = self.send_once(&method, &url, headers, body).await?;
         if response.status() == StatusCode::TOO_MANY_REQUESTS {
             self.on_push_back(Class::Token, response.status().as_u16(), retry_after(response.headers()));
         }
@@ -202,14 +193,13 @@ impl Registry {
     /// One HTTP exchange, up to the response's head; counts it.
     ///
     /// A streamed body's progress is watched by its owner: here only the others' waits are bounded.
-    async fn send_once(&self, method: Method, url: Url, headers: HeaderMap, body: Payload) -> Result<Response> {
-        let shown = format!("{method} {}{}", origin(&url), url.path());
+    async fn send_once(&self, method: &Method, url: &Url, headers: HeaderMap, body: Payload) -> Result<Response> {
         let mut request = Request::new(reqwest::Body::default());
         *request.method_mut() = method.clone();
-        *request.uri_mut() = uri(&url)?;
+        *request.uri_mut() = uri(url)?;
         *request.headers_mut() = headers;
         let streamed = matches!(body, Payload::Stream(..));
-        let empty = matches!(method, Method::POST | Method::PUT | Method::PATCH);
+        let empty = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
         match body {
             Payload::Empty if empty => {
                 request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
@@ -224,25 +214,26 @@ impl Registry {
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
-        let explain = |error: &(dyn std::error::Error + 'static)| error::transport_error(error, &self.name);
-        let sending = Box::pin(self.http().await?.send(request, explain));
+        let sending = Box::pin(self.http.send(request));
         let sent = if streamed {
             sending.await
         } else {
             // What is written is also checked and stored before the answer comes.
             let idle = self.options.idle;
-            let patience = if method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
+            let patience = if *method == Method::PUT { COMMIT_TIMEOUT.max(idle) } else { idle };
             let late =
                 || Error::new(Kind::Timeout, format!("no answer from {} in {} s", self.name, patience.as_secs()));
             tokio::time::timeout(patience, sending).await.map_err(|_| late())?
         };
-        let sent = sent?;
-        self.answered_at(&url);
-        let response = sent.map(|body| TimedBody::new(body, &self.name, self.options.idle, self.options.min_rate));
+        let mut sent = sent?;
+        self.answered_at(url, sent.status());
+        let peer = sent.extensions_mut().remove::<PeerName>().map_or_else(|| self.name.clone(), |PeerName(name)| name);
+        let response = sent.map(|body| TimedBody::new(body, peer, self.options.idle, self.options.min_rate));
         let (status, took) = (response.status().as_u16(), began.elapsed().as_millis());
+        let (origin, path) = (origin(url), url.path());
         match length(response.headers()) {
-            Some(bytes) => tracing::debug!("{shown}: {status}, {bytes} bytes, {took} ms"),
-            None => tracing::debug!("{shown}: {status}, {took} ms"),
+            Some(bytes) => tracing::debug!("{method} {origin}{path}: {status}, {bytes} bytes, {took} ms"),
+            None => tracing::debug!("{method} {origin}{path}: {status}, {took} ms"),
         }
         Ok(response)
     }

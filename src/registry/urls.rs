@@ -168,8 +168,13 @@ fn decoded(path: &str) -> Option<String> {
     None
 }
 
-/// Decodes once. A `%` that begins no escape stays.
+/// [`percent_decode`], if the result is text.
 pub(super) fn percent_decoded(text: &str) -> Option<String> {
+    String::from_utf8(percent_decode(text)).ok()
+}
+
+/// Decodes once. A `%` that begins no escape stays.
+pub(super) fn percent_decode(text: &str) -> Vec<u8> {
     let hex = |byte: Option<&u8>| {
         byte.and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
     };
@@ -187,7 +192,7 @@ pub(super) fn percent_decoded(text: &str) -> Option<String> {
             }
         }
     }
-    String::from_utf8(decoded).ok()
+    decoded
 }
 
 /// How often a path may be escaped.

@@ -6,16 +6,11 @@
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
+use reqwest::Url;
 
+use super::address::origin;
+use super::location::redirected_to;
 use crate::error::{Error, Kind};
-
-/// Where a response came from, if redirects led away from the registry.
-#[derive(Clone, Debug)]
-pub(super) struct CameFrom {
-    pub(super) origin: String,
-    /// It is the API of another registry, by its path.
-    pub(super) is_registry: bool,
-}
 
 /// The media type of a response, if it is that of a web page.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
@@ -32,18 +27,19 @@ pub(super) fn stands_in(status: StatusCode) -> bool {
         || status == StatusCode::NETWORK_AUTHENTICATION_REQUIRED
 }
 
-/// The error for a page. `title` is the page's own text.
+/// The error for a page. `from` is where redirects led to, and `title` the page's own text.
 pub(super) fn error(
     registry: &str,
-    from: Option<&CameFrom>,
+    from: Option<&Url>,
     status: StatusCode,
     media_type: &str,
     title: Option<&str>,
 ) -> Error {
     let status = status.as_u16();
     let what = match from {
-        Some(CameFrom { origin, .. }) => {
-            format!("{registry} sends us to {origin}, which answered {status} with a web page ({media_type})")
+        Some(from) => {
+            let from = origin(from);
+            format!("{registry} sends us to {from}, which answered {status} with a web page ({media_type})")
         }
         None => format!("{registry} answered {status} with a web page ({media_type})"),
     };
@@ -58,13 +54,7 @@ pub(super) fn error(
 }
 
 /// The error for a response that should be a document or a blob, if it is labelled as a page.
-pub(super) fn instead(registry: &str, head: &http::response::Parts) -> Option<Error> {
-    let media_type = media_type(&head.headers)?;
-    Some(error(registry, head.extensions.get(), head.status, &media_type, None))
-}
-
-/// As [`instead`], for a response.
-pub(super) fn instead_of<B>(registry: &str, response: &http::Response<B>) -> Option<Error> {
+pub(super) fn instead<B>(registry: &str, response: &http::Response<B>) -> Option<Error> {
     let media_type = media_type(response.headers())?;
-    Some(error(registry, response.extensions().get(), response.status(), &media_type, None))
+    Some(error(registry, redirected_to(response), response.status(), &media_type, None))
 }

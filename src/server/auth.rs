@@ -102,7 +102,7 @@ impl std::fmt::Debug for Tokens {
 impl std::fmt::Debug for AccessControl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let AuthMethods { tokens, users } = self.methods();
-        write!(f, "Access({tokens:?}, {users:?})")
+        write!(f, "AccessControl({tokens:?}, {users:?})")
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::route::RepositoryPath;
 use super::sendfile::FilePipe;
+use super::served::Reply;
 use crate::body::Body;
 use crate::descriptor::{Descriptor, Digest};
 use crate::error::Result;
@@ -38,27 +39,23 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         repository: &RepositoryPath,
         target: &Target,
-    ) -> impl Future<Output = Result<Option<Descriptor>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Descriptor>>> + Send;
 
     /// The manifest; `None` if it isn't there.
     fn manifest(
         &self,
         repository: &RepositoryPath,
         target: &Target,
-    ) -> impl Future<Output = Result<Option<Manifest>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Manifest>>> + Send;
 
     /// How large the blob is, for `HEAD`; `None` if it isn't there. Never fetches it.
-    fn size_of(
-        &self,
-        repository: &RepositoryPath,
-        digest: &Digest,
-    ) -> impl Future<Output = Result<Option<u64>>> + Send {
-        async move { Ok(self.blob(repository, digest).await?.map(|blob| blob.size())) }
+    fn size_of(&self, repository: &RepositoryPath, digest: &Digest) -> impl Future<Output = Reply<Option<u64>>> + Send {
+        async move { self.blob(repository, digest).await.map(|found| found.map(|blob| blob.size())) }
     }
 
     /// What the answer to a `HEAD` of a blob says as `Cache-Status` (RFC 9211), where this is a cache. Asked for a blob
     /// that [`size_of`](Self::size_of) has found there.
-    fn cache_status(&self, _place: &RepositoryPath, _digest: &Digest) -> Option<&'static str> {
+    fn cache_status(&self, _repository: &RepositoryPath, _digest: &Digest) -> Option<&'static str> {
         None
     }
 
@@ -67,7 +64,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         repository: &RepositoryPath,
         digest: &Digest,
-    ) -> impl Future<Output = Result<Option<Self::Blob>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Self::Blob>>> + Send;
 
     /// Up to `most` tags behind `after`, in the order of their bytes; `None` if there is no such
     /// repository.
@@ -76,7 +73,7 @@ pub trait Backend: Send + Sync + 'static {
         repository: &RepositoryPath,
         after: Option<&str>,
         most: usize,
-    ) -> impl Future<Output = Result<Option<Vec<Tag>>>> + Send;
+    ) -> impl Future<Output = Reply<Option<Vec<Tag>>>> + Send;
 
     /// Up to `most` repositories behind `after`, in the order of their bytes.
     fn repositories(
@@ -90,7 +87,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         repository: &RepositoryPath,
         subject: &Digest,
-    ) -> impl Future<Output = Result<Arc<Referrers>>> + Send;
+    ) -> impl Future<Output = Reply<Arc<Referrers>>> + Send;
 
     /// Begins an upload. `like` is of the algorithm that the client said its digest will have, if
     /// it said so.
@@ -110,12 +107,12 @@ pub trait Backend: Send + Sync + 'static {
         from: Option<&RepositoryName>,
     ) -> impl Future<Output = Result<bool>> + Send {
         async move {
-            if self.blob(repository, digest).await?.is_some() {
+            if self.blob(repository, digest).await.found?.is_some() {
                 return Ok(true);
             }
             let Some(from) = from else { return Ok(false) };
             let from = RepositoryPath { name: from.clone(), ns: repository.ns.clone() };
-            Ok(self.blob(&from, digest).await?.is_some())
+            Ok(self.blob(&from, digest).await.found?.is_some())
         }
     }
 

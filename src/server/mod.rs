@@ -41,6 +41,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 
+use self::pull::ServedAnswer;
 use crate::body::Body;
 use crate::error::Error;
 
@@ -54,7 +55,7 @@ pub use respond::{buffered, streamed};
 pub use route::{BeginUpload, PageQuery, RepositoryPath, Route, route};
 pub use run::{Limits, Peer, run};
 pub use sendfile::FilePipe;
-pub use served::{Served, record};
+pub use served::{Reply, Served};
 pub use users::Users;
 
 /// The body of an answer.
@@ -100,9 +101,9 @@ impl<B: Backend> Server<B> {
         let answered = match routed {
             Ok(route) => {
                 namespace = route.namespace().filter(|_| self.backend.knows_namespaces()).map(str::to_owned);
-                let (answer, said) = served::capture(self.answer(route, &head, &mut body)).await;
-                served = said;
-                answer
+                let reply = self.answer(route, &head, &mut body).await;
+                served = reply.served;
+                reply.found
             }
             Err(refusal) => Err(refusal),
         };
@@ -137,29 +138,31 @@ impl<B: Backend> Server<B> {
         response
     }
 
-    async fn answer(&self, route: Route, head: &Parts, body: &mut Body) -> Result<Response<ResponseBody>, Refusal> {
+    async fn answer(&self, route: Route, head: &Parts, body: &mut Body) -> ServedAnswer {
         if route.is_write() && !self.backend.is_writable() {
-            return Err(not_writable());
+            return Err(not_writable()).into();
         }
         // A future is copied into its box. Those of uploads have up to 60 KB: each route has a box of its own, so that a pull
         // does not pay for them.
         match route {
-            Route::Base => Ok(respond::buffered(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))),
+            Route::Base => Ok(respond::buffered(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))).into(),
             Route::Manifest(repository, target) => Box::pin(self.manifest(&repository, &target, head)).await,
             Route::Blob(repository, digest) => Box::pin(self.blob(&repository, digest, head)).await,
-            Route::Catalog(page) => Box::pin(self.catalog(&page)).await,
+            Route::Catalog(page) => Box::pin(self.catalog(&page)).await.into(),
             Route::Tags(repository, page) => Box::pin(self.tags(&repository, &page)).await,
             Route::Referrers(repository, subject, kind) => {
                 Box::pin(self.referrers(&repository, &subject, kind.as_deref())).await
             }
             Route::PutManifest(repository, target, tags) => {
-                Box::pin(self.put_manifest(&repository, target, tags, head, body)).await
+                Box::pin(self.put_manifest(&repository, target, tags, head, body)).await.into()
             }
-            Route::Begin(repository, begin) => Box::pin(self.begin(repository, begin, body)).await,
-            Route::Status(repository, id) => Box::pin(self.status(&repository, &id)).await,
-            Route::Append(repository, id) => Box::pin(self.append(&repository, &id, head, body)).await,
-            Route::Finish(repository, id, digest) => Box::pin(self.finish(&repository, &id, digest, head, body)).await,
-            Route::Cancel(repository, id) => Box::pin(self.cancel(&repository, &id)).await,
+            Route::Begin(repository, begin) => Box::pin(self.begin(repository, begin, body)).await.into(),
+            Route::Status(repository, id) => Box::pin(self.status(&repository, &id)).await.into(),
+            Route::Append(repository, id) => Box::pin(self.append(&repository, &id, head, body)).await.into(),
+            Route::Finish(repository, id, digest) => {
+                Box::pin(self.finish(&repository, &id, digest, head, body)).await.into()
+            }
+            Route::Cancel(repository, id) => Box::pin(self.cancel(&repository, &id)).await.into(),
         }
     }
 }

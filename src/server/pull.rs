@@ -12,51 +12,64 @@ use super::refusal::Refusal;
 use super::respond::{self, set};
 use super::route::{PageQuery, RepositoryPath};
 use super::sendfile::FilePipe;
+use super::served::Reply;
 use super::{ResponseBody, Server};
 use crate::descriptor::{Descriptor, Digest, MediaType};
 use crate::reference::Target;
 
 type Answer = Result<Response<ResponseBody>, Refusal>;
+pub(super) type ServedAnswer = Reply<Response<ResponseBody>, Refusal>;
 
 impl<B: Backend> Server<B> {
-    pub(super) async fn manifest(&self, repository: &RepositoryPath, target: &Target, head: &Parts) -> Answer {
-        let (descriptor, bytes) = if head.method == Method::HEAD {
+    pub(super) async fn manifest(&self, repository: &RepositoryPath, target: &Target, head: &Parts) -> ServedAnswer {
+        if head.method == Method::HEAD {
             // A proxy asks its upstream by `HEAD` too, which Docker Hub doesn't count as a pull.
-            let found = self.backend.resolve(repository, target).await.map_err(|error| Refusal::backend(&error))?;
-            (found.ok_or_else(|| no_manifest(target))?, Bytes::new())
+            self.backend.resolve(repository, target).await.answer(|found| {
+                let descriptor = found.ok_or_else(|| no_manifest(target))?;
+                Ok(manifest_response(&descriptor, Bytes::new(), head))
+            })
         } else {
-            let found = self.backend.manifest(repository, target).await.map_err(|error| Refusal::backend(&error))?;
-            let found = found.ok_or_else(|| no_manifest(target))?;
-            let bytes = self.large.manifest(&found.digest(), found.bytes().clone())?;
-            (found.descriptor().clone(), bytes)
-        };
-        let mut response = if respond::matches_etag(&head.headers, &descriptor.digest) {
-            respond::empty_response(StatusCode::NOT_MODIFIED)
-        } else {
-            let mut response = respond::buffered(StatusCode::OK, &descriptor.media_type.0, bytes);
-            response.headers_mut().insert(header::CONTENT_LENGTH, descriptor.size.into());
-            response
-        };
-        respond::set_content_digest(response.headers_mut(), &descriptor.digest);
-        Ok(response)
+            self.backend.manifest(repository, target).await.answer(|found| {
+                let found = found.ok_or_else(|| no_manifest(target))?;
+                let bytes = self.large.manifest(&found.digest(), found.bytes().clone())?;
+                Ok(manifest_response(found.descriptor(), bytes, head))
+            })
+        }
     }
 
-    pub(super) async fn blob(&self, repository: &RepositoryPath, digest: Digest, head: &Parts) -> Answer {
+    pub(super) async fn blob(&self, repository: &RepositoryPath, digest: Digest, head: &Parts) -> ServedAnswer {
         let unknown = || {
             Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not in {}", repository.name))
         };
-        let (size, blob) = if head.method == Method::HEAD {
+        let reply = if head.method == Method::HEAD {
             // A proxy must not fetch it for that.
-            let found = self.backend.size_of(repository, &digest).await.map_err(|error| Refusal::backend(&error))?;
-            (found.ok_or_else(unknown)?, None)
+            self.backend.size_of(repository, &digest).await.map(|size| Some((size?, None)))
         } else {
-            let found = self.backend.blob(repository, &digest).await.map_err(|error| Refusal::backend(&error))?;
-            let blob = found.ok_or_else(unknown)?;
-            (blob.size(), Some(blob))
+            self.backend.blob(repository, &digest).await.map(|blob| {
+                let blob = blob?;
+                Some((blob.size(), Some(blob)))
+            })
         };
-        let (status, part) = match self.wanted(&digest, size, head) {
+        let Reply { found, served } = reply.answer(|found| found.ok_or_else(unknown));
+        let found = match found {
+            Ok((size, blob)) => self.blob_response(repository, &digest, head, size, blob).await,
+            Err(refusal) => Err(refusal),
+        };
+        Reply { found, served }
+    }
+
+    /// `blob` is `None` for `HEAD`.
+    async fn blob_response(
+        &self,
+        repository: &RepositoryPath,
+        digest: &Digest,
+        head: &Parts,
+        size: u64,
+        blob: Option<B::Blob>,
+    ) -> Answer {
+        let (status, part) = match self.wanted(digest, size, head) {
             // Whatever part is asked for (RFC 9110, 13.2.2).
-            _ if respond::matches_etag(&head.headers, &digest) => (StatusCode::NOT_MODIFIED, 0..0),
+            _ if respond::matches_etag(&head.headers, digest) => (StatusCode::NOT_MODIFIED, 0..0),
             RequestedRange::Whole => (StatusCode::OK, 0..size),
             RequestedRange::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
             RequestedRange::Beyond => {
@@ -76,7 +89,7 @@ impl<B: Backend> Server<B> {
                 let mut response = respond::empty_response(status);
                 if head.method == Method::HEAD {
                     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-                    if let Some(cached) = self.backend.cache_status(repository, &digest) {
+                    if let Some(cached) = self.backend.cache_status(repository, digest) {
                         set(response.headers_mut(), HeaderName::from_static("cache-status"), cached);
                     }
                 }
@@ -89,7 +102,7 @@ impl<B: Backend> Server<B> {
         }
         set(headers, header::ACCEPT_RANGES, "bytes");
         set(headers, header::CONTENT_TYPE, "application/octet-stream");
-        respond::set_content_digest(headers, &digest);
+        respond::set_content_digest(headers, digest);
         Ok(response)
     }
 
@@ -106,25 +119,25 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    pub(super) async fn tags(&self, repository: &RepositoryPath, page: &PageQuery) -> Answer {
+    pub(super) async fn tags(&self, repository: &RepositoryPath, page: &PageQuery) -> ServedAnswer {
         let most = page_size(page);
-        let found = self.backend.tags(repository, page.after.as_deref(), most + 1).await;
-        let found = found.map_err(|error| Refusal::backend(&error))?;
-        let mut tags = found.ok_or_else(|| {
-            let message = format!("there is no repository {}", repository.name);
-            Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
-        })?;
-        let next = truncate_page(&mut tags, most);
-        let mut response =
-            json_response(self.large.list(json!({"name": repository.name, "tags": tags}).to_string().into())?);
-        if let Some(last) = next {
-            let ns = repository.ns.as_ref().map_or_else(String::new, |ns| format!("&ns={}", escape(ns)));
-            set_next_link(
-                &mut response,
-                &format!("/v2/{}/tags/list?n={most}&last={}{ns}", repository.name, escape(&last)),
-            );
-        }
-        Ok(response)
+        self.backend.tags(repository, page.after.as_deref(), most + 1).await.answer(|found| {
+            let mut tags = found.ok_or_else(|| {
+                let message = format!("there is no repository {}", repository.name);
+                Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
+            })?;
+            let next = truncate_page(&mut tags, most);
+            let mut response =
+                json_response(self.large.list(json!({"name": repository.name, "tags": tags}).to_string().into())?);
+            if let Some(last) = next {
+                let ns = repository.ns.as_ref().map_or_else(String::new, |ns| format!("&ns={}", escape(ns)));
+                set_next_link(
+                    &mut response,
+                    &format!("/v2/{}/tags/list?n={most}&last={}{ns}", repository.name, escape(&last)),
+                );
+            }
+            Ok(response)
+        })
     }
 
     pub(super) async fn catalog(&self, page: &PageQuery) -> Answer {
@@ -141,20 +154,26 @@ impl<B: Backend> Server<B> {
 
     /// Always an index, an empty one if nothing is about `subject` (distribution spec, "Listing
     /// Referrers"): a 404 would say that there is no such API.
-    pub(super) async fn referrers(&self, repository: &RepositoryPath, subject: &Digest, kind: Option<&str>) -> Answer {
-        let found = self.backend.referrers(repository, subject).await.map_err(|error| Refusal::backend(&error))?;
-        let is_wanted = |entry: &&Descriptor| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind));
-        let manifests = (*found).as_ref().iter().filter(is_wanted).collect();
-        let list = Index { schema_version: 2, media_type: MediaType::OCI_INDEX, manifests };
-        // It can't fail: these are texts and numbers.
-        let list = serde_json::to_vec(&list).unwrap_or_default();
-        drop(found);
-        let mut response = json_response(self.large.list(list.into())?);
-        set(response.headers_mut(), header::CONTENT_TYPE, MediaType::OCI_INDEX);
-        if kind.is_some() {
-            set(response.headers_mut(), HeaderName::from_static("oci-filters-applied"), "artifactType");
-        }
-        Ok(response)
+    pub(super) async fn referrers(
+        &self,
+        repository: &RepositoryPath,
+        subject: &Digest,
+        kind: Option<&str>,
+    ) -> ServedAnswer {
+        self.backend.referrers(repository, subject).await.answer(|found| {
+            let is_wanted = |entry: &&Descriptor| kind.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind));
+            let manifests = (*found).as_ref().iter().filter(is_wanted).collect();
+            let list = Index { schema_version: 2, media_type: MediaType::OCI_INDEX, manifests };
+            // It can't fail: these are texts and numbers.
+            let list = serde_json::to_vec(&list).unwrap_or_default();
+            drop(found);
+            let mut response = json_response(self.large.list(list.into())?);
+            set(response.headers_mut(), header::CONTENT_TYPE, MediaType::OCI_INDEX);
+            if kind.is_some() {
+                set(response.headers_mut(), HeaderName::from_static("oci-filters-applied"), "artifactType");
+            }
+            Ok(response)
+        })
     }
 }
 
@@ -165,6 +184,18 @@ struct Index<'a> {
     schema_version: u8,
     media_type: &'a str,
     manifests: Vec<&'a Descriptor>,
+}
+
+fn manifest_response(descriptor: &Descriptor, bytes: Bytes, head: &Parts) -> Response<ResponseBody> {
+    let mut response = if respond::matches_etag(&head.headers, &descriptor.digest) {
+        respond::empty_response(StatusCode::NOT_MODIFIED)
+    } else {
+        let mut response = respond::buffered(StatusCode::OK, &descriptor.media_type.0, bytes);
+        response.headers_mut().insert(header::CONTENT_LENGTH, descriptor.size.into());
+        response
+    };
+    respond::set_content_digest(response.headers_mut(), &descriptor.digest);
+    response
 }
 
 fn no_manifest(target: &Target) -> Refusal {

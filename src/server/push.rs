@@ -111,7 +111,8 @@ impl<B: Backend> Server<B> {
             if !checked.insert(blob.digest) {
                 continue;
             }
-            let there = self.backend.blob(repository, &blob.digest).await.map_err(|error| Refusal::backend(&error))?;
+            let there =
+                self.backend.blob(repository, &blob.digest).await.found.map_err(|error| Refusal::backend(&error))?;
             match there.map(|there| there.size()) {
                 Some(size) if size == blob.size => {}
                 Some(size) => {
@@ -123,7 +124,8 @@ impl<B: Backend> Server<B> {
         }
         for child in &manifest.contents().manifests {
             let child = Target::Digest(child.digest);
-            if self.backend.resolve(repository, &child).await.map_err(|error| Refusal::backend(&error))?.is_some() {
+            if self.backend.resolve(repository, &child).await.found.map_err(|error| Refusal::backend(&error))?.is_some()
+            {
                 return Ok(());
             }
         }

@@ -16,7 +16,7 @@ use crate::memory::CollectedBody;
 pub fn request_body<R>(body: R) -> Body
 where
     R: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    R::Error: std::fmt::Display,
+    R::Error: std::error::Error + Send + Sync,
 {
     stream::try_unfold(body, |mut body| async move {
         loop {
@@ -31,7 +31,8 @@ where
                     }
                 }
                 Ok(Some(Err(error))) => {
-                    return Err(Error::new(Kind::Network, format!("the client's body broke off: {error}")));
+                    let what = format!("the client's body broke off: {error}");
+                    return Err(Error::new(Kind::Network, what).caused_by(error));
                 }
                 Err(_) => {
                     let what = format!("the client sent nothing for {} s", IDLE_TIMEOUT.as_secs());

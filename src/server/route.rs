@@ -118,22 +118,22 @@ pub fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, 
         ["_catalog"] => check_read_method(method).and_then(|()| query.page()).map(Route::Catalog),
         [name @ .., "tags", "list"] => {
             check_read_method(method)?;
-            Ok(Route::Tags(query.place(name)?, query.page()?))
+            Ok(Route::Tags(query.repository_path(name)?, query.page()?))
         }
-        [name @ .., "manifests", reference] => manifest(method, query.place(name)?, reference, &query),
+        [name @ .., "manifests", reference] => manifest(method, query.repository_path(name)?, reference, &query),
         [name @ .., "blobs", "uploads"] | [name @ .., "blobs", "uploads", ""] => {
-            begin(method, query.place(name)?, &query)
+            begin(method, query.repository_path(name)?, &query)
         }
-        [name @ .., "blobs", "uploads", id] => upload(method, query.place(name)?, id, &query),
+        [name @ .., "blobs", "uploads", id] => upload(method, query.repository_path(name)?, id, &query),
         [name @ .., "blobs", digest] => {
-            let repository = query.place(name)?;
+            let repository = query.repository_path(name)?;
             check_read_method(method)?;
             Ok(Route::Blob(repository, parse_digest(digest)?))
         }
         [name @ .., "referrers", digest] => {
             check_read_method(method)?;
             let kind = query.value("artifactType").map(str::to_owned);
-            Ok(Route::Referrers(query.place(name)?, parse_digest(digest)?, kind))
+            Ok(Route::Referrers(query.repository_path(name)?, parse_digest(digest)?, kind))
         }
         _ => Err(unknown()),
     }
@@ -253,7 +253,7 @@ impl Query {
         Ok(tags)
     }
 
-    fn place(&self, name: &[&str]) -> Result<RepositoryPath, Refusal> {
+    fn repository_path(&self, name: &[&str]) -> Result<RepositoryPath, Refusal> {
         let name = name.join("/").parse().map_err(|error| name_invalid(&error))?;
         Ok(RepositoryPath { name, ns: self.value("ns").map(str::to_owned) })
     }

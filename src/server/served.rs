@@ -1,8 +1,8 @@
 //! What a backend says of an answer besides the answer: how it came about. Clients hear that it may be old,
 //! the access log hears all of it.
 
-use std::cell::Cell;
-use std::future::Future;
+use super::refusal::Refusal;
+use crate::error::{Error, Result};
 
 /// How an answer came about. In the extensions of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,40 +13,33 @@ pub struct Served {
     pub stale: bool,
 }
 
-tokio::task_local! {
-    // By the task, as it's of no use to most backends: each of their methods would hand it on.
-    static SAID: Cell<Option<Served>>;
+/// What was found, and how, where the backend says so.
+#[derive(Debug)]
+pub struct Reply<T, E = Error> {
+    /// What was found, or why nothing could be.
+    pub found: Result<T, E>,
+    /// How that came about. An error has it too.
+    pub served: Option<Served>,
 }
 
-/// A backend says it while it answers; what is said last holds. Nobody hears it outside of a request.
-pub fn record(served: Served) {
-    let _ = SAID.try_with(|said| said.set(Some(served)));
+impl<T, E> Reply<T, E> {
+    /// The same about what `convert` makes of it.
+    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Reply<U, E> {
+        Reply { found: self.found.map(convert), served: self.served }
+    }
 }
 
-/// Runs `work`, and hears what is said meanwhile.
-pub(super) async fn capture<T>(work: impl Future<Output = T>) -> (T, Option<Served>) {
-    let heard = async {
-        let done = work.await;
-        (done, SAID.with(Cell::get))
-    };
-    SAID.scope(Cell::new(None), heard).await
+impl<T> Reply<T> {
+    /// The answer to a client that `answer` makes of it.
+    pub(super) fn answer<U>(self, answer: impl FnOnce(T) -> Result<U, Refusal>) -> Reply<U, Refusal> {
+        let found = self.found.map_err(|error| Refusal::backend(&error)).and_then(answer);
+        Reply { found, served: self.served }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_said_last_is_heard() {
-        let served = |how| Served { how, stale: false };
-        record(served("nobody"));
-        let work = async {
-            record(served("one"));
-            tokio::task::yield_now().await;
-            record(served("other"));
-            7
-        };
-        let (both, none) = tokio::join!(capture(work), capture(async {}));
-        assert_eq!((both, none.1), ((7, Some(served("other"))), None));
+/// A backend that has nothing to say about it.
+impl<T, E> From<Result<T, E>> for Reply<T, E> {
+    fn from(found: Result<T, E>) -> Self {
+        Self { found, served: None }
     }
 }

@@ -71,27 +71,27 @@ impl Backend for Memory {
     fn is_writable(&self) -> bool {
         !self.state().read_only
     }
-    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Descriptor>> {
-        Ok(self.manifest(repository, target).await?.map(|manifest| manifest.descriptor().clone()))
+    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Reply<Option<Descriptor>> {
+        self.manifest(repository, target).await.map(|found| found.map(|manifest| manifest.descriptor().clone()))
     }
-    async fn manifest(&self, _: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
+    async fn manifest(&self, _: &RepositoryPath, target: &Target) -> Reply<Option<Manifest>> {
         let state = self.state();
         let digest = target.digest().or_else(|| target.tag().and_then(|tag| state.tags.get(tag.as_str()).copied()));
-        Ok(digest.and_then(|digest| state.manifests.get(&digest).cloned()))
+        Ok(digest.and_then(|digest| state.manifests.get(&digest).cloned())).into()
     }
-    async fn blob(&self, _: &RepositoryPath, digest: &Digest) -> Result<Option<Found>> {
-        Ok(self.state().blobs.get(digest).map(|bytes| Found(self.clone(), bytes.clone())))
+    async fn blob(&self, _: &RepositoryPath, digest: &Digest) -> Reply<Option<Found>> {
+        Ok(self.state().blobs.get(digest).map(|bytes| Found(self.clone(), bytes.clone()))).into()
     }
-    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
+    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Reply<Option<Vec<Tag>>> {
         let state = self.state();
         let behind = state.tags.keys().filter(|tag| after.is_none_or(|after| tag.as_str() > after));
-        Ok((repository.name == "a/b").then(|| behind.take(most).map(|tag| tag.as_str().into()).collect()))
+        Ok((repository.name == "a/b").then(|| behind.take(most).map(|tag| tag.as_str().into()).collect())).into()
     }
     async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<RepositoryName>> {
         let all = ["a/b", "c"].into_iter().filter(|name| after.is_none_or(|after| *name > after));
         Ok(all.take(most).map(Into::into).collect())
     }
-    async fn referrers(&self, _: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
+    async fn referrers(&self, _: &RepositoryPath, subject: &Digest) -> Reply<Arc<Referrers>> {
         let state = self.state();
         let about =
             state.manifests.values().filter(|m| m.contents().subject.as_ref().map(|s| s.digest) == Some(*subject));
@@ -100,7 +100,8 @@ impl Backend for Memory {
             entry.artifact_type.clone_from(&manifest.contents().artifact_type);
             entry
         });
-        Ok(Arc::new(entries.collect::<Vec<_>>()))
+        let entries: Arc<Referrers> = Arc::new(entries.collect::<Vec<_>>());
+        Ok(entries).into()
     }
     async fn start_upload(&self, _: &RepositoryPath, _: Option<Digest>) -> Result<Taken> {
         self.state().uploads += 1;

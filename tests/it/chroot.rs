@@ -122,7 +122,7 @@ fn every_command_runs_in_an_empty_root() {
     root.write("list.txt", format!("{image}\n"));
     root.write("hub.txt", "library/app:v1\n");
     let proxy_yaml = format!(
-        "listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: /c }}\nupstreams: [{{ name: docker.io, from: {from} }}]\n"
+        "listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: /c }}\nupstreams: [{{ name: docker.io, tiers: [\"{from}\"] }}]\n"
     );
     root.write("proxy.yaml", proxy_yaml);
     let upstream = format!("docker.io={from}");

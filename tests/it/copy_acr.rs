@@ -175,7 +175,7 @@ fn a_broken_chunk_goes_on_where_the_session_is() {
         image.assert_at(stage.behind.addr(), "app", "v1");
         assert_eq!(ranges(&stage.uploads("PATCH")), want, "{after:?}");
         assert_eq!((stage.uploads("POST").len(), stage.uploads("GET").len()), (2, 1), "no new session: {after:?}");
-        assert_eq!(document["images"][0]["retried"], 1);
+        assert_eq!(document["images"][0]["blobs_retried"], 1);
         // Read on by Range, from a mark before the place.
         assert_eq!(stage.source.count("GET", &image.blobs[1].digest), 2);
     }
@@ -323,7 +323,7 @@ fn a_mount_asks_for_both_repositories() {
     let stage = Stage::new(&image, |acr| acr.abac = true, vec![]);
     let second = format!("{}/other", stage.acr.host());
     let run = stage.copy(&[&second, "--output", "json"]).ok();
-    assert_eq!(run.json()["summary"]["mounted"], 3);
+    assert_eq!(run.json()["summary"]["blobs_mounted"], 3);
     image.assert_at(stage.behind.addr(), "app", "v1");
     image.assert_at(stage.behind.addr(), "other", "v1");
     let tokens: Vec<SeenRequest> = stage.acr.log().into_iter().filter(|seen| seen.path == "/oauth2/token").collect();

@@ -54,8 +54,11 @@ fn tags_that_share_a_layer_send_it_once() {
     assert_eq!(source.count("GET", "/blobs/"), 11);
     assert_eq!(destination.count("POST", "/blobs/uploads/"), 11);
     let summary = &document["summary"];
-    assert_eq!((&summary["uploaded"], &summary["present"], &summary["mounted"]), (&json!(11), &json!(4), &json!(0)));
-    assert_eq!(summary["bytes_saved"], 4 * 300_000);
+    assert_eq!(
+        (&summary["blobs_uploaded"], &summary["blobs_present"], &summary["blobs_mounted"]),
+        (&json!(11), &json!(4), &json!(0))
+    );
+    assert_eq!(summary["bytes_skipped"], 4 * 300_000);
 }
 
 #[test]
@@ -71,7 +74,7 @@ fn what_one_repository_has_is_mounted_in_the_others() {
         image.assert_at(destination.addr(), name, "v1");
     }
     let summary = &document["summary"];
-    assert_eq!((&summary["uploaded"], &summary["mounted"]), (&json!(6), &json!(12)));
+    assert_eq!((&summary["blobs_uploaded"], &summary["blobs_mounted"]), (&json!(6), &json!(12)));
     assert_eq!(source.count("GET", "/blobs/"), 6, "each blob is read once");
     assert_eq!(destination.count("PUT", "/blobs/uploads/"), 6);
     let mounts: Vec<_> = destination.requests().into_iter().filter(|seen| seen.1.contains("mount=sha256:")).collect();
@@ -95,7 +98,7 @@ fn a_refused_mount_becomes_the_upload() {
     for name in ["x", "y"] {
         image.assert_at(behind.addr(), name, "v1");
     }
-    assert_eq!((&document["summary"]["uploaded"], &document["summary"]["mounted"]), (&json!(6), &json!(0)));
+    assert_eq!((&document["summary"]["blobs_uploaded"], &document["summary"]["blobs_mounted"]), (&json!(6), &json!(0)));
     let posts: Vec<_> =
         acr.log().into_iter().filter(|seen| seen.method == "POST" && seen.status == Some(202)).collect();
     assert_eq!(posts.len(), 6);
@@ -114,7 +117,7 @@ fn a_denied_mount_becomes_an_upload() {
         let goals = ["x", "y"].map(|name| format!("{}/{name}{code}", front.addr()));
         let document = copy_json(&[&format!("{}/app:v1", source.addr()), &goals[0], &goals[1]]);
         assert_eq!(front.struck(), 3);
-        assert_eq!(document["summary"]["uploaded"], 6);
+        assert_eq!(document["summary"]["blobs_uploaded"], 6);
         for name in ["x", "y"] {
             image.assert_at(behind.addr(), &format!("{name}{code}"), "v1");
         }
@@ -146,7 +149,7 @@ fn what_is_there_is_not_sent() {
     let document = copy_json(&[&format!("{}/app:new", source.addr()), &destination.addr().to_string()]);
     images[1].assert_at(destination.addr(), "app", "new");
     let summary = &document["summary"];
-    assert_eq!((&summary["uploaded"], &summary["present"]), (&json!(2), &json!(1)));
+    assert_eq!((&summary["blobs_uploaded"], &summary["blobs_present"]), (&json!(2), &json!(1)));
     assert_eq!(source.count("GET", &common()), 0);
 }
 
@@ -188,8 +191,11 @@ fn within_a_registry_all_is_mounted() {
     let document = copy_json(&[&from, &to]);
     image.assert_at(registry.addr(), "prod/app", "v1");
     let mounted = json!(image.blobs.len());
-    assert_eq!((&planned["summary"]["mounted"], &document["summary"]["mounted"]), (&mounted, &mounted));
-    assert_eq!((&document["summary"]["uploaded"], &document["summary"]["bytes_moved"]), (&json!(0), &json!(0)));
+    assert_eq!((&planned["summary"]["blobs_mounted"], &document["summary"]["blobs_mounted"]), (&mounted, &mounted));
+    assert_eq!(
+        (&document["summary"]["blobs_uploaded"], &document["summary"]["bytes_uploaded"]),
+        (&json!(0), &json!(0))
+    );
     // The judge reads what is at the destination; of the source no blob was read.
     assert_eq!(registry.count("GET", "/v2/dev/app/blobs/"), 0);
 }

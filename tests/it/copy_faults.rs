@@ -92,7 +92,7 @@ fn a_truncated_download_goes_on_where_it_ended() {
     let stage = Stage::layer(1, 6_000_000, Fault::TruncateAt(2_345_678));
     let run = stage.copies(&[]);
     stage.assert_resumed(2_345_678..=2_345_678);
-    assert_eq!(run.json()["images"][0]["retried"], 1);
+    assert_eq!(run.json()["images"][0]["blobs_retried"], 1);
     assert!(run.stderr.contains("trying again in"), "{}", run.stderr);
 }
 
@@ -360,7 +360,7 @@ fn a_download_that_crawls_is_given_up_and_goes_on() {
     let run = stage.copies(&RATE);
     stage.assert_resumed(1..=1_000_000);
     assert!(run.stderr.contains("less than 204800 a second; trying again in"), "{}", run.stderr);
-    assert_eq!(run.json()["images"][0]["retried"], 1);
+    assert_eq!(run.json()["images"][0]["blobs_retried"], 1);
 }
 
 /// Copies a layer to a destination that takes 50 kB a second of the first upload. The layer is larger than what the
@@ -399,7 +399,7 @@ fn a_destination_that_waits_for_the_source_does_not_crawl() {
     });
     let run = stage.copies(&RATE);
     stage.assert_resumed(1_000_000..=1_000_000);
-    assert_eq!(run.json()["images"][0]["retried"], 1, "{}", run.stderr);
+    assert_eq!(run.json()["images"][0]["blobs_retried"], 1, "{}", run.stderr);
 }
 
 /// A page that something before the token endpoint writes in its place, or damage.

@@ -115,12 +115,15 @@ fn foreign_layers_stay_or_come_along() {
 
     let (from, to) = (format!("{}/app:v1", source.addr()), format!("{}/other", destination.addr()));
     let document = copy_json(&[&from, &format!("{to}:without")]);
-    assert_eq!(document["images"][0]["foreign"], 1);
+    assert_eq!(document["images"][0]["blobs_foreign"], 1);
     // The registry has it, as some do: then it can be copied.
     push_blob(source.addr(), "app", &foreign, &[]);
     let document = copy_json(&[&from, &format!("{to}:with"), "--include-foreign"]);
     // The config goes along unasked: a new tag has a new one nearly always.
-    assert_eq!((&document["images"][0]["foreign"], &document["images"][0]["uploaded"]), (&json!(0), &json!(2)));
+    assert_eq!(
+        (&document["images"][0]["blobs_foreign"], &document["images"][0]["blobs_uploaded"]),
+        (&json!(0), &json!(2))
+    );
     let mut whole = image.clone();
     whole.blobs.push(foreign);
     whole.assert_at(destination.addr(), "other", "with");

@@ -93,7 +93,7 @@ fn hello_world_is_copied_anonymously() {
     assert_eq!(stage.count(HUB, "GET", "/blobs/"), 48);
     assert_eq!(stage.count(CDN, "GET", ""), 48);
     assert_eq!(stage.hub.hub().pulls().len(), 25);
-    let quota = &document["registries"][1]["pull_quota"];
+    let quota = &document["registries"][1]["pull_limit"];
     assert_eq!(document["registries"][1]["name"], "docker.io");
     assert_eq!((&quota["limit"], &quota["remaining"]), (&100.into(), &75.into()), "{document}");
     assert_eq!(document["registries"][1]["requests"], stage.hub.log().len());
@@ -227,7 +227,7 @@ fn a_pull_limit_in_the_middle_leaves_no_tag() {
     let run = stage.copy("hello-world", &["--output", "json"]).exits(1);
     let document = run.json();
     assert_eq!(document["images"][0]["error"]["kind"], "limited", "{document}");
-    assert_eq!(document["registries"][1]["pull_quota"]["remaining"], 0, "{document}");
+    assert_eq!(document["registries"][1]["pull_limit"]["remaining"], 0, "{document}");
     assert_eq!(stage.hub.hub().pulls().len(), 9);
     assert!(stage.count(HUB, "GET", "/manifests/") <= 9 + 16, "none is asked again");
     stage.assert_absent("library/hello-world");

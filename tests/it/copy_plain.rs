@@ -55,35 +55,35 @@ fn the_document_has_a_stable_shape() {
     let (from, to) = (format!("{}/a:v1", source.addr()), format!("{}/b:v2", destination.addr()));
     let mut document = copy_json(&[&from, &to]);
     let blobs: usize = image.blobs.iter().map(|blob| blob.bytes.len()).sum();
-    let seconds = document["images"][0]["seconds"].take();
+    let seconds = document["images"][0]["duration_seconds"].take();
     assert!(seconds.as_f64().is_some_and(|seconds| seconds > 0.0));
-    assert!(document["summary"]["seconds"].take().as_f64().is_some_and(|seconds| seconds > 0.0));
+    assert!(document["summary"]["duration_seconds"].take().as_f64().is_some_and(|seconds| seconds > 0.0));
     let requests = document["summary"]["requests"].take();
     for name in [&source, &destination].map(|registry| registry.addr().to_string()) {
         let uses = document["registries"].as_array().expect("a list");
         let used = uses.iter().find(|used| used["name"] == name.as_str()).expect("both registries");
-        assert!(used["requests"].as_u64() < requests.as_u64() && used["pull_quota"].is_null(), "{used}");
+        assert!(used["requests"].as_u64() < requests.as_u64() && used["pull_limit"].is_null(), "{used}");
     }
     assert_eq!(document["schema"], 1);
     let wanted = json!([{
         "source": from, "destination": to, "status": "copied", "digest": image.digest(),
         "platforms": ["linux/amd64", "linux/arm/v5"],
-        "manifests": 3, "manifests_present": 0, "pulls": 3,
-        "uploaded": 6, "mounted": 0, "present": 0, "foreign": 0,
-        "bytes_moved": blobs, "bytes_saved": 0, "retried": 0, "referrers": 0, "seconds": null,
+        "manifests_written": 3, "manifests_present": 0, "pulls": 3,
+        "blobs_uploaded": 6, "blobs_mounted": 0, "blobs_present": 0, "blobs_foreign": 0,
+        "bytes_uploaded": blobs, "bytes_skipped": 0, "blobs_retried": 0, "referrers": 0, "duration_seconds": null,
     }]);
     assert_eq!(document["images"], wanted);
     let wanted = json!({
         "copied": 1, "unchanged": 0, "planned": 0, "failed": 0,
-        "uploaded": 6, "mounted": 0, "present": 0, "pulls": 3, "bytes_moved": blobs, "bytes_saved": 0,
-        "requests": null, "seconds": null,
+        "blobs_uploaded": 6, "blobs_mounted": 0, "blobs_present": 0, "pulls": 3, "bytes_uploaded": blobs, "bytes_skipped": 0,
+        "requests": null, "duration_seconds": null,
     });
     assert_eq!(document["summary"], wanted);
 
     let failed = copy(&[&format!("{}/none:v1", source.addr()), &to, "--output", "json"]).exits(1);
     let entry = &failed.json()["images"][0];
     assert_eq!((&entry["status"], &entry["error"]["side"]), (&json!("failed"), &json!("source")));
-    assert_eq!(entry["error"]["kind"], "notfound");
+    assert_eq!(entry["error"]["kind"], "not-found");
     assert!(entry["error"]["hint"].is_string() && entry["error"]["message"].is_string());
 }
 
@@ -102,7 +102,7 @@ fn some_platforms_with_their_attestations() {
     let report = copy_json(&args);
     let entry = &report["images"][0];
     assert_eq!(entry["platforms"], json!(["linux/amd64", "linux/arm64/v8", "linux/s390x"]));
-    assert_eq!((&entry["manifests"], &entry["uploaded"]), (&json!(7), &json!(12)));
+    assert_eq!((&entry["manifests_written"], &entry["blobs_uploaded"]), (&json!(7), &json!(12)));
     assert_eq!(source.count("GET", "/manifests/"), 7);
     // The index as it was, with the three platforms and their attestations, and nothing else.
     let index = get(&writable, "/v2/a/manifests/v1", 200);
@@ -340,7 +340,7 @@ fn force_repairs_what_was_lost() {
     destination.reset_log();
     let report = copy_json(&[&from, &to, "--force"]);
     image.assert_at(destination.addr(), "app", "v1");
-    assert_eq!((&report["images"][0]["uploaded"], &report["images"][0]["present"]), (&json!(1), &json!(5)));
+    assert_eq!((&report["images"][0]["blobs_uploaded"], &report["images"][0]["blobs_present"]), (&json!(1), &json!(5)));
     assert_eq!(source.count("GET", "/blobs/"), 1);
 }
 
@@ -356,7 +356,7 @@ fn a_dry_run_moves_nothing() {
     assert!(run.stdout.contains("3 manifests, 6 blobs to send;"), "{}", run.stdout);
     let document = copy_json(&[&from, &to, &format!("{}/other", destination.addr()), "--dry-run"]);
     assert_eq!(document["summary"]["planned"], 2);
-    assert_eq!((&document["summary"]["uploaded"], &document["summary"]["mounted"]), (&json!(6), &json!(6)));
+    assert_eq!((&document["summary"]["blobs_uploaded"], &document["summary"]["blobs_mounted"]), (&json!(6), &json!(6)));
     assert!(document["images"].as_array().expect("a list").iter().all(|image| image["status"] == "planned"));
     assert_eq!(source.count("GET", "/blobs/"), 0);
     let wrote = destination.requests().iter().filter(|seen| !["GET", "HEAD"].contains(&seen.0.as_str())).count();
@@ -380,8 +380,8 @@ fn a_child_that_is_there_ends_its_subtree() {
     destination.reset_log();
     let report = copy_json(&[&format!("{}/app:v2", source.addr()), &destination.addr().to_string()]);
     let entry = &report["images"][0];
-    assert_eq!((&entry["manifests"], &entry["manifests_present"]), (&json!(2), &json!(1)));
-    assert_eq!(entry["uploaded"], 2);
+    assert_eq!((&entry["manifests_written"], &entry["manifests_present"]), (&json!(2), &json!(1)));
+    assert_eq!(entry["blobs_uploaded"], 2);
     assert_eq!(about(&source, old.digest()), 0);
     for blob in &old.blobs {
         assert_eq!(about(&source, &blob.digest) + about(&destination, &blob.digest), 0);

@@ -95,7 +95,7 @@ fn in_a_minute(options: &mut Options) {
 async fn the_reserve_stays_and_all_but_pulls_goes_on() {
     let stage = Stage::new(12, |config| config.anonymous_pulls = Some(10), vec![]);
     let registries = stage.registries(|options| {
-        options.keep_pulls = Some(4);
+        options.reserve_pulls = Some(4);
         in_a_minute(options);
     });
     let watch = async {
@@ -129,7 +129,7 @@ async fn the_reserve_stays_and_all_but_pulls_goes_on() {
 async fn the_deadline_ends_it_with_a_hint() {
     let stage = Stage::new(6, |config| config.anonymous_pulls = Some(5), vec![]);
     let registries = stage.registries(|options| {
-        options.keep_pulls = Some(3);
+        options.reserve_pulls = Some(3);
         options.deadline = Some(Instant::now() + Duration::from_millis(1500));
     });
     let begun = Instant::now();
@@ -151,7 +151,7 @@ async fn what_is_left_is_asked_before_the_first_pull() {
     stage.repo(&stage.registries(|_| {}), 0).manifest(&root).await.expect("somebody else's");
     let read = stage.count(HUB, "GET", "/manifests/");
     let registries = stage.registries(|options| {
-        options.keep_pulls = Some(5);
+        options.reserve_pulls = Some(5);
         options.deadline = Some(Instant::now() + Duration::from_millis(100));
     });
     let refused = stage.repo(&registries, 0).manifest(&root).await;
@@ -184,7 +184,7 @@ async fn accounts_are_spent_one_after_another_and_reported() {
     };
     let stage = Stage::new(24, adapt, vec![]);
     let registries = stage.registries(|options| {
-        options.keep_pulls = Some(2);
+        options.reserve_pulls = Some(2);
         options.hub_accounts = ["ann", "bob", "cy"].map(credential).into();
         in_a_minute(options);
     });

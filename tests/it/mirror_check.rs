@@ -106,7 +106,7 @@ fn broken_credentials_are_nothing_to_it() {
 fn as_json() {
     let document = check(&fixture("images.yaml"), &["--output", "json"]).run().ok().json();
     assert_eq!(document["schema"], 1);
-    assert_eq!(document["form"], "transload");
+    assert_eq!(document["format"], "transload");
     assert_eq!(document["to"], json!(["myregistry.azurecr.io/hub", "backup.azurecr.io"]));
     assert_eq!(document["notes"], json!([]));
     let redis = &document["entries"][2];

@@ -102,7 +102,7 @@ fn when_one_account_is_spent_the_next_one_reads() {
     assert!((1..=3).contains(&by[0]), "ann's three first: {by:?}");
     // Without a reserve to keep, ann's quota is learnt by her first pulls: a few more are under way then.
     assert!(stage.refused() <= 8, "{}", stage.refused());
-    assert_eq!((&hub(&run)["pulls"], &hub(&run)["pull_quota"]["remaining"]), (&json!(9), &json!(33 - 9)));
+    assert_eq!((&hub(&run)["pulls"], &hub(&run)["pull_limit"]["remaining"]), (&json!(9), &json!(33 - 9)));
     // No secret is told anywhere.
     assert!(!run.stdout.contains("-secret") && !run.stderr.contains("-secret"), "{run:?}");
 
@@ -118,7 +118,7 @@ fn kept_pulls_stay_and_the_rest_is_for_the_next_run() {
     let stage = Stage::new(8, |config| config.anonymous_pulls = Some(10));
     Image::single(77, &[700]).push(stage.other.addr(), "tools/app", "v1");
     let (list, report) = (stage.list(&[format!("{}/tools/app:v1", stage.other.addr())]), stage.dir.join("report.json"));
-    let flags = ["--keep-pulls", "4", "--deadline", "3s", "--report", &report];
+    let flags = ["--reserve-pulls", "4", "--deadline", "3s", "--report", &report];
     let run = stage.mirror(&list, &flags).run().exits(3);
     assert_eq!((stage.arrived(), stage.hub.hub().pulls().len(), stage.refused()), (6, 6, 0));
     http::get(stage.target.addr(), "/v2/tools/app/manifests/v1").expect(200);
@@ -134,7 +134,7 @@ fn kept_pulls_stay_and_the_rest_is_for_the_next_run() {
     assert!(skipped.iter().all(|image| image["error"]["kind"] == "limited"), "{skipped:?}");
 
     stage.hub.persona().advance(Duration::from_secs(6 * 3600));
-    let flags = ["--keep-pulls", "4", "--deadline", "60s", "--retry-failed", &report, "--output", "json"];
+    let flags = ["--reserve-pulls", "4", "--deadline", "60s", "--retry-failed", &report, "--output", "json"];
     let run = stage.mirror(&list, &flags).run().ok();
     assert_eq!(run.json()["summary"]["copied"], 2, "{run:?}");
     assert_eq!((stage.arrived(), stage.hub.hub().pulls().len()), (8, 8));
@@ -238,9 +238,9 @@ fn a_dry_run_tells_the_pulls_against_what_is_left() {
 #[test]
 fn a_reserve_of_the_whole_limit_fails_at_once() {
     let stage = Stage::new(2, |config| config.anonymous_pulls = Some(20));
-    let run = stage.mirror(&stage.list(&[]), &["--keep-pulls", "20"]).run().exits(1);
+    let run = stage.mirror(&stage.list(&[]), &["--reserve-pulls", "20"]).run().exits(1);
     let told = "docker.io allows 20 pulls in 6 h, and 20 are kept: none can ever be made";
-    assert!(run.stdout.contains(told) && run.stdout.contains("--keep-pulls"), "{}", run.stdout);
+    assert!(run.stdout.contains(told) && run.stdout.contains("--reserve-pulls"), "{}", run.stdout);
     assert_eq!(stage.hub.hub().pulls().len(), 0);
 }
 

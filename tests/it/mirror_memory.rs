@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use transload::body::Body;
 use transload::content::{Destination, Feed, PushReceipt, Source, TagPage, TagPages, UploadStart};
-use transload::copy::{Engine, NoObserver};
+use transload::copy::{Engine, Mode, NoObserver};
 use transload::descriptor::{Descriptor, Digest};
 use transload::error::{Error, Kind, Result};
 use transload::manifest::Manifest;
@@ -133,7 +133,8 @@ async fn mirrored() -> RunReport {
     let list = format!("images:\n{own}- {{source: source.example.com/team/tags, glob: 'v*'}}\n");
     let list = List::read(&list, "list").expect("a list");
     let to = ["target.example.com/mirror".parse().expect("a destination")];
-    let (engine, claims) = (Engine::new(4, Arc::new(NoObserver)).thrifty(), KeepSet::of_list(&list, &to, None));
+    let (engine, claims) =
+        (Engine::new(4, Arc::new(NoObserver)).with_mode(Mode::List), KeepSet::of_list(&list, &to, None));
     let done = Mutex::new((RunReport::start(None, false, &[]), claims.expect("claims")));
     let ended = |event: Event| {
         let mut done = done.lock().expect("no panic");

@@ -80,9 +80,9 @@ async fn a_registry_without_deletes_by_tag() {
 
     let held = claims(&format!("{}/a/b", registry.addr()), &["kept", "whole"]);
     let plan = prune(&plain(), &held, &Options::default()).await;
-    let going: Vec<&str> = plan.repositories[0].going.iter().map(|going| going.tag.as_str()).collect();
+    let going: Vec<&str> = plan.repositories[0].deletions.iter().map(|going| going.tag.as_str()).collect();
     assert_eq!(going, ["kept-too", "old", "part", old.cosign_tag().as_str()]);
-    assert_eq!((plan.repositories[0].young, plan.repositories[0].tags), (4, 9));
+    assert_eq!((plan.repositories[0].too_young, plan.repositories[0].tags), (4, 9));
     let error = plan.repositories[0].error.as_ref().expect("refused");
     assert!(error.message.contains("cannot delete a tag by itself"), "{error:?}");
     assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("--prune-manifests")), "{error:?}");
@@ -93,7 +93,8 @@ async fn a_registry_without_deletes_by_tag() {
     let mut left = before;
     left.retain(|tag| *tag != "old" && *tag != old.cosign_tag());
     assert_eq!(tags(&registry, "a/b"), left);
-    let stayed: Vec<_> = plan.repositories[0].going.iter().filter_map(|going| going.stayed.as_deref()).collect();
+    let stayed: Vec<_> =
+        plan.repositories[0].deletions.iter().filter_map(|going| going.kept_reason.as_deref()).collect();
     assert_eq!(stayed, ["its manifest is needed by tag \"kept\"", "its manifest is needed by tag \"whole\""]);
     kept.assert_at(registry.addr(), "a/b", "kept");
 }
@@ -112,7 +113,7 @@ async fn tags_are_deleted_by_the_spec() {
     let held = claims(&format!("{}/a", front.host()), &["keep"]);
     let plan = prune(&plain(), &held, &Options::default()).await;
     let part = &plan.repositories[0];
-    assert_eq!(part.going.iter().map(|going| going.gone).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(part.deletions.iter().map(|going| going.deleted).collect::<Vec<_>>(), [true, false]);
     let error = part.error.as_ref().expect("refused");
     assert!(error.message.starts_with("destination: cannot delete tag"), "{error:?}");
     assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("right to delete")), "{error:?}");
@@ -150,8 +151,8 @@ async fn acr_deletes_a_tag_alone() {
     let held = claims(&format!("{}/hub/app", acr.host()), &["keep"]);
     let plan = prune(&knowing(&acr, "pruner", "secret"), &held, &Options::default()).await;
     assert!(!plan.failed(), "{plan:?}");
-    assert_eq!(plan.repositories[0].going.iter().map(|going| going.tag.as_str()).collect::<Vec<_>>(), ["same"]);
-    assert_eq!((plan.deletions(), plan.repositories[0].young), (1, 1));
+    assert_eq!(plan.repositories[0].deletions.iter().map(|going| going.tag.as_str()).collect::<Vec<_>>(), ["same"]);
+    assert_eq!((plan.deletions(), plan.repositories[0].too_young), (1, 1));
     assert_eq!(acr.count("DELETE", "/acr/v1/hub/app/_tags/same"), 1);
     assert_eq!(acr.count("DELETE", "/v2/"), 0, "no manifest");
     let again = prune(
@@ -172,7 +173,7 @@ async fn acr_tells_when_a_tag_was_written() {
     let acr = Front::before(behind.addr()).acr(|acr| acr.tag_hours = 24 * 6).tls().start();
     let held = claims(&format!("{}/app", acr.host()), &["keep"]);
     let plan = prune(&knowing(&acr, "admin", "admin-secret"), &held, &Options::default()).await;
-    assert_eq!((plan.planned_deletions(), plan.repositories[0].young, plan.failed()), (0, 1, false), "{plan:?}");
+    assert_eq!((plan.planned_deletions(), plan.repositories[0].too_young, plan.failed()), (0, 1, false), "{plan:?}");
 }
 
 /// Who may push needn't be one who may delete: said in words, and nothing is changed.
@@ -217,8 +218,8 @@ fn the_command_prunes_when_told_to() {
     assert!(run.stdout.contains("which --prune=delete removes"), "{}", run.stdout);
     let run = mirror("SRC/app:keep\nSRC/app:gone\n", &["--prune=delete", "--prune-manifests"]).exits(3);
     assert!(run.stdout.contains("spared     ") && run.stdout.contains("app:gone failed"), "{}", run.stdout);
-    let run = mirror("SRC/app:keep\n", &["--prune=delete", "--prune-most", "1"]).exits(3);
-    assert!(run.stdout.contains("refused    2 tags would go, and --prune-most allows 1"), "{}", run.stdout);
+    let run = mirror("SRC/app:keep\n", &["--prune=delete", "--prune-max", "1"]).exits(3);
+    assert!(run.stdout.contains("refused    2 tags would go, and --prune-max allows 1"), "{}", run.stdout);
     let run = mirror("SRC/app:keep\n", &["--prune=delete"]).exits(3);
     assert!(run.stdout.contains("by --prune-manifests"), "{}", run.stdout);
     assert_eq!(tags(&target, "app"), ["keep", "old", "older"], "nothing was removed so far");
@@ -228,7 +229,11 @@ fn the_command_prunes_when_told_to() {
     assert_eq!(tags(&target, "app"), ["keep"]);
     assert_eq!(tags(&target, "other"), ["old", "older"], "a repository that the list doesn't name");
     let part = &run.json()["prune"]["repositories"][0];
-    assert_eq!((&part["going"][0]["tag"], &part["going"][0]["gone"]), (&json!("old"), &json!(true)), "{part}");
+    assert_eq!(
+        (&part["deletions"][0]["tag"], &part["deletions"][0]["deleted"]),
+        (&json!("old"), &json!(true)),
+        "{part}"
+    );
     let report = home.write("report.json", "{}");
     let run = mirror("SRC/app:keep\n", &["--prune", "--retry-failed", &report]).exits(2);
     assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use transload::copy::{Engine, NoObserver, Options};
+use transload::copy::{Engine, Mode, NoObserver, Options};
 use transload::reference::Target;
 use transload::registry::Registries;
 
@@ -113,8 +113,10 @@ async fn a_source_that_is_held_back_holds_up_no_other() {
     let held = Front::before(behind.addr()).rule(Rule::on("GET", child, Fault::Stall)).start();
     let registries = Registries::new(options(&held));
     let repository = |at: String| registries.repository(&at.parse().expect("a repository")).expect("a registry");
-    let (engine, tag) =
-        (Engine::new(2, std::sync::Arc::new(NoObserver)).thrifty(), Target::Tag("v1".parse().expect("a tag")));
+    let (engine, tag) = (
+        Engine::new(2, std::sync::Arc::new(NoObserver)).with_mode(Mode::List),
+        Target::Tag("v1".parse().expect("a tag")),
+    );
     let options = Options::default();
     let (first, there) = (repository(format!("{}/app", held.host())), repository(format!("{}/one", to.addr())));
     let other = async {

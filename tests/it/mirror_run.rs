@@ -61,7 +61,7 @@ fn each_blob_is_read_once_and_mounted_elsewhere() {
     let mounted = |nth: &(String, String, u16)| nth.1.contains("mount=sha256:") && nth.2 == 201;
     assert_eq!(destination.requests().iter().filter(|seen| mounted(seen)).count(), 11 * 3);
     assert_eq!(document["summary"]["copied"], 12);
-    assert_eq!(document["summary"]["mounted"], 33);
+    assert_eq!(document["summary"]["blobs_mounted"], 33);
     assert_eq!(document["summary"]["pulls"], 12);
 
     // Nothing to do costs two requests an image, and no pull.
@@ -135,7 +135,7 @@ fn layers_of_unchanged_images_are_mounted() {
     images[4].assert_at(destination.addr(), &name(4), "v1");
     let own: usize = [0, 3].iter().map(|nth| images[4].blobs[*nth].bytes.len()).sum();
     for told in [&document, &dry] {
-        assert_eq!((&told["summary"]["bytes_moved"], &told["summary"]["mounted"]), (&json!(own), &json!(2)));
+        assert_eq!((&told["summary"]["bytes_uploaded"], &told["summary"]["blobs_mounted"]), (&json!(own), &json!(2)));
     }
     assert_eq!(source.count("GET", "/blobs/"), 2, "its config and its own layer");
     assert_eq!(document["summary"]["pulls"], 1, "the unchanged ones are read at the destination");
@@ -166,7 +166,7 @@ fn one_failing_image_stops_no_other() {
     let corrupt = error(5).expect("the third image is in line 5");
     assert_eq!((&corrupt["side"], &corrupt["kind"]), (&json!("source"), &json!("mismatch")), "{corrupt}");
     let absent = error(9).expect("the last line");
-    assert_eq!(absent["kind"], "notfound", "{absent}");
+    assert_eq!(absent["kind"], "not-found", "{absent}");
     assert!(run.stderr.contains(&gone), "{}", run.stderr);
     http::get(destination.addr(), "/v2/team/app2/manifests/v1").expect(404);
     images[5].assert_at(destination.addr(), &name(5), "v1");
@@ -285,7 +285,7 @@ fn a_dry_run_moves_nothing_and_says_what_it_would_cost() {
     assert_eq!(statuses(&document), ["planned"; 4]);
     let unique: usize =
         images.iter().flat_map(|image| &image.blobs).map(|blob| blob.bytes.len()).sum::<usize>() - 3 * 2 * 600_000;
-    assert_eq!(document["summary"]["bytes_moved"], unique, "shared layers are counted once");
+    assert_eq!(document["summary"]["bytes_uploaded"], unique, "shared layers are counted once");
     assert_eq!(document["summary"]["pulls"], 4);
     assert_eq!(destination.count("POST", "") + destination.count("PUT", ""), 0);
 }

@@ -68,7 +68,7 @@ fn it_tells_how_it_goes_and_reads_its_list_again() {
     for line in [
         "transload_mirror_runs_total 1".to_owned(),
         "transload_mirror_images_total{status=\"copied\"} 1".to_owned(),
-        "transload_mirror_list_good 1".to_owned(),
+        "transload_mirror_list_valid 1".to_owned(),
         format!("transload_registry_pulls_total{{registry=\"{}\"}} 1", stage.source.addr()),
     ] {
         assert!(metrics.lines().any(|shown| shown == line), "no {line} in\n{metrics}");

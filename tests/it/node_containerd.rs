@@ -137,7 +137,7 @@ fn a_private_acr_is_passed_over() {
     assert!(asked_by_containerd(&original) >= 4);
 
     // And without the original, the pull ends there.
-    node.install(&["--no-original"]);
+    node.install(&["--no-upstream"]);
     original.reset_log();
     assert_ne!(Containerd::start().pull(&node.certs(), &image).code, 0);
     assert!(original.log().is_empty(), "{:?}", original.log());
@@ -151,7 +151,7 @@ fn nobody_but_the_proxy_is_asked() {
     let proxy = Front::before(behind.addr()).start();
     let node = TempDir::new();
     let (root, url) = (node.join(""), format!("http://{}", proxy.addr()));
-    transload(&["node", "install-mirror", "--root", &root, "--proxy", &url, "--no-original"]).ok();
+    transload(&["node", "install-mirror", "--root", &root, "--proxy", &url, "--no-upstream"]).ok();
     let certs = node.path().join("etc/containerd/certs.d");
     let containerd = Containerd::start();
     containerd.pull(&certs, "docker.io/library/hello-world:latest").ok();

@@ -56,7 +56,7 @@ fn ls_tells_what_is_cached_also_while_a_proxy_runs() {
     let found = transload(&["proxy", "ls", "--cache", &dir, "--output", "json"]).exits(0).json();
     assert_eq!(found["tags"][0]["name"], "docker.io/library/app:v1", "{found}");
     assert_eq!(found["tags"][0]["digest"], image.digest());
-    assert!(found["tags"][0]["ageSeconds"].as_u64().expect("an age") < 100, "{found}");
+    assert!(found["tags"][0]["age_seconds"].as_u64().expect("an age") < 100, "{found}");
     assert_eq!(found["blobs"], serde_json::json!({ "count": 1, "bytes": 5000 }));
     assert_eq!(found["manifests"]["bytes"], image.bytes().len());
     let text = transload(&["proxy", "ls", "--cache", &dir]).exits(0).stdout;
@@ -90,10 +90,10 @@ fn verify_drops_what_is_corrupt_and_the_running_proxy_fetches_it_again() {
     let dir = proxy.cache.join("cache");
     let verify = || transload(&["proxy", "verify", "--cache", &dir, "--output", "json"]);
     let sound = verify().exits(0).json();
-    assert_eq!((&sound["read"]["count"], &sound["dropped"]), (&2.into(), &serde_json::json!([])));
+    assert_eq!((&sound["verified"]["count"], &sound["removed"]), (&2.into(), &serde_json::json!([])));
     corrupt(&proxy.cache);
     let found = verify().exits(3).json();
-    assert_eq!(found["dropped"], serde_json::json!([digest(&image)]));
+    assert_eq!(found["removed"], serde_json::json!([digest(&image)]));
     assert_eq!(proxy.files("blobs").len(), 0);
     // The proxy has noticed nothing, and serves what is right.
     let whole = http::get(registry.addr(), &layer(&image)).expect(200).body;
@@ -113,7 +113,7 @@ fn the_scrubber_finds_what_is_corrupt() {
     let proxy = ProxyProcess::start_in(cache, &upstream, &["--scrub", "10MiB", "--listen-ops", "127.0.0.1:0"]);
     proxy.process.stderr.wait_line(&format!("{} has other bytes", digest(&image)), RUN_TIMEOUT);
     assert_eq!(proxy.files("blobs").len(), 0);
-    assert_metric_line(ops_addr(&proxy), "transload_proxy_corrupt_total 1");
+    assert_metric_line(ops_addr(&proxy), "transload_proxy_corrupt_removed_total 1");
     let whole = http::get(registry.addr(), &layer(&image)).expect(200).body;
     assert!(http::get(proxy.addr(), &layer(&image)).expect(200).body == whole);
     committed(&proxy);
@@ -195,11 +195,11 @@ fn a_running_proxy_verifies_itself() {
     let (_registry, proxy, image, at) = filled_with_ops(&[]);
     let at = at.to_string();
     let verify = || transload(&["proxy", "verify", "--admin", &at, "--output", "json"]);
-    assert_eq!(verify().exits(0).json()["read"]["count"], 2);
+    assert_eq!(verify().exits(0).json()["verified"]["count"], 2);
     corrupt(&proxy.cache);
     let found = verify().exits(3).json();
-    assert_eq!(found["dropped"], serde_json::json!([digest(&image)]));
-    assert_eq!((proxy.files("blobs").len(), verify().exits(0).json()["read"]["count"].clone()), (0, 1.into()));
+    assert_eq!(found["removed"], serde_json::json!([digest(&image)]));
+    assert_eq!((proxy.files("blobs").len(), verify().exits(0).json()["verified"]["count"].clone()), (0, 1.into()));
 }
 
 /// What a client is just reading stays, however old it is, and whoever asks for it to go.

@@ -34,7 +34,7 @@ impl World {
     pub(super) fn write(&self, listen: &str, upstream: &str) -> String {
         let at = self.front.addr();
         let text = format!(
-            "listen:\n{listen}\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams:\n  - name: docker.io\n    from: {at}\n{upstream}"
+            "listen:\n{listen}\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams:\n  - name: docker.io\n    tiers: [\"{at}\"]\n{upstream}"
         );
         self.dir.write("proxy.yaml", text)
     }
@@ -323,10 +323,10 @@ fn the_access_log_is_turned_on_and_off_while_it_serves() {
     let told: Value = serde_json::from_str(&line).expect("JSON");
     let of = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
     assert_eq!((of("method"), of("path"), of("ns")), ("GET".into(), LIBRARY.into(), "docker.io".into()));
-    assert_eq!((of("how"), of("end"), told["status"].as_u64()), ("hit".into(), "whole".into(), Some(200)));
+    assert_eq!((of("outcome"), of("end"), told["status"].as_u64()), ("hit".into(), "complete".into(), Some(200)));
     assert_eq!(told["bytes"].as_u64(), Some(world.image.bytes().len() as u64));
-    assert!(of("client").starts_with("127.0.0.1:") && told["ms"].is_u64(), "{line}");
-    assert!(of("agent").starts_with("evil\""), "{line}");
+    assert!(of("client").starts_with("127.0.0.1:") && told["duration_ms"].is_u64(), "{line}");
+    assert!(of("user_agent").starts_with("evil\""), "{line}");
     reload(text);
     http::get(at, TEAM).expect(200);
     proxy.terminate();
@@ -353,8 +353,8 @@ cache:
   scrub: 8MiB
 upstreams:
   - name: docker.io
-    from: myregistry.azurecr.io/docker.io
-    original: true
+    tiers: [myregistry.azurecr.io/docker.io,
+            docker.io]
     auth-file: auth.json
     write-back: true
     write-back-auth-file: push.json
@@ -415,11 +415,10 @@ fn words_that_yaml_takes_for_booleans_mean_what_they_say() {
         let line = said.lines().find(|line| line.starts_with("tells each request"));
         assert_eq!(line.and_then(|line| line.rsplit(' ').next()), form, "{access}: {said}");
     }
-    for (word, original) in [("on", true), ("yes", true), ("off", false), ("no", false)] {
-        let from =
-            "    original: true\n    auth-file: auth.json\n    write-back: true\n    write-back-auth-file: push.json\n";
-        let said = said(from, &format!("    original: {word}\n    write-back: no\n"));
-        assert_eq!(said.contains("then docker.io"), original, "{word}: {said}");
+    for (word, written_back) in [("on", true), ("yes", true), ("off", false), ("no", false)] {
+        let from = "    write-back: true\n    write-back-auth-file: push.json\n";
+        let said = said(from, &format!("    write-back: {word}\n"));
+        assert_eq!(said.contains("is copied into myregistry.azurecr.io"), written_back, "{word}: {said}");
     }
     for (ttl, seconds) in [("5m", 300), ("90", 90), ("'90'", 90), ("1h30m", 5400), ("0", 0), ("3e+02", 300)] {
         let said = said("tag-ttl: 300", &format!("tag-ttl: {ttl}"));
@@ -440,12 +439,12 @@ fn errors_point_at_the_line() {
         ("    tag-ttl: 300", "    tag-tll: 300", "proxy.yaml:22: unknown field"),
         ("  size: 200GiB", "  size: 200 cows", "proxy.yaml:12: "),
         ("  scrub: 8MiB", "  scrub: fast", "proxy.yaml:14: \"fast\" is no rate"),
-        ("    from: my", "    from: m.io/Upper/", "proxy.yaml:17: "),
+        ("    tiers: [my", "    tiers: [m.io/Upper/", "proxy.yaml:17: "),
         ("    deny: [library/nginx]", "    deny: [\"library/[\"]", "proxy.yaml:25: "),
         ("  - name: ghcr.io", "  - name: docker.io", "proxy.yaml:26: there are two upstreams docker.io"),
         ("    key: tls.key\n", "", "proxy.yaml:3: https has a `certificate` and a `key`"),
         ("fills: 8", "fills: 0", "proxy.yaml:27: 0 is not within 1 and 10000"),
-        ("    original: true\n", "", "proxy.yaml:16: `write-back` is for"),
+        (",\n            docker.io]", "\n    ]", "proxy.yaml:16: `write-back` needs a second tier"),
         ("    write-back: true\n", "", "proxy.yaml:16: `write-back-auth-file` is for"),
         ("cache:\n", "cache: [\n", "proxy.yaml:"),
         (

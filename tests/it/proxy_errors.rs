@@ -73,7 +73,12 @@ fn errors_say_what_where_and_what_to_do() {
         (warm("words"), 2, "words:1: ", "a comment begins with #"),
         (warm("short/list"), 1, "Not a directory", of_paths),
         (hub(&["--upstream", "docker.io"]), 2, "there are two upstreams docker.io", "leave one of them out"),
-        (hub(&["--original", "ghcr.io"]), 2, "--original ghcr.io names no upstream", "an --upstream of the same name"),
+        (
+            hub(&["--write-back"]),
+            2,
+            "--write-back needs an upstream with several tiers",
+            "--upstream docker.io=myregistry.azurecr.io/docker.io,docker.io",
+        ),
         (hub(&["--scrub", "fast"]), 2, "\"fast\" is no rate", "write bytes a second"),
         (hub(&["--listen", "127.0.0.1"]), 2, "cannot listen on \"127.0.0.1\"", "write an address and a port"),
         (hub(&["--listen-ops", "127.0.0.1:x"]), 2, "cannot listen on \"127.0.0.1:x\"", "write an address and a port"),

@@ -19,7 +19,7 @@ fn limited(world: &World, listen: &str, limits: &str) -> (TempDir, Process) {
     dir.write("tls.key", key);
     let at = world.front.addr();
     let text = format!(
-        "listen: [{listen}]\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams: [{{ name: docker.io, from: {at} }}]\n{limits}"
+        "listen: [{listen}]\ncache: {{ dir: cache, keep-free: 0 }}\nupstreams: [{{ name: docker.io, tiers: [\"{at}\"] }}]\n{limits}"
     );
     let process = start(&dir.write("proxy.yaml", text));
     (dir, process)

@@ -25,27 +25,28 @@ fn what_was_pulled_is_counted() {
     let blobs = image.blobs.len();
     image.assert_at(proxy.addr(), "library/app", "v1");
     // Until a fill is over, who asks for its blob joins it: no hit.
-    assert_metric_line(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {blobs}"));
+    assert_metric_line(ops, &format!("transload_proxy_fills_completed_total{{result=\"ok\"}} {blobs}"));
     for _ in 0..2 {
         image.assert_at(proxy.addr(), "library/app", "v1");
     }
     http::get(proxy.addr(), "/v2/library/app/manifests/v9").expect(404);
     assert_metric_line(ops, &format!("transload_proxy_cache_blobs {blobs}"));
     assert_metric_line(ops, &format!("transload_proxy_cache_bytes {bytes}"));
-    assert_metric_line(ops, "transload_proxy_fills 0");
+    assert_metric_line(ops, "transload_proxy_fills_in_progress 0");
     assert_metric_line(ops, &format!("transload_proxy_upstream_bytes_total{{registry=\"{}\"}} {bytes}", front.addr()));
     assert_metric_line(ops, &format!("transload_proxy_upstream_up{{registry=\"{}\"}} 1", front.addr()));
     let page = http::get(ops, "/metrics").text();
     let sent = |from: &str| -> usize {
-        let name = format!("transload_proxy_sent_bytes_total{{from=\"{from}\"}} ");
+        let name = format!("transload_proxy_sent_bytes_total{{source=\"{from}\"}} ");
         page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
     };
     assert!(sent("fill") >= bytes && sent("fill") + sent("disk") == 3 * bytes, "{page}");
     let counted = |what: &str, how: &str| {
-        let name = format!("transload_proxy_requests_total{{upstream=\"docker.io\",kind=\"{what}\",how=\"{how}\"}} ");
+        let name =
+            format!("transload_proxy_requests_total{{upstream=\"docker.io\",kind=\"{what}\",outcome=\"{how}\"}} ");
         page.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok()).unwrap_or(0)
     };
-    assert_eq!((counted("blob", "miss"), counted("manifest", "miss"), counted("manifest", "absent")), (blobs, 1, 1));
+    assert_eq!((counted("blob", "miss"), counted("manifest", "miss"), counted("manifest", "not-found")), (blobs, 1, 1));
     // Whoever comes before the file has its name reads along.
     let again = counted("blob", "hit") + counted("blob", "coalesced");
     assert!(again >= blobs && counted("manifest", "hit") >= 2, "{page}");
@@ -78,16 +79,16 @@ fn every_answer_is_counted() {
         http::send(at, method, path, &[], &[]).expect(status);
     }
     for (status, count) in [(200, 4), (404, 3), (405, 1)] {
-        assert_metric_line(ops, &format!("transload_proxy_answers_total{{status=\"{status}\"}} {count}"));
+        assert_metric_line(ops, &format!("transload_proxy_responses_total{{status=\"{status}\"}} {count}"));
     }
     for (upstream, kind, how) in [
-        ("docker.io", "head", "passed"),
-        ("docker.io", "tags", "passed"),
-        ("docker.io", "referrers", "passed"),
-        ("unknown", "manifest", "absent"),
-        ("unknown", "head", "absent"),
+        ("docker.io", "head", "uncached"),
+        ("docker.io", "tags", "uncached"),
+        ("docker.io", "referrers", "uncached"),
+        ("unknown", "manifest", "not-found"),
+        ("unknown", "head", "not-found"),
     ] {
-        let labels = format!("upstream=\"{upstream}\",kind=\"{kind}\",how=\"{how}\"");
+        let labels = format!("upstream=\"{upstream}\",kind=\"{kind}\",outcome=\"{how}\"");
         assert_metric_line(ops, &format!("transload_proxy_requests_total{{{labels}}} 1"));
     }
     assert!(!http::get(ops, "/metrics").text().contains("made-up"));
@@ -104,8 +105,14 @@ fn what_upstreams_do_is_counted() {
     front.add(Rule::on("GET", "/manifests/v1", Fault::Delay(Duration::from_millis(600))));
     http::get(at, "/v2/library/app/manifests/v1").expect(200);
     assert_metric_line(ops, &format!("transload_proxy_upstream_requests_total{{registry=\"{name}\",result=\"ok\"}} 1"));
-    assert_metric_line(ops, &format!("transload_proxy_upstream_seconds_bucket{{le=\"0.5\",registry=\"{name}\"}} 0"));
-    assert_metric_line(ops, &format!("transload_proxy_upstream_seconds_count{{registry=\"{name}\"}} 1"));
+    assert_metric_line(
+        ops,
+        &format!("transload_proxy_upstream_request_duration_seconds_bucket{{le=\"0.5\",registry=\"{name}\"}} 0"),
+    );
+    assert_metric_line(
+        ops,
+        &format!("transload_proxy_upstream_request_duration_seconds_count{{registry=\"{name}\"}} 1"),
+    );
     assert_metric_line(ops, &format!("transload_registry_pulls_left{{registry=\"{name}\"}} 49"));
     assert_metric_line(ops, &format!("transload_registry_pulls_limit{{registry=\"{name}\"}} 50"));
     // A question is asked three times at once before it has failed; asked again it is answered.
@@ -213,7 +220,7 @@ fn a_proxy_that_cannot_cache_is_not_ready() {
     std::fs::remove_dir_all(&dir).expect("removed");
     image.assert_at(proxy.addr(), "library/app", "v1");
     assert_metric_line(ops, &format!("transload_proxy_cache_blobs {}", image.blobs.len()));
-    assert_metric_line(ops, "transload_proxy_cache_restored 1");
+    assert_metric_line(ops, "transload_proxy_cache_recreated_total 1");
     http::get(ops, "/readyz").expect(200);
     std::fs::remove_dir_all(&dir).expect("removed");
     std::fs::write(&dir, "in the way").expect("written");

@@ -86,10 +86,10 @@ fn the_access_log_as_text() {
             [&line[2..8], &line[9..11]].concat().join(" ")
         })
         .collect();
-    assert_eq!(told[0], format!("- GET {LIBRARY} - 200 {size} miss whole"));
-    assert_eq!(told[1], format!("- HEAD {LIBRARY} - 200 0 hit whole"));
+    assert_eq!(told[0], format!("- GET {LIBRARY} - 200 {size} miss complete"));
+    assert_eq!(told[1], format!("- HEAD {LIBRARY} - 200 0 hit complete"));
     let start = "- GET /v2/made-up.io/a/manifests/v1 made-up.io 404 ";
-    assert!(told[2].starts_with(start) && told[2].ends_with(" - whole"), "{told:?}");
+    assert!(told[2].starts_with(start) && told[2].ends_with(" - complete"), "{told:?}");
     assert!(told[3].starts_with("- PUT /v2/library/app/manifests/v2 - 405 "), "{told:?}");
     assert_eq!(told.len(), 4);
 }

@@ -260,9 +260,9 @@ fn what_the_durable_tier_lacks_comes_from_the_original() {
     only.push(hub.registry.addr(), "library/app", "v2");
     // The original is asked by its own name: which is where the flags say it is.
     let original = format!("{}", hub.front.addr());
-    let upstream = format!("{original}={}/mirror", durable.front.addr());
+    let upstream = format!("{original}={}/mirror,{original}", durable.front.addr());
     durable.image.push(durable.registry.addr(), "mirror/library/app", "v1");
-    let proxy = ProxyProcess::start(&upstream, &["--original", &original]);
+    let proxy = ProxyProcess::start(&upstream, &[]);
     http::get(proxy.addr(), TAG).expect(200);
     assert_eq!(hub.front.log().len(), 0, "not asked while the durable tier has it");
     assert!(http::get(proxy.addr(), "/v2/library/app/manifests/v2").expect(200).body == only.bytes());
@@ -285,7 +285,7 @@ fn what_the_durable_tier_loses_in_the_middle_is_gone_on_from_by_the_original() {
     image.push(durable.registry.addr(), "library/app", "v5");
     image.push(hub.registry.addr(), "library/app", "v5");
     let original = hub.front.addr().to_string();
-    let proxy = ProxyProcess::start(&format!("{original}={}", durable.front.addr()), &["--original", &original]);
+    let proxy = ProxyProcess::start(&format!("{original}={},{original}", durable.front.addr()), &[]);
     let layer = &image.blobs[1];
     durable.front.add(Rule::on("GET", &layer.digest, Fault::TruncateAt(1 << 20)).once());
     durable.front.add(Rule::on("GET", &layer.digest, Fault::status(404)));

@@ -126,8 +126,8 @@ fn when_all_tiers_fail_the_first_one_is_asked_again() {
 }
 
 fn two_tiers(original: SocketAddr, first: SocketAddr) -> ProxyProcess {
-    let (upstream, name) = (format!("{original}={first}"), original.to_string());
-    let flags = ["--original", &name, "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0", "--tag-ttl", "0"];
+    let upstream = format!("{original}={first},{original}");
+    let flags = ["--listen-ops", "127.0.0.1:0", "--negative-ttl", "0", "--tag-ttl", "0"];
     ProxyProcess::start(&upstream, &flags)
 }
 
@@ -177,7 +177,7 @@ fn a_tier_that_refuses_the_proxy_is_reported_once_and_counted_and_shown() {
         let (at, name) = (ops_addr(&proxy), front.addr().to_string());
         assert_metric_line(
             at,
-            &format!("transload_proxy_upstream_refused_total{{registry=\"{name}\",reason=\"{reason}\"}} 4"),
+            &format!("transload_proxy_upstream_refusals_total{{registry=\"{name}\",reason=\"{reason}\"}} 4"),
         );
         let status = || http::get(at, "/status.json").expect(200).json();
         let refusals = |status: &serde_json::Value| {

@@ -16,7 +16,7 @@ fn warm(proxy: &ProxyProcess, list: &str, flags: &[&str]) -> Run {
 
 fn sums(run: &Run) -> (Value, Value, Value) {
     let summary = &run.json()["summary"];
-    (summary["uploaded"].clone(), summary["bytes_moved"].clone(), summary["present"].clone())
+    (summary["blobs_uploaded"].clone(), summary["bytes_uploaded"].clone(), summary["blobs_present"].clone())
 }
 
 #[test]

@@ -15,9 +15,8 @@ use super::support::{Fault, Front, Image, ProxyProcess, Registry, Rule, TempDir,
 
 /// A proxy of `durable`, then `original`, that writes back.
 fn writing_back(cache: TempDir, durable: SocketAddr, original: SocketAddr) -> ProxyProcess {
-    let upstream = format!("{original}={durable}");
-    let name = original.to_string();
-    let flags = ["--original", &name, "--write-back", "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0"];
+    let upstream = format!("{original}={durable},{original}");
+    let flags = ["--write-back", "--listen-ops", "127.0.0.1:0", "--negative-ttl", "0"];
     ProxyProcess::start_in(cache, &upstream, &flags)
 }
 
@@ -42,8 +41,8 @@ fn what_only_the_original_had_is_written_to_the_durable_tier() {
     http::get(proxy.addr(), &format!("/v2/library/app/manifests/{}", image.digest())).expect(200);
     appears(durable.addr(), &image);
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
-    assert_metric_line(ops, "transload_proxy_write_back_waiting 0");
+    assert_metric_line(ops, "transload_proxy_write_back_images_total{result=\"copied\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_queue_length 0");
 }
 
 #[test]
@@ -56,7 +55,7 @@ fn a_durable_tier_that_is_down_fails_no_pull_and_gets_the_image_after_a_restart(
     let proxy = writing_back(TempDir::new(), front.addr(), original.addr());
     image.assert_at(proxy.addr(), "library/app", "v1");
     let shown = ops_addr(&proxy);
-    assert_metric_line(shown, "transload_proxy_write_back_waiting 1");
+    assert_metric_line(shown, "transload_proxy_write_back_queue_length 1");
     assert_eq!(http::get(durable.addr(), "/v2/library/app/manifests/v1").status, 404);
     let file = proxy.cache.path().join("cache/write-back.json");
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -81,14 +80,14 @@ fn a_durable_tier_that_takes_nothing_shows_in_the_figures() {
     let proxy = writing_back(TempDir::new(), front.addr(), original.addr());
     image.assert_at(proxy.addr(), "library/app", "v1");
     let ops = ops_addr(&proxy);
-    let failed = "transload_proxy_write_back_total{result=\"failed\"} ";
+    let failed = "transload_proxy_write_back_images_total{result=\"failed\"} ";
     let deadline = Instant::now() + RUN_TIMEOUT;
     // It's tried again and again.
     while !http::get(ops, "/metrics").text().lines().any(|line| line.starts_with(failed)) {
         assert!(Instant::now() < deadline, "{}", http::get(ops, "/metrics").text());
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_metric_line(ops, "transload_proxy_write_back_waiting 1");
+    assert_metric_line(ops, "transload_proxy_write_back_queue_length 1");
     image.assert_at(proxy.addr(), "library/app", "v1");
 }
 
@@ -102,7 +101,7 @@ fn what_was_removed_from_the_durable_tier_is_written_again() {
     let proxy = writing_back(TempDir::new(), durable.addr(), original.addr());
     first.assert_at(proxy.addr(), "library/app", "v0");
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_images_total{result=\"copied\"} 1");
     first.assert_at(durable.addr(), "library/app", "v0");
     std::fs::remove_dir_all(durable.storage().path().join("registry/docker")).expect("removed");
     second.assert_at(proxy.addr(), "library/app", "v1");
@@ -126,7 +125,7 @@ fn the_original_is_read_once_whoever_wants_it() {
     });
     appears(durable.addr(), &image);
     pulling.join().expect("a client");
-    assert_metric_line(ops_addr(&proxy), "transload_proxy_write_back_waiting 0");
+    assert_metric_line(ops_addr(&proxy), "transload_proxy_write_back_queue_length 0");
     // The store that it redirects to counts what was sent.
     let log = hub.log();
     for blob in &image.blobs {
@@ -137,7 +136,7 @@ fn the_original_is_read_once_whoever_wants_it() {
     assert_eq!(hub.hub().pulls().len(), 4, "the index, and each platform's: {:?}", hub.hub().pulls());
     // What was read for the copy is no client's request.
     let page = http::get(ops_addr(&proxy), "/metrics").text();
-    assert!(page.contains("kind=\"manifest\",how=\"miss\"} 1\n"), "{page}");
+    assert!(page.contains("kind=\"manifest\",outcome=\"miss\"} 1\n"), "{page}");
 }
 
 /// Killed while it writes: the next one goes on from what is cached, though the original is gone.
@@ -155,7 +154,7 @@ fn killed_in_between_it_goes_on_without_the_original() {
     image.assert_at(proxy.addr(), "library/app", "v1");
     front.wait_for("an upload", |seen| seen.path.contains("/blobs/uploads/"));
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, &format!("transload_proxy_ended_fills_total{{result=\"ok\"}} {}", image.blobs.len()));
+    assert_metric_line(ops, &format!("transload_proxy_fills_completed_total{{result=\"ok\"}} {}", image.blobs.len()));
     let cache = proxy.kill();
     front.clear_rules();
     behind.reset_log();
@@ -193,7 +192,7 @@ fn each_upstream_has_its_own_credentials_and_may_write_as_another() {
     let upstream = |n: usize, path: &str, more: &str| {
         let (name, at) = (originals[n].addr(), front.addr());
         format!(
-            "  - name: \"{name}\"\n    from: \"{at}/{path}\"\n    original: true\n    auth-file: {path}.json\n    negative-ttl: 0\n{more}"
+            "  - name: \"{name}\"\n    tiers: [\"{at}/{path}\", \"{name}\"]\n    auth-file: {path}.json\n    negative-ttl: 0\n{more}"
         )
     };
     let text = |two: &str| {

@@ -104,7 +104,7 @@ impl Service {
             format!(
                 "listen: [{{ http: 127.0.0.1:0 }}]\nlisten-admin: 127.0.0.1:0\n\
                  cache: {{ dir: {}, size: {size}, keep-free: 0, scrub: 16MiB }}\n\
-                 upstreams: [{{ name: docker.io, from: {}/hub, original: true, write-back: {}, tag-ttl: {}, \
+                 upstreams: [{{ name: docker.io, tiers: [{}/hub, docker.io], write-back: {}, tag-ttl: {}, \
                  negative-ttl: 1 }}]\n",
                 self.cache().display(),
                 world.target_front.addr(),

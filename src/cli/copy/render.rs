@@ -78,7 +78,7 @@ impl CopyOutput {
         registries: &Registries,
     ) -> Result<u8> {
         let Self { entries, mut summary, .. } = self;
-        summary.seconds = took.as_secs_f64();
+        summary.duration_seconds = took.as_secs_f64();
         let registries = render::registry_usage(registries);
         summary.requests = registries.iter().map(|used| used.requests).sum();
         let (all, failed) = (entries.len(), summary.failed);

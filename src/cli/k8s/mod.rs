@@ -31,8 +31,8 @@ enum Object {
 /// Prints it.
 pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
     match &command.what {
-        Object::Secret(args) => print(&secret::document(args, global).await?, global),
-        Object::Pod(args) => print(&pod::document(args)?, global),
+        Object::Secret(args) => print(&secret::document(args, global).await?, global)?,
+        Object::Pod(args) => print(&pod::document(args)?, global)?,
         Object::Hosts(args) => {
             for mirror in args.mirrors()? {
                 output::print(&mirror.render());
@@ -43,10 +43,11 @@ pub(super) async fn run(command: &Command, global: &Global) -> Result<u8> {
 }
 
 /// kubectl takes both.
-fn print(document: &Value, global: &Global) {
+fn print(document: &Value, global: &Global) -> Result<()> {
     match global.output {
         // Exactly: a Secret is what was asked for.
         Format::Json => output::print_exact(&format!("{document:#}\n")),
-        Format::Text => output::print_exact(&yaml::document(document)),
+        Format::Text => output::print_exact(&yaml::document(document)?),
     }
+    Ok(())
 }

@@ -1,94 +1,17 @@
 //! A JSON document as YAML, for people to read and kubectl to take.
-//!
-//! kubectl reads YAML 1.1, where `no`, `012` and `1:30` are no strings. So a string stands bare only if
-//! no version of YAML can take it for anything else, and in JSON's quotes, which YAML shares, otherwise.
 
 use serde_json::Value;
 
+use crate::error::{Error, Kind, Result};
+
 /// The document, with a line break at its end.
-pub(super) fn document(value: &Value) -> String {
-    let mut text = String::new();
-    block(value, 0, &mut text);
-    text
-}
-
-/// A value on lines of its own, each with this indent.
-fn block(value: &Value, indent: usize, text: &mut String) {
-    match value {
-        Value::Object(fields) if !fields.is_empty() => {
-            for (name, value) in fields {
-                text.push_str(&" ".repeat(indent));
-                text.push_str(&scalar(name));
-                text.push(':');
-                below(value, indent, text);
-            }
-        }
-        Value::Array(entries) if !entries.is_empty() => {
-            for entry in entries {
-                let mut inner = String::new();
-                block(entry, indent + 2, &mut inner);
-                text.push_str(&" ".repeat(indent));
-                text.push_str("- ");
-                text.push_str(inner.trim_start_matches(' '));
-            }
-        }
-        value => {
-            text.push_str(&" ".repeat(indent));
-            text.push_str(&flow(value));
-            text.push('\n');
-        }
-    }
-}
-
-/// What stands after `name:`.
-fn below(value: &Value, indent: usize, text: &mut String) {
-    match value {
-        Value::Object(fields) if !fields.is_empty() => {
-            text.push('\n');
-            block(value, indent + 2, text);
-        }
-        Value::Array(entries) if !entries.is_empty() => {
-            text.push('\n');
-            block(value, indent, text);
-        }
-        value => {
-            text.push(' ');
-            text.push_str(&flow(value));
-            text.push('\n');
-        }
-    }
-}
-
-fn flow(value: &Value) -> String {
-    match value {
-        Value::String(string) => scalar(string),
-        // Empty lists and objects, numbers, booleans and null are the same in both.
-        value => value.to_string(),
-    }
-}
-
-fn scalar(text: &str) -> String {
-    const WORDS: [&str; 7] = ["true", "false", "yes", "no", "on", "off", "null"];
-    let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
-        // `.dockerconfigjson`; `.inf` and `.nan` are numbers.
-        || text.len() > 5 && text.starts_with('.') && text.as_bytes()[1].is_ascii_alphabetic();
-    let plain = first
-        && text.len() > 1
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/@:-".contains(&b))
-        && !text.ends_with(':')
-        && !WORDS.contains(&text.to_ascii_lowercase().as_str());
-    if plain { text.to_owned() } else { quoted(text) }
-}
-
-/// In JSON's quotes, in ASCII: YAML forbids some characters that JSON lets stand.
-fn quoted(text: &str) -> String {
-    let json = Value::from(text).to_string();
-    json.chars()
-        .map(|c| match c {
-            ' '..='~' => c.to_string(),
-            c => c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
-        })
-        .collect()
+///
+/// kubectl reads YAML 1.1, where `no`, `012` and `1:30` are no strings: the serializer quotes what any version of YAML
+/// can take for anything else. A string stays on its line, however long it is.
+pub(super) fn document(value: &Value) -> Result<String> {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(value, options)
+        .map_err(|error| Error::new(Kind::Internal, format!("the document is not written as YAML: {error}")))
 }
 
 #[cfg(test)]
@@ -105,12 +28,12 @@ mod tests {
             "list": [{ "name": "acr", "n": 1 }, { "name": "1e3" }, "bare", [], ["in", true, null]],
             "data": { ".dockerconfigjson": "eyJ=" },
         });
-        let text = document(&value);
+        let text = document(&value).expect("YAML");
         assert_eq!(
             text,
             r#"apiVersion: v1
 metadata:
-  name: "a"
+  name: a
   labels: {}
   annotations:
     x/y: "no"
@@ -124,7 +47,7 @@ list:
   - true
   - null
 data:
-  .dockerconfigjson: "eyJ="
+  .dockerconfigjson: eyJ=
 "#
         );
         assert_eq!(read(&text), value);
@@ -195,7 +118,7 @@ data:
             "a:5000/b:c",
         ] {
             let value = json!({ "k": string, string: [string] });
-            assert_eq!(read(&document(&value)), value, "{string:?}");
+            assert_eq!(read(&document(&value).expect("YAML")), value, "{string:?}");
         }
     }
 
@@ -207,7 +130,7 @@ data:
         #[test]
         fn any_string_comes_back(string in any::<String>(), key in any::<String>()) {
             let value = json!({ key: [string] });
-            prop_assert_eq!(read(&document(&value)), value);
+            prop_assert_eq!(read(&document(&value).expect("YAML")), value);
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Read as _;
 
 use serde::Serialize;
 
@@ -10,9 +9,9 @@ use super::super::global::{Format, Global};
 use super::super::output;
 use super::DestinationArgs;
 use crate::descriptor::Platform;
-use crate::error::{Error, Kind, Result, Side};
-use crate::mirror::List;
-use crate::mirror::list::{Defaults, DestinationBase, Entry, ImageDestination, Note, SelectedImage};
+use crate::error::{Error, Result};
+use crate::mirror::list::{DestinationBase, Entry, ImageDestination, Note, SelectedImage};
+use crate::mirror::{List, load};
 use crate::reference::RegistryName;
 
 /// Explain a list without network access: images, targets, and what is ignored
@@ -27,8 +26,9 @@ pub(super) struct CheckArgs {
 
 /// Runs `check`.
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<u8> {
-    let (list, name) = read_list(&args.list, &args.to.defaults())?;
-    let known = destinations(&list, &name, &args.to)?;
+    let overrides = args.to.overrides();
+    let (list, name) = load::read(&args.list, &overrides.defaults)?;
+    let known = load::destinations(&list, &name, &overrides)?;
     // Without a destination a list can be checked all the same.
     let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
     let to = if known.is_empty() { &somewhere[..] } else { &known };
@@ -47,68 +47,10 @@ pub(super) fn schema() -> Result<u8> {
     Ok(0)
 }
 
-/// Reads a list, `-` being stdin; and its name for people.
-pub(in crate::cli) fn read_list(file: &str, defaults: &Defaults) -> Result<(List, String)> {
-    let name = if file == "-" { "stdin" } else { file };
-    let mut text = Vec::new();
-    // One byte more than there may be tells that there is more. A list that the user names on the command line may
-    // be a pipe: `<(command)` or `/dev/stdin`.
-    let result = match file {
-        "-" => std::io::stdin().lock().take(List::MAX_BYTES + 1).read_to_end(&mut text),
-        _ => std::fs::File::open(file).and_then(|file| file.take(List::MAX_BYTES + 1).read_to_end(&mut text)),
-    };
-    result.map_err(|error| Error::unreadable(format!("read {name}"), &error))?;
-    let list = List::read_bytes(&text, name, defaults)?;
-    Ok((list, name.to_owned()))
-}
-
-/// Reads and checks a list for a run: with the destinations that the run has.
-pub(super) fn open_list(file: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
-    let (list, name) = read_list(file, &to.defaults())?;
-    validate_list(list, &name, to)
-}
-
-/// The same for bytes that were read already.
-pub(super) fn parse_list(bytes: &[u8], name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
-    validate_list(List::read_bytes(bytes, name, &to.defaults())?, name, to)
-}
-
-fn validate_list(list: List, name: &str, to: &DestinationArgs) -> Result<(List, Vec<DestinationBase>)> {
-    let to = destinations(&list, name, to)?;
-    list.check(&to, name)?;
-    Ok((list, to))
-}
-
-/// The run's destinations: those of the command line, else the list's; none where no entry goes to them.
-///
-/// # Errors
-/// If the command line names destinations or a path, and all entries name their own: the run would write to
-/// those, which is hardly meant.
-fn destinations(list: &List, name: &str, to: &DestinationArgs) -> Result<Vec<DestinationBase>> {
-    let mut fixed = list.entries.iter().filter(|entry| !entry.needs_destination());
-    let some = list.entries.iter().any(Entry::needs_destination);
-    match fixed.next() {
-        Some(first) if !some => {
-            let flag = if !to.to.is_empty() { "--to" } else { "--target" };
-            if (!to.to.is_empty() || to.target.is_some()) && !to.keep_targets {
-                let places = first.places(&[], Some("TAG")).unwrap_or_default();
-                let example = places.first().map_or(String::new(), |(place, _)| format!(", such as {place}"));
-                let what = format!("{flag} has no effect: all entries name their own registry{example}");
-                return Err(Error::new(Kind::Usage, format!("{name}: {what}")).on(Side::Local).hint(format!(
-                    "leave {flag} out to copy there, or give --keep-targets; or change the targets in the list"
-                )));
-            }
-            Ok(Vec::new())
-        }
-        _ if to.to.is_empty() => Ok(list.to.clone()),
-        _ => Ok(to.to.clone()),
-    }
-}
-
 #[derive(Debug, Serialize)]
 struct Document {
     schema: u32,
-    form: &'static str,
+    format: &'static str,
     to: Vec<String>,
     entries: Vec<EntrySummary>,
     notes: Vec<Remark>,
@@ -168,7 +110,7 @@ impl Document {
         notes.extend(list.overlaps(to)?);
         Ok(Self {
             schema: 1,
-            form: list.form.name(),
+            format: list.form.name(),
             to: known.iter().map(DestinationBase::to_string).collect(),
             entries: list.entries.iter().map(|entry| EntrySummary::of(entry, to)).collect::<Result<_>>()?,
             notes: notes.into_iter().map(|note| Remark { line: note.line, text: note.text }).collect(),
@@ -178,7 +120,7 @@ impl Document {
     fn text(&self, name: &str) -> String {
         let to = if self.to.is_empty() { String::new() } else { format!(", to {}", self.to.join(", ")) };
         let entries = if self.entries.len() == 1 { "entry" } else { "entries" };
-        let mut text = format!("{name}: a list ({}) of {} {entries}{to}\n", self.form, self.entries.len());
+        let mut text = format!("{name}: a list ({}) of {} {entries}{to}\n", self.format, self.entries.len());
         let width = self.entries.last().map_or(1, |entry| entry.line.to_string().len());
         for entry in &self.entries {
             let mut line = format!("{:>width$}", entry.line);

@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use super::super::global::{Format, Global};
 use super::super::output;
+use super::DestinationArgs;
 use super::repositories::RegistryRepositories;
-use super::{DestinationArgs, check};
 use crate::copy::Failure;
 use crate::copy::{Engine, NoObserver};
 use crate::error::Result;
 use crate::mirror::job::{Drift, Job};
+use crate::mirror::load;
 use crate::mirror::run::{self, Action, Event};
 use crate::registry::Registries;
 
@@ -41,10 +42,10 @@ struct Line {
     status: &'static str,
     /// The digest at the source.
     #[serde(skip_serializing_if = "Option::is_none")]
-    here: Option<String>,
+    source_digest: Option<String>,
     /// The digest at the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
-    there: Option<String>,
+    destination_digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Failure>,
 }
@@ -60,7 +61,7 @@ struct Summary {
 
 /// Runs the command. The exit code is 3 if anything has drifted or could not be compared.
 pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
-    let (list, to) = check::open_list(&args.list, &args.to)?;
+    let (list, to) = load::load(&args.list, &args.to.overrides())?;
     let found = Mutex::new(Document { schema: 1, ..Document::default() });
     let ended = |event| {
         let Some(line) = line(event) else { return };
@@ -87,8 +88,8 @@ fn line(event: Event) -> Option<Line> {
         destination: job.to(),
         line: job.line,
         status,
-        here,
-        there,
+        source_digest: here,
+        destination_digest: there,
         error,
     };
     Some(match event {
@@ -106,8 +107,8 @@ fn line(event: Event) -> Option<Line> {
             destination: String::new(),
             line,
             status: "failed",
-            here: None,
-            there: None,
+            source_digest: None,
+            destination_digest: None,
             error: Some((&error).into()),
         },
     })

@@ -20,7 +20,7 @@ pub(super) struct Args {
     /// Reserve N of Docker Hub's pulls: when only these are left, its images wait until the limit resets, or
     /// until --deadline; other sources continue
     #[arg(long, value_name = "N", help_heading = HELP_HEADING)]
-    keep_pulls: Option<u64>,
+    reserve_pulls: Option<u64>,
     /// End the run after this time, such as 2h. Images that have not started are skipped, images in progress
     /// fail; the next run continues
     #[arg(long, value_name = "DURATION", value_parser = parse_deadline, conflicts_with = "interval", help_heading = HELP_HEADING)]
@@ -45,7 +45,7 @@ impl Args {
     /// `options` with these limits, of which `share` programs have a part each.
     pub(super) fn options(&self, options: Options, share: u32) -> Result<Options> {
         Ok(Options {
-            keep_pulls: self.keep_pulls,
+            reserve_pulls: self.reserve_pulls,
             deadline: self.deadline(),
             acr_sku: self.acr_sku,
             rates: Arc::new(self.rate.iter().cloned().collect::<HashMap<_, _>>()),

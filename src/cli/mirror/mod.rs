@@ -1,14 +1,15 @@
 //! `transload mirror`: a list of images, whole.
 
-pub(super) mod check;
+mod check;
 pub(super) mod diff;
 mod limits;
 mod repositories;
-pub(super) mod run;
+mod run;
 
 use super::global::Global;
 use crate::error::Result;
 use crate::mirror::list::{Defaults, DestinationBase, Template};
+use crate::mirror::load::Overrides;
 use crate::registry::{Options, Registries};
 
 /// Mirror a whole list of images
@@ -48,11 +49,15 @@ struct DestinationArgs {
 }
 
 impl DestinationArgs {
-    fn defaults(&self) -> Defaults {
-        Defaults {
-            target: self.target.clone(),
-            strip_library: self.strip_library,
-            environment: Some(|name| std::env::var(name).ok()),
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            to: self.to.clone(),
+            keep_targets: self.keep_targets,
+            defaults: Defaults {
+                target: self.target.clone(),
+                strip_library: self.strip_library,
+                environment: Some(|name| std::env::var(name).ok()),
+            },
         }
     }
 }

@@ -13,6 +13,7 @@ use super::global::{Format, Global};
 use super::{faults, output};
 use crate::copy::{Observer, Outcome};
 use crate::descriptor::{Descriptor, Digest};
+use crate::mirror::run::Event;
 use crate::waits;
 
 /// The progress of the command. It observes the engine.
@@ -60,14 +61,18 @@ impl Progress {
         self.state().keeps_partial = true;
     }
 
-    /// So many more images belong to the run, or fewer.
-    pub(super) fn expect_images(&self, more: isize) {
-        self.state().expect_images(more);
-    }
-
-    /// An image is done, or has failed.
-    pub(super) fn image_ended(&self, failed: bool) {
-        self.state().image_ended(failed);
+    /// Counts what became of an image of a list.
+    pub(super) fn count_image(&self, event: &Event) {
+        let mut state = self.state();
+        match event {
+            Event::Expected(more) => state.expect_images(*more),
+            Event::Unknown { .. } => {
+                state.expect_images(1);
+                state.image_ended(true);
+            }
+            Event::Failed(..) => state.image_ended(true),
+            Event::Copied(..) | Event::Compared(..) | Event::Skipped(..) => state.image_ended(false),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

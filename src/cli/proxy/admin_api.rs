@@ -134,5 +134,5 @@ fn refusal(error: &Error) -> Response<ResponseBody> {
     ops::json(status, &said)
 }
 
-/// A part without tags: `{"tags_body":[]}` and its end.
+/// A part without tags: `{"tags":[]}` and a line feed.
 const EMPTY_TAGS_LENGTH: usize = 12;

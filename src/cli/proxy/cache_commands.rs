@@ -126,7 +126,7 @@ fn ls(found: &Listing, global: &Global) -> Result<u8> {
             let tags: Vec<_> = names
                 .map(|(name, tag)| {
                     let age = now.saturating_sub(tag.checked);
-                    json!({ "name": name, "digest": tag.digest.to_string(), "ageSeconds": age })
+                    json!({ "name": name, "digest": tag.digest.to_string(), "age_seconds": age })
                 })
                 .collect();
             let (manifests, blobs) = (counted(found.manifests), counted(found.blobs));
@@ -238,7 +238,7 @@ async fn verify(place: &CacheLocation, global: &Global) -> Result<u8> {
     match global.output {
         Format::Json => {
             let dropped: Vec<String> = dropped.iter().map(Digest::to_string).collect();
-            output::print_json(&json!({ "read": read, "dropped": dropped }));
+            output::print_json(&json!({ "verified": read, "removed": dropped }));
         }
         Format::Text => {
             let (count, bytes) = (output::count_noun(read.count, "file"), output::format_bytes(read.bytes));

@@ -50,17 +50,7 @@ fn config_text(proxy_config: &ProxyConfig) -> String {
         None => writeln!(text, "  and never looks whether what it has is corrupt"),
     };
     for spec in &settings.upstreams {
-        let tiers: Vec<String> = spec
-            .tiers
-            .iter()
-            .map(|tier| {
-                if tier.prefix.is_empty() {
-                    tier.registry.to_string()
-                } else {
-                    format!("{}/{}", tier.registry, tier.prefix)
-                }
-            })
-            .collect();
+        let tiers: Vec<String> = spec.tiers.iter().map(ToString::to_string).collect();
         let _ = writeln!(text, "{} is read from {}{}", spec.name, tiers.join(", then "), rules(spec));
         let (tag, negative) =
             (spec.tag_ttl.unwrap_or(settings.tag_ttl), spec.negative_ttl.unwrap_or(settings.negative_ttl));

@@ -17,7 +17,7 @@ pub(super) struct ProxyConfig {
     pub(super) settings: Settings,
     /// Credentials that only one upstream has: by its name.
     pub(super) auth: BTreeMap<String, PathBuf>,
-    /// And those for writing back to its durable tier.
+    /// And those for writing back to its first tier.
     pub(super) write_auth: BTreeMap<String, PathBuf>,
     pub(super) limits: Limits,
     /// Bytes a second that a blob must come with, and the seconds that this is the average of; if not as the flags of

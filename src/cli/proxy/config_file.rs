@@ -18,7 +18,7 @@ use crate::cli::faults::cache_files;
 use crate::cli::global::parse_bytes;
 use crate::error::{Error, Kind, Result, Side};
 use crate::proxy::rules::Rules;
-use crate::proxy::upstreams::{RegistryPath, UpstreamConfig, Upstreams};
+use crate::proxy::upstreams::{UpstreamConfig, Upstreams};
 use crate::proxy::{Settings, cache, scrub};
 use crate::regular_file::{self, Links};
 use crate::server::Limits;
@@ -64,9 +64,7 @@ struct Cache {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Upstream {
     name: Spanned<String>,
-    from: Option<Spanned<String>>,
-    #[serde(default)]
-    original: bool,
+    tiers: Option<Vec<Spanned<String>>>,
     auth_file: Option<PathBuf>,
     #[serde(default)]
     write_back: bool,
@@ -272,15 +270,11 @@ impl Parser<'_> {
                 "`name` is a registry's name, such as docker.io",
             ));
         }
-        if let Some(from) = upstream.from {
-            let base: RegistryPath = self.at(&from.referenced, from.value.parse())?;
-            let original = std::mem::replace(&mut spec.tiers, vec![base]);
-            spec.tiers.extend(
-                original.into_iter().filter(|tier| upstream.original && *tier != spec.tiers[0]).collect::<Vec<_>>(),
-            );
+        if let Some(tiers) = upstream.tiers {
+            spec.tiers = self.each(&tiers)?;
         }
         if upstream.write_back && spec.tiers.len() < 2 {
-            let what = "`write-back` is for what `original` has and `from` has not";
+            let what = "`write-back` needs a second tier: it copies into the first tier what only a later one has";
             return Err(invalid_config(&self.name, name.referenced.line(), what));
         }
         if upstream.write_back_auth_file.is_some() && !upstream.write_back {

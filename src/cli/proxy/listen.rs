@@ -187,7 +187,7 @@ fn read_pem(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The largest file of a listener (certificates, key, tokens, users) that is read, in bytes.
-const MAX_FILE: u64 = 16 << 20;
+pub(super) const MAX_FILE: u64 = 16 << 20;
 
 const PEM_HINT: &str = "certificates and keys are files in PEM: the server's certificate before its authority's, its key not \
     encrypted";

@@ -26,8 +26,8 @@ use self::listen::OpenListener;
 use super::global::parse_bytes;
 use super::output::note;
 use crate::cli::faults::cache_files;
-use crate::error::{Error, Kind, Result};
-use crate::proxy::upstreams::{RegistryPath, UpstreamConfig};
+use crate::error::Result;
+use crate::proxy::upstreams::UpstreamConfig;
 use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
 
@@ -52,13 +52,10 @@ pub(super) struct Args {
     /// Address and port to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     listen: String,
-    /// Registry that clients may pull from, and the registry that answers for it (repeatable); NAME alone is that
-    /// registry itself
-    #[arg(long, value_name = "NAME=REGISTRY[/PREFIX]", required_unless_present = "config")]
+    /// Registry that clients may pull from, and its tiers: the registries to ask for its images, in this order, each
+    /// with an optional path (repeatable). NAME alone asks that registry itself
+    #[arg(long, value_name = "NAME[=TIER,…]", required_unless_present = "config")]
     upstream: Vec<UpstreamConfig>,
-    /// Read what the upstream NAME does not have from the registry NAME itself (repeatable)
-    #[arg(long, value_name = "NAME")]
-    original: Vec<String>,
     /// Cache directory; created if it does not exist
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     cache: Option<PathBuf>,
@@ -85,8 +82,8 @@ pub(super) struct Args {
     /// Parallel requests for a blob of 64 MiB or more
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel_fetch: u8,
-    /// Log requests on stdout when their answer is complete: time, client, user, method, path, ns, status, bytes,
-    /// milliseconds, how it was served, how it ended, and the client's name
+    /// Log requests on stdout when their response is complete: time, client, user, method, path, ns, status, bytes,
+    /// duration in milliseconds, outcome, end, user agent
     #[arg(long, value_name = "FORM", value_enum, default_value_t = AccessLogFormat::Off)]
     access_log: AccessLogFormat,
     /// After SIGTERM, fail /readyz and accept connections for this time, so that load balancers notice, before
@@ -177,17 +174,7 @@ impl Args {
 
     fn settings(&self) -> Result<Settings> {
         let mut upstreams = self.upstream.clone();
-        for name in &self.original {
-            let original: RegistryPath = name.parse()?;
-            let spec = upstreams.iter_mut().find(|spec| *spec.name == *original.registry).ok_or_else(|| {
-                Error::new(Kind::Usage, format!("--original {name} names no upstream"))
-                    .hint("it is for what an --upstream of the same name does not have")
-            })?;
-            if !spec.tiers.contains(&original) {
-                spec.tiers.push(original);
-            }
-        }
-        self.write_back.mark(&mut upstreams);
+        self.write_back.mark(&mut upstreams)?;
         let dir = self.cache.clone().unwrap_or_default();
         let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free, files: cache_files() };
         Ok(Settings {
@@ -201,15 +188,14 @@ impl Args {
     }
 }
 
-fn announce<O: Origins>(proxy_config: &ProxyConfig, listener_configs: &[OpenListener], proxy: &Proxy<O>) {
+fn announce<O: Origins>(proxy_config: &ProxyConfig, listeners: &[OpenListener], proxy: &Proxy<O>) {
     let names: Vec<&str> = proxy_config.settings.upstreams.iter().map(|spec| spec.name.as_str()).collect();
     let (blobs, bytes) = proxy.cache().blobs.count();
-    for listener_config in listener_configs {
-        note(&format!("proxying {} on {}", names.join(", "), listener_config.url));
+    for listener in listeners {
+        note(&format!("proxying {} on {}", names.join(", "), listener.url));
     }
     note(&format!("the cache {} has {blobs} blobs, {} MiB", proxy_config.settings.cache.dir.display(), bytes >> 20));
-    let exposed: Vec<String> =
-        listener_configs.iter().filter_map(|listener_config| Some(listener_config.exposed?.to_string())).collect();
+    let exposed: Vec<String> = listeners.iter().filter_map(|listener| Some(listener.exposed?.to_string())).collect();
     let open = proxy_config.settings.upstreams.iter().filter(|spec| spec.rules.allow.is_empty());
     let open: Vec<&str> = open.map(|spec| spec.name.as_str()).collect();
     if !exposed.is_empty() && !open.is_empty() {
@@ -226,7 +212,7 @@ fn announce<O: Origins>(proxy_config: &ProxyConfig, listener_configs: &[OpenList
 const AFTER_HELP: &str = "\
 Examples:
   transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --cache /var/cache/transload
-  transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io --original docker.io --cache DIR
+  transload proxy --upstream docker.io=myregistry.azurecr.io/docker.io,docker.io --cache DIR
   transload proxy --upstream docker.io --upstream ghcr.io --cache DIR --cache-size 200GiB
   transload proxy check proxy.yaml
   transload proxy warm images.yaml --proxy 127.0.0.1:5000
@@ -234,7 +220,7 @@ Examples:
   transload proxy --config proxy.yaml";
 
 /// What stands in the file, where there is one.
-const FLAGS_SET_BY_FILE: [&str; 17] = [
+const FLAGS_SET_BY_FILE: [&str; 16] = [
     "upstream_timeout",
     "shutdown_delay",
     "drain_timeout",
@@ -243,7 +229,6 @@ const FLAGS_SET_BY_FILE: [&str; 17] = [
     "access_log",
     "listen",
     "upstream",
-    "original",
     "cache",
     "cache_size",
     "keep_free",

@@ -136,8 +136,12 @@ impl OpsServer {
             vec![
                 ("cache_blobs", "Blobs in the cache", vec![(None, blobs as u64)]),
                 ("cache_bytes", "Bytes of the blobs in the cache", vec![(None, bytes)]),
-                ("cache_restored", "How often the cache's directory had to be created again", vec![(None, restored)]),
-                ("upstream_up", "1 if the registry is asked, 0 while it is left alone for its faults", up),
+                (
+                    "cache_recreated_total",
+                    "Times that the cache directory had to be created again",
+                    vec![(None, restored)],
+                ),
+                ("upstream_up", "0 while the circuit breaker of the registry is open, else 1", up),
             ]
         });
         let (proxy, recent) = (proxy_again, self.recent.clone());
@@ -231,14 +235,14 @@ fn quotas(registries: &[Registries]) -> Vec<MetricFamily> {
             continue;
         }
         requests.push((Some(used.name.clone()), used.requests));
-        if let Some(quota) = used.pull_quota {
+        if let Some(quota) = used.pull_limit {
             left.push((Some(used.name.clone()), quota.remaining));
             limits.push((Some(used.name), quota.limit));
         }
     }
     vec![
         ("requests_sent", "Requests, each redirect and token request counted", requests),
-        ("pulls_left", "Pulls left in the window, where the registry tells", left),
-        ("pulls_limit", "Pulls allowed in a window, where the registry tells", limits),
+        ("pulls_left", "Pulls left in the window, as the registry reports them", left),
+        ("pulls_limit", "Pulls allowed in a window, as the registry reports them", limits),
     ]
 }

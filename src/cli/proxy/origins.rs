@@ -11,12 +11,13 @@ use crate::credentials::Credentials;
 use crate::descriptor::Digest;
 use crate::error::Result;
 use crate::proxy::Origins;
+use crate::proxy::writeback::WriteBackOrigins;
 use crate::reference::Repository;
 use crate::registry::{MinRate, Options, Registries, Repo};
 
 /// The registry client as the proxy's upstreams. Clones share it.
 #[derive(Clone)]
-pub(super) struct RegistryOrigins(pub(super) Arc<RwLock<RegistryClients>>);
+pub(super) struct RegistryOrigins(Arc<RwLock<RegistryClients>>);
 
 /// The client for all upstreams, and those of upstreams with credentials of their own.
 pub(super) struct RegistryClients {
@@ -27,6 +28,11 @@ pub(super) struct RegistryClients {
 }
 
 impl RegistryOrigins {
+    /// The upstreams of a configuration.
+    pub(super) fn new(global: &Global, proxy_config: &ProxyConfig) -> Result<Self> {
+        Ok(Self(Arc::new(RwLock::new(Self::connect(global, proxy_config)?))))
+    }
+
     /// The clients for a configuration. Credentials are read again.
     pub(super) fn connect(global: &Global, proxy_config: &ProxyConfig) -> Result<RegistryClients> {
         let mut own = BTreeMap::new();
@@ -46,12 +52,6 @@ impl RegistryOrigins {
     pub(super) fn clients(&self) -> Vec<Registries> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         std::iter::once(&known.common).chain(known.own.values()).cloned().collect()
-    }
-
-    /// A repository of `upstream`'s durable tier, to be written.
-    pub(super) fn write_back_repository(&self, upstream: &str, repository: &Repository) -> Result<Repo> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        known.writing.get(upstream).unwrap_or(&known.common).repository(repository)
     }
 
     /// From now on these.
@@ -98,5 +98,14 @@ impl Origins for RegistryOrigins {
 
     async fn size_of(&self, source: &Repo, digest: &Digest) -> Result<Option<u64>> {
         source.size_of(digest).await
+    }
+}
+
+impl WriteBackOrigins for RegistryOrigins {
+    type FirstTier = Repo;
+
+    fn first_tier(&self, upstream: &str, repository: &Repository) -> Result<Repo> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.writing.get(upstream).unwrap_or(&known.common).repository(repository)
     }
 }

@@ -5,7 +5,6 @@
 //! that is written in pieces is not half read, and one that is only touched is not read at all.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::config::{ListenerConfig, ProxyConfig};
 use super::config_file;
-use super::listen::{ListenerHandle, ListenerSecrets};
+use super::listen::{self, ListenerHandle, ListenerSecrets};
 use super::origins::RegistryOrigins;
 use crate::change_detector::ChangeDetector;
 use crate::cli::global::Global;
@@ -169,16 +168,34 @@ fn file_digests(path: &Path, proxy_config: &ProxyConfig) -> FileDigests {
             .chain(proxy_config.write_auth.values())
             .map(PathBuf::as_path),
     );
-    let mark = |path: &Path| {
-        let mut bytes = Vec::new();
-        let (file, _) = regular_file::open(path, Links::Follow).ok()?;
-        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
-        Some(Digest::of(&bytes))
-    };
-    files.map(|path| (path.to_owned(), mark(path))).collect()
+    files.map(|path| (path.to_owned(), file_digest(path))).collect()
+}
+
+/// The digest of all that is read of a file. `None` if it cannot be read, or is larger than any such file may be.
+fn file_digest(path: &Path) -> Option<Digest> {
+    Some(Digest::of(&regular_file::read(path, Links::Follow, listen::MAX_FILE).ok()?))
 }
 
 /// Between two looks at the files.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// What is looked at of a file: all of any that makes sense.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A users file may be large, and a new user stands at its end.
+    #[test]
+    fn a_change_at_the_end_of_a_large_file_is_seen() {
+        let path = std::env::temp_dir().join(format!("transload-reload-{}", std::process::id()));
+        let size = usize::try_from(listen::MAX_FILE).expect("small");
+        let mut digests = Vec::new();
+        for last in [b'a', b'b'] {
+            let mut bytes = vec![b'#'; size - 1];
+            bytes.push(last);
+            std::fs::write(&path, bytes).expect("written");
+            digests.push(file_digest(&path).expect("it can be read"));
+        }
+        std::fs::remove_file(&path).expect("removed");
+        assert_ne!(digests[0], digests[1]);
+    }
+}

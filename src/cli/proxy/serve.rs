@@ -1,7 +1,7 @@
 //! Serving: from the arguments to the listeners.
 
 use std::future::Future;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -11,14 +11,14 @@ use super::config::ProxyConfig;
 use super::listen::{self, OpenListener};
 use super::origins::RegistryOrigins;
 use super::reload::{ConfigWatcher, IgnoredHangups};
-use super::{Args, announce, rlimit, writeback};
+use super::{Args, announce, rlimit};
 use crate::body::Body;
 use crate::cli::global::Global;
 use crate::error::{Result, Side};
 use crate::ops::Health;
 use crate::pool::run_blocking;
 use crate::proxy::Proxy;
-use crate::proxy::writeback::Queue;
+use crate::proxy::writeback::{self, Queue};
 use crate::server::{self, AccessControl, AccessLog, Guarded, Handler, ResponseBody, Server};
 
 /// Serves until `shutdown` is ready.
@@ -33,24 +33,24 @@ pub(in crate::cli) async fn run(args: Args, global: &Global, shutdown: impl Futu
 async fn start(args: Args, global: &Global, shutdown: impl Future<Output = ()>) -> Result<()> {
     let proxy_config = args.plan()?;
     rlimit::raise();
-    let upstreams = RegistryOrigins(Arc::new(RwLock::new(RegistryOrigins::connect(global, &proxy_config)?)));
-    let (mut listener_configs, access) = (Vec::new(), AccessControl::new()?);
-    for listener_config in &proxy_config.listen {
-        listener_configs.push(listen::open(listener_config, access.beside()).await?);
+    let upstreams = RegistryOrigins::new(global, &proxy_config)?;
+    let (mut listeners, access) = (Vec::new(), AccessControl::new()?);
+    for config in &proxy_config.listen {
+        listeners.push(listen::open(config, access.beside()).await?);
     }
     let mut ops = args.ops.open(proxy_config.listen_admin.as_ref(), &upstreams).await?;
     let queue = Queue::open(&proxy_config.settings.cache.dir, ops.registry());
     let proxy = Proxy::open(proxy_config.settings.clone(), upstreams, ops.observer(queue.clone())).await;
     let proxy = proxy.map_err(|error| error.hint("the cache must be a directory that this user can write to"))?;
     ops.watch(&proxy);
-    let handles = listener_configs.iter().map(|listener_config| listener_config.handle.clone()).collect();
+    let handles = listeners.iter().map(|listener| listener.handle.clone()).collect();
     // Data is on stdout; what the program says for itself is on stderr: each can be had without the other.
     let log = AccessLog::new(std::io::stdout(), proxy_config.access_log.form())?;
     let watch = match args.config {
         Some(path) => ReloadTask::File(Box::new(ConfigWatcher::new(path, proxy_config.clone(), handles, log.clone())?)),
         None => ReloadTask::Nothing(IgnoredHangups::new()?),
     };
-    announce(&proxy_config, &listener_configs, &proxy);
+    announce(&proxy_config, &listeners, &proxy);
     let server = Arc::new(Server::new(proxy));
     let watching = async {
         match watch {
@@ -59,7 +59,7 @@ async fn start(args: Args, global: &Global, shutdown: impl Future<Output = ()>) 
         }
     };
     let ended = tokio::select! {
-        done = serve(listener_configs, &server, &proxy_config, &log, stop_after_delay(shutdown, ops.health(), proxy_config.shutdown_delay)) => done,
+        done = serve(listeners, &server, &proxy_config, &log, stop_after_delay(shutdown, ops.health(), proxy_config.shutdown_delay)) => done,
         () = watching => Ok(()),
         ended = ops.serve() => ended,
         () = writeback::run(&queue, server.backend()) => Ok(()),
@@ -101,19 +101,19 @@ async fn stop_after_delay(shutdown: impl Future<Output = ()>, health: Health, de
 
 /// At all of them, until `shutdown`; each then ends in its own time.
 async fn serve(
-    listener_configs: Vec<OpenListener>,
+    listeners: Vec<OpenListener>,
     server: &Arc<Server<Proxy<RegistryOrigins>>>,
     proxy_config: &ProxyConfig,
     log: &AccessLog,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let (stop, stopped) = watch::channel(());
-    let runs = listener_configs.into_iter().map(|listener_config| {
-        let guarded = Guarded::new(server.clone(), listener_config.handle.access());
+    let runs = listeners.into_iter().map(|open| {
+        let guarded = Guarded::new(server.clone(), open.handle.access());
         let (handler, limits) = (CountedHandler(guarded, server.clone()), proxy_config.limits.clone());
-        let (mut stopped, listener) = (stopped.clone(), listener_config.listener.logged(log.clone()));
+        let (mut stopped, listener) = (stopped.clone(), open.listener.logged(log.clone()));
         async move {
-            let _socket = listener_config.socket;
+            let _socket = open.socket;
             // It's never sent: it ends.
             server::run(listener, handler, limits, async move { while stopped.changed().await.is_ok() {} }).await
         }

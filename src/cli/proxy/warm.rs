@@ -10,7 +10,6 @@ use futures_util::TryStreamExt as _;
 use tokio::time::Instant;
 
 use super::super::global::{Format, Global};
-use super::super::mirror::{check, run as mirror};
 use super::super::progress::Progress;
 use super::super::{output, render};
 use super::Args;
@@ -19,10 +18,10 @@ use crate::copy::{Engine, Status};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
-use crate::mirror::List;
 use crate::mirror::list::{Defaults, DestinationBase, DestinationRule};
 use crate::mirror::report::RunReport;
 use crate::mirror::run::{self, Action, Event, Repositories};
+use crate::mirror::{List, load};
 use crate::reference::{RegistryName, Repository, Target};
 use crate::registry::{Cached, Options, Registries, Repo};
 use crate::verify::Verified;
@@ -66,7 +65,7 @@ impl WarmArgs {
     /// How the proxy is asked.
     pub(in crate::cli) fn options(&self, mut options: Options) -> Options {
         // What is on loopback is plain without being called insecure.
-        if self.proxy.plain && !crate::registry::is_loopback(crate::reference::split_port(&self.proxy.name).0) {
+        if self.proxy.plain && !crate::reference::is_loopback(crate::reference::split_port(&self.proxy.name).0) {
             options.insecure.push(self.proxy.name.to_string());
         }
         options
@@ -74,7 +73,7 @@ impl WarmArgs {
 
     /// The list, and where each image of it is at the proxy.
     fn list(&self) -> Result<(List, Vec<DestinationBase>)> {
-        let (mut list, name) = check::read_list(&self.list, &Defaults::default())?;
+        let (mut list, name) = load::read(&self.list, &Defaults::default())?;
         let to = vec![DestinationBase { registry: self.proxy.name.clone(), prefix: String::new() }];
         for entry in &mut list.entries {
             entry.target = DestinationRule::Below("{registry}/{repository}".parse()?);
@@ -92,15 +91,15 @@ impl WarmArgs {
 pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Registries) -> Result<u8> {
     let Some(args) = args.warm() else { return Ok(0) };
     let (list, to) = args.list()?;
-    mirror::log_notes(&list);
+    load::log_notes(&list);
     let progress = Progress::start(global);
     let begun = Instant::now();
     let done = Mutex::new(RunReport::start(None, false, &render::registry_usage(registries)));
     let ended = |event| {
         let event = with_proxy_names(event);
-        mirror::count_image(&progress, &event);
-        let line = mirror::finished_line(&event, false).filter(|_| progress.wants_image_lines());
-        let failure = mirror::add_event(&mut done.lock().unwrap_or_else(PoisonError::into_inner), event);
+        progress.count_image(&event);
+        let line = render::finished_line(&event, false).filter(|_| progress.wants_image_lines());
+        let failure = done.lock().unwrap_or_else(PoisonError::into_inner).add_event(event);
         if let Some((which, error)) = failure {
             output::print_image_error(&which.source, &error);
         }
@@ -128,7 +127,7 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
 fn with_proxy_names(event: Event) -> Event {
     match event {
         Event::Copied(job, mut report) => {
-            if report.uploaded == 0 {
+            if report.blobs_uploaded == 0 {
                 report.status = Status::Unchanged;
             }
             Event::Copied(job, report)

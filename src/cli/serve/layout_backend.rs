@@ -13,7 +13,7 @@ use crate::error::{Kind, Result};
 use crate::layout::{BlobUpload, Store, StoredBlob};
 use crate::manifest::Manifest;
 use crate::reference::{RepositoryName, Tag, Target, without_https_port};
-use crate::server::{Backend, Blob, FilePipe, Referrers, RepositoryPath, Upload};
+use crate::server::{Backend, Blob, FilePipe, Referrers, Reply, RepositoryPath, Upload};
 
 /// The backend of `transload serve`.
 #[derive(Debug)]
@@ -35,6 +35,47 @@ impl LayoutBackend {
             found => found,
         }
     }
+
+    async fn find_manifest(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
+        for name in name_candidates(repository) {
+            if let Some(found) = self.manifest_in(&name, target).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn find_blob(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<StoredBlob>> {
+        for name in name_candidates(repository) {
+            if let Some(found) = self.store.repository(&name).open_blob(digest).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn list_tags(
+        &self,
+        repository: &RepositoryPath,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Option<Vec<Tag>>> {
+        let repository = self.store.repository(&repository.name);
+        let tags = repository.tags_page(after, most).await?;
+        let known = !tags.is_empty() || !repository.tags_page(None, 1).await?.is_empty();
+        Ok(known.then_some(tags))
+    }
+
+    async fn list_referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
+        let mut all: Vec<Descriptor> = Vec::new();
+        for name in name_candidates(repository) {
+            let found = self.store.repository(&name).referrers(subject).await?;
+            all.extend(
+                found.into_iter().filter(|new| all.iter().all(|old| old.digest != new.digest)).collect::<Vec<_>>(),
+            );
+        }
+        Ok(Arc::new(all))
+    }
 }
 
 impl Backend for LayoutBackend {
@@ -45,33 +86,20 @@ impl Backend for LayoutBackend {
         self.writable
     }
 
-    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Descriptor>> {
-        Ok(self.manifest(repository, target).await?.map(|manifest| manifest.descriptor().clone()))
+    async fn resolve(&self, repository: &RepositoryPath, target: &Target) -> Reply<Option<Descriptor>> {
+        self.manifest(repository, target).await.map(|found| found.map(|manifest| manifest.descriptor().clone()))
     }
 
-    async fn manifest(&self, repository: &RepositoryPath, target: &Target) -> Result<Option<Manifest>> {
-        for name in name_candidates(repository) {
-            if let Some(found) = self.manifest_in(&name, target).await? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
+    async fn manifest(&self, repository: &RepositoryPath, target: &Target) -> Reply<Option<Manifest>> {
+        self.find_manifest(repository, target).await.into()
     }
 
-    async fn blob(&self, repository: &RepositoryPath, digest: &Digest) -> Result<Option<StoredBlob>> {
-        for name in name_candidates(repository) {
-            if let Some(found) = self.store.repository(&name).open_blob(digest).await? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
+    async fn blob(&self, repository: &RepositoryPath, digest: &Digest) -> Reply<Option<StoredBlob>> {
+        self.find_blob(repository, digest).await.into()
     }
 
-    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Result<Option<Vec<Tag>>> {
-        let repository = self.store.repository(&repository.name);
-        let tags = repository.tags_page(after, most).await?;
-        let known = !tags.is_empty() || !repository.tags_page(None, 1).await?.is_empty();
-        Ok(known.then_some(tags))
+    async fn tags(&self, repository: &RepositoryPath, after: Option<&str>, most: usize) -> Reply<Option<Vec<Tag>>> {
+        self.list_tags(repository, after, most).await.into()
     }
 
     async fn repositories(&self, after: Option<&str>, most: usize) -> Result<Vec<RepositoryName>> {
@@ -79,15 +107,8 @@ impl Backend for LayoutBackend {
         Ok(all.filter(|name| after.is_none_or(|after| name.as_str() > after)).take(most).collect())
     }
 
-    async fn referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Result<Arc<Referrers>> {
-        let mut all: Vec<Descriptor> = Vec::new();
-        for name in name_candidates(repository) {
-            let found = self.store.repository(&name).referrers(subject).await?;
-            all.extend(
-                found.into_iter().filter(|new| all.iter().all(|old| old.digest != new.digest)).collect::<Vec<_>>(),
-            );
-        }
-        Ok(Arc::new(all))
+    async fn referrers(&self, repository: &RepositoryPath, subject: &Digest) -> Reply<Arc<Referrers>> {
+        self.list_referrers(repository, subject).await.into()
     }
 
     async fn start_upload(&self, repository: &RepositoryPath, like: Option<Digest>) -> Result<BlobUpload> {

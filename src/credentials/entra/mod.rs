@@ -28,7 +28,7 @@ use http::{StatusCode, header};
 use reqwest::{Client, ClientBuilder, Url, redirect};
 use serde::Deserialize;
 
-use super::{Secret, process};
+use super::{Secret, encode_form, process};
 use crate::error::{Error, Kind, Result, Side};
 use crate::regular_file::{self, Links};
 
@@ -38,7 +38,7 @@ mod token_request;
 pub use settings::EntraSettings;
 
 use settings::{authority, check_complete, check_tenant, is_loopback, resource};
-use token_request::{encode_form, error_chain, retry_after, send};
+use token_request::{error_chain, retry_after, send};
 
 const IMDS: &str = "http://169.254.169.254";
 const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
-use reqwest::Url;
 use serde::Deserialize;
 
 use crate::credentials::process;
@@ -56,21 +55,13 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds.min(SECONDS_PER_DAY)))
 }
 
-/// `application/x-www-encode_form-urlencoded`.
-pub(super) fn encode_form(pairs: &[(&str, &str)]) -> String {
-    // Borrowed from URLs: one crate less than reqwest's `encode_form`.
-    let Ok(mut url) = Url::parse("form:/") else { return String::new() };
-    url.query_pairs_mut().extend_pairs(pairs);
-    url.query().unwrap_or_default().to_owned()
-}
-
-/// reqwest says "error sending request", and why in its sources.
+/// reqwest says "error sending request", and why in its sources. The message of an [`Error`] has its sources already.
 pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
         said = format!("{said}: {source}");
-        next = source.source();
+        next = source.source().filter(|_| !source.is::<Error>());
     }
     said
 }

@@ -64,11 +64,7 @@ impl Form {
     }
 
     pub(super) fn parse(text: &str) -> Self {
-        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decode(name), decode(value))
-        });
-        Self(pairs.collect())
+        Self(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
     }
 
     pub(super) fn first(&self, name: &str) -> Option<&str> {
@@ -138,23 +134,6 @@ pub(super) fn page(status: StatusCode, title: &str, detail: &str) -> Answer {
          <center>{detail}</center>\r\n<hr><center>openresty</center>\r\n</body>\r\n</html>\r\n"
     );
     text(status, "text/html", body)
-}
-
-fn decode(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'+' => out.push(b' '),
-            b'%' => {
-                let pair = [bytes.next().unwrap_or(b'0'), bytes.next().unwrap_or(b'0')];
-                let code = str::from_utf8(&pair).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                out.push(code.unwrap_or(b'?'));
-            }
-            other => out.push(other),
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// openresty's page before the registry (harbor#23015).

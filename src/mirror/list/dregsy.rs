@@ -41,7 +41,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
                 reader.note(key.line, format!("`{}` isn't used: it is about dregsy itself", key.text));
             }
             other if other.starts_with("x-") => {}
-            _ => ignored(key, reader),
+            _ => reader.ignored(key, TOOL),
         }
     }
     let tasks = root.field("tasks").map_or(Ok(&[][..]), |node| reader.items(node, "`tasks`"))?;
@@ -53,7 +53,7 @@ fn task(node: &Node, reader: &mut Reader<'_>) -> Result<()> {
         match key.text.as_str() {
             "source" | "target" | "mappings" | "name" | "verbose" => {}
             "interval" => reader.note(key.line, "`interval` isn't used: give --interval, or run it by a CronJob"),
-            _ => ignored(key, reader),
+            _ => reader.ignored(key, TOOL),
         }
     }
     let source = registry(node, "source", reader)?;
@@ -76,7 +76,7 @@ fn registry<'n>(task: &'n Node, side: &str, reader: &mut Reader<'_>) -> Result<&
             }
             "skip-tls-verify" => insecure = reader.boolean(value, "`skip-tls-verify`")?.then_some(key.line),
             "lister" => reader.note(key.line, "`lister` isn't used: repositories must be named"),
-            _ => ignored(key, reader),
+            _ => reader.ignored(key, TOOL),
         }
     }
     let registry = registry.ok_or_else(|| reader.fail(node.line, format!("`{side}` has no `registry`")))?;
@@ -100,7 +100,7 @@ fn mapping(node: &Node, source: &str, target: &str, reader: &mut Reader<'_>) -> 
             "tags" | "digests" => {}
             "platform" => platforms = Some(platform(key, value, reader)?),
             "preserve-digests" => {}
-            _ => ignored(key, reader),
+            _ => reader.ignored(key, TOOL),
         }
     }
     let Some((line, from)) = from else { return Err(reader.fail(node.line, "a mapping without `from`")) };
@@ -199,8 +199,7 @@ fn tags(node: &Node, source: &Repository, pick: &mut ImageSelection, reader: &mu
 fn pattern(line: usize, text: &str, reader: &mut Reader<'_>) -> Result<Pattern> {
     let text = text.trim();
     let (inverted, text) = text.strip_prefix('!').map_or((false, text), |text| (true, text));
-    let pattern = reader.at(line, Pattern::anchored(text))?;
-    reader.remark(line, &pattern);
+    let pattern = reader.pattern(line, Pattern::anchored(text))?;
     Ok(if inverted { pattern.inverted() } else { pattern })
 }
 
@@ -219,6 +218,4 @@ fn limit(line: usize, rest: &str, reader: &Reader<'_>) -> Result<Option<usize>> 
     }
 }
 
-fn ignored(key: &Key, reader: &mut Reader<'_>) {
-    reader.note(key.line, format!("`{}` is nothing that dregsy is known to have: it is ignored", key.text));
-}
+const TOOL: &str = "dregsy";

@@ -25,9 +25,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
         match key.text.as_str() {
             "images" => {}
             "auth" => credentials(key, value, reader)?,
-            other => {
-                reader.note(key.line, format!("`{other}` is nothing that image-syncer is known to have: it is ignored"))
-            }
+            _ => reader.ignored(key, "image-syncer"),
         }
     }
     rules(images, reader)
@@ -104,15 +102,15 @@ fn rule(
         // Which tags go where: in their order.
         (WantedTags::Tags(from), WantedTags::Tags(to)) if from.len() == to.len() => {
             for (from, to) in from.iter().zip(to) {
-                let exact = SelectedImage { tag: Some(reader.at(key.line, checked_tag(from))?), digest: None };
-                let to = reader.at(line, checked_tag(to))?;
+                let exact = SelectedImage { tag: Some(reader.at(key.line, from.parse())?), digest: None };
+                let to = reader.at(line, to.parse::<Tag>())?;
                 let entry = entry(ImageSelection { exact: [exact].into(), select: None }, Some(&to), reader);
                 reader.add(entry)?;
             }
             Ok(())
         }
         (WantedTags::Digest(_), WantedTags::Tags(to)) if to.len() == 1 => {
-            let to = reader.at(line, checked_tag(to.first().copied().unwrap_or_default()))?;
+            let to = reader.at(line, to.first().copied().unwrap_or_default().parse::<Tag>())?;
             let entry = entry(from.pick(key.line, reader)?, Some(&to), reader);
             reader.add(entry)
         }
@@ -169,9 +167,7 @@ impl<'a> NamedRepository<'a> {
         Ok(match &self.which {
             WantedTags::All => select(Vec::new()),
             WantedTags::Regex(text) => {
-                let pattern = reader.at(line, Pattern::regex(text))?;
-                reader.remark(line, &pattern);
-                let patterns = vec![pattern];
+                let patterns = vec![reader.pattern(line, Pattern::regex(text))?];
                 select(vec![TagSet { patterns, ..TagSet::default() }])
             }
             WantedTags::Digest(digest) => {
@@ -179,14 +175,9 @@ impl<'a> NamedRepository<'a> {
                 ImageSelection { exact: [SelectedImage { tag: None, digest }].into(), select: None }
             }
             WantedTags::Tags(tags) => {
-                let exact =
-                    |tag: &&str| Ok(SelectedImage { tag: Some(reader.at(line, checked_tag(tag))?), digest: None });
+                let exact = |tag: &&str| Ok(SelectedImage { tag: Some(reader.at(line, tag.parse())?), digest: None });
                 ImageSelection { exact: tags.iter().map(exact).collect::<Result<_>>()?, select: None }
             }
         })
     }
-}
-
-fn checked_tag(tag: &str) -> Result<Tag> {
-    tag.parse()
 }

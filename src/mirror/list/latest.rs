@@ -7,11 +7,12 @@
 //! counts twice.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap, HashSet};
 use std::fmt;
 
 use super::SelectedImage;
 use super::dialect::{Semver, blang};
+use crate::reference::Tag;
 
 /// A limit on the number of tags.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +45,8 @@ impl fmt::Display for Latest {
 pub(super) struct Held {
     count: usize,
     named: BTreeSet<SelectedImage>,
+    /// Tags that the list pins to a digest.
+    pinned: HashSet<Tag>,
     /// The oldest first. Versions that are equal (`1.2`, `v1.2.0`) are in the order of their text; dregsy's is
     /// left to chance.
     versions: BinaryHeap<Reverse<(Semver, String, SelectedImage)>>,
@@ -53,10 +56,17 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) fn new(latest: &Latest) -> Self {
-        let named = latest.named.clone();
-        let mut held = Self { count: latest.count, named, versions: BinaryHeap::new(), others: Vec::new() };
+        let pinned = latest.named.iter().filter(|exact| exact.digest.is_some());
+        let mut held = Self {
+            count: latest.count,
+            named: latest.named.clone(),
+            pinned: pinned.filter_map(|exact| exact.tag.clone()).collect(),
+            versions: BinaryHeap::new(),
+            others: Vec::new(),
+        };
         for exact in &latest.named {
-            held.hold(exact.clone());
+            let text = written(exact);
+            held.hold(exact.clone(), blang::version(&text), text);
         }
         held
     }
@@ -64,20 +74,20 @@ impl Held {
     /// Offers what was found in the repository; returns what stays whatever follows.
     pub(super) fn offer(&mut self, exact: SelectedImage) -> Option<SelectedImage> {
         // One that the file pins must not be overwritten by what its tag is now.
-        if self.named.iter().any(|named| named.tag == exact.tag && named.digest.is_some()) {
+        if exact.tag.as_ref().is_some_and(|tag| self.pinned.contains(tag)) {
             return None;
         }
-        let settled = !self.versions.is_empty() && blang::version(&written(&exact)).is_none();
-        if settled {
+        let text = written(&exact);
+        let version = blang::version(&text);
+        if version.is_none() && !self.versions.is_empty() {
             return (!self.named.contains(&exact)).then_some(exact);
         }
-        self.hold(exact);
+        self.hold(exact, version, text);
         None
     }
 
-    fn hold(&mut self, exact: SelectedImage) {
-        let text = written(&exact);
-        match blang::version(&text) {
+    fn hold(&mut self, exact: SelectedImage, version: Option<Semver>, text: String) {
+        match version {
             Some(version) => {
                 self.versions.push(Reverse((version, text, exact)));
                 if self.versions.len() > self.count {

@@ -17,7 +17,7 @@ use super::text::image_value;
 use super::{DestinationRule, ImageSelection, SelectedImage};
 use crate::descriptor::Platform;
 use crate::error::Result;
-use crate::reference::{Tag, looks_like_host};
+use crate::reference::looks_like_host;
 
 pub(super) fn read(text: &str, reader: &mut Reader<'_>) -> Result<()> {
     for (index, line) in text.lines().enumerate() {
@@ -52,7 +52,7 @@ fn entry(line: usize, said: &str, reader: &mut Reader<'_>) -> Result<()> {
         }
     };
     let (source, exact) = reader.reference(line, source)?;
-    let exact = exact.unwrap_or_else(|| SelectedImage { tag: Some(Tag::latest()), digest: None });
+    let exact = exact.unwrap_or_else(SelectedImage::latest);
     let mut entry = reader.entry(line, source, ImageSelection { exact: [exact].into(), select: None });
     entry.platforms.extend(platform);
     if let Some(to) = to {

@@ -65,7 +65,7 @@ pub enum ListFormat {
     /// One reference a line, or two.
     Lines,
     /// transload's YAML or JSON.
-    Own,
+    Native,
     /// `skopeo sync --src yaml`.
     Skopeo,
     /// regclient's regsync.
@@ -136,12 +136,18 @@ impl ListFormat {
     pub fn name(self) -> &'static str {
         match self {
             Self::Lines => "lines",
-            Self::Own => "transload",
+            Self::Native => "transload",
             Self::Skopeo => "skopeo sync",
             Self::Regsync => "regsync",
             Self::ImageSyncer => "image-syncer",
             Self::Dregsy => "dregsy",
         }
+    }
+}
+
+impl SelectedImage {
+    fn latest() -> Self {
+        Self { tag: Some(Tag::latest()), digest: None }
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::descriptor::Platform;
 use crate::error::{Error, Result};
-use crate::reference::Tag;
+use crate::reference::Repository;
 
 pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
     for (key, _) in reader.fields(root, "a list")? {
@@ -112,15 +112,13 @@ impl ImageDefaults {
         Ok(())
     }
 
-    fn entry(&self, line: usize, source: crate::reference::Repository, pick: ImageSelection) -> Entry {
+    fn entry(&self, line: usize, source: Repository, pick: ImageSelection, reader: &Reader<'_>) -> Entry {
         Entry {
-            line,
-            source,
-            pick,
             target: DestinationRule::Below(self.target.clone()),
             strip_library: self.strip_library,
             platforms: self.platforms.clone(),
             referrers: self.referrers,
+            ..reader.entry(line, source, pick)
         }
     }
 }
@@ -128,8 +126,8 @@ impl ImageDefaults {
 /// `nginx:1.27`
 fn plain_entry(line: usize, text: &str, defaults: &ImageDefaults, reader: &Reader<'_>) -> Result<Entry> {
     let (source, exact) = reader.reference(line, text)?;
-    let exact = exact.unwrap_or_else(latest_tag);
-    Ok(defaults.entry(line, source, ImageSelection { exact: [exact].into(), select: None }))
+    let exact = exact.unwrap_or_else(SelectedImage::latest);
+    Ok(defaults.entry(line, source, ImageSelection { exact: [exact].into(), select: None }, reader))
 }
 
 fn mapping_entry(node: &Node, fields: &[(Key, Node)], defaults: &ImageDefaults, reader: &Reader<'_>) -> Result<Entry> {
@@ -157,7 +155,7 @@ fn mapping_entry(node: &Node, fields: &[(Key, Node)], defaults: &ImageDefaults, 
             "exclude" => exclude.extend(patterns(value, "`exclude`", Pattern::glob, reader)?),
             "exclude-regex" => exclude.extend(patterns(value, "`exclude-regex`", Pattern::regex, reader)?),
             "semver" => {
-                set.versions.extend(patterns(value, "`semver`", |text| Versions::parse(text, Dialect::Own), reader)?)
+                set.versions.extend(patterns(value, "`semver`", |text| Versions::parse(text, Dialect::Native), reader)?)
             }
             "newest" => newest = count(value, reader)?,
             _ => {}
@@ -181,9 +179,9 @@ fn mapping_entry(node: &Node, fields: &[(Key, Node)], defaults: &ImageDefaults, 
         let sets = if set == TagSet::default() { Vec::new() } else { vec![set] };
         pick.select = Some(TagFilter { sets, exclude, newest, ..TagFilter::default() });
     } else if pick.exact.is_empty() {
-        pick.exact.insert(latest_tag());
+        pick.exact.insert(SelectedImage::latest());
     }
-    let mut entry = common.entry(node.line, repository, pick);
+    let mut entry = common.entry(node.line, repository, pick, reader);
     if let Some(node) = target_node {
         entry.target = destination_rule(node, reader)?;
     }
@@ -239,10 +237,6 @@ fn count(node: &Node, reader: &Reader<'_>) -> Result<usize> {
     let number =
         node.text().and_then(|text| text.parse::<usize>().ok()).filter(|number| (1..=100_000).contains(number));
     number.ok_or_else(|| reader.fail(node.line, "`newest` is a number from 1 to 100000"))
-}
-
-fn latest_tag() -> SelectedImage {
-    SelectedImage { tag: Some(Tag::latest()), digest: None }
 }
 
 /// Whether a key is one of those that there are.

@@ -7,7 +7,6 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
 use super::malformed::explain;
-
 use crate::error::Result;
 
 /// A value.
@@ -43,7 +42,7 @@ impl Node {
     }
 
     fn of(raw: Spanned<Raw>, text: &str) -> Self {
-        let line = line(&raw.referenced);
+        let line = line_of(&raw.referenced);
         let value = match raw.value {
             Raw::Null => Value::Null,
             Raw::Text(text) => Value::Text(text),
@@ -53,8 +52,8 @@ impl Node {
                 fields
                     .into_iter()
                     .map(|(key, value)| {
-                        let key = Key { line: crate::mirror::list::node::line(&key.referenced), text: key.value };
-                        (key, Self::of(value, text))
+                        let line = line_of(&key.referenced);
+                        (Key { line, text: key.value }, Self::of(value, text))
                     })
                     .collect(),
             ),
@@ -206,7 +205,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
-fn line(location: &Location) -> usize {
+fn line_of(location: &Location) -> usize {
     usize::try_from(location.line()).unwrap_or_default()
 }
 

@@ -90,8 +90,9 @@ impl Pattern {
         Self { inverted: !self.inverted, ..self }
     }
 
-    /// Whether a single tag matches; many are better matched by [`ImageSelection::chooser`](super::ImageSelection::chooser).
-    pub fn matches(&self, tag: &str) -> bool {
+    /// Whether the pattern matches a tag.
+    #[cfg(test)]
+    fn matches(&self, tag: &str) -> bool {
         self.compile().is_ok_and(|matcher| matcher.matches(tag))
     }
 

@@ -1,12 +1,12 @@
 //! Which form a list is written in; limits, and errors with lines.
 
 use super::error::invalid_list;
-use super::node::{Node, Value};
+use super::node::{MAX_ENTRIES, Node, Value};
 use super::reader::{Defaults, Reader};
 use super::text::{decode, is_structured, prepare};
-use super::{List, ListFormat, dregsy, image_syncer, lines, native, regsync, skopeo};
+use super::{DestinationBase, List, ListFormat, dregsy, image_syncer, lines, native, regsync, skopeo};
 use crate::error::{Error, Result};
-use crate::mirror::list::node::MAX_ENTRIES;
+use crate::reference::RegistryName;
 
 impl List {
     /// Bytes that a list may have. Who reads a file need not take more.
@@ -31,6 +31,19 @@ impl List {
 
     /// Reads a list, the command line's word standing before its defaults.
     pub fn read_with(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
+        let list = Self::parse(text, name, defaults)?;
+        // Where they go isn't known yet; that two go to one place is.
+        let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
+        list.check(if list.to.is_empty() { &somewhere } else { &list.to }, name)?;
+        Ok(list)
+    }
+
+    /// As [`Self::read_bytes`], for who knows the destinations: without the [`check`](Self::check).
+    pub(crate) fn parse_bytes(bytes: &[u8], name: &str, defaults: &Defaults) -> Result<Self> {
+        Self::parse(&decode(bytes, name)?, name, defaults)
+    }
+
+    fn parse(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
         if text.len() > MAX_BYTES {
             let hint = format!("a list has up to {} MiB and {MAX_ENTRIES} entries: cut it in several", MAX_BYTES >> 20);
             return Err(invalid_list(name, 0, "it is too large for a list").hint(hint));
@@ -43,7 +56,7 @@ impl List {
             let form = form(&root).ok_or_else(|| unknown_format(name, &root))?;
             reader.keys_that_are_twice(form, &twice)?;
             match form {
-                ListFormat::Lines | ListFormat::Own => native::read(&root, &mut reader)?,
+                ListFormat::Lines | ListFormat::Native => native::read(&root, &mut reader)?,
                 ListFormat::Skopeo => skopeo::read(&root, &mut reader)?,
                 ListFormat::Regsync => regsync::read(&root, &mut reader)?,
                 ListFormat::ImageSyncer => image_syncer::read(&root, &mut reader)?,
@@ -68,7 +81,7 @@ fn form(root: &Node) -> Option<ListFormat> {
     if root.field("images").is_some()
         || fields.iter().any(|(key, _)| native::TOP_KEYS.contains(&key.text.as_str())) && root.field("sync").is_none()
     {
-        return Some(ListFormat::Own);
+        return Some(ListFormat::Native);
     }
     if is_list("sync") {
         return Some(ListFormat::Regsync);

@@ -8,7 +8,7 @@ use super::node::{Key, MAX_ENTRIES, Node, Value};
 use super::{DestinationRule, Entry, ImageSelection, List, ListFormat, Note, Pattern, SelectedImage};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result};
-use crate::reference::{Reference, RegistryName, Repository, Target, looks_like_host};
+use crate::reference::{Reference, Repository, SourceLocation, Target, looks_like_host};
 
 /// Collects what a list says.
 #[derive(Debug)]
@@ -47,17 +47,24 @@ impl<'a> Reader<'a> {
         self.notes.push((Note { line, text }, 0));
     }
 
-    /// Remarks on a pattern whose `|` binds less than it seems.
-    pub(super) fn remark(&mut self, line: usize, pattern: &Pattern) {
+    /// A pattern at a line, with a note if its `|` binds less than it seems.
+    pub(super) fn pattern(&mut self, line: usize, parsed: Result<Pattern>) -> Result<Pattern> {
+        let pattern = self.at(line, parsed)?;
         if let Some(text) = pattern.loose_alternatives() {
             self.note(line, text);
         }
+        Ok(pattern)
+    }
+
+    /// Notes a key that the tool is not known to have.
+    pub(super) fn ignored(&mut self, key: &Key, tool: &str) {
+        self.note(key.line, format!("`{}` is nothing that {tool} is known to have: it is ignored", key.text));
     }
 
     /// Which of equal keys counts: to Go's YAML version 2 the last, to the others none.
     pub(super) fn keys_that_are_twice(&mut self, form: ListFormat, twice: &[(Key, usize)]) -> Result<()> {
         for (key, last) in twice {
-            if matches!(form, ListFormat::Own | ListFormat::Lines | ListFormat::Skopeo) {
+            if matches!(form, ListFormat::Native | ListFormat::Lines | ListFormat::Skopeo) {
                 return Err(self
                     .fail(*last, format!("the key {:?} is at line {} already", key.text, key.line))
                     .hint("join both under one key, or take one of them out"));
@@ -154,7 +161,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The fields of a mapping; none if there is nothing.
-    pub(super) fn fields<'n>(&self, node: &'n Node, what: &str) -> Result<&'n [(super::node::Key, Node)]> {
+    pub(super) fn fields<'n>(&self, node: &'n Node, what: &str) -> Result<&'n [(Key, Node)]> {
         match &node.value {
             Value::Null => Ok(&[]),
             Value::Map(fields) => Ok(fields),
@@ -223,19 +230,15 @@ impl<'a> Reader<'a> {
         };
         self.notes.sort_by_key(|(note, _)| note.line);
         let notes = self.notes.into_iter().map(more).collect();
-        let list = List { form, entries: self.entries, to: self.to, notes };
-        // Where they go isn't known yet; that two go to one place is.
-        let somewhere = [DestinationBase { registry: RegistryName::not_chosen(), prefix: String::new() }];
-        list.check(if list.to.is_empty() { &somewhere } else { &list.to }, self.name)?;
-        Ok(list)
+        Ok(List { form, entries: self.entries, to: self.to, notes })
     }
 }
 
 /// A reference; its tag and digest as they were written.
 pub(super) fn reference(text: &str) -> Result<(Repository, Option<SelectedImage>)> {
     let text = bare_reference(text)?;
-    let location = text.parse::<crate::reference::SourceLocation>()?;
-    let crate::reference::SourceLocation::Registry(Reference { repository, target }, beside) = location else {
+    let location = text.parse::<SourceLocation>()?;
+    let SourceLocation::Registry(Reference { repository, target }, beside) = location else {
         return Err(Error::new(Kind::Usage, format!("{text:?} is a directory, and a list is of registries' images"))
             .hint("transload copy copies from and to directories"));
     };

@@ -44,13 +44,13 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
                     }
                     match DEFAULTS.contains(&key.text.as_str()) {
                         true => reader.note(key.line, format!("`{}` isn't used: it is about regsync itself", key.text)),
-                        false => ignored(key, reader),
+                        false => reader.ignored(key, TOOL),
                     }
                 }
             }
             "sync" => {}
             other if other.starts_with("x-") => {}
-            _ => ignored(key, reader),
+            _ => reader.ignored(key, TOOL),
         }
     }
     let steps = root.field("sync").map_or(Ok(&[][..]), |node| reader.items(node, "`sync`"))?;
@@ -167,7 +167,7 @@ fn step(node: &Node, mut step: Step, undone: &mut Vec<(usize, String)>, reader: 
             }
             _ => {
                 if !step.common(key, value, reader)? {
-                    ignored(key, reader);
+                    reader.ignored(key, TOOL);
                 }
             }
         }
@@ -200,7 +200,7 @@ fn picked(
                 reader.note(line, text);
             }
             let (source, exact) = reader.reference(line, text)?;
-            let exact = exact.unwrap_or_else(|| SelectedImage { tag: Some(Tag::latest()), digest: None });
+            let exact = exact.unwrap_or_else(SelectedImage::latest);
             Ok((source, ImageSelection { exact: [exact].into(), select: None }))
         }
         "repository" => {
@@ -319,33 +319,25 @@ fn tag_set(node: &Node, reader: &mut Reader<'_>) -> Result<Option<TagSet>> {
     for (key, value) in reader.fields(node, "tags")? {
         for (line, text) in reader.texts_or_empty(value, &format!("`{}`", key.text))? {
             match key.text.as_str() {
-                "allow" => set.patterns.push(pattern(line, text, reader)?),
-                "deny" => set.exclude.push(pattern(line, text, reader)?),
+                "allow" => set.patterns.push(reader.pattern(line, Pattern::enclosed(text))?),
+                "deny" => set.exclude.push(reader.pattern(line, Pattern::enclosed(text))?),
                 // An empty one is passed over.
                 "semverRange" if text.is_empty() => {}
                 "semverRange" => set.versions.push(reader.at(line, Versions::parse(text, Dialect::Regsync))?),
-                _ => ignored(key, reader),
+                _ => reader.ignored(key, TOOL),
             }
         }
     }
     Ok((set != TagSet::default()).then_some(set))
 }
 
-fn pattern(line: usize, text: &str, reader: &mut Reader<'_>) -> Result<Pattern> {
-    let pattern = reader.at(line, Pattern::enclosed(text))?;
-    reader.remark(line, &pattern);
-    Ok(pattern)
-}
-
-fn ignored(key: &Key, reader: &mut Reader<'_>) {
-    reader.note(key.line, format!("`{}` is nothing that regsync is known to have: it is ignored", key.text));
-}
+const TOOL: &str = "regsync";
 
 /// What is remarked and not done.
 const REMARKS: [(&str, &str); 7] = [
     ("interval", "isn't used: give --interval, or run it by a CronJob"),
     ("schedule", "isn't used: give --interval, or run it by a CronJob"),
-    ("ratelimit", "isn't used: give --keep-pulls for a reserve of Docker Hub's pulls"),
+    ("ratelimit", "isn't used: give --reserve-pulls for a reserve of Docker Hub's pulls"),
     ("backup", "isn't done: what a tag held before is overwritten"),
     ("hooks", "aren't run"),
     ("mediaTypes", "isn't used: whatever a tag names is copied"),

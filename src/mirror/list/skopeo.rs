@@ -38,9 +38,8 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Result<()> {
             match key.text.as_str() {
                 "images" => images(&registry.text, value, reader)?,
                 "images-by-tag-regex" => selected(&registry.text, key, value, reader, |line, text, reader| {
-                    let pattern = reader.at(line, Pattern::regex(text))?;
-                    reader.remark(line, &pattern);
-                    Ok(TagSet { patterns: vec![pattern], ..TagSet::default() })
+                    let patterns = vec![reader.pattern(line, Pattern::regex(text))?];
+                    Ok(TagSet { patterns, ..TagSet::default() })
                 })?,
                 "images-by-semver" => selected(&registry.text, key, value, reader, |line, text, reader| {
                     let versions = vec![reader.at(line, Versions::parse(text, Dialect::Skopeo))?];

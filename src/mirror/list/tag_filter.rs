@@ -52,13 +52,13 @@ pub struct TagSet {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Versions {
     text: String,
-    dialect: Dialect,
+    range: Range,
 }
 
 impl Versions {
     /// Reads a range, such as `>=1.25 <2`.
     pub fn parse(text: &str, dialect: Dialect) -> Result<Self> {
-        Range::parse(text, dialect).map(|_| Self { text: text.to_owned(), dialect })
+        Ok(Self { text: text.to_owned(), range: Range::parse(text, dialect)? })
     }
 }
 
@@ -119,8 +119,9 @@ impl ImageSelection {
         Ok(TagChooser { pick: self, rules, newest: BinaryHeap::new(), latest })
     }
 
-    /// All that is picked of a repository with these tags: the exact ones, and those that fit.
-    pub fn choose(&self, tags: impl IntoIterator<Item = Tag>) -> Result<Vec<SelectedImage>> {
+    /// All images that are selected of a repository with these tags.
+    #[cfg(test)]
+    pub(super) fn choose(&self, tags: impl IntoIterator<Item = Tag>) -> Result<Vec<SelectedImage>> {
         let mut chooser = self.chooser()?;
         let mut chosen: Vec<SelectedImage> = self.exact.iter().cloned().collect();
         chosen.extend(tags.into_iter().filter_map(|tag| chooser.offer(tag)));
@@ -134,7 +135,7 @@ impl ImageSelection {
 #[derive(Debug)]
 pub struct TagChooser<'a> {
     pick: &'a ImageSelection,
-    rules: Option<CompiledFilter>,
+    rules: Option<CompiledFilter<'a>>,
     /// The oldest of them first.
     newest: BinaryHeap<Reverse<Age>>,
     /// Where `keep: latest` of dregsy chooses among them.
@@ -178,31 +179,27 @@ impl TagChooser<'_> {
 
 /// [`TagFilter`], compiled: kept only while one repository's tags are gone through.
 #[derive(Debug)]
-struct CompiledFilter {
-    sets: Vec<CompiledTagSet>,
+struct CompiledFilter<'a> {
+    sets: Vec<CompiledTagSet<'a>>,
     keep: Vec<Matcher>,
     exclude: Vec<Matcher>,
     newest: usize,
 }
 
 #[derive(Debug)]
-struct CompiledTagSet {
+struct CompiledTagSet<'a> {
     patterns: Vec<Matcher>,
-    versions: Vec<Range>,
+    versions: &'a [Versions],
     exclude: Vec<Matcher>,
 }
 
-impl CompiledFilter {
-    fn of(select: &TagFilter) -> Result<Self> {
+impl<'a> CompiledFilter<'a> {
+    fn of(select: &'a TagFilter) -> Result<Self> {
         let compile = |patterns: &[Pattern]| patterns.iter().map(Pattern::compile).collect::<Result<Vec<_>>>();
         let sets = select.sets.iter().map(|set| {
             Ok(CompiledTagSet {
                 patterns: compile(&set.patterns)?,
-                versions: set
-                    .versions
-                    .iter()
-                    .map(|range| Range::parse(&range.text, range.dialect))
-                    .collect::<Result<_>>()?,
+                versions: &set.versions,
                 exclude: compile(&set.exclude)?,
             })
         });
@@ -222,11 +219,11 @@ impl CompiledFilter {
     }
 }
 
-impl CompiledTagSet {
+impl CompiledTagSet<'_> {
     fn matches(&self, tag: &str) -> bool {
         let any = |patterns: &[Matcher]| patterns.iter().any(|pattern| pattern.matches(tag));
         let named = !self.patterns.is_empty();
-        let in_range = || self.versions.iter().any(|range| range.contains(tag, named));
+        let in_range = || self.versions.iter().any(|versions| versions.range.contains(tag, named));
         (!named || any(&self.patterns)) && (self.versions.is_empty() || in_range()) && !any(&self.exclude)
     }
 }
@@ -256,7 +253,7 @@ mod tests {
     }
 
     fn versions(range: &str) -> TagSet {
-        let versions = vec![Versions::parse(range, Dialect::Own).expect("a range")];
+        let versions = vec![Versions::parse(range, Dialect::Native).expect("a range")];
         TagSet { versions, ..TagSet::default() }
     }
 

@@ -14,17 +14,18 @@ pub(super) struct Scope<'a> {
     pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// A template's text, and the variables of the environment that were missing.
+/// The text that a template makes.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Evaluated {
     pub(super) text: String,
+    /// Variables of the environment that are missing and have no default.
     pub(super) unset: Vec<String>,
 }
 
 /// Evaluates a template.
 ///
 /// # Errors
-/// What in it is not evaluated, for people.
+/// The part that cannot be evaluated, as text for the user.
 pub(super) fn evaluate(text: &str, scope: &Scope<'_>) -> Result<Evaluated, String> {
     let mut made = Evaluated::default();
     let mut rest = text;
@@ -36,11 +37,12 @@ pub(super) fn evaluate(text: &str, scope: &Scope<'_>) -> Result<Evaluated, Strin
         let action = action.trim();
         if !(action.starts_with("/*") && action.ends_with("*/")) {
             let mut tokens = tokens(action)?;
-            let value = pipeline(&mut tokens, scope, &mut made.unset)?;
+            let result = pipeline(&mut tokens, scope, 0)?;
             if let Some(token) = tokens.front() {
                 return Err(format!("{token:?} is not evaluated"));
             }
-            made.text.push_str(&value.text()?);
+            made.text.push_str(&result.value.text());
+            made.unset.extend(result.unset);
         }
         rest = if trim_right { after.trim_start() } else { after };
     }
@@ -66,13 +68,31 @@ enum Value {
     Number(usize),
 }
 
+/// A value, and the missing variables of the environment that it was made of.
+#[derive(Debug)]
+struct Operand {
+    value: Value,
+    unset: Vec<String>,
+}
+
+impl From<Value> for Operand {
+    fn from(value: Value) -> Self {
+        Self { value, unset: Vec::new() }
+    }
+}
+
 impl Value {
-    fn text(self) -> Result<String, String> {
+    fn text(self) -> String {
         match self {
-            Self::Text(text) => Ok(text),
-            Self::Number(number) => Ok(number.to_string()),
-            Self::List(items) => Ok(format!("[{}]", items.join(" "))),
+            Self::Text(text) => text,
+            Self::Number(number) => number.to_string(),
+            Self::List(items) => format!("[{}]", items.join(" ")),
         }
+    }
+
+    /// Whether `default` replaces it.
+    fn is_empty(&self) -> bool {
+        *self == Self::Text(String::new()) || *self == Self::Number(0)
     }
 }
 
@@ -118,11 +138,14 @@ fn tokens(action: &str) -> Result<VecDeque<Token>, String> {
     Ok(tokens)
 }
 
-/// `first arguments | second arguments`: each gets the value before it as its last argument.
-fn pipeline(tokens: &mut VecDeque<Token>, scope: &Scope<'_>, unset: &mut Vec<String>) -> Result<Value, String> {
+/// `first arguments | second arguments`: each command gets the value before it as its last argument.
+fn pipeline(tokens: &mut VecDeque<Token>, scope: &Scope<'_>, depth: usize) -> Result<Operand, String> {
+    if depth > MAX_DEPTH {
+        return Err(format!("more than {MAX_DEPTH} parentheses inside each other"));
+    }
     let mut value = None;
     loop {
-        value = Some(command(tokens, value, scope, unset)?);
+        value = Some(command(tokens, value, scope, depth)?);
         if tokens.front() == Some(&Token::Pipe) {
             tokens.pop_front();
         } else {
@@ -133,10 +156,10 @@ fn pipeline(tokens: &mut VecDeque<Token>, scope: &Scope<'_>, unset: &mut Vec<Str
 
 fn command(
     tokens: &mut VecDeque<Token>,
-    piped: Option<Value>,
+    piped: Option<Operand>,
     scope: &Scope<'_>,
-    unset: &mut Vec<String>,
-) -> Result<Value, String> {
+    depth: usize,
+) -> Result<Operand, String> {
     let function = match tokens.front() {
         Some(Token::Name(name)) if !name.starts_with('.') => Some(name.clone()),
         _ => None,
@@ -149,48 +172,54 @@ fn command(
         if matches!(token, Token::Pipe | Token::Close) {
             break;
         }
-        let value = match tokens.pop_front() {
-            Some(Token::Text(text)) => Value::Text(text),
-            Some(Token::Number(number)) => Value::Number(number),
+        arguments.push(match tokens.pop_front() {
+            Some(Token::Text(text)) => Value::Text(text).into(),
+            Some(Token::Number(number)) => Value::Number(number).into(),
             Some(Token::Open) => {
-                let value = pipeline(tokens, scope, unset)?;
+                let value = pipeline(tokens, scope, depth + 1)?;
                 if tokens.pop_front() != Some(Token::Close) {
                     return Err("a ( without its )".to_owned());
                 }
                 value
             }
             Some(Token::Name(path)) if path.starts_with('.') => {
-                Value::Text((scope.field)(&path).ok_or_else(|| format!("`{path}` is not evaluated"))?)
+                Value::Text((scope.field)(&path).ok_or_else(|| format!("`{path}` is not evaluated"))?).into()
             }
             Some(Token::Name(name)) => return Err(format!("`{name}` is not evaluated")),
             _ => return Err("an empty {{ }}".to_owned()),
-        };
-        arguments.push(value);
+        });
     }
     arguments.extend(piped);
     match function {
-        Some(name) => call(&name, arguments, scope, unset),
+        Some(name) => call(&name, arguments, scope),
         None if arguments.len() == 1 => Ok(arguments.remove(0)),
         None => Err("an empty {{ }}".to_owned()),
     }
 }
 
-/// The functions that regsync's documentation names, and those of Go's templates that make texts.
-fn call(name: &str, arguments: Vec<Value>, scope: &Scope<'_>, unset: &mut Vec<String>) -> Result<Value, String> {
-    let wrong = || format!("`{name}` has not the arguments that it takes");
-    Ok(match (name, &arguments[..]) {
+/// Calls a function. `env` finds out that a variable is missing; `default` keeps the missing variables of the
+/// argument that it returns; every other function's result depends on all its arguments.
+fn call(name: &str, mut arguments: Vec<Operand>, scope: &Scope<'_>) -> Result<Operand, String> {
+    if name == "default" && arguments.len() == 2 {
+        let replaced = arguments[1].value.is_empty();
+        return Ok(arguments.swap_remove(usize::from(!replaced)));
+    }
+    let mut unset: Vec<String> = arguments.iter_mut().flat_map(|operand| operand.unset.drain(..)).collect();
+    let values: Vec<Value> = arguments.into_iter().map(|operand| operand.value).collect();
+    let value = match (name, &values[..]) {
         ("env", [Value::Text(variable)]) => Value::Text((scope.variable)(variable).unwrap_or_else(|| {
             unset.push(variable.clone());
             String::new()
         })),
-        ("default", [default, value]) => {
-            if *value == Value::Text(String::new()) || *value == Value::Number(0) {
-                unset.clear();
-                default.clone()
-            } else {
-                value.clone()
-            }
-        }
+        _ => apply(name, values)?,
+    };
+    Ok(Operand { value, unset })
+}
+
+/// The functions that regsync's documentation names, and those of Go's templates that make texts.
+fn apply(name: &str, arguments: Vec<Value>) -> Result<Value, String> {
+    let wrong = || format!("`{name}` has not the arguments that it takes");
+    Ok(match (name, &arguments[..]) {
         ("lower", [Value::Text(text)]) => Value::Text(text.to_lowercase()),
         ("upper", [Value::Text(text)]) => Value::Text(text.to_uppercase()),
         ("split", [Value::Text(text), Value::Text(by)]) => Value::List(text.split(by).map(str::to_owned).collect()),
@@ -199,7 +228,7 @@ fn call(name: &str, arguments: Vec<Value>, scope: &Scope<'_>, unset: &mut Vec<St
             Value::Text(items.get(*at).cloned().ok_or_else(|| format!("`index {at}` is past the end"))?)
         }
         ("json", [Value::Text(text)]) => Value::Text(serde_json::Value::from(text.as_str()).to_string()),
-        ("print", _) => Value::Text(arguments.into_iter().map(Value::text).collect::<Result<Vec<_>, _>>()?.concat()),
+        ("print", _) => Value::Text(arguments.into_iter().map(Value::text).collect()),
         ("printf", [Value::Text(format), rest @ ..]) => Value::Text(printf(format, rest.to_vec()).ok_or_else(wrong)?),
         ("env" | "default" | "lower" | "upper" | "split" | "join" | "index" | "json" | "printf", _) => {
             return Err(wrong());
@@ -217,7 +246,7 @@ fn printf(format: &str, arguments: Vec<Value>) -> Option<String> {
         match c {
             '%' => match chars.next()? {
                 '%' => made.push('%'),
-                's' | 'v' | 'd' => made.push_str(&arguments.next()?.text().ok()?),
+                's' | 'v' | 'd' => made.push_str(&arguments.next()?.text()),
                 _ => return None,
             },
             c => made.push(c),
@@ -225,6 +254,9 @@ fn printf(format: &str, arguments: Vec<Value>) -> Option<String> {
     }
     arguments.next().is_none().then_some(made)
 }
+
+/// Parentheses inside each other. Each level takes stack.
+const MAX_DEPTH: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -260,6 +292,36 @@ mod tests {
             assert_eq!(made, Evaluated { text: expected.to_owned(), unset: Vec::new() }, "{text}");
         }
         assert_eq!(made("{{env \"NONE\"}}/x").map(|made| made.unset), Ok(vec!["NONE".to_owned()]));
+    }
+
+    /// `default` excuses only the variable that it replaces.
+    #[test]
+    fn a_default_hides_no_other_missing_variable() {
+        for (text, expected, unset) in [
+            ("{{env \"A\"}}/{{env \"B\" | default \"x\"}}", "/x", &["A"][..]),
+            ("{{env \"B\" | default \"x\"}}/{{env \"A\"}}", "x/", &["A"]),
+            ("{{print (env \"A\") (env \"B\" | default \"x\")}}", "x", &["A"]),
+            ("{{print (env \"B\" | default \"x\") (env \"A\")}}", "x", &["A"]),
+            ("{{default (env \"A\") (env \"B\")}}", "", &["A"]),
+            ("{{default (env \"A\") (env \"REGISTRY\")}}", "r.example.org", &[]),
+            ("{{default (env \"REGISTRY\") (env \"A\")}}", "r.example.org", &[]),
+            ("{{env \"A\" | upper | default \"x\"}}", "x", &[]),
+            ("{{join (split (env \"A\") \",\") \"-\"}}", "", &["A"]),
+        ] {
+            let made = made(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let unset = unset.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(made, Evaluated { text: expected.to_owned(), unset }, "{text}");
+        }
+    }
+
+    /// A list of 8 MiB may hold millions of parentheses.
+    #[test]
+    fn deep_parentheses_are_an_error_and_no_stack_overflow() {
+        let nested = |depth: usize| format!("{{{{ {}\"a\"{} }}}}", "(".repeat(depth), ")".repeat(depth));
+        assert_eq!(made(&nested(MAX_DEPTH)).map(|made| made.text), Ok("a".to_owned()));
+        for text in [nested(MAX_DEPTH + 1), nested(1 << 20), format!("{{{{ {} }}}}", "(print ".repeat(1 << 20))] {
+            assert_eq!(made(&text), Err("more than 32 parentheses inside each other".to_owned()));
+        }
     }
 
     #[test]

@@ -18,8 +18,8 @@ pub async fn execute<S: PruneTarget>(plan: &mut Plan, open: impl Fn(&Repository)
     if plan.refused.is_some() {
         return;
     }
-    for part in plan.repositories.iter_mut().filter(|part| part.spared.is_none() && part.error.is_none()) {
-        if part.going.is_empty() {
+    for part in plan.repositories.iter_mut().filter(|part| part.kept_reason.is_none() && part.error.is_none()) {
+        if part.deletions.is_empty() {
             continue;
         }
         let opened = part.repository.parse::<Repository>().and_then(|repository| open(&repository));
@@ -36,10 +36,10 @@ pub async fn execute<S: PruneTarget>(plan: &mut Plan, open: impl Fn(&Repository)
 
 async fn remove_tags<S: PruneTarget>(remote: &S, part: &mut RepositoryPlan, options: &Options) -> Result<()> {
     let mut needed: Option<BTreeMap<Digest, Target>> = None;
-    for at in 0..part.going.len() {
-        let tag = part.going[at].tag.clone();
+    for at in 0..part.deletions.len() {
+        let tag = part.deletions[at].tag.clone();
         if remote.delete_tag(&tag).await? {
-            part.going[at].gone = true;
+            part.deletions[at].deleted = true;
             continue;
         }
         if !options.manifests {
@@ -52,19 +52,19 @@ async fn remove_tags<S: PruneTarget>(remote: &S, part: &mut RepositoryPlan, opti
         }
         let needed_by = needed.as_ref();
         let Some(digest) = remote.digests_of(&Target::Tag(tag)).await?.first().copied() else {
-            part.going[at].gone = true;
+            part.deletions[at].deleted = true;
             continue;
         };
         match needed_by.and_then(|needed| needed.get(&digest)) {
             Some(by @ (Target::Tag(_) | Target::Name(_))) => {
-                part.going[at].stayed = Some(format!("its manifest is needed by tag \"{by}\""));
+                part.deletions[at].kept_reason = Some(format!("its manifest is needed by tag \"{by}\""));
             }
             Some(Target::Digest(by)) => {
-                part.going[at].stayed = Some(format!("its manifest is needed by {by}, which the list holds"));
+                part.deletions[at].kept_reason = Some(format!("its manifest is needed by {by}, which the list holds"));
             }
             None => {
                 remote.delete_manifest(&digest).await?;
-                part.going[at].gone = true;
+                part.deletions[at].deleted = true;
             }
         }
     }
@@ -77,7 +77,7 @@ async fn digests_in_use<S: PruneTarget>(remote: &S, part: &RepositoryPlan) -> Re
     let mut tags: BTreeSet<Tag> = remote.tags().await?.into_iter().collect();
     // A tag that the second list lacks may be gone, or the list may be a wrong one, such as a passing 404.
     tags.extend(part.staying.iter().cloned());
-    let going: BTreeSet<&str> = part.going.iter().map(|going| going.tag.as_str()).collect();
+    let going: BTreeSet<&str> = part.deletions.iter().map(|going| going.tag.as_str()).collect();
     tags.retain(|tag| !going.contains(tag.as_str()));
     let pinned = part.pinned.iter().copied().map(Target::Digest);
     let staying: Vec<Target> = tags.into_iter().map(Target::Tag).chain(pinned).collect();

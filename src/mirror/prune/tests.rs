@@ -119,7 +119,7 @@ async fn carried_out(memory: &Memory, keep_set: &KeepSet, options: &Options) -> 
 }
 
 fn tags(plan: &Plan) -> Vec<&str> {
-    plan.repositories.iter().flat_map(|part| &part.going).map(|going| going.tag.as_str()).collect()
+    plan.repositories.iter().flat_map(|part| &part.deletions).map(|going| going.tag.as_str()).collect()
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn what_the_list_no_longer_holds_goes() {
     let memory = Memory::with(&["1", "2", "3"]);
     let plan = planned(&memory, &claims(&["2", "9"]), &Options::default()).await;
     assert_eq!(tags(&plan), ["1", "3"]);
-    assert_eq!(plan.repositories[0].going[0].digest, Some(digest("1")));
+    assert_eq!(plan.repositories[0].deletions[0].digest, Some(digest("1")));
     assert_eq!(memory.left(), ["1", "2", "3"], "a plan changes nothing");
     let plan = carried_out(&memory, &claims(&["2", "9"]), &Options::default()).await;
     assert_eq!(memory.left(), ["2"]);
@@ -144,7 +144,7 @@ async fn young_tags_and_those_of_unknown_age_stay() {
     memory.put("future", &["future"], Some(-30));
     let plan = planned(&memory, &claims(&["keep"]), &Options::default()).await;
     assert_eq!(tags(&plan), ["old"]);
-    assert_eq!(plan.repositories[0].young, 4);
+    assert_eq!(plan.repositories[0].too_young, 4);
     assert_eq!(memory.state().aged, 5, "what the list holds isn't asked for its age");
     let options = Options { older_than: Duration::ZERO, ..Options::default() };
     let plan = planned(&memory, &claims(&["keep"]), &options).await;
@@ -159,7 +159,7 @@ async fn doubt_spares_a_repository() {
     keep_set.keep_all(&repository("a"), "docker.io/a could not be listed");
     keep_set.keep_all(&repository("a"), "another reason");
     let plan = carried_out(&memory, &keep_set, &Options::default()).await;
-    assert_eq!(plan.repositories[0].spared.as_deref(), Some("docker.io/a could not be listed"));
+    assert_eq!(plan.repositories[0].kept_reason.as_deref(), Some("docker.io/a could not be listed"));
     assert_eq!(memory.left(), ["1", "2"]);
     assert_eq!(memory.state().looked, 0);
     assert!(!plan.failed(), "the failure itself was told before");
@@ -171,7 +171,7 @@ async fn a_list_that_picks_nothing_removes_nothing() {
     let mut keep_set = KeepSet::default();
     keep_set.of(&repository("a"));
     let plan = carried_out(&memory, &keep_set, &Options::default()).await;
-    assert!(plan.repositories[0].spared.as_deref().is_some_and(|why| why.contains("picks no tag")), "{plan:?}");
+    assert!(plan.repositories[0].kept_reason.as_deref().is_some_and(|why| why.contains("picks no tag")), "{plan:?}");
     assert_eq!(memory.left(), ["1", "2"]);
 }
 
@@ -201,7 +201,7 @@ async fn too_many_is_none_at_all() {
     assert_eq!((memory.left().len(), plan.deletions(), plan.failed()), (40, 0, true));
     assert_eq!(tags(&plan).len(), 11, "what would go is told all the same");
     let plan = carried_out(&memory, &all_but(5), &with(Some(4))).await;
-    assert!(plan.refused.is_some_and(|refused| refused.message.contains("--prune-most allows 4")));
+    assert!(plan.refused.is_some_and(|refused| refused.message.contains("--prune-max allows 4")));
     assert_eq!(memory.left().len(), 40);
     assert_eq!(carried_out(&memory, &all_but(30), &with(Some(30))).await.deletions(), 30);
     assert_eq!(memory.left().len(), 10);
@@ -251,7 +251,7 @@ async fn signatures_go_with_what_they_are_about() {
     let mut went = memory.state().removed.clone();
     went.sort();
     assert_eq!(went, expected);
-    assert_eq!(plan.repositories[0].going.iter().filter(|going| going.companion).count(), 3);
+    assert_eq!(plan.repositories[0].deletions.iter().filter(|going| going.companion).count(), 3);
     assert_eq!(plan.repositories[0].tags, 5, "companions aren't counted");
 }
 
@@ -280,7 +280,7 @@ async fn a_manifest_that_another_tag_needs_stays() {
     let plan = carried_out(&memory, &claims(&["keep"]), &options).await;
     assert_eq!(memory.left(), ["keep", "part", "same"]);
     let stayed: Vec<_> =
-        plan.repositories[0].going.iter().map(|going| (going.tag.as_str(), going.stayed.is_some())).collect();
+        plan.repositories[0].deletions.iter().map(|going| (going.tag.as_str(), going.kept_reason.is_some())).collect();
     assert_eq!(stayed, [("else", false), ("part", true), ("same", true)]);
 }
 
@@ -297,7 +297,8 @@ async fn what_is_held_by_digest_stays() {
     memory.state().by_tag = false;
     let plan = carried_out(&memory, &keep_set, &Options { manifests: true, ..Options::default() }).await;
     assert_eq!(memory.left().len(), 4);
-    let stayed: Vec<_> = plan.repositories[0].going.iter().filter_map(|going| going.stayed.as_deref()).collect();
+    let stayed: Vec<_> =
+        plan.repositories[0].deletions.iter().filter_map(|going| going.kept_reason.as_deref()).collect();
     assert!(stayed.len() == 2 && stayed.iter().all(|why| why.ends_with("which the list holds")), "{stayed:?}");
 }
 
@@ -353,5 +354,8 @@ async fn a_manifest_that_a_tag_of_the_first_list_needs_is_not_deleted() {
     let mut plan = planned(&memory, &claims(&["keep"]), &options).await;
     execute(&mut plan, |_| Ok(memory.clone()), &options).await;
     assert_eq!(memory.left(), ["keep", "old"]);
-    assert_eq!(plan.repositories[0].going[0].stayed.as_deref(), Some("its manifest is needed by tag \"keep\""));
+    assert_eq!(
+        plan.repositories[0].deletions[0].kept_reason.as_deref(),
+        Some("its manifest is needed by tag \"keep\"")
+    );
 }

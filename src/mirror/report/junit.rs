@@ -16,10 +16,10 @@ pub(super) fn write(run: &RunReport, to: &mut dyn Write) -> Result<()> {
     }
     writeln!(to, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>")?;
     let all = CaseCounts::of(run.images());
-    writeln!(to, "<testsuites name=\"transload mirror\" {all} time=\"{:.3}\">", run.summary().seconds)?;
+    writeln!(to, "<testsuites name=\"transload mirror\" {all} time=\"{:.3}\">", run.summary().duration_seconds)?;
     for (name, images) in &suites {
         let counts = CaseCounts::of(images.iter().copied());
-        let seconds: f64 = images.iter().filter_map(|image| Some(image.ended.report()?.seconds)).sum();
+        let seconds: f64 = images.iter().filter_map(|image| Some(image.ended.report()?.duration_seconds)).sum();
         let (name, started) = (Escaped(name), run.started().strftime("%Y-%m-%dT%H:%M:%S"));
         writeln!(to, "  <testsuite name=\"{name}\" {counts} time=\"{seconds:.3}\" timestamp=\"{started}\">")?;
         for image in images {
@@ -31,13 +31,13 @@ pub(super) fn write(run: &RunReport, to: &mut dyn Write) -> Result<()> {
 }
 
 fn case(image: &Entry, to: &mut dyn Write) -> Result<()> {
-    let seconds = image.ended.report().map_or(0.0, |report| report.seconds);
+    let seconds = image.ended.report().map_or(0.0, |report| report.duration_seconds);
     let (class, name) = (Escaped(case_class(image)), Escaped(&image.source));
     write!(to, "    <testcase classname=\"{class}\" name=\"{name}\" time=\"{seconds:.3}\"")?;
     let Some(error) = image.ended.error() else {
         let (status, report) = (image.ended.status(), image.ended.report().cloned().unwrap_or_default());
-        let Report { bytes_moved, bytes_saved, pulls, .. } = report;
-        let said = format!("{status}: {bytes_moved} bytes moved, {bytes_saved} saved, {pulls} pulls");
+        let Report { bytes_uploaded, bytes_skipped, pulls, .. } = report;
+        let said = format!("{status}: {bytes_uploaded} bytes moved, {bytes_skipped} saved, {pulls} pulls");
         return writeln!(to, "><system-out>{said}</system-out></testcase>");
     };
     let (kind, message) = (Escaped(&error.kind), Escaped(&error.message));

@@ -12,16 +12,16 @@ fn report(status: Status) -> Report {
         digest: Some(Digest::of(b"x")),
         platforms: ["linux/amd64", "linux/arm64/v8"].into_iter().collect(),
         pulls: if status == Status::Copied { 3 } else { 0 },
-        bytes_moved: if status == Status::Copied { 1000 } else { 0 },
-        bytes_saved: 24,
-        seconds: 1.5,
+        bytes_uploaded: if status == Status::Copied { 1000 } else { 0 },
+        bytes_skipped: 24,
+        duration_seconds: 1.5,
         ..Report::default()
     }
 }
 
 fn used(name: &str, requests: u64, remaining: Option<u64>) -> RegistryUsage {
-    let pull_quota = remaining.map(|remaining| Quota { limit: 100, remaining, window: 21600, source: None });
-    RegistryUsage { name: name.into(), requests, pulls: requests / 4, pull_quota }
+    let pull_limit = remaining.map(|remaining| Quota { limit: 100, remaining, window_seconds: 21600, source: None });
+    RegistryUsage { name: name.into(), requests, pulls: requests / 4, pull_limit }
 }
 
 fn failure() -> Error {
@@ -74,7 +74,7 @@ fn the_document_is_flat_and_in_the_lists_order() {
         ]
     );
     let copied = &document["images"][0];
-    assert_eq!((&copied["bytes_moved"], &copied["pulls"]), (&1000.into(), &3.into()));
+    assert_eq!((&copied["bytes_uploaded"], &copied["pulls"]), (&1000.into(), &3.into()));
     assert_eq!(copied["platforms"], serde_json::json!(["linux/amd64", "linux/arm64/v8"]));
     let error = &document["images"][3]["error"];
     assert_eq!((&error["side"], &error["kind"]), (&"source".into(), &"limited".into()));
@@ -89,10 +89,10 @@ fn only_this_runs_requests_and_pulls_count() {
     let summary = &document["summary"];
     assert_eq!((&summary["copied"], &summary["unchanged"]), (&2.into(), &1.into()));
     assert_eq!((&summary["failed"], &summary["skipped"]), (&1.into(), &1.into()));
-    assert_eq!((&summary["bytes_moved"], &summary["bytes_saved"]), (&2000.into(), &72.into()));
+    assert_eq!((&summary["bytes_uploaded"], &summary["bytes_skipped"]), (&2000.into(), &72.into()));
     assert_eq!(summary["requests"], 9 + 12);
     let hub = &document["registries"][1];
-    assert_eq!((&hub["requests"], &hub["pulls"], &hub["pull_quota"]["remaining"]), (&12.into(), &3.into(), &87.into()));
+    assert_eq!((&hub["requests"], &hub["pulls"], &hub["pull_limit"]["remaining"]), (&12.into(), &3.into(), &87.into()));
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl ContentStore {
     /// Those of [`prepare`](Self::prepare), and [`Kind::Local`] if there is no room.
     pub fn begin(&self, size: u64) -> Result<TempFile> {
         let temp = self.prepare(size)?;
-        temp.room()?.take_all()?;
+        temp.reserved()?.take_all()?;
         Ok(temp)
     }
 
@@ -176,7 +176,7 @@ impl ContentStore {
     /// What the disk has free, where that is too little for `size` bytes more.
     fn missing_bytes(&self, size: u64) -> Option<u64> {
         let wanted = self.0.keep_free.saturating_add(self.0.unwritten.load(Ordering::Relaxed)).saturating_add(size);
-        super::disk_space::free_bytes(self.0.home.path()).filter(|free| *free < wanted)
+        crate::file_access::free_bytes(self.0.home.path()).filter(|free| *free < wanted)
     }
 
     /// Whether `size` bytes would find no room on the disk if all content went. Content goes all the same where other
@@ -194,7 +194,7 @@ impl ContentStore {
     /// Gives a whole and verified file its name. On return it's durable. Blocks.
     pub fn commit(&self, digest: Digest, mut temp: TempFile) -> Result<Pin> {
         temp.sync()?;
-        let reserved = temp.room()?.close()?;
+        let reserved = temp.reserved()?.close()?;
         let path = self.path(&digest, reserved.size());
         let parent = path.parent().unwrap_or(&self.0.dir);
         let files = self.0.home.files();
@@ -333,6 +333,6 @@ fn is_exhausted(error: &std::io::Error) -> bool {
 
 impl std::fmt::Debug for ContentStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shelf").field("dir", &self.0.dir).field("count", &self.count()).finish_non_exhaustive()
+        f.debug_struct("ContentStore").field("dir", &self.0.dir).field("count", &self.count()).finish_non_exhaustive()
     }
 }

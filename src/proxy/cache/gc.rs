@@ -105,20 +105,20 @@ pub(super) enum GcItem<'a> {
 }
 
 /// Removes what is wanted to go from `dir`.
-pub(super) fn collect(dir: &Path, wanted: &GcOptions, keeper: &dyn CacheUser) -> Result<GcResult> {
+pub(super) fn collect(dir: &Path, wanted: &GcOptions, user: &dyn CacheUser) -> Result<GcResult> {
     let freed = GcResult { dry_run: wanted.dry_run, ..GcResult::default() };
-    let mut gc = Collector { dir, wanted, keeper, now: crate::clock::now(), freed };
+    let mut gc = Collector { dir, wanted, user, now: crate::clock::now(), freed };
     for left in entries(&dir.join("fills"))? {
-        if left.file_name().to_str().is_some_and(|name| !keeper.writes(name)) {
+        if left.file_name().to_str().is_some_and(|name| !user.writes(name)) {
             let size = left.metadata().map_or(0, |metadata| metadata.len());
             gc.drop(RemovalReason::Left, &GcItem::File(left.path()), size)?;
         }
     }
     let named = gc.tags()?;
-    let manifests = gc.shelf(true, &named)?;
+    let manifests = gc.collect_store(true, &named)?;
     gc.types(&manifests)?;
     gc.repositories(&manifests)?;
-    let blobs = gc.shelf(false, &HashSet::new())?;
+    let blobs = gc.collect_store(false, &HashSet::new())?;
     gc.make_free(blobs)?;
     Ok(gc.freed)
 }
@@ -126,14 +126,14 @@ pub(super) fn collect(dir: &Path, wanted: &GcOptions, keeper: &dyn CacheUser) ->
 struct Collector<'a> {
     dir: &'a Path,
     wanted: &'a GcOptions,
-    keeper: &'a dyn CacheUser,
+    user: &'a dyn CacheUser,
     now: SystemTime,
     freed: GcResult,
 }
 
 impl Collector<'_> {
     fn drop(&mut self, why: RemovalReason, what: &GcItem<'_>, bytes: u64) -> Result<Removal> {
-        let removal = if self.wanted.dry_run { Removal::Gone } else { self.keeper.remove(what)? };
+        let removal = if self.wanted.dry_run { Removal::Gone } else { self.user.remove(what)? };
         match removal {
             Removal::Gone => {
                 let sum = self.freed.removed.entry(why).or_default();
@@ -173,7 +173,7 @@ impl Collector<'_> {
     }
 
     /// Drops what is cut, old, or too much; returns what remains, the least lately used first. What is `named` isn't old.
-    fn shelf(&mut self, is_manifest: bool, named: &HashSet<Digest>) -> Result<Vec<ContentFile>> {
+    fn collect_store(&mut self, is_manifest: bool, named: &HashSet<Digest>) -> Result<Vec<ContentFile>> {
         let mut kept = Vec::new();
         for content in self.contents(is_manifest)? {
             let why = if content.length != content.size {
@@ -200,7 +200,7 @@ impl Collector<'_> {
     fn make_free(&mut self, mut blobs: Vec<ContentFile>) -> Result<()> {
         let Some(keep) = self.wanted.keep_free else { return Ok(()) };
         let planned = if self.wanted.dry_run { self.freed.sum().bytes } else { 0 };
-        let free = super::disk_space::free_bytes(self.dir).unwrap_or(u64::MAX).saturating_add(planned);
+        let free = crate::file_access::free_bytes(self.dir).unwrap_or(u64::MAX).saturating_add(planned);
         self.oldest(&mut blobs, keep.saturating_sub(free))
     }
 
@@ -237,7 +237,7 @@ impl Collector<'_> {
                     let used = [metadata.modified().ok(), metadata.accessed().ok()].into_iter().flatten().max();
                     let used = used.unwrap_or(self.now);
                     let mut content = ContentFile { is_manifest, digest, size, length: metadata.len(), used };
-                    content.used = self.keeper.used(&content).map_or(used, |told| told.max(used));
+                    content.used = self.user.used(&content).map_or(used, |told| told.max(used));
                     found.push(content);
                 }
             }

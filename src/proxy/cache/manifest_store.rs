@@ -1,6 +1,5 @@
 //! Manifests and tags: in memory what was asked for lately, on the disk all.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,13 +228,8 @@ impl ManifestStore {
     pub async fn forget_tag(&self, name: &TagName) {
         self.0.known.remove(name);
         let path = self.0.tags.join(name.file());
-        let removed = run_blocking(move || match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove {}", path.display()), &error))
-            }
-            _ => Ok(()),
-        });
-        self.log_error(removed.await);
+        let removed = run_blocking(move || super::cache_dir::unlink(&path)).await;
+        self.log_error(removed.map(drop));
     }
 
     /// Removes a tag. Blocks.
@@ -263,7 +257,7 @@ impl ManifestStore {
     }
 
     /// The shelf of manifests.
-    pub fn shelf(&self) -> &ContentStore {
+    pub fn content_store(&self) -> &ContentStore {
         &self.0.store
     }
 

@@ -26,7 +26,7 @@
 //! - `content_store`: a directory of content with its index: one for blobs, a smaller one for manifests
 //! - `cache_dir`: the directory as such, which is created again if somebody removes it
 //! - `reserved_file`: what a file that is being fetched takes of all that, as its bytes arrive
-//! - `temp`, `scan`, `disk_space`: files on their way, the start, the disk's free space
+//! - `temp`, `scan`: files that are being written; reading the directory at the start
 //! - `manifest_store`, `tag_files`: manifests and tags, in memory and on the shelf, and the number of tags' files
 //! - `repository_records`: which manifests belong to which repository
 //! - `gc`, `online`: what is too old, too much, or left over; a running proxy's side of mending
@@ -38,7 +38,6 @@
 
 mod cache_dir;
 mod content_store;
-mod disk_space;
 mod gc;
 pub mod index;
 mod manifest_store;

@@ -18,7 +18,8 @@ pub(in crate::proxy) struct OnlineCache {
 }
 
 impl Cache {
-    pub(in crate::proxy) fn live(&self) -> OnlineCache {
+    /// The cache, for commands of operators and for the scrubber.
+    pub(in crate::proxy) fn online(&self) -> OnlineCache {
         OnlineCache {
             blobs: self.blobs.clone(),
             manifest_store: self.manifest_store.clone(),
@@ -30,6 +31,11 @@ impl Cache {
 impl OnlineCache {
     pub(in crate::proxy) fn dir(&self) -> &Path {
         &self.settings.dir
+    }
+
+    /// The blobs and the manifests.
+    pub(in crate::proxy) fn stores(&self) -> [ContentStore; 2] {
+        [self.blobs.clone(), self.manifest_store.content_store().clone()]
     }
 
     /// Removes a tag, or content that isn't being read.

@@ -128,7 +128,7 @@ impl ReservedFile {
 
 impl std::fmt::Debug for ReservedFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Room").field("size", &self.size).field("taken", &*self.lock()).finish_non_exhaustive()
+        f.debug_struct("ReservedFile").field("size", &self.size).field("taken", &*self.lock()).finish_non_exhaustive()
     }
 }
 

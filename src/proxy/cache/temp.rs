@@ -70,7 +70,7 @@ impl TempFile {
     ///
     /// # Errors
     /// [`Kind::Local`](crate::error::Kind::Local) if it was made for no content.
-    pub fn room(&self) -> Result<Arc<ReservedFile>> {
+    pub fn reserved(&self) -> Result<Arc<ReservedFile>> {
         self.reserved.clone().ok_or_else(|| Error::new(crate::error::Kind::Local, "the file has no room"))
     }
 

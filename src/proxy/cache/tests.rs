@@ -257,7 +257,7 @@ async fn a_manifest_that_cannot_be_read_is_dropped() {
     let cache = open().await;
     faults.plan(Call::Read, Errno::IO, 0, 1);
     assert!(cache.manifest_store.manifest(&digest).await.is_none());
-    assert_eq!(cache.manifest_store.shelf().size_of(&digest), None);
+    assert_eq!(cache.manifest_store.content_store().size_of(&digest), None);
     cache.manifest_store.put(&manifest).await;
     drop(cache);
     assert!(open().await.manifest_store.manifest(&digest).await.is_some());

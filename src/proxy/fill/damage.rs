@@ -1,8 +1,8 @@
 //! Which blobs failed verification, by the repository that sent them.
 //!
-//! Damage in transit passes, and another fetch brings the right bytes. A blob that is damaged where it is stored comes
+//! After damage in transit another fetch brings the right bytes. A blob that is damaged in the registry's storage comes
 //! damaged each time: after [`MAX_FAILURES`] fetches the repository is not asked for it until some time has passed. The
-//! next tier is asked instead, and where there is none, clients get an error at once.
+//! next tier is asked instead. If there is none, clients get an error at once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,26 +15,26 @@ use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::Repository;
 
-/// The blobs that failed of late.
+/// The blobs that failed verification recently.
 #[derive(Debug, Default)]
 pub(super) struct Damage(Mutex<HashMap<(Repository, Digest), Record>>);
 
 #[derive(Debug)]
 struct Record {
-    /// In a row.
+    /// Consecutive failures.
     failures: u32,
     last: Instant,
 }
 
 impl Damage {
-    /// Notes how a fetch of the whole blob from `repository` ended.
+    /// Records how a fetch of the whole blob from `repository` ended.
     pub(super) fn learn<T>(&self, repository: &Repository, digest: &Digest, fetched: &Result<T>) {
         let mut records = self.lock();
         match fetched {
             Ok(_) if records.is_empty() => {}
             Ok(_) => drop(records.remove(&(repository.clone(), *digest))),
             Err(error) if error.kind() == Kind::Mismatch => {
-                records.retain(|_, record| record.last.elapsed() < REMEMBERED);
+                records.retain(|_, record| record.last.elapsed() < RECORD_TTL);
                 let key = (repository.clone(), *digest);
                 if records.len() >= MAX_RECORDS && !records.contains_key(&key) {
                     forget_oldest(&mut records);
@@ -46,11 +46,10 @@ impl Damage {
         }
     }
 
-    /// Whether the repository may be asked for the blob. For `ttl` after the last of too many failures it may not; then
-    /// one fetch tries again.
+    /// Checks that the repository may be asked for the blob.
     ///
     /// # Errors
-    /// [`Kind::Damaged`], if not.
+    /// [`Kind::Damaged`] for `ttl` after the last of [`MAX_FAILURES`] failures. One fetch is tried after that.
     pub(super) fn check(&self, repository: &Repository, digest: &Digest, ttl: Duration) -> Result<()> {
         let records = self.lock();
         if records.is_empty() {
@@ -80,10 +79,10 @@ fn forget_oldest(records: &mut HashMap<(Repository, Digest), Record>) {
     oldest.and_then(|key| records.remove(&key));
 }
 
-/// Fetches that may fail in a row.
+/// Consecutive failures after which the repository is not asked.
 pub(super) const MAX_FAILURES: u32 = MAX_DAMAGED;
-/// A failure that was long ago says nothing of the next fetch.
-const REMEMBERED: Duration = Duration::from_secs(10 * 60);
+/// Older failures are forgotten.
+const RECORD_TTL: Duration = Duration::from_secs(10 * 60);
 const MAX_RECORDS: usize = 1000;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Finding a blob for a request: in the cache, among the running fills, or by a new fill. What is there already is only
-//! for a repository that holds it: see [`membership`](crate::proxy::membership).
+//! Finding a blob for a request: in the cache, among the running fills, or by a new fill. Content of the cache and of fills is
+//! served only to a repository that it belongs to: see [`membership`](crate::proxy::membership).
 
 use std::sync::Arc;
 
@@ -14,36 +14,34 @@ use crate::proxy::events::{CacheOutcome, RequestKind};
 use crate::proxy::tiers::blame_upstream;
 use crate::proxy::upstreams::UpstreamRepository;
 use crate::proxy::{Inner, Origins, with_patience_since};
+use crate::server::Reply;
 
-/// Where a request for a blob got to.
+/// Where the blob of a request is.
 enum FillLookup<S> {
-    /// Along with a fill, and whether it begins with this request.
-    On(Arc<Fill<S>>, bool),
-    /// The blob is cached.
+    /// In a fill, and whether this request has started it.
+    Filling(Arc<Fill<S>>, bool),
+    /// In the cache.
     Cached,
-    /// It's being fetched for another repository, and may not be for this one.
+    /// In a fill for another repository. The blob is not known to belong to this one.
     Foreign,
 }
 
 impl<O: Origins> Inner<O> {
-    /// The blob: from the disk, along with who is fetching it, or fetched from now on.
+    /// The blob: cached, in a running fill, or in a new fill. `None` if the repository does not have it.
     pub(in crate::proxy) async fn blob(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
         digest: &Digest,
-    ) -> Result<Option<ReadableBlob<O::Source>>> {
+    ) -> Reply<Option<ReadableBlob<O::Source>>> {
         let (found, how) = self.blob_silently(repo, digest).await;
         let how = match &found {
             Ok(Some(ReadableBlob::Passed(..))) => CacheOutcome::Passed,
-            Ok(Some(_)) => how,
-            Ok(None) => CacheOutcome::Absent,
-            Err(_) => CacheOutcome::Failed,
+            _ => how,
         };
-        self.report_served(repo, RequestKind::Blob, how);
-        found
+        self.report_served(repo, RequestKind::Blob, found, how)
     }
 
-    /// The same, told to nobody.
+    /// Like [`blob`](Self::blob), but reports no outcome to the observer.
     pub(in crate::proxy) async fn blob_silently(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -62,7 +60,7 @@ impl<O: Origins> Inner<O> {
         begun: Instant,
         how: &mut CacheOutcome,
     ) -> Result<Option<ReadableBlob<O::Source>>> {
-        // A record of the repository may know it, and its size: the same is done whether or not it's cached.
+        // Read for uncached blobs too: the repository's record may know the size.
         let mut is_member = self.is_recorded_member(repo, digest).await;
         let mut joined = false;
         loop {
@@ -72,26 +70,29 @@ impl<O: Origins> Inner<O> {
             if self.is_absent(repo, digest) {
                 return Ok(None);
             }
-            let (fill, begins) = match self.join_or_start(repo, digest, is_member) {
-                FillLookup::On(fill, begins) => (fill, begins),
+            let (fill, starts) = match self.join_or_start(repo, digest, is_member) {
+                FillLookup::Filling(fill, starts) => (fill, starts),
                 FillLookup::Cached if is_member => continue,
                 FillLookup::Cached | FillLookup::Foreign => {
-                    is_member = self.confirm_blob(repo, digest).await?.is_some();
+                    if self.confirm_blob(repo, digest).await?.is_none() {
+                        return Ok(None);
+                    }
+                    is_member = true;
                     continue;
                 }
             };
-            *how = if begins { CacheOutcome::Miss } else { CacheOutcome::Coalesced };
+            *how = if starts { CacheOutcome::Miss } else { CacheOutcome::Coalesced };
             match fill.opened().await {
                 Ok(FillStart { blob, to: None }) => return Ok(Some(ReadableBlob::Passed(blob.clone().into(), begun))),
                 Ok(_) => return Ok(Some(ReadableBlob::Filling(fill.clone()))),
-                // Another's repository hasn't it, or may not be read: ours is asked too.
+                // The fill was for another repository, which lacks the blob or cannot be read. This one is asked too.
                 Err(_) if fill.repo != *repo => tokio::task::yield_now().await,
                 Err(error) if error.kind() == Kind::NotFound => {
                     self.note_absent(repo, digest);
                     return Ok(None);
                 }
-                // It was asked for by someone whose patience was over before ours.
-                Err(error) if !begins && error.is_transient() && !std::mem::replace(&mut joined, true) => {}
+                // The request that started the fill had less time left than this one.
+                Err(error) if !starts && error.is_transient() && !std::mem::replace(&mut joined, true) => {}
                 Err(error) => return Err(blame_upstream(error)),
             }
         }
@@ -103,8 +104,8 @@ impl<O: Origins> Inner<O> {
         run_blocking(move || blobs.open_pinned(&digest, pin)).await
     }
 
-    /// Joins the fill of the blob, or begins one. What is cached, or being fetched for another repository, is only for
-    /// a repository that holds it.
+    /// Joins the running fill of the blob, or starts one. A fill for another repository is joined only if the blob belongs to
+    /// this repository.
     fn join_or_start(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -112,12 +113,12 @@ impl<O: Origins> Inner<O> {
         is_member: bool,
     ) -> FillLookup<O::Source> {
         let mut running = self.fills.lock();
-        // Under the lock: a fill leaves the list only after its blob is in the cache.
+        // Looked up under the lock: a fill leaves the list only after its blob is in the cache.
         if self.cache.blobs.size_of(digest).is_some() {
             return FillLookup::Cached;
         }
         match running.get(digest) {
-            Some(fill) if is_member || fill.repo == *repo => return FillLookup::On(fill.clone(), false),
+            Some(fill) if is_member || fill.repo == *repo => return FillLookup::Filling(fill.clone(), false),
             Some(_) => return FillLookup::Foreign,
             None => {}
         }
@@ -125,10 +126,10 @@ impl<O: Origins> Inner<O> {
         running.insert(*digest, fill.clone());
         drop(running);
         self.spawn_fill(fill.clone());
-        FillLookup::On(fill, true)
+        FillLookup::Filling(fill, true)
     }
 
-    /// How large a blob is, without fetching it.
+    /// The size of a blob in bytes, without fetching the blob.
     pub(in crate::proxy) async fn blob_size(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -146,8 +147,8 @@ impl<O: Origins> Inner<O> {
     }
 
     pub(in crate::proxy) async fn ask_size(&self, repo: &UpstreamRepository, digest: &Digest) -> Result<Option<u64>> {
-        let origins = &self.upstreams.origins;
+        let origins = &self.tiers.origins;
         let question = |source: O::Source| async move { origins.size_of(&source, digest).await };
-        Ok(self.upstreams.ask(repo, self.timeouts.request, question).await?.map(|found| found.value))
+        Ok(self.tiers.ask(repo, self.timeouts.request, question).await?.map(|found| found.value))
     }
 }

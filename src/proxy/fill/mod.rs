@@ -1,18 +1,18 @@
-//! Fetching blobs: one detached writer for each, any number of readers along with it.
+//! Fills: fetches of blobs from an upstream into the cache. Each fill has one writer and any number of readers.
 //!
 //! ```text
-//!   client A ─┐ find: cached, and its repository holds it? ─▶ file      Upstreams
-//!   client B ─┤   being fetched, likewise? ─▶ follow ◀── progress ──┐       │ first body, tier by tier
-//!   client C ─┘   neither: begin ──────▶ task: ── Feed ── Check ── file ── fsync, rename ─▶ cached
+//!   client A ─┐ find: cached, and a member of the repository? ─▶ file     Tiers
+//!   client B ─┤   filling, and a member? ─▶ FillReader ◀── progress ──┐     │ first body, tier by tier
+//!   client C ─┘   neither: start ──────▶ task: ── Feed ── ContentCheck ── file ── fsync, rename ─▶ cached
 //! ```
 //!
-//! The writer is a task of the proxy's. It tells by a watch channel how far it came; what is behind
-//! that is hashed and in the file. Of the last batch of bytes nothing is told before digest and size
-//! agree, so that no reader gets the last byte of a blob that isn't right. When it fails, readers'
-//! connections are cut; when it's our own disk that failed, they go on from the upstream, each on its own. A tier
-//! that is given up in the middle of a blob is gone on from by those behind it, at the same byte. What came of a blob that none
-//! of them could end is dropped: that took seven faults at each without 32 MiB between them, and is no hiccup.
+//! The writer is a task of the proxy. It publishes its progress on a watch channel: all bytes up to there are hashed and
+//! in the file. The last batch of bytes is not published before digest and size are verified, so no reader gets the last
+//! byte of a damaged blob. When a fill fails, the connections of its readers are cut. When the proxy's own disk fails, each
+//! reader continues from the upstream on its own. When a tier fails in the middle of a blob, the next tier continues at the
+//! same byte. When all tiers fail, the bytes are dropped: each of them has then failed seven times within 32 MiB.
 
+mod batch;
 mod damage;
 mod find;
 mod parallel;
@@ -45,43 +45,44 @@ use crate::reference::Repository;
 use crate::retry::Budget;
 use crate::server::FilePipe;
 
-/// What is being fetched.
+/// All running fills, and what limits them.
 pub(super) struct Fills<S> {
     running: Mutex<HashMap<Digest, Arc<Fill<S>>>>,
     slots: RegistrySlots,
     sides: Arc<Semaphore>,
-    /// Bodies that are passed on uncached: each has a connection to the upstream of its own.
+    /// Limits the answers that are streamed uncached: each has its own connection to the upstream.
     passes: RegistrySlots,
     damage: Damage,
-    /// That nothing can be written was said.
-    told: std::sync::atomic::AtomicBool,
+    /// The log has a line about a cache that cannot be written.
+    warned: std::sync::atomic::AtomicBool,
 }
 
-/// One blob on its way.
+/// The fetch of one blob.
 pub(super) struct Fill<S> {
     digest: Digest,
-    /// Whose repository is read from.
+    /// The repository that is read from.
     repo: UpstreamRepository,
     progress: watch::Sender<Progress>,
     begun: OnceLock<FillStart<S>>,
     error: OnceLock<Error>,
-    /// Once it's committed: it stays as long as someone follows.
+    /// Set when the blob is committed. It keeps the file as long as a reader is there.
     pin: OnceLock<Pin>,
-    /// The verified bytes of the whole, where none of them could be written: for one reader.
+    /// The verified body of the whole blob, if none of it could be written: for one reader.
     unwritten: Mutex<Option<Body>>,
 }
 
-/// What is known once the upstream answered.
+/// What the upstream's answer has shown.
 struct FillStart<S> {
     blob: Descriptor,
-    /// Where it's written to; `None` if it can't be cached, and each reads for himself.
+    /// The file, and the feed that continues after a fault. `None` if the blob cannot be cached: each reader then requests it on
+    /// its own.
     to: Option<(OpenFile, Feed<S>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Progress {
     stage: FillStage,
-    /// Hashed, and in the file.
+    /// All bytes before this offset are hashed and in the file.
     at: u64,
 }
 
@@ -89,18 +90,18 @@ struct Progress {
 enum FillStage {
     Opening,
     Running,
-    /// All of it is there and right.
+    /// All bytes are in the file and verified.
     Whole,
     Failed,
 }
 
 /// A blob that can be read, in one of three ways.
 pub(super) enum ReadableBlob<S> {
-    /// It's on the disk.
+    /// The blob is cached.
     Hot(StoredContent),
-    /// It's being fetched.
+    /// The blob is being fetched.
     Filling(Arc<Fill<S>>),
-    /// It's only passed on, to a client who waits since then.
+    /// The blob is streamed uncached, to a client that has been waiting since then.
     Passed(Box<Descriptor>, Instant),
 }
 
@@ -112,7 +113,7 @@ impl<S> Fills<S> {
             sides: Arc::new(Semaphore::new(SIDE_READS)),
             passes: RegistrySlots::new(at_once),
             damage: Damage::default(),
-            told: std::sync::atomic::AtomicBool::new(false),
+            warned: std::sync::atomic::AtomicBool::new(false),
         }
     }
 
@@ -121,7 +122,7 @@ impl<S> Fills<S> {
         self.lock().values().map(|fill| (fill.digest, fill.progress.borrow().at, size(fill))).collect()
     }
 
-    /// Whether it's on its way.
+    /// Whether the blob is being fetched.
     pub(super) fn holds(&self, digest: &Digest) -> bool {
         self.lock().contains_key(digest)
     }
@@ -145,12 +146,15 @@ impl<S> Fill<S> {
         }
     }
 
-    /// Waits until the upstream answered. What it is then, or why not.
+    /// Waits for the upstream's answer.
+    ///
+    /// # Errors
+    /// Why the blob could not be opened.
     async fn opened(&self) -> Result<&FillStart<S>> {
         let mut progress = self.progress.subscribe();
-        // The sender is in here: it's never gone.
+        // Cannot fail: `self` holds the sender.
         let _ = progress.wait_for(|progress| progress.stage != FillStage::Opening).await;
-        // What failed on the way was open: its readers are told by the body.
+        // A fill that has failed since then was open. Its readers get the error from the body.
         self.begun.get().ok_or_else(|| self.failure())
     }
 
@@ -182,7 +186,7 @@ impl<O: Origins> Inner<O> {
             ReadableBlob::Hot(stored) => Ok(cached_blob::stream(self.clone(), repo.clone(), stored, range, pipe)),
             ReadableBlob::Filling(fill) => Ok(reader::read_along(self.clone(), fill, range, pipe)),
             ReadableBlob::Passed(blob, begun) => {
-                // What finding it took is of the same patience: a client waits for one head.
+                // The time that the search took counts: the client waits for one response head.
                 let passed =
                     with_patience_since(begun, self.timeouts.request, self.stream_uncached(repo, &blob, range));
                 passed.await.map_err(blame_upstream)
@@ -190,8 +194,8 @@ impl<O: Origins> Inner<O> {
         }
     }
 
-    /// The upstream's bytes, uncached. Verified are the whole, what begins it, and what ends it: for that all before it is
-    /// read too. A range from the middle is not verified.
+    /// The upstream's bytes, uncached. A range that contains the blob's last byte is verified: the bytes before the range
+    /// are read for that too. A range that does not contain it is requested as such, and not verified.
     async fn stream_uncached(
         self: &Arc<Self>,
         repo: &UpstreamRepository,
@@ -200,34 +204,34 @@ impl<O: Origins> Inner<O> {
     ) -> Result<Body> {
         let mut pass = self.uncached_permit(repo, 0, self.timeouts.pass_place).await?;
         let length = range.end - range.start;
-        let is_middle = range.start > 0 && range.end < blob.size;
-        let part = if is_middle { range.clone() } else { 0..blob.size };
+        let has_end = range.end == blob.size;
+        let part = if has_end { 0..blob.size } else { range.clone() };
         let Some((source, tier, first)) = self.open_part(repo, blob, part).await? else {
-            return Err(Error::new(Kind::NotFound, "the blob is not there any more"));
+            return Err(Error::new(Kind::NotFound, "no tier has the blob any more"));
         };
         if tier > 0 {
-            // Not while it holds the first tier's: else each would wait for the other.
+            // The permit of the first tier is released before: otherwise two answers could wait for each other.
             drop(pass);
             pass = self.uncached_permit(repo, tier, self.timeouts.pass_place).await?;
         }
-        let body = if is_middle {
-            self.count_bytes(repo, tier, first)
-        } else {
-            let (inner, repo, digest) = (self.clone(), repo.clone(), blob.digest);
-            let whole = self.feed(&repo, tier, source, blob).verify_first(first, range.start)?;
+        let body = if has_end {
+            let (inner, repo, feed) = (self.clone(), repo.clone(), self.feed(repo, tier, source, blob));
+            let whole = feed.verify_first(first, range.start)?;
             let whole = whole.inspect_err(move |error| {
-                inner.learn_fetched(&repo, tier, &digest, &Err::<(), _>(error.duplicate()));
+                inner.learn_fetched(&repo, tier, &feed, &Err::<(), _>(error.duplicate()));
             });
             take_bytes(whole.boxed(), length)
+        } else {
+            self.count_bytes(repo, tier, first)
         };
         Ok(with_permit(body, pass))
     }
 
-    /// A place among what is passed on from a tier's registry, when there is one. What isn't cached is fetched for each client, and
-    /// with too many at once all would get too little of the upstream's line.
+    /// Waits for a permit to stream a blob uncached from the registry of a tier. Such a blob is fetched again for each
+    /// client, and too many at once would share the bandwidth of the upstream.
     ///
     /// # Errors
-    /// [`Kind::Limited`] if there is none within `patience`.
+    /// [`Kind::Limited`] if no permit is free within `patience`.
     async fn uncached_permit(
         &self,
         repo: &UpstreamRepository,
@@ -236,12 +240,13 @@ impl<O: Origins> Inner<O> {
     ) -> Result<OwnedSemaphorePermit> {
         let place = self.fills.passes.acquire(&repo.upstream.tiers[tier].registry, patience).await;
         let busy = || {
-            Error::new(Kind::Limited, "too much is passed on uncached at once").transient(Some(Duration::from_secs(5)))
+            Error::new(Kind::Limited, "too many blobs are streamed uncached at once")
+                .transient(Some(Duration::from_secs(5)))
         };
         place.ok_or_else(busy)
     }
 
-    /// Bytes that go round the [`Feed`] are told too.
+    /// Reports the bytes of a body that is not read by a [`Feed`].
     fn count_bytes(&self, repo: &UpstreamRepository, tier: usize, body: Body) -> Body {
         let moved = self.moved(repo, tier);
         body.inspect_ok(move |bytes| moved(bytes.len() as u64)).boxed()
@@ -258,53 +263,57 @@ impl<O: Origins> Inner<O> {
         let question = |source: O::Source| {
             let part = part.clone();
             async move {
-                // All of it needs no `Range`.
+                // The whole blob needs no `Range` header.
                 let body = if part == (0..blob.size) {
                     source.blob(blob, 0).await
                 } else {
                     source.blob_range(blob, part).await
                 };
                 body.map(Some).map_err(|error| match error.kind() {
-                    // Rather the manifest that says another size is wrong: the registry is asked for it.
+                    // The manifest probably states a wrong size. The caller asks the registry for the size.
                     Kind::Mismatch if believed => error.permanent(),
                     _ => error,
                 })
             }
         };
-        let ttl = repo.upstream.negative_ttl.unwrap_or(self.settings.negative_ttl);
+        let ttl = self.negative_ttl(repo);
         let may_ask = |repository: &Repository| self.fills.damage.check(repository, &blob.digest, ttl);
-        let found = self.upstreams.ask_where(repo, self.timeouts.request, may_ask, question).await?;
+        let found = self.tiers.ask_where(repo, self.timeouts.request, may_ask, question).await?;
         Ok(found.map(|found| (found.source, found.tier, found.value)))
     }
 
-    /// Notes how fetching a whole blob from a tier ended.
-    fn learn_fetched<T>(&self, repo: &UpstreamRepository, tier: usize, digest: &Digest, fetched: &Result<T>) {
+    /// Records how fetching a whole blob from a tier ended. If another tier has sent a part of the blob, nobody knows
+    /// whose bytes are damaged, and nothing is recorded.
+    fn learn_fetched<T>(&self, repo: &UpstreamRepository, tier: usize, feed: &Feed<O::Source>, fetched: &Result<T>) {
+        if feed.used_fallback() {
+            return;
+        }
         if let Ok(repository) = repo.upstream.tiers[tier].repository(&repo.repository) {
-            self.fills.damage.learn(&repository, digest, fetched);
+            self.fills.damage.learn(&repository, &feed.blob().digest, fetched);
         }
     }
 
     fn feed(&self, repo: &UpstreamRepository, tier: usize, source: O::Source, blob: &Descriptor) -> Feed<O::Source> {
         let feed = Feed::new(source, blob.clone(), Budget::default(), self.moved(repo, tier));
-        // A tier that ends in the middle of it is gone on from by those behind it.
+        // When this tier fails in the middle of the blob, the next tiers continue.
         let behind = repo.upstream.tiers.iter().enumerate().skip(tier + 1);
         behind.fold(feed, |feed, (tier, base)| {
             let repository = base.repository(&repo.repository);
-            match repository.and_then(|repository| self.upstreams.origins.source(&repo.upstream.name, &repository)) {
+            match repository.and_then(|repository| self.tiers.origins.source(&repo.upstream.name, &repository)) {
                 Ok(source) => feed.with_fallback(source, Budget::default(), self.moved(repo, tier)),
                 Err(_) => feed,
             }
         })
     }
 
-    /// Who is to hear of bytes from this tier.
+    /// Reports bytes that came from this tier.
     fn moved(&self, repo: &UpstreamRepository, tier: usize) -> Arc<dyn Fn(u64) + Send + Sync> {
         let (observer, registry) = (self.observer.clone(), repo.upstream.tiers[tier].registry.clone());
         Arc::new(move |bytes| observer.event(&super::events::Event::Moved { registry: &registry, bytes }))
     }
 }
 
-/// `body`, which keeps its place as long as it's there.
+/// `body`, which holds the permit until it is dropped.
 fn with_permit(body: Body, place: OwnedSemaphorePermit) -> Body {
     body.inspect(move |_| {
         let _ = &place;
@@ -312,7 +321,8 @@ fn with_permit(body: Body, place: OwnedSemaphorePermit) -> Body {
     .boxed()
 }
 
-/// Ranged reads at once beside what is being fetched.
+/// Ranged requests at once for readers that are far ahead of a fill.
 const SIDE_READS: usize = 32;
-/// How long one waits who has the head, and some of the bytes: as long as a client may take nothing of them.
+/// How long a reader of a failed fill waits for a permit. It has sent the head and some bytes already, so the limit is the
+/// time for which a client may be silent.
 const ALONE_PATIENCE: Duration = Duration::from_secs(120);

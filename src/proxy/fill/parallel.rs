@@ -1,15 +1,14 @@
-//! A large blob by several requests at once, where one connection's speed is the limit.
+//! Fetches a large blob by several requests at once, if the speed of one connection is the limit.
 //!
-//! It begins with one request, for the first piece. While that brings bytes faster than we take them,
-//! more of them would only cost more: each byte passes through memory, hashed on its way into the file. So a
-//! second one is for all the rest. Once one is waited for, what is left is split among lanes. That needs a file that can
-//! be written, so nothing is split before some bytes are in it:
+//! The first request is for the first piece. As long as it brings bytes faster than they are hashed and written, more
+//! connections would not help, and the second request is for all the rest. When the proxy waits for a connection, the rest
+//! is split among several tasks, the lanes. Lanes write to the file, so nothing is split before some bytes are written:
 //!
 //! ```text
 //! pieces   0        1        2        3        4        5 …
-//! lanes    a ──▶    b ──▶    c ──▶    d ──▶    (who is done takes the next one)
+//! lanes    a ──▶    b ──▶    c ──▶    d ──▶    (a lane that is done takes the next piece)
 //! file     ████████ ███      █████    █        written in place, each byte once
-//! ordered  ───────▶                            read back from the file in order, hashed by who asked for it
+//! ordered  ───────▶                            read back from the file in order, and hashed by the caller
 //! ```
 
 use std::ops::Range;
@@ -19,10 +18,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::batch::{Batch, next_batch};
 use crate::body::Body;
 use crate::content::{Feed, Source, take_bytes};
 use crate::descriptor::Descriptor;
@@ -33,18 +33,17 @@ use crate::proxy::cache::ReservedFile;
 use crate::proxy::file_stream::{FileReaders, MEDIUM_READ};
 use crate::retry::Budget;
 
-/// How large the pieces of a blob are: several for each lane, so that all lanes end at about one
-/// time; few, since each is a request, and the upstream counts those.
+/// The size of the pieces of a blob in bytes. There are several for each lane, so that all lanes end at about the same
+/// time, but few, because each is a request and the upstream may limit requests.
 pub(super) fn piece(size: u64, connections: usize) -> u64 {
     (size / (4 * connections.max(1) as u64)).clamp(MIN_PIECE.min(size), MAX_PIECE)
 }
 
-/// The blob's bytes in order, and from which offset on they are in the file before they come out here: [`u64::MAX`] as
-/// long as one request is enough, and again once the parts are given up for another tier, which is read from by one
-/// request. `first` is the body of the first piece. Nothing is split among lanes before `is_written` says that the file has
-/// some of the bytes.
+/// The blob's bytes in order, and the offset from which on they are in the file before this body yields them. The offset is
+/// [`u64::MAX`] while there is one request, also after the lanes have failed and another tier continues with one request.
+/// `first` is the body of the first piece. The rest is split only after `is_written` returns true.
 ///
-/// Dropped, it ends its requests.
+/// Dropping the body ends the requests.
 pub(super) fn ordered<S: Source>(
     feed: &Feed<S>,
     source: &S,
@@ -62,7 +61,7 @@ pub(super) fn ordered<S: Source>(
         fetch: PieceFetcher { source: source.clone(), blob, budget: feed.budget().clone(), moved: feed.progress() },
         piece,
         connections,
-        replaceable: feed.has_fallback(),
+        has_fallback: feed.has_fallback(),
         at: 0,
         reserved,
         readers,
@@ -74,28 +73,32 @@ pub(super) fn ordered<S: Source>(
         split: None,
     };
     let body = stream::try_unfold(ordered, OrderedReader::next).boxed();
-    let whole = Whole { feed: feed.clone(), body, at: 0, written_from: written_from.clone(), writes };
-    (stream::try_unfold(whole, Whole::next).boxed(), written_from)
+    let whole =
+        WholeBody { feed: feed.clone(), body, at: 0, written_from: written_from.clone(), writes, stopped: None };
+    (stream::try_unfold(whole, WholeBody::next).boxed(), written_from)
 }
 
-/// The bytes in order, by one request from where the parts are given up. All of them are one stream, so that whoever
-/// verifies it verifies exactly the bytes that are in the file.
-struct Whole<S: Source> {
+/// The bytes in order; after the lanes have failed, by one request. All bytes are one stream, so the caller verifies exactly
+/// the bytes that are in the file.
+struct WholeBody<S: Source> {
     feed: Feed<S>,
     body: Body,
     at: u64,
     written_from: Arc<AtomicU64>,
     /// Held by the lanes while they write.
     writes: Arc<RwLock<()>>,
+    /// Once the lanes have ended: none of them can write any more.
+    stopped: Option<OwnedRwLockWriteGuard<()>>,
 }
 
-impl<S: Source> Whole<S> {
+impl<S: Source> WholeBody<S> {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
         let next = match self.body.try_next().await {
             Err(error) if error.kind() == Kind::Unsupported => {
                 tracing::info!("{error}: {} is fetched by one request", self.feed.blob().digest);
-                // A write of a lane that has ended goes on: it must not come after those of the one request.
-                drop(self.writes.write().await);
+                // An aborted lane may still be in a write, or at the start of one, on another thread. It must not write
+                // over the bytes of the one request.
+                self.stopped = Some(self.writes.clone().write_owned().await);
                 self.written_from.store(u64::MAX, Ordering::Release);
                 self.body = self.feed.unverified(self.at).await?;
                 self.body.try_next().await?
@@ -109,7 +112,7 @@ impl<S: Source> Whole<S> {
     }
 }
 
-/// How fast a connection brings bytes while it's waited for.
+/// Measures how fast a connection brings bytes while the proxy waits for it.
 #[derive(Default)]
 struct PaceMeter {
     bytes: u64,
@@ -117,7 +120,7 @@ struct PaceMeter {
 }
 
 impl PaceMeter {
-    /// Notes what came. Whether the connection is the limit.
+    /// Records received bytes. Returns whether the connection is the limit.
     fn is_slow(&mut self, bytes: u64, waited: Duration) -> bool {
         self.bytes += bytes;
         self.waited += waited;
@@ -130,7 +133,7 @@ impl PaceMeter {
     }
 }
 
-/// What all requests for the blob have in common.
+/// Requests pieces of the blob.
 #[derive(Clone)]
 struct PieceFetcher<S> {
     source: S,
@@ -154,7 +157,7 @@ fn ended_early(at: u64, end: u64) -> Error {
     Error::new(Kind::Network, format!("the body ended at byte {at} of {end}"))
 }
 
-/// That what came up to `at` is within what was asked for, up to `end`.
+/// Checks that bytes up to `at` are within the request, which ends at `end`.
 fn check_end(at: u64, end: u64) -> Result<()> {
     if at > end {
         return Err(Error::new(Kind::Mismatch, "the registry sent more than was asked for"));
@@ -162,25 +165,25 @@ fn check_end(at: u64, end: u64) -> Result<()> {
     Ok(())
 }
 
-/// A part of the blob that one request is for.
+/// A part of the blob that one lane fetches.
 struct Piece {
     part: Range<u64>,
-    /// Bytes of it that are in the file, from its beginning on.
+    /// Bytes from the start of the part that are in the file.
     written: AtomicU64,
 }
 
-/// What the lanes share.
+/// The state that all lanes share.
 struct SharedPieces<S> {
     fetch: PieceFetcher<S>,
     pieces: Vec<Piece>,
-    /// The next piece that nobody has taken.
+    /// The next piece that no lane has taken.
     next: AtomicUsize,
-    /// The body of the first piece, if it's open.
+    /// The body of the first piece, if it is open.
     first: Mutex<Option<Body>>,
     reserved: Arc<ReservedFile>,
     writes: Arc<RwLock<()>>,
     failed: OnceLock<Error>,
-    /// Something was written, or failed.
+    /// Signals that bytes were written or a lane has failed.
     tick: watch::Sender<()>,
 }
 
@@ -196,7 +199,7 @@ impl<S: Source> SharedPieces<S> {
             };
             let mut at = piece.part.start;
             while at < piece.part.end {
-                if let Err(error) = self.get_on(&mut body, piece, &mut at).await {
+                if let Err(error) = self.advance(&mut body, piece, &mut at).await {
                     body = None;
                     self.fetch.budget.retry(error).await?;
                 }
@@ -204,29 +207,16 @@ impl<S: Source> SharedPieces<S> {
         }
     }
 
-    /// One step: opens the body, or writes what comes of it.
-    async fn get_on(&self, body: &mut Option<Body>, Piece { part, written }: &Piece, at: &mut u64) -> Result<()> {
+    /// One step: opens the body, or writes its next batch.
+    async fn advance(&self, body: &mut Option<Body>, Piece { part, written }: &Piece, at: &mut u64) -> Result<()> {
         let Some(open) = body else {
             *body = Some(self.fetch.open(*at..part.end).await?);
             return Ok(());
         };
-        let Some(first) = open.try_next().await? else {
-            return Err(ended_early(*at, part.end));
-        };
-        let (mut frames, mut size) = (vec![first], 0);
-        let mut broke = None;
-        while size < WRITE_BATCH {
-            size = frames.iter().map(Bytes::len).sum();
-            match open.try_next().now_or_never() {
-                Some(Ok(Some(frame))) => frames.push(frame),
-                Some(Err(error)) => {
-                    broke = Some(error);
-                    break;
-                }
-                Some(Ok(None)) | None => break,
-            }
+        let Batch { frames, length, error } = next_batch(open).await;
+        if frames.is_empty() {
+            return Err(error.unwrap_or_else(|| ended_early(*at, part.end)));
         }
-        let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
         check_end(*at + length, part.end)?;
         let (reserved, offset, writing) = (self.reserved.clone(), *at, self.writes.clone().read_owned().await);
         let write = move || {
@@ -238,7 +228,7 @@ impl<S: Source> SharedPieces<S> {
         written.store(*at - part.start, Ordering::Release);
         self.tick.send_replace(());
         self.fetch.got(length);
-        broke.map_or(Ok(()), Err)
+        error.map_or(Ok(()), Err)
     }
 }
 
@@ -246,26 +236,26 @@ struct OrderedReader<S> {
     fetch: PieceFetcher<S>,
     piece: u64,
     connections: usize,
-    /// There is another one to read from.
-    replaceable: bool,
+    /// Another tier can continue.
+    has_fallback: bool,
     at: u64,
     reserved: Arc<ReservedFile>,
     readers: FileReaders,
     written_from: Arc<AtomicU64>,
     writes: Arc<RwLock<()>>,
     is_written: Box<dyn Fn() -> bool + Send>,
-    /// The only request, as long as there is one: to `until`.
+    /// The only request, which ends at `until`, before the split.
     body: Option<Body>,
     until: u64,
     pace: PaceMeter,
     split: Option<RemainingPieces<S>>,
 }
 
-/// What is left when one request isn't enough.
+/// The rest of the blob, split among lanes.
 struct RemainingPieces<S> {
     shared: Arc<SharedPieces<S>>,
     tick: watch::Receiver<()>,
-    /// The piece that is read.
+    /// The piece that is being read back.
     number: usize,
     _tasks: JoinSet<()>,
 }
@@ -275,7 +265,7 @@ impl<S: Source> OrderedReader<S> {
         if self.at >= self.fetch.blob.size {
             return Ok(None);
         }
-        let bytes = self.bytes().await.map_err(|error| self.given_up(error))?;
+        let bytes = self.bytes().await.map_err(|error| self.final_error(error))?;
         self.at += bytes.len() as u64;
         Ok(Some((bytes, self)))
     }
@@ -286,7 +276,7 @@ impl<S: Source> OrderedReader<S> {
                 let range = split.there(self.at).await?;
                 return self.readers.read(self.reserved.file().clone(), range).await;
             }
-            match self.alone().await {
+            match self.advance().await {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => {}
                 Err(error) => {
@@ -297,16 +287,16 @@ impl<S: Source> OrderedReader<S> {
         }
     }
 
-    /// Why it can't be gone on by parts: where another has the blob, because he is read from by one request.
-    fn given_up(&self, error: Error) -> Error {
-        if self.replaceable && error.kind() != Kind::Local {
+    /// The error to end with. If a fallback exists, it is [`Kind::Unsupported`]: the caller then continues with one request.
+    fn final_error(&self, error: Error) -> Error {
+        if self.has_fallback && error.kind() != Kind::Local {
             return Error::new(Kind::Unsupported, error.to_string());
         }
         error
     }
 
-    /// One step of the only request: opens it, or gives what comes of it.
-    async fn alone(&mut self) -> Result<Option<Bytes>> {
+    /// One step of the only request: opens it, or returns its next frame.
+    async fn advance(&mut self) -> Result<Option<Bytes>> {
         if self.at == self.until {
             self.body = None;
             self.until = self.fetch.blob.size;
@@ -336,12 +326,12 @@ impl<S: Source> OrderedReader<S> {
         Ok(Some(bytes))
     }
 
-    /// Splits what comes from `from` on among lanes; the request that is under way is the first one's.
+    /// Splits the blob from `from` on among lanes. The first lane takes over the open request.
     fn split(&mut self, from: u64) -> RemainingPieces<S> {
         self.written_from.store(from, Ordering::Release);
         let mut pieces = Vec::new();
         let (mut start, mut end) = (from, self.until.min(from + self.piece));
-        // Where that request is for all the rest, it ends with its connection.
+        // If the request is for all the rest, its connection is closed at the end of the piece.
         let first = self.body.take().filter(|_| start < end).map(|body| take_bytes(body, end - start));
         while start < self.fetch.blob.size {
             if start < end {
@@ -374,7 +364,7 @@ impl<S: Source> OrderedReader<S> {
 }
 
 impl<S> RemainingPieces<S> {
-    /// Waits until the byte at `at` is in the file. What may be read in one go from there.
+    /// Waits until the byte at `at` is in the file. Returns the range that can be read at once from there.
     async fn there(&mut self, at: u64) -> Result<Range<u64>> {
         let SharedPieces { pieces, failed, .. } = &*self.shared;
         let piece = loop {
@@ -393,7 +383,7 @@ impl<S> RemainingPieces<S> {
             if let Some(error) = failed.get() {
                 return Err(error.duplicate());
             }
-            // Can't fail: the sender is in here.
+            // Cannot fail: `self` holds the sender.
             let _ = self.tick.changed().await;
         }
     }
@@ -408,14 +398,12 @@ fn write_all(reserved: &ReservedFile, frames: &[Bytes], mut at: u64) -> Result<(
     Ok(())
 }
 
-/// After so much waiting it's looked at how fast the connection was meanwhile.
+/// The waiting time after which the speed of the connection is computed.
 const PACE_INTERVAL: Duration = Duration::from_millis(50);
-/// In bytes a second: what a core about hashes and stores. More connections can't bring more than that.
+/// In bytes per second: about what one core hashes and writes. More connections do not help beyond that.
 const FAST_ENOUGH: f64 = (256 << 20) as f64;
 const MIN_PIECE: u64 = 8 << 20;
 const MAX_PIECE: u64 = 64 << 20;
-/// Written in one go on the blocking pool.
-const WRITE_BATCH: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The readers of a blob that is being fetched.
+//! The readers of a fill.
 
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
@@ -21,8 +21,7 @@ use crate::retry::Budget;
 use crate::server::FilePipe;
 use crate::verify::{HashCheckpoints, Verified};
 
-/// The bytes in `range`, as they get there. Whether it's read slowly, or not to its end, is nothing
-/// to the writer.
+/// The bytes in `range`, as soon as they are in the file. A reader that is slow or stops early does not slow the writer down.
 pub(super) fn read_along<O: Origins>(
     inner: Arc<Inner<O>>,
     fill: Arc<Fill<O::Source>>,
@@ -40,7 +39,7 @@ pub(super) fn read_along<O: Origins>(
         looked_aside: false,
         served_aside: None,
         alone: None,
-        budget: Budget::new(damage::MAX_FAILURES * tiers - 1, RETRYING),
+        budget: Budget::new(damage::MAX_FAILURES * tiers - 1, MAX_RETRY_WAIT),
         inner,
         fill,
     };
@@ -55,15 +54,15 @@ struct FillReader<O: Origins> {
     start: u64,
     at: u64,
     end: u64,
-    /// A ranged read of the upstream beside the writer, for what is far ahead of it. Never of the
-    /// last byte: that comes from the file, when all of it is right.
+    /// A ranged request to the upstream, for bytes that are far ahead of the writer. It never contains the blob's last
+    /// byte: that comes from the file, after the whole is verified.
     aside: Option<(Body, OwnedSemaphorePermit)>,
     looked_aside: bool,
-    /// The bytes that came by it. They are compared with the file before the last byte of the blob is given out.
+    /// The bytes that came by ranged requests. They are compared with the file before the last byte of the blob is sent.
     served_aside: Option<ServedAside>,
-    /// For fetching all of it again, where it came damaged.
+    /// For new fills after damaged ones.
     budget: Budget,
-    /// The rest from the upstream, for nobody writes any more.
+    /// The rest of the answer from elsewhere, after the fill has failed.
     alone: Option<Body>,
 }
 
@@ -83,16 +82,16 @@ impl<O: Origins> FillReader<O> {
                 let next = alone.try_next().await?;
                 return next.ok_or_else(|| Error::new(Kind::Network, "the upstream's body ended early"));
             }
-            // Marks it as seen: `changed` waits for what comes after this.
+            // Marks the value as seen: `changed` waits for the next one.
             let Progress { stage, at } = *self.progress.borrow_and_update();
             let there = at.min(self.end);
-            // Some of what came is wrong then: it may be here.
+            // The damaged bytes may be anywhere in the file.
             let damaged = stage == FillStage::Failed && self.fill.failure().kind() == Kind::Mismatch;
             if self.at < there && !damaged {
                 self.aside = None;
                 match self.read(there).await {
-                    // The writer wrote it, and it cannot be read back.
-                    Err(error) if matches!(error.kind(), Kind::Local | Kind::Mismatch) => {
+                    // The file cannot be read back.
+                    Err(error) if error.kind() == Kind::Local => {
                         self.report_unreadable(&error);
                         let why = Error::new(Kind::Local, "the file of the cache cannot be read");
                         self.leave_fill(why).await?;
@@ -109,7 +108,7 @@ impl<O: Origins> FillReader<O> {
                 let why = self.fill.failure();
                 match why.kind() {
                     Kind::Local => self.leave_fill(why).await?,
-                    Kind::Mismatch => self.retry_alone(why).await?,
+                    Kind::Mismatch => self.retry_with_another_fill(why).await?,
                     _ => return Err(why),
                 }
                 continue;
@@ -117,7 +116,7 @@ impl<O: Origins> FillReader<O> {
             if !self.looked_aside && self.at - at > MAX_LEAD {
                 self.looked_aside = true;
                 let (mut progress, at) = (self.progress.clone(), self.at);
-                // The writer may have come along before another request is answered.
+                // The writer may arrive here before the request is answered.
                 tokio::select! {
                     () = self.look_aside() => {}
                     _ = progress.wait_for(|now| now.at > at || now.stage == FillStage::Failed) => {}
@@ -125,7 +124,7 @@ impl<O: Origins> FillReader<O> {
                 continue;
             }
             let Some((aside, _)) = &mut self.aside else {
-                // Can't fail: the sender is in the fill.
+                // Cannot fail: the fill holds the sender.
                 let _ = self.progress.changed().await;
                 continue;
             };
@@ -136,21 +135,24 @@ impl<O: Origins> FillReader<O> {
                         self.served_aside.get_or_insert_with(served).add(&bytes);
                         return Ok(bytes);
                     }
-                    // At its end, or broken: the writer comes along.
+                    // After its end, or an error, the reader waits for the writer.
                     Ok(None) => self.aside = None,
                     Err(error) => {
-                        tracing::info!("{error}: going on with what is being fetched");
+                        tracing::info!("{error}: waiting for the fill instead");
                         self.aside = None;
                     }
                 },
-                // Perhaps it has caught up.
+                // The writer may have caught up.
                 _ = self.progress.changed() => {}
             }
         }
     }
 
-    /// Before bytes up to `end` are given out, of a file that is right: if they are the blob's last ones, whether the bytes
-    /// that were served aside are those of the file.
+    /// Called before bytes up to `end` of a verified file are sent. If they contain the blob's last byte, compares the bytes
+    /// that came by ranged requests with the file.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] if they differ.
     async fn check_served_aside(&mut self, end: u64) -> Result<()> {
         let Some(FillStart { blob, to: Some((file, _)) }) = self.fill.begun.get() else { return Ok(()) };
         let Some(ServedAside { part, hasher }) = self.served_aside.take_if(|_| end == blob.size) else { return Ok(()) };
@@ -168,20 +170,20 @@ impl<O: Origins> FillReader<O> {
     async fn read(&mut self, end: u64) -> Result<Bytes> {
         match self.fill.begun.get() {
             Some(FillStart { to: Some((file, _)), .. }) => self.reader.some(file, self.at..end).await,
-            _ => Err(Error::new(Kind::Local, "there is no file")),
+            _ => Err(Error::new(Kind::Local, "the fill has no file")),
         }
     }
 
     fn report_unreadable(&self, error: &Error) {
-        tracing::error!("{error}: blob {} is read from the upstream from here on", self.fill.digest);
+        tracing::error!("{error}: the rest of blob {} is read from the upstream", self.fill.digest);
         self.inner.observer.event(&Event::CacheReadFailed { digest: &self.fill.digest });
     }
 
-    /// When the disk failed, the rest is read past it. The whole is still verified, and with it the bytes that this reader
-    /// has passed on: they are hashed as they are in the file, since they may have come damaged.
+    /// After a failure of the disk: reads the rest from the upstream. The whole blob is still verified. The bytes that this
+    /// reader has sent are hashed as they are in the file, since they may be damaged.
     ///
     /// # Errors
-    /// `why`, if bytes were passed on that are not in the file: nobody can verify those.
+    /// `why`, if bytes were sent that are not in the file: they cannot be verified.
     async fn leave_fill(&mut self, why: Error) -> Result<()> {
         let Some(FillStart { blob, to: Some((file, feed)) }) = self.fill.begun.get() else { return Err(why) };
         if self.served_aside.is_some() {
@@ -206,10 +208,9 @@ impl<O: Origins> FillReader<O> {
         self.fill.unwritten.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// When what came was damaged: along with another fetch of it, once that has come as far, and if it brings the
-    /// same bytes as this reader has passed on. They are right then, as the other fetch is verified before its end;
-    /// else some of them were wrong, and the answer is cut.
-    async fn retry_alone(&mut self, why: Error) -> Result<()> {
+    /// After damage: continues with another fill, once it has come as far and has the same bytes as this reader has sent.
+    /// The other fill is verified before its end, so these bytes are right then. If they differ, the answer is cut.
+    async fn retry_with_another_fill(&mut self, why: Error) -> Result<()> {
         let Some(FillStart { blob, to: Some((old, _)) }) = self.fill.begun.get() else { return Err(why) };
         let (repo, digest, size, old) = (self.fill.repo.clone(), self.fill.digest, blob.size, old.clone());
         let (inner, served) = (self.inner.clone(), self.start..self.at);
@@ -232,7 +233,7 @@ impl<O: Origins> FillReader<O> {
                 Some(ReadableBlob::Filling(fill)) => {
                     let mut progress = fill.progress.subscribe();
                     let there = |now: &Progress| now.at >= served.end || now.stage == FillStage::Failed;
-                    // Can't fail: the sender is in the fill.
+                    // Cannot fail: the fill holds the sender.
                     let failed = progress.wait_for(there).await.is_ok_and(|now| now.stage == FillStage::Failed);
                     if failed && fill.failure().kind() == Kind::Mismatch {
                         why = fill.failure();
@@ -253,6 +254,7 @@ impl<O: Origins> FillReader<O> {
         }
     }
 
+    /// Requests the bytes from here on from the upstream, if a permit is free. On an error the reader waits for the writer.
     async fn look_aside(&mut self) {
         let Some(FillStart { blob, .. }) = self.fill.begun.get() else { return };
         let part = self.at..self.end.min(blob.size.saturating_sub(1));
@@ -266,12 +268,12 @@ impl<O: Origins> FillReader<O> {
                 self.aside = Some((body, permit));
             }
             Ok(None) => {}
-            Err(error) => tracing::info!("{error}: waiting for what is being fetched"),
+            Err(error) => tracing::info!("{error}: waiting for the fill"),
         }
     }
 }
 
-/// The bytes that a reader got beside the fill.
+/// The bytes that a reader got by ranged requests.
 struct ServedAside {
     part: Range<u64>,
     hasher: Hasher,
@@ -284,7 +286,7 @@ impl ServedAside {
     }
 }
 
-/// The bytes of a file.
+/// The bytes of a part of a file.
 fn file_bytes(readers: FileReaders, file: OpenFile, part: Range<u64>) -> Body {
     stream::try_unfold((readers, file, part), |(readers, file, part)| async move {
         if part.is_empty() {
@@ -297,7 +299,7 @@ fn file_bytes(readers: FileReaders, file: OpenFile, part: Range<u64>) -> Body {
     .boxed()
 }
 
-/// Whether two files have the same bytes there.
+/// Whether two files have the same bytes in `part`.
 async fn same_bytes(readers: &FileReaders, part: Range<u64>, one: &OpenFile, other: &OpenFile) -> Result<bool> {
     let mut at = part.start;
     while at < part.end {
@@ -310,7 +312,7 @@ async fn same_bytes(readers: &FileReaders, part: Range<u64>, one: &OpenFile, oth
     Ok(true)
 }
 
-/// The longest time that a reader spends on waiting between fetches of a blob that comes damaged.
-const RETRYING: Duration = Duration::from_secs(60);
-/// How far ahead of the writer it's still waited for.
+/// How long a reader waits in total between fills of a blob that comes damaged.
+const MAX_RETRY_WAIT: Duration = Duration::from_secs(60);
+/// How many bytes ahead of the writer a reader waits without a request of its own.
 const MAX_LEAD: u64 = 8 << 20;

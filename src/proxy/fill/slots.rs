@@ -1,6 +1,4 @@
-//! Places for what is read from registries at the same time: of each registry its own.
-//!
-//! So one registry that crawls, or hangs, takes no place of another one.
+//! Limits what is read from each registry at the same time. A slow registry takes no permits of another one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The places of all registries. Those are the ones of the configuration, so they are few.
+/// The permits, by registry. All registries come from the configuration, so they are few.
 #[derive(Debug)]
 pub(super) struct RegistrySlots {
     each: usize,
@@ -16,19 +14,19 @@ pub(super) struct RegistrySlots {
 }
 
 impl RegistrySlots {
-    /// So many of each registry.
+    /// `each` permits for each registry, at least 1.
     pub(super) fn new(each: usize) -> Self {
         Self { each: each.max(1), by_registry: Mutex::default() }
     }
 
-    /// A place of this registry. `None` if there is none within `patience`.
+    /// A permit for this registry. `None` if none is free within `patience`.
     pub(super) async fn acquire(&self, registry: &str, patience: Duration) -> Option<OwnedSemaphorePermit> {
-        let places = {
+        let permits = {
             let mut by_registry = self.by_registry.lock().unwrap_or_else(PoisonError::into_inner);
             let new = || Arc::new(Semaphore::new(self.each));
             by_registry.entry(registry.to_owned()).or_insert_with(new).clone()
         };
-        // They are never closed.
-        tokio::time::timeout(patience, places.acquire_owned()).await.ok()?.ok()
+        // The semaphore is never closed.
+        tokio::time::timeout(patience, permits.acquire_owned()).await.ok()?.ok()
     }
 }

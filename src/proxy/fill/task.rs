@@ -1,4 +1,4 @@
-//! The writer: from the upstream into a file, to the end or to an error that all readers hear of.
+//! The task of a fill: it reads the blob from the upstream and writes it into a file. All readers see its error.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use futures_util::{FutureExt as _, StreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 
+use super::batch::{Batch, next_batch};
 use super::writer::FillWriter;
 use super::{Fill, FillStage, FillStart, Progress, parallel};
 use crate::body::Body;
@@ -21,7 +22,7 @@ use crate::proxy::events::Event;
 use crate::proxy::{Inner, Origins};
 use crate::verify::{ContentCheck, Verified};
 
-/// Ends a fill, also when its task is dropped: its readers hear of it, and it leaves the list.
+/// Ends a fill, also when its task is dropped: removes it from the list and wakes its readers.
 struct FillGuard<O: Origins> {
     inner: Arc<Inner<O>>,
     fill: Arc<Fill<O::Source>>,
@@ -29,7 +30,7 @@ struct FillGuard<O: Origins> {
 
 impl<O: Origins> Drop for FillGuard<O> {
     fn drop(&mut self) {
-        // Off the list first: who comes now begins anew.
+        // Off the list first: a client that comes now starts a new fill.
         self.inner.fills.lock().remove(&self.fill.digest);
         let failed = self.fill.progress.send_if_modified(|progress| {
             let over = progress.stage != FillStage::Whole;
@@ -47,7 +48,7 @@ impl<O: Origins> Drop for FillGuard<O> {
 }
 
 impl<O: Origins> Inner<O> {
-    /// Begins to fetch, in a task of the proxy's.
+    /// Starts the fill as a task of the proxy.
     pub(super) fn spawn_fill(self: &Arc<Self>, fill: Arc<Fill<O::Source>>) {
         let ending = FillGuard { inner: self.clone(), fill };
         self.tasks.spawn(async move {
@@ -60,10 +61,10 @@ impl<O: Origins> Inner<O> {
                     _ => tracing::warn!("{error}"),
                 }
                 if fill.begun.get().is_some() {
-                    // Perhaps it's the manifest's size that is wrong: the next time the upstream is asked.
+                    // The manifest may state a wrong size. The next fill asks the upstream for it.
                     inner.forget_size(&fill.repo, &fill.digest);
                 }
-                // Before the stage says so.
+                // Set before the stage changes: readers look for it then.
                 let _ = fill.error.set(error);
             }
         });
@@ -72,12 +73,15 @@ impl<O: Origins> Inner<O> {
     async fn fill(self: &Arc<Self>, fill: &Arc<Fill<O::Source>>) -> Result<()> {
         let registry = |tier: usize| fill.repo.upstream.tiers[tier].registry.as_str();
         let Some(mut place) = self.fills.slots.acquire(registry(0), self.timeouts.fill_place).await else {
-            return self.crowded(fill, registry(0)).await;
+            log_crowded(fill, registry(0));
+            let size = self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)?;
+            pass_uncached(fill, Descriptor::new(OCTET_STREAM, fill.digest, size));
+            return Ok(());
         };
         let told = self.told_size(&fill.repo, &fill.digest);
         let opened = match (told, self.open(fill, told).await) {
             (Some(told), Err(error)) if error.kind() == Kind::Mismatch => {
-                tracing::warn!("{error}; a manifest said {told} bytes");
+                tracing::warn!("{error}; a manifest states {told} bytes");
                 self.forget_size(&fill.repo, &fill.digest);
                 self.open(fill, None).await
             }
@@ -85,32 +89,35 @@ impl<O: Origins> Inner<O> {
         };
         let Some((blob, temp, tier, source, first)) = opened? else { return Ok(()) };
         if tier > 0 {
-            // A place is of the registry that is read from; not while it holds another one.
+            // The permit must be of the registry that is read from. The first one is released before: otherwise two
+            // fills could wait for each other.
             drop(place);
             let Some(other) = self.fills.slots.acquire(registry(tier), self.timeouts.fill_place).await else {
-                return self.crowded(fill, registry(tier)).await;
+                log_crowded(fill, registry(tier));
+                pass_uncached(fill, blob);
+                return Ok(());
             };
             place = other;
         }
         let _place = place;
         let feed = self.feed(&fill.repo, tier, source.clone(), &blob);
-        let reserved = temp.room()?;
+        let reserved = temp.reserved()?;
         let (body, written_from) = self.body(fill, &feed, &source, first, &reserved)?;
         self.observer.event(&Event::FillBegan { digest: &fill.digest, size: blob.size });
         let _ = fill.begun.set(FillStart { blob: blob.clone(), to: Some((temp.file(), feed)) });
         fill.set_stage(FillStage::Running);
         let Some(FillStart { to: Some((_, feed)), .. }) = fill.begun.get() else { return Ok(()) };
         let fetched = fill.run(feed, body, written_from, &reserved).await;
-        self.learn_fetched(&fill.repo, tier, &fill.digest, &fetched);
+        self.learn_fetched(&fill.repo, tier, feed, &fetched);
         fetched?;
-        // By its bytes, which are right: the repository holds it.
+        // The repository has sent the right bytes, so the blob belongs to it.
         self.admit(&fill.repo, &fill.digest, Some(blob.size));
         fill.set_stage(FillStage::Whole);
         let (blobs, digest) = (self.cache.blobs.clone(), fill.digest);
         match run_blocking(move || blobs.commit(digest, temp)).await {
             Ok(pin) => drop(fill.pin.set(pin)),
             Err(error) => {
-                // After a failed fsync the system may forget what was written: nobody may read the file any more.
+                // After a failed fsync the kernel may drop written pages: nobody may read the file any more.
                 fill.progress.send_modify(|progress| *progress = Progress { stage: FillStage::Failed, at: 0 });
                 return Err(error);
             }
@@ -118,17 +125,16 @@ impl<O: Origins> Inner<O> {
         Ok(())
     }
 
-    /// A file for it, and its first bytes. Room is taken as they arrive: a manifest and an upstream can announce what they
-    /// will, and nothing has to go for that. `None` if it can only be passed on, which `fill` then says.
+    /// Opens a file and the first body. Space is reserved as bytes arrive, so a false size in a manifest or an answer evicts
+    /// nothing. `None` if the blob cannot be cached; then `fill` is open without a file.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if no tier has it; [`Kind::Mismatch`] if it's of another size than `told`.
+    /// [`Kind::NotFound`] if no tier has the blob; [`Kind::Mismatch`] if its size is not `told`.
     async fn open(
         &self,
         fill: &Fill<O::Source>,
         told: Option<u64>,
     ) -> Result<Option<(Descriptor, TempFile, usize, O::Source, Body)>> {
-        let absent = || Error::new(Kind::NotFound, "no tier has the blob");
         let size = match told {
             Some(size) => size,
             None => self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)?,
@@ -141,7 +147,9 @@ impl<O: Origins> Inner<O> {
                 if told.is_some() && self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)? != size {
                     return Err(Error::new(Kind::Mismatch, format!("blob {} has not {size} bytes", fill.digest)));
                 }
-                return Ok(self.pass_on(fill, blob, &error));
+                self.warn_uncached(&error);
+                pass_uncached(fill, blob);
+                return Ok(None);
             }
         };
         let part = if self.is_parallel(size) { 0..parallel::piece(size, self.settings.parallel) } else { 0..size };
@@ -149,29 +157,12 @@ impl<O: Origins> Inner<O> {
         Ok(Some((blob, temp, tier, source, first)))
     }
 
-    /// Too much is being fetched from the registry: who wants this blob reads it past the cache.
-    async fn crowded(&self, fill: &Fill<O::Source>, registry: &str) -> Result<()> {
-        let absent = || Error::new(Kind::NotFound, "no tier has the blob");
-        let size = self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)?;
-        tracing::info!("{}: no place among the fills from {registry}; streaming without caching", fill.digest);
-        let _ = fill.begun.set(FillStart { blob: Descriptor::new(OCTET_STREAM, fill.digest, size), to: None });
-        fill.set_stage(FillStage::Running);
-        Ok(())
-    }
-
-    /// Each reads it for himself, since it can't be cached.
-    fn pass_on<T>(&self, fill: &Fill<O::Source>, blob: Descriptor, why: &Error) -> Option<T> {
-        self.warn_uncached(why);
-        let _ = fill.begun.set(FillStart { blob, to: None });
-        fill.set_stage(FillStage::Running);
-        None
-    }
-
     fn is_parallel(&self, size: u64) -> bool {
         self.settings.parallel > 1 && size >= self.settings.parallel_from
     }
 
-    /// The bytes to verify, and from where on they are in the file already when they come, if they are fetched in parts.
+    /// The body to verify. For a blob that is fetched in parts, also the offset from which on bytes are in the file before the body
+    /// yields them.
     fn body(
         &self,
         fill: &Fill<O::Source>,
@@ -191,14 +182,28 @@ impl<O: Origins> Inner<O> {
         Ok((feed.verify_first(first, 0)?, None))
     }
 
-    /// Says that the cache can't be used, once.
+    /// Logs that the cache cannot be used: the first time as an error.
     fn warn_uncached(&self, error: &Error) {
-        if self.fills.told.swap(true, Ordering::Relaxed) {
+        if self.fills.warned.swap(true, Ordering::Relaxed) {
             tracing::debug!("{error}");
         } else {
-            tracing::error!("{error}: what can't be cached is passed on uncached");
+            tracing::error!("{error}: cache unavailable; streaming without caching");
         }
     }
+}
+
+fn absent() -> Error {
+    Error::new(Kind::NotFound, "no tier has the blob")
+}
+
+fn log_crowded<S>(fill: &Fill<S>, registry: &str) {
+    tracing::info!("{}: no place among the fills from {registry}; streaming without caching", fill.digest);
+}
+
+/// Opens the fill without a file: each reader requests the blob on its own.
+fn pass_uncached<S: Source>(fill: &Fill<S>, blob: Descriptor) {
+    let _ = fill.begun.set(FillStart { blob, to: None });
+    fill.set_stage(FillStage::Running);
 }
 
 impl<S: Source> Fill<S> {
@@ -218,13 +223,13 @@ impl<S: Source> Fill<S> {
         done
     }
 
-    /// Where nothing could be written, the first reader takes the open body, so that it is not requested twice.
+    /// If nothing could be written, the first reader takes over the open body, so that the blob is not requested twice.
     fn hand_over(&self, feed: &Feed<S>, received: ReceivedFrames) {
         let ReceivedFrames { body, early, ended } = received;
         if ended || self.progress.borrow().at > 0 {
             return;
         }
-        // It is one request still: nothing is split among lanes before bytes are written.
+        // The body is still one request: parts are requested only after bytes are written.
         let whole = stream::iter(early.into_iter().map(Ok)).chain(body).boxed();
         if let Ok(whole) = feed.verified(whole) {
             *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = Some(whole.boxed());
@@ -243,34 +248,33 @@ impl<S: Source> Fill<S> {
         let writing = FillWriter::new(reserved.clone(), check, written_from, move |at| fill.set_progress(at));
         let mut at = 0;
         while at < size {
-            // Room first: what is received waits in the connection else.
+            // Before the next read: otherwise received bytes would queue in memory.
             writing.wait_for_space().await?;
-            let gathered = match select(pin!(next_batch(&mut received.body)), pin!(writing.failure())).await {
-                Either::Left((gathered, _)) => gathered,
+            let batch = match select(pin!(next_batch(&mut received.body)), pin!(writing.failure())).await {
+                Either::Left((batch, _)) => batch,
                 Either::Right((error, _)) => return Err(error),
             };
-            match gathered {
-                Ok(frames) => {
-                    at += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
-                    received.keep(&frames, self.progress.borrow().at);
-                    writing.push(frames);
-                }
-                Err(error) => {
-                    received.ended = true;
-                    // What came before it is good, if that isn't worse.
-                    writing.wait_until_idle().await?;
-                    return Err(error);
-                }
+            let Batch { frames, length, error } = batch;
+            // The frames before an error are not written: no reader gets bytes after the fill has failed.
+            let error = error.or_else(|| frames.is_empty().then(|| Error::new(Kind::Network, "the body ended early")));
+            if let Some(error) = error {
+                received.ended = true;
+                // An error of the bytes before it comes first.
+                writing.wait_until_idle().await?;
+                return Err(error);
             }
+            at += length;
+            received.keep(&frames, self.progress.borrow().at);
+            writing.push(frames);
         }
-        // The end is asked for, though it's known: an empty blob was checked when it was opened.
+        // An empty blob was verified when it was opened.
         writing.wait_until_idle().await
     }
 
-    /// So much is right, and in the file: readers may have it.
+    /// Publishes that all bytes before `at` are hashed and in the file.
     fn set_progress(&self, at: u64) {
         self.progress.send_if_modified(|progress| {
-            // A thread may come to it after all has ended.
+            // The writer's thread may report after the fill has ended.
             let is_on = progress.stage == FillStage::Running;
             if is_on {
                 progress.at = at;
@@ -284,7 +288,7 @@ impl<S: Source> Fill<S> {
     }
 }
 
-/// What comes from the upstream.
+/// The body from the upstream, and its first frames.
 struct ReceivedFrames {
     body: Body,
     /// The first frames, until the writer has written some.
@@ -294,7 +298,7 @@ struct ReceivedFrames {
 }
 
 impl ReceivedFrames {
-    /// Keeps frames as long as nothing is `written`: at most those that the writer lets wait.
+    /// Keeps frames as long as nothing is `written`. The writer's queue bounds them.
     fn keep(&mut self, frames: &[Bytes], written: u64) {
         if written == 0 {
             self.early.extend_from_slice(frames);
@@ -304,36 +308,4 @@ impl ReceivedFrames {
     }
 }
 
-/// The next frame, and those that are there already: at least one.
-async fn next_batch(body: &mut Body) -> Result<Vec<Bytes>> {
-    let mut size = 0;
-    let mut frames = Vec::new();
-    loop {
-        let next = if frames.is_empty() {
-            body.next().await
-        } else {
-            // Asked without a waker: it's asked again, with one, before anybody waits for it.
-            match body.next().now_or_never() {
-                Some(next) => next,
-                None => return Ok(frames),
-            }
-        };
-        match next {
-            Some(Ok(frame)) => {
-                size += frame.len();
-                frames.push(frame);
-            }
-            // What came before it is lost with it: no reader may have it after that.
-            Some(Err(error)) => return Err(error),
-            None if frames.is_empty() => return Err(Error::new(Kind::Network, "the body ended early")),
-            None => return Ok(frames),
-        }
-        if size >= WRITE_BATCH {
-            return Ok(frames);
-        }
-    }
-}
-
-/// Written in one go on the blocking pool.
-const WRITE_BATCH: usize = 256 << 10;
 const OCTET_STREAM: &str = "application/octet-stream";

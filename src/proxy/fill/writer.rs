@@ -1,8 +1,8 @@
-//! What a fill received on its way into the file: hashed and written in order, on a thread of the blocking pool.
+//! Hashes the bytes of a fill and writes them to the file, in order, on a thread of the blocking pool.
 //!
-//! Hashed and written by one thread the bytes are still in its core's cache, and another one receives and sends
-//! meanwhile. The thread stays as long as there is something for it: to wake one for each batch costs more than
-//! the batch's turn takes, and the disk waits meanwhile.
+//! One thread hashes and writes a batch while it is in the cache of its core, and another thread receives and sends
+//! meanwhile. The thread stays as long as batches are waiting: to wake a thread for each batch costs more time than the
+//! batch itself.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -16,19 +16,19 @@ use crate::error::{Error, Kind, Result};
 use crate::proxy::cache::ReservedFile;
 use crate::verify::ContentCheck;
 
-/// Takes a blob's bytes in order, and tells how far it came.
+/// Takes a blob's bytes in order, and reports its progress.
 pub(super) struct FillWriter(Arc<SharedQueue>);
 
 struct SharedQueue {
     reserved: Arc<ReservedFile>,
     work: Mutex<WriterState>,
     queue: Mutex<Queue>,
-    /// The queue isn't what it was. Only the fill waits for that.
+    /// The queue has changed. Only the fill waits for this.
     changed: Notify,
-    told: Box<dyn Fn(u64) + Send + Sync>,
+    progress: Box<dyn Fn(u64) + Send + Sync>,
 }
 
-/// What only the thread that works has.
+/// The state of the working thread.
 struct WriterState {
     at: u64,
     check: ContentCheck,
@@ -38,19 +38,19 @@ struct WriterState {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Vec<Bytes>>,
-    /// A thread is at it.
+    /// A thread is working.
     busy: bool,
     failed: Option<Error>,
 }
 
 impl FillWriter {
-    /// For the bytes of a blob, which `check` verifies. What comes from `written_from` on is in the file already. `told`
-    /// hears up to where they are right, and in the file.
+    /// A writer of a blob that `check` verifies. Bytes from `written_from` on are in the file already, and are only hashed.
+    /// `progress` is called with the offset up to which bytes are hashed and written.
     pub(super) fn new(
         reserved: Arc<ReservedFile>,
         check: ContentCheck,
         written_from: Option<Arc<AtomicU64>>,
-        told: impl Fn(u64) + Send + Sync + 'static,
+        progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Self {
         let work = Mutex::new(WriterState { at: 0, check, written_from });
         Self(Arc::new(SharedQueue {
@@ -58,11 +58,11 @@ impl FillWriter {
             work,
             queue: Mutex::default(),
             changed: Notify::new(),
-            told: Box::new(told),
+            progress: Box::new(progress),
         }))
     }
 
-    /// Gives it the next bytes, once there is [room](Self::wait_for_space). After a failure they are dropped.
+    /// Queues the next bytes. The caller [waits for space](Self::wait_for_space) first. After a failure bytes are dropped.
     pub(super) fn push(&self, frames: Vec<Bytes>) {
         let mut queue = self.0.queue();
         if queue.failed.is_some() {
@@ -75,23 +75,23 @@ impl FillWriter {
         }
     }
 
-    /// Waits until it can take more.
+    /// Waits until the queue has space for a batch.
     ///
     /// # Errors
-    /// What befell the bytes before.
+    /// Why earlier bytes could not be written or verified.
     pub(super) async fn wait_for_space(&self) -> Result<()> {
         self.wait_until(|queue| queue.waiting.len() < MAX_WAITING_BATCHES).await
     }
 
-    /// Waits until all that it was given is right, and in the file.
+    /// Waits until all queued bytes are hashed and written.
     ///
     /// # Errors
-    /// Why it's not.
+    /// Why they could not be written or verified.
     pub(super) async fn wait_until_idle(&self) -> Result<()> {
         self.wait_until(|queue| !queue.busy).await
     }
 
-    /// Waits until it fails.
+    /// Waits for a failure.
     pub(super) async fn failure(&self) -> Error {
         match self.wait_until(|_| false).await {
             Err(error) => error,
@@ -120,14 +120,14 @@ impl SharedQueue {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works until nothing waits, or it fails. Blocks.
+    /// Works until the queue is empty or a step fails. Blocks.
     fn work(&self) {
         let end = EndGuard(self);
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(frames) = end.next() {
             match work.take_in(&self.reserved, &frames) {
-                Ok(()) => (self.told)(work.at),
-                // The hash has seen bytes that are not in the file: nothing may follow them.
+                Ok(()) => (self.progress)(work.at),
+                // The hash may include bytes that are not in the file: nothing may follow them.
                 Err(error) => return end.fail(error),
             }
         }
@@ -148,17 +148,17 @@ impl WriterState {
     }
 }
 
-/// The end of a thread's work, also by a panic.
+/// Ends the work of a thread, also after a panic.
 struct EndGuard<'a>(&'a SharedQueue);
 
 impl EndGuard<'_> {
-    /// What is next. When there is nothing, the thread is done: the next [`FillWriter::push`] begins another one.
+    /// The next batch. `None` ends the thread; the next [`FillWriter::push`] starts another one.
     fn next(&self) -> Option<Vec<Bytes>> {
         let mut queue = self.0.queue();
-        let had_room = queue.waiting.len() < MAX_WAITING_BATCHES;
+        let had_space = queue.waiting.len() < MAX_WAITING_BATCHES;
         let next = queue.waiting.pop_front();
         queue.busy = next.is_some();
-        if !had_room || !queue.busy {
+        if !had_space || !queue.busy {
             self.0.changed.notify_one();
         }
         next
@@ -166,7 +166,7 @@ impl EndGuard<'_> {
 }
 
 impl EndGuard<'_> {
-    /// Ends the writer for good: what waits is dropped, and [`FillWriter::push`] takes nothing more.
+    /// Ends the writer: drops the waiting batches, and makes [`FillWriter::push`] drop all later ones.
     fn fail(&self, error: Error) {
         let mut queue = self.0.queue();
         queue.waiting.clear();
@@ -183,7 +183,7 @@ impl Drop for EndGuard<'_> {
     }
 }
 
-/// Batches that wait while one is worked on.
+/// Batches that wait while one is being written.
 const MAX_WAITING_BATCHES: usize = 2;
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
     use crate::proxy::cache::{Cache, Settings};
     use crate::verify::Verified;
 
-    /// A writer of `content` into a file of `files`, and how far it told.
+    /// A writer of `content` into a file of `files`, and the progress that it reports.
     async fn writer(content: &[u8], files: &Files) -> (FillWriter, OpenFile, Arc<AtomicU64>) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let blob = Descriptor::new("x", Digest::of(content), content.len() as u64);
@@ -209,7 +209,7 @@ mod tests {
         let settings = Settings { dir: dir.clone(), size: 1 << 20, keep_free: 0, files: files.clone() };
         let cache = Cache::open(settings, |_, _| {}).await.expect("opens");
         let temp = cache.blobs.prepare(blob.size).expect("a file");
-        let (reserved, told) = (temp.room().expect("of content"), Arc::<AtomicU64>::default());
+        let (reserved, told) = (temp.reserved().expect("of content"), Arc::<AtomicU64>::default());
         drop(temp);
         std::fs::remove_dir_all(&dir).expect("is there");
         let file = reserved.file().clone();
@@ -226,7 +226,7 @@ mod tests {
         vec![Bytes::copy_from_slice(bytes)]
     }
 
-    /// A disk that fails once and then works again: the bytes after the lost ones have no place.
+    /// A disk that fails once and then works again: bytes after the lost ones must not be written.
     #[tokio::test]
     async fn after_a_failed_write_nothing_more_is_written_or_told() {
         for error in [Errno::NOSPC, Errno::IO, Errno::DQUOT] {
@@ -237,7 +237,7 @@ mod tests {
             writer.wait_until_idle().await.expect("written");
             writer.push(batch(&content[10_000..20_000]));
             assert_eq!(writer.failure().await.kind(), Kind::Local);
-            // As the fill does whose bytes arrived before it heard of the failure.
+            // As a fill does whose bytes arrived before it saw the failure.
             writer.push(batch(&content[20_000..30_000]));
             assert_eq!(writer.wait_until_idle().await.expect_err("it has failed").kind(), Kind::Local);
             assert_eq!(writer.wait_for_space().await.expect_err("it has failed").kind(), Kind::Local);

@@ -98,6 +98,26 @@ async fn what_is_only_passed_on_is_verified_too() {
     }
 }
 
+/// A range with the blob's last byte needs all of the blob, to be verified. Any other range is requested as it is.
+#[tokio::test]
+async fn a_range_of_an_uncached_blob_is_requested_alone_unless_it_has_the_last_byte() {
+    let bench = Bench::new(|settings| settings.cache.size = 10).await;
+    let content = content(4, 3 * FRAME);
+    let digest = bench.world.put("r", &content);
+    for (from, to, alone) in [(0, 1500, true), (500, 1500, true), (0, 3000, false), (500, 3000, false)] {
+        bench.world.fault(if alone { Fault::None } else { Fault::Flip(10) });
+        let body = bench.body("r", &digest, Some(from as u64..to as u64)).await.expect("opens");
+        let parts = std::mem::take(&mut *bench.world.0.parts.lock().expect("lock"));
+        if alone {
+            assert_eq!(all(body).await.expect("its part"), content[from..to]);
+            assert_eq!(parts, [from as u64..to as u64]);
+        } else {
+            assert_eq!(all(body).await.expect_err("wrong").kind(), Kind::Mismatch);
+            assert_eq!(parts, []);
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_upstream_is_asked_once_for_what_it_lacks_and_never_for_what_it_sends() {
     let bench = Bench::new(|_| {}).await;
@@ -304,6 +324,39 @@ async fn a_tier_that_ends_in_the_middle_is_gone_on_from_by_the_next() {
     assert_eq!(bench.get("r", &digest).await.expect_err("wrong").kind(), Kind::Mismatch);
     bench.settled().await;
     bench.assert_nothing_left();
+}
+
+/// The bytes of two tiers are verified as one blob: if they are damaged, nobody knows by which tier. The first tier is asked
+/// again as before.
+#[tokio::test(start_paused = true)]
+async fn damage_is_charged_to_no_tier_when_two_of_them_sent_the_blob() {
+    let content = content(6, 20 * FRAME);
+    for cached in [true, false] {
+        let bench = Bench::new(|settings| {
+            two_tiers(settings, false);
+            settings.negative_ttl = Duration::from_secs(3600);
+            settings.cache.size = if cached { 1 << 20 } else { 10 };
+        })
+        .await;
+        let digest = bench.world.put("mirror/r", &content);
+        bench.world.put("r", &content);
+        bench.world.ends("mirror/r", 9 * FRAME as u64);
+        (0..200).for_each(|_| bench.world.fault(Fault::Flip(15 * FRAME as u64)));
+        for _ in 0..damage_limit() {
+            assert_eq!(bench.get("r", &digest).await.expect_err("wrong").kind(), Kind::Mismatch);
+            bench.settled().await;
+        }
+        bench.world.0.ends.lock().expect("lock").clear();
+        bench.world.0.faults.lock().expect("lock").clear();
+        bench.world.0.opened.lock().expect("lock").clear();
+        assert_eq!(bench.get("r", &digest).await.expect("whole"), content);
+        assert_eq!(*bench.world.0.opened.lock().expect("lock"), [("mirror/r".to_owned(), 0)]);
+    }
+}
+
+/// Damaged fetches after which a registry is not asked for a blob.
+fn damage_limit() -> u32 {
+    crate::content::MAX_DAMAGED
 }
 
 /// Where it's fetched by several requests, too: the rest comes by one.

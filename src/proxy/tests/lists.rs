@@ -6,7 +6,7 @@ use super::*;
 #[tokio::test]
 async fn a_herd_asks_for_a_list_once() {
     let bench = Bench::new(|_| {}).await;
-    let repo = bench.proxy.0.upstreams.upstreams().find(&place("r")).expect("a spot");
+    let repo = bench.proxy.0.tiers.upstreams().find(&place("r")).expect("a spot");
     let gate = bench.world.gate();
     // Its client leaves.
     assert!(bench.proxy.0.tags(&repo, false).now_or_never().is_none());
@@ -25,7 +25,7 @@ async fn a_herd_asks_for_a_list_once() {
 #[tokio::test(start_paused = true)]
 async fn a_list_is_old_while_the_upstream_is_silent_and_only_then() {
     let bench = Bench::new(|_| {}).await;
-    let repo = bench.proxy.0.upstreams.upstreams().find(&place("r")).expect("a spot");
+    let repo = bench.proxy.0.tiers.upstreams().find(&place("r")).expect("a spot");
     let list = async || {
         let (found, how) = bench.proxy.0.tags(&repo, false).await;
         ((*found.expect("a list").expect("tags")).as_ref()[0].clone(), how)

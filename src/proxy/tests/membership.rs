@@ -81,3 +81,16 @@ async fn records_go_with_their_manifests() {
     let text = std::fs::read_to_string(&left[0]).expect("readable");
     assert_eq!((left.len(), text), (1, format!("a.io a.io s\n{}", manifest(2).digest())));
 }
+
+/// With a negative TTL of zero nothing remembers the answer "not found": it is the answer all the same.
+#[tokio::test(start_paused = true)]
+async fn a_repository_without_the_cached_blob_gets_404_after_one_head() {
+    let bench = Bench::new(at_once).await;
+    let digest = bench.world.put("r", &content(1, FRAME));
+    bench.get("r", &digest).await.expect("right");
+    bench.settled().await;
+    *bench.world.0.delay.lock().expect("lock") = Duration::from_secs(1);
+    let before = bench.world.0.sizes.load(Ordering::Relaxed);
+    assert!(bench.proxy.blob(&place("other"), &digest).await.expect("an answer").is_none());
+    assert_eq!(bench.world.0.sizes.load(Ordering::Relaxed) - before, 1);
+}

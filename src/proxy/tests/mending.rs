@@ -71,10 +71,10 @@ async fn what_was_used_lately_is_not_old() {
     bench.proxy.cache().manifest_store.put(&kept).await;
     aged(blobs.path(&used, 500));
     aged(blobs.path(&unused, 600));
-    aged(bench.proxy.cache().manifest_store.shelf().path(&kept.digest(), kept.bytes().len() as u64));
+    aged(bench.proxy.cache().manifest_store.content_store().path(&kept.digest(), kept.bytes().len() as u64));
     bench.proxy.admin().gc(old()).await.expect("collects");
     assert_eq!(blobs.list(), [(used, 500)]);
-    assert_eq!(bench.proxy.cache().manifest_store.shelf().count().0, 1);
+    assert_eq!(bench.proxy.cache().manifest_store.content_store().count().0, 1);
 }
 
 /// Nor is a manifest that a tag names. Notes of media types go when nothing has followed them.
@@ -85,7 +85,7 @@ async fn only_what_nobody_wants_is_collected() {
     let manifest_store = &bench.proxy.cache().manifest_store;
     for (manifest, tag) in [(&named, Some("v1")), (&unnamed, None), (&dropped, Some("v2"))] {
         manifest_store.put(manifest).await;
-        aged(manifest_store.shelf().path(&manifest.digest(), manifest.bytes().len() as u64));
+        aged(manifest_store.content_store().path(&manifest.digest(), manifest.bytes().len() as u64));
         if let Some(tag) = tag {
             let name = TagName::new("a.io", "r", tag);
             manifest_store.put_tag(&name, CachedTag::new(&name, manifest.descriptor(), 0)).await;
@@ -122,7 +122,7 @@ async fn only_what_nobody_wants_is_collected() {
     assert_eq!((left, listing.manifests.0), (vec![("v1", named.digest())], 1));
     assert!(copy.join("manifests/types/new").exists() && !copy.join("manifests/types/old").exists());
     std::fs::remove_dir_all(copy).expect("removed");
-    assert_eq!(proxy.cache().manifest_store.shelf().count().0, 3);
+    assert_eq!(proxy.cache().manifest_store.content_store().count().0, 3);
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn the_scrubber_drops_what_is_corrupt_and_takes_its_time() {
     wrong[77] ^= 1;
     std::fs::write(blobs.path(&digests[1], 5000), wrong).expect("written");
     std::fs::remove_file(blobs.path(&digests[2], 5000)).expect("removed");
-    let stores = scrub::stores(bench.proxy.cache());
+    let stores = bench.proxy.cache().online().stores();
     let (begun, read) = (tokio::time::Instant::now(), AtomicU64::new(0));
     let mut dropped = Vec::new();
     let count = |bytes| {

@@ -179,7 +179,7 @@ async fn an_older_answer_that_a_tag_is_absent_hides_no_newer_one() {
         &Manifest::read(r#"{"schemaVersion":2,"layers":[]}"#.into(), None, None).expect("one"),
     );
     let (now, before) = (Instant::now(), Instant::now() - Duration::from_secs(1));
-    let (repo, target) = (bench.proxy.0.upstreams.upstreams().repository("a.io", "r").expect("a spot"), tag());
+    let (repo, target) = (bench.proxy.0.tiers.upstreams().repository("a.io", "r").expect("a spot"), tag());
     let descriptor = Descriptor::new("x", Digest::of(b"x"), 1);
     bench.proxy.0.remember_answer(&repo, &target, Some(&descriptor), now).await;
     bench.proxy.0.remember_answer(&repo, &target, None, before).await;

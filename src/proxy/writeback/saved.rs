@@ -35,13 +35,14 @@ pub(super) fn load(file: &Path) -> Result<Vec<SavedJob>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read.map_err(|error| Error::io(format!("read {}", file.display()), &error))?,
     };
-    serde_json::from_slice(&bytes).map_err(|error| Error::new(Kind::Local, format!("{}: {error}", file.display())))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::new(Kind::Local, format!("{}: {error}", file.display())).caused_by(error))
 }
 
 /// Replaces the file as a whole: a process may be killed at any moment. Only its owner may read it, since it names
 /// private repositories. Blocks.
 pub(super) fn store(file: &Path, all: &[SavedJob]) -> Result<()> {
-    let bytes = serde_json::to_vec(all).map_err(|error| Error::new(Kind::Local, error.to_string()))?;
+    let bytes = serde_json::to_vec(all).map_err(|error| Error::new(Kind::Local, error.to_string()).caused_by(error))?;
     let failed = |error: &std::io::Error| Error::io(format!("write {}", file.display()), error);
     // What could not be read back would end all jobs.
     regular_file::check_size(bytes.len() as u64, MAX_FILE).map_err(|error| failed(&error))?;

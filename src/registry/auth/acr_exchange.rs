@@ -7,8 +7,8 @@ use reqwest::Url;
 use tokio::time::Instant;
 
 use super::Auth;
-use super::token::{Answer, Token, encode, jwt_life, post, renewal};
-use crate::credentials::{Credential, Secret};
+use super::token::{Answer, Token, jwt_life, post, renewal};
+use crate::credentials::{Credential, Secret, encode_form};
 use crate::error::{Error, Kind, Result};
 use crate::registry::client::Registry;
 use crate::registry::urls::Endpoint;
@@ -87,7 +87,8 @@ impl Auth {
         let url = Endpoint::AcrExchange.url(base)?;
         let service = service.unwrap_or(&registry.name);
         // In the body: as a Basic password, a token with many groups is too long for ACR's header (acr#797).
-        let form = encode(&[("grant_type", "access_token"), ("service", service), ("access_token", access.reveal())]);
+        let form =
+            encode_form(&[("grant_type", "access_token"), ("service", service), ("access_token", access.reveal())]);
         let response = post(registry, url, form).await?;
         let answer = Answer::read(response, registry, Some(IDENTITY_NAME)).await?;
         let value =

@@ -30,7 +30,7 @@ impl Challenge {
                     let at = parameters.iter().position(|(key, _)| key == name)?;
                     Some(parameters.swap_remove(at).1)
                 };
-                match scheme.as_str() {
+                match scheme.to_ascii_lowercase().as_str() {
                     "bearer" => {
                         if let Some(realm) = take("realm") {
                             return Some(Self::Bearer { realm, service: take("service"), error: take("error") });
@@ -88,10 +88,17 @@ const SHARED_CLOUD_DOMAINS: [&str; 10] = [
     "windows.net",
 ];
 
-/// The challenges of one header: scheme in lower case, and its parameters.
+/// The schemes of one header, as written.
+pub(in crate::registry) fn schemes(header: &str) -> Vec<String> {
+    parse(header).into_iter().map(|(scheme, _)| scheme).collect()
+}
+
+/// The challenges of one header: the scheme, and its parameters with their names in lower case.
 fn parse(header: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut challenges: Vec<(String, Vec<(String, String)>)> = Vec::new();
     let mut rest = header.trim_start_matches([' ', ',']);
+    // A scheme stands before the place in the header, and nothing but spaces between them.
+    let mut follows_scheme = false;
     while !rest.is_empty() {
         let word_end = rest.find([' ', '=', ',']).unwrap_or(rest.len());
         let (word, after) = rest.split_at(word_end);
@@ -101,12 +108,15 @@ fn parse(header: &str) -> Vec<(String, Vec<(String, String)>)> {
             if let Some((_, parameters)) = challenges.last_mut() {
                 parameters.push((word.to_ascii_lowercase(), value));
             }
-            rest = next;
+            (rest, follows_scheme) = (next, false);
         } else if word.is_empty() {
             break;
+        } else if follows_scheme {
+            // The data of a scheme without parameters, such as NTLM's (`token68`).
+            (rest, follows_scheme) = (after_space, false);
         } else {
-            challenges.push((word.to_ascii_lowercase(), Vec::new()));
-            rest = after_space;
+            challenges.push((word.to_owned(), Vec::new()));
+            (rest, follows_scheme) = (after_space, !after_space.starts_with(','));
         }
         rest = rest.trim_start_matches([' ', ',', '\t']);
     }

@@ -333,7 +333,7 @@ impl Auth {
         let base = registry.base().await?.clone();
         let mut realm =
             joined(&base, realm).ok_or_else(|| Error::new(Kind::Registry, "its token realm is not a URL"))?;
-        registry.policy().await?.check(&base, &realm)?;
+        registry.policy.check(&base, &realm)?;
         let mut credential = self.credential(registry, scope).await?;
         if credential.is_none() && is_acr(&registry.name) && realm_is_trusted(&base, &realm, &[]) {
             credential = self.identity(registry, &base, service).await?.map(Credential::RefreshToken);

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::scope::Scope;
-use crate::credentials::Secret;
+use crate::credentials::{Secret, encode_form};
 use crate::error::{Error, Kind, Result};
 use crate::go_names::fold;
 use crate::registry::azure::is_acr;
@@ -52,7 +52,7 @@ impl Answer {
     pub(in crate::registry) async fn read(response: Response, registry: &Registry, user: Option<&str>) -> Result<Self> {
         let status = response.status();
         let wait = retry_after(response.headers());
-        let page = web_page::instead_of("the token endpoint", &response).filter(|_| web_page::stands_in(status));
+        let page = web_page::instead("the token endpoint", &response).filter(|_| web_page::stands_in(status));
         let body = read_small(response, 1 << 20).await?;
         if status.is_success() {
             // What stands between is more likely to say this than the registry.
@@ -143,14 +143,7 @@ pub(in crate::registry) fn form(scope: &Scope, service: &str, grant: &[(&str, &s
     let mut pairs = vec![("service", service), ("client_id", "transload")];
     pairs.extend(grant);
     pairs.extend(texts.iter().map(|text| ("scope", text.as_str())));
-    encode(&pairs)
-}
-
-pub(in crate::registry) fn encode(pairs: &[(&str, &str)]) -> String {
-    // A URL's query has the very encoding of a form (WHATWG URL, "application/x-www-form-urlencoded").
-    let mut url = Url::parse("form:/").unwrap_or_else(|_| unreachable!("a constant URL"));
-    url.query_pairs_mut().extend_pairs(pairs);
-    url.query().unwrap_or_default().to_owned()
+    encode_form(&pairs)
 }
 
 pub(in crate::registry) async fn refresh(

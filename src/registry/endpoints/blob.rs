@@ -111,7 +111,7 @@ impl Repo {
         if response.status() == StatusCode::PARTIAL_CONTENT || found.is_some() && found == size {
             return Ok(());
         }
-        web_page::instead_of(&self.registry.name, response).map_or(Ok(()), Err)
+        web_page::instead(&self.registry.name, response).map_or(Ok(()), Err)
     }
 
     /// `POST` of an upload, which asks for a mount too where there is something to mount from.

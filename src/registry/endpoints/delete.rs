@@ -12,6 +12,7 @@ use crate::reference::{Tag, Target};
 use crate::registry::Repo;
 use crate::registry::auth::scope::Scope;
 use crate::registry::azure::is_acr;
+use crate::registry::lookup::is_unsupported;
 use crate::registry::urls::Endpoint;
 
 /// What a registry says of a tag itself, which is more than of its image.
@@ -56,9 +57,10 @@ impl Repo {
         let scope = Scope::delete(&self.repository);
         let call = self.call(Method::GET, self.acr_tag(tag), &scope, doing).await?;
         let parse = |_: &Parts, bytes: Bytes| {
-            let wrong =
-                |error| Error::new(Kind::Invalid, "the answer is not about a tag").quoting(format!(": {error}"));
-            serde_json::from_slice(&bytes).map_err(|error: serde_json::Error| wrong(error).transient(None))
+            serde_json::from_slice(&bytes).map_err(|error| {
+                let wrong = Error::new(Kind::Invalid, "the answer is not about a tag");
+                wrong.quoting(format!(": {error}")).caused_by(error).transient(None)
+            })
         };
         let read = self.registry.read(call, 1 << 20, parse).await;
         let document: TagDocument = read?;
@@ -96,6 +98,7 @@ impl Repo {
             self.delete(self.at_manifest(&target), format!("delete manifest {}@{digest}", self.repository)).await;
         deleted.map_err(|error| match is_unable(&error) {
             true => Error::new(Kind::Unsupported, format!("{} allows no deletes ({error})", self.registry.name))
+                .caused_by(error)
                 .hint("docker-registry allows them by REGISTRY_STORAGE_DELETE_ENABLED=true"),
             false => error,
         })
@@ -120,8 +123,7 @@ fn is_unable(error: &Error) -> bool {
     match (error.kind(), error.status()) {
         // DIGEST_INVALID
         (Kind::Mismatch, status) => status == Some(400),
-        (Kind::Registry, Some(405 | 501)) => true,
         (Kind::Registry, Some(400)) => error.code() == Some("UNSUPPORTED"),
-        _ => false,
+        _ => is_unsupported(error),
     }
 }

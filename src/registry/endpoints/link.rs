@@ -5,6 +5,7 @@ use http::header::LINK;
 use reqwest::Url;
 
 use crate::error::{Error, Kind, Result};
+use crate::registry::urls::percent_decode;
 
 /// The query of the next page of the list at `current`. `None` if no header names a next page: the list ends here.
 ///
@@ -36,7 +37,8 @@ fn unclear(why: &str) -> Error {
 fn query_of(target: &str, current: &Url) -> Result<String> {
     let url = current.join(target).ok().filter(|url| !target.is_empty() && matches!(url.scheme(), "http" | "https"));
     let url = url.ok_or_else(|| unclear("its target is not a URL"))?;
-    if decoded(url.path()) != decoded(current.path()) {
+    // A registry may escape the slashes of a repository's name.
+    if percent_decode(url.path()) != percent_decode(current.path()) {
         return Err(unclear("the next page is not a page of this list"));
     }
     let query = url.query().filter(|query| !query.is_empty()).ok_or_else(|| unclear("its target has no query"))?;
@@ -44,17 +46,6 @@ fn query_of(target: &str, current: &Url) -> Result<String> {
         return Err(unclear("its target is too long"));
     }
     Ok(query.to_owned())
-}
-
-/// The path without percent-encoding, such as that of the slashes of a repository's name.
-fn decoded(path: &str) -> Vec<u8> {
-    let (bytes, mut decoded, mut at) = (path.as_bytes(), Vec::with_capacity(path.len()), 0);
-    while let Some(byte) = bytes.get(at) {
-        let code = path.get(at + 1..at + 3).filter(|_| *byte == b'%').and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        decoded.push(code.unwrap_or(*byte));
-        at += if code.is_some() { 3 } else { 1 };
-    }
-    decoded
 }
 
 /// The targets of all links of one header whose relation is `next`.

@@ -12,20 +12,15 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::pages::{Bounds, Pages};
 use crate::content::{TagPage, TagPages};
+use crate::credentials::encode_form;
 use crate::descriptor::{Descriptor, Digest, MediaType, null_is_empty};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ListReservation;
 use crate::reference::Target;
 use crate::registry::Repo;
 use crate::registry::auth::scope::Scope;
-use crate::registry::auth::token::encode;
-use crate::registry::call::{Call, Payload};
+use crate::registry::call::Call;
 use crate::registry::urls::Endpoint;
-
-/// The referrers of a manifest.
-pub(in crate::registry) struct Referrers {
-    pub(in crate::registry) listed: Vec<Descriptor>,
-}
 
 /// `null` is no tags: distribution writes it. Without the field it is another document.
 #[derive(Deserialize)]
@@ -62,7 +57,7 @@ impl TagList {
         // The spec lets a registry omit the Link of a page that is full ("Listing Tags": "MAY"). One more or one
         // fewer is a whole list: a registry that ignores `n`, or that has no more.
         let full = tags.last().filter(|_| tags.len() == TAGS_PER_PAGE);
-        let guess = full.map(|last| encode(&[("n", &TAGS_PER_PAGE.to_string()), ("last", last)]));
+        let guess = full.map(|last| encode_form(&[("n", &TAGS_PER_PAGE.to_string()), ("last", last)]));
         let taken = self.pages.take(&url, &head, &mut tags, String::as_str, guess);
         taken.map_err(|error| error.doing(doing))?;
         Ok(Some(TagPage::new(tags)))
@@ -97,7 +92,7 @@ impl Repo {
 
     /// The referrers of `subject`: by the API, else by the tag schema (distribution spec, "Listing
     /// Referrers"). Bounded to [`REFERRER_BOUNDS`].
-    pub(in crate::registry) async fn list_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Referrers> {
+    pub(in crate::registry) async fn list_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Vec<Descriptor>> {
         if self.registry.no_referrers.load(Ordering::Relaxed) {
             return self.tagged_referrers(subject, scope).await;
         }
@@ -106,14 +101,7 @@ impl Repo {
         let mut pages = Pages::new(None, REFERRER_BOUNDS);
         let mut url = Endpoint::Referrers(&self.repository.name, subject).url(self.registry.base().await?)?;
         while pages.turn(&mut url).map_err(|error| error.doing(doing.clone()))? {
-            let call = Call {
-                method: Method::GET,
-                url: url.clone(),
-                scope,
-                headers: HeaderMap::new(),
-                body: Payload::Empty,
-                doing: doing.clone(),
-            };
+            let call = Call::new(Method::GET, url.clone(), scope, doing.clone());
             let call = call.header(ACCEPT, MediaType::OCI_INDEX);
             let read = self.registry.read(call, MAX_PAGE_BYTES, page).await;
             let (head, size, page): Page<ReferrersPage> = match read {
@@ -133,26 +121,23 @@ impl Repo {
             pages.weigh(size).map_err(|error| error.doing(doing.clone()))?;
             let ReferrersPage { mut manifests } = page;
             self.take_room(&mut room, &manifests).map_err(|error| error.doing(doing.clone()))?;
-            let keys: Vec<String> = manifests.iter().map(|listed| listed.digest.to_string()).collect();
-            let mut keyed: Vec<_> = manifests.drain(..).zip(keys).collect();
-            let taken = pages.take(&url, &head, &mut keyed, |(_, key)| key.as_str(), None);
+            let taken = pages.take(&url, &head, &mut manifests, |listed| &listed.digest, None);
             taken.map_err(|error| error.doing(doing.clone()))?;
-            listed.extend(keyed.into_iter().map(|(listed, _)| listed));
+            listed.extend(manifests);
         }
-        Ok(Referrers { listed })
+        Ok(listed)
     }
 
-    async fn tagged_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Referrers> {
-        let listed = match self.get_manifest(&Target::Tag(subject.referrers_tag()), scope).await {
+    async fn tagged_referrers(&self, subject: &Digest, scope: &Scope) -> Result<Vec<Descriptor>> {
+        match self.get_manifest(&Target::Tag(subject.referrers_tag()), scope).await {
             Ok(index) => {
                 let manifests = &index.contents().manifests;
                 self.take_room(&mut ListReservation::default(), manifests)?;
-                manifests.clone()
+                Ok(manifests.clone())
             }
-            Err(error) if error.kind() == Kind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        Ok(Referrers { listed })
+            Err(error) if error.kind() == Kind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes room for the descriptors of a page, where all lists share it.
@@ -179,7 +164,8 @@ fn page<T: DeserializeOwned>(head: &Parts, bytes: Bytes) -> Result<Page<T>> {
         return Err(Error::new(Kind::Invalid, what));
     }
     let parsed = serde_json::from_slice(&bytes).map_err(|error| {
-        let wrong = Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}"));
+        let wrong =
+            Error::new(Kind::Invalid, "the answer is not a list").quoting(format!(": {error}")).caused_by(error);
         if serde_json::from_slice::<IgnoredAny>(&bytes).is_err() { wrong.transient(None) } else { wrong }
     });
     Ok((head.headers.clone(), bytes.len(), parsed?))

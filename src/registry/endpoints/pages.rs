@@ -112,12 +112,12 @@ impl Pages {
     ///
     /// # Errors
     /// [`Kind::Invalid`] past a bound, and the errors of [`next_query`].
-    pub(in crate::registry) fn take<T>(
+    pub(in crate::registry) fn take<T, K: Hash + ?Sized>(
         &mut self,
         url: &Url,
         headers: &HeaderMap,
         page: &mut Vec<T>,
-        key: impl Fn(&T) -> &str,
+        key: impl Fn(&T) -> &K,
         guess: Option<String>,
     ) -> Result<()> {
         self.read += 1;

@@ -55,9 +55,7 @@ pub struct UploadSession {
 impl Repo {
     /// The session that a 202 describes.
     pub(in crate::registry) async fn session(&self, response: &Response) -> Result<UploadSession> {
-        let base = self.registry.base().await?;
-        let asked = answered_by(response).unwrap_or(base);
-        let url = session_url(response.headers(), asked, base, &self.repository)?;
+        let url = self.session_url(response).await?;
         let least = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok()?.parse().ok());
         let id = self.registry.next_session.fetch_add(1, Ordering::Relaxed);
         self.registry.track_session(id, &url, self);
@@ -100,7 +98,7 @@ impl Repo {
                     self.cancel(&session).await;
                     return Err(error);
                 }
-                body = feed.open(session.at).await?;
+                body = self.reopen(&session, feed, session.at).await?;
                 continue;
             }
             match self.recover(session, feed, error).await? {
@@ -147,7 +145,7 @@ impl Repo {
             } else {
                 Payload::Stream(reqwest::Body::wrap(ChunkBody::new(slot, length)?), length)
             };
-            let call = Call { method, url, scope: &self.push, headers, body, doing: doing.clone() };
+            let call = Call { headers, body, ..Call::new(method, url, &self.push, doing.clone()) };
             let sending = self.registry.call_once(call);
             // Without a body to watch, the transport itself bounds the wait for the answer.
             let response =
@@ -161,8 +159,7 @@ impl Repo {
             if last {
                 return Ok(());
             }
-            let base = self.registry.base().await?;
-            match session_url(response.headers(), answered_by(&response).unwrap_or(&asked), base, &self.repository) {
+            match self.session_url(&response).await {
                 Ok(url) => session.url = url,
                 // ECR answers 201 to a PATCH; a Location beside it may be that of the blob.
                 Err(_) if response.status() == StatusCode::CREATED => {}
@@ -209,7 +206,10 @@ impl Repo {
                 match self.state(&mut session).await {
                     Ok(()) if session.at > 0 && session.at <= feed.blob().size => {
                         tracing::info!("blob {}: going on at byte {}", feed.blob().digest, session.at);
-                        return Ok(Some((session.clone_state(), feed.open(session.at).await?)));
+                        let body = self.reopen(&session, feed, session.at).await?;
+                        // A session that goes on after a fault is asked anew.
+                        (session.redirected, session.moved) = (None, None);
+                        return Ok(Some((session, body)));
                     }
                     Err(fault) if fault.is_transient() => {
                         error = fault;
@@ -229,7 +229,10 @@ impl Repo {
             tracing::info!("blob {}: beginning again in a new upload session", feed.blob().digest);
             match self.start_upload(feed.blob(), None).await {
                 Ok(UploadStart::Mounted) => return Ok(None),
-                Ok(UploadStart::Session(new)) => return Ok(Some((new, feed.open(0).await?))),
+                Ok(UploadStart::Session(new)) => {
+                    let body = self.reopen(&new, feed, 0).await?;
+                    return Ok(Some((new, body)));
+                }
                 Err(fault) => error = fault,
             }
         }
@@ -237,24 +240,32 @@ impl Repo {
 
     /// Asks the session how many bytes it has (distribution spec, "Pushing a blob in chunks").
     async fn state(&self, session: &mut UploadSession) -> Result<()> {
-        let doing = "ask the upload session's state".to_owned();
-        let call = Call {
-            method: Method::GET,
-            url: session.url.clone(),
-            scope: &self.push,
-            headers: HeaderMap::new(),
-            body: Payload::Empty,
-            doing,
-        };
+        let call = Call::new(Method::GET, session.url.clone(), &self.push, "ask the upload session's state");
         let response = self.registry.call_once(call).await?;
         session.at = end_of_range(response.headers()).filter(|end| *end > 1).unwrap_or(0);
-        let base = self.registry.base().await?;
-        let asked = answered_by(&response).unwrap_or(&session.url);
-        if let Ok(url) = session_url(response.headers(), asked, base, &self.repository) {
+        if let Ok(url) = self.session_url(&response).await {
             session.url = url;
             self.registry.track_session(session.id, &session.url, self);
         }
         Ok(())
+    }
+
+    /// Opens the source again from byte `from` on, for this session, which is deleted if that fails.
+    async fn reopen<S: Source>(&self, session: &UploadSession, feed: &Feed<S>, from: u64) -> Result<Verified> {
+        let opened = feed.open(from).await;
+        if opened.is_err() {
+            self.cancel(session).await;
+        }
+        opened
+    }
+
+    /// The session's URL by the `Location` of a response.
+    ///
+    /// # Errors
+    /// As [`session_url`].
+    async fn session_url(&self, response: &Response) -> Result<Url> {
+        let base = self.registry.base().await?;
+        session_url(response.headers(), answered_by(response).unwrap_or(base), base, &self.repository)
     }
 
     /// Deletes the session, if the registry still knows it. Its failure says nothing.
@@ -286,10 +297,6 @@ impl Repo {
 }
 
 impl UploadSession {
-    fn clone_state(&self) -> Self {
-        Self { url: self.url.clone(), redirected: None, moved: None, ..*self }
-    }
-
     /// Where the next body goes.
     fn next(&self) -> Url {
         let mut url = self.url.clone();
@@ -346,14 +353,7 @@ impl Registry {
     async fn delete_session(&self, url: Url, scope: &Scope) -> Result<()> {
         let budget = Budget::new(DELETE_RETRIES, DELETE_TIMEOUT);
         loop {
-            let call = Call {
-                method: Method::DELETE,
-                url: url.clone(),
-                scope,
-                headers: HeaderMap::new(),
-                body: Payload::Empty,
-                doing: "delete an upload session".to_owned(),
-            };
+            let call = Call::new(Method::DELETE, url.clone(), scope, "delete an upload session");
             match self.call_once(call).await {
                 Ok(_) => return Ok(()),
                 Err(error) => budget.retry_quietly(error).await?,
@@ -463,7 +463,6 @@ mod tests {
         assert_eq!(session.next().as_str(), "https://other.io:8443/v2/a/blobs/uploads/1?x=2");
         session.url = url("https://third.io/v2/a/blobs/uploads/1");
         assert_eq!(session.next(), session.url, "it is no Location at the front");
-        assert!(session.clone_state().moved.is_none(), "a session that is gone on with after a fault is asked anew");
     }
 
     #[test]

@@ -50,11 +50,11 @@ impl PullLimit {
     pub(in crate::registry) fn new(registry: &str, options: &Options) -> Self {
         let hub = registry == DOCKER_HUB;
         let given = if hub { options.hub_accounts.len() } else { 0 };
-        let guarded = options.keep_pulls.is_some() || options.deadline.is_some() || given > 0;
+        let guarded = options.reserve_pulls.is_some() || options.deadline.is_some() || given > 0;
         let rules = PullRules {
-            keep: options.keep_pulls.unwrap_or(0),
+            keep: options.reserve_pulls.unwrap_or(0),
             guarded,
-            ask_first: hub && options.keep_pulls.is_some(),
+            ask_first: hub && options.reserve_pulls.is_some(),
             share: u64::from(options.share.max(1)),
         };
         Self {
@@ -64,7 +64,7 @@ impl PullLimit {
             poll: tokio::sync::Mutex::default(),
             first: options.pull_poll.0,
             most: options.pull_poll.1.max(options.pull_poll.0),
-            keep: options.keep_pulls,
+            keep: options.reserve_pulls,
             deadline: options.deadline,
             given,
         }
@@ -162,7 +162,8 @@ impl PullLimit {
         let (keep, hours) = (self.keep.unwrap_or(0), self.window() / 3600);
         let what =
             format!("{} allows {limit} pulls in {hours} h, and {keep} are kept: none can ever be made", self.registry);
-        Err(Error::new(Kind::Usage, what).hint(format!("keep fewer than {limit} by --keep-pulls, or log in for more")))
+        Err(Error::new(Kind::Usage, what)
+            .hint(format!("keep fewer than {limit} by --reserve-pulls, or log in for more")))
     }
 
     /// When a wait that began then ends. None if nobody wants to wait.
@@ -335,7 +336,7 @@ mod tests {
     }
 
     fn pulls(adapt: impl FnOnce(&mut Options)) -> PullLimit {
-        let mut options = Options { keep_pulls: Some(10), ..Options::default() };
+        let mut options = Options { reserve_pulls: Some(10), ..Options::default() };
         adapt(&mut options);
         PullLimit::new(DOCKER_HUB, &options)
     }
@@ -398,7 +399,7 @@ mod tests {
     async fn a_reserve_that_no_window_exceeds_is_an_error_at_once() {
         for left in [100, 40] {
             let (hub, begun) = (Hub::new(&[left]), Instant::now());
-            let pulls = pulls(|options| options.keep_pulls = Some(100));
+            let pulls = pulls(|options| options.reserve_pulls = Some(100));
             let done = all(&hub, &pulls, 60, begun).await;
             assert!(done.iter().all(|result| result.as_ref().is_err_and(|error| error.kind() == Kind::Usage)));
             assert_eq!((begun.elapsed().as_secs(), hub.asked.lock().expect("unpoisoned").len()), (0, 1));
@@ -435,7 +436,7 @@ mod tests {
         drop(today.reserve("x", false, begun, ask).await.expect("nothing is held back"));
         assert!(!today.spend(0), "the registry's own error is told");
         let patient = pulls(|options| {
-            options.keep_pulls = None;
+            options.reserve_pulls = None;
             options.deadline = Some(begun + Duration::from_secs(200));
         });
         drop(patient.reserve("x", false, begun, ask).await.expect("nothing is known"));

@@ -1,7 +1,7 @@
 //! An HTTP client for one registry and the hosts that it sends us to.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::{HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, USER_AGENT};
@@ -9,14 +9,21 @@ use http::{Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use reqwest::{Body, Url};
+use tokio::sync::OnceCell;
 
-use super::connector::{Connector, Shared, Target, TlsConfigs};
+use super::connector::{Connector, Shared, Target, TlsConfigs, through};
 use super::proxies::Proxies;
 use super::trust::{Roots, Trust};
 use super::verifier::{self, ClientCertificate};
-use super::{find_source, probe};
+use super::{AGENT, find_source, probe};
 use crate::error::{Error, Result};
-use crate::registry::address::Policy;
+use crate::registry::address::{Policy, authority, bare_host};
+use crate::registry::error::transport_error;
+
+/// How errors of a response's body name its sender: the registry, and the proxy that forwards its answers. In the
+/// response's extensions.
+#[derive(Clone, Debug)]
+pub(in crate::registry) struct PeerName(pub(in crate::registry) String);
 
 /// A client with a pool of connections. Clones share it.
 #[derive(Clone, Debug)]
@@ -44,11 +51,11 @@ impl HttpClient {
     /// A client that has no connection yet.
     pub(in crate::registry) fn new(settings: Settings<'_>) -> Self {
         let Settings { registry, base, policy, proxies, trust, insecure, idle } = settings;
-        let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
+        let host = bare_host(base).to_ascii_lowercase();
         let port = base.port_or_known_default().unwrap_or(443);
         let own = Target { host, port, is_explicit: base.port().is_some() };
         let (registry, proxies, trust) = (registry.to_owned(), proxies.clone(), trust.clone());
-        let (tls, answered) = (OnceLock::new(), AtomicBool::new(false));
+        let (tls, answered) = (OnceCell::new(), AtomicBool::new(false));
         let shared = Arc::new(Shared { registry, own, policy, proxies, tls, trust, insecure, answered });
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -61,12 +68,9 @@ impl HttpClient {
     /// Sends a request, up to the head of the response.
     ///
     /// # Errors
-    /// Our own ones are final. An error of the exchange is given to `explain`, which makes one of it.
-    pub(in crate::registry) async fn send(
-        &self,
-        mut request: Request<Body>,
-        explain: impl FnOnce(&(dyn std::error::Error + 'static)) -> Error,
-    ) -> Result<Response<Body>> {
+    /// [`Kind::Network`] and [`Kind::Timeout`] if no response came; the text names the registry, and the proxy if one
+    /// leads there.
+    pub(in crate::registry) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>> {
         let uri = request.uri().clone();
         request.headers_mut().entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
         // A tunnel is signed when it is made.
@@ -79,28 +83,28 @@ impl HttpClient {
             _ => None,
         };
         if let Some(value) = forwarding.as_ref().and_then(|proxy| proxy.authorization()) {
-            request.headers_mut().insert(PROXY_AUTHORIZATION, value);
+            request.headers_mut().insert(PROXY_AUTHORIZATION, value.clone());
         }
-        let response = self.client.request(request).await.map_err(|error| match find_source::<Error>(&error) {
+        let peer = PeerName(format!("{}{}", self.shared.registry, through(forwarding.as_deref())));
+        let mut response = self.client.request(request).await.map_err(|error| match find_source::<Error>(&error) {
             Some(own) => own.duplicate(),
-            None => self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| explain(&error)),
+            None => self.shared.explain_exchange(&error, &uri).unwrap_or_else(|| transport_error(&error, &peer.0)),
         })?;
+        response.extensions_mut().insert(peer);
         if let Some(proxy) = forwarding.filter(|_| response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
-            let schemes = response.headers().get_all(PROXY_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-            let schemes: Vec<&str> = schemes.filter_map(|value| value.split(' ').next()).collect();
-            return Err(proxy.wants_user(&schemes.join(", ")));
+            let values = response.headers().get_all(PROXY_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+            return Err(proxy.wants_user(&values.collect::<Vec<_>>().join(", ")));
         }
         self.shared.answered.store(true, Ordering::Relaxed);
         Ok(response.map(Body::wrap))
     }
 
-    /// Whether the registry's own port speaks TLS.
+    /// How the registry's own port answers a TLS handshake.
     ///
     /// # Errors
-    /// If it cannot be reached, or stays silent.
-    pub(in crate::registry) async fn speaks_tls(&self) -> Result<bool> {
-        let stream = self.shared.dial_own().await?;
-        probe::speaks_tls(stream, &self.shared.own.host, PROBE_TIMEOUT).await
+    /// If it cannot be reached, or stays silent for [`PROBE_TIMEOUT`].
+    pub(in crate::registry) async fn probe(&self) -> Result<probe::Answer> {
+        self.shared.probe_own(PROBE_TIMEOUT).await
     }
 }
 
@@ -139,11 +143,11 @@ impl TlsConfigs {
 /// host that is asked.
 fn names(registry: &str, own: &Target) -> Vec<String> {
     let mut names = vec![registry.to_owned()];
-    let host = if own.host.contains(':') { format!("[{}]", own.host) } else { own.host.clone() };
-    if own.port == 443 {
-        names.extend([format!("{registry}:443"), host.clone()]);
+    let with_port = authority(&own.host, own.port);
+    if let Some(host) = with_port.strip_suffix(":443") {
+        names.extend([format!("{registry}:443"), host.to_owned()]);
     }
-    names.push(format!("{host}:{}", own.port));
+    names.push(with_port);
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
     names
@@ -157,7 +161,6 @@ pub(in crate::registry) fn library_tls(trust: &Trust) -> Result<tokio_rustls::ru
     verifier::config(verifier::by_roots(&trust.roots()?)?, ClientCertificate::new(None), &[b"http/1.1"])
 }
 
-const AGENT: &str = concat!("transload/", env!("CARGO_PKG_VERSION"));
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a registry on this machine may take to answer the beginning of a TLS handshake.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a registry may take to answer the beginning of a TLS handshake.
+pub(in crate::registry) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
@@ -24,9 +25,10 @@ use super::proxies::{Proxies, Proxy, Scheme};
 use super::tls_error::{self, Peer};
 use super::trust::Trust;
 use super::verifier::ClientCertificate;
-use super::{socks, tunnel};
+use super::{probe, socks, tunnel};
 use crate::error::{Error, Kind, Result};
-use crate::registry::address::{Lookup, Policy};
+use crate::pool;
+use crate::registry::address::{Lookup, Policy, authority, without_brackets};
 
 /// Makes the connections to one registry, and to where it sends us.
 #[derive(Clone, Debug)]
@@ -41,7 +43,7 @@ pub(super) struct Shared {
     pub(super) policy: Policy,
     pub(super) proxies: Proxies,
     /// Made for the first connection with TLS: it takes some time to read all certificates of a system.
-    pub(super) tls: OnceLock<Result<TlsConfigs>>,
+    pub(super) tls: OnceCell<Result<TlsConfigs>>,
     pub(super) trust: Arc<Trust>,
     /// No certificate is verified.
     pub(super) insecure: bool,
@@ -79,15 +81,14 @@ impl PartialEq for Target {
 
 impl Target {
     fn of(uri: &Uri) -> Option<Self> {
-        let host = uri.host()?.trim_matches(['[', ']']).to_ascii_lowercase();
+        let host = without_brackets(uri.host()?).to_ascii_lowercase();
         let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         Some(Self { host, port: uri.port_u16().unwrap_or(default), is_explicit: uri.port_u16().is_some() })
     }
 
     /// As CONNECT names it.
     fn authority(&self) -> String {
-        let Self { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        authority(&self.host, self.port)
     }
 }
 
@@ -96,6 +97,25 @@ pub(super) struct Stream {
     io: Box<dyn Io>,
     /// Its other end is a proxy that forwards requests.
     forwarded: bool,
+}
+
+/// Why there is no stream to a host.
+struct NoStream {
+    error: Error,
+    /// The host or its proxy answered: nothing listens at the port, or no tunnel leads there.
+    refused: bool,
+}
+
+impl From<Error> for NoStream {
+    fn from(error: Error) -> Self {
+        Self { error, refused: false }
+    }
+}
+
+impl From<NoStream> for Error {
+    fn from(no: NoStream) -> Self {
+        no.error
+    }
 }
 
 /// What a connection can do.
@@ -126,9 +146,13 @@ impl Service<Uri> for Connector {
 impl Shared {
     /// # Errors
     /// If certificates that are configured cannot be read.
-    fn tls(&self) -> Result<&TlsConfigs> {
-        let made = self.tls.get_or_init(|| TlsConfigs::new(&self.trust, &self.registry, &self.own, self.insecure));
-        made.as_ref().map_err(Error::duplicate)
+    async fn tls(&self) -> Result<&TlsConfigs> {
+        let made = self.tls.get_or_init(|| {
+            let (trust, registry, own) = (self.trust.clone(), self.registry.clone(), self.own.clone());
+            let insecure = self.insecure;
+            pool::run_blocking(move || TlsConfigs::new(&trust, &registry, &own, insecure))
+        });
+        made.await.as_ref().map_err(Error::duplicate)
     }
 
     async fn connect(&self, uri: &Uri) -> Result<Stream> {
@@ -136,35 +160,38 @@ impl Shared {
         let https = uri.scheme_str() == Some("https");
         let proxy = self.proxies.for_host(https, &target.host, target.port)?;
         let connecting = async {
-            let Some(proxy) = &proxy else {
-                let io = self.direct(&target).await?;
-                return if https { self.secured(io, &target, None).await } else { Ok(Stream::plain(io)) };
-            };
-            let io = to_proxy(self, proxy).await?;
-            if !https && proxy.forwards() {
-                proxy.works();
-                return Ok(Stream { io, forwarded: true });
+            let io = self.stream(&target, https, proxy.as_deref()).await?;
+            if https {
+                return self.secured(io, &target, proxy.as_deref()).await;
             }
-            let io = self.through(proxy, io, &target).await?;
-            proxy.works();
-            if https { self.secured(io, &target, Some(proxy)).await } else { Ok(Stream::plain(io)) }
+            Ok(Stream { io, forwarded: proxy.as_ref().is_some_and(|proxy| proxy.forwards()) })
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(connected) => connected,
-            Err(_) => Err(self.late(&target, proxy.as_deref())),
+            Err(_) => Err(self.late(&target, proxy.as_deref(), CONNECT_TIMEOUT)),
         }
     }
 
-    fn late(&self, target: &Target, proxy: Option<&Proxy>) -> Error {
-        let seconds = CONNECT_TIMEOUT.as_secs();
+    /// A stream that leads to a host, or to the proxy that forwards requests to it.
+    async fn stream(&self, target: &Target, https: bool, proxy: Option<&Proxy>) -> Result<Box<dyn Io>, NoStream> {
+        let Some(proxy) = proxy else { return self.direct(target).await };
+        let mut io = to_proxy(self, proxy).await?;
+        if https || !proxy.forwards() {
+            io = self.through(proxy, io, target).await?;
+        }
+        proxy.works();
+        Ok(io)
+    }
+
+    /// The error of a connection that was not made within `limit`.
+    fn late(&self, target: &Target, proxy: Option<&Proxy>, limit: Duration) -> Error {
+        let seconds = limit.as_secs();
         match proxy {
             None => Error::new(
                 Kind::Timeout,
                 format!("{} cannot be reached in time: no connection in {seconds} s", self.name(target)),
             ),
-            Some(proxy) => {
-                proxy.fault(format!("made no connection to {} in {seconds} s", target.authority())).hint(proxy.hint())
-            }
+            Some(proxy) => proxy.fault(format!("made no connection to {} in {seconds} s", target.authority())),
         }
     }
 
@@ -174,7 +201,7 @@ impl Shared {
     }
 
     /// TCP to a host, at one of the addresses that the address rule allows.
-    async fn direct(&self, target: &Target) -> Result<Box<dyn Io>> {
+    async fn direct(&self, target: &Target) -> Result<Box<dyn Io>, NoStream> {
         let addresses = self.addresses(target).await?;
         let name = self.name(target);
         let stream = dial(&addresses, DIAL_TIMEOUT).await.map_err(|error| {
@@ -183,7 +210,11 @@ impl Shared {
             } else {
                 "the registry sends us there: is it up, and reachable from here?"
             };
-            Error::new(Kind::Network, format!("{name}: {error}")).hint(hint)
+            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+            NoStream {
+                error: Error::new(Kind::Network, format!("{name}: {error}")).caused_by(error).hint(hint),
+                refused,
+            }
         })?;
         Ok(Box::new(stream))
     }
@@ -205,24 +236,25 @@ impl Shared {
     }
 
     /// Makes a tunnel through a proxy that the stream leads to.
-    async fn through(&self, proxy: &Proxy, mut io: Box<dyn Io>, target: &Target) -> Result<Box<dyn Io>> {
+    async fn through(&self, proxy: &Proxy, mut io: Box<dyn Io>, target: &Target) -> Result<Box<dyn Io>, NoStream> {
         let handshake = async {
             if proxy.forwards() {
-                let answer = tunnel::connect(&mut io, &target.authority(), proxy.authorization().as_ref()).await;
+                let answer = tunnel::connect(&mut io, &target.authority(), proxy.authorization()).await;
                 let answer = answer.map_err(|error| broken(proxy, &error))?;
                 return opened(proxy, target, &answer);
             }
             let (host, port) = self.socks_target(proxy, target).await?;
             let user = proxy.user.as_ref().map(|(user, password)| (user.as_str(), password.reveal()));
             let opened = socks::connect(&mut io, &host, port, user).await;
-            opened.map_err(|fault| socks_fault(proxy, target, &fault))
+            opened.map_err(|fault| socks_fault(proxy, target, &fault).into())
         };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(done) => done.map(|()| io),
-            Err(_) if proxy.forwards() => Err(self.late(target, Some(proxy))),
-            Err(_) => Err(proxy
-                .fault(format!("did not answer in {} s: does it speak SOCKS 5?", HANDSHAKE_TIMEOUT.as_secs()))
-                .hint(proxy.hint())),
+            Err(_) if proxy.forwards() => Err(self.late(target, Some(proxy), HANDSHAKE_TIMEOUT).into()),
+            Err(_) => {
+                let seconds = HANDSHAKE_TIMEOUT.as_secs();
+                Err(proxy.fault(format!("did not answer in {seconds} s: does it speak SOCKS 5?")).into())
+            }
         }
     }
 
@@ -246,8 +278,8 @@ impl Shared {
     }
 
     /// TLS with a host, on a stream that leads there.
-    async fn secured(&self, io: Box<dyn Io>, target: &Target, proxy: Option<&Arc<Proxy>>) -> Result<Stream> {
-        let tls = self.tls()?;
+    async fn secured(&self, io: Box<dyn Io>, target: &Target, proxy: Option<&Proxy>) -> Result<Stream> {
+        let tls = self.tls().await?;
         let (config, client) = if *target == self.own {
             (&tls.own, &tls.certificate)
         } else if self.policy.is_insecure(&target.host, target.port) {
@@ -258,14 +290,13 @@ impl Shared {
         let name = self.name(target);
         let peer = Peer { name: &name, host: &target.host, client };
         match handshake(config, io, &target.host).await {
-            Ok(io) => Ok(Stream::plain(io)),
+            Ok(io) => Ok(Stream { io, forwarded: false }),
             Err(error) => {
                 let made = self.explain(&error, peer);
-                let through = proxy.map(|proxy| format!(", through the proxy {proxy}")).unwrap_or_default();
                 Err(made.unwrap_or_else(|| {
-                    Error::new(Kind::Network, format!("{name}{through}: {error}")).hint(format!(
-                        "does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"
-                    ))
+                    Error::new(Kind::Network, format!("{name}{}: {error}", through(proxy))).caused_by(error).hint(
+                        format!("does it speak TLS? if it is plain http, allow that by --insecure-registry {name}"),
+                    )
                 }))
             }
         }
@@ -288,26 +319,44 @@ impl Shared {
     /// certificate only after the client thinks that the handshake is done.
     pub(super) fn explain_exchange(&self, error: &(dyn std::error::Error + 'static), uri: &Uri) -> Option<Error> {
         let target = Target::of(uri).filter(|_| uri.scheme_str() == Some("https"))?;
-        let tls = self.tls().ok()?;
+        let tls = self.tls.get()?.as_ref().ok()?;
         let client = if target == self.own { &tls.certificate } else { &tls.none };
         self.explain(error, Peer { name: &self.name(&target), host: &target.host, client })
     }
 
-    /// TCP to the registry itself, past any proxy.
-    pub(super) async fn dial_own(&self) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, self.direct(&self.own)).await {
-            Ok(connected) => connected,
-            Err(_) => Err(self.late(&self.own, None)),
-        }
+    /// How the registry's own port answers a TLS handshake. The connection goes the way of https: through the proxy,
+    /// if one leads there.
+    ///
+    /// # Errors
+    /// If the registry cannot be reached, or stays silent for `limit`.
+    pub(super) async fn probe_own(&self, limit: Duration) -> Result<probe::Answer> {
+        let own = &self.own;
+        let proxy = self.proxies.for_host(true, &own.host, own.port)?;
+        let connecting = self.stream(own, true, proxy.as_deref());
+        let io = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(Ok(io)) => io,
+            // Nothing listens at the port of https, or the proxy makes no tunnels there.
+            Ok(Err(no)) if no.refused && !own.is_explicit => return Ok(probe::Answer::Nothing),
+            Ok(Err(no)) => return Err(no.error),
+            Err(_) => return Err(self.late(own, proxy.as_deref(), CONNECT_TIMEOUT)),
+        };
+        probe::ask(io, &own.host, limit).await
     }
 }
 
+/// How messages name the proxy on the way to a host.
+pub(super) fn through(proxy: Option<&Proxy>) -> String {
+    proxy.map(|proxy| format!(", through the proxy {proxy}")).unwrap_or_default()
+}
+
+/// The error for a name that the resolver knows no address of. `getaddrinfo` has a code of its own for a resolver that
+/// failed (EAI_AGAIN), of which only the text is left here: glibc's or musl's.
 fn no_address(name: &str, error: &io::Error) -> Error {
-    let made = Error::new(Kind::Network, format!("{name} has no address: {error}"));
-    if error.to_string().contains("Temporary failure") {
-        return made.hint("is the registry's name spelled right, and does this machine resolve it?");
-    }
-    made.permanent().hint("is the registry's name spelled right, and does this machine resolve it?")
+    let made = Error::new(Kind::Network, format!("{name} has no address: {error}"))
+        .caused_by_io(error)
+        .hint("is the registry's name spelled right, and does this machine resolve it?");
+    let text = error.to_string();
+    if ["Temporary failure", "Try again"].iter().any(|part| text.contains(part)) { made } else { made.permanent() }
 }
 
 /// A stream to the proxy itself. The user named it, so it may be at any address.
@@ -316,20 +365,19 @@ async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
         Some(address) => vec![SocketAddr::new(address.ip(), proxy.port)],
         None => tokio::net::lookup_host((proxy.host.as_str(), proxy.port))
             .await
-            .map_err(|error| proxy.fault(format!("has no address: {error}")).hint(proxy.hint()))?
+            .map_err(|error| proxy.fault(format!("has no address: {error}")))?
             .collect(),
     };
-    let stream = dial(&addresses, DIAL_TIMEOUT)
-        .await
-        .map_err(|error| proxy.fault(format!("cannot be reached: {error}")).hint(proxy.hint()))?;
+    let stream =
+        dial(&addresses, DIAL_TIMEOUT).await.map_err(|error| proxy.fault(format!("cannot be reached: {error}")))?;
     if proxy.scheme != Scheme::Https {
         return Ok(Box::new(stream));
     }
-    let tls = shared.tls()?;
+    let tls = shared.tls().await?;
     let shaken = handshake(&tls.proxy, Box::new(stream), &proxy.host);
     let silent = |_| {
         let seconds = HANDSHAKE_TIMEOUT.as_secs();
-        proxy.fault(format!("did not answer the TLS handshake in {seconds} s: does it speak TLS?")).hint(proxy.hint())
+        proxy.fault(format!("did not answer the TLS handshake in {seconds} s: does it speak TLS?"))
     };
     tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await.map_err(silent)?.map_err(|error| {
         let name = format!("the proxy {proxy}");
@@ -339,7 +387,7 @@ async fn to_proxy(shared: &Shared, proxy: &Proxy) -> Result<Box<dyn Io>> {
                 "{}; the issuer of the proxy's certificate is trusted by --ca-file",
                 proxy.hint()
             )),
-            None => proxy.fault(format!("failed in the TLS handshake: {error}")).hint(proxy.hint()),
+            None => proxy.fault(format!("failed in the TLS handshake: {error}")),
         }
     })
 }
@@ -352,7 +400,7 @@ async fn handshake(config: &Arc<ClientConfig>, io: Box<dyn Io>, host: &str) -> i
 }
 
 /// Whether the proxy's answer to CONNECT opens the tunnel.
-fn opened(proxy: &Proxy, target: &Target, answer: &tunnel::Answer) -> Result<()> {
+fn opened(proxy: &Proxy, target: &Target, answer: &tunnel::Answer) -> Result<(), NoStream> {
     let kind = answer.content_type.split(';').next().unwrap_or_default().trim();
     let page = if kind.is_empty() { String::new() } else { format!(" ({kind})") };
     let refused = format!("answered {}{page} to CONNECT {}", answer.status, target.authority());
@@ -368,9 +416,11 @@ fn opened(proxy: &Proxy, target: &Target, answer: &tunnel::Answer) -> Result<()>
     };
     match answer.status {
         200..=299 => Ok(()),
-        407 => Err(proxy.wants_user(&answer.authenticate)),
-        500..=599 => Err(proxy.fault(refused).hint(hint)),
-        _ => Err(proxy.refusal(refused).hint(hint)),
+        407 => Err(proxy.wants_user(&answer.authenticate).into()),
+        status => {
+            let error = if status >= 500 { proxy.fault(refused) } else { proxy.refusal(refused) };
+            Err(NoStream { error: error.hint_instead(hint), refused: true })
+        }
     }
 }
 
@@ -379,17 +429,15 @@ fn broken(proxy: &Proxy, error: &io::Error) -> Error {
         io::ErrorKind::InvalidData => "does not speak HTTP".to_owned(),
         _ => format!("failed: {error}"),
     };
-    proxy.fault(what).hint(proxy.hint())
+    proxy.fault(what)
 }
 
 fn socks_fault(proxy: &Proxy, target: &Target, fault: &socks::Fault) -> Error {
     match fault {
-        socks::Fault::WantsUser | socks::Fault::WrongUser => proxy.wants_user_by_socks(fault),
-        socks::Fault::Refused(_) => {
-            proxy.fault(format!("{fault}, when asked for {}", target.authority())).hint(proxy.hint())
-        }
-        socks::Fault::NotSocks | socks::Fault::LongName => proxy.refusal(fault).hint(proxy.hint()),
-        socks::Fault::Io(_) => proxy.fault(fault).hint(proxy.hint()),
+        socks::Fault::WantsUser | socks::Fault::WrongUser => proxy.login_refused(fault),
+        socks::Fault::Refused(_) => proxy.fault(format!("{fault}, when asked for {}", target.authority())),
+        socks::Fault::NotSocks | socks::Fault::LongName => proxy.refusal(fault),
+        socks::Fault::Io(_) => proxy.fault(fault),
     }
 }
 
@@ -399,13 +447,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(14);
 /// What the proxy's part may take of it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-impl Stream {
-    /// One that ends at the host itself, with TLS or without.
-    fn plain(io: Box<dyn Io>) -> Self {
-        Self { io, forwarded: false }
-    }
-}
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
@@ -442,5 +483,48 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared() -> Shared {
+        let base = "https://r.test".parse().expect("a URL");
+        Shared {
+            registry: "r.test".to_owned(),
+            own: Target { host: "r.test".to_owned(), port: 443, is_explicit: false },
+            policy: Policy::new(&base, Arc::default(), false),
+            proxies: Proxies::default(),
+            tls: OnceCell::new(),
+            trust: Arc::default(),
+            insecure: false,
+            answered: AtomicBool::new(false),
+        }
+    }
+
+    /// The texts of EAI_AGAIN in glibc and in musl, which static binaries have.
+    #[test]
+    fn a_resolver_that_failed_is_asked_again() {
+        for (text, again) in [
+            ("failed to lookup address information: Temporary failure in name resolution", true),
+            ("failed to lookup address information: Try again", true),
+            ("failed to lookup address information: Name or service not known", false),
+            ("failed to lookup address information: Name does not resolve", false),
+        ] {
+            assert_eq!(no_address("r.test", &io::Error::other(text)).is_transient(), again, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_that_is_silent_is_named_with_its_own_limit() {
+        let proxies = Proxies::from_environment([("HTTPS_PROXY".into(), "http://p.test:3128".into())]);
+        let proxy = proxies.for_host(true, "r.test", 443).expect("a proxy").expect("a proxy");
+        let (ours, _theirs) = tokio::io::duplex(4096);
+        let shared = shared();
+        let no = shared.through(&proxy, Box::new(ours), &shared.own).await.err().expect("silence");
+        let text = "the proxy http://p.test:3128 (HTTPS_PROXY) made no connection to r.test:443 in 10 s";
+        assert_eq!(no.error.to_string(), text);
     }
 }

@@ -26,11 +26,15 @@ mod trust;
 mod tunnel;
 mod verifier;
 
-pub(super) use self::client::{HttpClient, Settings, library_tls};
+pub(super) use self::client::{HttpClient, PROBE_TIMEOUT, PeerName, Settings, library_tls};
+pub(super) use self::probe::Answer as ProbeAnswer;
 pub use self::proxies::Proxies;
 pub use self::trust::Trust;
 
 use std::error::Error as StdError;
+
+/// `User-Agent`, to registries and proxies.
+const AGENT: &str = concat!("transload/", env!("CARGO_PKG_VERSION"));
 
 /// The first error of type `T` among an error and its sources. An [`std::io::Error`] hides the error that it was made
 /// of from [`StdError::source`], so it is opened.

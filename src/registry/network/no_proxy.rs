@@ -4,6 +4,9 @@
 
 use std::net::IpAddr;
 
+use crate::reference::is_loopback;
+use crate::registry::address::without_brackets;
+
 /// The list of `NO_PROXY`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NoProxy {
@@ -50,14 +53,12 @@ impl NoProxy {
 
 /// In lower case, without brackets and without the dot at the end.
 fn bare(host: &str) -> String {
-    host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase()
+    without_brackets(host).trim_end_matches('.').to_ascii_lowercase()
 }
 
 /// No proxy can reach what is on this machine.
 fn is_own_machine(host: &str) -> bool {
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    is_loopback(host) || host.ends_with(".localhost")
 }
 
 fn rule(entry: &str) -> Option<Rule> {

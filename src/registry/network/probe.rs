@@ -1,4 +1,4 @@
-//! Whether a port speaks TLS: for registries on this machine, which are named without a scheme.
+//! Whether a port speaks TLS: for registries that may be asked by plain http, on this machine or by the user's word.
 //!
 //! `kubectl port-forward` and `ssh -L` put a registry with TLS on a port of loopback; `docker run registry` puts one
 //! without TLS there. A handshake is begun, and nothing of a request is sent. Whatever answers it with a record of
@@ -11,27 +11,42 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection};
 
-use super::verifier::{self, ClientCertificate};
+use super::verifier::{self, ClientCertificate, broken};
 use crate::error::{Error, Kind, Result};
 
-/// Whether the other end of a new connection answers a TLS handshake with TLS.
+/// How a port answers the beginning of a TLS handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::registry) enum Answer {
+    /// A record of TLS.
+    Tls,
+    /// Another protocol.
+    Other,
+    /// None: the connection ended, or was refused. A server that is just starting does so too.
+    Nothing,
+}
+
+/// Begins a TLS handshake on a new connection.
 ///
 /// # Errors
-/// [`Kind::Timeout`] if it stays silent: that says nothing.
-pub(super) async fn speaks_tls<S: AsyncRead + AsyncWrite + Unpin>(
+/// [`Kind::Timeout`] if the other end stays silent for `limit`.
+pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     host: &str,
     limit: Duration,
-) -> Result<bool> {
+) -> Result<Answer> {
     let hello = hello(host)?;
     let asked = async {
-        // A server that closes at once may do so before all is written.
-        if stream.write_all(&hello).await.is_err() || stream.flush().await.is_err() {
-            return false;
+        // A server that answers and closes at once may do so before all is written.
+        if stream.write_all(&hello).await.is_ok() {
+            drop(stream.flush().await);
         }
         let mut record = [0; 2];
-        // A record's type, then the major version of TLS (RFC 8446, section 5.1).
-        stream.read_exact(&mut record).await.is_ok() && matches!(record, [HANDSHAKE | ALERT, 3])
+        match stream.read_exact(&mut record).await {
+            // A record's type, then the major version of TLS (RFC 8446, section 5.1).
+            Ok(_) if matches!(record, [HANDSHAKE | ALERT, 3]) => Answer::Tls,
+            Ok(_) => Answer::Other,
+            Err(_) => Answer::Nothing,
+        }
     };
     let silent = || {
         let what = format!("{host} did not answer in {} s, neither by TLS nor by HTTP", limit.as_secs());
@@ -42,7 +57,6 @@ pub(super) async fn speaks_tls<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// The first message of a handshake.
 fn hello(host: &str) -> Result<Vec<u8>> {
-    let broken = |error: &dyn std::fmt::Display| Error::new(Kind::Local, format!("TLS cannot be set up: {error}"));
     let config: ClientConfig =
         verifier::config(verifier::accept_all(), ClientCertificate::new(None), &[b"http/1.1", END_OF_HEAD])?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| broken(&error))?;
@@ -62,12 +76,12 @@ const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 mod tests {
     use super::*;
 
-    async fn answered(answer: &[u8]) -> Result<bool> {
+    async fn answered(answer: &[u8]) -> Result<Answer> {
         let (ours, mut theirs) = tokio::io::duplex(4096);
         theirs.write_all(answer).await.expect("room");
         let (mut reading, mut writing) = tokio::io::split(theirs);
         writing.shutdown().await.expect("open");
-        let spoke = speaks_tls(ours, "localhost", Duration::from_secs(5)).await;
+        let spoke = ask(ours, "localhost", Duration::from_secs(5)).await;
         let mut sent = Vec::new();
         reading.read_to_end(&mut sent).await.expect("what was sent");
         assert_eq!(sent[0], HANDSHAKE);
@@ -79,17 +93,20 @@ mod tests {
     #[tokio::test]
     async fn only_records_of_tls_are_tls() {
         for answer in [&b"\x16\x03\x03\x00\x7a"[..], b"\x15\x03\x03\x00\x02\x02\x28", b"\x15\x03\x01\x00\x02\x02\x46"] {
-            assert!(answered(answer).await.expect("an answer"), "{answer:?}");
+            assert_eq!(answered(answer).await.expect("an answer"), Answer::Tls, "{answer:?}");
         }
-        for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", b"\x16", b"\x05\x00", b"SSH-2.0-x\r\n"] {
-            assert!(!answered(answer).await.expect("an answer"), "{answer:?}");
+        for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"\x05\x00", b"SSH-2.0-x\r\n"] {
+            assert_eq!(answered(answer).await.expect("an answer"), Answer::Other, "{answer:?}");
+        }
+        for answer in [&b""[..], b"\x16"] {
+            assert_eq!(answered(answer).await.expect("an answer"), Answer::Nothing, "{answer:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_no_answer() {
         let (ours, _theirs) = tokio::io::duplex(4096);
-        let error = speaks_tls(ours, "localhost", Duration::from_secs(5)).await.expect_err("silence");
+        let error = ask(ours, "localhost", Duration::from_secs(5)).await.expect_err("silence");
         assert!(error.is_transient() && error.kind() == Kind::Timeout, "{error}");
     }
 }

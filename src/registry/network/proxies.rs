@@ -15,6 +15,8 @@ use reqwest::Url;
 use super::no_proxy::NoProxy;
 use crate::credentials::Secret;
 use crate::error::{Error, Kind, Result};
+use crate::registry::address::{authority, without_brackets};
+use crate::registry::auth::challenge;
 use crate::registry::auth::token::basic;
 use crate::registry::urls::percent_decoded;
 
@@ -37,6 +39,8 @@ pub(super) struct Proxy {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) user: Option<(String, Secret)>,
+    /// The value of `Proxy-Authorization` for that user.
+    authorization: Option<HeaderValue>,
     /// The environment variable that names it.
     variable: String,
     /// A connection was made through it in this run.
@@ -70,10 +74,11 @@ impl Proxies {
         let setting = |(name, value): (String, String)| Arc::new(Proxy::parse(&name, &value));
         // A CGI program has the request header "Proxy" in HTTP_PROXY (CVE-2016-5385), as Go knows too.
         let http = if value("REQUEST_METHOD").is_some() { value("http_proxy") } else { either("HTTP_PROXY") };
-        let for_all = either("ALL_PROXY");
+        // Shared, so that what is learned of the proxy is learned for both.
+        let for_all = either("ALL_PROXY").map(setting);
         Self {
-            https: either("HTTPS_PROXY").or_else(|| for_all.clone()).map(setting),
-            http: http.or(for_all).map(setting),
+            https: either("HTTPS_PROXY").map(setting).or_else(|| for_all.clone()),
+            http: http.map(setting).or(for_all),
             exceptions: NoProxy::parse(&either("NO_PROXY").map(|(_, list)| list).unwrap_or_default()),
         }
     }
@@ -143,11 +148,13 @@ impl Proxy {
         {
             return wrong("SOCKS 5 knows no user name or password of more than 255 bytes");
         }
+        let authorization = user.as_ref().and_then(|(user, password)| basic(user, password).ok());
         Ok(Arc::new(Self {
             scheme,
-            host: host.trim_matches(['[', ']']).to_ascii_lowercase(),
+            host: without_brackets(host).to_ascii_lowercase(),
             port: url.port().unwrap_or(default),
             user,
+            authorization,
             variable: variable.to_owned(),
             worked: AtomicBool::new(false),
         }))
@@ -159,9 +166,8 @@ impl Proxy {
     }
 
     /// The `Proxy-Authorization` header's value.
-    pub(super) fn authorization(&self) -> Option<HeaderValue> {
-        let (user, password) = self.user.as_ref()?;
-        basic(user, password).ok()
+    pub(super) fn authorization(&self) -> Option<&HeaderValue> {
+        self.authorization.as_ref()
     }
 
     /// Notes that a connection was made through it.
@@ -169,16 +175,16 @@ impl Proxy {
         self.worked.store(true, Ordering::Relaxed);
     }
 
-    /// An error of the proxy. It is tried again only if the proxy has worked in this run: one that never did is wrongly
+    /// An error of the proxy, with a hint. It is tried again only if the proxy has worked in this run: one that never did is wrongly
     /// configured, and trying again takes time without any hope.
     pub(super) fn fault(&self, what: impl fmt::Display) -> Error {
         let error = self.refusal(what);
         if self.worked.load(Ordering::Relaxed) { error.transient(None) } else { error }
     }
 
-    /// An error of the proxy that trying again cannot help.
+    /// An error of the proxy that trying again cannot help, with a hint.
     pub(super) fn refusal(&self, what: impl fmt::Display) -> Error {
-        Error::new(Kind::Network, format!("the proxy {self} {what}")).permanent()
+        Error::new(Kind::Network, format!("the proxy {self} {what}")).permanent().hint(self.hint())
     }
 
     /// What to do about a proxy that does not work.
@@ -186,40 +192,37 @@ impl Proxy {
         format!("check {}; hosts that need no proxy are listed in NO_PROXY", self.variable)
     }
 
-    /// It answered 407: it wants a user and a password, or other ones. `schemes` are those of `Proxy-Authenticate`.
-    pub(super) fn wants_user(&self, schemes: &str) -> Error {
-        let variable = &self.variable;
-        let basic = schemes.is_empty() || schemes.to_ascii_lowercase().contains("basic");
-        if !basic {
+    /// The error for an answer of 407: the proxy requires a user and a password, or other ones. `authenticate` is the
+    /// value of `Proxy-Authenticate`, empty without one.
+    pub(super) fn wants_user(&self, authenticate: &str) -> Error {
+        let schemes = challenge::schemes(authenticate);
+        if !schemes.is_empty() && !schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic")) {
             return self
-                .refusal(format!("wants a user by {schemes} (407), but only Basic is supported"))
-                .hint("set up a local proxy that signs in there, such as cntlm or px, and name that one");
+                .refusal(format!("wants a user by {} (407), but only Basic is supported", schemes.join(", ")))
+                .hint_instead("set up a local proxy that signs in there, such as cntlm or px, and name that one");
         }
-        if self.user.is_some() {
-            return self.refusal(format!("does not accept the user name and password in {variable} (407)")).hint(
-                format!("correct them in {variable}; characters such as @ : / # are written as %40 %3A %2F %23"),
-            );
+        match self.user {
+            Some(_) => {
+                self.login_refused(format!("does not accept the user name and password in {} (407)", self.variable))
+            }
+            None => self.login_refused("wants a user name and a password (407)"),
         }
-        self.refusal("wants a user name and a password (407)").hint(format!(
-            "put USER:PASSWORD@ before the host in {variable}; other characters than letters and digits as %XX"
-        ))
     }
 
-    /// The same of a SOCKS proxy.
-    pub(super) fn wants_user_by_socks(&self, fault: impl fmt::Display) -> Error {
+    /// The error for a login that the proxy requires or refuses, with a hint that says where the user stands.
+    pub(super) fn login_refused(&self, what: impl fmt::Display) -> Error {
         let variable = &self.variable;
-        self.refusal(fault).hint(format!(
-            "put USER:PASSWORD@ before the host in {variable}; other characters than letters and digits as %XX"
-        ))
+        self.refusal(what).hint_instead(match self.user {
+            Some(_) => format!("correct them in {variable}; characters such as @ : / # are written as %40 %3A %2F %23"),
+            None => format!(
+                "put USER:PASSWORD@ before the host in {variable}; other characters than letters and digits as %XX"
+            ),
+        })
     }
 
     /// Host and port.
     pub(super) fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        authority(&self.host, self.port)
     }
 
     /// Its URL with user and password.
@@ -293,6 +296,32 @@ mod tests {
         let header = proxy.authorization().expect("a header");
         assert_eq!(header.to_str().ok(), Some("Basic Y29ycDpwQHNzOndvcmQ="));
         assert_eq!(proxy.url().expect("a URL").as_str(), "http://corp:p%40ss%3Aword@p:3128/");
+    }
+
+    #[test]
+    fn a_proxy_for_both_schemes_is_one() {
+        let all = proxies(&[("ALL_PROXY", "http://p:1")]);
+        let [https, http] = [true, false].map(|https| all.for_host(https, "r.test", 443).expect("a proxy"));
+        assert!(Arc::ptr_eq(&https.expect("a proxy"), &http.expect("a proxy")));
+    }
+
+    #[test]
+    fn a_login_that_is_refused_has_the_hint_that_helps() {
+        let [with, without] = ["socks5://me:pw@p:1", "socks5://p:1"].map(|url| {
+            let all = proxies(&[("ALL_PROXY", url)]);
+            all.for_host(true, "r.test", 443).expect("a proxy").expect("a proxy")
+        });
+        for (error, what, hint) in [
+            (with.login_refused("refuses"), "refuses", "correct them in ALL_PROXY; "),
+            (without.login_refused("refuses"), "refuses", "put USER:PASSWORD@ before the host in ALL_PROXY; "),
+            (with.wants_user("Negotiate, Basic realm=\"x, y\""), "does not accept", "correct them in ALL_PROXY; "),
+            (without.wants_user("Negotiate, basic"), "wants a user name and a password (407)", "put USER:PASSWORD@ "),
+            (without.wants_user(""), "wants a user name and a password (407)", "put USER:PASSWORD@ "),
+            (with.wants_user("NTLM x, Negotiate"), "wants a user by NTLM, Negotiate (407)", "set up a local proxy "),
+        ] {
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(error.hint_text().is_some_and(|text| text.starts_with(hint)), "{error}: {:?}", error.hint_text());
+        }
     }
 
     #[test]

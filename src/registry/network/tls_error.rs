@@ -18,20 +18,22 @@ pub(super) struct Peer<'a> {
     pub(super) client: &'a ClientCertificate,
 }
 
+fn permanent(what: String) -> Error {
+    Error::new(Kind::Network, what).permanent()
+}
+
 /// The error that one of TLS stands for. Trying again helps none of them.
 pub(super) fn explain(error: &TlsError, peer: Peer<'_>) -> Error {
     let name = peer.name;
-    let made = |what: String| Error::new(Kind::Network, what).permanent();
     match error {
         TlsError::InvalidCertificate(wrong) => certificate(wrong, peer),
         TlsError::AlertReceived(alert) => alerted(*alert, peer),
-        TlsError::InvalidMessage(_) => made(format!("{name} does not speak TLS, but perhaps plain HTTP: {error}"))
+        TlsError::InvalidMessage(_) => permanent(format!("{name} does not speak TLS, but perhaps plain HTTP: {error}"))
             .hint(format!("if it is plain http, allow that by --insecure-registry {name}")),
         TlsError::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => made(format!("{name} speaks no TLS 1.2 or 1.3, and older versions are not secure"))
-            .hint("its TLS must be updated; or put a TLS proxy before it"),
-        other => made(format!("{name}: the TLS handshake failed: {other}")),
+        ) => permanent(format!("{name} speaks no TLS 1.2 or 1.3, and older versions are not secure")).hint(UPDATE_TLS),
+        other => permanent(format!("{name}: the TLS handshake failed: {other}")),
     }
 }
 
@@ -39,7 +41,6 @@ pub(super) fn explain(error: &TlsError, peer: Peer<'_>) -> Error {
 fn alerted(alert: AlertDescription, peer: Peer<'_>) -> Error {
     use AlertDescription as A;
     let name = peer.name;
-    let made = |what: String| Error::new(Kind::Network, what).permanent();
     let about_certificates = matches!(
         alert,
         A::HandshakeFailure
@@ -57,32 +58,31 @@ fn alerted(alert: AlertDescription, peer: Peer<'_>) -> Error {
         _ if about_certificates && (peer.client.was_asked_for() || alert == A::CertificateRequired) => {
             client_certificate(peer, &format!("TLS alert {alert:?}"))
         }
-        A::ProtocolVersion | A::InsufficientSecurity => {
-            made(format!("{name} speaks no TLS 1.2 or 1.3, and older versions are not secure (TLS alert {alert:?})"))
-                .hint("its TLS must be updated; or put a TLS proxy before it")
-        }
+        A::ProtocolVersion | A::InsufficientSecurity => permanent(format!(
+            "{name} speaks no TLS 1.2 or 1.3, and older versions are not secure (TLS alert {alert:?})"
+        ))
+        .hint(UPDATE_TLS),
         A::HandshakeFailure => {
-            made(format!("{name} has no version or cipher suite of TLS in common with us (TLS alert {alert:?})"))
-                .hint("its TLS must be updated; or put a TLS proxy before it")
+            permanent(format!("{name} has no version or cipher suite of TLS in common with us (TLS alert {alert:?})"))
+                .hint(UPDATE_TLS)
         }
         A::UnrecognisedName => {
-            made(format!("{name} has no certificate for the name {} (TLS alert {alert:?})", peer.host))
+            permanent(format!("{name} has no certificate for the name {} (TLS alert {alert:?})", peer.host))
                 .hint("is the registry's name spelled as its certificate has it?")
         }
-        _ => made(format!("{name} ended the TLS handshake (TLS alert {alert:?})")),
+        _ => permanent(format!("{name} ended the TLS handshake (TLS alert {alert:?})")),
     }
 }
 
 /// The registry does not go on without a client certificate, or with the one that it got.
 pub(super) fn client_certificate(peer: Peer<'_>, how: &str) -> Error {
     let name = peer.name;
-    let made = |what: String| Error::new(Kind::Network, what).permanent();
     match peer.client.path() {
         Some(path) => {
-            made(format!("{name} does not accept the client certificate {} ({how})", path.display()))
+            permanent(format!("{name} does not accept the client certificate {} ({how})", path.display()))
                 .hint("has it expired, and is its issuer one that the registry trusts?")
         }
-        None => made(format!("{name} asks for a client certificate, and there is none for it ({how})")).hint(format!(
+        None => permanent(format!("{name} asks for a client certificate, and there is none for it ({how})")).hint(format!(
             "put it into /etc/containers/certs.d/{name}/ or ~/.config/containers/certs.d/{name}/ as client.cert and client.key"
         )),
     }
@@ -90,7 +90,12 @@ pub(super) fn client_certificate(peer: Peer<'_>, how: &str) -> Error {
 
 fn certificate(wrong: &CertificateError, Peer { name, host, .. }: Peer<'_>) -> Error {
     use CertificateError as C;
-    let made = |what: String| Error::new(Kind::Network, format!("the TLS certificate of {name} {what}")).permanent();
+    let made = |what: String| permanent(format!("the TLS certificate of {name} {what}"));
+    let not_trusted = |why: &dyn std::fmt::Display| {
+        made(format!("is not trusted: {why}")).hint(format!(
+            "give its issuer's certificate by --ca-file, or allow any certificate by --insecure-registry {name}"
+        ))
+    };
     let clock = "is the clock of this machine right?";
     match wrong {
         C::ExpiredContext { not_after, .. } => made(format!("expired on {}", day(*not_after)))
@@ -108,16 +113,12 @@ fn certificate(wrong: &CertificateError, Peer { name, host, .. }: Peer<'_>) -> E
                 .hint(format!("name the registry as its certificate does, with --resolve NAME=ADDRESS:PORT where that is not its name in DNS; or allow any certificate by --insecure-registry {name}"))
         }
         C::Other(other) if other.0.downcast_ref::<UnknownAuthority>().is_some() => {
-            made(format!("is not trusted: {other}")).hint(format!(
-                "give its issuer's certificate by --ca-file, or allow any certificate by --insecure-registry {name}"
-            ))
+            not_trusted(other)
         }
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
             made("is not one for servers (its extended key usage lacks serverAuth)".to_owned())
         }
-        other => made(format!("is not trusted: {other}")).hint(format!(
-            "give its issuer's certificate by --ca-file, or allow any certificate by --insecure-registry {name}"
-        )),
+        other => not_trusted(other),
     }
 }
 
@@ -142,3 +143,4 @@ fn names(presented: &[String]) -> String {
 }
 
 const MAX_NAMES: usize = 5;
+const UPDATE_TLS: &str = "its TLS must be updated; or put a TLS proxy before it";

@@ -34,7 +34,7 @@ pub struct Trust {
 /// Trusted certificates.
 #[derive(Clone, Debug)]
 pub(super) struct Roots {
-    pub(super) store: RootCertStore,
+    pub(super) store: Arc<RootCertStore>,
     /// The same, whole: a server may show one of them as its own.
     pub(super) certificates: HashSet<CertificateDer<'static>>,
 }
@@ -84,7 +84,7 @@ impl Trust {
     }
 
     fn load(&self) -> Result<Roots> {
-        let mut roots = Roots { store: RootCertStore::empty(), certificates: HashSet::new() };
+        let mut roots = Roots { store: Arc::new(RootCertStore::empty()), certificates: HashSet::new() };
         if self.file.is_some() || !self.directories.is_empty() {
             self.load_named(&mut roots)?;
         } else {
@@ -129,11 +129,12 @@ impl Trust {
 impl Roots {
     /// Adds certificates; one that cannot be read is left out.
     pub(super) fn add(&mut self, certificates: impl IntoIterator<Item = CertificateDer<'static>>) {
+        let store = Arc::make_mut(&mut self.store);
         for certificate in certificates {
             if self.certificates.contains(&certificate) {
                 continue;
             }
-            match self.store.add(certificate.clone()) {
+            match store.add(certificate.clone()) {
                 Ok(()) => drop(self.certificates.insert(certificate)),
                 Err(error) => tracing::debug!("a trusted certificate cannot be used: {error}"),
             }

@@ -5,11 +5,13 @@ use std::io;
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use super::AGENT;
+
 /// A proxy's answer to CONNECT.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: u16,
-    /// Of the headers `Content-Type` and `Proxy-Authenticate`; empty without one.
+    /// The values of `Content-Type` and `Proxy-Authenticate`, the latter's joined by commas; empty without one.
     pub(super) content_type: String,
     pub(super) authenticate: String,
 }
@@ -23,8 +25,7 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     target: &str,
     authorization: Option<&HeaderValue>,
 ) -> io::Result<Answer> {
-    let agent = concat!("transload/", env!("CARGO_PKG_VERSION"));
-    let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {agent}\r\n").into_bytes();
+    let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {AGENT}\r\n").into_bytes();
     if let Some(value) = authorization {
         head.extend_from_slice(b"Proxy-Authorization: ");
         head.extend_from_slice(value.as_bytes());
@@ -66,9 +67,8 @@ fn parse(head: &[u8]) -> Option<Answer> {
         if name.eq_ignore_ascii_case("content-type") {
             value.clone_into(&mut answer.content_type);
         } else if name.eq_ignore_ascii_case("proxy-authenticate") {
-            let scheme = value.split([' ', ',']).next().unwrap_or_default();
             let separator = if answer.authenticate.is_empty() { "" } else { ", " };
-            answer.authenticate = format!("{}{separator}{scheme}", answer.authenticate);
+            answer.authenticate = format!("{}{separator}{value}", answer.authenticate);
         }
     }
     Some(answer)
@@ -102,7 +102,7 @@ mod tests {
         let head = b"HTTP/1.1 407 X\r\nProxy-Authenticate: Negotiate\r\nproxy-authenticate: NTLM x\r\nContent-Type: text/html\r\n\r\n<html>";
         let answer = asked(head).await.expect("an answer");
         assert_eq!(answer.status, 407);
-        assert_eq!(answer.authenticate, "Negotiate, NTLM");
+        assert_eq!(answer.authenticate, "Negotiate, NTLM x");
         assert_eq!(answer.content_type, "text/html");
         for wrong in [&b"SSH-2.0-x\r\n"[..], b"HTTP/1.1 2000 OK\r\n\r\n", b"\x05\xff", b"HTTP/2 200\r\n\r\n"] {
             assert_eq!(asked(wrong).await.expect_err("not HTTP").kind(), io::ErrorKind::InvalidData);

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::client::{ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
@@ -20,33 +20,35 @@ use super::der::Facts;
 use super::trust::Roots;
 use crate::error::{Error, Kind, Result};
 
+/// The cryptography of all connections.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+
 /// Decides about the certificates of servers.
 pub(super) type ServerVerifier = Arc<dyn ServerCertVerifier>;
 
 /// Accepts what these certificates vouch for.
 pub(super) fn by_roots(roots: &Arc<Roots>) -> Result<ServerVerifier> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.store.clone()), provider);
+    let chains = WebPkiServerVerifier::builder_with_provider(roots.store.clone(), PROVIDER.clone());
     let chains = chains.build().map_err(|error| broken(&error))?;
     Ok(Arc::new(Verifier { chains, roots: roots.clone() }))
 }
 
 /// Accepts every certificate.
 pub(super) fn accept_all() -> ServerVerifier {
-    Arc::new(AcceptAll(Arc::new(aws_lc_rs::default_provider())))
+    Arc::new(AcceptAll(PROVIDER.clone()))
 }
 
 /// A client's TLS. `client` answers a request for a certificate.
 pub(super) fn config(verifier: ServerVerifier, client: Arc<ClientCertificate>, alpn: &[&[u8]]) -> Result<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = ClientConfig::builder_with_provider(PROVIDER.clone()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| broken(&error))?.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = builder.with_client_cert_resolver(client);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }
 
-fn broken(error: &dyn fmt::Display) -> Error {
+/// The error for a TLS configuration that the library refuses.
+pub(super) fn broken(error: &dyn fmt::Display) -> Error {
     Error::new(Kind::Local, format!("TLS cannot be set up: {error}"))
 }
 

@@ -15,9 +15,9 @@ pub(super) fn line(line: &Line, form: Form, now: Timestamp) -> String {
     let how = line.served.map(|served| served.how);
     let user = line.user.as_ref().map(|user| &*user.0);
     let end = match line.end {
-        End::Whole => "whole",
+        End::Whole => "complete",
         End::Failed => "failed",
-        End::Left => "left",
+        End::Left => "client-left",
     };
     let mut text = String::with_capacity(512);
     let mut fields = Fields { text: &mut text, form };
@@ -29,10 +29,10 @@ pub(super) fn line(line: &Line, form: Form, now: Timestamp) -> String {
     fields.word("ns", ns, 128);
     fields.number("status", line.status.map(u128::from));
     fields.number("bytes", Some(line.sent.into()));
-    fields.number("ms", Some(ms));
-    fields.word("how", how, 16);
+    fields.number("duration_ms", Some(ms));
+    fields.word("outcome", how, 16);
     fields.word("end", Some(end), 16);
-    fields.word("agent", agent.as_deref(), 256);
+    fields.word("user_agent", agent.as_deref(), 256);
     text.push_str(if form == Form::Json { "}\n" } else { "\n" });
     text
 }
@@ -78,7 +78,9 @@ impl Fields<'_> {
         let text = self.form == Form::Text;
         match value {
             None => self.text.push_str(if text { "-" } else { "null" }),
-            Some(word) if text && name != "agent" && is_plain(word) && word.len() <= most => self.text.push_str(word),
+            Some(word) if text && name != "user_agent" && is_plain(word) && word.len() <= most => {
+                self.text.push_str(word)
+            }
             Some(word) => quote(self.text, word, most),
         }
     }
@@ -148,7 +150,7 @@ mod tests {
         let text = super::line(&line, Form::Text, Timestamp::UNIX_EPOCH);
         let (before, after) = text.split_once(" 7 ").expect("bytes");
         assert_eq!(before, "1970-01-01T00:00:00.000Z - ann GET /v2/library/app/manifests/v1 docker.io 200");
-        assert_eq!(after.split_once(' ').expect("ms").1, "hit whole \"containerd/2.1\"\n");
+        assert_eq!(after.split_once(' ').expect("ms").1, "hit complete \"containerd/2.1\"\n");
         let json = super::line(&line, Form::Json, Timestamp::UNIX_EPOCH);
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!((&json["user"], &json["status"], &json["client"]), (&"ann".into(), &200.into(), &().into()));

@@ -58,7 +58,7 @@ fn limited(world: &World, limits: &str) -> (TempDir, Process) {
     let listen = "{ http: 127.0.0.1:0 }, { https: 127.0.0.1:0, certificate: tls.crt, key: tls.key }";
     let text = format!(
         "listen: [{listen}]\ncache: {{ dir: cache, keep-free: 0 }}\n\
-         upstreams: [{{ name: docker.io, from: {at} }}]\nlimits: {{ {limits} }}\n"
+         upstreams: [{{ name: docker.io, tiers: [\"{at}\"] }}]\nlimits: {{ {limits} }}\n"
     );
     let process = start(&dir.write("proxy.yaml", text));
     (dir, process)

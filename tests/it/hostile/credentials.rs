@@ -220,7 +220,7 @@ fn a_password_that_bcrypt_would_cut_is_refused() {
     let dir = TempDir::new();
     dir.write("users", user("anna", &longest) + &user("bert", "secret"));
     let config = "listen: [{ http: 127.0.0.1:0, users-file: users }]\ncache: { dir: cache, keep-free: 0 }\n\
-                  upstreams: [{ name: docker.io, from: 127.0.0.1:1 }]\n";
+                  upstreams: [{ name: docker.io, tiers: [\"127.0.0.1:1\"] }]\n";
     let proxy = Tool::transload().args(&["proxy", "--config", &dir.write("proxy.yaml", config)]).spawn();
     let line = proxy.stderr.wait_line("proxying ", RUN_TIMEOUT);
     let at = line.split(" on http://").nth(1).and_then(|at| at.parse().ok()).expect("an address");

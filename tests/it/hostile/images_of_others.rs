@@ -81,7 +81,7 @@ impl World {
     }
 
     fn a_test(&self, more: &str) -> String {
-        format!("  - {{ name: a.test, from: {}, {more} }}\n", self.front.addr())
+        format!("  - {{ name: a.test, tiers: [\"{}\"], {more} }}\n", self.front.addr())
     }
 }
 
@@ -216,7 +216,7 @@ fn an_upstream_that_was_removed_leaves_nothing_behind() {
     let world = World::new();
     let other = Registry::start();
     world.public.push(other.addr(), PUBLIC, "v1");
-    let other = format!("  - {{ name: b.test, from: {} }}\n", other.addr());
+    let other = format!("  - {{ name: b.test, tiers: [\"{}\"] }}\n", other.addr());
     let proxy = start(&world.configure(&format!("{}{other}", world.a_test(""))));
     let at = addr(&proxy, "http");
     world.cache_secret(at, "a.test");
@@ -238,7 +238,7 @@ fn an_upstream_that_was_removed_leaves_nothing_behind() {
 fn a_second_name_of_an_upstream_is_another_upstream() {
     let world = World::new();
     let second = Front::before(world.registry.addr()).start();
-    let names = format!("{}  - {{ name: b.test, from: {} }}\n", world.a_test(""), second.addr());
+    let names = format!("{}  - {{ name: b.test, tiers: [\"{}\"] }}\n", world.a_test(""), second.addr());
     let proxy = start(&world.configure(&names));
     let at = addr(&proxy, "http");
     world.cache_secret(at, "a.test");

@@ -133,7 +133,7 @@ fn nothing_is_pruned_after_an_incomplete_list() {
         for (from, to) in [(cut_source.addr(), target.addr()), (source.addr(), cut_target.addr())] {
             let list = home
                 .write("list.yaml", format!("images:\n  - {{source: {from}/app, glob: 'v*', target: '{to}/app'}}\n"));
-            let flags = ["--prune=delete", "--prune-older-than", "0s", "--prune-manifests", "--prune-most", "100"];
+            let flags = ["--prune=delete", "--prune-older-than", "0s", "--prune-manifests", "--prune-max", "100"];
             let run = Tool::transload().args(&["mirror", &list]).args(&flags).run();
             assert!(run.code != 0 && run.stdout.contains("cannot list the tags"), "{run:?}");
             assert!(run.stdout.contains("0 obsolete tags removed"), "{}", run.stdout);

@@ -305,14 +305,14 @@ fn a_tree_with_too_many_manifests_is_refused_before_any_of_them_is_read() {
 fn write_back_of_an_image_with_large_manifests_fails_within_the_memory_of_a_proxy() {
     let (hostile, durable) = (Hostile::with_large_children(60), Registry::start());
     let (original, durable) = (hostile.addr.to_string(), durable.addr());
-    let flags = ["--original", &original, "--write-back", "--listen-ops", "127.0.0.1:0"];
-    let proxy = ProxyProcess::start(&format!("{original}={durable}"), &flags);
+    let flags = ["--write-back", "--listen-ops", "127.0.0.1:0"];
+    let proxy = ProxyProcess::start(&format!("{original}={durable},{original}"), &flags);
     let peak = Peak::of(&proxy.process);
     http::get(proxy.addr(), "/v2/evil/manifests/latest").expect(200);
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"failed\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_images_total{result=\"failed\"} 1");
     // The image, and none of the children that its copy read.
-    assert_metric_line(ops, "transload_proxy_write_back_waiting 1");
+    assert_metric_line(ops, "transload_proxy_write_back_queue_length 1");
     peak.assert_below(200);
 }
 
@@ -420,9 +420,8 @@ fn an_image_whose_copy_kills_the_proxy_is_given_up() {
     image.push(original.addr(), "library/app", "v1");
     let stalls = Rule::on("POST", "/uploads/", Fault::Delay(Duration::from_secs(600)));
     let front = Front::before(durable.addr()).rule(stalls).start();
-    let upstream = format!("{}={}", original.addr(), front.addr());
-    let name = original.addr().to_string();
-    let flags = ["--original", &name, "--write-back", "--listen-ops", "127.0.0.1:0", "--tag-ttl", "0"];
+    let upstream = format!("{0}={1},{0}", original.addr(), front.addr());
+    let flags = ["--write-back", "--listen-ops", "127.0.0.1:0", "--tag-ttl", "0"];
     let mut cache = TempDir::new();
     for killed in 0..3 {
         let proxy = ProxyProcess::start_in(cache, &upstream, &flags);
@@ -437,9 +436,9 @@ fn an_image_whose_copy_kills_the_proxy_is_given_up() {
     front.clear_rules();
     let proxy = ProxyProcess::start_in(cache, &upstream, &flags);
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"given-up\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_images_total{result=\"given-up\"} 1");
     assert!(proxy.process.stderr.text().contains("the proxy was killed 3 times while it was copied"));
     image.assert_at(proxy.addr(), "library/app", "v1");
-    assert_metric_line(ops, "transload_proxy_write_back_waiting 0");
+    assert_metric_line(ops, "transload_proxy_write_back_queue_length 0");
     assert_eq!(http::get(durable.addr(), "/v2/library/app/manifests/v1").status, 404);
 }

@@ -465,8 +465,8 @@ fn a_forged_write_back_queue_names_no_path() {
     let (attacker, durable) = (Attacker::listing(&[]), Destination::docker_registry());
     let upstream = attacker.front.addr().to_string();
     let start = |cache| {
-        let flags = ["--original", &upstream, "--write-back", "--listen-ops", "127.0.0.1:0"];
-        ProxyProcess::start_in(cache, &format!("{upstream}={}", durable.front.addr()), &flags)
+        let flags = ["--write-back", "--listen-ops", "127.0.0.1:0"];
+        ProxyProcess::start_in(cache, &format!("{upstream}={},{upstream}", durable.front.addr()), &flags)
     };
     let cache = start(TempDir::new()).kill();
     let job =
@@ -481,8 +481,8 @@ fn a_forged_write_back_queue_names_no_path() {
     cache.write("cache/write-back.json", jobs.to_string());
     let proxy = start(cache);
     let ops = ops_addr(&proxy);
-    assert_metric_line(ops, "transload_proxy_write_back_total{result=\"copied\"} 1");
-    assert_metric_line(ops, "transload_proxy_write_back_waiting 0");
+    assert_metric_line(ops, "transload_proxy_write_back_images_total{result=\"copied\"} 1");
+    assert_metric_line(ops, "transload_proxy_write_back_queue_length 0");
     attacker.good.assert_at(durable.front.addr(), "evil/x", "v1");
     assert_eq!(attacker.front.count("*", "victim"), 0);
     assert_eq!(proxy.process.stderr.text().matches("write-back queue is dropped").count(), 4);

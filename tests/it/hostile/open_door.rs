@@ -21,8 +21,8 @@ fn warnings(listen: &str, upstreams: &str) -> Vec<String> {
     said.lines().filter(|line| line.starts_with("warning: ")).map(str::to_owned).collect()
 }
 
-const HUB: &str = "{ name: docker.io, from: 127.0.0.1:1 }";
-const GITHUB: &str = "{ name: ghcr.io, from: 127.0.0.1:1 }";
+const HUB: &str = "{ name: docker.io, tiers: [\"127.0.0.1:1\"] }";
+const GITHUB: &str = "{ name: ghcr.io, tiers: [\"127.0.0.1:1\"] }";
 
 /// Whoever can reach the proxy pulls private images with the proxy's own credentials. Whoever started it may not know.
 #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::{StreamExt as _, stream};
 use transload::body::Body;
 use transload::content::{Source, TagPage, TagPages};
-use transload::copy::{Engine, NoObserver};
+use transload::copy::{Engine, Mode, NoObserver};
 use transload::descriptor::{Descriptor, Digest};
 use transload::error::{Error, Kind, Result};
 use transload::layout::Layout;
@@ -99,7 +99,7 @@ async fn a_panic_fails_one_image_of_a_run_and_is_in_its_report() {
             other => panic!("{other:?}"),
         }
     };
-    let engine = Engine::new(4, Arc::new(NoObserver)).thrifty();
+    let engine = Engine::new(4, Arc::new(NoObserver)).with_mode(Mode::List);
     let options = Options { action: Action::Copy { dry_run: false, force: false }, deadline: None };
     run(&list, &to, &Everywhere(layout), &engine, &options, &|_, _| true, &ended).await;
     let done = done.into_inner().expect("no panic");

@@ -9,7 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use super::failed_at_once;
+use super::{NAME, failed_at_once};
+use crate::support::background::{Background, serve_connections};
 use crate::support::certificates::{Authority, Special, TlsFront};
 use crate::support::{Image, Registry, TempDir, Tool};
 
@@ -128,6 +129,38 @@ fn a_registry_without_tls_on_loopback_is_asked_by_http() {
     let [from, at] = [from.addr(), to.addr()].map(|addr| format!("localhost:{}/app:v1", addr.port()));
     Tool::transload().args(&["copy", &from, &at]).run().ok();
     image.assert_at(to.addr(), "app", "v1");
+}
+
+/// A relay to `to` that ends its first connection without a word, as a tunnel does whose registry is not up yet.
+fn hanging_up_once(to: SocketAddr) -> (SocketAddr, Background) {
+    let first = Arc::new(AtomicBool::new(true));
+    serve_connections(move |mut client| {
+        let first = first.clone();
+        async move {
+            if first.swap(false, Ordering::Relaxed) {
+                return Ok(());
+            }
+            let mut server = tokio::net::TcpStream::connect(to).await?;
+            tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
+        }
+    })
+}
+
+/// A connection that ends at once says nothing of TLS, on this machine or at a registry that the user called insecure:
+/// the next attempt finds out, and is made by https.
+#[test]
+fn a_connection_that_ends_at_once_is_no_reason_for_http() {
+    let behind = Registry::with_basic("me");
+    let server = Authority::new("Unknown").issue(&["other.test"], Special::default());
+    let front = TlsFront::start(server.server(), behind.addr());
+    Image::single(1, &[3000]).push_as(behind.addr(), "app", "v1", &[("authorization", "Basic bWU6c2VzYW1l")]);
+    for host in ["localhost", NAME] {
+        let (relay, _background) = hanging_up_once(front.addr());
+        let at = format!("{host}:{}", relay.port());
+        let resolve = format!("{NAME}=127.0.0.1:{}", relay.port());
+        let args = ["inspect", &format!("{at}/app:v1"), "--insecure-registry", &at, "--resolve", &resolve];
+        Tool::transload().args(&args).file(".docker/config.json", &config(&at)).run().ok();
+    }
 }
 
 /// A registry on this machine that the user called insecure: by https with any certificate, else by http.

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use super::{NAME, Secure, failed_at_once};
 use crate::support::certificates::{Authority, Special};
-use crate::support::{ForwardProxy, Image, Registry, SocksProxy, TempDir, Tool};
+use crate::support::{Fault, ForwardProxy, Front, Image, Registry, Rule, SocksProxy, TempDir, Tool};
 
 const TARGET: &str = "registry.example.test:443";
 
@@ -87,6 +87,37 @@ fn plain_http_is_forwarded() {
     assert_eq!(proxy.log()[before..].iter().filter(|line| !line.starts_with("CONNECT")).count(), 1);
 }
 
+/// A forwarded exchange that breaks off may be the proxy's fault as well as the registry's: the error names both.
+#[test]
+fn a_forwarded_exchange_that_breaks_off_names_the_proxy() {
+    let registry = Registry::start();
+    Image::single(1, &[900_000]).push(registry.addr(), "app", "v1");
+    for fault in [Fault::LoseResponse, Fault::ResetAfter(100)] {
+        let front = Front::before(registry.addr()).rule(Rule::on("GET", "/manifests/v1", fault)).start();
+        let proxy = ForwardProxy::to("plain.example.test:80", front.addr()).start();
+        let args =
+            ["inspect", "plain.example.test/app:v1", "--insecure-registry", "plain.example.test", "--retries", "0"];
+        let run = Tool::transload().args(&args).env("ALL_PROXY", &proxy.url()).run().exits(1);
+        let named = format!("plain.example.test, through the proxy {} (ALL_PROXY): ", proxy.url());
+        assert!(run.stderr.contains(&named), "{}", run.stderr);
+    }
+}
+
+/// A registry that the user called insecure is not asked by http because a proxy refuses the tunnel for https: the
+/// password would leave in clear.
+#[test]
+fn a_refused_tunnel_is_no_reason_for_http() {
+    let registry = Registry::with_basic("me");
+    let proxy = ForwardProxy::to(TARGET, registry.addr()).user("corp:pw").start();
+    let url = format!("http://corp:wrong@{}", proxy.addr());
+    let resolve = format!("{NAME}={}", registry.addr());
+    let args = ["inspect", &format!("{NAME}/app:v1"), "--insecure-registry", NAME, "--resolve", &resolve];
+    let user = format!("TRANSLOAD_AUTH_{}", NAME.replace('.', "_"));
+    let run = Tool::transload().args(&args).env(&user, "me:sesame").env("HTTPS_PROXY", &url).run();
+    failed_at_once(run, &["(HTTPS_PROXY) does not accept the user name and password in HTTPS_PROXY (407)"]);
+    assert_eq!(registry.requests(), []);
+}
+
 /// SOCKS 5, as `ssh -D` offers it, with and without a password.
 #[test]
 fn socks_proxies_are_told_the_name() {
@@ -131,11 +162,12 @@ fn faults_of_a_proxy_are_named_and_not_tried_again() {
     let dead = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let answers: Vec<_> = [
         to().user("me:pw"),
-        to().offers("Negotiate"),
+        to().offers("Negotiate, NTLM TlRMTVNTUAAC"),
         to().refuses(&format!("403 Forbidden\r\n{page}")),
         to().refuses("502 Bad Gateway\r\ncontent-length: 0\r\n\r\n"),
         to().refuses("405 No\r\ncontent-length: 0\r\n\r\n"),
         ForwardProxy::default(),
+        to().offers("Negotiate, Basic realm=\"a, b\""),
     ]
     .into_iter()
     .map(ForwardProxy::start)
@@ -144,11 +176,12 @@ fn faults_of_a_proxy_are_named_and_not_tried_again() {
     let url = |nth: usize| answers[nth].url();
     for (value, part) in [
         (url(0), "wants a user name and a password (407)"),
-        (url(1), "wants a user by Negotiate (407), but only Basic is supported"),
+        (url(1), "wants a user by Negotiate, NTLM (407), but only Basic is supported"),
         (url(2), "answered 403 (text/html) to CONNECT registry.example.test:443"),
         (url(3), "answered 502 to CONNECT registry.example.test:443"),
         (url(4), "answered 405 to CONNECT registry.example.test:443"),
         (url(5), "answered 503 to CONNECT registry.example.test:443"),
+        (url(6), "wants a user name and a password (407)"),
         (format!("http://{dead}"), "cannot be reached: Connection refused"),
         (format!("https://{dead}"), "cannot be reached: Connection refused"),
         (format!("socks5h://{dead}"), "cannot be reached: Connection refused"),

@@ -80,6 +80,21 @@ fn a_page_in_the_place_of_an_answer_is_called_one() {
     failed_at_once(run, &["Sign in to Example Wi-Fi"]);
 }
 
+/// A page in the place of a HEAD's answer may be gone by the next request: the manifest is read by GET, as where a HEAD
+/// says too little.
+#[test]
+fn a_page_in_the_place_of_a_head_is_asked_again() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let image = Image::single(1, &[3000]);
+    image.push(from.addr(), "app", "v1");
+    image.push(to.addr(), "app", "v1");
+    let rule = Rule::on("HEAD", "/manifests/", Fault::page(200, "Please wait")).once();
+    let front = Front::before(to.addr()).rule(rule).start();
+    let (source, goal) = (format!("{}/app:v1", from.addr()), format!("{}/app:v1", front.addr()));
+    Tool::transload().args(&["copy", &source, &goal]).run().ok();
+    assert_eq!(front.struck(), 1, "{:#?}", front.log());
+}
+
 /// A login page at another host, to which all is redirected.
 #[test]
 fn a_redirect_to_a_login_page_is_called_one() {

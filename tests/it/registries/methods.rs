@@ -60,6 +60,22 @@ fn a_blob_that_cannot_be_looked_up_is_sent() {
     image.assert_at(to.addr(), "app", "v1");
 }
 
+/// A web page in the place of a blob's first byte does not mean that the blob is there.
+#[test]
+fn a_web_page_in_the_place_of_a_blob_is_no_blob() {
+    let image = Image::single(509, &[900_000]);
+    let (from, to) = (Registry::start(), Registry::start());
+    image.push(from.addr(), "app", "v1");
+    Image::single(505, &[900]).push(to.addr(), "app", "old");
+    let front = Front::before(to.addr())
+        .rule(Rule::on("HEAD", "/blobs/", Fault::status(405)))
+        .rule(Rule::on("GET", "/blobs/", Fault::page(200, "Sign in")))
+        .start();
+    let run = transload(&["copy", &format!("{}/app:v1", from.addr()), &format!("{}/app:v1", front.addr())]).exits(1);
+    assert!(run.stderr.contains("answered 200 with a web page (text/html)"), "{}", run.stderr);
+    assert_eq!(front.count("PUT", "/manifests/"), 0, "{:#?}", front.log());
+}
+
 /// A registry that supports neither for manifests is an error, after one request of each.
 #[test]
 fn a_manifest_that_cannot_be_read_at_all_is_an_error() {

@@ -65,10 +65,22 @@ pub fn try_send(at: SocketAddr, method: &str, path: &str, headers: &[(&str, &str
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.set_write_timeout(Some(Duration::from_secs(30)))?;
     stream.set_nodelay(true)?;
+    exchange(&mut stream, &at.to_string(), method, path, headers, body)
+}
+
+/// Sends a request to `host` over a connection, and reads the answer.
+pub fn exchange(
+    stream: &mut (impl Read + Write),
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Reply> {
     let given = |name: &str| headers.iter().any(|header| header.0.eq_ignore_ascii_case(name));
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
     if !given("host") {
-        head.push_str(&format!("host: {at}\r\n"));
+        head.push_str(&format!("host: {host}\r\n"));
     }
     if !given("accept") {
         head.push_str(&format!("accept: {ACCEPT}\r\n"));
@@ -82,24 +94,26 @@ pub fn try_send(at: SocketAddr, method: &str, path: &str, headers: &[(&str, &str
     }
     head.push_str("\r\n");
     // A server may answer and hang up before it has read everything: its answer counts more.
-    let sent = write_request(&mut stream, head.as_bytes(), body, chunked);
+    let sent = write_request(stream, head.as_bytes(), body, chunked);
     match read_reply(&mut BufReader::new(stream), method == "HEAD") {
         Ok(reply) => Ok(reply),
         Err(read) => Err(sent.err().unwrap_or(read)),
     }
 }
 
-fn write_request(stream: &mut TcpStream, head: &[u8], body: &[u8], chunked: bool) -> io::Result<()> {
+fn write_request(stream: &mut impl Write, head: &[u8], body: &[u8], chunked: bool) -> io::Result<()> {
     stream.write_all(head)?;
     if !chunked {
-        return stream.write_all(body);
+        stream.write_all(body)?;
+        return stream.flush();
     }
     for chunk in body.chunks(64 << 10) {
         write!(stream, "{:x}\r\n", chunk.len())?;
         stream.write_all(chunk)?;
         stream.write_all(b"\r\n")?;
     }
-    stream.write_all(b"0\r\n\r\n")
+    stream.write_all(b"0\r\n\r\n")?;
+    stream.flush()
 }
 
 fn read_reply(from: &mut impl BufRead, head_only: bool) -> io::Result<Reply> {

@@ -49,7 +49,7 @@ impl ProxyProcess {
             "proxy.yaml",
             format!(
                 "listen: [{{ http: 127.0.0.1:0 }}]\ncache: {{ dir: cache, keep-free: 0 }}\n\
-                 upstreams: [{{ name: docker.io, from: {at}, {more} }}]\n"
+                 upstreams: [{{ name: docker.io, tiers: [\"{at}\"], {more} }}]\n"
             ),
         );
         let process = Tool::transload()

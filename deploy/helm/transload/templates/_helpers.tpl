@@ -181,13 +181,12 @@ capabilities:
 {{- $upstreams := list -}}
 {{- range $proxy.upstreams -}}
 {{- $one := dict "name" .name -}}
-{{- with .from -}}{{- $_ := set $one "from" . -}}{{- end -}}
-{{- if and .from .original -}}{{- $_ := set $one "original" true -}}{{- end -}}
+{{- with .tiers -}}{{- $_ := set $one "tiers" . -}}{{- end -}}
 {{- with .allow -}}{{- $_ := set $one "allow" . -}}{{- end -}}
 {{- with .deny -}}{{- $_ := set $one "deny" . -}}{{- end -}}
 {{- if .writeBack -}}
-{{- if not (and .from .original) -}}
-{{- fail (printf "proxy.upstreams: writeBack of %s is for what `original` has and `from` hasn't: set both" .name) -}}
+{{- if lt (len .tiers) 2 -}}
+{{- fail (printf "proxy.upstreams: writeBack of %s needs two tiers: it copies into the first one what only a later one has" .name) -}}
 {{- end -}}
 {{- $_ := set $one "write-back" true -}}
 {{- if $proxy.writeBack.existingSecret -}}

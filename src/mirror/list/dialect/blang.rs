@@ -9,7 +9,7 @@
 
 use semver::Prerelease;
 
-use super::{Refused, Semver, refused};
+use super::{Operator, Refused, Semver, refused, split_prerelease};
 
 /// What dregsy takes as a version: `v1.2`, `1.2.3-rc.1`, `01.2`; not `1.2-alpine`, `1.2.3.4`, `V1`.
 pub(in crate::mirror::list) fn version(tag: &str) -> Option<Semver> {
@@ -31,12 +31,7 @@ pub(in crate::mirror::list) fn version(tag: &str) -> Option<Semver> {
 
 /// A version with all that semver 2.0.0 wants of it.
 fn strict(text: &str) -> Option<Semver> {
-    let text = text.split_once('+').map_or(text, |(version, _)| version);
-    let (numbers, early) = match text.split_once('-') {
-        Some((_, "")) => return None,
-        Some((numbers, early)) => (numbers, Prerelease::new(early).ok()?),
-        None => (text, Prerelease::EMPTY),
-    };
+    let (numbers, early) = split_prerelease(text)?;
     let mut read = numbers.split('.').map(number);
     let numbers = [read.next()??, read.next()??, read.next()??];
     read.next().is_none().then_some(Semver { numbers, early })
@@ -52,18 +47,7 @@ fn number(text: &str) -> Option<u64> {
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::mirror::list) struct Range(Vec<Vec<Comparison>>);
 
-#[derive(Clone, Debug, PartialEq)]
-enum Comparison {
-    Equal(Semver),
-    Below(Semver),
-    UpTo(Semver),
-    Above(Semver),
-    From(Semver),
-    Other(Semver),
-    /// `!=1.x`: below the first or from the second on. blang/semver itself wants both at once, which
-    /// nothing can fulfil.
-    Nothing,
-}
+type Comparison = (Operator, Semver);
 
 impl Range {
     pub(super) fn parse(text: &str) -> Result<Self, Refused> {
@@ -82,15 +66,7 @@ impl Range {
     }
 
     pub(super) fn contains(&self, version: &Semver) -> bool {
-        let holds = |comparison: &Comparison| match comparison {
-            Comparison::Equal(other) => version == other,
-            Comparison::Below(other) => version < other,
-            Comparison::UpTo(other) => version <= other,
-            Comparison::Above(other) => version > other,
-            Comparison::From(other) => version >= other,
-            Comparison::Other(other) => version != other,
-            Comparison::Nothing => false,
-        };
+        let holds = |(operator, other): &Comparison| operator.holds(version.cmp(other));
         self.0.iter().any(|all| all.iter().all(holds))
     }
 }
@@ -147,14 +123,15 @@ fn comparisons(word: &str, all: &mut Vec<Comparison>) -> Result<(), Refused> {
             "write them all, as 1.2.0, or an x in the place of the last, as 1.2.x",
         );
     };
-    all.push(match operator {
-        "<" => Comparison::Below(version),
-        "<=" => Comparison::UpTo(version),
-        ">" => Comparison::Above(version),
-        ">=" => Comparison::From(version),
-        "!" | "!=" => Comparison::Other(version),
-        _ => Comparison::Equal(version),
-    });
+    let operator = match operator {
+        "<" => Operator::Below,
+        "<=" => Operator::UpTo,
+        ">" => Operator::Above,
+        ">=" => Operator::From,
+        "!" | "!=" => Operator::Other,
+        _ => Operator::Equal,
+    };
+    all.push((operator, version));
     Ok(())
 }
 
@@ -172,12 +149,13 @@ fn wildcard(operator: &str, text: &str, all: &mut Vec<Comparison>) -> Result<(),
     let begin = at(major, minor);
     let end = if parts.len() == 2 { at(major.saturating_add(1), 0) } else { at(major, minor.saturating_add(1)) };
     match operator {
-        ">" => all.push(Comparison::From(end)),
-        ">=" => all.push(Comparison::From(begin)),
-        "<" => all.push(Comparison::Below(begin)),
-        "<=" => all.push(Comparison::Below(end)),
-        "!" | "!=" => all.push(Comparison::Nothing),
-        _ => all.extend([Comparison::From(begin), Comparison::Below(end)]),
+        ">" => all.push((Operator::From, end)),
+        ">=" => all.push((Operator::From, begin)),
+        "<" => all.push((Operator::Below, begin)),
+        "<=" => all.push((Operator::Below, end)),
+        // As in blang/semver, both must hold, so that no version is in it.
+        "!" | "!=" => all.extend([(Operator::Below, begin), (Operator::From, end)]),
+        _ => all.extend([(Operator::From, begin), (Operator::Below, end)]),
     }
     Ok(())
 }

@@ -9,17 +9,12 @@
 
 use semver::Prerelease;
 
-use super::{Refused, Semver, refused};
+use super::{Operator, Refused, Semver, refused, split_prerelease};
 
 /// What skopeo takes as a version: `v1.2`, `01.2.3`, `1.21-alpine3.18`; not `1.2.3.4`, `3.14rc1`, `v1_amd64`.
 pub(super) fn version(tag: &str) -> Option<Semver> {
     let bare = tag.strip_prefix('v').unwrap_or(tag);
-    let bare = bare.split_once('+').map_or(bare, |(bare, _)| bare);
-    let (text, early) = match bare.split_once('-') {
-        Some((_, "")) => return None,
-        Some((text, early)) => (text, Prerelease::new(early).ok()?),
-        None => (bare, Prerelease::EMPTY),
-    };
+    let (text, early) = split_prerelease(bare)?;
     let mut numbers = [0; 3];
     for (place, part) in text.split('.').enumerate() {
         *numbers.get_mut(place)? = number(part)?;
@@ -44,19 +39,14 @@ struct Group {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Comparison {
-    operator: Operator,
+    sign: Sign,
     with: Semver,
     open: Open,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Operator {
-    Equal,
-    Other,
-    Above,
-    Below,
-    From,
-    UpTo,
+enum Sign {
+    Order(Operator),
     Tilde,
     Caret,
 }
@@ -75,7 +65,7 @@ impl Constraints {
         text.split("||").map(Group::parse).collect::<Result<_, _>>().map(Self)
     }
 
-    pub(super) fn contain(&self, version: &Semver) -> bool {
+    pub(super) fn contains(&self, version: &Semver) -> bool {
         let released = version.early.is_empty();
         self.0
             .iter()
@@ -93,16 +83,16 @@ impl Group {
         loop {
             let (mut comparison, mut after) = Comparison::scan(rest)?;
             if let Some(to) = hyphen(after) {
-                if comparison.operator != Operator::Equal || rest.starts_with('=') {
+                if comparison.sign != Sign::Order(Operator::Equal) || rest.starts_with('=') {
                     return refused("a range with a hyphen takes no other sign", "write 1.2 - 1.4, or >=1.2 <=1.4");
                 }
-                comparison.operator = Operator::From;
+                comparison.sign = Sign::Order(Operator::From);
                 all.push(comparison);
                 (comparison, after) = Comparison::scan(to)?;
                 if to.starts_with(|c: char| SIGNS.contains(c)) {
                     return refused("a range with a hyphen takes no other sign", "write 1.2 - 1.4, or >=1.2 <=1.4");
                 }
-                comparison.operator = Operator::UpTo;
+                comparison.sign = Sign::Order(Operator::UpTo);
             }
             all.push(comparison);
             let next = after.trim_start_matches(is_space);
@@ -133,20 +123,20 @@ impl Comparison {
     /// Reads one at the beginning of a text; returns what follows it.
     fn scan(text: &str) -> Result<(Self, &str), Refused> {
         let signs = [
-            ("!=", Operator::Other),
-            (">=", Operator::From),
-            ("=>", Operator::From),
-            ("<=", Operator::UpTo),
-            ("=<", Operator::UpTo),
-            ("~>", Operator::Tilde),
-            ("=", Operator::Equal),
-            (">", Operator::Above),
-            ("<", Operator::Below),
-            ("~", Operator::Tilde),
-            ("^", Operator::Caret),
+            ("!=", Sign::Order(Operator::Other)),
+            (">=", Sign::Order(Operator::From)),
+            ("=>", Sign::Order(Operator::From)),
+            ("<=", Sign::Order(Operator::UpTo)),
+            ("=<", Sign::Order(Operator::UpTo)),
+            ("~>", Sign::Tilde),
+            ("=", Sign::Order(Operator::Equal)),
+            (">", Sign::Order(Operator::Above)),
+            ("<", Sign::Order(Operator::Below)),
+            ("~", Sign::Tilde),
+            ("^", Sign::Caret),
         ];
-        let found = signs.iter().find_map(|(sign, operator)| Some((*operator, text.strip_prefix(sign)?)));
-        let (operator, rest) = found.unwrap_or((Operator::Equal, text));
+        let found = signs.iter().find_map(|(text_of, sign)| Some((*sign, text.strip_prefix(text_of)?)));
+        let (sign, rest) = found.unwrap_or((Sign::Order(Operator::Equal), text));
         let rest = rest.trim_start_matches(is_space);
         let end = rest.find(|c: char| is_space(c) || c == ',').unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
@@ -155,39 +145,37 @@ impl Comparison {
                 if word.is_empty() { "a version is missing".to_owned() } else { format!("{word:?} is no version") };
             return refused(why, FORM);
         };
-        Ok((Self { operator, with, open }, after))
+        Ok((Self { sign, with, open }, after))
     }
 
     fn holds(&self, version: &Semver) -> bool {
         let (with, open) = (&self.with, self.open);
         let [major, minor, patch] = with.numbers;
         let [is_major, is_minor, is_patch] = version.numbers;
-        match self.operator {
-            Operator::Equal if open == Open::No => version == with,
-            Operator::Equal | Operator::Tilde => {
+        match self.sign {
+            Sign::Order(operator) if open == Open::No => operator.holds(version.cmp(with)),
+            Sign::Order(Operator::Equal) | Sign::Tilde => {
                 let any = with.numbers == [0; 3] && matches!(open, Open::Major | Open::No);
                 version >= with && (any || (is_major == major && (is_minor == minor || open == Open::Minor)))
             }
-            Operator::Other => match open {
+            Sign::Order(Operator::Other) => match open {
                 Open::Minor => is_major != major,
                 Open::Patch if is_major == major && is_minor == minor => version.early != with.early,
                 Open::Patch => true,
                 Open::Major | Open::No => version != with,
             },
-            Operator::Above => match open {
+            Sign::Order(Operator::Above) => match open {
                 Open::Minor => is_major > major,
                 Open::Patch => (is_major, is_minor) > (major, minor),
                 Open::Major | Open::No => version > with,
             },
-            Operator::Below => version < with,
-            Operator::From => version >= with,
-            Operator::UpTo => match open {
-                Open::No => version <= with,
+            Sign::Order(Operator::UpTo) => match open {
                 Open::Minor => is_major <= major,
                 // Of * this leaves the first versions only: the library knows no other end than 0.0.
-                Open::Major | Open::Patch => (is_major, is_minor) <= (major, minor),
+                Open::Major | Open::Patch | Open::No => (is_major, is_minor) <= (major, minor),
             },
-            Operator::Caret => {
+            Sign::Order(operator @ (Operator::Below | Operator::From)) => operator.holds(version.cmp(with)),
+            Sign::Caret => {
                 version >= with
                     && match (major, minor) {
                         _ if major > 0 || open == Open::Minor => is_major == major,
@@ -203,11 +191,7 @@ impl Comparison {
 /// A version of a range: its numbers may be wildcards, or fewer than three.
 fn partial(word: &str) -> Option<(Semver, Open)> {
     let bare = word.strip_prefix('v').unwrap_or(word);
-    let bare = bare.split_once('+').map_or(bare, |(bare, _)| bare);
-    let (text, early) = match bare.split_once('-') {
-        Some((text, early)) => (text, Prerelease::new(early).ok().filter(|early| !early.is_empty())?),
-        None => (bare, Prerelease::EMPTY),
-    };
+    let (text, early) = split_prerelease(bare)?;
     let parts: Vec<&str> = text.split('.').collect();
     let wild = |place: usize| parts.get(place).is_none_or(|part| ["x", "X", "*"].contains(part));
     let well_formed = parts.len() <= 3
@@ -310,7 +294,7 @@ mod tests {
             ("=>1.2,=<1.4", "1.2 1.4.9", "1.5"),
         ] {
             let read = Constraints::parse(range).unwrap_or_else(|error| panic!("{range}: {error:?}"));
-            check_range(range, inside, outside, |tag| version(tag).is_some_and(|version| read.contain(&version)));
+            check_range(range, inside, outside, |tag| version(tag).is_some_and(|version| read.contains(&version)));
         }
     }
 

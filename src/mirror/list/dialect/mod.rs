@@ -6,7 +6,7 @@
 //!
 //! | dialect | tool | rules of |
 //! | --- | --- | --- |
-//! | [`Own`](Dialect::Own) | transload's own lists | `range`: npm's grammar, and variants of images |
+//! | [`Native`](Dialect::Native) | transload's own lists | `range`: npm's grammar, and variants of images |
 //! | [`Skopeo`](Dialect::Skopeo) | skopeo sync | `masterminds`: github.com/Masterminds/semver v3 |
 //! | [`Dregsy`](Dialect::Dregsy) | dregsy | `blang`: github.com/blang/semver v4 |
 //! | [`Regsync`](Dialect::Regsync) | regsync | `regclient`: regclient's own |
@@ -15,9 +15,11 @@ pub(super) mod blang;
 mod masterminds;
 mod regclient;
 
+use std::cmp::Ordering;
+
 use semver::Prerelease;
 
-use super::range::Range as Own;
+use super::range::Range as Native;
 use super::version::version;
 use crate::error::{Error, Kind, Result};
 
@@ -26,7 +28,7 @@ use crate::error::{Error, Kind, Result};
 pub enum Dialect {
     /// transload's own lists: a range that lacks numbers means all that they could be (`=1.2` is `1.2.x`), and
     /// early versions fit only where the range names one.
-    Own,
+    Native,
     /// `images-by-semver` of skopeo sync.
     Skopeo,
     /// `semver:` of dregsy.
@@ -38,7 +40,7 @@ pub enum Dialect {
 /// A range of versions, by the rules of its dialect.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Range {
-    Own(Own),
+    Native(Native),
     Skopeo(masterminds::Constraints),
     Dregsy(blang::Range),
     Regsync(regclient::Constraint),
@@ -48,7 +50,7 @@ impl Range {
     /// Reads a range.
     pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Self> {
         let (tool, read) = match dialect {
-            Dialect::Own => return Own::parse(text).map(Self::Own),
+            Dialect::Native => return Native::parse(text).map(Self::Native),
             Dialect::Skopeo => ("skopeo", masterminds::Constraints::parse(text).map(Self::Skopeo)),
             Dialect::Dregsy => ("dregsy", blang::Range::parse(text).map(Self::Dregsy)),
             Dialect::Regsync => ("regsync", regclient::Constraint::parse(text).map(Self::Regsync)),
@@ -59,11 +61,13 @@ impl Range {
     }
 
     /// Whether a tag is a version of the range. `named`: a pattern picked the tag too; only
-    /// [`Dialect::Own`] makes a difference of it.
+    /// [`Dialect::Native`] makes a difference of it.
     pub(super) fn contains(&self, tag: &str, named: bool) -> bool {
         match self {
-            Self::Own(range) => version(tag).is_some_and(|version| range.contains(&version, named)),
-            Self::Skopeo(constraints) => masterminds::version(tag).is_some_and(|version| constraints.contain(&version)),
+            Self::Native(range) => version(tag).is_some_and(|version| range.contains(&version, named)),
+            Self::Skopeo(constraints) => {
+                masterminds::version(tag).is_some_and(|version| constraints.contains(&version))
+            }
             Self::Dregsy(range) => blang::version(tag).is_some_and(|version| range.contains(&version)),
             Self::Regsync(constraint) => regclient::version(tag).is_some_and(|version| constraint.contains(&version)),
         }
@@ -76,6 +80,41 @@ struct Refused(String, String);
 
 fn refused<T>(why: impl Into<String>, hint: impl Into<String>) -> std::result::Result<T, Refused> {
     Err(Refused(why.into(), hint.into()))
+}
+
+/// A comparison of two versions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Operator {
+    Equal,
+    Other,
+    Below,
+    UpTo,
+    Above,
+    From,
+}
+
+impl Operator {
+    /// Whether the comparison holds, `order` being that of the left version to the right one.
+    fn holds(self, order: Ordering) -> bool {
+        match self {
+            Self::Equal => order.is_eq(),
+            Self::Other => order.is_ne(),
+            Self::Below => order.is_lt(),
+            Self::UpTo => order.is_le(),
+            Self::Above => order.is_gt(),
+            Self::From => order.is_ge(),
+        }
+    }
+}
+
+/// The numbers and the pre-release of a version without `v`. Build metadata (`+…`) is dropped.
+fn split_prerelease(text: &str) -> Option<(&str, Prerelease)> {
+    let text = text.split_once('+').map_or(text, |(version, _)| version);
+    match text.split_once('-') {
+        Some((_, "")) => None,
+        Some((numbers, early)) => Some((numbers, Prerelease::new(early).ok()?)),
+        None => Some((text, Prerelease::EMPTY)),
+    }
 }
 
 /// A version of three numbers in the order of semver 2.0.0: the derived one, since an empty [`Prerelease`]
@@ -107,7 +146,7 @@ mod tests {
         Range::parse(range, dialect).unwrap_or_else(|error| panic!("{range}: {error}")).contains(tag, false)
     }
 
-    const COLUMNS: [Dialect; 4] = [Dialect::Own, Dialect::Skopeo, Dialect::Dregsy, Dialect::Regsync];
+    const COLUMNS: [Dialect; 4] = [Dialect::Native, Dialect::Skopeo, Dialect::Dregsy, Dialect::Regsync];
 
     /// The rows of a table of the page: cells without their backquotes.
     fn rows(head: &str) -> Vec<Vec<String>> {
@@ -136,7 +175,7 @@ mod tests {
             let tag = quoted(&row[0])[0];
             for (column, (dialect, all)) in COLUMNS.into_iter().zip(all).enumerate() {
                 let is = match dialect {
-                    Dialect::Own => version(tag).is_some(),
+                    Dialect::Native => version(tag).is_some(),
                     _ => fits(all, dialect, tag),
                 };
                 assert_eq!(row[column + 1].starts_with("yes"), is, "{tag} for {dialect:?}");
@@ -185,7 +224,7 @@ mod tests {
             for operator in [">=", ">", "<", "<=", "="] {
                 let range = format!("{operator}{a}.{b}.{c}");
                 let tag = format!("{x}.{y}.{z}");
-                let own = fits(&range, Dialect::Own, &tag);
+                let own = fits(&range, Dialect::Native, &tag);
                 for dialect in COLUMNS {
                     prop_assert_eq!(fits(&range, dialect, &tag), own, "{} in {} for {:?}", tag, range, dialect);
                 }

@@ -8,7 +8,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Refused, refused};
+use super::{Operator, Refused, refused};
 
 /// A version: its numbers, and what follows the first hyphen.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,15 +83,6 @@ fn cut(word: &str) -> (&str, Option<u64>, &str) {
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::mirror::list) struct Constraint(Vec<(Operator, Version)>);
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Operator {
-    Equal,
-    Below,
-    UpTo,
-    Above,
-    From,
-}
-
 impl Constraint {
     pub(super) fn parse(text: &str) -> Result<Self, Refused> {
         let mut all = Vec::new();
@@ -102,16 +93,7 @@ impl Constraint {
     }
 
     pub(super) fn contains(&self, version: &Version) -> bool {
-        self.0.iter().all(|(operator, other)| {
-            let order = version.order(other);
-            match operator {
-                Operator::Equal => order.is_eq(),
-                Operator::Below => order.is_lt(),
-                Operator::UpTo => order.is_le(),
-                Operator::Above => order.is_gt(),
-                Operator::From => order.is_ge(),
-            }
-        })
+        self.0.iter().all(|(operator, other)| operator.holds(version.order(other)))
     }
 }
 

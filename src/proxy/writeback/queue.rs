@@ -1,17 +1,6 @@
-//! What is to be copied into the durable tier: a bounded queue that survives restarts.
-//!
-//! Who pulls never waits for this: an event puts an image into the queue, and a worker elsewhere
-//! (`cli::proxy`, which has the copy engine) takes some at once, of each repository one. What failed, or
-//! got on too slowly, is tried again later, with growing pauses, until it's there or its source is gone.
-//!
-//! Tries are bounded, and counted in the file before each begins (`saved`). An image whose copy ends the process three
-//! times in a row, for example by its memory, is given up; until it has ended once, it is copied alone, so that
-//! no other image is suspected with it. What is given up is not queued again for a day.
-
-mod saved;
+//! The queue: bounded, and kept in a file, so that it survives restarts. A try is counted there before it begins.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -25,73 +14,16 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::saved::SavedJob;
-use super::events::{Event, Observer};
+use super::state::{State, WaitingJob};
+use super::{CopyOutcome, Job, saved};
 use crate::error::{Error, Kind, Result, Side};
 use crate::panics;
 use crate::pool::run_blocking;
-use crate::reference::{RegistryName, RepositoryName, Target};
-
-/// One image to be copied.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Job {
-    /// The upstream's name.
-    pub upstream: String,
-    /// The repository there.
-    pub repository: String,
-    /// The tag, or the digest.
-    pub target: String,
-}
-
-impl Job {
-    /// Its strings, in bytes.
-    fn size(&self) -> usize {
-        self.upstream.len() + self.repository.len() + self.target.len()
-    }
-
-    fn is_beside(&self, other: &Self) -> bool {
-        (&self.upstream, &self.repository) == (&other.upstream, &other.repository)
-    }
-
-    /// Which manifest.
-    ///
-    /// # Errors
-    /// If it is neither a tag nor a digest: the queue's file can be anything.
-    pub fn target(&self) -> Result<Target> {
-        // A tag has no colon.
-        if self.target.contains(':') {
-            self.target.parse().map(Target::Digest)
-        } else {
-            self.target.parse().map(Target::Tag)
-        }
-    }
-}
-
-impl Job {
-    /// Whether its parts are what they should be. The queue's file can be anything; a job that can never be
-    /// done would be tried for ever.
-    fn is_valid(&self) -> bool {
-        let valid =
-            self.target().and(self.repository.parse::<RepositoryName>()).and(self.upstream.parse::<RegistryName>());
-        if let Err(error) = &valid {
-            tracing::warn!("an entry of the write-back queue is dropped: {error}");
-        }
-        valid.is_ok()
-    }
-}
-
-/// How a copy ended well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyOutcome {
-    /// It was copied.
-    Copied,
-    /// The durable tier had it.
-    Present,
-}
+use crate::proxy::events::{Event, Observer};
+use crate::proxy::metrics::NAME_PREFIX;
 
 /// The queue. Clones share it.
 #[derive(Clone, Debug)]
@@ -106,113 +38,6 @@ struct Inner {
     waiting: Gauge,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    jobs: Vec<WaitingJob>,
-    /// The same.
-    known: HashSet<Job>,
-    /// The bytes of their strings.
-    bytes: usize,
-    /// Images that were given up, and when, in seconds since 1970.
-    given_up: HashMap<Job, u64>,
-    unsaved: bool,
-}
-
-#[derive(Debug)]
-struct WaitingJob {
-    job: Job,
-    tries: u32,
-    /// The last ones of them that began and did not end.
-    unended: u32,
-    due: Instant,
-    running: bool,
-}
-
-impl WaitingJob {
-    fn new(job: Job) -> Self {
-        Self { job, tries: 0, unended: 0, due: Instant::now(), running: false }
-    }
-
-    /// Whether a process did not survive its last try, perhaps because of it.
-    fn is_suspect(&self) -> bool {
-        self.unended > u32::from(self.running)
-    }
-}
-
-impl State {
-    fn of(saved: Vec<SavedJob>) -> Self {
-        let mut state = Self::default();
-        for SavedJob { job, tries, unended, given_up } in saved {
-            match given_up {
-                Some(at) => drop(state.given_up.insert(job, at)),
-                None => drop(state.add(WaitingJob { tries, unended, ..WaitingJob::new(job) })),
-            }
-        }
-        state
-    }
-
-    fn saved(&self) -> Vec<SavedJob> {
-        let waiting = self.jobs.iter().map(|waiting| SavedJob {
-            job: waiting.job.clone(),
-            tries: waiting.tries,
-            unended: waiting.unended,
-            given_up: None,
-        });
-        let given_up = self.given_up.iter().map(|(job, at)| SavedJob {
-            job: job.clone(),
-            tries: 0,
-            unended: 0,
-            given_up: Some(*at),
-        });
-        waiting.chain(given_up).collect()
-    }
-
-    fn has_room(&self, job: &Job) -> bool {
-        self.jobs.len() < MAX_WAITING && self.bytes + job.size() <= MAX_NAME_BYTES
-    }
-
-    /// Adds a job, if there is room.
-    fn add(&mut self, waiting: WaitingJob) -> bool {
-        let fits = self.has_room(&waiting.job) && self.known.insert(waiting.job.clone());
-        if fits {
-            self.bytes += waiting.job.size();
-            self.jobs.push(waiting);
-            self.unsaved = true;
-        }
-        fits
-    }
-
-    fn remove(&mut self, job: &Job) -> Option<WaitingJob> {
-        let at = self.jobs.iter().position(|waiting| waiting.job == *job)?;
-        self.known.remove(job);
-        self.bytes -= job.size();
-        self.unsaved = true;
-        Some(self.jobs.remove(at))
-    }
-
-    /// Whether the job was given up lately.
-    fn is_given_up(&mut self, job: &Job) -> bool {
-        let Some(at) = self.given_up.get(job) else { return false };
-        // A clock that was set back makes it old.
-        let lately = now().checked_sub(*at).is_some_and(|age| age < GIVEN_UP_TTL.as_secs());
-        if !lately {
-            self.given_up.remove(job);
-        }
-        lately
-    }
-
-    /// Remembers a job that is given up, in place of the oldest where there are many.
-    fn give_up(&mut self, job: Job) {
-        if self.given_up.len() >= MAX_GIVEN_UP
-            && let Some(oldest) = self.given_up.iter().min_by_key(|(_, at)| **at).map(|(job, _)| job.clone())
-        {
-            self.given_up.remove(&oldest);
-        }
-        self.given_up.insert(job, now());
-        self.unsaved = true;
-    }
-}
-
 impl Queue {
     /// The queue that `dir` keeps, with its figures shown by `registry`. One that can't be read is told
     /// and begun anew: its images come again when they are pulled again.
@@ -223,9 +48,9 @@ impl Queue {
             Vec::new()
         });
         let (ended, waiting) = (Family::default(), Gauge::default());
-        let proxy = registry.sub_registry_with_prefix(super::metrics::NAME_PREFIX);
-        proxy.register("write_back", "Images for the durable tier by how it ended", ended.clone());
-        proxy.register("write_back_waiting", "Images that wait for the durable tier", waiting.clone());
+        let proxy = registry.sub_registry_with_prefix(NAME_PREFIX);
+        proxy.register("write_back_images", "Images copied into the first tier, by result", ended.clone());
+        proxy.register("write_back_queue_length", "Images that wait to be copied into the first tier", waiting.clone());
         let saved = saved.into_iter().filter(|saved| saved.job.is_valid()).collect();
         let state = Mutex::new(State::of(saved));
         let queue = Self(Arc::new(Inner { file, state, changed: Notify::new(), ended, waiting }));
@@ -345,12 +170,12 @@ impl Queue {
         let mut most = MAX_TRIES;
         let gone = match result {
             Ok(done) => {
-                tracing::info!("{what} is in the durable tier");
+                tracing::info!("{what} is in the first tier");
                 self.count_result(if done == CopyOutcome::Copied { "copied" } else { "present" });
                 true
             }
             Err(error) => {
-                tracing::warn!("{what} was not copied into the durable tier: {error}");
+                tracing::warn!("{what} was not copied into the first tier: {error}");
                 self.count_result("failed");
                 // The image itself is at fault, unless something between sent something else.
                 if matches!(error.kind(), Kind::Invalid | Kind::Unsupported | Kind::Internal) {
@@ -381,7 +206,7 @@ impl Queue {
     /// Takes a job out of the queue for good.
     fn give_up(&self, job: &Job, why: &str) {
         let Job { upstream, repository, target } = job;
-        tracing::error!("{upstream}/{repository} {target} is not copied into the durable tier any more: {why}");
+        tracing::error!("{upstream}/{repository} {target} is not copied into the first tier any more: {why}");
         self.count_result("given-up");
         let mut state = self.lock();
         state.remove(job);
@@ -401,7 +226,7 @@ impl Queue {
         let stored = run_blocking(move || match saved::store(&file, &saved) {
             Ok(()) => Ok(true),
             Err(error) => {
-                tracing::warn!("{error}: a restart forgets what was to be copied into the durable tier");
+                tracing::warn!("{error}: a restart forgets what was to be copied into the first tier");
                 let removed = fs::remove_file(&file);
                 Ok(removed.is_ok() || removed.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound))
             }
@@ -480,24 +305,14 @@ fn pause(tries: u32) -> Duration {
     MIN_PAUSE.saturating_mul(1 << tries.min(16)).min(MAX_PAUSE)
 }
 
-fn now() -> u64 {
-    crate::clock::unix_seconds()
-}
-
 /// The file in the cache's directory.
 const QUEUE_FILE: &str = "write-back.json";
-/// Images that wait at most, and the bytes of their names.
-const MAX_WAITING: usize = 10_000;
-const MAX_NAME_BYTES: usize = 4 << 20;
 /// Tries of one image: with the pauses between them, about a day.
 const MAX_TRIES: u32 = 300;
 /// Tries of an image that can't be copied as it is.
 const MAX_TRIES_INVALID: u32 = 8;
 /// Tries in a row that ended the process.
 const MAX_CRASHES: u32 = 3;
-/// For how long an image that was given up isn't queued again, and how many of those are remembered.
-const GIVEN_UP_TTL: Duration = Duration::from_secs(24 * 3600);
-const MAX_GIVEN_UP: usize = 1000;
 /// Images that are copied at once.
 const CONCURRENT_COPIES: usize = 4;
 /// What an image may take however small it is, and how many bytes of it give it another second.
@@ -508,7 +323,11 @@ const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::proxy::writeback::state::{GIVEN_UP_TTL, MAX_WAITING};
+    use crate::reference::Target;
 
     fn pulled(queue: &Queue, tag: &str) {
         pulled_of(queue, "a/b", tag);
@@ -676,7 +495,7 @@ mod tests {
         assert_eq!(queue.len(), 0, "three times");
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &registry).expect("memory");
-        assert!(page.contains("transload_proxy_write_back_total{result=\"given-up\"} 1"), "{page}");
+        assert!(page.contains("transload_proxy_write_back_images_total{result=\"given-up\"} 1"), "{page}");
         pulled_of(&queue, "kills", "v1");
         pulled_of(&queue, "kills", "v2");
         assert_eq!(queue.len(), 1, "for a day it isn't taken again; another tag is");
@@ -774,13 +593,13 @@ mod tests {
         };
         (0..=MAX_WAITING).for_each(|n| pulled(&queue, &format!("v{n}")));
         assert_eq!(queue.len(), MAX_WAITING);
-        shows("transload_proxy_write_back_total{result=\"dropped\"} 1");
+        shows("transload_proxy_write_back_images_total{result=\"dropped\"} 1");
         let (job, _) = queue.next().expect("one");
         queue.finish(&job, Err(Error::new(Kind::Network, "down")));
         pulled(&queue, "new");
-        shows("transload_proxy_write_back_total{result=\"dropped\"} 2");
-        shows("transload_proxy_write_back_total{result=\"failed\"} 1");
-        shows(&format!("transload_proxy_write_back_waiting {MAX_WAITING}"));
+        shows("transload_proxy_write_back_images_total{result=\"dropped\"} 2");
+        shows("transload_proxy_write_back_images_total{result=\"failed\"} 1");
+        shows(&format!("transload_proxy_write_back_queue_length {MAX_WAITING}"));
         let state = queue.lock();
         assert!(state.jobs.len() == MAX_WAITING && state.jobs.iter().any(|waiting| waiting.job.target == "new"));
         assert!(!state.jobs.iter().any(|waiting| waiting.job == job));
