@@ -69,7 +69,7 @@ mod tests {
     fn times_of_day_are_local_and_have_a_date_if_it_is_another_day() {
         let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(2));
         let now = "2026-03-04T20:30:00Z".parse().expect("a time");
-        let told = |hours| describe_time(now, Duration::from_secs(hours * 3600), &zone);
+        let told = |hours: u64| describe_time(now, Duration::from_secs(hours * 3600), &zone);
         assert_eq!([told(1), told(2)], ["23:30 +02", "2026-03-05 00:30 +02"]);
         assert_eq!(describe_time(now, Duration::ZERO, &jiff::tz::TimeZone::UTC), "20:30 UTC");
     }

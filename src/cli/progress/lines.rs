@@ -52,8 +52,7 @@ pub(super) struct BlobView {
 
 /// The lines for a terminal of `width` columns. None is wider than that.
 pub(super) fn lines(view: &View, width: usize) -> Vec<String> {
-    // The last columns stay free: some terminals wrap a line that fills them all, and "^C" is written behind the last
-    // line. A line that wraps is not taken away whole.
+    // The last columns stay free: some terminals wrap a line that fills them all.
     let width = width.saturating_sub(3);
     let mut lines = Vec::new();
     if let Some(images) = &view.images {

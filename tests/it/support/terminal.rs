@@ -70,16 +70,6 @@ impl Terminal {
         self.wait_for(text, |screen| screen.contains(text))
     }
 
-    /// Fails the test if a line of the screen is wrapped.
-    #[track_caller]
-    pub fn assert_no_line_wraps(&self) {
-        // Joined and not in one call, so that it is one moment.
-        let both =
-            self.tmux(&["capture-pane", "-p", ";", "display-message", "-p", "=====", ";", "capture-pane", "-p", "-J"]);
-        let (plain, joined) = both.split_once("=====\n").expect("two captures");
-        assert_eq!(plain.trim_end().lines().count(), joined.trim_end().lines().count(), "a line wraps:\n{plain}");
-    }
-
     /// Presses a key, as tmux names it: "C-c", "Enter".
     #[track_caller]
     pub fn press(&self, key: &str) {
