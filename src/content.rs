@@ -11,7 +11,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use crate::body::Body;
-use crate::descriptor::{Descriptor, Digest};
+use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
 use crate::reference::{LayoutName, Malformed, Repository, Tag, Target, parse_tags};
@@ -229,7 +229,13 @@ impl<S: Source> Feed<S> {
         Verified::resumed(body, &self.blob, from, hasher, at, self.checkpoints.clone())
     }
 
-    /// The bytes from offset `at` on, not verified. The caller must verify the whole blob.
+    /// The state of the hash after the blob's first `at` bytes, which the destination has from before: [`Self::open`]
+    /// goes on from there.
+    pub(crate) fn resume_at(&self, at: u64, hasher: Hasher) {
+        self.checkpoints.resume_at(at, hasher);
+    }
+
+    /// The bytes from `at` on, not verified: for whoever verifies the whole that they are a part of.
     pub(crate) async fn unverified(&self, at: u64) -> Result<Body> {
         Ok(self.reader(at, None).opened().await?.into_body())
     }

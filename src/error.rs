@@ -38,6 +38,8 @@ struct Inner {
     /// The HTTP status that a registry answered with, and the code in its error document.
     status: Option<u16>,
     code: Option<String>,
+    /// The registry that it is about.
+    registry: Option<String>,
     cause: Option<Cause>,
 }
 
@@ -142,6 +144,7 @@ impl Error {
             reported: false,
             status: None,
             code: None,
+            registry: None,
             cause: None,
         }))
     }
@@ -273,6 +276,18 @@ impl Error {
         self
     }
 
+    /// Names the registry that it is about, unless one is named already.
+    #[must_use]
+    pub(crate) fn from_registry(mut self, registry: &str) -> Self {
+        self.0.registry.get_or_insert_with(|| registry.to_owned());
+        self
+    }
+
+    /// The registry that it is about, where known.
+    pub(crate) fn registry(&self) -> Option<&str> {
+        self.0.registry.as_deref()
+    }
+
     /// Keeps the error of another library that this one was made from, for [`source`](StdError::source). Its text
     /// belongs into the message all the same.
     #[must_use]
@@ -359,7 +374,7 @@ impl Error {
     #[must_use]
     pub fn duplicate(&self) -> Self {
         let Inner { kind, side, doing, what, quote, hint, retry_after, transient, .. } = &*self.0;
-        let Inner { attempts, spent, reported, status, code, cause, .. } = &*self.0;
+        let Inner { attempts, spent, reported, status, code, registry, cause, .. } = &*self.0;
         Self(Box::new(Inner {
             kind: *kind,
             side: *side,
@@ -374,6 +389,7 @@ impl Error {
             reported: *reported,
             status: *status,
             code: code.clone(),
+            registry: registry.clone(),
             cause: cause.clone(),
         }))
     }

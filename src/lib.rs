@@ -26,7 +26,7 @@
 //! # Layers
 //! Each module names only modules before it:
 //! - Helpers: `printable`, `redact` < [`error`] < `atomic_file`, [`body`], `change_detector`, `clock`, [`file_access`],
-//!   `go_names`, `memory`, `panics`, `pool`, `regular_file`.
+//!   `go_names`, `memory`, `panics`, `pool`, `regular_file`, `waits`.
 //! - Helpers < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
 //!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
 //! - [`credentials`] < [`registry`]; [`copy`] < {[`mirror`], [`proxy`]}; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
@@ -149,3 +149,4 @@ mod regular_file;
 mod retry;
 mod server;
 pub mod verify;
+mod waits;

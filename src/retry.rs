@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::waits::{self, Wait};
 
 /// The number of retries and the waiting time that are left. Clones share one state.
 #[derive(Clone, Debug)]
@@ -56,8 +57,15 @@ impl Budget {
             Some(wait) => wait,
             None => return Err(self.give_up(error)),
         };
-        tracing::warn!("{error}; retrying in {:.1} s", wait.as_secs_f64());
-        tokio::time::sleep(wait).await;
+        let text = shorten_digests(&error.to_string());
+        let seconds = wait.as_secs_f64();
+        // Of several that meet the same trouble, one says so.
+        if WARNED.is_news(&error, Instant::now()) {
+            tracing::warn!("{text}; retrying in {seconds:.1} s");
+        } else {
+            tracing::info!("{text}; retrying in {seconds:.1} s");
+        }
+        pause(&error, wait).await;
         Ok(())
     }
 
@@ -68,8 +76,8 @@ impl Budget {
     /// Those of [`retry`](Self::retry).
     pub async fn retry_quietly(&self, error: Error) -> Result<()> {
         let Some(wait) = self.decide(&error) else { return Err(self.give_up(error)) };
-        tracing::info!("{error}; retrying in {:.1} s", wait.as_secs_f64());
-        tokio::time::sleep(wait).await;
+        let text = shorten_digests(&error.to_string());
+        pause(&error, wait).await;
         Ok(())
     }
 
@@ -135,6 +143,57 @@ impl Budget {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Warnings of late. While the same trouble lasts it is warned of once in [`WARNING_INTERVAL`].
+struct Warnings(Mutex<Vec<(String, Instant)>>);
+
+impl Warnings {
+    /// Whether a warning of this error tells something new. The same trouble is: of the same kind, at the same registry,
+    /// with the same status.
+    fn is_news(&self, error: &Error, now: Instant) -> bool {
+        let registry = error.registry().map(str::to_owned).unwrap_or_else(|| error.to_string());
+        let trouble = format!("{registry} {:?} {:?} {:?}", error.side(), error.kind(), error.status());
+        let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        warned.retain(|(_, at)| now.saturating_duration_since(*at) < WARNING_INTERVAL);
+        if warned.iter().any(|(known, _)| *known == trouble) {
+            return false;
+        }
+        if warned.len() < MAX_WARNINGS {
+            warned.push((trouble, now));
+        }
+        true
+    }
+}
+
+static WARNED: Warnings = Warnings(Mutex::new(Vec::new()));
+const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+/// Different troubles that are remembered.
+const MAX_WARNINGS: usize = 64;
+
+/// The text with the first twelve characters of each hash, as other lines for people have them.
+fn shorten_digests(text: &str) -> String {
+    let (mut short, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((at, algorithm)) =
+        ["sha256:", "sha512:"].iter().filter_map(|name| Some((rest.find(name)?, name))).min()
+    {
+        let (before, hash) = rest.split_at(at + algorithm.len());
+        let length = hash.bytes().take_while(u8::is_ascii_hexdigit).count();
+        short.push_str(before);
+        short.push_str(&hash[..length.min(12)]);
+        if length > 12 {
+            short.push('…');
+        }
+        rest = &hash[length..];
+    }
+    short + rest
+}
+
+/// Waits before the attempt that follows `error`.
+async fn pause(error: &Error, wait: Duration) {
+    let until = Instant::now() + wait;
+    let _waiting = waits::begin(|| Wait::before_retry(error, until));
+    tokio::time::sleep_until(until).await;
 }
 
 impl Default for Budget {
@@ -212,6 +271,31 @@ mod tests {
         let (budget, begun) = (Budget::default(), Instant::now());
         while budget.retry(fault()).await.is_ok() {}
         assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn digests_are_short_in_warnings() {
+        let hash = "0123456789abcdef".repeat(4);
+        let text =
+            format!("source: cannot read blob sha256:{hash} of a/b@sha256:{hash}: sha256:12 sha512:{hash}{hash}");
+        let short =
+            "source: cannot read blob sha256:0123456789ab… of a/b@sha256:0123456789ab…: sha256:12 sha512:0123456789ab…";
+        assert_eq!(shorten_digests(&text), short);
+        assert_eq!(shorten_digests("é: no digest"), "é: no digest");
+    }
+
+    #[test]
+    fn the_same_trouble_is_warned_of_once() {
+        let (warned, start) = (Warnings(Mutex::default()), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let busy =
+            |blob: &str, registry: &str| Error::new(Kind::Registry, blob).answered(503, None).from_registry(registry);
+        assert!(warned.is_news(&busy("one", "r.io"), start));
+        assert!(!warned.is_news(&busy("two", "r.io"), at(1)), "another blob, the same trouble");
+        assert!(warned.is_news(&busy("two", "s.io"), at(1)), "another registry");
+        assert!(warned.is_news(&fault().from_registry("r.io"), at(1)), "another trouble");
+        assert!(!warned.is_news(&busy("one", "r.io"), at(29)));
+        assert!(warned.is_news(&busy("one", "r.io"), at(30)), "it lasts");
     }
 
     #[tokio::test]

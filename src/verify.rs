@@ -161,7 +161,13 @@ impl HashCheckpoints {
         checkpoints.iter().rev().find(|(at, _)| *at <= offset).cloned()
     }
 
-    /// Removes all states, because some of the bytes before them were wrong.
+    /// Begins with this state at `offset`.
+    pub(crate) fn resume_at(&self, offset: u64, hasher: Hasher) {
+        let mut checkpoints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *checkpoints = vec![(offset, hasher)];
+    }
+
+    /// Forgets all of them: some of the bytes before them were wrong.
     pub fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

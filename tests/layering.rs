@@ -19,6 +19,7 @@ const TOOLS: &[&str] = &[
     "printable",
     "redact",
     "regular_file",
+    "waits",
 ];
 
 /// A module, and all that it may name besides the tools.
@@ -36,6 +37,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("printable", TOOLS),
     ("redact", TOOLS),
     ("regular_file", TOOLS),
+    ("waits", TOOLS),
     ("descriptor", &[]),
     ("reference", &["descriptor"]),
     ("manifest", &["descriptor"]),

@@ -1,5 +1,7 @@
 //! What tests may change in the whole program, by environment variables that only a debug build reads.
 
+use std::time::Duration;
+
 use crate::file_access::Files;
 
 /// `TRANSLOAD_TEST_CLOCK=FILE`: the wall clock is shifted by the seconds that the file holds.
@@ -21,4 +23,13 @@ pub(super) fn cache_files() -> Files {
         return crate::file_access::random_faults::files(seed, dir.into());
     }
     Files::default()
+}
+
+/// How often the status is printed. `TRANSLOAD_TEST_STATUS_INTERVAL=MILLISECONDS`.
+pub(super) fn status_interval() -> Option<Duration> {
+    #[cfg(debug_assertions)]
+    if let Ok(setting) = std::env::var("TRANSLOAD_TEST_STATUS_INTERVAL") {
+        return setting.parse().ok().map(Duration::from_millis);
+    }
+    None
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
+use super::logs::LogFormat;
 use crate::credentials::entra::EntraSettings;
 use crate::credentials::{Credential, Credentials, Settings};
 use crate::error::{Error, Kind, Result};
@@ -25,6 +26,9 @@ pub(super) struct Global {
     /// Verbose; -vv logs requests
     #[arg(long, short, global = true, action = ArgAction::Count, help_heading = HELP_HEADING)]
     pub(super) verbose: u8,
+    /// Format of log lines on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, help_heading = HELP_HEADING)]
+    pub(super) log_format: LogFormat,
     /// Also trust the certificates in this PEM file (repeatable)
     #[arg(long, global = true, value_name = "FILE", env = "TRANSLOAD_CA_FILE", help_heading = HELP_HEADING)]
     pub(super) ca_file: Vec<PathBuf>,

@@ -182,7 +182,11 @@ fn prompt_password(from_stdin: bool, person: &mut impl Prompter) -> Result<Secre
     } else {
         return Err(no_terminal());
     };
-    let read = read.map_err(|error| Error::io("read the password", &error))?;
+    let read = read.map_err(|error| match error.kind() {
+        // The prompt reads Ctrl-C as a character: it is no signal there.
+        io::ErrorKind::Interrupted => Error::new(Kind::Interrupted, "interrupted by SIGINT"),
+        _ => Error::io("read the password", &error),
+    })?;
     // What `echo` adds; spaces may be meant.
     let password = read.strip_suffix('\n').unwrap_or(&read);
     let password = password.strip_suffix('\r').unwrap_or(password);

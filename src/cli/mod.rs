@@ -14,6 +14,7 @@ mod inspect;
 mod interval;
 mod k8s;
 mod login;
+mod logs;
 mod mirror;
 mod node;
 mod output;
@@ -62,6 +63,18 @@ enum Command {
     Man(shell::ManArgs),
 }
 
+impl Command {
+    /// Whether it runs until it is asked to stop, and then ends by itself.
+    fn stays(&self) -> bool {
+        match self {
+            Self::Serve(_) => true,
+            Self::Proxy(args) => args.stays(),
+            Self::Mirror(args) => args.is_scheduled(),
+            _ => false,
+        }
+    }
+}
+
 /// Parses the arguments, runs the command, prints its error.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -74,7 +87,7 @@ pub fn main() -> ExitCode {
     faults::shift_clock();
     // The demo makes trouble on purpose; warnings of it would only frighten.
     let calm = matches!(cli.command, Command::Demo(_));
-    progress::init_logs(&cli.global, calm);
+    logs::init(&cli.global, calm, cli.command.stays());
     match runtime(&cli.command).and_then(|runtime| {
         let code = runtime.block_on(until_interrupted(&cli));
         // A file operation or name look-up that hangs must not keep the program.
@@ -173,20 +186,26 @@ async fn until_interrupted(cli: &Cli) -> Result<u8> {
             Command::Demo(_) | Command::Node(_) => Ok(0),
         }
     };
-    let drains = match &cli.command {
-        Command::Serve(_) => true,
-        Command::Proxy(args) => args.warm().is_none(),
-        Command::Mirror(args) => args.is_scheduled(),
-        _ => false,
-    };
+    let drains = cli.command.stays();
     let again = second_interrupt();
+    // Counted while the copies are still there.
+    let interrupted = interrupt_signal();
+    let interrupted = async {
+        let signal = interrupted.await;
+        (signal, progress::kept())
+    };
     watchdog::start();
     let result = tokio::select! {
         result = run => result,
         // Whoever asks twice doesn't want to wait for the end of what is under way.
         signal = again, if drains => return Err(Error::new(Kind::Interrupted, format!("interrupted again by {signal}"))),
-        signal = interrupt_signal(), if !drains => Err(Error::new(Kind::Interrupted, format!("interrupted by {signal}"))
-            .hint("what was moved stays: the same command goes on from there")),
+        (signal, kept) = interrupted, if !drains => {
+            let error = Error::new(Kind::Interrupted, format!("interrupted by {signal}"));
+            Err(match kept {
+                Some(kept) => error.hint(kept),
+                None => error,
+            })
+        }
     };
     tokio::select! {
         () = registries.abandon_uploads() => {}

@@ -6,6 +6,10 @@ use std::io::Write as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use tracing::Level;
+
+use super::logs;
+use super::progress::around_bars;
 use crate::error::Error;
 use crate::{printable, redact};
 
@@ -27,8 +31,11 @@ pub(super) fn format_field(text: impl std::fmt::Display) -> String {
 /// A reader that has gone is no error (`transload … | head`); a full disk is one, that [`output_error`] tells at the end: what
 /// the command does is worth more than what it says.
 pub(super) fn print_exact(text: &str) {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    let write = || {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    };
+    match around_bars(write) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             OUTPUT_ERROR.get_or_init(|| Error::io("write to stdout", &error));
         }
@@ -51,26 +58,34 @@ pub(super) fn print_json(document: &impl serde::Serialize) {
 
 /// Prints a line on stderr.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", printable::lines(&redact::redact_own(text)));
+    print_line(Level::INFO, "", text, None);
+}
+
+fn print_line(level: Level, kind: &str, message: &str, hint: Option<&str>) {
+    let text = printable::lines(&redact::redact_own(&logs::line(level, kind, message, hint))).into_owned();
+    around_bars(|| {
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    });
 }
 
 /// Says at once that an image failed; also why, unless a table at the end will.
 pub(super) fn print_failed_image(image: &str, error: &Error, table: bool) {
-    if table { note(&format!("failed: {image}")) } else { print_image_error(image, error) }
+    if table {
+        print_line(Level::ERROR, "", &format!("failed: {image}"), None)
+    } else {
+        print_image_error(image, error)
+    }
 }
 
 /// Prints the error of one image among several.
 pub(super) fn print_image_error(image: &str, error: &Error) {
     let hint = error.hint_text().map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
-    note(&format!("failed: {image}: {error}{hint}"));
+    print_line(Level::ERROR, "", &format!("failed: {image}: {error}{hint}"), None);
 }
 
 /// Prints an error, and what to do about it.
 pub(super) fn print_error(error: &Error) {
-    note(&format!("error: {error}"));
-    if let Some(hint) = error.hint_text() {
-        note(&format!("hint: {hint}"));
-    }
+    print_line(Level::ERROR, "error: ", &error.to_string(), error.hint_text());
 }
 
 /// `1.5 MiB`.

@@ -7,6 +7,7 @@ use super::output::{self, format_field};
 use crate::copy::{Entry, Quota, RegistryUsage, Report, Status, Summary};
 use crate::mirror::prune::Plan;
 use crate::mirror::report::RunReport;
+use crate::mirror::run::Event;
 use crate::registry::Registries;
 
 /// What the registries of a run were asked so far.
@@ -25,6 +26,14 @@ pub(super) fn registry_usage(registries: &Registries) -> Vec<RegistryUsage> {
             }),
         })
         .collect()
+}
+
+/// The line of an image of a list that is done, or would be.
+pub(super) fn finished_line(event: &Event, dry_run: bool) -> Option<String> {
+    match event {
+        Event::Copied(job, report) => Some(image_line(&job.from(), &job.to(), report, dry_run)),
+        _ => None,
+    }
 }
 
 /// An image that is there now, or would be.

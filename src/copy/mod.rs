@@ -48,6 +48,7 @@ pub use self::plan::{BlobStep, Plan};
 pub use self::report::Platforms;
 pub use self::report::{NoObserver, Observer, Outcome, Report, Status};
 use self::resolve::ResolvedRoot;
+use self::transfer::PlannedBytes;
 
 use crate::content::{Destination, Source};
 use crate::descriptor::{Descriptor, Digest, Platform};
@@ -204,6 +205,9 @@ impl Engine {
             }
             _ => {
                 let plan = Plan::new(&graph, options)?;
+                let (blobs, bytes) = (plan.blobs.len(), plan.bytes());
+                let manifests = graph.manifests.len();
+                tracing::info!("{}: manifests: {manifests}, blobs: {blobs} ({bytes} bytes)", destination.repository());
                 report.planned(&graph, &plan);
                 self.write_image(source, destination, &plan, at, options, report).await?;
             }
@@ -252,7 +256,6 @@ impl Engine {
     ) -> Result<()> {
         let Some(root) = plan.waves.last().and_then(|last| last.first()) else { return Ok(()) };
         let manifest_lock = self.lock_manifest(destination, root.digest()).await;
-        self.observer.planned(plan.blobs.len(), plan.bytes());
         if options.dry_run {
             self.find_present(source, destination, plan, report).await?;
         } else {
@@ -276,14 +279,18 @@ impl Engine {
         plan: &Plan,
         report: &mut Report,
     ) -> Result<()> {
+        let mut planned = PlannedBytes::new(&*self.observer, plan);
         stream::iter(&plan.blobs)
             .map(|step| async move {
+                let guard = self.abandon_on_drop(&step.blob);
                 let outcome = self.transfer(source, destination, step).await?;
+                guard.finish();
                 Ok::<_, Error>((step, outcome))
             })
             .buffer_unordered(self.jobs * (SMALL_SLOTS_PER_LARGE + 1))
             .try_for_each(|(step, outcome)| {
                 report.add(&step.blob, &outcome);
+                planned.finished(&step.blob);
                 future::ready(Ok(()))
             })
             .await

@@ -83,6 +83,10 @@ pub trait Observer: Send + Sync {
     fn moved(&self, _blob: &Digest, _bytes: u64) {}
     /// The destination has a blob.
     fn finished(&self, _blob: &Descriptor, _outcome: &Outcome) {}
+    /// A blob whose bytes were about to come is given up: its copy failed or was stopped.
+    fn abandoned(&self, _blob: &Descriptor) {}
+    /// An image's copy failed or was stopped: so many planned bytes of blobs that aren't finished won't come.
+    fn unplanned(&self, _bytes: u64) {}
 }
 
 /// An observer that does nothing.

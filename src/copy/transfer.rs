@@ -7,7 +7,7 @@ use futures_util::future;
 use super::blob_locations::RepositoryId;
 use super::concurrency::{SMALL_BLOB, TransferSlot};
 use super::locks::{LockScope, ManifestLock};
-use super::{BLOB_PATIENCE, BlobStep, Engine, Mode, Outcome, Plan, Report};
+use super::{BLOB_PATIENCE, BlobStep, Engine, Mode, Observer, Outcome, Plan, Report};
 use crate::content::{Destination, Feed, Source, UploadStart};
 use crate::descriptor::Descriptor;
 use crate::error::{Kind, Result, Side};
@@ -51,8 +51,23 @@ impl Engine {
             held.push(number);
             outcome
         };
+        match &outcome {
+            Outcome::Uploaded { attempts: 0 | 1, bytes } => {
+                tracing::info!("blob {}: {bytes} bytes sent", blob.digest.short())
+            }
+            Outcome::Uploaded { attempts, bytes } => {
+                tracing::info!("blob {}: {bytes} bytes sent, in {attempts} attempts", blob.digest.short());
+            }
+            Outcome::Mounted { from } => tracing::info!("blob {}: mounted from {from}", blob.digest.short()),
+            Outcome::Present => tracing::info!("blob {}: there already", blob.digest.short()),
+        }
         self.observer.finished(blob, &outcome);
         Ok(outcome)
+    }
+
+    /// Tells the observer that this blob is given up, unless its transfer ends well.
+    pub(super) fn abandon_on_drop<'a>(&'a self, blob: &'a Descriptor) -> AbandonGuard<'a> {
+        AbandonGuard { observer: &*self.observer, blob, finished: false }
     }
 
     fn holder(&self, held: &[RepositoryId]) -> Option<Repository> {
@@ -153,7 +168,55 @@ impl Engine {
     }
 }
 
-/// Sends the blob. If the source's bytes arrived damaged, sends the whole blob again.
+/// A transfer that is under way.
+pub(super) struct AbandonGuard<'a> {
+    observer: &'a dyn Observer,
+    blob: &'a Descriptor,
+    finished: bool,
+}
+
+impl AbandonGuard<'_> {
+    /// The blob is at the destination.
+    pub(super) fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for AbandonGuard<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.observer.abandoned(self.blob);
+        }
+    }
+}
+
+/// Planned bytes of an image that are not at the destination yet.
+pub(super) struct PlannedBytes<'a> {
+    observer: &'a dyn Observer,
+    left: u64,
+}
+
+impl<'a> PlannedBytes<'a> {
+    pub(super) fn new(observer: &'a dyn Observer, plan: &Plan) -> Self {
+        observer.planned(plan.blobs.len(), plan.bytes());
+        Self { observer, left: plan.bytes() }
+    }
+
+    /// A blob is at the destination.
+    pub(super) fn finished(&mut self, blob: &Descriptor) {
+        self.left = self.left.saturating_sub(blob.size);
+    }
+}
+
+impl Drop for PlannedBytes<'_> {
+    fn drop(&mut self) {
+        if self.left > 0 {
+            self.observer.unplanned(self.left);
+        }
+    }
+}
+
+/// Sends the blob, and all of it once more where the source's bytes were damaged on the way.
 async fn upload<S: Source, D: Destination>(
     destination: &D,
     session: D::Session,

@@ -41,6 +41,7 @@ mod index_json;
 mod listing;
 mod membership;
 mod names;
+mod partial;
 mod quota;
 mod root_dir;
 mod store;
@@ -255,13 +256,25 @@ impl Destination for Layout {
                 return Ok(UploadStart::Mounted);
             }
         }
-        Ok(UploadStart::Session(self.store.create_upload_for(self.owner(), None).await?))
+        Ok(UploadStart::Session(self.store.continue_upload(self.owner(), blob).await?))
     }
 
     /// Writes to a temporary file, which is renamed when it is complete. After an error, or if the future is dropped, the file
     /// is removed.
     async fn upload<S: Source>(&self, session: BlobUpload, feed: &Feed<S>, mut body: Verified) -> Result<()> {
-        session.append(&mut body).await?;
+        let kept = session.size().await?;
+        if kept > 0 {
+            drop(body);
+            feed.resume_at(kept, session.hash_kept(feed.blob().digest).await?);
+            body = feed.open(kept).await?;
+            tracing::info!("blob {}: going on from byte {kept}", feed.blob().digest.short());
+        }
+        if let Err(error) = session.append(&mut body).await {
+            if error.kind() == Kind::Mismatch {
+                session.discard().await?;
+            }
+            return Err(error);
+        }
         // `Verified` yields its last frame only after digest and size are verified.
         session.commit(feed.blob().digest).await
     }

@@ -159,6 +159,20 @@ impl Store {
         self.run_blocking(|store| Ok(BlobUpload::new(store.clone(), store.temp(hasher)?, owner))).await
     }
 
+    /// Begins a blob that a copy brings, or goes on with what an earlier copy kept of it.
+    pub(super) async fn continue_upload(&self, owner: Option<RepositoryName>, blob: &Descriptor) -> Result<BlobUpload> {
+        let blob = blob.clone();
+        self.run_blocking(move |store| {
+            // What is kept would take room that nobody counts.
+            let temp = match store.0.room {
+                Some(_) => store.temp(None)?,
+                None => TempFile::for_blob(store.dir(), &blob)?,
+            };
+            Ok(BlobUpload::new(store.clone(), temp, owner))
+        })
+        .await
+    }
+
     fn temp(&self, hasher: Option<Hasher>) -> Result<TempFile> {
         Ok(TempFile::new(self.dir(), hasher)?.with_quota(self.0.room.clone()))
     }

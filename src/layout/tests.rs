@@ -401,3 +401,122 @@ async fn reads_from_anywhere_in_chunks() {
         assert!(frames.concat() == content[from..], "{from}");
     }
 }
+
+/// A source of one blob that says from which bytes it was asked, and breaks off at `end`.
+#[derive(Clone)]
+struct Breaking {
+    content: Arc<Vec<u8>>,
+    end: usize,
+    asked: Arc<std::sync::Mutex<Vec<u64>>>,
+}
+
+impl Breaking {
+    fn new(size: usize) -> Self {
+        let content = (0..size).map(|nth| (nth * 31 / 7) as u8).collect();
+        Self { content: Arc::new(content), end: size, asked: Arc::default() }
+    }
+
+    fn until(&self, end: usize) -> Self {
+        Self { end, ..self.clone() }
+    }
+
+    fn asked(&self) -> Vec<u64> {
+        std::mem::take(&mut self.asked.lock().expect("no panic while held"))
+    }
+}
+
+impl Source for Breaking {
+    async fn resolve(&self, _: &Target) -> Result<Option<Descriptor>> {
+        Ok(None)
+    }
+    async fn manifest(&self, target: &Target) -> Result<Manifest> {
+        Err(Error::new(Kind::NotFound, target.to_string()))
+    }
+    async fn blob(&self, _: &Descriptor, from: u64) -> Result<Body> {
+        self.asked.lock().expect("no panic while held").push(from);
+        let mut frames = vec![Ok(Bytes::copy_from_slice(&self.content[from as usize..self.end]))];
+        if self.end < self.content.len() {
+            frames.push(Err(Error::new(Kind::Denied, "it broke off")));
+        }
+        Ok(stream::iter(frames).boxed())
+    }
+    async fn referrers(&self, _: &Digest) -> Result<Vec<Descriptor>> {
+        Ok(Vec::new())
+    }
+    fn tags(&self) -> crate::content::TagPages {
+        stream::empty().boxed()
+    }
+}
+
+const WHOLE: usize = 3 << 20;
+const HALF: usize = 2 << 20;
+
+#[tokio::test]
+async fn a_copy_that_broke_off_is_gone_on_from() {
+    let dir = Dir::new();
+    let (layout, source) = (dir.create().await, Breaking::new(WHOLE));
+    let blob = blob_of(&source.content);
+    let partial = format!(".transload-partial-sha256-{}", blob.digest.hex());
+    send(source.until(HALF), blob.clone(), &layout).await.expect_err("it broke off");
+    assert_eq!(dir.files(), [partial.as_str(), "blobs", "index.json", "oci-layout"]);
+    assert_eq!(std::fs::metadata(dir.0.join(&partial)).expect("a file").len(), HALF as u64);
+    assert_eq!(source.asked(), [0]);
+    send(source.clone(), blob.clone(), &layout).await.expect("stored");
+    assert_eq!(source.asked(), [0, HALF as u64]);
+    assert!(std::fs::read(dir.blob(&blob.digest)).expect("the blob") == *source.content);
+    assert_eq!(dir.files(), ["blobs", "index.json", "oci-layout"]);
+}
+
+/// A file of all bytes, whose copy ended before it had its name.
+#[tokio::test]
+async fn a_partial_file_that_is_whole_or_too_long_is_gone_on_from() {
+    let dir = Dir::new();
+    let (layout, source) = (dir.create().await, Breaking::new(WHOLE));
+    let blob = blob_of(&source.content);
+    let partial = dir.0.join(format!(".transload-partial-sha256-{}", blob.digest.hex()));
+    for more in [0, 5] {
+        std::fs::write(&partial, [&source.content[..], &vec![0; more]].concat()).expect("a file");
+        send(source.clone(), blob.clone(), &layout).await.expect("stored");
+        assert_eq!(source.asked(), [0, WHOLE as u64 - 1]);
+        std::fs::remove_file(dir.blob(&blob.digest)).expect("it was stored");
+    }
+}
+
+/// What is in a partial file is trusted no more than what comes from a registry.
+#[tokio::test]
+async fn a_damaged_partial_file_is_found_and_removed() {
+    let dir = Dir::new();
+    let (layout, source) = (dir.create().await, Breaking::new(WHOLE));
+    let blob = blob_of(&source.content);
+    let partial = dir.0.join(format!(".transload-partial-sha256-{}", blob.digest.hex()));
+    std::fs::write(&partial, vec![7; HALF]).expect("a file");
+    let error = send(source.clone(), blob.clone(), &layout).await.expect_err("it is damaged");
+    assert_eq!(error.kind(), Kind::Mismatch);
+    assert_eq!(dir.files(), ["blobs", "index.json", "oci-layout"]);
+    source.asked();
+    send(source.clone(), blob.clone(), &layout).await.expect("stored");
+    assert_eq!(source.asked(), [0]);
+}
+
+/// A link that somebody put in the place of a partial file is not written through.
+#[tokio::test]
+async fn links_in_the_place_of_a_partial_file_are_not_followed() {
+    let dir = Dir::new();
+    let (layout, source) = (dir.create().await, Breaking::new(WHOLE));
+    let blob = blob_of(&source.content);
+    let partial = dir.0.join(format!(".transload-partial-sha256-{}", blob.digest.hex()));
+    let victim = dir.0.join("blobs/victim");
+    std::fs::write(&victim, "precious").expect("a file");
+    for hard in [false, true] {
+        if hard {
+            std::fs::hard_link(&victim, &partial).expect("a link");
+        } else {
+            std::os::unix::fs::symlink(&victim, &partial).expect("a link");
+        }
+        send(source.clone(), blob.clone(), &layout).await.expect("stored");
+        assert_eq!(source.asked(), [0]);
+        assert_eq!(std::fs::read_to_string(&victim).expect("a file"), "precious");
+        assert_eq!(dir.files(), ["blobs", "index.json", "oci-layout"]);
+        std::fs::remove_file(dir.blob(&blob.digest)).expect("it was stored");
+    }
+}

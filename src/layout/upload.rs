@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::TryStream;
 
+use super::partial;
 use super::quota::{QuotaUsage, quota_exceeded};
 use super::root_dir::RootDir;
 use super::store::Store;
 use super::{IO_CHUNK, collect_frames};
-use crate::descriptor::{Digest, Hasher};
+use crate::descriptor::{Descriptor, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::pool::run_blocking;
 use crate::reference::RepositoryName;
@@ -41,7 +42,24 @@ impl BlobUpload {
         self.run_blocking(|temp| Ok(temp.written)).await
     }
 
-    /// Appends the whole `body`. Reads the next chunk while one is written.
+    /// The state of the hash after what an earlier copy had written of the blob.
+    pub(super) async fn hash_kept(&self, digest: Digest) -> Result<Hasher> {
+        self.run_blocking(move |temp| {
+            partial::hash(&mut temp.file, digest.hasher()).map_err(|error| temp.failed("read", &error))
+        })
+        .await
+    }
+
+    /// Keeps nothing of what is written: it is wrong.
+    pub(super) async fn discard(&self) -> Result<()> {
+        self.run_blocking(|temp| {
+            temp.keep_as = None;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes `body` behind what is there, to its end. Reads the next chunk while one is written.
     ///
     /// # Errors
     /// The error of the body, after the bytes before it are written; [`Kind::Local`] if the disk fails.
@@ -102,6 +120,8 @@ pub(super) struct TempFile {
     hasher: Option<Hasher>,
     /// The quota that its bytes count for.
     room: Option<Arc<QuotaUsage>>,
+    /// The name that it keeps if it is dropped unfinished.
+    keep_as: Option<PathBuf>,
     done: bool,
 }
 
@@ -120,14 +140,36 @@ impl TempFile {
             let path = dir.join(format!("{TEMP_PREFIX}{}-{number}", std::process::id()));
             // In containers processes often have the same PID: an existing file is not reused.
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Self { file, path, written: 0, hasher, room: None, done: false }),
+                Ok(file) => return Ok(Self { file, path, written: 0, hasher, room: None, keep_as: None, done: false }),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io(format!("create {}", path.display()), &error)),
             }
         }
     }
 
-    /// Counts the bytes of the file for the quota `room`. They are released if the file is dropped without a name.
+    /// A file in `dir` for a blob that a copy brings: with what an earlier one wrote of it, where it is large. Dropped
+    /// without a name, it is kept for the next one.
+    pub(super) fn for_blob(dir: &Path, blob: &Descriptor) -> Result<Self> {
+        let mut temp = Self::new(dir, None)?;
+        if blob.size < partial::MIN_SIZE {
+            return Ok(temp);
+        }
+        let kept = partial::path(dir, &blob.digest);
+        match partial::take(&kept, &temp.path, blob.size) {
+            Ok((file, written)) => (temp.file, temp.written) = (file, written),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!("{} cannot be gone on from: {error}", kept.display());
+                // What has its name now goes with it.
+                drop(temp);
+                temp = Self::new(dir, None)?;
+            }
+        }
+        temp.keep_as = Some(kept);
+        Ok(temp)
+    }
+
+    /// The same, whose bytes take of `room`, until it's dropped without a name.
     pub(super) fn with_quota(mut self, room: Option<Arc<QuotaUsage>>) -> Self {
         self.room = room;
         self
@@ -256,6 +298,13 @@ impl Drop for TempFile {
             self.release(self.written);
         }
         if !self.done
+            && self.written > 0
+            && let Some(kept) = &self.keep_as
+            && fs::rename(&self.path, kept).is_ok()
+        {
+            return;
+        }
+        if !self.done
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
@@ -275,4 +324,4 @@ pub(super) fn is_temporary(name: &str) -> bool {
 }
 
 /// The prefix of the names of temporary files.
-const TEMP_PREFIX: &str = ".transload-";
+pub(super) const TEMP_PREFIX: &str = ".transload-";

@@ -80,7 +80,9 @@ pub enum Event {
     Failed(Box<Job>, Error),
     /// Nothing was moved: its turn, or its pulls, came after the deadline.
     Skipped(Box<Job>, Error),
-    /// The images of an entry are not all known: its tags could not be listed, or some names are not tags.
+    /// So many more images belong to the run, or fewer: they are counted before their turn comes.
+    Expected(isize),
+    /// Not all of the entry's images are known: its tags could not be listed, or some are no tags.
     Unknown {
         /// The entry's line.
         line: usize,
@@ -109,13 +111,16 @@ pub async fn run<P: Repositories>(
     let (claims, manifests) = (Mutex::default(), Arc::default());
     let run = RunContext { to, places, engine, options, wanted, ended, conflicts, claims, manifests };
     let mut sources: BTreeMap<&str, Vec<WantedEntry<'_>>> = BTreeMap::new();
+    let mut expected = 0;
     for (number, entry) in entries.into_iter().enumerate() {
         let places = entry.places(to, Some("any")).unwrap_or_default();
+        expected += entry.pick.exact.len() * places.len();
         let registries: BTreeSet<String> =
             places.into_iter().map(|(repository, _)| repository.registry.into()).collect();
         let entry = WantedEntry { number, entry, registries: registries.into_iter().collect() };
         sources.entry(&entry.entry.source.registry).or_default().push(entry);
     }
+    run.expect(expected);
     future::join_all(sources.into_values().map(|entries| run.run_source(entries).boxed_local())).await;
 }
 
@@ -205,17 +210,33 @@ impl<P: Repositories> RunContext<'_, P> {
             rejected.add(page.malformed);
             for tag in page.tags {
                 if let Some(exact) = chooser.offer(tag) {
-                    self.queue(entry, &exact, queues).await?;
+                    self.queue_listed(entry, &exact, queues).await?;
                 }
             }
         }
         for exact in chooser.finish() {
-            self.queue(entry, &exact, queues).await?;
+            self.queue_listed(entry, &exact, queues).await?;
         }
         rejected.error(&entry.source).map_or(Ok(()), |error| Err(error.on(Side::Source).into()))
     }
 
-    /// Queues an image for each of its destinations. An invalid or conflicting destination fails alone.
+    /// Queues an image that was found in the list of tags.
+    async fn queue_listed(
+        &self,
+        entry: &Entry,
+        exact: &SelectedImage,
+        queues: &RegistryQueues<QueuedImage>,
+    ) -> Result<()> {
+        self.expect(entry.each_place(self.to, exact.tag.as_deref())?.len());
+        self.queue(entry, exact, queues).await
+    }
+
+    /// So many more images belong to the run.
+    fn expect(&self, more: usize) {
+        (self.ended)(Event::Expected(isize::try_from(more).unwrap_or(isize::MAX)));
+    }
+
+    /// Queues an image for each of its destinations. One that can't be, or is another image's, fails alone.
     async fn queue(&self, entry: &Entry, exact: &SelectedImage, queues: &RegistryQueues<QueuedImage>) -> Result<()> {
         let read = exact.digest.map(Target::Digest).or_else(|| exact.tag.clone().map(Target::Tag));
         let Some(read) = read else { return Ok(()) };
@@ -241,6 +262,7 @@ impl<P: Repositories> RunContext<'_, P> {
             };
             // Listed twice: copied once.
             if matches!(claimed, Ok(false)) || !(self.wanted)(entry, Some(&job)) {
+                (self.ended)(Event::Expected(-1));
                 continue;
             }
             match claimed {

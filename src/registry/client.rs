@@ -144,7 +144,7 @@ impl Registry {
             accounts,
             pulls: PullLimit::new(name, &options),
             rate_limit: RateLimit::new(name, &options),
-            limiter: ParallelismLimit::new(options.concurrency, options.longest_pause),
+            limiter: ParallelismLimit::new(name, options.concurrency, options.longest_pause),
             largest_body: AtomicU64::new(u64::MAX),
             referrers_api: ReferrersApi::default(),
             without_head: WithoutHead::default(),
@@ -406,7 +406,7 @@ impl Registry {
                 _ => false,
             };
             if !next {
-                return Err(self.without_credentials(error, account).doing(doing));
+                return Err(self.without_credentials(error, account).doing(doing).from_registry(&self.name));
             }
         }
     }
@@ -464,8 +464,10 @@ impl Registry {
         let until = match status {
             // A pull limit delays pulls only.
             _ if error.is_quota() => None,
-            StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.on_push_back(class, asked),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.limiter.on_push_back(asked),
+            StatusCode::TOO_MANY_REQUESTS if storage.is_none() => self.on_push_back(class, status.as_u16(), asked),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                self.limiter.on_push_back(status.as_u16(), asked)
+            }
             _ => None,
         };
         // With a deadline, a request waits as long as the pause lasts, and does not fail after a few retries.

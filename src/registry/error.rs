@@ -1,5 +1,7 @@
 //! Turns a registry's error response, or a failed exchange, into an error with a hint.
 
+use std::time::Duration;
+
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 
@@ -10,11 +12,14 @@ use super::azure::is_acr;
 use super::client::{Response, SMALL_ANSWER_TIMEOUT};
 use super::error_document::{Explained, explain};
 use super::limits::parallelism::retry_after;
+use super::limits::pull_ledger::SIX_HOURS;
 use super::location::redirected_to;
 use super::network::find_source;
 use super::web_page;
+use crate::clock;
 use crate::error::{Error, Kind};
 use crate::reference::DOCKER_HUB;
+use crate::waits;
 
 /// The error for a response with a status other than 2xx.
 ///
@@ -168,9 +173,7 @@ fn from_status(
         StatusCode::NOT_FOUND => Error::new(Kind::NotFound, what),
         StatusCode::RANGE_NOT_SATISFIABLE => Error::new(Kind::SessionLost, what),
         StatusCode::PAYLOAD_TOO_LARGE => Error::new(Kind::TooLarge, what),
-        StatusCode::TOO_MANY_REQUESTS => {
-            rate_limited(what, registry, wait, remaining.is_some_and(|q| q.remaining == 0), message)
-        }
+        StatusCode::TOO_MANY_REQUESTS => rate_limited(what, registry, wait, remaining, message),
         StatusCode::REQUEST_TIMEOUT => Error::new(Kind::Timeout, what).transient(wait),
         _ if code == "MANIFEST_BLOB_UNKNOWN" || code == "MANIFEST_UNKNOWN" => Error::new(Kind::Registry, what),
         _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
@@ -209,20 +212,42 @@ fn rate_limited(
     what: String,
     registry: &str,
     wait: Option<std::time::Duration>,
-    spent: bool,
+    pulls: Option<super::limits::pull_ledger::PullQuota>,
     message: &Option<String>,
 ) -> Error {
+    let spent = pulls.as_ref().is_some_and(|pulls| pulls.remaining == 0);
     let quota = spent || message.as_deref().is_some_and(|text| text.contains("pull rate limit"));
     if quota {
-        let hint = if registry == DOCKER_HUB {
-            "Docker Hub's pull limit is spent: log in (transload login docker.io) for a higher one, or wait, it resets over 6 hours"
-        } else {
-            "the pull limit is spent: wait until it resets"
-        };
-        // A retry does not help soon, and each one may count as a pull.
-        return Error::new(Kind::Limited, what).hint(hint);
+        // Trying again soon can't help, and each try may count.
+        return Error::new(Kind::Limited, what).hint(pulls_spent_hint(registry, wait, pulls.map(|pulls| pulls.window)));
     }
-    Error::new(Kind::Limited, what).transient(wait).hint("too many requests: try later, or with fewer --jobs")
+    let hint = match wait {
+        Some(wait) if wait >= LONG_WAIT => format!(
+            "too many requests: {registry} asks to wait for {}: try again at {}",
+            waits::format_seconds(wait.as_secs()),
+            clock::local_time_in(wait)
+        ),
+        _ => "too many requests: try later, or with fewer --jobs".to_owned(),
+    };
+    Error::new(Kind::Limited, what).transient(wait).hint(hint)
+}
+
+/// When there are pulls again: as the registry says, or when its window (in seconds) has passed.
+fn pulls_spent_hint(registry: &str, wait: Option<Duration>, window: Option<u64>) -> String {
+    let again = match (wait, window.filter(|window| *window > 0)) {
+        (Some(wait), _) if !wait.is_zero() => format!("wait until it resets at {}", clock::local_time_in(wait)),
+        (_, window) if window.is_some() || registry == DOCKER_HUB => {
+            let window = window.unwrap_or(SIX_HOURS);
+            let time = clock::local_time_in(Duration::from_secs(window));
+            format!("wait: it resets over {} hours, at {time} at the latest", window.div_ceil(3600))
+        }
+        _ => "wait until it resets".to_owned(),
+    };
+    if registry == DOCKER_HUB {
+        format!("Docker Hub's pull limit is spent: log in (transload login docker.io) for a higher one, or {again}")
+    } else {
+        format!("the pull limit is spent: {again}")
+    }
 }
 
 /// The hint for anonymous users.
@@ -293,7 +318,9 @@ fn pull_hint(registry: &str, account: &str) -> String {
     }
 }
 
-/// The limit for an error's body, in bytes.
+/// From here on a wait is told with the time of day.
+const LONG_WAIT: Duration = Duration::from_secs(60);
+/// The most bytes of an error's body that are read.
 const MAX_BODY: usize = 64 << 10;
 
 /// The error codes of the distribution specification and of registries that add to it:

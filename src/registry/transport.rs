@@ -16,7 +16,7 @@ use super::auth::challenge::Challenge;
 use super::auth::scope::Scope;
 use super::call::names_manifest;
 use super::call::{Call, Payload};
-use super::client::{COMMIT_TIMEOUT, Registry, Response, uri};
+use super::client::{COMMIT_TIMEOUT, Registry, Response, length, uri};
 use super::idle_timeout::TimedBody;
 use super::limits::parallelism::{Permit, retry_after};
 use super::limits::pull_ledger::PullQuota;
@@ -186,7 +186,7 @@ impl Registry {
         }
         let response = self.send_once(&method, &url, headers, body).await?;
         if response.status() == StatusCode::TOO_MANY_REQUESTS {
-            self.on_push_back(Class::Token, retry_after(response.headers()));
+            self.on_push_back(Class::Token, response.status().as_u16(), retry_after(response.headers()));
         }
         Ok(response)
     }
@@ -214,6 +214,7 @@ impl Registry {
             }
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let began = Instant::now();
         let sending = Box::pin(self.http.send(request));
         let sent = if streamed {
             sending.await
@@ -230,17 +231,22 @@ impl Registry {
         self.answered_at(url, sent.status());
         let peer = sent.extensions_mut().remove::<PeerName>().map_or_else(|| self.name.clone(), |PeerName(name)| name);
         let response = sent.map(|body| TimedBody::new(body, peer, self.options.idle, self.options.min_rate));
-        tracing::debug!("{method} {}{}: {}", origin(url), url.path(), response.status().as_u16());
+        let (status, took) = (response.status().as_u16(), began.elapsed().as_millis());
+        let (origin, path) = (origin(url), url.path());
+        match length(response.headers()) {
+            Some(bytes) => tracing::debug!("{method} {origin}{path}: {status}, {bytes} bytes, {took} ms"),
+            None => tracing::debug!("{method} {origin}{path}: {status}, {took} ms"),
+        }
         Ok(response)
     }
 
     /// Handles a 429 or 503 for a request of this class: the class pauses if it has limits per minute, else all
     /// requests do. Returns the end of the pause.
-    pub(super) fn on_push_back(&self, class: Class, wait: Option<Duration>) -> Option<Instant> {
+    pub(super) fn on_push_back(&self, class: Class, status: u16, wait: Option<Duration>) -> Option<Instant> {
         if wait.is_some() && self.rate_limit.on_rate_limited(class, wait) {
             return None;
         }
-        self.limiter.on_push_back(wait)
+        self.limiter.on_push_back(status, wait)
     }
 }
 

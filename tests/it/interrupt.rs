@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::support::{Fault, Front, Image, Process, Registry, Rule, Run, Tool, http};
+use super::support::{Fault, Front, Image, Process, Registry, Rule, Run, SeenRequest, Tool, http};
 
 const DONE: usize = 1;
 const SLOW: usize = 2;
@@ -46,12 +46,24 @@ impl Stage {
     /// What an interrupt leaves behind: no tag, and no session that wasn't deleted.
     #[track_caller]
     fn assert_cleaned(&self, run: &Run, signal: &str) {
-        assert_eq!(
-            run.stderr,
-            format!(
-                "error: interrupted by {signal}\nhint: what was moved stays: the same command goes on from there\n"
-            )
+        // Both are true: what the registry has stored, and what it has not.
+        let stored = |blob: &usize| {
+            let stored =
+                |seen: &SeenRequest| seen.target().contains(hex(&self.image, *blob)) && seen.status == Some(201);
+            self.to.log().iter().any(stored)
+        };
+        let kept: Vec<usize> = [0, DONE].into_iter().filter(stored).collect();
+        let bytes: usize = kept.iter().map(|blob| self.image.blobs[*blob].bytes.len()).sum();
+        let verb = if kept.len() == 1 { "blob (1.4 MiB) is" } else { "blobs (1.4 MiB) are" };
+        assert!((1_468_006..1_572_864).contains(&bytes), "1.4 MiB: {bytes}");
+        let start = format!(
+            "error: interrupted by {signal}\nhint: {} {verb} finished and kept; 1 unfinished blob (",
+            kept.len()
         );
+        let so_far = run.stderr.strip_prefix(&start).and_then(|rest| rest.split_once(" read so far) "));
+        let (so_far, end) = so_far.unwrap_or_else(|| panic!("{start}: {}", run.stderr));
+        assert_eq!(end, "starts again; run the same command to go on\n");
+        assert!(so_far.ends_with(" KiB") || so_far.ends_with(" MiB"), "{so_far}");
         assert_eq!(run.stdout, "");
         assert!(self.to.struck() > 0);
         http::get(self.behind.addr(), "/v2/a/b/manifests/v1").expect(404);
@@ -170,6 +182,6 @@ fn waiting_for_a_limit_can_be_interrupted() {
     from.wait_for("that is told to wait", |seen| seen.status == Some(429));
     process.interrupt();
     let run = process.finish(Duration::from_secs(10)).exits(130);
-    assert!(run.stderr.ends_with("what was moved stays: the same command goes on from there\n"), "{}", run.stderr);
+    assert!(run.stderr.ends_with("hint: no blob was finished; run the same command to go on\n"), "{}", run.stderr);
     assert_eq!(from.struck(), 1);
 }

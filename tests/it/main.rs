@@ -58,3 +58,4 @@ mod registries;
 mod serve;
 mod support;
 mod support_test;
+mod terminal;

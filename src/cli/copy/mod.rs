@@ -12,9 +12,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use self::render::CopyOutput;
 use super::global::{Global, parse_bytes};
 use super::image::{CopyRequest, SourceImage};
-use super::progress::Bars;
+use super::progress::Progress;
 use crate::content::Source as _;
-use crate::copy::{Engine, NoObserver, Observer, Options};
+use crate::copy::{Engine, Options};
 use crate::descriptor::Platform;
 use crate::error::{Error, Kind, Result, Side};
 use crate::reference::{Artifact, DestinationLocation, RejectedTags, SourceLocation, Tag};
@@ -72,14 +72,13 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
         CopyRequest::new(source.clone(), destination.clone(), args.strip_library)?;
     }
     let begun = Instant::now();
-    let bars = Bars::new(global).map(Arc::new);
-    let observer: Arc<dyn Observer> = match &bars {
-        Some(bars) => bars.clone(),
-        None => Arc::new(NoObserver),
-    };
-    let engine = Engine::new(usize::from(args.jobs), observer).with_retries(args.retries);
+    let progress = Progress::start(global);
+    if goals.iter().all(|goal| matches!(goal, DestinationLocation::Layout(..))) {
+        progress.set_keeps_partial();
+    }
+    let engine = Engine::new(usize::from(args.jobs), progress.clone()).with_retries(args.retries);
     let options = args.options();
-    let mut output = CopyOutput::new(global, args.all_tags || destinations.len() > 1, bars.clone());
+    let mut output = CopyOutput::new(global, args.all_tags || destinations.len() > 1);
     let mut first_error = None;
     let rejected = Arc::<Mutex<RejectedTags>>::default();
     let mut sources = if args.all_tags {
@@ -116,9 +115,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     {
         first_error.get_or_insert(output.reject(reference.repository.to_string(), error));
     }
-    if let Some(bars) = &bars {
-        bars.clear();
-    }
+    progress.clear();
     output.finish(first_error, begun.elapsed(), global, registries)
 }
 

@@ -1,13 +1,11 @@
 //! The output of `copy`: a line for each image and a summary, or one JSON document.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::cli::global::{Format, Global};
 use crate::cli::image::CopyRequest;
-use crate::cli::progress::Bars;
 use crate::cli::{output, render};
 use crate::copy::{CopyResult, Entry, RegistryUsage, Report, Summary};
 use crate::error::{Error, Result};
@@ -28,16 +26,15 @@ pub(super) struct CopyOutput {
     text: bool,
     /// Whether each image's error is printed by itself. The error of a single image is the error of the program.
     several: bool,
-    bars: Option<Arc<Bars>>,
     entries: Vec<Entry>,
     summary: Summary,
 }
 
 impl CopyOutput {
     /// An output without results. With `several`, each image's error is printed by itself.
-    pub(super) fn new(global: &Global, several: bool, bars: Option<Arc<Bars>>) -> Self {
+    pub(super) fn new(global: &Global, several: bool) -> Self {
         let text = global.output == Format::Text && !global.quiet;
-        Self { text, several, bars, entries: Vec::new(), summary: Summary::default() }
+        Self { text, several, entries: Vec::new(), summary: Summary::default() }
     }
 
     /// Prints the result of an image, and returns its error.
@@ -46,10 +43,10 @@ impl CopyOutput {
         match &result {
             Ok(report) if self.text => {
                 let line = render::image_line(&source, &destination, report, dry_run);
-                self.print_around_bars(|| output::print(&format!("{line}\n")));
+                output::print(&format!("{line}\n"));
             }
             Err(error) if self.several => {
-                self.print_around_bars(|| output::print_image_error(&format!("{source} to {destination}"), error));
+                output::print_image_error(&format!("{source} to {destination}"), error);
             }
             _ => {}
         }
@@ -64,7 +61,7 @@ impl CopyOutput {
 
     /// Prints which names of the source's list of tags are left out, and returns the error.
     pub(super) fn reject(&mut self, source: String, error: Error) -> Error {
-        self.print_around_bars(|| output::print_image_error(&source, &error));
+        output::print_image_error(&source, &error);
         let ended = CopyResult::new(Err(&error), false);
         self.summary.add(&ended);
         self.entries.push(Entry { source, destination: String::new(), line: None, ended });
@@ -95,13 +92,6 @@ impl CopyOutput {
             Some(error) if all == 1 => Err(error),
             Some(_) if failed < all => Ok(3),
             Some(_) => Ok(1),
-        }
-    }
-
-    fn print_around_bars(&self, print: impl FnOnce()) {
-        match &self.bars {
-            Some(bars) => bars.suspend(print),
-            None => print(),
         }
     }
 }

@@ -64,7 +64,7 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
     let (list, to) = load::load(&args.list, &args.to.overrides())?;
     let found = Mutex::new(Document { schema: 1, ..Document::default() });
     let ended = |event| {
-        let line = line(event);
+        let Some(line) = line(event) else { return };
         found.lock().unwrap_or_else(PoisonError::into_inner).add(line);
     };
     let engine = Engine::new(1, Arc::new(NoObserver));
@@ -81,7 +81,8 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
     Ok(if document.summary.same == document.images.len() { 0 } else { 3 })
 }
 
-fn line(event: Event) -> Line {
+/// The line of an image.
+fn line(event: Event) -> Option<Line> {
     let of = |job: &Job, status, here, there, error| Line {
         source: job.from(),
         destination: job.to(),
@@ -91,7 +92,8 @@ fn line(event: Event) -> Line {
         destination_digest: there,
         error,
     };
-    match event {
+    Some(match event {
+        Event::Expected(_) => return None,
         Event::Compared(job, Drift::None) => of(&job, "same", None, None, None),
         Event::Compared(job, Drift::Missing(here)) => of(&job, "missing", Some(here.to_string()), None, None),
         Event::Compared(job, Drift::Differs { here, there }) => {
@@ -109,7 +111,7 @@ fn line(event: Event) -> Line {
             destination_digest: None,
             error: Some((&error).into()),
         },
-    }
+    })
 }
 
 impl Document {
@@ -126,16 +128,20 @@ impl Document {
     /// The images that differ, and the sums.
     fn text(&self) -> String {
         let mut text = String::new();
-        for image in self.images.iter().filter(|image| image.status != "same") {
-            text += &format!(
-                "{:8} {} {}",
+        let drifted = || self.images.iter().filter(|image| image.status != "same");
+        let width =
+            |field: fn(&Line) -> &str| drifted().map(|image| output::format_field(field(image)).chars().count()).max();
+        let (source, destination) = (width(|image| &image.source), width(|image| &image.destination));
+        let (source, destination) = (source.unwrap_or(0), destination.unwrap_or(0));
+        for image in drifted() {
+            let why = image.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
+            let row = format!(
+                "{:8} {:source$} {:destination$} {why}",
                 image.status,
                 output::format_field(&image.source),
                 output::format_field(&image.destination)
             );
-            if let Some(error) = &image.error {
-                text += &format!(": {}", error.message);
-            }
+            text += row.trim_end();
             text.push('\n');
         }
         let Summary { same, missing, differs, failed, requests } = self.summary;

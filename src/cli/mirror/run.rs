@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::super::global::{Format, Global};
-use super::super::progress::Bars;
+use super::super::progress::Progress;
 use super::super::{interval, output, prune, render};
 use super::repositories::RegistryRepositories;
 use super::{DestinationArgs, limits};
-use crate::copy::{Engine, Mode, NoObserver, Observer};
+use crate::copy::{Engine, Mode, Observer};
 use crate::error::{Error, Result};
 use crate::mirror::job::Job;
 use crate::mirror::list::{DestinationBase, Entry};
@@ -68,7 +68,10 @@ pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries
     let file = args.list.as_deref().unwrap_or("-");
     if args.interval.is_scheduled() {
         let parse = |bytes: &[u8]| load::parse(bytes, file, &args.to.overrides());
+        let mut number = 0_u64;
         let once = async |(list, to): &(List, Vec<DestinationBase>), metrics: &Metrics| {
+            number += 1;
+            args.print_separator(number, global);
             let done = args.run_once((list, to), global, registries, None, Arc::new(metrics.clone())).await?;
             args.print_report(&done, global)?;
             Ok(done)
@@ -76,15 +79,9 @@ pub(super) async fn run(args: &RunArgs, global: &Global, registries: &Registries
         return args.interval.run(Path::new(file), parse, once).await;
     }
     let (list, to) = load::load(file, &args.to.overrides())?;
-    let bars = Bars::new(global).map(Arc::new);
-    let observer: Arc<dyn Observer> = match &bars {
-        Some(bars) => bars.clone(),
-        None => Arc::new(NoObserver),
-    };
-    let done = args.run_once((&list, &to), global, registries, bars.as_ref(), observer).await?;
-    if let Some(bars) = &bars {
-        bars.clear();
-    }
+    let progress = Progress::start(global);
+    let done = args.run_once((&list, &to), global, registries, Some(&*progress), progress.clone()).await?;
+    progress.clear();
     args.print_report(&done, global)?;
     Ok(done.exit_code())
 }
@@ -110,7 +107,7 @@ impl RunArgs {
         (list, to): (&List, &[DestinationBase]),
         global: &Global,
         registries: &Registries,
-        bars: Option<&Arc<Bars>>,
+        progress: Option<&Progress>,
         observer: Arc<dyn Observer>,
     ) -> Result<RunReport> {
         let selection = Selection::new(self.shard()?, self.failed()?);
@@ -121,14 +118,22 @@ impl RunArgs {
         let run = RunReport::start(selection.shard(), self.dry_run, &render::registry_usage(registries));
         let done = Mutex::new((run, KeepRecorder::new(list, to, selection.shard())?));
         let ended = |event| {
+            if let Some(progress) = progress {
+                progress.count_image(&event);
+            }
+            // What stays has its lines in a log.
+            let line = progress.map_or(!global.quiet, Progress::wants_image_lines);
+            let line = line.then(|| render::finished_line(&event, self.dry_run)).flatten();
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             done.1.record(&event);
             let failure = done.0.add_event(event);
             drop(done);
             if let Some((which, error)) = failure {
                 let name = format!("{} to {}", which.source, which.destination);
-                let print = || output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
-                bars.map_or_else(print, |bars| bars.suspend(print));
+                output::print_failed_image(name.trim_end_matches(" to "), &error, shown);
+            }
+            if let Some(line) = line {
+                output::note(&line);
             }
         };
         let engine = Engine::new(usize::from(self.jobs), observer).with_retries(self.retries).with_mode(Mode::List);
@@ -158,7 +163,15 @@ impl RunArgs {
         Action::Copy { dry_run: self.dry_run, force: self.force }
     }
 
-    /// Prints the report and writes its files.
+    /// Separates the reports of runs that follow each other, if they are read by people.
+    fn print_separator(&self, number: u64, global: &Global) {
+        if global.output == Format::Text && !global.quiet {
+            let time = crate::clock::timestamp().strftime("%F %H:%M:%S UTC");
+            output::print(&format!("--- run {number}, {time} ---\n"));
+        }
+    }
+
+    /// Prints the run, and writes its files.
     fn print_report(&self, done: &RunReport, global: &Global) -> Result<()> {
         if let Some(path) = &self.report {
             report::save(path, |to| done.json(to))?;

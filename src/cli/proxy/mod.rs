@@ -127,7 +127,12 @@ impl Args {
         }
     }
 
-    /// The arguments of `warm`, if that is the command.
+    /// Whether it is to serve, until it is asked to stop.
+    pub(super) fn stays(&self) -> bool {
+        self.action.is_none()
+    }
+
+    /// The list to fill a running proxy with, if that is what is asked for: no proxy runs here then.
     pub(super) fn warm(&self) -> Option<&warm::WarmArgs> {
         match &self.action {
             Some(Action::Warm(args)) => Some(args),

@@ -3,18 +3,18 @@
 //! It runs the list like `transload mirror`, with the proxy as the source and [`DiscardingDestination`] as the destination. So
 //! each blob is requested once, with limits and retries, and is verified here too.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use tokio::time::Instant;
 
 use super::super::global::{Format, Global};
-use super::super::progress::Bars;
+use super::super::progress::Progress;
 use super::super::{output, render};
 use super::Args;
 use crate::content::{Destination, Feed, PushReceipt, Source, UploadStart};
-use crate::copy::{Engine, NoObserver, Observer, Status};
+use crate::copy::{Engine, Status};
 use crate::descriptor::{Descriptor, Digest, Platform};
 use crate::error::{Error, Kind, Result, Side};
 use crate::manifest::Manifest;
@@ -92,28 +92,27 @@ pub(in crate::cli) async fn run(args: &Args, global: &Global, registries: &Regis
     let Some(args) = args.warm() else { return Ok(0) };
     let (list, to) = args.list()?;
     load::log_notes(&list);
-    let bars = Bars::new(global).map(Arc::new);
-    let observer: Arc<dyn Observer> = match &bars {
-        Some(bars) => bars.clone(),
-        None => Arc::new(NoObserver),
-    };
+    let progress = Progress::start(global);
     let begun = Instant::now();
     let done = Mutex::new(RunReport::start(None, false, &render::registry_usage(registries)));
     let ended = |event| {
-        let failure = done.lock().unwrap_or_else(PoisonError::into_inner).add_event(with_proxy_names(event));
+        let event = with_proxy_names(event);
+        progress.count_image(&event);
+        let line = render::finished_line(&event, false).filter(|_| progress.wants_image_lines());
+        let failure = done.lock().unwrap_or_else(PoisonError::into_inner).add_event(event);
         if let Some((which, error)) = failure {
-            let tell = || output::print_image_error(&which.source, &error);
-            bars.as_ref().map_or_else(tell, |bars| bars.suspend(tell));
+            output::print_image_error(&which.source, &error);
+        }
+        if let Some(line) = line {
+            output::note(&line);
         }
     };
-    let engine = Engine::new(usize::from(args.jobs), observer);
+    let engine = Engine::new(usize::from(args.jobs), progress.clone());
     // The destination is always empty, so the whole of each image is walked.
     let options = run::Options { action: Action::Copy { dry_run: false, force: true }, deadline: None };
     let places = ProxyRepositories { registries, proxy: &args.proxy.name };
     run::run(&list, &to, &places, &engine, &options, &|_, _| true, &ended).await;
-    if let Some(bars) = &bars {
-        bars.clear();
-    }
+    progress.clear();
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.finish(begun.elapsed(), render::registry_usage(registries));
     match global.output {

@@ -38,6 +38,7 @@ impl<'a> KeepRecorder<'a> {
                 self.keep_set.keep(&job.destination, &job.at);
                 self.keep_set.keep_all(&job.destination, format!("{} was skipped", job.from()));
             }
+            Event::Expected(_) => {}
             Event::Unknown { line, source, .. } => {
                 let (list, line) = (self.list, *line);
                 for entry in list.entries.iter().filter(|entry| entry.line == line && entry.source == *source) {

@@ -14,7 +14,7 @@ impl RunReport {
                 self.add(image_id(&job), Ok(*report));
                 None
             }
-            Event::Compared(..) => None,
+            Event::Compared(..) | Event::Expected(_) => None,
             Event::Failed(job, error) => {
                 self.add(image_id(&job), Err(&error));
                 Some((image_id(&job), error))

@@ -8,11 +8,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::retry::jitter;
+use crate::waits::{self, Wait};
 
 /// Concurrent requests to one registry: halved by a push-back, increased by success (additive increase, multiplicative
 /// decrease, as in RFC 5681).
 #[derive(Debug)]
 pub(in crate::registry) struct ParallelismLimit {
+    registry: String,
     state: Mutex<State>,
     freed: Notify,
 }
@@ -24,7 +26,9 @@ struct State {
     running: u32,
     /// The end of a pause, by `Retry-After` or by the backoff.
     paused: Option<Instant>,
-    /// The last halving. One burst of 429s halves once.
+    /// The status by which it did.
+    status: u16,
+    /// One burst of 429s halves once.
     halved: Option<Instant>,
     /// Bursts since the last success. Each causes a longer pause.
     bursts: u32,
@@ -51,10 +55,11 @@ impl Drop for Waiter<'_> {
 }
 
 impl ParallelismLimit {
-    pub(in crate::registry) fn new(most: usize, longest: Duration) -> Arc<Self> {
+    pub(in crate::registry) fn new(registry: &str, most: usize, longest: Duration) -> Arc<Self> {
         let most = most.max(1) as f64;
-        let state = State { limit: most, most, running: 0, paused: None, halved: None, bursts: 0, longest };
-        Arc::new(Self { state: Mutex::new(state), freed: Notify::new() })
+        let state =
+            State { limit: most, most, running: 0, paused: None, status: 429, halved: None, bursts: 0, longest };
+        Arc::new(Self { registry: registry.to_owned(), state: Mutex::new(state), freed: Notify::new() })
     }
 
     /// Waits for a permit, and for the end of a pause.
@@ -75,7 +80,7 @@ impl ParallelismLimit {
                 }
             };
             match pause {
-                Some(until) => tokio::time::sleep_until(until).await,
+                Some(until) => self.sleep_until(until).await,
                 None => freed.await,
             }
             waiting.heard = true;
@@ -86,11 +91,17 @@ impl ParallelismLimit {
     pub(in crate::registry) async fn wait_for_pause(&self) {
         loop {
             let Some(until) = self.lock().paused.filter(|until| *until > Instant::now()) else { return };
-            tokio::time::sleep_until(until).await;
+            self.sleep_until(until).await;
         }
     }
 
-    /// Records a successful response.
+    async fn sleep_until(&self, until: Instant) {
+        let status = self.lock().status;
+        let _waiting = waits::begin(|| Wait::pause(&self.registry, &status.to_string(), until));
+        tokio::time::sleep_until(until).await;
+    }
+
+    /// The registry answered well.
     pub(in crate::registry) fn on_success(&self) {
         let mut state = self.lock();
         // A request from before the pause says nothing about the registry's state now.
@@ -106,9 +117,10 @@ impl ParallelismLimit {
 
     /// Records a push-back (429 or 503) that asks for a pause of `wait`. Without a time the pause doubles with each
     /// burst. Returns the end of the pause.
-    pub(in crate::registry) fn on_push_back(&self, wait: Option<Duration>) -> Option<Instant> {
+    pub(in crate::registry) fn on_push_back(&self, status: u16, wait: Option<Duration>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.lock();
+        state.status = status;
         if state.halved.is_none_or(|at| now.duration_since(at) > Duration::from_secs(1)) {
             state.limit = (state.limit / 2.0).max(1.0);
             state.halved = Some(now);
@@ -168,9 +180,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn halves_once_a_burst_then_grows() {
-        let limiter = ParallelismLimit::new(8, LONGEST_BACKOFF);
-        limiter.on_push_back(None);
-        limiter.on_push_back(None);
+        let limiter = ParallelismLimit::new("r.io", 8, LONGEST_BACKOFF);
+        limiter.on_push_back(429, None);
+        limiter.on_push_back(429, None);
         let held = [limiter.acquire().await, limiter.acquire().await, limiter.acquire().await, limiter.acquire().await];
         let fifth = limiter.acquire();
         assert!(futures_util::FutureExt::now_or_never(fifth).is_none(), "only half may run");
@@ -184,21 +196,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn everyone_waits_out_a_pause() {
-        let limiter = ParallelismLimit::new(2, LONGEST_BACKOFF);
+        let limiter = ParallelismLimit::new("r.io", 2, LONGEST_BACKOFF);
         let begun = Instant::now();
-        limiter.on_push_back(Some(Duration::from_secs(30)));
+        limiter.on_push_back(429, Some(Duration::from_secs(30)));
         let _permit = limiter.acquire().await;
         assert!(begun.elapsed() >= Duration::from_secs(30));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_in_a_pause_passes_his_place_on() {
-        let limiter = ParallelismLimit::new(1, LONGEST_BACKOFF);
+        let limiter = ParallelismLimit::new("r.io", 1, LONGEST_BACKOFF);
         let held = limiter.acquire().await;
         let mut first = Box::pin(limiter.acquire());
         let mut second = Box::pin(limiter.acquire());
         assert!(futures_util::poll!(&mut first).is_pending() && futures_util::poll!(&mut second).is_pending());
-        limiter.on_push_back(Some(Duration::from_secs(30)));
+        limiter.on_push_back(429, Some(Duration::from_secs(30)));
         drop(held);
         assert!(futures_util::poll!(&mut first).is_pending(), "it heard of the place, and waits out the pause");
         drop(first);
@@ -209,7 +221,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn most_places_are_taken_and_never_more() {
         let (limiter, running, most) =
-            (ParallelismLimit::new(8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+            (ParallelismLimit::new("r.io", 8, LONGEST_BACKOFF), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
         let ask = |nth: u64| {
             let (limiter, running, most) = (limiter.clone(), running.clone(), most.clone());
             async move {
@@ -231,11 +243,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_burst_is_followed_by_a_longer_silence() {
-        let limiter = ParallelismLimit::new(8, LONGEST_BACKOFF);
+        let limiter = ParallelismLimit::new("r.io", 8, LONGEST_BACKOFF);
         for burst in 0..12 {
             let begun = Instant::now();
-            limiter.on_push_back(None);
-            limiter.on_push_back(None);
+            limiter.on_push_back(429, None);
+            limiter.on_push_back(429, None);
             limiter.wait_for_pause().await;
             let most = LONGEST_BACKOFF.min(FIRST_PAUSE * 2_u32.pow(burst));
             let (least, most) = (most / 2, most + Duration::from_millis(2));
@@ -243,7 +255,7 @@ mod tests {
         }
         limiter.on_success();
         let begun = Instant::now();
-        limiter.on_push_back(None);
+        limiter.on_push_back(429, None);
         let _permit = limiter.acquire().await;
         assert!(begun.elapsed() <= FIRST_PAUSE + Duration::from_millis(2), "success forgets");
     }

@@ -12,6 +12,7 @@ use super::pull_ledger::{AccountPulls, PullDecision, PullLedger, PullQuota, Pull
 use crate::error::{Error, Kind, Result};
 use crate::reference::DOCKER_HUB;
 use crate::registry::Options;
+use crate::waits::{self, Wait};
 
 /// The pulls of one registry.
 #[derive(Debug)]
@@ -126,6 +127,8 @@ impl PullLimit {
             // The first check is immediate: the known quota may be old.
             if let Some(wait) = poll.wait {
                 let next = Instant::now() + wait;
+                let state = self.state();
+                let _waiting = waits::begin(|| Wait::pause(&self.registry, &state, next.min(until)));
                 tokio::time::sleep_until(next.min(until)).await;
                 if next > until {
                     return Err(self.exhausted());
@@ -178,10 +181,8 @@ impl PullLimit {
     }
 
     fn exhausted(&self) -> Error {
-        let window = Duration::from_secs(self.window());
-        let again = crate::clock::timestamp()
-            .checked_add(window)
-            .map_or_else(|_| String::new(), |at| format!(", at {} at the latest", at.strftime("%F %H:%M UTC")));
+        let time = crate::clock::local_time_in(Duration::from_secs(self.window()));
+        let again = format!(", at {time} at the latest");
         let hint = match (self.given, self.registry == DOCKER_HUB) {
             (0, true) => format!(
                 "log in (transload login docker.io) for more pulls, give several accounts, or try again when they are back{again}"
@@ -381,7 +382,10 @@ mod tests {
         assert!(error.is_quota(), "{error:?}");
         assert_eq!(error.to_string(), "docker.io: 10 pulls left, 10 are kept");
         let hint = error.hint_text().unwrap_or_default();
-        assert!(hint.starts_with("log in (transload login docker.io)") && hint.contains("UTC at the latest"), "{hint}");
+        assert!(hint.starts_with("log in (transload login docker.io)") && hint.ends_with(" at the latest"), "{hint}");
+        let zone = crate::clock::local_time_in(Duration::ZERO);
+        let zone = zone.rsplit(' ').next().expect("a zone");
+        assert!(hint.ends_with(&format!("{zone} at the latest")), "{hint}");
         assert!(hub.get(&pulls, "library/x", begun).await.is_err(), "at once");
         assert_eq!(begun.elapsed().as_secs(), 900);
     }

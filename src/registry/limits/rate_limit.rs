@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::error::{Error, Kind};
 use crate::registry::Options;
 use crate::registry::azure::is_acr;
+use crate::waits::{self, Wait};
 
 /// A tier of Azure Container Registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +171,11 @@ impl RateLimit {
     /// Waits until a request of the class is allowed. Takes nothing: another task may be faster.
     pub(in crate::registry) async fn wait(&self, class: Class) {
         while let Some(until) = self.next(class, false) {
+            let reason = || {
+                let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+                buckets.iter().filter(|bucket| class.draws(bucket.class)).map(Bucket::reason).max().unwrap_or_default()
+            };
+            let _waiting = waits::begin(|| Wait::pause(&self.registry, &reason(), until));
             tokio::time::sleep_until(until).await;
         }
     }
@@ -241,6 +247,15 @@ impl Bucket {
             return None;
         }
         Some(origin + Duration::from_secs(self.window.frees()))
+    }
+
+    /// Why it lets nothing out now; empty if it does.
+    fn reason(&self) -> String {
+        if self.closed.is_some_and(|closed| closed > Instant::now()) {
+            return "429".to_owned();
+        }
+        let noun = self.class.map_or("requests", Class::noun);
+        if self.window.sum < self.limit() { String::new() } else { format!("{} {noun} a minute", self.limit()) }
     }
 
     fn limit(&self) -> u32 {

@@ -31,6 +31,7 @@ pub mod push;
 pub mod registry;
 pub mod serving;
 pub mod socks_proxy;
+pub mod terminal;
 pub mod tls;
 pub mod wire;
 
@@ -47,3 +48,4 @@ pub use proxied::ProxyProcess;
 pub use registry::Registry;
 pub use serving::ServeProcess;
 pub use socks_proxy::SocksProxy;
+pub use terminal::Terminal;
