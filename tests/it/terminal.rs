@@ -179,7 +179,7 @@ fn each_line_of_a_json_log_is_an_object() {
         let level = if code == 0 { "WARN" } else { "ERROR" };
         let found: Vec<_> = lines.iter().filter(|line| line["level"] == level).collect();
         assert_eq!(found.len(), 1, "{}", run.stderr);
-        let text = if code == 0 { "trying again in" } else { "no/such" };
+        let text = if code == 0 { "retrying in" } else { "no/such" };
         assert!(found[0]["message"].as_str().is_some_and(|message| message.contains(text)), "{found:?}");
     }
 }
