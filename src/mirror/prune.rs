@@ -10,7 +10,7 @@
 //! Protections against removing too much, each with a test:
 //! - only repositories that the list names as targets are inspected: [`KeepSet`] can have no others;
 //! - nothing is removed from a repository in which an image failed, or whose source's tags could not be listed:
-//! [`KeepSet::keep_all`];
+//!   [`KeepSet::keep_all`];
 //! - nothing is removed from a repository for which the list selects no image, as a wrong filter would;
 //! - a tag stays if it is younger than [`Options::older_than`], or if its age is unknown;
 //! - no tag at all is removed if the run would remove more than [`Options::most`];

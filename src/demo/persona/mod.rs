@@ -7,7 +7,7 @@
 //! 1. [`Persona::wants_form`]: if true, read the (small) body first;
 //! 2. [`Persona::answer`] returns a [`Verdict`];
 //! 3. for [`Verdict::Forward`], send [`Forward::head`] with the body as [`Forward::body`] says; call [`Persona::saw`]
-//! with a body that was read, and [`Persona::broken`] if the client's connection breaks meanwhile;
+//!    with a body that was read, and [`Persona::broken`] if the client's connection breaks meanwhile;
 //! 4. [`Persona::adjust`] changes the answer before it is sent to the client.
 //!
 //! The look-alikes follow vendors' documents, issues and sources. They were not compared with the live services.
