@@ -97,7 +97,7 @@ pub fn body_limit(live: &Live) -> (Seen, String) {
             (verdict(reply.status == 413), format!("21,000,000 bytes in one PUT: {}", reply.status))
         }
         // The service may hang up before it has read all.
-        Err(error) => (Seen::NotSeen, format!("21,000,000 bytes in one PUT: the connection broke: {error}")),
+        Err(error) => (Seen::Unknown, format!("21,000,000 bytes in one PUT: the connection broke: {error}")),
     }
 }
 

@@ -35,7 +35,7 @@ pub fn run(live: &Live) -> Vec<String> {
     for (id, check) in CHECKS {
         failed.extend(guarded(live, id, || {
             let (seen, what) = match id.starts_with("hub-") && !live.uses_hub() {
-                true => (Seen::NotSeen, "TRANSLOAD_LIVE_HUB is not set".to_owned()),
+                true => (Seen::Unknown, "TRANSLOAD_LIVE_HUB is not set".to_owned()),
                 false => check(live),
             };
             live.saw(id, seen, &what);

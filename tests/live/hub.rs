@@ -52,7 +52,7 @@ fn compare(before: Option<u64>, after: Option<u64>, fewer: u64) -> Seen {
     match (before, after) {
         (Some(before), Some(after)) => verdict(before.checked_sub(after) == Some(fewer)),
         // The account has no limit.
-        _ => Seen::NotSeen,
+        _ => Seen::Unknown,
     }
 }
 

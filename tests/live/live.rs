@@ -44,7 +44,7 @@ pub enum Seen {
     /// It behaves otherwise.
     Different,
     /// It could not be seen, as the report says why.
-    NotSeen,
+    Unknown,
 }
 
 impl Live {
@@ -92,7 +92,7 @@ impl Live {
         let verdict = match seen {
             Seen::AsWritten => "as written",
             Seen::Different => "DIFFERENT",
-            Seen::NotSeen => "not seen",
+            Seen::Unknown => "not seen",
         };
         self.say(&format!("fact {id}: {verdict}: {what}"));
         self.report.borrow_mut().facts.insert(id, seen);
