@@ -77,6 +77,7 @@ impl Budget {
     pub async fn retry_quietly(&self, error: Error) -> Result<()> {
         let Some(wait) = self.decide(&error) else { return Err(self.give_up(error)) };
         let text = shorten_digests(&error.to_string());
+        tracing::info!("{text}; retrying in {:.1} s", wait.as_secs_f64());
         pause(&error, wait).await;
         Ok(())
     }

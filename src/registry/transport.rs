@@ -199,7 +199,7 @@ impl Registry {
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri(url)?;
         *request.headers_mut() = headers;
-        let (streamed, began) = (matches!(body, Payload::Stream(..)), Instant::now());
+        let streamed = matches!(body, Payload::Stream(..));
         let empty = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
         match body {
             Payload::Empty if empty => {

@@ -73,7 +73,7 @@ pub(super) async fn run(args: &Args, global: &Global, registries: &Registries) -
     }
     let begun = Instant::now();
     let progress = Progress::start(global);
-    if goals.iter().all(|goal| matches!(goal, DestinationLocation::Layout(..))) {
+    if destinations.iter().all(|destination| matches!(destination, DestinationLocation::Layout(..))) {
         progress.set_keeps_partial();
     }
     let engine = Engine::new(usize::from(args.jobs), progress.clone()).with_retries(args.retries);
