@@ -1,5 +1,5 @@
-//! A running proxy's cache, looked at and mended: what [`cache::offline`](super::cache::offline) does to a
-//! directory that nobody uses. What is being read isn't removed, save what is corrupt.
+//! The commands of operators on the cache of a running proxy. [`cache::offline`](super::cache::offline) has them for a
+//! directory without a proxy. Content that is being read is removed only if it is corrupt.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::descriptor::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::pool::run_blocking;
 
-/// What can be done to a running proxy's cache. Clones do it to the same one.
+/// The commands on the cache of a running proxy. Clones share the cache.
 #[derive(Clone)]
 pub(crate) struct CacheAdmin {
     online: OnlineCache,
@@ -48,7 +48,7 @@ impl CacheAdmin {
     /// The tags of a part.
     ///
     /// # Errors
-    /// [`Kind::Local`] if the directory can't be read.
+    /// [`Kind::Local`] if the directory cannot be read.
     pub(crate) async fn tags(&self, part: u16) -> Result<TagsPart> {
         let cache = self.online.clone();
         run_blocking(move || Ok(TagsPart { tags: super::cache::offline::tags(cache.dir(), part)? })).await

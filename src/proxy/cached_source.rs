@@ -1,5 +1,5 @@
-//! The proxy as a source for the copy engine: what it has from the cache, all else as a client would get
-//! it. So a later tier sees each manifest and blob once, though an image is pulled and copied at a time.
+//! The proxy as a source for the copy engine. Content comes from the cache, or else as for a client. So a later tier gets each
+//! request once, also if an image is pulled and copied at the same time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,8 +25,8 @@ pub(crate) struct CachedSource<O: Origins> {
 }
 
 impl<O: Origins> Proxy<O> {
-    /// A repository as a source that tells `moved` how many bytes it gave, and where its first tier
-    /// has it. `None` if nothing is to be written there, as the upstreams are now.
+    /// A repository as a source that adds the bytes that it yields to `moved`, and the repository of the first tier to copy
+    /// into. `None` if the current upstreams have no write-back for it.
     pub(crate) fn cached_source(
         &self,
         upstream: &str,

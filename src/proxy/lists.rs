@@ -46,7 +46,7 @@ struct Lists<T> {
 #[derive(Debug)]
 pub(in crate::proxy) struct Listed<T> {
     entries: Vec<T>,
-    _room: ListReservation,
+    _reservation: ListReservation,
 }
 
 impl<T> Listed<T> {
@@ -64,7 +64,7 @@ impl<T> AsRef<[T]> for Listed<T> {
 impl<T> From<Vec<T>> for Listed<T> {
     /// A list from memory, for one answer.
     fn from(entries: Vec<T>) -> Self {
-        Self { entries, _room: ListReservation::default() }
+        Self { entries, _reservation: ListReservation::default() }
     }
 }
 
@@ -205,10 +205,12 @@ impl<O: Origins> Inner<O> {
         let question = |source: O::Source| async move {
             let (mut tags, mut bytes) = (Vec::<Tag>::new(), 0_usize);
             let (mut pages, mut rejected) = (source.tags(), RejectedTags::default());
-            let mut room = ListReservation::default();
+            let mut reservation = ListReservation::default();
             while let Some(page) = pages.try_next().await? {
                 let more = page.tags.iter().map(|tag| tag.len()).sum::<usize>();
-                room.add((more + page.tags.len() * size_of::<Tag>()) as u64).map_err(|_| crowded("tags", name))?;
+                reservation
+                    .add((more + page.tags.len() * size_of::<Tag>()) as u64)
+                    .map_err(|_| crowded("tags", name))?;
                 bytes += more;
                 tags.extend(page.tags);
                 rejected.add(page.malformed);
@@ -227,7 +229,7 @@ impl<O: Origins> Inner<O> {
             // Registries use different orders.
             tags.sort_unstable();
             tags.dedup();
-            Ok(Some(Listed { entries: tags, _room: room }))
+            Ok(Some(Listed { entries: tags, _reservation: reservation }))
         };
         let found = self.tiers.ask(repo, patience, question).await.map_err(blame_upstream)?;
         Ok(found.map(|found| found.value))
@@ -242,11 +244,13 @@ impl<O: Origins> Inner<O> {
     ) -> Result<Listed<Descriptor>> {
         let question = |source: O::Source| async move { source.referrers(subject).await.map(Some) };
         let found = self.tiers.ask(repo, patience, question).await.map_err(blame_upstream)?;
-        let (entries, mut room) = (found.map_or_else(Vec::new, |found| found.value), ListReservation::default());
+        let (entries, mut reservation) = (found.map_or_else(Vec::new, |found| found.value), ListReservation::default());
         let weight = entries.iter().map(Descriptor::weight).sum();
-        room.add(weight).map_err(|_| crowded("referrers", &format!("{}/{}", repo.upstream.name, repo.repository)))?;
+        reservation
+            .add(weight)
+            .map_err(|_| crowded("referrers", &format!("{}/{}", repo.upstream.name, repo.repository)))?;
         self.learn_listed(repo, &entries);
-        Ok(Listed { entries, _room: room })
+        Ok(Listed { entries, _reservation: reservation })
     }
 }
 
@@ -289,7 +293,7 @@ mod tests {
         }
         let (count, weight) = (lists.kept.len(), lists.kept.weight());
         assert!((80..=104).contains(&count) && weight <= 1 << 20, "{count} lists, {weight} bytes");
-        // One that has nearly all of the room is kept, one that has more is not, nor is what it was before.
+        // One that has nearly all of the space is kept, one that has more is not, nor is what it was before.
         lists.keep(key("large"), Some(&tags(1_000_000)));
         assert_eq!(lists.kept.get(&key("large")).map(|kept| kept.list.len()), Some(1_000_001));
         lists.keep(key("large"), Some(&tags(1_100_000)));

@@ -213,7 +213,7 @@ impl<O: Origins> Inner<O> {
     }
 
     /// The size of a blob as a manifest of its repository states it. A false size affects this repository only.
-    pub(super) fn told_size(&self, repo: &UpstreamRepository, digest: &Digest) -> Option<u64> {
+    pub(super) fn stated_size(&self, repo: &UpstreamRepository, digest: &Digest) -> Option<u64> {
         self.membership.known(repo, digest)?.size
     }
 

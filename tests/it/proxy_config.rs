@@ -122,7 +122,7 @@ fn https_with_client_certificates_and_their_renewal() {
     let (certificate, key) = renewed.issue();
     world.dir.write("tls.key", &key);
     world.dir.write("tls.crt", &certificate);
-    proxy.stderr.wait_line("read ", RUN_TIMEOUT);
+    proxy.stderr.wait_line("reloaded ", RUN_TIMEOUT);
     assert_ne!(pull(at, &certs).code, 0, "the old authority's certificate is still shown");
     certs.write("ca.crt", &renewed.1);
     pull(at, &certs).ok();
@@ -157,7 +157,7 @@ fn tokens_as_bearer_and_as_password() {
     // A new token holds at once, the old one no more.
     world.dir.write("tokens", "fedcba9876543210fedcba9876543210\n");
     proxy.hang_up();
-    proxy.stderr.wait_line("read ", RUN_TIMEOUT);
+    proxy.stderr.wait_line("reloaded ", RUN_TIMEOUT);
     assert_eq!(with("Bearer 0123456789abcdef0123456789abcdef"), 401);
     assert_eq!(with("Bearer fedcba9876543210fedcba9876543210"), 200);
 }
@@ -286,9 +286,9 @@ fn patterns_and_a_reload_in_the_middle_of_a_pull() {
     let other = std::fs::read_to_string(&text).expect("the file").replace("dir: cache", "dir: elsewhere");
     world.dir.write("proxy.yaml", other);
     proxy.hang_up();
-    proxy.stderr.wait_line("changes of `listen-admin` needs a restart", RUN_TIMEOUT);
-    proxy.stderr.wait_line("changes of `cache` needs a restart", RUN_TIMEOUT);
-    proxy.stderr.wait_line("read ", RUN_TIMEOUT);
+    proxy.stderr.wait_line("changes of `listen-admin` need a restart", RUN_TIMEOUT);
+    proxy.stderr.wait_line("changes of `cache` need a restart", RUN_TIMEOUT);
+    proxy.stderr.wait_line("reloaded ", RUN_TIMEOUT);
     http::get(at, LIBRARY).expect(404);
     http::get(at, TEAM).expect(200);
     assert!(!world.dir.path().join("elsewhere").exists());

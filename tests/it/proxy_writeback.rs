@@ -227,7 +227,7 @@ fn each_upstream_has_its_own_credentials_and_may_write_as_another() {
     // Taken over while it runs: the second one too, by its own account.
     dir.write("proxy.yaml", text("    tag-ttl: 0\n    write-back: true\n"));
     process.hang_up();
-    process.stderr.wait_line("read ", RUN_TIMEOUT);
+    process.stderr.wait_line("reloaded ", RUN_TIMEOUT);
     pull(1);
     written("two");
     assert_eq!(users(&front, &writes, "/v2/two/"), set(&["two"]));

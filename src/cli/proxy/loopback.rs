@@ -74,14 +74,14 @@ mod tests {
         }
         for wrong in ["0.0.0.0:9091", "[::]:9091", "10.0.0.1:9091", "[::ffff:10.0.0.1]:1"] {
             let error = wrong.parse::<Loopback>().expect_err(wrong);
-            assert!(error.to_string().starts_with(&format!("{wrong} can be reached from elsewhere")), "{error}");
+            assert!(error.to_string().starts_with(&format!("{wrong} is reachable from other machines")), "{error}");
             assert!(error.hint_text().is_some_and(|hint| hint.contains("127.0.0.1:9091")), "{wrong}");
         }
         for wrong in
             ["", "127.0.0.1", "9091", ":9091", "localhost", "localhost:http", "node.example:9091", "127.1:9091"]
         {
             let error = wrong.parse::<Loopback>().expect_err(wrong);
-            assert!(error.to_string().contains("is no address of loopback with a port"), "{error}");
+            assert!(error.to_string().contains("is not a loopback address with a port"), "{error}");
         }
     }
 }

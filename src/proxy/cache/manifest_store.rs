@@ -247,7 +247,7 @@ impl ManifestStore {
         removal
     }
 
-    /// When a manifest was asked for last, as far as that is known. What is in memory was lately.
+    /// The time of the last request for a manifest, if it is known. A manifest in memory counts as just used.
     pub(super) fn last_used(&self, digest: &Digest) -> Option<SystemTime> {
         if self.0.manifests.peek(digest).is_some() {
             return Some(crate::clock::now());

@@ -259,7 +259,7 @@ impl<O: Origins> Inner<O> {
         blob: &Descriptor,
         part: Range<u64>,
     ) -> Result<Option<(O::Source, usize, Body)>> {
-        let believed = self.told_size(repo, &blob.digest) == Some(blob.size);
+        let believed = self.stated_size(repo, &blob.digest) == Some(blob.size);
         let question = |source: O::Source| {
             let part = part.clone();
             async move {

@@ -78,10 +78,10 @@ impl<O: Origins> Inner<O> {
             pass_uncached(fill, Descriptor::new(OCTET_STREAM, fill.digest, size));
             return Ok(());
         };
-        let told = self.told_size(&fill.repo, &fill.digest);
-        let opened = match (told, self.open(fill, told).await) {
-            (Some(told), Err(error)) if error.kind() == Kind::Mismatch => {
-                tracing::warn!("{error}; a manifest states {told} bytes");
+        let stated = self.stated_size(&fill.repo, &fill.digest);
+        let opened = match (stated, self.open(fill, stated).await) {
+            (Some(stated), Err(error)) if error.kind() == Kind::Mismatch => {
+                tracing::warn!("{error}; a manifest states {stated} bytes");
                 self.forget_size(&fill.repo, &fill.digest);
                 self.open(fill, None).await
             }
@@ -129,13 +129,13 @@ impl<O: Origins> Inner<O> {
     /// nothing. `None` if the blob cannot be cached; then `fill` is open without a file.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if no tier has the blob; [`Kind::Mismatch`] if its size is not `told`.
+    /// [`Kind::NotFound`] if no tier has the blob; [`Kind::Mismatch`] if its size is not `stated`.
     async fn open(
         &self,
         fill: &Fill<O::Source>,
-        told: Option<u64>,
+        stated: Option<u64>,
     ) -> Result<Option<(Descriptor, TempFile, usize, O::Source, Body)>> {
-        let size = match told {
+        let size = match stated {
             Some(size) => size,
             None => self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)?,
         };
@@ -144,7 +144,7 @@ impl<O: Origins> Inner<O> {
         let temp = match run_blocking(move || store.prepare(size)).await {
             Ok(temp) => temp,
             Err(error) => {
-                if told.is_some() && self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)? != size {
+                if stated.is_some() && self.ask_size(&fill.repo, &fill.digest).await?.ok_or_else(absent)? != size {
                     return Err(Error::new(Kind::Mismatch, format!("blob {} has not {size} bytes", fill.digest)));
                 }
                 self.warn_uncached(&error);

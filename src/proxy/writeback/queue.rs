@@ -312,7 +312,7 @@ fn pause(tries: u32) -> Duration {
 const QUEUE_FILE: &str = "write-back.json";
 /// Tries of one image: with the pauses between them, about a day.
 const MAX_TRIES: u32 = 300;
-/// Tries of an image that can't be copied as it is.
+/// Tries of an image that cannot be copied as it is.
 const MAX_TRIES_INVALID: u32 = 8;
 /// Tries in a row that ended the process.
 const MAX_CRASHES: u32 = 3;

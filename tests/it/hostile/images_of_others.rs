@@ -62,10 +62,10 @@ impl World {
 
     /// Has a running proxy take over this configuration.
     fn reconfigure(&self, proxy: &Process, upstreams: &str) {
-        let before = proxy.stderr.text().matches("proxy.yaml again").count();
+        let before = proxy.stderr.text().matches("reloaded ").count();
         self.configure(upstreams);
         proxy.hang_up();
-        wait_until("the configuration is read", || proxy.stderr.text().matches("proxy.yaml again").count() > before);
+        wait_until("the configuration is read", || proxy.stderr.text().matches("reloaded ").count() > before);
     }
 
     /// Everything of the private image, by digest: as paths under `repository`.
