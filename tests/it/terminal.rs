@@ -76,7 +76,7 @@ fn a_wait_for_a_registry_is_shown_with_its_reason_and_its_end() {
         };
         let screen = terminal.wait_for("wait", end);
         assert!(!screen.contains(" left"), "{screen}");
-        if width > 20 {
+        if width == 80 {
             let text = format!("waiting for {} (429), ", stage.front.host());
             assert!(screen.contains(&text), "{screen}");
         }
