@@ -278,7 +278,7 @@ impl Error {
 
     /// Names the registry that it is about, unless one is named already.
     #[must_use]
-    pub(crate) fn from_registry(mut self, registry: &str) -> Self {
+    pub(crate) fn at_registry(mut self, registry: &str) -> Self {
         self.0.registry.get_or_insert_with(|| registry.to_owned());
         self
     }

@@ -290,11 +290,11 @@ mod tests {
         let (warned, start) = (Warnings(Mutex::default()), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let busy =
-            |blob: &str, registry: &str| Error::new(Kind::Registry, blob).answered(503, None).from_registry(registry);
+            |blob: &str, registry: &str| Error::new(Kind::Registry, blob).answered(503, None).at_registry(registry);
         assert!(warned.is_news(&busy("one", "r.io"), start));
         assert!(!warned.is_news(&busy("two", "r.io"), at(1)), "another blob, the same trouble");
         assert!(warned.is_news(&busy("two", "s.io"), at(1)), "another registry");
-        assert!(warned.is_news(&fault().from_registry("r.io"), at(1)), "another trouble");
+        assert!(warned.is_news(&fault().at_registry("r.io"), at(1)), "another trouble");
         assert!(!warned.is_news(&busy("one", "r.io"), at(29)));
         assert!(warned.is_news(&busy("one", "r.io"), at(30)), "it lasts");
     }

@@ -140,12 +140,11 @@ mod tests {
     fn a_wait_names_the_registry_the_reason_and_the_seconds_left() {
         let now = Instant::now();
         let until = now + Duration::from_millis(5300);
-        let limited =
-            Error::new(Kind::Limited, "docker.io answered 429").answered(429, None).from_registry("docker.io");
+        let limited = Error::new(Kind::Limited, "docker.io answered 429").answered(429, None).at_registry("docker.io");
         let asked = limited.duplicate().transient(Some(Duration::from_secs(5)));
         assert_eq!(told(&Wait::before_retry(&asked, until), now), "waiting for docker.io (429), 6 s");
         assert_eq!(told(&Wait::before_retry(&limited, until), now), "docker.io: 429, retrying in 6 s");
-        let lost = Error::new(Kind::Network, "reset").from_registry("quay.io");
+        let lost = Error::new(Kind::Network, "reset").at_registry("quay.io");
         assert_eq!(told(&Wait::before_retry(&lost, until), now), "quay.io: connection lost, retrying in 6 s");
         let silent = Error::new(Kind::Timeout, "nothing came");
         assert_eq!(told(&Wait::before_retry(&silent, until), now), "no answer, retrying in 6 s");

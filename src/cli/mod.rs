@@ -90,8 +90,12 @@ pub fn main() -> ExitCode {
     logs::init(&cli.global, calm, cli.command.stays());
     match runtime(&cli.command).and_then(|runtime| {
         let code = runtime.block_on(until_interrupted(&cli));
-        // A file operation or name look-up that hangs must not keep the program.
-        runtime.shutdown_background();
+        // A write that is under way may end, so that its file is kept for the next run. A file operation or name look-up
+        // that hangs must not keep the program.
+        match &code {
+            Err(error) if error.kind() == Kind::Interrupted => runtime.shutdown_timeout(SHUTDOWN_TIMEOUT),
+            _ => runtime.shutdown_background(),
+        }
         code
     }) {
         Ok(code) => match output::output_error() {
@@ -293,6 +297,9 @@ fn runtime(command: &Command) -> Result<tokio::runtime::Runtime> {
         .build()
         .map_err(|error| Error::io("start the runtime", &error))
 }
+
+/// What an interrupted command waits for file operations that are under way.
+const SHUTDOWN_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 all done, 1 failed, 2 usage, 3 partly done, 130 interrupted.

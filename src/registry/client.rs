@@ -406,7 +406,7 @@ impl Registry {
                 _ => false,
             };
             if !next {
-                return Err(self.without_credentials(error, account).doing(doing).from_registry(&self.name));
+                return Err(self.without_credentials(error, account).doing(doing).at_registry(&self.name));
             }
         }
     }

@@ -43,7 +43,7 @@ impl TimedBody {
         let waited = self.waiting.take().map(|waiting| waiting.noted.elapsed());
         let frame = match frame? {
             Ok(frame) => frame,
-            Err(error) => return Some(Err(transport_error(&error, &self.peer).from_registry(&self.peer))),
+            Err(error) => return Some(Err(transport_error(&error, &self.peer).at_registry(&self.peer))),
         };
         let length = frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
         // A body that is complete does not fail for its rate.
@@ -67,10 +67,10 @@ impl TimedBody {
         while waiting.timer.as_mut().poll(cx).is_ready() {
             if waiting.since.elapsed() >= patience {
                 let what = format!("nothing came from {} for {} s", self.peer, patience.as_secs());
-                return Poll::Ready(Error::new(Kind::Timeout, what).from_registry(&self.peer));
+                return Poll::Ready(Error::new(Kind::Timeout, what).at_registry(&self.peer));
             }
             if let Err(error) = rate.record(0, waiting.noted.elapsed(), DIRECTION, &self.peer) {
-                return Poll::Ready(error.from_registry(&self.peer));
+                return Poll::Ready(error.at_registry(&self.peer));
             }
             waiting.noted = now();
             waiting.timer.as_mut().reset(due(waiting.since, rate, patience));

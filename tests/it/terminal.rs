@@ -76,7 +76,7 @@ fn a_wait_for_a_registry_is_shown_with_its_reason_and_its_end() {
         };
         let screen = terminal.wait_for("wait", end);
         assert!(!screen.contains(" left"), "{screen}");
-        if width > 20 {
+        if width == 80 {
             let text = format!("waiting for {} (429), ", stage.front.host());
             assert!(screen.contains(&text), "{screen}");
         }
@@ -224,8 +224,8 @@ fn an_interrupted_copy_into_a_directory_goes_on_in_the_blob() {
     process.interrupt();
     let run = process.finish(Duration::from_secs(20)).exits(130);
     assert!(
-        run.stderr.contains("; 1 unfinished blob (2.")
-            && run.stderr.ends_with(" MiB read so far) is continued; run the same command to go on\n"),
+        run.stderr.contains(" MiB read so far) ")
+            && run.stderr.ends_with(" continued; run the same command to go on\n"),
         "{}",
         run.stderr
     );

@@ -131,12 +131,11 @@ impl Document {
         let drifted = || self.images.iter().filter(|image| image.status != "same");
         let width =
             |field: fn(&Line) -> &str| drifted().map(|image| output::format_field(field(image)).chars().count()).max();
-        let (source, destination) = (width(|image| &image.source), width(|image| &image.destination));
-        let (source, destination) = (source.unwrap_or(0), destination.unwrap_or(0));
+        let source = width(|image| &image.source).unwrap_or(0);
         for image in drifted() {
-            let why = image.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
+            let why = image.error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();
             let row = format!(
-                "{:8} {:source$} {:destination$} {why}",
+                "{:8} {:source$} {}{why}",
                 image.status,
                 output::format_field(&image.source),
                 output::format_field(&image.destination)

@@ -122,7 +122,7 @@ impl RunArgs {
                 progress.count_image(&event);
             }
             // What stays has its lines in a log.
-            let line = progress.map_or(!global.quiet, Progress::wants_image_lines);
+            let line = progress.map_or(shown, Progress::wants_image_lines);
             let line = line.then(|| render::finished_line(&event, self.dry_run)).flatten();
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             done.1.record(&event);

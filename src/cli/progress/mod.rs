@@ -36,8 +36,10 @@ impl Progress {
         let target = ProgressDrawTarget::stderr_with_hz(10);
         let terminal = !target.is_hidden();
         let bar = (terminal && !global.quiet && global.output == Format::Text).then(|| draw(target, state.clone()));
-        let lines = !terminal && !global.quiet;
-        let status = lines.then(|| tokio::spawn(print_status(state.clone())).abort_handle());
+        let logs = !terminal && !global.quiet;
+        let status = logs.then(|| tokio::spawn(print_status(state.clone())).abort_handle());
+        // A document names each image at the end.
+        let lines = logs && global.output == Format::Text;
         Arc::new(Self { state, bar, status, lines })
     }
 

@@ -24,7 +24,7 @@ pub(in crate::registry) async fn with_watchdog<T>(
     let given_up = abort_reason(slot, &registry.name, registry.options.idle, registry.options.min_rate);
     match future::select(std::pin::pin!(sending), std::pin::pin!(given_up)).await {
         future::Either::Left((result, _)) => result,
-        future::Either::Right((error, _)) => Err(error.on(Side::Destination).from_registry(&registry.name)),
+        future::Either::Right((error, _)) => Err(error.on(Side::Destination).at_registry(&registry.name)),
     }
 }
 
