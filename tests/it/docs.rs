@@ -381,7 +381,7 @@ fn documented() -> BTreeSet<String> {
                 let (own, quota) = meaning.split_once(" (").expect("a quota's fields");
                 let (quota, _) = quota.split_once(')').expect("an end");
                 fields.extend(quoted(own).into_iter().map(|field| format!("registries[].{field}")));
-                fields.extend(quoted(quota).into_iter().map(|field| format!("registries[].pull_quota.{field}")));
+                fields.extend(quoted(quota).into_iter().map(|field| format!("registries[].pull_limit.{field}")));
             }
         }
     }
@@ -512,7 +512,7 @@ fn the_documents_of_runs_have_the_documented_fields_and_no_others() {
     let absent: Vec<&String> = own.iter().filter(|path| !seen.contains(*path)).collect();
     assert!(absent.is_empty(), "in the documents only: {absent:?}");
     let shared: Vec<&String> =
-        common.iter().filter(|path| !seen.contains(*path) && !path.contains("pull_quota.")).collect();
+        common.iter().filter(|path| !seen.contains(*path) && !path.contains("pull_limit.")).collect();
     assert!(shared.is_empty(), "the README says that runs have them too: {shared:?}");
     let named: Vec<Option<String>> =
         ["copied", "failed", "planned", "skipped", "unchanged"].map(|status| Some(status.to_owned())).into();

@@ -18,8 +18,8 @@ const LIBRARY: [&str; 9] =
 #[test]
 fn a_mistake_of_form_is_told_with_its_line_and_the_right_form() {
     for (list, said, hint) in [
-        ("images: [nginx]\n---\nimages: [redis]\n", "stdin:2: another YAML document begins", "take the line --- out"),
-        ("images: [nginx]\nimages: [redis]\n", "stdin:2: the key \"images\" is at line 1 already", "join both"),
+        ("images: [nginx]\n---\nimages: [redis]\n", "stdin:2: another YAML document begins", "remove the line ---"),
+        ("images: [nginx]\nimages: [redis]\n", "stdin:2: the key \"images\" is at line 1 already", "merge them"),
         ("images:\n- nginx:{{ .Values.tag }}\n", "stdin:2: ", "render it first"),
         ("image: {{ .Values.image }}\n", "stdin:1: ", "render it first"),
         ("{{ .Values.image }}\n", "stdin:1: a template was not rendered", "render it first"),
@@ -136,7 +136,10 @@ fn destinations_without_effect_are_an_error() {
             )),
             "{run:?}"
         );
-        assert!(run.stderr.contains(&format!("leave {flag} out")) && run.stderr.contains("--keep-targets"), "{run:?}");
+        assert!(
+            run.stderr.contains(&format!("remove {flag} to copy there")) && run.stderr.contains("--keep-targets"),
+            "{run:?}"
+        );
     }
     let run = Tool::transload().args(&["mirror", "-", "--to", "a.io", "--dry-run"]).stdin(STEP).run().exits(2);
     assert!(run.stderr.contains("--to has no effect"), "{run:?}");

@@ -85,9 +85,10 @@ fn notes_name_flags_that_there_are() {
     for list in ["dregsy.yaml", "image-syncer-config.json", "regsync.yaml", "skopeo.yaml"] {
         let said = fixture(&format!("{list}.check"));
         let notes = said.lines().filter(|line| line.starts_with("note: "));
-        for flag in
-            notes.flat_map(|note| note.split("give ").skip(1)).filter_map(|rest| rest.split([' ', ',', ':']).next())
-        {
+        let words: Vec<&str> = notes.flat_map(str::split_whitespace).collect();
+        // Other flags are those of the other tool.
+        for pair in words.windows(2).filter(|pair| ["use", "add"].contains(&pair[0]) && pair[1].starts_with("--")) {
+            let flag = pair[1].trim_end_matches([',', ':', ';']);
             assert!(help.contains(&format!("{flag} <")), "{list} names {flag}");
             named += 1;
         }

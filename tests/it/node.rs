@@ -82,7 +82,7 @@ fn what_was_there_comes_back_as_it_was() {
     std::fs::File::options().append(true).open(&theirs).expect("opens").set_modified(long_ago).expect("a time");
     root.write("etc/containerd/certs.d/docker.io/ca.crt", "theirs");
     let before = state(&root);
-    assert!(run(&root, &[]).ok().stderr.contains("what was there is kept"));
+    assert!(run(&root, &[]).ok().stderr.contains("the file before it is kept as a backup"));
     assert!(root.read(HOSTS).contains("30500"));
     // Several updates keep the one backup.
     run(&root, &["--proxy", "http://127.0.0.1:31000"]).ok();
@@ -176,7 +176,7 @@ fn a_config_that_reads_no_hosts_is_told() {
     let several = told("config_path = '/etc/containerd/certs.d:/etc/docker/certs.d'").expect("a warning");
     assert!(several.contains("2.1 and 2.2 read none") && several.contains(write), "{several}");
     assert!(told("").expect("a warning").contains(write));
-    assert!(told("config_path = '/opt/certs.d'").expect("a warning").ends_with("give --certs-dir /opt/certs.d"));
+    assert!(told("config_path = '/opt/certs.d'").expect("a warning").ends_with("use --certs-dir /opt/certs.d"));
 }
 
 /// As a DaemonSet: puts it back, and cleans up when it's told to stop.
@@ -185,7 +185,7 @@ fn watching_mends_and_uninstalls_at_the_end() {
     let root = TempDir::new();
     root.write(HOSTS, "# theirs\n");
     let watch = install(&root, &["--watch", "--every", "1", "--uninstall-on-exit"]).spawn();
-    watch.stderr.wait_line("written; what was there", RUN_TIMEOUT);
+    watch.stderr.wait_line("written; the file before it", RUN_TIMEOUT);
     std::fs::remove_file(root.path().join(HOSTS)).expect("removed");
     let mended = watch.stderr.wait_line("hosts.toml: written", RUN_TIMEOUT);
     assert!(mended.contains("hosts.toml"), "{mended}");
@@ -210,7 +210,7 @@ fn a_root_that_is_none_says_what_it_should_be() {
     for wrong in [root.join("absent"), file] {
         let run = Tool::transload().args(&["node", "install-mirror", "--root", &wrong]).run().exits(1);
         assert!(run.stderr.contains(&format!("cannot use the root {wrong}: ")), "{}", run.stderr);
-        assert!(run.stderr.contains("hint: --root is where the node's root directory is"), "{}", run.stderr);
+        assert!(run.stderr.contains("hint: --root is the node's root directory"), "{}", run.stderr);
     }
 }
 

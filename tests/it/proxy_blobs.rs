@@ -293,7 +293,7 @@ fn what_does_not_fit_is_passed_on() {
     // What fits is cached.
     http::get(proxy.addr(), &path_of(&world.image.blobs[2])).expect(200);
     wait_until("it is committed", || proxy.files("blobs").len() == 1);
-    assert_eq!(proxy.process.stderr.text().matches("passed on uncached").count(), 1, "said once");
+    assert_eq!(proxy.process.stderr.text().matches("streaming without caching").count(), 1, "said once");
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn a_disk_that_is_full_in_the_middle_or_read_only_is_read_past() {
     }
     assert_eq!(world.front.struck(), 1);
     let said = proxy.process.stderr.text();
-    assert_eq!(said.matches("passed on uncached").count(), 1, "{said}");
+    assert_eq!(said.matches("streaming without caching").count(), 1, "{said}");
     assert!(said.contains("the cache has no space for 5243880 bytes"), "{said}");
     http::get(proxy.addr(), "/v2/library/app/manifests/v1").expect(200);
     // What it can't write at all: what is there is served, the rest passed on.

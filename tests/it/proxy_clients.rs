@@ -135,7 +135,7 @@ fn clients_hear_that_the_upstream_denies() {
         let proxy = ProxyProcess::hub(front.addr(), &[]);
         let [skopeo, podman, containerd] = pulls(&proxy, "library/app");
         for run in [&skopeo, &podman] {
-            let said = "denied: the upstream does not let this proxy read it: the proxy's own credentials";
+            let said = "denied: the upstream denies access to this proxy: the proxy's own credentials";
             assert!(run.code != 0 && run.stderr.contains(said), "{fault:?}: {run:?}");
             assert!(!run.stderr.contains("retrying"), "{fault:?}: {run:?}");
         }

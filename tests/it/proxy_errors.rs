@@ -113,7 +113,9 @@ fn errors_say_what_where_and_what_to_do() {
         ),
     ] {
         let run = Tool::transload().args(&["proxy"]).args(&args).run().exits(code);
-        let mut lines = run.stderr.lines().skip_while(|line| !line.starts_with("error: "));
+        // The lines of a program that stays begin with a time.
+        let lines = run.stderr.lines().map(|line| line.split_once("Z ").map_or(line, |(_, rest)| rest));
+        let mut lines = lines.skip_while(|line| !line.starts_with("error: "));
         let (error, told) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
         assert!(error.starts_with("error: local: ") && error.contains(said), "{args:?}: {}", run.stderr);
         assert!(told.starts_with("hint: ") && told.contains(hint), "{args:?}: {}", run.stderr);

@@ -52,8 +52,8 @@ fn what_was_pulled_is_counted() {
     assert!(again >= blobs && counted("manifest", "hit") >= 2, "{page}");
     // docs/reference/metrics.md lists them all, and no others: dashboards and alerts are held to it.
     let mut listed = docs::metrics("transload_proxy_");
-    assert!(listed.remove("transload_proxy_write_back"), "which the tests of writing back see");
-    assert!(listed.remove("transload_proxy_upstream_refused"), "which the test of refusals sees");
+    assert!(listed.remove("transload_proxy_write_back_images"), "which the tests of writing back see");
+    assert!(listed.remove("transload_proxy_upstream_refusals"), "which the test of refusals sees");
     assert_eq!(metrics_on(&page, "transload_proxy_"), listed);
 }
 

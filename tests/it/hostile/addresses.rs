@@ -72,7 +72,7 @@ fn a_token_endpoint_on_a_shared_suffix_is_another_site() {
         let config = json!({"auths": {own: {"auth": STANDARD.encode("mirror:sesame")}}}).to_string();
         let tool = Tool::transload().args(&["tags", &format!("{own}/a/b")]).args(&front.flags());
         let run = tool.file(".docker/config.json", &config).run().exits(1);
-        assert!(run.stderr.contains(&format!("given to {other}, which is another site")), "{}", run.stderr);
+        assert!(run.stderr.contains(&format!("sent to {other}, which is another site")), "{}", run.stderr);
         assert!(front.struck() > 0 && front.log().iter().all(|seen| seen.host == own), "{:?}", front.log());
     }
 }

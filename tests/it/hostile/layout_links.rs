@@ -157,7 +157,7 @@ fn serve_gives_nothing_that_has_another_digest_and_takes_the_right_blob_again() 
         }
         let serving = ServeProcess::start(&world.layout, &["--writable", "--keep-free", "0"]);
         assert_not_served(&serving, &world.path());
-        serving.process.stderr.wait_line("another digest", RUN_TIMEOUT);
+        serving.process.stderr.wait_line("does not match the digest", RUN_TIMEOUT);
         world.image.push(serving.addr(), "images", "v1");
         world.image.assert_at(serving.addr(), "images", "v1");
         assert_eq!(std::fs::read_to_string(&world.secret).expect("there"), SECRET, "the host's file is as it was");

@@ -18,7 +18,7 @@ fn warnings(listen: &str, upstreams: &str) -> Vec<String> {
     process.stderr.wait_line("the cache ", RUN_TIMEOUT);
     process.terminate();
     let said = process.finish(RUN_TIMEOUT).ok().stderr;
-    said.lines().filter(|line| line.starts_with("warning: ")).map(str::to_owned).collect()
+    said.lines().filter_map(|line| Some(line[line.find("warning: ")?..].to_owned())).collect()
 }
 
 const HUB: &str = "{ name: docker.io, tiers: [\"127.0.0.1:1\"] }";
