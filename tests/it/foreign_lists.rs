@@ -40,7 +40,7 @@ fn a_mistake_of_form_is_told_with_its_line_and_the_right_form() {
             "stdin:2: \"nginx:1 - redis:7\" is more than one reference",
             "same column",
         ),
-        ("a.io:\n  images-by-tag-regex: {x: ^1[12]$}\n", "stdin:2: between these brackets", "in quotes"),
+        ("a.io:\n  images-by-tag-regex: {x: ^1[12]$}\n", "stdin:2: something between these brackets", "in quotes"),
         ("{\"images\": [\"nginx\" \"redis\"]}", "stdin:1: ", "comma"),
         ("REPOSITORY TAG IMAGE\n", "stdin:1: 3 words", "docker images --format"),
         ("--all nginx\n", "stdin:1: \"--all\" is not an option of a line", "--platform="),
