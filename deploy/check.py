@@ -183,7 +183,7 @@ def check_refusals():
         ([image, "proxy.users.existingSecret=u", "proxy.users.port=5000"], "port"),
         ([image, "proxy.users.tlsSecret=t"], "there are no users"),
         ([image, "proxy.users.existingSecret=u", "proxy.config.listen[0].http=0.0.0.0:5000"], "says all of where"),
-        ([image, "proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].writeBack=true"], "set both"),
+        ([image, "proxy.upstreams[0].name=docker.io", "proxy.upstreams[0].writeBack=true"], "needs two tiers"),
         ([image, "proxy.writeBack.existingSecret=w"], "nothing is written back"),
         ([image, "proxy.acceptOpenAccess=yes"], "acceptOpenAccess"),
         *((values, OPEN) for values in open_doors(image)),

@@ -185,7 +185,7 @@ capabilities:
 {{- with .allow -}}{{- $_ := set $one "allow" . -}}{{- end -}}
 {{- with .deny -}}{{- $_ := set $one "deny" . -}}{{- end -}}
 {{- if .writeBack -}}
-{{- if lt (len .tiers) 2 -}}
+{{- if lt (len (default list .tiers)) 2 -}}
 {{- fail (printf "proxy.upstreams: writeBack of %s needs two tiers: it copies into the first one what only a later one has" .name) -}}
 {{- end -}}
 {{- $_ := set $one "write-back" true -}}
