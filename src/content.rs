@@ -30,7 +30,7 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The bytes of `blob` from the offset `from` on (in bytes, at most the blob's size).
     ///
-    /// This does not retry: the caller has a [`Budget`]. The source detects a silent connection; the body ends in an error
+    /// This does not retry: the caller has a `Budget`. The source detects a silent connection; the body ends in an error
     /// then.
     fn blob(&self, blob: &Descriptor, from: u64) -> impl Future<Output = Result<Body>> + Send;
 

@@ -4,7 +4,7 @@
 //! An image is a DAG of descriptors. A copy walks the DAG from a [`content::Source`] to a [`content::Destination`]. The walk
 //! gives a plan. The plan transfers blobs, then manifests (children first), then the tag. Bytes are verified in exactly one
 //! place, [`verify::Verified`], and an upload can only be finished with verified bytes. The HTTP client of registries is in
-//! [`registry`], and the HTTP server that acts as a registry is in [`server`]. The engine ([`copy`]) knows neither.
+//! [`registry`], and the HTTP server that acts as a registry is in `server`. The engine ([`copy`]) knows neither.
 //!
 //! ```text
 //!  cli ── parses, wires, prints
@@ -25,14 +25,14 @@
 //!
 //! # Layers
 //! Each module names only modules before it:
-//! - Helpers: `printable`, `redact` < [`error`] < `atomic_file`, [`body`], `change_detector`, `clock`, [`file_access`],
+//! - Helpers: `printable`, `redact` < [`error`] < `atomic_file`, [`body`], `change_detector`, `clock`, `file_access`,
 //!   `go_names`, `memory`, `panics`, `pool`, `regular_file`, `waits`.
-//! - Helpers < [`descriptor`] < [`mod@reference`], [`manifest`]; [`retry`]; these < [`verify`], [`content`]
-//!   < {[`registry`], [`layout`], [`copy`], [`server`]} < [`cli`].
-//! - [`credentials`] < [`registry`]; [`copy`] < {[`mirror`], [`proxy`]}; [`server`] < {[`proxy`], [`ops`]}; [`mod@reference`] < {[`node`],
+//! - Helpers < [`descriptor`] < [`mod@reference`], [`manifest`]; `retry`; these < [`verify`], [`content`]
+//!   < {[`registry`], [`layout`], [`copy`], `server`} < [`cli`].
+//! - [`credentials`] < [`registry`]; [`copy`] < {[`mirror`], [`proxy`]}; `server` < {[`proxy`], `ops`}; [`mod@reference`] < {`node`,
 //!   [`demo`]}.
 //!
-//! [`registry`], [`layout`], [`copy`] and [`server`] never name each other. `tests/layering.rs` checks this order.
+//! [`registry`], [`layout`], [`copy`] and `server` never name each other. `tests/layering.rs` checks this order.
 //!
 //! # Untrusted input
 //! - **Names are checked types** ([`reference::Tag`], [`reference::RepositoryName`], [`descriptor::Digest`]). Text from
@@ -42,13 +42,13 @@
 //!   Every list is bounded in the registry client (`registry::endpoints::lists`).
 //! - **Content belongs to repositories.** Knowing a digest gives no access: `proxy::membership`, `layout::membership`.
 //! - **Files** that other users may have created are opened by `regular_file`. The proxy's cache uses the disk through
-//!   [`file_access::FileAccess`], so that tests can make each call fail.
+//!   `file_access::FileAccess`, so that tests can make each call fail.
 //! - **Output** passes through `redact` (secrets) and `printable` (control characters).
 //!
 //! `SECURITY.md` states the guarantees, and `tests/it/hostile` attacks them.
 //!
 //! # Design decisions
-//! - **One retry budget for each blob** ([`retry::Budget`]), not retries in each layer. Bytes that arrive refill it, so a large
+//! - **One retry budget for each blob** (`retry::Budget`), not retries in each layer. Bytes that arrive refill it, so a large
 //!   blob may have more faults than a small one. `Retry-After` costs waiting time but no fault.
 //! - **A [`content::Feed`] carries a blob.** It opens the source at the offset where the destination continues, from the
 //!   last checkpoint of the hash ([`verify::HashCheckpoints`]). So the whole blob is verified after each resume.
@@ -71,7 +71,7 @@
 //!   never evicts content that is being read. quick_cache holds content in memory.
 //! - **The proxy sends blobs to clients by sendfile(2)** (`server::sendfile`), below hyper. That halves the CPU time for a
 //!   blob from disk, and needs no buffer for each client.
-//! - **Entra without azure_identity**: [`credentials::entra`] has the reasons.
+//! - **Entra without azure_identity**: `credentials::entra` has the reasons.
 //! - **Connections are our own, below hyper's pool** (`registry::network`). reqwest does not report the status with which a
 //!   proxy refused a tunnel, or the host of a wrong certificate. It has one client certificate for all hosts, and one address
 //!   rule for registries and proxies. CONNECT and SOCKS 5 take 100 lines each.

@@ -24,8 +24,8 @@
 //! limits of readers, so what is written can be read again. Only regular files are opened.
 //!
 //! # Served
-//! [`Store::serve`] follows no link out of the directory (`root_dir`), serves only files that it has hashed
-//! (`verified_files`), and accepts pushes up to a [`Quota`] (`quota`).
+//! `Store::serve` follows no link out of the directory (`root_dir`), serves only files that it has hashed
+//! (`verified_files`), and accepts pushes up to a `Quota` (`quota`).
 //!
 //! # Referrers
 //! A manifest with a subject is listed in `index.json` even without a name, as in oras, so that it can be found. Lists by the

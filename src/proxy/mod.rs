@@ -1,4 +1,4 @@
-//! A pull-through cache: a [`Backend`](crate::server::Backend) that answers from its cache, or else from an upstream,
+//! A pull-through cache: a `Backend` that answers from its cache, or else from an upstream,
 //! and stores content while it streams it.
 //!
 //! ```text
@@ -22,12 +22,12 @@
 //! - `membership`: which content belongs to which repository: the access rule
 //! - `manifests`: manifests and tags: TTL, revalidation, stale and negative answers
 //! - `lists`: lists of tags and of referrers, from the upstream or stale
-//! - `tiers`, `breaker`, `refusals`, `timeouts`: requests to registries, by the interface [`Origins`]
-//! - [`upstreams`], [`rules`]: the configured upstreams, and which one a request is for
-//! - [`events`]: events for metrics, the status page and write-back
-//! - [`cache_admin`]: commands of operators: list, remove, collect, verify
-//! - [`scrub`]: reads the cache in the background, and removes corrupt content
-//! - [`metrics`]: metrics for Prometheus; [`writeback`]: the queue of copies into the first tier
+//! - `tiers`, `breaker`, `refusals`, `timeouts`: requests to registries, by the interface `Origins`
+//! - `upstreams`, `rules`: the configured upstreams, and which one a request is for
+//! - `events`: events for metrics, the status page and write-back
+//! - `cache_admin`: commands of operators: list, remove, collect, verify
+//! - `scrub`: reads the cache in the background, and removes corrupt content
+//! - `metrics`: metrics for Prometheus; `writeback`: the queue of copies into the first tier
 //! - `cached_source`: the proxy as a source of those copies
 //! - `cached_blob`: a cached blob as a stream, which continues from the upstream if its file fails
 //! - `tasks`: tasks of the proxy; `file_stream`: files as streams; `backend`: the interface to the server

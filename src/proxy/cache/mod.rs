@@ -31,10 +31,10 @@
 //! - `manifest_store`, `tag_files`: manifests and tags, in memory and on disk, and the limit of tag files
 //! - `repository_records`: which manifests belong to which repository
 //! - `gc`, `online`: garbage collection; commands on the cache of a running proxy
-//! - [`offline`]: commands on the cache directory without the proxy
+//! - `offline`: commands on the cache directory without the proxy
 //!
 //! A directory that cannot be written is used as it is: its content is served, and other content is streamed uncached.
-//! Content is written and read through [`file_access`](crate::file_access), so that tests can make each call fail. A file
+//! Content is written and read through `file_access`, so that tests can make each call fail. A file
 //! that cannot be read, or has become short, is removed.
 
 mod cache_dir;

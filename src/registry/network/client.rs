@@ -107,7 +107,7 @@ impl HttpClient {
     /// Sends a request and returns the response's head.
     ///
     /// # Errors
-    /// [`Kind::Network`] and [`Kind::Timeout`] if no response came; the text names the registry, and the proxy if one
+    /// `Kind::Network` and `Kind::Timeout` if no response came; the text names the registry, and the proxy if one
     /// leads there.
     pub(in crate::registry) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>> {
         let uri = request.uri().clone();
