@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -12,6 +13,7 @@ use transload::reference::{Repository, Target};
 use transload::registry::{Options, Proxies, Registries, Resolver};
 
 use crate::support::background::Background;
+use crate::support::process::RUN_TIMEOUT;
 use crate::support::{ForwardProxy, Image, Registry};
 
 const NAME: &str = "replicas.example.test";
@@ -40,7 +42,15 @@ impl Replica {
     /// Ends its connections, and resets each new one.
     fn reset(&mut self) {
         self.relay = None;
-        let listener = std::net::TcpListener::bind(self.at).expect("its own port");
+        // The sockets of the relay are closed by its own threads.
+        let begun = Instant::now();
+        let listener = loop {
+            match std::net::TcpListener::bind(self.at) {
+                Ok(listener) => break listener,
+                Err(error) => assert!(begun.elapsed() < RUN_TIMEOUT, "its own port: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
         listener.set_nonblocking(true).expect("a non-blocking listener");
         self.relay = Some(Background::spawn(move || async move {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
