@@ -172,7 +172,7 @@ fn address(process: &mut Process) -> Option<SocketAddr> {
     loop {
         let text = process.stderr.text();
         // Both programs tell it after all else that could go wrong.
-        let line = text.lines().find(|line| line.starts_with("proxying ") || line.contains("serving "));
+        let line = text.lines().find(|line| line.contains("proxying ") || line.contains("serving /"));
         let addr = line.and_then(|line| line.split(" on http://").nth(1)?.split_whitespace().next()?.parse().ok());
         if addr.is_some() {
             return addr;
