@@ -53,20 +53,8 @@ impl Budget {
     /// # Errors
     /// `error` itself, with the number of attempts and the time spent, if it is permanent or the budget is spent.
     pub async fn retry(&self, error: Error) -> Result<()> {
-        let wait = match self.decide(&error) {
-            Some(wait) => wait,
-            None => return Err(self.give_up(error)),
-        };
-        let text = shorten_digests(&error.to_string());
-        let seconds = wait.as_secs_f64();
-        // Of several that meet the same trouble, one says so.
-        if WARNED.is_news(&error, Instant::now()) {
-            tracing::warn!("{text}; retrying in {seconds:.1} s");
-        } else {
-            tracing::info!("{text}; retrying in {seconds:.1} s");
-        }
-        pause(&error, wait).await;
-        Ok(())
+        // Several pieces of work may meet the same fault. One of them warns.
+        self.wait(error, |error| WARNED.is_news(error, Instant::now())).await
     }
 
     /// As [`retry`](Self::retry), but logs a retry as information and not as a warning. For a caller that reports the
@@ -75,10 +63,21 @@ impl Budget {
     /// # Errors
     /// Those of [`retry`](Self::retry).
     pub async fn retry_quietly(&self, error: Error) -> Result<()> {
+        self.wait(error, |_| false).await
+    }
+
+    /// Logs the retry, as a warning if `warns`, and waits.
+    async fn wait(&self, error: Error, warns: impl FnOnce(&Error) -> bool) -> Result<()> {
         let Some(wait) = self.decide(&error) else { return Err(self.give_up(error)) };
-        let text = shorten_digests(&error.to_string());
-        tracing::info!("{text}; retrying in {:.1} s", wait.as_secs_f64());
-        pause(&error, wait).await;
+        let text = format!("{}; retrying in {:.1} s", shorten_digests(&error.to_string()), wait.as_secs_f64());
+        if warns(&error) {
+            tracing::warn!("{text}");
+        } else {
+            tracing::info!("{text}");
+        }
+        let until = Instant::now() + wait;
+        let _waiting = waits::begin(|| Wait::before_retry(&error, until));
+        tokio::time::sleep_until(until).await;
         Ok(())
     }
 
@@ -188,13 +187,6 @@ fn shorten_digests(text: &str) -> String {
         rest = &hash[length..];
     }
     short + rest
-}
-
-/// Waits before the attempt that follows `error`.
-async fn pause(error: &Error, wait: Duration) {
-    let until = Instant::now() + wait;
-    let _waiting = waits::begin(|| Wait::before_retry(error, until));
-    tokio::time::sleep_until(until).await;
 }
 
 impl Default for Budget {

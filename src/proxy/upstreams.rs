@@ -165,7 +165,8 @@ fn check_tiers(spec: &UpstreamConfig) -> Result<()> {
         return Err(Error::new(Kind::Usage, what).hint("a tier is a registry with an optional path"));
     }
     match tiers.iter().enumerate().find(|(n, tier)| tiers[..*n].contains(tier)) {
-        Some((_, tier)) => Err(Error::new(Kind::Usage, format!("the upstream {name} has the tier {tier} twice"))),
+        Some((_, tier)) => Err(Error::new(Kind::Usage, format!("the upstream {name} has the tier {tier} twice"))
+            .hint("remove one of them")),
         None => Ok(()),
     }
 }

@@ -79,6 +79,12 @@ fn errors_say_what_where_and_what_to_do() {
         (warm("short/list"), 1, "Not a directory", of_paths),
         (hub(&["--upstream", "docker.io"]), 2, "two upstreams have the name docker.io", "remove one of them"),
         (
+            hub(&["--upstream", "ghcr.io=a.io,a.io"]),
+            2,
+            "the upstream ghcr.io has the tier a.io twice",
+            "remove one of them",
+        ),
+        (
             hub(&["--write-back"]),
             2,
             "--write-back needs an upstream with several tiers",

@@ -27,7 +27,7 @@ use super::global::parse_bytes;
 use super::output::note;
 use crate::cli::faults::cache_files;
 use crate::error::Result;
-use crate::proxy::upstreams::UpstreamConfig;
+use crate::proxy::upstreams::{UpstreamConfig, Upstreams};
 use crate::proxy::{Origins, Proxy, Settings, cache, scrub};
 use crate::server::Limits;
 
@@ -175,6 +175,8 @@ impl Args {
     fn settings(&self) -> Result<Settings> {
         let mut upstreams = self.upstream.clone();
         self.write_back.mark(&mut upstreams)?;
+        // Before anything is opened, as for a configuration file.
+        Upstreams::new(upstreams.clone())?;
         let dir = self.cache.clone().unwrap_or_default();
         let cache = cache::Settings { dir, size: self.cache_size, keep_free: self.keep_free, files: cache_files() };
         Ok(Settings {

@@ -21,14 +21,6 @@ impl List {
         Self::read_with(text, name, &Defaults::default())
     }
 
-    /// Reads a list from the bytes of a file.
-    ///
-    /// # Errors
-    /// As [`Self::read`], and for bytes that are UTF-16.
-    pub fn read_bytes(bytes: &[u8], name: &str, defaults: &Defaults) -> Result<Self> {
-        Self::read_with(&decode(bytes, name)?, name, defaults)
-    }
-
     /// Reads a list; `defaults` come from the command line.
     pub fn read_with(text: &str, name: &str, defaults: &Defaults) -> Result<Self> {
         let list = Self::parse(text, name, defaults)?;
@@ -38,7 +30,11 @@ impl List {
         Ok(list)
     }
 
-    /// As [`Self::read_bytes`], without the [`check`](Self::check), which the caller does with the run's destinations.
+    /// Reads a list from the bytes of a file, without the [`check`](Self::check), which the caller does with the run's
+    /// destinations.
+    ///
+    /// # Errors
+    /// Those of reading a list, and for bytes that are UTF-16.
     pub(crate) fn parse_bytes(bytes: &[u8], name: &str, defaults: &Defaults) -> Result<Self> {
         Self::parse(&decode(bytes, name)?, name, defaults)
     }

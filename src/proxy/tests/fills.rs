@@ -359,21 +359,27 @@ fn damage_limit() -> u32 {
     crate::content::MAX_DAMAGED
 }
 
+/// Two tiers with `content`, which is large enough for several requests. The first tier ends at the byte `end`.
+async fn two_tiers_in_parts(content: &[u8], end: u64) -> (Bench, Digest) {
+    let bench = Bench::new(|settings| {
+        two_tiers(settings, false);
+        (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
+    })
+    .await;
+    bench.world.0.slow.store(true, Ordering::Relaxed);
+    let digest = bench.world.put("mirror/r", content);
+    bench.world.put("r", content);
+    bench.world.ends("mirror/r", end);
+    (bench, digest)
+}
+
 /// Where it's fetched by several requests, too: the rest comes by one.
 #[tokio::test(start_paused = true)]
 async fn lanes_that_end_are_gone_on_from_by_the_next_tier() {
     let content = content(7, 20 << 20);
     // While it's one request, and when it's several.
     for at in [10_000, 9 << 20] {
-        let bench = Bench::new(|settings| {
-            two_tiers(settings, false);
-            (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
-        })
-        .await;
-        bench.world.0.slow.store(true, Ordering::Relaxed);
-        let digest = bench.world.put("mirror/r", &content);
-        bench.world.put("r", &content);
-        bench.world.ends("mirror/r", at);
+        let (bench, digest) = two_tiers_in_parts(&content, at).await;
         assert!(bench.get("r", &digest).await.expect("whole") == content);
         let opened = bench.world.0.opened.lock().expect("lock").clone();
         let next: Vec<_> = opened.iter().filter(|(repository, _)| repository == "r").collect();
@@ -391,15 +397,7 @@ async fn what_was_damaged_before_the_next_tier_continued_is_found() {
     // Which byte is the last one of the first tier, and how many requests it takes, is known after a run without damage.
     let mut damage = None;
     for _ in 0..2 {
-        let bench = Bench::new(|settings| {
-            two_tiers(settings, false);
-            (settings.cache.size, settings.parallel_from) = (100 << 20, 1 << 20);
-        })
-        .await;
-        bench.world.0.slow.store(true, Ordering::Relaxed);
-        let digest = bench.world.put("mirror/r", &content);
-        bench.world.put("r", &content);
-        bench.world.ends("mirror/r", 9 << 20);
+        let (bench, digest) = two_tiers_in_parts(&content, 9 << 20).await;
         if let Some((wrong, requests)) = damage {
             (0..requests).for_each(|_| bench.world.fault(Fault::Flip(wrong)));
         }
